@@ -1,0 +1,1 @@
+"""Task heads for Qwen and other decoders."""

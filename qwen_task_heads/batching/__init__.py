@@ -1,0 +1,1 @@
+"""Text and sampling: examples to tensors."""

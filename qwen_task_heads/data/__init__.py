@@ -1,0 +1,1 @@
+"""Readers, doctor and splits: bytes to validated examples."""

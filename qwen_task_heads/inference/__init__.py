@@ -1,0 +1,1 @@
+"""Scorers: weights to answers. Imports neither trl nor datasets."""

@@ -1,0 +1,1 @@
+"""Manifests, cards, exports: weights to a repo that others open."""

@@ -1,0 +1,1 @@
+"""Losses, metrics, trainers, checkpoints: tensors to weights."""
