@@ -1,1 +1,53 @@
-"""Task heads for Qwen and other decoders."""
+"""Task heads for Qwen and other decoders: a plugin for transformers and trl.
+
+Importing this package registers `title_scorer` and `pooled_classifier` with AutoConfig, AutoModel and
+AutoModelForSequenceClassification, so that saved models load without `trust_remote_code`. Native
+model types are left alone. Everything else is imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
+from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TitleScorer
+
+__version__ = "0.1.0"
+
+for _config, _model in ((PooledClassifierConfig, PooledClassifier), (TitleScorerConfig, TitleScorer)):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForSequenceClassification.register(_config, _model, exist_ok=True)
+
+_LAZY = {
+    "build": "models",
+    "load": "models",
+    "load_tokenizer": "models",
+    "merge": "models",
+    "adapter_config": "models",
+    "Template": "batching.text",
+    "compile_template": "batching.text",
+    "read_pairs": "data.readers",
+    "split_by_group": "data.splits",
+    "Scorer": "inference.scorer",
+    "TitleTrainer": "training.trainers",
+    "save": "publishing.export",
+}
+
+__all__ = [
+    "PooledClassifier", "PooledClassifierConfig", "TaskHeadsError", "TitleScorer", "TitleScorerConfig", *_LAZY,
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(sorted(__all__))}")
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

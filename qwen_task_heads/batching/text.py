@@ -1,0 +1,168 @@
+"""Texts to token ids: the template is compiled into the tokenizer, once, before training.
+
+`tokenizers` lets a "special token" of a template stand for many ids. The chat scaffold and the
+instruction become one such token, the boundary another, and both are saved in `tokenizer.json`: a
+plain `tokenizer(title)` in any library then gives the ids of training. `split_special_tokens` is
+saved too, so that control tokens in a user's text stay characters. (The bare Rust `tokenizers` API
+ignores that flag: a server that uses it must clean its input itself.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import processors
+
+from qwen_task_heads.backbones import backbone_of
+from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.pipeline_task_heads import TEMPLATE_KEY, encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """What surrounds a text. Control tokens are meant here; in a user's text they are characters.
+
+    Args:
+        before: the chat scaffold and the instruction, e.g. `"<|im_start|>user\\nRate this title.\\n"`.
+        between: between prompt and title, when there is a prompt.
+        after: the boundary, whose last token is pooled by `pooling: last`; None for the family's own.
+    """
+
+    before: str = ""
+    between: str = "\n"
+    after: str | None = None
+
+
+def compile_template(
+    tokenizer: Any, *, template: Template, model_type: str, max_length: int | None = None
+) -> dict[str, list[int]]:
+    """Write the template into the tokenizer, in place.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        template: what stands before, between and after the texts.
+        model_type: family of the backbone, which names the boundary token.
+        max_length: becomes `model_max_length`, so that stock pipelines cut where training did.
+
+    Returns:
+        The ids: `{"before": [...], "between": [...], "after": [...]}`, also kept in the tokenizer.
+
+    Raises:
+        TaskHeadsError: a slow tokenizer, or a boundary that the vocabulary does not have.
+    """
+    if not tokenizer.is_fast:
+        raise TaskHeadsError(
+            Problem(
+                "tokenizer",
+                f"found the slow {type(tokenizer).__name__}",
+                "accepted: a fast tokenizer (tokenizer.json)",
+                "convert it with AutoTokenizer.from_pretrained(..., use_fast=True)",
+            )
+        )
+    after = template.after if template.after is not None else _boundary(tokenizer, model_type)
+    ids = {
+        # Many families begin every text with a token of their own (Llama's BOS): it is kept.
+        "before": _own_prefix(tokenizer) + _control_ids(tokenizer, template.before),
+        "between": _control_ids(tokenizer, template.between),
+        "after": _control_ids(tokenizer, after),
+    }
+    special = [
+        {"id": f"<{part}>", "ids": part_ids, "tokens": tokenizer.convert_ids_to_tokens(part_ids)}
+        for part, part_ids in ids.items()
+        if part_ids
+    ]
+    present = {part: f"<{part}>" if part_ids else "" for part, part_ids in ids.items()}
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{present['before']} $A {present['after']}".split(),
+        pair=f"{present['before']} $A {present['between']} $B {present['after']}".split(),
+        special_tokens=special,
+    )
+    # init_kwargs are what save_pretrained writes; the attributes are what this process uses.
+    tokenizer.split_special_tokens = True
+    tokenizer.init_kwargs["split_special_tokens"] = True
+    tokenizer.init_kwargs[TEMPLATE_KEY] = ids
+    if max_length is not None:
+        tokenizer.model_max_length = max_length
+        tokenizer.init_kwargs["model_max_length"] = max_length
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return ids
+
+
+def _control_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a piece of the template, in which control tokens are control tokens."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"] if text else []
+
+
+def _own_prefix(tokenizer: Any) -> list[int]:
+    """What the tokenizer itself puts before every text, without a template of ours."""
+    if tokenizer.init_kwargs.get(TEMPLATE_KEY):
+        return []
+    processor = json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"] or {}
+    steps = processor.get("processors", [processor])
+    for step in steps:
+        if step.get("type") == "TemplateProcessing":
+            pieces = step["single"]
+            first = pieces[0].get("SpecialToken", {}).get("id") if pieces else None
+            return list(step["special_tokens"][first]["ids"]) if first else []
+    return []
+
+
+def _boundary(tokenizer: Any, model_type: str) -> str:
+    vocabulary = tokenizer.get_vocab()
+    for token in backbone_of(model_type).boundary:
+        if token in vocabulary:
+            return token
+    if tokenizer.eos_token is None:
+        raise TaskHeadsError(
+            Problem(
+                "tokenizer",
+                "found no eos token and no boundary known for " + repr(model_type),
+                "accepted: a tokenizer with an eos token, or --after",
+                "name the text that ends a title with --after",
+            )
+        )
+    return tokenizer.eos_token
+
+
+@dataclass(frozen=True)
+class CutReport:
+    """How many texts lost tokens to `max_length`; every pair is still there."""
+
+    pairs: int
+    cut_prompts: int
+    cut_titles: int
+    max_length: int
+
+    def line(self) -> str:
+        """Say it in one sentence."""
+        if not self.cut_prompts and not self.cut_titles:
+            return f"all texts of {self.pairs:,} pairs fit into {self.max_length} tokens"
+        return (
+            f"of {self.pairs:,} pairs, {self.cut_prompts:,} prompts and {self.cut_titles:,} titles were cut "
+            f"to fit into {self.max_length} tokens (no pair was dropped; raise --max_length to keep more)"
+        )
+
+
+def encode_pairs(
+    tokenizer: Any, pairs: Sequence[PairExample], *, max_length: int
+) -> tuple[dict[str, list[list[int]]], CutReport]:
+    """Encode pairs as `chosen_ids` and `rejected_ids`, the columns that trl's RewardTrainer takes as they are.
+
+    Both columns keep the order of `pairs`, and no pair is left out.
+    """
+    prompts = [pair.prompt for pair in pairs]
+    has_prompts = any(prompts)
+    both = encode(
+        tokenizer,
+        [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs],
+        prompts=prompts + prompts if has_prompts else None,
+        max_length=max_length,
+    )
+    half = len(pairs)
+    columns = {"chosen_ids": both.input_ids[:half], "rejected_ids": both.input_ids[half:]}
+    return columns, CutReport(half, both.cut_prompts, both.cut_titles, max_length)

@@ -1,0 +1,152 @@
+"""Configurations of the task heads. This file travels with every published model.
+
+One config class per task, each with its own `model_type` and a nested `text_config` that holds the
+backbone's own config. The name `text_config` matters: `get_text_config()` finds it, which is where
+trl writes the pad and eos ids. Native Qwen configs are never subclassed or re-registered, so that
+loading plain Qwen models in the same process stays as it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+POOLINGS = ("last", "mean", "max", "attention")
+HEADS = ("linear", "mlp")
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression", "ordinal")
+
+
+def refuse(where: str, found: object, accepted: object, remedy: str) -> ValueError:
+    """One message format for code that travels: `where: found; accepted; remedy`."""
+    return ValueError(f"{where}: found {found!r}; accepted: {accepted}; {remedy}")
+
+
+class TaskHeadConfig(PreTrainedConfig):
+    """What a task head is: the backbone's config, the pooling, the head and the labels.
+
+    Args:
+        text_config: config of the backbone (any decoder of transformers), as object or dict.
+        pooling: `last` (last real token), `mean`, `max` or `attention` (a learned query), by mask.
+        head: `linear` (one matrix without bias, what stock serving stacks run) or `mlp`.
+        head_sizes: widths of the hidden layers of an `mlp` head, e.g. `[1024, 512]`.
+        head_activation: `relu`, `gelu`, `silu` or `tanh`, between the layers of an `mlp` head.
+        head_dropout: dropout before a `linear` head and between the layers of an `mlp` head, in [0, 1).
+        bidirectional: attend to both sides (a 4D mask instead of the causal one); sdpa or eager only.
+        problem_type: `single_label_classification`, `multi_label_classification`, `regression` or
+            `ordinal` (labels 0..K-1 in their natural order).
+        backbone_name_or_path: the true base, which an adapter repo loads before its adapter.
+        backbone_revision: commit of the base on its hub, or None for a local folder.
+        max_length: longest input in tokens, template included; longer texts are cut inside the text.
+        probe: token ids and the logits they must give; checked after every load. Written on save.
+
+    Raises:
+        ValueError: an unknown pooling, head, activation or problem type, or sizes that do not fit.
+
+    Example:
+        >>> from transformers import Qwen2Config
+        >>> from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
+        >>> TitleScorerConfig(text_config=Qwen2Config(hidden_size=64), pooling="mean").num_labels
+        1
+    """
+
+    model_type = "task_head"
+    sub_configs = {"text_config": AutoConfig}
+    # Without a backbone there is no config: defaulting to Qwen2Config() would be a 7B model.
+    has_no_defaults_at_init = True
+
+    text_config: dict | PreTrainedConfig | None = None
+    pooling: str = "last"
+    head: str = "linear"
+    head_sizes: list[int] | tuple[int, ...] | None = None
+    head_activation: str = "relu"
+    head_dropout: float | int = 0.0
+    bidirectional: bool = False
+    problem_type: (
+        Literal["regression", "single_label_classification", "multi_label_classification", "ordinal"] | None
+    ) = None
+    backbone_name_or_path: str | None = None
+    backbone_revision: str | None = None
+    max_length: int | None = None
+    probe: dict | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, dict):
+            text_config = dict(self.text_config)
+            model_type = text_config.pop("model_type", None)
+            if model_type not in CONFIG_MAPPING:
+                raise refuse(
+                    "text_config.model_type",
+                    model_type,
+                    "a decoder that this transformers knows",
+                    "upgrade transformers, or name the backbone's own model_type",
+                )
+            self.text_config = CONFIG_MAPPING[model_type](**text_config)
+        self.head_sizes = list(self.head_sizes or [])
+        self._check()
+        super().__post_init__(**kwargs)
+
+    def _check(self) -> None:
+        """Refuse what no model could be built from, with the name of the field."""
+        for field, accepted in (("pooling", POOLINGS), ("head", HEADS), ("head_activation", ACTIVATIONS)):
+            value = self.__dict__[field]
+            if value not in accepted:
+                raise refuse(field, value, ", ".join(accepted), "choose one of them")
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            raise refuse("problem_type", self.problem_type, ", ".join(PROBLEM_TYPES), "choose one of them")
+        if any(not isinstance(size, int) or size < 1 for size in self.head_sizes or []):
+            raise refuse("head_sizes", self.head_sizes, "positive whole numbers", "e.g. [1024, 512]")
+        if self.head == "mlp" and not self.head_sizes:
+            raise refuse("head_sizes", self.head_sizes, "at least one width for head 'mlp'", "e.g. [1024, 512]")
+        if self.head == "linear" and self.head_sizes:
+            raise refuse("head_sizes", self.head_sizes, "none for head 'linear'", "set head: mlp, or drop them")
+        if not 0 <= self.head_dropout < 1:
+            raise refuse("head_dropout", self.head_dropout, "0 <= p < 1", "use 0 for no dropout")
+
+
+class PooledClassifierConfig(TaskHeadConfig):
+    """Config of `PooledClassifier`: a text classifier, regressor or ordinal model."""
+
+    model_type = "pooled_classifier"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.auto_map = _auto_map("PooledClassifier")
+        super().__post_init__(**kwargs)
+
+
+class TitleScorerConfig(TaskHeadConfig):
+    """Config of `TitleScorer`: one score per text, trained on pairs or groups.
+
+    `problem_type` is `regression`, so that stock pipelines print the score itself and no sigmoid of it.
+    """
+
+    model_type = "title_scorer"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.auto_map = _auto_map("TitleScorer")
+        self.custom_pipelines = {
+            "title-ranking": {
+                "impl": "pipeline_task_heads.TitleRankingPipeline",
+                "pt": ["AutoModelForSequenceClassification"],
+                "tf": [],
+                "type": "text",
+            }
+        }
+        self.problem_type = self.problem_type or "regression"
+        # trl asks for num_labels=1 on every load; any other number has no meaning for a scorer.
+        num_labels = kwargs.pop("num_labels", None)
+        if num_labels not in (1, None):
+            raise refuse("num_labels", num_labels, "1", "use PooledClassifier for several labels")
+        if self.id2label is None:
+            self.id2label, self.label2id = {0: "score"}, {"score": 0}
+        super().__post_init__(**kwargs)
+
+
+def _auto_map(model: str) -> dict[str, str]:
+    """Where the Auto classes find the code when the package is not installed."""
+    return {
+        "AutoConfig": f"configuration_task_heads.{model}Config",
+        "AutoModel": f"modeling_task_heads.{model}",
+        "AutoModelForSequenceClassification": f"modeling_task_heads.{model}",
+    }

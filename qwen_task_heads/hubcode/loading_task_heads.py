@@ -1,0 +1,227 @@
+"""Strict loading, adapter repos and the stored probe. This file travels with every published model.
+
+transformers loads what it finds and initialises the rest at random; for a task head that is how a
+trained head silently vanishes. Here a missing, extra or reshaped tensor is an error, an adapter repo
+loads its true base and then every tensor of the adapter, and a probe stored in `config.json` (token
+ids and the logits they must give) is recomputed after the load, which also finds weights that were
+swapped under the right names or a base that changed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+from .configuration_task_heads import refuse
+
+HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+PROBE_ROWS, PROBE_LENGTH = 4, 12
+# Largest difference, relative to the largest stored logit, that is rounding: one kernel against
+# another in fp32, and half precision against anything. Relative, because a fresh MLP head gives 1e-4.
+PROBE_TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-4, torch.bfloat16: 8e-2, torch.float16: 3e-2}
+
+
+class StrictLoading(PreTrainedModel):
+    """`from_pretrained` and `save_pretrained` that lose nothing silently. Base of every task-head model."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *args: Any,
+        config: Any = None,
+        adapter_kwargs: dict[str, Any] | None = None,
+        verify: bool = True,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a full model, an adapter repo (its base, then the adapter) or a plain backbone.
+
+        Args:
+            pretrained_model_name_or_path: repo id or folder. A plain backbone needs `config`, and gets
+                a fresh `score`; everything else must bring every tensor.
+            config: a `TaskHeadConfig`; read from the repo when None.
+            adapter_kwargs: set by the Auto classes; where the adapter of this load was found.
+            verify: recompute the stored probe after the load.
+            output_loading_info: also return the dictionary of missing and unexpected keys.
+            **kwargs: passed on to transformers (`dtype`, `device_map`, `revision`, ...).
+
+        Raises:
+            ValueError: a missing, extra or reshaped tensor, or a probe that does not match.
+        """
+        path = str(pretrained_model_name_or_path)
+        repo = str((adapter_kwargs or {}).get("_adapter_model_path") or path)
+        hub = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
+        own, has_adapter, has_weights = _inspect(cls, repo, hub)
+        if config is None:
+            config = cls.config_class.from_pretrained(repo, **hub)
+        if own and has_adapter and has_weights:
+            raise refuse(
+                repo,
+                "adapter_config.json beside full weights",
+                "an adapter or a full model in a folder",
+                "keep one of them: their logits differ",
+            )
+        quantized = kwargs.get("quantization_config") is not None
+        if own and has_adapter:
+            model, info = cls._from_adapter(repo, *args, config=config, hub=hub, **kwargs)
+        else:
+            model, info = super().from_pretrained(
+                path, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
+            )
+            _check_keys(path, info, fresh_head=not own)
+        if own and verify and not quantized and model.device.type != "meta":
+            model.check_probe(repo)
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _from_adapter(
+        cls, repo: str, *args: Any, config: Any, hub: dict[str, Any], **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Load the true base named by the config, then the adapter at the root of `repo`."""
+        base = config.backbone_name_or_path
+        if not base:
+            raise refuse(
+                f"{repo}/config.json",
+                "no backbone_name_or_path",
+                "the name or folder of the base model",
+                "publish the adapter again, or set the field",
+            )
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
+        if config.backbone_revision:
+            kwargs["revision"] = config.backbone_revision
+        try:
+            model, info = super().from_pretrained(
+                base, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
+            )
+        except OSError as error:
+            raise refuse(
+                f"{repo}/config.json",
+                f"base {base!r}, which cannot be loaded ({str(error).splitlines()[0][:200]})",
+                "a reachable repo id or an existing folder",
+                "fetch the base, or set backbone_name_or_path to where it is",
+            ) from error
+        _check_keys(base, info, fresh_head=True)
+        model.load_adapter(repo, adapter_kwargs=hub)
+        _check_adapter(model, repo, hub)
+        return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save weights, config, code and a fresh probe of the weights being saved.
+
+        A given `state_dict` means sharded training (FSDP, ZeRO), where one process cannot run the
+        model: then no probe is stored rather than a stale one.
+        """
+        if is_main_process:
+            self.config.probe = self.make_probe() if state_dict is None else None
+        result = super().save_pretrained(
+            save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
+        )
+        # transformers copies what the model file imports; the pipeline that the config names is not among it.
+        pipeline = Path(__file__).with_name("pipeline_task_heads.py")
+        if is_main_process and pipeline.is_file():
+            shutil.copyfile(pipeline, Path(save_directory, pipeline.name))
+        return result
+
+    def make_probe(self) -> dict[str, Any]:
+        """Token ids (4 rows of 12, spread over the vocabulary) and their logits, for `config.json`."""
+        vocabulary = self.get_input_embeddings().num_embeddings
+        steps = torch.arange(1, PROBE_ROWS * PROBE_LENGTH + 1) * 7919  # a prime: rows share no prefix
+        input_ids = (steps % vocabulary).view(PROBE_ROWS, PROBE_LENGTH)
+        logits = self._probe_logits(input_ids)
+        return {"input_ids": input_ids.tolist(), "logits": logits.tolist(), "dtype": str(self.dtype).split(".")[-1]}
+
+    def check_probe(self, where: str = "config.json") -> None:
+        """Recompute the stored probe; a model without one passes.
+
+        Raises:
+            ValueError: the logits differ by more than rounding allows at the dtypes involved.
+        """
+        probe = self.config.probe
+        if not probe:
+            return
+        expected = torch.tensor(probe["logits"], dtype=torch.float64)
+        found = self._probe_logits(torch.tensor(probe["input_ids"])).double()
+        if found.shape != expected.shape:
+            raise refuse(
+                f"{where} probe", f"logits {tuple(found.shape)}", f"{tuple(expected.shape)}", "restore the saved config"
+            )
+        saved_dtype = {str(dtype).split(".")[-1]: dtype for dtype in PROBE_TOLERANCE}.get(probe.get("dtype"))
+        tolerance = max(PROBE_TOLERANCE.get(dtype, 8e-2) for dtype in (self.dtype, saved_dtype))
+        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+        if not difference <= tolerance:  # also true for NaN
+            raise refuse(
+                f"{where} probe",
+                f"a relative difference of {difference:.2g}",
+                f"at most {tolerance:.0e} in {self.dtype}",
+                "weights, base or code are not those that were saved: fetch them again, or pass verify=False",
+            )
+
+    @torch.no_grad()
+    def _probe_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        training = self.training
+        self.eval()
+        logits = self(input_ids=input_ids.to(self.device), use_cache=False).logits.float().cpu()
+        self.train(training)
+        return logits
+
+
+def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, bool, bool]:
+    """Tell whether `repo` is one of ours, has an adapter at its root, has full weights."""
+
+    def exists(name: str) -> bool:
+        return cached_file(repo, name, **hub, _raise_exceptions_for_missing_entries=False) is not None
+
+    if not exists("config.json"):
+        return False, False, False
+    own = cls.config_class.get_config_dict(repo, **hub)[0].get("model_type") == cls.config_class.model_type
+    # Weights and adapter are looked for in our repos only: a plain backbone takes the stock path.
+    return own, own and exists("adapter_config.json"), own and any(exists(name) for name in WEIGHTS)
+
+
+def _check_keys(where: str, info: dict[str, Any], *, fresh_head: bool) -> None:
+    """Refuse a load that left a tensor out. A plain backbone may lack `score`, and nothing else."""
+    missing = sorted(info["missing_keys"])
+    if fresh_head:
+        missing = [key for key in missing if not key.startswith("score.")]
+    problems = [f"{key} is missing" for key in missing]
+    problems += [f"{key} is not part of the model" for key in sorted(info["unexpected_keys"])]
+    problems += [f"{key} has another shape" for key in sorted(map(str, info.get("mismatched_keys") or []))]
+    if problems:
+        shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise refuse(where, shown, "exactly the tensors of the config's model", "save or fetch the model again")
+
+
+def _check_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
+    """Compare names and shapes of the adapter file with those of the adapted model."""
+    path = cached_file(repo, "adapter_model.safetensors", **hub)
+    with safe_open(path, framework="pt") as file:
+        saved = {key.removeprefix("base_model.model."): list(file.get_slice(key).get_shape()) for key in file.keys()}
+    from peft.utils import get_peft_model_state_dict
+
+    expected = {key: list(tensor.shape) for key, tensor in get_peft_model_state_dict(model).items()}
+    expected = {key.removeprefix("base_model.model."): shape for key, shape in expected.items()}
+    info = {
+        "missing_keys": expected.keys() - saved.keys(),
+        "unexpected_keys": saved.keys() - expected.keys(),
+        "mismatched_keys": {key for key in expected.keys() & saved.keys() if expected[key] != saved[key]},
+    }
+    _check_keys(f"{repo}/adapter_model.safetensors", info, fresh_head=False)
+    if not any(key.startswith("score.") for key in saved):
+        kind = json.dumps(sorted(saved)[:3])
+        raise refuse(path, f"no score.* tensor (first: {kind})", "an adapter with its head", "train it with modules_to_save: score")

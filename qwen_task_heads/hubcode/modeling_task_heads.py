@@ -1,0 +1,196 @@
+"""`PooledClassifier` and `TitleScorer`: any decoder of transformers, pooled, with a head called `score`.
+
+One class serves every backbone family, because the backbone is built by `AutoModel` from the nested
+config. There is no language-model head, so no vocabulary logits are computed. This file travels with
+every published model; it imports torch, transformers and its siblings only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+from .configuration_task_heads import PooledClassifierConfig, TaskHeadConfig, TitleScorerConfig, refuse
+from .loading_task_heads import StrictLoading
+from .pooling_task_heads import AttentionPool, CumulativeLink, build_head, pool, spans
+
+
+class TaskHeadModel(StrictLoading):
+    """Backbone, pooling and head. Use `PooledClassifier` or `TitleScorer`."""
+
+    config_class = TaskHeadConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+    _keep_in_fp32_modules_strict = ["score"]
+    # The loss below is a mean; Trainer must divide it under gradient accumulation.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: TaskHeadConfig) -> None:
+        if config.text_config is None:
+            raise refuse("text_config", None, "the config of a backbone", "use qwen_task_heads.build(backbone)")
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = AutoModel.from_config(config.text_config)
+        self.score = build_head(config, hidden_size=config.text_config.get_text_config().hidden_size)
+        # Decoders without rotary or learned positions (ALiBi, state spaces) take no position_ids.
+        self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the backbone's token embeddings."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's token embeddings."""
+        self.model.set_input_embeddings(value)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, CumulativeLink):
+            nn.init.constant_(module.first, -1.0)
+            nn.init.zeros_(module.log_gaps)
+        elif isinstance(module, AttentionPool):
+            nn.init.zeros_(module.query)  # starts as the mean
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        boundaries: torch.Tensor | None = None,
+        margin: torch.Tensor | None = None,
+        use_cache: bool = False,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Compute logits, and a loss when labels are given.
+
+        Args:
+            input_ids: (B, T) int64 token ids, padded on any side.
+            attention_mask: (B, T), 1 for real tokens; None means that all are real. A 4D mask is passed
+                to the backbone as it is, and needs `boundaries`.
+            position_ids: (B, T); derived from the mask when None, so that padding cannot move a score.
+            inputs_embeds: (B, T, H) instead of `input_ids`.
+            labels: (B,) int64 for single-label and ordinal, (B, L) floats for multi-label,
+                (B,) or (B, L) floats for regression.
+            boundaries: segments of packed rows, see `pooling_task_heads.spans`.
+            margin: ignored here; trl's RewardTrainer passes it to the model and uses it in its loss.
+            use_cache: return past key values; off, since a head needs none.
+
+        Returns:
+            `logits` (B, num_labels) in fp32; for `ordinal` they are log-probabilities.
+
+        Raises:
+            ValueError: a mask row without a real token, or a problem type the labels do not fit.
+        """
+        embeds_or_ids = input_ids if inputs_embeds is None else inputs_embeds
+        mask = attention_mask
+        if position_ids is None and mask is not None and mask.dim() == 2 and self._takes_positions:
+            position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)
+        if self.config.bidirectional:
+            mask = self._two_sided(embeds_or_ids, mask)
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
+        output = self.model(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=mask, use_cache=use_cache, **kwargs
+        )
+        rows, row_mask, last = spans(output.last_hidden_state, attention_mask, boundaries)
+        if self.config.pooling == "attention":
+            logits = self.score(rows, row_mask)
+        else:
+            logits = self.score(pool(rows, row_mask, last, pooling=self.config.pooling))
+        return SequenceClassifierOutputWithPast(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            past_key_values=output.past_key_values if use_cache else None,
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
+
+    def _two_sided(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Make a (B, 1, T, T) boolean mask in which every token sees every real token."""
+        implementation = self.model.config._attn_implementation
+        if implementation not in ("sdpa", "eager"):
+            raise refuse(
+                "attn_implementation", implementation, "sdpa or eager with bidirectional: true", "load with one of them"
+            )
+        if mask is None:
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        if mask.dim() != 2:
+            raise refuse("attention_mask", f"{mask.dim()} dimensions", "(batch, length)", "packed rows are causal only")
+        two_sided = mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+        if implementation == "sdpa":
+            return two_sided
+        return torch.zeros_like(two_sided, dtype=self.dtype).masked_fill(~two_sided, torch.finfo(self.dtype).min)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean loss over the batch, by `problem_type` (guessed from the labels as transformers does)."""
+        problem = self.config.problem_type
+        if problem is None:
+            whole = not labels.is_floating_point()
+            problem = "regression" if self.num_labels == 1 else "single_label_classification"
+            if self.num_labels > 1 and not whole:
+                problem = "multi_label_classification"
+        if problem in ("single_label_classification", "ordinal"):
+            return F.cross_entropy(logits, labels)
+        labels = labels.to(logits.dtype).view_as(logits)
+        if problem == "regression":
+            return F.mse_loss(logits, labels)
+        return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+class PooledClassifier(TaskHeadModel):
+    """Text classifier: single-label, multi-label, regression or ordinal.
+
+    Example:
+        >>> import torch
+        >>> from transformers import Qwen2Config
+        >>> from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
+        >>> from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier
+        >>> backbone = Qwen2Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        ...                        num_attention_heads=2, num_key_value_heads=1)
+        >>> model = PooledClassifier(PooledClassifierConfig(text_config=backbone, num_labels=3))
+        >>> model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape
+        torch.Size([1, 3])
+    """
+
+    config_class = PooledClassifierConfig
+
+
+class TitleScorer(TaskHeadModel):
+    """One score per text, higher is better: P(a preferred to b) = sigmoid(score(a) - score(b)).
+
+    A Bradley-Terry reward model (Bradley and Terry 1952, https://doi.org/10.1093/biomet/39.3-4.324) in
+    the form that trl's RewardTrainer trains: `logits` (B, 1).
+
+    Example:
+        >>> import torch
+        >>> from transformers import Qwen2Config
+        >>> from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
+        >>> from qwen_task_heads.hubcode.modeling_task_heads import TitleScorer
+        >>> backbone = Qwen2Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        ...                        num_attention_heads=2, num_key_value_heads=1)
+        >>> model = TitleScorer(TitleScorerConfig(text_config=backbone))
+        >>> model(input_ids=torch.tensor([[1, 2, 3], [4, 5, 6]])).logits.shape
+        torch.Size([2, 1])
+    """
+
+    config_class = TitleScorerConfig
+
+
+# Saving copies this file and its siblings into the model's folder.
+for _model in (PooledClassifier, TitleScorer):
+    _model.register_for_auto_class("AutoModelForSequenceClassification")

@@ -1,0 +1,157 @@
+"""Pooling and heads: hidden states in, logits out. This file travels with every published model.
+
+Two decisions are made here for every model. Pooling looks at the attention mask or at given
+boundaries and never at token ids, so a pad id, a missing pad id or eos == pad cannot move a score.
+Heads compute in fp32 whatever the backbone's dtype and autocast say, because bf16 scores near 8
+tie for titles 0.04 apart.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_task_heads import TaskHeadConfig, refuse
+
+
+def spans(
+    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, boundaries: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Give the states to pool as rows: `(rows (B, T, H), mask (B, T) bool, last (B,) index into T)`.
+
+    Args:
+        hidden_states: (B, T, H), any float dtype.
+        attention_mask: (B, T), 1 for real tokens on either or both sides of padding; None for all real.
+        boundaries: int64, over the flattened (B*T) positions of packed rows. (S,): the last token of each
+            of S segments, for pooling `last`. (S, 2): start and end (exclusive), for every pooling.
+
+    Raises:
+        ValueError: a row without a real token, or a 4D mask without boundaries.
+    """
+    if boundaries is not None:
+        flat = hidden_states.flatten(0, 1)  # (N, H)
+        if boundaries.dim() == 1:  # the last token is all that is known of a segment
+            rows = flat[boundaries][:, None]  # (S, 1, H)
+            return rows, torch.ones_like(rows[..., 0], dtype=torch.bool), torch.zeros_like(boundaries)
+        start, length = boundaries[:, :1], boundaries[:, 1] - boundaries[:, 0]
+        offset = torch.arange(int(length.max()), device=flat.device)[None]  # (1, T)
+        mask = offset < length[:, None]  # (S, T)
+        rows = flat[(start + offset).clamp(max=flat.shape[0] - 1)]  # (S, T, H)
+        return rows, mask, length - 1
+    if attention_mask is None:
+        mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+    elif attention_mask.dim() == 2:
+        mask = attention_mask.to(torch.bool)
+    else:
+        raise refuse(
+            "attention_mask",
+            f"{attention_mask.dim()} dimensions",
+            "(batch, length), or boundaries beside a 4D mask",
+            "pass boundaries, the flat index of the last token of each text",
+        )
+    if not torch.compiler.is_compiling() and not bool(mask.any(1).all()):
+        row = int((~mask.any(1)).nonzero()[0])
+        raise refuse("attention_mask", f"no real token in row {row}", "at least one 1 in a row", "drop empty texts")
+    position = torch.arange(mask.shape[1], device=mask.device)
+    return hidden_states, mask, (mask * position).argmax(1)
+
+
+def pool(rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, *, pooling: str) -> torch.Tensor:
+    """Pool rows (B, T, H) over the True positions of mask (B, T) into (B, H), in fp32.
+
+    Example:
+        >>> import torch
+        >>> from qwen_task_heads.hubcode.pooling_task_heads import pool, spans
+        >>> states = torch.arange(8.0).reshape(1, 4, 2)
+        >>> pool(*spans(states, torch.tensor([[0, 1, 1, 0]]), None), pooling="last")
+        tensor([[4., 5.]])
+    """
+    if pooling == "last":
+        return rows[torch.arange(rows.shape[0], device=rows.device), last].float()
+    rows = rows.float()
+    # masked_fill, not multiplication: a pad position may hold inf or NaN after reduced precision
+    if pooling == "mean":
+        return rows.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True)
+    if pooling == "max":
+        return rows.masked_fill(~mask[..., None], -torch.inf).amax(1)
+    raise refuse("pooling", pooling, "last, mean, max (attention is pooled by its head)", "choose one of them")
+
+
+class FloatLinear(nn.Linear):
+    """A linear layer that multiplies in fp32 under autocast and in models cast to bf16."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map (..., in) of any float dtype to (..., out) fp32."""
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(device_type=input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float(), bias)
+
+
+class CumulativeLink(nn.Module):
+    """Ordinal output: one latent value, K - 1 ordered thresholds, log-probabilities of K labels.
+
+    P(y <= k) = sigmoid(threshold_k - f(x)), the proportional-odds model (McCullagh 1980,
+    https://doi.org/10.1111/j.2517-6161.1980.tb01109.x). As the outputs are log-probabilities that
+    sum to one, softmax leaves them as they are: cross-entropy and stock pipelines apply unchanged.
+    """
+
+    def __init__(self, in_features: int, num_labels: int) -> None:
+        super().__init__()
+        self.latent = FloatLinear(in_features, 1, bias=False)
+        self.first = nn.Parameter(torch.empty(1))
+        self.log_gaps = nn.Parameter(torch.empty(num_labels - 2))
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Map (B, H) to log-probabilities (B, K), fp32."""
+        gaps = self.log_gaps.float().exp()
+        thresholds = torch.cat([self.first.float(), self.first.float() + gaps.cumsum(0)])  # (K-1,)
+        below = thresholds - self.latent(pooled)  # (B, K-1), logit of P(y <= k)
+        first, final = F.logsigmoid(below[:, :1]), F.logsigmoid(-below[:, -1:])
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) * sigmoid(-b) * (1 - exp(b - a)), stable for a > b
+        middle = F.logsigmoid(below[:, 1:]) + F.logsigmoid(-below[:, :-1]) + torch.log(-torch.expm1(-gaps))
+        return torch.cat([first, middle, final], dim=1)
+
+
+class AttentionPool(nn.Module):
+    """Pool by a learned query, then apply a head. Query and head live in one module, so both are saved."""
+
+    def __init__(self, hidden_size: int, head: nn.Module) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(hidden_size))
+        self.head = head
+
+    def forward(self, rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Map rows (B, T, H) and mask (B, T) to logits (B, labels), fp32."""
+        with torch.autocast(device_type=rows.device.type, enabled=False):
+            rows = rows.float().masked_fill(~mask[..., None], 0.0)
+            weight = (rows @ self.query.float()) / rows.shape[-1] ** 0.5  # (B, T)
+            weight = weight.masked_fill(~mask, -torch.inf).softmax(1)
+            pooled = (weight[:, None] @ rows).squeeze(1)  # (B, H)
+        return self.head(pooled)
+
+
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+def build_head(config: TaskHeadConfig, *, hidden_size: int) -> nn.Module:
+    """Build the module `score` of a config: (B, H) to (B, labels); with `attention`, (B, T, H) and a mask.
+
+    A plain linear head without dropout is one matrix `score.weight`, the layout of the stock
+    `Qwen2ForSequenceClassification`, which serving stacks read.
+    """
+    layers: list[nn.Module] = []
+    width = hidden_size
+    for size in config.head_sizes or []:
+        layers += [FloatLinear(width, size), _ACTIVATIONS[config.head_activation](), nn.Dropout(config.head_dropout)]
+        width = size
+    if config.problem_type == "ordinal":
+        if config.num_labels < 3:
+            raise refuse("num_labels", config.num_labels, "3 or more for 'ordinal'", "use a single-label problem")
+        layers.append(CumulativeLink(width, config.num_labels))
+    else:
+        layers.append(FloatLinear(width, config.num_labels, bias=config.head == "mlp"))
+    if config.head == "linear" and config.head_dropout:
+        layers.insert(0, nn.Dropout(config.head_dropout))
+    head = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+    return AttentionPool(hidden_size, head) if config.pooling == "attention" else head

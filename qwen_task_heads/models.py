@@ -1,0 +1,244 @@
+"""Build a model on a backbone, load a saved one, merge an adapter: the only callers of `from_pretrained`.
+
+`build` gives a fresh head on a pretrained backbone and remembers the true base and its commit;
+`load` gives back exactly what was saved or an error; `adapter_config` makes a LoRA, DoRA or
+head-only configuration in which the head is always trained and always saved.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import cached_file
+
+from qwen_task_heads.backbones import ALL_LINEAR, EMBEDDED, backbone_of, locate
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
+from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
+
+TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
+# PEFT's own word for "inject nothing": only modules_to_save, our head, is trained and saved.
+NO_TARGETS = "dummy-target-modules"
+
+
+def build(
+    backbone: str,
+    *,
+    task: str = "title_scorer",
+    revision: str | None = None,
+    labels: Sequence[str] | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    trust_remote_code: bool = False,
+    model_kwargs: dict[str, Any] | None = None,
+    **head: Any,
+) -> TaskHeadModel:
+    """Put a fresh head on a pretrained backbone, or take up a model of ours where it was left.
+
+    Args:
+        backbone: repo id or folder of a decoder, `"embedded"` for the small one in the package, or a
+            model of this library (adapters are merged), whose head is kept.
+        task: `title_scorer` or `pooled_classifier`.
+        revision: branch, tag or commit of the backbone; the commit is stored in the config.
+        labels: label names of a classifier, in the order of their ids.
+        dtype: of the backbone; the head is always fp32.
+        trust_remote_code: run code of the backbone's repo. Ours needs none.
+        model_kwargs: passed on to transformers (`attn_implementation`, `device_map`, ...).
+        **head: fields of the config: `pooling`, `head`, `head_sizes`, `problem_type`, ...
+
+    Raises:
+        TaskHeadsError: a base that is not there, or an option that the config refuses.
+
+    Example:
+        >>> from qwen_task_heads.models import build
+        >>> build("embedded", pooling="mean").config.pooling
+        'mean'
+    """
+    path = locate(backbone)
+    if task not in TASKS:
+        raise _problem("task", repr(task), ", ".join(TASKS), "choose one of them")
+    base = _base_config(path, revision=revision, trust_remote_code=trust_remote_code)
+    if base.model_type in TASKS:
+        return _take_up(path, base, task=task, revision=revision, dtype=dtype, head=head, kwargs=model_kwargs or {})
+    if labels is not None:
+        head["id2label"] = dict(enumerate(labels))
+        head["label2id"] = {label: index for index, label in enumerate(labels)}
+    commit = _commit(path, revision)
+    try:
+        config = TASKS[task].config_class(
+            text_config=base.get_text_config(),
+            # A relative folder would mean another one after a change of directory.
+            backbone_name_or_path=str(Path(path).resolve()) if Path(path).is_dir() else path,
+            backbone_revision=commit,
+            **head,
+        )
+    except ValueError as error:
+        raise TaskHeadsError(_from_config_error(error)) from error
+    return TASKS[task].from_pretrained(
+        path, config=config, revision=commit or "main", dtype=dtype, **(model_kwargs or {})
+    )
+
+
+def load(repo: str, *, revision: str | None = None, dtype: torch.dtype | str = "auto", **kwargs: Any) -> TaskHeadModel:
+    """Load a saved model or adapter of this library, in eval mode, every tensor and the probe checked.
+
+    Raises:
+        TaskHeadsError: nothing there, or a model that is not ours.
+        ValueError: a missing, extra, reshaped or changed tensor.
+    """
+    config = _base_config(repo, revision=revision, trust_remote_code=False)
+    if config.model_type not in TASKS:
+        raise _problem(
+            repo, f"a {config.model_type!r} model", ", ".join(TASKS), "put a head on it with build(), or train one"
+        )
+    return TASKS[config.model_type].from_pretrained(repo, config=config, revision=revision or "main", dtype=dtype, **kwargs)
+
+
+def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> Any:
+    """Load the fast tokenizer of a backbone or of a saved model."""
+    try:
+        return AutoTokenizer.from_pretrained(locate(name_or_path), revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise _not_there(name_or_path, error, "a tokenizer") from error
+
+
+def merge(repo_or_model: Any, *, dtype: torch.dtype | str = torch.float32) -> TaskHeadModel:
+    """Fold an adapter into its base and give a full model.
+
+    Args:
+        repo_or_model: an adapter repo or folder, or a `PeftModel` around one of our models.
+        dtype: dtype to load a repo in; fp32 keeps merged logits within 1e-5 of the adapter's.
+    """
+    from peft import PeftModel
+
+    model = repo_or_model
+    if isinstance(model, str):
+        config = _base_config(model, revision=None, trust_remote_code=False)
+        if config.model_type not in TASKS or not (Path(model) / "adapter_config.json").exists() and Path(model).is_dir():
+            raise _problem(model, "no adapter of this library", "a folder or repo with adapter_config.json", "check the name")
+        base = TASKS[config.model_type].from_pretrained(
+            config.backbone_name_or_path, config=config, revision=config.backbone_revision or "main", dtype=dtype
+        )
+        model = PeftModel.from_pretrained(base, model)
+    merged = model.merge_and_unload()
+    merged.config.probe = None  # of the adapter; a save stores the merged model's own
+    return merged
+
+
+def adapter_config(
+    model: TaskHeadModel,
+    *,
+    r: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.05,
+    targets: Sequence[str] | str | None = None,
+    dora: bool = False,
+    rslora: bool = False,
+    head_only: bool = False,
+    modules_to_save: Sequence[str] | None = None,
+    task_type: str = "SEQ_CLS",
+) -> Any:
+    """Make the `LoraConfig` of a task head.
+
+    Args:
+        model: the model that will be adapted; names the family's modules.
+        r: rank (LoRA, https://arxiv.org/abs/2106.09685).
+        alpha: scale; updates are multiplied by alpha / r, or alpha / sqrt(r) with `rslora`.
+        dropout: on the adapter's input.
+        targets: module names, `"attention"` (query and value), `"all-linear"` (all projections), or
+            None for `all-linear`.
+        dora: weight-decomposed updates (DoRA, https://arxiv.org/abs/2402.09353).
+        rslora: rank-stabilised scale (https://arxiv.org/abs/2312.03732).
+        head_only: adapt no layer; only the head is trained and saved.
+        modules_to_save: fully trained modules; None for the head alone.
+        task_type: PEFT's task; anything but `SEQ_CLS` leaves the head out.
+
+    Raises:
+        TaskHeadsError: a configuration that would leave the head untrained, or targets the model lacks.
+    """
+    from peft import LoraConfig
+
+    saved = list(modules_to_save or ["score"])
+    if task_type != "SEQ_CLS":
+        raise _problem("--lora_task_type", repr(task_type), "SEQ_CLS", "the head would stay untrained and unsaved: drop it")
+    if "score" not in saved:
+        raise _problem(
+            "--lora_modules_to_save", repr(saved), "a list with 'score'", "the head would stay untrained: add score"
+        )
+    family = backbone_of(model.model.config.model_type)
+    if head_only:
+        chosen: Any = NO_TARGETS
+    elif targets in (None, [], "all-linear", ["all-linear"]):
+        chosen = family.all_linear
+    elif targets in ("attention", ["attention"]):
+        chosen = family.attention
+    else:
+        chosen = targets
+    if not isinstance(chosen, str):
+        chosen = list(chosen)
+        names = {name.rsplit(".", 1)[-1] for name, _ in model.model.named_modules()}
+        if unknown := sorted(target for target in chosen if target.rsplit(".", 1)[-1] not in names):
+            linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.model.named_modules() if isinstance(m, torch.nn.Linear)})
+            raise _problem("--lora_target_modules", repr(unknown), ", ".join(linear), "name modules the backbone has")
+    elif chosen not in (ALL_LINEAR, NO_TARGETS):
+        chosen = [chosen]
+    return LoraConfig(
+        task_type=task_type, r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen, use_dora=dora,
+        use_rslora=rslora, modules_to_save=saved,
+    )  # fmt: skip
+
+
+def _take_up(path: str, config: Any, *, task: str, revision: str | None, dtype: Any, head: dict, kwargs: dict) -> Any:
+    """Continue from a model of ours: its head and template are kept, so options that contradict are refused."""
+    if config.model_type != task:
+        raise _problem(path, f"a {config.model_type}", f"a {task} or a plain backbone", "choose the right recipe")
+    for field, value in head.items():
+        if config.to_dict().get(field) != value:
+            raise _problem(
+                f"--{field}", repr(value), repr(config.to_dict().get(field)), f"{path} was saved with it: drop the option"
+            )
+    if Path(path, "adapter_config.json").exists():
+        return merge(path, dtype=dtype)
+    return TASKS[task].from_pretrained(path, revision=revision or "main", dtype=dtype, **kwargs)
+
+
+def _base_config(path: str, *, revision: str | None, trust_remote_code: bool) -> Any:
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_there(path, error, "a model") from error
+
+
+def _commit(path: str, revision: str | None) -> str | None:
+    """The commit that a hub repo's `config.json` came from; None for a folder."""
+    if Path(path).is_dir():
+        return None
+    found = re.search(r"snapshots/([0-9a-f]{40})/", Path(cached_file(path, "config.json", revision=revision)).as_posix())
+    return found[1] if found else revision
+
+
+def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
+    return TaskHeadsError(Problem(where, f"found {found}", f"accepted: {accepted}", remedy))
+
+
+def _not_there(path: str, error: Exception, what: str) -> TaskHeadsError:
+    reason = str(error).splitlines()[0][:160]
+    accepted = f"a repo id or folder with {what}, or {EMBEDDED!r}"
+    return _problem(path, f"no {what[2:]} there ({reason})", accepted, "check the name, the network and HF_TOKEN")
+
+
+def _from_config_error(error: ValueError) -> Problem:
+    """Give an error of the travelling code, which cannot import `Problem`, our type."""
+    where, _, rest = str(error).partition(": ")
+    found, accepted, remedy = [*rest.split("; ", 2), "", ""][:3]
+    return Problem(f"--{where}", found, accepted or "see TaskHeadConfig", remedy or "correct the option")
+
+
+__all__ = [
+    "PooledClassifier", "PooledClassifierConfig", "TitleScorer", "TitleScorerConfig",
+    "adapter_config", "build", "load", "load_tokenizer", "merge",
+]  # fmt: skip

@@ -1,0 +1,72 @@
+"""A trained model to a folder that anyone opens: weights or adapter, config, code, tokenizer.
+
+The layout is the one that every loader takes (AutoModel, AutoModelForSequenceClassification,
+`PeftModel.from_pretrained`, `pipeline`), with the package installed and without it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from qwen_task_heads import hubcode
+
+CODE = sorted(Path(hubcode.__file__).parent.glob("*_task_heads.py"))
+
+
+def save(model: Any, *, tokenizer: Any, folder: str | Path) -> Path:
+    """Write a full model, or an adapter with its head, and all that is needed to open it.
+
+    Args:
+        model: a `TitleScorer` or `PooledClassifier`, or a `PeftModel` around one.
+        tokenizer: with the compiled template; its pad id is written into the config.
+        folder: created when absent; files of the same names are replaced.
+
+    Returns:
+        The folder.
+
+    Example:
+        >>> import tempfile
+        >>> from qwen_task_heads import build, load, load_tokenizer, save
+        >>> folder = save(build("embedded"), tokenizer=load_tokenizer("embedded"), folder=tempfile.mkdtemp())
+        >>> load(str(folder)).config.model_type
+        'title_scorer'
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner.config.text_config.pad_token_id = tokenizer.pad_token_id
+    inner.config.max_length = inner.config.max_length or _limit(tokenizer)
+    if isinstance(model, PeftModel):
+        _save_adapter(model, inner, folder)
+    else:
+        inner.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for file in CODE:
+        shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+def _save_adapter(model: Any, inner: Any, folder: Path) -> None:
+    """Adapter at the root beside our own config; PEFT's README is left out, the card replaces it."""
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    # In a local folder the true base is named here too, so that PeftModel and AutoPeftModel find it.
+    path = folder / "adapter_config.json"
+    adapter = json.loads(path.read_text())
+    adapter["base_model_name_or_path"] = inner.config.backbone_name_or_path
+    adapter["revision"] = inner.config.backbone_revision
+    path.write_text(json.dumps(adapter, indent=2, sort_keys=True))
+    inner.config.architectures = [type(inner).__name__]
+    inner.config.dtype = str(inner.dtype).split(".")[-1]
+    inner.config.probe = inner.make_probe()
+    inner.config.save_pretrained(folder)
+
+
+def _limit(tokenizer: Any) -> int | None:
+    """The tokenizer's limit, unless it is the placeholder for "none known"."""
+    return tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None
