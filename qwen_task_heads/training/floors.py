@@ -1,0 +1,135 @@
+"""Floors: what simple rules reach on the same pairs. A figure without a floor beside it says nothing.
+
+Design decisions:
+
+- Two floors: the longer title wins, and Bradley-Terry on TF-IDF features, fitted on the training pairs.
+- The settings are fixed here (C = 10, every n-gram, n-grams by script): the best of 20 in a 3-fold
+  cross-validation over groups of the training pairs of an English and a Japanese set. The choice is worth
+  about a point; no test pair took part in it.
+- The prompt is not looked at: it is the same on both sides of a pair and cancels out.
+- scikit-learn is imported when a floor is fitted, so that importing this module stays cheap.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.errors import Problem, TaskHeadsError
+
+# Scripts written without spaces: Thai, Lao, Myanmar, Khmer, Kana and Han with extensions.
+_NO_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
+)
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+def longer_title(pairs: Sequence[PairExample]) -> NDArray[np.float64]:
+    """Credit (B,) of the rule "the longer title wins", in characters: 1 right, 0 wrong, .5 of equal length.
+
+    Example:
+        >>> from qwen_task_heads.data.examples import PairExample
+        >>> from qwen_task_heads.training.floors import longer_title
+        >>> longer_title([PairExample(chosen="ten", rejected="a"), PairExample(chosen="a", rejected="b")])
+        array([1. , 0.5])
+    """
+    gaps = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs], dtype=np.float64)
+    return 0.5 + 0.5 * np.sign(gaps)
+
+
+class TfidfBradleyTerry:
+    """Bradley-Terry scorer, linear in TF-IDF n-grams: logistic regression on differences, no intercept.
+
+    Words 1-2 and characters 3-5 within words; for scripts without spaces, characters 1-4.
+    Source: Bradley & Terry 1952; TF-IDF and the solver are scikit-learn's.
+
+    Args:
+        C: inverse strength of the L2 penalty.
+
+    Example:
+        >>> from qwen_task_heads.data.examples import PairExample
+        >>> from qwen_task_heads.training.floors import TfidfBradleyTerry
+        >>> pairs = [PairExample(chosen=f"good {x}", rejected=f"bad {x}") for x in ("cat", "dog", "hat")]
+        >>> good, bad = TfidfBradleyTerry().fit(pairs).score(["good bird", "bad bird"])
+        >>> bool(good > bad)
+        True
+    """
+
+    def __init__(self, *, C: float = 10.0) -> None:
+        self.C = C
+        self._vectorizers: list[Any] = []
+        self._weights: NDArray[np.float64] | None = None
+
+    def fit(self, pairs: Sequence[PairExample]) -> TfidfBradleyTerry:
+        """Fit on training pairs and return self. Takes about 2 s for 2,700 English pairs on one core.
+
+        Raises:
+            TaskHeadsError: fewer than two pairs, or titles without any n-gram.
+        """
+        from scipy import sparse
+        from sklearn.linear_model import LogisticRegression
+
+        if len(pairs) < 2:
+            raise TaskHeadsError(
+                Problem(
+                    "TF-IDF floor", f"{len(pairs)} training pairs", "2 or more", "give the training split"
+                )
+            )
+        titles = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        vectorizers = self._build(titles)
+        try:
+            features = sparse.hstack([vectorizer.fit_transform(titles) for vectorizer in vectorizers]).tocsr()
+        except ValueError as error:  # scikit-learn: empty vocabulary
+            problem = Problem("TF-IDF floor", str(error), "titles with letters", "check the titles")
+            raise TaskHeadsError(problem) from error
+        difference = features[: len(pairs)] - features[len(pairs) :]  # (B, F), chosen minus rejected
+        # The loss is symmetric, so turning every second pair round equals mirroring all, at half the cost.
+        sign = np.where(np.arange(len(pairs)) % 2, -1.0, 1.0)
+        model = LogisticRegression(C=self.C, fit_intercept=False, max_iter=1000)
+        model.fit(sparse.diags(sign) @ difference, sign)
+        self._vectorizers, self._weights = vectorizers, model.coef_[0]
+        return self
+
+    def score(self, titles: Sequence[str]) -> NDArray[np.float64]:
+        """Scores (N,) of titles; `σ` of a difference is P(preferred).
+
+        Raises:
+            TaskHeadsError: called before `fit`.
+        """
+        from scipy import sparse
+
+        if self._weights is None:
+            raise TaskHeadsError(
+                Problem("TF-IDF floor", "score before fit", "a fitted floor", "call fit first")
+            )
+        features = sparse.hstack([vectorizer.transform(titles) for vectorizer in self._vectorizers]).tocsr()
+        return np.asarray(features @ self._weights)
+
+    def _build(self, titles: Sequence[str]) -> list[Any]:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        common = {"sublinear_tf": True, "dtype": np.float64}
+        if writes_without_spaces(titles):
+            return [TfidfVectorizer(analyzer="char", ngram_range=(1, 4), **common)]
+        return [
+            # Single characters are words too: "a" against "the" and "5" against "7" matter in titles.
+            TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **common),
+            TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common),
+        ]
+
+
+def writes_without_spaces(titles: Sequence[str]) -> bool:
+    """True if most letters of the titles belong to a script without spaces (Chinese, Japanese, Thai, ...).
+
+    Example:
+        >>> from qwen_task_heads.training.floors import writes_without_spaces
+        >>> writes_without_spaces(["草刈り業者チェーン"]), writes_without_spaces(["A plain title"])
+        (True, False)
+    """
+    sample = "".join(titles[:2000])
+    return 2 * len(_NO_SPACES.findall(sample)) > len(_LETTER.findall(sample))

@@ -1,0 +1,158 @@
+"""Losses over groups of scores: several titles of one test or prompt, in the order of their gains.
+
+Design decisions:
+
+- Scores stay flat, `(N,)` with `sizes` per group, as they leave a packed batch: nothing is padded.
+- One loss per group `(G,)`, for `losses.reduce` with weights, as for pairs. Scores are cast to fp32.
+- A loop over groups, because a batch has tens of them and the backbone takes the time.
+- A gain that is not finite gives a NaN loss, never a tie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.training.losses import as_column, nan_of, shape_error
+
+
+def plackett_luce(scores: Tensor, *, sizes: Sequence[int], gains: Tensor) -> Tensor:
+    """Plackett-Luce likelihood of the order by gains: `Σ_i [logsumexp(s_j : gain_j ≤ gain_i) - s_i]`.
+
+    The best title is drawn from all, the next from the rest, and so on. Equal gains share their risk set
+    (Breslow 1974), so no order is invented between them. Two titles give Bradley-Terry. It is a sum over
+    the titles: long lists weigh more, as likelihoods do.
+    Source: Luce 1959, Plackett 1975; as a loss: Xia et al. 2008 (ListMLE), Cao et al. 2007.
+
+    | input | shape | dtype | meaning |
+    |---|---|---|---|
+    | scores | (N,) | float | scores of all groups, group after group |
+    | sizes | G ints | int | titles per group, at least 2 each, with sum N |
+    | gains | (N,) | float | higher is better: CTR, votes; for ranks (1 is best) give `-rank` |
+    | returns | (G,) | fp32 | loss per group |
+
+    Raises:
+        TaskHeadsError: the shapes are not equal `(N,)`, or the sizes do not fit.
+    """
+    scores, gains = _groups(scores, sizes, gains)
+    losses = []
+    for s, gain in zip(scores.split(list(sizes)), gains.split(list(sizes)), strict=True):  # (K,), (K,)
+        outside = gain[None, :] > gain[:, None]  # (K, K): j was taken before i
+        # the diagonal is always inside, so no row is all -inf and the gradient stays finite
+        choice = s.expand(len(s), -1).masked_fill(outside, -math.inf).logsumexp(dim=-1) - s  # (K,)
+        losses.append(choice.sum())
+    return torch.stack(losses) + nan_of(gains)
+
+
+def all_pairs(
+    scores: Tensor,
+    *,
+    sizes: Sequence[int],
+    gains: Tensor | None = None,
+    preference: Tensor | None = None,
+) -> Tensor:
+    """Bradley-Terry over all pairs of a group: mean cross-entropy of `σ(s_i - s_j)` with p_ij, i < j.
+
+    p_ij is 1, .5 or 0 by the order of the gains, or the given preference. The mean over the pairs keeps a
+    group of ten titles from weighing 45 times a group of two.
+    Source: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, equation 1; Burges et al. 2005 (RankNet).
+
+    | input | shape | dtype | meaning |
+    |---|---|---|---|
+    | scores | (N,) | float | scores of all groups, group after group |
+    | sizes | G ints | int | titles per group, at least 2 each, with sum N |
+    | gains | (N,) | float | higher is better; equal gains are a preference of .5 |
+    | preference | (M,) | float | instead of gains: P(i preferred over j), pairs as in `pair_indices` |
+    | returns | (G,) | fp32 | loss per group |
+
+    Raises:
+        TaskHeadsError: shapes or sizes do not fit, or not exactly one of gains and preference is given.
+    """
+    if (gains is None) == (preference is None):
+        found = "neither gains nor preference" if gains is None else "both gains and preference"
+        raise TaskHeadsError(Problem("all_pairs", found, "exactly one of them", "give the other or drop one"))
+    scores, gains = _groups(scores, sizes, gains if gains is not None else torch.zeros_like(scores))
+    left, right = pair_indices(sizes)
+    left, right = left.to(scores.device), right.to(scores.device)
+    gap = scores[left] - scores[right]  # (M,)
+    if preference is None:
+        target = 0.5 + 0.5 * (gains[left] - gains[right]).sign()
+        target = target + 0.0 * (gains[left] + gains[right])  # a NaN gain must not pass as a tie
+    else:
+        target = as_column(preference, gap, "preference")
+    losses = F.binary_cross_entropy_with_logits(gap, target, reduction="none")
+    return torch.stack([part.mean() for part in losses.split([k * (k - 1) // 2 for k in sizes])])
+
+
+def pair_indices(sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Left and right positions `(M,)`, int64, of all pairs i < j of each group in a flat `(N,)` tensor.
+
+    Example:
+        >>> from qwen_task_heads.training.group_losses import pair_indices
+        >>> pair_indices([2, 3])
+        (tensor([0, 2, 2, 3]), tensor([1, 3, 4, 4]))
+    """
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(torch.triu_indices(size, size, offset=1) + start)  # (2, k(k-1)/2), row by row
+        start += size
+    left, right = torch.cat(parts, dim=1) if parts else torch.empty(2, 0, dtype=torch.long)
+    return left, right
+
+
+@dataclass(frozen=True)
+class GroupLoss:
+    """A row of `GROUP_LOSSES`: `function(scores, sizes=..., gains=...) -> (G,)`, with formula and source."""
+
+    name: str
+    function: Callable[..., Tensor]
+    formula: str
+    source: str
+
+
+GROUP_LOSSES: dict[str, GroupLoss] = {
+    loss.name: loss
+    for loss in (
+        GroupLoss(
+            "plackett_luce",
+            plackett_luce,
+            "Σ_i [logsumexp(s_j : gain_j ≤ gain_i) - s_i]",
+            "Plackett 1975; Xia et al. 2008 (ListMLE)",
+        ),
+        GroupLoss("all_pairs", all_pairs, "mean over i < j of CE(σ(s_i - s_j), p_ij)", "arXiv:2203.02155"),
+    )
+}
+
+
+def resolve_group_loss(name: str, *, where: str = "--loss") -> GroupLoss:
+    """The row of `GROUP_LOSSES` called `name`.
+
+    Raises:
+        TaskHeadsError: there is none; the message lists the names.
+    """
+    if name not in GROUP_LOSSES:
+        raise TaskHeadsError(
+            Problem(where, f"found {shorten(name)}", ", ".join(GROUP_LOSSES), "choose one of them")
+        )
+    return GROUP_LOSSES[name]
+
+
+def _groups(scores: Tensor, sizes: Sequence[int], gains: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and gains as (N,), at least fp32, after the sizes were checked."""
+    if scores.ndim != 1 or scores.shape != gains.shape:
+        raise shape_error("gains", scores.shape, gains.shape)
+    if not sizes or min(sizes) < 2 or sum(sizes) != len(scores):
+        found = f"sizes {shorten(list(sizes))} for {len(scores)} scores"
+        raise TaskHeadsError(
+            Problem(
+                "group sizes", found, "at least 2 each, with the number of scores as sum", "drop lone titles"
+            )
+        )
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return scores, gains.to(scores)

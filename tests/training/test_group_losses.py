@@ -1,0 +1,159 @@
+"""Listwise losses against enumeration and pair losses; invariances, limits and refusals."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.training.group_losses import (
+    GROUP_LOSSES,
+    all_pairs,
+    pair_indices,
+    plackett_luce,
+    resolve_group_loss,
+)
+from qwen_task_heads.training.losses import bradley_terry, reduce
+
+SIZES = [2, 5, 3, 4]
+
+
+def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(2, sum(SIZES), generator=generator, dtype=torch.float64).mul(2))
+
+
+def test_plackett_luce_equals_the_product_of_choices():
+    scores, gains = batch()
+    wanted = []
+    for s, g in zip(scores.split(SIZES), gains.split(SIZES), strict=True):
+        left, loss = sorted(zip(g.tolist(), s.tolist(), strict=True), reverse=True), 0.0
+        while left:
+            loss -= math.log(math.exp(left[0][1]) / sum(math.exp(x) for _, x in left))
+            left.pop(0)
+        wanted.append(loss)
+    torch.testing.assert_close(plackett_luce(scores, sizes=SIZES, gains=gains), torch.tensor(wanted).double())
+
+
+def test_plackett_luce_probabilities_of_all_orders_sum_to_one():
+    scores = torch.tensor([0.3, -1.0, 2.0, 0.0], dtype=torch.float64)
+    total = sum(
+        math.exp(-plackett_luce(scores, sizes=[4], gains=torch.tensor(order)).item())
+        for order in itertools.permutations([1.0, 2.0, 3.0, 4.0])
+    )
+    assert total == pytest.approx(1.0, abs=1e-12)
+
+
+def test_all_pairs_equals_the_mean_of_bradley_terry():
+    scores, gains = batch(1)
+    wanted = []
+    for s, g in zip(scores.split(SIZES), gains.split(SIZES), strict=True):
+        pairs = [(a, b) if g[a] > g[b] else (b, a) for a, b in itertools.combinations(range(len(s)), 2)]
+        wanted.append(torch.stack([bradley_terry(s[[a]], s[[b]])[0] for a, b in pairs]).mean())
+    torch.testing.assert_close(all_pairs(scores, sizes=SIZES, gains=gains), torch.stack(wanted))
+
+
+@pytest.mark.parametrize("name", GROUP_LOSSES)
+def test_two_titles_give_bradley_terry(name):
+    scores = torch.tensor([0.2, 1.5, 3.0, -1.0])
+    found = GROUP_LOSSES[name].function(scores, sizes=[2, 2], gains=torch.tensor([0.1, 0.3, 9.0, 2.0]))
+    torch.testing.assert_close(found, bradley_terry(scores[[1, 2]], scores[[0, 3]]))
+
+
+@pytest.mark.parametrize("name", GROUP_LOSSES)
+def test_order_of_titles_and_shift_of_a_group_change_nothing(name):
+    scores, gains = batch(2)
+    gains[2:4] = 1.0  # a tie inside the second group
+    function = GROUP_LOSSES[name].function
+    before = function(scores, sizes=SIZES, gains=gains)
+    order = torch.cat([p.flip(0) for p in torch.arange(sum(SIZES)).split(SIZES)])
+    torch.testing.assert_close(function(scores[order], sizes=SIZES, gains=gains[order]), before)
+    shift = torch.repeat_interleave(torch.tensor([5.0, -7.0, 100.0, 0.0]).double(), torch.tensor(SIZES))
+    torch.testing.assert_close(function(scores + shift, sizes=SIZES, gains=gains), before)
+    # only the order of the gains counts
+    torch.testing.assert_close(function(scores, sizes=SIZES, gains=gains.exp()), before)
+
+
+@pytest.mark.parametrize("name", GROUP_LOSSES)
+def test_group_gradient_matches_finite_differences(name):
+    scores, gains = batch(3)
+    gains[2:4] = 1.0
+    scores.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda s: GROUP_LOSSES[name].function(s, sizes=SIZES, gains=gains), (scores,)
+    )
+
+
+@pytest.mark.parametrize("name", GROUP_LOSSES)
+def test_group_loss_is_finite_for_gaps_of_ten_thousand(name):
+    scores = torch.tensor([1e4, -1e4, 0.0, 8.0, 8.04, -1e4, 1e4], requires_grad=True)
+    gains = torch.tensor([0.0, 1.0, 2.0, 3.0, 3.0, 5.0, 1.0])
+    out = GROUP_LOSSES[name].function(scores, sizes=[4, 3], gains=gains)
+    reduce(out).backward()
+    assert out.isfinite().all()
+    assert scores.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", GROUP_LOSSES)
+@pytest.mark.parametrize("where", ["scores", "gains"])
+def test_a_nan_gives_a_nan_group_loss(name, where):
+    scores, gains = batch(4)
+    (scores if where == "scores" else gains)[3] = math.nan
+    assert reduce(GROUP_LOSSES[name].function(scores, sizes=SIZES, gains=gains)).isnan()
+
+
+@pytest.mark.parametrize("name", GROUP_LOSSES)
+def test_groups_of_equal_gains_pull_scores_together(name):
+    scores = torch.tensor([1.0, 0.0, -1.0], requires_grad=True)
+    GROUP_LOSSES[name].function(scores, sizes=[3], gains=torch.zeros(3)).sum().backward()
+    assert scores.grad[0] > 0 > scores.grad[2]
+    assert scores.grad.sum().abs() < 1e-6
+
+
+def test_all_pairs_with_a_preference_per_pair():
+    scores, gains = batch(5)
+    left, right = pair_indices(SIZES)
+    hard = (gains[left] > gains[right]).double()
+    by_gain = all_pairs(scores, sizes=SIZES, gains=gains)
+    torch.testing.assert_close(all_pairs(scores, sizes=SIZES, preference=hard), by_gain)
+    exact = torch.sigmoid(scores[left] - scores[right])
+    scores.requires_grad_()
+    all_pairs(scores, sizes=SIZES, preference=exact).sum().backward()
+    assert scores.grad.abs().max() < 1e-12  # the model's own probabilities are the minimum
+
+
+def test_pair_indices_follow_combinations():
+    left, right = pair_indices([3, 2])
+    assert list(zip(left.tolist(), right.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2), (3, 4)]
+    assert pair_indices([])[0].shape == (0,)
+
+
+def test_bf16_scores_give_fp32_losses():
+    scores, gains = batch(6)
+    for loss in GROUP_LOSSES.values():
+        assert loss.function(scores.bfloat16(), sizes=SIZES, gains=gains).dtype == torch.float32
+
+
+def test_bad_groups_are_refused():
+    scores, gains = batch()
+    for sizes in ([], [1, 13], [14, 1], [13]):
+        with pytest.raises(TaskHeadsError, match="group sizes"):
+            plackett_luce(scores, sizes=sizes, gains=gains)
+    with pytest.raises(TaskHeadsError, match="gains"):
+        plackett_luce(scores, sizes=SIZES, gains=gains[:-1])
+    for extra in ({}, {"gains": gains, "preference": torch.ones(20)}):
+        with pytest.raises(TaskHeadsError, match="exactly one"):
+            all_pairs(scores, sizes=SIZES, **extra)
+    with pytest.raises(TaskHeadsError, match="preference"):
+        all_pairs(scores, sizes=SIZES, preference=torch.ones(3))
+    with pytest.raises(TaskHeadsError, match="plackett_luce, all_pairs"):
+        resolve_group_loss("listnet")
+
+
+def test_every_group_row_documents_itself():
+    for name, loss in GROUP_LOSSES.items():
+        assert resolve_group_loss(name) is loss
+        assert loss.name == name == loss.function.__name__
+        assert "| input | shape |" in loss.function.__doc__
+        assert "Source:" in loss.function.__doc__
