@@ -1,0 +1,209 @@
+"""A source -> rows: a file, a folder of files, a data set id of the Hugging Face Hub or ModelScope.
+
+Design:
+- An existing local path always wins over an id. What is neither is refused with near names, so that a
+  misspelt path is never looked up on a hub.
+- The kind of a file is its suffix; the content must agree (`parsers.py`).
+- A folder is read flat, sorted by name, links to other files included. Names such as `train.jsonl`,
+  `pairs_dev.csv` or `test-00000-of-00002.parquet` are split files: where a folder holds several splits,
+  `split` must say which. Reading train and test together by accident is the worst that could happen here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterator
+
+from qwen_task_heads.data.hub_sets import (
+    canonical_split,
+    error_at,
+    first_few,
+    open_huggingface,
+    open_modelscope,
+    split_name,
+)
+from qwen_task_heads.data.parsers import FileProblem, Row, TextRow, read_json, read_jsonl, wrong_kind
+from qwen_task_heads.data.tables import read_csv, read_parquet, read_tsv
+from qwen_task_heads.errors import TaskHeadsError, shorten
+
+__all__ = ["HUBS", "KINDS", "FileProblem", "Row", "TextRow", "open_source", "read_rows"]
+
+KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+PARSERS: dict[str, Callable[[str], Iterator[Row]]] = {
+    "jsonl": read_jsonl,
+    "json": read_json,
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "parquet": read_parquet,
+}
+HUBS = ("huggingface", "modelscope")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
+SUFFIXES = "accepted: " + ", ".join(KINDS)
+
+
+def read_rows(source: str, *, split: str | None = None, hub: str = "huggingface") -> Iterator[Row]:
+    """Read all rows of a source, in order.
+
+    Args:
+        source: a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`), a folder of such files, a data set
+            id `owner/name`, or `modelscope:owner/name`.
+        split: `train`, `dev` (also `validation`), `test`, or another split name of a hub data set.
+            None reads the only split there is.
+        hub: where ids without a prefix are looked up, `huggingface` or `modelscope`.
+
+    Yields:
+        `(source, dict)`, or `(source, Problem)` for a row that cannot be read; the problem is a
+        `FileProblem` where a whole file is at fault.
+
+    Raises:
+        TaskHeadsError: the source, the split or the hub does not exist or cannot be fetched.
+
+    Example:
+        >>> import os, tempfile
+        >>> from qwen_task_heads.data.formats import read_rows
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "rows.csv")
+        ...     _ = open(path, "w").write("label,text\\n1,hello\\n")
+        ...     [row for _, row in read_rows(path)]
+        [{'label': '1', 'text': 'hello'}]
+    """
+    for _, rows in open_source(source, split=split, hub=hub):
+        yield from rows
+
+
+def open_source(
+    source: str, *, split: str | None = None, hub: str = "huggingface"
+) -> list[tuple[str, Iterator[Row]]]:
+    """Like `read_rows`, one `(name, rows)` per file, because columns are checked file by file."""
+    source = os.fspath(source)
+    if hub not in HUBS:
+        raise error_at("hub", f"found {shorten(hub)}", f"accepted: {', '.join(HUBS)}", "choose one of them")
+    if os.path.isdir(source):
+        return [(path, _read_path(path)) for path in _folder_files(source, split)]
+    if os.path.exists(source):
+        _check_file_split(source, split)
+        return [(source, _read_path(source))]
+    if source.startswith("modelscope:"):
+        source, hub = source.removeprefix("modelscope:"), "modelscope"
+    elif not _looks_like_id(source):
+        raise _not_there(source)
+    if not HUB_ID.fullmatch(source):
+        raise error_at(source, "no data set id", "accepted: owner/name", "check the id")
+    return [open_modelscope(source, split) if hub == "modelscope" else open_huggingface(source, split)]
+
+
+def _read_path(path: str) -> Iterator[Row]:
+    kind = KINDS.get(os.path.splitext(path)[1].lower())
+    if kind is None:
+        suffix = os.path.splitext(path)[1]
+        found = f"the suffix {shorten(suffix)}" if suffix else "no suffix"
+        yield path, FileProblem(path, found, SUFFIXES, "unpack, convert or rename the file")
+    elif not os.path.isfile(path):  # a pipe would block, a link in a circle has no content
+        found = "a broken link" if os.path.islink(path) else "no regular file"
+        yield path, FileProblem(path, found, "accepted: regular files", "remove it or replace it")
+    else:
+        yield from _read_file(path, kind)
+
+
+def _read_file(path: str, kind: str) -> Iterator[Row]:
+    """Read one file.
+
+    Args:
+        path: as the user gave it; it stands in every source.
+        kind: `jsonl`, `json`, `csv`, `tsv` or `parquet`.
+
+    Yields:
+        `(source, dict)` or `(source, Problem)`; a `FileProblem` where the whole file is at fault.
+    """
+    try:
+        problem = wrong_kind(path, kind)
+        if problem:
+            yield path, problem
+            return
+        yield from PARSERS[kind](path)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        yield (
+            path,
+            FileProblem(
+                path,
+                f"cannot be read ({reason})",
+                "accepted: a readable file",
+                "check the path and its rights",
+            ),
+        )
+
+
+def _folder_files(folder: str, split: str | None) -> list[str]:
+    names = sorted(
+        name
+        for name in os.listdir(folder)
+        if os.path.splitext(name)[1].lower() in KINDS and not name.startswith((".", "_"))
+    )
+    if not names:
+        found = "the folder holds no file that can be read"
+        raise error_at(
+            folder, found, SUFFIXES, "name the folder that holds the files itself, or convert them"
+        )
+    by_split: dict[str | None, list[str]] = {}
+    for name in names:
+        by_split.setdefault(split_name(name), []).append(name)
+    stated = sorted(key for key in by_split if key is not None)
+    if split is None:
+        if len(stated) > 1:
+            found = f"the folder holds several splits ({', '.join(stated)})"
+            raise error_at(folder, found, "accepted: one split at a time", "name one, such as split='train'")
+        chosen = names
+    else:
+        wanted = canonical_split(split)
+        chosen = by_split.get(wanted, [])
+        if not stated and wanted == "train":
+            chosen = names  # without split files, all of a folder is for training
+        if not chosen:
+            found = f"no file for the split {shorten(split)} (files: {first_few(names)})"
+            remedy = f"add {split}.jsonl, or name another split"
+            raise error_at(folder, found, "accepted: names with train, dev or test", remedy)
+    return [os.path.join(folder, name) for name in chosen]
+
+
+def _check_file_split(path: str, split: str | None) -> None:
+    """A file is one split: the one in its name, else train."""
+    stated = split_name(os.path.basename(path)) or "train"
+    if split is not None and canonical_split(split) != stated:
+        found = f"the split {shorten(split)} of a single file"
+        raise error_at(
+            path, found, f"accepted: {stated!r}, or none", "name the file of that split, or a folder"
+        )
+
+
+def _looks_like_id(source: str) -> bool:
+    """`owner/name`, unless it reads like a misspelt path: a known suffix, or a folder for an owner."""
+    if not HUB_ID.fullmatch(source) or os.path.splitext(source)[1].lower() in KINDS:
+        return False
+    return not os.path.isdir(source.split("/", 1)[0])
+
+
+def _not_there(source: str) -> TaskHeadsError:
+    folder = os.path.dirname(source) or "."
+    name = os.path.basename(source)
+    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    near = difflib.get_close_matches(name[:200], there[:10_000], n=3, cutoff=0.6) if len(name) < 256 else []
+    found = "there is no such file or folder"
+    if os.path.islink(source):
+        found = "a broken link"
+    elif not os.path.isdir(folder):
+        found += f", and no folder {shorten(folder, 120)}"
+    remedy = f"did you mean {first_few(near)}?" if near else "check the path"
+    if not near and there:
+        remedy += f"; the folder holds {first_few(there)}"
+    accepted = "accepted: an existing path, a data set id owner/name, or modelscope:owner/name"
+    return error_at(source if len(source) < 300 else source[:299] + "…", found, accepted, remedy)

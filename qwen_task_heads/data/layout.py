@@ -1,0 +1,135 @@
+"""The columns of a file -> its kind, and what is misspelt or missing in all of it.
+
+Design:
+- The kind of a file (pairs or arms) is told by its columns, once per file. A required column that no row
+  has, and a column that looks like a misspelt accepted one, is one problem of the file, not one per row.
+- Other columns are left alone: real files carry ids and dates. A column counts as misspelt when it is
+  nearly an accepted one which the file lacks (`wieght`, `Chosen`, `chosen_votes`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from qwen_task_heads.data.parsers import FileProblem
+from qwen_task_heads.errors import shorten
+
+GROUP = ("group_id", "test_id", "group")  # the first that a row has
+VOTES = ("votes_chosen", "votes_rejected")
+CLICKS = ("chosen_clicks", "chosen_impressions", "rejected_clicks", "rejected_impressions")
+PAIR_COLUMNS = (
+    "chosen",
+    "rejected",
+    "prompt",
+    "margin",
+    "weight",
+    "preference",
+    *VOTES,
+    "votes_skip",
+    *CLICKS,
+    *GROUP,
+)
+HEADLINE = ("headline", "title")
+ARM_COLUMNS = (*HEADLINE, "impressions", "clicks", "prompt", *GROUP)
+MAX_HINTS = 200  # a hostile file may hold 100,000 columns; did-you-mean looks at so many
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the columns of one file say: its kind, and what is wrong with all of its rows at once.
+
+    Args:
+        kind: `pairs`, `arms`, or "" where the columns name neither.
+        problems: problems of the file.
+        near: misspelt column -> the accepted column it resembles.
+        absent: accepted columns that no row has.
+    """
+
+    kind: str
+    problems: tuple[FileProblem, ...]
+    near: dict[str, str]
+    absent: frozenset[str]
+
+
+def read_layout(where: str, columns: Collection[str]) -> Layout:
+    """Tell the kind of a file from the columns its rows have, all rows together.
+
+    Args:
+        where: the first row, for messages.
+        columns: every column that stands in some row.
+    """
+    names = [name for name in columns if 0 < len(name) <= 40][:MAX_HINTS]
+    near = {kind: _near(names, accepted, columns) for kind, accepted in _ACCEPTED.items()}
+    arms = "headline" in columns or {"impressions", "clicks"} & set(columns)
+    if "chosen" in columns or "rejected" in columns:
+        kind = "pairs"
+    elif arms:
+        kind = "arms"
+    else:
+        kind = max(near, key=lambda name: len(near[name]))
+        kind = kind if near[kind] else ""
+    shown = ", ".join(sorted(columns)[:12]) + (", …" if len(columns) > 12 else "")
+    if not kind:
+        accepted = f"accepted: {', '.join(PAIR_COLUMNS)}; or arms with {', '.join(ARM_COLUMNS)}"
+        problem = FileProblem(
+            where, f"no known column (columns: {shorten(shown, 200)})", accepted, "rename the columns"
+        )
+        return Layout("", (problem,), {}, frozenset())
+    accepted_columns = _ACCEPTED[kind]
+    absent = frozenset(accepted_columns) - set(columns)
+    problems = []
+    hints = near[kind]
+    for needed in _missing_sets(kind, columns):
+        hint = next((name for name, target in hints.items() if target in needed), None)
+        remedy = f"did you mean {needed[0]!r} by {hint!r}? rename it" if hint else "add or rename the column"
+        found = f"no row has {' or '.join(map(repr, needed))} (columns: {shorten(shown, 200)})"
+        problems.append(FileProblem(where, found, f"accepted: {', '.join(accepted_columns)}", remedy))
+    named = {name for needed in _missing_sets(kind, columns) for name in needed}
+    for name, target in hints.items():
+        if target in absent and target not in named:
+            found, accepted = f"unknown column {name!r}", f"accepted: {', '.join(accepted_columns)}"
+            problems.append(
+                FileProblem(where, found, accepted, f"did you mean {target!r}? rename it, or drop it")
+            )
+    return Layout(kind, tuple(problems), hints, absent)
+
+
+_ACCEPTED = {"pairs": PAIR_COLUMNS, "arms": ARM_COLUMNS}
+
+
+def _missing_sets(kind: str, columns: Collection[str]) -> list[tuple[str, ...]]:
+    """Sets of columns of which the file has none; evidence counts as needed once a part of it is there."""
+    if kind == "arms":
+        needed: list[tuple[str, ...]] = [HEADLINE, ("impressions",), ("clicks",), GROUP]
+    else:
+        needed = [("chosen",), ("rejected",)]
+        for evidence in (VOTES, CLICKS):
+            if any(name in columns for name in evidence):
+                needed += [(name,) for name in evidence]
+    return [names for names in needed if not any(name in columns for name in names)]
+
+
+def _near(names: list[str], accepted: tuple[str, ...], columns: Collection[str]) -> dict[str, str]:
+    result = {}
+    plain = {_plain(name): name for name in accepted}
+    for name in names:
+        if name in accepted:
+            continue
+        match = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.85)
+        target = plain[match[0]] if match else None
+        if target is None:  # the words in another order: chosen_votes
+            words = sorted(_plain(name).split("_"))
+            target = next((known for known in accepted if sorted(known.split("_")) == words), None)
+        # `title` beside `headline`, or `group` beside `test_id`, are alternatives that nobody misses.
+        alternatives = next((names for names in (GROUP, HEADLINE) if target in names), (target,))
+        if target is not None and (
+            len(alternatives) == 1 or not any(other in columns for other in alternatives)
+        ):
+            result[name] = target
+    return result
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold().replace("-", "_").replace(" ", "_")

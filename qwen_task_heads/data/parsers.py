@@ -1,0 +1,244 @@
+"""One JSONL or JSON file -> rows, and what all kinds of files share (`tables.py` has the others).
+
+Design:
+- A row is `(source, dict)`, or `(source, Problem)` where it cannot be read; nothing else comes out of
+  here and no foreign exception leaves it. Line-based files name the line (`train.jsonl:17`), the others
+  the row, counted from 1 (`train.parquet:row 17`).
+- A defect of the whole file (wrong kind, unreadable) is a `FileProblem`: one message, not one per line,
+  and `bad_rows="skip"` never passes over it.
+- Text is UTF-8, with or without a byte order mark. Guessing an encoding trains on mojibake without a word.
+- A JSON `null` stays `None` and is refused where it is used.
+- Memory: one line at a time for JSONL, the whole file for JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from qwen_task_heads.errors import Problem, shorten
+
+Row = tuple[str, "dict[str, Any] | Problem"]
+
+MAX_LINE_BYTES = 16 * 2**20  # no title is longer; a line without an end must not fill the memory
+MAX_JSON_BYTES = 2**30  # a JSON document is held whole, several times over
+SYNTAX_FAILURES = 20  # so many bad lines and not one good: the file is of another kind
+MAGIC = {
+    b"\x1f\x8b": "a gzip archive",
+    b"PK\x03\x04": "a zip archive or an Excel workbook",
+    b"PAR1": "a Parquet file",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+    b"SQLite format 3": "an SQLite database",
+}
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class FileProblem(Problem):
+    """A defect of a whole file; never skipped."""
+
+
+class TextRow(dict[str, Any]):
+    """A row of CSV or TSV: every value is text, numbers are still to be parsed."""
+
+
+class _DuplicateKeys(dict[str, Any]):
+    """A JSON object in which a key stood twice; `key` is the first such key."""
+
+    key = ""
+
+
+def wrong_kind(path: str, kind: str) -> FileProblem | None:
+    """Look at the first 4 KiB, so that a file of another kind is named once and not line by line."""
+    with open(path, "rb") as stream:
+        head = stream.read(4096)
+    if not head:
+        return FileProblem(path, "the file is empty", "accepted: at least one row", "check what wrote it")
+    accepted = "accepted: " + ("a Parquet file" if kind == "parquet" else f"UTF-8 text in {kind.upper()}")
+    found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+    if kind == "parquet":
+        if found == "a Parquet file":
+            return None
+        found = found or "no Parquet file (it does not start with 'PAR1')"
+        return FileProblem(
+            path, f"found {found}", accepted, "give the file the suffix of its kind, or convert it"
+        )
+    control = sum(byte < 32 and byte not in b"\t\n\r\f" for byte in head)
+    if found is None and control > len(head) // 20:
+        found = "binary data"
+    if found:
+        return FileProblem(
+            path, f"found {found}", accepted, "unpack or convert it, and keep the suffix of its kind"
+        )
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    first = text.split(b"\n", 1)[0].strip()
+    if kind == "jsonl" and (first in (b"{", b"[", b"[]") or re.match(rb"\[\s*\{", text)):
+        found = "one JSON document over the whole file, not one object per line"
+        return FileProblem(
+            path, f"found {found}", accepted, "rename it to .json, or write one object per line"
+        )
+    if kind in ("csv", "tsv") and first[:1] in (b"{", b"["):
+        return FileProblem(path, "found JSON", accepted, "rename it to .json or .jsonl")
+    return None
+
+
+def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines with their ends; of a line over the limit, the first `MAX_LINE_BYTES` + 1 bytes."""
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        rest = line
+        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = stream.readline(MAX_LINE_BYTES + 1)
+        yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+def line_too_long(where: str) -> Problem:
+    """The problem of a line over the limit."""
+    limit = f"accepted: at most {MAX_LINE_BYTES:,} bytes in a line"
+    return Problem(where, "the line is too long", limit, "cut the text, or check for missing line ends")
+
+
+def bad_byte(where: str, byte: int, position: int) -> Problem:
+    """The problem of a byte that is not UTF-8; `position` counts from 1."""
+    found = f"byte 0x{byte:02x} at position {position:,} of the line is not UTF-8"
+    return Problem(where, found, "accepted: UTF-8", "save the file as UTF-8")
+
+
+def read_jsonl(path: str) -> Iterator[Row]:
+    """Rows of a file with one JSON object per line; blank lines are passed over."""
+    held: list[tuple[str, Problem]] = []  # errors before the first good line: maybe a file of another kind
+    good = False
+    with open(path, "rb") as stream:
+        for number, line in numbered_lines(stream):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            row = _json_line(where, line)
+            if isinstance(row, Problem) and not good:
+                held.append((where, row))
+                continue
+            good = True
+            yield from held
+            held.clear()
+            yield where, row
+    if not good and not held:
+        problem = FileProblem(
+            path, "the file holds no rows", "accepted: at least one row", "check what wrote it"
+        )
+        yield path, problem
+    if len(held) < SYNTAX_FAILURES:
+        yield from held
+        return
+    where, first = held[0]
+    found = f"not one of {len(held):,} lines is a JSON object (the first: {first.found})"
+    accepted = "accepted: one JSON object per line"
+    yield where, FileProblem(where, found, accepted, "give the file the suffix of its kind, or convert it")
+
+
+def _json_line(where: str, line: bytes) -> dict[str, Any] | Problem:
+    if len(line) > MAX_LINE_BYTES:
+        return line_too_long(where)
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return bad_byte(where, line[error.start], error.start + 1)
+    value = _parse_json(where, text)
+    if isinstance(value, Problem) and not line.endswith(b"\n"):
+        return Problem(
+            where, f"the last line is cut off or malformed: {value.found}", value.accepted, value.remedy
+        )
+    return value if isinstance(value, Problem) else _check_object(where, value)
+
+
+def _parse_json(where: str, text: str) -> Any:
+    """The value, or a Problem; duplicate keys are only marked here, because their row is not known yet."""
+    accepted = "accepted: valid JSON"
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno:,}" if error.lineno == 1 else f"line {error.lineno:,}"
+        return Problem(where, f"not JSON at {place}: {error.msg}", accepted, "correct the syntax")
+    except RecursionError:
+        return Problem(where, "JSON nested too deeply", accepted, "write plain rows of columns")
+    except ValueError:  # the only one left: an integer of more than 4,300 digits
+        return Problem(where, "a number with too many digits", accepted, "correct the number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) == len(pairs):
+        return result
+    marked = _DuplicateKeys(result)
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            marked.key = key
+            break
+        seen.add(key)
+    return marked
+
+
+def _check_object(where: str, value: Any) -> dict[str, Any] | Problem:
+    """Refuse what is no object, duplicate keys and lone surrogates, at any depth."""
+    if not isinstance(value, dict):
+        found = f"found {shorten(value)}" if not isinstance(value, list) else "found a JSON array"
+        return Problem(where, found, "accepted: a JSON object of columns", "write each row as an object")
+    stack: list[Any] = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, _DuplicateKeys):
+            found = f"the key {shorten(item.key)} stands twice"
+            return Problem(where, found, "accepted: every key once", "keep one of the two")
+        if isinstance(item, dict):
+            stack.extend(item.keys())
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+        elif isinstance(item, str) and LONE_SURROGATE.search(item):
+            surrogate = ord(LONE_SURROGATE.search(item).group())  # type: ignore[union-attr]
+            found = f"a lone surrogate (\\u{surrogate:04x}), which is no character"
+            return Problem(where, found, "accepted: whole characters", "write the text again from its origin")
+    return value
+
+
+def read_json(path: str) -> Iterator[Row]:
+    """Rows of a file that is one JSON array, or one object around an array; numbered from 1."""
+    accepted = "accepted: an array of objects, or an object with one such array"
+    if os.path.getsize(path) > MAX_JSON_BYTES:
+        yield (
+            path,
+            FileProblem(path, f"over {MAX_JSON_BYTES:,} bytes", accepted, "write JSONL, read line by line"),
+        )
+        return
+    with open(path, "rb") as stream:
+        content = stream.read().removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start)
+        position = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
+        bad = bad_byte(f"{path}:{line + 1}", content[error.start], position)
+        yield path, FileProblem(bad.where, bad.found, bad.accepted, bad.remedy)
+        return
+    value = _parse_json(path, text)
+    if isinstance(value, Problem):
+        remedy = "rename it to .jsonl if each line is one object, or correct the syntax"
+        yield path, FileProblem(path, value.found, accepted, remedy)
+        return
+    if isinstance(value, dict) and not isinstance(value, _DuplicateKeys):
+        arrays = [item for item in value.values() if isinstance(item, list)]
+        value = arrays[0] if len(arrays) == 1 else value
+    if not isinstance(value, list):
+        found = "found an object" if isinstance(value, dict) else f"found {shorten(value)}"
+        yield path, FileProblem(path, found, accepted, "write the rows as one array, or as JSONL")
+        return
+    for number, item in enumerate(value, start=1):
+        where = f"{path}:row {number}"
+        yield where, _check_object(where, item)
