@@ -1,0 +1,251 @@
+"""Stops and call-outs of a training run: numbers not finite, labels that look swapped, lost processes.
+
+Trainer hides each of these. A NaN loss is logged as the average of the others (`logging_nan_inf_filter`),
+clipping then makes NaN of every gradient, and the run ends with exit code 0. A file with chosen and
+rejected exchanged trains without a sign. `accelerate launch --cpu --num_processes 2` runs one process.
+The checks are plain methods and functions, so that a trainer subclass, a callback or a test can call them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from ..errors import Problem, TaskHeadsError
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.get_logger(__name__)
+
+ROWS_SHOWN = 10  # sources named in one message
+Z_95 = 1.959964  # two-sided 95% of the normal distribution
+
+
+class NonFiniteGuard(TrainerCallback):
+    """Stops at the step whose loss, scores or gradients are NaN or infinite, before the weights change.
+
+    A callback sees neither batch nor loss: the trainer calls `check_finite` in `compute_loss`, and adds the
+    guard to its callbacks, which then checks the accumulated gradients before the optimizer step. Under
+    several processes the one that finds it raises, and the launcher ends the others.
+
+    Example:
+        >>> guard = NonFiniteGuard()
+        >>> guard.check_finite(torch.tensor(0.7), scores=torch.zeros(2, 1), sources=["train.jsonl:1"], step=1)
+    """
+
+    def __init__(self) -> None:
+        self._sources: list[str] = []  # rows of the batches accumulated since the last optimizer step
+
+    def check_finite(
+        self, loss: torch.Tensor, *, scores: torch.Tensor, sources: Sequence[str], step: int
+    ) -> None:
+        """Raise if the loss or a score is not finite, naming the rows. Call it before the backward pass.
+
+        Args:
+            loss: scalar, or the rows' losses (B,), which name a bad margin or weight exactly.
+            scores: any shape whose first dimension is a multiple of B, such as (B, C), or (2B, 1) with the
+                chosen half first.
+            sources: where each of the B rows was read, `train.jsonl:17`.
+            step: the optimizer step under way, counted from 1 (`state.global_step + 1`).
+
+        Raises:
+            TaskHeadsError: with the guilty rows, or all rows of the batch where only the mean is bad.
+        """
+        self._sources.extend(sources)
+        loss, scores = loss.detach(), scores.detach()
+        # One reduction to one number, so that a GPU waits for the host once per batch.
+        if bool(torch.isfinite(loss).all() & torch.isfinite(scores).all()):
+            return
+        rows = torch.zeros(len(sources), dtype=torch.bool)
+        if sources and scores.dim() > 0 and len(scores) % len(sources) == 0:
+            finite = torch.isfinite(scores).reshape(len(scores), -1).all(1).cpu()
+            rows |= ~finite.view(-1, len(sources)).all(0)  # (halves, B) → (B,)
+        if loss.dim() == 1 and len(loss) == len(sources):
+            rows |= ~torch.isfinite(loss).cpu()
+        named = [source for source, is_bad in zip(sources, rows.tolist(), strict=True) if is_bad]
+        what = "a score" if not bool(torch.isfinite(scores).all()) else "the loss"
+        value = scores if what == "a score" else loss
+        raise TaskHeadsError(
+            Problem(
+                _name_rows(named or list(sources)),
+                f"{what} is {_describe(value)} at step {step}, which was not applied",
+                "finite numbers",
+                "look at the margins and weights of these rows; if they are sound, lower --learning_rate",
+            )
+        )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Forget the rows of the step before."""
+        self._sources.clear()
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Check the gradients of the step; clipping has run, and turns one bad gradient into all of them."""
+        # With fp16 an overflow is normal: the gradient scaler skips the step and lowers its scale.
+        if model is None or args.fp16:
+            return
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
+            return
+        raise TaskHeadsError(
+            Problem(
+                _name_rows(self._sources),
+                f"the gradient is not finite at step {state.global_step + 1}, which was not applied",
+                "finite numbers",
+                "lower --learning_rate, or train in fp32 or bf16; resume from the last checkpoint",
+            )
+        )
+
+
+class SwappedLabelsCallback(TrainerCallback):
+    """Calls out a training file in which chosen and rejected look exchanged.
+
+    After each evaluation: if even the upper end of the accuracy's 95% Wilson interval is below one half, the
+    model has learned to rank the dev pairs backwards. Pairs of one group (an A/B test) are not independent,
+    so groups count, where they are known. A later evaluation that is not below one half withdraws the call.
+
+    Source: Wilson 1927, doi 10.1080/01621459.1927.10502953.
+
+    Args:
+        pairs: number of dev pairs.
+        groups: number of independent groups among them; None counts each pair as one.
+        metric: the accuracy's key in the evaluation's metrics.
+        stop: True ends the run with an error, for unattended runs.
+
+    Attributes:
+        finding: the sentence for the run's report, or None.
+        step: optimizer step at which it was first found, or None.
+
+    Raises:
+        TaskHeadsError: from `on_evaluate`, with `stop=True`.
+
+    Example:
+        >>> callback = SwappedLabelsCallback(pairs=466, groups=300)
+        >>> callback.finding is None
+        True
+    """
+
+    def __init__(
+        self, pairs: int, *, groups: int | None = None, metric: str = "eval_accuracy", stop: bool = False
+    ) -> None:
+        self.count = pairs if groups is None else groups
+        self.metric = metric
+        self.stop = stop
+        self.finding: str | None = None
+        self.step: int | None = None
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Judge one evaluation; those before the first step say nothing about the training file."""
+        accuracy = (metrics or {}).get(self.metric)
+        if accuracy is None or state.global_step == 0:
+            return
+        low, high = wilson_interval(accuracy, count=self.count)
+        if high >= 0.5:
+            if self.finding is not None:
+                logger.warning(f"step {state.global_step}: the dev pairs are no longer ranked backwards")
+            self.finding = self.step = None
+            return
+        problem = Problem(
+            f"{self.metric} at step {state.global_step}",
+            f"{accuracy:.3f} (95% {low:.3f} to {high:.3f}, n = {self.count}): the model ranks the dev pairs "
+            "backwards; chosen and rejected look swapped in the training file",
+            "training and dev pairs in which chosen is the preferred title",
+            "compare a few rows of both files and exchange the two columns in the wrong one",
+        )
+        if self.finding is None:
+            self.step = state.global_step
+            if state.is_world_process_zero:
+                logger.warning(str(problem))
+        self.finding = str(problem)
+        # Metrics are gathered, so that all processes find the same and stop together.
+        if self.stop:
+            raise TaskHeadsError(problem)
+
+
+def wilson_interval(share: float, *, count: int) -> tuple[float, float]:
+    """95% interval of a share observed in `count` independent trials; (0, 1) without trials.
+
+    Source: Wilson 1927, doi 10.1080/01621459.1927.10502953.
+
+    Example:
+        >>> [round(end, 3) for end in wilson_interval(0.25, count=40)]
+        [0.142, 0.402]
+    """
+    if count < 1:
+        return 0.0, 1.0
+    square = Z_95**2 / count
+    centre = (share + square / 2) / (1 + square)
+    half = (Z_95 / (1 + square)) * (share * (1 - share) / count + square / (4 * count)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def check_world(asked: int | None, *, running: int, environment: Mapping[str, str] | None = None) -> None:
+    """Refuse to train with another number of processes than was asked for.
+
+    Args:
+        asked: number of processes that the user named to the recipe, or None: then only the launcher's own
+            traces are compared.
+        running: number of processes that take part (`TrainingArguments.world_size`).
+        environment: variables set by the launcher; None reads those of this process.
+
+    Raises:
+        TaskHeadsError: with a command that starts as many processes as were asked for.
+
+    Example:
+        >>> check_world(1, running=1, environment={})
+    """
+    environment = os.environ if environment is None else environment
+    problems = []
+    wanted = asked or 2
+    remedy = (
+        f"on GPUs: accelerate launch --multi_gpu --num_processes {wanted} --num_machines 1 "
+        "--mixed_precision no --dynamo_backend no RECIPE; "
+        f"on CPUs: torchrun --nproc_per_node {wanted} RECIPE --use_cpu true"
+    )
+    if asked is not None and asked != running:
+        found = f"{running} running where {asked} were asked for"
+        problems.append(Problem("processes", found, "as many as asked for", remedy))
+    declared = environment.get("WORLD_SIZE", "")
+    if declared.isdecimal() and int(declared) != running:
+        found = f"{running} taking part where the launcher started {declared} (WORLD_SIZE)"
+        problems.append(Problem("processes", found, "one group of all processes", remedy))
+    # accelerate's one-process launcher sets a MASTER_PORT only if it was asked for more than one process, and
+    # then starts one all the same (accelerate 1.15, `prepare_simple_launcher_cmd_env`).
+    lost = "ACCELERATE_USE_CPU" in environment and "MASTER_PORT" in environment and not declared
+    if lost and asked is None:
+        found = "accelerate launch was asked for several processes and started one"
+        problems.append(Problem("processes", found, "a launch that starts them", remedy))
+    if problems:
+        raise TaskHeadsError(problems)
+
+
+def _name_rows(sources: Sequence[str]) -> str:
+    if not sources:
+        return "training batch"
+    more = f" and {len(sources) - ROWS_SHOWN} more" if len(sources) > ROWS_SHOWN else ""
+    return ", ".join(sources[:ROWS_SHOWN]) + more
+
+
+def _describe(values: torch.Tensor) -> str:
+    return "nan" if bool(torch.isnan(values).any()) else "infinite"
