@@ -9,14 +9,13 @@ swapped under the right names or a base that changed.
 
 from __future__ import annotations
 
-import json
 import shutil
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
@@ -111,8 +110,7 @@ class StrictLoading(PreTrainedModel):
                 "fetch the base, or set backbone_name_or_path to where it is",
             ) from error
         _check_keys(base, info, fresh_head=True)
-        model.load_adapter(repo, adapter_kwargs=hub)
-        _check_adapter(model, repo, hub)
+        _load_adapter(model, repo, hub)
         return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
     def save_pretrained(  # type: ignore[override]
@@ -207,21 +205,29 @@ def _check_keys(where: str, info: dict[str, Any], *, fresh_head: bool) -> None:
         raise refuse(where, shown, "exactly the tensors of the config's model", "save or fetch the model again")
 
 
-def _check_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
-    """Compare names and shapes of the adapter file with those of the adapted model."""
-    path = cached_file(repo, "adapter_model.safetensors", **hub)
-    with safe_open(path, framework="pt") as file:
-        saved = {key.removeprefix("base_model.model."): list(file.get_slice(key).get_shape()) for key in file.keys()}
-    from peft.utils import get_peft_model_state_dict
+def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
+    """Inject the adapter of `repo` and set every one of its tensors, by name, shape and value."""
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-    expected = {key: list(tensor.shape) for key, tensor in get_peft_model_state_dict(model).items()}
-    expected = {key.removeprefix("base_model.model."): shape for key, shape in expected.items()}
+    path = cached_file(repo, "adapter_model.safetensors", **hub)
+    saved = load_file(path)
+    if not any("score." in key for key in saved):
+        raise refuse(path, "no score.* tensor", "an adapter with its head", "train it with modules_to_save: score")
+    model.load_adapter(repo, adapter_kwargs=hub)
+    expected = get_peft_model_state_dict(model)
+    saved = {key.removeprefix("base_model.model."): tensor for key, tensor in saved.items()}
     info = {
         "missing_keys": expected.keys() - saved.keys(),
         "unexpected_keys": saved.keys() - expected.keys(),
-        "mismatched_keys": {key for key in expected.keys() & saved.keys() if expected[key] != saved[key]},
+        "mismatched_keys": {key for key in expected.keys() & saved.keys() if expected[key].shape != saved[key].shape},
     }
-    _check_keys(f"{repo}/adapter_model.safetensors", info, fresh_head=False)
-    if not any(key.startswith("score.") for key in saved):
-        kind = json.dumps(sorted(saved)[:3])
-        raise refuse(path, f"no score.* tensor (first: {kind})", "an adapter with its head", "train it with modules_to_save: score")
+    _check_keys(path, info, fresh_head=False)
+    # transformers 5.23 casts the adapter to the base's dtype and leaves DoRA's magnitudes at their
+    # initial values. Training had it in fp32, and PEFT's own loader sets every tensor.
+    for name, parameter in model.named_parameters():
+        if ".modules_to_save." in name or ".lora_" in name:
+            parameter.data = parameter.data.float()
+    set_peft_model_state_dict(model, saved)
+    loaded = get_peft_model_state_dict(model)
+    if wrong := [key for key in saved if not torch.equal(loaded[key].cpu(), saved[key].to(loaded[key].dtype))]:
+        raise refuse(path, f"{wrong[0]} was not loaded", "an adapter that PEFT can load", "upgrade peft")
