@@ -1,0 +1,577 @@
+"""Checks 17, 18 (of the seal) and 19: runs are killed for real and resumed by the same command.
+
+Importing trl costs seconds, so this file is also a driver: started as a script it imports once and forks one
+child per run. The children train the real `RewardTrainer`; some kill themselves at a chosen event, others
+are killed from outside when a file appears.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.training.checkpoints import (
+    SealingCallback,
+    newest_sealed,
+    open_output,
+    refuse_foreign_output,
+    resolve_resume,
+    resume_hazards,
+)
+from qwen_task_heads.training.seals import SEAL, missing_parts, seal, verify
+
+STEPS_PER_EPOCH = 7  # 25 rows, batches of 2, two batches per update: the last update of an epoch has one
+SAVE_EVERY = 4
+
+
+# --- the driver: everything down to `drive` runs in a process of its own ---
+
+
+def tiny_trainer(output: Path, *, lora: bool, callbacks: list, **changes):
+    """A RewardTrainer on a random two-layer Qwen2, with every source of randomness on."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForSequenceClassification, set_seed
+    from trl import RewardConfig, RewardTrainer
+
+    torch.set_num_threads(1)
+    set_seed(3)
+    words = {word: index for index, word in enumerate(["<pad>", "<eos>", *(f"w{i}" for i in range(62))])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")),
+        pad_token="<pad>",
+        eos_token="<eos>",
+    )
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, attention_dropout=0.1, num_labels=1,
+        pad_token_id=0,
+    )  # fmt: skip
+    rows = [
+        {
+            "chosen_ids": [2 + (7 * i + j) % 62 for j in range(3 + i % 4)],
+            "rejected_ids": [2 + i % 62, 3, 1],
+            "length": 3 + i % 4,
+        }
+        for i in range(25)
+    ]
+    settings = {
+        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 3,
+        "learning_rate": 1e-2, "warmup_steps": 3, "save_steps": SAVE_EVERY, "eval_strategy": "steps",
+        "eval_steps": SAVE_EVERY, "logging_steps": 5, "seed": 3, "max_length": None, "disable_dropout": False,
+        "use_cpu": True, "bf16": False, "activation_checkpointing": False, "report_to": "none",
+        "disable_tqdm": True, "dataloader_pin_memory": False,
+    }  # fmt: skip
+    return RewardTrainer(
+        model=Qwen2ForSequenceClassification(config),
+        args=RewardConfig(str(output), **(settings | changes)),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows[:6]),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        peft_config=LoraConfig(
+            task_type="SEQ_CLS",
+            r=2,
+            lora_dropout=0.1,
+            target_modules=["q_proj", "v_proj"],
+            modules_to_save=["score"],
+        )
+        if lora
+        else None,
+    )
+
+
+def train(output: Path, *, lora: bool, kill: dict, **changes) -> None:
+    """The command: the same call starts, and resumes, a run."""
+    from transformers import TrainerCallback
+
+    class KillsItself(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == kill.get("step_end") and state.is_world_process_zero:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def on_save(self, args, state, control, **kwargs):  # runs after Trainer's save, before the seal
+            if state.global_step == kill.get("before_seal"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if "audit" in kill:
+        event, count = kill["audit"], [0]
+
+        def hook(name, arguments):
+            if name == event and str(output) in str(arguments):
+                count[0] += 1
+                if count[0] == kill.get("nth", 1):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+    run = {"seed": 3, "data": "rows-v1"}
+    if "WORLD_SIZE" in os.environ:  # as in a recipe: the parsed arguments start the process group
+        from trl import RewardConfig
+
+        RewardConfig(str(output), use_cpu=True, bf16=False, activation_checkpointing=False)
+    checkpoint = open_output(output, kill.get("resume", "true"), run=run)
+    (output.parent / f"{output.name}.resumed").write_text(str(checkpoint and Path(checkpoint).name))
+    trainer = tiny_trainer(
+        output, lora=lora, callbacks=[KillsItself(), SealingCallback(2, run=run)], **changes
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(output))
+
+
+def run_child(output: Path, *, lora: bool, kill: dict, **changes) -> int:
+    """Fork, train, and return the exit status; negative is the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        log = os.open(f"{output}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        try:
+            train(output, lora=lora, kill=kill, **changes)
+        except BaseException:  # noqa: BLE001 - a forked child must never return into the driver
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    deadline = time.monotonic() + kill["seconds"] if "seconds" in kill else None
+    path = output / kill["path"] if "path" in kill else None
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if (path is not None and path.exists()) or (deadline is not None and time.monotonic() > deadline):
+            os.kill(child, signal.SIGKILL)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        time.sleep(0.0002)
+
+
+def digest_of_weights(output: Path) -> str:
+    return hashlib.sha256(next(output.glob("*model.safetensors")).read_bytes()).hexdigest()
+
+
+def drive(work: Path, scenarios: list[dict]) -> None:
+    import datasets
+    import peft
+    import trl
+    from trl import RewardTrainer
+
+    del datasets, peft, trl, RewardTrainer  # imported before the forks, which share them
+    results = []
+    for scenario in scenarios:
+        output, changes = work / scenario["name"], scenario.get("changes", {})
+        started = time.monotonic()
+        status = run_child(output, lora=scenario["lora"], kill=scenario["kill"], **changes)
+        result = {"name": scenario["name"], "first": status, "seconds": time.monotonic() - started}
+        if scenario["kill"]:
+            result["second"] = run_child(output, lora=scenario["lora"], kill={}, **changes)
+            result["resumed"] = Path(f"{output}.resumed").read_text()
+        ok = result.get("second", status) == 0
+        result["weights"] = digest_of_weights(output) if ok else Path(f"{output}.log").read_text()[-3000:]
+        result["left"] = sorted(path.name for path in output.iterdir())
+        results.append(result)
+    (work / "results.json").write_text(json.dumps(results, indent=1))
+
+
+def run_driver(work: Path, scenarios: list[dict]) -> dict[str, dict]:
+    """Start this file as a script and return its results by scenario."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    root = str(Path(__file__).parents[2])
+    variables["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, __file__, str(work), json.dumps(scenarios)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {result["name"]: result for result in json.loads((work / "results.json").read_text())}
+
+
+# --- check 17: killed, resumed, the same bytes ---
+
+
+def killed_runs(work: Path, kills: dict[str, tuple[bool, dict]], changes: dict) -> None:
+    scenarios = [{"name": f"reference-{lora}", "lora": lora, "kill": {}} for lora in (True, False)]
+    scenarios += [{"name": name, "lora": lora, "kill": kill} for name, (lora, kill) in kills.items()]
+    results = run_driver(work, [scenario | {"changes": changes} for scenario in scenarios])
+    for name, (lora, _) in kills.items():
+        result, reference = results[name], results[f"reference-{lora}"]
+        assert result["first"] == -signal.SIGKILL, f"{name} was not killed"
+        assert result["second"] == 0, result["weights"]
+        assert result["weights"] == reference["weights"], f"{name}, resumed from {result['resumed']}, differs"
+        assert result["left"] == reference["left"], f"{name} left other files"
+
+
+def test_killed_runs_resume_to_the_same_bytes(tmp_path):
+    """Before any checkpoint, in mid-save, between save and seal, and while an old checkpoint is deleted."""
+    killed_runs(
+        tmp_path,
+        {
+            "before-any-checkpoint": (False, {"step_end": 2}),
+            "in-mid-save": (False, {"path": "checkpoint-8/optimizer.pt"}),
+            "saved-but-not-sealed": (True, {"before_seal": 8}),
+            "rotating": (True, {"audit": "shutil.rmtree"}),
+        },
+        {"num_train_epochs": 2},
+    )
+
+
+@pytest.mark.slow
+def test_killed_runs_resume_to_the_same_bytes_sweep(tmp_path):
+    """Every kind of instant, LoRA and full, over three epochs and at their boundaries."""
+    kills = [{"step_end": step} for step in (1, 3, 7, 9, 14, 15, 20)]
+    kills += [{"before_seal": step} for step in (4, 12, 20)]
+    kills += [
+        {"path": f"checkpoint-8/{name}"} for name in ("trainer_state.json", "scheduler.pt", "rng_state.pth")
+    ]
+    kills += [{"path": "checkpoint-4/README.md"}, {"path": "checkpoint-12/seal.json.tmp"}]
+    kills += [{"path": "checkpoint-16/seal.json"}, {"audit": "os.rename", "nth": 2}, {"audit": "os.remove"}]
+    kills += [{"seconds": seconds / 10} for seconds in (2, 5, 8, 11)]
+    named = {f"{lora}-{n}": (lora, kill) for lora in (True, False) for n, kill in enumerate(kills)}
+    killed_runs(tmp_path, named, {})
+
+
+@pytest.mark.slow
+def test_each_hazard_is_one_and_the_defaults_are_none(tmp_path):
+    """The settings that `resume_hazards` names do change the weights: nobody is warned for nothing."""
+    changes = {
+        "evaluation after the save": {"eval_strategy": "epoch", "save_steps": STEPS_PER_EPOCH},
+        "order from the global RNG": {"accelerator_config": {"use_seedable_sampler": False}},
+        "length groups": {"train_sampling_strategy": "group_by_length", "remove_unused_columns": False},
+        "no skipping": {"ignore_data_skip": True},
+    }
+    scenarios = []
+    for name, change in changes.items():
+        assert len(resume_hazards(arguments(tmp_path, **change))) == 1
+        scenarios.append({"name": f"{name}, whole", "lora": False, "kill": {}, "changes": change})
+        scenarios.append({"name": name, "lora": False, "kill": {"step_end": 10}, "changes": change})
+    results = run_driver(tmp_path, scenarios)
+    for name in changes:
+        assert results[name]["second"] == 0
+        assert results[name]["weights"] != results[f"{name}, whole"]["weights"]
+
+
+def arguments(folder: Path, **changes):
+    from transformers import TrainingArguments
+
+    return TrainingArguments(str(folder), use_cpu=True, report_to="none", save_total_limit=None, **changes)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed(tmp_path):
+    """Both ranks' RNG states are sealed, and a killed rank 0 takes nobody's work with it."""
+    variables = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+
+    def launch(output: Path, kill: dict, processes: int = 2) -> subprocess.CompletedProcess:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+        ]
+        command += [__file__, "--train", str(output), json.dumps(kill)]
+        return subprocess.run(
+            command, env=variables, capture_output=True, text=True, check=False, timeout=200
+        )
+
+    whole = launch(tmp_path / "whole", {})
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert launch(tmp_path / "killed", {"step_end": 6}).returncode != 0
+    sealed = newest_sealed(tmp_path / "killed")
+    assert sealed.name == "checkpoint-4"
+    assert {"rng_state_0.pth", "rng_state_1.pth"} < set(json.loads((sealed / SEAL).read_text())["files"])
+    alone = launch(tmp_path / "killed", {}, processes=1)
+    assert alone.returncode != 0
+    assert "processes = 2, running with 1" in alone.stderr
+    resumed = launch(tmp_path / "killed", {})
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert (tmp_path / "killed.resumed").read_text() == "checkpoint-4"
+    assert digest_of_weights(tmp_path / "killed") == digest_of_weights(tmp_path / "whole")
+    foreign = launch(tmp_path / "whole", {"resume": "false"})  # both ranks refuse, neither hangs
+    assert foreign.returncode != 0
+    assert foreign.stderr.count("already holds") >= 2
+
+
+def test_hazards(tmp_path):
+    assert resume_hazards(arguments(tmp_path)) == []
+    assert resume_hazards(arguments(tmp_path, eval_strategy="epoch", save_strategy="epoch")) == []
+    assert [problem.where for problem in resume_hazards(arguments(tmp_path, save_only_model=True))] == [
+        "--save_only_model"
+    ]
+    stopping = resume_hazards(arguments(tmp_path), early_stopping=True)
+    assert [problem.where for problem in stopping] == ["--restore_callback_states_from_checkpoint"]
+
+
+# --- check 19: every file of a checkpoint, damaged in turn ---
+
+FILES = {
+    "model.safetensors": b"weights" * 40,
+    "optimizer.pt": b"moments" * 90,
+    "scheduler.pt": b"schedule",
+    "rng_state.pth": b"random",
+    "trainer_state.json": b"{}",
+    "nested/adapter/adapter_config.json": b"{}",
+}
+
+
+def make_checkpoint(folder: Path, *, without: str = "", sealed: bool = True) -> Path:
+    for name, content in FILES.items():
+        if name != without:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    if sealed:
+        seal(folder)
+    return folder
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "removed":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(content[:-1])
+    elif how == "emptied":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+@pytest.mark.parametrize("how", ["removed", "cut", "emptied", "flipped"])
+@pytest.mark.parametrize("name", [*FILES, SEAL])
+def test_damage_is_named_and_passed_over(tmp_path, caplog, name, how):
+    older = make_checkpoint(tmp_path / "checkpoint-9")
+    newer = make_checkpoint(tmp_path / "checkpoint-10")
+    damage(newer / name, how)
+    assert name in "".join(problem.where for problem in verify(newer))
+    assert newest_sealed(tmp_path) == older  # 9 < 10 as numbers, not as text
+    assert f"{newer} is passed over" in caplog.text
+    assert resolve_resume("true", tmp_path) == str(older)
+    with pytest.raises(TaskHeadsError, match=str(newer)):
+        resolve_resume(str(newer), tmp_path)
+    damage(older / name, how)
+    with pytest.raises(
+        TaskHeadsError
+    ):  # nothing sound is left, and something unsound is: no silent fresh start
+        resolve_resume("true", tmp_path)
+
+
+def test_files_added_after_sealing(tmp_path):
+    folder = make_checkpoint(tmp_path / "checkpoint-1")
+    (folder / "notes.txt").write_text("a note harms nobody")
+    assert verify(folder) == []
+    (folder / "adapter_model.safetensors").write_bytes(b"Trainer would load this")
+    assert [problem.found for problem in verify(folder)] == ["the file was added after sealing"]
+
+
+@pytest.mark.parametrize(
+    "part", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+def test_missing_parts_are_named(tmp_path, part):
+    folder = make_checkpoint(tmp_path / "checkpoint-1", without=part)
+    wanted = "weights" if part == "model.safetensors" else part
+    assert [wanted in problem.found for problem in missing_parts(folder)] == [True]
+    with pytest.raises(TaskHeadsError, match=wanted):  # sealed by hand, and still not fit to resume from
+        resolve_resume(str(folder), tmp_path)
+    only = missing_parts(folder, weights_only=True)
+    assert bool(only) is (part in ("model.safetensors", "trainer_state.json"))
+
+
+def test_two_processes_need_two_rng_states(tmp_path):
+    folder = make_checkpoint(tmp_path / "checkpoint-1", sealed=False)
+    (folder / "rng_state_0.pth").write_bytes(b"random")
+    assert [problem.found for problem in missing_parts(folder, processes=2)] == ["rng_state_1.pth is missing"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b'{"format": 1}',
+        b'{"format": 2, "processes": 1, "run": {}, "files": {}}',
+        b"\xff",
+    ],
+)
+def test_damaged_seals(tmp_path, text):
+    folder = make_checkpoint(tmp_path / "checkpoint-1")
+    (folder / SEAL).write_bytes(text)
+    assert len(verify(folder)) == 1
+
+
+# --- check 18, as far as the seal: writes that fail ---
+
+
+def test_full_disk_leaves_no_seal_and_names_path_and_bytes(tmp_path, monkeypatch):
+    """The k-th fsync or rename fails, for every k: no seal, no temporary file, the older one verifies."""
+    older = make_checkpoint(tmp_path / "checkpoint-1")
+    real = {"fsync": os.fsync, "replace": os.replace}
+    calls, failing = [0], [1]
+
+    def fail(name):
+        def call(*arguments):
+            calls[0] += 1
+            if calls[0] == failing[0]:
+                raise OSError(28, os.strerror(28))
+            return real[name](*arguments)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(os, name, fail(name))
+    messages = []
+    while True:
+        newer = make_checkpoint(tmp_path / f"checkpoint-{failing[0] + 1}", sealed=False)
+        calls[0] = 0
+        try:
+            seal(newer)
+        except TaskHeadsError as error:
+            messages.append(str(error))
+            assert not (newer / f"{SEAL}.tmp").exists()
+            assert verify(older) == []
+            assert str(newer) in messages[-1]
+            assert "No space left on device" in messages[-1]
+            assert "free some space" in messages[-1]
+            failing[0] += 1
+        else:
+            break
+    assert len(messages) == len(FILES) + 4  # each file, the seal, its rename, its folder and the one above
+    assert sum("bytes wanted" in message for message in messages) == 4
+    assert all(verify(folder) == [] for folder in tmp_path.iterdir() if (folder / SEAL).exists())
+
+
+# --- which checkpoint, which folder ---
+
+
+@pytest.mark.parametrize("value", [None, False, "false", "False", "none", ""])
+def test_no_resume(tmp_path, value):
+    make_checkpoint(tmp_path / "checkpoint-1")
+    assert resolve_resume(value, tmp_path) is None
+
+
+@pytest.mark.parametrize("value", [True, "true", "True", "auto"])
+def test_resume_from_the_newest(tmp_path, value):
+    make_checkpoint(tmp_path / "checkpoint-1")
+    newest = make_checkpoint(tmp_path / "checkpoint-2")
+    make_checkpoint(tmp_path / "checkpoint-3", sealed=False)
+    assert resolve_resume(value, tmp_path) == str(newest)
+    assert resolve_resume(str(tmp_path / "checkpoint-1"), tmp_path) == str(tmp_path / "checkpoint-1")
+
+
+def test_resume_in_an_empty_folder_starts_afresh_and_says_so(tmp_path, caplog):
+    assert resolve_resume("true", tmp_path / "new") is None
+    assert "starts from the beginning" in caplog.text
+
+
+def test_another_command_does_not_resume(tmp_path):
+    folder = make_checkpoint(tmp_path / "checkpoint-1", sealed=False)
+    seal(folder, processes=1, run={"seed": 1, "data": "a", "gone": 1})
+    assert resolve_resume("true", tmp_path, run={"seed": 1, "data": "a", "new": 2}) == str(folder)
+    with pytest.raises(
+        TaskHeadsError, match=r"2 problems(.|\n)*data = 'a', running with 'b'(.|\n)*seed = 1"
+    ) as caught:
+        resolve_resume("true", tmp_path, run={"seed": 2, "data": "b"})
+    assert len(caught.value.problems) == 2
+    with pytest.raises(TaskHeadsError, match="processes = 1, running with 2"):
+        resolve_resume("true", tmp_path, processes=2)
+
+
+def test_foreign_output_is_refused_and_left_as_it_is(tmp_path):
+    output = tmp_path / "out"
+    assert open_output(output, None) is None  # new: claimed
+    (output / "checkpoint-3").mkdir()  # a run killed in its first save
+    (output / "checkpoint-3" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(
+        TaskHeadsError, match=r"out: already holds checkpoint-3; .*--resume_from_checkpoint true"
+    ):
+        open_output(output, None)
+    assert open_output(output, "true") is None  # our own debris: starts afresh
+    (output / "model.safetensors").write_bytes(b"a finished model")
+    with pytest.raises(TaskHeadsError, match="no sealed checkpoint to resume from"):
+        open_output(output, "true")
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "chapter1.tex").write_text("years of work")
+    for resume in (None, "false", "true", str(make_checkpoint(tmp_path / "checkpoint-1"))):
+        with pytest.raises(TaskHeadsError, match=r"chapter1\.tex"):
+            open_output(foreign, resume)
+    assert [path.name for path in foreign.iterdir()] == ["chapter1.tex"]
+    with pytest.raises(TaskHeadsError, match="is a file"):
+        refuse_foreign_output(foreign / "chapter1.tex", None)
+
+
+def test_resuming_from_an_older_checkpoint_sets_the_newer_aside(tmp_path):
+    from transformers import TrainerControl, TrainerState
+
+    open_output(tmp_path, None)
+    for step in (1, 2, 3):
+        make_checkpoint(tmp_path / f"checkpoint-{step}", sealed=step < 3)
+    state = TrainerState(global_step=1)
+    SealingCallback().on_train_begin(arguments(tmp_path), state, TrainerControl())
+    left = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert left == ["abandoned-checkpoint-2", "checkpoint-1"]  # the unsealed third was debris
+    assert verify(tmp_path / "abandoned-checkpoint-2") == []
+
+
+def test_unsealed_checkpoints_in_a_folder_that_is_not_ours_are_kept(tmp_path):
+    from transformers import TrainerControl, TrainerState
+
+    make_checkpoint(tmp_path / "checkpoint-5", sealed=False)
+    SealingCallback().on_train_begin(arguments(tmp_path), TrainerState(), TrainerControl())
+    assert len(list((tmp_path / "checkpoint-5").iterdir())) == len(FILES)
+
+
+def test_sealing_keeps_the_newest_and_the_best(tmp_path):
+    from transformers import TrainerControl, TrainerState
+
+    callback = SealingCallback(2)
+    for step in range(1, 6):
+        make_checkpoint(tmp_path / f"checkpoint-{step}", sealed=False)
+        state = TrainerState(global_step=step, best_model_checkpoint=str(tmp_path / "checkpoint-2"))
+        callback.on_save(arguments(tmp_path), state, TrainerControl())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-5",
+    ]
+
+
+def test_incomplete_checkpoint_is_not_sealed_and_deletes_nothing(tmp_path):
+    from transformers import TrainerControl, TrainerState
+
+    make_checkpoint(tmp_path / "checkpoint-1")
+    make_checkpoint(tmp_path / "checkpoint-2", without="optimizer.pt", sealed=False)
+    with pytest.raises(TaskHeadsError, match=r"checkpoint-2: optimizer.pt is missing"):
+        SealingCallback(1).on_save(arguments(tmp_path), TrainerState(global_step=2), TrainerControl())
+    assert newest_sealed(tmp_path) == tmp_path / "checkpoint-1"
+
+
+def test_trainers_own_rotation_is_refused(tmp_path):
+    from transformers import TrainerControl, TrainerState
+
+    settings = arguments(tmp_path)
+    settings.save_total_limit = 2
+    with pytest.raises(TaskHeadsError, match="give the number to SealingCallback"):
+        SealingCallback().on_train_begin(settings, TrainerState(), TrainerControl())
+    with pytest.raises(TaskHeadsError, match="1 or more"):
+        SealingCallback(0)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--train":
+        train(Path(sys.argv[2]), lora=False, kill=json.loads(sys.argv[3]))
+    else:
+        drive(Path(sys.argv[1]), json.loads(sys.argv[2]))
