@@ -1,0 +1,182 @@
+"""Two plots of a run: how training went, and how far a score gap can be trusted.
+
+Design decisions:
+
+- `Figure` objects drawn by the Agg canvas; pyplot, its global state and its windows stay out.
+- The Okabe-Ito palette and a marker or line style beside each colour: readable without colour vision.
+- matplotlib is imported when a plot is drawn, so that importing this module stays cheap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from qwen_task_heads.errors import Problem, TaskHeadsError
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # Okabe & Ito 2008
+WILSON_Z = 1.959964  # 95%
+HISTOGRAM_BINS = 30
+
+
+def training_curves(
+    log_history: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    accuracy_key: str = "eval_accuracy",
+    floors: Mapping[str, float] | None = None,
+) -> Path:
+    """Training and dev loss, and dev accuracy, over optimizer steps, as one image.
+
+    Args:
+        log_history: `trainer.state.log_history`: dicts with `step` and some of `loss`, `eval_loss` and
+            `accuracy_key`.
+        path: file to write; its suffix gives the format (`.png`, `.svg`, `.pdf`).
+        accuracy_key: the entry that holds the dev accuracy, between 0 and 1.
+        floors: name to accuracy; drawn as dotted lines under the dev accuracy.
+
+    Returns:
+        The path, written.
+
+    Raises:
+        TaskHeadsError: no finite loss or accuracy in the history.
+    """
+    series = {key: _series(log_history, key) for key in ("loss", "eval_loss", accuracy_key)}
+    if not any(steps for steps, _ in series.values()):
+        found = f"{len(log_history)} log entries without finite values"
+        accepted = f"entries with step and loss, eval_loss or {accuracy_key}"
+        raise TaskHeadsError(Problem("log history", found, accepted, "log at least once: set logging_steps"))
+    has_accuracy = bool(series[accuracy_key][0])
+    figure = _figure(9.0 if has_accuracy else 5.0, 3.6)
+    axes = figure.subplots(1, 2 if has_accuracy else 1, squeeze=False, sharex=True)[0]
+    _draw_series(axes[0], series["loss"], BLUE, "-", "train")
+    _draw_series(axes[0], series["eval_loss"], ORANGE, "--", "dev")
+    axes[0].set(xlabel="optimizer step", ylabel="loss per pair", title="Loss")
+    if axes[0].lines:
+        axes[0].legend(frameon=False)
+    if has_accuracy:
+        percent = [100 * value for value in series[accuracy_key][1]]
+        _draw_series(axes[1], (series[accuracy_key][0], percent), ORANGE, "--", "dev")
+        for (name, value), style in zip(
+            (floors or {}).items(), cycle((":", "-.", (0, (1, 4)))), strict=False
+        ):
+            axes[1].axhline(100 * value, color=GREY, linestyle=style, linewidth=1.5, label=name)
+        axes[1].set(xlabel="optimizer step", ylabel="pairs in the right order (%)", title="Dev accuracy")
+        axes[1].legend(frameon=False)
+    return _save(figure, path)
+
+
+def gap_against_accuracy(gaps: ArrayLike, correct: ArrayLike, path: str | Path, *, bins: int = 8) -> Path:
+    """Share of right pairs over the size of the score gap, beside `σ(gap)`, with a histogram of the gaps.
+
+    The bins of the points hold about equally many pairs, so that their intervals are about equally wide.
+    Points on the curve mean that P(preferred) can be taken at its word, points below it an overconfident
+    scorer.
+
+    Args:
+        gaps: (B,) score differences of the two titles; only their size counts.
+        correct: (B,) credit per pair, 1, .5 or 0.
+        path: file to write; its suffix gives the format.
+        bins: number of bins, fewer if there are too few different gaps.
+
+    Returns:
+        The path, written.
+
+    Raises:
+        TaskHeadsError: shapes differ, no rows, or values that are not finite.
+    """
+    size, credit = np.abs(np.asarray(gaps, np.float64)), np.asarray(correct, np.float64)
+    if size.ndim != 1 or size.shape != credit.shape or not len(size):
+        found = f"shapes {size.shape} and {credit.shape}"
+        raise TaskHeadsError(Problem("gap plot", found, "two arrays (B,), B ≥ 1", "give one credit per gap"))
+    if not (np.isfinite(size).all() and np.isfinite(credit).all()):
+        raise TaskHeadsError(
+            Problem("gap plot", "values that are not finite", "finite gaps", "check the scores")
+        )
+    edges = np.unique(np.quantile(size, np.linspace(0, 1, bins + 1)))
+    if len(edges) < 2:  # all gaps equal
+        edges = np.array([edges[0] - 0.5, edges[0] + 0.5])
+    slot = np.clip(np.searchsorted(edges, size, side="right") - 1, 0, len(edges) - 2)
+    count = np.bincount(slot, minlength=len(edges) - 1)
+    kept = count > 0
+    right = np.bincount(slot, weights=credit, minlength=len(count))[kept]
+    centre = np.bincount(slot, weights=size, minlength=len(count))[kept] / count[kept]
+    low, high = wilson_interval(right, count[kept])
+    share = right / count[kept]
+
+    figure = _figure(6.4, 4.8)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    line = np.linspace(0, max(float(size.max()), 1e-6), 200)
+    top.plot(line, 100 / (1 + np.exp(-line)), color=GREY, linestyle="--", label="P(preferred) = σ(gap)")
+    error = 100 * np.array([share - low, high - share])
+    style = {"fmt": "o", "color": BLUE, "capsize": 3, "markersize": 5}
+    top.errorbar(centre, 100 * share, yerr=error, label="pairs of the bin, 95% interval", **style)
+    top.axhline(50, color=GREY, linestyle=":", linewidth=1)
+    top.set(ylabel="pairs in the right order (%)", title=f"Score gap against accuracy ({len(size)} pairs)")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)  # never over a point
+    bottom.hist(size, bins=HISTOGRAM_BINS, color=BLUE, alpha=0.45, edgecolor="white")
+    bottom.set(xlabel="score gap of the two titles (score units)", ylabel="pairs")
+    return _save(figure, path)
+
+
+def wilson_interval(right: ArrayLike, count: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """95% interval of a share, low and high, for `right` of `count`. Source: Wilson 1927, JASA 22.
+
+    Example:
+        >>> from qwen_task_heads.training.plots import wilson_interval
+        >>> low, high = wilson_interval([5], [10])
+        >>> round(float(low[0]), 3), round(float(high[0]), 3)
+        (0.237, 0.763)
+    """
+    k, n = np.asarray(right, np.float64), np.asarray(count, np.float64)
+    share, z2 = k / n, WILSON_Z**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = WILSON_Z * np.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return middle - half, middle + half
+
+
+def _series(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the entries that have a finite `key`."""
+    found = [(e["step"], float(e[key])) for e in log_history if "step" in e and e.get(key) is not None]
+    # A diverged run logs NaN or inf; the rest of its curve is what the user wants to see.
+    finite = sorted((step, value) for step, value in found if math.isfinite(value))
+    return [step for step, _ in finite], [value for _, value in finite]
+
+
+def _draw_series(
+    axes: Any, series: tuple[list[float], list[float]], color: str, line: str, label: str
+) -> None:
+    steps, values = series
+    if steps:
+        # markers only where they stay apart: a short series may be a single point
+        marker = "o" if len(steps) <= 30 else ""
+        axes.plot(steps, values, color=color, linestyle=line, marker=marker, markersize=4, label=label)
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty Agg figure; width and height in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: str | Path) -> Path:
+    """Style the axes and write the file, at 150 dots per inch."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", linewidth=0.5, alpha=0.4)
+        axes.set_axisbelow(True)
+        axes.title.set_fontsize(11)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
