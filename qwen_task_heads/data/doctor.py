@@ -108,8 +108,7 @@ class ReadReport:
         parts += [f"{arms:,} {'arm' if arms == 1 else 'arms'}"] if arms else []
         result = [f"{' and '.join(parts)}{tests} read from {self.source}"]
         if self.refused:
-            rows = "row was" if self.refused == 1 else "rows were"
-            result.append(f"{self.refused:,} of {self.rows_read:,} {rows} left out")
+            result.append(f"{self.refused:,} of {self.rows_read:,} rows left out")
             result += [f"  {problem}" for problem in self.refusals[:SHOWN]]
             more = len(self.refusals) - SHOWN
             result += [f"  … and {more:,} more problems"] if more > 0 else []

@@ -68,12 +68,12 @@ def read_rows(source: str, *, split: str | None = None, hub: str = "huggingface"
         TaskHeadsError: the source, the split or the hub does not exist or cannot be fetched.
 
     Example:
-        >>> import os, tempfile
+        >>> import pathlib, tempfile
         >>> from qwen_task_heads.data.formats import read_rows
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = os.path.join(folder, "rows.csv")
-        ...     _ = open(path, "w").write("label,text\\n1,hello\\n")
-        ...     [row for _, row in read_rows(path)]
+        ...     path = pathlib.Path(folder, "rows.csv")
+        ...     _ = path.write_text("label,text\\n1,hello\\n")
+        ...     [row for _, row in read_rows(str(path))]
         [{'label': '1', 'text': 'hello'}]
     """
     for _, rows in open_source(source, split=split, hub=hub):

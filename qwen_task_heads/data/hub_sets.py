@@ -47,12 +47,12 @@ def open_huggingface(name: str, split: str | None) -> tuple[str, Iterator[Row]]:
     """`(name, rows)` of a data set on the Hugging Face Hub, or in its local cache."""
     try:
         import datasets
-        import httpx
+        from huggingface_hub.errors import HTTPError  # of whichever HTTP client this version uses
     except ImportError as error:
         raise _missing(name, "datasets", "train") from error
     try:
         found = datasets.load_dataset(name)
-    except (OSError, ValueError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
         raise _unfetched(name, "the Hugging Face Hub", error) from error
     return _pick_split(name, found, split)
 
@@ -80,7 +80,7 @@ def _missing(where: str, package: str, extra: str) -> TaskHeadsError:
 
 def _unfetched(where: str, hub: str, error: Exception) -> TaskHeadsError:
     reason = shorten(str(error).split("\n", 1)[0], 160)
-    found = f"cannot be fetched from {hub} ({type(error).__name__}: {reason})"
+    found = f"no such path here, and it cannot be fetched from {hub} ({type(error).__name__}: {reason})"
     remedy = (
         "check the id and the connection, log in if it is private, or download the files and give their path"
     )

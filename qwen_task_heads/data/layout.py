@@ -117,8 +117,10 @@ def _near(names: list[str], accepted: tuple[str, ...], columns: Collection[str])
     for name in names:
         if name in accepted:
             continue
-        match = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.85)
+        match = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.81)
         target = plain[match[0]] if match else None
+        if target is not None and name.startswith(target + "_"):
+            target = None  # `prompt_id` is a column of its own
         if target is None:  # the words in another order: chosen_votes
             words = sorted(_plain(name).split("_"))
             target = next((known for known in accepted if sorted(known.split("_")) == words), None)

@@ -99,13 +99,13 @@ def read_pairs(
             that mostly speaks against the columns, or (with `raise`) any refused row. All of them at once.
 
     Example:
-        >>> import os, tempfile
+        >>> import pathlib, tempfile
         >>> from qwen_task_heads.data.readers import read_pairs
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = os.path.join(folder, "train.jsonl")
+        ...     path = pathlib.Path(folder, "train.jsonl")
         ...     row = '{"chosen": "<title>A</title>", "rejected": "B", "preference": 0.75}'
-        ...     _ = open(path, "w").write(row)
-        ...     pair = read_pairs(path).pairs[0]
+        ...     _ = path.write_text(row)
+        ...     pair = read_pairs(str(path)).pairs[0]
         >>> pair.chosen, pair.rejected, pair.preference
         ('A', 'B', 0.75)
     """

@@ -1,0 +1,260 @@
+"""Checks 1 to 3: fuzzed rows, planted defects, round trips."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import string
+import time
+from pathlib import Path
+
+import pytest
+
+from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.readers import pair_to_row, read_pairs
+from qwen_task_heads.errors import TaskHeadsError
+
+LETTERS = string.ascii_letters + string.digits + " éß漢字かなक🙂'\"\\,:;!?%-–<>&\t"
+
+
+def a_text(rng: random.Random, *, longest: int = 60) -> str:
+    return "t" + "".join(rng.choices(LETTERS, k=rng.randrange(longest))).strip() + "."
+
+
+def a_row(rng: random.Random, number: int) -> dict[str, object]:
+    row: dict[str, object] = {
+        "chosen": f"{a_text(rng)} {number}",
+        "rejected": f"<title>{a_text(rng)} {-number}</title>",
+    }
+    if rng.random() < 0.5:
+        row["prompt"] = a_text(rng)
+    if rng.random() < 0.3:
+        row["margin"] = rng.uniform(-2, 5)
+    if rng.random() < 0.5:
+        row |= {"votes_chosen": rng.randrange(5, 11), "votes_rejected": rng.randrange(5)}
+    if rng.random() < 0.3:
+        row["group_id"] = rng.choice([f"t{rng.randrange(99)}", rng.randrange(99)])
+    return row
+
+
+def dumps(row: dict[str, object]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode()
+
+
+def cut(rng: random.Random, row: dict[str, object]) -> bytes:
+    line = dumps(row)
+    return line[: rng.randrange(1, len(line) - 1)].strip() or b"{"
+
+
+def wrong_type(rng: random.Random, row: dict[str, object]) -> bytes:
+    column = rng.choice(["chosen", "rejected", "prompt"])
+    return dumps(
+        row | {column: rng.choice([True, 1, None, {}, 1.5, math.nan, "" if column != "prompt" else 0])}
+    )
+
+
+def wrong_number(rng: random.Random, row: dict[str, object]) -> bytes:
+    column = rng.choice(["margin", "weight", "votes_chosen", "votes_rejected"])
+    whole = {"votes_chosen": 3, "votes_rejected": 2} if column.startswith("votes") else {}
+    value = rng.choice([True, None, "1", math.nan, math.inf, [], {}, 10**400, -(10**13)])
+    return dumps(row | whole | {column: value})
+
+
+def raw_byte(rng: random.Random, row: dict[str, object]) -> bytes:
+    line = dumps(row)
+    place = rng.randrange(1, len(line))
+    return line[:place] + rng.choice([b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xfe"]) + line[place:]
+
+
+def other_encoding(rng: random.Random, row: dict[str, object]) -> bytes:
+    return dumps(row | {"chosen": "café " * rng.randrange(1, 5)}).replace("é".encode(), b"\xe9")
+
+
+def surrogate(rng: random.Random, row: dict[str, object]) -> bytes:
+    return json.dumps(row | {rng.choice(["chosen", "prompt", "extra"]): "a \ud83d b"}).encode()
+
+
+def nested(rng: random.Random, row: dict[str, object]) -> bytes:
+    return dumps(row)[:-1] + b', "extra": ' + rng.choice([b"[", b'{"a":']) * 100_000 + b"}"
+
+
+def twice(rng: random.Random, row: dict[str, object]) -> bytes:
+    return dumps(row)[:-1] + rng.choice([b', "chosen": "again"}', b', "extra": {"a": 1, "a": 2}}'])
+
+
+def no_object(rng: random.Random, row: dict[str, object]) -> bytes:
+    return rng.choice(
+        [b"1", b"null", b'"text"', b"[]", dumps(row) + b"]", b"[" + dumps(row) + b"]", b"9" * 5000]
+    )
+
+
+def missing(rng: random.Random, row: dict[str, object]) -> bytes:
+    del row[rng.choice(["chosen", "rejected"])]
+    return dumps(row)
+
+
+MUTATIONS = (cut, wrong_type, wrong_number, raw_byte, other_encoding, surrogate, twice, no_object, missing)
+
+
+def test_ten_thousand_fuzzed_rows_are_refused_by_line_and_nothing_else(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    lines, defective = [], set()
+    for number in range(1, 10_001):
+        row = a_row(rng, number)
+        if number % 500 == 0:  # a valid line of 1 MiB, every other one with a byte that is not UTF-8
+            line = dumps(row | {"prompt": "x" * 2**20})
+            line = line if number % 1000 else line[:-40] + b"\xff" + line[-40:]
+            defective |= set() if number % 1000 else {number}
+        elif number % 1000 == 7:
+            line = nested(rng, row)
+            defective.add(number)
+        elif rng.random() < 0.5:
+            line = rng.choice(MUTATIONS)(rng, row)
+            defective.add(number)
+        else:
+            line = dumps(row)
+        lines.append(line)
+    path = tmp_path / "fuzz.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+
+    begin = time.perf_counter()
+    with pytest.raises(TaskHeadsError) as caught:
+        read_pairs(str(path))
+    assert time.perf_counter() - begin < 5
+    places = [
+        re.fullmatch(re.escape(str(path)) + r":(\d+)", problem.where) for problem in caught.value.problems
+    ]
+    assert all(places)
+    assert {int(place.group(1)) for place in places if place} == defective
+    assert all(len(str(problem)) < 1000 for problem in caught.value.problems)
+
+    data = read_pairs(str(path), bad_rows="skip")
+    assert data.report.rows_read == 10_000
+    assert data.report.refused == len(defective)
+    assert data.report.used == len(data.pairs) == 10_000 - len(defective)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_flipped_and_cut_files_never_leak_a_foreign_error(tmp_path: Path, suffix: str) -> None:
+    rng = random.Random(2)
+    rows = [a_row(rng, number) for number in range(30)]
+    whole = tmp_path / f"whole{suffix}"
+    write(whole, rows)
+    content = whole.read_bytes()
+    path = tmp_path / f"hurt{suffix}"
+    refused = 0
+    for _ in range(200):
+        hurt = bytearray(content)
+        for _ in range(rng.randrange(1, 4)):
+            hurt[rng.randrange(len(hurt))] = rng.randrange(256)
+        if rng.random() < 0.5:
+            del hurt[rng.randrange(len(hurt)) :]
+        path.write_bytes(hurt)
+        refused += accounted(path)
+    assert refused > 20
+
+
+def accounted(path: Path) -> bool:
+    """Whether something was refused, by path or by row."""
+    try:
+        report = read_pairs(str(path), bad_rows="skip").report
+    except TaskHeadsError as error:
+        return all(problem.where.startswith(str(path)) for problem in error.problems)
+    assert report.rows_read == report.used + report.refused
+    return report.refused > 0
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> None:
+    if path.suffix == ".jsonl":
+        path.write_bytes(b"".join(dumps(row) + b"\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        names = sorted({name for row in rows for name in row})
+        rows = [{name: row.get(name) for name in names} for row in rows]
+        for row in rows:  # a column of Parquet has one type
+            row["group_id"] = None if row["group_id"] is None else str(row["group_id"])
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        import csv
+
+        names = sorted({name for row in rows for name in row})
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, names, delimiter="," if path.suffix == ".csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+GOOD = {
+    "chosen": "Ten quiet beaches",
+    "rejected": "Beaches",
+    "votes_chosen": 7,
+    "votes_rejected": 2,
+    "weight": 1,
+}
+PLANTED: list[tuple[bytes, str]] = [
+    (b'{"chosen": "cut off, "rejected', "not JSON"),
+    (b"[1, 2]", "JSON array"),
+    (dumps(GOOD)[:-1] + b', "chosen": "twice"}', "stands twice"),
+    (dumps(GOOD).replace(b"quiet", b"qui\xe9t"), "0xe9 at position"),
+    (json.dumps(GOOD | {"chosen": "half \udc00"}).encode(), "lone surrogate"),
+    (dumps({"chosen": "no other title"}), "no 'rejected'"),
+    (dumps({"rejected": "x", "chosn": "misspelt here only"}), "no 'chosen'"),
+    (dumps(GOOD | {"chosen": ""}), "'chosen' is empty"),
+    (dumps(GOOD | {"rejected": " \t\u200b"}), "'rejected' is without any visible text"),
+    (dumps(GOOD | {"chosen": "<title> </title>"}), "'chosen' is without any visible text"),
+    (dumps(GOOD | {"rejected": "<title>Ten  quiet beaches</title>"}), "are equal"),
+    (dumps(GOOD | {"chosen": 7}), "'chosen' is 7"),
+    (dumps(GOOD | {"prompt": None}), "'prompt' is None"),
+    (dumps(GOOD | {"margin": math.nan}), "'margin' is nan"),
+    (dumps(GOOD | {"weight": 0}), "'weight' is 0"),
+    (dumps(GOOD | {"votes_chosen": "8"}), "'votes_chosen' is '8'"),
+    (dumps(GOOD | {"votes_rejected": -1}), "'votes_rejected' is -1"),
+    (dumps(GOOD | {"chosen": [{"role": "assistant", "content": "A title"}]}), "only 'chosen' is a list"),
+]
+
+
+def test_eighteen_planted_defects_are_all_named_in_one_run_and_no_other(tmp_path: Path) -> None:
+    lines = [dumps(GOOD | {"chosen": f"Title {number}"}) for number in range(200)]
+    expected = {}
+    for place, (line, found) in enumerate(PLANTED):
+        lines[place * 11 + 3] = line
+        expected[place * 11 + 4] = found
+    path = tmp_path / "planted.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(TaskHeadsError) as caught:
+        read_pairs(str(path))
+    named = {int(problem.where.rsplit(":", 1)[1]): problem.found for problem in caught.value.problems}
+    assert len(caught.value.problems) == len(PLANTED) == 18
+    assert named.keys() == expected.keys()
+    assert {line: found for line, found in expected.items() if found not in named[line]} == {}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_two_thousand_rows_round_trip(tmp_path: Path, suffix: str) -> None:
+    rng = random.Random(3)
+    pairs = []
+    for number in range(2000):
+        pairs.append(
+            PairExample(
+                chosen=f"{a_text(rng)} {number}",
+                rejected=f"{a_text(rng)}\n{-number - 1}",
+                prompt=a_text(rng, longest=300) if rng.random() < 0.5 else "",
+                margin=rng.choice([None, 0.0, rng.gauss(0, 3), 1e-9]),
+                preference=rng.choice([None, rng.uniform(0.5, 1), 1.0]),
+                weight=rng.choice([1.0, rng.uniform(0.1, 9)]),
+                group=rng.choice(["", f"test {rng.randrange(300)}", "漢"]),
+            )
+        )
+    path = tmp_path / f"rows{suffix}"
+    rows = [pair_to_row(pair) for pair in pairs]
+    write(path, rows)
+    data = read_pairs(str(path))
+    read = [PairExample(**{**vars(pair), "source": ""}) for pair in data.pairs]
+    assert read == pairs
+    assert data.report.rows_read == data.report.used == 2000
