@@ -45,7 +45,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(sorted(__all__))}")
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(sorted(__all__))}"
+        )
     return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
 
 

@@ -7,7 +7,8 @@ Code in `hubcode/` travels without this package and raises `ValueError` in the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 MAX_SHOWN = 50  # problems printed in one message; `TaskHeadsError.problems` always holds all of them
@@ -56,3 +57,16 @@ def shorten(value: object, limit: int = 60) -> str:
     """Quote a value for a message: `repr`, cut in the middle of nothing, at most `limit` characters."""
     text = repr(value if not isinstance(value, str) else value[: limit + 1])
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def run_recipe(main: Callable[[], None]) -> int:
+    """Run a recipe; bad input ends it with its message alone and exit code 2, without a traceback.
+
+    Anything but a `TaskHeadsError` is a defect of ours or of the machine and keeps its traceback.
+    """
+    try:
+        main()
+    except TaskHeadsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -8,13 +8,14 @@ head-only configuration in which the head is always trained and always saved.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from qwen_task_heads.backbones import ALL_LINEAR, EMBEDDED, backbone_of, locate
 from qwen_task_heads.errors import Problem, TaskHeadsError
@@ -63,7 +64,9 @@ def build(
         raise _problem("task", repr(task), ", ".join(TASKS), "choose one of them")
     base = _base_config(path, revision=revision, trust_remote_code=trust_remote_code)
     if base.model_type in TASKS:
-        return _take_up(path, base, task=task, revision=revision, dtype=dtype, head=head, kwargs=model_kwargs or {})
+        return _take_up(
+            path, base, task=task, revision=revision, dtype=dtype, head=head, kwargs=model_kwargs or {}
+        )
     if labels is not None:
         head["id2label"] = dict(enumerate(labels))
         head["label2id"] = {label: index for index, label in enumerate(labels)}
@@ -78,12 +81,15 @@ def build(
         )
     except ValueError as error:
         raise TaskHeadsError(_from_config_error(error)) from error
-    return TASKS[task].from_pretrained(
-        path, config=config, revision=commit or "main", dtype=dtype, **(model_kwargs or {})
-    )
+    with _without_load_report():  # that the head is fresh is no news, and all else is checked
+        return TASKS[task].from_pretrained(
+            path, config=config, revision=commit or "main", dtype=dtype, **(model_kwargs or {})
+        )
 
 
-def load(repo: str, *, revision: str | None = None, dtype: torch.dtype | str = "auto", **kwargs: Any) -> TaskHeadModel:
+def load(
+    repo: str, *, revision: str | None = None, dtype: torch.dtype | str = "auto", **kwargs: Any
+) -> TaskHeadModel:
     """Load a saved model or adapter of this library, in eval mode, every tensor and the probe checked.
 
     Raises:
@@ -93,9 +99,14 @@ def load(repo: str, *, revision: str | None = None, dtype: torch.dtype | str = "
     config = _base_config(repo, revision=revision, trust_remote_code=False)
     if config.model_type not in TASKS:
         raise _problem(
-            repo, f"a {config.model_type!r} model", ", ".join(TASKS), "put a head on it with build(), or train one"
+            repo,
+            f"a {config.model_type!r} model",
+            ", ".join(TASKS),
+            "put a head on it with build(), or train one",
         )
-    return TASKS[config.model_type].from_pretrained(repo, config=config, revision=revision or "main", dtype=dtype, **kwargs)
+    return TASKS[config.model_type].from_pretrained(
+        repo, config=config, revision=revision or "main", dtype=dtype, **kwargs
+    )
 
 
 def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> Any:
@@ -118,10 +129,22 @@ def merge(repo_or_model: Any, *, dtype: torch.dtype | str = torch.float32) -> Ta
     model = repo_or_model
     if isinstance(model, str):
         config = _base_config(model, revision=None, trust_remote_code=False)
-        if config.model_type not in TASKS or not (Path(model) / "adapter_config.json").exists() and Path(model).is_dir():
-            raise _problem(model, "no adapter of this library", "a folder or repo with adapter_config.json", "check the name")
+        if (
+            config.model_type not in TASKS
+            or not (Path(model) / "adapter_config.json").exists()
+            and Path(model).is_dir()
+        ):
+            raise _problem(
+                model,
+                "no adapter of this library",
+                "a folder or repo with adapter_config.json",
+                "check the name",
+            )
         base = TASKS[config.model_type].from_pretrained(
-            config.backbone_name_or_path, config=config, revision=config.backbone_revision or "main", dtype=dtype
+            config.backbone_name_or_path,
+            config=config,
+            revision=config.backbone_revision or "main",
+            dtype=dtype,
         )
         model = PeftModel.from_pretrained(base, model)
     merged = model.merge_and_unload()
@@ -164,10 +187,18 @@ def adapter_config(
 
     saved = list(modules_to_save or ["score"])
     if task_type != "SEQ_CLS":
-        raise _problem("--lora_task_type", repr(task_type), "SEQ_CLS", "the head would stay untrained and unsaved: drop it")
+        raise _problem(
+            "--lora_task_type",
+            repr(task_type),
+            "SEQ_CLS",
+            "the head would stay untrained and unsaved: drop it",
+        )
     if "score" not in saved:
         raise _problem(
-            "--lora_modules_to_save", repr(saved), "a list with 'score'", "the head would stay untrained: add score"
+            "--lora_modules_to_save",
+            repr(saved),
+            "a list with 'score'",
+            "the head would stay untrained: add score",
         )
     family = backbone_of(model.model.config.model_type)
     if head_only:
@@ -182,8 +213,16 @@ def adapter_config(
         chosen = list(chosen)
         names = {name.rsplit(".", 1)[-1] for name, _ in model.model.named_modules()}
         if unknown := sorted(target for target in chosen if target.rsplit(".", 1)[-1] not in names):
-            linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.model.named_modules() if isinstance(m, torch.nn.Linear)})
-            raise _problem("--lora_target_modules", repr(unknown), ", ".join(linear), "name modules the backbone has")
+            linear = sorted(
+                {
+                    n.rsplit(".", 1)[-1]
+                    for n, m in model.model.named_modules()
+                    if isinstance(m, torch.nn.Linear)
+                }
+            )
+            raise _problem(
+                "--lora_target_modules", repr(unknown), ", ".join(linear), "name modules the backbone has"
+            )
     elif chosen not in (ALL_LINEAR, NO_TARGETS):
         chosen = [chosen]
     return LoraConfig(
@@ -192,14 +231,32 @@ def adapter_config(
     )  # fmt: skip
 
 
-def _take_up(path: str, config: Any, *, task: str, revision: str | None, dtype: Any, head: dict, kwargs: dict) -> Any:
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers' table of missing keys off the screen."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _take_up(
+    path: str, config: Any, *, task: str, revision: str | None, dtype: Any, head: dict, kwargs: dict
+) -> Any:
     """Continue from a model of ours: its head and template are kept, so options that contradict are refused."""
     if config.model_type != task:
-        raise _problem(path, f"a {config.model_type}", f"a {task} or a plain backbone", "choose the right recipe")
+        raise _problem(
+            path, f"a {config.model_type}", f"a {task} or a plain backbone", "choose the right recipe"
+        )
     for field, value in head.items():
         if config.to_dict().get(field) != value:
             raise _problem(
-                f"--{field}", repr(value), repr(config.to_dict().get(field)), f"{path} was saved with it: drop the option"
+                f"--{field}",
+                repr(value),
+                repr(config.to_dict().get(field)),
+                f"{path} was saved with it: drop the option",
             )
     if Path(path, "adapter_config.json").exists():
         return merge(path, dtype=dtype)
@@ -208,7 +265,9 @@ def _take_up(path: str, config: Any, *, task: str, revision: str | None, dtype: 
 
 def _base_config(path: str, *, revision: str | None, trust_remote_code: bool) -> Any:
     try:
-        return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(
+            path, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise _not_there(path, error, "a model") from error
 
@@ -217,7 +276,9 @@ def _commit(path: str, revision: str | None) -> str | None:
     """The commit that a hub repo's `config.json` came from; None for a folder."""
     if Path(path).is_dir():
         return None
-    found = re.search(r"snapshots/([0-9a-f]{40})/", Path(cached_file(path, "config.json", revision=revision)).as_posix())
+    found = re.search(
+        r"snapshots/([0-9a-f]{40})/", Path(cached_file(path, "config.json", revision=revision)).as_posix()
+    )
     return found[1] if found else revision
 
 
@@ -228,7 +289,9 @@ def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsErr
 def _not_there(path: str, error: Exception, what: str) -> TaskHeadsError:
     reason = str(error).splitlines()[0][:160]
     accepted = f"a repo id or folder with {what}, or {EMBEDDED!r}"
-    return _problem(path, f"no {what[2:]} there ({reason})", accepted, "check the name, the network and HF_TOKEN")
+    return _problem(
+        path, f"no {what[2:]} there ({reason})", accepted, "check the name, the network and HF_TOKEN"
+    )
 
 
 def _from_config_error(error: ValueError) -> Problem:

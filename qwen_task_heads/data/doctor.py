@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem
 
 SHOWN = 3  # sources named in a line of a report
 SWAPPED_ROWS = 20  # with fewer rows of evidence, a swapped majority may be chance
@@ -167,20 +167,19 @@ def examine(pairs: Iterable[PairExample], *, swapped: Sequence[str] = ()) -> tup
     return tuple(Finding(kind, tuple(sources)) for kind, sources in found.items() if sources)
 
 
-def refuse_swapped(source: str, *, swapped: int, with_evidence: int) -> None:
-    """Stop where the evidence of most rows speaks against their columns.
+def swapped_problem(source: str, *, swapped: int, with_evidence: int) -> Problem | None:
+    """The problem of a file whose evidence mostly speaks against its columns, None where it does not.
 
-    Raises:
-        TaskHeadsError: more than half of at least 20 rows with votes or clicks prefer the rejected title.
+    Args:
+        source: what was read.
+        swapped: rows whose votes or clicks prefer the rejected title.
+        with_evidence: rows with votes or clicks; below `SWAPPED_ROWS` nothing is concluded.
     """
-    if with_evidence >= SWAPPED_ROWS and 2 * swapped > with_evidence:
-        found = f"in {swapped:,} of {with_evidence:,} rows, the votes or clicks prefer the rejected title"
-        remedy = (
-            "the columns look swapped: exchange the names 'chosen' and 'rejected', or those of the counts"
-        )
-        raise TaskHeadsError(
-            Problem(source, found, "accepted: evidence that mostly agrees with 'chosen'", remedy)
-        )
+    if with_evidence < SWAPPED_ROWS or 2 * swapped <= with_evidence:
+        return None
+    found = f"in {swapped:,} of {with_evidence:,} rows, the votes or clicks prefer the rejected title"
+    remedy = "the columns look swapped: exchange the names 'chosen' and 'rejected', or those of the counts"
+    return Problem(source, found, "accepted: evidence that mostly agrees with 'chosen'", remedy)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def open_huggingface(name: str, split: str | None) -> tuple[str, Iterator[Row]]:
         import datasets
         from huggingface_hub.errors import HTTPError  # of whichever HTTP client this version uses
     except ImportError as error:
-        raise _missing(name, "datasets", "train") from error
+        raise _missing(name, "datasets", "train", error) from error
     try:
         found = datasets.load_dataset(name)
     except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
@@ -63,7 +63,7 @@ def open_modelscope(name: str, split: str | None) -> tuple[str, Iterator[Row]]:
         import requests
         from modelscope.msdatasets import MsDataset
     except ImportError as error:
-        raise _missing(f"modelscope:{name}", "modelscope", "modelscope") from error
+        raise _missing(f"modelscope:{name}", "modelscope", "modelscope", error) from error
     try:
         found = MsDataset.load(name)
     except (OSError, ValueError, RuntimeError, requests.RequestException) as error:
@@ -71,8 +71,8 @@ def open_modelscope(name: str, split: str | None) -> tuple[str, Iterator[Row]]:
     return _pick_split(f"modelscope:{name}", found, split)
 
 
-def _missing(where: str, package: str, extra: str) -> TaskHeadsError:
-    found = f"a data set id, but {package} is not installed"
+def _missing(where: str, package: str, extra: str, error: ImportError) -> TaskHeadsError:
+    found = f"a data set id, but {package} is not installed ({error})"
     return error_at(
         where, found, "accepted: local files without it", f"pip install 'qwen-task-heads[{extra}]'"
     )

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_task_heads.data.columns import RowReader, collapse, read_pair, refuse_misspelt, require
-from qwen_task_heads.data.doctor import Finding, ReadReport, examine, refuse_swapped
+from qwen_task_heads.data.doctor import Finding, ReadReport, examine, swapped_problem
 from qwen_task_heads.data.evidence import groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.formats import FileProblem, Row, open_source
@@ -218,7 +218,8 @@ def _close_groups(collected: _Collected) -> list[GroupExample]:
 def _finish(source: str, collected: _Collected, groups: list[GroupExample], *, skip: bool) -> PairData:
     """Raise what must be raised, else report."""
     used = collected.rows_read - collected.refused
-    problems = collected.file_problems + ([] if skip else collected.problems)
+    against = swapped_problem(source, swapped=len(collected.swapped), with_evidence=collected.with_evidence)
+    problems = collected.file_problems + ([against] if against else []) + ([] if skip else collected.problems)
     if not problems and not used:
         found = f"none of {collected.rows_read:,} rows can be used"
         if collected.lone:
@@ -229,7 +230,6 @@ def _finish(source: str, collected: _Collected, groups: list[GroupExample], *, s
         problems = [nothing, *collected.problems]
     if problems:
         raise TaskHeadsError(problems)
-    refuse_swapped(source, swapped=len(collected.swapped), with_evidence=collected.with_evidence)
     findings = examine(collected.pairs, swapped=collected.swapped)
     lone = set(collected.lone)
     pooled = tuple(where for where in collected.pooled if where not in lone)

@@ -98,9 +98,13 @@ class TaskHeadConfig(PreTrainedConfig):
         if any(not isinstance(size, int) or size < 1 for size in self.head_sizes or []):
             raise refuse("head_sizes", self.head_sizes, "positive whole numbers", "e.g. [1024, 512]")
         if self.head == "mlp" and not self.head_sizes:
-            raise refuse("head_sizes", self.head_sizes, "at least one width for head 'mlp'", "e.g. [1024, 512]")
+            raise refuse(
+                "head_sizes", self.head_sizes, "at least one width for head 'mlp'", "e.g. [1024, 512]"
+            )
         if self.head == "linear" and self.head_sizes:
-            raise refuse("head_sizes", self.head_sizes, "none for head 'linear'", "set head: mlp, or drop them")
+            raise refuse(
+                "head_sizes", self.head_sizes, "none for head 'linear'", "set head: mlp, or drop them"
+            )
         if not 0 <= self.head_dropout < 1:
             raise refuse("head_dropout", self.head_dropout, "0 <= p < 1", "use 0 for no dropout")
 

@@ -142,7 +142,11 @@ class StrictLoading(PreTrainedModel):
         steps = torch.arange(1, PROBE_ROWS * PROBE_LENGTH + 1) * 7919  # a prime: rows share no prefix
         input_ids = (steps % vocabulary).view(PROBE_ROWS, PROBE_LENGTH)
         logits = self._probe_logits(input_ids)
-        return {"input_ids": input_ids.tolist(), "logits": logits.tolist(), "dtype": str(self.dtype).split(".")[-1]}
+        return {
+            "input_ids": input_ids.tolist(),
+            "logits": logits.tolist(),
+            "dtype": str(self.dtype).split(".")[-1],
+        }
 
     def check_probe(self, where: str = "config.json") -> None:
         """Recompute the stored probe; a model without one passes.
@@ -157,7 +161,10 @@ class StrictLoading(PreTrainedModel):
         found = self._probe_logits(torch.tensor(probe["input_ids"])).double()
         if found.shape != expected.shape:
             raise refuse(
-                f"{where} probe", f"logits {tuple(found.shape)}", f"{tuple(expected.shape)}", "restore the saved config"
+                f"{where} probe",
+                f"logits {tuple(found.shape)}",
+                f"{tuple(expected.shape)}",
+                "restore the saved config",
             )
         saved_dtype = {str(dtype).split(".")[-1]: dtype for dtype in PROBE_TOLERANCE}.get(probe.get("dtype"))
         tolerance = max(PROBE_TOLERANCE.get(dtype, 8e-2) for dtype in (self.dtype, saved_dtype))
@@ -202,7 +209,9 @@ def _check_keys(where: str, info: dict[str, Any], *, fresh_head: bool) -> None:
     problems += [f"{key} has another shape" for key in sorted(map(str, info.get("mismatched_keys") or []))]
     if problems:
         shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise refuse(where, shown, "exactly the tensors of the config's model", "save or fetch the model again")
+        raise refuse(
+            where, shown, "exactly the tensors of the config's model", "save or fetch the model again"
+        )
 
 
 def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
@@ -212,14 +221,18 @@ def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
     path = cached_file(repo, "adapter_model.safetensors", **hub)
     saved = load_file(path)
     if not any("score." in key for key in saved):
-        raise refuse(path, "no score.* tensor", "an adapter with its head", "train it with modules_to_save: score")
+        raise refuse(
+            path, "no score.* tensor", "an adapter with its head", "train it with modules_to_save: score"
+        )
     model.load_adapter(repo, adapter_kwargs=hub)
     expected = get_peft_model_state_dict(model)
     saved = {key.removeprefix("base_model.model."): tensor for key, tensor in saved.items()}
     info = {
         "missing_keys": expected.keys() - saved.keys(),
         "unexpected_keys": saved.keys() - expected.keys(),
-        "mismatched_keys": {key for key in expected.keys() & saved.keys() if expected[key].shape != saved[key].shape},
+        "mismatched_keys": {
+            key for key in expected.keys() & saved.keys() if expected[key].shape != saved[key].shape
+        },
     }
     _check_keys(path, info, fresh_head=False)
     # transformers 5.23 casts the adapter to the base's dtype and leaves DoRA's magnitudes at their
@@ -229,5 +242,7 @@ def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
             parameter.data = parameter.data.float()
     set_peft_model_state_dict(model, saved)
     loaded = get_peft_model_state_dict(model)
-    if wrong := [key for key in saved if not torch.equal(loaded[key].cpu(), saved[key].to(loaded[key].dtype))]:
+    if wrong := [
+        key for key in saved if not torch.equal(loaded[key].cpu(), saved[key].to(loaded[key].dtype))
+    ]:
         raise refuse(path, f"{wrong[0]} was not loaded", "an adapter that PEFT can load", "upgrade peft")

@@ -38,7 +38,9 @@ class TaskHeadModel(StrictLoading):
 
     def __init__(self, config: TaskHeadConfig) -> None:
         if config.text_config is None:
-            raise refuse("text_config", None, "the config of a backbone", "use qwen_task_heads.build(backbone)")
+            raise refuse(
+                "text_config", None, "the config of a backbone", "use qwen_task_heads.build(backbone)"
+            )
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = AutoModel.from_config(config.text_config)
@@ -105,7 +107,11 @@ class TaskHeadModel(StrictLoading):
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         output = self.model(
-            input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=mask, use_cache=use_cache, **kwargs
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=mask,
+            use_cache=use_cache,
+            **kwargs,
         )
         rows, row_mask, last = spans(output.last_hidden_state, attention_mask, boundaries)
         if self.config.pooling == "attention":
@@ -125,16 +131,23 @@ class TaskHeadModel(StrictLoading):
         implementation = self.model.config._attn_implementation
         if implementation not in ("sdpa", "eager"):
             raise refuse(
-                "attn_implementation", implementation, "sdpa or eager with bidirectional: true", "load with one of them"
+                "attn_implementation",
+                implementation,
+                "sdpa or eager with bidirectional: true",
+                "load with one of them",
             )
         if mask is None:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         if mask.dim() != 2:
-            raise refuse("attention_mask", f"{mask.dim()} dimensions", "(batch, length)", "packed rows are causal only")
+            raise refuse(
+                "attention_mask", f"{mask.dim()} dimensions", "(batch, length)", "packed rows are causal only"
+            )
         two_sided = mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
         if implementation == "sdpa":
             return two_sided
-        return torch.zeros_like(two_sided, dtype=self.dtype).masked_fill(~two_sided, torch.finfo(self.dtype).min)
+        return torch.zeros_like(two_sided, dtype=self.dtype).masked_fill(
+            ~two_sided, torch.finfo(self.dtype).min
+        )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean loss over the batch, by `problem_type` (guessed from the labels as transformers does)."""

@@ -30,7 +30,11 @@ class Encoded:
 
 
 def encode(
-    tokenizer: Any, titles: Sequence[str], *, prompts: Sequence[str] | None = None, max_length: int | None = None
+    tokenizer: Any,
+    titles: Sequence[str],
+    *,
+    prompts: Sequence[str] | None = None,
+    max_length: int | None = None,
 ) -> Encoded:
     """Encode titles, each with its prompt if there is one, by the template in the tokenizer.
 
@@ -48,7 +52,9 @@ def encode(
     limit = max_length or tokenizer.model_max_length
     fixed = len(before) + len(after)
     if limit < fixed + len(between) + 1:
-        raise refuse("max_length", limit, f"at least {fixed + len(between) + 1}", "the template alone is that long")
+        raise refuse(
+            "max_length", limit, f"at least {fixed + len(between) + 1}", "the template alone is that long"
+        )
     title_ids = _plain_ids(tokenizer, titles)
     prompt_ids = _plain_ids(tokenizer, prompts) if prompts is not None else [[]] * len(titles)
     rows, cut_prompts, cut_titles = [], 0, 0
@@ -67,7 +73,9 @@ def _plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Ids of the texts alone, with control tokens split into characters."""
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]
 
 
 def pad_rows(rows: Sequence[Sequence[int]], *, pad_id: int) -> dict[str, torch.Tensor]:
@@ -109,7 +117,9 @@ class TitleRankingPipeline(Pipeline):
         """Tokenize the titles of one input into a right-padded batch."""
         titles = inputs.get("titles") if isinstance(inputs, dict) else None
         if not titles or not all(isinstance(title, str) and title.strip() for title in titles):
-            raise refuse("title-ranking", inputs, '["title", ...] or {"titles": [...], "prompt": "..."}', "give texts")
+            raise refuse(
+                "title-ranking", inputs, '["title", ...] or {"titles": [...], "prompt": "..."}', "give texts"
+            )
         prompts = [inputs["prompt"]] * len(titles) if inputs.get("prompt") else None
         encoded = encode(self.tokenizer, titles, prompts=prompts, max_length=self.model.config.max_length)
         pad_id = self.tokenizer.pad_token_id or 0  # masked out, so any id will do

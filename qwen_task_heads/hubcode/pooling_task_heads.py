@@ -52,7 +52,9 @@ def spans(
         )
     if not torch.compiler.is_compiling() and not bool(mask.any(1).all()):
         row = int((~mask.any(1)).nonzero()[0])
-        raise refuse("attention_mask", f"no real token in row {row}", "at least one 1 in a row", "drop empty texts")
+        raise refuse(
+            "attention_mask", f"no real token in row {row}", "at least one 1 in a row", "drop empty texts"
+        )
     position = torch.arange(mask.shape[1], device=mask.device)
     return hidden_states, mask, (mask * position).argmax(1)
 
@@ -75,7 +77,9 @@ def pool(rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, *, pooling:
         return rows.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True)
     if pooling == "max":
         return rows.masked_fill(~mask[..., None], -torch.inf).amax(1)
-    raise refuse("pooling", pooling, "last, mean, max (attention is pooled by its head)", "choose one of them")
+    raise refuse(
+        "pooling", pooling, "last, mean, max (attention is pooled by its head)", "choose one of them"
+    )
 
 
 class FloatLinear(nn.Linear):
@@ -143,11 +147,17 @@ def build_head(config: TaskHeadConfig, *, hidden_size: int) -> nn.Module:
     layers: list[nn.Module] = []
     width = hidden_size
     for size in config.head_sizes or []:
-        layers += [FloatLinear(width, size), _ACTIVATIONS[config.head_activation](), nn.Dropout(config.head_dropout)]
+        layers += [
+            FloatLinear(width, size),
+            _ACTIVATIONS[config.head_activation](),
+            nn.Dropout(config.head_dropout),
+        ]
         width = size
     if config.problem_type == "ordinal":
         if config.num_labels < 3:
-            raise refuse("num_labels", config.num_labels, "3 or more for 'ordinal'", "use a single-label problem")
+            raise refuse(
+                "num_labels", config.num_labels, "3 or more for 'ordinal'", "use a single-label problem"
+            )
         layers.append(CumulativeLink(width, config.num_labels))
     else:
         layers.append(FloatLinear(width, config.num_labels, bias=config.head == "mlp"))

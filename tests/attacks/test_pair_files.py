@@ -1,4 +1,7 @@
-"""Hostile pair files: each ends in a refusal that names the file, quickly, and never in a foreign error."""
+"""Hostile pair files: each ends in a refusal that names the file, quickly, and never in a foreign error.
+
+Times are of the processor, so that a busy machine fails nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,16 @@ LINE = '{"chosen": "Ten quiet beaches", "rejected": "Beaches"}\n'
 
 @pytest.fixture(autouse=True)
 def at_most_a_second() -> Iterator[None]:
-    begin = time.perf_counter()
+    begin = time.process_time()
     yield
-    assert time.perf_counter() - begin < 2  # the check asks for 1 s of reading; the files are written too
+    assert time.process_time() - begin < 2  # the check asks for 1 s of reading; the files are written too
 
 
 def refused(path: Path, found: str) -> TaskHeadsError:
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(TaskHeadsError) as caught:
         read_pairs(str(path))
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     assert found in str(caught.value)
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 100_000
@@ -37,9 +40,9 @@ def refused(path: Path, found: str) -> TaskHeadsError:
 
 
 def timed(path: Path) -> int:
-    begin = time.perf_counter()
+    begin = time.process_time()
     data = read_pairs(str(path), bad_rows="skip")
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     return len(data.pairs)
 
 
@@ -54,10 +57,10 @@ def test_repeated_tags_are_linear(tmp_path: Path, tag: str) -> None:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + LINE, encoding="utf-8")
     assert timed(path) >= 1
-    begin = time.perf_counter()
+    begin = time.process_time()
     strip_title(tag * 64_000)
     is_blank(tag * 64_000)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])

@@ -44,9 +44,9 @@ def test_planted_overlaps_are_found_and_no_other() -> None:
         test.append(PairExample(chosen=chosen, rejected=rejected, prompt=pair.prompt, source=source))
         planted[source] = (kind, pair.source)
     rng.shuffle(test)
-    begin = time.perf_counter()
+    begin = time.process_time()
     found = find_overlaps(train, test)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
     assert len(test) == 5000
     assert {overlap.test_source: (overlap.kind, overlap.train_source) for overlap in found} == planted
     assert len(found) == 150

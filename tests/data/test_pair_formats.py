@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -231,14 +232,41 @@ def test_an_id_that_cannot_be_fetched_is_one_clear_error(
     assert len(error.problems) == 1
 
 
-def test_a_missing_extra_is_named() -> None:
-    try:
-        import modelscope  # noqa: F401
-    except ImportError:
-        assert "pip install 'qwen-task-heads[modelscope]'" in str(read_error("modelscope:owner/name"))
-        assert "modelscope is not installed" in str(read_error("owner/name", hub="modelscope"))
-    else:
-        pytest.skip("the modelscope extra is installed here, so its absence cannot be shown")
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("modelscope", "datasets", "pyarrow"):
+        monkeypatch.setitem(sys.modules, name, None)  # Python's own way to make an import fail
+    assert "pip install 'qwen-task-heads[modelscope]'" in str(read_error("modelscope:owner/name"))
+    assert "modelscope is not installed" in str(read_error("owner/name", hub="modelscope"))
+    assert "pip install 'qwen-task-heads[train]'" in str(read_error("owner/name"))
+    assert "pyarrow is not installed" in str(read_error(write(tmp_path / "a.parquet", b"PAR1")))
+
+
+def test_parquet_without_rows_or_with_a_column_twice(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    text = pa.array(["x"])
+    pq.write_table(pa.Table.from_arrays([text, text, text], ["chosen", "rejected", "chosen"]), path)
+    assert "a column stands twice" in str(read_error(path))
+    pq.write_table(
+        pa.table({"chosen": pa.array([], pa.string()), "rejected": pa.array([], pa.string())}), path
+    )
+    assert "the file holds no rows" in str(read_error(path))
+
+
+def test_a_json_document_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen_task_heads.data.parsers.MAX_JSON_BYTES", 100)
+    path = write(tmp_path / "a.json", json.dumps([ROW] * 9))
+    assert "over 100 bytes" in str(read_error(path))
+
+
+def test_an_error_of_the_disk_is_a_problem_of_the_file(tmp_path: Path) -> None:
+    device = Path("/proc/self/mem")  # a file that exists and whose first byte cannot be read
+    if not device.exists():
+        pytest.skip("no /proc here to raise a real I/O error")
+    (tmp_path / "a.jsonl").symlink_to(device)
+    assert "cannot be read" in str(read_error(tmp_path / "a.jsonl"))
 
 
 def test_splits_and_rows_of_a_hub_data_set() -> None:

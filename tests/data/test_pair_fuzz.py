@@ -1,4 +1,4 @@
-"""Checks 1 to 3: fuzzed rows, planted defects, round trips."""
+"""Checks 1 to 3: fuzzed rows, planted defects, round trips. Times are of the processor only."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ def test_ten_thousand_fuzzed_rows_are_refused_by_line_and_nothing_else(tmp_path:
     path = tmp_path / "fuzz.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n")
 
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(TaskHeadsError) as caught:
         read_pairs(str(path))
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
     places = [
         re.fullmatch(re.escape(str(path)) + r":(\d+)", problem.where) for problem in caught.value.problems
     ]

@@ -104,7 +104,7 @@ def test_groups_that_are_there_stay() -> None:
 
 def test_a_long_chain_is_one_component_in_linear_time() -> None:
     chain = [PairExample(chosen=f"t{i}", rejected=f"t{i + 1}") for i in range(50_000)]
-    begin = time.perf_counter()
+    begin = time.process_time()
     groups = {pair.group for pair in assign_groups(chain)}
     assert len(groups) == 1
-    assert time.perf_counter() - begin < 3
+    assert time.process_time() - begin < 3

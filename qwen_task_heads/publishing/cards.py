@@ -1,0 +1,90 @@
+"""Model cards: every number comes from the metrics of the run, every piece of free text is escaped.
+
+Templates are the Markdown files in `model_cards/`, inside the package so that they are installed with
+it. Metadata is written by huggingface_hub's own classes, so that the hub reads what was meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>|#])")
+
+
+def plain(text: object) -> str:
+    """Free text that shows as itself in Markdown, in one line: no markup, no HTML, no table break.
+
+    Example:
+        >>> from qwen_task_heads.publishing.cards import plain
+        >>> plain("a | b <script>")
+        'a \\\\| b &lt;script&gt;'
+    """
+    line = " ".join(str(text).split())
+    escaped = _MARKUP.sub(r"\\\1", line)
+    return escaped.replace("\\<", "&lt;").replace("\\>", "&gt;")
+
+
+def figure(value: float | None, *, digits: int = 3) -> str:
+    """A number as the card and the screen show it; a dash where it is not defined."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def accuracy_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows of the accuracy table, from `metrics.json`: scorer name to its `pair_accuracy` entry."""
+    return [
+        {
+            "name": name,
+            "value": figure(entry["value"]),
+            "low": figure(entry["low"]),
+            "high": figure(entry["high"]),
+            "n": f"{entry['n']:,}",
+            "n_groups": f"{entry['n_groups']:,}",
+        }
+        for name, entry in figures.items()
+    ]
+
+
+def metadata(*, name: str, base: str | None, relation: str, dataset: str, split: str, accuracy: float) -> str:
+    """YAML front matter, without the dashes."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    data = ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="text-ranking",
+        base_model=base,
+        base_model_relation=relation if base else None,
+        tags=["title-scorer", "reward-model", "qwen-task-heads"],
+        eval_results=[
+            EvalResult(
+                task_type="text-ranking",
+                dataset_type="pairs",
+                dataset_name=dataset,
+                dataset_split=split,
+                metric_type="accuracy",
+                metric_name="pair accuracy",
+                metric_value=round(accuracy, 4),
+            )
+        ],
+    )
+    return data.to_yaml()
+
+
+def render(template: str, **fields: Any) -> str:
+    """Fill `model_cards/<template>.md`; a field that the template misses is an error.
+
+    Args:
+        template: name of the template, such as `title_scorer`.
+        **fields: values; free text must have passed through `plain`.
+    """
+    import jinja2
+
+    source = (resources.files("qwen_task_heads") / "model_cards" / f"{template}.md").read_text(
+        encoding="utf-8"
+    )
+    # Markdown, not HTML: `plain` escapes what autoescape would not.
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(**fields)

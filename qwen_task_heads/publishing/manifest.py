@@ -1,0 +1,58 @@
+"""What was run, on what: versions, seed, settings, and hashes of data and code, as `manifest.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.publishing.export import CODE
+
+PACKAGES = ("qwen-task-heads", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+# Settings that say what was trained; paths, tokens and hosts of the machine stay out.
+SETTINGS = (
+    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "bf16",
+    "max_length", "center_rewards_coefficient", "seed",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that a result depends on, and of Python."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hash_pairs(pairs: Iterable[PairExample]) -> str:
+    """SHA-256 over the pairs in their order: texts, prompts and evidence."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        row = (pair.prompt, pair.chosen, pair.rejected, pair.margin, pair.preference, pair.weight)
+        digest.update(repr(row).encode())
+    return digest.hexdigest()
+
+
+def hash_code() -> dict[str, str]:
+    """SHA-256 of each file that travels with the model."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in CODE}
+
+
+def settings_of(args: Any, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The training settings worth telling, and those of the head and the loss."""
+    known = args.to_dict()
+    chosen = {name: known[name] for name in SETTINGS if known.get(name) is not None}
+    return {**chosen, **{name: value for name, value in more.items() if value is not None}}
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names of the files at the root of a folder, sorted."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file())

@@ -1,0 +1,219 @@
+"""The end of a run: score dev and test, set them beside the floors, write and say all of it.
+
+`metrics.json` is written first and everything else (card, table on the screen, plots) is made from the
+same dictionary, so that no two places can disagree. Figures of the model are computed by `Scorer`, the
+code that users will run, and not by the training loop.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen_task_heads.backbones import locate
+from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.title_sets import TitleSets
+from qwen_task_heads.inference.scorer import Scorer
+from qwen_task_heads.publishing.cards import accuracy_rows, figure, metadata, plain, render
+from qwen_task_heads.publishing.export import save
+from qwen_task_heads.publishing.manifest import file_names, hash_code, hash_pairs, versions
+from qwen_task_heads.training.floors import TfidfBradleyTerry, longer_title
+from qwen_task_heads.training.metrics import mean_figure, pair_accuracy, ranking_metrics
+from qwen_task_heads.training.plots import gap_against_accuracy, training_curves
+
+MODEL, LONGER, TFIDF = "this model", "the longer title wins", "TF-IDF Bradley-Terry"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the end of a run needs to know of it.
+
+    Args:
+        sets: what was trained and measured on.
+        settings: what was trained, name to value.
+        log_history: of the trainer.
+        seconds: training time.
+        seed: of the run.
+        backbone: as the user named it.
+    """
+
+    sets: TitleSets
+    settings: Mapping[str, Any]
+    log_history: Sequence[Mapping[str, Any]]
+    seconds: float
+    seed: int
+    backbone: str
+
+
+def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -> dict[str, Any]:
+    """Save the model and everything that is known about it; print the table; return the metrics.
+
+    Args:
+        model: a trained `TitleScorer`, or a `PeftModel` around one.
+        tokenizer: with the compiled template.
+        folder: where the model goes; also `metrics.json`, `predictions.jsonl`, `manifest.json`,
+            `README.md` and two plots.
+        run: the account of the run.
+    """
+    folder = save(model.eval(), tokenizer=tokenizer, folder=folder)
+    scorer = Scorer(model, tokenizer=tokenizer)
+    tfidf = TfidfBradleyTerry().fit(run.sets.train)
+    named = {"dev": run.sets.dev, "test": run.sets.test}
+    metrics: dict[str, Any] = {
+        "seed": run.seed,
+        "train": {"pairs": len(run.sets.train), "seconds": round(run.seconds, 1)},
+    }
+    scores = {}
+    for name, pairs in named.items():
+        if pairs:
+            scores[name] = _score(scorer, pairs)
+            metrics[name] = _measure(pairs, *scores[name], tfidf=tfidf)
+    reported = "test" if run.sets.test else "dev"
+    _write_json(folder / "metrics.json", metrics)
+    _write_predictions(folder / "predictions.jsonl", named[reported], *scores[reported])
+    floors = {
+        LONGER: metrics["dev"][LONGER]["pair_accuracy"]["value"],
+        TFIDF: metrics["dev"][TFIDF]["pair_accuracy"]["value"],
+    }
+    training_curves(run.log_history, folder / "training.png", floors=floors)
+    gaps = np.subtract(*scores[reported])
+    gap_against_accuracy(gaps, 0.5 + 0.5 * np.sign(gaps), folder / "gap_against_accuracy.png")
+    (folder / "README.md").write_text(_card(model, folder, metrics, reported, run), encoding="utf-8")
+    _write_json(
+        folder / "manifest.json",
+        {
+            "versions": versions(),
+            "seed": run.seed,
+            "settings": dict(run.settings),
+            "data": {
+                name: {"pairs": len(p), "sha256": hash_pairs(p)}
+                for name, p in {"train": run.sets.train, **named}.items()
+            },
+            "code": hash_code(),
+            "files": file_names(folder),
+        },
+    )
+    _say(metrics, reported, folder, run)
+    return metrics
+
+
+def _score(scorer: Scorer, pairs: Sequence[PairExample]) -> tuple[np.ndarray, np.ndarray]:
+    prompts = [pair.prompt for pair in pairs]
+    both = scorer.score(
+        [p.chosen for p in pairs] + [p.rejected for p in pairs], prompts=prompts * 2 if any(prompts) else None
+    )
+    return np.array(both[: len(pairs)]), np.array(both[len(pairs) :])
+
+
+def _measure(
+    pairs: Sequence[PairExample], chosen: np.ndarray, rejected: np.ndarray, *, tfidf: Any
+) -> dict[str, Any]:
+    """Figures of the model and of both floors on the same pairs."""
+    groups = [pair.group for pair in pairs]
+    lengths = [np.array([len(p.chosen) for p in pairs]), np.array([len(p.rejected) for p in pairs])]
+    floor = tfidf.score([p.chosen for p in pairs]), tfidf.score([p.rejected for p in pairs])
+    return {
+        MODEL: ranking_metrics(
+            chosen, rejected, groups=groups, chosen_lengths=lengths[0], rejected_lengths=lengths[1]
+        ),
+        LONGER: {"pair_accuracy": mean_figure(longer_title(pairs), groups=groups).as_dict()},
+        TFIDF: {"pair_accuracy": pair_accuracy(*floor, groups=groups).as_dict()},
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_predictions(
+    path: Path, pairs: Sequence[PairExample], chosen: np.ndarray, rejected: np.ndarray
+) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for pair, c, r in zip(pairs, chosen.tolist(), rejected.tolist(), strict=True):
+            row = {
+                "chosen": pair.chosen, "rejected": pair.rejected, "chosen_score": c, "rejected_score": r,
+                "p_preferred": 1 / (1 + float(np.exp(np.clip(r - c, -700, 700)))), "correct": c > r,
+                "group": pair.group, "source": Path(pair.source).name,
+            }  # fmt: skip
+            if pair.prompt:
+                row["prompt"] = pair.prompt
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _card(model: Any, folder: Path, metrics: dict[str, Any], reported: str, run: Run) -> str:
+    from peft import PeftModel
+
+    adapter = isinstance(model, PeftModel)
+    embedded = run.backbone == "embedded"
+    base = Path(run.backbone).name if Path(locate(run.backbone)).is_dir() else run.backbone
+    ours = metrics[reported][MODEL]
+    accuracies = {name: entry["pair_accuracy"] for name, entry in metrics[reported].items()}
+    bias = ours["length_spearman"]["value"]
+    return render(
+        "title_scorer",
+        metadata=metadata(
+            name=folder.name,
+            base=None if Path(locate(run.backbone)).is_dir() else run.backbone,
+            relation="adapter" if adapter else "finetune",
+            dataset=plain(run.settings.get("dataset_name", "pairs")),
+            split=reported,
+            accuracy=ours["pair_accuracy"]["value"],
+        ).strip(),
+        title=plain(folder.name),
+        kind="An adapter with its head" if adapter else "A full model",
+        base="the small backbone embedded in the package" if embedded else f"`{base}`",
+        revision=model.config.backbone_revision,
+        versions=versions(),
+        reported_on=_reported_on(reported, run),
+        table=accuracy_rows(accuracies),
+        figures={
+            plain(name): figure(entry["value"]) for name, entry in ours.items() if name != "pair_accuracy"
+        },
+        repo=plain(folder.name),
+        adapter=adapter,
+        data_lines=[plain(line) for line in run.sets.lines],
+        provenance=f"{len(run.sets.train):,} pairs trained on; hashes of all sets are in `manifest.json`.",
+        settings={plain(name): plain(value) for name, value in run.settings.items()},
+        dev_was_cut=run.sets.dev_was_cut,
+        length_bias=f"Spearman correlation of score gap and length gap on these pairs: {figure(bias)}; near 0 means no taste for length.",
+        embedded=embedded,
+    )
+
+
+def _reported_on(reported: str, run: Run) -> str:
+    if reported == "test":
+        return "On the test set, which played no part in training or choosing:"
+    return "On the dev set, on which the checkpoint was also chosen: expect a little less on new data."
+
+
+def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None:
+    """Print the table and what to type next, in plain words."""
+    rows = accuracy_rows({name: entry["pair_accuracy"] for name, entry in metrics[reported].items()})
+    width = max(len(row["name"]) for row in rows)
+    ours, best_floor = rows[0], max(rows[1:], key=lambda row: row["value"])
+    pair = run.sets.dev[0]
+    lines = [
+        "",
+        f"Trained a title scorer on {len(run.sets.train):,} pairs in {run.seconds:.0f} s (seed {run.seed}).",
+        f"Pair accuracy on {reported}: {rows[0]['n']} pairs of {rows[0]['n_groups']} groups, 95% interval over groups"
+        + ("" if reported == "test" else " (the checkpoint was chosen on the same pairs)"),
+        "",
+        *(f"  {row['name']:<{width}}  {row['value']}  ({row['low']} to {row['high']})" for row in rows),
+        "",
+        f"The best floor is {best_floor['name']!r} ({best_floor['value']}); this model is "
+        + ("above it." if ours["value"] > best_floor["value"] else "not above it."),
+        *(["The embedded backbone shows the workflow, not what a pretrained Qwen can do."] if run.backbone == "embedded" else []),
+        "",
+        f"Everything is in {folder}: model, card (README.md), metrics.json, predictions.jsonl, plots.",
+        "Next, score titles of your own:",
+        "  " + shlex.join(["python", "-m", "qwen_task_heads", str(folder), pair.chosen, pair.rejected]),
+        "or open it without this package:",
+        f'  AutoModelForSequenceClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)',
+    ]  # fmt: skip
+    print("\n".join(lines), flush=True)

@@ -1,0 +1,222 @@
+"""Arguments of the title recipes, as dataclasses for trl's `TrlParser`, and the one call that parses them.
+
+Defaults differ from trl's where trl's would fail or mislead: bf16 only where there is a GPU, no
+gradient checkpointing for small models, dev figures every epoch and the best checkpoint kept, LoRA for a
+task head. Unknown options and unknown YAML keys are errors that name the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from trl import ModelConfig, RewardConfig, TrlParser
+
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
+from qwen_task_heads.training.group_losses import GROUP_LOSSES
+from qwen_task_heads.training.losses import PAIR_LOSSES
+
+
+@dataclass
+class TitleArguments:
+    """Data, template, head and loss of a title scorer."""
+
+    dataset_name: str = field(
+        default="embedded",
+        metadata={
+            "help": "File, folder or data set id of pairs or arms; 'embedded' for the sample in the package."
+        },
+    )
+    dev_dataset: str | None = field(
+        default=None, metadata={"help": "Dev set; cut by group hash when absent."}
+    )
+    test_dataset: str | None = field(default=None, metadata={"help": "Test set, looked at once at the end."})
+    dev_fraction: float = field(
+        default=0.1, metadata={"help": "Share of groups cut for dev where none is given."}
+    )
+    hub: str = field(
+        default="huggingface", metadata={"help": "Where ids are looked up: huggingface or modelscope."}
+    )
+    bad_rows: str = field(
+        default="raise", metadata={"help": "raise: refuse the file; skip: leave rows out, counted."}
+    )
+    min_impressions: int = field(default=0, metadata={"help": "Of arms: impressions that both titles need."})
+    max_p_value: float = field(
+        default=1.0, metadata={"help": "Of arms: drop pairs whose clicks differ less clearly."}
+    )
+    loss: str = field(default="bradley_terry", metadata={"help": ", ".join([*PAIR_LOSSES, *GROUP_LOSSES])})
+    loss_margin: float | None = field(
+        default=None, metadata={"help": "Margin of margin_ranking and the like."}
+    )
+    loss_nu: float | None = field(
+        default=None, metadata={"help": "Tie parameter of rao_kupper and davidson."}
+    )
+    pooling: str = field(default="last", metadata={"help": ", ".join(POOLINGS)})
+    head: str = field(default="linear", metadata={"help": ", ".join(HEADS)})
+    head_sizes: list[int] | None = field(
+        default=None, metadata={"help": "Widths of an mlp head, e.g. 1024 512."}
+    )
+    head_activation: str = field(default="relu", metadata={"help": ", ".join(ACTIVATIONS)})
+    head_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout in the head (needs disable_dropout: false)."}
+    )
+    bidirectional: bool = field(default=False, metadata={"help": "Attend to both sides."})
+    instruction: str = field(
+        default="", metadata={"help": "Text before every title; control tokens are meant."}
+    )
+    between: str = field(default="\n", metadata={"help": "Text between prompt and title."})
+    boundary: str | None = field(
+        default=None, metadata={"help": "Text after every title; the family's token if None."}
+    )
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "Train and save the head alone, as an adapter."}
+    )
+    num_processes: int | None = field(default=None, metadata={"help": "Refuse to run with another number."})
+
+    def head_options(self) -> dict[str, Any]:
+        """Fields of the model's config."""
+        names = ("pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional")
+        return {name: self.__dict__[name] for name in names}
+
+    def loss_options(self) -> dict[str, float]:
+        """Scalar options of the loss that were given."""
+        return {
+            name: self.__dict__[f"loss_{name}"]
+            for name in ("margin", "nu")
+            if self.__dict__[f"loss_{name}"] is not None
+        }
+
+
+@dataclass
+class TitleConfig(RewardConfig):
+    """trl's `RewardConfig` with defaults for titles; `max_length` cuts texts and drops no pair."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run; new or empty."})
+    max_length: int | None = field(
+        default=128, metadata={"help": "Longest title with prompt and template, in tokens."}
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Old name of activation_checkpointing."}
+    )
+    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; on where there is a GPU."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to look at dev: no, steps, epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Newest checkpoints kept, beside the best."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "End with the best checkpoint on dev."}
+    )
+    metric_for_best_model: str | None = field(
+        default="eval_accuracy", metadata={"help": "What is best on dev."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = torch.cuda.is_available() and not self.use_cpu and not self.fp16
+        super().__post_init__()
+
+
+@dataclass
+class HeadModelConfig(ModelConfig):
+    """trl's `ModelConfig`; LoRA is set up for a head, which is always trained and saved."""
+
+    model_name_or_path: str | None = field(
+        default="embedded", metadata={"help": "Backbone, or a model of ours."}
+    )
+    lora_task_type: str = field(
+        default="SEQ_CLS", metadata={"help": "SEQ_CLS; anything else would lose the head."}
+    )
+
+
+def parse_title_arguments(
+    argv: Sequence[str] | None = None,
+) -> tuple[TitleArguments, TitleConfig, HeadModelConfig]:
+    """Parse the command line and the `--config` YAML; the command line wins.
+
+    Raises:
+        TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    groups = (TitleArguments, TitleConfig, HeadModelConfig)
+    known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
+    problems = _config_problems(argv, known) + [
+        _unknown(f"--{name}", name, known)
+        for name in (word[2:].split("=")[0] for word in argv if word.startswith("--"))
+        if name.replace("-", "_") not in known
+        and name.replace("-", "_").removeprefix("no_") not in known
+        and name != "help"
+    ]
+    if problems:
+        raise TaskHeadsError(problems)
+    try:
+        title, training, model = TrlParser(groups).parse_args_and_config(argv)
+    except (ValueError, TypeError) as error:
+        remedy = "see --help for what each option takes"
+        raise TaskHeadsError(
+            Problem("arguments", shorten(str(error), 300), "values as in --help", remedy)
+        ) from error
+    if training.output_dir is None:
+        raise TaskHeadsError(
+            Problem(
+                "--output_dir",
+                "found nothing",
+                "accepted: a new or empty folder",
+                "name the folder of the run",
+            )
+        )
+    choices = (
+        ("--loss", title.loss, [*PAIR_LOSSES, *GROUP_LOSSES]),
+        ("--pooling", title.pooling, POOLINGS),
+        ("--head", title.head, HEADS),
+    )
+    problems = [
+        Problem(option, f"found {value!r}", "accepted: " + ", ".join(accepted), "choose one of them")
+        for option, value, accepted in choices
+        if value not in accepted
+    ]
+    if problems:
+        raise TaskHeadsError(problems)
+    return title, training, model
+
+
+def _config_problems(argv: list[str], known: list[str]) -> list[Problem]:
+    """Defects of the YAML file, all at once, before trl reads it."""
+    if "--config" not in argv[:-1]:
+        return []
+    path = Path(argv[argv.index("--config") + 1])
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:8]) or "none"
+        found = " ".join(str(error).split())[:200]
+        return [
+            Problem(str(path), found, "accepted: a YAML file", f"check the path (YAML files there: {there})")
+        ]
+    if not isinstance(content, dict):
+        return [
+            Problem(
+                str(path),
+                f"found {shorten(content)}",
+                "accepted: a mapping, option: value",
+                "correct the file",
+            )
+        ]
+    return [_unknown(f"{path}: {key}", str(key), known) for key in content if key not in known]
+
+
+def _unknown(where: str, name: str, known: list[str]) -> Problem:
+    near = difflib.get_close_matches(name.replace("-", "_"), known, n=2)
+    return Problem(
+        where,
+        "found an unknown option",
+        "accepted: " + (", ".join(near) or "those of --help"),
+        "correct or drop it",
+    )

@@ -1,0 +1,149 @@
+"""`TitleTrainer`: trl's RewardTrainer with the losses of this project, exact metrics and named failures.
+
+What differs from its parent: any loss of `PAIR_LOSSES` or `GROUP_LOSSES` (per row, in fp32, weighted);
+no pair is dropped for its length; dev accuracy is the mean over pairs and not over batches, on any
+number of processes; a loss that is not finite stops the run and names the rows; no stock card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from trl import RewardTrainer
+
+from qwen_task_heads.batching.collators import EVIDENCE, TitleCollator
+from qwen_task_heads.training.callbacks import NonFiniteGuard
+from qwen_task_heads.training.group_losses import GROUP_LOSSES, pair_indices, resolve_group_loss
+from qwen_task_heads.training.losses import PAIR_LOSSES, center_rewards, reduce, resolve_pair_loss
+
+COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", *EVIDENCE]
+
+
+class TitleTrainer(RewardTrainer):
+    """Train a `TitleScorer` on pairs or groups.
+
+    Args:
+        model: a `TitleScorer`, or a `PeftModel` around one.
+        loss: name of a pair loss (`bradley_terry`, ...) or group loss (`plackett_luce`, `all_pairs`).
+            Groups are for training; the dev set always holds pairs.
+        loss_options: scalar options of the loss, such as `{"margin": 0.1}` or `{"nu": 0.5}`.
+        train_sources: where each row of the training set was read, by its `row`.
+        eval_sources: the same of the dev set.
+        **kwargs: as in `trl.RewardTrainer`; data sets come from `batching.collators`.
+
+    Raises:
+        TaskHeadsError: an unknown loss, data without the columns it needs, or numbers that are not finite.
+
+    Example:
+        trainer = TitleTrainer(model=model, args=args, train_dataset=train, eval_dataset=dev,
+                               processing_class=tokenizer, loss="bradley_terry")
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        loss: str = "bradley_terry",
+        loss_options: dict[str, float] | None = None,
+        train_sources: Sequence[str] = (),
+        eval_sources: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        self.grouped = loss in GROUP_LOSSES
+        self.group_loss = resolve_group_loss(loss) if self.grouped else None
+        # A dev set of pairs is measured by Bradley-Terry when training looks at whole groups.
+        self.pair_loss = resolve_pair_loss("bradley_terry" if self.grouped else loss)
+        self.loss_options = dict(loss_options or {})
+        self.guard = NonFiniteGuard()
+        self.sources = {"train": train_sources, "eval": eval_sources}
+        if not self.grouped:
+            self.pair_loss.check([*kwargs["train_dataset"].column_names, *self.loss_options])
+        kwargs.setdefault("data_collator", TitleCollator(kwargs["processing_class"].pad_token_id))
+        super().__init__(model, **kwargs)
+        self.add_callback(self.guard)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take data sets as they are: ours are encoded already, and trl would drop long rows in silence."""
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = COLUMNS
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing: the stock card names no base and no figures; the run's end writes ours."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean loss of a batch from `TitleCollator`."""
+        mode = "train" if self.model.training else "eval"
+        inputs = dict(inputs)
+        rows = inputs.pop("row", torch.arange(0))
+        sizes, gains = inputs.pop("sizes", None), inputs.pop("gains", None)
+        evidence = {name: inputs.pop(name) for name in EVIDENCE if name in inputs}
+        outputs = model(**inputs, use_cache=False)
+        scores = outputs.logits.squeeze(-1).float()  # (2B,) or (N,)
+        if sizes is None:
+            losses, credit, gap = self._of_pairs(scores, evidence)
+        else:
+            losses, credit, gap = self._of_groups(scores, sizes.tolist(), gains)
+        named = self.sources[mode]
+        sources = [named[row] if row < len(named) else f"row {row}" for row in rows.tolist()]
+        self.guard.check_finite(
+            losses.detach(), scores=scores.detach(), sources=sources, step=self.state.global_step + 1
+        )
+        loss = reduce(losses, weight=evidence.get("weight"))
+        self._record(mode, inputs["attention_mask"], scores.detach(), credit.detach(), gap.detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def _of_pairs(self, scores: torch.Tensor, evidence: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Losses, credit (1, .5 or 0) and score gaps per pair, each (B,)."""
+        chosen, rejected = scores.chunk(2)
+        inputs = {
+            **self.loss_options,
+            **{name: evidence[name] for name in self.pair_loss.uses if name in evidence},
+        }
+        if self.grouped:
+            inputs = {}
+        losses = self.pair_loss(chosen, rejected, **inputs)
+        if self.args.center_rewards_coefficient is not None:
+            losses = losses + center_rewards(
+                chosen, rejected, coefficient=self.args.center_rewards_coefficient
+            )
+        return losses, 0.5 + 0.5 * torch.sign(chosen - rejected), chosen - rejected
+
+    def _of_groups(
+        self, scores: torch.Tensor, sizes: list[int], gains: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Losses (G,), and credit and gaps over all pairs with different gains."""
+        losses = self.group_loss.function(scores, sizes=sizes, gains=gains, **self.loss_options)  # type: ignore[union-attr]
+        left, right = (index.to(scores.device) for index in pair_indices(sizes))
+        direction = torch.sign(gains[left] - gains[right])
+        gap = (scores[left] - scores[right]) * direction
+        return losses, (0.5 + 0.5 * torch.sign(gap))[direction != 0], gap[direction != 0]
+
+    @torch.no_grad()
+    def _record(
+        self, mode: str, mask: torch.Tensor, scores: torch.Tensor, credit: torch.Tensor, gap: torch.Tensor
+    ) -> None:
+        """Keep the figures per example; `log` averages them, so the last batch counts by its size."""
+        metrics = self._metrics[mode]
+        if mode == "train":
+            self._total_train_tokens += int(self.accelerator.gather(mask.sum()).sum())
+            if self.grouped:  # groups give other numbers of pairs on each process
+                credit, gap = credit.mean()[None], gap.mean()[None]
+        metrics["num_tokens"] = [self._total_train_tokens]
+        # gather_for_metrics drops the rows that were repeated to fill the last batch of all processes
+        for name, values in (("accuracy", credit), ("margin", gap)):
+            metrics[name].extend(self.accelerator.gather_for_metrics(values).tolist())
+        for name, value in (
+            ("min_reward", scores.min()),
+            ("max_reward", scores.max()),
+            ("mean_reward", scores.mean()),
+        ):
+            metrics[name].append(float(self.accelerator.gather(value).mean()))
+
+
+LOSSES = (*PAIR_LOSSES, *GROUP_LOSSES)
