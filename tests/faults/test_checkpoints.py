@@ -228,6 +228,7 @@ def test_killed_runs_resume_to_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("lora", [True, False])
 def test_killed_runs_resume_to_the_same_bytes_sweep(tmp_path, lora):
     """Every kind of instant, over three epochs and at their boundaries; the last four at any instant."""
@@ -243,6 +244,7 @@ def test_killed_runs_resume_to_the_same_bytes_sweep(tmp_path, lora):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_each_hazard_is_one_and_the_defaults_are_none(tmp_path):
     """The settings that `resume_hazards` names do change the weights: nobody is warned for nothing."""
     changes = {
@@ -269,6 +271,7 @@ def arguments(folder: Path, **changes):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_killed_and_resumed(tmp_path):
     """Both ranks' RNG states are sealed, and a killed rank 0 takes nobody's work with it."""
     variables = os.environ | {
