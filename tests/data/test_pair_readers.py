@@ -174,6 +174,8 @@ def test_missing_and_unknown_columns_are_named_once(tmp_path: Path) -> None:
 
 def test_foreign_columns_are_left_alone(tmp_path: Path) -> None:
     more = {
+        "prompt_id": 3,
+        "weight_kg": 4,
         "chosen_ctr": 1,
         "rejected_ctr": None,
         "chosen_image": "x",
@@ -306,6 +308,17 @@ def test_bad_arms_are_refused_by_line(tmp_path: Path, row: dict[str, object], fo
     (problem,) = refusal(path).problems
     assert problem.where == f"{path}:3"
     assert found in problem.found
+
+
+def test_empty_counts_of_arms_in_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("test_id,title,impressions,clicks\nt,A,9,1\nt,B,9,\nt,C,,1\n,D,9,1\n", encoding="utf-8")
+    problems = refusal(str(path)).problems
+    assert [problem.found for problem in problems] == [
+        "'clicks' is empty",
+        "'impressions' is empty",
+        "'test_id' is empty",
+    ]
 
 
 def test_misspelt_arm_column_and_lone_tests(tmp_path: Path) -> None:
