@@ -1,0 +1,43 @@
+# Every target makes .venv and installs what it needs, at the versions of constraints.txt.
+PYTHON ?= python3
+RUN ?= runs/titles
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/single.yaml
+
+.PHONY: titles test test-slow lint backbone clean
+
+# The main job: train a title scorer on real clicks, print its accuracy beside the floors. A run that was
+# interrupted continues.
+titles: $(READY)
+	$(LAUNCH) recipes/reward_titles.py --config recipes/configs/quick_start.yaml \
+		--output_dir $(RUN) --resume_from_checkpoint true
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+
+# Make the embedded backbone again (about ten minutes); needs the data it was made of.
+backbone: $(READY)
+	$(BIN)/python recipes/pretrain_backbone.py --config recipes/configs/pretrain_titles.yaml
+
+# torch comes first and pinned: an open requirement would fetch the newest build for every GPU.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
