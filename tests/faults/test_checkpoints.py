@@ -223,7 +223,7 @@ def test_killed_runs_resume_to_the_same_bytes(tmp_path):
             "saved-but-not-sealed": (True, {"before_seal": 8}),
             "rotating": (True, {"audit": "shutil.rmtree"}),
         },
-        {"num_train_epochs": 2},
+        {"max_steps": 10},
     )
 
 
