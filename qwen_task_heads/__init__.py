@@ -39,8 +39,13 @@ _LAZY = {
 }
 
 __all__ = [
-    "PooledClassifier", "PooledClassifierConfig", "TaskHeadsError", "TitleScorer", "TitleScorerConfig", *_LAZY,
-]  # fmt: skip
+    "PooledClassifier",
+    "PooledClassifierConfig",
+    "TaskHeadsError",
+    "TitleScorer",
+    "TitleScorerConfig",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from qwen_task_heads.backbones import ALL_LINEAR, EMBEDDED, backbone_of, locate
 from qwen_task_heads.errors import Problem, TaskHeadsError
@@ -129,11 +129,7 @@ def merge(repo_or_model: Any, *, dtype: torch.dtype | str = torch.float32) -> Ta
     model = repo_or_model
     if isinstance(model, str):
         config = _base_config(model, revision=None, trust_remote_code=False)
-        if (
-            config.model_type not in TASKS
-            or not (Path(model) / "adapter_config.json").exists()
-            and Path(model).is_dir()
-        ):
+        if config.model_type not in TASKS or find_adapter_config_file(model) is None:
             raise _problem(
                 model,
                 "no adapter of this library",
@@ -226,9 +222,15 @@ def adapter_config(
     elif chosen not in (ALL_LINEAR, NO_TARGETS):
         chosen = [chosen]
     return LoraConfig(
-        task_type=task_type, r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen, use_dora=dora,
-        use_rslora=rslora, modules_to_save=saved,
-    )  # fmt: skip
+        task_type=task_type,
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=chosen,
+        use_dora=dora,
+        use_rslora=rslora,
+        modules_to_save=saved,
+    )
 
 
 @contextmanager
@@ -245,7 +247,7 @@ def _without_load_report() -> Iterator[None]:
 def _take_up(
     path: str, config: Any, *, task: str, revision: str | None, dtype: Any, head: dict, kwargs: dict
 ) -> Any:
-    """Continue from a model of ours: its head and template are kept, so options that contradict are refused."""
+    """Continue from a model of ours: its head is kept, so options that contradict it are refused."""
     if config.model_type != task:
         raise _problem(
             path, f"a {config.model_type}", f"a {task} or a plain backbone", "choose the right recipe"
@@ -258,7 +260,7 @@ def _take_up(
                 repr(config.to_dict().get(field)),
                 f"{path} was saved with it: drop the option",
             )
-    if Path(path, "adapter_config.json").exists():
+    if find_adapter_config_file(path) is not None:
         return merge(path, dtype=dtype)
     return TASKS[task].from_pretrained(path, revision=revision or "main", dtype=dtype, **kwargs)
 

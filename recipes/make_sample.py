@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 
 COLUMNS = ["chosen", "rejected", "test_id", "chosen_impressions", "chosen_clicks"]
 COLUMNS += ["rejected_impressions", "rejected_clicks"]
@@ -44,7 +44,7 @@ def main() -> None:
                 continue
             for column in ("chosen", "rejected"):
                 row[column] = row[column].removeprefix("<title>").removesuffix("</title>").strip()
-            # ASCII-safe: a checkout with another encoding or a tool that splits at U+2028 reads the same rows.
+            # ASCII-safe: a tool with another encoding, or one that splits at U+2028, reads the same rows.
             samples.setdefault(split, []).append(json.dumps({column: row[column] for column in COLUMNS}))
     if problems:
         raise TaskHeadsError(problems)
@@ -56,7 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TaskHeadsError as error:
-        sys.exit(str(error))
+    sys.exit(run_recipe(main))

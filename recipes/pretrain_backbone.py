@@ -11,6 +11,7 @@ positions 0, 1, ... that ends in `<|im_end|>`, as the heads will read it; batche
 
 import hashlib
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,24 +24,18 @@ from transformers import DataCollatorForLanguageModeling, Qwen2Config, Qwen2ForC
 from trl import TrlParser
 
 import qwen_task_heads
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 
 ASSETS = Path(qwen_task_heads.__file__).parent / "assets"
 
 
 @dataclass
-class TextArguments:
-    """What to read, and how many tokens to make of it."""
+class PretrainArguments:
+    """What to read and how large to build; the rest of the command line is `TrainingArguments`."""
 
     texts: list[str] = field(default_factory=list, metadata={"help": "file.jsonl:column[,column]"})
     data_dir: str = field(default=".", metadata={"help": "folder that `texts` are relative to"})
     bpe_size: int = field(default=5000, metadata={"help": "byte-level BPE tokens, Qwen's own come on top"})
-
-
-@dataclass
-class SizeArguments:
-    """Fields of `Qwen2Config`; the rest of the command line is transformers' `TrainingArguments`."""
-
     hidden_size: int = 192
     num_hidden_layers: int = 2
     num_attention_heads: int = 6
@@ -50,11 +45,7 @@ class SizeArguments:
 
 
 def read_texts(specs: list[str], *, data_dir: str) -> tuple[list[str], list[dict]]:
-    """Return the texts, distinct within a file (one named twice counts twice), and a row of provenance each.
-
-    Raises:
-        TaskHeadsError: for files and columns that are not there, all of them at once.
-    """
+    """Return the texts, distinct within a file (one named twice counts twice), and each file's provenance."""
     texts, files, problems = [], [], []
     for name, _, columns in (spec.rpartition(":") for spec in specs):
         path, found = Path(data_dir, name), {}
@@ -66,10 +57,8 @@ def read_texts(specs: list[str], *, data_dir: str) -> tuple[list[str], list[dict
                 there = f"columns: {', '.join(row)}"
                 problems.append(Problem(f"{path}:{number}", f"no column {missing}", there, "correct --texts"))
                 continue
-            titles = (row[column] for column in columns.split(","))
-            found |= {
-                title.removeprefix("<title>").removesuffix("</title>").strip(): None for title in titles
-            }
+            for column in columns.split(","):
+                found[row[column].removeprefix("<title>").removesuffix("</title>").strip()] = None
         texts += found
         sha256 = hashlib.sha256(content).hexdigest()
         files.append({"file": name, "columns": columns, "texts": len(found), "sha256": sha256})
@@ -97,14 +86,14 @@ def train_tokenizer(texts: list[str], *, bpe_size: int, max_length: int) -> Qwen
 
 def main() -> None:
     """Parse, train the tokenizer, train the model, save both with their provenance."""
-    parser = TrlParser((TextArguments, SizeArguments, transformers.TrainingArguments))
-    text_args, size, training = parser.parse_args_and_config()
+    args, training = TrlParser((PretrainArguments, transformers.TrainingArguments)).parse_args_and_config()
     started, out = time.monotonic(), Path(training.output_dir)
     transformers.set_seed(training.seed)
-    texts, files = read_texts(text_args.texts, data_dir=text_args.data_dir)
-    tokenizer = train_tokenizer(texts, bpe_size=text_args.bpe_size, max_length=size.max_position_embeddings)
+    texts, files = read_texts(args.texts, data_dir=args.data_dir)
+    tokenizer = train_tokenizer(texts, bpe_size=args.bpe_size, max_length=args.max_position_embeddings)
+    size = {k: v for k, v in asdict(args).items() if k not in ("texts", "data_dir", "bpe_size")}
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = Qwen2Config(vocab_size=len(tokenizer), **asdict(size), **ids, tie_word_embeddings=True)
+    config = Qwen2Config(vocab_size=len(tokenizer), **size, **ids, tie_word_embeddings=True)
     model = Qwen2ForCausalLM(config)
     rows = [{"input_ids": [*text, tokenizer.eos_token_id]} for text in tokenizer(texts).input_ids]
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
@@ -115,8 +104,12 @@ def main() -> None:
     # Eight bytes of SHA-256 per text: anyone can check that a given text was not learned from.
     hashes = sorted({hashlib.sha256(text.encode()).digest()[:8] for text in texts})
     np.save(out / "text_hashes.npy", np.frombuffer(b"".join(hashes), dtype=">u8"))
-    run = {k: training.to_dict()[k] for k in ("seed", "num_train_epochs", "learning_rate", "weight_decay")}
-    run |= {"train_loss": result.training_loss, "minutes": round((time.monotonic() - started) / 60, 1)}
+    run = {k: training.to_dict()[k] for k in ("seed", "learning_rate", "per_device_train_batch_size")}
+    run |= {
+        "steps": result.global_step,
+        "train_loss": result.training_loss,
+        "minutes": round((time.monotonic() - started) / 60),
+    }
     run |= {"tokens": sum(len(row["input_ids"]) for row in rows), "parameters": model.num_parameters()}
     run |= {"files": files, "torch": torch.__version__, "transformers": transformers.__version__}
     made = sorted(f for f in out.iterdir() if f.is_file() and f.name != "provenance.json")
@@ -126,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_recipe(main))

@@ -3,8 +3,9 @@
 `tokenizers` lets a "special token" of a template stand for many ids. The chat scaffold and the
 instruction become one such token, the boundary another, and both are saved in `tokenizer.json`: a
 plain `tokenizer(title)` in any library then gives the ids of training. `split_special_tokens` is
-saved too, so that control tokens in a user's text stay characters. (The bare Rust `tokenizers` API
-ignores that flag: a server that uses it must clean its input itself.)
+saved too, so that control tokens in a user's text stay characters; those that a tokenizer does not
+call special (Qwen's `<tool_call>`, `<think>`, `<|fim_prefix|>`) are made special first, because the flag
+splits no others. (The bare Rust `tokenizers` API ignores it: a server that uses it must clean its input.)
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import processors
+from tokenizers import AddedToken, processors
 
 from qwen_task_heads.backbones import backbone_of
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.pipeline_task_heads import TEMPLATE_KEY, encode
+
+OWN_PREFIX = "own"  # beside before, between, after: what the tokenizer began every text with by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class Template:
 def compile_template(
     tokenizer: Any, *, template: Template, model_type: str, max_length: int | None = None
 ) -> dict[str, list[int]]:
-    """Write the template into the tokenizer, in place.
+    """Write the template into the tokenizer, in place, instead of one that it may have.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
@@ -64,9 +67,11 @@ def compile_template(
             )
         )
     after = template.after if template.after is not None else _boundary(tokenizer, model_type)
+    _make_markup_special(tokenizer)
+    own = _own_prefix(tokenizer)
     ids = {
         # Many families begin every text with a token of their own (Llama's BOS): it is kept.
-        "before": _own_prefix(tokenizer) + _control_ids(tokenizer, template.before),
+        "before": own + _control_ids(tokenizer, template.before),
         "between": _control_ids(tokenizer, template.between),
         "after": _control_ids(tokenizer, after),
     }
@@ -84,13 +89,30 @@ def compile_template(
     # init_kwargs are what save_pretrained writes; the attributes are what this process uses.
     tokenizer.split_special_tokens = True
     tokenizer.init_kwargs["split_special_tokens"] = True
-    tokenizer.init_kwargs[TEMPLATE_KEY] = ids
+    tokenizer.init_kwargs[TEMPLATE_KEY] = {**ids, OWN_PREFIX: own}
     if max_length is not None:
         tokenizer.model_max_length = max_length
         tokenizer.init_kwargs["model_max_length"] = max_length
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return ids
+
+
+def _make_markup_special(tokenizer: Any) -> None:
+    """Mark added tokens in brackets as special; others (Gemma's runs of line breaks) are ordinary text."""
+    markup = [
+        AddedToken(
+            token.content,
+            special=True,
+            normalized=token.normalized,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            single_word=token.single_word,
+        )
+        for token in tokenizer.added_tokens_decoder.values()
+        if not token.special and token.content[:1] + token.content[-1:] in ("<>", "[]")
+    ]
+    tokenizer.backend_tokenizer.add_special_tokens(markup)  # known contents keep their ids
 
 
 def _control_ids(tokenizer: Any, text: str) -> list[int]:
@@ -100,8 +122,8 @@ def _control_ids(tokenizer: Any, text: str) -> list[int]:
 
 def _own_prefix(tokenizer: Any) -> list[int]:
     """What the tokenizer itself puts before every text, without a template of ours."""
-    if tokenizer.init_kwargs.get(TEMPLATE_KEY):
-        return []
+    if compiled := tokenizer.init_kwargs.get(TEMPLATE_KEY):
+        return list(compiled[OWN_PREFIX])
     processor = json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"] or {}
     steps = processor.get("processors", [processor])
     for step in steps:
@@ -122,8 +144,8 @@ def _boundary(tokenizer: Any, model_type: str) -> str:
             Problem(
                 "tokenizer",
                 "found no eos token and no boundary known for " + repr(model_type),
-                "accepted: a tokenizer with an eos token, or --after",
-                "name the text that ends a title with --after",
+                "accepted: a tokenizer with an eos token, or --boundary",
+                "name the text that ends a title with --boundary",
             )
         )
     return tokenizer.eos_token
@@ -151,7 +173,7 @@ class CutReport:
 def encode_pairs(
     tokenizer: Any, pairs: Sequence[PairExample], *, max_length: int
 ) -> tuple[dict[str, list[list[int]]], CutReport]:
-    """Encode pairs as `chosen_ids` and `rejected_ids`, the columns that trl's RewardTrainer takes as they are.
+    """Encode pairs as `chosen_ids` and `rejected_ids`, columns that trl's RewardTrainer takes as they are.
 
     Both columns keep the order of `pairs`, and no pair is left out.
     """

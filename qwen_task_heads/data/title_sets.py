@@ -93,11 +93,10 @@ def read_title_sets(
             problems += error.problems
     if problems:
         raise TaskHeadsError(problems)
-    limits = {"min_impressions": min_impressions, "max_p_value": max_p_value}
-    pairs = {
-        name: assign_groups([*data.pairs, *groups_to_pairs(data.groups, **limits)])
-        for name, data in read.items()
-    }  # type: ignore[arg-type]
+    pairs = {}
+    for name, data in read.items():
+        made = groups_to_pairs(data.groups, min_impressions=min_impressions, max_p_value=max_p_value)
+        pairs[name] = assign_groups([*data.pairs, *made])
     for name, found in pairs.items():
         if not found:
             raise TaskHeadsError(
@@ -119,9 +118,8 @@ def read_title_sets(
         train, pairs["dev"] = split_by_group(train, dev_fraction=dev_fraction)
         taken = {pair.group for pair in pairs["dev"]}
         groups = [group for group in groups if group.group not in taken]
-        lines.append(
-            f"no dev set given: {len(pairs['dev']):,} pairs of {len(taken):,} groups were cut from train by hash"
-        )
+        cut = f"{len(pairs['dev']):,} pairs of {len(taken):,} groups"
+        lines.append(f"no dev set given: {cut} were cut from train by hash")
     for name in ("dev", "test"):
         overlaps = find_overlaps(train, pairs.get(name, []))
         if overlaps:

@@ -8,7 +8,7 @@ loading plain Qwen models in the same process stays as it was.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -52,7 +52,7 @@ class TaskHeadConfig(PreTrainedConfig):
     """
 
     model_type = "task_head"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
     # Without a backbone there is no config: defaulting to Qwen2Config() would be a 7B model.
     has_no_defaults_at_init = True
 
@@ -142,7 +142,7 @@ class TitleScorerConfig(TaskHeadConfig):
         num_labels = kwargs.pop("num_labels", None)
         if num_labels not in (1, None):
             raise refuse("num_labels", num_labels, "1", "use PooledClassifier for several labels")
-        if self.id2label is None:
+        if self.__dict__["id2label"] is None:
             self.id2label, self.label2id = {0: "score"}, {"score": 0}
         super().__post_init__(**kwargs)
 

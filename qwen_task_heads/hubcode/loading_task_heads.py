@@ -166,8 +166,9 @@ class StrictLoading(PreTrainedModel):
                 f"{tuple(expected.shape)}",
                 "restore the saved config",
             )
-        saved_dtype = {str(dtype).split(".")[-1]: dtype for dtype in PROBE_TOLERANCE}.get(probe.get("dtype"))
-        tolerance = max(PROBE_TOLERANCE.get(dtype, 8e-2) for dtype in (self.dtype, saved_dtype))
+        by_name = {str(dtype).split(".")[-1]: limit for dtype, limit in PROBE_TOLERANCE.items()}
+        dtypes = (str(self.dtype).split(".")[-1], str(probe.get("dtype")))
+        tolerance = max(by_name.get(name, 8e-2) for name in dtypes)
         difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         if not difference <= tolerance:  # also true for NaN
             raise refuse(

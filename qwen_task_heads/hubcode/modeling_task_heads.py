@@ -8,7 +8,7 @@ every published model; it imports torch, transformers and its siblings only.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -31,8 +31,8 @@ class TaskHeadModel(StrictLoading):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
-    _keep_in_fp32_modules_strict = ["score"]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^lm_head\."]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["score"]
     # The loss below is a mean; Trainer must divide it under gradient accumulation.
     accepts_loss_kwargs = False
 
@@ -44,7 +44,7 @@ class TaskHeadModel(StrictLoading):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = AutoModel.from_config(config.text_config)
-        self.score = build_head(config, hidden_size=config.text_config.get_text_config().hidden_size)
+        self.score = build_head(config, hidden_size=self.model.config.hidden_size)
         # Decoders without rotary or learned positions (ALiBi, state spaces) take no position_ids.
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.post_init()
@@ -98,12 +98,14 @@ class TaskHeadModel(StrictLoading):
         Raises:
             ValueError: a mask row without a real token, or a problem type the labels do not fit.
         """
-        embeds_or_ids = input_ids if inputs_embeds is None else inputs_embeds
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if tokens is None:
+            raise refuse("input_ids", None, "input_ids or inputs_embeds", "pass one of them")
         mask = attention_mask
         if position_ids is None and mask is not None and mask.dim() == 2 and self._takes_positions:
             position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)
         if self.config.bidirectional:
-            mask = self._two_sided(embeds_or_ids, mask)
+            mask = self._two_sided(tokens, mask)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         output = self.model(

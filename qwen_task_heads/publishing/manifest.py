@@ -50,7 +50,13 @@ def settings_of(args: Any, more: Mapping[str, Any]) -> dict[str, Any]:
     """The training settings worth telling, and those of the head and the loss."""
     known = args.to_dict()
     chosen = {name: known[name] for name in SETTINGS if known.get(name) is not None}
-    return {**chosen, **{name: value for name, value in more.items() if value is not None}}
+    given = {name: value for name, value in more.items() if value is not None and value != ""}
+    # A file or folder is told by its name: the card has no use for the paths of somebody's machine.
+    return {**chosen, **{name: _told(value) for name, value in given.items()}}
+
+
+def _told(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and "/" in value and Path(value).exists() else value
 
 
 def file_names(folder: Path) -> list[str]:

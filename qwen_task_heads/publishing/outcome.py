@@ -8,6 +8,7 @@ code that users will run, and not by the training loop.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen_task_heads.backbones import locate
+from qwen_task_heads.backbones import EMBEDDED, locate
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.title_sets import TitleSets
 from qwen_task_heads.inference.scorer import Scorer
@@ -150,7 +151,7 @@ def _card(model: Any, folder: Path, metrics: dict[str, Any], reported: str, run:
     from peft import PeftModel
 
     adapter = isinstance(model, PeftModel)
-    embedded = run.backbone == "embedded"
+    embedded = run.backbone == EMBEDDED
     base = Path(run.backbone).name if Path(locate(run.backbone)).is_dir() else run.backbone
     ours = metrics[reported][MODEL]
     accuracies = {name: entry["pair_accuracy"] for name, entry in metrics[reported].items()}
@@ -161,7 +162,7 @@ def _card(model: Any, folder: Path, metrics: dict[str, Any], reported: str, run:
             name=folder.name,
             base=None if Path(locate(run.backbone)).is_dir() else run.backbone,
             relation="adapter" if adapter else "finetune",
-            dataset=plain(run.settings.get("dataset_name", "pairs")),
+            dataset=str(run.settings.get("dataset_name", "pairs")),
             split=reported,
             accuracy=ours["pair_accuracy"]["value"],
         ).strip(),
@@ -175,13 +176,14 @@ def _card(model: Any, folder: Path, metrics: dict[str, Any], reported: str, run:
         figures={
             plain(name): figure(entry["value"]) for name, entry in ours.items() if name != "pair_accuracy"
         },
-        repo=plain(folder.name),
+        repo=re.sub(r"[^\w./-]", "-", folder.name),
         adapter=adapter,
         data_lines=[plain(line) for line in run.sets.lines],
         provenance=f"{len(run.sets.train):,} pairs trained on; hashes of all sets are in `manifest.json`.",
         settings={plain(name): plain(value) for name, value in run.settings.items()},
         dev_was_cut=run.sets.dev_was_cut,
-        length_bias=f"Spearman correlation of score gap and length gap on these pairs: {figure(bias)}; near 0 means no taste for length.",
+        length_bias=f"Spearman correlation of score gap and length gap on these pairs: {figure(bias)}; "
+        "near 0 means no taste for length.",
         embedded=embedded,
     )
 
@@ -198,17 +200,18 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
     width = max(len(row["name"]) for row in rows)
     ours, best_floor = rows[0], max(rows[1:], key=lambda row: row["value"])
     pair = run.sets.dev[0]
+    small = "The embedded backbone shows the workflow, not what a pretrained Qwen can do."
     lines = [
         "",
         f"Trained a title scorer on {len(run.sets.train):,} pairs in {run.seconds:.0f} s (seed {run.seed}).",
-        f"Pair accuracy on {reported}: {rows[0]['n']} pairs of {rows[0]['n_groups']} groups, 95% interval over groups"
+        f"Pair accuracy on {reported}: {ours['n']} pairs of {ours['n_groups']} groups, 95% interval over groups"
         + ("" if reported == "test" else " (the checkpoint was chosen on the same pairs)"),
         "",
         *(f"  {row['name']:<{width}}  {row['value']}  ({row['low']} to {row['high']})" for row in rows),
         "",
         f"The best floor is {best_floor['name']!r} ({best_floor['value']}); this model is "
         + ("above it." if ours["value"] > best_floor["value"] else "not above it."),
-        *(["The embedded backbone shows the workflow, not what a pretrained Qwen can do."] if run.backbone == "embedded" else []),
+        *([small] if run.backbone == EMBEDDED else []),
         "",
         f"Everything is in {folder}: model, card (README.md), metrics.json, predictions.jsonl, plots.",
         "Next, score titles of your own:",

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import yaml
-from trl import ModelConfig, RewardConfig, TrlParser
+from trl import ModelConfig, RewardConfig, TrlParser, get_quantization_config
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
@@ -80,6 +80,12 @@ class TitleArguments:
     )
     num_processes: int | None = field(default=None, metadata={"help": "Refuse to run with another number."})
 
+    def data_options(self) -> dict[str, Any]:
+        """Arguments of `read_title_sets` beside the source."""
+        names = ("dev_fraction", "hub", "bad_rows", "min_impressions", "max_p_value")
+        options = {name: self.__dict__[name] for name in names}
+        return {"dev": self.dev_dataset, "test": self.test_dataset, **options}
+
     def head_options(self) -> dict[str, Any]:
         """Fields of the model's config."""
         names = ("pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional")
@@ -134,6 +140,29 @@ class HeadModelConfig(ModelConfig):
     lora_task_type: str = field(
         default="SEQ_CLS", metadata={"help": "SEQ_CLS; anything else would lose the head."}
     )
+
+    def load_options(self) -> dict[str, Any]:
+        """Arguments of `build` that concern the backbone's weights."""
+        quantization = get_quantization_config(self)
+        more = {} if quantization is None else {"quantization_config": quantization}
+        return {
+            "revision": None if self.model_revision == "main" else self.model_revision,
+            "dtype": self.dtype or "float32",
+            "model_kwargs": {"attn_implementation": self.attn_implementation, **more},
+        }
+
+    def adapter_options(self) -> dict[str, Any]:
+        """Arguments of `adapter_config`."""
+        return {
+            "r": self.lora_r,
+            "alpha": self.lora_alpha,
+            "dropout": self.lora_dropout,
+            "targets": self.lora_target_modules,
+            "dora": self.use_dora,
+            "rslora": self.use_rslora,
+            "modules_to_save": self.lora_modules_to_save,
+            "task_type": self.lora_task_type,
+        }
 
 
 def parse_title_arguments(

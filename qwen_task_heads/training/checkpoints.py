@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging
 
@@ -38,7 +38,8 @@ from ..errors import Problem, TaskHeadsError, shorten
 from .seals import SEAL, WEIGHTS, RunValue, disk_problem, missing_parts, read_seal, seal, verify
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerControl, TrainingArguments
+    from transformers.trainer_utils import TrainOutput
 
 logger = logging.get_logger(__name__)
 
@@ -151,7 +152,7 @@ def open_output(
         run: what identifies the run; give `SealingCallback` the same.
 
     Returns:
-        The checkpoint to pass to `Trainer.train(resume_from_checkpoint=...)`, or None.
+        The checkpoint to pass to `train`, or None.
 
     Raises:
         TaskHeadsError: as `refuse_foreign_output` and `resolve_resume`.
@@ -174,6 +175,31 @@ def open_output(
     if dist.is_available() and dist.is_initialized():
         dist.broadcast_object_list(answer, src=0)
     return answer[0]
+
+
+def train(trainer: Trainer, *, checkpoint: str | None) -> TrainOutput:
+    """`Trainer.train`, without the step that it adds to a run which had ended but for its last files.
+
+    Resumed in mid-epoch, Trainer takes a step before it looks at `max_steps` (transformers 5.23,
+    `_run_epoch`). A run that is killed after its last checkpoint would therefore end one step further.
+
+    Args:
+        trainer: with a training set that has a length.
+        checkpoint: from `open_output`; None starts afresh.
+    """
+    args = trainer.args
+    if checkpoint is None:
+        return trainer.train()
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    if not 0 < args.max_steps <= state.global_step:
+        return trainer.train(resume_from_checkpoint=checkpoint)
+    # With no epoch left Trainer loads the checkpoint and goes straight to what follows the last step.
+    asked = args.max_steps, args.num_train_epochs
+    args.max_steps, args.num_train_epochs = -1, int(state.epoch or 0)
+    try:
+        return trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        args.max_steps, args.num_train_epochs = asked
 
 
 class SealingCallback(TrainerCallback):

@@ -101,7 +101,7 @@ class TitleTrainer(RewardTrainer):
     def _of_pairs(self, scores: torch.Tensor, evidence: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Losses, credit (1, .5 or 0) and score gaps per pair, each (B,)."""
         chosen, rejected = scores.chunk(2)
-        inputs = {
+        inputs: dict[str, Any] = {
             **self.loss_options,
             **{name: evidence[name] for name in self.pair_loss.uses if name in evidence},
         }
