@@ -20,7 +20,7 @@ EVIDENCE = ("margin", "preference", "weight")  # optional columns of a pair, flo
 
 
 def pair_dataset(pairs: Sequence[PairExample], *, tokenizer: Any, max_length: int) -> tuple[Any, CutReport]:
-    """Make a `datasets.Dataset` of `chosen_ids`, `rejected_ids`, `row` and the evidence that all rows have."""
+    """Make a `datasets.Dataset`: `chosen_ids`, `rejected_ids`, `row` and the evidence that all rows have."""
     from datasets import Dataset
 
     columns, report = encode_pairs(tokenizer, pairs, max_length=max_length)

@@ -15,7 +15,8 @@ resumes, to other weights. Decisions:
 
 A resumed run ends with the same bytes as an uninterrupted one if the command, the data, the versions, the
 number of processes and of threads are the same and `resume_hazards` finds nothing. Logged averages may
-differ: Trainer restarts them. Not covered: DeepSpeed, folders on a disk per node, hyper-parameter search.
+differ: Trainer restarts them. Not covered: DeepSpeed, folders on a disk per node, hyper-parameter search,
+a collator that draws from the global RNG, a run killed after early stopping had ended it.
 
 `training_args.bin` holds the hub token in clear: it is sealed like the rest, and never to be published.
 """
@@ -221,10 +222,8 @@ class SealingCallback(TrainerCallback):
         self, save_total_limit: int | None = None, *, run: Mapping[str, RunValue] | None = None
     ) -> None:
         if save_total_limit is not None and save_total_limit < 1:
-            found = f"found {save_total_limit}"
-            raise TaskHeadsError(
-                Problem("save_total_limit", found, "accepted: 1 or more, or None", "change it")
-            )
+            found, accepted = f"found {save_total_limit}", "accepted: 1 or more, or None"
+            raise TaskHeadsError(Problem("save_total_limit", found, accepted, "change it"))
         self.save_total_limit = save_total_limit
         self.run = dict(run or {})
 
@@ -243,6 +242,7 @@ class SealingCallback(TrainerCallback):
         if not problems and _rank() == 0:
             try:
                 _clear_ahead(_output(args), state.global_step)
+                self._rotate(_output(args), best=state.best_model_checkpoint)  # a kill may have prevented it
             except OSError as error:
                 problems.append(disk_problem(error, Path(error.filename or _output(args))))
         _raise_everywhere(problems)
@@ -319,13 +319,8 @@ def resume_hazards(args: TrainingArguments, *, early_stopping: bool = False) -> 
             "false with early stopping: the patience counter would start again",
         ),
     ]
-    return [
-        Problem(
-            where, found, "a setting that resumes exactly", "change it, or accept other weights on resume"
-        )
-        for present, where, found in hazards
-        if present
-    ]
+    accepted, remedy = "a setting that resumes exactly", "change it, or accept other weights on resume"
+    return [Problem(where, found, accepted, remedy) for present, where, found in hazards if present]
 
 
 def _read_value(value: str | bool | None) -> str | bool:
@@ -377,9 +372,8 @@ def _checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     output = Path(output_dir)
     if not output.is_dir():
         return []
-    matches = [
-        (re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output.iterdir() if path.is_dir()
-    ]
+    folders = [path for path in output.iterdir() if path.is_dir()]
+    matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folders]
     return [(int(match[1]), path) for match, path in matches if match]
 
 
