@@ -194,6 +194,8 @@ def test_split_files_of_a_folder(tmp_path: Path) -> None:
     one = str(tmp_path / "pairs_validation.jsonl")
     assert len(read_pairs(one, split="dev").pairs) == 1
     assert "the split 'train' of a single file" in str(read_error(one, split="train"))
+    (tmp_path / "pairs_validation.jsonl").unlink()
+    assert "several splits (test, train)" in str(read_error(tmp_path))
 
 
 def test_a_folder_without_split_files_is_training_data(tmp_path: Path) -> None:
