@@ -26,6 +26,7 @@ from qwen_task_heads.training.checkpoints import (
     refuse_foreign_output,
     resolve_resume,
     resume_hazards,
+    train,
 )
 from qwen_task_heads.training.seals import SEAL, missing_parts, seal, verify
 
@@ -92,8 +93,8 @@ def tiny_trainer(output: Path, *, lora: bool, callbacks: list, **changes):
     )
 
 
-def train(output: Path, *, lora: bool, kill: dict, **changes) -> None:
-    """The command: the same call starts, and resumes, a run."""
+def command(output: Path, *, lora: bool, kill: dict, **changes) -> None:
+    """What the user types: the same call starts, and resumes, a run."""
     from transformers import TrainerCallback
 
     class KillsItself(TrainerCallback):
@@ -125,7 +126,7 @@ def train(output: Path, *, lora: bool, kill: dict, **changes) -> None:
     trainer = tiny_trainer(
         output, lora=lora, callbacks=[KillsItself(), SealingCallback(2, run=run)], **changes
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    train(trainer, checkpoint=checkpoint)
     trainer.save_model(str(output))
 
 
@@ -137,7 +138,7 @@ def run_child(output: Path, *, lora: bool, kill: dict, **changes) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         try:
-            train(output, lora=lora, kill=kill, **changes)
+            command(output, lora=lora, kill=kill, **changes)
         except BaseException:  # noqa: BLE001 - a forked child must never return into the driver
             import traceback
 
@@ -214,7 +215,10 @@ def killed_runs(work: Path, kills: dict[str, tuple[bool, dict]], changes: dict) 
 
 
 def test_killed_runs_resume_to_the_same_bytes(tmp_path):
-    """Before any checkpoint, in mid-save, between save and seal, and while an old checkpoint is deleted."""
+    """Before any checkpoint, in mid-save, between save and seal, and while an old checkpoint is deleted.
+
+    The last of them has trained all its steps: it must not take another one.
+    """
     killed_runs(
         tmp_path,
         {
@@ -223,7 +227,7 @@ def test_killed_runs_resume_to_the_same_bytes(tmp_path):
             "saved-but-not-sealed": (True, {"before_seal": 8}),
             "rotating": (True, {"audit": "shutil.rmtree"}),
         },
-        {"max_steps": 10},
+        {"max_steps": 10, "lr_scheduler_type": "constant"},
     )
 
 
@@ -238,7 +242,7 @@ def test_killed_runs_resume_to_the_same_bytes_sweep(tmp_path, lora):
         {"path": f"checkpoint-8/{name}"} for name in ("scheduler.pt", "rng_state.pth", "trainer_state.json")
     ]
     kills += [{"path": "checkpoint-4/training_args.bin"}, {"path": "checkpoint-16/seal.json"}]
-    kills += [{"audit": "os.rename", "nth": 2}, {"audit": "os.remove"}]
+    kills += [{"path": "checkpoint-21/seal.json"}, {"audit": "os.rename", "nth": 2}, {"audit": "os.remove"}]
     kills += [{"seconds": seconds / 10} for seconds in (2, 5, 8, 11)]
     killed_runs(tmp_path, {json.dumps(kill): (lora, kill) for kill in kills}, {})
 
@@ -586,6 +590,6 @@ def test_trainers_own_rotation_is_refused(tmp_path):
 
 if __name__ == "__main__":
     if sys.argv[1] == "--train":
-        train(Path(sys.argv[2]), lora=False, kill=json.loads(sys.argv[3]))
+        command(Path(sys.argv[2]), lora=False, kill=json.loads(sys.argv[3]))
     else:
         drive(Path(sys.argv[1]), json.loads(sys.argv[2]))
