@@ -38,7 +38,6 @@ class TaskHeadConfig(PreTrainedConfig):
             `ordinal` (labels 0..K-1 in their natural order).
         backbone_name_or_path: the true base, which an adapter repo loads before its adapter.
         backbone_revision: commit of the base on its hub, or None for a local folder.
-        max_length: longest input in tokens, template included; longer texts are cut inside the text.
         probe: token ids and the logits they must give; checked after every load. Written on save.
 
     Raises:
@@ -68,7 +67,6 @@ class TaskHeadConfig(PreTrainedConfig):
     ) = None
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
-    max_length: int | None = None
     probe: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -121,7 +121,7 @@ class TitleRankingPipeline(Pipeline):
                 "title-ranking", inputs, '["title", ...] or {"titles": [...], "prompt": "..."}', "give texts"
             )
         prompts = [inputs["prompt"]] * len(titles) if inputs.get("prompt") else None
-        encoded = encode(self.tokenizer, titles, prompts=prompts, max_length=self.model.config.max_length)
+        encoded = encode(self.tokenizer, titles, prompts=prompts)
         pad_id = self.tokenizer.pad_token_id or 0  # masked out, so any id will do
         return {"titles": list(titles), **pad_rows(encoded.input_ids, pad_id=pad_id)}
 

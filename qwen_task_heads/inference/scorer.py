@@ -81,9 +81,7 @@ class Scorer:
         self._check(titles, prompts)
         if not titles:
             return []
-        rows = encode(
-            self.tokenizer, titles, prompts=prompts, max_length=self.model.config.max_length
-        ).input_ids
+        rows = encode(self.tokenizer, titles, prompts=prompts).input_ids
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         scores = [0.0] * len(rows)
         for batch in self._batches(order, rows):

@@ -40,7 +40,6 @@ def save(model: Any, *, tokenizer: Any, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     inner.config.text_config.pad_token_id = tokenizer.pad_token_id
-    inner.config.max_length = inner.config.max_length or _limit(tokenizer)
     if isinstance(model, PeftModel):
         _save_adapter(model, inner, folder)
     else:
@@ -65,8 +64,3 @@ def _save_adapter(model: Any, inner: Any, folder: Path) -> None:
     inner.config.dtype = str(inner.dtype).split(".")[-1]
     inner.config.probe = inner.make_probe()
     inner.config.save_pretrained(folder)
-
-
-def _limit(tokenizer: Any) -> int | None:
-    """The tokenizer's limit, unless it is the placeholder for "none known"."""
-    return tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None

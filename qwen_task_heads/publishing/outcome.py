@@ -204,7 +204,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
     lines = [
         "",
         f"Trained a title scorer on {len(run.sets.train):,} pairs in {run.seconds:.0f} s (seed {run.seed}).",
-        f"Pair accuracy on {reported}: {ours['n']} pairs of {ours['n_groups']} groups, 95% interval over groups"
+        f"Pair accuracy on {reported}: {ours['n']} pairs of {ours['n_groups']} groups, 95% interval over them"
         + ("" if reported == "test" else " (the checkpoint was chosen on the same pairs)"),
         "",
         *(f"  {row['name']:<{width}}  {row['value']}  ({row['low']} to {row['high']})" for row in rows),

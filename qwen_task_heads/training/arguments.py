@@ -201,6 +201,11 @@ def parse_title_arguments(
                 "name the folder of the run",
             )
         )
+    if training.push_to_hub:
+        # Trainer would upload its own folder: no config, no code, and training_args.bin with the token.
+        accepted = "accepted: a folder on this machine, for now"
+        remedy = "drop it, and upload the finished folder without its checkpoints: hf upload"
+        raise TaskHeadsError(Problem("--push_to_hub", "found true", accepted, remedy))
     choices = (
         ("--loss", title.loss, [*PAIR_LOSSES, *GROUP_LOSSES]),
         ("--pooling", title.pooling, POOLINGS),
