@@ -1,0 +1,224 @@
+"""Check 10: what was saved comes back bit-equal, in a process that has never heard of the package.
+
+All combinations are saved once, opened by one child process in which `import qwen_task_heads` fails,
+and compared there; each comparison is a test of its own here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
+
+from qwen_task_heads import TitleScorer, adapter_config, build, load, merge, save
+
+FAMILIES = ("qwen2", "qwen3", "llama")
+HEADS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "mlp": {"head": "mlp", "head_sizes": [24, 8], "pooling": "attention"},
+}
+ADAPTERS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"dora": True}, "head_only": {"head_only": True}}
+KINDS = ("full", *ADAPTERS, "merged")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NAMES = ["-".join(parts) for parts in itertools.product(FAMILIES, HEADS, KINDS, DTYPES)]
+# By default every family and head in fp32, and all that is about dtypes and adapters on Qwen2 alone.
+QUICK = [
+    name
+    for name in NAMES
+    if (not name.endswith("bf16") and name.split("-")[2] in ("full", "lora", "merged"))
+    or name.startswith("qwen2")
+]
+REST = [name for name in NAMES if name not in QUICK]
+TEXTS = ["A plain title", "One Weird Title That You Will Not Believe", "短い題"]
+
+CHILD = r"""
+import importlib.abc, json, sys
+
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "qwen_task_heads":
+            raise ImportError("this process does not have the package")
+
+sys.meta_path.insert(0, Block())
+root = sys.argv[1]
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.utils import logging
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+try:
+    import qwen_task_heads
+except ImportError:
+    pass
+else:
+    raise SystemExit("the package is there: this would show nothing")
+
+expected = load_file(f"{root}/expected.safetensors")
+batch = load_file(f"{root}/batch.safetensors")
+texts = json.loads(Path(root, "texts.json").read_text())
+tokenizer = None
+answer = {}
+for name, logits in expected.items():
+    if "@" in name:
+        continue
+    folder = f"{root}/{name}"
+    family, head, kind, dtype = name.split("-")
+
+    def compare(loader, found, wanted):
+        answer[f"{name}@{loader}"] = float((found - wanted).abs().max())
+
+    for auto in (AutoModel, AutoModelForSequenceClassification):
+        with torch.no_grad():
+            model = auto.from_pretrained(folder, trust_remote_code=True)
+            compare(auto.__name__, model(**batch).logits, logits)
+    answer[f"{name}@frozen in training"] = float(model.training)
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    if kind in ("lora", "dora", "head_only"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        ours = get_class_from_dynamic_module("modeling_task_heads.TitleScorer", folder)
+        base = ours.from_pretrained(config.backbone_name_or_path, config=config, dtype=config.dtype)
+        with torch.no_grad():
+            compare("PeftModel", PeftModel.from_pretrained(base, folder).eval()(**batch).logits, logits)
+    if family != "qwen2":
+        continue
+    rows = pipeline("text-classification", model=model, tokenizer=tokenizer)(texts)
+    compare("text-classification", torch.tensor([row["score"] for row in rows]), expected[f"{name}@texts"])
+    ranker = pipeline("title-ranking", model=folder, trust_remote_code=True)
+    by_title = {row["title"]: row["score"] for row in ranker(texts)}
+    compare("title-ranking", torch.tensor([by_title[text] for text in texts]), expected[f"{name}@texts"])
+leaked = [name for name in sys.modules if name.split(".")[0] == "qwen_task_heads"]
+print(json.dumps({"differences": answer, "leaked": leaked}))
+"""
+
+
+def _logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**batch).logits.float()
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, torch.Tensor]:
+    """Five rows of random ids, padded on the right."""
+    ids = torch.randint(0, 5000, (5, 14), generator=torch.Generator().manual_seed(7))
+    mask = (torch.arange(14)[None] < torch.tensor([14, 9, 1, 12, 5])[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture(scope="module")
+def opened(
+    bases: dict[str, str], tokenizer: Any, shake: Any, batch: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, Any]]:
+    """Give `opened("quick" | "rest")`: save these combinations, open them all in one clean process."""
+    text_rows = [dict(tokenizer(text, return_tensors="pt", split_special_tokens=True)) for text in TEXTS]
+
+    def make(name: str) -> Any:
+        family, head, kind, dtype = name.split("-")
+        model = build(bases[family], dtype=DTYPES[dtype], **HEADS[head])
+        if kind == "full":
+            return shake(model, seed=1)
+        adapted = get_peft_model(model, adapter_config(model, r=4, **ADAPTERS.get(kind, {})))
+        shake(adapted, seed=2)
+        return merge(adapted) if kind == "merged" else adapted
+
+    @cache
+    def run(group: str) -> dict[str, Any]:
+        root = tmp_path_factory.mktemp("saved")
+        expected = {}
+        for name in {"quick": QUICK, "rest": REST}[group]:
+            model = make(name)
+            save(model, tokenizer=tokenizer, folder=root / name)
+            expected[name] = _logits(model, batch)
+            expected[f"{name}@texts"] = torch.cat([_logits(model, row)[:, 0] for row in text_rows])
+        save_file(expected, root / "expected.safetensors")
+        save_file(batch, root / "batch.safetensors")
+        (root / "texts.json").write_text(json.dumps(TEXTS))
+        child = subprocess.run(
+            [sys.executable, "-I", "-c", CHILD, str(root)],
+            env={**os.environ, "HF_MODULES_CACHE": str(root / "modules")},
+            cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        )  # fmt: skip
+        assert child.returncode == 0, child.stderr[-3000:]
+        return json.loads(child.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [("quick", name) for name in QUICK]
+    + [pytest.param("rest", name, marks=pytest.mark.slow) for name in REST],
+)
+def test_reload_without_the_package_is_equal(opened: Any, group: str, name: str) -> None:
+    table = opened(group)["differences"]
+    differences = {key.split("@")[1]: value for key, value in table.items() if key.startswith(name + "@")}
+    family, _, kind, dtype = name.split("-")
+    wanted = {"AutoModel", "AutoModelForSequenceClassification", "frozen in training"}
+    wanted |= {"PeftModel"} if kind in ADAPTERS else set()
+    wanted |= {"text-classification", "title-ranking"} if family == "qwen2" else set()
+    assert differences.keys() == wanted
+    # One row at a time, as here, the score is the same; ranking pads the titles into one batch.
+    batched = differences.pop("title-ranking", 0.0)
+    assert batched <= (1e-5 if dtype == "fp32" else 5e-2)
+    assert differences == dict.fromkeys(differences, 0.0)
+
+
+def test_the_clean_process_stays_clean(opened: Any) -> None:
+    assert opened("quick")["leaked"] == []
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_is_the_adapter_within_rounding(
+    bases: dict[str, str], tokenizer: Any, shake: Any, batch: Any, tmp_path: Path, family: str, head: str
+) -> None:
+    model = build(bases[family], **HEADS[head])
+    adapted = shake(get_peft_model(model, adapter_config(model, r=4)), seed=3)
+    wanted = _logits(adapted, batch)
+    folder = str(save(adapted, tokenizer=tokenizer, folder=tmp_path))
+    merged = merge(folder)
+    assert (_logits(merged, batch) - wanted).abs().max() <= 1e-5
+    assert merged.config.probe is None
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_reload_with_the_package_needs_no_trust(
+    bases: dict[str, str], tokenizer: Any, shake: Any, batch: Any, tmp_path: Path, kind: str
+) -> None:
+    """The installed class wins, and code in the folder is not run: here it would end the test."""
+    model = build(bases["qwen2"])
+    if kind == "lora":
+        model = get_peft_model(model, adapter_config(model, r=4))
+    wanted = _logits(shake(model, seed=4), batch)
+    folder = save(model, tokenizer=tokenizer, folder=tmp_path)
+    for file in folder.glob("*.py"):
+        file.write_text("raise SystemExit('code of the folder was run')")
+    for trust in (None, True):
+        for auto in (AutoModel, AutoModelForSequenceClassification):
+            loaded = auto.from_pretrained(folder, **({} if trust is None else {"trust_remote_code": trust}))
+            assert type(loaded) is TitleScorer
+            assert torch.equal(_logits(loaded, batch), wanted)
+    rows = pipeline("text-classification", model=str(folder))(TEXTS[0])
+    with torch.no_grad():
+        assert rows[0]["score"] == model(**tokenizer(TEXTS[0], return_tensors="pt")).logits.item()
+    assert torch.equal(_logits(load(str(folder)), batch), wanted)
+    if kind == "lora":
+        base = build(bases["qwen2"])
+        assert torch.equal(_logits(PeftModel.from_pretrained(base, folder), batch), wanted)
