@@ -3,8 +3,8 @@
     python benchmarks/title_accuracy.py --data_dir ../shared/data --seeds 0 1 2
 
 Every row is `recipes/reward_titles.py` run as users run it; its `metrics.json` is read back. The checkpoint
-is picked on dev and test is looked at once per run. Writes `results/title_accuracy.json` and `.md`. A data set
-that is not there is skipped with a reason. A random start is the same network without pretraining.
+is picked on dev and test is looked at once per run. Writes `results/title_accuracy.json` and `.md`. A data
+set that is not there is skipped with a reason. A random start is the same network without pretraining.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def table(results: list[dict[str, object]]) -> str:
     lines = [
         "# Pair accuracy of the title recipe",
         "",
-        "`python benchmarks/title_accuracy.py`; two CPU cores; checkpoints are picked on dev; the interval is a",
-        "bootstrap over groups, averaged over seeds.",
+        "`python benchmarks/title_accuracy.py`; two CPU cores; checkpoints are picked on dev; the",
+        "interval is a bootstrap over groups, averaged over seeds.",
         "",
         "| data | row | test, mean of seeds | 95% interval | each seed | dev | longer title | TF-IDF |",
         "|---|---|---|---|---|---|---|---|",
