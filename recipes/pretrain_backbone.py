@@ -2,11 +2,10 @@
 
     python recipes/pretrain_backbone.py --config recipes/configs/pretrain_titles.yaml --data_dir data
 
-Needs the `train` extra. It makes the backbone in `qwen_task_heads/assets/`: a stand-in for users without
-weights or network, which shows the workflow and not what a pretrained Qwen can do. The tokenizer has Qwen's
-pre-tokenizer, special tokens and chat template, so what works on it works on Qwen. Each text is a document at
-positions 0, 1, ... that ends in `<|im_end|>`, as the heads will read it; batches of like lengths
-(`train_sampling_strategy: group_by_length`) cost a CPU half the time of packed rows with their mask.
+Needs the `train` extra. It makes `qwen_task_heads/assets/backbone`: a stand-in for users without weights or
+network, which shows the workflow and not what a pretrained Qwen can do. The tokenizer has Qwen's split, added
+tokens and chat template. A text is one document, at positions 0, 1, ..., ending in `<|im_end|>` as heads will
+read it; batches of like lengths cost a CPU half the time of packed rows with their mask.
 """
 
 import hashlib
@@ -53,15 +52,15 @@ def read_texts(specs: list[str], *, data_dir: str) -> tuple[list[str], list[dict
         if not content:
             problems.append(Problem("--texts", f"no text in {path}", "file.jsonl:column", "correct the path"))
         for number, row in enumerate(map(json.loads, content.splitlines()), 1):
-            if missing := [column for column in columns.split(",") if column not in row]:
-                there = f"columns: {', '.join(row)}"
-                problems.append(Problem(f"{path}:{number}", f"no column {missing}", there, "correct --texts"))
-                continue
             for column in columns.split(","):
-                found[row[column].removeprefix("<title>").removesuffix("</title>").strip()] = None
+                if column in row:
+                    found[row[column].removeprefix("<title>").removesuffix("</title>").strip()] = None
+                    continue
+                where, there = f"{path}:{number}", f"columns: {', '.join(row)}"
+                problems.append(Problem(where, f"no column {column!r}", there, "correct --texts"))
         texts += found
-        sha256 = hashlib.sha256(content).hexdigest()
-        files.append({"file": name, "columns": columns, "texts": len(found), "sha256": sha256})
+        facts = {"file": name, "columns": columns, "texts": len(found)}
+        files.append(facts | {"sha256": hashlib.sha256(content).hexdigest()})
     if problems or not texts:
         raise TaskHeadsError(problems or Problem("--texts", "empty", "file.jsonl:column", "name some files"))
     return texts, files
@@ -93,8 +92,7 @@ def main() -> None:
     tokenizer = train_tokenizer(texts, bpe_size=args.bpe_size, max_length=args.max_position_embeddings)
     size = {k: v for k, v in asdict(args).items() if k not in ("texts", "data_dir", "bpe_size")}
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = Qwen2Config(vocab_size=len(tokenizer), **size, **ids, tie_word_embeddings=True)
-    model = Qwen2ForCausalLM(config)
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), tie_word_embeddings=True, **size, **ids))
     rows = [{"input_ids": [*text, tokenizer.eos_token_id]} for text in tokenizer(texts).input_ids]
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     result = transformers.Trainer(model, training, collator, train_dataset=rows).train()
@@ -111,7 +109,7 @@ def main() -> None:
         "minutes": round((time.monotonic() - started) / 60),
     }
     run |= {"tokens": sum(len(row["input_ids"]) for row in rows), "parameters": model.num_parameters()}
-    run |= {"files": files, "torch": torch.__version__, "transformers": transformers.__version__}
+    run |= {"torch": torch.__version__, "transformers": transformers.__version__, "files": files}
     made = sorted(f for f in out.iterdir() if f.is_file() and f.name != "provenance.json")
     run["sha256"] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in made}
     (out / "provenance.json").write_text(json.dumps(run, indent=2) + "\n")
