@@ -7,13 +7,14 @@ number of processes; a loss that is not finite stops the run and names the rows;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from trl import RewardTrainer
 
 from qwen_task_heads.batching.collators import EVIDENCE, TitleCollator
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, pair_indices, resolve_group_loss
 from qwen_task_heads.training.losses import PAIR_LOSSES, center_rewards, reduce, resolve_pair_loss
@@ -58,11 +59,28 @@ class TitleTrainer(RewardTrainer):
         self.loss_options = dict(loss_options or {})
         self.guard = NonFiniteGuard()
         self.sources = {"train": train_sources, "eval": eval_sources}
-        if not self.grouped:
-            self.pair_loss.check([*kwargs["train_dataset"].column_names, *self.loss_options])
+        self._check_loss(
+            loss, {"training set": kwargs["train_dataset"], "dev set": kwargs.get("eval_dataset")}
+        )
         kwargs.setdefault("data_collator", TitleCollator(kwargs["processing_class"].pad_token_id))
         super().__init__(model, **kwargs)
         self.add_callback(self.guard)
+
+    def _check_loss(self, loss: str, datasets: Mapping[str, Any]) -> None:
+        """Refuse, before training, what would fail at the first step or at the first look at dev."""
+        accepted = () if self.grouped else (*self.pair_loss.uses, *self.pair_loss.options)
+        if unknown := sorted(self.loss_options.keys() - set(accepted)):
+            found = f"found {', '.join(unknown)} with loss {loss!r}"
+            takes = f"accepted: {', '.join(accepted) or 'no option'}"
+            raise TaskHeadsError(
+                Problem(f"--loss_{unknown[0]}", found, takes, "drop it, or choose another loss")
+            )
+        if self.grouped:
+            return
+        for name, dataset in datasets.items():
+            if dataset is not None:
+                where = f"--loss, {name}"
+                self.pair_loss.check([*dataset.column_names, *self.loss_options], where=where)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Take data sets as they are: ours are encoded already, and trl would drop long rows in silence."""
@@ -91,22 +109,23 @@ class TitleTrainer(RewardTrainer):
             losses, credit, gap = self._of_groups(scores, sizes.tolist(), gains)
         named = self.sources[mode]
         sources = [named[row] if row < len(named) else f"row {row}" for row in rows.tolist()]
+        if "weight" in evidence:
+            losses = losses * evidence["weight"]  # before the check, which then finds a bad weight's row too
         self.guard.check_finite(
             losses.detach(), scores=scores.detach(), sources=sources, step=self.state.global_step + 1
         )
-        loss = reduce(losses, weight=evidence.get("weight"))
+        loss = reduce(losses)
         self._record(mode, inputs["attention_mask"], scores.detach(), credit.detach(), gap.detach())
         return (loss, outputs) if return_outputs else loss
 
     def _of_pairs(self, scores: torch.Tensor, evidence: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Losses, credit (1, .5 or 0) and score gaps per pair, each (B,)."""
         chosen, rejected = scores.chunk(2)
-        inputs: dict[str, Any] = {
-            **self.loss_options,
-            **{name: evidence[name] for name in self.pair_loss.uses if name in evidence},
-        }
-        if self.grouped:
-            inputs = {}
+        inputs: dict[str, Any] = {}
+        if not self.grouped:
+            for name, value in self.loss_options.items():  # one margin for all rows is a column of it
+                inputs[name] = torch.full_like(chosen, value) if name in self.pair_loss.uses else value
+            inputs |= {name: evidence[name] for name in self.pair_loss.uses if name in evidence}
         losses = self.pair_loss(chosen, rejected, **inputs)
         if self.args.center_rewards_coefficient is not None:
             losses = losses + center_rewards(
@@ -135,9 +154,11 @@ class TitleTrainer(RewardTrainer):
             if self.grouped:  # groups give other numbers of pairs on each process
                 credit, gap = credit.mean()[None], gap.mean()[None]
         metrics["num_tokens"] = [self._total_train_tokens]
-        # gather_for_metrics drops the rows that were repeated to fill the last batch of all processes
+        # gather_for_metrics drops the rows that were repeated to fill the last batch of all processes. Not in
+        # training: it would cut every batch of an epoch's last update, once the loader has ended.
+        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
         for name, values in (("accuracy", credit), ("margin", gap)):
-            metrics[name].extend(self.accelerator.gather_for_metrics(values).tolist())
+            metrics[name].extend(gather(values).tolist())
         for name, value in (
             ("min_reward", scores.min()),
             ("max_reward", scores.max()),
