@@ -20,9 +20,10 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer
 from qwen_task_heads.publishing.manifest import settings_of
 from qwen_task_heads.publishing.outcome import Run, finish_titles
-from qwen_task_heads.training.arguments import parse_title_arguments
+from qwen_task_heads.training.arguments import parse_title_arguments, run_identity
 from qwen_task_heads.training.callbacks import SwappedLabelsCallback, check_world
-from qwen_task_heads.training.checkpoints import SealingCallback, open_output
+from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
+from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.trainers import TitleTrainer
 
@@ -31,7 +32,8 @@ def main() -> None:
     """Parse, load, train, save, and say how good it is."""
     titles, args, model_args = parse_title_arguments()
     check_world(titles.num_processes, running=args.world_size)
-    resume = open_output(args.output_dir, args.resume_from_checkpoint)
+    identity = run_identity(titles, args, model_args)
+    resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
     is_main = args.process_index == 0
 
     # Data first: it is where most runs fail, and it costs seconds
@@ -60,7 +62,8 @@ def main() -> None:
     dev, _ = pair_dataset(sets.dev, **encode)
     sets.lines.append(cut.line())
     if is_main:
-        print("\n".join(sets.lines), flush=True)
+        notes = [f"note: {problem}" for problem in resume_hazards(args)]
+        print("\n".join([*sets.lines, *notes]), flush=True)
 
     # Train
     adapter = None
@@ -80,10 +83,13 @@ def main() -> None:
         loss_options=titles.loss_options(),
         train_sources=[g.sources[0] for g in sets.groups] if grouped else [p.source for p in sets.train],
         eval_sources=[pair.source for pair in sets.dev],
-        callbacks=[SealingCallback(limit), SwappedLabelsCallback(len(sets.dev), groups=dev_groups)],
+        callbacks=[
+            SealingCallback(limit, run=identity),
+            SwappedLabelsCallback(len(sets.dev), groups=dev_groups),
+        ],
     )
     start = time.monotonic()
-    trainer.train(resume_from_checkpoint=resume)
+    train_or_resume(trainer, checkpoint=resume)
 
     # Save, measure and say
     if is_main:

@@ -221,6 +221,18 @@ def parse_title_arguments(
     return title, training, model
 
 
+def run_identity(
+    titles: TitleArguments, training: TitleConfig, model: HeadModelConfig
+) -> dict[str, str | int | float | bool | None]:
+    """What must stay the same for a run to be resumed: data, model, loss and optimisation; not its length."""
+    known = {**vars(titles), **training.to_dict(), **vars(model)}
+    data = ("dataset_name", "dev_dataset", "dev_fraction", "max_length", "instruction")
+    network = ("model_name_or_path", "pooling", "head", "freeze_backbone", "use_peft", "lora_r")
+    loss = ("loss", "loss_margin", "loss_nu", "learning_rate", "weight_decay", "seed")
+    names = (*data, *network, *loss, "per_device_train_batch_size", "gradient_accumulation_steps")
+    return {name: known[name] for name in names}
+
+
 def _config_problems(argv: list[str], known: list[str]) -> list[Problem]:
     """Defects of the YAML file, all at once, before trl reads it."""
     if "--config" not in argv[:-1]:

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..errors import Problem, TaskHeadsError
+from .metrics import wilson_interval
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 ROWS_SHOWN = 10  # sources named in one message
-Z_95 = 1.959964  # two-sided 95% of the normal distribution
 
 
 class NonFiniteGuard(TrainerCallback):
@@ -181,23 +181,6 @@ class SwappedLabelsCallback(TrainerCallback):
         # Metrics are gathered, so that all processes find the same and stop together.
         if self.stop:
             raise TaskHeadsError(problem)
-
-
-def wilson_interval(share: float, *, count: int) -> tuple[float, float]:
-    """95% interval of a share observed in `count` independent trials; (0, 1) without trials.
-
-    Source: Wilson 1927, doi 10.1080/01621459.1927.10502953.
-
-    Example:
-        >>> [round(end, 3) for end in wilson_interval(0.25, count=40)]
-        [0.142, 0.402]
-    """
-    if count < 1:
-        return 0.0, 1.0
-    square = Z_95**2 / count
-    centre = (share + square / 2) / (1 + square)
-    half = (Z_95 / (1 + square)) * (share * (1 - share) / count + square / (4 * count)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def check_world(asked: int | None, *, running: int, environment: Mapping[str, str] | None = None) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 Floats = NDArray[np.float64]
+Z_95 = 1.959964  # two-sided 95% of the normal distribution
 CHUNK = 4_000_000  # group draws held at once by the bootstrap: 32 MB
 
 
@@ -129,6 +130,24 @@ def bootstrap_interval(
         means.append(sums[draw].sum(axis=1) / counts[draw].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def wilson_interval(share: float, *, count: int) -> tuple[float, float]:
+    """95% interval of a share observed in `count` independent trials; (0, 1) without trials.
+
+    Source: Wilson 1927, doi 10.1080/01621459.1927.10502953.
+
+    Example:
+        >>> from qwen_task_heads.training.metrics import wilson_interval
+        >>> [round(end, 3) for end in wilson_interval(0.25, count=40)]
+        [0.142, 0.402]
+    """
+    if count < 1:
+        return 0.0, 1.0
+    square = Z_95**2 / count
+    centre = (share + square / 2) / (1 + square)
+    half = (Z_95 / (1 + square)) * (share * (1 - share) / count + square / (4 * count)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def log_loss(chosen: ArrayLike, rejected: ArrayLike) -> Floats:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.metrics import wilson_interval
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # Okabe & Ito 2008
-WILSON_Z = 1.959964  # 95%
 HISTOGRAM_BINS = 30
 
 
@@ -107,8 +107,9 @@ def gap_against_accuracy(gaps: ArrayLike, correct: ArrayLike, path: str | Path, 
     kept = count > 0
     right = np.bincount(slot, weights=credit, minlength=len(count))[kept]
     centre = np.bincount(slot, weights=size, minlength=len(count))[kept] / count[kept]
-    low, high = wilson_interval(right, count[kept])
     share = right / count[kept]
+    ends = [wilson_interval(s, count=int(n)) for s, n in zip(share, count[kept], strict=True)]
+    low, high = np.array(ends).T
 
     figure = _figure(6.4, 4.8)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -123,22 +124,6 @@ def gap_against_accuracy(gaps: ArrayLike, correct: ArrayLike, path: str | Path, 
     bottom.hist(size, bins=HISTOGRAM_BINS, color=BLUE, alpha=0.45, edgecolor="white")
     bottom.set(xlabel="score gap of the two titles (score units)", ylabel="pairs")
     return _save(figure, path)
-
-
-def wilson_interval(right: ArrayLike, count: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """95% interval of a share, low and high, for `right` of `count`. Source: Wilson 1927, JASA 22.
-
-    Example:
-        >>> from qwen_task_heads.training.plots import wilson_interval
-        >>> low, high = wilson_interval([5], [10])
-        >>> round(float(low[0]), 3), round(float(high[0]), 3)
-        (0.237, 0.763)
-    """
-    k, n = np.asarray(right, np.float64), np.asarray(count, np.float64)
-    share, z2 = k / n, WILSON_Z**2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = WILSON_Z * np.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return middle - half, middle + half
 
 
 def _series(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:

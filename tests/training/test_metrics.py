@@ -242,3 +242,11 @@ def test_bad_shapes_and_options_are_refused():
         group_metrics([1.0, 2.0], [-1.0, 0.0], ["a", "a"])
     with pytest.raises(TaskHeadsError, match="2 or more"):
         group_metrics([1.0, 2.0], [1.0, 0.0], ["a", "b"])
+
+
+def test_wilson_interval_solves_its_equation():
+    for right, count in ((0, 7), (7, 7), (3, 10), (641, 900)):
+        for bound in metrics.wilson_interval(right / count, count=count):
+            distance = abs(right / count - bound)
+            half = metrics.Z_95 * math.sqrt(max(0.0, bound * (1 - bound)) / count)
+            assert distance == pytest.approx(half, abs=1e-9)

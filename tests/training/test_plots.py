@@ -8,7 +8,7 @@ import pytest
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.training import plots
-from qwen_task_heads.training.plots import gap_against_accuracy, training_curves, wilson_interval
+from qwen_task_heads.training.plots import gap_against_accuracy, training_curves
 
 HISTORY = [
     *({"step": step, "loss": 0.7 - 0.002 * step, "learning_rate": 1e-4} for step in range(5, 100, 5)),
@@ -125,15 +125,6 @@ def test_gap_plot_refuses_what_it_cannot_draw(tmp_path):
     ):
         with pytest.raises(TaskHeadsError, match=match):
             gap_against_accuracy(gaps, correct, tmp_path / "gap.png")
-
-
-def test_wilson_interval_solves_its_equation():
-    for right, count in ((0, 7), (7, 7), (3, 10), (641, 900)):
-        for bound in wilson_interval([right], [count]):
-            distance = abs(right / count - bound[0])
-            assert distance == pytest.approx(
-                plots.WILSON_Z * math.sqrt(max(0.0, bound[0] * (1 - bound[0])) / count), abs=1e-9
-            )
 
 
 def test_pyplot_stays_out(tmp_path):
