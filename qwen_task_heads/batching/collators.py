@@ -90,4 +90,5 @@ class TitleCollator:
                 if name in examples[0]
             }
         rows = torch.tensor([example["row"] for example in examples])
-        return {**pad_rows(ids, pad_id=self.pad_id), **extra, "row": rows}
+        # The row comes first: Trainer takes the number of examples from the first tensor, which would be 2B.
+        return {"row": rows, **pad_rows(ids, pad_id=self.pad_id), **extra}

@@ -55,7 +55,7 @@ def compile_template(
         The ids: `{"before": [...], "between": [...], "after": [...]}`, also kept in the tokenizer.
 
     Raises:
-        TaskHeadsError: a slow tokenizer, or a boundary that the vocabulary does not have.
+        TaskHeadsError: a slow tokenizer, no token to end a title with, or a limit below the template.
     """
     if not tokenizer.is_fast:
         raise TaskHeadsError(
@@ -75,6 +75,14 @@ def compile_template(
         "between": _control_ids(tokenizer, template.between),
         "after": _control_ids(tokenizer, after),
     }
+    needed = sum(map(len, ids.values())) + 1
+    if max_length is not None and max_length < needed:
+        found, remedy = f"found {max_length}", "raise it, or shorten the instruction"
+        raise TaskHeadsError(
+            Problem(
+                "--max_length", found, f"accepted: {needed} or more, for the template and a title", remedy
+            )
+        )
     special = [
         {"id": f"<{part}>", "ids": part_ids, "tokens": tokenizer.convert_ids_to_tokens(part_ids)}
         for part, part_ids in ids.items()

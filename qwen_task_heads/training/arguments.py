@@ -125,6 +125,10 @@ class TitleConfig(RewardConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.output_dir is None:  # transformers would write into ./trainer_output
+            remedy = "name the folder of the run"
+            accepted = "accepted: a new or empty folder"
+            raise TaskHeadsError(Problem("--output_dir", "found nothing", accepted, remedy))
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and not self.use_cpu and not self.fp16
         super().__post_init__()
@@ -187,20 +191,13 @@ def parse_title_arguments(
         raise TaskHeadsError(problems)
     try:
         title, training, model = TrlParser(groups).parse_args_and_config(argv)
+    except TaskHeadsError:
+        raise
     except (ValueError, TypeError) as error:
         remedy = "see --help for what each option takes"
         raise TaskHeadsError(
             Problem("arguments", shorten(str(error), 300), "values as in --help", remedy)
         ) from error
-    if training.output_dir is None:
-        raise TaskHeadsError(
-            Problem(
-                "--output_dir",
-                "found nothing",
-                "accepted: a new or empty folder",
-                "name the folder of the run",
-            )
-        )
     if training.push_to_hub:
         # Trainer would upload its own folder: no config, no code, and training_args.bin with the token.
         accepted = "accepted: a folder on this machine, for now"

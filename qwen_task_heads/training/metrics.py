@@ -147,7 +147,8 @@ def wilson_interval(share: float, *, count: int) -> tuple[float, float]:
     square = Z_95**2 / count
     centre = (share + square / 2) / (1 + square)
     half = (Z_95 / (1 + square)) * (share * (1 - share) / count + square / (4 * count)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding may leave the share itself outside, at 0 and 1, where one end is the share.
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
 def log_loss(chosen: ArrayLike, rejected: ArrayLike) -> Floats:

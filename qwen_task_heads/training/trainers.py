@@ -115,7 +115,10 @@ class TitleTrainer(RewardTrainer):
             losses.detach(), scores=scores.detach(), sources=sources, step=self.state.global_step + 1
         )
         loss = reduce(losses)
-        self._record(mode, inputs["attention_mask"], scores.detach(), credit.detach(), gap.detach())
+        figures = {"accuracy": credit.detach(), "margin": gap.detach()}
+        if mode == "eval":  # Trainer's own mean counts the rows that fill the last batch of all processes
+            figures["loss"] = losses.detach()
+        self._record(mode, inputs["attention_mask"], scores.detach(), figures)
         return (loss, outputs) if return_outputs else loss
 
     def _of_pairs(self, scores: torch.Tensor, evidence: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -145,19 +148,19 @@ class TitleTrainer(RewardTrainer):
 
     @torch.no_grad()
     def _record(
-        self, mode: str, mask: torch.Tensor, scores: torch.Tensor, credit: torch.Tensor, gap: torch.Tensor
+        self, mode: str, mask: torch.Tensor, scores: torch.Tensor, figures: dict[str, torch.Tensor]
     ) -> None:
         """Keep the figures per example; `log` averages them, so the last batch counts by its size."""
         metrics = self._metrics[mode]
         if mode == "train":
             self._total_train_tokens += int(self.accelerator.gather(mask.sum()).sum())
             if self.grouped:  # groups give other numbers of pairs on each process
-                credit, gap = credit.mean()[None], gap.mean()[None]
+                figures = {name: values.mean()[None] for name, values in figures.items()}
         metrics["num_tokens"] = [self._total_train_tokens]
         # gather_for_metrics drops the rows that were repeated to fill the last batch of all processes. Not in
         # training: it would cut every batch of an epoch's last update, once the loader has ended.
         gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
-        for name, values in (("accuracy", credit), ("margin", gap)):
+        for name, values in figures.items():
             metrics[name].extend(gather(values).tolist())
         for name, value in (
             ("min_reward", scores.min()),

@@ -437,3 +437,20 @@ def test_groups_stay_together(chat):
     titles = [*groups(5)[3].titles, *groups(5)[0].titles]
     for ids, mask, title in zip(batch["input_ids"], batch["attention_mask"], titles, strict=True):
         assert ids[mask.bool()].tolist() == chat(title)["input_ids"]
+
+
+@pytest.mark.parametrize("batch", [2, 4, 9])
+def test_dev_loss_is_the_mean_over_all_pairs(fresh, chat, tmp_path, batch):
+    """trl's is the mean over the first half of them: it takes 2B rows of a batch for its size."""
+    dev = pairs(9)
+    model = fresh()
+    trainer = trainer_for(
+        model, tmp_path, chat=chat, train=pairs(4), dev=dev, per_device_eval_batch_size=batch
+    )
+    everything = trainer.data_collator(list(trainer.eval_dataset))
+    with torch.no_grad():
+        scores = model(**{name: everything[name] for name in ("input_ids", "attention_mask")}).logits[:, 0]
+    chosen, rejected = scores.chunk(2)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(
+        -F.logsigmoid(chosen - rejected).mean().item(), abs=1e-6
+    )
