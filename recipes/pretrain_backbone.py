@@ -2,14 +2,14 @@
 
     python recipes/pretrain_backbone.py --config recipes/configs/pretrain_titles.yaml --data_dir data
 
-Needs the `train` extra. It makes `qwen_task_heads/assets/backbone`: a stand-in for users without weights or
-network, which shows the workflow and not what a pretrained Qwen can do. The tokenizer has Qwen's split, added
-tokens and chat template. A text is one document, at positions 0, 1, ..., ending in `<|im_end|>` as heads will
-read it; batches of like lengths cost a CPU half the time of packed rows with their mask.
+Needs the `train` extra. Makes the stand-in for users without weights or network: it shows the workflow, not
+what a pretrained Qwen can do. Each text is a document at positions 0, 1, ... ending in `<|im_end|>`, as heads
+read it. Documents are packed; batches grouped by length learned far less from a token.
 """
 
 import hashlib
 import json
+import random
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -19,13 +19,12 @@ import numpy as np
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-from transformers import DataCollatorForLanguageModeling, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from trl import TrlParser
 
-import qwen_task_heads
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 
-ASSETS = Path(qwen_task_heads.__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "qwen_task_heads" / "assets"
 
 
 @dataclass
@@ -41,6 +40,7 @@ class PretrainArguments:
     num_key_value_heads: int = 2
     intermediate_size: int = 512
     max_position_embeddings: int = 8192
+    block_size: int = field(default=256, metadata={"help": "tokens in a row of packed documents"})
 
 
 def read_texts(specs: list[str], *, data_dir: str) -> tuple[list[str], list[dict]]:
@@ -56,31 +56,36 @@ def read_texts(specs: list[str], *, data_dir: str) -> tuple[list[str], list[dict
                 if column in row:
                     found[row[column].removeprefix("<title>").removesuffix("</title>").strip()] = None
                     continue
-                where, there = f"{path}:{number}", f"columns: {', '.join(row)}"
-                problems.append(Problem(where, f"no column {column!r}", there, "correct --texts"))
+                there = f"columns: {', '.join(row)}"
+                problems.append(Problem(f"{path}:{number}", f"no column {column!r}", there, "fix --texts"))
         texts += found
-        facts = {"file": name, "columns": columns, "texts": len(found)}
-        files.append(facts | {"sha256": hashlib.sha256(content).hexdigest()})
+        digest = hashlib.sha256(content).hexdigest()
+        files.append({"file": name, "columns": columns, "texts": len(found), "sha256": digest})
     if problems or not texts:
         raise TaskHeadsError(problems or Problem("--texts", "empty", "file.jsonl:column", "name some files"))
     return texts, files
 
 
 def train_tokenizer(texts: list[str], *, bpe_size: int, max_length: int) -> Qwen2Tokenizer:
-    """Train a byte-level BPE split as Qwen's and append Qwen's control tokens in their order.
-
-    Case is kept: AutoTokenizer rebuilds Qwen2Tokenizer for every folder of model type qwen2, and drops a
-    Lowercase normalizer without a word.
-    """
+    """Train a byte-level BPE split as Qwen's and append Qwen's control tokens in their order."""
+    # Case is kept: AutoTokenizer rebuilds Qwen2Tokenizer for this model type, without a Lowercase.
     qwen, bpe = Qwen2Tokenizer().backend_tokenizer, Tokenizer(models.BPE())
     bpe.normalizer, bpe.pre_tokenizer, bpe.decoder = qwen.normalizer, qwen.pre_tokenizer, qwen.decoder
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=bpe_size, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=bpe_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(texts, trainer)
     added = json.loads((ASSETS / "qwen_added_tokens.json").read_text())
     bpe.add_tokens([AddedToken(**token, normalized=False) for token in added])
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "model_max_length": max_length}
     return Qwen2Tokenizer(tokenizer_object=bpe, chat_template=(ASSETS / "chatml.jinja").read_text(), **names)
+
+
+def pack(documents: list[list[int]], *, size: int) -> list[dict[str, torch.Tensor]]:
+    """Cut the stream of documents into rows of `size` tokens; positions restart with each document."""
+    stream = torch.tensor([(token, place) for text in documents for place, token in enumerate(text)])
+    ids, places = stream[: max(len(stream) // size, 1) * size].T
+    labels = ids.masked_fill(places == 0, -100)  # the document before says nothing about a first token
+    columns = {"input_ids": ids, "position_ids": places, "labels": labels}
+    return [{name: all_[i : i + size] for name, all_ in columns.items()} for i in range(0, len(ids), size)]
 
 
 def main() -> None:
@@ -90,30 +95,25 @@ def main() -> None:
     transformers.set_seed(training.seed)
     texts, files = read_texts(args.texts, data_dir=args.data_dir)
     tokenizer = train_tokenizer(texts, bpe_size=args.bpe_size, max_length=args.max_position_embeddings)
-    size = {k: v for k, v in asdict(args).items() if k not in ("texts", "data_dir", "bpe_size")}
+    size = {k: v for k, v in asdict(args).items() if k not in ("texts", "data_dir", "bpe_size", "block_size")}
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), tie_word_embeddings=True, **size, **ids))
-    rows = [{"input_ids": [*text, tokenizer.eos_token_id]} for text in tokenizer(texts).input_ids]
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-    result = transformers.Trainer(model, training, collator, train_dataset=rows).train()
-
+    config = Qwen2Config(vocab_size=len(tokenizer), tie_word_embeddings=True, use_cache=False, **size, **ids)
+    model = Qwen2ForCausalLM(config)  # without a cache: one would let the documents of a row see each other
+    documents = [[*text, tokenizer.eos_token_id] for text in tokenizer(texts).input_ids]
+    rows = pack(random.sample(documents, len(documents)), size=args.block_size)
+    result = transformers.Trainer(model, training, train_dataset=rows).train()
+    config.use_cache = True
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     # Eight bytes of SHA-256 per text: anyone can check that a given text was not learned from.
     hashes = sorted({hashlib.sha256(text.encode()).digest()[:8] for text in texts})
     np.save(out / "text_hashes.npy", np.frombuffer(b"".join(hashes), dtype=">u8"))
-    run = {k: training.to_dict()[k] for k in ("seed", "learning_rate", "per_device_train_batch_size")}
-    run |= {
-        "steps": result.global_step,
-        "train_loss": result.training_loss,
-        "minutes": round((time.monotonic() - started) / 60),
-    }
-    run |= {"tokens": sum(len(row["input_ids"]) for row in rows), "parameters": model.num_parameters()}
-    run |= {"torch": torch.__version__, "transformers": transformers.__version__, "files": files}
+    run = {"seed": training.seed, "steps": result.global_step, "train_loss": result.training_loss}
+    run |= {"tokens": sum(map(len, documents)), "minutes": round((time.monotonic() - started) / 60)}
+    run |= {"parameters": model.num_parameters(), "torch": torch.__version__, "files": files}
     made = sorted(f for f in out.iterdir() if f.is_file() and f.name != "provenance.json")
     run["sha256"] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in made}
     (out / "provenance.json").write_text(json.dumps(run, indent=2) + "\n")
-    print(f"{out}: {run['parameters']:,} parameters, {run['minutes']} minutes")
 
 
 if __name__ == "__main__":
