@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierCon
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
+HEAD_OPTIONS = (
+    "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional", "problem_type",
+    "num_labels",
+)  # fmt: skip
 # PEFT's own word for "inject nothing": only modules_to_save, our head, is trained and saved.
 NO_TARGETS = "dummy-target-modules"
 
@@ -63,13 +68,18 @@ def build(
     if task not in TASKS:
         raise _problem("task", repr(task), ", ".join(TASKS), "choose one of them")
     base = _base_config(path, revision=revision, trust_remote_code=trust_remote_code)
-    if base.model_type in TASKS:
-        return _take_up(
-            path, base, task=task, revision=revision, dtype=dtype, head=head, kwargs=model_kwargs or {}
+    known = {field.name for field in fields(TASKS[task].config_class)} | {"num_labels"}
+    if unknown := sorted(head.keys() - known):
+        raise _problem(
+            f"--{unknown[0]}", "an option that no head has", ", ".join(HEAD_OPTIONS), "correct its name"
         )
     if labels is not None:
         head["id2label"] = dict(enumerate(labels))
         head["label2id"] = {label: index for index, label in enumerate(labels)}
+    if base.model_type in TASKS:
+        return _take_up(
+            path, base, task=task, revision=revision, dtype=dtype, head=head, kwargs=model_kwargs or {}
+        )
     commit = _commit(path, revision)
     try:
         config = TASKS[task].config_class(
@@ -252,12 +262,13 @@ def _take_up(
         raise _problem(
             path, f"a {config.model_type}", f"a {task} or a plain backbone", "choose the right recipe"
         )
+    saved = {**config.to_dict(), "num_labels": config.num_labels, "id2label": config.id2label}
     for field, value in head.items():
-        if config.to_dict().get(field) != value:
+        if saved[field] != (list(value) if isinstance(value, tuple) else value):
             raise _problem(
                 f"--{field}",
                 repr(value),
-                repr(config.to_dict().get(field)),
+                repr(saved[field]),
                 f"{path} was saved with it: drop the option",
             )
     if find_adapter_config_file(path) is not None:

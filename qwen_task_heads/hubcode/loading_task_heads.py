@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.utils import cached_file
 
 from .configuration_task_heads import refuse
@@ -74,6 +74,8 @@ class StrictLoading(PreTrainedModel):
         if own and has_adapter:
             model, info = cls._from_adapter(repo, *args, config=config, hub=hub, **kwargs)
         else:
+            if not own:
+                kwargs.setdefault("key_mapping", _backbone_names(config))
             model, info = super().from_pretrained(
                 path, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
             )
@@ -96,6 +98,7 @@ class StrictLoading(PreTrainedModel):
                 "publish the adapter again, or set the field",
             )
         kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
+        kwargs.setdefault("key_mapping", _backbone_names(config))
         if config.backbone_revision:
             kwargs["revision"] = config.backbone_revision
         try:
@@ -127,6 +130,8 @@ class StrictLoading(PreTrainedModel):
         """
         if is_main_process:
             self.config.probe = self.make_probe() if state_dict is None else None
+        # Under the names of our modules: Trainer resumes by them, and knows of no renaming.
+        kwargs.setdefault("save_original_format", _backbone_names(self.config) is None)
         result = super().save_pretrained(
             save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
         )
@@ -198,6 +203,13 @@ def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, bool, bool
     own = cls.config_class.get_config_dict(repo, **hub)[0].get("model_type") == cls.config_class.model_type
     # Weights and adapter are looked for in our repos only: a plain backbone takes the stock path.
     return own, own and exists("adapter_config.json"), own and any(exists(name) for name in WEIGHTS)
+
+
+def _backbone_names(config: Any) -> dict[str, str] | None:
+    """Rename the tensors of families that call their backbone otherwise (GPT-2: `transformer`) to `model`."""
+    backbone = MODEL_MAPPING.get(type(config.text_config), None)
+    prefix = "model" if backbone is None else backbone.base_model_prefix
+    return None if prefix == "model" else {rf"^{prefix}\.": "model."}
 
 
 def _check_keys(where: str, info: dict[str, Any], *, fresh_head: bool) -> None:

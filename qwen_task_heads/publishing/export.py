@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads import hubcode
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.loading_task_heads import WEIGHTS
 
+ADAPTER = ("adapter_config.json",)
 CODE = sorted(Path(hubcode.__file__).parent.glob("*_task_heads.py"))
 
 
@@ -27,6 +30,10 @@ def save(model: Any, *, tokenizer: Any, folder: str | Path) -> Path:
     Returns:
         The folder.
 
+    Raises:
+        TaskHeadsError: a tokenizer with ids that the model has no row for, or a folder that holds an
+            adapter where full weights should go, or the other way round: no loader could tell which.
+
     Example:
         >>> import tempfile
         >>> from qwen_task_heads import build, load, load_tokenizer, save
@@ -37,8 +44,9 @@ def save(model: Any, *, tokenizer: Any, folder: str | Path) -> Path:
     from peft import PeftModel
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    _check(inner, tokenizer=tokenizer, folder=folder, other=ADAPTER if inner is model else WEIGHTS)
+    folder.mkdir(parents=True, exist_ok=True)
     inner.config.text_config.pad_token_id = tokenizer.pad_token_id
     if isinstance(model, PeftModel):
         _save_adapter(model, inner, folder)
@@ -48,6 +56,29 @@ def save(model: Any, *, tokenizer: Any, folder: str | Path) -> Path:
     for file in CODE:
         shutil.copyfile(file, folder / file.name)
     return folder
+
+
+def _check(inner: Any, *, tokenizer: Any, folder: Path, other: tuple[str, ...]) -> None:
+    """Refuse what would be saved and could not be opened, before anything is written."""
+    problems = []
+    rows = inner.get_input_embeddings().num_embeddings
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        problems.append(
+            Problem(
+                "tokenizer",
+                f"found id {largest} ({shorten(tokenizer.convert_ids_to_tokens(largest))})",
+                f"accepted: ids below {rows}, the rows of the model's embeddings",
+                "save the tokenizer of this model, or resize_token_embeddings before training",
+            )
+        )
+    problems += [
+        Problem(str(folder), f"found {name}", "accepted: full weights or an adapter", "save to a new folder")
+        for name in other
+        if (folder / name).exists()
+    ]
+    if problems:
+        raise TaskHeadsError(problems)
 
 
 def _save_adapter(model: Any, inner: Any, folder: Path) -> None:

@@ -1,0 +1,231 @@
+"""Building, taking up, adapting and merging: what is asked for happens, or an error names the option."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from safetensors import safe_open
+
+from qwen_task_heads import (
+    PooledClassifier,
+    TaskHeadsError,
+    TitleScorer,
+    adapter_config,
+    build,
+    load,
+    load_tokenizer,
+    merge,
+    save,
+)
+
+IDS = torch.randint(1, 128, (3, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def base(tiny_config: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A backbone with a vocabulary of 128."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    AutoModelForCausalLM.from_config(tiny_config(vocab_size=128)).save_pretrained(folder)
+    return str(folder)
+
+
+def _logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+# Check 12: the head is trained and saved under every combination of flags
+
+TARGETS: dict[str, Any] = {
+    "default": None,
+    "attention": "attention",
+    "all-linear": "all-linear",
+    "one": "q_proj",
+    "list": ["v_proj", "down_proj"],
+}
+HEADS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "mlp": {"head": "mlp", "head_sizes": [8], "head_dropout": 0.1},
+    "attention": {"pooling": "attention"},
+}
+ADAPTERS = [
+    (target, dora, rslora, False)
+    for target, (dora, rslora) in itertools.product(TARGETS, [(False, False), (True, False), (False, True)])
+] + [("default", False, False, True), ("attention", True, True, True)]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_head_is_trained_and_saved_under_every_combination(base: str, tmp_path: Path, head: str) -> None:
+    """17 combinations for each of 3 heads: 51."""
+    for index, (target, dora, rslora, head_only) in enumerate(ADAPTERS):
+        case = f"{target} dora={dora} rslora={rslora} head_only={head_only}"
+        model = build(base, **HEADS[head])
+        wanted = {f"score.{name}" for name, _ in model.score.named_parameters()}
+        config = adapter_config(
+            model, r=2, targets=TARGETS[target], dora=dora, rslora=rslora, head_only=head_only
+        )
+        adapted = get_peft_model(model, config)
+        trainable = {
+            name.split("base_model.model.")[1].replace(".modules_to_save.default", "")
+            for name, parameter in adapted.named_parameters()
+            if parameter.requires_grad
+        }
+        assert wanted == {name for name in trainable if name.startswith("score.")}, case
+        assert head_only == (trainable == wanted), case
+        adapted.save_pretrained(tmp_path / str(index))
+        with safe_open(tmp_path / str(index) / "adapter_model.safetensors", "pt") as file:
+            saved = {name.removeprefix("base_model.model.") for name in file.keys()}  # noqa: SIM118
+        assert wanted <= saved, case
+        assert (saved == wanted) == head_only, case
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"task_type": "CAUSAL_LM"}, "--lora_task_type"),
+        ({"task_type": "TOKEN_CLS"}, "--lora_task_type"),
+        ({"modules_to_save": ["embed_tokens"]}, "--lora_modules_to_save"),
+        ({"targets": ["q_porj", "v_proj"]}, "--lora_target_modules: found ['q_porj']; accepted: down_proj"),
+        ({"targets": "qkv"}, "--lora_target_modules: found ['qkv']"),
+    ],
+)
+def test_a_configuration_that_would_lose_the_head_is_refused(
+    base: str, options: dict[str, Any], option: str
+) -> None:
+    with pytest.raises(TaskHeadsError) as caught:
+        adapter_config(build(base), **options)
+    assert str(caught.value).startswith(option)
+
+
+def test_more_modules_may_be_saved_beside_the_head(base: str) -> None:
+    config = adapter_config(build(base), modules_to_save=["score", "embed_tokens"])
+    assert set(config.modules_to_save) == {"score", "embed_tokens"}
+
+
+# build
+
+
+def test_build_keeps_every_tensor_of_the_backbone(base: str) -> None:
+    model = build(base)
+    with safe_open(Path(base, "model.safetensors"), "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            if not name.startswith("lm_head."):
+                assert torch.equal(model.state_dict()[name], file.get_tensor(name)), name
+    assert model.config.backbone_name_or_path == str(Path(base).resolve())
+    assert isinstance(model, TitleScorer)
+
+
+def test_the_same_seed_gives_the_same_head(base: str) -> None:
+    heads = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        heads.append(build(base).score.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_relative_base_survives_a_change_of_directory(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(base).parent)
+    model = build(Path(base).name)
+    monkeypatch.chdir(tmp_path)
+    assert Path(model.config.backbone_name_or_path) == Path(base)
+
+
+def test_the_embedded_backbone_builds_and_fits_its_tokenizer(tokenizer: Any) -> None:
+    model = build("embedded", task="pooled_classifier", labels=["a", "b", "c"])
+    assert isinstance(model, PooledClassifier)
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert max(tokenizer.get_vocab().values()) < model.get_input_embeddings().num_embeddings
+
+
+@pytest.mark.parametrize("name", ["nobody/has-this-model", "missing-folder", "a b c"])
+@pytest.mark.parametrize("function", [build, load, load_tokenizer])
+def test_a_base_that_is_not_there_is_named(function: Any, name: str) -> None:
+    with pytest.raises(TaskHeadsError, match="check the name, the network and HF_TOKEN") as caught:
+        function(name)
+    assert str(caught.value).startswith(f"{name}: found no ")
+    assert "'embedded'" in str(caught.value)
+
+
+def test_an_empty_folder_is_no_base(tmp_path: Path) -> None:
+    with pytest.raises(TaskHeadsError, match="no model there"):
+        build(str(tmp_path))
+
+
+def test_an_unknown_task_is_named(base: str) -> None:
+    with pytest.raises(TaskHeadsError, match="task: found 'ranker'; accepted: title_scorer, pooled"):
+        build(base, task="ranker")
+
+
+def test_load_refuses_a_plain_backbone(base: str) -> None:
+    with pytest.raises(TaskHeadsError, match=r"a 'qwen2' model.*put a head on it with build"):
+        load(base)
+
+
+# build on a model of ours
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+def test_build_takes_up_a_model_where_it_was_left(
+    bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path: Path, kind: str
+) -> None:
+    model = build(bases["qwen2"], pooling="mean", head="mlp", head_sizes=[8])
+    if kind == "adapter":
+        model = get_peft_model(model, adapter_config(model, r=2))
+    wanted = _logits(shake(model))
+    folder = str(save(model, tokenizer=tokenizer, folder=tmp_path))
+    for options in ({}, {"pooling": "mean"}, {"head": "mlp", "head_sizes": (8,)}):
+        again = build(folder, **options)
+        assert type(again) is TitleScorer  # an adapter is merged: the next run may add its own
+        assert (_logits(again) - wanted).abs().max() <= (1e-5 if kind == "adapter" else 0)
+    for option, value in (
+        ("pooling", "last"),
+        ("head_sizes", [16]),
+        ("head_dropout", 0.5),
+        ("num_labels", 3),
+    ):
+        with pytest.raises(TaskHeadsError, match=rf"--{option}: found .*drop the option"):
+            build(folder, **{option: value})
+    with pytest.raises(TaskHeadsError, match="a title_scorer; accepted: a pooled_classifier or a plain"):
+        build(folder, task="pooled_classifier")
+    with pytest.raises(TaskHeadsError, match="--poolling"):
+        build(folder, poolling="mean")
+
+
+def test_other_labels_for_a_model_that_has_its_own_are_refused(
+    bases: dict[str, str], tokenizer: Any, tmp_path: Path
+) -> None:
+    """Else a head that learnt one order of labels would go on under another one."""
+    model = build(bases["qwen2"], task="pooled_classifier", labels=["yes", "no"])
+    folder = str(save(model, tokenizer=tokenizer, folder=tmp_path))
+    again = build(folder, task="pooled_classifier", labels=["yes", "no"])
+    assert again.config.id2label == {0: "yes", 1: "no"}
+    with pytest.raises(TaskHeadsError, match="--id2label"):
+        build(folder, task="pooled_classifier", labels=["no", "yes"])
+
+
+# merge
+
+
+def test_merge_takes_a_peft_model_and_refuses_anything_else(base: str, shake: Any, tmp_path: Path) -> None:
+    model = build(base)
+    adapted = shake(get_peft_model(model, adapter_config(model, r=2, dora=True)))
+    wanted = _logits(adapted)
+    merged = merge(adapted)
+    assert type(merged) is TitleScorer
+    assert (_logits(merged) - wanted).abs().max() <= 1e-5
+    assert not [name for name in merged.state_dict() if "lora" in name or "modules_to_save" in name]
+    merged.save_pretrained(tmp_path)
+    for folder in (str(tmp_path), base):
+        with pytest.raises(TaskHeadsError, match="no adapter of this library"):
+            merge(folder)
