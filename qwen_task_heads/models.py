@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
-from qwen_task_heads.backbones import ALL_LINEAR, EMBEDDED, backbone_of, locate
+from qwen_task_heads.backbones import EMBEDDED, backbone_of, locate
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
@@ -192,6 +192,13 @@ def adapter_config(
     from peft import LoraConfig
 
     saved = list(modules_to_save or ["score"])
+    if model.config.probe is not None:  # its weights are no plain base's, and an adapter names its base only
+        raise _problem(
+            "--use_peft",
+            f"a {model.config.model_type} that is trained already, as the base of an adapter",
+            "a plain backbone",
+            "train it on in full (its own adapter is merged first), or start from the plain backbone",
+        )
     if task_type != "SEQ_CLS":
         raise _problem(
             "--lora_task_type",
@@ -213,8 +220,8 @@ def adapter_config(
         chosen = family.all_linear
     elif targets in ("attention", ["attention"]):
         chosen = family.attention
-    else:
-        chosen = targets
+    else:  # trl turns a list of one into its item
+        chosen = [targets] if isinstance(targets, str) else targets
     if not isinstance(chosen, str):
         chosen = list(chosen)
         names = {name.rsplit(".", 1)[-1] for name, _ in model.model.named_modules()}
@@ -229,8 +236,6 @@ def adapter_config(
             raise _problem(
                 "--lora_target_modules", repr(unknown), ", ".join(linear), "name modules the backbone has"
             )
-    elif chosen not in (ALL_LINEAR, NO_TARGETS):
-        chosen = [chosen]
     return LoraConfig(
         task_type=task_type,
         r=r,
@@ -272,7 +277,10 @@ def _take_up(
                 f"{path} was saved with it: drop the option",
             )
     if find_adapter_config_file(path) is not None:
-        return merge(path, dtype=dtype)
+        merged = merge(path, dtype=dtype)
+        merged.requires_grad_(True)  # PEFT froze the base
+        merged.config.probe = merged.make_probe()  # these weights are no plain base's: see adapter_config
+        return merged
     return TASKS[task].from_pretrained(path, revision=revision or "main", dtype=dtype, **kwargs)
 
 

@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.collators import group_dataset, pair_dataset
-from qwen_task_heads.batching.text import Template, compile_template
+from qwen_task_heads.batching.text import compile_template
 from qwen_task_heads.data.title_sets import read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer
@@ -54,9 +54,8 @@ def main() -> None:
         **titles.head_options(),
     )
     tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision)
-    template = Template(before=titles.instruction, between=titles.between, after=titles.boundary)
     family = model.model.config.model_type
-    compile_template(tokenizer, template=template, model_type=family, max_length=args.max_length)
+    compile_template(tokenizer, template=titles.template(), model_type=family, max_length=args.max_length)
     encode = {"tokenizer": tokenizer, "max_length": args.max_length}
     train, cut = group_dataset(sets.groups, **encode) if grouped else pair_dataset(sets.train, **encode)
     dev, _ = pair_dataset(sets.dev, **encode)
@@ -96,7 +95,7 @@ def main() -> None:
         base = model_args.model_name_or_path
         run = Run(
             sets=sets,
-            settings=settings_of(args, {**vars(titles), "base": base, "lora": adapter is not None}),
+            settings=settings_of(args, {**vars(titles), **titles.settled(model.config), "base": base}),
             log_history=trainer.state.log_history,
             seconds=time.monotonic() - start,
             seed=args.seed,

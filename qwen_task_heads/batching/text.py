@@ -22,6 +22,7 @@ from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.pipeline_task_heads import TEMPLATE_KEY, encode
 
+PARTS = ("before", "between", "after")
 OWN_PREFIX = "own"  # beside before, between, after: what the tokenizer began every text with by itself
 
 
@@ -41,13 +42,14 @@ class Template:
 
 
 def compile_template(
-    tokenizer: Any, *, template: Template, model_type: str, max_length: int | None = None
+    tokenizer: Any, *, template: Template | None, model_type: str, max_length: int | None = None
 ) -> dict[str, list[int]]:
     """Write the template into the tokenizer, in place, instead of one that it may have.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
-        template: what stands before, between and after the texts.
+        template: what stands before, between and after the texts; None for what the tokenizer of a saved
+            model has already, or the defaults.
         model_type: family of the backbone, which names the boundary token.
         max_length: becomes `model_max_length`, so that stock pipelines cut where training did.
 
@@ -66,15 +68,20 @@ def compile_template(
                 "convert it with AutoTokenizer.from_pretrained(..., use_fast=True)",
             )
         )
-    after = template.after if template.after is not None else _boundary(tokenizer, model_type)
     _make_markup_special(tokenizer)
     own = _own_prefix(tokenizer)
-    ids = {
-        # Many families begin every text with a token of their own (Llama's BOS): it is kept.
-        "before": own + _control_ids(tokenizer, template.before),
-        "between": _control_ids(tokenizer, template.between),
-        "after": _control_ids(tokenizer, after),
-    }
+    compiled = tokenizer.init_kwargs.get(TEMPLATE_KEY)
+    if template is None and compiled:
+        ids = {part: list(compiled[part]) for part in PARTS}
+    else:
+        template = template or Template()
+        after = template.after if template.after is not None else _boundary(tokenizer, model_type)
+        ids = {
+            # Many families begin every text with a token of their own (Llama's BOS): it is kept.
+            "before": own + _control_ids(tokenizer, template.before),
+            "between": _control_ids(tokenizer, template.between),
+            "after": _control_ids(tokenizer, after),
+        }
     needed = sum(map(len, ids.values())) + 1
     if max_length is not None and max_length < needed:
         found, remedy = f"found {max_length}", "raise it, or shorten the instruction"

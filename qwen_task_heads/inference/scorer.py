@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,9 +57,9 @@ class Scorer:
         device: str | torch.device | None = None,
         progress: bool = True,
     ) -> None:
-        if isinstance(model, str):
-            tokenizer = tokenizer or load_tokenizer(model)
-            model = load(model)
+        if isinstance(model, (str, Path)):
+            tokenizer = tokenizer or load_tokenizer(str(model))
+            model = load(str(model))
         if tokenizer is None:
             raise TaskHeadsError(
                 Problem("Scorer", "found a model without a tokenizer", "accepted: both", "pass tokenizer=")
@@ -125,6 +126,11 @@ class Scorer:
         if prompts is not None and len(prompts) != len(titles):
             found = f"found {len(prompts)} prompts for {len(titles)} titles"
             problems.append(Problem("prompts", found, "accepted: one each", 'use "" where there is none'))
+        problems += [
+            Problem(f"prompts[{index}]", f"found {shorten(prompt)}", "accepted: a text", 'use "" for none')
+            for index, prompt in enumerate(prompts or [])
+            if not isinstance(prompt, str)
+        ]
         if problems:
             raise TaskHeadsError(problems)
 

@@ -18,10 +18,13 @@ import torch
 import yaml
 from trl import ModelConfig, RewardConfig, TrlParser, get_quantization_config
 
+from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.losses import PAIR_LOSSES
+
+HEAD_OPTIONS = ("pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional")
 
 
 @dataclass
@@ -58,20 +61,23 @@ class TitleArguments:
     loss_nu: float | None = field(
         default=None, metadata={"help": "Tie parameter of rao_kupper and davidson."}
     )
-    pooling: str = field(default="last", metadata={"help": ", ".join(POOLINGS)})
-    head: str = field(default="linear", metadata={"help": ", ".join(HEADS)})
+    # None: as in the model that is trained on, or last, linear, relu, 0 and false on a plain backbone.
+    pooling: str | None = field(default=None, metadata={"help": ", ".join(POOLINGS)})
+    head: str | None = field(default=None, metadata={"help": ", ".join(HEADS)})
     head_sizes: list[int] | None = field(
         default=None, metadata={"help": "Widths of an mlp head, e.g. 1024 512."}
     )
-    head_activation: str = field(default="relu", metadata={"help": ", ".join(ACTIVATIONS)})
-    head_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout in the head (needs disable_dropout: false)."}
+    head_activation: str | None = field(default=None, metadata={"help": ", ".join(ACTIVATIONS)})
+    head_dropout: float | None = field(
+        default=None, metadata={"help": "Dropout in the head (needs disable_dropout: false)."}
     )
-    bidirectional: bool = field(default=False, metadata={"help": "Attend to both sides."})
-    instruction: str = field(
-        default="", metadata={"help": "Text before every title; control tokens are meant."}
+    bidirectional: bool | None = field(default=None, metadata={"help": "Attend to both sides."})
+    instruction: str | None = field(
+        default=None, metadata={"help": "Text before every title; control tokens are meant."}
     )
-    between: str = field(default="\n", metadata={"help": "Text between prompt and title."})
+    between: str | None = field(
+        default=None, metadata={"help": "Text between prompt and title; a line break if None."}
+    )
     boundary: str | None = field(
         default=None, metadata={"help": "Text after every title; the family's token if None."}
     )
@@ -87,9 +93,19 @@ class TitleArguments:
         return {"dev": self.dev_dataset, "test": self.test_dataset, **options}
 
     def head_options(self) -> dict[str, Any]:
-        """Fields of the model's config."""
-        names = ("pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional")
-        return {name: self.__dict__[name] for name in names}
+        """Fields of the model's config that were given."""
+        return {name: self.__dict__[name] for name in HEAD_OPTIONS if self.__dict__[name] is not None}
+
+    def settled(self, config: Any) -> dict[str, Any]:
+        """The same fields as the model has them, given or not, for the account of the run."""
+        return {name: value for name, value in config.to_dict().items() if name in HEAD_OPTIONS and value}
+
+    def template(self) -> Template | None:
+        """What was given to stand around a title; None for nothing, which keeps a saved model's template."""
+        if self.instruction is None and self.between is None and self.boundary is None:
+            return None
+        between = Template.between if self.between is None else self.between
+        return Template(before=self.instruction or "", between=between, after=self.boundary)
 
     def loss_options(self) -> dict[str, float]:
         """Scalar options of the loss that were given."""
@@ -211,7 +227,7 @@ def parse_title_arguments(
     problems = [
         Problem(option, f"found {value!r}", "accepted: " + ", ".join(accepted), "choose one of them")
         for option, value, accepted in choices
-        if value not in accepted
+        if value is not None and value not in accepted
     ]
     if problems:
         raise TaskHeadsError(problems)

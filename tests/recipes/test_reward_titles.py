@@ -518,3 +518,35 @@ def test_the_exit_code_reaches_the_shell(tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith("error: --pooling: found 'nope'")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+# --- going on from a model of ours ---
+
+
+def test_training_goes_on_from_a_saved_model(full_run, pairs_folder, tmp_path, capfd):
+    """Its head, its template and its limit are kept, though no option repeats them."""
+    from transformers import AutoTokenizer
+
+    assert run(*short(pairs_folder, str(full_run[0]), tmp_path / "more", max_steps=2)) == 0
+    first, more = (
+        json.loads((folder / "config.json").read_text()) for folder in (full_run[0], tmp_path / "more")
+    )
+    assert more["pooling"] == first["pooling"] == "mean"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "more")
+    assert tokenizer.decode(tokenizer("A title")["input_ids"]) == "Rate this title: A title<|im_end|>"
+    manifest = json.loads((tmp_path / "more/manifest.json").read_text())
+    assert manifest["settings"]["pooling"] == "mean"
+    # the first figures of the second run are those of the first run's weights
+    message = refused(capfd, *short(pairs_folder, str(full_run[0]), tmp_path / "other", pooling="last"))
+    assert "--pooling" in message
+    assert "'mean'" in message
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+def test_an_adapter_on_a_saved_model_is_refused(kind, full_run, published_run, pairs_folder, tmp_path, capfd):
+    """It would name the plain base, and not the trained weights that it was trained on."""
+    first = full_run[0] if kind == "full" else published_run
+    words = short(pairs_folder, str(first), tmp_path / "run", use_peft="true")
+    assert "--use_peft" in refused(capfd, *words)
+    assert run(*short(pairs_folder, str(first), tmp_path / "run", max_steps=2)) == 0
+    assert (tmp_path / "run/model.safetensors").exists()

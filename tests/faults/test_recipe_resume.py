@@ -1,0 +1,153 @@
+"""The title recipe killed by SIGKILL in mid-run: the same command with resume ends with the same bytes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "reward_titles.py"
+SAMPLE = ROOT / "qwen_task_heads" / "assets" / "upworthy"
+
+
+def child(words: list[str], log: str) -> None:
+    """Target of the fork server: the recipe with its output in a file."""
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    sys.argv = [str(RECIPE), *words]
+    code = 0
+    try:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    except SystemExit as end:
+        code = int(end.code or 0)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def start(words: list[str], log: Path) -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["qwen_task_heads.training.trainers", "qwen_task_heads.publishing.outcome"]
+    )
+    process = context.Process(target=child, args=(words, str(log)), daemon=True)
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clicks")
+    for name, count in (("train", 60), ("dev", 10)):
+        lines = (SAMPLE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def command(data: Path, base: str, output: Path, *more: str) -> list[str]:
+    options = {
+        "model_name_or_path": base, "dataset_name": data, "output_dir": output, "max_steps": 12,
+        "save_steps": 3, "save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 3,
+        "learning_rate": 1e-3, "seed": 3,
+        "per_device_train_batch_size": 4, "max_length": 48, "pooling": "attention", "head_dropout": 0.1,
+        "disable_dropout": "false", "use_cpu": "true", "report_to": "none", "disable_tqdm": "true",
+        "resume_from_checkpoint": "true",
+    }  # fmt: skip
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))] + list(more)
+
+
+LORA = ("--use_peft", "true", "--lora_r", "2")
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    found = {path.name: path.read_bytes() for path in folder.glob("*model.safetensors")}
+    assert len(found) == 1
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, bases, tmp_path_factory):
+    """The weights' bytes of a run that nobody killed, full or LoRA, by the words that make it."""
+    done: dict[tuple[str, ...], dict[str, bytes]] = {}
+
+    def of(more: tuple[str, ...]) -> dict[str, bytes]:
+        if more not in done:
+            folder = tmp_path_factory.mktemp("whole")
+            process = start(command(data, bases["qwen2"], folder / "run", *more), folder / "log")
+            process.join(120)
+            assert process.exitcode == 0, (folder / "log").read_text()
+            done[more] = weights(folder / "run")
+        return done[more]
+
+    return of
+
+
+def kill_when(path: Path, words: list[str], log: Path) -> None:
+    process = start(words, log)
+    while process.is_alive() and not path.exists():
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -9, log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "moment", "resumes"),
+    [
+        ((), "checkpoint-6/seal.json", "checkpoint-6"),
+        pytest.param((), "checkpoint-9/model.safetensors", "checkpoint-6", marks=pytest.mark.slow),
+        pytest.param(LORA, "checkpoint-12/optimizer.pt", "checkpoint-9", marks=pytest.mark.slow),
+        # the training was done, the report was not
+        pytest.param((), "metrics.json", "checkpoint-12", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_recipe_resumes_to_the_same_bytes(
+    data, bases, tmp_path, uninterrupted, more, moment, resumes
+):
+    output, log = tmp_path / "run", tmp_path / "log"
+    words = command(data, bases["qwen2"], output, *more)
+    kill_when(output / moment, words, log)
+    assert not (output / "manifest.json").exists()
+    again = start(words, tmp_path / "again")
+    again.join(120)
+    printed = (tmp_path / "again").read_text()
+    assert again.exitcode == 0, printed
+    assert weights(output) == uninterrupted(more)
+    assert (output / "README.md").exists()
+    # it did resume: the steps before the kill are not in the log of the second start
+    steps = 12 - int(resumes.split("-")[1])
+    evaluated = printed.count("'eval_loss'")
+    assert evaluated <= steps // 3 + (1 if steps else 0), printed
+
+
+def test_another_setting_does_not_resume_a_killed_run(data, bases, tmp_path):
+    output, log = tmp_path / "run", tmp_path / "log"
+    words = command(data, bases["qwen2"], output)
+    kill_when(output / "checkpoint-3/seal.json", words, log)
+    before = (output / "checkpoint-3/model.safetensors").read_bytes()
+    again = start([*words, "--learning_rate", "5e-4"], tmp_path / "again")
+    again.join(120)
+    assert again.exitcode == 2
+    printed = (tmp_path / "again").read_text()
+    assert "learning_rate" in printed
+    assert "repeat that command" in printed
+    assert (output / "checkpoint-3/model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_finished_run_resumed_stays_as_it_is(data, bases, tmp_path, uninterrupted):
+    words = command(data, bases["qwen2"], tmp_path / "run")
+    for log in ("first", "second"):
+        process = start(words, tmp_path / log)
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / log).read_text()
+        assert weights(tmp_path / "run") == uninterrupted(())
