@@ -48,11 +48,11 @@ def accuracy_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, st
 
 
 def metadata(*, name: str, base: str | None, relation: str, dataset: str, split: str, accuracy: float) -> str:
-    """YAML front matter, without the dashes."""
+    """YAML front matter, without the dashes; names become one line, where YAML would fold them."""
     from huggingface_hub import EvalResult, ModelCardData
 
     data = ModelCardData(
-        model_name=name,
+        model_name=" ".join(name.split()),
         library_name="transformers",
         pipeline_tag="text-ranking",
         base_model=base,
@@ -62,7 +62,7 @@ def metadata(*, name: str, base: str | None, relation: str, dataset: str, split:
             EvalResult(
                 task_type="text-ranking",
                 dataset_type="pairs",
-                dataset_name=dataset,
+                dataset_name=" ".join(dataset.split()),
                 dataset_split=split,
                 metric_type="accuracy",
                 metric_name="pair accuracy",

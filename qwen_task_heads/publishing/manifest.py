@@ -9,10 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from qwen_task_heads import __version__
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.publishing.export import CODE
 
-PACKAGES = ("qwen-task-heads", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 # Settings that say what was trained; paths, tokens and hosts of the machine stay out.
 SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
@@ -23,7 +24,7 @@ SETTINGS = (
 
 def versions() -> dict[str, str]:
     """Installed versions of the libraries that a result depends on, and of Python."""
-    found = {"python": platform.python_version()}
+    found = {"qwen-task-heads": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)

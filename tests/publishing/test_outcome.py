@@ -1,0 +1,128 @@
+"""The end of a run on titles and names that attack its files: everything is written, once, and agrees."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from qwen_task_heads import build, load_tokenizer
+from qwen_task_heads.batching.text import Template, compile_template
+from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.title_sets import TitleSets
+from qwen_task_heads.publishing.outcome import Run, finish_titles
+
+MODEL = "this model"
+TITLES = (
+    "---\nlicense: evil",
+    "<script>alert(1)</script>",
+    "{{ config }}",
+    "a | b | c",
+    "'; rm -rf / #",
+    'say "hi"',
+    "`code`",
+    "line\u2028break",
+    "休む",
+    "\\N{BULLET}",
+    "$(whoami)",
+    "A title of an ordinary kind",
+)
+
+
+def hostile_pairs(count: int, name: str) -> list[PairExample]:
+    return [
+        PairExample(
+            chosen=f"{TITLES[i % 12]} {i}",
+            rejected=f"{TITLES[(i * 7 + 3) % 12]} {i} no",
+            group=f"g{i // 2}",
+            source=f"/home/somebody/secret/{name}.jsonl:{i + 1}",
+        )
+        for i in range(count)
+    ]
+
+
+def finished(folder: Path, base: str, *, test: bool, zero: bool = False) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = build(base, pooling="mean")
+    if zero:
+        torch.nn.init.zeros_(model.score.weight)
+    tokenizer = load_tokenizer(base)
+    compile_template(tokenizer, template=Template(), model_type="qwen2", max_length=48)
+    sets = TitleSets(
+        train=hostile_pairs(40, "train"),
+        groups=[],
+        dev=hostile_pairs(9, "dev"),
+        test=hostile_pairs(11, "test") if test else [],
+        lines=[f"train: {TITLES[0]}", TITLES[1]],
+        dev_was_cut=True,
+    )
+    run = Run(
+        sets=sets,
+        settings={"dataset_name": "a\n---\nb: [<b>x</b>]", "pooling": "mean"},
+        seconds=1.5,
+        seed=7,
+        log_history=[{"loss": 0.7, "step": 1}, {"eval_accuracy": 0.5, "eval_loss": 0.7, "step": 1}],
+        backbone=base,
+    )
+    return finish_titles(model, tokenizer=tokenizer, folder=folder, run=run)
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_hostile_titles_and_names_break_no_file(bases, tmp_path, capsys, test):
+    folder = tmp_path / "my <b> run"
+    metrics = finished(folder, bases["qwen2"], test=test)
+    reported = "test" if test else "dev"
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert metrics["seed"] == 7
+    page = (folder / "README.md").read_text()
+    front, body = page.split("---\n", 2)[1:]
+    result = yaml.safe_load(front)["model-index"][0]["results"][0]
+    assert result["dataset"]["name"] == "a --- b: [<b>x</b>]"
+    assert result["dataset"]["split"] == reported
+    value = metrics[reported][MODEL]["pair_accuracy"]["value"]
+    assert result["metrics"][0]["value"] == round(value, 4)
+    assert not re.search(r"<(script|b)>", body)
+    assert "/home/somebody" not in page
+    rows = (folder / "predictions.jsonl").read_text().split("\n")
+    pairs = hostile_pairs(11 if test else 9, reported)
+    assert len(rows) == len(pairs) + 1  # and the end of the last line
+    for row, pair in zip(map(json.loads, rows[:-1]), pairs, strict=True):
+        assert (row["chosen"], row["rejected"], row["group"]) == (pair.chosen, pair.rejected, pair.group)
+        assert row["source"] == pair.source.rsplit("/", 1)[1]
+        gap = row["chosen_score"] - row["rejected_score"]
+        assert row["p_preferred"] == pytest.approx(1 / (1 + 2.718281828459045**-gap))
+        assert row["correct"] == (gap > 0)
+    assert "/home/somebody" not in (folder / "predictions.jsonl").read_text()
+    printed = capsys.readouterr().out
+    assert f"{MODEL:<21}  {value:.3f}" in printed
+    assert ("chosen on the same pairs" in printed) != test
+    assert all((folder / name).stat().st_size > 1000 for name in ("training.png", "gap_against_accuracy.png"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {name: entry["pairs"] for name, entry in manifest["data"].items()}["train"] == 40
+
+
+def test_the_next_command_on_the_screen_can_be_typed(bases, tmp_path, capsys):
+    """Titles with quotes, dollars and semicolons are quoted for the shell."""
+    import shlex
+
+    finished(tmp_path / "a run", bases["qwen2"], test=True)
+    printed = capsys.readouterr().out
+    words = shlex.split(printed[printed.index("python -m") : printed.index("or open it")])
+    pair = hostile_pairs(1, "dev")[0]
+    assert words[4:] == [pair.chosen, pair.rejected]
+    assert words[:3] == ["python", "-m", "qwen_task_heads"]
+    assert words[3] == str(tmp_path / "a run")
+
+
+def test_a_constant_scorer_is_reported_as_one(bases, tmp_path):
+    metrics = finished(tmp_path / "run", bases["qwen2"], test=True, zero=True)
+    accuracy = metrics["test"][MODEL]["pair_accuracy"]
+    assert accuracy["value"] == 0.5
+    assert accuracy["ties"] == 11
+    assert metrics["test"][MODEL]["length_spearman"]["value"] is None
+    assert "–" in (tmp_path / "run/README.md").read_text()
