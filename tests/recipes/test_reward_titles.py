@@ -550,3 +550,151 @@ def test_an_adapter_on_a_saved_model_is_refused(kind, full_run, published_run, p
     assert "--use_peft" in refused(capfd, *words)
     assert run(*short(pairs_folder, str(first), tmp_path / "run", max_steps=2)) == 0
     assert (tmp_path / "run/model.safetensors").exists()
+
+
+# --- other people's scripts ---
+
+
+def stock_reward(words: list[str], log: str) -> None:
+    """Target of the fork server: trl's own script, which knows nothing of this package."""
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    sys.argv = ["reward", *words]
+    runpy.run_module("trl.scripts.reward", run_name="__main__")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+BLOCKED = """
+import runpy, sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "qwen_task_heads":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Block())
+sys.argv = ["reward", *sys.argv[1:]]
+runpy.run_module("trl.scripts.reward", run_name="__main__")
+"""
+
+
+def trl_words(model: Path, data: Path, output: Path) -> list[str]:
+    options = {
+        "model_name_or_path": model,
+        "dataset_name": data,
+        "output_dir": output,
+        "trust_remote_code": "true",
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "use_cpu": "true",
+        "bf16": "false",
+        "eval_strategy": "no",
+        "gradient_checkpointing": "false",
+        "report_to": "none",
+        "save_strategy": "no",
+        "learning_rate": "1e-3",
+    }
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def check_trained_on(before: Path, after: Path) -> None:
+    from qwen_task_heads import load, load_tokenizer
+
+    old, new = load(str(before)), load(str(after))
+    assert not torch.equal(old.score.weight, new.score.weight)
+    assert new.config.pooling == old.config.pooling == "mean"
+    tokenizer = load_tokenizer(str(after))
+    assert tokenizer("A title")["input_ids"] == load_tokenizer(str(before))("A title")["input_ids"]
+
+
+def stock_data(folder: Path) -> Path:
+    rows = [json.loads(line) for line in head(SAMPLE / "train.jsonl", 12)]
+    folder.mkdir()
+    write(folder / "train.jsonl", *[{key: row[key] for key in ("chosen", "rejected")} for row in rows])
+    return folder
+
+
+def test_trls_own_reward_script_trains_on_from_our_model(full_run, tmp_path):
+    log = tmp_path / "log"
+    words = trl_words(full_run[0], stock_data(tmp_path / "data"), tmp_path / "out")
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=stock_reward, args=(words, str(log)), daemon=True)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0, log.read_text()
+    check_trained_on(full_run[0], tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_trls_own_reward_script_needs_no_package_of_ours(full_run, tmp_path):
+    words = trl_words(full_run[0], stock_data(tmp_path / "data"), tmp_path / "out")
+    command = [sys.executable, "-c", BLOCKED, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_trained_on(full_run[0], tmp_path / "out")
+
+
+# --- check 12: the head is trained and saved, whatever the flags ---
+
+FLAGS = [
+    {"pooling": pooling, **head, **adapter}
+    for pooling, head in (
+        ("last", {}),
+        ("mean", {"head": "mlp", "head_sizes": ["8", "4"]}),
+        ("max", {}),
+        ("attention", {}),
+    )
+    for adapter in (
+        {},
+        {"freeze_backbone": "true"},
+        {"use_peft": "true"},
+        {"use_peft": "true", "use_dora": "true", "lora_target_modules": ["attention"]},
+        {"use_peft": "true", "use_rslora": "true", "lora_target_modules": ["all-linear"]},
+        {
+            "use_peft": "true",
+            "lora_target_modules": ["q_proj", "down_proj"],
+            "lora_modules_to_save": ["score"],
+        },
+        {"use_peft": "true", "freeze_backbone": "true"},
+        {"use_peft": "true", "lora_target_modules": ["o_proj"]},
+    )
+]
+
+
+def test_the_head_is_trainable_and_saved_under_every_combination_of_flags(bases, tmp_path):
+    """By the arguments of the recipe and the calls it makes, without its training loop."""
+    from peft import get_peft_model
+    from safetensors.torch import load_file
+
+    from qwen_task_heads import adapter_config, build, load, load_tokenizer, save
+    from qwen_task_heads.training.arguments import parse_title_arguments
+
+    tokenizer = load_tokenizer(bases["qwen2"])
+    assert len(FLAGS) >= 24
+    for number, flags in enumerate(FLAGS):
+        words = short(Path("x"), bases["qwen2"], tmp_path / "unused", lora_r=2, **flags)
+        titles, _, model_args = parse_title_arguments([str(word) for word in words])
+        model: Any = build(bases["qwen2"], **model_args.load_options(), **titles.head_options())
+        if model_args.use_peft or titles.freeze_backbone:
+            options = model_args.adapter_options()
+            model = get_peft_model(model, adapter_config(model, head_only=titles.freeze_backbone, **options))
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        scores = [name for name in trainable if "score." in name]
+        assert len(scores) == sum(
+            1 for name, _ in model.named_parameters() if "score.modules_to_save" in name
+        ) or (not model_args.use_peft and not titles.freeze_backbone), flags
+        assert scores, flags
+        backbone = [name for name in trainable if "score." not in name]
+        assert bool(backbone) == (not titles.freeze_backbone), flags
+        with torch.no_grad():
+            for name in scores:
+                trainable[name].add_(0.25)
+        folder = save(model.eval(), tokenizer=tokenizer, folder=tmp_path / str(number))
+        adapted = (folder / "adapter_model.safetensors").exists()
+        saved = load_file(folder / ("adapter_model.safetensors" if adapted else "model.safetensors"))
+        assert sum("score." in name for name in saved) == len(scores), flags
+        ids = torch.tensor([[5, 6, 7, 8]])
+        with torch.inference_mode():
+            assert torch.equal(load(str(folder))(input_ids=ids).logits, model(input_ids=ids).logits), flags
+        shutil.rmtree(folder)
