@@ -4,7 +4,7 @@
 
 Needs the `train` extra. Makes the stand-in for users without weights or network: it shows the workflow, not
 what a pretrained Qwen can do. Each text is a document at positions 0, 1, ... ending in `<|im_end|>`, as heads
-read it. Documents are packed; batches grouped by length learned far less from a token.
+read it. Documents are packed; batches grouped by length learned less from as many tokens.
 """
 
 import hashlib
