@@ -123,9 +123,11 @@ def read_title_sets(
     for name in ("dev", "test"):
         overlaps = find_overlaps(train, pairs.get(name, []))
         if overlaps:
+            first = overlaps[0]
+            seen, source = (Path(place).name for place in (first.test_source, first.train_source))
             lines.append(
                 f"{len(overlaps):,} pairs of {name} also stand in train: figures on {name} flatter (first: "
-                f"{overlaps[0]})"
+                f"{seen} as {source}, {first.kind})"
             )
     return TitleSets(
         train=train,

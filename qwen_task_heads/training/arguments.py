@@ -238,12 +238,16 @@ def run_identity(
     titles: TitleArguments, training: TitleConfig, model: HeadModelConfig
 ) -> dict[str, str | int | float | bool | None]:
     """What must stay the same for a run to be resumed: data, model, loss and optimisation; not its length."""
-    known = {**vars(titles), **training.to_dict(), **vars(model)}
-    data = ("dataset_name", "dev_dataset", "dev_fraction", "max_length", "instruction")
-    network = ("model_name_or_path", "pooling", "head", "freeze_backbone", "use_peft", "lora_r")
-    loss = ("loss", "loss_margin", "loss_nu", "learning_rate", "weight_decay", "seed")
-    names = (*data, *network, *loss, "per_device_train_batch_size", "gradient_accumulation_steps")
-    return {name: known[name] for name in names}
+    known = {**training.to_dict(), **vars(model), **vars(titles)}
+    own = sorted(vars(titles).keys() - {"test_dataset", "num_processes"})
+    network = (
+        "model_name_or_path dtype max_length use_peft use_dora use_rslora lora_r lora_alpha lora_dropout"
+    )
+    steps = "learning_rate lr_scheduler_type warmup_steps weight_decay optim center_rewards_coefficient seed"
+    batch = "per_device_train_batch_size gradient_accumulation_steps lora_target_modules"
+    names = [*own, *f"{network} {steps} {batch}".split()]
+    named = {name: known[name] for name in names}
+    return {name: str(value) if isinstance(value, list) else value for name, value in named.items()}
 
 
 def _config_problems(argv: list[str], known: list[str]) -> list[Problem]:

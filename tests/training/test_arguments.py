@@ -1,0 +1,131 @@
+"""Arguments: what is given wins over the file, the file over the defaults, and nothing unknown passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qwen_task_heads.batching.text import Template
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.training.arguments import (
+    HeadModelConfig,
+    TitleArguments,
+    TitleConfig,
+    parse_title_arguments,
+    run_identity,
+)
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+PRESETS = ("quick_start", "ad_titles_7b", "recommended_7b_16gb", "soft_clicks")
+CPU = ["--use_cpu", "true"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_parses_to_what_it_says(preset, tmp_path):
+    path = CONFIGS / f"{preset}.yaml"
+    words = ["--config", str(path), "--output_dir", str(tmp_path / "run"), *CPU, "--bf16", "false"]
+    parsed = {}
+    for group in parse_title_arguments(words):
+        parsed.update(vars(group))
+    for name, value in yaml.safe_load(path.read_text()).items():
+        # trl turns a list of one target into its item
+        alike = (value, value[0]) if isinstance(value, list) else (value,)
+        assert parsed[name] in alike, name
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 3\npooling: mean\nlearning_rate: 5e-5\nhead_sizes: [8, 4]\n")
+    titles, training, _ = parse_title_arguments(
+        ["--config", str(file), "--output_dir", "x", "--pooling", "max", *CPU]
+    )
+    assert (titles.pooling, training.seed, training.learning_rate) == ("max", 3, 5e-5)
+    assert titles.head_options() == {"pooling": "max", "head_sizes": [8, 4]}
+
+
+def test_defaults_run_on_a_machine_without_a_gpu(tmp_path):
+    titles, training, model = parse_title_arguments(["--output_dir", str(tmp_path), *CPU])
+    assert (training.bf16, training.activation_checkpointing) == (False, False)
+    assert (model.model_name_or_path, titles.dataset_name) == ("embedded", "embedded")
+    assert model.lora_task_type == "SEQ_CLS"
+    assert (titles.head_options(), titles.loss_options(), titles.template()) == ({}, {}, None)
+    assert training.load_best_model_at_end
+    assert training.metric_for_best_model == "eval_accuracy"
+
+
+@pytest.mark.parametrize(
+    ("given", "template"),
+    [
+        ({}, None),
+        ({"instruction": "Rate: "}, Template(before="Rate: ")),
+        ({"between": ""}, Template(between="")),
+        ({"boundary": "</s>", "between": " - "}, Template(between=" - ", after="</s>")),
+        ({"instruction": ""}, Template()),
+    ],
+    ids=str,
+)
+def test_a_template_is_made_of_what_is_given(given, template):
+    assert TitleArguments(**given).template() == template
+
+
+def test_options_of_loss_and_adapter_reach_their_calls():
+    assert TitleArguments(loss_margin=0.0, loss_nu=0.3).loss_options() == {"margin": 0.0, "nu": 0.3}
+    options = HeadModelConfig(
+        use_peft=True, lora_r=4, lora_alpha=9, lora_dropout=0.2, use_dora=True, use_rslora=True,
+        lora_target_modules=["q_proj", "v_proj"],
+    ).adapter_options()  # fmt: skip
+    assert options == {
+        "r": 4, "alpha": 9, "dropout": 0.2, "dora": True, "rslora": True, "targets": ["q_proj", "v_proj"],
+        "modules_to_save": None, "task_type": "SEQ_CLS",
+    }  # fmt: skip
+    assert HeadModelConfig(model_revision="main").load_options()["revision"] is None
+    assert HeadModelConfig(model_revision="abc").load_options()["revision"] == "abc"
+    assert HeadModelConfig(dtype=None).load_options()["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "--output_dir"),
+        (["--output_dir", "x", "--poolin", "mean"], "--poolin.*pooling"),
+        (["--output_dir", "x", "--pooling=nope"], "--pooling.*'nope'"),
+        (["--output_dir", "x", "--push_to_hub", "true"], "--push_to_hub"),
+        (["--output_dir", "x", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--output_dir", "x", "--eval_strategy", "no"], "arguments"),  # no best checkpoint without a dev set
+        (["--output_dir", "x", "--completely-else", "1"], "--completely-else"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(words, named):
+    with pytest.raises(TaskHeadsError, match=named):
+        parse_title_arguments([*words, *CPU])
+
+
+def test_wrong_choices_are_named_together():
+    words = ["--output_dir", "x", "--pooling", "a", "--head", "b", "--loss", "c", *CPU]
+    with pytest.raises(TaskHeadsError) as caught:
+        parse_title_arguments(words)
+    assert [problem.where for problem in caught.value.problems] == ["--loss", "--pooling", "--head"]
+
+
+def test_the_identity_of_a_run_is_its_training_and_not_its_length(tmp_path):
+    def identity(**changes):
+        words = {"output_dir": tmp_path, "use_cpu": "true"} | changes
+        argv = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+        return run_identity(*parse_title_arguments(argv))
+
+    same = identity()
+    assert identity(max_steps=5, output_dir=tmp_path / "b", logging_steps=3) == same
+    for change in (
+        {"seed": 9}, {"learning_rate": 0.5}, {"dataset_name": "x"}, {"pooling": "max"}, {"loss_margin": 1.0},
+        {"lora_r": 3}, {"max_length": 9}, {"per_device_train_batch_size": 3}, {"head_dropout": 0.5},
+        {"head_sizes": 8}, {"boundary": "x"}, {"between": "x"}, {"lora_target_modules": "q_proj"},
+    ):  # fmt: skip
+        assert identity(**change) != same, change
+
+
+def test_bf16_is_for_gpus(monkeypatch):
+    assert TitleConfig("x", use_cpu=True).bf16 is False
+    assert TitleConfig("x", use_cpu=True, bf16=False).bf16 is False
