@@ -52,6 +52,13 @@ def rows_of(data: Path, scratch: Path) -> list[dict[str, object]]:
             "options": ["--model_name_or_path", random_start(scratch / "random")],
         },
     ]
+    arms, sample = data / "upworthy" / "arms_train.jsonl", ROOT / "qwen_task_heads" / "assets" / "upworthy"
+    soft = {**upworthy, "name": "soft click targets, all arms", "config": "recipes/configs/soft_clicks.yaml"}
+    sets = ["--dev_dataset", str(sample / "dev.jsonl"), "--test_dataset", str(sample / "test_public.jsonl")]
+    if arms.is_file():
+        rows.append({**soft, "options": ["--dataset_name", str(arms), *sets]})
+    else:
+        rows.append({**soft, "skip": f"{arms} is not there"})
     folder = data / "adparaphrase-v2-ja"
     ads = {"config": ADS, "data": "AdParaphrase v2 test_public (Japanese votes)"}
     if not folder.is_dir():
