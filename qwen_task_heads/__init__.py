@@ -1,8 +1,9 @@
 """Task heads for Qwen and other decoders: a plugin for transformers and trl.
 
 Importing this package registers `title_scorer` and `pooled_classifier` with AutoConfig, AutoModel and
-AutoModelForSequenceClassification, so that saved models load without `trust_remote_code`. Native
-model types are left alone. Everything else is imported on first use.
+AutoModelForSequenceClassification, and `pipeline("title-ranking")`, so that saved models load without
+`trust_remote_code` and code in their folders is not run. Native model types are left alone.
+Everything else is imported on first use.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from importlib import import_module
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TitleScorer
+from qwen_task_heads.hubcode.pipeline_task_heads import TitleRankingPipeline
 
 __version__ = "0.1.0"
 
@@ -22,6 +25,9 @@ for _config, _model in ((PooledClassifierConfig, PooledClassifier), (TitleScorer
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
     AutoModelForSequenceClassification.register(_config, _model, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    "title-ranking", TitleRankingPipeline, pt_model=AutoModelForSequenceClassification, type="text"
+)
 
 _LAZY = {
     "build": "models",

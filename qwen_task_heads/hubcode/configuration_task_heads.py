@@ -127,14 +127,11 @@ class TitleScorerConfig(TaskHeadConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.auto_map = _auto_map("TitleScorer")
-        self.custom_pipelines = {
-            "title-ranking": {
-                "impl": "pipeline_task_heads.TitleRankingPipeline",
-                "pt": ["AutoModelForSequenceClassification"],
-                "tf": [],
-                "type": "text",
-            }
-        }
+        kwargs.pop("custom_pipelines", None)
+        # With it, transformers runs the pipeline code of the folder. Where this file is the installed one,
+        # the package has registered its own pipeline, and code in a folder must not be run.
+        if __name__.startswith("transformers_modules."):
+            self.custom_pipelines = _custom_pipelines()
         self.problem_type = self.problem_type or "regression"
         # trl asks for num_labels=1 on every load; any other number has no meaning for a scorer.
         num_labels = kwargs.pop("num_labels", None)
@@ -143,6 +140,22 @@ class TitleScorerConfig(TaskHeadConfig):
         if self.__dict__["id2label"] is None:
             self.id2label, self.label2id = {0: "score"}, {"score": 0}
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all fields, and where a process without the package finds `pipeline("title-ranking")`."""
+        return {**super().to_dict(), "custom_pipelines": _custom_pipelines()}
+
+
+def _custom_pipelines() -> dict[str, Any]:
+    """Where `pipeline()` finds the code; a fresh dictionary, because transformers writes classes into it."""
+    return {
+        "title-ranking": {
+            "impl": "pipeline_task_heads.TitleRankingPipeline",
+            "pt": ["AutoModelForSequenceClassification"],
+            "tf": [],
+            "type": "text",
+        }
+    }
 
 
 def _auto_map(model: str) -> dict[str, str]:

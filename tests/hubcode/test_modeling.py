@@ -240,10 +240,12 @@ def test_other_decoders_build_train_and_reload(
     with torch.no_grad():
         wanted = model(input_ids=IDS).logits
         assert torch.equal(load(str(tmp_path / "full"))(input_ids=IDS).logits, wanted)
-        # padded on the right, which also a state space model takes: what follows cannot reach back
-        padded = F.pad(IDS, (0, 3))
-        mask = F.pad(torch.ones_like(IDS), (0, 3))
-        assert (model(input_ids=padded, attention_mask=mask).logits - wanted).abs().max() <= 2e-6
+        for left, right in ((0, 3), (3, 0), (2, 1)):  # learned positions, ALiBi and states must not move
+            padded = {
+                "input_ids": F.pad(IDS, (left, right)),
+                "attention_mask": F.pad(IDS * 0 + 1, (left, right)),
+            }
+            assert (model(**padded).logits - wanted).abs().max() <= 2e-6, (left, right)
 
 
 # GPT-2's projections are Conv1D; PEFT turns the matrix by itself and says so.

@@ -155,7 +155,8 @@ def opened(
             env={**os.environ, "HF_MODULES_CACHE": str(root / "modules")},
             cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         )  # fmt: skip
-        assert child.returncode == 0, child.stderr[-3000:]
+        if child.returncode:  # kept like an answer: a failing child must not run once per test
+            return {"failure": child.stderr[-3000:]}
         return json.loads(child.stdout.splitlines()[-1])
 
     return run
@@ -167,7 +168,9 @@ def opened(
     + [pytest.param("rest", name, marks=pytest.mark.slow) for name in REST],
 )
 def test_reload_without_the_package_is_equal(opened: Any, group: str, name: str) -> None:
-    table = opened(group)["differences"]
+    answer = opened(group)
+    assert "failure" not in answer, answer["failure"]
+    table = answer["differences"]
     differences = {key.split("@")[1]: value for key, value in table.items() if key.startswith(name + "@")}
     family, _, kind, dtype = name.split("-")
     wanted = {"AutoModel", "AutoModelForSequenceClassification", "frozen in training"}
@@ -218,6 +221,10 @@ def test_reload_with_the_package_needs_no_trust(
     rows = pipeline("text-classification", model=str(folder))(TEXTS[0])
     with torch.no_grad():
         assert rows[0]["score"] == model(**tokenizer(TEXTS[0], return_tensors="pt")).logits.item()
+    for trust in (None, True):
+        ranker = pipeline("title-ranking", model=str(folder), trust_remote_code=trust)
+        ranked = ranker([TEXTS[0], TEXTS[0]])
+        assert [row["score"] for row in ranked] == pytest.approx([rows[0]["score"]] * 2, abs=1e-6)
     assert torch.equal(_logits(load(str(folder)), batch), wanted)
     if kind == "lora":
         base = build(bases["qwen2"])
