@@ -79,7 +79,7 @@ def test_imports_go_one_way(path: Path) -> None:
         parts = name.split(".")
         if parts[0] == "recipes":
             wrong.append(f"line {line}: recipes are imported by nothing")
-        # the version is a fact about the package, set before anything else is imported
+        # the version is a plain string, no room and no code
         if parts[0] != PACKAGE.name or parts[1] in (room, "__version__"):
             continue
         # `from qwen_task_heads import x` is a room, or a public name, which only the top may use
