@@ -127,19 +127,32 @@ def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> Any:
         raise _not_there(name_or_path, error, "a tokenizer") from error
 
 
-def merge(repo_or_model: Any, *, dtype: torch.dtype | str = torch.float32) -> TaskHeadModel:
+def merge(
+    repo_or_model: Any,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    **kwargs: Any,
+) -> TaskHeadModel:
     """Fold an adapter into its base and give a full model.
 
     Args:
         repo_or_model: an adapter repo or folder, or a `PeftModel` around one of our models.
+        revision: of a repo.
         dtype: dtype to load a repo in; fp32 keeps merged logits within 1e-5 of the adapter's.
+        **kwargs: passed on to transformers when the base is loaded (`attn_implementation`, ...).
+
+    Raises:
+        TaskHeadsError: no adapter of ours there.
+        ValueError: base and adapter do not give the logits that were stored with them.
     """
     from peft import PeftModel
 
     model = repo_or_model
     if isinstance(model, str):
-        config = _base_config(model, revision=None, trust_remote_code=False)
-        if config.model_type not in TASKS or find_adapter_config_file(model) is None:
+        repo = model
+        config = _base_config(repo, revision=revision, trust_remote_code=False)
+        if config.model_type not in TASKS or find_adapter_config_file(repo, revision=revision) is None:
             raise _problem(
                 model,
                 "no adapter of this library",
@@ -151,8 +164,10 @@ def merge(repo_or_model: Any, *, dtype: torch.dtype | str = torch.float32) -> Ta
             config=config,
             revision=config.backbone_revision or "main",
             dtype=dtype,
+            **kwargs,
         )
-        model = PeftModel.from_pretrained(base, model)
+        model = PeftModel.from_pretrained(base, repo, revision=revision)
+        base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
     merged = model.merge_and_unload()
     merged.config.probe = None  # of the adapter; a save stores the merged model's own
     return merged
@@ -276,8 +291,8 @@ def _take_up(
                 repr(saved[field]),
                 f"{path} was saved with it: drop the option",
             )
-    if find_adapter_config_file(path) is not None:
-        merged = merge(path, dtype=dtype)
+    if find_adapter_config_file(path, revision=revision) is not None:
+        merged = merge(path, revision=revision, dtype=dtype, **kwargs)
         merged.requires_grad_(True)  # PEFT froze the base
         merged.config.probe = merged.make_probe()  # these weights are no plain base's: see adapter_config
         return merged

@@ -237,6 +237,8 @@ def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
         raise refuse(
             path, "no score.* tensor", "an adapter with its head", "train it with modules_to_save: score"
         )
+    if bad := [key for key, tensor in saved.items() if not bool(tensor.isfinite().all())]:
+        raise refuse(path, f"{bad[0]} with NaN or inf", "finite weights", "fetch or train the adapter again")
     model.load_adapter(repo, adapter_kwargs=hub)
     expected = get_peft_model_state_dict(model)
     saved = {key.removeprefix("base_model.model."): tensor for key, tensor in saved.items()}
