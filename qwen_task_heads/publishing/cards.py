@@ -47,7 +47,16 @@ def accuracy_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, st
     ]
 
 
-def metadata(*, name: str, base: str | None, relation: str, dataset: str, split: str, accuracy: float) -> str:
+def metadata(
+    *,
+    name: str,
+    base: str | None,
+    relation: str,
+    dataset: str,
+    split: str,
+    accuracy: float,
+    language: str | None = None,
+) -> str:
     """YAML front matter, without the dashes; names become one line, where YAML would fold them."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -55,6 +64,7 @@ def metadata(*, name: str, base: str | None, relation: str, dataset: str, split:
         model_name=" ".join(name.split()),
         library_name="transformers",
         pipeline_tag="text-ranking",
+        language=language,
         base_model=base,
         base_model_relation=relation if base else None,
         tags=["title-scorer", "reward-model", "qwen-task-heads"],

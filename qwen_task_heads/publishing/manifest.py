@@ -17,7 +17,8 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "t
 # Settings that say what was trained; paths, tokens and hosts of the machine stay out.
 SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "bf16",
+    "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
+    "adam_beta2", "max_grad_norm", "optim", "disable_dropout", "bf16",
     "max_length", "center_rewards_coefficient", "seed",
 )  # fmt: skip
 
@@ -51,6 +52,8 @@ def settings_of(args: Any, more: Mapping[str, Any]) -> dict[str, Any]:
     """The training settings worth telling, and those of the head and the loss."""
     known = args.to_dict()
     chosen = {name: known[name] for name in SETTINGS if known.get(name) is not None}
+    # Of the two lengths of a run one holds: max_steps where it is set.
+    chosen.pop("num_train_epochs" if chosen.get("max_steps", -1) > 0 else "max_steps", None)
     given = {name: value for name, value in more.items() if value is not None and value != ""}
     # A file or folder is told by its name: the card has no use for the paths of somebody's machine.
     return {**chosen, **{name: _told(value) for name, value in given.items()}}

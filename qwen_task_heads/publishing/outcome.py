@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from qwen_task_heads.backbones import EMBEDDED, locate
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.title_sets import TitleSets
+from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.cards import accuracy_rows, figure, metadata, plain, render
 from qwen_task_heads.publishing.export import save
@@ -28,6 +29,11 @@ from qwen_task_heads.training.floors import TfidfBradleyTerry, longer_title
 from qwen_task_heads.training.metrics import mean_figure, pair_accuracy, ranking_metrics
 from qwen_task_heads.training.plots import gap_against_accuracy, training_curves
 
+T = TypeVar("T")
+ATTRIBUTION = (
+    "Headlines and clicks of the embedded data are from the Upworthy Research Archive (Matias, Munger, "
+    "Le Quere and Ebersole 2021, CC BY 4.0, https://doi.org/10.1038/s41597-021-00934-7)."
+)
 MODEL, LONGER, TFIDF = "this model", "the longer title wins", "TF-IDF Bradley-Terry"
 
 
@@ -42,6 +48,8 @@ class Run:
         seconds: training time.
         seed: of the run.
         backbone: as the user named it.
+        picked: the checkpoint was picked by its figures on dev; else it is the last one.
+        warning: what the run found wrong with its data, or None.
     """
 
     sets: TitleSets
@@ -50,6 +58,8 @@ class Run:
     seconds: float
     seed: int
     backbone: str
+    picked: bool = True
+    warning: str | None = None
 
 
 def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -> dict[str, Any]:
@@ -64,7 +74,9 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     """
     folder = save(model.eval(), tokenizer=tokenizer, folder=folder)
     scorer = Scorer(model, tokenizer=tokenizer)
-    tfidf = TfidfBradleyTerry().fit(run.sets.train)
+    # A model is saved by now: what cannot be computed or drawn is said, and loses nothing.
+    notes = [run.warning] if run.warning else []
+    tfidf = _try(lambda: TfidfBradleyTerry().fit(run.sets.train), "no TF-IDF floor", notes)
     named = {"dev": run.sets.dev, "test": run.sets.test}
     metrics: dict[str, Any] = {
         "seed": run.seed,
@@ -76,16 +88,23 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
             scores[name] = _score(scorer, pairs)
             metrics[name] = _measure(pairs, *scores[name], tfidf=tfidf)
     reported = "test" if run.sets.test else "dev"
+    floors = {
+        name: entry["pair_accuracy"]["value"] for name, entry in metrics["dev"].items() if name != MODEL
+    }
+    curves, bins = folder / "training.png", folder / "gap_against_accuracy.png"
+    gaps = np.subtract(*scores[reported])
+    credit = 0.5 + 0.5 * np.sign(gaps)
+    plots = {
+        "Score gap against accuracy": _try(
+            lambda: gap_against_accuracy(gaps, credit, bins), "no plot", notes
+        ),
+        "Training": _try(lambda: training_curves(run.log_history, curves, floors=floors), "no plot", notes),
+    }
+    metrics["notes"] = notes
     _write_json(folder / "metrics.json", metrics)
     _write_predictions(folder / "predictions.jsonl", named[reported], *scores[reported])
-    floors = {
-        LONGER: metrics["dev"][LONGER]["pair_accuracy"]["value"],
-        TFIDF: metrics["dev"][TFIDF]["pair_accuracy"]["value"],
-    }
-    training_curves(run.log_history, folder / "training.png", floors=floors)
-    gaps = np.subtract(*scores[reported])
-    gap_against_accuracy(gaps, 0.5 + 0.5 * np.sign(gaps), folder / "gap_against_accuracy.png")
-    (folder / "README.md").write_text(_card(model, folder, metrics, reported, run), encoding="utf-8")
+    card = _card(model, folder, metrics, reported, run, plots={k: p.name for k, p in plots.items() if p})
+    (folder / "README.md").write_text(card, encoding="utf-8")
     _write_json(
         folder / "manifest.json",
         {
@@ -104,6 +123,15 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     return metrics
 
 
+def _try(make: Callable[[], T], what: str, notes: list[str]) -> T | None:
+    """Compute something the run can do without; note the reason where it cannot be."""
+    try:
+        return make()
+    except TaskHeadsError as error:
+        notes.append(f"{what}: {error}")
+        return None
+
+
 def _score(scorer: Scorer, pairs: Sequence[PairExample]) -> tuple[np.ndarray, np.ndarray]:
     prompts = [pair.prompt for pair in pairs]
     both = scorer.score(
@@ -118,14 +146,16 @@ def _measure(
     """Figures of the model and of both floors on the same pairs."""
     groups = [pair.group for pair in pairs]
     lengths = [np.array([len(p.chosen) for p in pairs]), np.array([len(p.rejected) for p in pairs])]
-    floor = tfidf.score([p.chosen for p in pairs]), tfidf.score([p.rejected for p in pairs])
-    return {
+    figures = {
         MODEL: ranking_metrics(
             chosen, rejected, groups=groups, chosen_lengths=lengths[0], rejected_lengths=lengths[1]
         ),
         LONGER: {"pair_accuracy": mean_figure(longer_title(pairs), groups=groups).as_dict()},
-        TFIDF: {"pair_accuracy": pair_accuracy(*floor, groups=groups).as_dict()},
     }
+    if tfidf is not None:
+        floor = tfidf.score([p.chosen for p in pairs]), tfidf.score([p.rejected for p in pairs])
+        figures[TFIDF] = {"pair_accuracy": pair_accuracy(*floor, groups=groups).as_dict()}
+    return figures
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -147,7 +177,9 @@ def _write_predictions(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _card(model: Any, folder: Path, metrics: dict[str, Any], reported: str, run: Run) -> str:
+def _card(
+    model: Any, folder: Path, metrics: dict[str, Any], reported: str, run: Run, *, plots: dict[str, str]
+) -> str:
     from peft import PeftModel
 
     adapter = isinstance(model, PeftModel)
@@ -165,6 +197,7 @@ def _card(model: Any, folder: Path, metrics: dict[str, Any], reported: str, run:
             dataset=str(run.settings.get("dataset_name", "pairs")),
             split=reported,
             accuracy=ours["pair_accuracy"]["value"],
+            language="en" if run.settings.get("dataset_name") == EMBEDDED else None,
         ).strip(),
         title=plain(folder.name),
         kind="An adapter with its head" if adapter else "A full model",
@@ -178,7 +211,10 @@ def _card(model: Any, folder: Path, metrics: dict[str, Any], reported: str, run:
         },
         repo=re.sub(r"[^\w./-]", "-", folder.name),
         adapter=adapter,
-        data_lines=[plain(line) for line in run.sets.lines],
+        data_lines=[plain(line) for line in [*run.sets.lines, *metrics["notes"]]],
+        plots=plots,
+        attribution=ATTRIBUTION if EMBEDDED in (run.settings.get("dataset_name"), run.backbone) else "",
+        picked=run.picked,
         provenance=f"{len(run.sets.train):,} pairs trained on; hashes of all sets are in `manifest.json`.",
         settings={plain(name): plain(value) for name, value in run.settings.items()},
         dev_was_cut=run.sets.dev_was_cut,
@@ -191,7 +227,9 @@ def _card(model: Any, folder: Path, metrics: dict[str, Any], reported: str, run:
 def _reported_on(reported: str, run: Run) -> str:
     if reported == "test":
         return "On the test set, which played no part in training or choosing:"
-    return "On the dev set, on which the checkpoint was also chosen: expect a little less on new data."
+    if run.picked:
+        return "On the dev set, on which the checkpoint was also chosen: expect a little less on new data."
+    return "On the dev set, which chose nothing: these are the last weights of the run."
 
 
 def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None:
@@ -199,13 +237,14 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
     rows = accuracy_rows({name: entry["pair_accuracy"] for name, entry in metrics[reported].items()})
     width = max(len(row["name"]) for row in rows)
     ours, best_floor = rows[0], max(rows[1:], key=lambda row: row["value"])
+    files = "model, card (README.md), metrics.json, predictions.jsonl, plots"
     pair = run.sets.dev[0]
     small = "The embedded backbone shows the workflow, not what a pretrained Qwen can do."
     lines = [
         "",
         f"Trained a title scorer on {len(run.sets.train):,} pairs in {run.seconds:.0f} s (seed {run.seed}).",
         f"Pair accuracy on {reported}: {ours['n']} pairs of {ours['n_groups']} groups, 95% interval over them"
-        + ("" if reported == "test" else " (the checkpoint was chosen on the same pairs)"),
+        + (" (the checkpoint was chosen on the same pairs)" if reported == "dev" and run.picked else ""),
         "",
         *(f"  {row['name']:<{width}}  {row['value']}  ({row['low']} to {row['high']})" for row in rows),
         "",
@@ -213,7 +252,8 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
         + ("above it." if ours["value"] > best_floor["value"] else "not above it."),
         *([small] if run.backbone == EMBEDDED else []),
         "",
-        f"Everything is in {folder}: model, card (README.md), metrics.json, predictions.jsonl, plots.",
+        *(f"note: {note}" for note in metrics["notes"]),
+        f"Everything is in {folder}: {files}.",
         "Next, score titles of your own:",
         "  " + shlex.join(["python", "-m", "qwen_task_heads", str(folder), pair.chosen, pair.rejected]),
         "or open it without this package:",
