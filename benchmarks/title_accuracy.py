@@ -3,7 +3,8 @@
     python benchmarks/title_accuracy.py --data_dir ../shared/data --seeds 0 1 2
 
 Every row is `recipes/reward_titles.py` run as users run it; its `metrics.json` is read back. The checkpoint
-is picked on dev and test is looked at once per run. Writes `results/title_accuracy.json` and `.md`. A data
+is picked on dev and test is looked at once per run. Writes `results/title_accuracy.json` and `.md` after
+each row; rows that `--only` leaves out are kept as they stand. A data
 set that is not there is skipped with a reason. A random start is the same network without pretraining.
 """
 
@@ -19,7 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-QUICK, ADS = "recipes/configs/quick_start.yaml", "benchmarks/configs/adparaphrase.yaml"
+QUICK, SOFT = "recipes/configs/quick_start.yaml", "recipes/configs/soft_clicks.yaml"
+ADS = "benchmarks/configs/adparaphrase.yaml"
 MODEL, LONGER, TFIDF = "this model", "the longer title wins", "TF-IDF Bradley-Terry"
 
 
@@ -28,7 +30,7 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
 
 
-def random_start(folder: Path) -> str:
+def random_start(folder: Path) -> None:
     """The embedded backbone's shape and tokenizer with fresh weights."""
     from transformers import AutoConfig, AutoModel, set_seed
 
@@ -38,48 +40,41 @@ def random_start(folder: Path) -> str:
     set_seed(0)
     AutoModel.from_config(AutoConfig.from_pretrained(locate("embedded"))).save_pretrained(folder)
     load_tokenizer("embedded").save_pretrained(folder)
-    return str(folder)
 
 
 def rows_of(data: Path, scratch: Path) -> list[dict[str, object]]:
     """What to run: name, config, options. A row whose data is absent has a `skip`."""
-    upworthy = {"config": QUICK, "data": "Upworthy test_public (English clicks)"}
-    rows = [
-        {**upworthy, "name": "quick start", "options": []},
-        {
-            **upworthy,
-            "name": "quick start, random start",
-            "options": ["--model_name_or_path", random_start(scratch / "random")],
-        },
-    ]
-    arms, sample = data / "upworthy" / "arms_train.jsonl", ROOT / "qwen_task_heads" / "assets" / "upworthy"
-    soft = {**upworthy, "name": "soft click targets, all arms", "config": "recipes/configs/soft_clicks.yaml"}
+    sample = ROOT / "qwen_task_heads" / "assets" / "upworthy"
+    arms, ads = data / "upworthy" / "arms_train.jsonl", data / "adparaphrase-v2-ja"
     sets = ["--dev_dataset", str(sample / "dev.jsonl"), "--test_dataset", str(sample / "test_public.jsonl")]
-    if arms.is_file():
-        rows.append({**soft, "options": ["--dataset_name", str(arms), *sets]})
-    else:
-        rows.append({**soft, "skip": f"{arms} is not there"})
-    folder = data / "adparaphrase-v2-ja"
-    ads = {"config": ADS, "data": "AdParaphrase v2 test_public (Japanese votes)"}
-    if not folder.is_dir():
-        return [*rows, {**ads, "name": "AdParaphrase", "skip": f"{folder} is not there"}]
-    backbone = scratch / "adparaphrase"
-    config = "recipes/configs/pretrain_adparaphrase.yaml"
-    run(
-        "recipes/pretrain_backbone.py",
-        "--config",
-        config,
-        "--data_dir",
-        str(data),
-        "--output_dir",
-        str(backbone),
+    fresh = ["--model_name_or_path", str(scratch / "random")]
+    votes = ["--model_name_or_path", str(scratch / "adparaphrase"), "--dataset_name", str(ads)]
+    english, japanese = (
+        "Upworthy test_public (English clicks)",
+        "AdParaphrase v2 test_public (Japanese votes)",
     )
-    common = ["--model_name_or_path", str(backbone), "--dataset_name", str(folder)]
+    table = (
+        (english, "quick start", QUICK, [], None),
+        (english, "quick start, random start", QUICK, fresh, None),
+        (english, "soft click targets", SOFT, ["--dataset_name", str(arms), *sets], arms),
+        (japanese, "hard targets (Bradley-Terry)", ADS, votes, ads),
+        (japanese, "soft targets (votes)", ADS, [*votes, "--loss", "soft"], ads),
+    )
     return [
-        *rows,
-        {**ads, "name": "hard targets (Bradley-Terry)", "options": common},
-        {**ads, "name": "soft targets (votes)", "options": [*common, "--loss", "soft"]},
+        {"data": name, "name": row, "config": config, "options": options}
+        | ({"skip": f"{needed} is not there"} if needed and not needed.exists() else {})
+        for name, row, config, options, needed in table
     ]
+
+
+def prepare(row: dict[str, object], data: Path, scratch: Path) -> None:
+    """Make the backbone that a row starts from, unless it is there."""
+    options = row["options"]
+    if str(scratch / "random") in options and not (scratch / "random").exists():  # type: ignore[operator]
+        random_start(scratch / "random")
+    if str(scratch / "adparaphrase") in options and not (scratch / "adparaphrase").exists():  # type: ignore[operator]
+        config = ["--config", "recipes/configs/pretrain_adparaphrase.yaml", "--data_dir", str(data)]
+        run("recipes/pretrain_backbone.py", *config, "--output_dir", str(scratch / "adparaphrase"))
 
 
 def measure(row: dict[str, object], seeds: list[int], scratch: Path) -> dict[str, object]:
@@ -136,17 +131,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", default="", help="rows whose name holds this text")
     args = parser.parse_args()
-    results = []
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / "title_accuracy.json"
+    results = {row["row"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         for row in rows_of(args.data_dir, scratch):
+            if args.only not in str(row["name"]):
+                continue
             skipped = {"data": row["data"], "row": row["name"], "skip": row.get("skip")}
-            results.append(skipped if "skip" in row else measure(row, args.seeds, scratch))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "title_accuracy.json").write_text(json.dumps(results, indent=2) + "\n")
-    (RESULTS / "title_accuracy.md").write_text(table(results))
-    print(table(results))
+            if "skip" not in row:
+                prepare(row, args.data_dir, scratch)
+            results[row["name"]] = skipped if "skip" in row else measure(row, args.seeds, scratch)
+            path.write_text(json.dumps(list(results.values()), indent=2) + "\n")
+            (RESULTS / "title_accuracy.md").write_text(table(list(results.values())))
+    print(table(list(results.values())))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,9 @@ HOSTILE = [f"{a}{b}" for a, b in itertools.islice(itertools.product(PIECES, PIEC
     f"before {piece} after" for piece in PIECES[:20]
 ]
 FIELDS = {
+    "plots": {"Training": "training.png"},
+    "attribution": "",
+    "picked": True,
     "kind": "A full model",
     "revision": None,
     "reported_on": "On the test set:",
