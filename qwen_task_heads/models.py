@@ -16,11 +16,15 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import cached_file, find_adapter_config_file, logging
+from transformers.utils import cached_file, find_adapter_config_file
 
 from qwen_task_heads.backbones import EMBEDDED, backbone_of, locate
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
+from qwen_task_heads.hubcode.configuration_task_heads import (
+    PooledClassifierConfig,
+    TaskHeadError,
+    TitleScorerConfig,
+)
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
@@ -32,6 +36,17 @@ HEAD_OPTIONS = (
 NO_TARGETS = "dummy-target-modules"
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """Give errors of the code that travels our type, which a recipe prints without a traceback."""
+    try:
+        yield
+    except TaskHeadError as error:
+        problem = Problem(error.where, error.found, error.accepted, error.remedy)
+        raise TaskHeadsError(problem) from error
+
+
+@_told()
 def build(
     backbone: str,
     *,
@@ -39,7 +54,6 @@ def build(
     revision: str | None = None,
     labels: Sequence[str] | None = None,
     dtype: torch.dtype | str = torch.float32,
-    trust_remote_code: bool = False,
     model_kwargs: dict[str, Any] | None = None,
     **head: Any,
 ) -> TaskHeadModel:
@@ -52,7 +66,6 @@ def build(
         revision: branch, tag or commit of the backbone; the commit is stored in the config.
         labels: label names of a classifier, in the order of their ids.
         dtype: of the backbone; the head is always fp32.
-        trust_remote_code: run code of the backbone's repo. Ours needs none.
         model_kwargs: passed on to transformers (`attn_implementation`, `device_map`, ...).
         **head: fields of the config: `pooling`, `head`, `head_sizes`, `problem_type`, ...
 
@@ -67,7 +80,7 @@ def build(
     path = locate(backbone)
     if task not in TASKS:
         raise _problem("task", repr(task), ", ".join(TASKS), "choose one of them")
-    base = _base_config(path, revision=revision, trust_remote_code=trust_remote_code)
+    base = _base_config(path, revision=revision)
     known = {field.name for field in fields(TASKS[task].config_class)} | {"num_labels"}
     if unknown := sorted(head.keys() - known):
         raise _problem(
@@ -91,22 +104,22 @@ def build(
         )
     except ValueError as error:
         raise TaskHeadsError(_from_config_error(error)) from error
-    with _without_load_report():  # that the head is fresh is no news, and all else is checked
-        return TASKS[task].from_pretrained(
-            path, config=config, revision=commit or "main", dtype=dtype, **(model_kwargs or {})
-        )
+    return TASKS[task].from_pretrained(
+        path, config=config, revision=commit or "main", dtype=dtype, **(model_kwargs or {})
+    )
 
 
+@_told()
 def load(
     repo: str, *, revision: str | None = None, dtype: torch.dtype | str = "auto", **kwargs: Any
 ) -> TaskHeadModel:
     """Load a saved model or adapter of this library, in eval mode, every tensor and the probe checked.
 
     Raises:
-        TaskHeadsError: nothing there, or a model that is not ours.
-        ValueError: a missing, extra, reshaped or changed tensor.
+        TaskHeadsError: nothing there, a model that is not ours, or a missing, extra, reshaped or changed
+            tensor.
     """
-    config = _base_config(repo, revision=revision, trust_remote_code=False)
+    config = _base_config(repo, revision=revision)
     if config.model_type not in TASKS:
         raise _problem(
             repo,
@@ -127,6 +140,7 @@ def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> Any:
         raise _not_there(name_or_path, error, "a tokenizer") from error
 
 
+@_told()
 def merge(
     repo_or_model: Any,
     *,
@@ -137,24 +151,25 @@ def merge(
     """Fold an adapter into its base and give a full model.
 
     Args:
-        repo_or_model: an adapter repo or folder, or a `PeftModel` around one of our models.
+        repo_or_model: an adapter repo or folder, a `PeftModel` around one of our models, or one of our
+            models with a loaded adapter. A model is changed in place.
         revision: of a repo.
         dtype: dtype to load a repo in; fp32 keeps merged logits within 1e-5 of the adapter's.
         **kwargs: passed on to transformers when the base is loaded (`attn_implementation`, ...).
 
     Raises:
-        TaskHeadsError: no adapter of ours there.
-        ValueError: base and adapter do not give the logits that were stored with them.
+        TaskHeadsError: no adapter of ours there, or base and adapter do not give the logits that were
+            stored with them.
     """
     from peft import PeftModel
 
     model = repo_or_model
-    if isinstance(model, str):
-        repo = model
-        config = _base_config(repo, revision=revision, trust_remote_code=False)
+    if isinstance(model, (str, Path)):
+        repo = str(model)
+        config = _base_config(repo, revision=revision)
         if config.model_type not in TASKS or find_adapter_config_file(repo, revision=revision) is None:
             raise _problem(
-                model,
+                repo,
                 "no adapter of this library",
                 "a folder or repo with adapter_config.json",
                 "check the name",
@@ -168,9 +183,28 @@ def merge(
         )
         model = PeftModel.from_pretrained(base, repo, revision=revision)
         base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
-    merged = model.merge_and_unload()
+    if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
+        raise _problem("model", "no adapter on it", "a model with one", "save it as it is")
+    merged = _fold(model) if isinstance(model, TaskHeadModel) else model.merge_and_unload()
     merged.config.probe = None  # of the adapter; a save stores the merged model's own
     return merged
+
+
+def _fold(model: Any) -> Any:
+    """Do what PEFT's `merge_and_unload` does, for an adapter that transformers put on the model itself."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
+    for adapter in list(model.peft_config):
+        del model.peft_config[adapter]
+    model._hf_peft_config_loaded = False
+    return model
 
 
 def adapter_config(
@@ -263,17 +297,6 @@ def adapter_config(
     )
 
 
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Keep transformers' table of missing keys off the screen."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
 def _take_up(
     path: str, config: Any, *, task: str, revision: str | None, dtype: Any, head: dict, kwargs: dict
 ) -> Any:
@@ -299,11 +322,9 @@ def _take_up(
     return TASKS[task].from_pretrained(path, revision=revision or "main", dtype=dtype, **kwargs)
 
 
-def _base_config(path: str, *, revision: str | None, trust_remote_code: bool) -> Any:
+def _base_config(path: str, *, revision: str | None) -> Any:
     try:
-        return AutoConfig.from_pretrained(
-            path, revision=revision or "main", trust_remote_code=trust_remote_code
-        )
+        return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _not_there(path, error, "a model") from error
 
@@ -331,7 +352,7 @@ def _not_there(path: str, error: Exception, what: str) -> TaskHeadsError:
 
 
 def _from_config_error(error: ValueError) -> Problem:
-    """Give an error of the travelling code, which cannot import `Problem`, our type."""
+    """Give an error of a config, whose fields are options of a recipe, our type."""
     where, _, rest = str(error).partition(": ")
     found, accepted, remedy = [*rest.split("; ", 2), "", ""][:3]
     return Problem(f"--{where}", found, accepted or "see TaskHeadConfig", remedy or "correct the option")

@@ -18,9 +18,24 @@ ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression", "ordinal")
 
 
-def refuse(where: str, found: object, accepted: object, remedy: str) -> ValueError:
+MODEL_TYPES = ("pooled_classifier", "title_scorer")
+
+
+class TaskHeadError(ValueError):
+    """Bad input, found by code that travels: `where: found; accepted; remedy`.
+
+    A type of its own, so that the package can tell it from a defect and print it without a traceback.
+    """
+
+    def __init__(self, where: str, found: object, accepted: object, remedy: str) -> None:
+        self.where, self.found = where, f"found {found!r}"
+        self.accepted, self.remedy = f"accepted: {accepted}", remedy
+        super().__init__(f"{where}: {self.found}; {self.accepted}; {remedy}")
+
+
+def refuse(where: str, found: object, accepted: object, remedy: str) -> TaskHeadError:
     """One message format for code that travels: `where: found; accepted; remedy`."""
-    return ValueError(f"{where}: found {found!r}; accepted: {accepted}; {remedy}")
+    return TaskHeadError(where, found, accepted, remedy)
 
 
 class TaskHeadConfig(PreTrainedConfig):
@@ -85,6 +100,23 @@ class TaskHeadConfig(PreTrainedConfig):
         self._check()
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read `config.json`, and say of which repo its code is.
+
+        Where the config is handed on with a plain base, as PEFT's recipe does, the base has no code.
+        """
+        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        repo = str(pretrained_model_name_or_path)
+        if "--" not in repo:
+            fields["auto_map"] = {
+                auto: name if "--" in name else f"{repo}--{name}"
+                for auto, name in fields.get("auto_map", {}).items()
+            }
+        return fields, kwargs
+
     def _check(self) -> None:
         """Refuse what no model could be built from, with the name of the field."""
         for field, accepted in (("pooling", POOLINGS), ("head", HEADS), ("head_activation", ACTIVATIONS)):
@@ -113,8 +145,11 @@ class PooledClassifierConfig(TaskHeadConfig):
     model_type = "pooled_classifier"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.auto_map = _auto_map("PooledClassifier")
-        super().__post_init__(**kwargs)
+        super().__post_init__(**{"auto_map": _auto_map("PooledClassifier"), **kwargs})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all fields; what is saved names the code that is saved beside it."""
+        return {**super().to_dict(), "auto_map": _auto_map("PooledClassifier")}
 
 
 class TitleScorerConfig(TaskHeadConfig):
@@ -126,7 +161,6 @@ class TitleScorerConfig(TaskHeadConfig):
     model_type = "title_scorer"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.auto_map = _auto_map("TitleScorer")
         kwargs.pop("custom_pipelines", None)
         # With it, transformers runs the pipeline code of the folder. Where this file is the installed one,
         # the package has registered its own pipeline, and code in a folder must not be run.
@@ -139,11 +173,12 @@ class TitleScorerConfig(TaskHeadConfig):
             raise refuse("num_labels", num_labels, "1", "use PooledClassifier for several labels")
         if self.__dict__["id2label"] is None:
             self.id2label, self.label2id = {0: "score"}, {"score": 0}
-        super().__post_init__(**kwargs)
+        super().__post_init__(**{"auto_map": _auto_map("TitleScorer"), **kwargs})
 
     def to_dict(self) -> dict[str, Any]:
         """Give all fields, and where a process without the package finds `pipeline("title-ranking")`."""
-        return {**super().to_dict(), "custom_pipelines": _custom_pipelines()}
+        travels = {"auto_map": _auto_map("TitleScorer"), "custom_pipelines": _custom_pipelines()}
+        return {**super().to_dict(), **travels}
 
 
 def _custom_pipelines() -> dict[str, Any]:

@@ -9,7 +9,10 @@ swapped under the right names or a base that changed.
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from transformers import MODEL_MAPPING, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
-from .configuration_task_heads import refuse
+from .configuration_task_heads import MODEL_TYPES, refuse
 
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PROBE_ROWS, PROBE_LENGTH = 4, 12
+QUANTIZED = "quantized"  # in place of a dtype
 # Largest difference, relative to the largest stored logit, that is rounding: one kernel against
 # another in fp32, and half precision against anything. Relative, because a fresh MLP head gives 1e-4.
 PROBE_TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-4, torch.bfloat16: 8e-2, torch.float16: 3e-2}
@@ -55,7 +59,8 @@ class StrictLoading(PreTrainedModel):
             **kwargs: passed on to transformers (`dtype`, `device_map`, `revision`, ...).
 
         Raises:
-            ValueError: a missing, extra or reshaped tensor, or a probe that does not match.
+            ValueError: a model of another class, a missing, extra or reshaped tensor, or a probe that
+                does not match.
         """
         path = str(pretrained_model_name_or_path)
         repo = str((adapter_kwargs or {}).get("_adapter_model_path") or path)
@@ -71,15 +76,16 @@ class StrictLoading(PreTrainedModel):
                 "keep one of them: their logits differ",
             )
         quantized = kwargs.get("quantization_config") is not None
-        if own and has_adapter:
-            model, info = cls._from_adapter(repo, *args, config=config, hub=hub, **kwargs)
-        else:
-            if not own:
-                kwargs.setdefault("key_mapping", _backbone_names(config))
-            model, info = super().from_pretrained(
-                path, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
-            )
-            _check_keys(path, info, fresh_head=not own)
+        with _without_load_report():  # every key of it is checked here
+            if own and has_adapter:
+                model, info = cls._from_adapter(repo, *args, config=config, hub=hub, **kwargs)
+            else:
+                if not own:
+                    kwargs.setdefault("key_mapping", _backbone_names(config))
+                model, info = super().from_pretrained(
+                    path, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
+                )
+                _check_keys(path, info, fresh_head=not own)
         if own and verify and not quantized and model.device.type != "meta":
             model.check_probe(repo)
         return (model, info) if output_loading_info else model
@@ -123,7 +129,7 @@ class StrictLoading(PreTrainedModel):
         state_dict: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Save weights, config, code and a fresh probe of the weights being saved.
+        """Save weights (of a loaded adapter, those of the adapter), config, code and a fresh probe.
 
         A given `state_dict` means sharded training (FSDP, ZeRO), where one process cannot run the
         model: then no probe is stored rather than a stale one.
@@ -132,14 +138,36 @@ class StrictLoading(PreTrainedModel):
             self.config.probe = self.make_probe() if state_dict is None else None
         # Under the names of our modules: Trainer resumes by them, and knows of no renaming.
         kwargs.setdefault("save_original_format", _backbone_names(self.config) is None)
-        result = super().save_pretrained(
-            save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
-        )
+        with _portable(self.config, adapter=self._hf_peft_config_loaded):
+            result = super().save_pretrained(
+                save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
+            )
+        if is_main_process and self._hf_peft_config_loaded:  # transformers leaves the config out
+            self.save_adapter_config(save_directory)
         # transformers copies what the model file imports; the pipeline that the config names is not among it.
         pipeline = Path(__file__).with_name("pipeline_task_heads.py")
         if is_main_process and pipeline.is_file():
             shutil.copyfile(pipeline, Path(save_directory, pipeline.name))
         return result
+
+    def save_adapter_config(self, folder: str | PathLike[str], *, repo_id: str | None = None) -> None:
+        """Write `config.json` beside an adapter, and into `adapter_config.json` where its base is.
+
+        Args:
+            folder: holds an `adapter_config.json`.
+            repo_id: the hub repo that the folder becomes. There the Auto classes open what
+                `adapter_config.json` names as base, so it names the repo itself, whose code then loads
+                the true base of `config.json`. Without it the true base is named, as PEFT does.
+        """
+        path = Path(folder, "adapter_config.json")
+        adapter = json.loads(path.read_text(encoding="utf-8"))
+        adapter["base_model_name_or_path"] = repo_id or self.config.backbone_name_or_path
+        adapter["revision"] = None if repo_id else self.config.backbone_revision
+        path.write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
+        self.config.architectures = [type(self).__name__]
+        self.config.dtype = str(self.dtype).split(".")[-1]
+        with _portable(self.config, adapter=True):
+            self.config.save_pretrained(folder)
 
     def make_probe(self) -> dict[str, Any]:
         """Token ids (4 rows of 12, spread over the vocabulary) and their logits, for `config.json`."""
@@ -150,11 +178,14 @@ class StrictLoading(PreTrainedModel):
         return {
             "input_ids": input_ids.tolist(),
             "logits": logits.tolist(),
-            "dtype": str(self.dtype).split(".")[-1],
+            "dtype": QUANTIZED if _is_quantized(self.config) else str(self.dtype).split(".")[-1],
         }
 
     def check_probe(self, where: str = "config.json") -> None:
         """Recompute the stored probe; a model without one passes.
+
+        Of a quantised model, or one trained on a quantised base, only that its logits are finite is held
+        against it: how much 4 bits move them depends on the weights.
 
         Raises:
             ValueError: the logits differ by more than rounding allows at the dtypes involved.
@@ -174,6 +205,8 @@ class StrictLoading(PreTrainedModel):
         by_name = {str(dtype).split(".")[-1]: limit for dtype, limit in PROBE_TOLERANCE.items()}
         dtypes = (str(self.dtype).split(".")[-1], str(probe.get("dtype")))
         tolerance = max(by_name.get(name, 8e-2) for name in dtypes)
+        if _is_quantized(self.config) or QUANTIZED in dtypes:
+            tolerance = torch.finfo(torch.float64).max
         difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         if not difference <= tolerance:  # also true for NaN
             raise refuse(
@@ -200,9 +233,50 @@ def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, bool, bool
 
     if not exists("config.json"):
         return False, False, False
-    own = cls.config_class.get_config_dict(repo, **hub)[0].get("model_type") == cls.config_class.model_type
+    model_type = cls.config_class.get_config_dict(repo, **hub)[0].get("model_type")
+    own = model_type == cls.config_class.model_type
+    if model_type in MODEL_TYPES and not own:
+        raise refuse(
+            f"{repo}/config.json",
+            model_type,
+            cls.config_class.model_type,
+            f"{cls.__name__} cannot open it: use load(), or an Auto class of transformers",
+        )
     # Weights and adapter are looked for in our repos only: a plain backbone takes the stock path.
     return own, own and exists("adapter_config.json"), own and any(exists(name) for name in WEIGHTS)
+
+
+def _is_quantized(config: Any) -> bool:
+    return config.__dict__.get("quantization_config") is not None
+
+
+@contextmanager
+def _portable(config: Any, *, adapter: bool) -> Iterator[None]:
+    """Leave out of a config, while it is saved, what is true of this process or this machine alone."""
+    kept, text_name = dict(config.__dict__), config.text_config._name_or_path
+    base = config.backbone_name_or_path
+    config.text_config._name_or_path = ""
+    if adapter:  # its base is not quantised; this process had it so
+        config.__dict__.pop("quantization_config", None)
+    elif base and (Path(base).is_absolute() or Path(base).is_dir()):  # full weights need no base
+        config.backbone_name_or_path = None
+    try:
+        yield
+    finally:
+        config.text_config._name_or_path, config.backbone_name_or_path = text_name, base
+        if "quantization_config" in kept:
+            config.quantization_config = kept["quantization_config"]
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers' table of missing keys off the screen."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _backbone_names(config: Any) -> dict[str, str] | None:
@@ -213,12 +287,13 @@ def _backbone_names(config: Any) -> dict[str, str] | None:
 
 
 def _check_keys(where: str, info: dict[str, Any], *, fresh_head: bool) -> None:
-    """Refuse a load that left a tensor out. A plain backbone may lack `score`, and nothing else."""
-    missing = sorted(info["missing_keys"])
+    """Refuse a load that left a tensor out. A plain backbone may lack `score`, and bring its `lm_head`."""
+    missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if fresh_head:
         missing = [key for key in missing if not key.startswith("score.")]
+        extra = [key for key in extra if not key.startswith("lm_head.")]
     problems = [f"{key} is missing" for key in missing]
-    problems += [f"{key} is not part of the model" for key in sorted(info["unexpected_keys"])]
+    problems += [f"{key} is not part of the model" for key in extra]
     problems += [f"{key} has another shape" for key in sorted(map(str, info.get("mismatched_keys") or []))]
     if problems:
         shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")

@@ -31,7 +31,6 @@ class TaskHeadModel(StrictLoading):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^lm_head\."]
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["score"]
     # The loss below is a mean; Trainer must divide it under gradient accumulation.
     accepts_loss_kwargs = False
@@ -85,6 +84,7 @@ class TaskHeadModel(StrictLoading):
             attention_mask: (B, T), 1 for real tokens; None means that all are real. A 4D mask is passed
                 to the backbone as it is, and needs `boundaries`.
             position_ids: (B, T); derived from the mask when None, so that padding cannot move a score.
+                Packed rows need them, beginning again at 0 with every segment.
             inputs_embeds: (B, T, H) instead of `input_ids`.
             labels: (B,) int64 for single-label and ordinal, (B, L) floats for multi-label,
                 (B,) or (B, L) floats for regression.
@@ -96,12 +96,15 @@ class TaskHeadModel(StrictLoading):
             `logits` (B, num_labels) in fp32; for `ordinal` they are log-probabilities.
 
         Raises:
-            ValueError: a mask row without a real token, or a problem type the labels do not fit.
+            ValueError: a mask row without a real token, a problem type the labels do not fit, or packed
+                rows whose segments would see each other.
         """
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         if tokens is None:
             raise refuse("input_ids", None, "input_ids or inputs_embeds", "pass one of them")
         mask = attention_mask
+        if boundaries is not None:
+            self._check_packed(mask, position_ids, use_cache)
         if position_ids is None and mask is not None and mask.dim() == 2 and self._takes_positions:
             position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)
         if self.config.bidirectional:
@@ -127,6 +130,31 @@ class TaskHeadModel(StrictLoading):
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
+
+    def _check_packed(
+        self, mask: torch.Tensor | None, position_ids: torch.Tensor | None, use_cache: bool
+    ) -> None:
+        """Refuse what transformers would take for one long text: scores would be wrong and say nothing."""
+        if self.config.bidirectional:
+            raise refuse(
+                "boundaries", "bidirectional: true", "a causal model", "packed rows are causal only: pad them"
+            )
+        if not self._takes_positions:
+            name = self.model.config.model_type
+            raise refuse("boundaries", f"a {name!r} backbone", "one that takes position_ids", "pad the rows")
+        if position_ids is None:
+            raise refuse("position_ids", None, "positions that begin again with every segment", "pass them")
+        if mask is not None and mask.dim() == 2:
+            raise refuse(
+                "attention_mask",
+                "2 dimensions beside boundaries",
+                "none, or a 4D mask, for packed rows",
+                "leave it out: with one, segments would see each other",
+            )
+        if use_cache:
+            raise refuse(
+                "use_cache", True, "False for packed rows", "with a cache, segments would see each other"
+            )
 
     def _two_sided(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Make a (B, 1, T, T) boolean mask in which every token sees every real token."""

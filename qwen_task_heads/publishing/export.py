@@ -6,7 +6,6 @@ The layout is the one that every loader takes (AutoModel, AutoModelForSequenceCl
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,16 @@ ADAPTER = ("adapter_config.json",)
 CODE = sorted(Path(hubcode.__file__).parent.glob("*_task_heads.py"))
 
 
-def save(model: Any, *, tokenizer: Any, folder: str | Path) -> Path:
+def save(model: Any, *, tokenizer: Any, folder: str | Path, repo_id: str | None = None) -> Path:
     """Write a full model, or an adapter with its head, and all that is needed to open it.
 
     Args:
-        model: a `TitleScorer` or `PooledClassifier`, or a `PeftModel` around one.
+        model: a `TitleScorer` or `PooledClassifier`, with or without a loaded adapter, or a `PeftModel`
+            around one.
         tokenizer: with the compiled template; its pad id is written into the config.
         folder: created when absent; files of the same names are replaced.
+        repo_id: the hub repo that the folder becomes. An adapter names it as its base, or the Auto
+            classes would open the plain backbone there; full weights need none.
 
     Returns:
         The folder.
@@ -45,13 +47,16 @@ def save(model: Any, *, tokenizer: Any, folder: str | Path) -> Path:
 
     folder = Path(folder)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    _check(inner, tokenizer=tokenizer, folder=folder, other=ADAPTER if inner is model else WEIGHTS)
+    is_adapter = inner is not model or inner._hf_peft_config_loaded
+    _check(inner, tokenizer=tokenizer, folder=folder, other=WEIGHTS if is_adapter else ADAPTER)
     folder.mkdir(parents=True, exist_ok=True)
     inner.config.text_config.pad_token_id = tokenizer.pad_token_id
     if isinstance(model, PeftModel):
-        _save_adapter(model, inner, folder)
+        _save_adapter(model, inner, folder, repo_id=repo_id)
     else:
         inner.save_pretrained(folder)
+        if is_adapter:
+            inner.save_adapter_config(folder, repo_id=repo_id)
     tokenizer.save_pretrained(folder)
     for file in CODE:
         shutil.copyfile(file, folder / file.name)
@@ -81,17 +86,13 @@ def _check(inner: Any, *, tokenizer: Any, folder: Path, other: tuple[str, ...]) 
         raise TaskHeadsError(problems)
 
 
-def _save_adapter(model: Any, inner: Any, folder: Path) -> None:
-    """Adapter at the root beside our own config; PEFT's README is left out, the card replaces it."""
+def _save_adapter(model: Any, inner: Any, folder: Path, *, repo_id: str | None = None) -> None:
+    """Adapter at the root beside our own config; PEFT's README is left out, the card replaces it.
+
+    `AutoPeftModel` opens the base that it finds named: in a local folder the plain backbone in a stock
+    class, so it is no way to open one of ours.
+    """
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
-    # In a local folder the true base is named here too, so that PeftModel and AutoPeftModel find it.
-    path = folder / "adapter_config.json"
-    adapter = json.loads(path.read_text())
-    adapter["base_model_name_or_path"] = inner.config.backbone_name_or_path
-    adapter["revision"] = inner.config.backbone_revision
-    path.write_text(json.dumps(adapter, indent=2, sort_keys=True))
-    inner.config.architectures = [type(inner).__name__]
-    inner.config.dtype = str(inner.dtype).split(".")[-1]
     inner.config.probe = inner.make_probe()
-    inner.config.save_pretrained(folder)
+    inner.save_adapter_config(folder, repo_id=repo_id)
