@@ -14,6 +14,7 @@ import torch
 
 from qwen_task_heads.batching.text import CutReport, encode_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.pipeline_task_heads import encode, pad_rows
 
 EVIDENCE = ("margin", "preference", "weight")  # optional columns of a pair, floats
@@ -39,9 +40,25 @@ def pair_dataset(pairs: Sequence[PairExample], *, tokenizer: Any, max_length: in
 def group_dataset(
     groups: Sequence[GroupExample], *, tokenizer: Any, max_length: int
 ) -> tuple[Any, CutReport]:
-    """Give a `datasets.Dataset` with `title_ids` (k lists of ids), `gains` (k click rates) and `row`."""
+    """Give a `datasets.Dataset` with `title_ids` (k lists of ids), `gains` (k click rates) and `row`.
+
+    Raises:
+        TaskHeadsError: titles that nobody was shown, all of them; `evidence.comparable_groups` drops them.
+    """
     from datasets import Dataset
 
+    if problems := [
+        Problem(
+            group.sources[place] if place < len(group.sources) else f"group {group.group!r}",
+            f"found {group.titles[place]!r} with 0 impressions",
+            "accepted: titles that were shown",
+            "drop the title: it has no click rate",
+        )
+        for group in groups
+        for place, shown in enumerate(group.impressions)
+        if not shown
+    ]:
+        raise TaskHeadsError(problems)
     titles = [title for group in groups for title in group.titles]
     prompts = [group.prompt for group in groups for _ in group.titles]
     encoded = encode(tokenizer, titles, prompts=prompts if any(prompts) else None, max_length=max_length)
@@ -49,10 +66,7 @@ def group_dataset(
     table = {
         "title_ids": [[next(ids) for _ in group.titles] for group in groups],
         "gains": [
-            [
-                clicks / shown if shown else 0.0
-                for clicks, shown in zip(group.clicks, group.impressions, strict=True)
-            ]
+            [clicks / shown for clicks, shown in zip(group.clicks, group.impressions, strict=True)]
             for group in groups
         ],
         "row": list(range(len(groups))),

@@ -57,7 +57,8 @@ def compile_template(
         The ids: `{"before": [...], "between": [...], "after": [...]}`, also kept in the tokenizer.
 
     Raises:
-        TaskHeadsError: a slow tokenizer, no token to end a title with, or a limit below the template.
+        TaskHeadsError: a slow tokenizer, no token to end a title or to pad with, or a limit below the
+            template.
     """
     if not tokenizer.is_fast:
         raise TaskHeadsError(
@@ -109,8 +110,20 @@ def compile_template(
         tokenizer.model_max_length = max_length
         tokenizer.init_kwargs["model_max_length"] = max_length
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = _padding(tokenizer)
     return ids
+
+
+def _padding(tokenizer: Any) -> str:
+    """A token to pad with: any special one, as it is masked out; an ordinary one would become special."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    known = [tokenizer.eos_token, *tokenizer.all_special_tokens, *special]
+    token = next((token for token in known if token is not None), None)
+    if token is None:
+        found, accepted = "found no pad, eos or other special token", "accepted: a tokenizer with one of them"
+        remedy = "add one: tokenizer.add_special_tokens({'pad_token': '<pad>'}), and a row to the embedding"
+        raise TaskHeadsError(Problem("tokenizer", found, accepted, remedy))
+    return str(token)
 
 
 def _make_markup_special(tokenizer: Any) -> None:

@@ -33,6 +33,10 @@ NAMES = {
         "arm repeats a headline of its test and was pooled",
         "arms repeat a headline of their test and were pooled",
     ),
+    "conversation": (
+        "conversation whose earlier messages were joined by line ends, without roles or chat template",
+        "conversations whose earlier messages were joined by line ends, without roles or chat template",
+    ),
     "lone": (
         "arm is the only headline of its test and was left out",
         "arms are the only headline of their test and were left out",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
@@ -212,6 +213,55 @@ def groups_to_pairs(
                     )
                 )
     return pairs
+
+
+def comparable_groups(
+    groups: Iterable[GroupExample], *, min_impressions: int = 0
+) -> tuple[list[GroupExample], list[str]]:
+    """Groups as a loss over whole groups may see them: arms that were shown, with rates that differ.
+
+    A title that nobody was shown has no click rate: zero would call it the worst of its test.
+
+    Args:
+        groups: tests with clicks and impressions per title.
+        min_impressions: arms with fewer (and always those with none) are left out of their test.
+
+    Returns:
+        `(groups, lines)`: in their order, each with two titles or more and a difference in click rate; and
+        what was left out, in plain words.
+
+    Example:
+        >>> group = GroupExample(titles=("A", "B", "C"), clicks=(1, 9, 0), impressions=(100, 100, 0))
+        >>> (kept,), lines = comparable_groups([group])
+        >>> kept.titles, lines
+        (('A', 'B'), ['1 arm with fewer than 1 impression left out of the tests'])
+    """
+    least = max(1, min_impressions)
+    kept, arms, tests = [], 0, 0
+    for group in groups:
+        shown = [arm for arm, impressions in enumerate(group.impressions) if impressions >= least]
+        arms += len(group.titles) - len(shown)
+        counts = [(group.clicks[arm], group.impressions[arm]) for arm in shown]
+        # Cross products: rates as floats may differ where the fractions are equal.
+        if all(clicks * counts[0][1] == counts[0][0] * impressions for clicks, impressions in counts):
+            tests += 1
+            continue
+        kept.append(
+            replace(
+                group,
+                titles=tuple(group.titles[arm] for arm in shown),
+                clicks=tuple(clicks for clicks, _ in counts),
+                impressions=tuple(impressions for _, impressions in counts),
+                sources=tuple(group.sources[arm] for arm in shown) if group.sources else (),
+            )
+        )
+    lines = []
+    if arms:
+        fewer = f"{least:,} impression{'' if least == 1 else 's'}"
+        lines.append(f"{arms:,} arm{'' if arms == 1 else 's'} with fewer than {fewer} left out of the tests")
+    if tests:
+        lines.append(f"{tests:,} test{'' if tests == 1 else 's'} without a difference in click rate left out")
+    return kept, lines
 
 
 def _check_clicks(clicks: int, impressions: int) -> None:

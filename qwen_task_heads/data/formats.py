@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from qwen_task_heads.data.hub_sets import (
+    NoSuchSplit,
     canonical_split,
     error_at,
     first_few,
@@ -26,7 +27,7 @@ from qwen_task_heads.data.hub_sets import (
 )
 from qwen_task_heads.data.parsers import FileProblem, Row, TextRow, read_json, read_jsonl, wrong_kind
 from qwen_task_heads.data.tables import read_csv, read_parquet, read_tsv
-from qwen_task_heads.errors import TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 __all__ = ["HUBS", "KINDS", "FileProblem", "Row", "TextRow", "open_source", "read_rows"]
 
@@ -171,7 +172,7 @@ def _folder_files(folder: str, split: str | None) -> list[str]:
         if not chosen:
             found = f"no file for the split {shorten(split)} (files: {first_few(names)})"
             remedy = f"add {split}.jsonl, or name another split"
-            raise error_at(folder, found, "accepted: names with train, dev or test", remedy)
+            raise NoSuchSplit(Problem(folder, found, "accepted: names with train, dev or test", remedy))
     return [os.path.join(folder, name) for name in chosen]
 
 

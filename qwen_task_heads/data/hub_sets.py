@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ SPLITS = {
     "dev": ("dev", "val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+
+
+class NoSuchSplit(TaskHeadsError):
+    """A folder or data set that is there, without the split that was asked for."""
 
 
 def error_at(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
@@ -45,30 +50,40 @@ def first_few(names: list[str]) -> str:
 
 def open_huggingface(name: str, split: str | None) -> tuple[str, Iterator[Row]]:
     """`(name, rows)` of a data set on the Hugging Face Hub, or in its local cache."""
+    return _pick_split(name, _load_huggingface(name), split)
+
+
+@lru_cache(maxsize=2)
+def _load_huggingface(name: str) -> Any:
+    """All splits, once per process: train and dev are then of one state of the hub."""
     try:
         import datasets
         from huggingface_hub.errors import HTTPError  # of whichever HTTP client this version uses
     except ImportError as error:
         raise _missing(name, "datasets", "train", error) from error
     try:
-        found = datasets.load_dataset(name)
+        return datasets.load_dataset(name)
     except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
         raise _unfetched(name, "the Hugging Face Hub", error) from error
-    return _pick_split(name, found, split)
 
 
 def open_modelscope(name: str, split: str | None) -> tuple[str, Iterator[Row]]:
     """`(name, rows)` of a data set on ModelScope."""
+    return _pick_split(f"modelscope:{name}", _load_modelscope(name), split)
+
+
+@lru_cache(maxsize=2)
+def _load_modelscope(name: str) -> Any:
+    """All splits, once per process."""
     try:
         import requests
         from modelscope.msdatasets import MsDataset
     except ImportError as error:
         raise _missing(f"modelscope:{name}", "modelscope", "modelscope", error) from error
     try:
-        found = MsDataset.load(name)
+        return MsDataset.load(name)
     except (OSError, ValueError, RuntimeError, requests.RequestException) as error:
         raise _unfetched(f"modelscope:{name}", "ModelScope", error) from error
-    return _pick_split(f"modelscope:{name}", found, split)
 
 
 def _missing(where: str, package: str, extra: str, error: ImportError) -> TaskHeadsError:
@@ -94,9 +109,10 @@ def _pick_split(name: str, found: Any, split: str | None) -> tuple[str, Iterator
     if split is None and len(splits) == 1:
         wanted = list(splits)
     if len(wanted) != 1:
-        what = "several splits" if split is None else f"no split {shorten(split)}"
-        accepted = f"accepted: one of {first_few([shorten(key) for key in splits])}"
-        raise error_at(name, f"found {what}", accepted, "name one by split=")
+        what = "several splits" if split is None or wanted else f"no split {shorten(split)}"
+        accepted = f"accepted: one of {first_few([shorten(key) for key in wanted or splits])}"
+        problem = Problem(name, f"found {what}", accepted, "name one by split=")
+        raise TaskHeadsError(problem) if split is None or wanted else NoSuchSplit(problem)
     part = f"{name}[{wanted[0]}]"
     return part, _hub_rows(part, splits[wanted[0]])
 

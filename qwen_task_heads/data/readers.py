@@ -77,12 +77,16 @@ class _Collected:
     with_evidence: int = 0
     pooled: list[str] = field(default_factory=list)
     lone: list[str] = field(default_factory=list)
+    conversations: list[str] = field(default_factory=list)
 
 
 def read_pairs(
     source: str, *, split: str | None = None, hub: str = "huggingface", bad_rows: str = "raise"
 ) -> PairData:
     """Read preferences from a file, a folder, or a data set id.
+
+    The earlier messages of a conversation become the prompt: their contents, joined by line ends, without
+    their roles, and no chat template is applied. The report counts such rows.
 
     Args:
         source: JSONL, JSON, CSV, TSV or Parquet; a folder of these; `owner/name` of a hub, also as
@@ -146,6 +150,8 @@ def _read_part(name: str, rows: Iterator[Row], collected: _Collected) -> None:
                 collected.pairs.append(pair)
                 collected.with_evidence += swapped is not None
                 collected.swapped += [where] if swapped else []
+                spoken = any(isinstance(values.get(name), list) for name in ("prompt", "chosen"))
+                collected.conversations += [where] if spoken and pair.prompt else []
         elif layout.kind == "arms":
             _read_arm(reader, layout, collected)
         if reader.problems:
@@ -233,7 +239,11 @@ def _finish(source: str, collected: _Collected, groups: list[GroupExample], *, s
     findings = examine(collected.pairs, swapped=collected.swapped)
     lone = set(collected.lone)
     pooled = tuple(where for where in collected.pooled if where not in lone)
-    extra = (Finding("pooled", pooled), Finding("lone", tuple(collected.lone)))
+    extra = (
+        Finding("conversation", tuple(collected.conversations)),
+        Finding("pooled", pooled),
+        Finding("lone", tuple(collected.lone)),
+    )
     findings += tuple(finding for finding in extra if finding.count)
     keys = {pair.group for pair in collected.pairs if pair.group} | {group.group for group in groups}
     report = ReadReport(

@@ -13,12 +13,17 @@ from dataclasses import replace
 from hashlib import blake2b
 
 from qwen_task_heads.data.doctor import text_key
-from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 
 def split_by_group(
-    pairs: Sequence[PairExample], *, dev_fraction: float = 0.1, salt: str = "", titles_apart: bool = True
+    pairs: Sequence[PairExample],
+    *,
+    dev_fraction: float = 0.1,
+    salt: str = "",
+    titles_apart: bool = True,
+    groups: Sequence[GroupExample] = (),
 ) -> tuple[list[PairExample], list[PairExample]]:
     """Split into train and dev.
 
@@ -28,6 +33,7 @@ def split_by_group(
         salt: another salt gives another split.
         titles_apart: also keep every title on one side. False keeps groups apart only: for data in which
             a few stock titles stand under many prompts and tie everything together.
+        groups: tests of the same data; their titles are kept apart too, also those that no pair has.
 
     Returns:
         `(train, dev)`, each in the order of `pairs`, with every `group` filled.
@@ -53,6 +59,9 @@ def split_by_group(
         if titles_apart:
             union.join("group:" + pair.group, "title:" + text_key(pair.chosen))
             union.join("group:" + pair.group, "title:" + text_key(pair.rejected))
+    for group in groups if titles_apart else ():
+        for title in group.titles:
+            union.join("group:" + group.group, "title:" + text_key(title))
     names = union.names()
     dev_names = {name for name in set(names.values()) if _share(salt, name) < dev_fraction}
     train: list[PairExample] = []

@@ -6,14 +6,16 @@ by a hash of the groups. Every defect of every file is collected before the one 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.doctor import find_overlaps
-from qwen_task_heads.data.evidence import groups_to_pairs
+from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
-from qwen_task_heads.data.hub_sets import split_name
+from qwen_task_heads.data.hub_sets import NoSuchSplit
 from qwen_task_heads.data.readers import PairData, read_pairs
 from qwen_task_heads.data.splits import assign_groups, split_by_group
 from qwen_task_heads.errors import Problem, TaskHeadsError
@@ -27,7 +29,8 @@ class TitleSets:
 
     Args:
         train: pairs, with arms of tests turned into pairs.
-        groups: whole tests of the training set, for losses over lists; empty without arms.
+        groups: tests of the training set, for losses over lists, without arms of too few impressions and
+            without tests that give no pair; empty without arms.
         dev: pairs for choosing.
         test: pairs for reporting, perhaps none.
         lines: what was read, found and cut, in plain words.
@@ -40,6 +43,38 @@ class TitleSets:
     test: list[PairExample]
     lines: list[str]
     dev_was_cut: bool
+
+    def fingerprint(self) -> dict[str, str]:
+        """SHA-256 of all that trains a model or picks its checkpoint; a run resumes on the same data only."""
+        return {
+            "train_pairs": hash_pairs(self.train),
+            "train_groups": hash_groups(self.groups),
+            "dev_pairs": hash_pairs(self.dev),
+        }
+
+
+def hash_pairs(pairs: Iterable[PairExample]) -> str:
+    """SHA-256 over the pairs in their order: texts, prompts and evidence, not where they were read.
+
+    Example:
+        >>> hash_pairs([PairExample(chosen="A", rejected="B")])[:8]
+        '309cc89d'
+    """
+    return _digest(
+        (pair.prompt, pair.chosen, pair.rejected, pair.margin, pair.preference, pair.weight) for pair in pairs
+    )
+
+
+def hash_groups(groups: Iterable[GroupExample]) -> str:
+    """SHA-256 over the groups in their order: prompts, titles, clicks and impressions."""
+    return _digest((group.prompt, group.titles, group.clicks, group.impressions) for group in groups)
+
+
+def _digest(rows: Iterable[tuple[object, ...]]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr(row).encode())
+    return digest.hexdigest()
 
 
 def read_title_sets(
@@ -57,14 +92,16 @@ def read_title_sets(
 
     Args:
         source: file, folder or data set id of the training set; `"embedded"` for the sample that ships
-            with the package. Splits found in a folder are used where `dev` and `test` are None.
-        dev: file, folder or id of the dev set.
-        test: file, folder or id of the test set.
+            with the package. Splits found in a folder or data set are used where `dev` and `test` are
+            None.
+        dev: file, folder or id of the dev set; of several splits, the one called dev or validation.
+        test: file, folder or id of the test set; of several splits, the one called test.
         dev_fraction: share of groups cut for dev where there is none.
         hub: `huggingface` or `modelscope`, for ids.
         bad_rows: `raise` or `skip`, as in `read_pairs`.
         min_impressions: of arms; both titles of a pair need as many.
-        max_p_value: of arms; pairs whose clicks differ less clearly are left out.
+        max_p_value: of arms; pairs whose clicks differ less clearly are left out, and from the groups the
+            tests without any other pair.
 
     Raises:
         TaskHeadsError: all the problems of all the files, or an empty set.
@@ -78,19 +115,18 @@ def read_title_sets(
     if source == EMBEDDED:
         source = str(EMBEDDED_PAIRS)
     wanted = {"train": source, "dev": dev, "test": test}
-    for name in ("dev", "test"):
-        if wanted[name] is None and _folder_has(source, name):
-            wanted[name] = source
     read: dict[str, PairData] = {}
     problems: list[Problem] = []
     for name, place in wanted.items():
-        if place is None:
-            continue
+        if place is None and (Path(source).is_file() or ("train" not in read and not Path(source).is_dir())):
+            continue  # a file is one split, and an id that gave no train is not fetched again
         try:
-            several = not Path(place).is_file() and (name == "train" or place == source)
-            read[name] = read_pairs(place, split=name if several else None, hub=hub, bad_rows=bad_rows)
+            read[name] = _read_role(name, place, source=source, hub=hub, bad_rows=bad_rows)
+            wanted[name] = place or source
+        except NoSuchSplit as error:
+            problems += [] if place is None else error.problems
         except TaskHeadsError as error:
-            problems += error.problems
+            problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise TaskHeadsError(problems)
     pairs = {}
@@ -113,9 +149,15 @@ def read_title_sets(
         place = str(wanted[name])
         report = replace(data.report, source=Path(place).name if Path(place).exists() else place)
         lines += [f"{name}: {line}" for line in report.lines()]
-    train, groups, dev_was_cut = pairs["train"], read["train"].groups, "dev" not in pairs
+    train, dev_was_cut = pairs["train"], "dev" not in pairs
+    groups, left_out = comparable_groups(read["train"].groups, min_impressions=min_impressions)
+    lines += [f"train: {line}" for line in left_out]
+    paired = {pair.group for pair in train}
+    if unclear := sum(group.group not in paired for group in groups):
+        lines.append(f"train: {unclear:,} tests without a clear difference (--max_p_value) left out")
+    groups = [group for group in groups if group.group in paired]
     if dev_was_cut:
-        train, pairs["dev"] = split_by_group(train, dev_fraction=dev_fraction)
+        train, pairs["dev"] = split_by_group(train, dev_fraction=dev_fraction, groups=groups)
         taken = {pair.group for pair in pairs["dev"]}
         groups = [group for group in groups if group.group not in taken]
         cut = f"{len(pairs['dev']):,} pairs of {len(taken):,} groups"
@@ -139,8 +181,14 @@ def read_title_sets(
     )
 
 
-def _folder_has(source: str, split: str) -> bool:
-    folder = Path(source)
-    return folder.is_dir() and any(
-        split_name(file.name) == split for file in folder.iterdir() if file.is_file()
-    )
+def _read_role(name: str, place: str | None, *, source: str, hub: str, bad_rows: str) -> PairData:
+    """Read the split of a role; of a folder or id named for it alone, else the one split there is."""
+    where = place or source
+    if Path(where).is_file():
+        return read_pairs(where, hub=hub, bad_rows=bad_rows)
+    try:
+        return read_pairs(where, split=name, hub=hub, bad_rows=bad_rows)
+    except NoSuchSplit:
+        if Path(where) == Path(source):  # train must not be read as dev
+            raise
+    return read_pairs(where, hub=hub, bad_rows=bad_rows)

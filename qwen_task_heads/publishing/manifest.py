@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from qwen_task_heads import __version__
-from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.title_sets import hash_pairs
 from qwen_task_heads.publishing.export import CODE
+
+__all__ = ["file_names", "hash_code", "hash_pairs", "settings_of", "versions"]
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 # Settings that say what was trained; paths, tokens and hosts of the machine stay out.
@@ -32,15 +34,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def hash_pairs(pairs: Iterable[PairExample]) -> str:
-    """SHA-256 over the pairs in their order: texts, prompts and evidence."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        row = (pair.prompt, pair.chosen, pair.rejected, pair.margin, pair.preference, pair.weight)
-        digest.update(repr(row).encode())
-    return digest.hexdigest()
 
 
 def hash_code() -> dict[str, str]:

@@ -11,6 +11,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,25 @@ from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS,
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.losses import PAIR_LOSSES
 
-HEAD_OPTIONS = ("pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional")
+# Those of `models.HEAD_OPTIONS` that a title scorer takes: it has one output, and no problem type.
+TITLE_HEAD_OPTIONS = ("pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional")
+
+# Options that move no weight: a run may be resumed with other values of them. Any other option counts, so
+# that one which a new version brings is held against the first run until somebody has thought about it.
+NO_IDENTITY = (
+    # where things go and what is told
+    "output_dir", "test_dataset", "disable_tqdm", "report_to", "run_name", "project", "push_to_hub",
+    "skip_memory_metrics", "debug", "include_num_input_tokens_seen", "include_for_metrics",
+    "batch_eval_metrics", "prediction_loss_only", "per_device_eval_batch_size", "do_train", "do_eval",
+    "do_predict", "enable_jit_checkpoint",
+    # resuming itself
+    "resume_from_checkpoint", "restore_callback_states_from_checkpoint",
+    # the machine; the number of processes stands in the seal
+    "num_processes", "local_rank", "use_cpu", "torch_empty_cache_steps", "dataset_num_proc",
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
+    "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+)  # fmt: skip
+NO_IDENTITY_PREFIXES = ("logging_", "log_", "eval_", "save_", "hub_", "trackio_", "ddp_")
 
 
 @dataclass
@@ -94,11 +113,13 @@ class TitleArguments:
 
     def head_options(self) -> dict[str, Any]:
         """Fields of the model's config that were given."""
-        return {name: self.__dict__[name] for name in HEAD_OPTIONS if self.__dict__[name] is not None}
+        return {name: self.__dict__[name] for name in TITLE_HEAD_OPTIONS if self.__dict__[name] is not None}
 
     def settled(self, config: Any) -> dict[str, Any]:
         """The same fields as the model has them, given or not, for the account of the run."""
-        return {name: value for name, value in config.to_dict().items() if name in HEAD_OPTIONS and value}
+        return {
+            name: value for name, value in config.to_dict().items() if name in TITLE_HEAD_OPTIONS and value
+        }
 
     def template(self) -> Template | None:
         """What was given to stand around a title; None for nothing, which keeps a saved model's template."""
@@ -194,6 +215,10 @@ def parse_title_arguments(
         TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    # trl looks for the word --config alone, and would take `--config=file` for an unknown option.
+    argv = [
+        part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
     groups = (TitleArguments, TitleConfig, HeadModelConfig)
     known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
     problems = _config_problems(argv, known) + [
@@ -237,17 +262,32 @@ def parse_title_arguments(
 def run_identity(
     titles: TitleArguments, training: TitleConfig, model: HeadModelConfig
 ) -> dict[str, str | int | float | bool | None]:
-    """What must stay the same for a run to be resumed: data, model, loss and optimisation; not its length."""
-    known = {**training.to_dict(), **vars(model), **vars(titles)}
-    own = sorted(vars(titles).keys() - {"test_dataset", "num_processes"})
-    network = (
-        "model_name_or_path dtype max_length use_peft use_dora use_rslora lora_r lora_alpha lora_dropout"
-    )
-    steps = "learning_rate lr_scheduler_type warmup_steps weight_decay optim center_rewards_coefficient seed"
-    batch = "per_device_train_batch_size gradient_accumulation_steps lora_target_modules"
-    names = [*own, *f"{network} {steps} {batch}".split()]
-    named = {name: known[name] for name in names}
-    return {name: str(value) if isinstance(value, list) else value for name, value in named.items()}
+    """What must stay the same for a run to be resumed: every option but those known to move no weight.
+
+    The length of the run belongs to it, because the learning rate falls towards its end. What the data
+    files hold is told by `TitleSets.fingerprint`.
+
+    Returns:
+        Option -> JSON scalar; lists, mappings and settings objects as text.
+
+    Example:
+        >>> from qwen_task_heads.training.arguments import parse_title_arguments, run_identity
+        >>> parsed = parse_title_arguments(["--output_dir", "runs/x", "--use_cpu", "true"])
+        >>> run_identity(*parsed)["num_train_epochs"]
+        3.0
+    """
+    named: dict[str, Any] = {
+        item.name: group.__dict__[item.name]
+        for group in (titles, training, model)
+        for item in fields(group)
+        if item.name not in NO_IDENTITY and not item.name.startswith(NO_IDENTITY_PREFIXES)
+    }
+    return {name: _scalar(value) for name, value in sorted(named.items())}
+
+
+def _scalar(value: Any) -> str | int | float | bool | None:
+    value = value.value if isinstance(value, Enum) else value
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
 def _config_problems(argv: list[str], known: list[str]) -> list[Problem]:

@@ -16,8 +16,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..errors import Problem, TaskHeadsError
-from .metrics import wilson_interval
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.metrics import wilson_interval
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments

@@ -35,8 +35,17 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging
 
-from ..errors import Problem, TaskHeadsError, shorten
-from .seals import SEAL, WEIGHTS, RunValue, disk_problem, missing_parts, read_seal, seal, verify
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.training.seals import (
+    SEAL,
+    WEIGHTS,
+    RunValue,
+    disk_problem,
+    missing_parts,
+    read_seal,
+    seal,
+    verify,
+)
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainingArguments
@@ -98,16 +107,12 @@ def resolve_resume(
         content = read_seal(folder)
         now: dict[str, RunValue] = {"processes": processes, **(run or {})}
         before = {"processes": content["processes"], **content["run"]}
-        problems = [
-            Problem(
-                f"{folder}/{SEAL}",
-                f"sealed with {key} = {shorten(before[key])}, running with {shorten(now[key])}",
-                "resuming with the command of the first run",
-                "repeat that command, or start afresh in another --output_dir",
-            )
-            for key in sorted(now.keys() & before.keys())
-            if now[key] != before[key]
-        ]
+        accepted = "resuming with the command and the data of the first run"
+        remedy = "repeat that command, or start afresh in another --output_dir"
+        for key in sorted(now.keys() & before.keys()):
+            if now[key] != before[key]:
+                found = f"sealed with {key} = {shorten(before[key])}, running with {shorten(now[key])}"
+                problems.append(Problem(f"{folder}/{SEAL}", found, accepted, remedy))
     if problems:
         raise TaskHeadsError(problems)
     return str(folder)
@@ -292,11 +297,7 @@ def resume_hazards(args: TrainingArguments, *, early_stopping: bool = False) -> 
     loader = args.accelerator_config
     hazards = [
         (args.save_only_model, "--save_only_model", "no optimizer, scheduler and RNG state is saved"),
-        (
-            args.ignore_data_skip,
-            "--ignore_data_skip",
-            "the rows already seen in the epoch would be seen again",
-        ),
+        (args.ignore_data_skip, "--ignore_data_skip", "rows already seen in the epoch would be seen again"),
         (
             args.train_sampling_strategy == "group_by_length",
             "--train_sampling_strategy",

@@ -11,7 +11,7 @@ Design decisions:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.training.losses import as_column, nan_of, shape_error
+from qwen_task_heads.training.losses import PAIR_LOSSES, as_column, nan_of, shape_error
 
 
 def plackett_luce(scores: Tensor, *, sizes: Sequence[int], gains: Tensor) -> Tensor:
@@ -141,6 +141,37 @@ def resolve_group_loss(name: str, *, where: str = "--loss") -> GroupLoss:
             Problem(where, f"found {shorten(name)}", ", ".join(GROUP_LOSSES), "choose one of them")
         )
     return GROUP_LOSSES[name]
+
+
+# Evidence of a pair: what it is in words, and the loss that makes most of it.
+_EVIDENCE = {
+    "margin": ("margins", "bradley_terry_margin"),
+    "preference": ("votes, clicks or preferences", "soft"),
+}
+
+
+def unused_evidence(loss_name: str, columns: Iterable[str]) -> str | None:
+    """One sentence on the evidence of the data that a loss leaves unused; None where it uses all of it.
+
+    Args:
+        loss_name: a name in `PAIR_LOSSES` or `GROUP_LOSSES`.
+        columns: columns of the data set, such as `train.column_names`; others than evidence do not matter.
+
+    Example:
+        >>> from qwen_task_heads.training.group_losses import unused_evidence
+        >>> unused_evidence("bradley_terry", ["chosen_ids", "rejected_ids", "row"])
+        >>> unused_evidence("bradley_terry", ["chosen_ids", "rejected_ids", "margin"]).split(": ")[1]
+        'choose bradley_terry_margin to use them'
+    """
+    uses = PAIR_LOSSES[loss_name].uses if loss_name in PAIR_LOSSES else ()
+    present = set(columns)
+    unused = [told for name, told in _EVIDENCE.items() if name in present and name not in uses]
+    if not unused:
+        return None
+    what, losses = (" and ".join(part) for part in zip(*unused, strict=True))
+    if len(unused) > 1:
+        losses = losses.replace(" and ", " or ")
+    return f"the data has {what}, which loss {loss_name!r} does not use: choose {losses} to use them"
 
 
 def _groups(scores: Tensor, sizes: Sequence[int], gains: Tensor) -> tuple[Tensor, Tensor]:

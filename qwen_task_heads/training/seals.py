@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 SEAL = "seal.json"
 FORMAT = 1  # of seal.json; raise it when its keys change meaning

@@ -7,6 +7,7 @@ number of processes; a loss that is not finite stops the run and names the rows;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from qwen_task_heads.batching.collators import EVIDENCE, TitleCollator
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, pair_indices, resolve_group_loss
-from qwen_task_heads.training.losses import PAIR_LOSSES, center_rewards, reduce, resolve_pair_loss
+from qwen_task_heads.training.losses import center_rewards, reduce, resolve_pair_loss
 
 COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", *EVIDENCE]
 
@@ -62,6 +63,11 @@ class TitleTrainer(RewardTrainer):
         self._check_loss(
             loss, {"training set": kwargs["train_dataset"], "dev set": kwargs.get("eval_dataset")}
         )
+        args = kwargs.get("args")
+        if self.grouped and args is not None and args.center_rewards_coefficient is not None:
+            found = f"found {args.center_rewards_coefficient} with loss {loss!r}, which takes groups"
+            where, accepted = "--center_rewards_coefficient", "accepted: with a loss over pairs"
+            raise TaskHeadsError(Problem(where, found, accepted, "drop it, or choose such a loss"))
         kwargs.setdefault("data_collator", TitleCollator(kwargs["processing_class"].pad_token_id))
         super().__init__(model, **kwargs)
         self.add_callback(self.guard)
@@ -79,6 +85,11 @@ class TitleTrainer(RewardTrainer):
             return
         for name, dataset in datasets.items():
             if dataset is not None:
+                if both := sorted(self.loss_options.keys() & set(dataset.column_names)):
+                    found = f"found {self.loss_options[both[0]]}, and a column {both[0]!r} in the {name}"
+                    remedy = f"drop --loss_{both[0]}, or the column from the data"
+                    one = "accepted: the option or the column"
+                    raise TaskHeadsError(Problem(f"--loss_{both[0]}", found, one, remedy))
                 where = f"--loss, {name}"
                 self.pair_loss.check([*dataset.column_names, *self.loss_options], where=where)
 
@@ -161,13 +172,12 @@ class TitleTrainer(RewardTrainer):
         # training: it would cut every batch of an epoch's last update, once the loader has ended.
         gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
         for name, values in figures.items():
-            metrics[name].extend(gather(values).tolist())
+            # Groups without any order have no pair to be right about: NaN, a mean over nothing.
+            if known := [value for value in gather(values).tolist() if not math.isnan(value)]:
+                metrics[name].extend(known)
         for name, value in (
             ("min_reward", scores.min()),
             ("max_reward", scores.max()),
             ("mean_reward", scores.mean()),
         ):
             metrics[name].append(float(self.accelerator.gather(value).mean()))
-
-
-LOSSES = (*PAIR_LOSSES, *GROUP_LOSSES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -110,20 +111,56 @@ def test_wrong_choices_are_named_together():
     assert [problem.where for problem in caught.value.problems] == ["--loss", "--pooling", "--head"]
 
 
-def test_the_identity_of_a_run_is_its_training_and_not_its_length(tmp_path):
-    def identity(**changes):
-        words = {"output_dir": tmp_path, "use_cpu": "true"} | changes
-        argv = [word for name, value in words.items() for word in (f"--{name}", str(value))]
-        return run_identity(*parse_title_arguments(argv))
+def identity(folder, **changes):
+    words = {"output_dir": folder, "use_cpu": "true"} | changes
+    argv = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    return run_identity(*parse_title_arguments(argv))
 
-    same = identity()
-    assert identity(max_steps=5, output_dir=tmp_path / "b", logging_steps=3) == same
+
+def test_the_identity_of_a_run_is_all_that_moves_its_weights(tmp_path):
+    same = identity(tmp_path)
+    assert all(value is None or isinstance(value, str | int | float | bool) for value in same.values())
+    assert json.loads(json.dumps(same)) == same
+    assert " at 0x" not in str(same)  # an address would differ in the next process
     for change in (
         {"seed": 9}, {"learning_rate": 0.5}, {"dataset_name": "x"}, {"pooling": "max"}, {"loss_margin": 1.0},
         {"lora_r": 3}, {"max_length": 9}, {"per_device_train_batch_size": 3}, {"head_dropout": 0.5},
         {"head_sizes": 8}, {"boundary": "x"}, {"between": "x"}, {"lora_target_modules": "q_proj"},
+        # the learning rate falls towards the end of the run
+        {"max_steps": 5}, {"num_train_epochs": 2}, {"warmup_steps": 3}, {"adam_beta2": 0.95},
+        {"adam_epsilon": 1e-6}, {"max_grad_norm": 0.5}, {"disable_dropout": "false"}, {"data_seed": 4},
+        {"model_revision": "abc"}, {"dataloader_drop_last": "true"}, {"metric_for_best_model": "eval_loss"},
+        {"train_sampling_strategy": "sequential"}, {"neftune_noise_alpha": 5.0},
+        {"freeze_backbone": "true"}, {"lora_modules_to_save": "norm"}, {"load_in_4bit": "true"},
+        {"attn_implementation": "eager"}, {"dev_dataset": "x"}, {"min_impressions": 3},
+        {"lr_scheduler_kwargs": '{"num_cycles": 2}'},
     ):  # fmt: skip
-        assert identity(**change) != same, change
+        assert identity(tmp_path, **change) != same, change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"output_dir": "b"}, {"logging_steps": 3}, {"test_dataset": "x"}, {"save_total_limit": 7},
+        {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 5, "save_steps": 5},
+        {"resume_from_checkpoint": "true"}, {"dataloader_num_workers": 1}, {"num_processes": 1},
+        {"hub_token": "hf_x"}, {"run_name": "x"}, {"disable_tqdm": "true"}, {"per_device_eval_batch_size": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_moves_no_weight_does_not_stop_a_resume(tmp_path, change):
+    assert identity(tmp_path, **change) == identity(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["--config={}", "--config {}"])
+def test_a_config_may_be_joined_by_an_equals_sign(tmp_path, form):
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 3\n")
+    _, training, _ = parse_title_arguments([*form.format(file).split(" "), "--output_dir", "x", *CPU])
+    assert training.seed == 3
+    file.write_text("sead: 3\n")
+    with pytest.raises(TaskHeadsError, match="seed"):
+        parse_title_arguments([*form.format(file).split(" "), "--output_dir", "x", *CPU])
 
 
 def test_bf16_is_for_gpus(monkeypatch):
