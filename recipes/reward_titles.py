@@ -49,7 +49,6 @@ def main() -> None:
     backbone = locate(model_args.model_name_or_path)
     model = build(
         backbone,
-        trust_remote_code=args.trust_remote_code,
         **model_args.load_options(),
         **titles.head_options(),
     )
