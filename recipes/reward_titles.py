@@ -24,7 +24,7 @@ from qwen_task_heads.training.arguments import parse_title_arguments, run_identi
 from qwen_task_heads.training.callbacks import SwappedLabelsCallback, check_world
 from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
 from qwen_task_heads.training.checkpoints import train as train_or_resume
-from qwen_task_heads.training.group_losses import GROUP_LOSSES
+from qwen_task_heads.training.group_losses import GROUP_LOSSES, unused_evidence
 from qwen_task_heads.training.trainers import TitleTrainer
 
 
@@ -32,12 +32,12 @@ def main() -> None:
     """Parse, load, train, save, and say how good it is."""
     titles, args, model_args = parse_title_arguments()
     check_world(titles.num_processes, running=args.world_size)
-    identity = run_identity(titles, args, model_args)
-    resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
     is_main = args.process_index == 0
 
-    # Data first: it is where most runs fail, and it costs seconds
+    # Data first: it is where most runs fail, and a run is resumed on the same data only
     sets = read_title_sets(titles.dataset_name, **titles.data_options())
+    identity = {**run_identity(titles, args, model_args), **sets.fingerprint()}
+    resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
     grouped = titles.loss in GROUP_LOSSES
     if grouped and not sets.groups:
         found = f"found {titles.loss!r} with pairs only"
@@ -60,16 +60,15 @@ def main() -> None:
     dev, _ = pair_dataset(sets.dev, **encode)
     sets.lines.append(cut.line())
     if is_main:
-        notes = [f"note: {problem}" for problem in resume_hazards(args)]
-        print("\n".join([*sets.lines, *notes]), flush=True)
+        notes = [*resume_hazards(args), unused_evidence(titles.loss, train.column_names)]
+        print("\n".join([*sets.lines, *(f"note: {note}" for note in notes if note)]), flush=True)
 
     # Train
-    adapter = None
+    adapter, options = None, model_args.adapter_options()
     if model_args.use_peft or titles.freeze_backbone:
-        options = model_args.adapter_options()
         adapter = adapter_config(model, head_only=titles.freeze_backbone, **options)
     limit, args.save_total_limit = args.save_total_limit, None  # rotation waits for the seal
-    dev_groups = len({pair.group for pair in sets.dev})
+    swapped = SwappedLabelsCallback(len(sets.dev), groups=len({pair.group for pair in sets.dev}))
     trainer = TitleTrainer(
         model,
         args=args,
@@ -81,10 +80,7 @@ def main() -> None:
         loss_options=titles.loss_options(),
         train_sources=[g.sources[0] for g in sets.groups] if grouped else [p.source for p in sets.train],
         eval_sources=[pair.source for pair in sets.dev],
-        callbacks=[
-            SealingCallback(limit, run=identity),
-            SwappedLabelsCallback(len(sets.dev), groups=dev_groups),
-        ],
+        callbacks=[SealingCallback(limit, run=identity), swapped],
     )
     start = time.monotonic()
     train_or_resume(trainer, checkpoint=resume)
@@ -92,13 +88,17 @@ def main() -> None:
     # Save, measure and say
     if is_main:
         base = model_args.model_name_or_path
+        lora = {f"lora_{name}": value for name, value in options.items()} if adapter else {}
+        told = {**vars(titles), **titles.settled(model.config), "base": base, **lora}
         run = Run(
             sets=sets,
-            settings=settings_of(args, {**vars(titles), **titles.settled(model.config), "base": base}),
+            settings=settings_of(args, {**told, "dtype": model_args.dtype or "float32"}),
             log_history=trainer.state.log_history,
             seconds=time.monotonic() - start,
             seed=args.seed,
             backbone=base,
+            picked=args.load_best_model_at_end,
+            warning=swapped.finding,
         )
         trained = trainer.accelerator.unwrap_model(trainer.model)
         finish_titles(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,6 +233,12 @@ def _reported_on(reported: str, run: Run) -> str:
     return "On the dev set, which chose nothing: these are the last weights of the run."
 
 
+def _python() -> str:
+    """This interpreter as a user would type it here: `.venv/bin/python`, or just `python`."""
+    here = Path(sys.executable)
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else "python"
+
+
 def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None:
     """Print the table and what to type next, in plain words."""
     rows = accuracy_rows({name: entry["pair_accuracy"] for name, entry in metrics[reported].items()})
@@ -255,7 +262,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
         *(f"note: {note}" for note in metrics["notes"]),
         f"Everything is in {folder}: {files}.",
         "Next, score titles of your own:",
-        "  " + shlex.join(["python", "-m", "qwen_task_heads", str(folder), pair.chosen, pair.rejected]),
+        "  " + shlex.join([_python(), "-m", "qwen_task_heads", str(folder), pair.chosen, pair.rejected]),
         "or open it without this package:",
         f'  AutoModelForSequenceClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)',
     ]  # fmt: skip
