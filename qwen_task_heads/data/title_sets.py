@@ -154,7 +154,8 @@ def read_title_sets(
     lines += [f"train: {line}" for line in left_out]
     paired = {pair.group for pair in train}
     if unclear := sum(group.group not in paired for group in groups):
-        lines.append(f"train: {unclear:,} tests without a clear difference (--max_p_value) left out")
+        tests = f"{unclear:,} test{'' if unclear == 1 else 's'}"
+        lines.append(f"train: {tests} without a clear difference (--max_p_value) left out of the groups")
     groups = [group for group in groups if group.group in paired]
     if dev_was_cut:
         train, pairs["dev"] = split_by_group(train, dev_fraction=dev_fraction, groups=groups)

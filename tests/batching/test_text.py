@@ -304,3 +304,19 @@ def test_a_saved_tokenizer_without_the_flag_would_promote(chat, tmp_path):
     )
     kept, lost = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("kept", "lost"))
     assert kept(FORGED[0])["input_ids"] == chat(FORGED[0])["input_ids"] != lost(FORGED[0])["input_ids"]
+
+
+def bare(*words: str, **special: Any) -> Any:
+    table = {word: index for index, word in enumerate(words)}
+    backend = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def test_without_pad_and_eos_another_special_token_pads_and_none_is_refused():
+    tokenizer = bare("<unk>", "a", "b", ":", unk_token="<unk>")
+    compile_template(tokenizer, template=Template(after=":"), model_type="unheard_of")
+    assert tokenizer.pad_token_id == 0
+    assert tokenizer("a b")["input_ids"] == [1, 2, 3]
+    with pytest.raises(TaskHeadsError, match="no pad, eos or other special token"):
+        compile_template(bare("<unk>", "a", ":"), template=Template(after=":"), model_type="unheard_of")

@@ -339,3 +339,20 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
 def test_nothing_usable_is_an_error_also_when_skipping(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"chosen": "", "rejected": "x"}])
     assert "none of 1 rows can be used" in str(refusal(path, bad_rows="skip"))
+
+
+def test_conversations_that_lose_their_roles_are_said(tmp_path: Path) -> None:
+    turn = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A title?"}]
+    rows = [
+        {"chosen": [*turn, {"role": "assistant", "content": "A"}],
+         "rejected": [*turn, {"role": "assistant", "content": "B"}]},
+        {"prompt": turn, "chosen": "C", "rejected": "D"},
+        {"prompt": "plain", "chosen": "E", "rejected": "F"},
+    ]  # fmt: skip
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = read_pairs(str(path))
+    assert [pair.prompt for pair in data.pairs] == ["Be brief.\nA title?"] * 2 + ["plain"]
+    (line,) = [line for line in data.report.lines() if "joined" in line]
+    assert line.startswith("2 conversations whose earlier messages were joined by line ends, without roles")
+    assert "chats.jsonl:1, chats.jsonl:2" in line

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from qwen_task_heads.training.group_losses import (
     pair_indices,
     plackett_luce,
     resolve_group_loss,
+    unused_evidence,
 )
 from qwen_task_heads.training.losses import bradley_terry, reduce
 
@@ -149,6 +151,29 @@ def test_bad_groups_are_refused():
         all_pairs(scores, sizes=SIZES, preference=torch.ones(3))
     with pytest.raises(TaskHeadsError, match="plackett_luce, all_pairs"):
         resolve_group_loss("listnet")
+
+
+@pytest.mark.parametrize(
+    ("loss", "columns", "said"),
+    [
+        ("bradley_terry", ["chosen_ids", "row", "weight"], None),
+        ("bradley_terry", ["margin"], "has margins, .*'bradley_terry'.*: choose bradley_terry_margin to"),
+        ("bradley_terry", ["preference"], "votes, clicks or preferences, .*: choose soft to"),
+        (
+            "bradley_terry",
+            ["margin", "preference"],
+            "margins and votes.*choose bradley_terry_margin or soft to",
+        ),
+        ("soft", ["preference", "margin"], "^the data has margins, which loss 'soft' does not use: choose"),
+        ("soft", ["preference"], None),
+        ("margin_ranking", ["margin"], None),
+        ("davidson", ["preference"], None),
+        ("plackett_luce", ["title_ids", "gains", "row"], None),
+    ],
+)
+def test_evidence_that_a_loss_leaves_unused_is_said(loss, columns, said):
+    sentence = unused_evidence(loss, columns)
+    assert sentence is None if said is None else re.search(said, sentence)
 
 
 def test_every_group_row_documents_itself():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -317,6 +318,54 @@ def test_a_scalar_margin_is_the_margin_of_every_row(fresh, chat, tmp_path):
         trainer.train()
         first += logged(trainer)
     assert first[0] == pytest.approx(first[1], abs=1e-7)
+
+
+@pytest.mark.parametrize("loss", ["bradley_terry_margin", "margin_ranking"])
+def test_a_margin_is_given_as_option_or_as_column_and_not_as_both(fresh, chat, tmp_path, loss):
+    rows, plain = pairs(4, margin=(0.7,)), pairs(4)
+    for train, dev, where in ((rows, None, "training set"), (plain, rows, "dev set")):
+        with pytest.raises(
+            TaskHeadsError, match=f"--loss_margin: found 0.1, and a column 'margin' in the {where}"
+        ):
+            trainer_for(
+                fresh(), tmp_path, chat=chat, train=train, dev=dev, loss=loss, loss_options={"margin": 0.1}
+            )  # fmt: skip
+
+
+def test_centring_is_for_losses_over_pairs(fresh, chat, tmp_path):
+    with pytest.raises(TaskHeadsError, match=r"--center_rewards_coefficient.*plackett_luce"):
+        trainer_for(
+            fresh(), tmp_path, chat=chat, train=groups(4), loss="plackett_luce",
+            center_rewards_coefficient=0.01,
+        )  # fmt: skip
+
+
+def test_groups_without_order_leave_no_nan_in_the_figures(fresh, chat, tmp_path):
+    rows = groups(6)
+    rows[:2] = [replace(group, clicks=(5,) * len(group.titles)) for group in rows[:2]]
+    trainer = trainer_for(
+        fresh(), tmp_path, chat=chat, train=rows, loss="all_pairs", max_steps=3, logging_steps=3,
+        per_device_train_batch_size=2, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    trainer.train()
+    for name in ("accuracy", "margin"):
+        (value,) = logged(trainer, name)
+        assert math.isfinite(value), name
+    # all three logged alone: a step without any ordered pair has no accuracy to tell
+    trainer = trainer_for(
+        fresh(), tmp_path / "b", chat=chat, train=rows, loss="all_pairs", max_steps=2,
+        per_device_train_batch_size=2, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    trainer.train()
+    assert len(logged(trainer)) == 2
+    assert len(logged(trainer, "accuracy")) == 1
+
+
+def test_a_title_that_was_never_shown_has_no_gain(chat):
+    rows = [replace(group, impressions=(0, *group.impressions[1:])) for group in groups(2)]
+    with pytest.raises(TaskHeadsError, match="0 impressions") as caught:
+        group_dataset(rows, tokenizer=chat, max_length=32)
+    assert len(caught.value.problems) == 2
 
 
 class Weights(TrainerCallback):
