@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from qwen_task_heads import (
     PooledClassifier,
@@ -22,6 +23,7 @@ from qwen_task_heads import (
     merge,
     save,
 )
+from qwen_task_heads.errors import run_recipe
 
 IDS = torch.randint(1, 128, (3, 9), generator=torch.Generator().manual_seed(0))
 
@@ -229,3 +231,27 @@ def test_merge_takes_a_peft_model_and_refuses_anything_else(base: str, shake: An
     for folder in (str(tmp_path), base):
         with pytest.raises(TaskHeadsError, match="no adapter of this library"):
             merge(folder)
+
+
+# Errors of the code that travels
+
+
+def test_an_error_of_the_code_that_travels_ends_a_recipe_without_a_traceback(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(base).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    model = build(base)
+    del model.score.weight
+    model.score.register_parameter("wieght", torch.nn.Parameter(torch.zeros(1)))
+    save_file(model.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for function in (load, build):
+        assert run_recipe(lambda function=function: function(str(tmp_path))) == 2
+        printed = capsys.readouterr().err
+        assert f"error: {tmp_path}: found 'score.weight is missing, " in printed
+        assert printed.count("accepted: ") == 1
+
+
+def test_build_takes_no_trust(base: str) -> None:
+    with pytest.raises(TaskHeadsError, match="--trust_remote_code: found an option that no head has"):
+        build(base, trust_remote_code=True)

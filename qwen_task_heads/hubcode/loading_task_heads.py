@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file, logging
 
 from .configuration_task_heads import MODEL_TYPES, refuse
@@ -136,19 +137,31 @@ class StrictLoading(PreTrainedModel):
         """
         if is_main_process:
             self.config.probe = self.make_probe() if state_dict is None else None
+        if self._hf_peft_config_loaded:
+            return self._save_adapter(save_directory, state_dict) if is_main_process else None
         # Under the names of our modules: Trainer resumes by them, and knows of no renaming.
         kwargs.setdefault("save_original_format", _backbone_names(self.config) is None)
-        with _portable(self.config, adapter=self._hf_peft_config_loaded):
+        with _portable(self.config, adapter=False):
             result = super().save_pretrained(
                 save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
             )
-        if is_main_process and self._hf_peft_config_loaded:  # transformers leaves the config out
-            self.save_adapter_config(save_directory)
-        # transformers copies what the model file imports; the pipeline that the config names is not among it.
-        pipeline = Path(__file__).with_name("pipeline_task_heads.py")
-        if is_main_process and pipeline.is_file():
-            shutil.copyfile(pipeline, Path(save_directory, pipeline.name))
+        if is_main_process:
+            _copy_pipeline(save_directory)
         return result
+
+    def _save_adapter(self, folder: str | PathLike[str], state_dict: dict[str, Any] | None) -> None:
+        """Save the loaded adapter. transformers 5.23 leaves the config out, and fails on a head alone."""
+        from peft.utils import get_peft_model_state_dict
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        name, adapter = next(iter(self.peft_config.items()))
+        tensors = get_peft_model_state_dict(self, state_dict=state_dict, adapter_name=name)
+        tensors = {f"base_model.model.{key}": value.contiguous() for key, value in tensors.items()}
+        save_file(tensors, Path(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+        adapter.save_pretrained(folder)
+        custom_object_save(self, folder, config=self.config)
+        _copy_pipeline(folder)
+        self.save_adapter_config(folder)
 
     def save_adapter_config(self, folder: str | PathLike[str], *, repo_id: str | None = None) -> None:
         """Write `config.json` beside an adapter, and into `adapter_config.json` where its base is.
@@ -246,6 +259,13 @@ def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, bool, bool
     return own, own and exists("adapter_config.json"), own and any(exists(name) for name in WEIGHTS)
 
 
+def _copy_pipeline(folder: str | PathLike[str]) -> None:
+    """Transformers copies what the model file imports; the pipeline that the config names is not among it."""
+    pipeline = Path(__file__).with_name("pipeline_task_heads.py")
+    if pipeline.is_file():
+        shutil.copyfile(pipeline, Path(folder, pipeline.name))
+
+
 def _is_quantized(config: Any) -> bool:
     return config.__dict__.get("quantization_config") is not None
 
@@ -314,7 +334,9 @@ def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
         )
     if bad := [key for key, tensor in saved.items() if not bool(tensor.isfinite().all())]:
         raise refuse(path, f"{bad[0]} with NaN or inf", "finite weights", "fetch or train the adapter again")
+    names = model._weight_conversions
     model.load_adapter(repo, adapter_kwargs=hub)
+    model._weight_conversions = names  # those of the adapter would rename the tensors of a merged model
     expected = get_peft_model_state_dict(model)
     saved = {key.removeprefix("base_model.model."): tensor for key, tensor in saved.items()}
     info = {

@@ -274,3 +274,37 @@ def test_bidirectional_refuses_packed_rows_and_foreign_kernels(two_sided: Pooled
             two_sided(input_ids=ids)
     finally:
         two_sided.model.config._attn_implementation = implementation
+
+
+# What would be silently wrong
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"attention_mask": torch.ones(1, 8, dtype=torch.long)},
+            "attention_mask: found '2 dimensions beside",
+        ),
+        ({"use_cache": True}, "use_cache: found True"),
+        ({"position_ids": None}, "position_ids: found None"),
+    ],
+)
+def test_packed_rows_that_would_see_each_other_are_refused(
+    models: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    rows = [torch.arange(1, 4), torch.arange(4, 9)]
+    for layout in (_packed, _packed_by_positions, _packed_last):
+        with pytest.raises(ValueError, match=message):
+            models["last"](**{**layout(rows), **change})
+
+
+def test_packed_rows_of_other_kinds_of_models_are_refused(two_sided: PooledClassifier) -> None:
+    from transformers import BloomConfig
+
+    batch = _packed_by_positions([torch.arange(1, 4), torch.arange(4, 9)])
+    with pytest.raises(ValueError, match="packed rows are causal only"):
+        two_sided(**batch)
+    bloom = BloomConfig(vocab_size=128, hidden_size=32, n_layer=1, n_head=4)
+    with pytest.raises(ValueError, match="found \"a 'bloom' backbone\""):
+        PooledClassifier(PooledClassifierConfig(text_config=bloom))(**batch)

@@ -1,0 +1,157 @@
+"""What is loaded may be saved again, as an adapter, merged or quantised, and holds no path of a machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from qwen_task_heads import (
+    PooledClassifier,
+    TaskHeadsError,
+    TitleScorer,
+    adapter_config,
+    build,
+    load,
+    merge,
+    save,
+)
+
+IDS = torch.randint(1, 5000, (3, 9), generator=torch.Generator().manual_seed(0))
+ADAPTERS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"dora": True}, "head_only": {"head_only": True}}
+
+
+def _logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+@pytest.fixture(params=ADAPTERS)
+def adapter(
+    request: pytest.FixtureRequest, bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path: Path
+) -> Path:
+    model = build(bases["qwen2"], head="mlp", head_sizes=[8])
+    adapted = shake(get_peft_model(model, adapter_config(model, r=2, **ADAPTERS[request.param])))
+    return save(adapted, tokenizer=tokenizer, folder=tmp_path / "adapter")
+
+
+# Adapters
+
+
+def test_a_loaded_adapter_trained_on_is_saved_whole(adapter: Path, tokenizer: Any, tmp_path: Path) -> None:
+    model = load(str(adapter))
+    before = model.config.probe
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.mul_(1.25)
+    wanted = _logits(model)
+    model.save_pretrained(tmp_path / "stock")
+    save(model, tokenizer=tokenizer, folder=tmp_path / "ours")
+    for folder in (tmp_path / "stock", tmp_path / "ours"):
+        assert (folder / "modeling_task_heads.py").is_file()
+        assert not (folder / "model.safetensors").exists()
+        again = load(str(folder))
+        assert again.config.probe != before
+        assert torch.equal(_logits(again), wanted)
+        assert torch.equal(_logits(AutoModel.from_pretrained(folder)), wanted)
+    with pytest.raises(TaskHeadsError, match="save to a new folder"):
+        save(merge(str(adapter)), tokenizer=tokenizer, folder=tmp_path / "ours")
+
+
+def test_merge_takes_a_path_and_a_loaded_adapter(adapter: Path, tmp_path: Path) -> None:
+    wanted = _logits(load(str(adapter)))
+    for merged in (merge(adapter), merge(load(str(adapter)))):
+        assert type(merged) is TitleScorer
+        assert (_logits(merged) - wanted).abs().max() <= 1e-5
+        assert not [name for name in merged.state_dict() if "lora" in name or "modules_to_save" in name]
+        merged.save_pretrained(tmp_path / "full")
+        assert torch.equal(_logits(load(str(tmp_path / "full"))), _logits(merged))
+        with pytest.raises(TaskHeadsError, match="no adapter on it"):
+            merge(merged)
+
+
+def test_no_table_of_missing_keys_is_printed(adapter: Path) -> None:
+    """The head is missing in the base, which is no news. In a process, since transformers logs once."""
+    code = "import sys; from qwen_task_heads import load; load(sys.argv[1])"
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(adapter)], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert child.returncode == 0, child.stderr
+    assert "REPORT" not in child.stdout + child.stderr
+    assert "score.weight" not in child.stdout + child.stderr
+
+
+# Quantised bases
+
+
+def test_an_adapter_of_a_quantised_base_names_a_plain_one(
+    bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path: Path
+) -> None:
+    """Its base is not quantised on disk, and the probe of 4 bits is not that of 16."""
+    model = build(bases["qwen2"])
+    adapted = shake(get_peft_model(model, adapter_config(model, r=2)))
+    given = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    model.config.quantization_config = given
+    with torch.no_grad():  # as far from the base as 4 bits are
+        model.model.layers[0].mlp.down_proj.get_base_layer().weight.mul_(1.1)
+    folder = save(adapted, tokenizer=tokenizer, folder=tmp_path)
+    assert model.config.quantization_config == given
+    saved = json.loads((folder / "config.json").read_text())
+    assert "quantization_config" not in saved
+    assert saved["probe"]["dtype"] == "quantized"
+    plain = load(str(folder))
+    assert "quantization_config" not in plain.config.to_dict()
+    plain.config.probe = {**plain.config.probe, "logits": [[float("nan")]] * 4}
+    with pytest.raises(ValueError, match="probe"):
+        plain.check_probe()
+
+
+# Other classes, other tensors
+
+
+def test_another_task_of_ours_is_refused(bases: dict[str, str], tmp_path: Path) -> None:
+    build(bases["qwen2"], task="pooled_classifier", num_labels=1).save_pretrained(tmp_path / "classifier")
+    build(bases["qwen2"]).save_pretrained(tmp_path / "scorer")
+    for cls, name in ((TitleScorer, "classifier"), (PooledClassifier, "scorer")):
+        with pytest.raises(ValueError, match=f"{cls.__name__} cannot open it"):
+            cls.from_pretrained(tmp_path / name)
+
+
+def test_an_lm_head_in_a_model_of_ours_is_refused(bases: dict[str, str], tmp_path: Path) -> None:
+    build(bases["qwen2"]).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = torch.zeros(4, 4)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TaskHeadsError, match=r"lm_head\.weight is not part of the model"):
+        load(str(tmp_path))
+
+
+# Paths
+
+
+@pytest.mark.parametrize("kind", ["full", "merged", "reloaded"])
+def test_full_weights_hold_no_path_of_their_base(
+    bases: dict[str, str], tokenizer: Any, tmp_path: Path, kind: str
+) -> None:
+    base = shutil.copytree(bases["qwen2"], tmp_path / "base-of-mine")
+    model = build(str(base))
+    if kind == "merged":
+        model = merge(get_peft_model(model, adapter_config(model, r=2)))
+    folder = save(model, tokenizer=tokenizer, folder=tmp_path / "full")
+    shutil.rmtree(base)
+    if kind == "reloaded":
+        folder = save(load(str(folder)), tokenizer=tokenizer, folder=tmp_path / "again")
+    for file in folder.glob("*.json"):
+        assert "base-of-mine" not in file.read_text(), file.name
+        assert str(tmp_path) not in file.read_text(), file.name
+    load(str(folder))
