@@ -242,7 +242,10 @@ def parse_title_arguments(
     if training.push_to_hub:
         # Trainer would upload its own folder: no config, no code, and training_args.bin with the token.
         accepted = "accepted: a folder on this machine, for now"
-        remedy = "drop it, and upload the finished folder without its checkpoints: hf upload"
+        remedy = (
+            "drop it; upload the finished folder without its checkpoints by hf upload (an adapter first needs "
+            "save(model, tokenizer=..., folder=..., repo_id='me/name'))"
+        )
         raise TaskHeadsError(Problem("--push_to_hub", "found true", accepted, remedy))
     choices = (
         ("--loss", title.loss, [*PAIR_LOSSES, *GROUP_LOSSES]),
