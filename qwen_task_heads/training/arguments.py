@@ -243,8 +243,8 @@ def parse_title_arguments(
         # Trainer would upload its own folder: no config, no code, and training_args.bin with the token.
         accepted = "accepted: a folder on this machine, for now"
         remedy = (
-            "drop it; upload the finished folder without its checkpoints by hf upload (an adapter first needs "
-            "save(model, tokenizer=..., folder=..., repo_id='me/name'))"
+            "drop it; upload the finished folder without its checkpoints by hf upload "
+            "(an adapter first needs save(model, tokenizer=..., folder=..., repo_id='me/name'))"
         )
         raise TaskHeadsError(Problem("--push_to_hub", "found true", accepted, remedy))
     choices = (
