@@ -60,7 +60,7 @@ def shorten(value: object, limit: int = 60) -> str:
 
 
 def run_recipe(main: Callable[[], None]) -> int:
-    """Run a recipe; bad input ends it with its message alone and exit code 2, without a traceback.
+    """Run a recipe; bad input ends it with its message alone and exit code 2, Ctrl-C with how to go on.
 
     Anything but a `TaskHeadsError` is a defect of ours or of the machine and keeps its traceback.
     """
@@ -69,4 +69,7 @@ def run_recipe(main: Callable[[], None]) -> int:
     except TaskHeadsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command with --resume_from_checkpoint true continues", file=sys.stderr)
+        return 130  # what shells report for SIGINT
     return 0

@@ -97,6 +97,7 @@ def main() -> None:
             seconds=time.monotonic() - start,
             seed=args.seed,
             backbone=base,
+            resumed=resume is not None,
             picked=args.load_best_model_at_end,
             warning=swapped.finding,
         )

@@ -129,10 +129,18 @@ def read_title_sets(
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise TaskHeadsError(problems)
-    pairs = {}
+    pairs, unmade = {}, []
     for name, data in read.items():
         made = groups_to_pairs(data.groups, min_impressions=min_impressions, max_p_value=max_p_value)
         pairs[name] = assign_groups([*data.pairs, *made])
+        possible = sum(len(group.titles) * (len(group.titles) - 1) // 2 for group in data.groups)
+        if possible > len(made):
+            left = f"{possible - len(made):,} of {possible:,} pairs of arms"
+            unmade.append(f"{name}: {left} left out: equal click rates, --min_impressions or --max_p_value")
+        if 2 * len(data.report.refusals) > data.report.rows_read:
+            defects = f"{len(data.report.refusals):,} defects in {data.report.rows_read:,} rows"
+            problem = Problem(str(wanted[name]), defects, "at most half of the rows", "mend the file")
+            raise TaskHeadsError([problem, *data.report.refusals])
     for name, found in pairs.items():
         if not found:
             raise TaskHeadsError(
@@ -149,6 +157,7 @@ def read_title_sets(
         place = str(wanted[name])
         report = replace(data.report, source=Path(place).name if Path(place).exists() else place)
         lines += [f"{name}: {line}" for line in report.lines()]
+    lines += unmade
     train, dev_was_cut = pairs["train"], "dev" not in pairs
     groups, left_out = comparable_groups(read["train"].groups, min_impressions=min_impressions)
     lines += [f"train: {line}" for line in left_out]

@@ -49,6 +49,7 @@ class Run:
         seconds: training time.
         seed: of the run.
         backbone: as the user named it.
+        resumed: `seconds` is the part after a checkpoint only.
         picked: the checkpoint was picked by its figures on dev; else it is the last one.
         warning: what the run found wrong with its data, or None.
     """
@@ -59,6 +60,7 @@ class Run:
     seconds: float
     seed: int
     backbone: str
+    resumed: bool = False
     picked: bool = True
     warning: str | None = None
 
@@ -73,15 +75,22 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
             `README.md` and two plots.
         run: the account of the run.
     """
+    from peft import PeftModel
+
     folder = save(model.eval(), tokenizer=tokenizer, folder=folder)
     scorer = Scorer(model, tokenizer=tokenizer)
     # A model is saved by now: what cannot be computed or drawn is said, and loses nothing.
     notes = [run.warning] if run.warning else []
+    if isinstance(model, PeftModel) and Path(locate(run.backbone)).is_dir():
+        notes.append(
+            "this adapter needs its base, a folder of this machine: to hand it on, merge it "
+            "(qwen_task_heads.merge) and save the full model"
+        )
     tfidf = _try(lambda: TfidfBradleyTerry().fit(run.sets.train), "no TF-IDF floor", notes)
     named = {"dev": run.sets.dev, "test": run.sets.test}
     metrics: dict[str, Any] = {
         "seed": run.seed,
-        "train": {"pairs": len(run.sets.train), "seconds": round(run.seconds, 1)},
+        "train": {"pairs": len(run.sets.train), "seconds": round(run.seconds, 1), "resumed": run.resumed},
     }
     scores = {}
     for name, pairs in named.items():
@@ -210,7 +219,7 @@ def _card(
         figures={
             plain(name): figure(entry["value"]) for name, entry in ours.items() if name != "pair_accuracy"
         },
-        repo=re.sub(r"[^\w./-]", "-", folder.name),
+        repo="path/to/" + re.sub(r"[^\w./-]", "-", folder.name),
         adapter=adapter,
         data_lines=[plain(line) for line in [*run.sets.lines, *metrics["notes"]]],
         plots=plots,
@@ -245,11 +254,15 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
     width = max(len(row["name"]) for row in rows)
     ours, best_floor = rows[0], max(rows[1:], key=lambda row: row["value"])
     files = "model, card (README.md), metrics.json, predictions.jsonl, plots"
-    pair = run.sets.dev[0]
+    words = ["Budget passes", "What the new budget means for your rent"]
+    if any(pair.prompt for pair in run.sets.train):  # without its prompt a title gets another score
+        words += ["--prompt", "Parliament has passed the budget."]
     small = "The embedded backbone shows the workflow, not what a pretrained Qwen can do."
     lines = [
         "",
-        f"Trained a title scorer on {len(run.sets.train):,} pairs in {run.seconds:.0f} s (seed {run.seed}).",
+        f"Trained a title scorer on {len(run.sets.train):,} pairs in {run.seconds:.0f} s"
+        + (" since the checkpoint it resumed from" if run.resumed else "")
+        + f" (seed {run.seed}).",
         f"Pair accuracy on {reported}: {ours['n']} pairs of {ours['n_groups']} groups, 95% interval over them"
         + (" (the checkpoint was chosen on the same pairs)" if reported == "dev" and run.picked else ""),
         "",
@@ -262,7 +275,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
         *(f"note: {note}" for note in metrics["notes"]),
         f"Everything is in {folder}: {files}.",
         "Next, score titles of your own:",
-        "  " + shlex.join([_python(), "-m", "qwen_task_heads", str(folder), pair.chosen, pair.rejected]),
+        "  " + shlex.join([_python(), "-m", "qwen_task_heads", str(folder), *words]),
         "or open it without this package:",
         f'  AutoModelForSequenceClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)',
     ]  # fmt: skip

@@ -239,6 +239,8 @@ def parse_title_arguments(
         raise TaskHeadsError(
             Problem("arguments", shorten(str(error), 300), "values as in --help", remedy)
         ) from error
+    if problems := _contradictions(title, training, model):
+        raise TaskHeadsError(problems)
     if training.push_to_hub:
         # Trainer would upload its own folder: no config, no code, and training_args.bin with the token.
         accepted = "accepted: a folder on this machine, for now"
@@ -291,6 +293,23 @@ def run_identity(
 def _scalar(value: Any) -> str | int | float | bool | None:
     value = value.value if isinstance(value, Enum) else value
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def _contradictions(title: TitleArguments, training: TitleConfig, model: HeadModelConfig) -> list[Problem]:
+    """Options that would be ignored in silence beside others, and sizes that train nothing."""
+    problems = []
+    if title.freeze_backbone and model.use_peft:
+        found = "found it beside --use_peft, which trains the backbone"
+        problems.append(Problem("--freeze_backbone", found, "accepted: one of the two", "drop one"))
+    for name in ("use_dora", "use_rslora", "load_in_4bit", "load_in_8bit"):
+        if model.__dict__[name] and not model.use_peft:
+            found = "found it without --use_peft: the whole model would be trained"
+            problems.append(Problem(f"--{name}", found, "accepted: both", "add --use_peft"))
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if training.__dict__[name] < 1:
+            found = f"found {training.__dict__[name]}"
+            problems.append(Problem(f"--{name}", found, "accepted: 1 or more", "choose such as 16"))
+    return problems
 
 
 def _config_problems(argv: list[str], known: list[str]) -> list[Problem]:

@@ -107,14 +107,13 @@ def test_hostile_titles_and_names_break_no_file(bases, tmp_path, capsys, test):
 
 
 def test_the_next_command_on_the_screen_can_be_typed(bases, tmp_path, capsys):
-    """Titles with quotes, dollars and semicolons are quoted for the shell."""
+    """A folder with a space is quoted for the shell; the titles shown are ours, not rows of the data."""
     import shlex
 
     finished(tmp_path / "a run", bases["qwen2"], test=True)
     printed = capsys.readouterr().out
     words = shlex.split(printed[printed.index("python -m") : printed.index("or open it")])
-    pair = hostile_pairs(1, "dev")[0]
-    assert words[4:] == [pair.chosen, pair.rejected]
+    assert words[4:6] == ["Budget passes", "What the new budget means for your rent"]
     assert words[:3] == ["python", "-m", "qwen_task_heads"]
     assert words[3] == str(tmp_path / "a run")
 

@@ -131,7 +131,7 @@ def test_the_identity_of_a_run_is_all_that_moves_its_weights(tmp_path):
         {"adam_epsilon": 1e-6}, {"max_grad_norm": 0.5}, {"disable_dropout": "false"}, {"data_seed": 4},
         {"model_revision": "abc"}, {"dataloader_drop_last": "true"}, {"metric_for_best_model": "eval_loss"},
         {"train_sampling_strategy": "sequential"}, {"neftune_noise_alpha": 5.0},
-        {"freeze_backbone": "true"}, {"lora_modules_to_save": "norm"}, {"load_in_4bit": "true"},
+        {"freeze_backbone": "true"}, {"lora_modules_to_save": "norm"}, {"load_in_4bit": "true", "use_peft": "true"},
         {"attn_implementation": "eager"}, {"dev_dataset": "x"}, {"min_impressions": 3},
         {"lr_scheduler_kwargs": '{"num_cycles": 2}'},
     ):  # fmt: skip
@@ -166,3 +166,18 @@ def test_a_config_may_be_joined_by_an_equals_sign(tmp_path, form):
 def test_bf16_is_for_gpus(monkeypatch):
     assert TitleConfig("x", use_cpu=True).bf16 is False
     assert TitleConfig("x", use_cpu=True, bf16=False).bf16 is False
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--use_dora"], "--use_dora"),
+        (["--use_rslora"], "--use_rslora"),
+        (["--freeze_backbone", "--use_peft"], "--freeze_backbone"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps"),
+    ],
+)
+def test_options_that_would_be_ignored_or_train_nothing_are_refused(words: list[str], named: str) -> None:
+    with pytest.raises(TaskHeadsError, match=named):
+        parse_title_arguments(["--output_dir", "runs/x", "--use_cpu", "true", *words])
