@@ -131,7 +131,8 @@ def test_the_identity_of_a_run_is_all_that_moves_its_weights(tmp_path):
         {"adam_epsilon": 1e-6}, {"max_grad_norm": 0.5}, {"disable_dropout": "false"}, {"data_seed": 4},
         {"model_revision": "abc"}, {"dataloader_drop_last": "true"}, {"metric_for_best_model": "eval_loss"},
         {"train_sampling_strategy": "sequential"}, {"neftune_noise_alpha": 5.0},
-        {"freeze_backbone": "true"}, {"lora_modules_to_save": "norm"}, {"load_in_4bit": "true", "use_peft": "true"},
+        {"freeze_backbone": "true"}, {"lora_modules_to_save": "norm"},
+        {"load_in_4bit": "true", "use_peft": "true"},
         {"attn_implementation": "eager"}, {"dev_dataset": "x"}, {"min_impressions": 3},
         {"lr_scheduler_kwargs": '{"num_cycles": 2}'},
     ):  # fmt: skip
