@@ -204,8 +204,8 @@ def test_card_and_manifest_name_no_folder_of_the_machine(full_run, published_run
 
 def test_the_cards_snippets_name_the_model_as_it_is_called(full_run):
     card = (full_run[0] / "README.md").read_text()
-    assert 'from_pretrained("full_run_1", trust_remote_code=True)' in card
-    assert 'Scorer("full_run_1")' in card
+    assert 'from_pretrained("path/to/full_run_1", trust_remote_code=True)' in card
+    assert 'Scorer("path/to/full_run_1")' in card
 
 
 def test_manifest_tells_settings_data_and_code(full_run):
@@ -656,7 +656,7 @@ FLAGS = [
             "lora_target_modules": ["q_proj", "down_proj"],
             "lora_modules_to_save": ["score"],
         },
-        {"use_peft": "true", "freeze_backbone": "true"},
+        {"use_peft": "true", "use_dora": "true", "lora_target_modules": ["all-linear"]},
         {"use_peft": "true", "lora_target_modules": ["o_proj"]},
     )
 ]
