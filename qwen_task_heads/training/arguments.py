@@ -301,6 +301,11 @@ def _contradictions(title: TitleArguments, training: TitleConfig, model: HeadMod
     if title.freeze_backbone and model.use_peft:
         found = "found it beside --use_peft, which trains the backbone"
         problems.append(Problem("--freeze_backbone", found, "accepted: one of the two", "drop one"))
+    if training.trust_remote_code:
+        found = "found true: no code of a backbone's repo is run"
+        problems.append(
+            Problem("--trust_remote_code", found, "accepted: false", "use a backbone of transformers")
+        )
     for name in ("use_dora", "use_rslora", "load_in_4bit", "load_in_8bit"):
         if model.__dict__[name] and not model.use_peft:
             found = "found it without --use_peft: the whole model would be trained"

@@ -173,6 +173,7 @@ def test_bf16_is_for_gpus(monkeypatch):
     ("words", "named"),
     [
         (["--use_dora"], "--use_dora"),
+        (["--trust_remote_code", "true"], "--trust_remote_code"),
         (["--use_rslora"], "--use_rslora"),
         (["--freeze_backbone", "--use_peft"], "--freeze_backbone"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size"),
