@@ -1,7 +1,6 @@
 """What a validated datum is, once reading is over. Everything downstream trusts these types.
 
-Titles are plain text here: no tags, no control tokens, no template. `source` points back to the
-file and line, and travels as far as `predictions.jsonl`, so that every figure can be traced.
+Texts are plain here: no tags, no control tokens, no template. `source` points back to the file and line, and travels as far as `predictions.jsonl`, so that every figure can be traced.
 """
 
 from __future__ import annotations
@@ -53,3 +52,28 @@ class GroupExample:
     prompt: str = ""
     group: str = ""
     sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextExample:
+    """One labelled text, or pair of texts, with its labels already resolved by the run's `LabelMap`.
+
+    Args:
+        text: stripped, not empty.
+        text_b: the second text of a pair, "" for single texts.
+        target: by problem type. `single_label_classification` and `ordinal`: the label's id.
+            `multi_label_classification`: the ids, sorted, perhaps none. `regression`: the scores, one or more.
+        soft: P(label) for every label, summing to 1, where annotators disagreed; None for a hard label.
+            `target` is then the most probable label.
+        weight: weight of the row in the loss, positive.
+        group: key of what belongs together (a document, a user); splits and intervals use it.
+        source: where it was read, `train.jsonl:17`.
+    """
+
+    text: str
+    text_b: str = ""
+    target: int | tuple[int, ...] | tuple[float, ...]
+    soft: tuple[float, ...] | None = None
+    weight: float = 1.0
+    group: str = ""
+    source: str = ""
