@@ -1,6 +1,7 @@
 """What a validated datum is, once reading is over. Everything downstream trusts these types.
 
-Texts are plain here: no tags, no control tokens, no template. `source` points back to the file and line, and travels as far as `predictions.jsonl`, so that every figure can be traced.
+Texts are plain here: no tags, no control tokens, no template. `source` points back to the file and
+line, and travels as far as `predictions.jsonl`, so that every figure can be traced.
 """
 
 from __future__ import annotations
