@@ -20,11 +20,12 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer
 from qwen_task_heads.publishing.manifest import settings_of
 from qwen_task_heads.publishing.outcome import Run, finish_titles
-from qwen_task_heads.training.arguments import parse_title_arguments, run_identity
+from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import SwappedLabelsCallback, check_world
 from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, unused_evidence
+from qwen_task_heads.training.title_arguments import parse_title_arguments
 from qwen_task_heads.training.trainers import TitleTrainer
 
 

@@ -62,8 +62,8 @@ class TextExample:
     Args:
         text: stripped, not empty.
         text_b: the second text of a pair, "" for single texts.
-        target: by problem type. `single_label_classification` and `ordinal`: the label's id.
-            `multi_label_classification`: the ids, sorted, perhaps none. `regression`: the scores, one or more.
+        target: by problem type. `single_label_classification`, `ordinal`: the id of the label.
+            `multi_label_classification`: the ids, sorted, perhaps none. `regression`: one or more scores.
         soft: P(label) for every label, summing to 1, where annotators disagreed; None for a hard label.
             `target` is then the most probable label.
         weight: weight of the row in the loss, positive.

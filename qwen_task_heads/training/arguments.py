@@ -1,32 +1,28 @@
-"""Arguments of the title recipes, as dataclasses for trl's `TrlParser`, and the one call that parses them.
+"""Arguments that all recipes share, as dataclasses for trl's `TrlParser`, and the one way to parse them.
 
 Defaults differ from trl's where trl's would fail or mislead: bf16 only where there is a GPU, no
 gradient checkpointing for small models, dev figures every epoch and the best checkpoint kept, LoRA for a
 task head. Unknown options and unknown YAML keys are errors that name the nearest known one.
+What only titles or only classifiers take stands in `title_arguments.py` and `classifier_arguments.py`.
 """
 
 from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
-from trl import ModelConfig, RewardConfig, TrlParser, get_quantization_config
+from trl import ModelConfig, TrlParser, get_quantization_config
 
 from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
-from qwen_task_heads.training.group_losses import GROUP_LOSSES
-from qwen_task_heads.training.losses import PAIR_LOSSES
-
-# Those of `models.HEAD_OPTIONS` that a title scorer takes: it has one output, and no problem type.
-TITLE_HEAD_OPTIONS = ("pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional")
 
 # Options that move no weight: a run may be resumed with other values of them. Any other option counts, so
 # that one which a new version brings is held against the first run until somebody has thought about it.
@@ -47,15 +43,15 @@ NO_IDENTITY_PREFIXES = ("logging_", "log_", "eval_", "save_", "hub_", "trackio_"
 
 
 @dataclass
-class TitleArguments:
-    """Data, template, head and loss of a title scorer."""
+class HeadArguments:
+    """Data, template and head: what every recipe asks for."""
 
-    dataset_name: str = field(
-        default="embedded",
-        metadata={
-            "help": "File, folder or data set id of pairs or arms; 'embedded' for the sample in the package."
-        },
-    )
+    # Fields of the model's config that may be given; a recipe adds those of its task.
+    HEAD_OPTIONS: ClassVar[tuple[str, ...]] = (
+        "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional",
+    )  # fmt: skip
+
+    dataset_name: str = field(default="embedded", metadata={"help": "File, folder or data set id."})
     dev_dataset: str | None = field(
         default=None, metadata={"help": "Dev set; cut by group hash when absent."}
     )
@@ -64,21 +60,11 @@ class TitleArguments:
         default=0.1, metadata={"help": "Share of groups cut for dev where none is given."}
     )
     hub: str = field(
-        default="huggingface", metadata={"help": "Where ids are looked up: huggingface or modelscope."}
+        default="huggingface",
+        metadata={"help": "Where ids of models and data sets are looked up: huggingface or modelscope."},
     )
     bad_rows: str = field(
         default="raise", metadata={"help": "raise: refuse the file; skip: leave rows out, counted."}
-    )
-    min_impressions: int = field(default=0, metadata={"help": "Of arms: impressions that both titles need."})
-    max_p_value: float = field(
-        default=1.0, metadata={"help": "Of arms: drop pairs whose clicks differ less clearly."}
-    )
-    loss: str = field(default="bradley_terry", metadata={"help": ", ".join([*PAIR_LOSSES, *GROUP_LOSSES])})
-    loss_margin: float | None = field(
-        default=None, metadata={"help": "Margin of margin_ranking and the like."}
-    )
-    loss_nu: float | None = field(
-        default=None, metadata={"help": "Tie parameter of rao_kupper and davidson."}
     )
     # None: as in the model that is trained on, or last, linear, relu, 0 and false on a plain backbone.
     pooling: str | None = field(default=None, metadata={"help": ", ".join(POOLINGS)})
@@ -87,64 +73,47 @@ class TitleArguments:
         default=None, metadata={"help": "Widths of an mlp head, e.g. 1024 512."}
     )
     head_activation: str | None = field(default=None, metadata={"help": ", ".join(ACTIVATIONS)})
-    head_dropout: float | None = field(
-        default=None, metadata={"help": "Dropout in the head (needs disable_dropout: false)."}
-    )
+    head_dropout: float | None = field(default=None, metadata={"help": "Dropout in the head."})
     bidirectional: bool | None = field(default=None, metadata={"help": "Attend to both sides."})
     instruction: str | None = field(
-        default=None, metadata={"help": "Text before every title; control tokens are meant."}
+        default=None, metadata={"help": "Text before every text; control tokens are meant."}
     )
     between: str | None = field(
-        default=None, metadata={"help": "Text between prompt and title; a line break if None."}
+        default=None, metadata={"help": "Text between the two texts of a row; a line break if None."}
     )
     boundary: str | None = field(
-        default=None, metadata={"help": "Text after every title; the family's token if None."}
+        default=None, metadata={"help": "Text after every text; the family's token if None."}
     )
     freeze_backbone: bool = field(
         default=False, metadata={"help": "Train and save the head alone, as an adapter."}
     )
     num_processes: int | None = field(default=None, metadata={"help": "Refuse to run with another number."})
 
-    def data_options(self) -> dict[str, Any]:
-        """Arguments of `read_title_sets` beside the source."""
-        names = ("dev_fraction", "hub", "bad_rows", "min_impressions", "max_p_value")
-        options = {name: self.__dict__[name] for name in names}
-        return {"dev": self.dev_dataset, "test": self.test_dataset, **options}
-
     def head_options(self) -> dict[str, Any]:
         """Fields of the model's config that were given."""
-        return {name: self.__dict__[name] for name in TITLE_HEAD_OPTIONS if self.__dict__[name] is not None}
+        return {
+            name: self.__dict__[name] for name in self.HEAD_OPTIONS if self.__dict__.get(name) is not None
+        }
 
     def settled(self, config: Any) -> dict[str, Any]:
         """The same fields as the model has them, given or not, for the account of the run."""
         return {
-            name: value for name, value in config.to_dict().items() if name in TITLE_HEAD_OPTIONS and value
+            name: value for name, value in config.to_dict().items() if name in self.HEAD_OPTIONS and value
         }
 
     def template(self) -> Template | None:
-        """What was given to stand around a title; None for nothing, which keeps a saved model's template."""
+        """What was given to stand around a text; None for nothing, which keeps a saved model's template."""
         if self.instruction is None and self.between is None and self.boundary is None:
             return None
         between = Template.between if self.between is None else self.between
         return Template(before=self.instruction or "", between=between, after=self.boundary)
 
-    def loss_options(self) -> dict[str, float]:
-        """Scalar options of the loss that were given."""
-        return {
-            name: self.__dict__[f"loss_{name}"]
-            for name in ("margin", "nu")
-            if self.__dict__[f"loss_{name}"] is not None
-        }
-
 
 @dataclass
-class TitleConfig(RewardConfig):
-    """trl's `RewardConfig` with defaults for titles; `max_length` cuts texts and drops no pair."""
+class RunDefaults:
+    """Defaults of a run, laid over those of trl or transformers: `class Config(RunDefaults, Parent)`."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the run; new or empty."})
-    max_length: int | None = field(
-        default=128, metadata={"help": "Longest title with prompt and template, in tokens."}
-    )
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Old name of activation_checkpointing."}
     )
@@ -157,18 +126,15 @@ class TitleConfig(RewardConfig):
     load_best_model_at_end: bool = field(
         default=True, metadata={"help": "End with the best checkpoint on dev."}
     )
-    metric_for_best_model: str | None = field(
-        default="eval_accuracy", metadata={"help": "What is best on dev."}
-    )
 
     def __post_init__(self) -> None:
         if self.output_dir is None:  # transformers would write into ./trainer_output
             remedy = "name the folder of the run"
             accepted = "accepted: a new or empty folder"
             raise TaskHeadsError(Problem("--output_dir", "found nothing", accepted, remedy))
-        if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and not self.use_cpu and not self.fp16
-        super().__post_init__()
+        if self.bf16 is None:  # `use_cpu` and `fp16` are fields of the parent
+            self.bf16 = torch.cuda.is_available() and not self.use_cpu and not self.fp16  # type: ignore[attr-defined]
+        super().__post_init__()  # type: ignore[misc]
 
 
 @dataclass
@@ -206,10 +172,18 @@ class HeadModelConfig(ModelConfig):
         }
 
 
-def parse_title_arguments(
-    argv: Sequence[str] | None = None,
-) -> tuple[TitleArguments, TitleConfig, HeadModelConfig]:
-    """Parse the command line and the `--config` YAML; the command line wins.
+def parse_arguments(
+    groups: Sequence[type],
+    argv: Sequence[str] | None,
+    *,
+    check: Callable[..., list[Problem]],
+) -> tuple[Any, Any, Any]:
+    """Parse the command line and the `--config` YAML into (task, training, model); the command line wins.
+
+    Args:
+        groups: dataclasses of the task (a `HeadArguments`), of the training and of the model.
+        argv: words of the command line; None for those of this process.
+        check: problems of the parsed three, beside those that every recipe has.
 
     Raises:
         TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
@@ -219,7 +193,6 @@ def parse_title_arguments(
     argv = [
         part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]
-    groups = (TitleArguments, TitleConfig, HeadModelConfig)
     known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
     problems = _config_problems(argv, known) + [
         _unknown(f"--{name}", name, known)
@@ -231,7 +204,7 @@ def parse_title_arguments(
     if problems:
         raise TaskHeadsError(problems)
     try:
-        title, training, model = TrlParser(groups).parse_args_and_config(argv)
+        task, training, model = TrlParser(groups).parse_args_and_config(argv)
     except TaskHeadsError:
         raise
     except (ValueError, TypeError) as error:
@@ -239,8 +212,7 @@ def parse_title_arguments(
         raise TaskHeadsError(
             Problem("arguments", shorten(str(error), 300), "values as in --help", remedy)
         ) from error
-    if problems := _contradictions(title, training, model):
-        raise TaskHeadsError(problems)
+    problems = _contradictions(task, training, model) + check(task, training, model)
     if training.push_to_hub:
         # Trainer would upload its own folder: no config, no code, and training_args.bin with the token.
         accepted = "accepted: a folder on this machine, for now"
@@ -248,42 +220,44 @@ def parse_title_arguments(
             "drop it; upload the finished folder without its checkpoints by hf upload "
             "(an adapter first needs save(model, tokenizer=..., folder=..., repo_id='me/name'))"
         )
-        raise TaskHeadsError(Problem("--push_to_hub", "found true", accepted, remedy))
-    choices = (
-        ("--loss", title.loss, [*PAIR_LOSSES, *GROUP_LOSSES]),
-        ("--pooling", title.pooling, POOLINGS),
-        ("--head", title.head, HEADS),
-    )
-    problems = [
+        problems.append(Problem("--push_to_hub", "found true", accepted, remedy))
+    problems += not_among(("--pooling", task.pooling, POOLINGS), ("--head", task.head, HEADS))
+    if problems:
+        raise TaskHeadsError(problems)
+    return task, training, model
+
+
+def not_among(*choices: tuple[str, Any, Sequence[str]]) -> list[Problem]:
+    """Problems of options, `(option, value, accepted)`, whose value is given and not an accepted one."""
+    return [
         Problem(option, f"found {value!r}", "accepted: " + ", ".join(accepted), "choose one of them")
         for option, value, accepted in choices
         if value is not None and value not in accepted
     ]
-    if problems:
-        raise TaskHeadsError(problems)
-    return title, training, model
 
 
-def run_identity(
-    titles: TitleArguments, training: TitleConfig, model: HeadModelConfig
-) -> dict[str, str | int | float | bool | None]:
+def run_identity(*groups: Any) -> dict[str, str | int | float | bool | None]:
     """What must stay the same for a run to be resumed: every option but those known to move no weight.
 
     The length of the run belongs to it, because the learning rate falls towards its end. What the data
-    files hold is told by `TitleSets.fingerprint`.
+    files hold is told by the `fingerprint` of the sets.
+
+    Args:
+        *groups: the parsed dataclasses.
 
     Returns:
         Option -> JSON scalar; lists, mappings and settings objects as text.
 
     Example:
-        >>> from qwen_task_heads.training.arguments import parse_title_arguments, run_identity
+        >>> from qwen_task_heads.training.arguments import run_identity
+        >>> from qwen_task_heads.training.title_arguments import parse_title_arguments
         >>> parsed = parse_title_arguments(["--output_dir", "runs/x", "--use_cpu", "true"])
         >>> run_identity(*parsed)["num_train_epochs"]
         3.0
     """
     named: dict[str, Any] = {
         item.name: group.__dict__[item.name]
-        for group in (titles, training, model)
+        for group in groups
         for item in fields(group)
         if item.name not in NO_IDENTITY and not item.name.startswith(NO_IDENTITY_PREFIXES)
     }
@@ -295,17 +269,12 @@ def _scalar(value: Any) -> str | int | float | bool | None:
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def _contradictions(title: TitleArguments, training: TitleConfig, model: HeadModelConfig) -> list[Problem]:
+def _contradictions(task: HeadArguments, training: Any, model: HeadModelConfig) -> list[Problem]:
     """Options that would be ignored in silence beside others, and sizes that train nothing."""
     problems = []
-    if title.freeze_backbone and model.use_peft:
+    if task.freeze_backbone and model.use_peft:
         found = "found it beside --use_peft, which trains the backbone"
         problems.append(Problem("--freeze_backbone", found, "accepted: one of the two", "drop one"))
-    if training.trust_remote_code:
-        found = "found true: no code of a backbone's repo is run"
-        problems.append(
-            Problem("--trust_remote_code", found, "accepted: false", "use a backbone of transformers")
-        )
     for name in ("use_dora", "use_rslora", "load_in_4bit", "load_in_8bit"):
         if model.__dict__[name] and not model.use_peft:
             found = "found it without --use_peft: the whole model would be trained"

@@ -8,7 +8,7 @@ import pytest
 
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.publishing.manifest import file_names, hash_code, hash_pairs, settings_of, versions
-from qwen_task_heads.training.arguments import TitleConfig
+from qwen_task_heads.training.title_arguments import TitleConfig
 
 PAIR = PairExample(chosen="A", rejected="B", prompt="p", margin=0.5, preference=0.9, weight=2.0, source="a:1")
 

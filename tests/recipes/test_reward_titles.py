@@ -668,7 +668,7 @@ def test_the_head_is_trainable_and_saved_under_every_combination_of_flags(bases,
     from safetensors.torch import load_file
 
     from qwen_task_heads import adapter_config, build, load, load_tokenizer, save
-    from qwen_task_heads.training.arguments import parse_title_arguments
+    from qwen_task_heads.training.title_arguments import parse_title_arguments
 
     tokenizer = load_tokenizer(bases["qwen2"])
     assert len(FLAGS) >= 24

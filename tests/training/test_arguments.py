@@ -10,13 +10,8 @@ import yaml
 
 from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.training.arguments import (
-    HeadModelConfig,
-    TitleArguments,
-    TitleConfig,
-    parse_title_arguments,
-    run_identity,
-)
+from qwen_task_heads.training.arguments import HeadModelConfig, run_identity
+from qwen_task_heads.training.title_arguments import TitleArguments, TitleConfig, parse_title_arguments
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 PRESETS = ("quick_start", "ad_titles_7b", "recommended_7b_16gb", "soft_clicks")

@@ -23,9 +23,9 @@ from qwen_task_heads.batching.text import Template, compile_template
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import adapter_config, build, load_tokenizer
-from qwen_task_heads.training.arguments import TitleConfig
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.losses import PAIR_LOSSES
+from qwen_task_heads.training.title_arguments import TitleConfig
 from qwen_task_heads.training.trainers import TitleTrainer
 
 NOUNS = ("rest", "work", "bread", "music", "rain", "trains", "dogs", "money", "sleep", "books", "tea", "maps")
