@@ -1,13 +1,14 @@
-"""`Scorer`: titles in, scores and ranks out. Imports neither trl nor datasets.
+"""`Scorer`: texts in; scores and ranks, or labels and probabilities out. Imports neither trl nor datasets.
 
-The ids come from `encode`, the one place where texts become ids, so a score here is the score of
-training, of `pipeline("title-ranking")` and of any server that uses the saved tokenizer. Batches are
-formed by length, because padding costs time; padding cannot change a score.
+The ids come from the encoder of training, the one place where texts become ids, by the length and the
+truncation that the model was saved with. So an answer here is the answer of training, of the pipelines
+and of any server that uses the saved tokenizer. Batches are formed by length, because padding costs
+time; padding cannot change a score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.hubcode.pipeline_task_heads import encode, pad_rows
+from qwen_task_heads.inference.predictions import Prediction, check_options, problem_type_of, to_predictions
 from qwen_task_heads.models import load, load_tokenizer
 
 
@@ -30,14 +33,16 @@ class RankedTitle:
 
 
 class Scorer:
-    """Score and rank titles with a trained `TitleScorer`.
+    """Score and rank titles with a trained `TitleScorer`, or label texts with a `PooledClassifier`.
+
+    `score`, `rank` and `prefer` are of title scorers, `logits` and `predict` of classifiers.
 
     Args:
         model: repo id, folder, or a loaded model (then give `tokenizer`).
         tokenizer: the tokenizer saved with the model.
         batch_tokens: padded tokens per batch; bounds the memory, changes no score.
         device: where to run; the model's own device when None.
-        progress: show a bar over more than a thousand titles.
+        progress: show a bar over more than a thousand texts.
 
     Example:
         >>> import tempfile
@@ -46,6 +51,10 @@ class Scorer:
         >>> ranked = Scorer(str(folder)).rank(["A plain title", "You won't believe this title"])
         >>> [title.rank for title in ranked]
         [1, 2]
+        >>> model = build("embedded", task="pooled_classifier", labels=["sport", "trade"])
+        >>> [answer] = Scorer(model, tokenizer=load_tokenizer("embedded")).predict(["A match"])
+        >>> answer.label in ("sport", "trade")
+        True
     """
 
     def __init__(
@@ -69,6 +78,11 @@ class Scorer:
         self.batch_tokens = batch_tokens
         self.progress = progress
 
+    @property
+    def is_title_scorer(self) -> bool:
+        """Whether the model gives one score per title, and no labels."""
+        return isinstance(self.model.config, TitleScorerConfig)
+
     def score(self, titles: Sequence[str], *, prompts: Sequence[str] | None = None) -> list[float]:
         """Score n titles, higher is better, in their order.
 
@@ -77,23 +91,12 @@ class Scorer:
             prompts: n contexts, "" for none; or None.
 
         Raises:
-            TaskHeadsError: an empty title, or another number of prompts.
+            TaskHeadsError: an empty title, another number of prompts, or a model that is no title scorer.
         """
-        self._check(titles, prompts)
-        if not titles:
-            return []
+        self._check_model("score", of_titles=True)
+        _check_texts(titles, prompts, names=("titles", "prompts"))
         rows = encode(self.tokenizer, titles, prompts=prompts).input_ids
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        scores = [0.0] * len(rows)
-        for batch in self._batches(order, rows):
-            tensors = pad_rows([rows[index] for index in batch], pad_id=self.tokenizer.pad_token_id or 0)
-            with torch.inference_mode():
-                logits = self.model(
-                    **{name: value.to(self.model.device) for name, value in tensors.items()}
-                ).logits
-            for index, score in zip(batch, logits[:, 0].float().tolist(), strict=True):
-                scores[index] = score
-        return scores
+        return self._run(rows)[:, 0].tolist()
 
     def rank(self, titles: Sequence[str], *, prompt: str = "", top_k: int | None = None) -> list[RankedTitle]:
         """Rank the titles of one list, best first; equal scores keep their order."""
@@ -111,38 +114,103 @@ class Scorer:
         a, b = self.score([first, second], prompts=[prompt, prompt] if prompt else None)
         return float(torch.sigmoid(torch.tensor(a - b)))
 
-    def _check(self, titles: Sequence[str], prompts: Sequence[str] | None) -> None:
-        problems = [
-            Problem(
-                f"titles[{index}]", f"found {shorten(title)}", "accepted: a text that is not empty", "drop it"
-            )
-            for index, title in enumerate(titles)
-            if not isinstance(title, str) or not title.strip()
-        ]
-        if isinstance(titles, str):
-            problems = [
-                Problem("titles", "found one text", "accepted: a list of texts", "put it into a list")
-            ]
-        if prompts is not None and len(prompts) != len(titles):
-            found = f"found {len(prompts)} prompts for {len(titles)} titles"
-            problems.append(Problem("prompts", found, "accepted: one each", 'use "" where there is none'))
-        problems += [
-            Problem(f"prompts[{index}]", f"found {shorten(prompt)}", "accepted: a text", 'use "" for none')
-            for index, prompt in enumerate(prompts or [])
-            if not isinstance(prompt, str)
-        ]
-        if problems:
-            raise TaskHeadsError(problems)
+    def logits(self, texts: Sequence[str], *, text_pairs: Sequence[str] | None = None) -> torch.Tensor:
+        """Logits of n texts: (n, labels) fp32 on the CPU, in their order.
 
-    def _batches(self, order: list[int], rows: list[list[int]]) -> Any:
+        Args:
+            texts: n texts, not empty; cut or read in windows as the model's config says.
+            text_pairs: n second texts of pairs, "" for none; or None.
+
+        Raises:
+            TaskHeadsError: an empty text, another number of second texts, or a title scorer.
+        """
+        self._check_model("logits", of_titles=False)
+        _check_texts(texts, text_pairs, names=("texts", "text_pairs"))
+        return self._run(self._encode_texts(texts, text_pairs))
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        *,
+        text_pairs: Sequence[str] | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        abstain: float | None = None,
+    ) -> list[Prediction]:
+        """Answers with label names and probabilities (or scores) for n texts, in their order.
+
+        Args:
+            texts: n texts, not empty.
+            text_pairs: n second texts of pairs, "" for none; or None.
+            top_k: how many labels `ranked` holds; all when None.
+            threshold: of multi-label models: labels at or over it are predicted; 0.5 when None.
+            abstain: of single-label and ordinal models: no label where the best probability is below it.
+
+        Raises:
+            TaskHeadsError: an empty text, a title scorer, or an option that the problem type does not have.
+        """
+        self._check_model("predict", of_titles=False)
+        config, options = self.model.config, {"top_k": top_k, "threshold": threshold, "abstain": abstain}
+        # Before the logits, which may take hours.
+        check_options(problem_type_of(config), num_labels=config.num_labels, **options)
+        logits = self.logits(texts, text_pairs=text_pairs)
+        return to_predictions(logits, config, texts=texts, text_pairs=text_pairs, **options)
+
+    def _encode_texts(self, texts: Sequence[str], text_pairs: Sequence[str] | None) -> list[list[int]]:
+        titles, prompts = (texts, None) if text_pairs is None else (text_pairs, texts)
+        return encode(self.tokenizer, titles, prompts=prompts).input_ids
+
+    def _check_model(self, method: str, *, of_titles: bool) -> None:
+        if self.is_title_scorer == of_titles:
+            return
+        remedy = "call predict() or logits()" if of_titles else "call score(), rank() or prefer()"
+        accepted = f"accepted: a {'title_scorer' if of_titles else 'pooled_classifier'}"
+        found = f"found a {self.model.config.model_type}"
+        raise TaskHeadsError(Problem(f"Scorer.{method}", found, accepted, remedy))
+
+    def _run(self, rows: list[list[int]]) -> torch.Tensor:
+        """Logits (n, L) of n rows of ids, fp32 on the CPU, in their order."""
+        result = torch.empty(len(rows), self.model.config.num_labels)
+        for batch in self._batches(rows):
+            tensors = pad_rows([rows[index] for index in batch], pad_id=self.tokenizer.pad_token_id or 0)
+            with torch.inference_mode():
+                logits = self.model(
+                    **{name: value.to(self.model.device) for name, value in tensors.items()}
+                ).logits
+            result[batch] = logits.float().cpu()
+        return result
+
+    def _batches(self, rows: list[list[int]]) -> Iterable[list[int]]:
         """Cut the indices, shortest row first, into batches of at most `batch_tokens` padded tokens."""
-        batches: list[list[int]] = [[]]
-        for index in order:
-            if batches[-1] and (len(batches[-1]) + 1) * len(rows[index]) > self.batch_tokens:
+        batches: list[list[int]] = []
+        for index in sorted(range(len(rows)), key=lambda index: len(rows[index])):
+            if not batches or (len(batches[-1]) + 1) * len(rows[index]) > self.batch_tokens:
                 batches.append([])
             batches[-1].append(index)
-        if not self.progress or len(order) <= 1000:
+        if not self.progress or len(rows) <= 1000:
             return batches
         from tqdm.auto import tqdm
 
         return tqdm(batches, desc="Scoring", unit="batch")
+
+
+def _check_texts(texts: Sequence[str], others: Sequence[str] | None, *, names: tuple[str, str]) -> None:
+    """Refuse empty texts and what is no text, all at once; `others` are prompts or second texts."""
+    name, other = names
+    problems = [
+        Problem(f"{name}[{index}]", f"found {shorten(text)}", "accepted: a text that is not empty", "drop it")
+        for index, text in enumerate(texts)
+        if not isinstance(text, str) or not text.strip()
+    ]
+    if isinstance(texts, str):
+        problems = [Problem(name, "found one text", "accepted: a list of texts", "put it into a list")]
+    if others is not None and len(others) != len(texts):
+        found = f"found {len(others)} {other} for {len(texts)} {name}"
+        problems.append(Problem(other, found, "accepted: one each", 'use "" where there is none'))
+    problems += [
+        Problem(f"{other}[{index}]", f"found {shorten(text)}", "accepted: a text", 'use "" for none')
+        for index, text in enumerate(others or [])
+        if not isinstance(text, str)
+    ]
+    if problems:
+        raise TaskHeadsError(problems)

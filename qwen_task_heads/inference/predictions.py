@@ -1,0 +1,189 @@
+"""Logits to answers that name their labels, by the model's problem type.
+
+| problem type | answer | options |
+|---|---|---|
+| single_label_classification | `label`, softmax `probabilities` | `top_k`, `abstain` |
+| multi_label_classification | `labels` (maybe none), sigmoid `probabilities` | `top_k`, `threshold` |
+| regression | `score`, or one per output in `scores` | none |
+| ordinal | `label` (the most probable), `probabilities`, `expected_rank` | `top_k`, `abstain` |
+
+An option that means nothing for a problem type is refused, because a threshold that is passed over in
+silence looks like one that was obeyed. Probabilities are computed in float64, so that they sum to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+
+OPTIONS = {
+    "single_label_classification": ("top_k", "abstain"),
+    "multi_label_classification": ("top_k", "threshold"),
+    "regression": (),
+    "ordinal": ("top_k", "abstain"),
+}
+THRESHOLD = 0.5
+DIGITS = 6  # decimals in files: float32 has no more to say, and two machines agree on these
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says about one text. What does not apply to its problem type is empty.
+
+    Args:
+        text: the text, as it was given.
+        text_b: the second text of a pair, or "".
+        label: the label's name; None where the model abstains, and for multi-label and regression.
+        labels: of multi-label, the names at or over the threshold, best first; maybe none.
+        score: of regression with one output.
+        scores: of regression, by output name.
+        probabilities: of every label, by name, in the order of the ids.
+        ranked: (name, probability), best first; the first `top_k`, or all.
+        expected_rank: of ordinal, the mean of the label's id (0..K-1) under the probabilities.
+    """
+
+    text: str
+    text_b: str = ""
+    label: str | None = None
+    labels: tuple[str, ...] | None = None
+    score: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    probabilities: dict[str, float] = field(default_factory=dict)
+    ranked: tuple[tuple[str, float], ...] = ()
+    expected_rank: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the answer without the text, for JSON: only what applies, rounded to 6 decimals.
+
+        `probabilities` are those of `ranked`, best first; an abstention is a `label` of null.
+        """
+        if self.scores:
+            scores = {name: round(score, DIGITS) for name, score in self.scores.items()}
+            return {"score": next(iter(scores.values()))} if len(scores) == 1 else {"scores": scores}
+        row: dict[str, Any] = {}
+        if self.labels is not None:
+            row["labels"] = list(self.labels)
+        else:
+            row["label"] = self.label
+            row["probability"] = round(max(self.probabilities.values()), DIGITS)
+        if self.expected_rank is not None:
+            row["expected_rank"] = round(self.expected_rank, DIGITS)
+        row["probabilities"] = {name: round(probability, DIGITS) for name, probability in self.ranked}
+        return row
+
+
+def check_options(
+    problem_type: str,
+    *,
+    num_labels: int,
+    top_k: int | None = None,
+    threshold: float | None = None,
+    abstain: float | None = None,
+) -> None:
+    """Refuse options that do not fit the problem type, and values out of range, all at once.
+
+    Raises:
+        TaskHeadsError: with one problem per option.
+    """
+    problems = []
+    for name, value in (("top_k", top_k), ("threshold", threshold), ("abstain", abstain)):
+        if value is None:
+            continue
+        if name not in OPTIONS[problem_type]:
+            fitting = [kind for kind, options in OPTIONS.items() if name in options]
+            problems.append(
+                Problem(
+                    name,
+                    f"found {value} with a {problem_type} model",
+                    f"accepted: with {' and '.join(fitting)}",
+                    "drop it",
+                )
+            )
+        elif name == "top_k":
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= num_labels:
+                accepted = f"accepted: a whole number from 1 to {num_labels}, the number of labels"
+                problems.append(Problem(name, f"found {shorten(value)}", accepted, "correct it"))
+        elif not 0 <= value <= 1:
+            problems.append(
+                Problem(name, f"found {value}", "accepted: a probability from 0 to 1", "correct it")
+            )
+    if problems:
+        raise TaskHeadsError(problems)
+
+
+def problem_type_of(config: Any) -> str:
+    """The problem type of a model's config; where none is stated, that which its loss would assume."""
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+
+
+def to_predictions(
+    logits: torch.Tensor,
+    config: Any,
+    *,
+    texts: Sequence[str],
+    text_pairs: Sequence[str] | None = None,
+    top_k: int | None = None,
+    threshold: float | None = None,
+    abstain: float | None = None,
+) -> list[Prediction]:
+    """Turn logits (N, L) into N predictions.
+
+    Args:
+        logits: of a `PooledClassifier`; of an ordinal one they are log-probabilities.
+        config: its config, for the problem type and the names of the labels.
+        texts: the N texts.
+        text_pairs: the N second texts, or None.
+        top_k: how many labels `ranked` holds; all when None.
+        threshold: of multi-label: labels at or over it are predicted; 0.5 when None.
+        abstain: `label` is None where the best probability is below it.
+
+    Raises:
+        TaskHeadsError: an option that does not fit the problem type, or a value out of range.
+
+    Example:
+        >>> import torch
+        >>> from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
+        >>> from qwen_task_heads.inference.predictions import to_predictions
+        >>> config = PooledClassifierConfig(id2label={0: "sport", 1: "trade"})
+        >>> [sure, unsure] = to_predictions(
+        ...     torch.tensor([[2.0, 0.0], [0.1, 0.0]]), config, texts=["a match", "a fair"], abstain=0.6
+        ... )
+        >>> sure.label, round(sure.probabilities["sport"], 3), unsure.label
+        ('sport', 0.881, None)
+    """
+    kind = problem_type_of(config)
+    check_options(kind, num_labels=config.num_labels, top_k=top_k, threshold=threshold, abstain=abstain)
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    pairs = text_pairs if text_pairs is not None else [""] * len(texts)
+    values = logits.double()
+    if kind == "regression":
+        return [
+            Prediction(
+                text, pair, score=row[0] if len(row) == 1 else None, scores=dict(zip(names, row, strict=True))
+            )
+            for text, pair, row in zip(texts, pairs, values.tolist(), strict=True)
+        ]
+    several = kind == "multi_label_classification"
+    probabilities = values.sigmoid() if several else values.softmax(1)  # (N, L)
+    least = THRESHOLD if threshold is None else threshold
+    answers = []
+    for text, pair, row in zip(texts, pairs, probabilities.tolist(), strict=True):
+        best = sorted(range(len(row)), key=lambda index: -row[index])  # equal ones keep the order of the ids
+        common: dict[str, Any] = {
+            "probabilities": dict(zip(names, row, strict=True)),
+            "ranked": tuple((names[index], row[index]) for index in best[:top_k]),
+        }
+        if several:
+            labels = tuple(names[index] for index in best if row[index] >= least)
+            answers.append(Prediction(text, pair, labels=labels, **common))
+            continue
+        sure = abstain is None or row[best[0]] >= abstain
+        rank = sum(index * value for index, value in enumerate(row)) if kind == "ordinal" else None
+        label = names[best[0]] if sure else None
+        answers.append(Prediction(text, pair, label=label, expected_rank=rank, **common))
+    return answers
