@@ -303,12 +303,17 @@ def _gap(left: ArrayLike, right: ArrayLike) -> Floats:
     if a.ndim != 1 or a.shape != b.shape or not len(a):
         found = f"shapes {a.shape} and {b.shape}"
         raise TaskHeadsError(Problem("pair metrics", found, "two arrays (B,), B ≥ 1", "check the split"))
-    _check_finite(a, "pair metrics, left side")
-    _check_finite(b, "pair metrics, right side")
+    check_finite(a, "pair metrics, left side")
+    check_finite(b, "pair metrics, right side")
     return a - b
 
 
-def _check_finite(values: Floats, where: str) -> None:
+def check_finite(values: Floats, where: str) -> None:
+    """Refuse values (B,) that are not finite, with the first row.
+
+    Raises:
+        TaskHeadsError: one of them is NaN or infinite.
+    """
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         found = f"{len(bad)} values that are not finite, the first in row {bad[0]}"
@@ -324,7 +329,7 @@ def _values_and_groups(values: ArrayLike, groups: Any) -> tuple[Floats, NDArray[
         raise TaskHeadsError(
             Problem("metrics", f"values of shape {array.shape}", "shape (B,), B ≥ 1", "check the split")
         )
-    _check_finite(array, "metrics")
+    check_finite(array, "metrics")
     keys = np.arange(len(array)) if groups is None else np.asarray(groups)
     if keys.shape != array.shape:
         found = f"{len(array)} values and groups of shape {keys.shape}"
