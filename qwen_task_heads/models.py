@@ -30,7 +30,7 @@ from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHe
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
 HEAD_OPTIONS = (
     "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional", "problem_type",
-    "num_labels",
+    "num_labels", "max_seq_length", "truncation", "window_overlap", "window_aggregation",
 )  # fmt: skip
 # PEFT's own word for "inject nothing": only modules_to_save, our head, is trained and saved.
 NO_TARGETS = "dummy-target-modules"

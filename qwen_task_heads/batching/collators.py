@@ -15,7 +15,7 @@ import torch
 from qwen_task_heads.batching.text import CutReport, encode_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.pipeline_task_heads import encode, pad_rows
+from qwen_task_heads.hubcode.encoding_task_heads import encode, pad_rows
 
 EVIDENCE = ("margin", "preference", "weight")  # optional columns of a pair, floats
 

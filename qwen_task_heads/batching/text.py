@@ -20,7 +20,7 @@ from tokenizers import AddedToken, processors
 from qwen_task_heads.backbones import backbone_of
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.pipeline_task_heads import TEMPLATE_KEY, encode
+from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY, encode
 
 PARTS = ("before", "between", "after")
 OWN_PREFIX = "own"  # beside before, between, after: what the tokenizer began every text with by itself

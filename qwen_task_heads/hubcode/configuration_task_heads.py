@@ -16,7 +16,9 @@ POOLINGS = ("last", "mean", "max", "attention")
 HEADS = ("linear", "mlp")
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression", "ordinal")
-
+TRUNCATIONS = ("head", "tail", "head_tail", "windows")
+AGGREGATIONS = ("mean", "max")
+MIN_SEQ_LENGTH = 16  # the stored probe has rows of 12, which no policy may cut
 
 MODEL_TYPES = ("pooled_classifier", "title_scorer")
 
@@ -140,12 +142,59 @@ class TaskHeadConfig(PreTrainedConfig):
 
 
 class PooledClassifierConfig(TaskHeadConfig):
-    """Config of `PooledClassifier`: a text classifier, regressor or ordinal model."""
+    """Config of `PooledClassifier`: a text classifier, regressor or ordinal model.
+
+    Args:
+        max_seq_length: longest row in tokens, template included; longer ones are cut in `forward`, so that
+            every caller gets the ids of training. None: nothing is cut.
+        truncation: `head`, `tail`, `head_tail` (half from either end) or `windows` (all of a text, piece
+            by piece; the logits are aggregated).
+        window_overlap: tokens that neighbouring windows share, at most half of a window. 0 by default:
+            a label rarely hangs on the words at one cut, and an overlap of a quarter costs a third more.
+        window_aggregation: `mean` or `max` of the logits of a text's windows. For `ordinal` the
+            log-probabilities are aggregated and normalised again.
+        template: ids that the saved tokenizer puts around a text, `{"before": [...], "after": [...]}`;
+            with `"between"` for a model of pairs, whose texts only the tokenizer can cut.
+        label_descriptions: one text per label; the prompt of the template may list them.
+        label_examples: a list of texts per label.
+
+    Raises:
+        ValueError: an unknown policy, or lengths that do not fit each other.
+    """
 
     model_type = "pooled_classifier"
 
+    max_seq_length: int | None = None
+    truncation: str = "head"
+    window_overlap: int = 0
+    window_aggregation: str = "mean"
+    template: dict | None = None
+    label_descriptions: list[str] | tuple[str, ...] | None = None
+    label_examples: list | tuple | None = None
+
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**{"auto_map": _auto_map("PooledClassifier"), **kwargs})
+
+    def _check(self) -> None:
+        super()._check()
+        for field, accepted in (("truncation", TRUNCATIONS), ("window_aggregation", AGGREGATIONS)):
+            value = self.__dict__[field]
+            if value not in accepted:
+                raise refuse(field, value, ", ".join(accepted), "choose one of them")
+        limit, policy = self.max_seq_length, self.truncation
+        if limit is None and policy != "head":
+            raise refuse("max_seq_length", None, f"a length for truncation {policy!r}", "set it, e.g. 512")
+        if limit is not None and limit < MIN_SEQ_LENGTH:
+            raise refuse("max_seq_length", limit, f"{MIN_SEQ_LENGTH} or more", "raise it")
+        if "between" in (self.template or {}) and policy in ("head_tail", "windows"):
+            raise refuse("truncation", policy, "head or tail for pairs of texts", "choose one of them")
+        room = (limit or 0) - sum(len((self.template or {}).get(part, [])) for part in ("before", "after"))
+        if limit is not None and room < 1:
+            raise refuse("max_seq_length", limit, f"{limit - room + 1} or more", "the template is that long")
+        largest = room // 2 if policy == "windows" else 0
+        if not 0 <= self.window_overlap <= largest:
+            accepted = f"0 to {largest}, half of the text in a window, and 0 without windows"
+            raise refuse("window_overlap", self.window_overlap, accepted, "lower it")
 
     def to_dict(self) -> dict[str, Any]:
         """Give all fields; what is saved names the code that is saved beside it."""

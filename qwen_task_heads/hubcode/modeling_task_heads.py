@@ -17,8 +17,13 @@ from transformers import AutoModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from .configuration_task_heads import PooledClassifierConfig, TaskHeadConfig, TitleScorerConfig, refuse
+from .encoding_task_heads import cut_row, pad_rows
 from .loading_task_heads import StrictLoading
 from .pooling_task_heads import AttentionPool, CumulativeLink, build_head, pool, spans
+
+# Windows per pass in evaluation on one process. More processes must make equally many passes (FSDP and
+# ZeRO-3 gather weights in each), and training keeps all activations anyway.
+WINDOWS_PER_PASS = 64
 
 
 class TaskHeadModel(StrictLoading):
@@ -211,6 +216,104 @@ class PooledClassifier(TaskHeadModel):
     """
 
     config_class = PooledClassifierConfig
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        boundaries: torch.Tensor | None = None,
+        use_cache: bool = False,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Compute logits, and a loss when labels are given; rows over `max_seq_length` are cut first.
+
+        See `TaskHeadModel.forward` for the arguments. Where rows are cut, logits and loss are all that is
+        returned: states and attentions would be those of the pieces.
+
+        Raises:
+            ValueError: also a long row that cannot be cut: a pair, a packed row, one without the template.
+        """
+        given = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "boundaries": boundaries}
+        if not self._is_long(input_ids, attention_mask, **given):
+            return super().forward(
+                input_ids, attention_mask, labels=labels, use_cache=use_cache, **given, **kwargs
+            )
+        self._check_long(**given)
+        batch, counts = self._cut(input_ids, attention_mask)
+        rows = len(batch["input_ids"])
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        size = rows if self.training or distributed else WINDOWS_PER_PASS
+        passes = [
+            super(PooledClassifier, self)
+            .forward(**{name: tensor[start : start + size] for name, tensor in batch.items()}, **kwargs)
+            .logits
+            for start in range(0, rows, size)
+        ]
+        logits = self._aggregate(torch.cat(passes), counts)
+        loss = None if labels is None else self._loss(logits, labels)
+        return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+
+    def _is_long(
+        self,
+        input_ids: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        *,
+        inputs_embeds: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        boundaries: torch.Tensor | None,
+    ) -> bool:
+        """Tell whether a text, padding apart, is longer than `max_seq_length`."""
+        limit, tokens = self.config.max_seq_length, input_ids if inputs_embeds is None else inputs_embeds
+        if limit is None or tokens is None or tokens.shape[1] <= limit:
+            return False
+        if boundaries is not None:  # positions begin again with every segment
+            return position_ids is not None and int(position_ids.max()) >= limit
+        return mask is None or mask.dim() != 2 or int(mask.sum(1).max()) > limit
+
+    def _check_long(self, **given: torch.Tensor | None) -> None:
+        """Refuse long rows of which it is not known where the text begins and ends."""
+        limit = self.config.max_seq_length
+        if names := [name for name, value in given.items() if value is not None]:
+            accepted = f"input_ids and a 2D mask alone for rows over max_seq_length {limit}"
+            raise refuse(names[0], "a row that is longer", accepted, "leave it out, or cut the row")
+        if "between" in (self.config.template or {}):
+            accepted = f"at most {limit} tokens: only the tokenizer knows where a pair's first text ends"
+            raise refuse("input_ids", "a longer pair", accepted, "pass truncation=True to the tokenizer")
+
+    def _cut(
+        self, input_ids: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[dict[str, torch.Tensor], list[int]]:
+        """Give the pieces of all rows as a right-padded batch, and how many each row has."""
+        if mask is None:
+            mask = torch.ones_like(input_ids)
+        if mask.dim() != 2:
+            raise refuse("attention_mask", f"{mask.dim()} dimensions", "(batch, length)", "pass a 2D mask")
+        config = self.config
+        found = [
+            cut_row(
+                ids[real].tolist(),
+                max_length=config.max_seq_length,
+                truncation=config.truncation,
+                overlap=config.window_overlap,
+                template=config.template,
+            )
+            for ids, real in zip(input_ids, mask.bool(), strict=True)
+        ]
+        batch = pad_rows([piece for row in found for piece in row], pad_id=0)
+        return {name: tensor.to(input_ids.device) for name, tensor in batch.items()}, [*map(len, found)]
+
+    def _aggregate(self, logits: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Aggregate the logits of pieces (P, L) to those of rows (B, L), differentiably.
+
+        The mean of logits is the normalised geometric mean of the windows' probabilities. Log-probabilities
+        of `ordinal` do not sum to one after it; they are normalised again, as softmax would do.
+        """
+        aggregate = torch.mean if self.config.window_aggregation == "mean" else torch.amax
+        rows = torch.stack([aggregate(part, dim=0) for part in logits.split(counts)])
+        return rows.log_softmax(-1) if self.config.problem_type == "ordinal" else rows
 
 
 class TitleScorer(TaskHeadModel):

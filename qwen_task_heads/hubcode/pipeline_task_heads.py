@@ -1,92 +1,17 @@
-"""Titles to token ids, and `pipeline("title-ranking")`. This file travels with every published model.
+"""`pipeline("title-ranking")`. This file travels with every published title scorer.
 
-The template (what stands before a title, between prompt and title, and after) is compiled into the
-saved tokenizer, so a plain `tokenizer(title)` gives the ids of training. `encode` gives the same ids
-and decides what happens to texts that are too long: the prompt is cut first, then the title, and the
-template never. It is the only place where texts become ids; training and scoring both call it.
+The ids come from `encode`, as in training. Nothing imports this file where it travels: the config names
+it, and `loading_task_heads` copies it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import Pipeline
 
 from .configuration_task_heads import refuse
-
-TEMPLATE_KEY = "task_template"  # in tokenizer_config.json: {"before": ids, "between": ids, "after": ids}
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids per text, and how many texts lost tokens to the limit."""
-
-    input_ids: list[list[int]]
-    cut_prompts: int
-    cut_titles: int
-
-
-def encode(
-    tokenizer: Any,
-    titles: Sequence[str],
-    *,
-    prompts: Sequence[str] | None = None,
-    max_length: int | None = None,
-) -> Encoded:
-    """Encode titles, each with its prompt if there is one, by the template in the tokenizer.
-
-    Args:
-        tokenizer: a fast tokenizer, with or without a compiled template.
-        titles: n texts. Control tokens in them stay plain text.
-        prompts: n texts, "" for none; or None.
-        max_length: longest row in tokens, template included; None for the tokenizer's own limit.
-
-    Raises:
-        ValueError: a limit that leaves no token for the title.
-    """
-    template = tokenizer.init_kwargs.get(TEMPLATE_KEY) or {"before": [], "between": [], "after": []}
-    before, between, after = (list(template[part]) for part in ("before", "between", "after"))
-    limit = max_length or tokenizer.model_max_length
-    fixed = len(before) + len(after)
-    if limit < fixed + len(between) + 1:
-        raise refuse(
-            "max_length", limit, f"at least {fixed + len(between) + 1}", "the template alone is that long"
-        )
-    title_ids = _plain_ids(tokenizer, titles)
-    prompt_ids = _plain_ids(tokenizer, prompts) if prompts is not None else [[]] * len(titles)
-    rows, cut_prompts, cut_titles = [], 0, 0
-    for title, prompt, has_prompt in zip(title_ids, prompt_ids, prompts or [""] * len(titles), strict=True):
-        joint = between if has_prompt else []
-        room = limit - fixed - len(joint)
-        kept = title[:room]
-        context = prompt[: room - len(kept)]
-        cut_titles += len(kept) < len(title)
-        cut_prompts += len(context) < len(prompt)
-        rows.append(before + context + joint + kept + after)
-    return Encoded(rows, cut_prompts, cut_titles)
-
-
-def _plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of the texts alone, with control tokens split into characters."""
-    if not texts:
-        return []
-    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)[
-        "input_ids"
-    ]
-
-
-def pad_rows(rows: Sequence[Sequence[int]], *, pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-pad rows to `input_ids` and `attention_mask`, both (B, T) int64."""
-    width = max(map(len, rows))
-    input_ids = torch.full((len(rows), width), pad_id)
-    attention_mask = torch.zeros_like(input_ids)
-    for index, row in enumerate(rows):
-        input_ids[index, : len(row)] = torch.tensor(row)
-        attention_mask[index, : len(row)] = 1
-    return {"input_ids": input_ids, "attention_mask": attention_mask}
+from .encoding_task_heads import encode, pad_rows
 
 
 class TitleRankingPipeline(Pipeline):

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from qwen_task_heads.batching.text import CutReport, Template, compile_template, encode_pairs
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.hubcode.pipeline_task_heads import encode
+from qwen_task_heads.hubcode.encoding_task_heads import encode
 from qwen_task_heads.models import load_tokenizer
 
 # Every added token of the Qwen tokenizers, by generation: 2 has three, 2.5 adds 19, 3 adds four.

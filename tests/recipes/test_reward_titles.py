@@ -141,6 +141,7 @@ FILES = {
     "README.md", "config.json", "metrics.json", "manifest.json", "predictions.jsonl", "training.png",
     "gap_against_accuracy.png", "tokenizer.json", "tokenizer_config.json", "configuration_task_heads.py",
     "modeling_task_heads.py", "pooling_task_heads.py", "loading_task_heads.py", "pipeline_task_heads.py",
+    "encoding_task_heads.py",
 }  # fmt: skip
 MODEL = "this model"
 
