@@ -1,0 +1,199 @@
+"""A file of labels -> names, descriptions and examples, or every problem of that file.
+
+Design:
+- In `labels.yaml` every scalar is text: `no`, `1` and `2020-01-01` are names, not false, a number and a date.
+- Problems of names are collected, so that one run names all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+
+LabelTexts = tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, ...], ...]]
+
+MAX_NAME = 1000  # characters; a longer label is a text in the wrong column
+MAX_LABEL_FILE = 64 * 2**20  # bytes
+MAX_DEPTH = 6  # of lists in a label file
+YAML_SUFFIXES = (".yaml", ".yml")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+def read_label_file(path: str | os.PathLike[str]) -> LabelTexts:
+    """Names, descriptions and examples of a file, as `LabelMap` takes them.
+
+    Raises:
+        TaskHeadsError: the file cannot be read, or any of its names is blank, repeated or no text. All of
+            them at once.
+    """
+    name = os.fspath(path)
+    text = _read_file(name)
+    return _from_yaml(name, text) if Path(name).suffix.lower() in YAML_SUFFIXES else _from_lines(name, text)
+
+
+def name_problems(named: Sequence[tuple[str, Any]]) -> list[Problem]:
+    """What is wrong with names; each comes with its place."""
+    problems = []
+    first: dict[str, str] = {}
+    for where, name in named:
+        accepted = "accepted: different names, as text"
+        if not isinstance(name, str):
+            problems.append(Problem(where, f"the label {shorten(name)}", accepted, "write the name as text"))
+        elif not name.strip() or name != name.strip() or CONTROL.search(name):
+            found = f"the label {shorten(name)} is blank, or has outer white space or control characters"
+            problems.append(Problem(where, found, accepted, "write a visible name"))
+        elif len(name) > MAX_NAME:
+            found = f"a label of {len(name):,} characters"
+            problems.append(Problem(where, found, f"accepted: at most {MAX_NAME:,}", "shorten the name"))
+        elif name in first:
+            found = f"the label {shorten(name)} stands twice (first at {first[name]})"
+            problems.append(Problem(where, found, accepted, "rename or remove one of the two"))
+        else:
+            first[name] = where
+    return problems
+
+
+def _read_file(path: str) -> str:
+    accepted = "accepted: labels.yaml, or a name per line, in UTF-8"
+    try:
+        if os.path.getsize(path) > MAX_LABEL_FILE:
+            raise _refusal(path, f"over {MAX_LABEL_FILE:,} bytes", accepted, "name the file of the labels")
+        with open(path, "rb") as stream:
+            content = stream.read().removeprefix(b"\xef\xbb\xbf")
+        text = content.decode("utf-8")
+    except OSError as error:
+        found = f"cannot be read ({error.strerror or type(error).__name__})"
+        raise _refusal(path, found, accepted, "check the path") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        found = f"byte 0x{content[error.start]:02x} is not UTF-8"
+        raise _refusal(f"{path}:{line}", found, accepted, "save the file as UTF-8") from error
+    if "\0" in text:
+        raise _refusal(path, "binary data", accepted, "name the file of the labels")
+    return text
+
+
+def _refusal(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
+    return TaskHeadsError(Problem(where, found, accepted, remedy))
+
+
+def _from_lines(path: str, text: str) -> LabelTexts:
+    """A class file: blank lines at its end are passed over, blank lines between names are not."""
+    lines = text.rstrip().split("\n")  # not splitlines: U+2028 and U+0085 may stand in a name
+    named = [(f"{path}:{number}", line.strip()) for number, line in enumerate(lines, start=1)]
+    if problems := name_problems(named):
+        raise TaskHeadsError(problems)
+    return tuple(name for _, name in named), (), ()
+
+
+def _from_yaml(path: str, text: str) -> LabelTexts:
+    entries = _entries(path, _parse_yaml(path, text))
+    problems = name_problems([(where, entry.get("name")) for where, entry in entries])
+    for where, entry in entries:
+        if unknown := [key for key in entry if key not in ("name", "description", "examples")]:
+            accepted = "accepted: name, description, examples"
+            problems.append(
+                Problem(where, f"unknown key {shorten(unknown[0])}", accepted, "correct its name")
+            )
+        if not isinstance(entry.get("description", ""), str):
+            found = f"the description is {shorten(entry['description'])}"
+            problems.append(Problem(where, found, "accepted: text", "write a string"))
+        texts = entry.get("examples", [])
+        if not isinstance(texts, list) or not all(isinstance(item, str) and item.strip() for item in texts):
+            found = f"the examples are {shorten(texts)}"
+            problems.append(Problem(where, found, "accepted: a list of texts", "write one text per entry"))
+    if problems:
+        raise TaskHeadsError(problems)
+    rows = [entry for _, entry in entries]
+    descriptions = tuple(row.get("description", "").strip() for row in rows)
+    examples = tuple(tuple(item.strip() for item in row.get("examples", [])) for row in rows)
+    return (
+        tuple(row["name"] for row in rows),
+        descriptions if any(descriptions) else (),
+        examples if any(examples) else (),
+    )
+
+
+def _entries(path: str, value: Any) -> list[tuple[str, dict[str, Any]]]:
+    """(place, {name, description, examples}) of every label, from any of the three forms."""
+    if isinstance(value, Mapping):
+        return [
+            (f"{path}:label {number}", {"name": name, "description": description})
+            for number, (name, description) in enumerate(value.items(), start=1)
+        ]
+    if not isinstance(value, list) or not value:
+        accepted = (
+            "accepted: a list of names, of {name, description, examples}, or a mapping name: description"
+        )
+        raise _refusal(path, f"found {shorten(value)}", accepted, "write one entry per label")
+    return [
+        (f"{path}:label {number}", item if isinstance(item, dict) else {"name": item})
+        for number, item in enumerate(value, start=1)
+    ]
+
+
+def _parse_yaml(path: str, text: str) -> Any:
+    """The value of a document, every scalar as text.
+
+    Built from the events of the parser: its own constructor keeps the last of two equal keys without a word,
+    and its C composer recurses until the process dies.
+    """
+    import yaml
+
+    root: list[Any] = []
+    stack: list[_Open] = [_Open(root)]
+    events = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
+    where, found = path, ""
+    try:
+        for event in yaml.parse(text, Loader=events):
+            if isinstance(event, yaml.ScalarEvent):
+                found = stack[-1].add(event.value)
+            elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
+                held: list[Any] | dict[str, Any] = [] if isinstance(event, yaml.SequenceStartEvent) else {}
+                found = stack[-1].add(held)
+                stack.append(_Open(held))
+                found = "lists within lists" if len(stack) > MAX_DEPTH else found
+            elif isinstance(event, yaml.CollectionEndEvent):
+                stack.pop()
+            elif isinstance(event, yaml.AliasEvent):
+                found = f"the alias *{shorten(event.anchor)}"
+            if found:
+                where = f"{path}:{event.start_mark.line + 1}"
+                break
+    except yaml.MarkedYAMLError as error:
+        where = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else where
+        found = f"not YAML ({shorten(error.problem or 'malformed', 120)})"
+    except (yaml.YAMLError, RecursionError) as error:
+        found = f"not YAML ({shorten(str(error).split(chr(10), 1)[0], 120)})"
+    if found or len(root) > 1:
+        found = found or "several documents"
+        remedy = "correct the syntax; quote names that hold : or #"
+        raise _refusal(where, found, "accepted: names, with descriptions and examples", remedy)
+    return root[0] if root else None
+
+
+class _Open:
+    """A list or mapping that is being read; in a mapping, keys and values come in turn."""
+
+    def __init__(self, held: list[Any] | dict[str, Any]) -> None:
+        self.held = held
+        self.key: str | None = None
+
+    def add(self, value: Any) -> str:
+        """Take the next key or value; what is wrong with it, or ""."""
+        if isinstance(self.held, list):
+            self.held.append(value)
+        elif self.key is None:
+            if not isinstance(value, str):
+                return "a key that is no text"
+            if value in self.held:
+                return f"the key {shorten(value)} stands twice"
+            self.key = value
+        else:
+            self.held[self.key], self.key = value, None
+        return ""
