@@ -223,6 +223,11 @@ def check_world(asked: int | None, *, running: int, environment: Mapping[str, st
         raise TaskHeadsError(problems)
 
 
+def name_sources(rows: torch.Tensor, sources: Sequence[str]) -> list[str]:
+    """Where the rows (B,) of a batch were read, for `NonFiniteGuard`; `row 7` where nobody said."""
+    return [sources[row] if row < len(sources) else f"row {row}" for row in rows.tolist()]
+
+
 def _name_rows(sources: Sequence[str]) -> str:
     if not sources:
         return "training batch"

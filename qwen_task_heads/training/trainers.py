@@ -16,7 +16,7 @@ from trl import RewardTrainer
 
 from qwen_task_heads.batching.collators import EVIDENCE, TitleCollator
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.callbacks import NonFiniteGuard
+from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, pair_indices, resolve_group_loss
 from qwen_task_heads.training.losses import center_rewards, reduce, resolve_pair_loss
 
@@ -118,8 +118,7 @@ class TitleTrainer(RewardTrainer):
             losses, credit, gap = self._of_pairs(scores, evidence)
         else:
             losses, credit, gap = self._of_groups(scores, sizes.tolist(), gains)
-        named = self.sources[mode]
-        sources = [named[row] if row < len(named) else f"row {row}" for row in rows.tolist()]
+        sources = name_sources(rows, self.sources[mode])
         if "weight" in evidence:
             losses = losses * evidence["weight"]  # before the check, which then finds a bad weight's row too
         self.guard.check_finite(
