@@ -6,16 +6,25 @@ an error or a prediction can name the line it came from. Nothing is dropped here
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from qwen_task_heads.batching.text import CutReport, encode_pairs
-from qwen_task_heads.data.examples import GroupExample, PairExample
+from qwen_task_heads.batching.text import CutReport, as_option, encode_pairs
+from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.encoding_task_heads import encode, pad_rows
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TaskHeadError
+from qwen_task_heads.hubcode.encoding_task_heads import (
+    EncodedTexts,
+    cut_row,
+    encode,
+    encode_texts,
+    pad_rows,
+    template_of,
+)
 
 EVIDENCE = ("margin", "preference", "weight")  # optional columns of a pair, floats
 
@@ -105,4 +114,194 @@ class TitleCollator:
             }
         rows = torch.tensor([example["row"] for example in examples])
         # The row comes first: Trainer takes the number of examples from the first tensor, which would be 2B.
+        return {"row": rows, **pad_rows(ids, pad_id=self.pad_id), **extra}
+
+
+@dataclass(frozen=True)
+class TextCutReport:
+    """What `max_seq_length` did to the texts of a data set; every text is still there.
+
+    Args:
+        texts: how many there are.
+        cut: how many are longer than the limit.
+        lost: tokens that were cut off, of all texts.
+        tokens: tokens of all texts before the cut, templates apart.
+        windows: in how many windows the long texts are read; 0 for the other policies.
+        max_length: the limit, template included; None for no limit.
+        truncation: the policy.
+    """
+
+    texts: int
+    cut: int
+    lost: int
+    tokens: int
+    windows: int
+    max_length: int | None
+    truncation: str
+
+    def line(self) -> str:
+        """Say it in one sentence."""
+        if self.max_length is None:
+            return f"{self.texts:,} texts, none cut (no --max_seq_length)"
+        if not self.cut:
+            return f"all {self.texts:,} texts fit into {self.max_length:,} tokens"
+        if self.truncation == "windows":
+            return (
+                f"of {self.texts:,} texts, {self.cut:,} are longer than {self.max_length:,} tokens and are "
+                f"read whole, in {self.windows:,} windows"
+            )
+        share = 100 * self.lost / self.tokens
+        return (
+            f"of {self.texts:,} texts, {self.cut:,} were cut to {self.max_length:,} tokens (kept: "
+            f"{self.truncation.replace('_', ' and ')}); {self.lost:,} tokens were lost, {share:.1f}% of all "
+            "(no text was dropped; --truncation windows or a larger --max_seq_length keeps more)"
+        )
+
+
+def text_dataset(
+    examples: Sequence[TextExample], *, tokenizer: Any, config: PooledClassifierConfig, num_labels: int
+) -> tuple[Any, TextCutReport]:
+    """Make a `datasets.Dataset` of labelled texts, and say what was cut.
+
+    Args:
+        examples: n texts or pairs of texts.
+        tokenizer: with the template of the config, see `batching.text.bind_template`.
+        config: of the classifier: `problem_type`, `max_seq_length`, `truncation`, `template`.
+        num_labels: L, labels or scores.
+
+    Returns:
+        A data set of n rows, in their order, with `input_ids`, `row` (0 to n-1) and `labels`: an id
+        (single-label, ordinal), L zeros and ones (multi-label) or L scores (regression); `weight` unless
+        all are 1; `soft` (L probabilities) where any row has them, hard labels then as 0 and 1. With
+        `truncation: windows` rows are whole: the model makes the windows.
+
+    Raises:
+        TaskHeadsError: targets that do not fit the problem type, a tokenizer with another template, or
+            pairs with a policy for single texts.
+    """
+    from datasets import Dataset
+
+    problem_type = config.problem_type or "single_label_classification"
+    labels, problems = [], []
+    for index, example in enumerate(examples):
+        try:
+            labels.append(_label(example.target, problem_type=problem_type, num_labels=num_labels))
+        except ValueError as error:
+            where = example.source or f"examples[{index}]"
+            problems.append(Problem(where, f"found {example.target!r}", str(error), "correct the label"))
+    if problems:
+        raise TaskHeadsError(problems)
+    encoded = _encode_all(examples, tokenizer=tokenizer, config=config)
+    table: dict[str, list[Any]] = {
+        "input_ids": encoded.input_ids,
+        "labels": labels,
+        "row": list(range(len(examples))),
+    }
+    if any(example.weight != 1 for example in examples):
+        table["weight"] = [example.weight for example in examples]
+    if any(example.soft is not None for example in examples):
+        table["soft"] = [
+            list(example.soft or (label if isinstance(label, list) else _multi_hot([label], num_labels)))
+            for example, label in zip(examples, labels, strict=True)
+        ]
+    return Dataset.from_dict(table), _text_report(encoded, tokenizer=tokenizer, config=config)
+
+
+def _label(target: Any, *, problem_type: str, num_labels: int) -> Any:
+    """A target as a column of the data set holds it."""
+    if problem_type in ("single_label_classification", "ordinal"):
+        if type(target) is not int or not 0 <= target < num_labels:
+            raise ValueError(f"accepted: the id of a label, 0 to {num_labels - 1}")
+        return target
+    if problem_type == "multi_label_classification":
+        if type(target) is not tuple or not set(target) <= set(range(num_labels)):
+            raise ValueError(f"accepted: ids of labels, 0 to {num_labels - 1}, as a tuple")
+        return _multi_hot(target, num_labels)
+    if type(target) is not tuple or len(target) != num_labels or not all(map(math.isfinite, target)):
+        raise ValueError(f"accepted: finite scores as a tuple of {num_labels}")
+    return [float(score) for score in target]
+
+
+def _multi_hot(ids: Sequence[int], num_labels: int) -> list[float]:
+    return [float(index in ids) for index in range(num_labels)]
+
+
+def _encode_all(
+    examples: Sequence[TextExample], *, tokenizer: Any, config: PooledClassifierConfig
+) -> EncodedTexts:
+    """Encode by the policy of the config, once tokenizer and config are known to agree."""
+    pairs = any(example.text_b for example in examples)
+    before, between, after = template_of(tokenizer)
+    wanted = {"before": before, **({"between": between} if pairs else {}), "after": after}
+    if config.max_seq_length is not None and wanted != {
+        part: ids for part, ids in (config.template or {"before": [], "after": []}).items() if part in wanted
+    }:
+        found = "a tokenizer with another template than the config" + (", which lacks pairs" if pairs else "")
+        raise TaskHeadsError(
+            Problem("tokenizer", f"found {found}", "accepted: one template", f"bind_template(..., {pairs=})")
+        )
+    try:
+        return encode_texts(
+            tokenizer,
+            [example.text for example in examples],
+            text_pairs=[example.text_b for example in examples] if pairs else None,
+            max_length=config.max_seq_length,
+            truncation=config.truncation,
+        )
+    except TaskHeadError as error:
+        raise as_option(error) from error
+
+
+def _text_report(encoded: EncodedTexts, *, tokenizer: Any, config: PooledClassifierConfig) -> TextCutReport:
+    limit, windows = config.max_seq_length, 0
+    if limit is not None and config.truncation == "windows":
+        windows = sum(
+            len(
+                cut_row(
+                    row,
+                    max_length=limit,
+                    truncation="windows",
+                    overlap=config.window_overlap,
+                    template=config.template,
+                )
+            )
+            for row in encoded.input_ids
+            if len(row) > limit
+        )
+    before, _, after = template_of(tokenizer)
+    kept = sum(len(row) - len(before) - len(after) for row in encoded.input_ids)
+    return TextCutReport(
+        len(encoded.input_ids),
+        encoded.cut,
+        encoded.lost,
+        kept + encoded.lost,
+        windows,
+        limit,
+        config.truncation,
+    )
+
+
+@dataclass(frozen=True)
+class TextCollator:
+    """Pad rows of `text_dataset` into one batch of B rows.
+
+    Gives `row` (B,), `input_ids` and `attention_mask` (B, T), `labels` ((B,) int64 for single-label and
+    ordinal, (B, L) float32 for multi-label and regression), and `soft` (B, L) and `weight` (B,), float32,
+    where the data set has them. Rows without `labels` (to predict) give none.
+    """
+
+    pad_id: int
+    problem_type: str = "single_label_classification"
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make one batch."""
+        whole = self.problem_type in ("single_label_classification", "ordinal")
+        types = {"labels": torch.int64 if whole else torch.float32}
+        extra = {
+            name: torch.tensor([example[name] for example in examples], dtype=types.get(name, torch.float32))
+            for name in ("labels", "soft", "weight")
+            if name in examples[0]
+        }
+        rows = torch.tensor([example["row"] for example in examples])
+        ids = [example["input_ids"] for example in examples]
         return {"row": rows, **pad_rows(ids, pad_id=self.pad_id), **extra}

@@ -11,19 +11,27 @@ splits no others. (The bare Rust `tokenizers` API ignores it: a server that uses
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import AddedToken, processors
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from qwen_task_heads.backbones import backbone_of
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY, encode
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TaskHeadError
+from qwen_task_heads.hubcode.encoding_task_heads import PARTS, TEMPLATE_KEY, encode
 
-PARTS = ("before", "between", "after")
+PLACEHOLDERS = ("labels", "descriptions", "examples")
 OWN_PREFIX = "own"  # beside before, between, after: what the tokenizer began every text with by itself
+
+
+class Plain(str):
+    """A piece of a template that comes from data (a label, an example): control tokens stay characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +39,100 @@ class Template:
     """What surrounds a text. Control tokens are meant here; in a user's text they are characters.
 
     Args:
-        before: the chat scaffold and the instruction, e.g. `"<|im_start|>user\\nRate this title.\\n"`.
+        before: the chat scaffold and the instruction, e.g. `"<|im_start|>user\\nRate this title.\\n"`; or
+            its pieces, of which those of type `Plain` hold no control tokens.
         between: between prompt and title, when there is a prompt.
         after: the boundary, whose last token is pooled by `pooling: last`; None for the family's own.
     """
 
-    before: str = ""
+    before: str | tuple[str, ...] = ""
     between: str = "\n"
     after: str | None = None
+
+
+def label_template(
+    instruction: str, labels: LabelMap, *, between: str = "\n", after: str | None = None
+) -> Template:
+    """Fill the labels of a run into an instruction.
+
+    Args:
+        instruction: may hold `{labels}` (the names, with commas between), `{descriptions}` (a line per label,
+            `name: description`) and `{examples}` (few-shot: each text with its label). Control tokens are
+            meant in the instruction itself; in what is filled in they are characters.
+        labels: names, descriptions and examples.
+        between: see `Template`.
+        after: see `Template`.
+
+    Raises:
+        TaskHeadsError: an unknown placeholder, or descriptions or examples that the labels lack.
+
+    Example:
+        >>> from qwen_task_heads.batching.text import label_template
+        >>> from qwen_task_heads.data.labels import LabelMap
+        >>> "".join(label_template("One of {labels}: ", LabelMap(("sport", "politics"))).before)
+        'One of sport, politics: '
+    """
+    described = zip(labels.names, labels.descriptions, strict=False)
+    shown = zip(labels.names, labels.examples, strict=False)
+    filled = {
+        "labels": ", ".join(labels.names),
+        "descriptions": "\n".join(f"{name}: {text}" for name, text in described if text),
+        "examples": "\n\n".join(f"Text: {text}\nLabel: {name}" for name, texts in shown for text in texts),
+    }
+    pieces, problems = [], []
+    for index, piece in enumerate(re.split(r"\{(\w+)\}", instruction)):
+        if index % 2 == 0:
+            pieces.append(piece)
+        elif piece not in filled:
+            accepted = "accepted: " + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+            problems.append(
+                Problem("--instruction", f"found {{{shorten(piece)[1:-1]}}}", accepted, "correct its name")
+            )
+        elif not filled[piece]:
+            found = f"found {{{piece}}}, and labels without {piece}"
+            accepted = f"accepted: labels with {piece}"
+            problems.append(Problem("--instruction", found, accepted, "add them to labels.yaml, or drop it"))
+        else:
+            pieces.append(Plain(filled[piece]))
+    if problems:
+        raise TaskHeadsError(problems)
+    return Template(before=tuple(piece for piece in pieces if piece), between=between, after=after)
+
+
+def bind_template(
+    tokenizer: Any, config: PooledClassifierConfig, *, template: Template | None = None, pairs: bool = False
+) -> None:
+    """Compile a template into the tokenizer of a classifier, and tell its config: both, or they disagree.
+
+    The tokenizer then cuts at `max_seq_length` and on the side that the policy says; for `head_tail` and
+    `windows` it must not cut at all, because only the model knows how.
+
+    Args:
+        tokenizer: changed in place, as by `compile_template`.
+        config: of the model, changed in place.
+        template: None for the one that a saved tokenizer has, or the defaults.
+        pairs: whether texts come in pairs.
+
+    Raises:
+        TaskHeadsError: a template that leaves no room in `max_seq_length`, or pairs with `head_tail` or
+            `windows`.
+    """
+    ids = compile_template(tokenizer, template=template, model_type=config.text_config.model_type)
+    try:
+        config.set_template(ids, pairs=pairs)
+    except TaskHeadError as error:
+        raise as_option(error) from error
+    side = "left" if config.truncation == "tail" else "right"
+    tokenizer.truncation_side = tokenizer.init_kwargs["truncation_side"] = side
+    if config.max_seq_length is not None:
+        whole = config.truncation in ("head_tail", "windows")
+        limit = VERY_LARGE_INTEGER if whole else config.max_seq_length
+        tokenizer.model_max_length = tokenizer.init_kwargs["model_max_length"] = limit
+
+
+def as_option(error: TaskHeadError) -> TaskHeadsError:
+    """Give an error about a field of the config, which is an option of a recipe, our type."""
+    return TaskHeadsError(Problem(f"--{error.where}", error.found, error.accepted, error.remedy))
 
 
 def compile_template(
@@ -143,9 +237,17 @@ def _make_markup_special(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.add_special_tokens(markup)  # known contents keep their ids
 
 
-def _control_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a piece of the template, in which control tokens are control tokens."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"] if text else []
+def _control_ids(tokenizer: Any, text: str | tuple[str, ...]) -> list[int]:
+    """Ids of a part of the template, in which control tokens are control tokens, but for plain pieces."""
+    pieces = (text,) if isinstance(text, str) else text
+    return [
+        token
+        for piece in pieces
+        if piece
+        for token in tokenizer(
+            piece, add_special_tokens=False, split_special_tokens=isinstance(piece, Plain)
+        )["input_ids"]
+    ]
 
 
 def _own_prefix(tokenizer: Any) -> list[int]:

@@ -175,6 +175,20 @@ class PooledClassifierConfig(TaskHeadConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**{"auto_map": _auto_map("PooledClassifier"), **kwargs})
 
+    def set_template(self, ids: dict[str, list[int]], *, pairs: bool = False) -> None:
+        """Take over the template of the tokenizer, `{"before": ids, "between": ids, "after": ids}`.
+
+        Args:
+            ids: as `batching.text.compile_template` returns them.
+            pairs: whether the model reads pairs of texts.
+
+        Raises:
+            ValueError: it leaves no room for a text, or pairs with a policy for single texts.
+        """
+        parts = ("before", "between", "after") if pairs else ("before", "after")
+        self.template = {part: list(ids[part]) for part in parts}
+        self._check()
+
     def _check(self) -> None:
         super()._check()
         for field, accepted in (("truncation", TRUNCATIONS), ("window_aggregation", AGGREGATIONS)):
