@@ -30,6 +30,10 @@ def training_curves(
     path: str | Path,
     *,
     accuracy_key: str = "eval_accuracy",
+    accuracy_label: str = "pairs in the right order (%)",
+    loss_label: str = "loss per pair",
+    title: str = "Dev accuracy",
+    scale: float = 100.0,
     floors: Mapping[str, float] | None = None,
 ) -> Path:
     """Training and dev loss, and dev accuracy, over optimizer steps, as one image.
@@ -38,8 +42,11 @@ def training_curves(
         log_history: `trainer.state.log_history`: dicts with `step` and some of `loss`, `eval_loss` and
             `accuracy_key`.
         path: file to write; its suffix gives the format (`.png`, `.svg`, `.pdf`).
-        accuracy_key: the entry that holds the dev accuracy, between 0 and 1.
-        floors: name to accuracy; drawn as dotted lines under the dev accuracy.
+        accuracy_key: the entry that holds the dev accuracy, or another figure.
+        accuracy_label, loss_label: what stands beside the two axes.
+        title: of the second axes.
+        scale: factor from the entry to the axis; 100 for a share shown in percent.
+        floors: name to figure; drawn as dotted lines under the dev figure.
 
     Returns:
         The path, written.
@@ -53,23 +60,23 @@ def training_curves(
         accepted = f"entries with step and loss, eval_loss or {accuracy_key}"
         raise TaskHeadsError(Problem("log history", found, accepted, "log at least once: set logging_steps"))
     has_accuracy = bool(series[accuracy_key][0])
-    figure = _figure(9.0 if has_accuracy else 5.0, 3.6)
+    figure = new_figure(9.0 if has_accuracy else 5.0, 3.6)
     axes = figure.subplots(1, 2 if has_accuracy else 1, squeeze=False, sharex=True)[0]
     _draw_series(axes[0], series["loss"], BLUE, "-", "train")
     _draw_series(axes[0], series["eval_loss"], ORANGE, "--", "dev")
-    axes[0].set(xlabel="optimizer step", ylabel="loss per pair", title="Loss")
+    axes[0].set(xlabel="optimizer step", ylabel=loss_label, title="Loss")
     if axes[0].lines:
         axes[0].legend(frameon=False)
     if has_accuracy:
-        percent = [100 * value for value in series[accuracy_key][1]]
-        _draw_series(axes[1], (series[accuracy_key][0], percent), ORANGE, "--", "dev")
+        scaled = [scale * value for value in series[accuracy_key][1]]
+        _draw_series(axes[1], (series[accuracy_key][0], scaled), ORANGE, "--", "dev")
         for (name, value), style in zip(
             (floors or {}).items(), cycle((":", "-.", (0, (1, 4)))), strict=False
         ):
-            axes[1].axhline(100 * value, color=GREY, linestyle=style, linewidth=1.5, label=name)
-        axes[1].set(xlabel="optimizer step", ylabel="pairs in the right order (%)", title="Dev accuracy")
+            axes[1].axhline(scale * value, color=GREY, linestyle=style, linewidth=1.5, label=name)
+        axes[1].set(xlabel="optimizer step", ylabel=accuracy_label, title=title)
         axes[1].legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def gap_against_accuracy(gaps: ArrayLike, correct: ArrayLike, path: str | Path, *, bins: int = 8) -> Path:
@@ -111,7 +118,7 @@ def gap_against_accuracy(gaps: ArrayLike, correct: ArrayLike, path: str | Path, 
     ends = [wilson_interval(s, count=int(n)) for s, n in zip(share, count[kept], strict=True)]
     low, high = np.array(ends).T
 
-    figure = _figure(6.4, 4.8)
+    figure = new_figure(6.4, 4.8)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     line = np.linspace(0, max(float(size.max()), 1e-6), 200)
     top.plot(line, 100 / (1 + np.exp(-line)), color=GREY, linestyle="--", label="P(preferred) = σ(gap)")
@@ -123,7 +130,7 @@ def gap_against_accuracy(gaps: ArrayLike, correct: ArrayLike, path: str | Path, 
     figure.legend(loc="outside upper center", ncols=2, frameon=False)  # never over a point
     bottom.hist(size, bins=HISTOGRAM_BINS, color=BLUE, alpha=0.45, edgecolor="white")
     bottom.set(xlabel="score gap of the two titles (score units)", ylabel="pairs")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _series(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -144,7 +151,7 @@ def _draw_series(
         axes.plot(steps, values, color=color, linestyle=line, marker=marker, markersize=4, label=label)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """An empty Agg figure; width and height in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -154,12 +161,13 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _save(figure: Any, path: str | Path) -> Path:
-    """Style the axes and write the file, at 150 dots per inch."""
+def save_figure(figure: Any, path: str | Path, *, grid: bool = True) -> Path:
+    """Style the axes and write the file, at 150 dots per inch; without grid lines over an image."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", linewidth=0.5, alpha=0.4)
-        axes.set_axisbelow(True)
+        if grid:
+            axes.grid(axis="y", linewidth=0.5, alpha=0.4)
+            axes.set_axisbelow(True)
         axes.title.set_fontsize(11)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,10 @@ HISTORY = [
 def drawn(monkeypatch):
     """The figures that were saved, to look into."""
     figures = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure) or save(figure, path))
+    save = plots.save_figure
+    monkeypatch.setattr(
+        plots, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path)
+    )
     return figures
 
 

@@ -1,0 +1,176 @@
+"""Plots of a classifier or regressor: what is taken for what, how far a probability can be trusted.
+
+Design decisions:
+
+- Rows of the confusion matrix are shares of the true label, so that rare labels can be read; counts are
+  written into the cells of up to 20 labels, names of up to 60 stand at the axes, ids beyond.
+- matplotlib's own font has no Chinese, Japanese or Korean signs and would draw boxes, with a warning for
+  each. A font of the machine that has every sign is looked for; without one, ids stand at the axes and the
+  title says where the names are.
+- The bins of the reliability diagram are as wide as those of `ece`, with intervals, over a histogram.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.metrics import wilson_interval
+from qwen_task_heads.training.plots import BLUE, GREY, new_figure, save_figure
+from qwen_task_heads.training.weighted_measures import ECE_BINS
+
+MAX_NUMBERS = 20  # labels up to which counts fit into the cells
+MAX_NAMES = 60  # labels up to which names fit beside the axes
+MAX_NAME = 24  # characters of a name at an axis
+# Fonts with the signs of East Asia, as Linux, macOS and Windows name them
+EAST_ASIAN = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
+    "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS",
+    "Microsoft YaHei", "SimHei", "Malgun Gothic", "Yu Gothic",
+)  # fmt: skip
+
+
+def confusion_plot(matrix: ArrayLike, path: str | Path, *, labels: Sequence[str]) -> Path:
+    """Confusion matrix as an image: rows are truths and sum to one, columns are predictions.
+
+    Args:
+        matrix: counts (L, L) of `confusion_matrix`.
+        path: file to write; its suffix gives the format.
+        labels: L names, in the order of the ids; markup and line breaks in them stay text.
+
+    Returns:
+        The path, written.
+
+    Raises:
+        TaskHeadsError: no square matrix of counts, no row, or another number of names.
+    """
+    counts = np.asarray(matrix, np.float64)
+    if counts.ndim != 2 or counts.shape != (len(labels), len(labels)) or not counts.sum() > 0:
+        found = f"counts of shape {counts.shape}, {len(labels)} labels"
+        raise TaskHeadsError(Problem("confusion plot", found, "(L, L), not all 0", "check the labels"))
+    size = len(labels)
+    total = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+    names, family = _axis_names(labels)
+    side = min(18.0, 3.2 + 0.42 * size if names else 7.0)
+    figure = new_figure(side + 1.2, side)
+    axes = figure.subplots()
+    image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100, interpolation="nearest", aspect="equal")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true label (%)")
+    font = {"fontfamily": family, "parse_math": False}
+    if names:
+        axes.set_xticks(range(size), names, rotation=90, fontsize=8, **font)
+        axes.set_yticks(range(size), names, fontsize=8, **font)
+    if size <= MAX_NUMBERS:
+        for row, column in np.argwhere(counts > 0):
+            color = "white" if share[row, column] > 0.5 else "black"
+            text = f"{int(counts[row, column])}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+    by_id = "" if names and names[0] != "0" else " by id (names: metrics.json)"
+    axes.set(
+        xlabel="predicted" + by_id, ylabel="true" + by_id, title=f"Confusion ({int(counts.sum()):,} rows)"
+    )
+    return save_figure(figure, path, grid=False)
+
+
+def reliability_plot(probabilities: ArrayLike, correct: ArrayLike, path: str | Path) -> Path:
+    """Share of right answers over the probability that the model gave them, beside the diagonal.
+
+    Points below the diagonal mean an overconfident model. Source: Guo et al. 2017, arXiv:1706.04599.
+
+    Args:
+        probabilities: (N,) of the answers: of the predicted label, or of every label of a multi-label row.
+        correct: (N,) 1 where the answer is right (multi-label: where the label holds), else 0.
+        path: file to write; its suffix gives the format.
+
+    Returns:
+        The path, written.
+
+    Raises:
+        TaskHeadsError: shapes differ, no rows, or probabilities out of range.
+    """
+    sure, right = np.asarray(probabilities, np.float64), np.asarray(correct, np.float64)
+    if sure.ndim != 1 or sure.shape != right.shape or not len(sure):
+        found = f"shapes {sure.shape} and {right.shape}"
+        raise TaskHeadsError(Problem("reliability plot", found, "two arrays (N,), N ≥ 1", "check the split"))
+    if not ((sure >= 0) & (sure <= 1)).all():
+        found = "probabilities out of range"
+        raise TaskHeadsError(Problem("reliability plot", found, "0 to 1", "check the model's outputs"))
+    slot = np.minimum((sure * ECE_BINS).astype(int), ECE_BINS - 1)
+    count = np.bincount(slot, minlength=ECE_BINS)
+    kept = count > 0
+    share = np.bincount(slot, weights=right, minlength=ECE_BINS)[kept] / count[kept]
+    centre = np.bincount(slot, weights=sure, minlength=ECE_BINS)[kept] / count[kept]
+    low, high = np.array(
+        [wilson_interval(s, count=int(n)) for s, n in zip(share, count[kept], strict=True)]
+    ).T
+    figure = new_figure(6.4, 4.8)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    top.plot([0, 100], [0, 100], color=GREY, linestyle="--", label="as sure as right")
+    error = 100 * np.array([share - low, high - share])
+    style = {"fmt": "o", "color": BLUE, "capsize": 3, "markersize": 5}
+    top.errorbar(100 * centre, 100 * share, yerr=error, label="answers of the bin, 95% interval", **style)
+    top.set(ylabel="right (%)", title=f"Reliability ({len(sure):,} answers)", ylim=(-3, 103))
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)  # never over a point
+    bottom.bar(
+        100 * (np.arange(ECE_BINS) + 0.5) / ECE_BINS, count, width=95 / ECE_BINS, color=BLUE, alpha=0.45
+    )
+    bottom.set(xlabel="probability given by the model (%)", ylabel="answers")
+    return save_figure(figure, path)
+
+
+def scatter_plot(predicted: ArrayLike, truth: ArrayLike, path: str | Path) -> Path:
+    """Predicted over true values of a regression, beside the diagonal.
+
+    Args:
+        predicted: (N,) values.
+        truth: (N,) values.
+        path: file to write; its suffix gives the format.
+
+    Returns:
+        The path, written.
+
+    Raises:
+        TaskHeadsError: shapes differ, no rows, or values that are not finite.
+    """
+    x, y = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
+    if x.ndim != 1 or x.shape != y.shape or not len(x) or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        found = f"shapes {x.shape} and {y.shape}, or values that are not finite"
+        raise TaskHeadsError(
+            Problem("scatter plot", found, "two finite arrays (N,), N ≥ 1", "check the split")
+        )
+    figure = new_figure(5.2, 4.8)
+    axes = figure.subplots()
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    axes.plot(ends, ends, color=GREY, linestyle="--", label="predicted = true")
+    axes.scatter(x, y, s=9, color=BLUE, alpha=max(0.08, min(0.6, 150 / len(x))), linewidths=0)
+    axes.set(xlabel="true value", ylabel="predicted value", title=f"Predicted against true ({len(x):,} rows)")
+    axes.legend(frameon=False)
+    return save_figure(figure, path)
+
+
+def _axis_names(labels: Sequence[str]) -> tuple[list[str], str | None]:
+    """What stands at the axes, and the font family that can write it: names, ids, or nothing."""
+    if len(labels) > MAX_NAMES:
+        return [], None
+    names = [" ".join(label.split()) for label in labels]
+    names = [name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…" for name in names]
+    family = _family_for(sign for name in names for sign in name)
+    return (names, family) if family else ([str(place) for place in range(len(labels))], None)
+
+
+def _family_for(signs: Iterable[str]) -> str | None:
+    """A font family of this machine that has all the signs, or None."""
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
+    needed = {ord(sign) for sign in signs}
+    installed = {font.name: font.fname for font in font_manager.fontManager.ttflist}
+    for family in ("DejaVu Sans", *EAST_ASIAN):
+        if family in installed and needed <= set(FT2Font(installed[family]).get_charmap()):
+            return family
+    return None
