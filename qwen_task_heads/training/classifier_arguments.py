@@ -1,0 +1,190 @@
+"""Arguments of the classification recipe: what `arguments.py` has not, and the call that parses them.
+
+Which figure picks the best checkpoint depends on the problem type, which may only be known once the data
+are read: `ClassifierConfig.choose_metric` sets it then, unless the user has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+
+from qwen_task_heads.batching.text import Template, label_template
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.errors import Problem
+from qwen_task_heads.hubcode.configuration_task_heads import AGGREGATIONS, PROBLEM_TYPES, TRUNCATIONS
+from qwen_task_heads.training.arguments import (
+    HeadArguments,
+    HeadModelConfig,
+    RunDefaults,
+    not_among,
+    parse_arguments,
+)
+from qwen_task_heads.training.classification_metrics import BEST_METRIC
+
+MAX_SEQ_LENGTH = 512  # on a plain backbone; a saved model keeps its own
+
+
+@dataclass
+class ClassifierArguments(HeadArguments):
+    """Data, labels, template, head and loss of a text classifier."""
+
+    HEAD_OPTIONS: ClassVar[tuple[str, ...]] = (
+        *HeadArguments.HEAD_OPTIONS,
+        "max_seq_length",
+        "truncation",
+        "window_overlap",
+        "window_aggregation",
+    )
+
+    dataset_name: str | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "File, folder or data set id of labelled texts."}
+    )
+    problem_type: str | None = field(
+        default=None, metadata={"help": ", ".join(PROBLEM_TYPES) + "; told by the columns if None."}
+    )
+    labels: str | None = field(
+        default=None,
+        metadata={"help": "labels.yaml (names, descriptions, examples) or class.txt: the order of the ids."},
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Read that many training rows at most."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read a hub data set row by row, without storing it."}
+    )
+    loss: str | None = field(
+        default=None,
+        metadata={
+            "help": "cross_entropy, focal, logit_adjusted; bce, focal (multi-label); mse, mae, huber "
+            "(regression); cumulative_link (ordinal). The first of its problem type if None."
+        },
+    )
+    class_weights: list[str] | None = field(
+        default=None, metadata={"help": "'balanced', or one positive number per label."}
+    )
+    pos_weight: list[str] | None = field(
+        default=None, metadata={"help": "Of multi-label bce: 'balanced', or one positive number per label."}
+    )
+    focal_gamma: float | None = field(
+        default=None, metadata={"help": "Of focal: how much easy rows count less."}
+    )
+    logit_adjustment_tau: float | None = field(
+        default=None, metadata={"help": "Of logit_adjusted: strength, 1 is the theory's."}
+    )
+    max_seq_length: int | None = field(
+        default=None,
+        metadata={
+            "help": f"Longest text with its template, or longest window, in tokens; {MAX_SEQ_LENGTH} on a plain "
+            "backbone if None."
+        },
+    )
+    truncation: str | None = field(
+        default=None,
+        metadata={"help": ", ".join(TRUNCATIONS) + ": what becomes of texts over max_seq_length."},
+    )
+    window_overlap: int | None = field(
+        default=None, metadata={"help": "Tokens that neighbouring windows share."}
+    )
+    window_aggregation: str | None = field(default=None, metadata={"help": ", ".join(AGGREGATIONS)})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many looks at dev without a better figure."}
+    )
+
+    def data_options(self) -> dict[str, Any]:
+        """Arguments of `read_text_sets` that were given, beside the source."""
+        names = (
+            "problem_type", "labels", "dev_fraction", "hub", "bad_rows", "max_samples", "streaming",
+        )  # fmt: skip
+        options = {name: self.__dict__[name] for name in names}
+        options |= {"dev": self.dev_dataset, "test": self.test_dataset}
+        return {name: value for name, value in options.items() if value is not None}
+
+    def template_for(self, labels: LabelMap) -> Template | None:
+        """What was given to stand around a text, with the labels filled in; None for nothing."""
+        plain = self.template()
+        if plain is None or not self.instruction:
+            return plain
+        return label_template(self.instruction, labels, between=plain.between, after=plain.after)
+
+    def loss_options(self, training: ClassifierConfig) -> dict[str, Any]:
+        """Options of the loss that were given; weights as `balanced` or as numbers."""
+        options: dict[str, Any] = {
+            name: self.__dict__[name]
+            for name in ("focal_gamma", "logit_adjustment_tau")
+            if self.__dict__[name] is not None
+        }
+        for name in ("class_weights", "pos_weight"):
+            given = self.__dict__[name]
+            if given is not None:
+                options[name] = "balanced" if given == ["balanced"] else [float(value) for value in given]
+        if training.label_smoothing_factor:
+            options["label_smoothing"] = training.label_smoothing_factor
+        return options
+
+
+@dataclass
+class ClassifierConfig(RunDefaults, TrainingArguments):
+    """transformers' `TrainingArguments` with defaults for classifiers."""
+
+    metric_for_best_model: str | None = field(
+        default=None, metadata={"help": "What is best on dev; by problem type if None."}
+    )
+
+    def __post_init__(self) -> None:
+        self._metric_was_given = self.metric_for_best_model is not None
+        super().__post_init__()
+
+    def choose_metric(self, problem_type: str) -> None:
+        """Set what is best on dev for a problem type, unless the user has said it."""
+        if not self._metric_was_given and self.load_best_model_at_end:
+            self.metric_for_best_model, self.greater_is_better = BEST_METRIC[problem_type]
+
+
+def parse_classifier_arguments(
+    argv: Sequence[str] | None = None,
+) -> tuple[ClassifierArguments, ClassifierConfig, HeadModelConfig]:
+    """Parse the command line and the `--config` YAML; the command line wins.
+
+    Raises:
+        TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
+    """
+    return parse_arguments((ClassifierArguments, ClassifierConfig, HeadModelConfig), argv, check=_check)
+
+
+def _check(texts: ClassifierArguments, training: ClassifierConfig, model: HeadModelConfig) -> list[Problem]:
+    problems = not_among(
+        ("--problem_type", texts.problem_type, PROBLEM_TYPES),
+        ("--truncation", texts.truncation, TRUNCATIONS),
+        ("--window_aggregation", texts.window_aggregation, AGGREGATIONS),
+    )
+    if texts.dataset_name is None:
+        accepted = "accepted: a file, a folder, or a data set id of labelled texts"
+        problems.append(Problem("--dataset_name", "found nothing", accepted, "name your data"))
+    for name in ("class_weights", "pos_weight"):
+        given = texts.__dict__[name]
+        if given is not None and given != ["balanced"] and not all(map(_is_number, given)):
+            accepted = "accepted: balanced, or one positive number per label"
+            problems.append(Problem(f"--{name}", f"found {given}", accepted, "correct it"))
+    if texts.truncation != "windows":
+        for name in ("window_overlap", "window_aggregation"):
+            if texts.__dict__[name] is not None:
+                found = f"found {texts.__dict__[name]!r} without windows"
+                remedy = "add --truncation windows, or drop it"
+                problems.append(Problem(f"--{name}", found, "accepted: with --truncation windows", remedy))
+    if texts.early_stopping_patience is not None:
+        if not training.load_best_model_at_end:
+            found = "found it without --load_best_model_at_end"
+            remedy = "add --load_best_model_at_end true"
+            problems.append(Problem("--early_stopping_patience", found, "accepted: both", remedy))
+        # Or a resumed run would count its patience from the start, and end with other weights.
+        training.restore_callback_states_from_checkpoint = True
+    return problems
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False

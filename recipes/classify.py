@@ -1,0 +1,116 @@
+"""Train a text classifier, regressor or ordinal model on labelled texts.
+
+Requires: pip install "qwen-task-heads[train]"
+
+accelerate launch recipes/classify.py --dataset_name reviews.jsonl --output_dir runs/reviews
+accelerate launch recipes/classify.py --model_name_or_path Qwen/Qwen2.5-3B --use_peft --dtype bfloat16 \
+    --dataset_name news/ --labels labels.yaml --truncation windows --output_dir runs/news
+"""
+
+import sys
+import time
+
+from qwen_task_heads.data.text_sets import read_text_sets
+from qwen_task_heads.publishing.text_outcome import TextRun, finish_texts
+from transformers import EarlyStoppingCallback, set_seed
+
+from qwen_task_heads.backbones import locate
+from qwen_task_heads.batching.collators import TextCollator, text_dataset
+from qwen_task_heads.batching.text import bind_template
+from qwen_task_heads.errors import run_recipe
+from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_task
+from qwen_task_heads.publishing.manifest import settings_of
+from qwen_task_heads.training.arguments import run_identity
+from qwen_task_heads.training.callbacks import check_world
+from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
+from qwen_task_heads.training.checkpoints import train as train_or_resume
+from qwen_task_heads.training.classification_metrics import dev_metrics
+from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
+from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
+
+
+def main() -> None:
+    """Parse, load, train, save, and say how good it is."""
+    texts, args, model_args = parse_classifier_arguments()
+    check_world(texts.num_processes, running=args.world_size)
+    is_main = args.process_index == 0
+    base, where = model_args.model_name_or_path, {"hub": texts.hub}
+    backbone = locate(base)
+
+    # Data first: it is where most runs fail, and a run is resumed on the same data only
+    known = saved_task(backbone, revision=model_args.load_options()["revision"], **where)
+    sets = read_text_sets(texts.dataset_name, **{**known, **texts.data_options()})
+    args.choose_metric(sets.problem_type)
+    identity = {**run_identity(texts, args, model_args), **sets.fingerprint()}
+    resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
+
+    # Model, template and token ids
+    set_seed(args.seed)  # before the head is drawn
+    model = build(
+        backbone,
+        task="pooled_classifier",
+        labels=sets.labels.names,
+        problem_type=sets.problem_type,
+        **model_args.load_options(),
+        **({} if known else {"max_seq_length": MAX_SEQ_LENGTH}) | texts.head_options(),
+        **where,
+    )
+    tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision, **where)
+    pairs = any(text.text_b for text in sets.train)
+    bind_template(tokenizer, model.config, template=texts.template_for(sets.labels), pairs=pairs)
+    encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": len(sets.labels)}
+    train, cut = text_dataset(sets.train, **encode)
+    dev, _ = text_dataset(sets.dev, **encode)
+    patience = texts.early_stopping_patience
+    if is_main:
+        hazards = resume_hazards(args, early_stopping=patience is not None)
+        print("\n".join([*sets.lines, cut.line(), *(f"note: {hazard}" for hazard in hazards)]), flush=True)
+
+    # Train
+    adapter, options = None, model_args.adapter_options()
+    if model_args.use_peft or texts.freeze_backbone:
+        adapter = adapter_config(model, head_only=texts.freeze_backbone, **options)
+    limit, args.save_total_limit = args.save_total_limit, None  # rotation waits for the seal
+    trainer = ClassifierTrainer(
+        model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=dev,
+        processing_class=tokenizer,
+        data_collator=TextCollator(tokenizer.pad_token_id, sets.problem_type),
+        compute_metrics=dev_metrics(sets.problem_type),
+        peft_config=adapter,
+        problem_type=sets.problem_type,
+        loss=texts.loss,
+        loss_options=texts.loss_options(args),
+        class_counts=sets.class_counts(),
+        train_sources=[text.source for text in sets.train],
+        eval_sources=[text.source for text in sets.dev],
+        callbacks=[SealingCallback(limit, run=identity)] + [EarlyStoppingCallback(patience)] * bool(patience),
+    )
+    start = time.monotonic()
+    train_or_resume(trainer, checkpoint=resume)
+
+    # Save, measure and say
+    if is_main:
+        lora = {f"lora_{name}": value for name, value in options.items()} if adapter else {}
+        told = {**vars(texts), **texts.settled(model.config), "base": base, **lora}
+        run = TextRun(
+            sets=sets,
+            settings=settings_of(args, {**told, "dtype": model_args.dtype or "float32"}),
+            log_history=trainer.state.log_history,
+            seconds=time.monotonic() - start,
+            seed=args.seed,
+            backbone=base,
+            resumed=resume is not None,
+            picked=args.load_best_model_at_end,
+            cut=cut.line(),
+        )
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        finish_texts(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    sys.exit(run_recipe(main))

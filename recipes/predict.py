@@ -1,0 +1,92 @@
+"""Label or score every row of a file with a trained model, in order, on any number of processes.
+
+Requires: pip install "qwen-task-heads[train]"
+
+accelerate launch recipes/predict.py --model runs/news --input big.jsonl --output answers.jsonl
+accelerate launch --multi_gpu --num_processes 8 recipes/predict.py --model me/news --input big.parquet \
+    --output answers.csv --top_k 3 --abstain 0.6 --bad_rows skip
+
+The same command again resumes a run that was killed, on any number of processes.
+"""
+
+import argparse
+import sys
+from datetime import timedelta
+
+from accelerate import PartialState
+
+from qwen_task_heads.data.formats import HUBS
+from qwen_task_heads.errors import run_recipe
+from qwen_task_heads.inference.files import predict_file
+
+PATIENCE = timedelta(
+    days=7
+)  # one process may be slower than another, by hours; a dead one is noticed at once
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Options; those of a problem type that the model does not have are refused when it is known."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="folder or repo id of a classifier or a title scorer")
+    add("--input", required=True, help="JSONL, JSON, CSV, TSV or Parquet file, folder, or data set id")
+    add("--output", required=True, help="new file: .jsonl, .csv or .tsv")
+    add("--split", help="split of a folder or data set")
+    add("--hub", default=HUBS[0], choices=HUBS, help="where ids are looked up (default: %(default)s)")
+    add("--revision", help="branch, tag or commit of the model")
+    add(
+        "--bad_rows",
+        default="raise",
+        choices=("raise", "skip"),
+        help="skip: they get an 'error' in the output",
+    )
+    add("--top_k", type=int, help="labels with their probabilities per row; all when absent")
+    add("--threshold", type=float, help="multi-label: predict labels at or over it (default: 0.5)")
+    add("--abstain", type=float, help="single-label, ordinal: no label where the best probability is below")
+    add("--prefix", default="predicted_", help="before the names of the answer's columns")
+    add("--batch_tokens", type=int, default=8192, help="padded tokens per batch (default: %(default)s)")
+    add(
+        "--block_rows",
+        type=int,
+        default=2048,
+        help="rows computed and saved at a time (default: %(default)s)",
+    )
+    add("--dtype", default="auto", help="float32, bfloat16, ...; as saved when absent")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Check the file, load the model, answer, and say what came out."""
+    args = parse_arguments()
+    state = PartialState(timeout=PATIENCE)
+    try:
+        report = predict_file(
+            args.model,
+            source=args.input,
+            output=args.output,
+            split=args.split,
+            hub=args.hub,
+            bad_rows=args.bad_rows,
+            top_k=args.top_k,
+            threshold=args.threshold,
+            abstain=args.abstain,
+            prefix=args.prefix,
+            block_rows=args.block_rows,
+            process_index=state.process_index,
+            num_processes=state.num_processes,
+            wait=state.wait_for_everyone,
+            revision=args.revision,
+            batch_tokens=args.batch_tokens,
+            dtype=args.dtype,
+            device=state.device,
+        )
+    finally:
+        state.destroy_process_group()
+    if report is not None:
+        print(report)
+
+
+if __name__ == "__main__":
+    sys.exit(run_recipe(main, interrupted="the same command goes on from there"))
