@@ -77,6 +77,16 @@ class Prediction:
         return row
 
 
+def answer_columns(config: Any) -> list[str]:
+    """The keys of `Prediction.as_dict` for a model; of a title scorer, `score`."""
+    kind = problem_type_of(config)
+    if kind == "regression":
+        return ["score" if config.num_labels == 1 else "scores"]
+    if kind == "multi_label_classification":
+        return ["labels", "probabilities"]
+    return ["label", "probability", *(["expected_rank"] if kind == "ordinal" else []), "probabilities"]
+
+
 def check_options(
     problem_type: str,
     *,

@@ -17,7 +17,7 @@ import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
-from qwen_task_heads.hubcode.pipeline_task_heads import encode, pad_rows
+from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows
 from qwen_task_heads.inference.predictions import Prediction, check_options, problem_type_of, to_predictions
 from qwen_task_heads.models import load, load_tokenizer
 
@@ -157,8 +157,14 @@ class Scorer:
         return to_predictions(logits, config, texts=texts, text_pairs=text_pairs, **options)
 
     def _encode_texts(self, texts: Sequence[str], text_pairs: Sequence[str] | None) -> list[list[int]]:
-        titles, prompts = (texts, None) if text_pairs is None else (text_pairs, texts)
-        return encode(self.tokenizer, titles, prompts=prompts).input_ids
+        config = self.model.config
+        return encode_texts(
+            self.tokenizer,
+            texts,
+            text_pairs=text_pairs,
+            max_length=config.max_seq_length,
+            truncation=config.truncation,
+        ).input_ids
 
     def _check_model(self, method: str, *, of_titles: bool) -> None:
         if self.is_title_scorer == of_titles:
