@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from qwen_task_heads.data.hub_sets import (
     NoSuchSplit,
@@ -26,10 +26,10 @@ from qwen_task_heads.data.hub_sets import (
     split_name,
 )
 from qwen_task_heads.data.parsers import FileProblem, Row, TextRow, read_json, read_jsonl, wrong_kind
-from qwen_task_heads.data.tables import read_csv, read_parquet, read_tsv
+from qwen_task_heads.data.tables import read_class_lines, read_csv, read_parquet, read_tsv
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
-__all__ = ["HUBS", "KINDS", "FileProblem", "Row", "TextRow", "open_source", "read_rows"]
+__all__ = ["HUBS", "KINDS", "TEXT_KINDS", "FileProblem", "Row", "TextRow", "open_source", "read_rows"]
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -39,16 +39,18 @@ KINDS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
+# Of texts with labels, `train.txt` is data too; of preferences it is somebody's notes.
+TEXT_KINDS = {**KINDS, ".txt": "lines"}
 PARSERS: dict[str, Callable[[str], Iterator[Row]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "csv": read_csv,
     "tsv": read_tsv,
     "parquet": read_parquet,
+    "lines": read_class_lines,
 }
 HUBS = ("huggingface", "modelscope")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
-SUFFIXES = "accepted: " + ", ".join(KINDS)
 
 
 def read_rows(source: str, *, split: str | None = None, hub: str = "huggingface") -> Iterator[Row]:
@@ -82,32 +84,43 @@ def read_rows(source: str, *, split: str | None = None, hub: str = "huggingface"
 
 
 def open_source(
-    source: str, *, split: str | None = None, hub: str = "huggingface"
+    source: str,
+    *,
+    split: str | None = None,
+    hub: str = "huggingface",
+    kinds: Mapping[str, str] = KINDS,
+    streaming: bool = False,
 ) -> list[tuple[str, Iterator[Row]]]:
-    """Like `read_rows`, one `(name, rows)` per file, because columns are checked file by file."""
+    """Like `read_rows`, one `(name, rows)` per file, because columns are checked file by file.
+
+    `kinds` says which suffixes are data (`KINDS` or `TEXT_KINDS`); with `streaming`, rows of a hub are read
+    as they arrive, without downloading the whole data set first.
+    """
     source = os.fspath(source)
     if hub not in HUBS:
         raise error_at("hub", f"found {shorten(hub)}", f"accepted: {', '.join(HUBS)}", "choose one of them")
     if os.path.isdir(source):
-        return [(path, _read_path(path)) for path in _folder_files(source, split)]
+        return [(path, _read_path(path, kinds)) for path in _folder_files(source, split, kinds)]
     if os.path.exists(source):
         _check_file_split(source, split)
-        return [(source, _read_path(source))]
+        return [(source, _read_path(source, kinds))]
     if source.startswith("modelscope:"):
         source, hub = source.removeprefix("modelscope:"), "modelscope"
-    elif not _looks_like_id(source):
+    elif not _looks_like_id(source, kinds):
         raise _not_there(source)
     if not HUB_ID.fullmatch(source):
         raise error_at(source, "no data set id", "accepted: owner/name", "check the id")
-    return [open_modelscope(source, split) if hub == "modelscope" else open_huggingface(source, split)]
+    opener = open_modelscope if hub == "modelscope" else open_huggingface
+    return [opener(source, split, streaming=streaming)]
 
 
-def _read_path(path: str) -> Iterator[Row]:
-    kind = KINDS.get(os.path.splitext(path)[1].lower())
+def _read_path(path: str, kinds: Mapping[str, str]) -> Iterator[Row]:
+    kind = kinds.get(os.path.splitext(path)[1].lower())
     if kind is None:
         suffix = os.path.splitext(path)[1]
         found = f"the suffix {shorten(suffix)}" if suffix else "no suffix"
-        yield path, FileProblem(path, found, SUFFIXES, "unpack, convert or rename the file")
+        accepted = "accepted: " + ", ".join(kinds)
+        yield path, FileProblem(path, found, accepted, "unpack, convert or rename the file")
     elif not os.path.isfile(path):  # a pipe would block, a link in a circle has no content
         found = "a broken link" if os.path.islink(path) else "no regular file"
         yield path, FileProblem(path, found, "accepted: regular files", "remove it or replace it")
@@ -144,16 +157,18 @@ def _read_file(path: str, kind: str) -> Iterator[Row]:
         )
 
 
-def _folder_files(folder: str, split: str | None) -> list[str]:
-    names = sorted(
-        name
-        for name in os.listdir(folder)
-        if os.path.splitext(name)[1].lower() in KINDS and not name.startswith((".", "_"))
-    )
+def _folder_files(folder: str, split: str | None, kinds: Mapping[str, str]) -> list[str]:
+    there = [name for name in sorted(os.listdir(folder)) if not name.startswith((".", "_"))]
+    names = [name for name in there if os.path.splitext(name)[1].lower() in KINDS]
+    if not names and ".txt" in kinds:  # a README.txt is no data: only train.txt and the like, and only alone
+        names = [name for name in there if name.lower().endswith(".txt") and split_name(name)]
     if not names:
         found = "the folder holds no file that can be read"
         raise error_at(
-            folder, found, SUFFIXES, "name the folder that holds the files itself, or convert them"
+            folder,
+            found,
+            "accepted: " + ", ".join(kinds),
+            "name the folder that holds the files itself, or convert them",
         )
     by_split: dict[str | None, list[str]] = {}
     for name in names:
@@ -186,9 +201,9 @@ def _check_file_split(path: str, split: str | None) -> None:
         )
 
 
-def _looks_like_id(source: str) -> bool:
+def _looks_like_id(source: str, kinds: Mapping[str, str]) -> bool:
     """`owner/name`, unless it reads like a misspelt path: a known suffix, or a folder for an owner."""
-    if not HUB_ID.fullmatch(source) or os.path.splitext(source)[1].lower() in KINDS:
+    if not HUB_ID.fullmatch(source) or os.path.splitext(source)[1].lower() in kinds:
         return False
     return not os.path.isdir(source.split("/", 1)[0])
 

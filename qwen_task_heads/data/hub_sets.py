@@ -48,13 +48,13 @@ def first_few(names: list[str]) -> str:
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
 
 
-def open_huggingface(name: str, split: str | None) -> tuple[str, Iterator[Row]]:
-    """`(name, rows)` of a data set on the Hugging Face Hub, or in its local cache."""
-    return _pick_split(name, _load_huggingface(name), split)
+def open_huggingface(name: str, split: str | None, *, streaming: bool = False) -> tuple[str, Iterator[Row]]:
+    """`(name, rows)` of a data set on the Hugging Face Hub, or in its local cache; rows are `HubRows`."""
+    return _pick_split(name, _load_huggingface(name, streaming=streaming), split)
 
 
 @lru_cache(maxsize=2)
-def _load_huggingface(name: str) -> Any:
+def _load_huggingface(name: str, *, streaming: bool) -> Any:
     """All splits, once per process: train and dev are then of one state of the hub."""
     try:
         import datasets
@@ -62,18 +62,18 @@ def _load_huggingface(name: str) -> Any:
     except ImportError as error:
         raise _missing(name, "datasets", "train", error) from error
     try:
-        return datasets.load_dataset(name)
+        return datasets.load_dataset(name, streaming=streaming)
     except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
         raise _unfetched(name, "the Hugging Face Hub", error) from error
 
 
-def open_modelscope(name: str, split: str | None) -> tuple[str, Iterator[Row]]:
-    """`(name, rows)` of a data set on ModelScope."""
-    return _pick_split(f"modelscope:{name}", _load_modelscope(name), split)
+def open_modelscope(name: str, split: str | None, *, streaming: bool = False) -> tuple[str, Iterator[Row]]:
+    """`(name, rows)` of a data set on ModelScope; rows are `HubRows`."""
+    return _pick_split(f"modelscope:{name}", _load_modelscope(name, streaming=streaming), split)
 
 
 @lru_cache(maxsize=2)
-def _load_modelscope(name: str) -> Any:
+def _load_modelscope(name: str, *, streaming: bool) -> Any:
     """All splits, once per process."""
     try:
         import requests
@@ -81,7 +81,7 @@ def _load_modelscope(name: str) -> Any:
     except ImportError as error:
         raise _missing(f"modelscope:{name}", "modelscope", "modelscope", error) from error
     try:
-        return MsDataset.load(name)
+        return MsDataset.load(name, use_streaming=streaming)
     except (OSError, ValueError, RuntimeError, requests.RequestException) as error:
         raise _unfetched(f"modelscope:{name}", "ModelScope", error) from error
 
@@ -114,17 +114,59 @@ def _pick_split(name: str, found: Any, split: str | None) -> tuple[str, Iterator
         problem = Problem(name, f"found {what}", accepted, "name one by split=")
         raise TaskHeadsError(problem) if split is None or wanted else NoSuchSplit(problem)
     part = f"{name}[{wanted[0]}]"
-    return part, _hub_rows(part, splits[wanted[0]])
+    return part, HubRows(part, splits[wanted[0]])
+
+
+class HubRows(Iterator[Row]):
+    """The rows of one split, and the class names that its columns declare.
+
+    Args:
+        part: name of the split, for messages.
+        rows: a data set of `datasets` or `modelscope`, or plain rows.
+    """
+
+    def __init__(self, part: str, rows: Any) -> None:
+        self.class_names: dict[str, tuple[str, ...]] = _class_names(rows)
+        self._rows = _hub_rows(part, rows)
+
+    def __next__(self) -> Row:
+        return next(self._rows)
+
+
+def _class_names(rows: Any) -> dict[str, tuple[str, ...]]:
+    """Column -> names, for the columns of `ClassLabel`, and for lists of these."""
+    try:
+        import datasets
+    except ImportError:  # plain rows need no datasets, and declare nothing
+        return {}
+    if not isinstance(rows, datasets.Dataset | datasets.IterableDataset):
+        return {}
+    result = {}
+    for column, feature in (rows.features or {}).items():  # None where a stream does not say
+        inner = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
+        if isinstance(inner, datasets.ClassLabel) and inner.names:
+            result[column] = tuple(inner.names)
+    return result
 
 
 def _hub_rows(part: str, rows: Any) -> Iterator[Row]:
-    empty = True
-    for number, row in enumerate(rows, start=1):
-        empty = False
-        # Arrow fills columns that a row left out with nulls: absent, as in Parquet.
-        yield f"{part}:row {number}", {key: value for key, value in row.items() if value is not None}
-    if empty:
-        yield (
-            part,
-            FileProblem(part, "the split holds no rows", "accepted: at least one row", "name another split"),
+    from huggingface_hub.errors import HTTPError
+
+    number = 0
+    try:
+        for number, row in enumerate(rows, start=1):
+            # Arrow fills columns that a row left out with nulls: absent, as in Parquet.
+            yield f"{part}:row {number}", {key: value for key, value in row.items() if value is not None}
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a stream that breaks off; HTTP errors of all clients are OSErrors
+        reason = shorten(str(error).split("\n", 1)[0], 160)
+        found = f"broke off after row {number:,} ({type(error).__name__}: {reason})"
+        yield part, FileProblem(part, found, "accepted: a whole split", "run again, or download it first")
+        return
+    if not number:
+        problem = FileProblem(
+            part, "the split holds no rows", "accepted: at least one row", "name another split"
         )
+        yield part, problem

@@ -163,7 +163,7 @@ def _parse_yaml(path: str, text: str) -> Any:
             elif isinstance(event, yaml.AliasEvent):
                 found = f"the alias *{shorten(event.anchor)}"
             if found:
-                where = f"{path}:{event.start_mark.line + 1}"
+                where = f"{path}:{event.start_mark.line + 1}" if event.start_mark else path
                 break
     except yaml.MarkedYAMLError as error:
         where = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else where

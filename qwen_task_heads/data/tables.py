@@ -1,10 +1,12 @@
-"""One CSV, TSV or Parquet file -> rows.
+"""One CSV, TSV, Parquet or tab-separated class file -> rows.
 
 Design:
 - CSV and TSV are read strictly: a stray quote is refused where it stands, before it swallows the lines below.
   All values stay text (`TextRow`), because only the column knows whether `007` is a number.
 - Nulls of Parquet are absent values: a columnar file has no other way to leave a value out.
-- Memory: the whole file for CSV and TSV, a batch of rows for Parquet.
+- A class file (`train.txt`) has no header and no quotes: a text, a tab and its label in each line. Without a
+  tab, a line is a text without a label, as in a file for prediction.
+- Memory: the whole file for CSV and TSV, a batch of rows for Parquet, a line for class files.
 """
 
 from __future__ import annotations
@@ -119,6 +121,33 @@ def _table_row(where: str, header: list[str], fields: list[str]) -> TextRow | Pr
         remedy = "quote fields that hold the separator; a cut last line must be written again"
         return Problem(where, found, f"accepted: {len(header)}, as in the header", remedy)
     return TextRow((name, field) for name, field in zip(header, fields, strict=True) if name)
+
+
+def read_class_lines(path: str) -> Iterator[Row]:
+    """Rows of a file of `text<TAB>label` lines; blank lines are passed over."""
+    empty = True
+    with open(path, "rb") as stream:
+        for number, line in numbered_lines(stream):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            empty = False
+            if len(line) > MAX_LINE_BYTES:
+                yield where, line_too_long(where)
+                continue
+            try:
+                fields = line.decode("utf-8").rstrip("\r\n").split("\t")
+            except UnicodeDecodeError as error:
+                yield where, bad_byte(where, line[error.start], error.start + 1)
+                continue
+            if len(fields) > 2:
+                found, accepted = f"found {len(fields) - 1} tabs", "accepted: a text, a tab and its label"
+                yield where, Problem(where, found, accepted, "remove the tabs of the text, or write JSONL")
+                continue
+            yield where, TextRow(zip(("text", "label"), fields, strict=False))
+    if empty:
+        found = "the file holds no rows"
+        yield path, FileProblem(path, found, "accepted: at least one row", "check what wrote it")
 
 
 def read_parquet(path: str) -> Iterator[Row]:

@@ -15,8 +15,8 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.doctor import find_overlaps
 from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
-from qwen_task_heads.data.hub_sets import NoSuchSplit
-from qwen_task_heads.data.readers import PairData, read_pairs
+from qwen_task_heads.data.readers import read_pairs
+from qwen_task_heads.data.roles import read_roles
 from qwen_task_heads.data.splits import assign_groups, split_by_group
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
@@ -114,19 +114,12 @@ def read_title_sets(
     """
     if source == EMBEDDED:
         source = str(EMBEDDED_PAIRS)
-    wanted = {"train": source, "dev": dev, "test": test}
-    read: dict[str, PairData] = {}
-    problems: list[Problem] = []
-    for name, place in wanted.items():
-        if place is None and (Path(source).is_file() or ("train" not in read and not Path(source).is_dir())):
-            continue  # a file is one split, and an id that gave no train is not fetched again
-        try:
-            read[name] = _read_role(name, place, source=source, hub=hub, bad_rows=bad_rows)
-            wanted[name] = place or source
-        except NoSuchSplit as error:
-            problems += [] if place is None else error.problems
-        except TaskHeadsError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
+    read, places, problems = read_roles(
+        source,
+        dev=dev,
+        test=test,
+        read=lambda place, split: read_pairs(place, split=split, hub=hub, bad_rows=bad_rows),
+    )
     if problems:
         raise TaskHeadsError(problems)
     pairs, unmade = {}, []
@@ -139,13 +132,13 @@ def read_title_sets(
             unmade.append(f"{name}: {left} left out: equal click rates, --min_impressions or --max_p_value")
         if 2 * len(data.report.refusals) > data.report.rows_read:
             defects = f"{len(data.report.refusals):,} defects in {data.report.rows_read:,} rows"
-            problem = Problem(str(wanted[name]), defects, "at most half of the rows", "mend the file")
+            problem = Problem(places[name], defects, "at most half of the rows", "mend the file")
             raise TaskHeadsError([problem, *data.report.refusals])
     for name, found in pairs.items():
         if not found:
             raise TaskHeadsError(
                 Problem(
-                    str(wanted[name]),
+                    places[name],
                     "no pair is left",
                     "at least one",
                     "lower --min_impressions, or check the file",
@@ -154,7 +147,7 @@ def read_title_sets(
     lines = []
     for name, data in read.items():
         # The card shows these lines: a file's name, not the folders of somebody's machine.
-        place = str(wanted[name])
+        place = places[name]
         report = replace(data.report, source=Path(place).name if Path(place).exists() else place)
         lines += [f"{name}: {line}" for line in report.lines()]
     lines += unmade
@@ -189,16 +182,3 @@ def read_title_sets(
         lines=lines,
         dev_was_cut=dev_was_cut,
     )
-
-
-def _read_role(name: str, place: str | None, *, source: str, hub: str, bad_rows: str) -> PairData:
-    """Read the split of a role; of a folder or id named for it alone, else the one split there is."""
-    where = place or source
-    if Path(where).is_file():
-        return read_pairs(where, hub=hub, bad_rows=bad_rows)
-    try:
-        return read_pairs(where, split=name, hub=hub, bad_rows=bad_rows)
-    except NoSuchSplit:
-        if Path(where) == Path(source):  # train must not be read as dev
-            raise
-    return read_pairs(where, hub=hub, bad_rows=bad_rows)

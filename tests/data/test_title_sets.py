@@ -227,7 +227,7 @@ def hub(monkeypatch):
     stored: dict[str, dict[str, list[dict[str, object]]]] = {}
     asked: list[str] = []
 
-    def load(name):
+    def load(name, streaming=False):
         asked.append(name)
         if name not in stored:
             raise FileNotFoundError(f"no data set {name}")
