@@ -7,7 +7,7 @@ it. Metadata is written by huggingface_hub's own classes, so that the hub reads 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -52,32 +52,47 @@ def metadata(
     name: str,
     base: str | None,
     relation: str,
+    task: str,
+    tags: Sequence[str],
     dataset: str,
+    dataset_type: str,
     split: str,
-    accuracy: float,
+    figures: Sequence[tuple[str, str, float]],
     language: str | None = None,
 ) -> str:
-    """YAML front matter, without the dashes; names become one line, where YAML would fold them."""
+    """YAML front matter, without the dashes; names become one line, where YAML would fold them.
+
+    Args:
+        name: of the model.
+        base: repo id of the base, or None.
+        relation: `adapter` or `finetune`.
+        task: the hub's name of the pipeline, such as `text-classification`.
+        tags: beside `qwen-task-heads`.
+        dataset, dataset_type, split: what the figures were measured on.
+        figures: (type, name, value) of each.
+        language: code, where it is known.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     data = ModelCardData(
         model_name=" ".join(name.split()),
         library_name="transformers",
-        pipeline_tag="text-ranking",
+        pipeline_tag=task,
         language=language,
         base_model=base,
         base_model_relation=relation if base else None,
-        tags=["title-scorer", "reward-model", "qwen-task-heads"],
+        tags=[*tags, "qwen-task-heads"],
         eval_results=[
             EvalResult(
-                task_type="text-ranking",
-                dataset_type="pairs",
+                task_type=task,
+                dataset_type=dataset_type,
                 dataset_name=" ".join(dataset.split()),
                 dataset_split=split,
-                metric_type="accuracy",
-                metric_name="pair accuracy",
-                metric_value=round(accuracy, 4),
+                metric_type=kind,
+                metric_name=title,
+                metric_value=round(value, 4),
             )
+            for kind, title, value in figures
         ],
     )
     return data.to_yaml()

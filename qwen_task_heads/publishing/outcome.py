@@ -8,61 +8,53 @@ code that users will run, and not by the training loop.
 from __future__ import annotations
 
 import json
-import re
 import shlex
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from qwen_task_heads.backbones import EMBEDDED, locate
+from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.data.title_sets import TitleSets
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.data.title_sets import TitleSets, hash_pairs
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.cards import accuracy_rows, figure, metadata, plain, render
+from qwen_task_heads.publishing.endings import (
+    MODEL,
+    SMALL,
+    Account,
+    attempt,
+    base_of,
+    card_fields,
+    first_notes,
+    python_command,
+    trained_line,
+    write_json,
+    write_manifest,
+)
 from qwen_task_heads.publishing.export import save
-from qwen_task_heads.publishing.manifest import file_names, hash_code, hash_pairs, versions
 from qwen_task_heads.training.floors import TfidfBradleyTerry, longer_title
 from qwen_task_heads.training.metrics import mean_figure, pair_accuracy, ranking_metrics
 from qwen_task_heads.training.plots import gap_against_accuracy, training_curves
 
-T = TypeVar("T")
 ATTRIBUTION = (
     "Headlines and clicks of the embedded data are from the Upworthy Research Archive (Matias, Munger, "
     "Le Quere and Ebersole 2021, CC BY 4.0, https://doi.org/10.1038/s41597-021-00934-7)."
 )
-MODEL, LONGER, TFIDF = "this model", "the longer title wins", "TF-IDF Bradley-Terry"
+LONGER, TFIDF = "the longer title wins", "TF-IDF Bradley-Terry"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """What the end of a run needs to know of it.
+class Run(Account):
+    """What the end of a run needs to know of it; the rest as in `Account`.
 
     Args:
         sets: what was trained and measured on.
-        settings: what was trained, name to value.
-        log_history: of the trainer.
-        seconds: training time.
-        seed: of the run.
-        backbone: as the user named it.
-        resumed: `seconds` is the part after a checkpoint only.
-        picked: the checkpoint was picked by its figures on dev; else it is the last one.
-        warning: what the run found wrong with its data, or None.
     """
 
     sets: TitleSets
-    settings: Mapping[str, Any]
-    log_history: Sequence[Mapping[str, Any]]
-    seconds: float
-    seed: int
-    backbone: str
-    resumed: bool = False
-    picked: bool = True
-    warning: str | None = None
 
 
 def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -> dict[str, Any]:
@@ -75,18 +67,11 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
             `README.md` and two plots.
         run: the account of the run.
     """
-    from peft import PeftModel
 
     folder = save(model.eval(), tokenizer=tokenizer, folder=folder)
     scorer = Scorer(model, tokenizer=tokenizer)
-    # A model is saved by now: what cannot be computed or drawn is said, and loses nothing.
-    notes = [run.warning] if run.warning else []
-    if isinstance(model, PeftModel) and Path(locate(run.backbone)).is_dir():
-        notes.append(
-            "this adapter needs its base, a folder of this machine: to hand it on, merge it "
-            "(qwen_task_heads.merge) and save the full model"
-        )
-    tfidf = _try(lambda: TfidfBradleyTerry().fit(run.sets.train), "no TF-IDF floor", notes)
+    notes = first_notes(model, run)
+    tfidf = attempt(lambda: TfidfBradleyTerry().fit(run.sets.train), "no TF-IDF floor", notes)
     named = {"dev": run.sets.dev, "test": run.sets.test}
     metrics: dict[str, Any] = {
         "seed": run.seed,
@@ -105,41 +90,23 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     gaps = np.subtract(*scores[reported])
     credit = 0.5 + 0.5 * np.sign(gaps)
     plots = {
-        "Score gap against accuracy": _try(
+        "Score gap against accuracy": attempt(
             lambda: gap_against_accuracy(gaps, credit, bins), "no plot", notes
         ),
-        "Training": _try(lambda: training_curves(run.log_history, curves, floors=floors), "no plot", notes),
+        "Training": attempt(
+            lambda: training_curves(run.log_history, curves, floors=floors), "no plot", notes
+        ),
     }
     metrics["notes"] = notes
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     _write_predictions(folder / "predictions.jsonl", named[reported], *scores[reported])
     card = _card(model, folder, metrics, reported, run, plots={k: p.name for k, p in plots.items() if p})
     (folder / "README.md").write_text(card, encoding="utf-8")
-    _write_json(
-        folder / "manifest.json",
-        {
-            "versions": versions(),
-            "seed": run.seed,
-            "settings": dict(run.settings),
-            "data": {
-                name: {"pairs": len(p), "sha256": hash_pairs(p)}
-                for name, p in {"train": run.sets.train, **named}.items()
-            },
-            "code": hash_code(),
-            "files": file_names(folder),
-        },
-    )
+    sets = {"train": run.sets.train, **named}
+    data = {name: {"pairs": len(pairs), "sha256": hash_pairs(pairs)} for name, pairs in sets.items()}
+    write_manifest(folder, run, data=data)
     _say(metrics, reported, folder, run)
     return metrics
-
-
-def _try(make: Callable[[], T], what: str, notes: list[str]) -> T | None:
-    """Compute something the run can do without; note the reason where it cannot be."""
-    try:
-        return make()
-    except TaskHeadsError as error:
-        notes.append(f"{what}: {error}")
-        return None
 
 
 def _score(scorer: Scorer, pairs: Sequence[PairExample]) -> tuple[np.ndarray, np.ndarray]:
@@ -168,10 +135,6 @@ def _measure(
     return figures
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _write_predictions(
     path: Path, pairs: Sequence[PairExample], chosen: np.ndarray, rejected: np.ndarray
 ) -> None:
@@ -190,11 +153,6 @@ def _write_predictions(
 def _card(
     model: Any, folder: Path, metrics: dict[str, Any], reported: str, run: Run, *, plots: dict[str, str]
 ) -> str:
-    from peft import PeftModel
-
-    adapter = isinstance(model, PeftModel)
-    embedded = run.backbone == EMBEDDED
-    base = Path(run.backbone).name if Path(locate(run.backbone)).is_dir() else run.backbone
     ours = metrics[reported][MODEL]
     accuracies = {name: entry["pair_accuracy"] for name, entry in metrics[reported].items()}
     bias = ours["length_spearman"]["value"]
@@ -202,50 +160,28 @@ def _card(
         "title_scorer",
         metadata=metadata(
             name=folder.name,
-            base=None if Path(locate(run.backbone)).is_dir() else run.backbone,
-            relation="adapter" if adapter else "finetune",
+            **base_of(model, run),
+            task="text-ranking",
+            tags=["title-scorer", "reward-model"],
             dataset=str(run.settings.get("dataset_name", "pairs")),
+            dataset_type="pairs",
             split=reported,
-            accuracy=ours["pair_accuracy"]["value"],
+            figures=[("accuracy", "pair accuracy", ours["pair_accuracy"]["value"])],
             language="en" if run.settings.get("dataset_name") == EMBEDDED else None,
         ).strip(),
-        title=plain(folder.name),
-        kind="An adapter with its head" if adapter else "A full model",
-        base="the small backbone embedded in the package" if embedded else f"`{base}`",
-        revision=model.config.backbone_revision,
-        versions=versions(),
-        reported_on=_reported_on(reported, run),
+        **card_fields(model, folder, run, reported=reported),
         table=accuracy_rows(accuracies),
         figures={
             plain(name): figure(entry["value"]) for name, entry in ours.items() if name != "pair_accuracy"
         },
-        repo="path/to/" + re.sub(r"[^\w./-]", "-", folder.name),
-        adapter=adapter,
         data_lines=[plain(line) for line in [*run.sets.lines, *metrics["notes"]]],
         plots=plots,
         attribution=ATTRIBUTION if EMBEDDED in (run.settings.get("dataset_name"), run.backbone) else "",
-        picked=run.picked,
         provenance=f"{len(run.sets.train):,} pairs trained on; hashes of all sets are in `manifest.json`.",
-        settings={plain(name): plain(value) for name, value in run.settings.items()},
         dev_was_cut=run.sets.dev_was_cut,
         length_bias=f"Spearman correlation of score gap and length gap on these pairs: {figure(bias)}; "
         "near 0 means no taste for length.",
-        embedded=embedded,
     )
-
-
-def _reported_on(reported: str, run: Run) -> str:
-    if reported == "test":
-        return "On the test set, which played no part in training or choosing:"
-    if run.picked:
-        return "On the dev set, on which the checkpoint was also chosen: expect a little less on new data."
-    return "On the dev set, which chose nothing: these are the last weights of the run."
-
-
-def _python() -> str:
-    """This interpreter as a user would type it here: `.venv/bin/python`, or just `python`."""
-    here = Path(sys.executable)
-    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else "python"
 
 
 def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None:
@@ -257,12 +193,9 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
     words = ["Budget passes", "What the new budget means for your rent"]
     if any(pair.prompt for pair in run.sets.train):  # without its prompt a title gets another score
         words += ["--prompt", "Parliament has passed the budget."]
-    small = "The embedded backbone shows the workflow, not what a pretrained Qwen can do."
     lines = [
         "",
-        f"Trained a title scorer on {len(run.sets.train):,} pairs in {run.seconds:.0f} s"
-        + (" since the checkpoint it resumed from" if run.resumed else "")
-        + f" (seed {run.seed}).",
+        trained_line(f"a title scorer on {len(run.sets.train):,} pairs", run),
         f"Pair accuracy on {reported}: {ours['n']} pairs of {ours['n_groups']} groups, 95% interval over them"
         + (" (the checkpoint was chosen on the same pairs)" if reported == "dev" and run.picked else ""),
         "",
@@ -270,12 +203,12 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
         "",
         f"The best floor is {best_floor['name']!r} ({best_floor['value']}); this model is "
         + ("above it." if ours["value"] > best_floor["value"] else "not above it."),
-        *([small] if run.backbone == EMBEDDED else []),
+        *([SMALL] if run.backbone == EMBEDDED else []),
         "",
         *(f"note: {note}" for note in metrics["notes"]),
         f"Everything is in {folder}: {files}.",
         "Next, score titles of your own:",
-        "  " + shlex.join([_python(), "-m", "qwen_task_heads", str(folder), *words]),
+        "  " + shlex.join([python_command(), "-m", "qwen_task_heads", str(folder), *words]),
         "or open it without this package:",
         f'  AutoModelForSequenceClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)',
     ]  # fmt: skip

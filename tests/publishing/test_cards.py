@@ -64,12 +64,24 @@ FIELDS = {
 ENTRY = {"value": 0.61234, "low": 0.55, "high": None, "n": 1841, "n_groups": 220}
 
 
+def front_matter(*, name: str = "a", base: str | None = None, dataset: str = "d") -> str:
+    return metadata(
+        name=name,
+        base=base,
+        relation="adapter",
+        task="text-ranking",
+        tags=["title-scorer"],
+        dataset=dataset,
+        dataset_type="pairs",
+        split="test",
+        figures=[("accuracy", "pair accuracy", 0.61234)],
+    )
+
+
 def card(text: str) -> str:
     return render(
         "title_scorer",
-        metadata=metadata(
-            name=text, base=None, relation="finetune", dataset=text, split="test", accuracy=0.61234
-        ).strip(),
+        metadata=front_matter(name=text, dataset=text).strip(),
         title=plain(text),
         base=plain(text),
         table=accuracy_rows({"this model": ENTRY}),
@@ -131,12 +143,7 @@ def test_a_missing_field_is_an_error():
 
 
 def test_the_base_stands_in_the_metadata_of_a_hub_model():
-    front = yaml.safe_load(
-        metadata(
-            name="a", base="Qwen/Qwen2.5-7B", relation="adapter", dataset="d", split="test", accuracy=0.5
-        )
-    )
+    front = yaml.safe_load(front_matter(base="Qwen/Qwen2.5-7B"))
     assert front["base_model"] == "Qwen/Qwen2.5-7B"
     assert front["base_model_relation"] == "adapter"
-    local = metadata(name="a", base=None, relation="adapter", dataset="d", split="test", accuracy=0.5)
-    assert "base_model" not in local
+    assert "base_model" not in front_matter()
