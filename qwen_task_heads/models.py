@@ -217,6 +217,7 @@ def adapter_config(
     dora: bool = False,
     rslora: bool = False,
     head_only: bool = False,
+    embeddings: bool = False,
     modules_to_save: Sequence[str] | None = None,
     task_type: str = "SEQ_CLS",
 ) -> Any:
@@ -232,6 +233,7 @@ def adapter_config(
         dora: weight-decomposed updates (DoRA, https://arxiv.org/abs/2402.09353).
         rslora: rank-stabilised scale (https://arxiv.org/abs/2312.03732).
         head_only: adapt no layer; only the head is trained and saved.
+        embeddings: adapt the token embeddings too. Two thin matrices are saved, not the embeddings.
         modules_to_save: fully trained modules; None for the head alone.
         task_type: PEFT's task; anything but `SEQ_CLS` leaves the head out.
 
@@ -285,6 +287,8 @@ def adapter_config(
             raise _problem(
                 "--lora_target_modules", repr(unknown), ", ".join(linear), "name modules the backbone has"
             )
+    if embeddings:
+        chosen = _with_embeddings(model, [] if chosen == NO_TARGETS else chosen)
     return LoraConfig(
         task_type=task_type,
         r=r,
@@ -295,6 +299,19 @@ def adapter_config(
         use_rslora=rslora,
         modules_to_save=saved,
     )
+
+
+def _with_embeddings(model: TaskHeadModel, chosen: list[str] | str) -> list[str]:
+    """Add the token embeddings to the targets of an adapter.
+
+    By their path: PEFT knows `embed_tokens` as a name whose whole matrix it then saves.
+    """
+    embedding = model.get_input_embeddings()
+    path = next(name for name, module in model.named_modules() if module is embedding)
+    if isinstance(chosen, str):  # PEFT expands all-linear only where it stands alone
+        linear = [name for name, module in model.model.named_modules() if isinstance(module, torch.nn.Linear)]
+        chosen = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    return [*chosen, path]
 
 
 def _take_up(

@@ -184,7 +184,7 @@ class StrictLoading(PreTrainedModel):
 
     def make_probe(self) -> dict[str, Any]:
         """Token ids (4 rows of 12, spread over the vocabulary) and their logits, for `config.json`."""
-        vocabulary = self.get_input_embeddings().num_embeddings
+        vocabulary = embedding_rows(self)
         steps = torch.arange(1, PROBE_ROWS * PROBE_LENGTH + 1) * 7919  # a prime: rows share no prefix
         input_ids = (steps % vocabulary).view(PROBE_ROWS, PROBE_LENGTH)
         logits = self._probe_logits(input_ids)
@@ -236,6 +236,12 @@ class StrictLoading(PreTrainedModel):
         logits = self(input_ids=input_ids.to(self.device), use_cache=False).logits.float().cpu()
         self.train(training)
         return logits
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """How many ids a model has an embedding for, also below an adapter on the embeddings."""
+    modules = model.get_input_embeddings().modules()
+    return next(module for module in modules if isinstance(module, torch.nn.Embedding)).num_embeddings
 
 
 def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, bool, bool]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from qwen_task_heads import hubcode
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.hubcode.loading_task_heads import WEIGHTS
+from qwen_task_heads.hubcode.loading_task_heads import WEIGHTS, embedding_rows
 
 ADAPTER = ("adapter_config.json",)
 CODE = sorted(Path(hubcode.__file__).parent.glob("*_task_heads.py"))
@@ -66,7 +66,7 @@ def save(model: Any, *, tokenizer: Any, folder: str | Path, repo_id: str | None 
 def _check(inner: Any, *, tokenizer: Any, folder: Path, other: tuple[str, ...]) -> None:
     """Refuse what would be saved and could not be opened, before anything is written."""
     problems = []
-    rows = inner.get_input_embeddings().num_embeddings
+    rows = embedding_rows(inner)
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         problems.append(
