@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
 from qwen_task_heads.backbones import EMBEDDED, backbone_of, locate
+from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import (
     PooledClassifierConfig,
@@ -130,6 +131,22 @@ def load(
     return TASKS[config.model_type].from_pretrained(
         repo, config=config, revision=revision or "main", dtype=dtype, **kwargs
     )
+
+
+def saved_task(path: str, *, revision: str | None = None) -> dict[str, Any]:
+    """Labels and problem type of a classifier of this library, as arguments of `read_text_sets`.
+
+    Training that goes on from a saved model keeps its label map. Empty for a plain backbone.
+
+    Example:
+        >>> from qwen_task_heads.models import saved_task
+        >>> saved_task("embedded")
+        {}
+    """
+    config = _base_config(locate(path), revision=revision)
+    if config.model_type != PooledClassifierConfig.model_type:
+        return {}
+    return {"labels": LabelMap.of_config(config), "problem_type": config.problem_type}
 
 
 def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> Any:

@@ -76,7 +76,7 @@ class ClassifierArguments(HeadArguments):
     max_seq_length: int | None = field(
         default=None,
         metadata={
-            "help": f"Longest text with its template, or longest window, in tokens; {MAX_SEQ_LENGTH} on a plain "
+            "help": f"Longest text or window with its template, in tokens; {MAX_SEQ_LENGTH} on a plain "
             "backbone if None."
         },
     )
