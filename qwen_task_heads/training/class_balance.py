@@ -131,7 +131,7 @@ def read_weights(
         return ones, problems
     weights = torch.tensor(numbers)
     # pos_weight stays as given: it weighs two ends of one label, not rows against each other
-    if flag == "--class_weights" and class_counts is not None and sum(class_counts):
+    if flag == "--class_weights" and class_counts is not None and any(class_counts):
         counts = torch.tensor(class_counts, dtype=torch.float32)
         weights = weights * (counts.sum() / (counts * weights).sum())
     return weights, []

@@ -1,0 +1,277 @@
+"""`ClassifierTrainer`: transformers' Trainer with the losses of this project, exact sums and named failures.
+
+What differs from its parent:
+
+- The loss is any of `TEXT_LOSSES`, computed from the logits: per row, in fp32, weighted.
+- An update is the mean over all of its rows, on all processes and in all accumulated batches. The parent
+  takes the mean of the batches' means, in which a short last batch counts as much as a full one.
+- `eval_loss` is the mean over rows, each counted once; the parent's depends on the batch size.
+- A loss that is not finite stops the run and names the rows; labels that torch would leave out are refused.
+- `peft_config`, as trl's trainers have it; no stock card.
+
+Dropout is as the model's and the adapter's configs say. trl's RewardTrainer switches it off; Qwen has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import Trainer, set_seed
+
+from qwen_task_heads.batching.collators import TextCollator
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
+from qwen_task_heads.training.class_balance import count_labels
+from qwen_task_heads.training.classification_losses import TEXT_LOSSES, TextLoss, resolve_text_loss
+from qwen_task_heads.training.losses import reduce
+
+COLUMNS = ["row", "input_ids", "attention_mask", "labels", "soft", "weight"]
+
+
+class ClassifierTrainer(Trainer):
+    """Train a `PooledClassifier`.
+
+    Args:
+        model: a `PooledClassifier`, or a `PeftModel` around one.
+        loss: name out of `TEXT_LOSSES`; None for that of the problem type.
+        loss_options: `class_weights`, `label_smoothing`, `focal_gamma`, `pos_weight`,
+            `logit_adjustment_tau`, as `resolve_text_loss` takes them. `args.label_smoothing_factor` is used
+            where no `label_smoothing` is given.
+        class_counts: training rows with each label; counted in `train_dataset` when None.
+        problem_type: must be that of the model's config, and may be left out.
+        peft_config: an adapter to put on the model, from `models.adapter_config`.
+        train_sources: where each row of the training set was read, by its `row`.
+        eval_sources: the same of the dev set.
+        **kwargs: as in `transformers.Trainer`; data sets come from `batching.collators.text_dataset`.
+
+    Attributes:
+        loss: the `TextLoss`; its `lines` belong into the run's report.
+
+    Raises:
+        TaskHeadsError: an unknown loss, options that do not fit, labels out of range, soft labels that the
+            loss would leave out, or numbers that are not finite.
+
+    Example:
+        trainer = ClassifierTrainer(model=model, args=args, train_dataset=train, eval_dataset=dev,
+                                    processing_class=tokenizer, loss_options={"class_weights": "balanced"})
+    """
+
+    # What `compute_loss` returns is to be divided by the number of accumulated batches.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        args: Any,
+        loss: str | None = None,
+        loss_options: Mapping[str, Any] | None = None,
+        class_counts: Sequence[int] | None = None,
+        problem_type: str | None = None,
+        peft_config: Any = None,
+        train_sources: Sequence[str] = (),
+        eval_sources: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        config = model.config
+        # None is what transformers' own classifiers start with, and they take it for this.
+        self.problem_type = config.problem_type or problem_type or "single_label_classification"
+        if problem_type not in (None, self.problem_type):
+            found = f"found {problem_type!r}, and a model for {self.problem_type!r}"
+            raise TaskHeadsError(
+                Problem("problem_type", found, "accepted: that of the model", "build the model with it")
+            )
+        self.sources = {"train": train_sources, "eval": eval_sources}
+        sets = {"train": kwargs.get("train_dataset"), "eval": kwargs.get("eval_dataset")}
+        counts = self._check_labels(sets, num_labels=config.num_labels)
+        options = dict(loss_options or {})
+        if args.label_smoothing_factor:
+            options.setdefault("label_smoothing", args.label_smoothing_factor)
+        self.loss: TextLoss = resolve_text_loss(
+            loss,
+            problem_type=self.problem_type,
+            num_labels=config.num_labels,
+            options=options,
+            class_counts=counts if class_counts is None else class_counts,
+            rows=None if counts is None else len(sets["train"]),  # type: ignore[arg-type]
+            labels=[config.id2label[index] for index in range(config.num_labels)],
+        )
+        self._check_soft(sets)
+        self.guard = NonFiniteGuard()
+        self._split = "eval"  # the metric prefix of the evaluation under way
+        self._losses: list[torch.Tensor] = []  # its losses per row, gathered
+        self._is_left_unwrapped = False
+        if peft_config is not None:
+            model = put_adapter(model, peft_config, args=args)
+        kwargs.setdefault(
+            "data_collator", TextCollator(kwargs["processing_class"].pad_token_id, self.problem_type)
+        )
+        # The parent's smoother would never be called, and its constructor warns that there will be none.
+        smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
+        super().__init__(model, args, **kwargs)
+        args.label_smoothing_factor = smoothing
+        self.label_names = ["labels"]
+        self.add_callback(self.guard)
+
+    def _check_labels(self, sets: Mapping[str, Any], *, num_labels: int) -> list[int] | None:
+        """Counts of the labels of the training set; None for a stream, which nobody has seen yet."""
+        from datasets import Dataset
+
+        counts = None
+        for name, table in _tables(sets):
+            if isinstance(table, Dataset) and "labels" in table.column_names:
+                found = count_labels(
+                    list(table["labels"]),
+                    problem_type=self.problem_type,
+                    num_labels=num_labels,
+                    sources=self.sources[name],
+                )
+                counts = found if name == "train" else counts
+        return counts
+
+    def _check_soft(self, sets: Mapping[str, Any]) -> None:
+        """Refuse soft labels that the loss would leave out: another loss than the user thinks."""
+        for name, table in _tables(sets):
+            if "soft" in (table.column_names or ()) and "soft" not in self.loss.form.uses:
+                takes = [key for key, form in TEXT_LOSSES[self.problem_type].items() if form.uses]
+                found = f"found {self.loss.name!r}, and soft labels in the {name} set"
+                accepted = f"accepted with soft labels: {', '.join(takes) or 'no loss of this problem type'}"
+                remedy = "choose one of these, or drop the soft labels"
+                raise TaskHeadsError(Problem("--loss", found, accepted, remedy))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = COLUMNS
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing: the stock card names no base and no figures; the run's end writes ours."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as the parent does.
+
+        Raises:
+            TaskHeadsError: on several processes, after an evaluation: the parent has then noted the bare
+                model as prepared, and every process would train its own, without a word.
+        """
+        if self._is_left_unwrapped:
+            found = f"found an evaluation before it, on {self.args.world_size} processes"
+            remedy = "use --eval_on_start true, or a new trainer"
+            raise TaskHeadsError(Problem("train", found, "accepted: training first", remedy))
+        return super().train(*args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Give the batches of one update, and how many rows they have on all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows = torch.tensor(sum(len(batch["input_ids"]) for batch in batches), device=device)
+        return batches, self.accelerator.reduce(rows, reduction="sum")
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Loss of a batch from `TextCollator`.
+
+        Args:
+            model: as wrapped for training.
+            inputs: `input_ids` and `attention_mask` (B, T), `labels`, and perhaps `row`, `soft`, `weight`.
+            return_outputs: give the model's outputs too.
+            num_items_in_batch: rows of the whole update. With it, the losses of all its batches add up, after
+                the parent has divided them, to the mean over these rows; None gives the mean of the batch.
+        """
+        inputs = dict(inputs)
+        rows = inputs.pop("row", torch.arange(0))
+        labels, weight = inputs.pop("labels"), inputs.pop("weight", None)
+        columns = {name: inputs.pop(name) for name in self.loss.form.uses if name in inputs}
+        outputs = model(**inputs, use_cache=False)
+        losses = self.loss(outputs.logits, labels, **columns)
+        if weight is not None:
+            losses = losses * weight  # before the check, which then finds a bad weight's row too
+        named = self.sources.get("train" if self.model.training else self._split, ())
+        self.guard.check_finite(
+            losses, scores=outputs.logits, sources=name_sources(rows, named), step=self.state.global_step + 1
+        )
+        if not self.model.training:
+            # Without the rows that fill the last batch of all processes.
+            self._losses.append(self.accelerator.gather_for_metrics(losses.detach()))
+        if self.model.training and num_items_in_batch is not None:
+            # Processes average their gradients, and the parent divides by the number of batches.
+            batches = self.accelerator.num_processes * self.current_gradient_accumulation_steps
+            loss = losses.sum() * batches / num_items_in_batch
+        else:
+            loss = reduce(losses)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the parent; rows without labels go to the model without their number."""
+        if "labels" not in inputs:
+            inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As the parent, with a loss that is the mean over all rows, each counted once."""
+        self._split, self._losses = metric_key_prefix, []
+        if self.args.world_size > 1 and self.model_wrapped is self.model:
+            self._is_left_unwrapped = not self.is_in_train
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        if self._losses:
+            output.metrics[f"{metric_key_prefix}_loss"] = torch.cat(self._losses).double().mean().item()
+        return output
+
+
+def put_adapter(model: Any, peft_config: Any, *, args: Any) -> Any:
+    """Put an adapter on a model, set up for training as trl's trainers do it.
+
+    The base, quantised or not, is frozen; LoRA matrices are fp32, PEFT's default, beside a base of any dtype.
+
+    Args:
+        model: a `PooledClassifier`, perhaps loaded with a `quantization_config`.
+        peft_config: from `models.adapter_config`.
+        args: the `TrainingArguments`; with ZeRO-3 and checkpointing, `use_reentrant` is set in them.
+
+    Returns:
+        The `PeftModel`.
+
+    Raises:
+        TaskHeadsError: the model has an adapter already.
+
+    Source: trl 1.16, `RewardTrainer.__init__`.
+    """
+    from peft import PeftModel, get_peft_model
+
+    if isinstance(model, PeftModel):
+        found = "found a model that has an adapter, and peft_config"
+        remedy = "drop one, or merge the first adapter with models.merge"
+        raise TaskHeadsError(Problem("peft_config", found, "accepted: one adapter", remedy))
+    set_seed(args.seed)  # LoRA's first matrix is drawn, whatever was drawn before it
+    plugin = args.deepspeed_plugin
+    sharded = plugin is not None and plugin.zero_stage == 3
+    # ZeRO-3 gathers parameters into one buffer of one dtype (trl issue 6089), and needs reentrant
+    # checkpointing with PEFT (trl issue 2514).
+    adapted = get_peft_model(model, peft_config, autocast_adapter_dtype=not sharded)
+    if args.gradient_checkpointing:
+        if sharded:
+            for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):  # old, new
+                if name in vars(args):
+                    setattr(args, name, {**(vars(args)[name] or {}), "use_reentrant": True})
+        # Frozen embeddings give no gradient, and reentrant checkpointing would cut the adapters off.
+        adapted.enable_input_require_grads()
+    return adapted
+
+
+def _tables(sets: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The data sets that are there; the dev set may be several."""
+    for name, dataset in sets.items():
+        for table in dataset.values() if isinstance(dataset, dict) else [dataset]:
+            if table is not None:
+                yield name, table
