@@ -147,6 +147,7 @@ class HeadModelConfig(ModelConfig):
     lora_task_type: str = field(
         default="SEQ_CLS", metadata={"help": "SEQ_CLS; anything else would lose the head."}
     )
+    lora_embeddings: bool = field(default=False, metadata={"help": "LoRA on the token embeddings too."})
 
     def load_options(self) -> dict[str, Any]:
         """Arguments of `build` that concern the backbone's weights."""
@@ -169,6 +170,7 @@ class HeadModelConfig(ModelConfig):
             "rslora": self.use_rslora,
             "modules_to_save": self.lora_modules_to_save,
             "task_type": self.lora_task_type,
+            "embeddings": self.lora_embeddings,
         }
 
 
@@ -275,7 +277,7 @@ def _contradictions(task: HeadArguments, training: Any, model: HeadModelConfig) 
     if task.freeze_backbone and model.use_peft:
         found = "found it beside --use_peft, which trains the backbone"
         problems.append(Problem("--freeze_backbone", found, "accepted: one of the two", "drop one"))
-    for name in ("use_dora", "use_rslora", "load_in_4bit", "load_in_8bit"):
+    for name in ("use_dora", "use_rslora", "lora_embeddings", "load_in_4bit", "load_in_8bit"):
         if model.__dict__[name] and not model.use_peft:
             found = "found it without --use_peft: the whole model would be trained"
             problems.append(Problem(f"--{name}", found, "accepted: both", "add --use_peft"))
