@@ -1,0 +1,186 @@
+"""The card of a classifier: figures beside floors, every label with its own, what was cut, what it is not.
+
+Numbers come from `metrics.json`'s dictionary and from nowhere else; free text passes through `plain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen_task_heads.publishing.cards import figure, metadata, plain, render
+from qwen_task_heads.publishing.endings import MODEL, base_of, card_fields
+from qwen_task_heads.training.classification_metrics import MULTI, ORDINAL, REGRESSION, SINGLE
+
+if TYPE_CHECKING:
+    from qwen_task_heads.publishing.text_outcome import TextRun
+
+HEADLINES: dict[str, tuple[str, ...]] = {
+    SINGLE: ("accuracy", "macro_f1", "weighted_f1"),
+    MULTI: ("micro_f1", "macro_f1", "map", "subset_accuracy"),
+    REGRESSION: ("spearman", "pearson", "mse", "mae"),
+    ORDINAL: ("quadratic_kappa", "mae", "accuracy", "macro_f1"),
+}
+# As the hub names them: type of the metric, and our figure
+HUB_METRICS: dict[str, tuple[tuple[str, str], ...]] = {
+    SINGLE: (("accuracy", "accuracy"), ("f1", "macro_f1")),
+    MULTI: (("f1", "micro_f1"), ("f1", "macro_f1")),
+    REGRESSION: (("spearmanr", "spearman"), ("pearsonr", "pearson"), ("mse", "mse")),
+    ORDINAL: (("accuracy", "accuracy"), ("mae", "mae"), ("quadratic_kappa", "quadratic_kappa")),
+}
+SPELLED = {"f1": "F1", "map": "mAP", "mse": "MSE", "mae": "MAE", "r2": "R²", "ece": "ECE"}
+SAME_AS_ACCURACY = ("micro_precision", "micro_recall", "micro_f1")  # where every text has one label
+MAX_CLASSES = 200  # labels listed on a card
+FEW_ROWS = 20  # of a label, below which its own figures say little
+
+
+def figure_name(name: str) -> str:
+    """A figure as people write it: `macro_f1` is "macro F1".
+
+    Example:
+        >>> from qwen_task_heads.publishing.text_card import figure_name
+        >>> figure_name("macro_f1"), figure_name("map")
+        ('macro F1', 'mAP')
+    """
+    return " ".join(SPELLED.get(word, word) for word in name.split("_"))
+
+
+def figure_rows(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
+    """Table of figures: a head, then a row per figure with one cell per scorer.
+
+    Args:
+        found: scorer to its figures, from `metrics.json`.
+        names: figures to show; where a scorer has none there is a dash.
+    """
+    rows = [["", *found]]
+    rows += [[figure_name(name), *(_cell(figures.get(name)) for figures in found.values())] for name in names]
+    return rows
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "–"
+    between = "" if entry["low"] is None else f" ({figure(entry['low'])} to {figure(entry['high'])})"
+    return figure(entry["value"]) + between
+
+
+def text_card(
+    model: Any, folder: Path, metrics: dict[str, Any], reported: str, run: TextRun, *, plots: dict[str, str]
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        model: the trained model, for its config and kind.
+        folder: named as the model will be.
+        metrics: the content of `metrics.json`.
+        reported: the split that the figures on the card are from.
+        run: the account of the run.
+        plots: title to file name.
+    """
+    kind, ours = run.sets.problem_type, metrics[reported][MODEL]
+    left_out = {"per_class", *HEADLINES[kind], *(SAME_AS_ACCURACY if "accuracy" in ours else ())}
+    order = [*HEADLINES[kind], *(name for name in ours if name not in left_out)]
+    table = figure_rows(metrics[reported], order)
+    table[0] = ["figure", *(plain(name) for name in table[0][1:])]
+    main = ours[order[0]]
+    pairs = any(example.text_b for example in run.sets.train)
+    groups = f" of {main['n_groups']:,} groups" if main["n_groups"] != main["n"] else ""
+    classes = [] if kind == REGRESSION else _classes(run, ours["per_class"])
+    given = [
+        (hub, figure_name(name), ours[name]["value"])
+        for hub, name in HUB_METRICS[kind]
+        if ours[name]["value"] is not None
+    ]
+    return render(
+        "text_classifier",
+        metadata=metadata(
+            name=folder.name,
+            **base_of(model, run),
+            task="text-classification",
+            tags=[kind.replace("_", "-")],
+            dataset=str(run.settings.get("dataset_name", "texts")),
+            dataset_type="texts",
+            split=reported,
+            figures=given,
+        ).strip(),
+        **card_fields(model, folder, run, reported=reported),
+        what=_what(kind, len(run.sets.labels), pairs=pairs),
+        table=table,
+        rows_line=f"{main['n']:,} rows{groups}.",
+        classes=classes[:MAX_CLASSES],
+        described=any(run.sets.labels.descriptions),
+        hidden=max(0, len(classes) - MAX_CLASSES),
+        plots=plots,
+        pipeline_input='{"text": "One text", "text_pair": "another"}' if pairs else '["A text"]',
+        scorer_input='["One text"], text_pairs=["another"]' if pairs else '["A text"]',
+        lengths=_lengths(model.config, run),
+        data_lines=[plain(line) for line in [*run.sets.lines, *metrics["notes"]]],
+        provenance=f"{len(run.sets.train):,} rows trained on; hashes of all sets are in `manifest.json`.",
+        attribution="",
+        dev_was_cut=run.sets.dev_was_cut,
+        limits=_limits(kind, ours),
+    )
+
+
+def _what(kind: str, count: int, *, pairs: bool) -> str:
+    it = "pair of texts" if pairs else "text"
+    return {
+        SINGLE: f"A text classifier: it gives every {it} one of {count:,} labels, with probabilities.",
+        MULTI: f"A multi-label classifier: it gives every {it} any number of {count:,} labels.",
+        REGRESSION: f"A regression model: it gives every {it} "
+        + ("a number." if count == 1 else f"{count:,} numbers."),
+        ORDINAL: f"An ordinal model: it gives every {it} one of {count:,} labels that stand in an order.",
+    }[kind]
+
+
+def _classes(run: TextRun, per_class: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    described = run.sets.labels.descriptions or [""] * len(per_class)
+    return [
+        {
+            "id": str(place),
+            "label": plain(row["label"]),
+            "description": plain(told) or "–",
+            **{name: figure(row[name]) for name in ("precision", "recall", "f1")},
+            "support": f"{row['support']:,}",
+        }
+        for place, (row, told) in enumerate(zip(per_class, described, strict=True))
+    ]
+
+
+def _lengths(config: Any, run: TextRun) -> str:
+    """What happens to long texts, in training and at every prediction, and to how many it did."""
+    limit, policy = config.max_seq_length, config.truncation
+    if limit is None:
+        return "Nothing is cut."
+    rules = {
+        "head": "longer ones keep their beginning",
+        "tail": "longer ones keep their end",
+        "head_tail": "longer ones keep half of that from either end",
+        "windows": f"longer ones are read in windows that share {config.window_overlap} tokens, and the "
+        f"{config.window_aggregation} of the windows' logits is the answer",
+    }
+    told = f"Texts have up to {limit:,} tokens, template included; {rules[policy]}, here as in training."
+    return f"{told} {plain(run.cut)}".strip()
+
+
+def _limits(kind: str, ours: Mapping[str, Any]) -> list[str]:
+    """What the figures do not promise."""
+    limits = [
+        "It has learned how this data was labelled, and nothing about truth or harm; texts of another kind, "
+        "time or language are not covered by the figures above."
+    ]
+    if kind == REGRESSION:
+        return [*limits, "Values outside the range of the training data are extrapolated."]
+    if kind != MULTI:
+        limits.append("Every text gets one of the labels, also one that fits none: use `abstain`.")
+        limits.append(
+            f"Its probabilities are off by {figure(ours['ece']['value'])} on average (ECE, 15 bins)."
+        )
+    few = sum(0 < row["support"] < FEW_ROWS for row in ours["per_class"])
+    none = sum(row["support"] == 0 for row in ours["per_class"])
+    if few:
+        limits.append(f"{few:,} labels have fewer than {FEW_ROWS} rows here: their own figures say little.")
+    if none:
+        limits.append(f"{none:,} labels have no row here: nothing is known of them.")
+    return limits

@@ -1,0 +1,262 @@
+"""The end of a classification run: score dev and test, set them beside the floors, write and say all of it.
+
+As at the end of a title run (`outcome.py`): the model is saved first; every figure on the card, the screen
+and the plots comes from the dictionary that `metrics.json` holds; and it is `Scorer`, the code that users
+will run, which computes the logits, not the training loop.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen_task_heads.backbones import EMBEDDED
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.text_sets import TextSets, hash_texts
+from qwen_task_heads.inference.scorer import Scorer
+from qwen_task_heads.publishing.endings import (
+    MODEL,
+    SMALL,
+    Account,
+    attempt,
+    first_notes,
+    python_command,
+    trained_line,
+    write_json,
+    write_manifest,
+)
+from qwen_task_heads.publishing.export import save
+from qwen_task_heads.publishing.text_card import HEADLINES, figure_name, figure_rows, text_card
+from qwen_task_heads.publishing.text_rows import hardest_errors, write_predictions
+from qwen_task_heads.training.classification_metrics import (
+    BEST_METRIC,
+    MULTI,
+    REGRESSION,
+    check_scores,
+    classification_figures,
+    confusion_matrix,
+    probabilities,
+)
+from qwen_task_heads.training.classification_plots import confusion_plot, reliability_plot, scatter_plot
+from qwen_task_heads.training.metrics import Floats
+from qwen_task_heads.training.plots import training_curves
+from qwen_task_heads.training.text_floors import TfidfFloor, TrivialFloor
+
+TFIDF = "TF-IDF, linear"
+NEED_PROBABILITIES = ("log_loss", "ece")  # floors give scores
+WEAKEST = 3  # labels named on the screen
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRun(Account):
+    """What the end of a run needs to know of it; the rest as in `Account`.
+
+    Args:
+        sets: what was trained and measured on, with problem type and labels.
+        cut: what became of long texts, in plain words.
+    """
+
+    sets: TextSets
+    cut: str = ""
+
+
+def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun) -> dict[str, Any]:
+    """Save the model and everything that is known about it; print the summary; return the metrics.
+
+    Args:
+        model: a trained `PooledClassifier`, or a `PeftModel` around one.
+        tokenizer: with the compiled template.
+        folder: where the model goes; also `metrics.json`, `predictions.jsonl`, `errors.md`,
+            `manifest.json`, `README.md` and plots.
+        run: the account of the run.
+    """
+    folder = save(model.eval(), tokenizer=tokenizer, folder=folder)
+    scorer, kind = Scorer(model, tokenizer=tokenizer), run.sets.problem_type
+    names = run.sets.labels.names
+    notes = first_notes(model, run)
+    floors = _floors(run, notes)
+    sets = {"dev": run.sets.dev, "test": run.sets.test}
+    metrics: dict[str, Any] = {
+        "seed": run.seed,
+        "problem_type": kind,
+        "labels": list(names),
+        "train": {"rows": len(run.sets.train), "seconds": round(run.seconds, 1), "resumed": run.resumed},
+    }
+    logits: dict[str, Floats] = {}
+    for name, examples in sets.items():
+        if examples:
+            pairs = [example.text_b for example in examples]
+            texts = [example.text for example in examples]
+            found = scorer.logits(texts, text_pairs=pairs if any(pairs) else None)
+            logits[name] = found.double().numpy()
+            metrics[name] = _measure(examples, logits[name], floors=floors, run=run)
+    reported = "test" if run.sets.test else "dev"
+    examples, shown = sets[reported], logits[reported]
+    plots = _plots(folder, run, examples, shown, metrics["dev"], notes)
+    metrics["notes"] = notes
+    write_json(folder / "metrics.json", metrics)
+    write_predictions(folder / "predictions.jsonl", examples, shown, config=model.config)
+    page = hardest_errors(kind, examples, shown, labels=names, split=reported)
+    (folder / "errors.md").write_text(page, encoding="utf-8")
+    card = text_card(model, folder, metrics, reported, run, plots=plots)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    data = {
+        name: {"rows": len(rows), "sha256": hash_texts(rows)}
+        for name, rows in {"train": run.sets.train, **sets}.items()
+    }
+    write_manifest(folder, run, data=data)
+    _say(metrics, reported, folder, run)
+    return metrics
+
+
+def _floors(run: TextRun, notes: list[str]) -> dict[str, TfidfFloor | TrivialFloor]:
+    """Name to fitted floor; one that cannot be fitted is left out with a note."""
+    kind, count, train = run.sets.problem_type, len(run.sets.labels), run.sets.train
+    floors: dict[str, TfidfFloor | TrivialFloor] = {}
+    tfidf = attempt(lambda: TfidfFloor(kind, count).fit(train), "no TF-IDF floor", notes)
+    if tfidf is not None:
+        floors[TFIDF] = tfidf
+    trivial = TrivialFloor(kind, count).fit(train)
+    return {**floors, trivial.name: trivial}
+
+
+def _measure(
+    examples: Sequence[TextExample],
+    logits: Floats,
+    *,
+    floors: Mapping[str, TfidfFloor | TrivialFloor],
+    run: TextRun,
+) -> dict[str, Any]:
+    """Figures of the model and of the floors on the same rows; the labels one by one for the model only."""
+    kind, targets = run.sets.problem_type, [example.target for example in examples]
+    options: dict[str, Any] = {"labels": run.sets.labels.names, "groups": [e.group for e in examples]}
+    figures = {MODEL: classification_figures(kind, logits, targets, **options)}
+    for name, floor in floors.items():
+        found = classification_figures(kind, floor.predict(examples), targets, **options)
+        for key in ("per_class", *NEED_PROBABILITIES):
+            found.pop(key, None)
+        figures[name] = found
+    return figures
+
+
+def _plots(
+    folder: Path,
+    run: TextRun,
+    examples: Sequence[TextExample],
+    logits: Floats,
+    dev: dict[str, Any],
+    notes: list[str],
+) -> dict[str, str]:
+    """Draw what fits the problem type; title to file name of what could be drawn."""
+    kind, names = run.sets.problem_type, run.sets.labels.names
+    scores, truth = check_scores(kind, logits, [e.target for e in examples], num_labels=len(names))
+    wanted: dict[str, tuple[str, Callable[[Path], Path]]] = {}
+    if kind == REGRESSION:
+        wanted["Predicted against true"] = (
+            "scatter.png",
+            lambda path: scatter_plot(scores.ravel(), truth.ravel(), path),
+        )
+    else:
+        sure = probabilities(kind, scores)
+        right = truth if kind == MULTI else scores.argmax(1) == truth
+        answers = sure.ravel() if kind == MULTI else sure.max(1)
+        if kind != MULTI:
+            matrix = confusion_matrix(scores, truth, num_labels=len(names))
+            wanted["Confusion"] = ("confusion.png", lambda path: confusion_plot(matrix, path, labels=names))
+        wanted["Reliability"] = (
+            "reliability.png",
+            lambda path: reliability_plot(answers, np.ravel(right), path),
+        )
+    wanted["Training"] = ("training.png", lambda path: _curves(path, run, dev))
+    drawn = {
+        title: attempt(lambda d=draw, f=file: d(folder / f), "no plot", notes)  # type: ignore[misc]
+        for title, (file, draw) in wanted.items()
+    }
+    return {title: path.name for title, path in drawn.items() if path}
+
+
+def _curves(path: Path, run: TextRun, dev: dict[str, Any]) -> Path:
+    key, _ = BEST_METRIC[run.sets.problem_type]
+    name = key.removeprefix("eval_")
+    floors = {floor: entry[name]["value"] for floor, entry in dev.items() if floor != MODEL}
+    percent = name == "accuracy"
+    return training_curves(
+        run.log_history,
+        path,
+        accuracy_key=key,
+        accuracy_label="right (%)" if percent else figure_name(name),
+        loss_label="loss",
+        title=f"Dev {figure_name(name)}",
+        scale=100.0 if percent else 1.0,
+        floors={floor: value for floor, value in floors.items() if value is not None},
+    )
+
+
+def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> None:
+    """Print the figures, the weakest labels and what to type next, in plain words."""
+    kind, found = run.sets.problem_type, metrics[reported]
+    main = BEST_METRIC[kind][0].removeprefix("eval_")
+    rows = figure_rows(found, HEADLINES[kind])
+    width = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
+    ours = found[MODEL][main]
+    floors = {name: entry[main]["value"] for name, entry in found.items() if name != MODEL}
+    defined = {name: value for name, value in floors.items() if value is not None}
+    best = max(defined, key=lambda name: defined[name]) if defined else None
+    pairs = any(example.text_b for example in run.sets.train)
+    command = [python_command(), "-m", "qwen_task_heads", str(folder), "A text of your own."]
+    predict = f"accelerate launch recipes/predict.py --model {shlex.quote(str(folder))}"
+    lines = [
+        "",
+        trained_line(f"{describe(run)} on {len(run.sets.train):,} rows", run),
+        f"On {reported}: {ours['n']:,} rows"
+        + (f" of {ours['n_groups']:,} groups" if ours["n_groups"] != ours["n"] else "")
+        + ", 95% intervals over them"
+        + (" (the checkpoint was chosen on the same rows)" if reported == "dev" and run.picked else ""),
+        "",
+        *("  " + _aligned(row, width) for row in rows),
+        "",
+        *([_against(best, defined[best], ours["value"], main)] if best else []),
+        *_weakest(found[MODEL]["per_class"] if kind != REGRESSION else []),
+        *([SMALL] if run.backbone == EMBEDDED else []),
+        "",
+        *(f"note: {note}" for note in metrics["notes"]),
+        f"Everything is in {folder}: model, card (README.md), metrics.json, predictions.jsonl, plots,",
+        "and the most confident mistakes in errors.md: look at these first.",
+        *([] if pairs else ["Next, classify a text of your own:", "  " + shlex.join(command)]),
+        "Next, a file:" if pairs else "or a file:",
+        f"  {predict} --input texts.jsonl --output answers.jsonl",
+    ]  # fmt: skip
+    print("\n".join(lines), flush=True)
+
+
+def _aligned(row: Sequence[str], width: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip()
+
+
+def _against(best: str, floor: float, ours: float | None, main: str) -> str:
+    verdict = "above it" if ours is not None and ours > floor else "not above it"
+    return f"The best floor is {best!r} ({figure_name(main)} {floor:.3f}); this model is {verdict}."
+
+
+def _weakest(per_class: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The labels with the lowest F1 among those that occur."""
+    known = sorted((row for row in per_class if row["support"]), key=lambda row: row["f1"])[:WEAKEST]
+    if len(per_class) <= 2 or not known:
+        return []
+    told = ", ".join(f"{row['label']} ({row['f1']:.2f} of {row['support']} rows)" for row in known)
+    return [f"Weakest labels by F1: {told}."]
+
+
+def describe(run: TextRun) -> str:
+    """What kind of model it is, in a few words."""
+    count = len(run.sets.labels)
+    return {
+        MULTI: f"a multi-label classifier of {count} labels",
+        REGRESSION: "a regression model" if count == 1 else f"a regression model of {count} values",
+        "ordinal": f"an ordinal model of {count} steps",
+    }.get(run.sets.problem_type, f"a classifier of {count} labels")
