@@ -19,8 +19,10 @@ RECIPES = sorted((REPO / "recipes").glob("*.py"))
 LEVELS = {
     "errors": 0,
     "backbones": 1,
+    "hubs": 1,
     "hubcode": 1,
     "data": 2,
+    "adapters": 2,
     "batching": 3,
     "models": 4,
     "training": 5,

@@ -1,0 +1,129 @@
+"""LoRA, DoRA and head-only configurations in which the head is always trained and always saved.
+
+PEFT leaves a head out without a word when the task or `modules_to_save` is another; here that is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from qwen_task_heads.backbones import backbone_of
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
+
+# PEFT's own word for "inject nothing": only modules_to_save, our head, is trained and saved.
+NO_TARGETS = "dummy-target-modules"
+
+
+def adapter_config(
+    model: TaskHeadModel,
+    *,
+    r: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.05,
+    targets: Sequence[str] | str | None = None,
+    dora: bool = False,
+    rslora: bool = False,
+    head_only: bool = False,
+    embeddings: bool = False,
+    modules_to_save: Sequence[str] | None = None,
+    task_type: str = "SEQ_CLS",
+) -> Any:
+    """Make the `LoraConfig` of a task head.
+
+    Args:
+        model: the model that will be adapted; names the family's modules.
+        r: rank (LoRA, https://arxiv.org/abs/2106.09685).
+        alpha: scale; updates are multiplied by alpha / r, or alpha / sqrt(r) with `rslora`.
+        dropout: on the adapter's input.
+        targets: module names, `"attention"` (query and value), `"all-linear"` (all projections), or
+            None for `all-linear`.
+        dora: weight-decomposed updates (DoRA, https://arxiv.org/abs/2402.09353).
+        rslora: rank-stabilised scale (https://arxiv.org/abs/2312.03732).
+        head_only: adapt no layer; only the head is trained and saved.
+        embeddings: adapt the token embeddings too. Two thin matrices are saved, not the embeddings.
+        modules_to_save: fully trained modules; None for the head alone.
+        task_type: PEFT's task; anything but `SEQ_CLS` leaves the head out.
+
+    Raises:
+        TaskHeadsError: a configuration that would leave the head untrained, or targets the model lacks.
+    """
+    from peft import LoraConfig
+
+    saved = list(modules_to_save or ["score"])
+    if model.config.probe is not None:  # its weights are no plain base's, and an adapter names its base only
+        raise _problem(
+            "--use_peft",
+            f"a {model.config.model_type} that is trained already, as the base of an adapter",
+            "a plain backbone",
+            "train it on in full (its own adapter is merged first), or start from the plain backbone",
+        )
+    if task_type != "SEQ_CLS":
+        raise _problem(
+            "--lora_task_type",
+            repr(task_type),
+            "SEQ_CLS",
+            "the head would stay untrained and unsaved: drop it",
+        )
+    if "score" not in saved:
+        raise _problem(
+            "--lora_modules_to_save",
+            repr(saved),
+            "a list with 'score'",
+            "the head would stay untrained: add score",
+        )
+    family = backbone_of(model.model.config.model_type)
+    if head_only:
+        chosen: Any = NO_TARGETS
+    elif targets in (None, [], "all-linear", ["all-linear"]):
+        chosen = family.all_linear
+    elif targets in ("attention", ["attention"]):
+        chosen = family.attention
+    else:  # trl turns a list of one into its item
+        chosen = [targets] if isinstance(targets, str) else targets
+    if not isinstance(chosen, str):
+        chosen = list(chosen)
+        names = {name.rsplit(".", 1)[-1] for name, _ in model.model.named_modules()}
+        if unknown := sorted(target for target in chosen if target.rsplit(".", 1)[-1] not in names):
+            linear = sorted(
+                {
+                    n.rsplit(".", 1)[-1]
+                    for n, m in model.model.named_modules()
+                    if isinstance(m, torch.nn.Linear)
+                }
+            )
+            raise _problem(
+                "--lora_target_modules", repr(unknown), ", ".join(linear), "name modules the backbone has"
+            )
+    if embeddings:
+        chosen = _with_embeddings(model, [] if chosen == NO_TARGETS else chosen)
+    return LoraConfig(
+        task_type=task_type,
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=chosen,
+        use_dora=dora,
+        use_rslora=rslora,
+        modules_to_save=saved,
+    )
+
+
+def _with_embeddings(model: TaskHeadModel, chosen: list[str] | str) -> list[str]:
+    """Add the token embeddings to the targets of an adapter.
+
+    By their path: PEFT knows `embed_tokens` as a name whose whole matrix it then saves.
+    """
+    embedding = model.get_input_embeddings()
+    path = next(name for name, module in model.named_modules() if module is embedding)
+    if isinstance(chosen, str):  # PEFT expands all-linear only where it stands alone
+        linear = [name for name, module in model.model.named_modules() if isinstance(module, torch.nn.Linear)]
+        chosen = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    return [*chosen, path]
+
+
+def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
+    return TaskHeadsError(Problem(where, f"found {found}", f"accepted: {accepted}", remedy))
