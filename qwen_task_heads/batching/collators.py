@@ -297,10 +297,10 @@ class TextCollator:
         """Make one batch."""
         whole = self.problem_type in ("single_label_classification", "ordinal")
         types = {"labels": torch.int64 if whole else torch.float32}
+        names: list[str] = [name for name in ("labels", "soft", "weight") if name in examples[0]]
         extra = {
             name: torch.tensor([example[name] for example in examples], dtype=types.get(name, torch.float32))
-            for name in ("labels", "soft", "weight")
-            if name in examples[0]
+            for name in names
         }
         rows = torch.tensor([example["row"] for example in examples])
         ids = [example["input_ids"] for example in examples]

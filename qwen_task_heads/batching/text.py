@@ -117,7 +117,7 @@ def bind_template(
         TaskHeadsError: a template that leaves no room in `max_seq_length`, or pairs with `head_tail` or
             `windows`.
     """
-    ids = compile_template(tokenizer, template=template, model_type=config.text_config.model_type)
+    ids = compile_template(tokenizer, template=template, model_type=config.get_text_config().model_type)
     try:
         config.set_template(ids, pairs=pairs)
     except TaskHeadError as error:

@@ -185,16 +185,17 @@ class PooledClassifierConfig(TaskHeadConfig):
         Raises:
             ValueError: it leaves no room for a text, or pairs with a policy for single texts.
         """
-        parts = ("before", "between", "after") if pairs else ("before", "after")
-        self.template = {part: list(ids[part]) for part in parts}
+        self.template = {part: list(ids[part]) for part in ("before", "between", "after")}
+        if not pairs:
+            del self.template["between"]
         self._check()
 
     def _check(self) -> None:
         super()._check()
-        for field, accepted in (("truncation", TRUNCATIONS), ("window_aggregation", AGGREGATIONS)):
+        for field, choices in (("truncation", TRUNCATIONS), ("window_aggregation", AGGREGATIONS)):
             value = self.__dict__[field]
-            if value not in accepted:
-                raise refuse(field, value, ", ".join(accepted), "choose one of them")
+            if value not in choices:
+                raise refuse(field, value, ", ".join(choices), "choose one of them")
         limit, policy = self.max_seq_length, self.truncation
         if limit is None and policy != "head":
             raise refuse("max_seq_length", None, f"a length for truncation {policy!r}", "set it, e.g. 512")

@@ -225,6 +225,7 @@ class PooledClassifier(TaskHeadModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         boundaries: torch.Tensor | None = None,
+        margin: torch.Tensor | None = None,
         use_cache: bool = False,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
@@ -241,16 +242,12 @@ class PooledClassifier(TaskHeadModel):
             return super().forward(
                 input_ids, attention_mask, labels=labels, use_cache=use_cache, **given, **kwargs
             )
-        self._check_long(**given)
-        batch, counts = self._cut(input_ids, attention_mask)
-        rows = len(batch["input_ids"])
+        ids, mask, counts = self._cut(input_ids, attention_mask, **given)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        size = rows if self.training or distributed else WINDOWS_PER_PASS
+        size = len(ids) if self.training or distributed else WINDOWS_PER_PASS
         passes = [
-            super(PooledClassifier, self)
-            .forward(**{name: tensor[start : start + size] for name, tensor in batch.items()}, **kwargs)
-            .logits
-            for start in range(0, rows, size)
+            super(PooledClassifier, self).forward(part, part_mask, **kwargs).logits
+            for part, part_mask in zip(ids.split(size), mask.split(size), strict=True)
         ]
         logits = self._aggregate(torch.cat(passes), counts)
         loss = None if labels is None else self._loss(logits, labels)
@@ -273,37 +270,37 @@ class PooledClassifier(TaskHeadModel):
             return position_ids is not None and int(position_ids.max()) >= limit
         return mask is None or mask.dim() != 2 or int(mask.sum(1).max()) > limit
 
-    def _check_long(self, **given: torch.Tensor | None) -> None:
-        """Refuse long rows of which it is not known where the text begins and ends."""
-        limit = self.config.max_seq_length
-        if names := [name for name, value in given.items() if value is not None]:
-            accepted = f"input_ids and a 2D mask alone for rows over max_seq_length {limit}"
-            raise refuse(names[0], "a row that is longer", accepted, "leave it out, or cut the row")
-        if "between" in (self.config.template or {}):
-            accepted = f"at most {limit} tokens: only the tokenizer knows where a pair's first text ends"
-            raise refuse("input_ids", "a longer pair", accepted, "pass truncation=True to the tokenizer")
-
     def _cut(
-        self, input_ids: torch.Tensor, mask: torch.Tensor | None
-    ) -> tuple[dict[str, torch.Tensor], list[int]]:
-        """Give the pieces of all rows as a right-padded batch, and how many each row has."""
-        if mask is None:
-            mask = torch.ones_like(input_ids)
-        if mask.dim() != 2:
-            raise refuse("attention_mask", f"{mask.dim()} dimensions", "(batch, length)", "pass a 2D mask")
+        self, input_ids: torch.Tensor | None, mask: torch.Tensor | None, **others: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Give the pieces of all rows, padded on the right, their mask, and how many each row has.
+
+        Refused are long rows of which it is not known where the text begins and ends.
+        """
         config = self.config
+        named = [name for name, value in others.items() if value is not None]
+        if mask is not None and mask.dim() != 2:
+            named.append("attention_mask")
+        if input_ids is None or named:
+            accepted = f"input_ids and a 2D mask alone for rows over max_seq_length {config.max_seq_length}"
+            raise refuse(named[0], "a row that is longer", accepted, "leave it out, or cut the row")
+        if "between" in (config.template or {}):
+            accepted = f"at most {config.max_seq_length} tokens: only a tokenizer knows where its parts meet"
+            raise refuse("input_ids", "a longer pair", accepted, "pass truncation=True to the tokenizer")
+        mask = torch.ones_like(input_ids) if mask is None else mask
         found = [
             cut_row(
-                ids[real].tolist(),
+                row[real].tolist(),
                 max_length=config.max_seq_length,
                 truncation=config.truncation,
                 overlap=config.window_overlap,
                 template=config.template,
             )
-            for ids, real in zip(input_ids, mask.bool(), strict=True)
+            for row, real in zip(input_ids, mask.bool(), strict=True)
         ]
         batch = pad_rows([piece for row in found for piece in row], pad_id=0)
-        return {name: tensor.to(input_ids.device) for name, tensor in batch.items()}, [*map(len, found)]
+        device = input_ids.device
+        return batch["input_ids"].to(device), batch["attention_mask"].to(device), [*map(len, found)]
 
     def _aggregate(self, logits: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """Aggregate the logits of pieces (P, L) to those of rows (B, L), differentiably.
