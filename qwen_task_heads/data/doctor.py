@@ -7,14 +7,16 @@ then learn the opposite of what is meant. All checks are linear in the number of
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.errors import Problem
 
 SHOWN = 3  # sources named in a line of a report
+CONTROL = re.compile(r"<\|[a-z0-9_]{1,40}\|>|</?(?:think|tool_call|tool_response)>")  # of the Qwen families
 SWAPPED_ROWS = 20  # with fewer rows of evidence, a swapped majority may be chance
 
 # What each kind of finding is called in a report: (one, many).
@@ -36,6 +38,22 @@ NAMES = {
     "conversation": (
         "conversation whose earlier messages were joined by line ends, without roles or chat template",
         "conversations whose earlier messages were joined by line ends, without roles or chat template",
+    ),
+    "duplicate_text": (
+        "text repeats an earlier one with its label",
+        "texts repeat earlier ones with their labels",
+    ),
+    "contradictory_text": (
+        "text stands with another label above",
+        "texts stand with other labels above",
+    ),
+    "control": (
+        "text holds what looks like control tokens, which stay plain text",
+        "texts hold what looks like control tokens, which stay plain text",
+    ),
+    "spoken": (
+        "conversation in which others than the user speak, whose messages are left out",
+        "conversations in which others than the user speak, whose messages are left out",
     ),
     "lone": (
         "arm is the only headline of its test and was left out",
@@ -79,6 +97,7 @@ class ReadReport:
             which are no defect and stop nothing.
         pairs: pairs read.
         groups: different groups among the pairs, and tests among the arms.
+        texts: labelled texts read.
         refusals: the defects of rows left out; one row may have several.
         findings: rows that deserve a look; kinds without a row are left out.
     """
@@ -89,6 +108,7 @@ class ReadReport:
     refused: int = 0
     pairs: int = 0
     groups: int = 0
+    texts: int = 0
     refusals: tuple[Problem, ...] = ()
     findings: tuple[Finding, ...] = ()
 
@@ -107,9 +127,10 @@ class ReadReport:
             1 duplicate of an earlier pair (train.jsonl:17)
         """
         tests = f" of {self.groups:,} {'test' if self.groups == 1 else 'tests'}" if self.groups else ""
-        arms = self.used - self.pairs
-        parts = [f"{self.pairs:,} {'pair' if self.pairs == 1 else 'pairs'}"] if self.pairs or not arms else []
-        parts += [f"{arms:,} {'arm' if arms == 1 else 'arms'}"] if arms else []
+        arms = self.used - self.pairs - self.texts
+        counts = ((self.texts, "text"), (self.pairs, "pair"), (arms, "arm"))
+        parts = [f"{count:,} {noun}{'' if count == 1 else 's'}" for count, noun in counts if count]
+        parts = parts or ["0 pairs"]
         result = [f"{' and '.join(parts)}{tests} read from {self.source}"]
         if self.refused:
             result.append(f"{self.refused:,} of {self.rows_read:,} rows left out")
@@ -171,6 +192,39 @@ def examine(pairs: Iterable[PairExample], *, swapped: Sequence[str] = ()) -> tup
     return tuple(Finding(kind, tuple(sources)) for kind, sources in found.items() if sources)
 
 
+def examine_texts(examples: Iterable[TextExample], *, spoken: Sequence[str] = ()) -> tuple[Finding, ...]:
+    """Find duplicate and contradictory texts, and texts that hold forged control tokens.
+
+    Texts are compared white space aside; two texts of a pair in their order.
+
+    Args:
+        examples: in reading order.
+        spoken: sources of the conversations whose other speakers were left out, as the reader saw them.
+
+    Example:
+        >>> one = TextExample(text="Fine", target=1, source="a.jsonl:1")
+        >>> other = TextExample(text="Fine ", target=0, source="a.jsonl:2")
+        >>> print(*examine_texts([one, other, one]), sep="\\n")
+        1 text repeats an earlier one with its label (a.jsonl:1)
+        1 text stands with another label above (a.jsonl:2)
+    """
+    first: dict[tuple[str, str], object] = {}
+    seen: set[tuple[str, str]] = set()
+    found: dict[str, list[str]] = {"duplicate_text": [], "contradictory_text": [], "control": []}
+    for example in examples:
+        stated = example.soft if example.soft is not None else example.target
+        key = (" ".join(example.text.split()), " ".join(example.text_b.split()))
+        if first.setdefault(key, stated) != stated:
+            found["contradictory_text"].append(example.source)
+        elif key in seen:
+            found["duplicate_text"].append(example.source)
+        seen.add(key)
+        if CONTROL.search(example.text) or CONTROL.search(example.text_b):
+            found["control"].append(example.source)
+    found["spoken"] = list(spoken)
+    return tuple(Finding(kind, tuple(sources)) for kind, sources in found.items() if sources)
+
+
 def swapped_problem(source: str, *, swapped: int, with_evidence: int) -> Problem | None:
     """The problem of a file whose evidence mostly speaks against its columns, None where it does not.
 
@@ -188,11 +242,11 @@ def swapped_problem(source: str, *, swapped: int, with_evidence: int) -> Problem
 
 @dataclass(frozen=True)
 class Overlap:
-    """A test pair that also stands in the training data.
+    """A row of the test that also stands in the training data.
 
     Args:
-        kind: `exact`; `normalised` (same up to case, width, spacing); `swapped` (the titles exchanged, also
-            up to case, width, spacing).
+        kind: `exact`; `normalised` (same up to case, width, spacing); `swapped` (the titles or texts
+            exchanged, also up to case, width, spacing).
         train_source: where it stands in training.
         test_source: where it stands in the test.
     """
@@ -202,11 +256,13 @@ class Overlap:
     test_source: str
 
 
-def find_overlaps(train: Iterable[PairExample], test: Iterable[PairExample]) -> list[Overlap]:
-    """Test pairs that training has seen: the same prompt and the same two titles, in either order.
+def find_overlaps(
+    train: Iterable[PairExample] | Iterable[TextExample], test: Iterable[PairExample] | Iterable[TextExample]
+) -> list[Overlap]:
+    """Test rows that training has seen: the same prompt and the same two titles or texts, in either order.
 
     Returns:
-        One overlap per test pair at most, the closest kind; in the order of `test`. Titles that are
+        One overlap per row of the test at most, the closest kind; in the order of `test`. Titles that are
         shared by different pairs are no overlap here; `splits.split_by_group` keeps those apart too.
 
     Example:
@@ -217,22 +273,25 @@ def find_overlaps(train: Iterable[PairExample], test: Iterable[PairExample]) -> 
     """
     exact: dict[tuple[str, ...], str] = {}
     normalised: dict[tuple[str, ...], str] = {}
-    for pair in train:
-        exact.setdefault((pair.prompt, pair.chosen, pair.rejected), pair.source)
-        normalised.setdefault(_keys(pair), pair.source)
+    for row in train:
+        exact.setdefault(_texts(row), row.source)
+        normalised.setdefault(tuple(map(text_key, _texts(row))), row.source)
     result = []
-    for pair in test:
-        prompt, chosen, rejected = keys = _keys(pair)
+    for row in test:
+        texts = _texts(row)
+        prompt, one, other = keys = tuple(map(text_key, texts))
         for kind, table, key in (
-            ("exact", exact, (pair.prompt, pair.chosen, pair.rejected)),
+            ("exact", exact, texts),
             ("normalised", normalised, keys),
-            ("swapped", normalised, (prompt, rejected, chosen)),
+            ("swapped", normalised, (prompt, other, one)),
         ):
             if key in table:
-                result.append(Overlap(kind, table[key], pair.source))
+                result.append(Overlap(kind, table[key], row.source))
                 break
     return result
 
 
-def _keys(pair: PairExample) -> tuple[str, ...]:
-    return text_key(pair.prompt), text_key(pair.chosen), text_key(pair.rejected)
+def _texts(row: PairExample | TextExample) -> tuple[str, ...]:
+    if isinstance(row, TextExample):
+        return "", row.text, row.text_b
+    return row.prompt, row.chosen, row.rejected

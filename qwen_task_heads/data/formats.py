@@ -14,7 +14,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from qwen_task_heads.data.hub_sets import (
     NoSuchSplit,
@@ -29,7 +31,18 @@ from qwen_task_heads.data.parsers import FileProblem, Row, TextRow, read_json, r
 from qwen_task_heads.data.tables import read_class_lines, read_csv, read_parquet, read_tsv
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
-__all__ = ["HUBS", "KINDS", "TEXT_KINDS", "FileProblem", "Row", "TextRow", "open_source", "read_rows"]
+__all__ = [
+    "HUBS",
+    "KINDS",
+    "TEXT_KINDS",
+    "FileProblem",
+    "FileRows",
+    "Row",
+    "TextRow",
+    "collect_rows",
+    "open_source",
+    "read_rows",
+]
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -112,6 +125,42 @@ def open_source(
         raise error_at(source, "no data set id", "accepted: owner/name", "check the id")
     opener = open_modelscope if hub == "modelscope" else open_huggingface
     return [opener(source, split, streaming=streaming)]
+
+
+@dataclass
+class FileRows:
+    """The rows of one file, sorted by what became of them.
+
+    Args:
+        good: `(source, row)` of the rows that could be read.
+        columns: every column of these, in order of first appearance.
+        problems: of rows that could not be read.
+        file_problems: of the file.
+    """
+
+    good: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    columns: dict[str, None] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    file_problems: list[FileProblem] = field(default_factory=list)
+
+    @property
+    def rows_read(self) -> int:
+        """Rows of data, good or not."""
+        return len(self.good) + len(self.problems)
+
+
+def collect_rows(rows: Iterable[Row]) -> FileRows:
+    """Hold the rows of a file: its columns are known once all of them are read."""
+    part = FileRows()
+    for where, row in rows:
+        if isinstance(row, FileProblem):
+            part.file_problems.append(row)
+        elif isinstance(row, Problem):
+            part.problems.append(row)
+        else:
+            part.good.append((where, row))
+            part.columns.update(dict.fromkeys(row))
+    return part
 
 
 def _read_path(path: str, kinds: Mapping[str, str]) -> Iterator[Row]:

@@ -157,10 +157,7 @@ def _hub_rows(part: str, rows: Any) -> Iterator[Row]:
         for number, row in enumerate(rows, start=1):
             # Arrow fills columns that a row left out with nulls: absent, as in Parquet.
             yield f"{part}:row {number}", {key: value for key, value in row.items() if value is not None}
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # a stream that breaks off; HTTP errors of all clients are OSErrors
+    except (OSError, ValueError, HTTPError) as error:  # a stream that breaks off
         reason = shorten(str(error).split("\n", 1)[0], 160)
         found = f"broke off after row {number:,} ({type(error).__name__}: {reason})"
         yield part, FileProblem(part, found, "accepted: a whole split", "run again, or download it first")

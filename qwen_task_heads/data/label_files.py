@@ -20,6 +20,7 @@ LabelTexts = tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, ...], ...]
 MAX_NAME = 1000  # characters; a longer label is a text in the wrong column
 MAX_LABEL_FILE = 64 * 2**20  # bytes
 MAX_DEPTH = 6  # of lists in a label file
+LABEL_FILES = ("labels.yaml", "labels.yml", "class.txt", "classes.txt", "labels.txt")
 YAML_SUFFIXES = (".yaml", ".yml")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -34,6 +35,25 @@ def read_label_file(path: str | os.PathLike[str]) -> LabelTexts:
     name = os.fspath(path)
     text = _read_file(name)
     return _from_yaml(name, text) if Path(name).suffix.lower() in YAML_SUFFIXES else _from_lines(name, text)
+
+
+def find_label_file(source: str) -> str | None:
+    """The label file of a local source: in its folder, or next to the file.
+
+    Returns:
+        Its path, the first of `LABEL_FILES` that is there; None without one, and for ids of a hub.
+
+    Raises:
+        TaskHeadsError: several are there and do not say the same.
+    """
+    place = Path(source)
+    folder = place if place.is_dir() else place.parent if place.is_file() else None
+    found = [folder / name for name in LABEL_FILES if (folder / name).is_file()] if folder else []
+    if len(found) > 1 and len({read_label_file(path)[0] for path in found}) > 1:
+        names = " and ".join(path.name for path in found)
+        found_both = f"{names} say different labels"
+        raise _refusal(str(folder), found_both, "accepted: one of them", "remove the others")
+    return str(found[0]) if found else None
 
 
 def name_problems(named: Sequence[tuple[str, Any]]) -> list[Problem]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from qwen_task_heads.data.doctor import text_key
 from qwen_task_heads.data.label_files import name_problems, read_label_file
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
@@ -68,6 +69,11 @@ class LabelMap:
     def label2id(self) -> dict[str, int]:
         """Name -> id."""
         return {name: place for place, name in enumerate(self.names)}
+
+    @cached_property
+    def folded(self) -> dict[str, str]:
+        """Name without case, width and spacing -> name; the last of several."""
+        return {text_key(name): name for name in self.names}
 
     @cached_property
     def are_numbers(self) -> bool:

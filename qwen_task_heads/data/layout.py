@@ -60,8 +60,10 @@ def read_layout(where: str, columns: Collection[str]) -> Layout:
         where: the first row, for messages.
         columns: every column that stands in some row.
     """
-    names = [name for name in columns if 0 < len(name) <= 40][:MAX_HINTS]
-    near = {kind: _near(names, accepted, columns) for kind, accepted in _ACCEPTED.items()}
+    near = {
+        kind: nearly(columns, accepted, alternatives=(GROUP, HEADLINE))
+        for kind, accepted in _ACCEPTED.items()
+    }
     arms = "headline" in columns or {"impressions", "clicks"} & set(columns)
     if "chosen" in columns or "rejected" in columns:
         kind = "pairs"
@@ -111,7 +113,17 @@ def _missing_sets(kind: str, columns: Collection[str]) -> list[tuple[str, ...]]:
     return [names for names in needed if not any(name in columns for name in names)]
 
 
-def _near(names: list[str], accepted: tuple[str, ...], columns: Collection[str]) -> dict[str, str]:
+def nearly(
+    columns: Collection[str], accepted: tuple[str, ...], *, alternatives: tuple[tuple[str, ...], ...]
+) -> dict[str, str]:
+    """Column that looks misspelt -> the accepted one that is meant.
+
+    Args:
+        columns: what a file has.
+        accepted: what means something in it.
+        alternatives: accepted columns of which one is enough; with one there, nobody misses the others.
+    """
+    names = [name for name in columns if 0 < len(name) <= 40][:MAX_HINTS]
     result = {}
     plain = {_plain(name): name for name in accepted}
     for name in names:
@@ -125,10 +137,8 @@ def _near(names: list[str], accepted: tuple[str, ...], columns: Collection[str])
             words = sorted(_plain(name).split("_"))
             target = next((known for known in accepted if sorted(known.split("_")) == words), None)
         # `title` beside `headline`, or `group` beside `test_id`, are alternatives that nobody misses.
-        alternatives = next((names for names in (GROUP, HEADLINE) if target in names), (target,))
-        if target is not None and (
-            len(alternatives) == 1 or not any(other in columns for other in alternatives)
-        ):
+        enough = next((names for names in alternatives if target in names), ())
+        if target is not None and not any(other in columns for other in enough):
             result[name] = target
     return result
 

@@ -30,7 +30,7 @@ from qwen_task_heads.data.columns import RowReader, collapse, read_pair, refuse_
 from qwen_task_heads.data.doctor import Finding, ReadReport, examine, swapped_problem
 from qwen_task_heads.data.evidence import groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
-from qwen_task_heads.data.formats import FileProblem, Row, open_source
+from qwen_task_heads.data.formats import Row, collect_rows, open_source
 from qwen_task_heads.data.layout import GROUP, HEADLINE, Layout, read_layout
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
@@ -125,22 +125,15 @@ def read_pairs(
 
 def _read_part(name: str, rows: Iterator[Row], collected: _Collected) -> None:
     """One file: its layout is known once all its rows are read, so they are held until then."""
-    good: list[tuple[str, dict[str, Any]]] = []
-    columns: dict[str, None] = {}
-    for where, row in rows:
-        if isinstance(row, FileProblem):
-            collected.file_problems.append(row)
-            continue
-        collected.rows_read += 1
-        if isinstance(row, Problem):
-            collected.refused += 1
-            collected.problems.append(row)
-        else:
-            good.append((where, row))
-            columns.update(dict.fromkeys(row))
+    part = collect_rows(rows)
+    collected.file_problems += part.file_problems
+    collected.rows_read += part.rows_read
+    collected.refused += len(part.problems)
+    collected.problems += part.problems
+    good = part.good
     if not good:
         return
-    layout = read_layout(good[0][0], columns)
+    layout = read_layout(good[0][0], part.columns)
     collected.file_problems += layout.problems
     for where, values in good:
         reader = RowReader(where, values)

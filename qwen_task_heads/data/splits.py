@@ -8,12 +8,13 @@ and that adding rows moves nothing, because a new row may join two components.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 
 from qwen_task_heads.data.doctor import text_key
-from qwen_task_heads.data.examples import GroupExample, PairExample
+from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 
@@ -47,11 +48,7 @@ def split_by_group(
         >>> len(train) + len(dev), {pair.group for pair in train} & {pair.group for pair in dev}
         (100, set())
     """
-    if not 0 < dev_fraction < 1:
-        found = f"found {dev_fraction}"
-        raise TaskHeadsError(
-            Problem("dev_fraction", found, "accepted: between 0 and 1", "choose such as 0.1")
-        )
+    _check_fraction(dev_fraction)
     grouped = assign_groups(pairs)
     union = _Union()
     for pair in grouped:
@@ -101,6 +98,114 @@ def _group_of(pair: PairExample, names: dict[str, str]) -> str:
     if pair.prompt:
         return "prompt-" + _hash(text_key(pair.prompt))
     return "titles-" + names[text_key(pair.chosen)]
+
+
+def split_texts(
+    examples: Sequence[TextExample], *, dev_fraction: float = 0.1, salt: str = ""
+) -> tuple[list[TextExample], list[TextExample], str]:
+    """Split texts into train and dev, every label in about its share.
+
+    Rows of one `group`, rows with an equal text (up to case, width, spacing) and rows with an equal second
+    text stay together. Within a label, what stays together is ordered by its hash and dev takes the first
+    ones up to the fraction; what is too little for one row is carried over to the next label. So dev figures
+    per label rest on rows (a draw by hash alone leaves a label of 10 rows out of dev in a third of all
+    cases), no label loses its last rows to dev, shuffling moves nothing, and new rows move few.
+
+    Args:
+        examples: any order. Several labels in a row count as the rarest of them; scores as one label.
+        dev_fraction: expected share of rows in dev, between 0 and 1, both excluded.
+        salt: another salt gives another split.
+
+    Returns:
+        `(train, dev, note)`, both in the order of `examples`. The note is "", or says that second texts are
+        not kept apart, because a few of them stand in so many rows that they tie most of the data together.
+
+    Raises:
+        TaskHeadsError: the fraction is out of range, or a side would be empty.
+
+    Example:
+        >>> texts = [TextExample(text=f"text {i}", target=i % 2) for i in range(100)]
+        >>> train, dev, _ = split_texts(texts)
+        >>> len(train), sorted(text.target for text in dev)
+        (90, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    """
+    _check_fraction(dev_fraction)
+    names, note = _components(examples, second=True), ""
+    if 2 * max(Counter(names).values(), default=0) > max(len(examples), 40):
+        looser = _components(examples, second=False)
+        if len(set(looser)) > len(set(names)):
+            names, note = looser, "second texts of pairs tie most rows together, and are not kept apart"
+    labels = [_labels(example) for example in examples]
+    counts = Counter(label for row in labels for label in row)
+    rows: dict[str, list[int]] = {}  # component -> its rows
+    for place, name in enumerate(names):
+        rows.setdefault(name, []).append(place)
+    strata: dict[int, list[str]] = {}  # label -> components, each under the rarest label of its rows
+    for name, places in rows.items():
+        label = min((counts[label], label) for place in places for label in labels[place])[1]
+        strata.setdefault(label, []).append(name)
+    left = dict(counts)  # rows of each label that are still in train
+    dev_names: set[str] = set()
+    quota = 0.0
+    for label in sorted(strata):
+        quota += dev_fraction * sum(len(rows[name]) for name in strata[label])
+        for name in sorted(strata[label], key=lambda name: (_share(salt, name), name)):
+            taken = Counter(label for place in rows[name] for label in labels[place])
+            if quota < len(rows[name]) - 0.5 or any(left[label] <= count for label, count in taken.items()):
+                continue
+            dev_names.add(name)
+            quota -= len(rows[name])
+            for label, count in taken.items():
+                left[label] -= count
+    train = [example for example, name in zip(examples, names, strict=True) if name not in dev_names]
+    dev = [example for example, name in zip(examples, names, strict=True) if name in dev_names]
+    if not train or not dev:
+        found = f"no rows for dev among {len(examples):,} ({len(rows):,} independent groups)"
+        remedy = "give a dev file, another dev_fraction, or more rows"
+        raise TaskHeadsError(Problem("split", found, "accepted: rows on both sides", remedy))
+    return train, dev, note
+
+
+def _components(examples: Sequence[TextExample], *, second: bool) -> list[str]:
+    """The name of what each row stays together with, through any chain of groups and texts."""
+    union = _Union()
+    keys = []
+    for example in examples:
+        key = "text:" + text_key(example.text)
+        if example.text_b and not second:  # pairs of texts as a whole, in either order
+            key = "\0".join(sorted((key, "text:" + text_key(example.text_b))))
+        union.join(key, key)
+        if example.text_b and second:
+            union.join(key, "text:" + text_key(example.text_b))
+        if example.group:
+            union.join(key, "group:" + example.group)
+        keys.append(key)
+    names = union.names()
+    return [names[key] for key in keys]
+
+
+def _labels(example: TextExample) -> tuple[int, ...]:
+    """The labels of a row for counting; -1 for scores, and for no label."""
+    if isinstance(example.target, int):
+        return (example.target,)
+    whole = tuple(label for label in example.target if isinstance(label, int))
+    return whole or (-1,)
+
+
+def _check_fraction(dev_fraction: float) -> None:
+    if not 0 < dev_fraction < 1:
+        found = f"found {dev_fraction}"
+        raise TaskHeadsError(
+            Problem("dev_fraction", found, "accepted: between 0 and 1", "choose such as 0.1")
+        )
+
+
+def hash_rows(rows: Iterable[tuple[object, ...]]) -> str:
+    """SHA-256 over rows of plain values, in their order."""
+    digest = sha256()
+    for row in rows:
+        digest.update(repr(row).encode())
+    return digest.hexdigest()
 
 
 def _hash(text: str) -> str:

@@ -6,7 +6,6 @@ by a hash of the groups. Every defect of every file is collected before the one 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.readers import read_pairs
 from qwen_task_heads.data.roles import read_roles
-from qwen_task_heads.data.splits import assign_groups, split_by_group
+from qwen_task_heads.data.splits import assign_groups, hash_rows, split_by_group
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 EMBEDDED_PAIRS = Path(__file__).parents[1] / "assets" / "upworthy"
@@ -60,21 +59,14 @@ def hash_pairs(pairs: Iterable[PairExample]) -> str:
         >>> hash_pairs([PairExample(chosen="A", rejected="B")])[:8]
         '309cc89d'
     """
-    return _digest(
+    return hash_rows(
         (pair.prompt, pair.chosen, pair.rejected, pair.margin, pair.preference, pair.weight) for pair in pairs
     )
 
 
 def hash_groups(groups: Iterable[GroupExample]) -> str:
     """SHA-256 over the groups in their order: prompts, titles, clicks and impressions."""
-    return _digest((group.prompt, group.titles, group.clicks, group.impressions) for group in groups)
-
-
-def _digest(rows: Iterable[tuple[object, ...]]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr(row).encode())
-    return digest.hexdigest()
+    return hash_rows((group.prompt, group.titles, group.clicks, group.impressions) for group in groups)
 
 
 def read_title_sets(

@@ -1,0 +1,276 @@
+"""Columns of a row -> a text and what is said of it, or every problem of that row.
+
+Design:
+- A target stays as it was written (`RawText.value`) until the labels are known (`text_targets.py`), because
+  the meaning of `3` or `"sport"` is a matter of all rows, not of one.
+- Nothing is coerced: `true` and `1.0` are no label ids. Only CSV, TSV and class files, where all is text,
+  have their cells parsed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+from qwen_task_heads.data.columns import MAX_NUMBER, RowReader, require
+from qwen_task_heads.data.labels import is_whole
+from qwen_task_heads.data.parsers import TextRow
+from qwen_task_heads.data.text_layout import TextLayout
+from qwen_task_heads.errors import shorten
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawText:
+    """A row whose target is not resolved yet.
+
+    Args:
+        text: stripped, not empty.
+        text_b: the second text of a pair, "" for single texts.
+        value: id or name; list of these; tuple of scores; list or mapping of probabilities; by `kind`.
+        name: the `label_name` beside an id, "" without one.
+        candidates: names that the row offers (`category`), () without.
+        weight: of the row, positive.
+        group: key of what belongs together, "" without one.
+        where: file and line.
+    """
+
+    text: str
+    text_b: str = ""
+    value: Any = None
+    name: str = ""
+    candidates: tuple[str, ...] = ()
+    weight: float = 1.0
+    group: str = ""
+    where: str = ""
+
+
+def read_text(row: RowReader, layout: TextLayout) -> RawText | None:
+    """One row; None with `row.problems` filled."""
+    needed = (*layout.texts, *((layout.target,) if layout.target else ()))
+    complete = require(row, layout, needed)
+    texts = [read_content(row, name) for name in layout.texts if name in row.values]
+    value = _read_target(row, layout) if layout.target in row.values else None
+    name = _read_name(row) if layout.target == "label" else ""
+    candidates = _read_candidates(row, value) if layout.target == "output" else ()
+    weight = row.number("weight", low=1e-6, high=MAX_NUMBER, accepted="a number over 0, to 1e6")
+    group = row.group()
+    if row.problems or not complete:
+        return None
+    return RawText(
+        text=texts[0],
+        text_b=texts[1] if len(texts) > 1 else "",
+        value=value,
+        name=name,
+        candidates=candidates,
+        weight=1.0 if weight is None else weight,
+        group=group,
+        where=row.where,
+    )
+
+
+def read_content(row: RowReader, column: str) -> str:
+    """A text, stripped; of `messages`, what the user said, joined by line ends. "" where it is refused."""
+    value = row.values[column]
+    if column == "messages":
+        value = _user_text(row, value)
+        if value is None:
+            return ""
+    if not isinstance(value, str):
+        row.refuse(f"{column!r} is {shorten(value)}", "text", "write the text as a string")
+        return ""
+    text = value.strip()
+    # Stops at the first visible character; strip() alone leaves zero-width and control characters.
+    if all(unicodedata.category(char) in ("Zs", "Zl", "Zp", "Cc", "Cf") for char in text):
+        what = "empty" if not value else "white space only" if not text else "without any visible text"
+        row.refuse(f"{column!r} is {what}", "a text", "fill in the text or remove the row")
+        return ""
+    return text
+
+
+def _user_text(row: RowReader, messages: Any) -> str | None:
+    """The contents of the user's messages; what system and assistant say is no part of the text."""
+    accepted = 'messages such as {"role": "user", "content": "A text"}'
+    if isinstance(row.values, TextRow):
+        messages = _json_cell(messages)
+    if not isinstance(messages, list) or not messages:
+        row.refuse(f"'messages' is {shorten(messages)}", accepted, "write a list of messages")
+        return None
+    contents = []
+    for place, message in enumerate(messages, start=1):
+        role = message.get("role") if isinstance(message, dict) else None
+        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(role, str) or not isinstance(content, str):
+            row.refuse(
+                f"message {place} of 'messages' is {shorten(message)}", accepted, "correct the message"
+            )
+            return None
+        if role == "user":
+            contents.append(content)
+    if not contents:
+        row.refuse("no message of the user", accepted, "add the text as a message of the user")
+        return None
+    return "\n".join(contents)
+
+
+def _json_cell(cell: str) -> Any:
+    """A cell of a table that holds a JSON list or mapping; itself where it does not."""
+    try:
+        return json.loads(cell) if cell.lstrip()[:1] in ("[", "{") else cell
+    except (ValueError, RecursionError):
+        return cell
+
+
+def _read_target(row: RowReader, layout: TextLayout) -> Any:
+    """The value of the target column, checked for its type only."""
+    value = row.values[layout.target]
+    if isinstance(row.values, TextRow):
+        value = _parse_cell(value, layout)
+    if layout.kind == "regression":
+        return _read_scores(row, layout.target, value)
+    if layout.target == "probabilities":
+        return _read_probabilities(row, value)
+    if layout.kind == "multi_label_classification":
+        return _read_list(row, layout.target, value)
+    return value if _is_label(row, layout.target, value) else None
+
+
+def _parse_cell(cell: str, layout: TextLayout) -> Any:
+    """What a cell of CSV, TSV or a class file stands for; refused later where it stands for nothing."""
+    cell = cell.strip()
+    if layout.kind == "multi_label_classification":
+        value = _json_cell(cell)
+        if isinstance(value, str) and value:
+            parts = [part.strip() for part in value.split("|")]
+            return [_parse_whole(part) for part in parts]
+        return value
+    if layout.kind == "regression":
+        value = _json_cell(cell)
+        return value if not isinstance(value, str) else _parse_float(value)
+    if layout.target == "probabilities":
+        return _json_cell(cell)
+    return _parse_whole(cell)
+
+
+def _parse_whole(text: str) -> int | str:
+    """A number that is written as Python writes it; `007` is a name."""
+    return int(text) if is_whole(text) and len(text) < 19 and str(int(text)) == text else text
+
+
+def _parse_float(text: str) -> float | str:
+    try:
+        return float(text) if text.isascii() and "_" not in text else text
+    except ValueError:
+        return text
+
+
+def _is_label(row: RowReader, column: str, value: Any) -> bool:
+    """Whether a value can be an id or a name; refused if not."""
+    accepted = "the id of a label, or its name"
+    remedy = "write a whole number from 0, or a name"
+    found = f"{column!r} is {shorten(value)}"
+    if isinstance(value, list):
+        remedy = "rename the column to 'labels' for several labels in a row"
+    elif isinstance(value, float) and math.isfinite(value):
+        remedy = "write whole numbers, or ask for problem_type regression"
+    elif isinstance(value, str) and value.strip():
+        return True
+    elif isinstance(value, int) and not isinstance(value, bool):
+        if 0 <= value < 10**9:
+            return True
+        accepted, remedy = "ids from 0", "correct the id, or remove the row (-100 and -1 mark hidden labels)"
+    row.refuse(found, accepted, remedy)
+    return False
+
+
+def _read_list(row: RowReader, column: str, value: Any) -> list[Any] | None:
+    """Ids or names, none twice; an empty list states that no label holds."""
+    accepted = "a list of ids or of names, perhaps empty"
+    if not isinstance(value, list):
+        remedy = "rename the column to 'label' for one label in a row, or write a list ([] for none)"
+        row.refuse(f"{column!r} is {shorten(value)}", accepted, remedy)
+        return None
+    if not all([_is_label(row, column, item) for item in value]):
+        return None
+    if len({type(item) for item in value}) > 1:
+        row.refuse(f"{column!r} mixes ids and names", accepted, "write all of them in one form")
+        return None
+    keys = [item.strip() if isinstance(item, str) else item for item in value]
+    if len(set(keys)) < len(keys):
+        remedy = "write each label once (the ids that hold, no row of zeros and ones)"
+        row.refuse(f"{column!r} names a label twice: {shorten(value)}", accepted, remedy)
+        return None
+    return keys
+
+
+def _read_scores(row: RowReader, column: str, value: Any) -> tuple[float, ...] | None:
+    """One score, or a list of them."""
+    scores = value if isinstance(value, list) else [value]
+    for score in scores:
+        number = isinstance(score, int | float) and not isinstance(score, bool)
+        if not number or not -MAX_NUMBER <= score <= MAX_NUMBER:
+            row.refuse(f"{column!r} is {shorten(value)}", "a finite number to 1e6 either way", "correct it")
+            return None
+    if not scores:
+        row.refuse(f"{column!r} is []", "at least one score", "write the score")
+        return None
+    return tuple(float(score) for score in scores)
+
+
+def _read_probabilities(row: RowReader, value: Any) -> list[float] | dict[str, float] | None:
+    """P(label) by id or by name; made to sum to 1 exactly where it nearly does."""
+    accepted = "a list of probabilities, or a mapping of names to them, that sum to 1"
+    numbers = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(numbers, list) or not numbers:
+        row.refuse(f"'probabilities' is {shorten(value)}", accepted, "write one number per label")
+        return None
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
+            row.refuse(f"'probabilities' holds {shorten(number)}", accepted, "correct the number")
+            return None
+    total = math.fsum(numbers)
+    if abs(total - 1) > 1e-3:  # rounding to three digits is common; more is a mistake
+        row.refuse(f"'probabilities' sum to {total:.6g}", accepted, "divide them by their sum")
+        return None
+    if isinstance(value, dict):
+        return {name: number / total for name, number in value.items()}
+    return [number / total for number in value]
+
+
+def _read_name(row: RowReader) -> str:
+    """The name beside an id, "" where there is none."""
+    name = row.values.get("label_name", "")
+    if not isinstance(name, str) or ("label_name" in row.values and not name.strip()):
+        row.refuse(
+            f"'label_name' is {shorten(name)}", "the name of the label", "write it as text, or drop it"
+        )
+        return ""
+    return name.strip()
+
+
+def _read_candidates(row: RowReader, output: Any) -> tuple[str, ...]:
+    """The candidate labels of `category`: a list, or a text of them separated by commas and the like."""
+    value = row.values.get("category", "")
+    accepted = "candidate labels, as a list or separated by commas"
+    if isinstance(value, str):
+        parsed = _json_cell(value)
+        value = parsed if isinstance(parsed, list) else _split_candidates(value)
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v.strip() for v in value):
+        row.refuse(f"'category' is {shorten(value)}", accepted, "write a list of names")
+        return ()
+    names = tuple(name.strip() for name in value)
+    if isinstance(output, str) and output.strip() not in names:
+        found = f"'output' is {shorten(output)}, which is no candidate of 'category' ({shorten(names)})"
+        row.refuse(found, "one of the candidates", "correct 'output', or add it to 'category'")
+    elif output is not None and not isinstance(output, str):
+        row.refuse(f"'output' is {shorten(output)}", "the name of a label", "write one of the candidates")
+    return names
+
+
+def _split_candidates(text: str) -> list[str]:
+    """`a, b` and `['a', 'b']` alike; a name that holds a comma needs a real list."""
+    for mark in "，、;；|\n":
+        text = text.replace(mark, ",")
+    return [part.strip().strip("'\"").strip() for part in text.strip().strip("[]").split(",")]

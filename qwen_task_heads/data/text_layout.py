@@ -1,0 +1,144 @@
+"""The columns of a file of texts -> where the text stands, and which column is the target.
+
+Design:
+- The columns tell, once per file. Two kinds of target in one file are refused unless the problem type
+  decides: guessing trains on the wrong one.
+- Columns that mean nothing here are left alone; one that looks misspelt is refused, once per file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from qwen_task_heads.data.layout import GROUP, Layout, nearly
+from qwen_task_heads.data.parsers import FileProblem
+from qwen_task_heads.errors import shorten
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression", "ordinal")
+
+# Where the text stands: the first form that the columns of a file complete.
+FORMS: tuple[tuple[str, ...], ...] = (
+    ("messages",),
+    ("text_a", "text_b"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text", "text_b"),
+    ("text", "text_pair"),
+    ("text",),
+    ("sentence",),
+)
+# Target columns, and the problem types that each may serve; the first is what it means unasked.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "label": ("single_label_classification", "ordinal", "regression", "multi_label_classification"),
+    "labels": ("multi_label_classification",),
+    "score": ("regression",),
+    "probabilities": ("single_label_classification",),
+    "output": ("single_label_classification", "ordinal"),
+}
+
+
+@dataclass(frozen=True)
+class TextLayout(Layout):
+    """What the columns of a file of texts say; `kind` is the problem type, "" without a target.
+
+    Args:
+        texts: one or two text columns.
+        target: the target column, "" where there is none.
+    """
+
+    texts: tuple[str, ...] = ()
+    target: str = ""
+
+
+def read_text_layout(
+    where: str, columns: Collection[str], *, problem_type: str | None = None, with_target: bool = True
+) -> TextLayout:
+    """Tell the columns of a file from those its rows have, all rows together.
+
+    Args:
+        where: the first row, for messages.
+        columns: every column that stands in some row.
+        problem_type: what is trained, which decides between several targets; None to tell it by the target.
+        with_target: False for files to predict, whose targets are left alone.
+    """
+    shown = shorten(", ".join(sorted(columns)[:12]) + (", …" if len(columns) > 12 else ""), 200)
+    problems: list[FileProblem] = []
+    complete = forms_of(columns)
+    texts = complete[0] if complete else ()
+    targets = _targets(columns, problem_type) if with_target else []
+    target = targets[0] if targets else ""
+    accepted = _accepted(texts, target, with_target=with_target)
+    near = nearly(columns, accepted, alternatives=(GROUP,))
+    if len(complete) != 1:
+        forms = "; ".join(" and ".join(form) for form in FORMS)
+        hints = nearly(columns, tuple({name for form in FORMS for name in form}), alternatives=())
+        hint = next(iter(hints), "")
+        remedy = "keep one of them" if complete else "add or rename the column"
+        remedy = f"did you mean {hints[hint]!r} by {hint!r}? rename it" if hint and not complete else remedy
+        found = "several kinds of text" if complete else "no text column"
+        problems.append(FileProblem(where, f"{found} (columns: {shown})", f"accepted: {forms}", remedy))
+    if with_target and len(targets) != 1:
+        problems.append(_target_problem(where, columns, targets, problem_type, near, shown))
+    named = {name for form in FORMS for name in form} if not complete else set()
+    for name, meant in near.items():
+        if meant not in columns and meant not in named and meant not in TARGETS and meant not in texts:
+            said = f"accepted: {', '.join(accepted)}"
+            remedy = f"did you mean {meant!r}? rename it, or drop it"
+            problems.append(FileProblem(where, f"unknown column {name!r}", said, remedy))
+    kind = (problem_type or TARGETS[target][0]) if target else ""
+    absent = frozenset(accepted) - set(columns)
+    return TextLayout(kind, tuple(problems), near, absent, texts=texts, target=target)
+
+
+def forms_of(columns: Collection[str]) -> list[tuple[str, ...]]:
+    """The text columns that are there; of `text` and `text` with `text_b`, the larger form only.
+
+    Example:
+        >>> forms_of(["id", "text", "text_b"])
+        [('text', 'text_b')]
+    """
+    complete = [form for form in FORMS if all(name in columns for name in form)]
+    return [form for form in complete if not any(set(form) < set(other) for other in complete)]
+
+
+def _accepted(texts: tuple[str, ...], target: str, *, with_target: bool) -> tuple[str, ...]:
+    """Columns that mean something in a file of this form; others are left alone."""
+    if not with_target:
+        return texts
+    beside = {"label": ("label_name",), "output": ("category",)}.get(target, ())
+    return (*(texts or ("text",)), *((target,) if target else TARGETS), *beside, "weight", *GROUP)
+
+
+def _targets(columns: Collection[str], problem_type: str | None) -> list[str]:
+    """The target columns that serve the problem type; `output` is one only beside `category`."""
+    there = [name for name in TARGETS if name in columns and (name != "output" or "category" in columns)]
+    if problem_type is None:
+        return there
+    fit = [name for name in there if problem_type in TARGETS[name]]
+    first = [name for name in fit if TARGETS[name][0] == problem_type]
+    # `score` beside `label`: regression takes the column that is made for it, and so for the others.
+    return first if len(first) == 1 and "probabilities" not in fit else fit
+
+
+def _target_problem(
+    where: str,
+    columns: Collection[str],
+    targets: list[str],
+    problem_type: str | None,
+    near: dict[str, str],
+    shown: str,
+) -> FileProblem:
+    served = [name for name, types in TARGETS.items() if problem_type is None or problem_type in types]
+    accepted = f"accepted: {', '.join(served)}" + (f" for {problem_type}" if problem_type else "")
+    if targets:
+        found = f"several targets: {', '.join(targets)}"
+        remedy = "name the problem type, or drop the other columns"
+        return FileProblem(where, found, accepted, remedy)
+    hint = next((name for name, meant in near.items() if meant in TARGETS), "")
+    remedy = f"did you mean {near[hint]!r} by {hint!r}? rename it" if hint else "add or rename the column"
+    unfit = [name for name in TARGETS if name in columns and name != "output"]
+    if unfit:
+        remedy = f"name another problem type for {unfit[0]!r}, or add the column"
+    return FileProblem(where, f"no target column (columns: {shown})", accepted, remedy)

@@ -1,0 +1,223 @@
+"""Files of texts -> rows with unresolved targets, or texts to predict, with an account of every row.
+
+Accepted columns (`weight` and one of `group_id`, `test_id`, `group` are optional; others are left alone):
+
+| text | columns |
+|---|---|
+| one text | text, or sentence |
+| two texts | text_a + text_b, sentence1 + sentence2, premise + hypothesis, question1 + question2, |
+| | text + text_b, text + text_pair |
+| conversation | messages: list of {"role", "content"}; the text is what the user says, joined by line ends |
+
+| target | columns | in CSV and TSV |
+|---|---|---|
+| one label | label: an id from 0, or a name; perhaps label_name beside an id | as they stand |
+| several labels | labels: list of ids or of names, perhaps empty | `a|b`, or a JSON list, `[]` for none |
+| score | score (or label, where regression is asked for): a number, or a list | a number, or a JSON list |
+| soft label | probabilities: list by id, or mapping of names, that sums to 1 | JSON |
+| candidates | category: names, as list or separated by commas; output: one of them | as they stand |
+
+A class file (`train.txt`) holds `text<TAB>label` lines, with `class.txt` or `labels.txt` next to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from qwen_task_heads.data.columns import RowReader
+from qwen_task_heads.data.formats import TEXT_KINDS, collect_rows, open_source
+from qwen_task_heads.data.hub_sets import HubRows
+from qwen_task_heads.data.parsers import FileProblem, Row
+from qwen_task_heads.data.text_columns import RawText, read_text
+from qwen_task_heads.data.text_layout import TextLayout, forms_of, read_text_layout
+from qwen_task_heads.errors import Problem
+
+
+@dataclass(kw_only=True)
+class RawTexts:
+    """All rows of a source, their targets not resolved yet.
+
+    Args:
+        source: what was read, as the user named it.
+        rows: the rows that are whole, in reading order.
+        kind: problem type that the target column serves, "" where no file says.
+        target: the target column of the first file.
+        class_names: names that a hub's columns declare for the target, () without.
+        rows_read: rows of data, good or not; `rows_read == len(rows) + refused`.
+        refused: rows with a problem.
+        problems: of rows; one row may have several.
+        file_problems: of whole files, which are never skipped.
+        spoken: rows in which others than the user speak; what they say is no part of the text.
+        cut_at: `max_samples`, where it left rows unread.
+    """
+
+    source: str
+    rows: list[RawText] = field(default_factory=list)
+    kind: str = ""
+    target: str = ""
+    class_names: tuple[str, ...] = ()
+    rows_read: int = 0
+    refused: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    file_problems: list[Problem] = field(default_factory=list)
+    spoken: list[str] = field(default_factory=list)
+    cut_at: int | None = None
+
+
+def read_texts(
+    source: str,
+    *,
+    split: str | None = None,
+    hub: str = "huggingface",
+    problem_type: str | None = None,
+    max_samples: int | None = None,
+    streaming: bool = False,
+) -> RawTexts:
+    """Read labelled texts from a file, a folder, or a data set id; labels are resolved later.
+
+    Args:
+        source: JSONL, JSON, CSV, TSV, Parquet or a class file; a folder of these; `owner/name` of a hub, also
+            as `modelscope:owner/name`. An existing path wins over an id.
+        split: `train`, `dev` or `test` of a folder or hub data set that holds several.
+        hub: where an id without prefix is looked up, `huggingface` or `modelscope`.
+        problem_type: what is trained, or None to tell it by the target column.
+        max_samples: read no more rows than this, or None for all.
+        streaming: read the rows of a hub as they arrive.
+
+    Raises:
+        TaskHeadsError: the source, split or hub does not exist or cannot be fetched. Defects of files and
+            rows are collected, not raised.
+    """
+    result = RawTexts(source=source)
+    opened = open_source(source, split=split, hub=hub, kinds=TEXT_KINDS, streaming=streaming)
+    for name, rows in opened:
+        left = None if max_samples is None else max_samples - result.rows_read
+        if left == 0:
+            result.cut_at = max_samples
+            break
+        _read_part(name, rows, result, problem_type=problem_type or result.kind or None, left=left)
+        if left is not None and next(iter(rows), None) is not None:
+            result.cut_at = max_samples
+    return result
+
+
+def _read_part(
+    name: str, rows: Iterator[Row], result: RawTexts, *, problem_type: str | None, left: int | None
+) -> None:
+    """One file, at most `left` rows of it."""
+    part = collect_rows(islice(rows, left))
+    result.file_problems += part.file_problems
+    result.rows_read += part.rows_read
+    result.refused += len(part.problems)
+    result.problems += part.problems
+    if not part.good:
+        return
+    layout = read_text_layout(part.good[0][0], part.columns, problem_type=problem_type)
+    if layout.problems:
+        result.file_problems += layout.problems
+        result.refused += len(part.good)
+        return
+    result.kind, result.target = result.kind or layout.kind, result.target or layout.target
+    names = rows.class_names.get(layout.target, ()) if isinstance(rows, HubRows) else ()
+    result.class_names = result.class_names or names
+    for where, values in part.good:
+        reader = RowReader(where, values)
+        raw = read_text(reader, layout)
+        if raw is None:
+            result.refused += 1
+            result.problems += reader.problems
+            continue
+        if names and isinstance(raw.value, int) and not raw.name and raw.value < len(names):
+            raw = replace(raw, name=names[raw.value])
+        result.rows.append(raw)
+        if layout.texts == ("messages",) and _others_speak(values["messages"]):
+            result.spoken.append(where)
+
+
+def _others_speak(messages: Any) -> bool:
+    return isinstance(messages, list) and any(message["role"] != "user" for message in messages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextInput:
+    """A text to predict.
+
+    Args:
+        text: stripped, not empty.
+        text_b: the second text of a pair, "" for single texts.
+        row: the row as it was read, with all its columns.
+        source: file and line.
+    """
+
+    text: str
+    text_b: str = ""
+    row: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+def read_inputs(
+    source: str, *, split: str | None = None, hub: str = "huggingface", streaming: bool = False
+) -> Iterator[tuple[str, TextInput | Problem]]:
+    """Read texts to predict, as the rows come: JSONL, Parquet and class files in constant memory.
+
+    The first row that has a text decides which columns of a file hold it. Targets are not looked at.
+
+    Args:
+        source: as of `read_texts`.
+        split: split of a folder or hub data set that holds several.
+        hub: where an id without prefix is looked up.
+        streaming: read the rows of a hub as they arrive.
+
+    Returns:
+        An iterator of `(where, text)`, or `(where, problem)` for a row without a text; one item per row, and
+        one with a `FileProblem` for a file that cannot be read.
+
+    Raises:
+        TaskHeadsError: at once, where the source, split or hub does not exist or cannot be fetched.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "new.jsonl")
+        ...     _ = path.write_text('{"text": " fine ", "id": 7}\\n{"id": 8}\\n')
+        ...     (_, one), (_, two) = read_inputs(str(path))
+        >>> one.text, one.row["id"], two.found
+        ('fine', 7, "no 'text'")
+    """
+    opened = open_source(source, split=split, hub=hub, kinds=TEXT_KINDS, streaming=streaming)
+    return _inputs(opened)
+
+
+def _inputs(opened: Iterable[tuple[str, Iterator[Row]]]) -> Iterator[tuple[str, TextInput | Problem]]:
+    for _, rows in opened:
+        layout: TextLayout | None = None
+        for where, row in rows:
+            if isinstance(row, Problem):
+                yield where, row
+                continue
+            if layout is None:
+                told = read_text_layout(where, row, with_target=False)
+                if told.problems:
+                    first = told.problems[0]
+                    yield where, Problem(where, first.found, first.accepted, first.remedy)
+                    continue
+                layout = told
+            yield where, _input(where, row, layout)
+
+
+def _input(where: str, row: dict[str, Any], layout: TextLayout) -> TextInput | Problem:
+    forms = forms_of(row)
+    if forms and forms != [layout.texts]:
+        found = f"the text stands in {' and '.join(forms[0])}, and above in {' and '.join(layout.texts)}"
+        return Problem(where, found, "accepted: the same columns in all rows", "write the file in one form")
+    reader = RowReader(where, row)
+    raw = read_text(reader, layout)
+    if raw is None:
+        return reader.problems[0]
+    return TextInput(text=raw.text, text_b=raw.text_b, row=row, source=where)
+
+
+__all__ = ["FileProblem", "RawTexts", "TextInput", "read_inputs", "read_texts"]

@@ -1,0 +1,302 @@
+"""Train, dev and test of a text classifier, from whatever the user has, with an account of all of it.
+
+Design:
+- Every defect of every file is collected before the one error is raised.
+- Labels come from what states them: given, or a label file next to the data, else from the training rows
+  as a set (`text_targets.py`). A label file counts for single files as for folders, so that naming
+  `data/train.jsonl` and naming `data` mean the same.
+- Without a dev set one is cut by a hash of the texts (`splits.split_texts`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_task_heads.data.doctor import ReadReport, examine_texts, find_overlaps, text_key
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.label_files import find_label_file
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.roles import read_roles
+from qwen_task_heads.data.splits import hash_rows, split_texts
+from qwen_task_heads.data.text_layout import PROBLEM_TYPES
+from qwen_task_heads.data.text_readers import RawTexts, read_texts
+from qwen_task_heads.data.text_targets import Scheme, derive_scheme, resolve
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+
+SHOWN = 8  # names in a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSets:
+    """Everything that a run trains and is measured on.
+
+    Args:
+        train: labelled texts.
+        dev: texts for choosing.
+        test: texts for reporting, perhaps none.
+        problem_type: one of `PROBLEM_TYPES`.
+        labels: the labels in their order; `target` counts in it.
+        lines: what was read, found and cut, in plain words.
+        dev_was_cut: the dev set was cut from the training source.
+    """
+
+    train: list[TextExample]
+    dev: list[TextExample]
+    test: list[TextExample]
+    problem_type: str
+    labels: LabelMap
+    lines: list[str]
+    dev_was_cut: bool
+
+    def fingerprint(self) -> dict[str, str]:
+        """SHA-256 of all that trains a model or picks its checkpoint; a run resumes on the same data only."""
+        return {
+            "train_texts": hash_texts(self.train),
+            "dev_texts": hash_texts(self.dev),
+            "labels": hash_rows([(self.problem_type, self.labels.names)]),
+        }
+
+
+def hash_texts(examples: Iterable[TextExample]) -> str:
+    """SHA-256 over the examples in their order: texts, targets and weights, not where they were read.
+
+    Example:
+        >>> hash_texts([TextExample(text="A", target=0)])[:8]
+        '4b0e06b4'
+    """
+    return hash_rows((row.text, row.text_b, row.target, row.soft, row.weight) for row in examples)
+
+
+def read_text_sets(
+    source: str,
+    *,
+    dev: str | None = None,
+    test: str | None = None,
+    problem_type: str | None = None,
+    labels: LabelMap | str | None = None,
+    dev_fraction: float = 0.1,
+    hub: str = "huggingface",
+    bad_rows: str = "raise",
+    max_samples: int | None = None,
+    streaming: bool = False,
+) -> TextSets:
+    """Read the sets of a text classifier; `text_readers.py` lists the columns that are accepted.
+
+    Args:
+        source: file, folder or data set id of the training set. Splits found in a folder or data set are
+            used where `dev` and `test` are None.
+        dev: file, folder or id of the dev set; of several splits, the one called dev or validation.
+        test: file, folder or id of the test set; of several splits, the one called test.
+        problem_type: `single_label_classification`, `multi_label_classification`, `regression` or `ordinal`;
+            None to tell it by the target column (never ordinal).
+        labels: the labels in their order, or the path of `labels.yaml` or a class file. None looks for such
+            a file next to the data, else tells them from the training rows.
+        dev_fraction: share of rows cut for dev where there is none.
+        hub: `huggingface` or `modelscope`, for ids.
+        bad_rows: `raise` names every refused row in one error; `skip` leaves them out and counts them.
+        max_samples: read at most so many rows of each set.
+        streaming: read the rows of a hub as they arrive.
+
+    Raises:
+        TaskHeadsError: all the problems of all the files: unreadable sources, unknown or ambiguous columns,
+            labels that contradict each other or have gaps, one label only, refused rows, or an empty set.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from qwen_task_heads.data.text_sets import read_text_sets
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "train.csv")
+        ...     rows = [f"text {i},{'good' if i % 2 else 'bad'}\\n" for i in range(40)]
+        ...     _ = path.write_text("text,label\\n" + "".join(rows))
+        ...     sets = read_text_sets(str(path))
+        >>> sets.labels.names, len(sets.train), len(sets.dev), sets.problem_type
+        (('bad', 'good'), 36, 4, 'single_label_classification')
+    """
+    _check_options(problem_type=problem_type, bad_rows=bad_rows, max_samples=max_samples)
+    told = [problem_type]  # the training set, read first, says what the others are read as
+
+    def read(place: str, split: str | None) -> RawTexts:
+        texts = read_texts(
+            place,
+            split=split,
+            hub=hub,
+            problem_type=told[0],
+            max_samples=max_samples,
+            streaming=streaming,
+        )
+        told[0] = told[0] or texts.kind or None
+        return texts
+
+    raws, places, problems = read_roles(source, dev=dev, test=test, read=read)
+    for raw in raws.values():
+        problems += raw.file_problems
+    scheme, more = _scheme(raws.get("train"), source=source, labels=labels)
+    problems += more
+    if scheme is None:
+        for raw in raws.values():
+            problems += raw.problems
+        raise TaskHeadsError(problems)
+    sets: dict[str, list[TextExample]] = {}
+    reports: dict[str, ReadReport] = {}
+    for role, raw in raws.items():
+        sets[role], reports[role] = _resolved(raw, scheme, place=places[role])
+    problems += _refusals(reports, places, skip=bad_rows == "skip")
+    if not problems:
+        problems += _one_class(sets["train"], scheme, source)
+    if problems:
+        raise TaskHeadsError(problems)
+    lines = [f"{role}: {line}" for role, report in reports.items() for line in report.lines()]
+    for role, raw in raws.items():
+        if raw.cut_at is not None:
+            lines.append(f"{role}: only the first {raw.cut_at:,} rows were read")
+    lines += _label_lines(sets["train"], scheme)
+    train, dev_was_cut = sets["train"], "dev" not in sets
+    if dev_was_cut:
+        train, sets["dev"], note = split_texts(train, dev_fraction=dev_fraction)
+        lines.append(f"no dev set given: {len(sets['dev']):,} texts were cut from train by hash")
+        lines += [note] if note else []
+    for role in ("dev", "test"):
+        overlaps = find_overlaps(train, sets.get(role, []))
+        if overlaps:
+            first = overlaps[0]
+            seen, where = (Path(place).name for place in (first.test_source, first.train_source))
+            lines.append(
+                f"{len(overlaps):,} texts of {role} also stand in train: figures on {role} flatter (first: "
+                f"{seen} as {where}, {first.kind})"
+            )
+    return TextSets(
+        train=train,
+        dev=sets["dev"],
+        test=sets.get("test", []),
+        problem_type=scheme.problem_type,
+        labels=scheme.labels,
+        lines=lines,
+        dev_was_cut=dev_was_cut,
+    )
+
+
+def _check_options(*, problem_type: str | None, bad_rows: str, max_samples: int | None) -> None:
+    problems = []
+    if problem_type is not None and problem_type not in PROBLEM_TYPES:
+        found, accepted = f"found {shorten(problem_type)}", f"accepted: {', '.join(PROBLEM_TYPES)}"
+        problems.append(Problem("problem_type", found, accepted, "choose one of them"))
+    if bad_rows not in ("raise", "skip"):
+        found = f"found {shorten(bad_rows)}"
+        problems.append(Problem("bad_rows", found, "accepted: raise, skip", "choose one of them"))
+    if max_samples is not None and max_samples < 1:
+        found = f"found {max_samples}"
+        problems.append(Problem("max_samples", found, "accepted: at least 1, or none", "correct the number"))
+    if problems:
+        raise TaskHeadsError(problems)
+
+
+def _scheme(
+    train: RawTexts | None, *, source: str, labels: LabelMap | str | None
+) -> tuple[Scheme | None, list[Problem]]:
+    """The labels of the run, or None with problems (perhaps none, where others are at fault)."""
+    given_by = "the given labels"
+    try:
+        if labels is None and (train is None or train.kind != "regression"):
+            labels = find_label_file(source)
+        if isinstance(labels, str):
+            given_by = Path(labels).name
+            labels = LabelMap.read(labels)
+        if train is None or not train.kind:
+            return None, []
+        scheme = derive_scheme(
+            train.rows,
+            problem_type=train.kind,
+            source=source,
+            given=labels,
+            given_by=given_by,
+            class_names=train.class_names,
+        )
+    except TaskHeadsError as error:
+        return None, list(error.problems)
+    return scheme, []
+
+
+def _resolved(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[list[TextExample], ReadReport]:
+    """The examples of a set, and the account of its rows."""
+    examples: list[TextExample] = []
+    refusals = list(raw.problems)
+    for row in raw.rows:
+        example = resolve(row, scheme)
+        if isinstance(example, Problem):
+            refusals.append(example)
+        else:
+            examples.append(example)
+    report = ReadReport(
+        # The card shows this: a file's name, not the folders of somebody's machine.
+        source=Path(place).name if Path(place).exists() else place,
+        rows_read=raw.rows_read,
+        used=len(examples),
+        refused=raw.rows_read - len(examples),
+        texts=len(examples),
+        refusals=tuple(refusals),
+        findings=examine_texts(examples, spoken=raw.spoken),
+    )
+    return examples, report
+
+
+def _refusals(reports: Mapping[str, ReadReport], places: Mapping[str, str], *, skip: bool) -> list[Problem]:
+    """What stops the run: refused rows, or with `skip` a set that is mostly or wholly refused."""
+    problems: list[Problem] = []
+    for role, report in reports.items():
+        if skip and 2 * report.refused > report.rows_read:
+            found = f"{report.refused:,} of {report.rows_read:,} rows are refused"
+            problems.append(Problem(places[role], found, "accepted: at most half", "mend the file"))
+        elif skip:
+            continue
+        problems += report.refusals
+    return problems
+
+
+def _one_class(train: list[TextExample], scheme: Scheme, source: str) -> list[Problem]:
+    """Nothing can be learnt where all rows say the same."""
+    if scheme.problem_type == "regression" or any(example.soft for example in train):
+        return []
+    counts = _counts(train)
+    if scheme.problem_type == "multi_label_classification":
+        found = "no row has a label" if not counts else ""
+    else:
+        found = f"every row is {shorten(scheme.labels.names[next(iter(counts))])}" if len(counts) == 1 else ""
+    accepted = "accepted: rows of at least two labels"
+    return (
+        [Problem(source, found, accepted, "check the label column, or add the other rows")] if found else []
+    )
+
+
+def _counts(examples: Iterable[TextExample]) -> Counter[int]:
+    """Rows per label."""
+    counts: Counter[int] = Counter()
+    for example in examples:
+        targets = example.target if isinstance(example.target, tuple) else (example.target,)
+        counts.update(label for label in targets if isinstance(label, int))
+    return counts
+
+
+def _label_lines(train: Iterable[TextExample], scheme: Scheme) -> list[str]:
+    """What the labels are, where they come from, and which of them are odd."""
+    names = scheme.labels.names
+    if scheme.problem_type == "regression":
+        scores = f"{len(names):,} score{'' if len(names) == 1 else 's'}"
+        return [f"labels: {scores} ({_few(names)}), by {scheme.origin}"]
+    lines = [f"labels: {len(names):,} by {scheme.origin} ({_few(names)})"]
+    counts = _counts(train)
+    never = [name for place, name in enumerate(names) if not counts[place]]
+    if never:
+        lines.append(f"labels: {len(never):,} never stand in train ({_few(never)})")
+    alike = [name for name in names if scheme.labels.folded[text_key(name)] != name]
+    if alike:
+        found = f"{len(alike):,} differ from others only in case, width or spacing"
+        lines.append(f"labels: {found} ({_few(alike)})")
+    return lines
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = [shorten(name, 40) for name in names]
+    return ", ".join(listed[:SHOWN]) + (", …" if len(listed) > SHOWN else "")
