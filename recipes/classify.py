@@ -10,16 +10,16 @@ accelerate launch recipes/classify.py --model_name_or_path Qwen/Qwen2.5-3B --use
 import sys
 import time
 
-from qwen_task_heads.data.text_sets import read_text_sets
-from qwen_task_heads.publishing.text_outcome import TextRun, finish_texts
 from transformers import EarlyStoppingCallback, set_seed
 
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.collators import TextCollator, text_dataset
 from qwen_task_heads.batching.text import bind_template
+from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_task
 from qwen_task_heads.publishing.manifest import settings_of
+from qwen_task_heads.publishing.text_outcome import TextRun, finish_texts
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
 from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
@@ -83,7 +83,6 @@ def main() -> None:
         problem_type=sets.problem_type,
         loss=texts.loss,
         loss_options=texts.loss_options(args),
-        class_counts=sets.class_counts(),
         train_sources=[text.source for text in sets.train],
         eval_sources=[text.source for text in sets.dev],
         callbacks=[SealingCallback(limit, run=identity)] + [EarlyStoppingCallback(patience)] * bool(patience),
