@@ -42,6 +42,7 @@ _LAZY = {
     "Scorer": "inference.scorer",
     "TitleTrainer": "training.trainers",
     "save": "publishing.export",
+    "metric_path": "evaluate_modules",
 }
 
 __all__ = [

@@ -29,7 +29,8 @@ def plain(text: object) -> str:
 
 def figure(value: float | None, *, digits: int = 3) -> str:
     """A number as the card and the screen show it; a dash where it is not defined."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    # adding 0.0 takes the sign off a zero
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def accuracy_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -166,8 +166,12 @@ def _plots(
         right = truth if kind == MULTI else scores.argmax(1) == truth
         answers = sure.ravel() if kind == MULTI else sure.max(1)
         if kind != MULTI:
-            matrix = confusion_matrix(scores, truth, num_labels=len(names))
-            wanted["Confusion"] = ("confusion.png", lambda path: confusion_plot(matrix, path, labels=names))
+            wanted["Confusion"] = (
+                "confusion.png",
+                lambda path: confusion_plot(
+                    confusion_matrix(scores, truth, num_labels=len(names)), path, labels=names
+                ),
+            )
         wanted["Reliability"] = (
             "reliability.png",
             lambda path: reliability_plot(answers, np.ravel(right), path),

@@ -21,7 +21,6 @@ from qwen_task_heads.training.classification_metrics import (
     MULTI,
     REGRESSION,
     check_scores,
-    confusion_matrix,
     probabilities,
 )
 from qwen_task_heads.training.metrics import Floats
@@ -103,24 +102,27 @@ def hardest_errors(
     head = ["where", "text", "true", "predicted", "probability"]
     page = [*_title(split, len(wrong), len(examples)), "## Most confident wrong answers", ""]
     page += _table(head, [cells(int(row)) for row in wrong[:SHOWN]])
-    counts = confusion_matrix(scores, truth, num_labels=len(labels))
-    support = counts.sum(1)
-    mixed = [(int(counts[t, p]), t, p) for t, p in np.argwhere(counts > 0) if t != p]
-    mixed.sort(key=lambda item: (-item[0], item[1], item[2]))
+    support = np.bincount(truth, minlength=len(labels))
+    mixed, counts = np.unique(np.stack([truth, guess])[:, wrong], axis=1, return_counts=True)  # (2, U)
+    usual = np.argsort(-counts, kind="stable")[:CONFUSIONS]
     page += ["## What is taken for what", ""]
     page += _table(
         ["true", "predicted", "rows", "of the true label"],
-        [[names[t], names[p], f"{n:,}", f"{100 * n / support[t]:.0f}%"] for n, t, p in mixed[:CONFUSIONS]],
+        [
+            [names[t], names[p], f"{n:,}", f"{100 * n / support[t]:.0f}%"]
+            for (t, p), n in zip(mixed[:, usual].T, counts[usual], strict=True)
+        ],
     )
     page += ["## The worst of each label, weakest labels first", ""]
-    recall = np.divide(counts.diagonal(), support, out=np.ones(len(labels)), where=support > 0)
+    missing = np.bincount(truth[wrong], minlength=len(labels))
+    share = np.divide(missing, support, out=np.zeros(len(labels)), where=support > 0)
     rows = []
-    for label in np.argsort(recall, kind="stable"):
+    for label in np.argsort(-share, kind="stable")[:WORST]:
         missed = wrong[truth[wrong] == label]
         if len(missed):
             rows.append([names[label], f"{len(missed):,} of {support[label]:,}", *cells(int(missed[0]))[:2],
                          *cells(int(missed[0]))[3:]])  # fmt: skip
-    page += _table(["true", "missed", "where", "text", "predicted", "probability"], rows[:WORST])
+    page += _table(["true", "missed", "where", "text", "predicted", "probability"], rows)
     return "\n".join(page)
 
 

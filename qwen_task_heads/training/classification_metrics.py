@@ -55,6 +55,7 @@ DEV_METRICS: dict[str, tuple[str, ...]] = {
     ORDINAL: ("mae", "quadratic_kappa", "accuracy"),
 }
 RESAMPLES = 500
+MAX_CONFUSED = 1000  # labels of a whole confusion matrix; nobody reads a larger one
 RANKING_WORK = 30_000_000  # resamples x rows x labels of mAP's bootstrap, which sorts: about a second
 
 _MEASURES: dict[str, Callable[[Floats, Any, float], Measures]] = {
@@ -114,7 +115,7 @@ def classification_figures(
     values = weighted(np.ones((1, len(scores))))
     if problem_type == MULTI:
         resamples = max(40, min(resamples, RANKING_WORK // max(1, scores.size)))
-    drawn = bootstrap(weighted, member, resamples=resamples, seed=seed)
+    drawn = bootstrap(weighted, member, width=scores.shape[1], resamples=resamples, seed=seed)
     figures: dict[str, Any] = {}
     for name, value in values.items():
         low, high = _ends(drawn[name])
@@ -195,7 +196,14 @@ def probabilities(problem_type: str, logits: Floats) -> Floats:
 
 
 def confusion_matrix(logits: ArrayLike, targets: Any, *, num_labels: int) -> NDArray[np.int64]:
-    """Counts (L, L) of a single-label or ordinal model: rows are truths, columns predictions."""
+    """Counts (L, L) of a single-label or ordinal model: rows are truths, columns predictions.
+
+    Raises:
+        TaskHeadsError: as in `classification_figures`, or more than `MAX_CONFUSED` labels.
+    """
+    if num_labels > MAX_CONFUSED:
+        found, accepted = f"{num_labels:,} labels", f"accepted: up to {MAX_CONFUSED:,}"
+        raise TaskHeadsError(Problem("confusion matrix", found, accepted, "see errors.md for the usual ones"))
     scores, truth = check_scores(SINGLE, logits, targets, num_labels=num_labels)
     cells = np.bincount(truth * num_labels + scores.argmax(1), minlength=num_labels**2)
     return cells.reshape(num_labels, num_labels)

@@ -56,12 +56,13 @@ def confusion_plot(matrix: ArrayLike, path: str | Path, *, labels: Sequence[str]
     total = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
     names, family = _axis_names(labels)
+    by_id = "" if family else " by id (names: README.md)"
     side = min(18.0, 3.2 + 0.42 * size if names else 7.0)
     figure = new_figure(side + 1.2, side)
     axes = figure.subplots()
     image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100, interpolation="nearest", aspect="equal")
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true label (%)")
-    font = {"fontfamily": family, "parse_math": False}
+    font = {"fontfamily": family or "DejaVu Sans", "parse_math": False}
     if names:
         axes.set_xticks(range(size), names, rotation=90, fontsize=8, **font)
         axes.set_yticks(range(size), names, fontsize=8, **font)
@@ -70,7 +71,6 @@ def confusion_plot(matrix: ArrayLike, path: str | Path, *, labels: Sequence[str]
             color = "white" if share[row, column] > 0.5 else "black"
             text = f"{int(counts[row, column])}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
-    by_id = "" if names and names[0] != "0" else " by id (names: metrics.json)"
     axes.set(
         xlabel="predicted" + by_id, ylabel="true" + by_id, title=f"Confusion ({int(counts.sum()):,} rows)"
     )
@@ -154,7 +154,7 @@ def scatter_plot(predicted: ArrayLike, truth: ArrayLike, path: str | Path) -> Pa
 
 
 def _axis_names(labels: Sequence[str]) -> tuple[list[str], str | None]:
-    """What stands at the axes, and the font family that can write it: names, ids, or nothing."""
+    """What stands at the axes: names and the font family that has them; else ids; beyond that nothing."""
     if len(labels) > MAX_NAMES:
         return [], None
     names = [" ".join(label.split()) for label in labels]

@@ -59,7 +59,8 @@ def of_steps(scores: Floats, truth: NDArray[Any], threshold: float) -> Measures:
     def weighted(weights: Floats) -> dict[str, Floats]:
         t1, p1, t2, p2, observed, steps = (weights @ columns / weights.sum(1, keepdims=True)).T
         # Cohen's kappa with weights (i - j)²: the expected distance needs two moments of each margin only
-        kappa = 1 - _ratio(observed, np.round(t2 + p2 - 2 * t1 * p1, 12))
+        expected = t2 + p2 - 2 * t1 * p1
+        kappa = 1 - _ratio(observed, np.where(expected > 1e-12, expected, 0.0))
         return {"mae": steps, "quadratic_kappa": kappa, **classes(weights)}
 
     return weighted, plain, per_class
@@ -117,14 +118,17 @@ def of_values(scores: Floats, truth: Floats, threshold: float) -> Measures:
 
 
 def bootstrap(
-    weighted: Weighted, member: NDArray[np.int64], *, resamples: int, seed: int
+    weighted: Weighted, member: NDArray[np.int64], *, width: int, resamples: int, seed: int
 ) -> dict[str, Floats]:
     """Figures (resamples,) of samples of whole groups drawn with replacement; NaN for fewer than 2 groups.
 
     Args:
+        weighted: of a measure.
         member: number of each row's group (N,), from 0.
+        width: labels, which bound what is computed at once beside the rows.
+        resamples, seed: how many samples, and of the draws.
     """
-    chunks = list(_resampled(weighted, member, resamples=resamples, seed=seed))
+    chunks = list(_resampled(weighted, member, width=width, resamples=resamples, seed=seed))
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
@@ -176,11 +180,13 @@ def _average_precision(scores: Floats, truth: Floats, weights: Floats) -> Floats
     """Area under the precision-recall steps of one label, (R,); rows of equal score count as one step."""
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    held = np.flatnonzero(truth[order])  # places of the rows that have the label: the steps of recall
+    step = ends[np.searchsorted(ends, held)]
     ranked = weights[:, order]
-    hits = np.cumsum(ranked * truth[order], axis=1)[:, ends]
-    seen = np.cumsum(ranked, axis=1)[:, ends]
-    gained = np.diff(hits, axis=1, prepend=0.0)
-    return _ratio((gained * np.nan_to_num(_ratio(hits, seen))).sum(1), hits[:, -1])
+    gained = ranked[:, held]
+    hits = np.cumsum(gained, axis=1)[:, np.searchsorted(held, step, side="right") - 1]
+    precision = _ratio(hits, np.cumsum(ranked, axis=1)[:, step])
+    return _ratio((gained * np.nan_to_num(precision)).sum(1), gained.sum(1))
 
 
 def _weighted_ranks(values: Floats, weights: Floats) -> Floats:
@@ -221,13 +227,13 @@ def _mean_defined(values: Floats) -> Floats:
 
 
 def _resampled(
-    weighted: Weighted, member: NDArray[np.int64], *, resamples: int, seed: int
+    weighted: Weighted, member: NDArray[np.int64], *, width: int, resamples: int, seed: int
 ) -> Iterator[dict[str, Floats]]:
     groups, rng = int(member.max()) + 1, np.random.default_rng(seed)
     if groups < 2:
         yield {name: value * np.nan for name, value in weighted(np.ones((1, len(member)))).items()}
         return
-    step = max(1, CHUNK // len(member) // 4)
+    step = max(1, CHUNK // max(len(member), width) // 4)
     for start in range(0, resamples, step):
         draws = rng.integers(groups, size=(min(step, resamples - start), groups))
         counts = np.array([np.bincount(draw, minlength=groups) for draw in draws], dtype=np.float64)

@@ -28,6 +28,7 @@ LEVELS = {
     "training": 5,
     "inference": 5,
     "publishing": 6,
+    "evaluate_modules": 6,
     "__init__": 7,
     "__main__": 8,
 }
