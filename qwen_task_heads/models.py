@@ -7,6 +7,7 @@ open the folder that its client fetched, and the config still names the id.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from qwen_task_heads.hubcode.configuration_task_heads import (
     TitleScorerConfig,
 )
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
 HEAD_OPTIONS = (
@@ -52,6 +54,7 @@ def build(
     *,
     task: str = "title_scorer",
     revision: str | None = None,
+    hub: str = HUGGINGFACE,
     labels: Sequence[str] | None = None,
     dtype: torch.dtype | str = torch.float32,
     model_kwargs: dict[str, Any] | None = None,
@@ -64,6 +67,7 @@ def build(
             model of this library (adapters are merged), whose head is kept.
         task: `title_scorer` or `pooled_classifier`.
         revision: branch, tag or commit of the backbone; the commit is stored in the config.
+        hub: where ids are looked up, `huggingface` or `modelscope`.
         labels: label names of a classifier, in the order of their ids.
         dtype: of the backbone; the head is always fp32.
         model_kwargs: passed on to transformers (`attn_implementation`, `device_map`, ...).
@@ -77,9 +81,9 @@ def build(
         >>> build("embedded", pooling="mean").config.pooling
         'mean'
     """
-    path = locate(backbone)
     if task not in TASKS:
         raise _problem("task", repr(task), ", ".join(TASKS), "choose one of them")
+    path, fetched = _find(backbone, revision=revision, hub=hub)
     base = _base_config(path, revision=revision)
     known = {field.name for field in fields(TASKS[task].config_class)} | {"num_labels"}
     if unknown := sorted(head.keys() - known):
@@ -90,16 +94,16 @@ def build(
         head["id2label"] = dict(enumerate(labels))
         head["label2id"] = {label: index for index, label in enumerate(labels)}
     if base.model_type in TASKS:
-        return _take_up(
-            path, base, task=task, revision=revision, dtype=dtype, head=head, kwargs=model_kwargs or {}
-        )
-    commit = _commit(path, revision)
+        kwargs = {"revision": revision, "dtype": dtype, **(model_kwargs or {})}
+        return _take_up(path, base, task=task, head=head, hub=hub, kwargs=kwargs)
+    commit = fetched or _commit(path, revision)
     try:
         config = TASKS[task].config_class(
             text_config=base.get_text_config(),
-            # A relative folder would mean another one after a change of directory.
-            backbone_name_or_path=str(Path(path).resolve()) if Path(path).is_dir() else path,
+            # A relative folder would mean another one after a change of directory; a cache is no name.
+            backbone_name_or_path=backbone if fetched else _absolute(path),
             backbone_revision=commit,
+            backbone_hub=MODELSCOPE if fetched else None,
             **head,
         )
     except ValueError as error:
@@ -111,15 +115,25 @@ def build(
 
 @_told()
 def load(
-    repo: str, *, revision: str | None = None, dtype: torch.dtype | str = "auto", **kwargs: Any
+    repo: str,
+    *,
+    revision: str | None = None,
+    hub: str = HUGGINGFACE,
+    dtype: torch.dtype | str = "auto",
+    **kwargs: Any,
 ) -> TaskHeadModel:
     """Load a saved model or adapter of this library, in eval mode, every tensor and the probe checked.
+
+    With `hub="modelscope"` the base of an adapter comes from there too, also that of a local folder.
+    Without, the base of one that was trained from ModelScope is the newest of the same id on the Hugging
+    Face Hub, and the probe tells whether it is the same.
 
     Raises:
         TaskHeadsError: nothing there, a model that is not ours, or a missing, extra, reshaped or changed
             tensor.
     """
-    config = _base_config(repo, revision=revision)
+    path, _ = _find(repo, revision=revision, hub=hub)
+    config = _base_config(path, revision=revision)
     if config.model_type not in TASKS:
         raise _problem(
             repo,
@@ -127,12 +141,18 @@ def load(
             ", ".join(TASKS),
             "put a head on it with build(), or train one",
         )
-    return TASKS[config.model_type].from_pretrained(
-        repo, config=config, revision=revision or "main", dtype=dtype, **kwargs
+    is_adapter = find_adapter_config_file(path, revision=revision) is not None
+    model = TASKS[config.model_type].from_pretrained(
+        path,
+        config=_base_at_hand(config, hub=hub) if is_adapter else config,
+        revision=revision or "main",
+        dtype=dtype,
+        **kwargs,
     )
+    return _name_base(model, config)
 
 
-def saved_task(path: str, *, revision: str | None = None) -> dict[str, Any]:
+def saved_task(path: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> dict[str, Any]:
     """Labels and problem type of a classifier of this library, as arguments of `read_text_sets`.
 
     Training that goes on from a saved model keeps its label map. Empty for a plain backbone.
@@ -142,16 +162,17 @@ def saved_task(path: str, *, revision: str | None = None) -> dict[str, Any]:
         >>> saved_task("embedded")
         {}
     """
-    config = _base_config(locate(path), revision=revision)
+    config = _base_config(_find(path, revision=revision, hub=hub)[0], revision=revision)
     if config.model_type != PooledClassifierConfig.model_type:
         return {}
     return {"labels": LabelMap.of_config(config), "problem_type": config.problem_type}
 
 
-def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> Any:
+def load_tokenizer(name_or_path: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> Any:
     """Load the fast tokenizer of a backbone or of a saved model."""
+    path, _ = _find(name_or_path, revision=revision, hub=hub)
     try:
-        return AutoTokenizer.from_pretrained(locate(name_or_path), revision=revision or "main")
+        return AutoTokenizer.from_pretrained(path, revision=revision or "main")
     except (OSError, ValueError) as error:
         raise _not_there(name_or_path, error, "a tokenizer") from error
 
@@ -161,6 +182,7 @@ def merge(
     repo_or_model: Any,
     *,
     revision: str | None = None,
+    hub: str = HUGGINGFACE,
     dtype: torch.dtype | str = torch.float32,
     **kwargs: Any,
 ) -> TaskHeadModel:
@@ -170,6 +192,7 @@ def merge(
         repo_or_model: an adapter repo or folder, a `PeftModel` around one of our models, or one of our
             models with a loaded adapter. A model is changed in place.
         revision: of a repo.
+        hub: where its id and that of its base are looked up.
         dtype: dtype to load a repo in; fp32 keeps merged logits within 1e-5 of the adapter's.
         **kwargs: passed on to transformers when the base is loaded (`attn_implementation`, ...).
 
@@ -181,23 +204,24 @@ def merge(
 
     model = repo_or_model
     if isinstance(model, (str, Path)):
-        repo = str(model)
+        repo, _ = _find(str(model), revision=revision, hub=hub)
         config = _base_config(repo, revision=revision)
         if config.model_type not in TASKS or find_adapter_config_file(repo, revision=revision) is None:
             raise _problem(
-                repo,
+                str(model),
                 "no adapter of this library",
                 "a folder or repo with adapter_config.json",
                 "check the name",
             )
+        at_hand = _base_at_hand(config, hub=hub)
         base = TASKS[config.model_type].from_pretrained(
-            config.backbone_name_or_path,
-            config=config,
-            revision=config.backbone_revision or "main",
+            at_hand.backbone_name_or_path,
+            config=at_hand,
+            revision=(None if at_hand.backbone_hub else at_hand.backbone_revision) or "main",
             dtype=dtype,
             **kwargs,
         )
-        model = PeftModel.from_pretrained(base, repo, revision=revision)
+        model = PeftModel.from_pretrained(_name_base(base, config), repo, revision=revision)
         base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
     if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
         raise _problem("model", "no adapter on it", "a model with one", "save it as it is")
@@ -223,9 +247,7 @@ def _fold(model: Any) -> Any:
     return model
 
 
-def _take_up(
-    path: str, config: Any, *, task: str, revision: str | None, dtype: Any, head: dict, kwargs: dict
-) -> Any:
+def _take_up(path: str, config: Any, *, task: str, head: dict, hub: str, kwargs: dict) -> Any:
     """Continue from a model of ours: its head is kept, so options that contradict it are refused."""
     if config.model_type != task:
         raise _problem(
@@ -240,12 +262,46 @@ def _take_up(
                 repr(saved[field]),
                 f"{path} was saved with it: drop the option",
             )
-    if find_adapter_config_file(path, revision=revision) is not None:
-        merged = merge(path, revision=revision, dtype=dtype, **kwargs)
+    if find_adapter_config_file(path, revision=kwargs["revision"]) is not None:
+        merged = merge(path, hub=hub, **kwargs)
         merged.requires_grad_(True)  # PEFT froze the base
         merged.config.probe = merged.make_probe()  # these weights are no plain base's: see adapter_config
         return merged
-    return TASKS[task].from_pretrained(path, revision=revision or "main", dtype=dtype, **kwargs)
+    return TASKS[task].from_pretrained(path, **{**kwargs, "revision": kwargs["revision"] or "main"})
+
+
+def _find(name: str, *, revision: str | None, hub: str) -> tuple[str, str | None]:
+    """What transformers opens for a name: a folder or an id; and the revision, where we fetched it."""
+    path = locate(name)
+    if hub not in HUBS:
+        raise _problem("--hub", repr(hub), ", ".join(HUBS), "choose one of them")
+    if hub == HUGGINGFACE or Path(path).exists():
+        return path, None
+    folder, commit = fetch_modelscope(path, revision=revision)
+    return str(folder), commit
+
+
+def _base_at_hand(config: Any, *, hub: str) -> Any:
+    """The config of an adapter, or a copy that names the folder of its base where ModelScope has that."""
+    base = config.backbone_name_or_path
+    if hub == HUGGINGFACE or not base or Path(base).exists():
+        return config
+    config = copy.deepcopy(config)
+    pin = config.backbone_revision if config.backbone_hub == MODELSCOPE else None  # the hubs share no commits
+    config.backbone_name_or_path, _ = _find(base, revision=pin, hub=hub)
+    config.backbone_revision = config.backbone_hub = None
+    return config
+
+
+def _name_base(model: Any, config: Any) -> Any:
+    """Name the base again as the saved config did; a folder in a cache is true of this machine alone."""
+    for field in ("backbone_name_or_path", "backbone_revision", "backbone_hub"):
+        setattr(model.config, field, config.__dict__[field])
+    return model
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
 def _base_config(path: str, *, revision: str | None) -> Any:

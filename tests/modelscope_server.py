@@ -57,7 +57,10 @@ class _Handler(BaseHTTPRequestHandler):
         folder = self.hub.folders.get((found["kind"], found["repo"])) if found else None
         if found is None or folder is None:
             return self._fail(404, "no such repo")
-        if found["repo"] in self.hub.private and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+        if (
+            found["repo"] in self.hub.private
+            and self.headers.get("Authorization") != f"Bearer {self.hub.token}"
+        ):
             return self._fail(403, "access denied")
         commit, rest = self.hub.commit(found["kind"], found["repo"]), found["rest"] or ""
         if query.get("Revision", commit) not in (commit, "master"):

@@ -55,6 +55,8 @@ class TaskHeadConfig(PreTrainedConfig):
             `ordinal` (labels 0..K-1 in their natural order).
         backbone_name_or_path: the true base, which an adapter repo loads before its adapter.
         backbone_revision: commit of the base on its hub, or None for a local folder.
+        backbone_hub: `modelscope` where that commit is one of ModelScope, which no other hub knows; None for
+            the Hugging Face Hub.
         probe: token ids and the logits they must give; checked after every load. Written on save.
 
     Raises:
@@ -84,6 +86,7 @@ class TaskHeadConfig(PreTrainedConfig):
     ) = None
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
+    backbone_hub: str | None = None
     probe: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

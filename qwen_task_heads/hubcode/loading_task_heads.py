@@ -106,7 +106,7 @@ class StrictLoading(PreTrainedModel):
             )
         kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
         kwargs.setdefault("key_mapping", _backbone_names(config))
-        if config.backbone_revision:
+        if config.backbone_revision and not config.backbone_hub:  # else the newest, which the probe checks
             kwargs["revision"] = config.backbone_revision
         try:
             model, info = super().from_pretrained(
@@ -117,7 +117,9 @@ class StrictLoading(PreTrainedModel):
                 f"{repo}/config.json",
                 f"base {base!r}, which cannot be loaded ({str(error).splitlines()[0][:200]})",
                 "a reachable repo id or an existing folder",
-                "fetch the base, or set backbone_name_or_path to where it is",
+                "load it with hub='modelscope', where its base is from"
+                if config.backbone_hub
+                else "fetch the base, or set backbone_name_or_path to where it is",
             ) from error
         _check_keys(base, info, fresh_head=True)
         _load_adapter(model, repo, hub)
@@ -175,7 +177,8 @@ class StrictLoading(PreTrainedModel):
         path = Path(folder, "adapter_config.json")
         adapter = json.loads(path.read_text(encoding="utf-8"))
         adapter["base_model_name_or_path"] = repo_id or self.config.backbone_name_or_path
-        adapter["revision"] = None if repo_id else self.config.backbone_revision
+        elsewhere = repo_id or self.config.backbone_hub
+        adapter["revision"] = None if elsewhere else self.config.backbone_revision
         path.write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
         self.config.architectures = [type(self).__name__]
         self.config.dtype = str(self.dtype).split(".")[-1]

@@ -1,0 +1,150 @@
+"""ModelScope as a source: models, adapters and data sets from a server on loopback, pinned and renamed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from modelscope_server import Hub, serve
+from peft import get_peft_model
+
+from qwen_task_heads import adapter_config, build, load, load_tokenizer, merge, save
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.hubs import fetch_modelscope
+
+modelscope_hub = pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
+# Without a network PEFT cannot ask the other hub whether the vocabulary grew, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")
+BASE, ADAPTER = "Qwen/tiny", "me/adapter"
+IDS = torch.randint(1, 5000, (3, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bases: dict[str, str]) -> Iterator[Hub]:
+    """A server with one backbone, and a cache and a home of this test alone."""
+    with serve() as running:
+        running.folders["models", BASE] = Path(bases["qwen2"])
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", running.endpoint)
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
+        monkeypatch.delenv("MODELSCOPE_API_TOKEN", raising=False)
+        yield running
+
+
+def _downloads(hub: Hub) -> list[str]:
+    return [line for line in hub.log if "FilePath=" in line]
+
+
+@torch.no_grad()
+def test_a_backbone_is_fetched_once_and_recorded_by_its_id_and_commit(hub: Hub, bases: Any) -> None:
+    model = build(BASE, hub="modelscope", pooling="mean")
+    assert model.config.backbone_name_or_path == BASE
+    assert model.config.backbone_revision == hub.commit("models", BASE)
+    assert model.config.backbone_hub == "modelscope"
+    local = build(bases["qwen2"], pooling="mean")
+    assert torch.equal(
+        model.model(input_ids=IDS).last_hidden_state, local.model(input_ids=IDS).last_hidden_state
+    )
+    count = len(_downloads(hub))
+    pinned = load_tokenizer(BASE, revision=model.config.backbone_revision, hub="modelscope")
+    assert pinned("a text")["input_ids"] == load_tokenizer(bases["qwen2"])("a text")["input_ids"]
+    assert len(_downloads(hub)) == count
+
+
+@pytest.fixture
+def adapter(hub: Hub, shake: Any, tokenizer: Any, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """A folder with an adapter of the backbone on the server, and its logits."""
+    model = build(BASE, hub="modelscope", task="pooled_classifier", labels=["a", "b", "c"])
+    adapted = shake(get_peft_model(model, adapter_config(model, r=2)))
+    with torch.no_grad():
+        logits = adapted(input_ids=IDS).logits
+    return save(adapted, tokenizer=tokenizer, folder=tmp_path / "adapter"), logits
+
+
+@torch.no_grad()
+def test_an_adapter_finds_its_base_there_again(
+    hub: Hub, adapter: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder, logits = adapter
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["backbone_name_or_path"], config["backbone_hub"]) == (BASE, "modelscope")
+    peft = json.loads((folder / "adapter_config.json").read_text())
+    assert (peft["base_model_name_or_path"], peft["revision"]) == (BASE, None)
+    assert str(tmp_path) not in (folder / "config.json").read_text() + json.dumps(peft)
+
+    model = load(str(folder), hub="modelscope")
+    assert torch.equal(model(input_ids=IDS).logits, logits)
+    again = save(model, tokenizer=tokenizer, folder=tmp_path / "again")
+    for name in ("config.json", "adapter_config.json"):
+        assert (again / name).read_text() == (folder / name).read_text()
+    merged = merge(str(folder), hub="modelscope")
+    assert (merged(input_ids=IDS).logits - logits).abs().max() <= 1e-5
+    assert merged.config.backbone_name_or_path == BASE
+
+    # published there, it is opened by its id, and may be trained on
+    hub.folders["models", ADAPTER] = save(model, tokenizer=tokenizer, folder=tmp_path / "up", repo_id=ADAPTER)
+    assert torch.equal(load(ADAPTER, hub="modelscope")(input_ids=IDS).logits, logits)
+    taken_up = build(ADAPTER, hub="modelscope", task="pooled_classifier")
+    assert (taken_up(input_ids=IDS).logits - logits).abs().max() <= 1e-5
+
+
+def test_without_the_switch_the_message_says_where_the_base_is_from(adapter: Any) -> None:
+    with pytest.raises(TaskHeadsError, match=r"base 'Qwen/tiny'.*hub='modelscope'"):
+        load(str(adapter[0]))
+
+
+def test_a_base_that_moved_on_is_not_taken_for_the_old_one(hub: Hub, adapter: Any, bases: Any) -> None:
+    pinned = hub.commit("models", BASE)
+    hub.folders["models", BASE] = Path(bases["qwen3"])  # whose server does not keep old commits
+    with pytest.raises(TaskHeadsError, match=f"{BASE}.*no such revision"):
+        load(str(adapter[0]), hub="modelscope")
+    assert any(pinned in line for line in hub.log)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "named"),
+    [("me/none", None, "me/none: .*no such repo"), (BASE, "v9", f"{BASE}: .*no such revision")],
+)
+def test_what_is_not_there_is_named(hub: Hub, name: str, revision: str | None, named: str) -> None:
+    for call in (build, load, load_tokenizer, merge):
+        with pytest.raises(TaskHeadsError, match=named):
+            call(name, revision=revision, hub="modelscope")
+
+
+def test_a_private_repo_takes_the_token_of_the_environment(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.private.add(BASE)
+    with pytest.raises(TaskHeadsError, match=f"{BASE}: .*access denied.*MODELSCOPE_API_TOKEN"):
+        build(BASE, hub="modelscope")
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", hub.token)
+    assert build(BASE, hub="modelscope").config.backbone_name_or_path == BASE
+
+
+def test_folders_and_the_embedded_backbone_ask_nobody(hub: Hub, bases: Any) -> None:
+    for name in (bases["qwen2"], "embedded"):
+        model = build(name, hub="modelscope")
+        assert (model.config.backbone_revision, model.config.backbone_hub) == (None, None)
+    assert hub.log == []
+
+
+def test_an_unknown_hub_and_a_missing_package_are_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TaskHeadsError, match="--hub: found 'gitee'; accepted: huggingface, modelscope"):
+        build(BASE, hub="gitee")
+    monkeypatch.setitem(sys.modules, "modelscope_hub", None)
+    with pytest.raises(TaskHeadsError, match=r"not installed.*pip install 'qwen-task-heads\[modelscope\]'"):
+        build(BASE, hub="modelscope")
+
+
+@pytest.mark.slow  # modelscope tries for 15 seconds
+def test_without_a_network_what_is_cached_is_used(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, commit = fetch_modelscope(BASE)
+    with serve() as gone:
+        pass
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", gone.endpoint)
+    assert fetch_modelscope(BASE) == (folder, commit)
+    with pytest.raises(TaskHeadsError, match="me/none: the model cannot be fetched"):
+        fetch_modelscope("me/none")
