@@ -9,6 +9,7 @@ accelerate launch recipes/classify.py --model_name_or_path Qwen/Qwen2.5-3B --use
 
 import sys
 import time
+from functools import partial
 
 from transformers import EarlyStoppingCallback, set_seed
 
@@ -27,6 +28,7 @@ from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.classification_metrics import dev_metrics
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
+from qwen_task_heads.training.sharding import whole_model
 
 
 def main() -> None:
@@ -46,7 +48,8 @@ def main() -> None:
 
     # Model, template and token ids
     set_seed(args.seed)  # before the head is drawn
-    model = build(
+    make = partial(
+        build,
         backbone,
         task="pooled_classifier",
         labels=sets.labels.names,
@@ -55,6 +58,7 @@ def main() -> None:
         **({} if known else {"max_seq_length": MAX_SEQ_LENGTH}) | texts.head_options(),
         **where,
     )
+    model = make()
     tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision, **where)
     pairs = any(text.text_b for text in sets.train)
     bind_template(tokenizer, model.config, template=texts.template_for(sets.labels), pairs=pairs)
@@ -62,9 +66,6 @@ def main() -> None:
     train, cut = text_dataset(sets.train, **encode)
     dev, _ = text_dataset(sets.dev, **encode)
     patience = texts.early_stopping_patience
-    if is_main:
-        hazards = resume_hazards(args, early_stopping=patience is not None)
-        print("\n".join([*sets.lines, cut.line(), *(f"note: {hazard}" for hazard in hazards)]), flush=True)
 
     # Train
     adapter, options = None, model_args.adapter_options()
@@ -87,10 +88,15 @@ def main() -> None:
         eval_sources=[text.source for text in sets.dev],
         callbacks=[SealingCallback(limit, run=identity)] + [EarlyStoppingCallback(patience)] * bool(patience),
     )
+    sets.lines.extend([cut.line(), *trainer.loss.lines])
+    if is_main:
+        hazards = resume_hazards(args, early_stopping=patience is not None)
+        print("\n".join([*sets.lines, *(f"note: {hazard}" for hazard in hazards)]), flush=True)
     start = time.monotonic()
     train_or_resume(trainer, checkpoint=resume)
 
     # Save, measure and say
+    trained = whole_model(trainer, make=make, peft_config=adapter)
     if is_main:
         lora = {f"lora_{name}": value for name, value in options.items()} if adapter else {}
         told = {**vars(texts), **texts.settled(model.config), "base": base, **lora}
@@ -105,7 +111,6 @@ def main() -> None:
             picked=args.load_best_model_at_end,
             cut=cut.line(),
         )
-        trained = trainer.accelerator.unwrap_model(trainer.model)
         finish_texts(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()

@@ -9,6 +9,7 @@ accelerate launch recipes/reward_titles.py --model_name_or_path Qwen/Qwen2.5-7B-
 
 import sys
 import time
+from functools import partial
 
 from transformers import set_seed
 
@@ -25,6 +26,7 @@ from qwen_task_heads.training.callbacks import SwappedLabelsCallback, check_worl
 from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, unused_evidence
+from qwen_task_heads.training.sharding import whole_model
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 from qwen_task_heads.training.trainers import TitleTrainer
 
@@ -48,12 +50,9 @@ def main() -> None:
         )
     set_seed(args.seed)  # before the head is drawn
     backbone = locate(model_args.model_name_or_path)
-    model = build(
-        backbone,
-        **model_args.load_options(),
-        **titles.head_options(),
-    )
-    tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision)
+    make = partial(build, backbone, **model_args.load_options(), **titles.head_options(), hub=titles.hub)
+    model = make()
+    tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision, hub=titles.hub)
     family = model.model.config.model_type
     compile_template(tokenizer, template=titles.template(), model_type=family, max_length=args.max_length)
     encode = {"tokenizer": tokenizer, "max_length": args.max_length}
@@ -87,6 +86,7 @@ def main() -> None:
     train_or_resume(trainer, checkpoint=resume)
 
     # Save, measure and say
+    trained = whole_model(trainer, make=make, peft_config=adapter)
     if is_main:
         base = model_args.model_name_or_path
         lora = {f"lora_{name}": value for name, value in options.items()} if adapter else {}
@@ -102,7 +102,6 @@ def main() -> None:
             picked=args.load_best_model_at_end,
             warning=swapped.finding,
         )
-        trained = trainer.accelerator.unwrap_model(trainer.model)
         finish_titles(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()

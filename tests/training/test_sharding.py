@@ -1,0 +1,68 @@
+"""Sharded weights come back whole on the main process, adapter and fp32 head included."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from qwen_task_heads import adapter_config, build
+from qwen_task_heads.training.sharding import is_sharded, whole_model
+
+INPUT = {"input_ids": torch.arange(1, 9).view(2, 4)}
+
+
+def make():
+    torch.manual_seed(0)
+    return build("embedded", task="pooled_classifier", labels=["a", "b", "c"]).eval()
+
+
+def work(folder: str) -> None:
+    """One of two processes: shake, shard, collect, compare."""
+    from peft import get_peft_model
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from transformers import Trainer, TrainingArguments
+
+    model = make()
+    adapter = {"make": make, "peft_config": adapter_config(model, r=4)}
+    trainer = Trainer(
+        get_peft_model(model, adapter["peft_config"]).eval(),
+        TrainingArguments(folder, use_cpu=True, report_to="none"),
+    )
+    with torch.no_grad():
+        for number, parameter in enumerate(trainer.model.parameters()):
+            torch.manual_seed(number)
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        expected = trainer.model(**INPUT).logits
+    assert not is_sharded(trainer.model)
+    assert whole_model(trainer, **adapter) is (trainer.model if trainer.args.process_index == 0 else None)
+    fully_shard(trainer.model, mesh=init_device_mesh("cpu", (2,)))
+    assert is_sharded(trainer.model)
+    whole = whole_model(trainer, **adapter)
+    if trainer.args.process_index == 0:
+        assert not is_sharded(whole)
+        with torch.no_grad():
+            assert torch.equal(whole.eval()(**INPUT).logits, expected)
+        Path(folder, "equal").touch()
+    else:
+        assert whole is None
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_back_one_model(tmp_path):
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, __file__, str(tmp_path)], env=variables, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "equal").exists()
+
+
+if __name__ == "__main__":
+    work(sys.argv[1])
