@@ -59,7 +59,10 @@ def shorten(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def run_recipe(main: Callable[[], None]) -> int:
+RESUME = "the same command with --resume_from_checkpoint true continues"
+
+
+def run_recipe(main: Callable[[], None], *, interrupted: str = RESUME) -> int:
     """Run a recipe; bad input ends it with its message alone and exit code 2, Ctrl-C with how to go on.
 
     Anything but a `TaskHeadsError` is a defect of ours or of the machine and keeps its traceback.
@@ -70,6 +73,6 @@ def run_recipe(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command with --resume_from_checkpoint true continues", file=sys.stderr)
+        print(f"interrupted: {interrupted}", file=sys.stderr)
         return 130  # what shells report for SIGINT
     return 0
