@@ -51,6 +51,7 @@ class RawTexts:
         problems: of rows; one row may have several.
         file_problems: of whole files, which are never skipped.
         spoken: rows in which others than the user speak; what they say is no part of the text.
+        hidden: rows whose label is -1, as benchmarks mark a test set whose labels they keep.
         cut_at: `max_samples`, where it left rows unread.
     """
 
@@ -64,6 +65,7 @@ class RawTexts:
     problems: list[Problem] = field(default_factory=list)
     file_problems: list[Problem] = field(default_factory=list)
     spoken: list[str] = field(default_factory=list)
+    hidden: int = 0
     cut_at: int | None = None
 
 
@@ -129,6 +131,7 @@ def _read_part(
         if raw is None:
             result.refused += 1
             result.problems += reader.problems
+            result.hidden += values.get(layout.target) in (-1, "-1")
             continue
         if names and isinstance(raw.value, int) and not raw.name and raw.value < len(names):
             raw = replace(raw, name=names[raw.value])
@@ -163,7 +166,8 @@ def read_inputs(
 ) -> Iterator[tuple[str, TextInput | Problem]]:
     """Read texts to predict, as the rows come: JSONL, Parquet and class files in constant memory.
 
-    The first row that has a text decides which columns of a file hold it. Targets are not looked at.
+    The first row that has a text decides which columns of a file hold it; where there is no other text, a
+    `title` is one. Targets are not looked at.
 
     Args:
         source: as of `read_texts`.
@@ -200,6 +204,8 @@ def _inputs(opened: Iterable[tuple[str, Iterator[Row]]]) -> Iterator[tuple[str, 
                 continue
             if layout is None:
                 told = read_text_layout(where, row, with_target=False)
+                if "title" in row and not forms_of(row):  # what a title scorer is given
+                    told = replace(told, problems=(), texts=("title",))
                 if told.problems:
                     first = told.problems[0]
                     yield where, Problem(where, first.found, first.accepted, first.remedy)

@@ -43,6 +43,9 @@ class Scorer:
         batch_tokens: padded tokens per batch; bounds the memory, changes no score.
         device: where to run; the model's own device when None.
         progress: show a bar over more than a thousand texts.
+        revision: of a repo id: branch, tag or commit.
+        hub: where ids are looked up, `huggingface` or `modelscope`.
+        dtype: of the backbone's weights; as they were saved when `auto`.
 
     Example:
         >>> import tempfile
@@ -65,10 +68,13 @@ class Scorer:
         batch_tokens: int = 8192,
         device: str | torch.device | None = None,
         progress: bool = True,
+        revision: str | None = None,
+        hub: str = "huggingface",
+        dtype: torch.dtype | str = "auto",
     ) -> None:
         if isinstance(model, (str, Path)):
-            tokenizer = tokenizer or load_tokenizer(str(model))
-            model = load(str(model))
+            tokenizer = tokenizer or load_tokenizer(str(model), revision=revision, hub=hub)
+            model = load(str(model), revision=revision, hub=hub, dtype=dtype)
         if tokenizer is None:
             raise TaskHeadsError(
                 Problem("Scorer", "found a model without a tokenizer", "accepted: both", "pass tokenizer=")

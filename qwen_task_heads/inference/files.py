@@ -1,0 +1,214 @@
+"""A file of texts to a file of answers, by any number of processes: the order and the row count are kept.
+
+Design:
+- The input is read twice. The first pass, before the model is loaded, names every bad row, counts, and
+  hashes what was read; the second streams, one block of rows in memory at a time.
+- Block i (rows i*B to i*B+B-1) is computed by process i mod P. Every process parses the whole input,
+  because parsing costs far less than a model, and nobody has to hand out work. Neither the blocks nor the
+  batches inside them hang on P, so any number of processes gives the same bytes, and resumes another's.
+- A row comes out with all that it came in with, and the answer under names with a prefix, so that a `label`
+  in the input stays what it was. A row that cannot be read becomes `{"error": ...}` with `bad_rows="skip"`:
+  rows in = answers + errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from qwen_task_heads.data.parsers import FileProblem
+from qwen_task_heads.data.text_readers import TextInput, read_inputs
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.inference.parts import SUFFIXES, Parts
+from qwen_task_heads.inference.predictions import DIGITS, answer_columns, check_options, problem_type_of
+from qwen_task_heads.inference.reports import ERROR, FileReport
+from qwen_task_heads.inference.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class InputScan:
+    """What the first pass found: rows, the bad ones among them, columns, second texts, a hash of it all."""
+
+    rows: int
+    errors: int
+    columns: tuple[str, ...]
+    pairs: bool
+    sha256: str
+
+
+def scan_inputs(
+    source: str, *, split: str | None = None, hub: str = "huggingface", bad_rows: str = "raise"
+) -> InputScan:
+    """Read a whole input without a model.
+
+    Args:
+        source: a file, a folder, or a data set id, as `read_inputs` takes them.
+        split: which split of a folder or data set.
+        hub: where ids are looked up.
+        bad_rows: `raise`: every bad row is named, in one error; `skip`: they are counted.
+
+    Raises:
+        TaskHeadsError: bad rows, or a file that is damaged as a whole, which is never skipped.
+    """
+    if bad_rows not in ("raise", "skip"):
+        raise _problem("bad_rows", f"found {bad_rows!r}", "raise, skip", "choose one of them")
+    digest, columns, problems = hashlib.sha256(), dict[str, None](), []
+    rows = errors = pairs = 0
+    for _, item in read_inputs(source, split=split, hub=hub):
+        rows += 1
+        if isinstance(item, Problem):
+            errors += 1
+            if bad_rows == "raise" or isinstance(item, FileProblem):
+                problems.append(item)
+            digest.update(str(item).encode())
+        else:
+            pairs += bool(item.text_b)
+            columns.update(dict.fromkeys(item.row))
+            digest.update(json.dumps([item.text, item.text_b, item.row], default=str).encode())
+    if problems:
+        raise TaskHeadsError(problems)
+    if not rows:
+        raise _problem(source, "found no rows", "at least one", "check what wrote it")
+    return InputScan(rows, errors, tuple(columns), pairs > 0, digest.hexdigest())
+
+
+def predict_file(
+    model: str | Path | Scorer,
+    *,
+    source: str,
+    output: str | Path,
+    split: str | None = None,
+    hub: str = "huggingface",
+    bad_rows: str = "raise",
+    top_k: int | None = None,
+    threshold: float | None = None,
+    abstain: float | None = None,
+    prefix: str = "predicted_",
+    block_rows: int = 2048,
+    process_index: int = 0,
+    num_processes: int = 1,
+    wait: Callable[[], None] = lambda: None,
+    **scorer: Any,
+) -> FileReport | None:
+    """Answer for every row of a file, in order; the same call again resumes after a kill.
+
+    Args:
+        model: a classifier or a title scorer: repo id, folder, or a `Scorer`.
+        source: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, a folder of them, or a data set id.
+        output: `.jsonl`, `.csv` or `.tsv`; it must not be there yet.
+        split: which split of a folder or data set.
+        hub: where ids are looked up, of the model too: `huggingface` or `modelscope`.
+        bad_rows: `raise` or `skip`, see `scan_inputs`.
+        top_k: see `Scorer.predict`.
+        threshold: see `Scorer.predict`.
+        abstain: see `Scorer.predict`.
+        prefix: before the names of the answer's columns.
+        block_rows: rows that are computed and written at a time.
+        process_index: which of the processes this is.
+        num_processes: how many there are.
+        wait: a barrier of all processes.
+        **scorer: arguments of `Scorer`, where `model` is a name.
+
+    Returns:
+        A report, in the main process; None in the others.
+
+    Raises:
+        TaskHeadsError: bad rows, bad options, an output that is there, parts of another run, a full disk.
+    """
+    from tqdm.auto import tqdm
+
+    started, output = time.monotonic(), Path(output)
+    if output.suffix not in SUFFIXES:
+        raise _problem(str(output), f"found the suffix {output.suffix!r}", ", ".join(SUFFIXES), "choose one")
+    scan = scan_inputs(source, split=split, hub=hub, bad_rows=bad_rows)
+    if not isinstance(model, Scorer):
+        model = Scorer(model, hub=hub, progress=False, **scorer)
+    options = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
+    config = model.model.config
+    if model.is_title_scorer and scan.pairs:
+        raise _problem(
+            source, "found pairs of texts", "one title per row for a title scorer", "drop a column"
+        )
+    check_options(problem_type_of(config), num_labels=config.num_labels, **options)
+    identity = {
+        "input": scan.sha256, "model": _model_hash(config), "bad_rows": bad_rows, "prefix": prefix,
+        "batch_tokens": model.batch_tokens, **options,
+    }  # fmt: skip
+    parts = Parts(output, rows=scan.rows, block_rows=block_rows, identity=identity)
+    columns = _columns(scan, config, prefix=prefix)
+    parts.check()
+    wait()  # nobody writes before everybody has looked
+    if process_index == 0:
+        parts.open()
+    wait()
+    mine = {block for block in parts.missing() if block % num_processes == process_index}
+    items = read_inputs(source, split=split, hub=hub)
+    with tqdm(
+        total=sum(min(block_rows, scan.rows - block * block_rows) for block in mine),
+        desc=f"Predicting ({num_processes} processes)" if num_processes > 1 else "Predicting",
+        unit="row",
+        disable=process_index != 0,
+    ) as bar:
+        for block in range(max(mine, default=-1) + 1):
+            if block not in mine:
+                deque(islice(items, block_rows), maxlen=0)
+                continue
+            rows = _answer(list(islice(items, block_rows)), model, options=options, prefix=prefix)
+            parts.write(block, rows)
+            bar.update(len(rows))
+    wait()  # until all blocks are written
+    if process_index != 0:
+        return None
+    report = FileReport(output)
+    parts.assemble(columns=columns, rows=report.counted(parts.read(), prefix=prefix))
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _answer(
+    items: list[tuple[str, TextInput | Problem]], scorer: Scorer, *, options: dict[str, Any], prefix: str
+) -> list[dict[str, Any]]:
+    """Rows of the input to rows of the output."""
+    good = [item for _, item in items if isinstance(item, TextInput)]
+    texts, pairs = [item.text for item in good], [item.text_b for item in good]
+    if scorer.is_title_scorer:
+        prompts = [item.row.get("prompt") or "" for item in good]
+        answers = [{"score": round(score, DIGITS)} for score in scorer.score(texts, prompts=prompts)]
+    else:
+        answers = [answer.as_dict() for answer in scorer.predict(texts, text_pairs=pairs, **options)]
+    rest = iter(answers)
+    return [
+        {ERROR: str(item)}
+        if isinstance(item, Problem)
+        else {**item.row, **{f"{prefix}{name}": value for name, value in next(rest).items()}}
+        for _, item in items
+    ]
+
+
+def _columns(scan: InputScan, config: Any, *, prefix: str) -> list[str]:
+    """Columns of the output; those of the answer must not be in the input, where they would be lost."""
+    names = [f"{prefix}{name}" for name in answer_columns(config)] + ([ERROR] if scan.errors else [])
+    if taken := [name for name in names if name in scan.columns]:
+        found = f"the input has the columns {', '.join(map(repr, taken))}"
+        remedy = "rename the column" if taken == [ERROR] else "name another --prefix"
+        raise _problem("--prefix", found, "names that the input does not have", remedy)
+    return [*scan.columns, *names]
+
+
+def _model_hash(config: Any) -> str:
+    """Hash of all that a config says, the stored probe included, but not of where the model lies."""
+    told = config.to_dict()
+    for name in ("backbone_name_or_path", "backbone_revision", "transformers_version", "_name_or_path"):
+        told.pop(name, None)
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
+    return TaskHeadsError(Problem(where, found, f"accepted: {accepted}", remedy))
