@@ -5,7 +5,8 @@ What differs from its parent:
 - The loss is any of `TEXT_LOSSES`, computed from the logits: per row, in fp32, weighted.
 - An update is the mean over all of its rows, on all processes and in all accumulated batches. The parent
   takes the mean of the batches' means, in which a short last batch counts as much as a full one.
-- `eval_loss` is the mean over rows, each counted once; the parent's depends on the batch size.
+- `eval_loss` is the mean over rows, each counted once; on several processes the parent's also holds rows
+  that fill up the last batch.
 - A loss that is not finite stops the run and names the rows; labels that torch would leave out are refused.
 - `peft_config`, as trl's trainers have it; no stock card.
 

@@ -472,6 +472,27 @@ def test_a_nan_stops_at_its_step_and_names_the_row(fresh, words, tmp_path, step,
     assert all(torch.equal(tensor, unmoved[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_update(fresh, words, tmp_path):
+    """Loss and logits are sound: only the callback that looks at the accumulated gradients can see it."""
+    weights, model = Weights(), fresh()
+    backwards: list[int] = []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        backwards.append(1)
+        return gradient * math.inf if len(backwards) == 5 else gradient  # first batch of step 3
+
+    model.score.weight.register_hook(spoil)
+    trainer = trainer_for(
+        model, tmp_path, words=words, train=texts(12), per_device_train_batch_size=2, callbacks=[weights],
+        gradient_accumulation_steps=2, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    with pytest.raises(TaskHeadsError, match="the gradient is not finite at step 3") as caught:
+        trainer.train()
+    assert caught.value.problems[0].where == ", ".join(f"train.jsonl:{row}" for row in (9, 10, 11, 12))
+    assert len(weights.steps) == 2
+    assert all(torch.equal(tensor, weights.steps[-1][name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_nan_in_dev_names_the_row_of_dev(fresh, words, tmp_path):
     dev = texts(5, weight=(1.0, 1.0, 1.0, math.inf, 1.0))
     dev = [TextExample(**{**vars(row), "source": f"dev.csv:{i}"}) for i, row in enumerate(dev)]
