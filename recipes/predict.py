@@ -13,11 +13,13 @@ import argparse
 import sys
 from datetime import timedelta
 
+import torch
 from accelerate import PartialState
 
 from qwen_task_heads.data.formats import HUBS
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.inference.files import predict_file
+from qwen_task_heads.training.callbacks import check_world
 
 PATIENCE = timedelta(
     days=7
@@ -60,7 +62,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Check the file, load the model, answer, and say what came out."""
     args = parse_arguments()
-    state = PartialState(timeout=PATIENCE)
+    # Without a device accelerate forms no group of processes, unless it is told that a CPU is meant.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    check_world(None, running=state.num_processes)
     try:
         report = predict_file(
             args.model,
