@@ -56,25 +56,31 @@ def find_label_file(source: str) -> str | None:
     return str(found[0]) if found else None
 
 
-def name_problems(named: Sequence[tuple[str, Any]]) -> list[Problem]:
-    """What is wrong with names; each comes with its place."""
+def name_problems(names: Sequence[Any], place: str, *, first: int = 1) -> list[Problem]:
+    """What is wrong with names; `place` is the pattern of where they stand, counted from `first`."""
     problems = []
-    first: dict[str, str] = {}
-    for where, name in named:
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names, start=first):
         accepted = "accepted: different names, as text"
         if not isinstance(name, str):
-            problems.append(Problem(where, f"the label {shorten(name)}", accepted, "write the name as text"))
+            problems.append(
+                Problem(
+                    place.format(number), f"the label {shorten(name)}", accepted, "write the name as text"
+                )
+            )
         elif not name.strip() or name != name.strip() or CONTROL.search(name):
             found = f"the label {shorten(name)} is blank, or has outer white space or control characters"
-            problems.append(Problem(where, found, accepted, "write a visible name"))
+            problems.append(Problem(place.format(number), found, accepted, "write a visible name"))
         elif len(name) > MAX_NAME:
             found = f"a label of {len(name):,} characters"
-            problems.append(Problem(where, found, f"accepted: at most {MAX_NAME:,}", "shorten the name"))
-        elif name in first:
-            found = f"the label {shorten(name)} stands twice (first at {first[name]})"
-            problems.append(Problem(where, found, accepted, "rename or remove one of the two"))
+            problems.append(
+                Problem(place.format(number), found, f"accepted: at most {MAX_NAME:,}", "shorten the name")
+            )
+        elif name in seen:
+            found = f"the label {shorten(name)} stands twice (first at {place.format(seen[name])})"
+            problems.append(Problem(place.format(number), found, accepted, "rename or remove one of the two"))
         else:
-            first[name] = where
+            seen[name] = number
     return problems
 
 
@@ -105,15 +111,20 @@ def _refusal(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsErr
 def _from_lines(path: str, text: str) -> LabelTexts:
     """A class file: blank lines at its end are passed over, blank lines between names are not."""
     lines = text.rstrip().split("\n")  # not splitlines: U+2028 and U+0085 may stand in a name
-    named = [(f"{path}:{number}", line.strip()) for number, line in enumerate(lines, start=1)]
-    if problems := name_problems(named):
+    names = tuple(line.strip() for line in lines)
+    if problems := name_problems(names, _pattern(path) + ":{}"):
         raise TaskHeadsError(problems)
-    return tuple(name for _, name in named), (), ()
+    return names, (), ()
+
+
+def _pattern(path: str) -> str:
+    """A path as a format string; braces may stand in names of folders."""
+    return path.replace("{", "{{").replace("}", "}}")
 
 
 def _from_yaml(path: str, text: str) -> LabelTexts:
     entries = _entries(path, _parse_yaml(path, text))
-    problems = name_problems([(where, entry.get("name")) for where, entry in entries])
+    problems = name_problems([entry.get("name") for _, entry in entries], _pattern(path) + ":label {}")
     for where, entry in entries:
         if unknown := [key for key in entry if key not in ("name", "description", "examples")]:
             accepted = "accepted: name, description, examples"

@@ -10,6 +10,7 @@ Design:
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class LabelMap:
     examples: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        problems = name_problems([(f"labels[{place}]", name) for place, name in enumerate(self.names)])
+        problems = name_problems(self.names, "labels[{}]", first=0)
         for field, values in (("descriptions", self.descriptions), ("examples", self.examples)):
             if values and len(values) != len(self.names):
                 found = f"{len(values):,} {field} of {len(self.names):,} labels"
@@ -185,5 +188,4 @@ def is_whole(text: str) -> bool:
         >>> is_whole("-100"), is_whole("1.0"), is_whole("²")
         (True, False, False)
     """
-    digits = text[1:] if text[:1] in ("-", "+") else text
-    return digits.isascii() and digits.isdigit()
+    return WHOLE.fullmatch(text) is not None

@@ -129,7 +129,7 @@ def nearly(
     for name in names:
         if name in accepted:
             continue
-        match = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.81)
+        match = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.8)
         target = plain[match[0]] if match else None
         if target is not None and name.startswith(target + "_"):
             target = None  # `prompt_id` is a column of its own

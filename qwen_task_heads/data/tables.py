@@ -181,7 +181,7 @@ def read_parquet(path: str) -> Iterator[Row]:
                         yield where, bad_byte(where, error.object[error.start], error.start + 1)
                         continue
                     yield where, {name: value for name, value in row.items() if value is not None}
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:  # the last: column names
         reason = shorten(str(error).split("\n", 1)[0], 100)
         found = f"damaged after row {number} ({reason})"
         yield path, FileProblem(path, found, "accepted: a whole Parquet file", "copy or write it again")

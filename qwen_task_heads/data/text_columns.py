@@ -168,20 +168,20 @@ def _parse_float(text: str) -> float | str:
 
 def _is_label(row: RowReader, column: str, value: Any) -> bool:
     """Whether a value can be an id or a name; refused if not."""
+    if isinstance(value, str) and value.strip():
+        return True
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and 0 <= value < 10**9:
+        return True
     accepted = "the id of a label, or its name"
     remedy = "write a whole number from 0, or a name"
-    found = f"{column!r} is {shorten(value)}"
     if isinstance(value, list):
         remedy = "rename the column to 'labels' for several labels in a row"
     elif isinstance(value, float) and math.isfinite(value):
         remedy = "write whole numbers, or ask for problem_type regression"
-    elif isinstance(value, str) and value.strip():
-        return True
-    elif isinstance(value, int) and not isinstance(value, bool):
-        if 0 <= value < 10**9:
-            return True
+    elif whole:
         accepted, remedy = "ids from 0", "correct the id, or remove the row (-100 and -1 mark hidden labels)"
-    row.refuse(found, accepted, remedy)
+    row.refuse(f"{column!r} is {shorten(value)}", accepted, remedy)
     return False
 
 
@@ -192,7 +192,7 @@ def _read_list(row: RowReader, column: str, value: Any) -> list[Any] | None:
         remedy = "rename the column to 'label' for one label in a row, or write a list ([] for none)"
         row.refuse(f"{column!r} is {shorten(value)}", accepted, remedy)
         return None
-    if not all([_is_label(row, column, item) for item in value]):
+    if not all(_is_label(row, column, item) for item in value):
         return None
     if len({type(item) for item in value}) > 1:
         row.refuse(f"{column!r} mixes ids and names", accepted, "write all of them in one form")

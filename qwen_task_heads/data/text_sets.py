@@ -89,7 +89,8 @@ def read_text_sets(
         source: file, folder or data set id of the training set. Splits found in a folder or data set are
             used where `dev` and `test` are None.
         dev: file, folder or id of the dev set; of several splits, the one called dev or validation.
-        test: file, folder or id of the test set; of several splits, the one called test.
+        test: file, folder or id of the test set; of several splits, the one called test. A test split that is
+            merely found, and whose labels are all -1, is left out.
         problem_type: `single_label_classification`, `multi_label_classification`, `regression` or `ordinal`;
             None to tell it by the target column (never ordinal).
         labels: the labels in their order, or the path of `labels.yaml` or a class file. None looks for such
@@ -139,6 +140,9 @@ def read_text_sets(
         for raw in raws.values():
             problems += raw.problems
         raise TaskHeadsError(problems)
+    hidden = test is None and "test" in raws and 0 < raws["test"].hidden == raws["test"].rows_read
+    if hidden:
+        del raws["test"]
     sets: dict[str, list[TextExample]] = {}
     reports: dict[str, ReadReport] = {}
     for role, raw in raws.items():
@@ -152,6 +156,8 @@ def read_text_sets(
     for role, raw in raws.items():
         if raw.cut_at is not None:
             lines.append(f"{role}: only the first {raw.cut_at:,} rows were read")
+    if hidden:
+        lines.append("test: all labels are -1 (kept by the authors), so the set is left out")
     lines += _label_lines(sets["train"], scheme)
     train, dev_was_cut = sets["train"], "dev" not in sets
     if dev_was_cut:
@@ -162,9 +168,10 @@ def read_text_sets(
         overlaps = find_overlaps(train, sets.get(role, []))
         if overlaps:
             first = overlaps[0]
+            stand = f"text of {role} also stands" if len(overlaps) == 1 else f"texts of {role} also stand"
             seen, where = (Path(place).name for place in (first.test_source, first.train_source))
             lines.append(
-                f"{len(overlaps):,} texts of {role} also stand in train: figures on {role} flatter (first: "
+                f"{len(overlaps):,} {stand} in train: figures on {role} flatter (first: "
                 f"{seen} as {where}, {first.kind})"
             )
     return TextSets(

@@ -284,10 +284,10 @@ def _resolve_label(raw: RawText, value: int | str, scheme: Scheme) -> int:
             raise _error(raw.where, f"label {value} is none of the {len(labels):,} labels", accepted, remedy)
     else:
         name = value.strip()
+        place = labels.label2id.get(name)
         if is_whole(name) and not labels.are_numbers:
             found, remedy = f"the label {shorten(value)} is a number in quotes", "write it without quotes"
             raise _error(raw.where, found, "a number, or the name of a label", remedy)
-        place = labels.label2id.get(name)
         if place is None:
             near = labels.folded.get(text_key(name))
             remedy = "correct it" if near is None else f"did you mean {shorten(near)}?"

@@ -1,0 +1,190 @@
+"""One map of labels: files, configs, and everything that may not be one."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from transformers import Qwen2Config
+
+from qwen_task_heads.data.label_files import find_label_file
+from qwen_task_heads.data.labels import LabelMap, check_same, is_whole
+from qwen_task_heads.data.text_sets import read_text_sets
+from qwen_task_heads.errors import TaskHeadsError
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def refusal(path: Path) -> TaskHeadsError:
+    with pytest.raises(TaskHeadsError) as caught:
+        LabelMap.read(path)
+    assert all(problem.where.startswith(str(path)) for problem in caught.value.problems)
+    return caught.value
+
+
+def config_of(*names: str) -> Qwen2Config:
+    return Qwen2Config(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "- sport\n- politics\n",
+        "[sport, politics]",
+        "sport:\npolitics:\n",
+        "- name: sport\n- {name: politics}\n",
+        "- sport\n- name: politics\n",
+        "\ufeff- ' sport'\n- politics\n".replace("' sport'", "sport"),
+    ],
+)
+def test_every_form_of_a_label_file_gives_the_same_names(tmp_path: Path, content: str) -> None:
+    assert LabelMap.read(written(tmp_path / "labels.yaml", content)).names == ("sport", "politics")
+
+
+def test_descriptions_and_examples_stand_by_their_names(tmp_path: Path) -> None:
+    content = "- {name: a, description: The first, examples: [one text, another]}\n- name: b\n"
+    labels = LabelMap.read(written(tmp_path / "labels.yaml", content))
+    assert labels.descriptions == ("The first", "")
+    assert labels.examples == (("one text", "another"), ())
+    assert LabelMap.read(written(tmp_path / "labels.yml", "b: Second\na: First\n")) == LabelMap(
+        ("b", "a"), ("Second", "First")
+    )
+
+
+def test_scalars_of_yaml_are_text(tmp_path: Path) -> None:
+    names = LabelMap.read(written(tmp_path / "labels.yaml", "[no, yes, 1, 2020-01-01, null, 1e3]")).names
+    assert names == ("no", "yes", "1", "2020-01-01", "null", "1e3")
+
+
+def test_a_class_file_has_a_name_per_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "class.txt", "\ufefffinance\r\nreal estate \n体育\n\n\n")
+    assert LabelMap.read(path).names == ("finance", "real estate", "体育")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("labels.yaml", "a: x\na: y\n", "stands twice"),
+        ("labels.yaml", "- a\n- b\n- a\n", "'a' stands twice"),
+        ("labels.yaml", "- a\n- \n", "blank"),
+        ("labels.yaml", "- a\n- [b]\n", "['b']"),
+        ("labels.yaml", "- {name: a, describtion: x}\n", "unknown key 'describtion'"),
+        ("labels.yaml", "- {name: a, examples: x}\n", "the examples are 'x'"),
+        ("labels.yaml", "- {description: a}\n", "the label None"),
+        ("labels.yaml", "", "found None"),
+        ("labels.yaml", "one name", "found 'one name'"),
+        ("labels.yaml", "- a\n--- \n- b\n", "several documents"),
+        ("labels.yaml", "- &x a\n- *x\n", "the alias"),
+        ("labels.yaml", "[" * 100_000, "lists within lists"),
+        ("labels.yaml", "- a\n b: {", "not YAML"),
+        ("labels.yaml", "[a]: b\n", "a key that is no text"),
+        ("labels.yaml", "- !!python/object:os.system {}\n", "the label None"),
+        ("class.txt", "a\n\nb\n", "blank"),
+        ("class.txt", "a\nb\na\n", "'a' stands twice"),
+        ("class.txt", "", "blank"),
+        ("class.txt", b"caf\xe9\n", "byte 0xe9 is not UTF-8"),
+        ("class.txt", "a\nb\0\n", "binary data"),
+        ("class.txt", "x" * 1001, "a label of 1,001 characters"),
+        ("class.txt", "a\tb\n", "control characters"),
+    ],
+)
+def test_label_files_that_are_refused(tmp_path: Path, name: str, content: str | bytes, found: str) -> None:
+    assert found in str(refusal(written(tmp_path / name, content)))
+
+
+def test_all_problems_of_a_label_file_in_one_run(tmp_path: Path) -> None:
+    problems = refusal(written(tmp_path / "class.txt", "a\n\na\nb\na\n")).problems
+    assert [problem.where.rsplit(":", 1)[1] for problem in problems] == ["2", "3", "5"]
+
+
+def test_a_missing_label_file_is_named(tmp_path: Path) -> None:
+    assert "No such file" in str(refusal(tmp_path / "labels.yaml"))
+
+
+def test_maps_that_cannot_be() -> None:
+    for arguments in (((),), (("a", "a"),), ((" a",),), (("a", "b"), ("only one",)), (("a",), (), ((), ()))):
+        with pytest.raises(TaskHeadsError, match="accepted"):
+            LabelMap(*arguments)
+
+
+def test_a_config_gives_its_labels_back() -> None:
+    config = config_of("b", "a")
+    assert LabelMap.of_config(config).names == ("b", "a")
+    config.label_descriptions, config.label_examples = ["x", "y"], [["one"], []]
+    assert LabelMap.of_config(config) == LabelMap(("b", "a"), ("x", "y"), (("one",), ()))
+    assert LabelMap.of_config(Qwen2Config(num_labels=3)).names == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def test_a_config_that_contradicts_itself_is_refused() -> None:
+    for id2label, label2id in (({0: "a", 2: "b"}, {}), ({0: "a", 1: "b"}, {"a": 1, "b": 0})):
+        config = Qwen2Config()
+        config.id2label, config.label2id = id2label, label2id
+        with pytest.raises(TaskHeadsError, match=r"config\.(id2label|label2id)"):
+            LabelMap.of_config(config)
+
+
+def test_check_5_two_hundred_permuted_maps_are_refused(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    names = [f"label {number}" for number in range(12)]
+    config = config_of(*names)
+    check_same(LabelMap(tuple(names)), config)
+    for _ in range(200):
+        permuted = rng.sample(names, len(names))
+        assert permuted != names
+        path = written(tmp_path / "labels.yaml", json.dumps(permuted))
+        with pytest.raises(TaskHeadsError, match="the same names in another order"):
+            check_same(LabelMap.read(path), config, where=str(path))
+    with pytest.raises(TaskHeadsError, match="11 labels, and 12 in the model"):
+        check_same(LabelMap(tuple(names[:-1])), config)
+    with pytest.raises(TaskHeadsError, match="label 11 is 'other', and 'label 11' in the model;"):
+        check_same(LabelMap((*names[:-1], "other")), config)
+
+
+@pytest.mark.parametrize("kind", ["ids", "names", "named ids", "multi"])
+def test_check_5_two_hundred_shuffles_give_one_map(tmp_path: Path, kind: str) -> None:
+    rng = random.Random(1)
+    rows = []
+    for number in range(40):
+        label = number % 7
+        rows.append(
+            {"text": f"text {number}"}
+            | {
+                "ids": {"label": label},
+                "names": {"label": f"name {(label * 3) % 7}"},
+                "named ids": {"label": label, "label_name": f"name {(label * 3) % 7}"},
+                "multi": {"labels": [f"name {label}", f"name {(label + 1) % 7}"]},
+            }[kind]
+        )
+    path, seen = tmp_path / "train.jsonl", set()
+    for _ in range(50 if kind != "names" else 200):
+        rng.shuffle(rows)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        sets = read_text_sets(str(path))
+        of_text = {row.text: row.target for row in (*sets.train, *sets.dev)}
+        seen.add((sets.labels.names, tuple(sorted(of_text.items())), tuple(sorted(r.text for r in sets.dev))))
+    assert len(seen) == 1
+
+
+def test_a_label_file_is_found_next_to_the_data(tmp_path: Path) -> None:
+    data = written(tmp_path / "train.jsonl", "{}")
+    assert find_label_file(str(tmp_path)) is None
+    written(tmp_path / "class.txt", "a\nb\n")
+    assert find_label_file(str(tmp_path)) == find_label_file(str(data)) == str(tmp_path / "class.txt")
+    assert find_label_file("owner/name") is None
+    written(tmp_path / "labels.yaml", "- {name: a, description: First}\n- b\n")
+    assert find_label_file(str(tmp_path)) == str(tmp_path / "labels.yaml")
+    written(tmp_path / "labels.txt", "b\na\n")
+    with pytest.raises(TaskHeadsError, match=r"labels\.yaml and class\.txt and labels\.txt say different"):
+        find_label_file(str(tmp_path))
+
+
+def test_whole_numbers() -> None:
+    assert [is_whole(text) for text in ("7", "+7", "-100", "", "-", "1.0", "²", "１", "7 ")] == [
+        *(True, True, True),
+        *[False] * 6,
+    ]

@@ -1,0 +1,262 @@
+"""Checks 1 to 3 on labelled texts: fuzzed rows, planted defects, round trips. Times are of the processor."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import string
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.text_readers import read_inputs
+from qwen_task_heads.data.text_sets import read_text_sets
+from qwen_task_heads.errors import Problem, TaskHeadsError
+
+LETTERS = string.ascii_letters + string.digits + " éß漢字かなक🙂'\"\\,:;!?%-–<>&\t|"
+NAMES = ("art", "体育", "a, b", "news")
+LABELS = LabelMap(NAMES)
+
+
+def a_text(rng: random.Random, *, longest: int = 60) -> str:
+    return "t" + "".join(rng.choices(LETTERS, k=rng.randrange(longest))).strip() + "."
+
+
+def a_row(rng: random.Random, number: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"text": f"{a_text(rng)} {number}", "label": rng.choice([*range(4), *NAMES])}
+    if isinstance(row["label"], int) and rng.random() < 0.3:
+        row["label_name"] = NAMES[row["label"]]
+    if rng.random() < 0.3:
+        row["weight"] = rng.uniform(0.1, 9)
+    if rng.random() < 0.3:
+        row["group_id"] = rng.choice([f"t{rng.randrange(99)}", rng.randrange(99)])
+    return row
+
+
+def dumps(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode()
+
+
+def cut(rng: random.Random, row: dict[str, Any]) -> bytes:
+    line = dumps(row)
+    return line[: rng.randrange(1, len(line) - 1)].strip() or b"{"
+
+
+def wrong_text(rng: random.Random, row: dict[str, Any]) -> bytes:
+    return dumps(row | {"text": rng.choice([True, 1, None, {}, [], math.nan, "", " \n", "\u200b"])})
+
+
+def wrong_label(rng: random.Random, row: dict[str, Any]) -> bytes:
+    row.pop("label_name", None)
+    bad = [True, None, 1.5, 1.0, math.nan, -100, -1, 4, 10**30, "1", "sports", "", [0], {}, "ART"]
+    return dumps(row | {"label": rng.choice(bad)})
+
+
+def wrong_name(rng: random.Random, row: dict[str, Any]) -> bytes:
+    return dumps(row | {"label": 2, "label_name": rng.choice(["art", "", None, 2, "other"])})
+
+
+def wrong_number(rng: random.Random, row: dict[str, Any]) -> bytes:
+    return dumps(row | {"weight": rng.choice([0, -1, True, None, "1", math.nan, math.inf, [], 10**400])})
+
+
+def raw_byte(rng: random.Random, row: dict[str, Any]) -> bytes:
+    line = dumps(row)
+    place = rng.randrange(1, len(line))
+    return line[:place] + rng.choice([b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xfe"]) + line[place:]
+
+
+def surrogate(rng: random.Random, row: dict[str, Any]) -> bytes:
+    return json.dumps(row | {rng.choice(["text", "extra"]): "a \ud83d b"}).encode()
+
+
+def twice(rng: random.Random, row: dict[str, Any]) -> bytes:
+    return dumps(row)[:-1] + rng.choice([b', "text": "again"}', b', "extra": {"a": 1, "a": 2}}'])
+
+
+def no_object(rng: random.Random, row: dict[str, Any]) -> bytes:
+    return rng.choice(
+        [b"1", b"null", b'"text"', b"[]", dumps(row) + b"]", b"[" + dumps(row) + b"]", b"9" * 5000]
+    )
+
+
+def missing(rng: random.Random, row: dict[str, Any]) -> bytes:
+    del row[rng.choice(["text", "label"])]
+    return dumps(row)
+
+
+MUTATIONS = (
+    *(cut, wrong_text, wrong_label, wrong_name, wrong_number),
+    *(raw_byte, surrogate, twice, no_object, missing),
+)
+
+
+def test_ten_thousand_fuzzed_rows_are_refused_by_line_and_nothing_else(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    lines, defective = [], set()
+    for number in range(1, 10_001):
+        row = a_row(rng, number)
+        line = dumps(row)
+        if number % 500 == 0:  # a valid line of 1 MiB
+            line = dumps(row | {"text": "x" * 2**20})
+        elif number % 1000 == 7:
+            line = line[:-1] + b', "extra": ' + b"[" * 100_000 + b"}"
+            defective.add(number)
+        elif rng.random() < 0.4:
+            line = rng.choice(MUTATIONS)(rng, row)
+            defective.add(number)
+        lines.append(line)
+    path = tmp_path / "fuzz.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+
+    begin = time.process_time()
+    with pytest.raises(TaskHeadsError) as caught:
+        read_text_sets(str(path), labels=LABELS)
+    assert time.process_time() - begin < 5
+    problems = caught.value.problems
+    places = [re.fullmatch(re.escape(str(path)) + r":(\d+)", problem.where) for problem in problems]
+    assert all(places)
+    assert {int(place.group(1)) for place in places if place} == defective
+    assert all(len(str(problem)) < 1000 for problem in problems)
+
+    sets = read_text_sets(str(path), labels=LABELS, bad_rows="skip")
+    assert len(sets.train) + len(sets.dev) == 10_000 - len(defective)
+    assert f"train: {len(defective):,} of 10,000 rows left out" in sets.lines
+    texts = [item for _, item in read_inputs(str(path))]
+    assert len(texts) == 10_000
+    assert sum(isinstance(item, Problem) for item in texts) < len(defective)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet"])
+def test_flipped_and_cut_files_never_leak_a_foreign_error(tmp_path: Path, suffix: str) -> None:
+    rng = random.Random(2)
+    whole = tmp_path / f"whole{suffix}"
+    write(whole, [{"text": f"text {n}", "label": NAMES[n % 4]} for n in range(30)])
+    content = whole.read_bytes()
+    path = tmp_path / f"hurt{suffix}"
+    refused = 0
+    for _ in range(120):
+        hurt = bytearray(content)
+        for _ in range(rng.randrange(1, 4)):
+            hurt[rng.randrange(len(hurt))] = rng.randrange(256)
+        if rng.random() < 0.5:
+            del hurt[rng.randrange(len(hurt)) :]
+        path.write_bytes(hurt)
+        try:
+            read_text_sets(str(path), labels=LABELS)
+        except TaskHeadsError as error:
+            refused += 1
+            places = [problem.where for problem in error.problems]
+            assert all(where.startswith(str(path)) or where == "split" for where in places)
+        assert all(isinstance(where, str) for where, _ in read_inputs(str(path)))
+    assert refused > 20
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    if path.suffix == ".jsonl":
+        path.write_bytes(b"".join(dumps(row) + b"\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix == ".txt":
+        path.write_text("".join(f"{row['text']}\t{row['label']}\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        import csv
+
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]), delimiter="," if path.suffix == ".csv" else "\t")
+            writer.writeheader()
+            writer.writerows(
+                {name: json.dumps(v) if isinstance(v, list) else v for name, v in row.items()} for row in rows
+            )
+
+
+GOOD = {"text": "Ten quiet beaches", "label": 1}
+PLANTED: list[tuple[bytes, str]] = [
+    (b'{"text": "cut off, "label', "not JSON"),
+    (b"[1, 2]", "JSON array"),
+    (dumps(GOOD)[:-1] + b', "text": "twice"}', "stands twice"),
+    (dumps(GOOD).replace(b"quiet", b"qui\xe9t"), "0xe9 at position"),
+    (json.dumps(GOOD | {"text": "half \udc00"}).encode(), "lone surrogate"),
+    (dumps({"text": "no label"}), "no 'label'"),
+    (dumps({"label": 1, "txt": "misspelt here only"}), "no 'text'"),
+    (dumps(GOOD | {"text": ""}), "'text' is empty"),
+    (dumps(GOOD | {"text": " \t\u200b"}), "'text' is without any visible text"),
+    (dumps(GOOD | {"text": 7}), "'text' is 7"),
+    (dumps(GOOD | {"label": None}), "'label' is None"),
+    (dumps(GOOD | {"label": "1"}), "a number in quotes"),
+    (dumps(GOOD | {"label": True}), "'label' is True"),
+    (dumps(GOOD | {"label": 1.5}), "'label' is 1.5"),
+    (dumps(GOOD | {"label": math.nan}), "'label' is nan"),
+    (dumps(GOOD | {"label": -100}), "'label' is -100"),
+    (dumps(GOOD | {"label": 4}), "label 4 is none of the 4 labels"),
+    (dumps(GOOD | {"label": "Art"}), "did you mean 'art'"),
+]
+
+
+def test_eighteen_planted_defects_are_all_named_in_one_run_and_no_other(tmp_path: Path) -> None:
+    lines = [dumps({"text": f"Text {number}", "label": number % 4}) for number in range(200)]
+    expected = {}
+    for place, (line, found) in enumerate(PLANTED):
+        lines[place * 11 + 3] = line
+        expected[place * 11 + 4] = found
+    path = tmp_path / "planted.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(TaskHeadsError) as caught:
+        read_text_sets(str(path), labels=LABELS)
+    named = {int(problem.where.rsplit(":", 1)[1]): str(problem) for problem in caught.value.problems}
+    assert len(caught.value.problems) == len(PLANTED) == 18
+    assert named.keys() == expected.keys()
+    assert {line: found for line, found in expected.items() if found not in named[line]} == {}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("column", ["label", "labels", "score"])
+def test_two_thousand_rows_round_trip(tmp_path: Path, suffix: str, column: str) -> None:
+    rng = random.Random(3)
+    examples = []
+    for number in range(2000):
+        target: Any = {
+            "label": number % 4,
+            "labels": tuple(sorted(rng.sample(range(4), number % 3))),
+            "score": (rng.choice([0.0, rng.gauss(0, 3), 1e-9]),),
+        }[column]
+        examples.append(
+            TextExample(
+                text=f"{a_text(rng)}\n{number}",
+                text_b=a_text(rng, longest=300),
+                target=target,
+                weight=rng.choice([1.0, rng.uniform(0.1, 9)]),
+                group=rng.choice([f"test {rng.randrange(300)}", "漢"]),
+            )
+        )
+    value = {
+        "label": lambda row: NAMES[row.target],
+        "labels": lambda row: [NAMES[label] for label in row.target],
+        "score": lambda row: row.target[0],
+    }[column]
+    rows = [
+        {
+            "text_a": row.text,
+            "text_b": row.text_b,
+            column: value(row),
+            "weight": row.weight,
+            "group": row.group,
+        }
+        for row in examples
+    ]
+    path, dev = tmp_path / f"rows{suffix}", tmp_path / "dev.jsonl"
+    write(path, rows)
+    write(dev, rows[:2])
+    sets = read_text_sets(str(path), dev=str(dev), labels=None if column == "score" else LABELS)
+    assert [TextExample(**{**vars(row), "source": ""}) for row in sets.train] == examples

@@ -1,0 +1,294 @@
+"""Columns of labelled texts, row by row and file by file; and texts to predict."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_task_heads.data.parsers import FileProblem
+from qwen_task_heads.data.text_columns import RawText
+from qwen_task_heads.data.text_layout import FORMS, PROBLEM_TYPES, TARGETS
+from qwen_task_heads.data.text_readers import RawTexts, TextInput, read_inputs, read_texts
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode import configuration_task_heads
+
+
+def write_rows(path: Path, rows: Iterable[object]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def read_rows(tmp_path: Path, *rows: dict[str, Any], **options: Any) -> RawTexts:
+    texts = read_texts(write_rows(tmp_path / "a.jsonl", rows), **options)
+    assert texts.rows_read == len(texts.rows) + texts.refused
+    return texts
+
+
+def only(texts: RawTexts) -> RawText:
+    assert (texts.problems, texts.file_problems) == ([], [])
+    return texts.rows[0]
+
+
+def said(content: str, role: str = "user") -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def test_the_problem_types_are_those_of_the_models() -> None:
+    assert set(PROBLEM_TYPES) == set(configuration_task_heads.PROBLEM_TYPES)
+
+
+@pytest.mark.parametrize("form", FORMS, ids="+".join)
+def test_every_form_of_text(tmp_path: Path, form: tuple[str, ...]) -> None:
+    row: dict[str, Any] = {name: f" {name} \n" for name in form} | {"label": 0, "id": 7}
+    if form == ("messages",):
+        row["messages"] = [said("messages")]
+    raw = only(read_rows(tmp_path, row))
+    assert (raw.text, raw.text_b) == (form[0], form[1] if len(form) > 1 else "")
+    assert raw.where == f"{tmp_path}/a.jsonl:1"
+
+
+def test_a_conversation_is_what_the_user_says(tmp_path: Path) -> None:
+    messages = [said("Be brief", "system"), said("One"), said("Yes?", "assistant"), said("Two")]
+    texts = read_rows(tmp_path, {"messages": messages, "label": 1}, {"messages": [said("x")], "label": 0})
+    assert only(texts).text == "One\nTwo"
+    assert texts.spoken == [f"{tmp_path}/a.jsonl:1"]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "value"),
+    [
+        ({"label": 3}, "single_label_classification", 3),
+        ({"label": "sport"}, "single_label_classification", "sport"),
+        ({"labels": [3, 1]}, "multi_label_classification", [3, 1]),
+        ({"labels": ["a ", "b"]}, "multi_label_classification", ["a", "b"]),
+        ({"labels": []}, "multi_label_classification", []),
+        ({"score": 3}, "regression", (3.0,)),
+        ({"score": [1, 2.5]}, "regression", (1.0, 2.5)),
+        ({"probabilities": [0.25, 0.75]}, "single_label_classification", [0.25, 0.75]),
+        ({"probabilities": {"a": 1, "b": 0}}, "single_label_classification", {"a": 1.0, "b": 0.0}),
+        ({"category": ["a", "b"], "output": "b"}, "single_label_classification", "b"),
+    ],
+)
+def test_every_kind_of_target(tmp_path: Path, row: dict[str, Any], kind: str, value: Any) -> None:
+    texts = read_rows(tmp_path, {"text": "x"} | row)
+    assert (texts.kind, only(texts).value) == (kind, value)
+
+
+@pytest.mark.parametrize(
+    ("header", "cell", "problem_type", "value"),
+    [
+        ("label", "3", None, 3),
+        ("label", " sport ", None, "sport"),
+        ("label", "007", None, "007"),
+        ("labels", "a|b", None, ["a", "b"]),
+        ("labels", "3", None, [3]),
+        ("labels", '"[1, 2]"', None, [1, 2]),
+        ("labels", "[]", None, []),
+        ("score", "1.5", None, (1.5,)),
+        ("score", '"[1, 2]"', None, (1.0, 2.0)),
+        ("label", "2", "regression", (2.0,)),
+        ("probabilities", '"[0.5, 0.5]"', None, [0.5, 0.5]),
+        ("probabilities", '"{""a"": 0.5, ""b"": 0.5}"', None, {"a": 0.5, "b": 0.5}),
+    ],
+)
+def test_cells_of_tables_are_parsed(
+    tmp_path: Path, header: str, cell: str, problem_type: str | None, value: Any
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"text,{header}\nx,{cell}\n", encoding="utf-8")
+    assert only(read_texts(str(path), problem_type=problem_type)).value == value
+
+
+@pytest.mark.parametrize("category", ["a, b", "a|b", "['a', 'b']", '["a", "b"]', "a，b", ["a", "b "], "a、b"])
+def test_candidates_in_every_spelling(tmp_path: Path, category: object) -> None:
+    raw = only(read_rows(tmp_path, {"text": "x", "category": category, "output": "b"}))
+    assert (raw.candidates, raw.value) == (("a", "b"), "b")
+
+
+BAD_ROWS: list[tuple[dict[str, Any], str]] = [
+    ({"label": True}, "'label' is True"),
+    ({"label": None}, "'label' is None"),
+    ({"label": 1.5}, "'label' is 1.5"),
+    ({"label": 1.0}, "'label' is 1.0"),
+    ({"label": math.nan}, "'label' is nan"),
+    ({"label": -100}, "'label' is -100"),
+    ({"label": -1}, "'label' is -1"),
+    ({"label": 10**30}, "'label' is 1000"),
+    ({"label": " "}, "'label' is ' '"),
+    ({"label": ["a"]}, "rename the column to 'labels'"),
+    ({"label": {}}, "'label' is {}"),
+    ({"label": 1, "label_name": ""}, "'label_name' is ''"),
+    ({"label": 1, "label_name": 3}, "'label_name' is 3"),
+    ({"labels": 3}, "rename the column to 'label'"),
+    ({"labels": None}, "'labels' is None"),
+    ({"labels": "a|b"}, "'labels' is 'a|b'"),
+    ({"labels": [1, "a"]}, "mixes ids and names"),
+    ({"labels": [1, 1]}, "names a label twice"),
+    ({"labels": [True]}, "'labels' is True"),
+    ({"labels": [0.0, 1.0]}, "'labels' is 0.0"),
+    ({"score": "3"}, "'score' is '3'"),
+    ({"score": math.inf}, "'score' is inf"),
+    ({"score": True}, "'score' is True"),
+    ({"score": []}, "'score' is []"),
+    ({"score": None}, "'score' is None"),
+    ({"score": [1, None]}, "'score' is [1, None]"),
+    ({"score": 10**400}, "'score' is 1000"),
+    ({"probabilities": [0.5, 0.4]}, "sum to 0.9"),
+    ({"probabilities": [1.5, -0.5]}, "holds 1.5"),
+    ({"probabilities": ["1"]}, "holds '1'"),
+    ({"probabilities": []}, "'probabilities' is []"),
+    ({"probabilities": 1}, "'probabilities' is 1"),
+    ({"category": ["a"], "output": "b"}, "no candidate"),
+    ({"category": [], "output": "b"}, "'category' is []"),
+    ({"category": ["a"], "output": 1}, "'output' is 1"),
+    ({"text": ""}, "'text' is empty"),
+    ({"text": " \n"}, "'text' is white space only"),
+    ({"text": "\u200b\ufeff"}, "'text' is without any visible text"),
+    ({"text": 7}, "'text' is 7"),
+    ({"text": None}, "'text' is None"),
+    ({"weight": 0}, "'weight' is 0"),
+    ({"weight": "2"}, "'weight' is '2'"),
+    ({"group_id": None}, "'group_id' is None"),
+]
+
+
+@pytest.mark.parametrize(("row", "found"), BAD_ROWS, ids=[str(row)[:40] for row, _ in BAD_ROWS])
+def test_a_bad_value_is_refused_with_its_line(tmp_path: Path, row: dict[str, Any], found: str) -> None:
+    target = {} if set(row) & set(TARGETS) else {"label": 0}
+    texts = read_rows(tmp_path, {"text": "x"} | target | row)
+    assert (texts.refused, len(texts.problems)) == (1, 1)
+    assert texts.problems[0].where == f"{tmp_path}/a.jsonl:1"
+    assert found in str(texts.problems[0])
+
+
+def test_all_problems_of_a_row_are_named(tmp_path: Path) -> None:
+    texts = read_rows(tmp_path, {"text": "", "label": -1, "weight": 0}, {"text": "x", "label": 0})
+    assert [problem.found for problem in texts.problems] == [
+        "'text' is empty",
+        "'label' is -1",
+        "'weight' is 0",
+    ]
+    assert (texts.refused, len(texts.rows), texts.hidden) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem_type", "found"),
+    [
+        ({"body": "x", "label": 0}, None, "no text column"),
+        ({"Text": "x", "label": 0}, None, "did you mean 'text' by 'Text'"),
+        ({"text": "x", "messages": [], "label": 0}, None, "several kinds of text"),
+        ({"text_a": "x", "label": 0}, None, "no text column"),
+        ({"text": "x"}, None, "no target column"),
+        ({"text": "x", "lable": 0}, None, "did you mean 'label' by 'lable'"),
+        ({"text": "x", "label": 0, "score": 1.0}, None, "several targets: label, score"),
+        ({"text": "x", "label": 0, "probabilities": [1]}, "single_label_classification", "several targets"),
+        ({"text": "x", "label": 0, "wieght": 1}, None, "did you mean 'weight'"),
+        ({"text": "x", "score": 1.0}, "single_label_classification", "no target column"),
+        ({"text": "x", "output": "a"}, None, "no target column"),
+    ],
+)
+def test_what_is_wrong_with_all_rows_is_said_once(
+    tmp_path: Path, row: dict[str, Any], problem_type: str | None, found: str
+) -> None:
+    texts = read_rows(tmp_path, row, row, problem_type=problem_type)
+    assert len(texts.file_problems) == 1
+    assert isinstance(texts.file_problems[0], FileProblem)
+    assert found in str(texts.file_problems[0])
+    assert (texts.refused, texts.problems) == (2, [])
+
+
+def test_the_problem_type_decides_between_targets(tmp_path: Path) -> None:
+    row = {"text": "x", "label": 0, "score": 1.5, "labels": [1], "id": 3, "idx": 4, "source": "y"}
+    for problem_type, value in (("regression", (1.5,)), ("multi_label_classification", [1]), ("ordinal", 0)):
+        assert only(read_rows(tmp_path, row, problem_type=problem_type)).value == value
+
+
+def test_weights_and_groups(tmp_path: Path) -> None:
+    raw = only(read_rows(tmp_path, {"text": "x", "label": 0, "weight": 2, "group": "g", "group_id": 7}))
+    assert (raw.weight, raw.group) == (2.0, "7")
+
+
+def test_class_files(tmp_path: Path) -> None:
+    path = tmp_path / "train.txt"
+    path.write_bytes("\ufeff词汇阅读\t3\r\n\nno label\na\tb\t1\nlast\tsport".encode() + b"\n\xff\t1\n")
+    texts = read_texts(str(path))
+    assert [(raw.text, raw.value) for raw in texts.rows] == [("词汇阅读", 3), ("last", "sport")]
+    assert [(problem.where.rsplit(":")[-1], problem.found) for problem in texts.problems] == [
+        ("4", "found 2 tabs"),
+        ("6", "byte 0xff at position 1 of the line is not UTF-8"),
+        ("3", "no 'label'"),
+    ]
+    assert texts.rows_read == 5
+
+
+def test_a_folder_of_class_files_leaves_notes_and_labels_alone(tmp_path: Path) -> None:
+    for name in ("readme.txt", "class.txt", "train.txt"):
+        (tmp_path / name).write_text("x\t0\n", encoding="utf-8")
+    assert read_texts(str(tmp_path), split="train").rows_read == 1
+    write_rows(tmp_path / "train.jsonl", [{"text": "y", "label": 1}])
+    assert [raw.text for raw in read_texts(str(tmp_path), split="train").rows] == ["y"]
+
+
+def test_max_samples_stops_reading(tmp_path: Path) -> None:
+    rows = [{"text": f"t{number}", "label": 0} for number in range(10)]
+    for name in ("train-1.jsonl", "train-2.jsonl"):
+        write_rows(tmp_path / name, rows)
+    for wanted, cut_at in ((4, 4), (10, 10), (15, 15), (20, None), (99, None)):
+        texts = read_texts(str(tmp_path), split="train", max_samples=wanted)
+        assert (len(texts.rows), texts.cut_at) == (min(wanted, 20), cut_at)
+
+
+def inputs(source: Path | str, **options: Any) -> list[TextInput | Problem]:
+    return [item for _, item in read_inputs(str(source), **options)]
+
+
+def test_texts_to_predict_keep_their_rows(tmp_path: Path) -> None:
+    rows = [{"id": 7, "text": " one ", "label": None, "labels": "?"}, {"text": ""}, {"text": "two", "x": [1]}]
+    one, two, three = inputs(write_rows(tmp_path / "a.jsonl", rows))
+    assert one == TextInput(text="one", row=rows[0], source=f"{tmp_path}/a.jsonl:1")
+    assert isinstance(two, Problem)
+    assert two.where == f"{tmp_path}/a.jsonl:2"
+    assert isinstance(three, TextInput)
+
+
+def test_texts_to_predict_in_every_kind_of_file(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "a.csv").write_text("text,id\none,1\ntwo,2\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("one\ntwo\t3\n", encoding="utf-8")
+    (tmp_path / "a.json").write_text('[{"text": "one"}, {"text": "two"}]', encoding="utf-8")
+    pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.txt", "a.json", "a.parquet"):
+        assert [item.text for item in inputs(tmp_path / name) if isinstance(item, TextInput)] == [
+            "one",
+            "two",
+        ]
+
+
+def test_another_form_in_a_later_row_is_refused_and_not_dropped(tmp_path: Path) -> None:
+    rows = [{"x": 1}, {"text": "a"}, {"text": "a", "text_b": "b"}, {"y": 1}, {"text": "c"}]
+    items = inputs(write_rows(tmp_path / "a.jsonl", rows))
+    assert [isinstance(item, TextInput) for item in items] == [False, True, False, False, True]
+    assert "the text stands in text and text_b, and above in text" in str(items[2])
+
+
+def test_defective_inputs(tmp_path: Path) -> None:
+    with pytest.raises(TaskHeadsError, match="no such file"):
+        read_inputs(str(tmp_path / "none.jsonl"))
+    (tmp_path / "a.jsonl").write_bytes(b"\x1f\x8b\x08")
+    (item,) = inputs(tmp_path / "a.jsonl")
+    assert isinstance(item, FileProblem)
+
+
+def test_inputs_of_jsonl_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n' * 10 + "{", encoding="utf-8")
+    stream = read_inputs(str(path))
+    assert [next(stream)[0].rsplit(":")[-1] for _ in range(10)] == [str(n) for n in range(1, 11)]
+    assert isinstance(next(stream)[1], Problem)
