@@ -57,7 +57,7 @@ def test_the_saved_tokenizer_knows_its_side_and_limit(saved: dict[str, Any]) -> 
 def test_texts_are_those_of_a_plain_call(saved: dict[str, Any], truncation: str, limit: int) -> None:
     rng = random.Random(limit)
     tokenizer = saved[truncation]
-    texts = [text_of(rng, length) for length in lengths(rng, 25)]
+    texts = [text_of(rng, length) for length in lengths(rng, 10)]
     found = encode_texts(tokenizer, texts, max_length=limit, truncation=truncation)
     plain = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
     assert found.input_ids == plain
@@ -75,7 +75,7 @@ def test_pairs_are_those_of_a_plain_call(saved: dict[str, Any], truncation: str,
     tokenizer = saved[truncation]
     # The plain call pairs every rest of one text with every rest of the other: minutes for 2,000 and 33.
     longest = 2000 if limit == 512 else 100
-    short, long = lengths(rng, 15, longest), lengths(rng, 15, longest)
+    short, long = lengths(rng, 8, longest), lengths(rng, 8, longest)
     rng.shuffle(long)
     texts, others = ([text_of(rng, length) for length in part] for part in (short, long))
     others = [text or "b" for text in others]
@@ -134,7 +134,7 @@ def test_what_the_model_cuts_is_what_the_tokenizer_cut(saved: dict[str, Any], tr
     tokenizer = saved["head"]
     before, _, after = template_of(tokenizer)
     rng = random.Random(1)
-    texts = [text_of(rng, length) for length in lengths(rng, 25)]
+    texts = [text_of(rng, length) for length in lengths(rng, 10)]
     found = encode_texts(tokenizer, texts, max_length=64, truncation=truncation)
     whole = tokenizer(texts, verbose=False)["input_ids"]
     room = 64 - len(before) - len(after)

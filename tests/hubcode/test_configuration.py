@@ -32,6 +32,67 @@ REFUSED = [
 ]
 
 
+LENGTHS_REFUSED = [
+    ("truncation", {"truncation": "middle", "max_seq_length": 64}, "head, tail, head_tail, windows"),
+    ("window_aggregation", {"window_aggregation": "sum", "max_seq_length": 64}, "mean, max"),
+    ("max_seq_length", {"truncation": "windows"}, "a length for truncation 'windows'"),
+    ("max_seq_length", {"truncation": "tail"}, "a length for truncation 'tail'"),
+    ("max_seq_length", {"max_seq_length": 15}, "16 or more"),
+    ("max_seq_length", {"max_seq_length": 0}, "16 or more"),
+    ("max_seq_length", {"max_seq_length": 20, "template": {"before": [1] * 19, "after": [2]}}, "21 or more"),
+    (
+        "truncation",
+        {
+            "truncation": "windows",
+            "max_seq_length": 64,
+            "template": {"before": [], "between": [], "after": []},
+        },
+        "head or tail for pairs",
+    ),
+    ("window_overlap", {"window_overlap": 4, "max_seq_length": 64}, "0 without windows"),
+    (
+        "window_overlap",
+        {"window_overlap": 33, "truncation": "windows", "max_seq_length": 64},
+        "0 to 32, half of the text in a window",
+    ),
+    (
+        "window_overlap",
+        {"window_overlap": -1, "truncation": "windows", "max_seq_length": 64},
+        "0 to 32, half of the text in a window",
+    ),
+]
+
+
+@pytest.mark.parametrize(("field", "options", "accepted"), LENGTHS_REFUSED)
+def test_lengths_that_do_not_fit_are_refused_by_name(
+    tiny_config: Any, bases: dict[str, str], field: str, options: dict[str, Any], accepted: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: found") as caught:
+        PooledClassifierConfig(text_config=tiny_config(), **options)
+    assert accepted in str(caught.value)
+    with pytest.raises(TaskHeadsError, match=f"^--{field}: found"):
+        build(bases["qwen2"], task="pooled_classifier", **options)
+
+
+def test_a_title_scorer_has_no_policy(bases: dict[str, str]) -> None:
+    for options in ({"truncation": "tail"}, {"max_seq_length": 64}, {"window_overlap": 1}):
+        with pytest.raises(TaskHeadsError, match="an option that no head has"):
+            build(bases["qwen2"], **options)
+
+
+def test_the_policy_survives_its_file(tiny_config: Any, tmp_path: Any) -> None:
+    options = {
+        "max_seq_length": 64, "truncation": "windows", "window_overlap": 8, "window_aggregation": "max",
+        "label_descriptions": ["x", ""], "label_examples": [["a"], []], "problem_type": "ordinal",
+    }  # fmt: skip
+    config = PooledClassifierConfig(text_config=tiny_config(), **options)
+    config.set_template({"before": [1], "between": [2], "after": [3]})
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path).to_dict()
+    assert {field: again[field] for field in options} == options
+    assert again["template"] == {"before": [1], "after": [3]}
+
+
 @pytest.mark.parametrize(("field", "options", "accepted"), REFUSED)
 @pytest.mark.parametrize("config_class", [TitleScorerConfig, PooledClassifierConfig])
 def test_a_bad_field_is_refused_by_name(
