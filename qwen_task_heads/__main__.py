@@ -1,24 +1,68 @@
-"""Rank titles from the command line: `python -m qwen_task_heads MODEL "title one" "title two"`."""
+"""Ask a model from the command line: `python -m qwen_task_heads MODEL "text one" "text two"`.
+
+A title scorer ranks the texts, a classifier labels each of them.
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from qwen_task_heads.errors import run_recipe
+from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
+from qwen_task_heads.hubs import HUBS
+from qwen_task_heads.inference.predictions import Prediction
 from qwen_task_heads.inference.scorer import Scorer
+
+RANKED = 3  # labels shown per text where --top_k does not say
 
 
 def main() -> None:
-    """Print the titles, best first, with score and P(best of the list)."""
+    """Print the titles, best first, with score and P(best of the list); or every text with its labels."""
     parser = argparse.ArgumentParser(prog="python -m qwen_task_heads", description=__doc__)
-    parser.add_argument("model", help="folder or repo id of a title scorer")
-    parser.add_argument("titles", nargs="+", help="titles to rank")
-    parser.add_argument("--prompt", default="", help="context that all titles share")
+    parser.add_argument("model", help="folder or repo id of a title scorer or a classifier")
+    parser.add_argument("texts", nargs="+", help="titles to rank, or texts to label")
+    parser.add_argument("--prompt", help="of a title scorer: context that all titles share")
+    parser.add_argument("--text_pair", help="of a classifier of pairs: the second text of all")
+    parser.add_argument("--top_k", type=int, help="titles, or labels of a text, to show")
+    parser.add_argument("--threshold", type=float, help="multi-label: predict labels at or over it")
+    parser.add_argument("--abstain", type=float, help="no label where the best probability is below it")
+    parser.add_argument("--hub", default=HUBS[0], choices=HUBS, help="where ids are looked up")
+    parser.add_argument("--revision", help="branch, tag or commit of the model")
     args = parser.parse_args()
+    scorer = Scorer(args.model, hub=args.hub, revision=args.revision)
+    unfit = ("text_pair", "threshold", "abstain") if scorer.is_title_scorer else ("prompt",)
+    problems = [
+        Problem(f"--{name}", f"found with a {scorer.model.config.model_type}", "accepted: without", "drop it")
+        for name in unfit
+        if args.__dict__[name] is not None
+    ]
+    if problems:
+        raise TaskHeadsError(problems)
+    if scorer.is_title_scorer:
+        _rank(scorer, args)
+    else:
+        pairs = None if args.text_pair is None else [args.text_pair] * len(args.texts)
+        options = {"top_k": args.top_k, "threshold": args.threshold, "abstain": args.abstain}
+        for answer in scorer.predict(args.texts, text_pairs=pairs, **options):
+            print(_line(answer, shown=args.top_k or RANKED))
+
+
+def _rank(scorer: Scorer, args: argparse.Namespace) -> None:
     print(f"{'rank':>4}  {'P(best)':>7}  {'score':>8}  title")
-    for row in Scorer(args.model).rank(args.titles, prompt=args.prompt):
+    for row in scorer.rank(args.texts, prompt=args.prompt or "", top_k=args.top_k):
         print(f"{row.rank:>4}  {row.probability:>7.3f}  {row.score:>8.3f}  {row.title}")
 
 
+def _line(answer: Prediction, *, shown: int) -> str:
+    """The answer, the probabilities behind it, and the text."""
+    if answer.scores:
+        said = "  ".join(f"{name} {score:.3f}" for name, score in answer.scores.items())
+        return f"{said}  |  {answer.text}"
+    label = answer.label or "(abstains)"
+    if answer.labels is not None:
+        label = ", ".join(answer.labels) or "(none)"
+    ranked = "  ".join(f"{name} {probability:.3f}" for name, probability in answer.ranked[:shown])
+    return f"{label}  |  {ranked}  |  {answer.text}"
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_recipe(main))
+    raise SystemExit(run_recipe(main, interrupted="nothing was written"))

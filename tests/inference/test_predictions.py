@@ -1,0 +1,176 @@
+"""Answers of classifiers: by problem type, by name, the same in every batch, and options that fit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import set_seed
+
+from qwen_task_heads import PooledClassifierConfig, Scorer, build, save
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.inference.predictions import answer_columns, to_predictions
+
+LABELS = {0: "sport", 1: "trade", 2: "art"}
+LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.1, 0.2, 0.0]])
+TEXTS = ["a match", "a fair"]
+KINDS = ("single_label_classification", "multi_label_classification", "regression", "ordinal")
+
+
+def config(kind: str, labels: dict[int, str] = LABELS) -> PooledClassifierConfig:
+    return PooledClassifierConfig(id2label=labels, problem_type=kind)
+
+
+def answers(kind: str, logits: torch.Tensor = LOGITS, **options: Any) -> list[Any]:
+    return to_predictions(logits, config(kind), texts=TEXTS, **options)
+
+
+def test_single_label_names_the_most_probable_and_abstains_below() -> None:
+    first, second = answers("single_label_classification", abstain=0.5, top_k=2)
+    wanted = LOGITS.double().softmax(1)
+    assert (first.label, second.label, first.labels, first.score) == ("sport", None, None, None)
+    assert list(first.probabilities.values()) == pytest.approx(wanted[0].tolist())
+    assert [name for name, _ in first.ranked] == ["sport", "art"]
+    assert first.as_dict() == {
+        "label": "sport",
+        "probability": round(wanted[0, 0].item(), 6),
+        "probabilities": {"sport": round(wanted[0, 0].item(), 6), "art": round(wanted[0, 2].item(), 6)},
+    }
+    assert second.as_dict()["label"] is None
+    assert json.loads(json.dumps(second.as_dict())) == second.as_dict()
+
+
+def test_multi_label_takes_those_over_the_threshold_best_first() -> None:
+    first, second = answers("multi_label_classification", threshold=0.52)
+    assert (first.labels, second.labels, first.label) == (("sport", "art"), ("trade", "sport"), None)
+    assert first.probabilities["trade"] == pytest.approx(0.5)
+    assert answers("multi_label_classification")[0].labels == ("sport", "art", "trade")  # 0.5 is at it
+    assert answers("multi_label_classification", threshold=1.0)[0].as_dict()["labels"] == []
+
+
+def test_regression_gives_scores_by_name() -> None:
+    one = to_predictions(LOGITS[:, :1], config("regression", {0: "score"}), texts=TEXTS)
+    assert [answer.score for answer in one] == pytest.approx([2.0, 0.1])
+    assert one[0].as_dict() == {"score": 2.0}
+    several = answers("regression")
+    assert several[0].score is None
+    assert several[0].as_dict() == {"scores": {"sport": 2.0, "trade": 0.0, "art": 1.0}}
+
+
+def test_ordinal_gives_the_most_probable_and_the_expected_rank() -> None:
+    logits = torch.tensor([[0.2, 0.3, 0.5], [0.9, 0.1, 0.0001]]).log()
+    first, second = answers("ordinal", logits=logits)
+    assert (first.label, second.label) == ("art", "sport")
+    assert first.expected_rank == pytest.approx(0.3 + 2 * 0.5, abs=1e-6)
+    assert list(second.as_dict()) == ["label", "probability", "expected_rank", "probabilities"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_columns_are_the_keys(kind: str) -> None:
+    assert list(answers(kind)[0].as_dict()) == answer_columns(config(kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "named"),
+    [
+        ("single_label_classification", {"threshold": 0.5}, ["threshold: .*multi_label"]),
+        ("multi_label_classification", {"abstain": 0.5}, ["abstain: .*single_label.*ordinal"]),
+        ("regression", {"top_k": 1, "threshold": 0.5, "abstain": 0.5}, ["top_k", "threshold", "abstain"]),
+        ("ordinal", {"threshold": 0.5}, ["threshold"]),
+        ("ordinal", {"top_k": 0}, ["top_k: .*from 1 to 3"]),
+        ("ordinal", {"top_k": 4}, ["top_k"]),
+        ("ordinal", {"top_k": True, "abstain": 1.5}, ["top_k: found True", "abstain: found 1.5"]),
+        ("multi_label_classification", {"threshold": float("nan")}, ["threshold: found nan"]),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_together(
+    kind: str, options: dict[str, Any], named: list[str]
+) -> None:
+    with pytest.raises(TaskHeadsError) as caught:
+        answers(kind, **options)
+    assert len(caught.value.problems) == len(named)
+    for pattern in named:
+        with pytest.raises(TaskHeadsError, match=pattern):
+            answers(kind, **options)
+
+
+@pytest.fixture(scope="module", params=["head", "windows"])
+def scorer(request: Any, bases: Any, tokenizer: Any, shake: Any) -> Scorer:
+    set_seed(3)
+    model = build(
+        bases["qwen2"], task="pooled_classifier", labels=list(LABELS.values()),
+        problem_type="single_label_classification", max_seq_length=24, truncation=request.param,
+    )  # fmt: skip
+    return Scorer(shake(model, width=0.2), tokenizer=tokenizer, progress=False)
+
+
+def test_a_batch_of_one_and_of_a_thousand_agree(scorer: Scorer) -> None:
+    texts = [f"text {index} " + "and more words " * (index % 17) for index in range(1000)]
+    together = scorer.logits(texts)
+    assert together.shape == (1000, 3)
+    assert together.dtype == torch.float32
+    some = range(0, 1000, 97)
+    alone = torch.cat([scorer.logits([texts[index]]) for index in some])
+    assert (alone - together[list(some)]).abs().max() <= 1e-6
+    assert len({round(value, 4) for value in alone[:, 0].tolist()}) == len(some)  # logits that differ
+    predicted = scorer.predict(texts[:50])
+    assert [answer.text for answer in predicted] == texts[:50]
+    assert [answer.label for answer in predicted] == [LABELS[i] for i in together[:50].argmax(1).tolist()]
+
+
+def test_the_policy_for_long_texts_is_that_of_the_config(scorer: Scorer) -> None:
+    long = "words of a text " * 30
+    logits = scorer.logits([long, long + "and another end of it"])
+    same = bool((logits[0] - logits[1]).abs().max() <= 1e-6)
+    assert same == (scorer.model.config.truncation == "head")
+    # whole rows, as stock callers hand them over
+    ids = torch.tensor([scorer.tokenizer(long, verbose=False)["input_ids"]])
+    with torch.inference_mode():
+        assert (scorer.model(input_ids=ids).logits[0] - logits[0]).abs().max() <= 1e-6
+
+
+def test_the_wrong_call_on_the_wrong_model_says_which_is_right(
+    scorer: Scorer, bases: Any, tokenizer: Any
+) -> None:
+    titles = Scorer(build(bases["qwen2"]), tokenizer=tokenizer)
+    for call in (scorer.score, scorer.rank):
+        with pytest.raises(TaskHeadsError, match=r"found a pooled_classifier.*call predict\(\)"):
+            call(["a"])
+    with pytest.raises(TaskHeadsError, match="found a pooled_classifier"):
+        scorer.prefer("a", "b")
+    for call in (titles.logits, titles.predict):
+        with pytest.raises(TaskHeadsError, match=r"found a title_scorer.*call score\(\)"):
+            call(["a"])
+
+
+def test_bad_texts_and_options_are_named(scorer: Scorer) -> None:
+    with pytest.raises(TaskHeadsError, match=r"texts\[1\]"):
+        scorer.predict(["ok", " "])
+    with pytest.raises(TaskHeadsError, match="2 text_pairs for 1 texts"):
+        scorer.predict(["ok"], text_pairs=["a", "b"])
+    with pytest.raises(TaskHeadsError, match="threshold"):
+        scorer.predict(["ok"], threshold=0.4)
+    assert scorer.predict([]) == []
+    assert scorer.logits([]).shape == (0, 3)
+
+
+def test_the_command_line_labels_texts(
+    scorer: Scorer, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qwen_task_heads import __main__ as command
+    from qwen_task_heads.errors import run_recipe
+
+    folder = save(scorer.model, tokenizer=scorer.tokenizer, folder=tmp_path / "model")
+    monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), *TEXTS, "--top_k", "1"])
+    assert run_recipe(command.main) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, answer in zip(lines, scorer.predict(TEXTS), strict=True):
+        name, probability = answer.ranked[0]
+        assert line == f"{name}  |  {name} {probability:.3f}  |  {answer.text}"
+    monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), *TEXTS, "--prompt", "x"])
+    assert run_recipe(command.main) == 2
+    assert "--prompt: found with a pooled_classifier" in capsys.readouterr().err
