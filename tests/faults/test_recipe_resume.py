@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import runpy
-import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import launching
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "reward_titles.py"
 SAMPLE = ROOT / "qwen_task_heads" / "assets" / "upworthy"
 
 
-def child(words: list[str], log: str) -> None:
-    """Target of the fork server: the recipe with its output in a file."""
-    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
-    sys.argv = [str(RECIPE), *words]
-    code = 0
-    try:
-        runpy.run_path(str(RECIPE), run_name="__main__")
-    except SystemExit as end:
-        code = int(end.code or 0)
-    sys.stdout.flush()
-    os._exit(code)
-
-
-def start(words: list[str], log: Path) -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["qwen_task_heads.training.trainers", "qwen_task_heads.publishing.outcome"]
-    )
-    process = context.Process(target=child, args=(words, str(log)), daemon=True)
-    process.start()
-    return process
+start = partial(launching.start, RECIPE)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,4 @@
-"""The title recipe, run for real: what it writes, what it refuses, two processes against one.
-
-Runs go through `runpy` in this process, or through children of a fork server that has imported torch and trl
-once: a fresh process would spend most of its time on imports. A few true launches are marked slow.
-"""
+"""The title recipe, run for real: what it writes, what it refuses, two processes against one."""
 
 from __future__ import annotations
 
@@ -11,66 +7,25 @@ import multiprocessing
 import os
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import launching
 import pytest
 import torch
 import yaml
+from launching import MACHINE, free_port
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "reward_titles.py"
 CONFIGS = ROOT / "recipes" / "configs"
 SAMPLE = ROOT / "qwen_task_heads" / "assets" / "upworthy"
-MACHINE = ["--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true"]
-
-
-def run(*argv: object) -> int:
-    """Run the recipe in this process, as the command line would; give its exit code."""
-    words, before = [str(word) for word in argv], sys.argv
-    sys.argv = [str(RECIPE), *words]
-    try:
-        runpy.run_path(str(RECIPE), run_name="__main__")
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = before
-    return 0
-
-
-def child(words: list[str], log: str, environment: dict[str, str]) -> None:
-    """Target of the fork server: the recipe with its output in a file."""
-    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    code = run(*words)
-    sys.stdout.flush()
-    os._exit(code)
-
-
-def start(words: list[str], log: Path, **environment: str) -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["qwen_task_heads.training.trainers", "qwen_task_heads.publishing.outcome", "test_reward_titles"]
-    )
-    process = context.Process(
-        target=child, args=([str(w) for w in words], str(log), environment), daemon=True
-    )
-    process.start()
-    return process
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+run, start = partial(launching.run, RECIPE), partial(launching.start, RECIPE)
 
 
 def head(file: Path, count: int) -> list[str]:

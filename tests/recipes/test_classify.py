@@ -1,0 +1,353 @@
+"""The classification recipe, run for real: every problem type and method, its presets, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import launching
+import pytest
+import yaml
+from launching import MACHINE
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "classify.py"
+CONFIGS = ROOT / "recipes" / "configs"
+PRESETS = {
+    "n24news_7b_lora": ("Qwen/Qwen2.5-7B", "85.26"),
+    "longnews_05b_full": ("Qwen/Qwen2.5-0.5B-Instruct", ".96"),
+    "longnews_distill_15b_lora": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", ".70"),
+    "sentiment_3b_r64": ("Qwen/Qwen2.5-3B", ".9334"),
+    "transcripts_3b_r96": ("Qwen/Qwen2.5-3B", ".8848"),
+}
+MODEL = "this model"
+WORDS = {
+    "sport": "goal match team coach league",
+    "money": "bank price market tax budget",
+    "health": "doctor sleep diet heart nurse",
+}
+FILLER = ["the", "a", "new", "of", "about", "how", "why", "people", "say", "today", "again", "never", "every"]
+HEADLINE = {
+    "single_label_classification": "accuracy", "multi_label_classification": "micro_f1",
+    "regression": "spearman", "ordinal": "quadratic_kappa",
+}  # fmt: skip
+
+run, start = partial(launching.run, RECIPE), partial(launching.start, RECIPE)
+
+
+@pytest.fixture(autouse=True)
+def _third_party_warnings() -> Iterator[None]:
+    """Warnings of the launchers' own code are not ours to act on; ours stay errors."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"multiprocessing\..*")
+        yield
+
+
+def texts(count: int, *, seed: int) -> list[dict[str, object]]:
+    """Texts whose words tell their labels, with a target for every problem type."""
+    draw, rows = random.Random(seed), []
+    for number in range(count):
+        name = draw.choice(list(WORDS))
+        other = draw.choice(list(WORDS))
+        words = draw.choices(WORDS[name].split(), k=3) + draw.choices(FILLER, k=draw.randint(1, 12))
+        draw.shuffle(words)
+        text = " ".join([*words, f"number {number + 1000 * seed}"])
+        place = list(WORDS).index(name)
+        rows.append(
+            {"text": text, "label": name, "labels": sorted({name, other}), "score": place + draw.random() / 4}
+            | {"level": place, "other": f"about {other}"}
+        )
+    return rows
+
+
+def write(folder: Path, name: str, rows: list[dict[str, object]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """One folder of splits per problem type, and one of text pairs."""
+    root = tmp_path_factory.mktemp("texts")
+    columns = {
+        "single_label_classification": {"text": "text", "label": "label"},
+        "multi_label_classification": {"text": "text", "labels": "labels"},
+        "regression": {"text": "text", "score": "score"},
+        "ordinal": {"text": "text", "label": "level"},
+        "pairs": {"text_a": "text", "text_b": "other", "label": "label"},
+    }
+    for split, count in (("train", 96), ("dev", 24), ("test", 30)):
+        rows = texts(count, seed=len(split))
+        for kind, names in columns.items():
+            found = [{name: row[source] for name, source in names.items()} for row in rows]
+            write(root / kind, f"{split}.jsonl", found)
+    return {kind: root / kind for kind in columns}
+
+
+def short(data: Path, base: str, output: Path, **changes: object) -> list[object]:
+    """A run of a few steps; later words win, as on any command line."""
+    options = {
+        "model_name_or_path": base, "dataset_name": data, "output_dir": output, "max_steps": 4,
+        "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_seq_length": 48,
+        "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "seed": 0,
+    } | changes  # fmt: skip
+    words: list[object] = [*MACHINE]
+    for name, value in options.items():
+        words += [f"--{name}", *value] if isinstance(value, (list, tuple)) else [f"--{name}", value]
+    return words
+
+
+def finished(words: list[object], log: Path) -> str:
+    """Run in a child that must end well; give what it printed."""
+    process = start(words, log)
+    process.join(150)
+    assert process.exitcode == 0, log.read_text()[-3000:]
+    return log.read_text()
+
+
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+# --- what a run leaves behind ---
+
+
+@pytest.fixture(scope="session")
+def learned(folders, tmp_path_factory) -> tuple[Path, str]:
+    """A run on the embedded backbone, long enough to learn."""
+    folder = tmp_path_factory.mktemp("runs") / "news"
+    words = short(
+        folders["single_label_classification"], "embedded", folder, max_steps=60, eval_steps=20, save_steps=20,
+        pooling="mean", learning_rate=3e-3,
+    )  # fmt: skip
+    return folder, finished(words, folder.parent / "log")
+
+
+def test_a_run_learns_and_says_how_well(learned):
+    folder, printed = learned
+    figures = metrics_of(folder)["test"]
+    assert figures[MODEL]["accuracy"]["value"] > 0.8
+    assert len(figures) == 3  # the model, TF-IDF, the most frequent label
+    shown = f"{figures[MODEL]['accuracy']['value']:.3f}"
+    assert shown in printed
+    assert shown in (folder / "README.md").read_text(encoding="utf-8")
+    for name in WORDS:
+        assert name in (folder / "README.md").read_text(encoding="utf-8")
+    files = {path.name for path in folder.iterdir()}
+    assert {
+        "README.md", "config.json", "metrics.json", "manifest.json", "predictions.jsonl", "errors.md",
+        "model.safetensors", "tokenizer.json", "training.png",
+    } <= files  # fmt: skip
+
+
+def test_label_names_survive_everywhere(learned):
+    folder, _ = learned
+    config = json.loads((folder / "config.json").read_text())
+    assert list(config["id2label"].values()) == sorted(WORDS)
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert {row["label"] for row in rows} <= set(WORDS)
+    assert all(set(row["probabilities"]) == set(WORDS) for row in rows)
+    assert "LABEL_" not in (folder / "README.md").read_text()
+
+
+def test_the_folder_answers_as_the_run_did(learned):
+    from qwen_task_heads import Scorer
+
+    folder, _ = learned
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    again = Scorer(str(folder)).predict([row["text"] for row in rows])
+    for row, answer in zip(rows, again, strict=True):
+        assert answer.label == row["label"]
+        for name, probability in row["probabilities"].items():
+            assert answer.probabilities[name] == pytest.approx(probability, abs=2e-6)
+
+
+def test_training_goes_on_with_the_labels_of_the_saved_model(learned, folders, tmp_path, capfd):
+    """Rows with fewer labels, in another order: the map stays that of the model."""
+    folder, _ = learned
+    rows = [row for row in texts(60, seed=7) if row["label"] != "health"]
+    data = write(tmp_path, "more.jsonl", [{"text": row["text"], "label": row["label"]} for row in rows])
+    assert run(*short(data, str(folder), tmp_path / "run", max_steps=2)) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert list(config["id2label"].values()) == sorted(WORDS)
+    (tmp_path / "labels.yaml").write_text("[sport, money, health]")
+    message = refused(capfd, *short(data, str(folder), tmp_path / "other", labels=tmp_path / "labels.yaml"))
+    assert "sport" in message
+    assert "money" in message
+
+
+# --- every problem type and method ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("multi_label_classification", {"pos_weight": "balanced"}),
+        ("regression", {"use_peft": "true", "loss": "huber"}),
+        ("ordinal", {"problem_type": "ordinal"}),
+        ("pairs", {"class_weights": "balanced", "early_stopping_patience": 3}),
+    ],
+)
+def test_every_problem_type_ends_with_its_figures(folders, bases, tmp_path, kind, options):
+    folder = tmp_path / "run"
+    finished(short(folders[kind], bases["qwen3"], folder, **options), tmp_path / "log")
+    found = metrics_of(folder)
+    problem = "single_label_classification" if kind == "pairs" else kind
+    assert found["problem_type"] == problem
+    for scorer, figures in found["test"].items():
+        assert HEADLINE[problem] in figures, scorer
+    assert (folder / "predictions.jsonl").read_text().count("\n") == 30
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_peft": "true", "use_dora": "true"},
+        {"use_peft": "true", "lora_embeddings": "true"},
+        {"freeze_backbone": "true", "head": "mlp", "head_sizes": [16], "pooling": "attention"},
+        {"truncation": "windows", "max_seq_length": 16, "window_overlap": 4, "use_peft": "true"},
+        {"truncation": "head_tail", "max_seq_length": 16, "bidirectional": "true", "loss": "logit_adjusted"},
+        {
+            "instruction": "<|im_start|>user\nOne of {labels}:\n",
+            "loss": "focal",
+            "label_smoothing_factor": 0.1,
+        },
+    ],
+    ids=["dora", "lora on embeddings", "head only", "windows", "head and tail", "labels in the prompt"],
+)
+def test_every_method_reloads_as_it_answered(folders, bases, tmp_path, options):
+    from qwen_task_heads import Scorer
+
+    folder, data = tmp_path / "run", folders["single_label_classification"]
+    finished(short(data, bases["qwen2"], folder, **options), tmp_path / "log")
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    again = Scorer(str(folder)).predict([row["text"] for row in rows])
+    for row, answer in zip(rows, again, strict=True):
+        assert answer.probabilities == pytest.approx(row["probabilities"], abs=2e-6)
+
+
+# --- the published settings ---
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_states_its_base_and_the_published_figure(preset):
+    text = (CONFIGS / f"{preset}.yaml").read_text(encoding="utf-8")
+    base, figure = PRESETS[preset]
+    assert yaml.safe_load(text)["model_name_or_path"] == base
+    assert figure in text
+    assert "awaits the weights" in text.replace("\n# ", " ")
+
+
+def preset_words(preset: str, data: Path, base: str, output: Path) -> list[object]:
+    """The preset as it stands, on a tiny base of the same architecture, for two steps."""
+    words = ["--config", CONFIGS / f"{preset}.yaml", "--model_name_or_path", base, "--dataset_name", data]
+    return [*words, "--output_dir", output, "--max_steps", 2, *MACHINE]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_runs_on_a_tiny_model(preset, folders, bases, tmp_path):
+    words = preset_words(preset, folders["single_label_classification"], bases["qwen2"], tmp_path / "run")
+    finished(words, tmp_path / "log")
+    assert metrics_of(tmp_path / "run")["problem_type"] == "single_label_classification"
+    assert (tmp_path / "run" / "adapter_config.json").exists() == ("full" not in preset)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_runs_under_accelerate_launch(preset, folders, bases, tmp_path):
+    launcher = ["accelerate.commands.accelerate_cli", "launch", "--config_file"]
+    command = [
+        sys.executable,
+        "-m",
+        *launcher,
+        str(ROOT / "recipes" / "accelerate" / "single.yaml"),
+        str(RECIPE),
+    ]
+    words = preset_words(preset, folders["single_label_classification"], bases["qwen2"], tmp_path / "run")
+    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert metrics_of(tmp_path / "run")["test"][MODEL]["accuracy"]["n"] == 30
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_a_launch_configuration_is_one_that_accelerate_reads(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    wanted = {
+        "single": "NO",
+        "multi_gpu": "MULTI_GPU",
+        "fsdp2": "FSDP",
+        "zero2": "DEEPSPEED",
+        "zero3": "DEEPSPEED",
+    }
+    assert config.distributed_type == wanted[path.stem]
+
+
+# --- bad input ---
+
+
+def refused(capfd: pytest.CaptureFixture[str], *words: object) -> str:
+    """The message of a refused run: exit code 2, one message, no traceback."""
+    capfd.readouterr()
+    assert run(*words) == 2
+    message = capfd.readouterr().err
+    assert "error: " in message
+    assert "Traceback" not in message
+    return message
+
+
+def test_all_defects_of_all_files_come_in_one_run(bases, tmp_path, capfd):
+    rows = [{"text": row["text"], "label": row["label"]} for row in texts(30, seed=1)]
+    bad = [*rows, {"text": "", "label": "sport"}, {"text": "a text", "label": None}, {"label": "sport"}]
+    train = write(tmp_path, "train.jsonl", bad)
+    with train.open("a") as file:
+        file.write('{"text": "cut off, "lab')
+    dev = write(tmp_path, "dev.jsonl", [*rows, {"text": "new words", "label": "weather"}])
+    (tmp_path / "test.jsonl").write_bytes(b"\x00\x01\x02" * 400)
+    message = refused(capfd, *short(tmp_path, bases["qwen2"], tmp_path / "run"))
+    for where in ("train.jsonl:31", "train.jsonl:32", "train.jsonl:33", "train.jsonl:34", "test.jsonl"):
+        assert where in message, message
+    assert not (tmp_path / "run").exists()
+    for line in (33, 32, 31):
+        lines = train.read_text().splitlines()
+        train.write_text("\n".join([*lines[: line - 1], *lines[line:]][:30]) + "\n")
+    (tmp_path / "test.jsonl").unlink()
+    message = refused(capfd, *short(tmp_path, bases["qwen2"], tmp_path / "run"))
+    assert f"{dev}:31" in message
+    assert "weather" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"loss": "bce"}, "--loss"),
+        ({"class_weights": [1, 2]}, "--class_weights"),
+        ({"truncation": "middle"}, "--truncation"),
+        ({"window_overlap": 4}, "--window_overlap"),
+        ({"problem_type": "regresion"}, "--problem_type"),
+        ({"instruction": "One of {label}: "}, "{label}"),
+        ({"instruction": "{descriptions}"}, "descriptions"),
+        ({"max_seq_length": 3}, "max_seq_length"),
+        ({"early_stopping_patience": 2, "load_best_model_at_end": "false"}, "--early_stopping_patience"),
+        ({"bathc": 3}, "--bathc"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_options_that_cannot_be_are_refused_before_anything_runs(
+    folders, bases, tmp_path, capfd, options, named
+):
+    data = folders["single_label_classification"]
+    message = refused(capfd, *short(data, bases["qwen2"], tmp_path / "run", **options))
+    assert named in message
+    assert not list(tmp_path.glob("run/checkpoint-*"))
