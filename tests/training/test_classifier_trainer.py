@@ -315,15 +315,18 @@ def test_an_update_is_the_mean_of_its_rows_and_not_of_its_batches(fresh, words, 
         assert logged(runs[1], key) == pytest.approx(logged(runs[0], key), abs=1e-5), key
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "head_only"])
-def test_checkpointing_changes_nothing(fresh, words, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "reentrant"), [("full", False), ("lora", False), ("lora", True), ("head_only", False)]
+)
+def test_checkpointing_changes_nothing(fresh, words, tmp_path, kind, reentrant):
+    """Reentrant, as ZeRO-3 needs it, adapters learn only where the frozen embeddings ask for gradients."""
     runs = []
     for on in (False, True):
         model = fresh()
         adapter = None if kind == "full" else adapter_config(model, r=4, head_only=kind == "head_only")
         trainer = trainer_for(
             model, tmp_path / str(on), words=words, train=texts(24), max_steps=20, peft_config=adapter,
-            activation_checkpointing=on,
+            activation_checkpointing=on, activation_checkpointing_kwargs={"use_reentrant": reentrant},
         )  # fmt: skip
         trainer.train()
         runs.append(trainer)
@@ -564,6 +567,30 @@ def test_early_stopping_stops_and_a_resumed_run_stops_alike(fresh, words, tmp_pa
     assert newest_sealed(tmp_path / "killed").name == "checkpoint-4"
     resumed = start(tmp_path / "killed", resume=True)
     assert resumed.state.global_step == 6
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 3, 5))])
+def test_a_resumed_run_ends_with_the_same_bytes(fresh, words, tmp_path, kind, step):
+    """Dropout, accumulation and a short last update of each epoch: ten rows as 4, 4 and 2."""
+
+    def start(folder: Path) -> ClassifierTrainer:
+        model = fresh(ORDER, head_dropout=0.2)
+        adapter = adapter_config(model, r=2, dropout=0.2) if kind == "lora" else None
+        return trainer_for(
+            model, folder, words=words, train=texts(10, ORDER, weight=(0.5, 2.0)), peft_config=adapter,
+            per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=6, save_steps=step,
+            save_strategy="steps", callbacks=[SealingCallback()], loss_options={"class_weights": "balanced"},
+        )  # fmt: skip
+
+    whole, resumed = start(tmp_path / "whole"), start(tmp_path / "resumed")
+    train_or_resume(whole, checkpoint=open_output(tmp_path / "whole", None))
+    first = str(tmp_path / "whole" / f"checkpoint-{step}")
+    train_or_resume(resumed, checkpoint=open_output(tmp_path / "resumed", first))
+    assert (whole.state.global_step, resumed.state.global_step) == (6, 6)
+    assert logged(resumed)[-1] == logged(whole)[-1]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
