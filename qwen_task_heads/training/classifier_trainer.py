@@ -266,6 +266,7 @@ def put_adapter(model: Any, peft_config: Any, *, args: Any) -> Any:
                 if name in vars(args):
                     setattr(args, name, {**(vars(args)[name] or {}), "use_reentrant": True})
         # Frozen embeddings give no gradient, and reentrant checkpointing would cut the adapters off.
+        # transformers 5.23 sees to it itself; earlier ones did not (transformers issue 42489).
         adapted.enable_input_require_grads()
     return adapted
 
