@@ -16,8 +16,11 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 HUGGINGFACE, MODELSCOPE = "huggingface", "modelscope"
 HUBS = (HUGGINGFACE, MODELSCOPE)
 BRANCH = "master"  # ModelScope's `main`
-# Other formats of the same weights, which nothing here reads.
-UNREAD = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.pth", "original/*"]
+# What nothing here reads: other formats of the same weights; of data sets, code and what looks like data.
+UNREAD = {
+    "model": ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.pth", "original/*"],
+    "dataset": ["*.py", "*.md", "dataset_infos.json", "configuration.json"],
+}
 
 
 def fetch_modelscope(
@@ -50,7 +53,7 @@ def fetch_modelscope(
         try:
             named = {entry.get("Revision"): entry for entry in api.list_repo_revisions(name, kind)}
             commit = named.get(revision or BRANCH, {}).get("CommitId") or revision or BRANCH
-            folder = api.download_repo(name, kind, revision=commit, ignore_patterns=UNREAD)
+            folder = api.download_repo(name, kind, revision=commit, ignore_patterns=UNREAD[kind])
         except (NetworkError, requests.ConnectionError, requests.Timeout) as offline:
             try:
                 folder = api.download_repo(name, kind, revision=revision, local_files_only=True)

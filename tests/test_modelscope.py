@@ -14,6 +14,8 @@ from modelscope_server import Hub, serve
 from peft import get_peft_model
 
 from qwen_task_heads import adapter_config, build, load, load_tokenizer, merge, save
+from qwen_task_heads.data.formats import _modelscope_folder
+from qwen_task_heads.data.text_readers import read_inputs
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubs import fetch_modelscope
 
@@ -27,6 +29,7 @@ IDS = torch.randint(1, 5000, (3, 9), generator=torch.Generator().manual_seed(0))
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bases: dict[str, str]) -> Iterator[Hub]:
     """A server with one backbone, and a cache and a home of this test alone."""
+    _modelscope_folder.cache_clear()
     with serve() as running:
         running.folders["models", BASE] = Path(bases["qwen2"])
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", running.endpoint)
@@ -148,3 +151,25 @@ def test_without_a_network_what_is_cached_is_used(hub: Hub, monkeypatch: pytest.
     assert fetch_modelscope(BASE) == (folder, commit)
     with pytest.raises(TaskHeadsError, match="me/none: the model cannot be fetched"):
         fetch_modelscope("me/none")
+
+
+def test_a_data_set_is_read_from_its_files(hub: Hub, tmp_path: Path) -> None:
+    rows = {"train": ["one", "two"], "test": ["three"]}
+    for name, top in (("me/flat", tmp_path / "flat"), ("me/deep", tmp_path / "deep")):
+        data = top / "data" if name == "me/deep" else top
+        data.mkdir(parents=True)
+        for split, texts in rows.items():
+            lines = [json.dumps({"text": text, "label": "a"}) for text in texts]
+            (data / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+        (top / "dataset_infos.json").write_text("{}")
+        (top / "README.md").write_text("# a set")
+        hub.folders["datasets", name] = top
+        for split, texts in rows.items():
+            for source, where in ((name, "modelscope"), (f"modelscope:{name}", "huggingface")):
+                found = [item.text for _, item in read_inputs(source, split=split, hub=where)]
+                assert found == texts
+    assert len(_downloads(hub)) == 4  # each file once, and no other
+    with pytest.raises(TaskHeadsError, match="several splits"):
+        list(read_inputs("me/flat", hub="modelscope"))
+    with pytest.raises(TaskHeadsError, match="me/none: the dataset cannot be fetched"):
+        list(read_inputs("me/none", hub="modelscope"))

@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from qwen_task_heads.data.hub_sets import (
@@ -24,12 +25,12 @@ from qwen_task_heads.data.hub_sets import (
     error_at,
     first_few,
     open_huggingface,
-    open_modelscope,
     split_name,
 )
 from qwen_task_heads.data.parsers import FileProblem, Row, TextRow, read_json, read_jsonl, wrong_kind
 from qwen_task_heads.data.tables import read_class_lines, read_csv, read_parquet, read_tsv
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubs import HUBS, MODELSCOPE, fetch_modelscope
 
 __all__ = [
     "HUBS",
@@ -62,7 +63,6 @@ PARSERS: dict[str, Callable[[str], Iterator[Row]]] = {
     "parquet": read_parquet,
     "lines": read_class_lines,
 }
-HUBS = ("huggingface", "modelscope")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 
 
@@ -106,8 +106,8 @@ def open_source(
 ) -> list[tuple[str, Iterator[Row]]]:
     """Like `read_rows`, one `(name, rows)` per file, because columns are checked file by file.
 
-    `kinds` says which suffixes are data (`KINDS` or `TEXT_KINDS`); with `streaming`, rows of a hub are read
-    as they arrive, without downloading the whole data set first.
+    `kinds` says which suffixes are data (`KINDS` or `TEXT_KINDS`); with `streaming`, rows of the Hugging Face
+    Hub are read as they arrive. Of ModelScope all files are fetched, and read as any folder (or its `data/`).
     """
     source = os.fspath(source)
     if hub not in HUBS:
@@ -123,8 +123,17 @@ def open_source(
         raise _not_there(source)
     if not HUB_ID.fullmatch(source):
         raise error_at(source, "no data set id", "accepted: owner/name", "check the id")
-    opener = open_modelscope if hub == "modelscope" else open_huggingface
-    return [opener(source, split, streaming=streaming)]
+    if hub == MODELSCOPE:
+        return open_source(_modelscope_folder(source), split=split, kinds=kinds)
+    return [open_huggingface(source, split, streaming=streaming)]
+
+
+@lru_cache(maxsize=4)
+def _modelscope_folder(name: str) -> str:
+    """The files of a ModelScope data set, once per process: train and dev then are of one state of it."""
+    folder, _ = fetch_modelscope(name, kind="dataset")
+    at_top = any(os.path.splitext(path.name)[1].lower() in KINDS for path in folder.iterdir())
+    return str(folder / "data" if not at_top and (folder / "data").is_dir() else folder)
 
 
 @dataclass

@@ -1,6 +1,6 @@
-"""A data set id of the Hugging Face Hub or ModelScope -> rows; and the names that splits go by.
+"""A data set id of the Hugging Face Hub -> rows; and the names that splits go by.
 
-Design: `datasets` and `modelscope` are imported on use, code of a data set is never run
+Design: `datasets` is imported on use, code of a data set is never run
 (`trust_remote_code` is not passed), and whatever the network does becomes one `TaskHeadsError`.
 Rows are numbered from 1, as in `owner/name[train]:row 17`.
 """
@@ -67,25 +67,6 @@ def _load_huggingface(name: str, *, streaming: bool) -> Any:
         raise _unfetched(name, "the Hugging Face Hub", error) from error
 
 
-def open_modelscope(name: str, split: str | None, *, streaming: bool = False) -> tuple[str, Iterator[Row]]:
-    """`(name, rows)` of a data set on ModelScope; rows are `HubRows`."""
-    return _pick_split(f"modelscope:{name}", _load_modelscope(name, streaming=streaming), split)
-
-
-@lru_cache(maxsize=2)
-def _load_modelscope(name: str, *, streaming: bool) -> Any:
-    """All splits, once per process."""
-    try:
-        import requests
-        from modelscope.msdatasets import MsDataset
-    except ImportError as error:
-        raise _missing(f"modelscope:{name}", "modelscope", "modelscope", error) from error
-    try:
-        return MsDataset.load(name, use_streaming=streaming)
-    except (OSError, ValueError, RuntimeError, requests.RequestException) as error:
-        raise _unfetched(f"modelscope:{name}", "ModelScope", error) from error
-
-
 def _missing(where: str, package: str, extra: str, error: ImportError) -> TaskHeadsError:
     found = f"a data set id, but {package} is not installed ({error})"
     return error_at(
@@ -122,7 +103,7 @@ class HubRows(Iterator[Row]):
 
     Args:
         part: name of the split, for messages.
-        rows: a data set of `datasets` or `modelscope`, or plain rows.
+        rows: a data set of `datasets`, or plain rows.
     """
 
     def __init__(self, part: str, rows: Any) -> None:

@@ -235,7 +235,7 @@ def test_an_id_that_cannot_be_fetched_is_one_clear_error(
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("modelscope", "datasets", "pyarrow"):
+    for name in ("modelscope_hub", "datasets", "pyarrow"):
         monkeypatch.setitem(sys.modules, name, None)  # Python's own way to make an import fail
     assert "pip install 'qwen-task-heads[modelscope]'" in str(read_error("modelscope:owner/name"))
     assert "modelscope is not installed" in str(read_error("owner/name", hub="modelscope"))

@@ -1,0 +1,148 @@
+"""The prediction recipe: killed by SIGKILL and resumed, on two processes of torchrun, and its messages."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import set_seed
+
+from qwen_task_heads import build, save
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "predict.py"
+ROWS = 160
+
+
+@pytest.fixture(scope="module")
+def model(
+    bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    set_seed(0)
+    classifier = build(
+        bases["qwen2"], task="pooled_classifier", labels=["sport", "trade"],
+        problem_type="single_label_classification", max_seq_length=64,
+    )  # fmt: skip
+    return save(shake(classifier), tokenizer=tokenizer, folder=tmp_path_factory.mktemp("predict") / "model")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "in.jsonl"
+    lines = [json.dumps({"id": index, "text": f"text {index} " * (index % 40 + 1)}) for index in range(ROWS)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def words(model: Path, source: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "--model",
+        str(model),
+        "--input",
+        str(source),
+        "--output",
+        str(output),
+        "--block_rows",
+        "8",
+        *more,
+    ]
+
+
+def child(words: list[str], log: str) -> None:
+    """Target of the fork server: the recipe with its output in a file."""
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    sys.argv = [str(RECIPE), *words]
+    code = 0
+    try:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    except SystemExit as end:
+        code = int(end.code or 0)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def start(words: list[str], log: Path) -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["qwen_task_heads.inference.files", "qwen_task_heads.training.callbacks"])
+    process = context.Process(target=child, args=(words, str(log)), daemon=True)
+    process.start()
+    return process
+
+
+def finish(words: list[str], log: Path) -> str:
+    process = start(words, log)
+    process.join(120)
+    printed = log.read_text()
+    assert process.exitcode == 0, printed
+    return printed
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What a run gives that nobody killed."""
+    folder = tmp_path_factory.mktemp("whole")
+    printed = finish(words(model, source, folder / "out.jsonl"), folder / "log")
+    assert f"{ROWS} rows in = {ROWS} with an answer + 0 with an error" in printed
+    assert "labels: " in printed
+    assert "next: head -n 3" in printed
+    content = (folder / "out.jsonl").read_bytes()
+    assert [json.loads(line)["id"] for line in content.splitlines()] == list(range(ROWS))
+    return content
+
+
+@pytest.mark.parametrize("block", [0, 7, 18])
+def test_a_killed_run_resumes_to_the_same_bytes(
+    model: Path, source: Path, whole: bytes, tmp_path: Path, block: int
+) -> None:
+    output = tmp_path / "out.jsonl"
+    parts = tmp_path / "out.jsonl.parts"
+    process = start(words(model, source, output), tmp_path / "log")
+    while process.is_alive() and not (parts / f"{block:08d}.jsonl").exists():
+        time.sleep(0.0005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -9, (tmp_path / "log").read_text()
+    assert not output.exists()
+    before = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.jsonl")}
+    assert len(before) < ROWS // 8
+    again = start(words(model, source, output), tmp_path / "again")
+    again.join(120)
+    assert again.exitcode == 0, (tmp_path / "again").read_text()
+    assert output.read_bytes() == whole
+    assert f"/{ROWS - 8 * len(before)} " in (tmp_path / "again").read_text()  # the bar counts the rest only
+
+
+def test_messages_without_a_traceback(model: Path, source: Path, tmp_path: Path) -> None:
+    process = start(words(model, source, tmp_path / "out.jsonl", "--threshold", "0.5"), tmp_path / "log")
+    process.join(120)
+    printed = (tmp_path / "log").read_text()
+    assert process.exitcode == 2
+    assert "error: threshold: found 0.5 with a single_label_classification model" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_give_the_same_bytes(
+    model: Path, source: Path, whole: bytes, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        str(RECIPE), *words(model, source, tmp_path / "out.jsonl"),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("rows in =") == 1
+    assert "(2 processes)" in done.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == whole
