@@ -130,7 +130,7 @@ def predict_file(
     scan = scan_inputs(source, split=split, hub=hub, bad_rows=bad_rows)
     if not isinstance(model, Scorer):
         model = Scorer(model, hub=hub, progress=False, **scorer)
-    options = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
+    options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
     config = model.model.config
     if model.is_title_scorer and scan.pairs:
         raise _problem(

@@ -156,7 +156,8 @@ class Scorer:
             TaskHeadsError: an empty text, a title scorer, or an option that the problem type does not have.
         """
         self._check_model("predict", of_titles=False)
-        config, options = self.model.config, {"top_k": top_k, "threshold": threshold, "abstain": abstain}
+        config = self.model.config
+        options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
         # Before the logits, which may take hours.
         check_options(problem_type_of(config), num_labels=config.num_labels, **options)
         logits = self.logits(texts, text_pairs=text_pairs)
