@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import datasets
 import evaluate
 
-from qwen_task_heads.evaluate_modules import flat
-from qwen_task_heads.training.classification_metrics import classification_figures
+from qwen_task_heads import evaluate_modules as shared
 
-DESCRIPTION = """
-Figures of an ordinal model: MAE in steps, quadratic weighted kappa, accuracy, F1, log-loss.
-"""
 INPUTS = """
-Args:
     predictions: log-probabilities, one row of L numbers per text.
     references: ids of the labels, in their order.
-    groups: key of each row's group, for the intervals; rows stand alone without it.
-    intervals: also give `<name>_low` and `<name>_high`, a 95% bootstrap over groups.
-
-Returns:
-    name to figure, such as `mae` and `quadratic_kappa`; None where the data do not define a figure.
 """
 
 
@@ -29,21 +18,7 @@ class TaskHeadsOrdinal(evaluate.Metric):
     """Figures of an ordinal model, from log-probabilities."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="",
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float64")),
-                    "references": datasets.Value("int64"),
-                }
-            ),
-        )
+        return shared.describe(INPUTS, rows=True)
 
-    def _compute(
-        self, predictions: Any, references: Any, groups: Any = None, intervals: bool = False
-    ) -> dict[str, float | None]:
-        names = [str(index) for index in range(len(predictions[0]))] if len(predictions) else []
-        figures = classification_figures("ordinal", predictions, references, labels=names, groups=groups)
-        return flat(figures, intervals=intervals)
+    def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float | None]:
+        return shared.text_figures("ordinal", predictions, references, **options)
