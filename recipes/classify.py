@@ -37,10 +37,10 @@ def main() -> None:
     check_world(texts.num_processes, running=args.world_size)
     is_main = args.process_index == 0
     base, where = model_args.model_name_or_path, {"hub": texts.hub}
-    backbone = locate(base)
+    backbone, revision = locate(base), model_args.load_options()["revision"]
 
     # Data first: it is where most runs fail, and a run is resumed on the same data only
-    known = saved_task(backbone, revision=model_args.load_options()["revision"], **where)
+    known = saved_task(backbone, revision=revision, **where)
     sets = read_text_sets(texts.dataset_name, **{**known, **texts.data_options()})
     args.choose_metric(sets.problem_type)
     identity = {**run_identity(texts, args, model_args), **sets.fingerprint()}
@@ -54,24 +54,24 @@ def main() -> None:
         task="pooled_classifier",
         labels=sets.labels.names,
         problem_type=sets.problem_type,
+        **sets.labels.described(),
         **model_args.load_options(),
         **({} if known else {"max_seq_length": MAX_SEQ_LENGTH}) | texts.head_options(),
         **where,
     )
     model = make()
     tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision, **where)
-    pairs = any(text.text_b for text in sets.train)
-    bind_template(tokenizer, model.config, template=texts.template_for(sets.labels), pairs=pairs)
+    pairs, template = any(text.text_b for text in sets.train), texts.template_for(sets.labels)
+    bind_template(tokenizer, model.config, template=template, pairs=pairs)
     encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": len(sets.labels)}
-    train, cut = text_dataset(sets.train, **encode)
-    dev, _ = text_dataset(sets.dev, **encode)
-    patience = texts.early_stopping_patience
+    (train, cut), (dev, _) = text_dataset(sets.train, **encode), text_dataset(sets.dev, **encode)
 
     # Train
     adapter, options = None, model_args.adapter_options()
     if model_args.use_peft or texts.freeze_backbone:
         adapter = adapter_config(model, head_only=texts.freeze_backbone, **options)
     limit, args.save_total_limit = args.save_total_limit, None  # rotation waits for the seal
+    patience = texts.early_stopping_patience
     trainer = ClassifierTrainer(
         model,
         args=args,

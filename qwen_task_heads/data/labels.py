@@ -78,6 +78,11 @@ class LabelMap:
         """Name without case, width and spacing -> name; the last of several."""
         return {text_key(name): name for name in self.names}
 
+    def described(self) -> dict[str, Any]:
+        """Descriptions and examples as fields of a config, where there are any."""
+        fields = {"label_descriptions": self.descriptions, "label_examples": self.examples}
+        return {name: [*values] for name, values in fields.items() if values}
+
     @cached_property
     def are_numbers(self) -> bool:
         """Whether names are whole numbers that are not their own ids, such as the stars 1 to 5."""

@@ -98,7 +98,7 @@ def read_text_sets(
         dev_fraction: share of rows cut for dev where there is none.
         hub: `huggingface` or `modelscope`, for ids.
         bad_rows: `raise` names every refused row in one error; `skip` leaves them out and counts them.
-        max_samples: read at most so many rows of each set.
+        max_samples: read at most so many rows of the training set.
         streaming: read the rows of a hub as they arrive.
 
     Raises:
@@ -118,6 +118,7 @@ def read_text_sets(
     """
     _check_options(problem_type=problem_type, bad_rows=bad_rows, max_samples=max_samples)
     told = [problem_type]  # the training set, read first, says what the others are read as
+    limit = [max_samples]  # of the training set
 
     def read(place: str, split: str | None) -> RawTexts:
         texts = read_texts(
@@ -125,10 +126,10 @@ def read_text_sets(
             split=split,
             hub=hub,
             problem_type=told[0],
-            max_samples=max_samples,
+            max_samples=limit[0],
             streaming=streaming,
         )
-        told[0] = told[0] or texts.kind or None
+        told[0], limit[0] = told[0] or texts.kind or None, None
         return texts
 
     raws, places, problems = read_roles(source, dev=dev, test=test, read=read)
