@@ -1,14 +1,14 @@
 """How good the classification recipe is: against the stock class, and what each lever is worth.
 
-    python recipes/pretrain_backbone.py --config recipes/configs/pretrain_chinese.yaml --data_dir ../shared/data
+    python recipes/pretrain_backbone.py --config recipes/configs/pretrain_chinese.yaml --data_dir DATA
     python benchmarks/classification.py --seeds 0 1 2 --jobs 2
 
 Rows of "ours" are `recipes/classify.py` run as users run it; rows of "stock" are transformers'
-`AutoModelForSequenceClassification` and `Trainer` on the same rows, with the same backbone, steps, learning rate,
-batch, seed and choice of the checkpoint on dev; the stock tokenizer adds nothing, as Qwen's does. Test is looked
-at once per run. Intervals resample the rows of the test set; differences are paired by row, seeds averaged.
-Every run is kept under `--output_dir` as soon as it ends, and not repeated. The backbones are tiny: the figures
-compare ways of training, they say nothing about what a pretrained Qwen can do.
+`AutoModelForSequenceClassification` and `Trainer` on the same rows, with the same backbone, steps, learning
+rate, batch, seed and choice of the checkpoint on dev; the stock tokenizer adds nothing, as Qwen's does. Test
+is looked at once per run. Intervals resample the rows of the test set; differences are paired by row, seeds
+averaged. Every run is kept under `--output_dir` as soon as it ends, and not repeated. The backbones are tiny:
+the figures compare ways of training, they say nothing about what a pretrained Qwen can do.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Row:
 
 
 def all_rows() -> list[Row]:
-    """Every row, the comparison with stock first; the first lever of a set is what the others are held against."""
+    """Every row, stock first; the first lever of a set is what the others are held against."""
     mean, tail = ("--pooling", "mean"), "thucnews-titles"
     long_tail = {"source": "long_tail.jsonl"}
     return [
@@ -276,7 +276,7 @@ def figure(metric: str, side: str, scores: Any, targets: Any) -> Any:
 
 
 def bootstrap(figures: list[Any], rows: int, against: list[Any] | None = None) -> tuple[float, float, float]:
-    """Mean over seeds with its 95% interval over test rows; of the paired difference, where `against` is given."""
+    """Mean over seeds with its 95% interval over test rows; with `against`, of the paired difference."""
 
     def value(counts: Any) -> float:
         base = np.mean([f(counts) for f in against]) if against else 0.0
@@ -289,7 +289,7 @@ def bootstrap(figures: list[Any], rows: int, against: list[Any] | None = None) -
 
 
 def summarise(rows: list[Row], seeds: list[int], *, data: Path, runs: Path) -> list[dict[str, Any]]:
-    """All finished rows: mean over seeds, interval, each seed, floor, and the difference from the base row."""
+    """All finished rows: mean over seeds, interval, each seed, floor, difference from the base row."""
     from qwen_task_heads.data.text_sets import read_text_sets
 
     results, bases = [], {}
@@ -341,14 +341,15 @@ def markdown(results: list[dict[str, Any]]) -> str:
         "# The classification recipe, measured",
         "",
         "`python benchmarks/classification.py --seeds 0 1 2`; two CPU cores, tiny backbones (1.7 to 2.3 M",
-        "parameters, see the head of the script), mean over seeds on `test_public`, 95% bootstrap over its rows;",
-        "differences are paired. At most 8,000 training rows a set, so floors and figures are below the full sets'.",
+        "parameters, see the head of the script), mean over seeds on `test_public`, 95% bootstrap over its",
+        "rows; differences are paired. At most 8,000 training rows a set: floors and figures are below those",
+        "of the full sets.",
     ]
     heads = {"versus": "Against the stock class and Trainer", "levers": "What a lever is worth"}
     for table, head in heads.items():
         lines += ["", f"## {head}", ""]
         lines += [
-            "| data | row | metric | mean | 95% | each seed | difference from the row above it | TF-IDF floor |"
+            "| data | row | metric | mean | 95% | each seed | difference from the first row | TF-IDF floor |"
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
         for r in (r for r in results if r["table"] == table):
@@ -358,10 +359,9 @@ def markdown(results: list[dict[str, Any]]) -> str:
                 change = f"{r['difference']:+.3f} ({r['difference_low']:+.3f} to {r['difference_high']:+.3f})"
             floors = [value for name, value in r.get("floors", {}).items() if "TF-IDF" in name]
             floor = f"{floors[0]:.3f}" if floors else ""
-            lines.append(
-                f"| {r['data']} | {r['row']} | {r['metric']} | **{r['mean']:.3f}** | {r['low']:.3f} to {r['high']:.3f} "
-                f"| {each} | {change} | {floor} |"
-            )
+            cells = [r["data"], r["row"], r["metric"], f"**{r['mean']:.3f}**"]
+            cells += [f"{r['low']:.3f} to {r['high']:.3f}", each, change, floor]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
