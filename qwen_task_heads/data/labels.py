@@ -13,7 +13,7 @@ import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads.data.doctor import text_key
 from qwen_task_heads.data.label_files import name_problems, read_label_file

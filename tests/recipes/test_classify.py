@@ -125,8 +125,8 @@ def learned(folders, tmp_path_factory) -> tuple[Path, str]:
     """A run on the embedded backbone, long enough to learn."""
     folder = tmp_path_factory.mktemp("runs") / "news"
     words = short(
-        folders["single_label_classification"], "embedded", folder, max_steps=60, eval_steps=20, save_steps=20,
-        pooling="mean", learning_rate=3e-3,
+        folders["single_label_classification"], "embedded", folder, max_steps=60, eval_steps=20,
+        save_steps=20, pooling="mean", learning_rate=3e-3,
     )  # fmt: skip
     return folder, finished(words, folder.parent / "log")
 
