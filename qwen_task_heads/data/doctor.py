@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.errors import Problem
@@ -134,7 +134,9 @@ class ReadReport:
         result = [f"{' and '.join(parts)}{tests} read from {self.source}"]
         if self.refused:
             result.append(f"{self.refused:,} of {self.rows_read:,} rows left out")
-            result += [f"  {problem}" for problem in self.refusals[:SHOWN]]
+            # Without folders: these lines stand on the card too.
+            shown = [replace(problem, where=_places([problem.where])) for problem in self.refusals[:SHOWN]]
+            result += [f"  {problem}" for problem in shown]
             more = len(self.refusals) - SHOWN
             result += [f"  … and {more:,} more problems"] if more > 0 else []
         return result + [str(finding) for finding in self.findings]
