@@ -75,7 +75,7 @@ def test_options_of_loss_and_adapter_reach_their_calls():
     ).adapter_options()  # fmt: skip
     assert options == {
         "r": 4, "alpha": 9, "dropout": 0.2, "dora": True, "rslora": True, "targets": ["q_proj", "v_proj"],
-        "modules_to_save": None, "task_type": "SEQ_CLS",
+        "modules_to_save": None, "task_type": "SEQ_CLS", "embeddings": False,
     }  # fmt: skip
     assert HeadModelConfig(model_revision="main").load_options()["revision"] is None
     assert HeadModelConfig(model_revision="abc").load_options()["revision"] == "abc"
