@@ -23,7 +23,9 @@ from qwen_task_heads import (
     merge,
     save,
 )
+from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import run_recipe
+from qwen_task_heads.models import saved_task
 
 IDS = torch.randint(1, 128, (3, 9), generator=torch.Generator().manual_seed(0))
 
@@ -208,9 +210,11 @@ def test_other_labels_for_a_model_that_has_its_own_are_refused(
     bases: dict[str, str], tokenizer: Any, tmp_path: Path
 ) -> None:
     """Else a head that learnt one order of labels would go on under another one."""
-    model = build(bases["qwen2"], task="pooled_classifier", labels=["yes", "no"])
+    labels = LabelMap(("yes", "no"), ("It is.", ""), (("So it is",), ()))
+    model = build(bases["qwen2"], task="pooled_classifier", labels=labels.names, **labels.described())
     folder = str(save(model, tokenizer=tokenizer, folder=tmp_path))
-    again = build(folder, task="pooled_classifier", labels=["yes", "no"])
+    assert saved_task(folder)["labels"] == labels
+    again = build(folder, task="pooled_classifier", labels=labels.names, **labels.described())
     assert again.config.id2label == {0: "yes", 1: "no"}
     with pytest.raises(TaskHeadsError, match="--id2label"):
         build(folder, task="pooled_classifier", labels=["no", "yes"])

@@ -80,8 +80,11 @@ class LabelMap:
 
     def described(self) -> dict[str, Any]:
         """Descriptions and examples as fields of a config, where there are any."""
-        fields = {"label_descriptions": self.descriptions, "label_examples": self.examples}
-        return {name: [*values] for name, values in fields.items() if values}
+        fields = {
+            "label_descriptions": [*self.descriptions],
+            "label_examples": [[*texts] for texts in self.examples],  # lists, as config.json gives them back
+        }
+        return {name: values for name, values in fields.items() if values}
 
     @cached_property
     def are_numbers(self) -> bool:
@@ -148,28 +151,25 @@ class LabelMap:
         return labels
 
 
-def check_same(labels: LabelMap, config: PreTrainedConfig, *, where: str = "labels") -> None:
+def check_same(labels: LabelMap, model: LabelMap, *, where: str = "labels") -> None:
     """Refuse labels whose names or order are not those of a model.
 
     Args:
         labels: what a file or the data say.
-        config: config of the model that goes on training, or predicts.
+        model: labels of the model that goes on training.
         where: what `labels` was read from, for the message.
 
     Raises:
         TaskHeadsError: another number of labels, other names, or the same names in another order.
 
     Example:
-        >>> from transformers import Qwen2Config
-        >>> model = Qwen2Config(id2label={0: "b", 1: "a"}, label2id={"b": 0, "a": 1})
-        >>> check_same(LabelMap(("a", "b")), model)
+        >>> check_same(LabelMap(("a", "b")), LabelMap(("b", "a")))
         Traceback (most recent call last):
         ...
         qwen_task_heads.errors.TaskHeadsError: labels: label 0 is 'a', and 'b' in the model (the same names in
         another order); accepted: the labels of the model, in its order; remove the label file, or train a new
         model for it
     """
-    model = LabelMap.of_config(config)
     if labels.names == model.names:
         return
     if len(labels) != len(model):

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from qwen_task_heads.data.doctor import ReadReport, examine_texts, find_overlaps, text_key
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.label_files import find_label_file
-from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.labels import LabelMap, check_same
 from qwen_task_heads.data.roles import read_roles
 from qwen_task_heads.data.splits import hash_rows, split_texts
 from qwen_task_heads.data.text_layout import PROBLEM_TYPES
 from qwen_task_heads.data.text_readers import RawTexts, read_texts
-from qwen_task_heads.data.text_targets import Scheme, derive_scheme, resolve
+from qwen_task_heads.data.text_targets import Scheme, derive_scheme, resolve, states_ids
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 SHOWN = 8  # names in a line
@@ -56,7 +56,8 @@ class TextSets:
         return {
             "train_texts": hash_texts(self.train),
             "dev_texts": hash_texts(self.dev),
-            "labels": hash_rows([(self.problem_type, self.labels.names)]),
+            # with what a prompt may say of them
+            "labels": hash_rows([(self.problem_type, *astuple(self.labels))]),
         }
 
 
@@ -94,7 +95,8 @@ def read_text_sets(
         problem_type: `single_label_classification`, `multi_label_classification`, `regression` or `ordinal`;
             None to tell it by the target column (never ordinal).
         labels: the labels in their order, or the path of `labels.yaml` or a class file. None looks for such
-            a file next to the data, else tells them from the training rows.
+            a file next to the data, else tells them from the training rows. A map is that of a model: where
+            rows state ids, a file next to the data must say the same.
         dev_fraction: share of rows cut for dev where there is none.
         hub: `huggingface` or `modelscope`, for ids.
         bad_rows: `raise` names every refused row in one error; `skip` leaves them out and counts them.
@@ -209,6 +211,10 @@ def _scheme(
     try:
         if labels is None and (train is None or train.kind != "regression"):
             labels = find_label_file(source)
+        elif isinstance(labels, LabelMap) and train is not None and states_ids(train.rows):
+            beside = find_label_file(source)
+            if beside is not None:  # ids of the data would be read as those of the model
+                check_same(LabelMap.read(beside), labels, where=beside)
         if isinstance(labels, str):
             given_by = Path(labels).name
             labels = LabelMap.read(labels)

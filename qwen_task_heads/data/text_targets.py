@@ -125,6 +125,11 @@ def _labels_of(raw: RawText) -> Iterator[int | str]:
     yield from raw.candidates
 
 
+def states_ids(rows: Sequence[RawText]) -> bool:
+    """Whether any row states its label by an id, or its probabilities in the order of ids."""
+    return any(isinstance(label, int | float) for raw in rows for label in _labels_of(raw))
+
+
 def _key(name: str) -> int | str:
     """A key of a mapping; JSON has no numbers there, so that `"3"` is an id."""
     name = name.strip()

@@ -131,18 +131,18 @@ def test_a_config_that_contradicts_itself_is_refused() -> None:
 def test_check_5_two_hundred_permuted_maps_are_refused(tmp_path: Path) -> None:
     rng = random.Random(0)
     names = [f"label {number}" for number in range(12)]
-    config = config_of(*names)
-    check_same(LabelMap(tuple(names)), config)
+    model = LabelMap.of_config(config_of(*names))
+    check_same(LabelMap(tuple(names)), model)
     for _ in range(200):
         permuted = rng.sample(names, len(names))
         assert permuted != names
         path = written(tmp_path / "labels.yaml", json.dumps(permuted))
         with pytest.raises(TaskHeadsError, match="the same names in another order"):
-            check_same(LabelMap.read(path), config, where=str(path))
+            check_same(LabelMap.read(path), model, where=str(path))
     with pytest.raises(TaskHeadsError, match="11 labels, and 12 in the model"):
-        check_same(LabelMap(tuple(names[:-1])), config)
+        check_same(LabelMap(tuple(names[:-1])), model)
     with pytest.raises(TaskHeadsError, match="label 11 is 'other', and 'label 11' in the model;"):
-        check_same(LabelMap((*names[:-1], "other")), config)
+        check_same(LabelMap((*names[:-1], "other")), model)
 
 
 @pytest.mark.parametrize("kind", ["ids", "names", "named ids", "multi"])

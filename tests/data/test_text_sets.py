@@ -97,6 +97,13 @@ def test_given_labels_win_as_map_file_or_neighbour(tmp_path: Path) -> None:
     assert "none.yaml" in refused(tmp_path, rows, labels="none.yaml")
 
 
+def test_ids_of_the_data_are_not_read_as_those_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "class.txt").write_text("b\na\n", encoding="utf-8")
+    message = refused(tmp_path, rows_of([0, 1] * 9), labels=LabelMap(("a", "b")))
+    assert "class.txt: label 0 is 'b', and 'a' in the model (the same names in another order)" in message
+    assert read(tmp_path, rows_of([0, 1] * 9), labels=LabelMap(("b", "a"))).labels.names == ("b", "a")
+
+
 def test_a_label_file_and_label_names_that_disagree(tmp_path: Path) -> None:
     rows = [{"text": f"t{n}", "label": n % 2, "label_name": "ab"[n % 2]} for n in range(12)]
     (tmp_path / "class.txt").write_text("b\na\n", encoding="utf-8")
@@ -242,7 +249,8 @@ def test_skipped_rows_are_counted(tmp_path: Path) -> None:
     assert len(sets.train) + len(sets.dev) == 18
     assert "train: 18 texts read from train.jsonl" in sets.lines
     assert "train: 3 of 21 rows left out" in sets.lines
-    assert str(tmp_path) not in "\n".join(line for line in sets.lines if not line.startswith("train:   "))
+    assert any("train.jsonl:19: " in line for line in sets.lines)
+    assert str(tmp_path) not in "\n".join(sets.lines)  # they stand on the card
     bad = [{"text": "x", "label": -100}] * 30
     assert "33 of 51 rows are refused" in refused(tmp_path, [*rows, *bad, {}], bad_rows="skip")
 
@@ -292,6 +300,13 @@ def test_a_fingerprint_tells_texts_targets_and_labels(tmp_path: Path) -> None:
     assert read(tmp_path, rows, labels=LabelMap(("x", "y"))).fingerprint() == one | {
         "labels": read(tmp_path, rows, labels=LabelMap(("x", "y"))).fingerprint()["labels"]
     }
+    # a prompt may hold descriptions and examples
+    told = [
+        LabelMap(("x", "y"), description, example)
+        for description in ((), ("a", "b"))
+        for example in ((), (("t",), ()))
+    ]
+    assert len({read(tmp_path, rows, labels=labels).fingerprint()["labels"] for labels in told}) == 4
     rows[0]["weight"] = 2
     assert read(tmp_path, rows).fingerprint() != one
 
