@@ -46,6 +46,10 @@ def _told() -> Iterator[None]:
     except TaskHeadError as error:
         problem = Problem(error.where, error.found, error.accepted, error.remedy)
         raise TaskHeadsError(problem) from error
+    except ImportError as error:  # of bitsandbytes, flash-attn, ...
+        found = f"a package that is not installed ({' '.join(str(error).split())[:200]})"
+        accepted, remedy = "options whose packages are installed", "install it, or drop the option"
+        raise _problem("model options", found, accepted, remedy) from error
 
 
 @_told()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from peft import get_peft_model
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import BitsAndBytesConfig
 
 from qwen_task_heads import (
     PooledClassifier,
@@ -218,6 +220,13 @@ def test_other_labels_for_a_model_that_has_its_own_are_refused(
     assert again.config.id2label == {0: "yes", 1: "no"}
     with pytest.raises(TaskHeadsError, match="--id2label"):
         build(folder, task="pooled_classifier", labels=["no", "yes"])
+
+
+def test_a_package_that_an_option_needs_is_named(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    options = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True)}
+    with pytest.raises(TaskHeadsError, match=r"not installed .*bitsandbytes"):
+        build(base, model_kwargs=options)
 
 
 # merge

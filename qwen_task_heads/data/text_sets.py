@@ -101,7 +101,7 @@ def read_text_sets(
         hub: `huggingface` or `modelscope`, for ids.
         bad_rows: `raise` names every refused row in one error; `skip` leaves them out and counts them.
         max_samples: read at most so many rows of the training set.
-        streaming: read the rows of a hub as they arrive.
+        streaming: read the rows of a Hugging Face data set as they arrive; refused for others.
 
     Raises:
         TaskHeadsError: all the problems of all the files: unreadable sources, unknown or ambiguous columns,
@@ -119,6 +119,11 @@ def read_text_sets(
         (('bad', 'good'), 36, 4, 'single_label_classification')
     """
     _check_options(problem_type=problem_type, bad_rows=bad_rows, max_samples=max_samples)
+    if streaming and (Path(source).exists() or "modelscope" in (hub, source.split(":", 1)[0])):
+        found, accepted = "found true for other data", "accepted: for ids of the Hugging Face Hub"
+        raise TaskHeadsError(
+            Problem("streaming", found, accepted, "drop it: the data is read from its files")
+        )
     told = [problem_type]  # the training set, read first, says what the others are read as
     limit = [max_samples]  # of the training set
 

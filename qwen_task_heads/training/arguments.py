@@ -272,7 +272,7 @@ def _scalar(value: Any) -> str | int | float | bool | None:
 
 
 def _contradictions(task: HeadArguments, training: Any, model: HeadModelConfig) -> list[Problem]:
-    """Options that would be ignored in silence beside others, and sizes that train nothing."""
+    """Options that would be ignored in silence, or drop rows, and sizes that train nothing."""
     problems = []
     if task.freeze_backbone and model.use_peft:
         found = "found it beside --use_peft, which trains the backbone"
@@ -281,6 +281,23 @@ def _contradictions(task: HeadArguments, training: Any, model: HeadModelConfig) 
         if model.__dict__[name] and not model.use_peft:
             found = "found it without --use_peft: the whole model would be trained"
             problems.append(Problem(f"--{name}", found, "accepted: both", "add --use_peft"))
+    lora = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
+    if not model.use_peft and not task.freeze_backbone:
+        usual = {item.name: item.default for item in fields(model)}
+        for name in lora:
+            if model.__dict__[name] != usual[name]:
+                found = f"found {model.__dict__[name]} without --use_peft: the whole model would be trained"
+                problems.append(Problem(f"--{name}", found, "accepted: both", "add --use_peft, or drop it"))
+    if model.lora_target_parameters:
+        found, accepted = f"found {model.lora_target_parameters}", "accepted: --lora_target_modules"
+        problems.append(Problem("--lora_target_parameters", found, accepted, "name modules"))
+    for name, why in (
+        ("dataloader_drop_last", "rows would be left out uncounted, those of dev too"),
+        ("prediction_loss_only", "dev would have no figures"),
+        ("batch_eval_metrics", "figures are of all rows of dev together"),
+    ):
+        if training.__dict__[name]:
+            problems.append(Problem(f"--{name}", f"found true: {why}", "accepted: false", "drop it"))
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if training.__dict__[name] < 1:
             found = f"found {training.__dict__[name]}"
