@@ -95,6 +95,12 @@ class ClassifierArguments(HeadArguments):
     def data_options(self) -> dict[str, Any]:
         """Arguments of `read_text_sets` that were given, beside the source."""
         names = (
+    def __post_init__(self) -> None:
+        # A YAML file gives a scalar as it is: `class_weights: balanced`.
+        for name in ("class_weights", "pos_weight"):
+            given = self.__dict__[name]
+            setattr(self, name, given if given is None or isinstance(given, list) else [str(given)])
+
             "problem_type", "labels", "dev_fraction", "hub", "bad_rows", "max_samples", "streaming",
         )  # fmt: skip
         options = {name: self.__dict__[name] for name in names}
@@ -178,6 +184,10 @@ def _check(texts: ClassifierArguments, training: ClassifierConfig, model: HeadMo
             found = "found it without --load_best_model_at_end"
             remedy = "add --load_best_model_at_end true"
             problems.append(Problem("--early_stopping_patience", found, "accepted: both", remedy))
+        if texts.early_stopping_patience < 1:
+            found = f"found {texts.early_stopping_patience}"
+            remedy = "raise it, or drop it to train to the end"
+            problems.append(Problem("--early_stopping_patience", found, "accepted: 1 or more", remedy))
         # Or a resumed run would count its patience from the start, and end with other weights.
         training.restore_callback_states_from_checkpoint = True
     return problems

@@ -11,6 +11,7 @@ import yaml
 from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.training.arguments import HeadModelConfig, run_identity
+from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.title_arguments import TitleArguments, TitleConfig, parse_title_arguments
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -119,14 +120,15 @@ def test_the_identity_of_a_run_is_all_that_moves_its_weights(tmp_path):
     assert " at 0x" not in str(same)  # an address would differ in the next process
     for change in (
         {"seed": 9}, {"learning_rate": 0.5}, {"dataset_name": "x"}, {"pooling": "max"}, {"loss_margin": 1.0},
-        {"lora_r": 3}, {"max_length": 9}, {"per_device_train_batch_size": 3}, {"head_dropout": 0.5},
-        {"head_sizes": 8}, {"boundary": "x"}, {"between": "x"}, {"lora_target_modules": "q_proj"},
+        {"lora_r": 3, "use_peft": "true"}, {"max_length": 9}, {"per_device_train_batch_size": 3},
+        {"head_dropout": 0.5}, {"head_sizes": 8}, {"boundary": "x"}, {"between": "x"},
+        {"lora_target_modules": "q_proj", "use_peft": "true"},
         # the learning rate falls towards the end of the run
         {"max_steps": 5}, {"num_train_epochs": 2}, {"warmup_steps": 3}, {"adam_beta2": 0.95},
         {"adam_epsilon": 1e-6}, {"max_grad_norm": 0.5}, {"disable_dropout": "false"}, {"data_seed": 4},
-        {"model_revision": "abc"}, {"dataloader_drop_last": "true"}, {"metric_for_best_model": "eval_loss"},
+        {"model_revision": "abc"}, {"metric_for_best_model": "eval_loss"},
         {"train_sampling_strategy": "sequential"}, {"neftune_noise_alpha": 5.0},
-        {"freeze_backbone": "true"}, {"lora_modules_to_save": "norm"},
+        {"freeze_backbone": "true"}, {"lora_modules_to_save": "norm", "freeze_backbone": "true"},
         {"load_in_4bit": "true", "use_peft": "true"},
         {"attn_implementation": "eager"}, {"dev_dataset": "x"}, {"min_impressions": 3},
         {"lr_scheduler_kwargs": '{"num_cycles": 2}'},
@@ -171,6 +173,12 @@ def test_bf16_is_for_gpus(monkeypatch):
         (["--trust_remote_code", "true"], "--trust_remote_code"),
         (["--use_rslora"], "--use_rslora"),
         (["--freeze_backbone", "--use_peft"], "--freeze_backbone"),
+        (["--lora_r", "64"], "--lora_r: found 64 without --use_peft"),
+        (["--lora_target_modules", "q_proj", "v_proj"], "--lora_target_modules"),
+        (["--use_peft", "--lora_target_parameters", "a.weight"], "--lora_target_parameters"),
+        (["--dataloader_drop_last", "true"], "--dataloader_drop_last"),
+        (["--prediction_loss_only", "true"], "--prediction_loss_only"),
+        (["--batch_eval_metrics", "true"], "--batch_eval_metrics"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size"),
         (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps"),
     ],
@@ -178,3 +186,20 @@ def test_bf16_is_for_gpus(monkeypatch):
 def test_options_that_would_be_ignored_or_train_nothing_are_refused(words: list[str], named: str) -> None:
     with pytest.raises(TaskHeadsError, match=named):
         parse_title_arguments(["--output_dir", "runs/x", "--use_cpu", "true", *words])
+
+
+@pytest.mark.parametrize("weights", ["balanced", "[1, 2.5]", "[balanced]", "2"])
+def test_weights_of_a_file_may_be_a_word_a_number_or_a_list(tmp_path, weights):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"class_weights: {weights}\ndataset_name: x.jsonl\n")
+    texts, *_ = parse_classifier_arguments(["--config", str(file), "--output_dir", "x", *CPU])
+    wanted = {"[1, 2.5]": [1.0, 2.5], "2": [2.0]}.get(weights, "balanced")
+    given = texts.class_weights
+    assert (given[0] if given == ["balanced"] else [float(value) for value in given]) == wanted
+
+
+@pytest.mark.parametrize("patience", ["0", "-1"])
+def test_a_patience_that_stops_nothing_or_at_once_is_refused(patience):
+    words = ["--output_dir", "x", "--dataset_name", "x.jsonl", "--early_stopping_patience", patience, *CPU]
+    with pytest.raises(TaskHeadsError, match=f"--early_stopping_patience: found {patience}; accepted: 1"):
+        parse_classifier_arguments(words)
