@@ -88,19 +88,22 @@ class ClassifierArguments(HeadArguments):
         default=None, metadata={"help": "Tokens that neighbouring windows share."}
     )
     window_aggregation: str | None = field(default=None, metadata={"help": ", ".join(AGGREGATIONS)})
+    token_dropout: float = field(
+        default=0.0, metadata={"help": "Share of a text's tokens that training hides; for small backbones."}
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many looks at dev without a better figure."}
     )
 
-    def data_options(self) -> dict[str, Any]:
-        """Arguments of `read_text_sets` that were given, beside the source."""
-        names = (
     def __post_init__(self) -> None:
         # A YAML file gives a scalar as it is: `class_weights: balanced`.
         for name in ("class_weights", "pos_weight"):
             given = self.__dict__[name]
             setattr(self, name, given if given is None or isinstance(given, list) else [str(given)])
 
+    def data_options(self) -> dict[str, Any]:
+        """Arguments of `read_text_sets` that were given, beside the source."""
+        names = (
             "problem_type", "labels", "dev_fraction", "hub", "bad_rows", "max_samples", "streaming",
         )  # fmt: skip
         options = {name: self.__dict__[name] for name in names}
@@ -114,7 +117,7 @@ class ClassifierArguments(HeadArguments):
             return plain
         return label_template(self.instruction, labels, between=plain.between, after=plain.after)
 
-    def loss_options(self, training: ClassifierConfig) -> dict[str, Any]:
+    def loss_options(self) -> dict[str, Any]:
         """Options of the loss that were given; weights as `balanced` or as numbers."""
         options: dict[str, Any] = {
             name: self.__dict__[name]
@@ -125,8 +128,6 @@ class ClassifierArguments(HeadArguments):
             given = self.__dict__[name]
             if given is not None:
                 options[name] = "balanced" if given == ["balanced"] else [float(value) for value in given]
-        if training.label_smoothing_factor:
-            options["label_smoothing"] = training.label_smoothing_factor
         return options
 
 
@@ -173,6 +174,9 @@ def _check(texts: ClassifierArguments, training: ClassifierConfig, model: HeadMo
         if given is not None and given != ["balanced"] and not all(map(_is_number, given)):
             accepted = "accepted: balanced, or one positive number per label"
             problems.append(Problem(f"--{name}", f"found {given}", accepted, "correct it"))
+    if not 0 <= texts.token_dropout < 1:
+        found, remedy = f"found {texts.token_dropout}", "choose such as 0.1"
+        problems.append(Problem("--token_dropout", found, "accepted: 0 <= p < 1", remedy))
     if texts.truncation != "windows":
         for name in ("window_overlap", "window_aggregation"):
             if texts.__dict__[name] is not None:
@@ -180,14 +184,14 @@ def _check(texts: ClassifierArguments, training: ClassifierConfig, model: HeadMo
                 remedy = "add --truncation windows, or drop it"
                 problems.append(Problem(f"--{name}", found, "accepted: with --truncation windows", remedy))
     if texts.early_stopping_patience is not None:
-        if not training.load_best_model_at_end:
-            found = "found it without --load_best_model_at_end"
-            remedy = "add --load_best_model_at_end true"
-            problems.append(Problem("--early_stopping_patience", found, "accepted: both", remedy))
         if texts.early_stopping_patience < 1:
             found = f"found {texts.early_stopping_patience}"
             remedy = "raise it, or drop it to train to the end"
             problems.append(Problem("--early_stopping_patience", found, "accepted: 1 or more", remedy))
+        if not training.load_best_model_at_end:
+            found = "found it without --load_best_model_at_end"
+            remedy = "add --load_best_model_at_end true"
+            problems.append(Problem("--early_stopping_patience", found, "accepted: both", remedy))
         # Or a resumed run would count its patience from the start, and end with other weights.
         training.restore_callback_states_from_checkpoint = True
     return problems

@@ -43,6 +43,7 @@ class ClassifierTrainer(Trainer):
         class_counts: training rows with each label; counted in `train_dataset` when None.
         problem_type: must be that of the model's config, and may be left out.
         peft_config: an adapter to put on the model, from `models.adapter_config`.
+        token_dropout: share of a text's tokens that training hides, anew at every step; see `hide_tokens`.
         train_sources: where each row of the training set was read, by its `row`.
         eval_sources: the same of the dev set.
         **kwargs: as in `transformers.Trainer`; data sets come from `batching.collators.text_dataset`.
@@ -72,6 +73,7 @@ class ClassifierTrainer(Trainer):
         class_counts: Sequence[int] | None = None,
         problem_type: str | None = None,
         peft_config: Any = None,
+        token_dropout: float = 0.0,
         train_sources: Sequence[str] = (),
         eval_sources: Sequence[str] = (),
         **kwargs: Any,
@@ -100,6 +102,9 @@ class ClassifierTrainer(Trainer):
             labels=[config.id2label[index] for index in range(config.num_labels)],
         )
         self._check_soft(sets)
+        self.token_dropout = token_dropout
+        template = config.template or {"before": [], "after": []}
+        self._template = len(template["before"]), len(template["after"])
         self.guard = NonFiniteGuard()
         self._split = "eval"  # the metric prefix of the evaluation under way
         self._losses: list[torch.Tensor] = []  # its losses per row, gathered
@@ -185,6 +190,10 @@ class ClassifierTrainer(Trainer):
         rows = inputs.pop("row", torch.arange(0))
         labels, weight = inputs.pop("labels"), inputs.pop("weight", None)
         columns = {name: inputs.pop(name) for name in self.loss.form.uses if name in inputs}
+        if self.model.training and self.token_dropout:
+            inputs["attention_mask"] = hide_tokens(
+                inputs["attention_mask"], share=self.token_dropout, template=self._template
+            )
         outputs = model(**inputs, use_cache=False)
         losses = self.loss(outputs.logits, labels, **columns)
         if weight is not None:
@@ -228,6 +237,27 @@ class ClassifierTrainer(Trainer):
         if self._losses:
             output.metrics[f"{metric_key_prefix}_loss"] = torch.cat(self._losses).double().mean().item()
         return output
+
+
+def hide_tokens(mask: torch.Tensor, *, share: float, template: tuple[int, int]) -> torch.Tensor:
+    """Hide a random share of the tokens of right-padded rows, as if they did not stand in the text.
+
+    Positions are counted over what is left, so a hidden token is a token left out. The template stays whole.
+
+    Args:
+        mask: (B, T), 1 for real tokens.
+        share: probability for each token of the text.
+        template: how many tokens stand before and after the text.
+
+    Source: word dropout, Iyyer et al. 2015, https://aclanthology.org/P15-1162.
+    """
+    place = torch.arange(mask.shape[1], device=mask.device)[None]  # (1, T)
+    before, after = template
+    text = (place >= before) & (place < mask.sum(1, keepdim=True) - after)  # (B, T)
+    hidden = text & (torch.rand(mask.shape, device=mask.device) < share)
+    # A row of its template alone, or of nothing, has no text to learn from: it stays as it is.
+    hidden &= (hidden != text).any(1, keepdim=True)
+    return mask * ~hidden
 
 
 def put_adapter(model: Any, peft_config: Any, *, args: Any) -> Any:

@@ -602,3 +602,37 @@ def test_no_stock_card_is_written(fresh, words, tmp_path):
     trainer.train()
     assert (tmp_path / "checkpoint-1/model.safetensors").exists()
     assert not list(tmp_path.rglob("README.md"))
+
+
+# --- token dropout ---
+
+
+def test_hidden_tokens_are_tokens_left_out():
+    from qwen_task_heads.training.classifier_trainer import hide_tokens
+
+    torch.manual_seed(0)
+    lengths = torch.tensor([[40], [9], [4], [3]])
+    mask = (torch.arange(40)[None] < lengths).long()
+    found = torch.stack([hide_tokens(mask, share=0.3, template=(2, 1)) for _ in range(400)])  # (400, 4, 40)
+    assert bool((found <= mask).all())
+    assert bool((found[:, :, :2] == mask[:, :2]).all())  # the template stays
+    for row, length in enumerate(lengths[:, 0].tolist()):
+        assert bool((found[:, row, length - 1] == 1).all())
+    share = 1 - found[:, 0, 2:39].float().mean()
+    assert abs(float(share) - 0.3) < 0.02
+    assert bool((found.sum(2) > torch.tensor([3, 3, 3, 2])).all())  # a text never vanishes
+    assert bool((hide_tokens(mask, share=0.0, template=(2, 1)) == mask).all())
+
+
+def test_a_model_reads_a_row_with_hidden_tokens_as_the_shorter_row(tiny_config, shake):
+    from qwen_task_heads import PooledClassifier, PooledClassifierConfig
+
+    for pooling in ("last", "mean"):
+        config = PooledClassifierConfig(text_config=tiny_config(), num_labels=3, pooling=pooling)
+        model = shake(PooledClassifier(config))
+        mask = torch.tensor([[1, 1, 0, 1, 0, 0, 1, 1]])
+        ids = torch.arange(7, 15)[None]
+        with torch.inference_mode():
+            masked = model(input_ids=ids, attention_mask=mask).logits
+            shorter = model(input_ids=ids[:, mask[0].bool()]).logits
+        assert torch.allclose(masked, shorter, atol=1e-6)
