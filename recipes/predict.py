@@ -55,7 +55,8 @@ def parse_arguments() -> argparse.Namespace:
         default=2048,
         help="rows computed and saved at a time (default: %(default)s)",
     )
-    add("--dtype", default="auto", help="float32, bfloat16, ...; as saved when absent")
+    types = ("auto", "float32", "bfloat16", "float16")
+    add("--dtype", default="auto", choices=types, help="as saved when absent")
     return parser.parse_args()
 
 

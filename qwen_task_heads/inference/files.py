@@ -127,15 +127,20 @@ def predict_file(
     started, output = time.monotonic(), Path(output)
     if output.suffix not in SUFFIXES:
         raise _problem(str(output), f"found the suffix {output.suffix!r}", ", ".join(SUFFIXES), "choose one")
+    if block_rows < 1:
+        raise _problem("block_rows", f"found {block_rows}", "1 or more", "choose such as 2048")
     scan = scan_inputs(source, split=split, hub=hub, bad_rows=bad_rows)
     if not isinstance(model, Scorer):
         model = Scorer(model, hub=hub, progress=False, **scorer)
     options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
     config = model.model.config
-    if model.is_title_scorer and scan.pairs:
-        raise _problem(
-            source, "found pairs of texts", "one title per row for a title scorer", "drop a column"
+    if scan.pairs and not model.takes_pairs:
+        accepted = (
+            "one title per row for a title scorer"
+            if model.is_title_scorer
+            else "single texts, as in training"
         )
+        raise _problem(source, "found pairs of texts", accepted, "drop a column")
     check_options(problem_type_of(config), num_labels=config.num_labels, **options)
     identity = {
         "input": scan.sha256, "model": _model_hash(config), "bad_rows": bad_rows, "prefix": prefix,

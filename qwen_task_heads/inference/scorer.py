@@ -72,6 +72,9 @@ class Scorer:
         hub: str = "huggingface",
         dtype: torch.dtype | str = "auto",
     ) -> None:
+        if batch_tokens < 1:
+            found, remedy = f"found {batch_tokens}", "choose such as 8192"
+            raise TaskHeadsError(Problem("batch_tokens", found, "accepted: 1 or more", remedy))
         if isinstance(model, (str, Path)):
             tokenizer = tokenizer or load_tokenizer(str(model), revision=revision, hub=hub)
             model = load(str(model), revision=revision, hub=hub, dtype=dtype)
@@ -88,6 +91,12 @@ class Scorer:
     def is_title_scorer(self) -> bool:
         """Whether the model gives one score per title, and no labels."""
         return isinstance(self.model.config, TitleScorerConfig)
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether the model reads pairs of texts; one without a template, which no recipe trained, may."""
+        template = None if self.is_title_scorer else self.model.config.template
+        return not self.is_title_scorer and (not template or "between" in template)
 
     def score(self, titles: Sequence[str], *, prompts: Sequence[str] | None = None) -> list[float]:
         """Score n titles, higher is better, in their order.
@@ -128,10 +137,14 @@ class Scorer:
             text_pairs: n second texts of pairs, "" for none; or None.
 
         Raises:
-            TaskHeadsError: an empty text, another number of second texts, or a title scorer.
+            TaskHeadsError: an empty text, another number of second texts, pairs for a model of single texts,
+                or a title scorer.
         """
         self._check_model("logits", of_titles=False)
         _check_texts(texts, text_pairs, names=("texts", "text_pairs"))
+        if any(text_pairs or ()) and not self.takes_pairs:
+            accepted, remedy = "accepted: single texts, as in training", "drop them"
+            raise TaskHeadsError(Problem("text_pairs", "found second texts", accepted, remedy))
         return self._run(self._encode_texts(texts, text_pairs))
 
     def predict(

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import set_seed
 
-from qwen_task_heads import Scorer, build
+from qwen_task_heads import Scorer, build, load_tokenizer
+from qwen_task_heads.batching.text import bind_template
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.files import predict_file, scan_inputs
 from qwen_task_heads.inference.parts import Parts
@@ -270,6 +271,7 @@ def test_a_damaged_file_is_no_bad_row(tmp_path: Path) -> None:
         ({"threshold": 0.5}, "threshold: found 0.5 with a single_label_classification model"),
         ({"top_k": 4}, "top_k: found 4"),
         ({"bad_rows": "drop"}, "bad_rows"),
+        ({"block_rows": 0}, "block_rows: found 0"),
         ({"prefix": ""}, "--prefix: .*'label'"),
     ],
 )
@@ -291,6 +293,23 @@ def test_pairs_of_texts_reach_the_model_as_pairs(scorers: Any, tmp_path: Path) -
     assert torch.allclose(found, logits[:, 0], atol=2e-6)
     with pytest.raises(TaskHeadsError, match="pairs of texts"):
         predict_file(scorers["titles"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "t.jsonl")
+
+
+def test_pairs_are_refused_by_a_model_of_single_texts(bases: Any, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text_a": "one", "text_b": "two"}\n')
+    tokenizer = load_tokenizer(bases["qwen2"])
+    model = build(bases["qwen2"], task="pooled_classifier", labels=LABELS)
+    bind_template(tokenizer, model.config)
+    scorer = Scorer(model, tokenizer=tokenizer)
+    with pytest.raises(TaskHeadsError, match="text_pairs: found second texts"):
+        scorer.predict(["one"], text_pairs=["two"])
+    with pytest.raises(TaskHeadsError, match="found pairs of texts; accepted: single texts"):
+        predict_file(scorer, source=str(tmp_path / "in.jsonl"), output=tmp_path / "out.jsonl")
+    assert len(scorer.predict(["one"], text_pairs=[""])) == 1
+    bind_template(tokenizer, model.config, pairs=True)
+    assert len(scorer.predict(["one"], text_pairs=["two"])) == 1
+    with pytest.raises(TaskHeadsError, match="batch_tokens: found 0"):
+        Scorer(model, tokenizer=tokenizer, batch_tokens=0)
 
 
 def test_a_full_disk_is_named_and_leaves_the_blocks_before(
