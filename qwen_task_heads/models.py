@@ -156,6 +156,11 @@ def load(
     return _name_base(model, config)
 
 
+def has_adapter(repo: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> bool:
+    """Whether a folder or repo is an adapter, which `merge` folds into its base."""
+    return find_adapter_config_file(_find(repo, revision=revision, hub=hub)[0], revision=revision) is not None
+
+
 def saved_task(path: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> dict[str, Any]:
     """Labels and problem type of a classifier of this library, as arguments of `read_text_sets`.
 

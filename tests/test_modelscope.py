@@ -12,12 +12,14 @@ import pytest
 import torch
 from modelscope_server import Hub, serve
 from peft import get_peft_model
+from transformers import AutoModelForSequenceClassification
 
 from qwen_task_heads import adapter_config, build, load, load_tokenizer, merge, save
 from qwen_task_heads.data.formats import _modelscope_folder
 from qwen_task_heads.data.text_readers import read_inputs
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubs import fetch_modelscope
+from qwen_task_heads.publishing.stock import export_stock
 
 modelscope_hub = pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
 # Without a network PEFT cannot ask the other hub whether the vocabulary grew, and says so.
@@ -88,6 +90,9 @@ def test_an_adapter_finds_its_base_there_again(
     merged = merge(str(folder), hub="modelscope")
     assert (merged(input_ids=IDS).logits - logits).abs().max() <= 1e-5
     assert merged.config.backbone_name_or_path == BASE
+    exported = export_stock(str(folder), hub="modelscope", folder=tmp_path / "stock")
+    stock = AutoModelForSequenceClassification.from_pretrained(exported).eval()
+    assert (stock(input_ids=IDS).logits - logits).abs().max() <= 1e-5
 
     # published there, it is opened by its id, and may be trained on
     hub.folders["models", ADAPTER] = save(model, tokenizer=tokenizer, folder=tmp_path / "up", repo_id=ADAPTER)

@@ -24,12 +24,12 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
-from transformers.utils import find_adapter_config_file
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, pad_rows, template_of
 from qwen_task_heads.hubcode.loading_task_heads import embedding_rows
-from qwen_task_heads.models import PooledClassifier, TaskHeadModel, load, load_tokenizer, merge
+from qwen_task_heads.hubs import HUGGINGFACE
+from qwen_task_heads.models import PooledClassifier, TaskHeadModel, has_adapter, load, load_tokenizer, merge
 
 TOLERANCE = 1e-6  # of logits in fp32, relative to the largest one where that is above 1
 # Of different lengths, so that a batch of them is padded; the last is longer than most limits.
@@ -42,7 +42,14 @@ PROOF = (
 )
 
 
-def export_stock(model_or_folder: Any, *, tokenizer: Any = None, folder: str | Path) -> Path:
+def export_stock(
+    model_or_folder: Any,
+    *,
+    tokenizer: Any = None,
+    folder: str | Path,
+    revision: str | None = None,
+    hub: str = HUGGINGFACE,
+) -> Path:
     """Write a model as transformers' own class of its family, with labels, problem type and pad id.
 
     Args:
@@ -50,6 +57,8 @@ def export_stock(model_or_folder: Any, *, tokenizer: Any = None, folder: str | P
             repo of one. An adapter is merged first, into a given model in place.
         tokenizer: with the compiled template; None for the one in the folder.
         folder: where to; new or empty.
+        revision: of a repo.
+        hub: where ids are looked up, that of an adapter's base too: `huggingface` or `modelscope`.
 
     Returns:
         The folder, which `AutoModelForSequenceClassification` and servers open.
@@ -70,10 +79,9 @@ def export_stock(model_or_folder: Any, *, tokenizer: Any = None, folder: str | P
     """
     folder = Path(folder)
     if isinstance(model_or_folder, (str, Path)):
-        source = str(model_or_folder)
-        tokenizer = tokenizer or load_tokenizer(source)
-        has_adapter = find_adapter_config_file(source) is not None
-        model: Any = merge(source) if has_adapter else load(source)
+        source, place = str(model_or_folder), {"revision": revision, "hub": hub}
+        tokenizer = tokenizer or load_tokenizer(source, **place)
+        model: Any = merge(source, **place) if has_adapter(source, **place) else load(source, **place)
     else:
         model = model_or_folder
         if not isinstance(model, TaskHeadModel) or model._hf_peft_config_loaded:
