@@ -58,7 +58,7 @@ class Set:
 
 SETS = {
     "thucnews-titles": Set("zh", "accuracy", 64, 3, max_samples=3000),
-    "longnews-7": Set("zh", "accuracy", 512, 4, batch=8),
+    "longnews-7": Set("zh", "accuracy", 256, 3, max_samples=300, batch=8),
     "banking77": Set("en", "accuracy", 64, 4),
     "goemotions": Set("en", "micro_f1", 64, 3),
     "stsb": Set("en", "spearman", 128, 3),
@@ -99,12 +99,12 @@ class Row:
 def all_rows() -> list[Row]:
     """Every row, stock first; the first lever of a set is what the others are held against."""
     mean, tail = ("--pooling", "mean"), "thucnews-titles"
+    long = (*mean, "--max_seq_length", "512", "--max_samples", "600")  # all of its training rows
     long_tail = {"source": "long_tail.jsonl"}
     return [
         *(Row("versus", name, side) for name in VERSUS for side in (STOCK, OURS)),
-        Row("levers", "longnews-7", "cut at 512 (head)", mean),
-        Row("levers", "longnews-7", "windows of 512", (*mean, "--truncation", "windows")),
-        Row("levers", "longnews-7", "head and tail", (*mean, "--truncation", "head_tail")),
+        Row("levers", "longnews-7", "cut at 512 (head)", long),
+        Row("levers", "longnews-7", "windows of 512", (*long, "--truncation", "windows")),
         Row("levers", tail, "causal", mean),
         Row("levers", tail, "bidirectional", (*mean, "--bidirectional", "true")),
         Row("levers", tail, "long tail, cross-entropy", mean, **long_tail),

@@ -31,11 +31,15 @@ def whole_model(trainer: Any, *, make: Callable[[], Any], peft_config: Any = Non
 
     Source: accelerate 1.15, `Accelerator.get_state_dict`.
     """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
     accelerator = trainer.accelerator
     model = accelerator.unwrap_model(trainer.model)
     plugin = trainer.args.deepspeed_plugin
     if plugin is not None and plugin.zero_stage == ZERO_3:
         state = accelerator.get_state_dict(trainer.model_wrapped)
+        # Else `from_pretrained` would split the new model too, and wait for processes that do not call it.
+        unset_hf_deepspeed_config()
     elif is_sharded(model):
         state = full_state(model)
     else:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from transformers.integrations import deepspeed
 
 from qwen_task_heads import adapter_config, build
 from qwen_task_heads.training.sharding import is_sharded, whole_model
@@ -62,6 +65,30 @@ def test_two_processes_give_back_one_model(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "equal").exists()
+
+
+class Zero3:
+    """What transformers keeps of DeepSpeed's configuration while a run lasts."""
+
+    def is_zero3(self) -> bool:
+        return True
+
+
+def test_the_whole_model_is_not_split_again(monkeypatch):
+    config, model = Zero3(), make()
+    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", weakref.ref(config))
+    assert deepspeed.is_deepspeed_zero3_enabled()
+    trainer = SimpleNamespace(  # DeepSpeed runs on GPUs: its engine is a stand-in
+        model=model,
+        model_wrapped=model,
+        args=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3), process_index=0),
+        accelerator=SimpleNamespace(
+            unwrap_model=lambda model: model, get_state_dict=lambda model: model.state_dict()
+        ),
+    )
+    whole = whole_model(trainer, make=make)
+    with torch.no_grad():
+        assert torch.equal(whole.eval()(**INPUT).logits, model(**INPUT).logits)
 
 
 if __name__ == "__main__":
