@@ -79,7 +79,8 @@ def export_stock(
     """
     folder = Path(folder)
     if isinstance(model_or_folder, (str, Path)):
-        source, place = str(model_or_folder), {"revision": revision, "hub": hub}
+        source = str(model_or_folder)
+        place: dict[str, Any] = {"revision": revision, "hub": hub}
         tokenizer = tokenizer or load_tokenizer(source, **place)
         model: Any = merge(source, **place) if has_adapter(source, **place) else load(source, **place)
     else:
