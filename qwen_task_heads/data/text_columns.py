@@ -151,7 +151,8 @@ def _parse_cell(cell: str, layout: TextLayout) -> Any:
         return value if not isinstance(value, str) else _parse_float(value)
     if layout.target == "probabilities":
         return _json_cell(cell)
-    return _parse_whole(cell)
+    # What pandas writes for a label that is missing is no name.
+    return math.nan if cell.lower() == "nan" else _parse_whole(cell)
 
 
 def _parse_whole(text: str) -> int | str:

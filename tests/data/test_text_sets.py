@@ -140,6 +140,12 @@ def test_csv_cells_are_parsed_and_json_strings_are_not(tmp_path: Path) -> None:
     assert "no label in any row" in message
 
 
+def test_a_missing_label_of_a_table_is_no_label(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n" + "a,x\nb,y\n" * 9 + "c,NaN\n", encoding="utf-8")
+    assert "train.csv:20: 'label' is nan" in str(refusal(path))
+
+
 def test_numbers_and_names_are_not_mixed(tmp_path: Path) -> None:
     assert "labels are numbers (" in refused(tmp_path, rows_of([0, 1, "sport"] * 4))
 
