@@ -41,6 +41,7 @@ class TextSets:
         labels: the labels in their order; `target` counts in it.
         lines: what was read, found and cut, in plain words.
         dev_was_cut: the dev set was cut from the training source.
+        test_seen: texts of test that also stand in train.
     """
 
     train: list[TextExample]
@@ -50,6 +51,7 @@ class TextSets:
     labels: LabelMap
     lines: list[str]
     dev_was_cut: bool
+    test_seen: int = 0
 
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 of all that trains a model or picks its checkpoint; a run resumes on the same data only."""
@@ -172,8 +174,10 @@ def read_text_sets(
         train, sets["dev"], note = split_texts(train, dev_fraction=dev_fraction)
         lines.append(f"no dev set given: {len(sets['dev']):,} texts were cut from train by hash")
         lines += [note] if note else []
+    seen_before = {}
     for role in ("dev", "test"):
         overlaps = find_overlaps(train, sets.get(role, []))
+        seen_before[role] = len(overlaps)
         if overlaps:
             first = overlaps[0]
             stand = f"text of {role} also stands" if len(overlaps) == 1 else f"texts of {role} also stand"
@@ -190,6 +194,7 @@ def read_text_sets(
         labels=scheme.labels,
         lines=lines,
         dev_was_cut=dev_was_cut,
+        test_seen=seen_before["test"],
     )
 
 

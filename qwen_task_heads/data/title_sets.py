@@ -34,6 +34,7 @@ class TitleSets:
         test: pairs for reporting, perhaps none.
         lines: what was read, found and cut, in plain words.
         dev_was_cut: the dev set was cut from the training source.
+        test_seen: pairs of test that also stand in train.
     """
 
     train: list[PairExample]
@@ -42,6 +43,7 @@ class TitleSets:
     test: list[PairExample]
     lines: list[str]
     dev_was_cut: bool
+    test_seen: int = 0
 
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 of all that trains a model or picks its checkpoint; a run resumes on the same data only."""
@@ -157,8 +159,10 @@ def read_title_sets(
         groups = [group for group in groups if group.group not in taken]
         cut = f"{len(pairs['dev']):,} pairs of {len(taken):,} groups"
         lines.append(f"no dev set given: {cut} were cut from train by hash")
+    seen_before = {}
     for name in ("dev", "test"):
         overlaps = find_overlaps(train, pairs.get(name, []))
+        seen_before[name] = len(overlaps)
         if overlaps:
             first = overlaps[0]
             seen, source = (Path(place).name for place in (first.test_source, first.train_source))
@@ -173,4 +177,5 @@ def read_title_sets(
         test=pairs.get("test", []),
         lines=lines,
         dev_was_cut=dev_was_cut,
+        test_seen=seen_before["test"],
     )

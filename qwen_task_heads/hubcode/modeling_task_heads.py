@@ -8,6 +8,7 @@ every published model; it imports torch, transformers and its siblings only.
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,9 @@ from .pooling_task_heads import AttentionPool, CumulativeLink, build_head, pool,
 # Windows per pass in evaluation on one process. More processes must make equally many passes (FSDP and
 # ZeRO-3 gather weights in each), and training keeps all activations anyway.
 WINDOWS_PER_PASS = 64
+
+
+GAP = 2.0  # between neighbouring thresholds of a fresh ordinal head
 
 
 class TaskHeadModel(StrictLoading):
@@ -65,8 +69,10 @@ class TaskHeadModel(StrictLoading):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, CumulativeLink):
-            nn.init.constant_(module.first, -1.0)
-            nn.init.zeros_(module.log_gaps)
+            # Symmetric and GAP apart: closer, the inner labels would never be the most probable ones.
+            gaps = module.log_gaps.numel()
+            nn.init.constant_(module.first, -GAP * gaps / 2)
+            nn.init.constant_(module.log_gaps, math.log(GAP))
         elif isinstance(module, AttentionPool):
             nn.init.zeros_(module.query)  # starts as the mean
 

@@ -70,8 +70,8 @@ def first_notes(model: Any, run: Account) -> list[str]:
     return notes
 
 
-def card_fields(model: Any, folder: Path, run: Account, *, reported: str) -> dict[str, Any]:
-    """The fields that the cards of all models have in common."""
+def card_fields(model: Any, folder: Path, run: Account, *, reported: str, seen: int) -> dict[str, Any]:
+    """The fields that the cards of all models have in common; `seen` rows of test stand in train too."""
     from peft import PeftModel
 
     adapter, local = isinstance(model, PeftModel), Path(locate(run.backbone)).is_dir()
@@ -83,7 +83,7 @@ def card_fields(model: Any, folder: Path, run: Account, *, reported: str) -> dic
         "base": "the small backbone embedded in the package" if embedded else f"`{base}`",
         "revision": model.config.backbone_revision,
         "versions": versions(),
-        "reported_on": _reported_on(reported, run),
+        "reported_on": _reported_on(reported, run, seen),
         "repo": "path/to/" + re.sub(r"[^\w./-]", "-", folder.name),
         "adapter": adapter,
         "picked": run.picked,
@@ -130,7 +130,10 @@ def python_command() -> str:
     return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else "python"
 
 
-def _reported_on(reported: str, run: Account) -> str:
+def _reported_on(reported: str, run: Account, seen: int) -> str:
+    if reported == "test" and seen:
+        rows = "one row of which was" if seen == 1 else f"{seen:,} rows of which were"
+        return f"On the test set, {rows} trained on too: the figures flatter."
     if reported == "test":
         return "On the test set, which played no part in training or choosing:"
     if run.picked:

@@ -169,7 +169,7 @@ def _card(
             figures=[("accuracy", "pair accuracy", ours["pair_accuracy"]["value"])],
             language="en" if run.settings.get("dataset_name") == EMBEDDED else None,
         ).strip(),
-        **card_fields(model, folder, run, reported=reported),
+        **card_fields(model, folder, run, reported=reported, seen=run.sets.test_seen),
         table=accuracy_rows(accuracies),
         figures={
             plain(name): figure(entry["value"]) for name, entry in ours.items() if name != "pair_accuracy"

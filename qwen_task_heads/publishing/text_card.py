@@ -104,7 +104,7 @@ def text_card(
             split=reported,
             figures=given,
         ).strip(),
-        **card_fields(model, folder, run, reported=reported),
+        **card_fields(model, folder, run, reported=reported, seen=run.sets.test_seen),
         what=_what(kind, len(run.sets.labels), pairs=pairs),
         table=table,
         rows_line=f"{main['n']:,} rows{groups}.",

@@ -95,6 +95,7 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
             found = scorer.logits(texts, text_pairs=pairs if any(pairs) else None)
             logits[name] = found.double().numpy()
             metrics[name] = _measure(examples, logits[name], floors=floors, run=run)
+    notes += _constant(kind, logits)
     reported = "test" if run.sets.test else "dev"
     examples, shown = sets[reported], logits[reported]
     plots = _plots(folder, run, examples, shown, metrics["dev"], notes)
@@ -112,6 +113,15 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
     write_manifest(folder, run, data=data)
     _say(metrics, reported, folder, run)
     return metrics
+
+
+def _constant(kind: str, logits: Mapping[str, Floats]) -> list[str]:
+    """Say that a model has learned nothing: it gives one answer to every row."""
+    if kind in (MULTI, REGRESSION) or any(
+        len(set(found.argmax(1).tolist())) > 1 for found in logits.values()
+    ):
+        return []
+    return ["the model gives one label to every text: raise --learning_rate, or train longer"]
 
 
 def _floors(run: TextRun, notes: list[str]) -> dict[str, TfidfFloor | TrivialFloor]:

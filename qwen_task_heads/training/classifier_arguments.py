@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
+from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.batching.text import Template, label_template
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem
@@ -25,6 +26,10 @@ from qwen_task_heads.training.arguments import (
 )
 from qwen_task_heads.training.classification_metrics import BEST_METRIC
 
+# transformers' default for all weights; adapters and heads learn at higher rates (Biderman et al. 2024,
+# https://arxiv.org/abs/2405.09673), and so does a backbone of a few million parameters.
+LEARNING_RATES = {"full": 5e-5, "lora": 2e-4, "head": 1e-3}
+EMBEDDED_RATES = {"full": 2e-3, "lora": 5e-3, "head": 1e-2}
 MAX_SEQ_LENGTH = 512  # on a plain backbone; a saved model keeps its own
 
 
@@ -135,6 +140,12 @@ class ClassifierArguments(HeadArguments):
 class ClassifierConfig(RunDefaults, TrainingArguments):
     """transformers' `TrainingArguments` with defaults for classifiers."""
 
+    learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "5e-5; with LoRA 2e-4; of the head alone 1e-3; on the embedded backbone 40 times that."
+        },
+    )
     metric_for_best_model: str | None = field(
         default=None, metadata={"help": "What is best on dev; by problem type if None."}
     )
@@ -157,7 +168,14 @@ def parse_classifier_arguments(
     Raises:
         TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
     """
-    return parse_arguments((ClassifierArguments, ClassifierConfig, HeadModelConfig), argv, check=_check)
+    texts, training, model = parse_arguments(
+        (ClassifierArguments, ClassifierConfig, HeadModelConfig), argv, check=_check
+    )
+    if training.learning_rate is None:
+        kind = "head" if texts.freeze_backbone else "lora" if model.use_peft else "full"
+        rates = EMBEDDED_RATES if model.model_name_or_path == EMBEDDED else LEARNING_RATES
+        training.learning_rate = rates[kind]
+    return texts, training, model
 
 
 def _check(texts: ClassifierArguments, training: ClassifierConfig, model: HeadModelConfig) -> list[Problem]:

@@ -203,3 +203,20 @@ def test_a_patience_that_stops_nothing_or_at_once_is_refused(patience):
     words = ["--output_dir", "x", "--dataset_name", "x.jsonl", "--early_stopping_patience", patience, *CPU]
     with pytest.raises(TaskHeadsError, match=f"--early_stopping_patience: found {patience}; accepted: 1"):
         parse_classifier_arguments(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "rate"),
+    [
+        ([], 2e-3),
+        (["--freeze_backbone", "true"], 1e-2),
+        (["--model_name_or_path", "me/base"], 5e-5),
+        (["--model_name_or_path", "me/base", "--use_peft", "true"], 2e-4),
+        (["--model_name_or_path", "me/base", "--learning_rate", "3e-4"], 3e-4),
+    ],
+)
+def test_a_classifiers_learning_rate_fits_what_is_trained(words, rate, tmp_path):
+    from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
+
+    words = ["--dataset_name", "x.jsonl", "--output_dir", str(tmp_path), *CPU, *words]
+    assert parse_classifier_arguments(words)[1].learning_rate == rate
