@@ -35,6 +35,9 @@ def main() -> None:
         for name in unfit
         if args.__dict__[name] is not None
     ]
+    if scorer.needs_pairs and args.text_pair is None:
+        accepted, remedy = "accepted: pairs, as in training", 'give --text_pair "the second text"'
+        problems.append(Problem("--text_pair", "found no second text", accepted, remedy))
     if problems:
         raise TaskHeadsError(problems)
     if scorer.is_title_scorer:

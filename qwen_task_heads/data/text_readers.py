@@ -161,6 +161,13 @@ class TextInput:
     source: str = ""
 
 
+@dataclass(frozen=True)
+class InputProblem(Problem):
+    """A row without a usable text; `row` is that row as it was read, with all its columns."""
+
+    row: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
 def read_inputs(
     source: str, *, split: str | None = None, hub: str = "huggingface", streaming: bool = False
 ) -> Iterator[tuple[str, TextInput | Problem]]:
@@ -176,8 +183,9 @@ def read_inputs(
         streaming: read the rows of a hub as they arrive.
 
     Returns:
-        An iterator of `(where, text)`, or `(where, problem)` for a row without a text; one item per row, and
-        one with a `FileProblem` for a file that cannot be read.
+        An iterator of `(where, text)`, or `(where, problem)` for a row without a text (an `InputProblem`
+        where the row itself could be read); one item per row, and one with a `FileProblem` for a file that
+        cannot be read.
 
     Raises:
         TaskHeadsError: at once, where the source, split or hub does not exist or cannot be fetched.
@@ -208,7 +216,7 @@ def _inputs(opened: Iterable[tuple[str, Iterator[Row]]]) -> Iterator[tuple[str, 
                     told = replace(told, problems=(), texts=("title",))
                 if told.problems:
                     first = told.problems[0]
-                    yield where, Problem(where, first.found, first.accepted, first.remedy)
+                    yield where, InputProblem(where, first.found, first.accepted, first.remedy, row)
                     continue
                 layout = told
             yield where, _input(where, row, layout)
@@ -218,12 +226,14 @@ def _input(where: str, row: dict[str, Any], layout: TextLayout) -> TextInput | P
     forms = forms_of(row)
     if forms and forms != [layout.texts]:
         found = f"the text stands in {' and '.join(forms[0])}, and above in {' and '.join(layout.texts)}"
-        return Problem(where, found, "accepted: the same columns in all rows", "write the file in one form")
+        accepted, remedy = "accepted: the same columns in all rows", "write the file in one form"
+        return InputProblem(where, found, accepted, remedy, row)
     reader = RowReader(where, row)
     raw = read_text(reader, layout)
     if raw is None:
-        return reader.problems[0]
+        first = reader.problems[0]
+        return InputProblem(first.where, first.found, first.accepted, first.remedy, row)
     return TextInput(text=raw.text, text_b=raw.text_b, row=row, source=where)
 
 
-__all__ = ["FileProblem", "RawTexts", "TextInput", "read_inputs", "read_texts"]
+__all__ = ["FileProblem", "InputProblem", "RawTexts", "TextInput", "read_inputs", "read_texts"]

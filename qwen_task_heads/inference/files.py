@@ -7,8 +7,8 @@ Design:
   because parsing costs far less than a model, and nobody has to hand out work. Neither the blocks nor the
   batches inside them hang on P, so any number of processes gives the same bytes, and resumes another's.
 - A row comes out with all that it came in with, and the answer under names with a prefix, so that a `label`
-  in the input stays what it was. A row that cannot be read becomes `{"error": ...}` with `bad_rows="skip"`:
-  rows in = answers + errors.
+  in the input stays what it was. A row without a usable text gets an `error` instead of an answer with
+  `bad_rows="skip"`, and a row that cannot be read at all has nothing else: rows in = answers + errors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.data.parsers import FileProblem
-from qwen_task_heads.data.text_readers import TextInput, read_inputs
+from qwen_task_heads.data.text_readers import InputProblem, TextInput, read_inputs
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.inference.parts import SUFFIXES, Parts
 from qwen_task_heads.inference.predictions import DIGITS, answer_columns, check_options, problem_type_of
@@ -68,6 +68,9 @@ def scan_inputs(
             if bad_rows == "raise" or isinstance(item, FileProblem):
                 problems.append(item)
             digest.update(str(item).encode())
+            if isinstance(item, InputProblem):
+                columns.update(dict.fromkeys(item.row))
+                digest.update(json.dumps(item.row, default=str).encode())
         else:
             pairs += bool(item.text_b)
             columns.update(dict.fromkeys(item.row))
@@ -141,6 +144,9 @@ def predict_file(
             else "single texts, as in training"
         )
         raise _problem(source, "found pairs of texts", accepted, "drop a column")
+    if model.needs_pairs and not scan.pairs and scan.errors < scan.rows:
+        remedy = "write the texts into the columns text_a and text_b"
+        raise _problem(source, "found no second text in any row", "pairs of texts, as in training", remedy)
     check_options(problem_type_of(config), num_labels=config.num_labels, **options)
     identity = {
         "input": scan.sha256, "model": _model_hash(config), "bad_rows": bad_rows, "prefix": prefix,
@@ -190,7 +196,7 @@ def _answer(
         answers = [answer.as_dict() for answer in scorer.predict(texts, text_pairs=pairs, **options)]
     rest = iter(answers)
     return [
-        {ERROR: str(item)}
+        {**(item.row if isinstance(item, InputProblem) else {}), ERROR: str(item)}
         if isinstance(item, Problem)
         else {**item.row, **{f"{prefix}{name}": value for name, value in next(rest).items()}}
         for _, item in items

@@ -98,6 +98,11 @@ class Scorer:
         template = None if self.is_title_scorer else self.model.config.template
         return not self.is_title_scorer and (not template or "between" in template)
 
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether the model was trained on pairs, so that who gives single texts alone has to say so."""
+        return not self.is_title_scorer and "between" in (self.model.config.template or {})
+
     def score(self, titles: Sequence[str], *, prompts: Sequence[str] | None = None) -> list[float]:
         """Score n titles, higher is better, in their order.
 
@@ -134,17 +139,23 @@ class Scorer:
 
         Args:
             texts: n texts, not empty; cut or read in windows as the model's config says.
-            text_pairs: n second texts of pairs, "" for none; or None.
+            text_pairs: n second texts of pairs, "" for none; None for a model of single texts only.
 
         Raises:
             TaskHeadsError: an empty text, another number of second texts, pairs for a model of single texts,
-                or a title scorer.
+                none for a model of pairs, or a title scorer.
         """
         self._check_model("logits", of_titles=False)
         _check_texts(texts, text_pairs, names=("texts", "text_pairs"))
         if any(text_pairs or ()) and not self.takes_pairs:
             accepted, remedy = "accepted: single texts, as in training", "drop them"
             raise TaskHeadsError(Problem("text_pairs", "found second texts", accepted, remedy))
+        if len(texts) and text_pairs is None and self.needs_pairs:
+            accepted, remedy = (
+                "accepted: pairs, as in training",
+                'give text_pairs=[...], "" where there is none',
+            )
+            raise TaskHeadsError(Problem("text_pairs", "found no second texts", accepted, remedy))
         return self._run(self._encode_texts(texts, text_pairs))
 
     def predict(
@@ -160,13 +171,13 @@ class Scorer:
 
         Args:
             texts: n texts, not empty.
-            text_pairs: n second texts of pairs, "" for none; or None.
+            text_pairs: as of `logits`.
             top_k: how many labels `ranked` holds; all when None.
             threshold: of multi-label models: labels at or over it are predicted; 0.5 when None.
             abstain: of single-label and ordinal models: no label where the best probability is below it.
 
         Raises:
-            TaskHeadsError: an empty text, a title scorer, or an option that the problem type does not have.
+            TaskHeadsError: as of `logits`, or an option that the problem type does not have.
         """
         self._check_model("predict", of_titles=False)
         config = self.model.config
@@ -223,11 +234,18 @@ class Scorer:
 def _check_texts(texts: Sequence[str], others: Sequence[str] | None, *, names: tuple[str, str]) -> None:
     """Refuse empty texts and what is no text, all at once; `others` are prompts or second texts."""
     name, other = names
-    problems = [
-        Problem(f"{name}[{index}]", f"found {shorten(text)}", "accepted: a text that is not empty", "drop it")
-        for index, text in enumerate(texts)
-        if not isinstance(text, str) or not text.strip()
-    ]
+    problems = []
+    for index, text in enumerate(texts):
+        where = f"{name}[{index}]"
+        if isinstance(text, tuple | list | dict):  # as pipelines take pairs
+            found, what = (
+                f"found a {type(text).__name__}, {shorten(text)}",
+                other.replace("text_pairs", "second texts"),
+            )
+            problems.append(Problem(where, found, "accepted: a text", f"give {what} by {other}=[...]"))
+        elif not isinstance(text, str) or not text.strip():
+            accepted = "accepted: a text that is not empty"
+            problems.append(Problem(where, f"found {shorten(text)}", accepted, "drop it"))
     if isinstance(texts, str):
         problems = [Problem(name, "found one text", "accepted: a list of texts", "put it into a list")]
     if others is not None and len(others) != len(texts):

@@ -250,11 +250,14 @@ def test_skipped_rows_keep_their_line(scorers: Any, source: str, tmp_path: Path,
             ]
     assert len(rows) == 23
     for index, row in enumerate(rows):
-        if index in (3, 9):
-            assert list(row) == ["error"]
+        if index != 3:
+            assert int(row["id"]) == index
+        if index in (3, 9):  # of line 4 nothing could be read
+            assert {**row, "error": ""} == ({"id": row["id"], "text": "  "} if index == 9 else {}) | {
+                "error": ""
+            }
             assert row["error"].startswith(f"{source}:{index + 1}: ")
         else:
-            assert int(row["id"]) == index
             assert row["predicted_label"] in LABELS
 
 
@@ -295,7 +298,7 @@ def test_pairs_of_texts_reach_the_model_as_pairs(scorers: Any, tmp_path: Path) -
         predict_file(scorers["titles"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "t.jsonl")
 
 
-def test_pairs_are_refused_by_a_model_of_single_texts(bases: Any, tmp_path: Path) -> None:
+def test_pairs_and_single_texts_are_refused_by_a_model_of_the_other(bases: Any, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text_a": "one", "text_b": "two"}\n')
     tokenizer = load_tokenizer(bases["qwen2"])
     model = build(bases["qwen2"], task="pooled_classifier", labels=LABELS)
@@ -308,6 +311,14 @@ def test_pairs_are_refused_by_a_model_of_single_texts(bases: Any, tmp_path: Path
     assert len(scorer.predict(["one"], text_pairs=[""])) == 1
     bind_template(tokenizer, model.config, pairs=True)
     assert len(scorer.predict(["one"], text_pairs=["two"])) == 1
+    assert len(scorer.predict(["one"], text_pairs=[""])) == 1  # said to be none
+    assert scorer.predict([]) == []
+    with pytest.raises(TaskHeadsError, match=r"text_pairs: found no second texts; .* text_pairs="):
+        scorer.predict(["one"])
+    (tmp_path / "single.jsonl").write_text('{"text": "one"}\n')
+    with pytest.raises(TaskHeadsError, match=r"no second text in any row; .* text_a and text_b"):
+        predict_file(scorer, source=str(tmp_path / "single.jsonl"), output=tmp_path / "single.csv")
+    predict_file(scorer, source=str(tmp_path / "in.jsonl"), output=tmp_path / "pairs.jsonl")
     with pytest.raises(TaskHeadsError, match="batch_tokens: found 0"):
         Scorer(model, tokenizer=tokenizer, batch_tokens=0)
 

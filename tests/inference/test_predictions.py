@@ -150,6 +150,11 @@ def test_the_wrong_call_on_the_wrong_model_says_which_is_right(
 def test_bad_texts_and_options_are_named(scorer: Scorer) -> None:
     with pytest.raises(TaskHeadsError, match=r"texts\[1\]"):
         scorer.predict(["ok", " "])
+    for pair in (("a", "b"), ["a", "b"], {"text": "a", "text_pair": "b"}):  # as pipelines take them
+        with pytest.raises(
+            TaskHeadsError, match=rf"found a {type(pair).__name__}, .*by text_pairs=\[\.\.\.\]"
+        ):
+            scorer.predict([pair])
     with pytest.raises(TaskHeadsError, match="2 text_pairs for 1 texts"):
         scorer.predict(["ok"], text_pairs=["a", "b"])
     with pytest.raises(TaskHeadsError, match="threshold"):
