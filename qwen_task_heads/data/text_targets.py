@@ -25,6 +25,7 @@ from qwen_task_heads.data.text_columns import RawText
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 SHOWN = 8
+ANOTHER = "correct it, or name a label file that has it with --labels"
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ def derive_scheme(
     if stated and problem_type == "ordinal":
         found = f"the names {shorten(sorted(stated)[:SHOWN])} without an order"
         raise _error(source, found, "whole numbers from 0, or names in the order of labels.yaml", "state it")
+    if not stated and names:
+        first_of_row = [(raw, next(_labels_of(raw), None)) for raw in rows]
+        raise TaskHeadsError([_quoted(raw, value) for raw, value in first_of_row if value is not None])
     if not stated:
         found = "no label in any row"
         raise _error(source, found, "at least two labels", "check the label column")
@@ -107,6 +111,12 @@ def derive_scheme(
 
 def _error(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
     return TaskHeadsError(Problem(where, found, f"accepted: {accepted}", remedy))
+
+
+def _quoted(raw: RawText, value: int | str) -> Problem:
+    found = f"the label {shorten(value)} is a number in quotes"
+    accepted = "accepted: a number, or the name of a label"
+    return Problem(raw.where, found, accepted, "write it without quotes")
 
 
 def _soft(value: list[object]) -> bool:
@@ -285,18 +295,17 @@ def _resolve_label(raw: RawText, value: int | str, scheme: Scheme) -> int:
         place = labels.label2id.get(str(value)) if scheme.by_name and not raw.name else value
         if place is None or not 0 <= place < len(labels):
             accepted = shorten(labels.names[:SHOWN]) if scheme.by_name else f"0 to {len(labels) - 1:,}"
-            remedy = "correct it, or train with a label file that has it"
-            raise _error(raw.where, f"label {value} is none of the {len(labels):,} labels", accepted, remedy)
+            found = f"label {value} is none of the {len(labels):,} labels ({scheme.origin})"
+            raise _error(raw.where, found, accepted, ANOTHER)
     else:
         name = value.strip()
         place = labels.label2id.get(name)
         if is_whole(name) and not labels.are_numbers:
-            found, remedy = f"the label {shorten(value)} is a number in quotes", "write it without quotes"
-            raise _error(raw.where, found, "a number, or the name of a label", remedy)
+            raise TaskHeadsError(_quoted(raw, value))
         if place is None:
             near = labels.folded.get(text_key(name))
-            remedy = "correct it" if near is None else f"did you mean {shorten(near)}?"
-            found = f"{shorten(value)} is none of the {len(labels):,} labels"
+            remedy = ANOTHER if near is None else f"did you mean {shorten(near)}?"
+            found = f"{shorten(value)} is none of the {len(labels):,} labels ({scheme.origin})"
             raise _error(raw.where, found, shorten(labels.names[:SHOWN], 120), remedy)
     if raw.name and labels.names[place] != raw.name:
         found = (

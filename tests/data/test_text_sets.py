@@ -136,14 +136,24 @@ def test_csv_cells_are_parsed_and_json_strings_are_not(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_text("text,label\n" + "".join(f"t{n},{n % 3}\n" for n in range(30)), encoding="utf-8")
     assert read_text_sets(str(path)).labels.names == ("0", "1", "2")
-    message = refused(tmp_path, rows_of(["0", "1"] * 9))
-    assert "no label in any row" in message
+    for rows in (rows_of(["0", "1"] * 9), rows_of([["0"], ["1", "0"]] * 9, "labels")):
+        message = refused(tmp_path, rows)
+        assert message.startswith("18 problems:")
+        assert "train.jsonl:18: the label '1' is a number in quotes" in message
 
 
 def test_a_missing_label_of_a_table_is_no_label(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_text("text,label\n" + "a,x\nb,y\n" * 9 + "c,NaN\n", encoding="utf-8")
     assert "train.csv:20: 'label' is nan" in str(refusal(path))
+
+
+def test_labels_that_do_not_fit_are_told_where_the_labels_come_from(tmp_path: Path) -> None:
+    (tmp_path / "labels.yaml").write_text("- bad\n- fine\n- other\n", encoding="utf-8")
+    for labels, found in ((["bad", "good"], "'good'"), ([0, 3], "label 3")):
+        message = refused(tmp_path, rows_of(labels * 9))
+        assert f"train.jsonl:2: {found} is none of the 3 labels (labels.yaml); " in message
+        assert "name a label file that has it with --labels" in message
 
 
 def test_numbers_and_names_are_not_mixed(tmp_path: Path) -> None:
