@@ -8,6 +8,7 @@ open the folder that its client fetched, and the config still names the id.
 from __future__ import annotations
 
 import copy
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHe
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
+NEAR = 5  # names of other folders in a message
 HEAD_OPTIONS = (
     "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional", "problem_type",
     "num_labels", "max_seq_length", "truncation", "window_overlap", "window_aggregation",
@@ -335,11 +337,26 @@ def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsErr
 
 
 def _not_there(path: str, error: Exception, what: str) -> TaskHeadsError:
+    folder = Path(path)
+    if not folder.exists() and _is_folder_name(path):
+        parent = next(place for place in (*folder.parents, Path()) if place.is_dir())
+        there = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())
+        wanted = folder.name if parent == folder.parent else folder.relative_to(parent).parts[0]
+        near = difflib.get_close_matches(wanted, there, n=NEAR) or there[:NEAR]
+        remedy = f"check the name (folders in {str(parent)!r}: {', '.join(near) or 'none'})"
+        return _problem(path, "no such folder", f"a folder with {what}, or a repo id", remedy)
     reason = str(error).splitlines()[0][:160]
     accepted = f"a repo id or folder with {what}, or {EMBEDDED!r}"
     return _problem(
         path, f"no {what[2:]} there ({reason})", accepted, "check the name, the network and HF_TOKEN"
     )
+
+
+def _is_folder_name(name: str) -> bool:
+    """Whether a name can be meant for a folder alone: by its first sign, its depth, or a parent that is there."""
+    path = Path(name)
+    own_parent = len(path.parts) > 1 and path.parent.is_dir()
+    return name.startswith((".", "/", "~")) or path.is_absolute() or len(path.parts) > 2 or own_parent
 
 
 def _from_config_error(error: ValueError) -> Problem:

@@ -163,6 +163,18 @@ def test_a_base_that_is_not_there_is_named(function: Any, name: str) -> None:
     assert "'embedded'" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["runs/nwes", "./runs/nwes", "./nwes/best", "{}/nwes", "runs/nwes/best"])
+@pytest.mark.parametrize("function", [build, load, load_tokenizer])
+def test_a_folder_that_is_not_there_is_no_matter_of_a_hub(
+    function: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("runs/news", "runs/other", "news"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TaskHeadsError, match=r"found no such folder; .*: news\)$"):
+        function(name.format(tmp_path))
+
+
 def test_an_empty_folder_is_no_base(tmp_path: Path) -> None:
     with pytest.raises(TaskHeadsError, match="no model there"):
         build(str(tmp_path))
