@@ -337,15 +337,17 @@ def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsErr
 
 
 def _not_there(path: str, error: Exception, what: str) -> TaskHeadsError:
-    folder = Path(path)
+    folder, reason = Path(path), str(error).splitlines()[0][:160]
     if not folder.exists() and _is_folder_name(path):
         parent = next(place for place in (*folder.parents, Path()) if place.is_dir())
         there = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())
         wanted = folder.name if parent == folder.parent else folder.relative_to(parent).parts[0]
         near = difflib.get_close_matches(wanted, there, n=NEAR) or there[:NEAR]
         remedy = f"check the name (folders in {str(parent)!r}: {', '.join(near) or 'none'})"
-        return _problem(path, "no such folder", f"a folder with {what}, or a repo id", remedy)
-    reason = str(error).splitlines()[0][:160]
+        found = "no such folder" + (
+            f", and no repo ({reason})" if re.fullmatch(r"\w[^/]*/[^/]+", path) else ""
+        )
+        return _problem(path, found, f"a folder with {what}, or a repo id", remedy)
     accepted = f"a repo id or folder with {what}, or {EMBEDDED!r}"
     return _problem(
         path, f"no {what[2:]} there ({reason})", accepted, "check the name, the network and HF_TOKEN"
@@ -353,7 +355,7 @@ def _not_there(path: str, error: Exception, what: str) -> TaskHeadsError:
 
 
 def _is_folder_name(name: str) -> bool:
-    """Whether a name can be meant for a folder alone: by its first sign, its depth, or a parent that is there."""
+    """Whether a folder must be meant: by the first sign, the depth, or a parent that is there."""
     path = Path(name)
     own_parent = len(path.parts) > 1 and path.parent.is_dir()
     return name.startswith((".", "/", "~")) or path.is_absolute() or len(path.parts) > 2 or own_parent

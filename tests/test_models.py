@@ -171,7 +171,7 @@ def test_a_folder_that_is_not_there_is_no_matter_of_a_hub(
     for folder in ("runs/news", "runs/other", "news"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TaskHeadsError, match=r"found no such folder; .*: news\)$"):
+    with pytest.raises(TaskHeadsError, match=r"found no such folder.*; .*: news\)$"):
         function(name.format(tmp_path))
 
 
