@@ -91,7 +91,7 @@ def test_options_of_loss_and_adapter_reach_their_calls():
         (["--output_dir", "x", "--pooling=nope"], "--pooling.*'nope'"),
         (["--output_dir", "x", "--push_to_hub", "true"], "--push_to_hub"),
         (["--output_dir", "x", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--output_dir", "x", "--eval_strategy", "no"], "arguments"),  # no best checkpoint without a dev set
+        (["--output_dir", "x", "--eval_strategy", "no"], "--eval_strategy"),
         (["--output_dir", "x", "--completely-else", "1"], "--completely-else"),
     ],
 )
@@ -148,6 +148,46 @@ def test_the_identity_of_a_run_is_all_that_moves_its_weights(tmp_path):
 )  # fmt: skip
 def test_what_moves_no_weight_does_not_stop_a_resume(tmp_path, change):
     assert identity(tmp_path, **change) == identity(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "strategy", "steps"),
+    [
+        ("", "epoch", 500),
+        ("--eval_strategy steps --eval_steps 7", "steps", 7),
+        ("--eval_strategy steps --logging_steps 6", "steps", 6),
+        ("--eval_strategy steps --eval_steps 0.1", "steps", 0.1),
+        ("--eval_strategy steps --eval_steps 7 --save_steps 14", "steps", 14),
+        ("--eval_strategy steps --eval_steps 7 --save_strategy best", "best", 500),
+        ("--eval_strategy no --load_best_model_at_end false", "epoch", 500),
+        ("--save_strategy steps --save_steps 3 --load_best_model_at_end false", "steps", 3),
+    ],
+)
+@pytest.mark.parametrize("parse", [parse_title_arguments, parse_classifier_arguments])
+def test_checkpoints_are_kept_where_dev_is_looked_at(parse, words, strategy, steps):
+    _, training, _ = parse([*words.split(), "--output_dir", "x", "--dataset_name", "y", *CPU])
+    assert (training.save_strategy, training.save_steps) == (strategy, steps)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--eval_strategy no", "--eval_strategy: found 'no'"),
+        ("--save_strategy no", "--save_strategy: found 'no' beside --eval_strategy epoch"),
+        ("--eval_strategy steps --save_strategy epoch", "--save_strategy: found 'epoch' beside"),
+        (
+            "--eval_strategy steps --eval_steps 7 --save_steps 10",
+            "--save_steps: found 10, and .* every 7 steps",
+        ),
+        (
+            "--eval_strategy steps --eval_steps 0.1 --save_steps 10",
+            "--save_steps: found 10, and .* every 0.1",
+        ),
+    ],
+)
+def test_a_best_checkpoint_that_could_not_be_saved_is_refused(words, named):
+    with pytest.raises(TaskHeadsError, match=f"^{named}.*--load_best_model_at_end false$"):
+        parse_classifier_arguments([*words.split(), "--output_dir", "x", "--dataset_name", "y", *CPU])
 
 
 @pytest.mark.parametrize("form", ["--config={}", "--config {}"])
