@@ -236,7 +236,7 @@ def _scores_scheme(rows: Sequence[RawText], *, source: str, given: LabelMap | No
         found = f"every row has the score {shorten(rows[0].value)}"
         raise _error(source, found, "at least two different scores", "check the column")
     names = ("score",) if length == 1 else tuple(f"score_{place}" for place in range(length))
-    origin = given_by if given is not None else "the score"
+    origin = given_by if given is not None else "the numbers in train"
     return Scheme("regression", given or LabelMap(names), origin)
 
 

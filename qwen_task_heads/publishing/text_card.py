@@ -180,7 +180,9 @@ def _limits(kind: str, ours: Mapping[str, Any]) -> list[str]:
     few = sum(0 < row["support"] < FEW_ROWS for row in ours["per_class"])
     none = sum(row["support"] == 0 for row in ours["per_class"])
     if few:
-        limits.append(f"{few:,} labels have fewer than {FEW_ROWS} rows here: their own figures say little.")
+        have = "1 label has" if few == 1 else f"{few:,} labels have"
+        limits.append(f"{have} fewer than {FEW_ROWS} rows here: figures of such a label say little.")
     if none:
-        limits.append(f"{none:,} labels have no row here: nothing is known of them.")
+        have = "1 label has" if none == 1 else f"{none:,} labels have"
+        limits.append(f"{have} no row here: nothing is known of such a label.")
     return limits
