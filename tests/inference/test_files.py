@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 import torch
 from transformers import set_seed
 
-from qwen_task_heads import Scorer, build, load_tokenizer
+from qwen_task_heads import Scorer, build, load_tokenizer, save
+from qwen_task_heads import __main__ as command
 from qwen_task_heads.batching.text import bind_template
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.files import predict_file, scan_inputs
@@ -298,7 +300,9 @@ def test_pairs_of_texts_reach_the_model_as_pairs(scorers: Any, tmp_path: Path) -
         predict_file(scorers["titles"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "t.jsonl")
 
 
-def test_pairs_and_single_texts_are_refused_by_a_model_of_the_other(bases: Any, tmp_path: Path) -> None:
+def test_pairs_and_single_texts_are_refused_by_a_model_of_the_other(
+    bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "in.jsonl").write_text('{"text_a": "one", "text_b": "two"}\n')
     tokenizer = load_tokenizer(bases["qwen2"])
     model = build(bases["qwen2"], task="pooled_classifier", labels=LABELS)
@@ -319,6 +323,12 @@ def test_pairs_and_single_texts_are_refused_by_a_model_of_the_other(bases: Any, 
     with pytest.raises(TaskHeadsError, match=r"no second text in any row; .* text_a and text_b"):
         predict_file(scorer, source=str(tmp_path / "single.jsonl"), output=tmp_path / "single.csv")
     predict_file(scorer, source=str(tmp_path / "in.jsonl"), output=tmp_path / "pairs.jsonl")
+    folder = save(model, tokenizer=tokenizer, folder=tmp_path / "model")
+    monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), "one"])
+    with pytest.raises(TaskHeadsError, match="--text_pair: found no second text"):
+        command.main()
+    monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), "one", "--text_pair", "two"])
+    command.main()
     with pytest.raises(TaskHeadsError, match="batch_tokens: found 0"):
         Scorer(model, tokenizer=tokenizer, batch_tokens=0)
 
