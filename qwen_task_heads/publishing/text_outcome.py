@@ -259,7 +259,8 @@ def _against(best: str, floor: float, ours: float | None, main: str) -> str:
 
 def _weakest(per_class: Sequence[Mapping[str, Any]]) -> list[str]:
     """The labels with the lowest F1 among those that occur."""
-    known = sorted((row for row in per_class if row["support"]), key=lambda row: row["f1"])[:WEAKEST]
+    known = [row for row in per_class if row["support"] and row["f1"] < 1]
+    known = sorted(known, key=lambda row: row["f1"])[:WEAKEST]
     if len(per_class) <= 2 or not known:
         return []
     told = ", ".join(f"{row['label']} ({row['f1']:.2f} of {row['support']} rows)" for row in known)
