@@ -101,7 +101,9 @@ def whole(model: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -
     return content
 
 
-@pytest.mark.parametrize("block", [0, 7, 18])
+@pytest.mark.parametrize(
+    "block", [7, pytest.param(0, marks=pytest.mark.slow), pytest.param(18, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_resumes_to_the_same_bytes(
     model: Path, source: Path, whole: bytes, tmp_path: Path, block: int
 ) -> None:

@@ -629,7 +629,8 @@ def test_the_head_is_trainable_and_saved_under_every_combination_of_flags(bases,
     tokenizer = load_tokenizer(bases["qwen2"])
     assert len(FLAGS) >= 24
     for number, flags in enumerate(FLAGS):
-        words = short(Path("x"), bases["qwen2"], tmp_path / "unused", lora_r=2, **flags)
+        lora = {"lora_r": 2} if "use_peft" in flags else {}
+        words = short(Path("x"), bases["qwen2"], tmp_path / "unused", **lora, **flags)
         titles, _, model_args = parse_title_arguments([str(word) for word in words])
         model: Any = build(bases["qwen2"], **model_args.load_options(), **titles.head_options())
         if model_args.use_peft or titles.freeze_backbone:
