@@ -290,32 +290,38 @@ def bootstrap(figures: list[Any], rows: int, against: list[Any] | None = None) -
 
 
 def summarise(rows: list[Row], seeds: list[int], *, data: Path, runs: Path) -> list[dict[str, Any]]:
-    """All finished rows: mean over seeds, interval, each seed, floor, difference from the base row."""
+    """Rows with a finished run: mean over its seeds, interval, floor, difference from the base row.
+
+    A difference is taken over the seeds that both rows have.
+    """
     from qwen_task_heads.data.text_sets import read_text_sets
 
     results, bases = [], {}
     for row in rows:
         done = [seed for seed in seeds if finished(row, place(row, seed, runs))]
-        if len(done) < len(seeds):
+        if not done:
             continue
         sets = read_text_sets(str(data / row.data))
         truth = {"labels": sets.labels.names, "problem_type": sets.problem_type}
         targets, metric = [text.target for text in sets.test], SETS[row.data].metric
-        figures = [
-            figure(metric, row.name, scores_of(row, place(row, seed, runs), truth), targets) for seed in done
-        ]
+        figures = {
+            seed: figure(metric, row.name, scores_of(row, place(row, seed, runs), truth), targets)
+            for seed in done
+        }
         ones = np.ones(len(targets), int)
-        mean, low, high = bootstrap(figures, len(targets))
+        mean, low, high = bootstrap([*figures.values()], len(targets))
         result: dict[str, Any] = {"table": row.table, "data": row.data, "row": row.name, "metric": metric}
-        result |= {"mean": mean, "low": low, "high": high, "each": [f(ones) for f in figures]}
+        result |= {"mean": mean, "low": low, "high": high, "each": [f(ones) for f in figures.values()]}
         base = (row.table, row.data, row.source)
         if base in bases:
-            difference = bootstrap(figures, len(targets), bases[base])
+            both = [seed for seed in done if seed in bases[base]]
+            pairs = [figures[seed] for seed in both], [bases[base][seed] for seed in both]
+            difference = bootstrap(pairs[0], len(targets), pairs[1])
             result |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
         else:
             bases[base] = figures
         if row.name != STOCK:
-            last = json.loads((place(row, seeds[-1], runs) / "metrics.json").read_text(encoding="utf-8"))
+            last = json.loads((place(row, done[-1], runs) / "metrics.json").read_text(encoding="utf-8"))
             result["seconds"] = last["train"]["seconds"]
             floors = {name: entry for name, entry in last["test"].items() if name != "this model"}
             result["floors"] = {
