@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,25 +24,31 @@ LINES = "".join(f'{{"text": "text {n}", "label": {n % 2}}}\n' for n in range(20)
 MILLION = 10**6
 
 
-# Check 9 asks for a second on a quiet core. A loaded one is several times slower; a reader that is not linear
-# takes minutes, and that is what must not pass.
-LIMIT = 5.0
+def within_a_second(call: Callable[[], Any]) -> Any:
+    """What a call gives; the best of three tries counts, because a busy machine slows any of them."""
+    times = []
+    for _ in range(3):
+        begin = time.process_time()
+        result = call()
+        times.append(time.process_time() - begin)
+        if times[-1] < 1:
+            return result
+    raise AssertionError(f"seconds of three tries: {times}")
 
 
 def timed(path: Path, **options: object) -> TextSets:
-    begin = time.process_time()
-    sets = read_text_sets(str(path), **options)
-    assert time.process_time() - begin < LIMIT
-    return sets
+    return within_a_second(lambda: read_text_sets(str(path), **options))
 
 
 def refused(path: Path, found: str, **options: object) -> None:
-    begin = time.process_time()
-    with pytest.raises(TaskHeadsError) as caught:
-        read_text_sets(str(path), **options)
-    assert time.process_time() - begin < LIMIT
-    assert found in str(caught.value)
-    assert len(str(caught.value)) < 100_000
+    def read() -> str:
+        with pytest.raises(TaskHeadsError) as caught:
+            read_text_sets(str(path), **options)
+        return str(caught.value)
+
+    message = within_a_second(read)
+    assert found in message
+    assert len(message) < 100_000
 
 
 @pytest.mark.parametrize("unit", ["ab ", "あ", "<|im_start|>", "<|", "<|a", " x", "\u200b", "Ａ", "<think>"])
@@ -55,9 +63,8 @@ def test_check_9_a_text_of_a_million_characters(tmp_path: Path, unit: str, suffi
         content = "text,label\n" * (mark == ",") + "".join(f"{text}{mark}{label}\n" for text, label in rows)
     path.write_text(content, encoding="utf-8")
     assert len(timed(path).train) == 19
-    begin = time.process_time()
-    assert sum(isinstance(item, TextInput) for _, item in read_inputs(str(path))) == 21
-    assert time.process_time() - begin < LIMIT
+    rows = within_a_second(lambda: [*read_inputs(str(path))])
+    assert sum(isinstance(item, TextInput) for _, item in rows) == 21
 
 
 def test_a_blank_text_of_a_million_characters(tmp_path: Path) -> None:
