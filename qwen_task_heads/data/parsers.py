@@ -199,6 +199,8 @@ def _check_object(where: str, value: Any) -> dict[str, Any] | Problem:
         if isinstance(item, dict):
             stack.extend(item.keys())
             stack.extend(item.values())
+        elif isinstance(item, list) and set(map(type, item)) == {str}:
+            stack.append("".join(item))  # 100,000 labels in a row are one search
         elif isinstance(item, list):
             stack.extend(item)
         elif isinstance(item, str) and LONE_SURROGATE.search(item):

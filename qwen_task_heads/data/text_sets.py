@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
+from itertools import islice
 from pathlib import Path
 
 from qwen_task_heads.data.doctor import ReadReport, examine_texts, find_overlaps, text_key
@@ -314,13 +315,14 @@ def _label_lines(train: Iterable[TextExample], scheme: Scheme) -> list[str]:
     never = [name for place, name in enumerate(names) if not counts[place]]
     if never:
         lines.append(f"labels: {len(never):,} never stand in train ({_few(never)})")
-    alike = [name for name in names if scheme.labels.folded[text_key(name)] != name]
-    if alike:
+    folded = scheme.labels.folded
+    if len(folded) < len(names):
+        alike = [name for name in names if folded[text_key(name)] != name]
         found = f"{len(alike):,} differ from others only in case, width or spacing"
         lines.append(f"labels: {found} ({_few(alike)})")
     return lines
 
 
 def _few(names: Iterable[str]) -> str:
-    listed = [shorten(name, 40) for name in names]
+    listed = [shorten(name, 40) for name in islice(names, SHOWN + 1)]
     return ", ".join(listed[:SHOWN]) + (", …" if len(listed) > SHOWN else "")

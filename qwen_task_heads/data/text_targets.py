@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from qwen_task_heads.data.doctor import text_key
 from qwen_task_heads.data.examples import TextExample
@@ -85,6 +86,7 @@ def derive_scheme(
     for raw in rows:
         for label in _labels_of(raw):
             (ids if isinstance(label, int) else names).setdefault(label, raw.where)  # type: ignore[arg-type]
+        names.update({label: raw.where for label in raw.candidates if label not in names})
     stated = {name for name in names if not is_whole(name)}  # numbers in quotes are refused row by row
     if any(raw.name and isinstance(raw.value, int) for raw in rows):
         return _checked(_bijection(rows, problem_type, source), source)
@@ -99,7 +101,7 @@ def derive_scheme(
         found = f"the names {shorten(sorted(stated)[:SHOWN])} without an order"
         raise _error(source, found, "whole numbers from 0, or names in the order of labels.yaml", "state it")
     if not stated and names:
-        first_of_row = [(raw, next(_labels_of(raw), None)) for raw in rows]
+        first_of_row = [(raw, next(chain(_labels_of(raw), raw.candidates), None)) for raw in rows]
         raise TaskHeadsError([_quoted(raw, value) for raw, value in first_of_row if value is not None])
     if not stated:
         found = "no label in any row"
@@ -124,7 +126,7 @@ def _soft(value: list[object]) -> bool:
 
 
 def _labels_of(raw: RawText) -> Iterator[int | str]:
-    """Every id or name that a row states or offers."""
+    """Every id or name that a row states, beside its candidates."""
     if isinstance(raw.value, list | dict):
         for label in raw.value:
             yield _key(label) if isinstance(raw.value, dict) else label
@@ -132,7 +134,6 @@ def _labels_of(raw: RawText) -> Iterator[int | str]:
         yield raw.value.strip()
     elif isinstance(raw.value, int):
         yield raw.value
-    yield from raw.candidates
 
 
 def states_ids(rows: Sequence[RawText]) -> bool:
