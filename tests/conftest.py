@@ -69,6 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"
     )
+    # Forks of a process with threads: the launchers' own code.
+    config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:multiprocessing\..*")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,14 +6,12 @@ The stock pipeline there gets raw texts, also long ones, and must give the proba
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launching import without_the_package
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, pipeline
@@ -46,17 +44,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 CHILD = r"""
-import importlib.abc, json, sys
-
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "qwen_task_heads":
-            raise ImportError("this process does not have the package")
-
-sys.meta_path.insert(0, Block())
 root = sys.argv[1]
-import torch
-torch.set_num_threads(1)
 from pathlib import Path
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -130,11 +118,7 @@ def opened(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathF
             save(model, tokenizer=tokenizer, folder=root / name)
     save_file(logits, root / "expected.safetensors")
     (root / "texts.json").write_text(json.dumps(TEXTS))
-    child = subprocess.run(
-        [sys.executable, "-I", "-c", CHILD, str(root)],
-        env={**os.environ, "HF_MODULES_CACHE": str(root / "modules")},
-        cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip
+    child = without_the_package(CHILD, root, folder=root)
     assert child.returncode == 0, child.stderr[-3000:]
     return {"root": root, "logits": logits, **json.loads(child.stdout.splitlines()[-1])}
 

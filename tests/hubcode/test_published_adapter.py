@@ -7,16 +7,14 @@ folder would give a bare backbone there; only a cache laid out like the hub clie
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
+from launching import without_the_package
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
@@ -30,15 +28,6 @@ COMMITS = ("1" * 40, "2" * 40)
 IDS = torch.randint(1, 5000, (3, 9), generator=torch.Generator().manual_seed(0))
 
 CHILD = r"""
-import importlib.abc, sys
-
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "qwen_task_heads":
-            raise ImportError("this process does not have the package")
-
-sys.meta_path.insert(0, Block())
-import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -142,10 +131,6 @@ def test_saved_again_to_a_folder_it_names_the_true_base(
 
 def test_a_process_without_the_package_opens_it_too(published: tuple[Path, Any]) -> None:
     root = published[0].parent
-    child = subprocess.run(
-        [sys.executable, "-I", "-c", CHILD],
-        env={**os.environ, "HF_HUB_CACHE": str(published[0]), "HF_MODULES_CACHE": str(root / "modules")},
-        cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip
+    child = without_the_package(CHILD, folder=root, HF_HUB_CACHE=str(published[0]))
     assert child.returncode == 0, child.stderr[-3000:]
     assert "LOAD REPORT" not in child.stdout + child.stderr

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import without_the_package
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
@@ -44,17 +42,7 @@ REST = [name for name in NAMES if name not in QUICK]
 TEXTS = ["A plain title", "One Weird Title That You Will Not Believe", "短い題"]
 
 CHILD = r"""
-import importlib.abc, json, sys
-
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "qwen_task_heads":
-            raise ImportError("this process does not have the package")
-
-sys.meta_path.insert(0, Block())
 root = sys.argv[1]
-import torch
-torch.set_num_threads(1)
 from pathlib import Path
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -64,13 +52,6 @@ from transformers.utils import logging
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-try:
-    import qwen_task_heads
-except ImportError:
-    pass
-else:
-    raise SystemExit("the package is there: this would show nothing")
-
 expected = load_file(f"{root}/expected.safetensors")
 batch = load_file(f"{root}/batch.safetensors")
 texts = json.loads(Path(root, "texts.json").read_text())
@@ -150,11 +131,7 @@ def opened(
         save_file(expected, root / "expected.safetensors")
         save_file(batch, root / "batch.safetensors")
         (root / "texts.json").write_text(json.dumps(TEXTS))
-        child = subprocess.run(
-            [sys.executable, "-I", "-c", CHILD, str(root)],
-            env={**os.environ, "HF_MODULES_CACHE": str(root / "modules")},
-            cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        )  # fmt: skip
+        child = without_the_package(CHILD, root, folder=root)
         if child.returncode:  # kept like an answer: a failing child must not run once per test
             return {"failure": child.stderr[-3000:]}
         return json.loads(child.stdout.splitlines()[-1])
