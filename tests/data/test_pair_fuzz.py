@@ -6,21 +6,16 @@ import json
 import math
 import random
 import re
-import string
 import time
 from pathlib import Path
 
+import fuzzing
 import pytest
+from fuzzing import a_text, dumps, hurt, nested, write
 
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.readers import pair_to_row, read_pairs
 from qwen_task_heads.errors import TaskHeadsError
-
-LETTERS = string.ascii_letters + string.digits + " éß漢字かなक🙂'\"\\,:;!?%-–<>&\t"
-
-
-def a_text(rng: random.Random, *, longest: int = 60) -> str:
-    return "t" + "".join(rng.choices(LETTERS, k=rng.randrange(longest))).strip() + "."
 
 
 def a_row(rng: random.Random, number: int) -> dict[str, object]:
@@ -39,15 +34,6 @@ def a_row(rng: random.Random, number: int) -> dict[str, object]:
     return row
 
 
-def dumps(row: dict[str, object]) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode()
-
-
-def cut(rng: random.Random, row: dict[str, object]) -> bytes:
-    line = dumps(row)
-    return line[: rng.randrange(1, len(line) - 1)].strip() or b"{"
-
-
 def wrong_type(rng: random.Random, row: dict[str, object]) -> bytes:
     column = rng.choice(["chosen", "rejected", "prompt"])
     return dumps(
@@ -62,40 +48,11 @@ def wrong_number(rng: random.Random, row: dict[str, object]) -> bytes:
     return dumps(row | whole | {column: value})
 
 
-def raw_byte(rng: random.Random, row: dict[str, object]) -> bytes:
-    line = dumps(row)
-    place = rng.randrange(1, len(line))
-    return line[:place] + rng.choice([b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xfe"]) + line[place:]
-
-
 def other_encoding(rng: random.Random, row: dict[str, object]) -> bytes:
     return dumps(row | {"chosen": "café " * rng.randrange(1, 5)}).replace("é".encode(), b"\xe9")
 
 
-def surrogate(rng: random.Random, row: dict[str, object]) -> bytes:
-    return json.dumps(row | {rng.choice(["chosen", "prompt", "extra"]): "a \ud83d b"}).encode()
-
-
-def nested(rng: random.Random, row: dict[str, object]) -> bytes:
-    return dumps(row)[:-1] + b', "extra": ' + rng.choice([b"[", b'{"a":']) * 100_000 + b"}"
-
-
-def twice(rng: random.Random, row: dict[str, object]) -> bytes:
-    return dumps(row)[:-1] + rng.choice([b', "chosen": "again"}', b', "extra": {"a": 1, "a": 2}}'])
-
-
-def no_object(rng: random.Random, row: dict[str, object]) -> bytes:
-    return rng.choice(
-        [b"1", b"null", b'"text"', b"[]", dumps(row) + b"]", b"[" + dumps(row) + b"]", b"9" * 5000]
-    )
-
-
-def missing(rng: random.Random, row: dict[str, object]) -> bytes:
-    del row[rng.choice(["chosen", "rejected"])]
-    return dumps(row)
-
-
-MUTATIONS = (cut, wrong_type, wrong_number, raw_byte, other_encoding, surrogate, twice, no_object, missing)
+MUTATIONS = (*fuzzing.MUTATIONS, wrong_type, wrong_number, other_encoding)
 
 
 def test_ten_thousand_fuzzed_rows_are_refused_by_line_and_nothing_else(tmp_path: Path) -> None:
@@ -146,12 +103,7 @@ def test_flipped_and_cut_files_never_leak_a_foreign_error(tmp_path: Path, suffix
     path = tmp_path / f"hurt{suffix}"
     refused = 0
     for _ in range(200):
-        hurt = bytearray(content)
-        for _ in range(rng.randrange(1, 4)):
-            hurt[rng.randrange(len(hurt))] = rng.randrange(256)
-        if rng.random() < 0.5:
-            del hurt[rng.randrange(len(hurt)) :]
-        path.write_bytes(hurt)
+        path.write_bytes(hurt(rng, content))
         refused += accounted(path)
     assert refused > 20
 
@@ -164,30 +116,6 @@ def accounted(path: Path) -> bool:
         return all(problem.where.startswith(str(path)) for problem in error.problems)
     assert report.rows_read == report.used + report.refused
     return report.refused > 0
-
-
-def write(path: Path, rows: list[dict[str, object]]) -> None:
-    if path.suffix == ".jsonl":
-        path.write_bytes(b"".join(dumps(row) + b"\n" for row in rows))
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows), encoding="utf-8")
-    elif path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        names = sorted({name for row in rows for name in row})
-        rows = [{name: row.get(name) for name in names} for row in rows]
-        for row in rows:  # a column of Parquet has one type
-            row["group_id"] = None if row["group_id"] is None else str(row["group_id"])
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        import csv
-
-        names = sorted({name for row in rows for name in row})
-        with path.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, names, delimiter="," if path.suffix == ".csv" else "\t")
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 GOOD = {
