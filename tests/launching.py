@@ -1,17 +1,19 @@
 """Recipes run for real in tests: in this process, or in a child of a fork server that has imported torch.
 
-A fresh process would spend most of its time on imports, so there are few: what needs a machine without
-the package is opened by one process per file, in one go. True launches are marked slow.
+A fresh process would spend most of its time on imports, so there are few: whatever needs a process of its
+own is forked from one server, which has imported all that a run needs; True launches
+are marked slow.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
 import socket
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +28,13 @@ PRELOADED = [
     "qwen_task_heads.training.classifier_trainer",
     "qwen_task_heads.publishing.outcome",
     "qwen_task_heads.publishing.text_outcome",
+    "qwen_task_heads.inference.files",
+    # What the report of a run imports late: half the time of a short run otherwise.
+    "sklearn.linear_model",
+    "sklearn.feature_extraction.text",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
 ]
-# Put before code that must do without us; it ends the process where that would show nothing.
-GUARD = r"""
-import importlib.abc, json, sys
-
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "qwen_task_heads":
-            raise ImportError("this process does not have the package")
-
-sys.meta_path.insert(0, Block())
-try:
-    import qwen_task_heads
-except ImportError:
-    pass
-else:
-    raise SystemExit("the package is there: this would show nothing")
-import torch
-torch.set_num_threads(1)
-"""
 
 
 def run(recipe: Path, *argv: object) -> int:
@@ -61,27 +50,54 @@ def run(recipe: Path, *argv: object) -> int:
     return 0
 
 
-def child(recipe: Path, words: list[str], log: str, environment: dict[str, str]) -> None:
-    """Target of the fork server: the recipe with its output in a file."""
+def child(
+    target: Callable[..., Any], words: tuple[object, ...], log: str, environment: dict[str, str]
+) -> None:
+    """What the fork server runs: a function with its output in a file."""
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    gc.freeze()  # what the server has imported is no garbage, and takes 0.3 s to look through
     torch.set_num_threads(1)
-    code = run(recipe, *words)
+    code = target(*words)
     sys.stdout.flush()
-    os._exit(code)
+    os._exit(code or 0)
 
 
-def start(recipe: Path, words: list[object], log: Path, **environment: str) -> Any:
-    """Start a recipe in a child; its output goes to `log`."""
+def fork(target: Callable[..., Any], *words: object, log: Path, **environment: str) -> Any:
+    """Call a function of a module's top level in a child; its output goes to `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(
-        target=child, args=(recipe, [str(word) for word in words], str(log), environment), daemon=True
-    )
+    process = context.Process(target=child, args=(target, words, str(log), environment), daemon=True)
     process.start()
     return process
+
+
+def fork_two(target: Callable[..., Any], *words: object, log: Path) -> list[Any]:
+    """Two children that a launcher would have started as ranks 0 and 1; `log` gets their rank's number."""
+    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [
+        fork(target, *words, log=Path(f"{log}{rank}"), RANK=str(rank), LOCAL_RANK=str(rank), **launch)
+        for rank in (0, 1)
+    ]
+
+
+def join(process: Any, log: Path, *, seconds: float = 150) -> str:
+    """Wait for a child that must end well; give what it printed."""
+    process.join(seconds)
+    assert process.exitcode == 0, log.read_text()[-3000:]
+    return log.read_text()
+
+
+def start(recipe: Path, words: list[object], log: Path) -> Any:
+    """Start a recipe in a child; its output goes to `log`."""
+    return fork(run, recipe, *words, log=log)
+
+
+def finished(recipe: Path, words: list[object], log: Path) -> str:
+    """Run a recipe in a child that must end well; give what it printed."""
+    return join(start(recipe, words, log), log)
 
 
 def free_port() -> str:
@@ -104,14 +120,6 @@ def short(data: Path, base: str, output: Path, **changes: object) -> list[object
     return words
 
 
-def finished(recipe: Path, words: list[object], log: Path) -> str:
-    """Run in a child that must end well; give what it printed."""
-    process = start(recipe, words, log)
-    process.join(150)
-    assert process.exitcode == 0, log.read_text()[-3000:]
-    return log.read_text()
-
-
 def refused(recipe: Path, capfd: pytest.CaptureFixture[str], *words: object) -> str:
     """The message of a refused run: exit code 2, one message, no traceback."""
     capfd.readouterr()
@@ -120,14 +128,3 @@ def refused(recipe: Path, capfd: pytest.CaptureFixture[str], *words: object) -> 
     assert "error: " in message
     assert "Traceback" not in message
     return message
-
-
-def without_the_package(
-    code: str, *words: object, folder: Path, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run code in `folder`, in a new process that cannot import the package and has its own cache of code."""
-    return subprocess.run(
-        [sys.executable, "-I", "-c", GUARD + code, *map(str, words)],
-        env={**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), **environment},
-        cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip

@@ -1,8 +1,8 @@
 """Checks 17, 18 (of the seal) and 19: runs are killed for real and resumed by the same command.
 
-Importing trl costs seconds, so this file is also a driver: started as a script it imports once and forks one
-child per run. The children train the real `RewardTrainer`; some kill themselves at a chosen event, others
-are killed from outside when a file appears.
+Importing trl costs seconds, so a driver forked from the fork server, which has imported it, forks one child
+per run. The children train the real `RewardTrainer`; some kill themselves at a chosen event, others are
+killed from outside when a file appears. Started as a script, this file is one rank of two processes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import launching
 import pytest
 
 from qwen_task_heads.errors import TaskHeadsError
@@ -162,12 +163,6 @@ def digest_of_weights(output: Path) -> str:
 
 
 def drive(work: Path, scenarios: list[dict]) -> None:
-    import datasets
-    import peft
-    import trl
-    from trl import RewardTrainer
-
-    del datasets, peft, trl, RewardTrainer  # imported before the forks, which share them
     results = []
     for number, scenario in enumerate(scenarios):
         output, changes = work / f"run-{number}", scenario.get("changes", {})
@@ -185,13 +180,8 @@ def drive(work: Path, scenarios: list[dict]) -> None:
 
 
 def run_driver(work: Path, scenarios: list[dict]) -> dict[str, dict]:
-    """Start this file as a script and return its results by scenario."""
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    root = str(Path(__file__).parents[2])
-    variables["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, __file__, str(work), json.dumps(scenarios)]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    """Drive the scenarios in a child, and return its results by scenario."""
+    launching.join(launching.fork(drive, work, scenarios, log=work / "log"), work / "log", seconds=900)
     return {result["name"]: result for result in json.loads((work / "results.json").read_text())}
 
 
@@ -281,7 +271,7 @@ def test_two_processes_killed_and_resumed(tmp_path):
     variables = os.environ | {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3])),  # tests/, and the package
     }
 
     def launch(output: Path, kill: dict, processes: int = 2) -> subprocess.CompletedProcess:
@@ -293,7 +283,7 @@ def test_two_processes_killed_and_resumed(tmp_path):
             "--nproc_per_node",
             str(processes),
         ]
-        command += [__file__, "--train", str(output), json.dumps(kill)]
+        command += [__file__, str(output), json.dumps(kill)]
         return subprocess.run(
             command, env=variables, capture_output=True, text=True, check=False, timeout=200
         )
@@ -589,7 +579,4 @@ def test_trainers_own_rotation_is_refused(tmp_path):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--train":
-        command(Path(sys.argv[2]), lora=False, kill=json.loads(sys.argv[3]))
-    else:
-        drive(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    command(Path(sys.argv[1]), lora=False, kill=json.loads(sys.argv[2]))

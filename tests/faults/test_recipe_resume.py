@@ -9,12 +9,9 @@ from pathlib import Path
 import launching
 import pytest
 
-ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "recipes" / "reward_titles.py"
-SAMPLE = ROOT / "qwen_task_heads" / "assets" / "upworthy"
-
-
-start = partial(launching.start, RECIPE)
+RECIPE = launching.RECIPES / "reward_titles.py"
+SAMPLE = launching.RECIPES.parent / "qwen_task_heads" / "assets" / "upworthy"
+start, finished = partial(launching.start, RECIPE), partial(launching.finished, RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +52,7 @@ def uninterrupted(data, bases, tmp_path_factory):
     def of(more: tuple[str, ...]) -> dict[str, bytes]:
         if more not in done:
             folder = tmp_path_factory.mktemp("whole")
-            process = start(command(data, bases["qwen2"], folder / "run", *more), folder / "log")
-            process.join(120)
-            assert process.exitcode == 0, (folder / "log").read_text()
+            finished(command(data, bases["qwen2"], folder / "run", *more), folder / "log")
             done[more] = weights(folder / "run")
         return done[more]
 
@@ -90,10 +85,7 @@ def test_a_killed_recipe_resumes_to_the_same_bytes(
     words = command(data, bases["qwen2"], output, *more)
     kill_when(output / moment, words, log)
     assert not (output / "manifest.json").exists()
-    again = start(words, tmp_path / "again")
-    again.join(120)
-    printed = (tmp_path / "again").read_text()
-    assert again.exitcode == 0, printed
+    printed = finished(words, tmp_path / "again")
     assert weights(output) == uninterrupted(more)
     assert (output / "README.md").exists()
     # it did resume: the steps before the kill are not in the log of the second start
@@ -120,7 +112,5 @@ def test_another_setting_does_not_resume_a_killed_run(data, bases, tmp_path):
 def test_a_finished_run_resumed_stays_as_it_is(data, bases, tmp_path, uninterrupted):
     words = command(data, bases["qwen2"], tmp_path / "run")
     for log in ("first", "second"):
-        process = start(words, tmp_path / log)
-        process.join(120)
-        assert process.exitcode == 0, (tmp_path / log).read_text()
+        finished(words, tmp_path / log)
         assert weights(tmp_path / "run") == uninterrupted(())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import without_the_package
+from clean_process import CleanProcess
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, pipeline
@@ -44,14 +44,16 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 CHILD = r"""
-root = sys.argv[1]
+import json, sys
 from pathlib import Path
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.utils import logging
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+root = sys.argv[1]
 texts = json.loads(Path(root, "texts.json").read_text())
 answer = {}
 for name, wanted in load_file(f"{root}/expected.safetensors").items():
@@ -97,7 +99,9 @@ def expected(model: Any, tokenizer: Any) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def opened(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def opened(
+    bases: dict[str, str], shake: Any, clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("classifiers")
     logits = {}
     for name, (family, options, kind) in KINDS.items():
@@ -118,9 +122,8 @@ def opened(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathF
             save(model, tokenizer=tokenizer, folder=root / name)
     save_file(logits, root / "expected.safetensors")
     (root / "texts.json").write_text(json.dumps(TEXTS))
-    child = without_the_package(CHILD, root, folder=root)
-    assert child.returncode == 0, child.stderr[-3000:]
-    return {"root": root, "logits": logits, **json.loads(child.stdout.splitlines()[-1])}
+    found = json.loads(clean.run(CHILD, root, folder=root).splitlines()[-1])
+    return {"root": root, "logits": logits, **found}
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from clean_process import CleanProcess
 from huggingface_hub import constants
-from launching import without_the_package
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
@@ -28,6 +28,10 @@ COMMITS = ("1" * 40, "2" * 40)
 IDS = torch.randint(1, 5000, (3, 9), generator=torch.Generator().manual_seed(0))
 
 CHILD = r"""
+import sys
+import torch
+from huggingface_hub import constants
+constants.HF_HUB_CACHE = sys.argv[1]
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -129,8 +133,6 @@ def test_saved_again_to_a_folder_it_names_the_true_base(
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("me/other", None)
 
 
-def test_a_process_without_the_package_opens_it_too(published: tuple[Path, Any]) -> None:
-    root = published[0].parent
-    child = without_the_package(CHILD, folder=root, HF_HUB_CACHE=str(published[0]))
-    assert child.returncode == 0, child.stderr[-3000:]
-    assert "LOAD REPORT" not in child.stdout + child.stderr
+def test_a_process_without_the_package_opens_it_too(published: tuple[Path, Any], clean: CleanProcess) -> None:
+    printed = clean.run(CHILD, published[0], folder=published[0].parent)
+    assert "LOAD REPORT" not in printed + clean.logs[1].read_text()

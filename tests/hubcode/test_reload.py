@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import without_the_package
+from clean_process import CleanProcess
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
@@ -31,19 +31,20 @@ ADAPTERS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"dora": True}, "head
 KINDS = ("full", *ADAPTERS, "merged")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NAMES = ["-".join(parts) for parts in itertools.product(FAMILIES, HEADS, KINDS, DTYPES)]
-# By default every family and head in fp32, and all that is about dtypes and adapters on Qwen2 alone.
-QUICK = [
-    name
-    for name in NAMES
-    if (not name.endswith("bf16") and name.split("-")[2] in ("full", "lora", "merged"))
-    or name.startswith("qwen2")
+# By default every kind and dtype on Qwen2, with either head, and every family with the main kinds.
+QUICK = [f"qwen2-linear-{kind}-fp32" for kind in KINDS] + [
+    *("qwen2-linear-full-bf16", "qwen2-linear-lora-bf16", "qwen2-mlp-full-fp32", "qwen2-mlp-lora-fp32"),
+    *("qwen2-mlp-dora-bf16", "qwen2-mlp-head_only-bf16", "qwen2-mlp-merged-bf16"),
+    *("qwen3-linear-lora-fp32", "qwen3-linear-merged-fp32", "qwen3-mlp-full-fp32"),
+    *("llama-linear-full-fp32", "llama-mlp-lora-fp32", "llama-mlp-merged-fp32"),
 ]
 REST = [name for name in NAMES if name not in QUICK]
 TEXTS = ["A plain title", "One Weird Title That You Will Not Believe", "短い題"]
 
 CHILD = r"""
-root = sys.argv[1]
+import json, sys
 from pathlib import Path
+import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -52,6 +53,7 @@ from transformers.utils import logging
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+root = sys.argv[1]
 expected = load_file(f"{root}/expected.safetensors")
 batch = load_file(f"{root}/batch.safetensors")
 texts = json.loads(Path(root, "texts.json").read_text())
@@ -105,7 +107,12 @@ def batch() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def opened(
-    bases: dict[str, str], tokenizer: Any, shake: Any, batch: Any, tmp_path_factory: pytest.TempPathFactory
+    bases: dict[str, str],
+    tokenizer: Any,
+    shake: Any,
+    batch: Any,
+    clean: CleanProcess,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], dict[str, Any]]:
     """Give `opened("quick" | "rest")`: save these combinations, open them all in one clean process."""
     text_rows = [dict(tokenizer(text, return_tensors="pt", split_special_tokens=True)) for text in TEXTS]
@@ -131,10 +138,10 @@ def opened(
         save_file(expected, root / "expected.safetensors")
         save_file(batch, root / "batch.safetensors")
         (root / "texts.json").write_text(json.dumps(TEXTS))
-        child = without_the_package(CHILD, root, folder=root)
-        if child.returncode:  # kept like an answer: a failing child must not run once per test
-            return {"failure": child.stderr[-3000:]}
-        return json.loads(child.stdout.splitlines()[-1])
+        try:
+            return json.loads(clean.run(CHILD, root, folder=root).splitlines()[-1])
+        except AssertionError as error:  # kept like an answer: a failing child must not run once per test
+            return {"failure": str(error)}
 
     return run
 

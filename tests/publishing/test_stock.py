@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import without_the_package
+from clean_process import CleanProcess
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -39,14 +39,16 @@ EXPORTS: dict[str, tuple[str, str, dict[str, Any], bool]] = {
 }  # fmt: skip
 
 CHILD = r"""
-root = sys.argv[1]
+import json, sys
 from pathlib import Path
+import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.utils import logging
 from safetensors.torch import load_file
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+root = sys.argv[1]
 answer = {}
 texts = json.loads(Path(root, "texts.json").read_text())
 for name, wanted in load_file(f"{root}/expected.safetensors").items():
@@ -105,7 +107,9 @@ def logits_of(model: Any, tokenizer: Any, *, side: str = "head") -> torch.Tensor
 
 
 @pytest.fixture(scope="module")
-def opened(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def opened(
+    bases: dict[str, str], shake: Any, clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """Export all, and open all in one process that does not have the package."""
     root = tmp_path_factory.mktemp("stock")
     expected = {}
@@ -119,9 +123,8 @@ def opened(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathF
         assert export_stock(source, folder=root / name, **given) == root / name
     save_file(expected, root / "expected.safetensors")
     (root / "texts.json").write_text(json.dumps(TEXTS))
-    child = without_the_package(CHILD, root, folder=root)
-    assert child.returncode == 0, child.stderr[-3000:]
-    return {"root": root, **json.loads(child.stdout.splitlines()[-1])}
+    found = json.loads(clean.run(CHILD, root, folder=root).splitlines()[-1])
+    return {"root": root, **found}
 
 
 @pytest.mark.parametrize("name", EXPORTS)

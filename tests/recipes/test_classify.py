@@ -6,8 +6,6 @@ import json
 import random
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -38,15 +36,8 @@ HEADLINE = {
     "regression": "spearman", "ordinal": "quadratic_kappa",
 }  # fmt: skip
 
-run, start = partial(launching.run, RECIPE), partial(launching.start, RECIPE)
-
-
-@pytest.fixture(autouse=True)
-def _third_party_warnings() -> Iterator[None]:
-    """Warnings of the launchers' own code are not ours to act on; ours stay errors."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"multiprocessing\..*")
-        yield
+run, finished, refused = (partial(f, RECIPE) for f in (launching.run, launching.finished, launching.refused))
+short = partial(launching.short, max_seq_length=48)
 
 
 def texts(count: int, *, seed: int) -> list[dict[str, object]]:
@@ -90,27 +81,6 @@ def folders(tmp_path_factory) -> dict[str, Path]:
             found = [{name: row[source] for name, source in names.items()} for row in rows]
             write(root / kind, f"{split}.jsonl", found)
     return {kind: root / kind for kind in columns}
-
-
-def short(data: Path, base: str, output: Path, **changes: object) -> list[object]:
-    """A run of a few steps; later words win, as on any command line."""
-    options = {
-        "model_name_or_path": base, "dataset_name": data, "output_dir": output, "max_steps": 4,
-        "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_seq_length": 48,
-        "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "seed": 0,
-    } | changes  # fmt: skip
-    words: list[object] = [*MACHINE]
-    for name, value in options.items():
-        words += [f"--{name}", *value] if isinstance(value, (list, tuple)) else [f"--{name}", value]
-    return words
-
-
-def finished(words: list[object], log: Path) -> str:
-    """Run in a child that must end well; give what it printed."""
-    process = start(words, log)
-    process.join(150)
-    assert process.exitcode == 0, log.read_text()[-3000:]
-    return log.read_text()
 
 
 def metrics_of(folder: Path) -> dict:
@@ -294,16 +264,6 @@ def test_a_launch_configuration_is_one_that_accelerate_reads(path):
 
 
 # --- bad input ---
-
-
-def refused(capfd: pytest.CaptureFixture[str], *words: object) -> str:
-    """The message of a refused run: exit code 2, one message, no traceback."""
-    capfd.readouterr()
-    assert run(*words) == 2
-    message = capfd.readouterr().err
-    assert "error: " in message
-    assert "Traceback" not in message
-    return message
 
 
 def test_all_defects_of_all_files_come_in_one_run(bases, tmp_path, capfd):

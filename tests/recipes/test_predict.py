@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import runpy
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import launching
 import pytest
-import torch
 from transformers import set_seed
 
 from qwen_task_heads import build, save
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "predict.py"
+RECIPE = launching.RECIPES / "predict.py"
 ROWS = 160
+start, finished = partial(launching.start, RECIPE), partial(launching.finished, RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -43,56 +43,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(model: Path, source: Path, output: Path, *more: str) -> list[str]:
-    return [
-        "--model",
-        str(model),
-        "--input",
-        str(source),
-        "--output",
-        str(output),
-        "--block_rows",
-        "8",
-        *more,
-    ]
-
-
-def child(words: list[str], log: str) -> None:
-    """Target of the fork server: the recipe with its output in a file."""
-    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
-    sys.argv = [str(RECIPE), *words]
-    code = 0
-    try:
-        runpy.run_path(str(RECIPE), run_name="__main__")
-    except SystemExit as end:
-        code = int(end.code or 0)
-    sys.stdout.flush()
-    os._exit(code)
-
-
-def start(words: list[str], log: Path) -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["qwen_task_heads.inference.files", "qwen_task_heads.training.callbacks"])
-    process = context.Process(target=child, args=(words, str(log)), daemon=True)
-    process.start()
-    return process
-
-
-def finish(words: list[str], log: Path) -> str:
-    process = start(words, log)
-    process.join(120)
-    printed = log.read_text()
-    assert process.exitcode == 0, printed
-    return printed
+    options = {"--model": model, "--input": source, "--output": output, "--block_rows": 8}
+    return [str(word) for item in options.items() for word in item] + list(more)
 
 
 @pytest.fixture(scope="module")
 def whole(model: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """What a run gives that nobody killed."""
     folder = tmp_path_factory.mktemp("whole")
-    printed = finish(words(model, source, folder / "out.jsonl"), folder / "log")
+    printed = finished(words(model, source, folder / "out.jsonl"), folder / "log")
     assert f"{ROWS} rows in = {ROWS} with an answer + 0 with an error" in printed
     assert "labels: " in printed
     assert "next: head -n 3" in printed

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import runpy
 import shutil
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "reward_titles.py"
 CONFIGS = ROOT / "recipes" / "configs"
 SAMPLE = ROOT / "qwen_task_heads" / "assets" / "upworthy"
-run, start = partial(launching.run, RECIPE), partial(launching.start, RECIPE)
+run, finished, refused = (partial(f, RECIPE) for f in (launching.run, launching.finished, launching.refused))
+short = partial(launching.short, max_length=48)
 
 
 def head(file: Path, count: int) -> list[str]:
@@ -42,27 +39,6 @@ def pairs_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def short(pairs: Path, base: str, output: Path, **changes: object) -> list[object]:
-    """A run of a few steps; later words win, as on any command line."""
-    options = {
-        "model_name_or_path": base, "dataset_name": pairs, "output_dir": output, "max_steps": 4,
-        "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_length": 48,
-        "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "seed": 0,
-    } | changes  # fmt: skip
-    words: list[object] = [*MACHINE]
-    for name, value in options.items():
-        words += [f"--{name}", *value] if isinstance(value, (list, tuple)) else [f"--{name}", value]
-    return words
-
-
-@pytest.fixture(autouse=True)
-def _third_party_warnings() -> Iterator[None]:
-    """Warnings of the launchers' own code are not ours to act on; ours stay errors."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"multiprocessing\..*")
-        yield
-
-
 # --- what a run leaves behind ---
 
 
@@ -72,10 +48,7 @@ def full_run(pairs_folder, bases, tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("runs") / "full_run_1"
     log = folder.parent / "log"
     words = short(pairs_folder, bases["qwen2"], folder, pooling="mean", instruction="Rate this title: ")
-    process = start([str(word) for word in words], log)
-    process.join(120)
-    assert process.exitcode == 0, log.read_text()
-    return folder, log.read_text()
+    return folder, finished(words, log)
 
 
 @pytest.fixture(scope="session")
@@ -94,9 +67,8 @@ def published_run(pairs_folder, bases, tmp_path_factory) -> Path:
 
 FILES = {
     "README.md", "config.json", "metrics.json", "manifest.json", "predictions.jsonl", "training.png",
-    "gap_against_accuracy.png", "tokenizer.json", "tokenizer_config.json", "configuration_task_heads.py",
-    "modeling_task_heads.py", "pooling_task_heads.py", "loading_task_heads.py", "pipeline_task_heads.py",
-    "encoding_task_heads.py",
+    "gap_against_accuracy.png", "tokenizer.json", "tokenizer_config.json",
+    *(file.name for file in (ROOT / "qwen_task_heads" / "hubcode").glob("*_task_heads.py")),
 }  # fmt: skip
 MODEL = "this model"
 
@@ -276,17 +248,11 @@ def one_process(pairs_folder, bases, tmp_path_factory) -> Path:
 
 
 def test_two_processes_give_the_losses_of_one(one_process, pairs_folder, bases, tmp_path):
-    folder, port = tmp_path / "two", free_port()
+    folder = tmp_path / "two"
     words = short(pairs_folder, bases["qwen2"], folder, max_steps=10, eval_steps=5, save_steps=5)
     words += ["--num_processes", 2, "--per_device_eval_batch_size", 2]
-    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        start([*words], tmp_path / f"log{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **launch)
-        for rank in (0, 1)
-    ]
-    for rank, process in enumerate(processes):
-        process.join(120)
-        assert process.exitcode == 0, (tmp_path / f"log{rank}").read_text()
+    for rank, process in enumerate(launching.fork_two(launching.run, RECIPE, *words, log=tmp_path / "log")):
+        launching.join(process, tmp_path / f"log{rank}")
     same_run(one_process, folder)
     assert "Everything is in" in (tmp_path / "log0").read_text()
     assert "Everything is in" not in (tmp_path / "log1").read_text()
@@ -326,16 +292,6 @@ def test_another_number_of_processes_is_refused(pairs_folder, bases, tmp_path, c
 def write(path: Path, *rows: object) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def refused(capfd: pytest.CaptureFixture[str], *words: object) -> str:
-    """The message of a refused run: exit code 2, one message, no traceback."""
-    capfd.readouterr()
-    assert run(*words) == 2
-    message = capfd.readouterr().err
-    assert "error: " in message
-    assert "Traceback" not in message
-    return message
 
 
 GOOD = {"chosen": "A good title", "rejected": "A bad title"}
@@ -511,25 +467,14 @@ def test_an_adapter_on_a_saved_model_is_refused(kind, full_run, published_run, p
 # --- other people's scripts ---
 
 
-def stock_reward(words: list[str], log: str) -> None:
+def stock_reward(*words: str) -> None:
     """Target of the fork server: trl's own script, which knows nothing of this package."""
-    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
     sys.argv = ["reward", *words]
     runpy.run_module("trl.scripts.reward", run_name="__main__")
-    sys.stdout.flush()
-    os._exit(0)
 
 
-BLOCKED = """
+TRLS_OWN = """
 import runpy, sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "qwen_task_heads":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Block())
 sys.argv = ["reward", *sys.argv[1:]]
 runpy.run_module("trl.scripts.reward", run_name="__main__")
 """
@@ -574,20 +519,14 @@ def stock_data(folder: Path) -> Path:
 def test_trls_own_reward_script_trains_on_from_our_model(full_run, tmp_path):
     log = tmp_path / "log"
     words = trl_words(full_run[0], stock_data(tmp_path / "data"), tmp_path / "out")
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=stock_reward, args=(words, str(log)), daemon=True)
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0, log.read_text()
+    launching.join(launching.fork(stock_reward, *words, log=log), log)
     check_trained_on(full_run[0], tmp_path / "out")
 
 
 @pytest.mark.slow
-def test_trls_own_reward_script_needs_no_package_of_ours(full_run, tmp_path):
+def test_trls_own_reward_script_needs_no_package_of_ours(full_run, tmp_path, clean):
     words = trl_words(full_run[0], stock_data(tmp_path / "data"), tmp_path / "out")
-    command = [sys.executable, "-c", BLOCKED, *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    clean.run(TRLS_OWN, *words, folder=tmp_path)
     check_trained_on(full_run[0], tmp_path / "out")
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import copy
 import math
-import multiprocessing
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
+import launching
 import numpy as np
 import pytest
 import torch
@@ -373,19 +372,9 @@ def test_rows_without_labels_can_be_predicted(fresh, words, tmp_path):
 # --- two processes ---
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def run_on(rank: int, port: str, base: str, folder: str) -> None:
+def run_on(base: str, folder: str) -> None:
     """One of two processes; it stands at the top of the module, where the fork server finds it."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
-    )
-    torch.set_num_threads(1)
-    torch.save(train_and_look(base, folder, batch=2), Path(folder) / f"rank{rank}.pt")
+    torch.save(train_and_look(base, folder, batch=2), Path(folder) / f"rank{os.environ['RANK']}.pt")
     bare = distributed_trainer(base, folder, batch=2, seen=[])
     bare.evaluate()
     with pytest.raises(TaskHeadsError, match="train: found an evaluation before it, on 2 processes"):
@@ -418,18 +407,10 @@ def train_and_look(base: str, folder: str, *, batch: int) -> dict[str, Any]:
 
 
 def test_two_processes_give_the_run_of_one(bases, tmp_path):
-    context, port = multiprocessing.get_context("forkserver"), free_port()
-    context.set_forkserver_preload(["test_classifier_trainer"])
-    started = [
-        context.Process(target=run_on, args=(rank, port, bases["qwen2"], str(tmp_path)), daemon=True)
-        for rank in (0, 1)
-    ]
-    for process in started:
-        process.start()
+    started = launching.fork_two(run_on, bases["qwen2"], str(tmp_path), log=tmp_path / "log")
     one = train_and_look(bases["qwen2"], str(tmp_path / "one"), batch=4)
-    for process in started:
-        process.join(120)
-        assert process.exitcode == 0
+    for rank, process in enumerate(started):
+        launching.join(process, tmp_path / f"log{rank}")
     zero, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert (one["world"], zero["world"], other["world"]) == (1, 2, 2)
     for key in ("loss", "grad_norm", "eval_loss"):

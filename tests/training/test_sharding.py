@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
+import launching
 import torch
 from transformers.integrations import deepspeed
 
@@ -58,12 +56,8 @@ def work(folder: str) -> None:
 
 
 def test_two_processes_give_back_one_model(tmp_path):
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, __file__, str(tmp_path)], env=variables, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    for rank, process in enumerate(launching.fork_two(work, str(tmp_path), log=tmp_path / "log")):
+        launching.join(process, tmp_path / f"log{rank}")
     assert (tmp_path / "equal").exists()
 
 
@@ -89,7 +83,3 @@ def test_the_whole_model_is_not_split_again(monkeypatch):
     whole = whole_model(trainer, make=make)
     with torch.no_grad():
         assert torch.equal(whole.eval()(**INPUT).logits, model(**INPUT).logits)
-
-
-if __name__ == "__main__":
-    work(sys.argv[1])

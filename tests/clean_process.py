@@ -1,0 +1,86 @@
+"""A process that has never heard of the package, and opens what others saved.
+
+Its imports cost seconds, so there is one per session: it takes jobs from its input and forks for each, so
+that no job sees what another one imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SERVER = r"""
+import gc, importlib.abc, json, os, sys, traceback
+
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "qwen_task_heads":
+            raise ImportError("this process does not have the package")
+
+sys.meta_path.insert(0, Block())
+try:
+    import qwen_task_heads
+except ImportError:
+    pass
+else:
+    raise SystemExit("the package is there: this would show nothing")
+import peft, torch, transformers.models.qwen2.modeling_qwen2
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+torch.set_num_threads(1)
+gc.freeze()
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for stream in (1, 2):
+            os.dup2(os.open(job["logs"][stream - 1], os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
+        os.chdir(job["folder"])
+        sys.argv = ["-c", *job["words"]]
+        code = 1
+        try:
+            exec(job["code"], {"__name__": "__main__"})
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class CleanProcess:
+    """The server and its two logs, which are those of the last job; it starts with the first one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.logs = [folder / "stdout", folder / "stderr"]
+        self.server: subprocess.Popen[str] | None = None
+
+    def run(self, code: str, *words: object, folder: Path) -> str:
+        """Run code in `folder`; give what it printed on standard output. Its failure is one of the test."""
+        if self.server is None:
+            self.server = subprocess.Popen(
+                [sys.executable, "-I", "-c", SERVER],
+                env={**os.environ, "HF_MODULES_CACHE": str(self.folder / "modules")},
+                cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        job = {"code": code, "words": [str(word) for word in words], "folder": str(folder)}
+        self.server.stdin.write(json.dumps({**job, "logs": [str(log) for log in self.logs]}) + "\n")
+        self.server.stdin.flush()
+        code_of_exit = self.server.stdout.readline()
+        printed, errors = (log.read_text() for log in self.logs)
+        assert code_of_exit == "0\n", errors[-3000:]
+        return printed
+
+    def close(self) -> None:
+        """End the server."""
+        if self.server is not None:
+            self.server.communicate()
