@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from transformers import AutoModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
+from .attention_task_heads import PACKED, PLAIN_LAYERS, prepare, window_of
 from .configuration_task_heads import PooledClassifierConfig, TaskHeadConfig, TitleScorerConfig, refuse
 from .encoding_task_heads import cut_row, pad_rows
 from .loading_task_heads import StrictLoading
-from .pooling_task_heads import AttentionPool, CumulativeLink, build_head, pool, spans
+from .packing_task_heads import KeysAndValues, PackedRows, pack
+from .pooling_task_heads import AttentionPool, CumulativeLink, build_head, pool, real_tokens, rows_of
 
 # Windows per pass in evaluation on one process. More processes must make equally many passes (FSDP and
 # ZeRO-3 gather weights in each), and training keeps all activations anyway.
@@ -55,6 +57,8 @@ class TaskHeadModel(StrictLoading):
         self.score = build_head(config, hidden_size=self.model.config.hidden_size)
         # Decoders without rotary or learned positions (ALiBi, state spaces) take no position_ids.
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+        self.packing, self.prefix_sharing = True, True
+        self.why_padded, self._window = prepare(self.model), window_of(self.model.config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -83,57 +87,60 @@ class TaskHeadModel(StrictLoading):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        boundaries: torch.Tensor | None = None,
         margin: torch.Tensor | None = None,
         use_cache: bool = False,
+        prefix: KeysAndValues | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """Compute logits, and a loss when labels are given.
 
+        Padding costs nothing: the real tokens are packed into one row, and what rows begin with in common is
+        encoded once (`packing_task_heads`). The numbers are those of the padded batch, which is computed
+        where `why_padded` gives a reason, and where a caller asks for states, attentions or a cache, or
+        gives positions.
+
         Args:
             input_ids: (B, T) int64 token ids, padded on any side.
-            attention_mask: (B, T), 1 for real tokens; None means that all are real. A 4D mask is passed
-                to the backbone as it is, and needs `boundaries`.
+            attention_mask: (B, T), 1 for real tokens; None means that all are real.
             position_ids: (B, T); derived from the mask when None, so that padding cannot move a score.
-                Packed rows need them, beginning again at 0 with every segment.
             inputs_embeds: (B, T, H) instead of `input_ids`.
             labels: (B,) int64 for single-label and ordinal, (B, L) floats for multi-label,
                 (B,) or (B, L) floats for regression.
-            boundaries: segments of packed rows, see `pooling_task_heads.spans`.
             margin: ignored here; trl's RewardTrainer passes it to the model and uses it in its loss.
             use_cache: return past key values; off, since a head needs none.
+            prefix: from `encode_prefix`: what stands before every row.
 
         Returns:
             `logits` (B, num_labels) in fp32; for `ordinal` they are log-probabilities.
 
         Raises:
-            ValueError: a mask row without a real token, a problem type the labels do not fit, or packed
-                rows whose segments would see each other.
+            ValueError: a mask row without a real token, a problem type the labels do not fit, or a prefix
+                where rows cannot be packed.
         """
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         if tokens is None:
             raise refuse("input_ids", None, "input_ids or inputs_embeds", "pass one of them")
-        mask = attention_mask
-        if boundaries is not None:
-            self._check_packed(mask, position_ids, use_cache)
-        if position_ids is None and mask is not None and mask.dim() == 2 and self._takes_positions:
+        mask = real_tokens(attention_mask, tokens)
+        free = position_ids is None and not use_cache and not any(kwargs.values())
+        if free and self._can_pack(int(mask.sum(1).max()), prefix):
+            packed = self._pack(input_ids, mask, prefix)
+            logits = self._score_packed(packed, input_ids, inputs_embeds)
+            loss = None if labels is None else self._loss(logits, labels)
+            return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+        if prefix is not None:
+            raise refuse("prefix", "rows that cannot be packed", "rows without it", "give the rows whole")
+        if position_ids is None and attention_mask is not None and self._takes_positions:
             position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)
-        if self.config.bidirectional:
-            mask = self._two_sided(tokens, mask)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         output = self.model(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
-            attention_mask=mask,
+            attention_mask=self._two_sided(mask) if self.config.bidirectional else attention_mask,
             use_cache=use_cache,
             **kwargs,
         )
-        rows, row_mask, last = spans(output.last_hidden_state, attention_mask, boundaries)
-        if self.config.pooling == "attention":
-            logits = self.score(rows, row_mask)
-        else:
-            logits = self.score(pool(rows, row_mask, last, pooling=self.config.pooling))
+        logits = self._head(*rows_of(output.last_hidden_state, mask))
         return SequenceClassifierOutputWithPast(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
@@ -142,49 +149,92 @@ class TaskHeadModel(StrictLoading):
             attentions=output.get("attentions"),
         )
 
-    def _check_packed(
-        self, mask: torch.Tensor | None, position_ids: torch.Tensor | None, use_cache: bool
-    ) -> None:
-        """Refuse what transformers would take for one long text: scores would be wrong and say nothing."""
-        if self.config.bidirectional:
-            raise refuse(
-                "boundaries", "bidirectional: true", "a causal model", "packed rows are causal only: pad them"
-            )
-        if not self._takes_positions:
-            name = self.model.config.model_type
-            raise refuse("boundaries", f"a {name!r} backbone", "one that takes position_ids", "pad the rows")
-        if position_ids is None:
-            raise refuse("position_ids", None, "positions that begin again with every segment", "pass them")
-        if mask is not None and mask.dim() == 2:
-            raise refuse(
-                "attention_mask",
-                "2 dimensions beside boundaries",
-                "none, or a 4D mask, for packed rows",
-                "leave it out: with one, segments would see each other",
-            )
-        if use_cache:
-            raise refuse(
-                "use_cache", True, "False for packed rows", "with a cache, segments would see each other"
-            )
+    def _head(self, rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Logits (B, L) of the states (B, T, H) of rows."""
+        if self.config.pooling == "attention":
+            return self.score(rows, mask)
+        return self.score(pool(rows, mask, last, pooling=self.config.pooling))
 
-    def _two_sided(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Make a (B, 1, T, T) boolean mask in which every token sees every real token."""
+    def _can_pack(self, longest: int, prefix: KeysAndValues | None) -> bool:
+        """Whether packed rows give this batch's numbers; `longest` is the most real tokens of a row."""
+        backbone = self.model.config
+        before = next(iter(prefix.values()))[0].shape[1] if prefix else 0
+        return (
+            self.packing
+            and self.why_padded is None
+            and backbone._attn_implementation == PACKED
+            and (self._window is None or before + longest <= self._window)
+            # What is traced must not hang on the lengths of one batch.
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+        )
+
+    def _pack(
+        self, input_ids: torch.Tensor | None, mask: torch.Tensor, prefix: KeysAndValues | None
+    ) -> PackedRows:
+        last_only = self.config.pooling == "last"
+        return pack(
+            mask,
+            input_ids=input_ids if self.prefix_sharing else None,
+            causal=not self.config.bidirectional,
+            last_only=last_only,
+            pooled_only=last_only and self.model.config.model_type in PLAIN_LAYERS,
+            prefix=prefix,
+        )
+
+    def _score_packed(
+        self, packed: PackedRows, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.Tensor:
+        states = self._states_of(packed, input_ids=input_ids, inputs_embeds=inputs_embeds)
+        return self._head(*packed.unpack(states))
+
+    def _states_of(self, packed: PackedRows, **tokens: torch.Tensor | None) -> torch.Tensor:
+        """Run the backbone over a packed row: (1, N, H), or (1, B, H) of the pooled tokens."""
+        row = {
+            name: None if value is None else value.flatten(0, 1).index_select(0, packed.source)[None]
+            for name, value in tokens.items()
+        }
+        # A mask of four dimensions is taken as it is: no (N, N) mask is made, and `packed_sdpa` needs none.
+        return self.model(
+            **row,
+            position_ids=packed.position_ids,
+            attention_mask=packed.position_ids.new_empty(1, 1, 1, 1),
+            use_cache=False,
+            packed_rows=packed,
+        ).last_hidden_state
+
+    @torch.no_grad()
+    def encode_prefix(self, input_ids: torch.Tensor) -> KeysAndValues:
+        """Keep the keys and values of tokens that stand before many rows, such as a long instruction.
+
+        Args:
+            input_ids: (1, P) int64, on the model's device.
+
+        Returns:
+            For `forward(prefix=...)`, together with the rest of each row.
+
+        Raises:
+            ValueError: a model whose rows cannot be packed, or that pools more than the last token.
+        """
+        if self.config.pooling != "last" or not self._can_pack(input_ids.shape[1], None):
+            found = self.why_padded or f"pooling {self.config.pooling!r}"
+            raise refuse("prefix", found, "packed rows and pooling 'last'", "give the rows whole")
+        packed = pack(torch.ones_like(input_ids, dtype=torch.bool))._replace(store={})
+        self._states_of(packed, input_ids=input_ids)
+        return packed.store or {}
+
+    def _two_sided(self, mask: torch.Tensor) -> torch.Tensor:
+        """Make a (B, 1, T, T) mask in which every token sees every real token."""
         implementation = self.model.config._attn_implementation
-        if implementation not in ("sdpa", "eager"):
+        if implementation not in ("sdpa", PACKED, "eager"):
             raise refuse(
                 "attn_implementation",
                 implementation,
                 "sdpa or eager with bidirectional: true",
                 "load with one of them",
             )
-        if mask is None:
-            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        if mask.dim() != 2:
-            raise refuse(
-                "attention_mask", f"{mask.dim()} dimensions", "(batch, length)", "packed rows are causal only"
-            )
-        two_sided = mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
-        if implementation == "sdpa":
+        two_sided = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+        if implementation != "eager":
             return two_sided
         return torch.zeros_like(two_sided, dtype=self.dtype).masked_fill(
             ~two_sided, torch.finfo(self.dtype).min
@@ -230,9 +280,9 @@ class PooledClassifier(TaskHeadModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        boundaries: torch.Tensor | None = None,
         margin: torch.Tensor | None = None,
         use_cache: bool = False,
+        prefix: KeysAndValues | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """Compute logits, and a loss when labels are given; rows over `max_seq_length` are cut first.
@@ -241,12 +291,20 @@ class PooledClassifier(TaskHeadModel):
         returned: states and attentions would be those of the pieces.
 
         Raises:
-            ValueError: also a long row that cannot be cut: a pair, a packed row, one without the template.
+            ValueError: also a long row that cannot be cut: a pair, or one without the template.
         """
-        given = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "boundaries": boundaries}
-        if not self._is_long(input_ids, attention_mask, **given):
+        given = {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if prefix is not None or not self._is_long(tokens, attention_mask):
             return super().forward(
-                input_ids, attention_mask, labels=labels, use_cache=use_cache, **given, **kwargs
+                input_ids,
+                attention_mask,
+                position_ids,
+                inputs_embeds,
+                labels,
+                use_cache=use_cache,
+                prefix=prefix,
+                **kwargs,
             )
         ids, mask, counts = self._cut(input_ids, attention_mask, **given)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -259,21 +317,11 @@ class PooledClassifier(TaskHeadModel):
         loss = None if labels is None else self._loss(logits, labels)
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
 
-    def _is_long(
-        self,
-        input_ids: torch.Tensor | None,
-        mask: torch.Tensor | None,
-        *,
-        inputs_embeds: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        boundaries: torch.Tensor | None,
-    ) -> bool:
+    def _is_long(self, tokens: torch.Tensor | None, mask: torch.Tensor | None) -> bool:
         """Tell whether a text, padding apart, is longer than `max_seq_length`."""
-        limit, tokens = self.config.max_seq_length, input_ids if inputs_embeds is None else inputs_embeds
+        limit = self.config.max_seq_length
         if limit is None or tokens is None or tokens.shape[1] <= limit:
             return False
-        if boundaries is not None:  # positions begin again with every segment
-            return position_ids is not None and int(position_ids.max()) >= limit
         return mask is None or mask.dim() != 2 or int(mask.sum(1).max()) > limit
 
     def _cut(

@@ -1,7 +1,7 @@
 """Pooling and heads: hidden states in, logits out. This file travels with every published model.
 
-Two decisions are made here for every model. Pooling looks at the attention mask or at given
-boundaries and never at token ids, so a pad id, a missing pad id or eos == pad cannot move a score.
+Two decisions are made here for every model. Pooling looks at the attention mask and never at token
+ids, so a pad id, a missing pad id or eos == pad cannot move a score.
 Heads compute in fp32 whatever the backbone's dtype and autocast say, because bf16 scores near 8
 tie for titles 0.04 apart.
 """
@@ -15,48 +15,45 @@ from torch.nn import functional as F
 from .configuration_task_heads import TaskHeadConfig, refuse
 
 
-def spans(
-    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, boundaries: torch.Tensor | None
+def rows_of(
+    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Give the states to pool as rows: `(rows (B, T, H), mask (B, T) bool, last (B,) index into T)`.
+    """Give what `pool` takes of a padded batch: `(rows (B, T, H), mask (B, T) bool, last (B,) in T)`.
 
     Args:
         hidden_states: (B, T, H), any float dtype.
         attention_mask: (B, T), 1 for real tokens on either or both sides of padding; None for all real.
-        boundaries: int64, over the flattened (B*T) positions of packed rows. (S,): the last token of each
-            of S segments, for pooling `last`. (S, 2): start and end (exclusive), for every pooling.
 
     Raises:
-        ValueError: a row without a real token, or a 4D mask without boundaries.
+        ValueError: a row without a real token, or a mask of another form.
     """
-    if boundaries is not None:
-        flat = hidden_states.flatten(0, 1)  # (N, H)
-        if boundaries.dim() == 1:  # the last token is all that is known of a segment
-            rows = flat[boundaries][:, None]  # (S, 1, H)
-            return rows, torch.ones_like(rows[..., 0], dtype=torch.bool), torch.zeros_like(boundaries)
-        start, length = boundaries[:, :1], boundaries[:, 1] - boundaries[:, 0]
-        offset = torch.arange(int(length.max()), device=flat.device)[None]  # (1, T)
-        mask = offset < length[:, None]  # (S, T)
-        rows = flat[(start + offset).clamp(max=flat.shape[0] - 1)]  # (S, T, H)
-        return rows, mask, length - 1
+    mask = real_tokens(attention_mask, hidden_states)
+    position = torch.arange(mask.shape[1], device=mask.device)
+    return hidden_states, mask, (mask * position).argmax(1)
+
+
+def real_tokens(attention_mask: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
+    """Give the mask (B, T) of `tokens` (B, T, ...) as bool, at least one True a row.
+
+    Raises:
+        ValueError: a row without a real token, or a mask of another form.
+    """
     if attention_mask is None:
-        mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-    elif attention_mask.dim() == 2:
-        mask = attention_mask.to(torch.bool)
-    else:
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if attention_mask.dim() != 2:
         raise refuse(
             "attention_mask",
             f"{attention_mask.dim()} dimensions",
-            "(batch, length), or boundaries beside a 4D mask",
-            "pass boundaries, the flat index of the last token of each text",
+            "(batch, length)",
+            "pass the rows padded: the model packs them itself, and shares what they begin with",
         )
+    mask = attention_mask.to(torch.bool)
     if not torch.compiler.is_compiling() and not bool(mask.any(1).all()):
         row = int((~mask.any(1)).nonzero()[0])
         raise refuse(
             "attention_mask", f"no real token in row {row}", "at least one 1 in a row", "drop empty texts"
         )
-    position = torch.arange(mask.shape[1], device=mask.device)
-    return hidden_states, mask, (mask * position).argmax(1)
+    return mask
 
 
 def pool(rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, *, pooling: str) -> torch.Tensor:
@@ -64,9 +61,9 @@ def pool(rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, *, pooling:
 
     Example:
         >>> import torch
-        >>> from qwen_task_heads.hubcode.pooling_task_heads import pool, spans
+        >>> from qwen_task_heads.hubcode.pooling_task_heads import pool, rows_of
         >>> states = torch.arange(8.0).reshape(1, 4, 2)
-        >>> pool(*spans(states, torch.tensor([[0, 1, 1, 0]]), None), pooling="last")
+        >>> pool(*rows_of(states, torch.tensor([[0, 1, 1, 0]])), pooling="last")
         tensor([[4., 5.]])
     """
     if pooling == "last":

@@ -1,0 +1,271 @@
+"""Attention over packed rows, and a last layer that computes the pooled tokens alone.
+
+`packed_sdpa` is an attention implementation of transformers: without packed rows it is its `sdpa`, to the
+letter. With them, queries and keys are gathered into grids of similar length, on which torch's own kernels
+run on any device; on CUDA in half precision, one call of torch's variable-length flash attention takes
+their place, once it has given the grids' answer on this machine. This file travels with every published
+model; it imports torch, transformers and its siblings only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+from transformers.models.llama.modeling_llama import rotate_half
+
+from .packing_task_heads import Attention, PackedRows, Ragged, pack
+
+PACKED = "packed_sdpa"
+# Decoders whose tokens meet in plain scaled dot-product attention and nowhere else, each held to its padded
+# self by the tests. What is missing mixes tokens otherwise (hybrids, convolutions), knows places without
+# position_ids (ALiBi), or changes the attention scores (soft caps, sinks).
+EXACT = (
+    "qwen2",
+    "qwen3",
+    "llama",
+    "mistral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "gemma",
+    "olmo2",
+    "phi3",
+)
+# Of these, the layers are: norm, q/k/v, rotation, attention, o; norm, MLP.
+PLAIN_LAYERS = ("qwen2", "qwen3", "llama", "mistral")
+
+
+def why_padded(config: PreTrainedConfig) -> str | None:
+    """Say why rows of a backbone cannot be packed; None if they can.
+
+    Example:
+        >>> from transformers import BloomConfig
+        >>> from qwen_task_heads.hubcode.attention_task_heads import why_padded
+        >>> why_padded(BloomConfig())
+        "packed rows are not exact for a 'bloom' backbone"
+    """
+    if config.model_type not in EXACT:
+        return f"packed rows are not exact for a {config.model_type!r} backbone"
+    if config._attn_implementation not in ("sdpa", PACKED):
+        return f"packed rows need attn_implementation sdpa, and this is {config._attn_implementation}"
+    return None
+
+
+def window_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens back the attention looks, where it does not see all: longer rows are padded."""
+    fields = config.to_dict()
+    kinds = fields.get("layer_types")
+    slides = kinds is None or "sliding_attention" in kinds
+    return fields.get("sliding_window") if slides else None
+
+
+def prepare(backbone: Any) -> str | None:
+    """Make a backbone take packed rows; give the reason if it cannot."""
+    reason = why_padded(backbone.config)
+    if reason is None:
+        backbone.set_attn_implementation(PACKED)
+        if backbone.config.model_type in PLAIN_LAYERS:
+            layer = backbone.layers[-1]
+            # On the instance: checkpointing, FSDP and hooks wrap the call and stay what they are.
+            layer.forward = partial(_forward_pooled, layer, layer.forward)
+    return reason
+
+
+def packed_sdpa(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed_rows: PackedRows | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one packed row: query (1, heads, N, D), key and value (1, key heads, N, D).
+
+    Returns:
+        (1, N, heads, D), and no weights.
+    """
+    if packed_rows is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    index: int = module.layer_idx  # type: ignore[assignment]
+    if packed_rows.store is not None:
+        packed_rows.store[index] = (key[0], value[0])
+    key, value = _with_prefix(key[0], value[0], packed_rows, index)
+    output = attend(query[0], key, value, packed_rows.attention, dropout=dropout, scale=scaling)
+    return output[None], None
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention: Attention,
+    *,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Attention of packed queries.
+
+    Args:
+        query: (heads, N, D).
+        key: (key heads, M, D), cached prefix first.
+        value: (key heads, M, D).
+        attention: who sees whom.
+        dropout: probability, 0 outside of training.
+        scale: of the scores; 1 / sqrt(D) if None.
+
+    Returns:
+        (Q, heads, D) in the order of `attention`: N tokens, or one per row.
+    """
+    if attention.ragged is not None and dropout == 0 and _has_varlen(query.dtype, query.device.type):
+        return _varlen(query, key, value, attention.ragged, scale)
+    return _on_grids(query, key, value, attention, dropout=dropout, scale=scale)
+
+
+def _on_grids(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention: Attention,
+    *,
+    dropout: float,
+    scale: float | None,
+) -> torch.Tensor:
+    outputs = []
+    heads, _, width = query.shape
+    for grid in attention.grids:
+        rows, length = grid.shape
+        keys = grid.queries if grid.keys is None else grid.keys
+        q = query.index_select(1, grid.queries).view(heads, rows, length, width)
+        k, v = (part.index_select(1, keys).view(len(part), rows, -1, width) for part in (key, value))
+        if grid.mask is not None and query.device.type == "cuda" and len(key) < heads:
+            # With a mask, CUDA's fused kernels want as many key heads as heads.
+            k, v = (part.repeat_interleave(heads // len(part), dim=0) for part in (k, v))
+        output = F.scaled_dot_product_attention(
+            q.transpose(0, 1),
+            k.transpose(0, 1),
+            v.transpose(0, 1),
+            attn_mask=grid.mask,
+            dropout_p=dropout,
+            is_causal=grid.causal,
+            scale=scale,
+            enable_gqa=len(k) < heads,
+        )  # (R, heads, L, D)
+        outputs.append(output.transpose(1, 2).reshape(rows * length, heads, width))
+    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return joined if attention.restore is None else joined.index_select(0, attention.restore)
+
+
+def _varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ragged: Ragged, scale: float | None
+) -> torch.Tensor:
+    """One call of flash attention for rows of any length."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    k, v = (part.transpose(0, 1) for part in (key, value))
+    if ragged.keys is not None:
+        k, v = (part.index_select(0, ragged.keys) for part in (k, v))
+    output = varlen_attn(
+        query.transpose(0, 1).contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+        ragged.q_ends,
+        ragged.k_ends,
+        *ragged.longest,
+        scale=scale,
+        window_size=(-1, 0),  # causal, aligned at the last key
+        enable_gqa=len(key) < len(query),
+    )
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+@cache
+def _has_varlen(dtype: torch.dtype, device_type: str) -> bool:
+    """Whether flash attention of variable length runs on this machine, and says what the grids say."""
+    if device_type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    beginning = torch.arange(10).expand(3, -1)
+    ids = torch.cat([beginning, torch.arange(12).reshape(3, 4)], dim=1).to(device_type)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, 12:] = False
+    packed = pack(mask, input_ids=ids)  # a beginning that three rows share
+    generator = torch.Generator(device_type).manual_seed(0)
+    q, k, v = (
+        torch.randn(heads, len(packed.source), 64, generator=generator, device=device_type, dtype=dtype)
+        for heads in (4, 2, 2)
+    )
+    try:
+        found = _varlen(q, k, v, packed.attention.ragged, None)  # type: ignore[arg-type]
+    except (ImportError, RuntimeError, NotImplementedError):
+        return False
+    wanted = _on_grids(q, k, v, packed.attention, dropout=0.0, scale=None)
+    return bool((found - wanted).abs().max() < 0.05)
+
+
+def _with_prefix(
+    key: torch.Tensor, value: torch.Tensor, packed_rows: PackedRows, layer: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values (key heads, P + N, D) with those of the cached prefix before them."""
+    if not packed_rows.prefix:
+        return key, value
+    before = packed_rows.prefix[layer]
+    return torch.cat([before[0], key], dim=1), torch.cat([before[1], value], dim=1)
+
+
+def _forward_pooled(
+    layer: Any,
+    whole: Callable[..., torch.Tensor],
+    hidden_states: torch.Tensor,
+    *args: Any,
+    packed_rows: PackedRows | None = None,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """The last layer: every token gives its key and value, and only pooled tokens go on, (1, B, H)."""
+    if packed_rows is None or packed_rows.pooled is None or position_embeddings is None:
+        if packed_rows is not None:
+            kwargs["packed_rows"] = packed_rows
+        return whole(hidden_states, *args, position_embeddings=position_embeddings, **kwargs)
+    attention, last = layer.self_attn, packed_rows.last
+    normed = layer.input_layernorm(hidden_states)  # (1, N, H)
+    cos, sin = position_embeddings
+    key = _rotate(_heads(attention, "k", normed), cos, sin)
+    value = _heads(attention, "v", normed)
+    query = _heads(attention, "q", normed.index_select(1, last))
+    query = _rotate(query, cos.index_select(1, last), sin.index_select(1, last))
+    key, value = _with_prefix(key, value, packed_rows, attention.layer_idx)
+    dropout = attention.attention_dropout if layer.training else 0.0
+    output = attend(query, key, value, packed_rows.pooled, dropout=dropout, scale=attention.scaling)
+    pooled = hidden_states.index_select(1, last) + attention.o_proj(output.flatten(1)[None])  # (1, B, H)
+    return pooled + layer.mlp(layer.post_attention_layernorm(pooled))
+
+
+def _heads(attention: Any, part: str, states: torch.Tensor) -> torch.Tensor:
+    """Project (1, N, H) to (heads, N, D); Qwen3 normalises queries and keys per head."""
+    modules = attention._modules
+    heads = modules[f"{part}_proj"](states)[0].unflatten(-1, (-1, attention.head_dim))  # (N, heads, D)
+    if f"{part}_norm" in modules:
+        heads = modules[f"{part}_norm"](heads)
+    return heads.transpose(0, 1)
+
+
+def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of (heads, N, D) by cos and sin (1, N, D)."""
+    return heads * cos + rotate_half(heads) * sin
+
+
+AttentionInterface.register(PACKED, packed_sdpa)
+AttentionMaskInterface.register(PACKED, sdpa_mask)
