@@ -53,6 +53,8 @@ FAMILIES: dict[str, Callable[..., PreTrainedConfig]] = {
     "qwen3": lambda **sizes: Qwen3Config(head_dim=8, **sizes),
     "llama": LlamaConfig,
 }
+# Rooms whose files take longest, in the order in which they start.
+LONG = ("training", "recipes", "hubcode", "faults", "publishing")
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "", b"127.0.0.1", b"localhost", None)
 
 
@@ -73,6 +75,11 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     # Forks of a process with threads: the launchers' own code.
     config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:multiprocessing\..*")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: with several workers the short ones then fill the gaps at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.parent.name) if item.path.parent.name in LONG else 99)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

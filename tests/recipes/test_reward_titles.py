@@ -422,10 +422,25 @@ def test_the_folder_of_a_finished_run_is_not_trained_over(full_run, pairs_folder
     assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == before
 
 
+def refused_words(folder: Path) -> list[str]:
+    return ["--output_dir", str(folder / "run"), "--pooling", "nope", *MACHINE]
+
+
+def test_the_message_is_all_that_a_refused_run_prints(tmp_path):
+    """In a child, whose exit code is 2."""
+    process = launching.start(RECIPE, refused_words(tmp_path), tmp_path / "log")
+    process.join(120)
+    assert process.exitcode == 2
+    (line,) = (tmp_path / "log").read_text().strip().splitlines()
+    assert line.startswith("error: --pooling: found 'nope'")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_the_exit_code_reaches_the_shell(tmp_path):
-    """One true process: what is printed is the message alone, on standard error, with exit code 2."""
-    words = ["--output_dir", str(tmp_path / "run"), "--pooling", "nope", *MACHINE]
-    done = subprocess.run([sys.executable, str(RECIPE), *words], capture_output=True, text=True, timeout=120)
+    """The same of one true process, on standard error."""
+    command = [sys.executable, str(RECIPE), *refused_words(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: --pooling: found 'nope'")
     assert "Traceback" not in done.stderr
