@@ -136,6 +136,7 @@ def pack(
     last_only: bool = True,
     pooled_only: bool = False,
     prefix: KeysAndValues | None = None,
+    ragged: bool | None = None,
 ) -> PackedRows:
     """Pack the real tokens of a padded batch.
 
@@ -147,6 +148,7 @@ def pack(
         pooled_only: whether the last layer computes the pooled tokens alone; needs `last_only`.
         prefix: keys and values of tokens that stand before every row, from a pass that stored them. Their
             states are gone, so it goes with `last_only` alone.
+        ragged: whether kernels of variable length are told too; on CUDA if None.
 
     Example:
         >>> import torch
@@ -180,18 +182,18 @@ def pack(
     owned = segments._replace(
         place=place[len(shared) :], size=size[len(shared) :], parent=segments.parent[len(shared) :]
     )
-    needs_ragged = device.type == "cuda" and causal
+    ragged = causal and (device.type == "cuda" if ragged is None else ragged)
     rows = row_mask = None
     if not last_only:
         rows, row_mask = _whole_rows(owned)
     packed = PackedRows(
         source=source,
         position_ids=position_ids[None],
-        attention=_attention(segments, causal=causal, ragged=needs_ragged),
+        attention=_attention(segments, causal=causal, ragged=ragged),
         rows=rows,
         row_mask=row_mask,
         last=owned.place + owned.size - 1,
-        pooled=_attention(owned, causal=causal, last=True, ragged=needs_ragged)
+        pooled=_attention(owned, causal=causal, last=True, ragged=ragged)
         if last_only and pooled_only
         else None,
         prefix=prefix or {},

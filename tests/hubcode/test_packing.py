@@ -1,0 +1,311 @@
+"""Packed rows and shared beginnings: the numbers of the padded batch, from fewer tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import CONFIG_MAPPING, BloomConfig
+
+from qwen_task_heads import PooledClassifier, PooledClassifierConfig, TitleScorer, TitleScorerConfig
+from qwen_task_heads.hubcode import attention_task_heads
+from qwen_task_heads.hubcode.attention_task_heads import EXACT, PLAIN_LAYERS, attend
+from qwen_task_heads.hubcode.packing_task_heads import pack
+
+SIZES = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
+INSTRUCTION, PROMPT = 20, 10
+
+
+def scorer(family: str, *, pooling: str = "last", seed: int = 0, **changes: Any) -> Any:
+    """A random model whose tensors are all as large as trained ones."""
+    moe = MOE if family.endswith("_moe") else {}
+    sizes = {
+        **SIZES,
+        **moe,
+        **{name: changes.pop(name) for name in [*changes] if name in ("sliding_window",)},
+    }
+    torch.manual_seed(seed)
+    model = TitleScorer(
+        TitleScorerConfig(text_config=CONFIG_MAPPING[family](**sizes), pooling=pooling, **changes)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def batch(*, groups: int = 3, titles: int = 4, seed: int = 0, longest: int = 24) -> dict[str, torch.Tensor]:
+    """Titles under a common instruction and the prompt of their group, padded on both sides."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(size: int) -> torch.Tensor:
+        return torch.randint(3, 128, (size,), generator=generator)
+
+    instruction, rows = draw(INSTRUCTION), []
+    for _ in range(groups):
+        prompt = draw(PROMPT)
+        for _ in range(titles):
+            size = int(torch.randint(1, longest, (1,), generator=generator))
+            rows.append(torch.cat([instruction, prompt, draw(size)]))
+    width = max(map(len, rows)) + 2
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+    for place, row in enumerate(rows):
+        begin = int(torch.randint(0, width - len(row) + 1, (1,), generator=generator))
+        ids[place, begin : begin + len(row)] = row
+        mask[place, begin : begin + len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def ways(model: Any) -> Iterator[str]:
+    """Set the model to each way of computing a batch, the padded one first."""
+    for name, model.packing, model.prefix_sharing in (
+        ("padded", False, False),
+        ("packed", True, False),
+        ("shared", True, True),
+    ):
+        yield name
+
+
+def logits_and_gradients(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    model.zero_grad()
+    logits = model(**inputs).logits
+    (logits[:, 0] * torch.arange(1, len(logits) + 1)).sum().backward()
+    found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return logits.detach(), torch.cat(found)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("family", EXACT)
+def test_every_family_gives_the_numbers_of_the_padded_batch(family: str, pooling: str) -> None:
+    model, inputs = scorer(family, pooling=pooling), batch()
+    found = [logits_and_gradients(model, inputs) for _ in ways(model)]
+    logits, gradients = found[0]
+    assert logits.std() > 0.01  # else the figures would say nothing
+    for other, others in found[1:]:
+        assert (other - logits).abs().max() <= 1e-6 * max(1, float(logits.abs().max()))
+        assert (others - gradients).abs().max() <= 2e-6 * gradients.abs().max()
+
+
+@pytest.mark.parametrize("pooling", ["last", "max", "attention"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_every_pooling_on_both_kinds_of_attention(pooling: str, bidirectional: bool) -> None:
+    model, inputs = scorer("qwen3", pooling=pooling, bidirectional=bidirectional), batch()
+    found = [logits_and_gradients(model, inputs) for _ in ways(model)]
+    for other, others in found[1:]:
+        assert (other - found[0][0]).abs().max() <= 2e-6
+        assert (others - found[0][1]).abs().max() <= 2e-6 * found[0][1].abs().max()
+
+
+def tokens_of(inputs: dict[str, torch.Tensor], **options: Any) -> int:
+    mask = inputs["attention_mask"].bool()
+    return len(pack(mask, **options).source)
+
+
+def test_beginnings_nest_and_stand_once() -> None:
+    inputs = batch(groups=3, titles=4)
+    real = int(inputs["attention_mask"].sum())
+    assert tokens_of(inputs) == real
+    # the instruction stands once instead of 12 times, each of 3 prompts once instead of 4 times
+    saved = 11 * INSTRUCTION + 3 * 3 * PROMPT
+    assert tokens_of(inputs, input_ids=inputs["input_ids"]) == real - saved
+    assert tokens_of(inputs, input_ids=inputs["input_ids"], causal=False) == real
+
+
+@pytest.mark.parametrize(
+    ("rows", "packed"),
+    [
+        ([[5] * 9 + [1], [5] * 9 + [2]], 11),
+        ([[5] * 7 + [1], [5] * 7 + [2]], 16),  # too short to be worth it
+        ([[5] * 10, [5] * 10], 11),  # each row keeps a token of its own
+        ([[5] * 10, [5] * 12], 13),  # one row begins the other
+        ([[5] * 9 + [1], [5] * 9 + [2], [*range(20, 120)]], 120),  # 9 of 120: not worth it
+        ([[5] * 10], 10),
+    ],
+)
+def test_what_is_shared(rows: list[list[int]], packed: int) -> None:
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    assert tokens_of(inputs, input_ids=ids) == packed
+    model = scorer("qwen2")
+    logits = [model(**inputs).logits for _ in ways(model)]
+    assert max((other - logits[0]).abs().max() for other in logits) <= 1e-6
+
+
+@torch.no_grad()
+def test_rows_within_a_sliding_window_are_packed_and_longer_ones_padded() -> None:
+    for window, packs in ((64, True), (40, False)):
+        model, inputs = scorer("mistral", sliding_window=window), batch()
+        longest = int(inputs["attention_mask"].sum(1).max())
+        assert 40 < longest <= 64
+        assert model._can_pack(longest, None) == packs
+        logits = [model(**inputs).logits for _ in ways(model)]
+        assert max((other - logits[0]).abs().max() for other in logits) <= 1e-6
+
+
+@torch.no_grad()
+def test_what_cannot_be_packed_is_padded_and_says_why(tiny_config: Any) -> None:
+    inputs = batch()
+    bloom = BloomConfig(vocab_size=128, hidden_size=32, n_layer=1, n_head=4)
+    model = PooledClassifier(PooledClassifierConfig(text_config=bloom)).eval()
+    assert model.why_padded == "packed rows are not exact for a 'bloom' backbone"
+    rows = zip(*inputs.values(), strict=True)
+    alone = torch.cat([model(input_ids=row[real.bool()][None]).logits for row, real in rows])
+    assert (model(**inputs).logits - alone).abs().max() <= 1e-6
+    config = TitleScorerConfig(text_config=tiny_config("qwen2", vocab_size=128))
+    model = TitleScorer._from_config(config, attn_implementation="eager").eval()
+    assert model.why_padded == "packed rows need attn_implementation sdpa, and this is eager"
+    with pytest.raises(ValueError, match=r"prefix: found .packed rows need attn_implementation sdpa"):
+        model.encode_prefix(torch.ones(1, 4, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_states_and_attentions_are_those_of_the_padded_batch() -> None:
+    model, inputs = scorer("qwen2"), batch()
+    found = model(**inputs, output_hidden_states=True)
+    assert len(found.hidden_states) == SIZES["num_hidden_layers"] + 1
+    assert found.hidden_states[0].shape[:2] == inputs["input_ids"].shape
+    assert (found.logits - model(**inputs).logits).abs().max() <= 1e-6
+    assert model(**inputs, use_cache=True).past_key_values is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", PLAIN_LAYERS)
+def test_a_cached_prefix_gives_the_scores_of_whole_rows(family: str) -> None:
+    model, inputs = scorer(family), batch()
+    rows = [row[real.bool()] for row, real in zip(*inputs.values(), strict=True)]
+    prefix = model.encode_prefix(rows[0][None, :INSTRUCTION])
+    assert [keys.shape for keys, _ in prefix.values()] == [(2, INSTRUCTION, 8)] * 3
+    rests = [row[INSTRUCTION:] for row in rows]
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(rest) for rest in rests], batch_first=True)
+    ids = torch.nn.utils.rnn.pad_sequence(rests, batch_first=True)
+    wanted = model(**inputs).logits
+    for model.prefix_sharing in (False, True):  # the prompts behind it are shared, or not
+        found = model(input_ids=ids, attention_mask=mask, prefix=prefix).logits
+        assert (found - wanted).abs().max() <= 1e-6
+    with pytest.raises(ValueError, match="prefix: found"):
+        model(input_ids=ids, attention_mask=mask, prefix=prefix, output_hidden_states=True)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_lora_under_checkpointing_has_the_gradients_without(family: str, reentrant: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    lora = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=targets, init_lora_weights=False)
+    torch.manual_seed(0)
+    model = get_peft_model(scorer(family), lora).train()
+    base, inputs = model.get_base_model(), batch()
+    found = [logits_and_gradients(model, inputs) for _ in ways(base)]
+    base.activation_checkpointing_enable({"use_reentrant": reentrant})
+    base.enable_input_require_grads()
+    found += [logits_and_gradients(model, inputs) for _ in ways(base)]
+    for logits, gradients in found[1:]:
+        assert len(gradients) == len(found[0][1])
+        assert (logits - found[0][0]).abs().max() <= 2e-6
+        assert (gradients - found[0][1]).abs().max() <= 2e-6 * found[0][1].abs().max()
+
+
+def test_under_autocast_and_in_bf16_the_difference_is_rounding() -> None:
+    model, inputs = scorer("qwen2"), batch()
+    exact = model(**inputs).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in ways(model):
+            assert (model(**inputs).logits - exact).abs().max() < 0.05 * exact.std()
+    half = copy.deepcopy(model)
+    half.model.to(torch.bfloat16)
+    for _ in ways(half):
+        found = half(**inputs).logits
+        assert found.dtype == torch.float32
+        assert (found - exact).abs().max() < 0.1 * exact.std()
+
+
+@torch.no_grad()
+def test_a_copy_computes_with_its_own_last_layer() -> None:
+    model, inputs = scorer("qwen2"), batch()
+    twin, wanted = copy.deepcopy(model), model(**inputs).logits
+    model.model.layers[-1].mlp.down_proj.weight.zero_()
+    assert torch.equal(twin(**inputs).logits, wanted)
+    assert not torch.equal(model(**inputs).logits, wanted)
+
+
+def varlen_reference(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """What the documentation of torch's `varlen_attn` says, in plain torch: its kernel needs a GPU."""
+    assert window_size == (-1, 0)
+    outputs = []
+    for q0, q1, k0, k1 in zip(cu_seq_q, cu_seq_q[1:], cu_seq_k, cu_seq_k[1:], strict=False):
+        assert q1 - q0 <= max_q
+        assert k1 - k0 <= max_k
+        q, k, v = query[q0:q1], key[k0:k1], value[k0:k1]
+        mask = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))  # aligned at the last key
+        q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
+        outputs.append(output[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("before", [0, 6])
+@pytest.mark.parametrize("shared", [False, True])
+def test_kernels_of_variable_length_are_told_the_same_attention(
+    monkeypatch: pytest.MonkeyPatch, shared: bool, before: int
+) -> None:
+    import torch.nn.attention.varlen as varlen
+
+    inputs = batch()
+    prefix = {0: (torch.zeros(2, before, 8), torch.zeros(2, before, 8))} if before else None
+    # as on a GPU, where the ragged form is made too
+    monkeypatch.setattr(attention_task_heads, "_has_varlen", lambda *_: False)
+    packed = pack(
+        inputs["attention_mask"].bool(),
+        input_ids=inputs["input_ids"] if shared else None,
+        pooled_only=True,
+        prefix=prefix,
+        ragged=True,
+    )
+    tokens = len(packed.source)
+    key, value = torch.randn(2, 2, before + tokens, 8)
+    for attention, queries in ((packed.attention, tokens), (packed.pooled, 12)):
+        assert attention is not None
+        query = torch.randn(4, queries, 8)
+        wanted = attend(query, key, value, attention)
+        monkeypatch.setattr(attention_task_heads, "_has_varlen", lambda *_: True)
+        monkeypatch.setattr(varlen, "varlen_attn", varlen_reference)
+        found = attend(query, key, value, attention)
+        monkeypatch.setattr(attention_task_heads, "_has_varlen", lambda *_: False)
+        assert (found - wanted).abs().max() <= 1e-6
