@@ -2,8 +2,11 @@
 
 The ids come from the encoder of training, the one place where texts become ids, by the length and the
 truncation that the model was saved with. So an answer here is the answer of training, of the pipelines
-and of any server that uses the saved tokenizer. Batches are formed by length, because padding costs
-time; padding cannot change a score.
+and of any server that uses the saved tokenizer.
+
+Nothing is computed twice: rows are packed, batches hold rows that begin alike, what all rows of a call
+begin with is kept for the next call, and an adapter is merged into its base when it is loaded by name.
+None of it moves a score by more than rounding.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ import torch
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows
+from qwen_task_heads.inference.int8 import to_int8
 from qwen_task_heads.inference.predictions import Prediction, check_options, problem_type_of, to_predictions
-from qwen_task_heads.models import load, load_tokenizer
+from qwen_task_heads.inference.prefixes import PrefixCache
+from qwen_task_heads.models import load, load_tokenizer, merge
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,15 @@ class Scorer:
     Args:
         model: repo id, folder, or a loaded model (then give `tokenizer`).
         tokenizer: the tokenizer saved with the model.
-        batch_tokens: padded tokens per batch; bounds the memory, changes no score.
+        batch_tokens: tokens per batch; bounds the memory, changes no score.
         device: where to run; the model's own device when None.
         progress: show a bar over more than a thousand texts.
         revision: of a repo id: branch, tag or commit.
         hub: where ids are looked up, `huggingface` or `modelscope`.
-        dtype: of the backbone's weights; as they were saved when `auto`.
+        dtype: of the backbone's weights; as they were saved when `auto`. `torch.bfloat16` halves the memory,
+            and the time where the processor has it.
+        int8: on a CPU, multiply the backbone's matrices in int8. Scores change a little: see the card, or
+            `inference.int8.agreement`, for how often the answers stay.
 
     Example:
         >>> import tempfile
@@ -71,6 +79,7 @@ class Scorer:
         revision: str | None = None,
         hub: str = "huggingface",
         dtype: torch.dtype | str = "auto",
+        int8: bool = False,
     ) -> None:
         if batch_tokens < 1:
             found, remedy = f"found {batch_tokens}", "choose such as 8192"
@@ -78,14 +87,19 @@ class Scorer:
         if isinstance(model, (str, Path)):
             tokenizer = tokenizer or load_tokenizer(str(model), revision=revision, hub=hub)
             model = load(str(model), revision=revision, hub=hub, dtype=dtype)
+            if model._hf_peft_config_loaded:
+                model = merge(model)
         if tokenizer is None:
             raise TaskHeadsError(
                 Problem("Scorer", "found a model without a tokenizer", "accepted: both", "pass tokenizer=")
             )
         self.model = model.eval() if device is None else model.eval().to(device)
+        if int8:
+            self.model = to_int8(self.model)
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.progress = progress
+        self.prefixes = PrefixCache(self.model)
 
     @property
     def is_title_scorer(self) -> bool:
@@ -208,21 +222,36 @@ class Scorer:
     def _run(self, rows: list[list[int]]) -> torch.Tensor:
         """Logits (n, L) of n rows of ids, fp32 on the CPU, in their order."""
         result = torch.empty(len(rows), self.model.config.num_labels)
-        for batch in self._batches(rows):
-            tensors = pad_rows([rows[index] for index in batch], pad_id=self.tokenizer.pad_token_id or 0)
+        limit = None if self.is_title_scorer else self.model.config.max_seq_length
+        # The model cuts longer rows itself, and has to see them whole.
+        fits = limit is None or max(map(len, rows), default=0) <= limit
+        known, prefix = self.prefixes.take(rows) if fits else (0, None)
+        options = {"prefix": prefix} if prefix else {}
+        for batch in self._batches(rows, known=known):
+            tensors = pad_rows(
+                [rows[index][known:] for index in batch], pad_id=self.tokenizer.pad_token_id or 0
+            )
             with torch.inference_mode():
                 logits = self.model(
-                    **{name: value.to(self.model.device) for name, value in tensors.items()}
+                    **{name: value.to(self.model.device) for name, value in tensors.items()}, **options
                 ).logits
             result[batch] = logits.float().cpu()
         return result
 
-    def _batches(self, rows: list[list[int]]) -> Iterable[list[int]]:
-        """Cut the indices, shortest row first, into batches of at most `batch_tokens` padded tokens."""
+    def _batches(self, rows: list[list[int]], *, known: int) -> Iterable[list[int]]:
+        """Cut the indices into batches of at most `batch_tokens` tokens, `known` ones of each row apart.
+
+        Rows that begin alike stand together where they are packed; else rows of similar length do.
+        """
+        packs = self.model.packing and self.model.why_padded is None
         batches: list[list[int]] = []
-        for index in sorted(range(len(rows)), key=lambda index: len(rows[index])):
-            if not batches or (len(batches[-1]) + 1) * len(rows[index]) > self.batch_tokens:
+        tokens = 0  # of the last batch
+        for index in sorted(range(len(rows)), key=lambda index: rows[index] if packs else len(rows[index])):
+            size = len(rows[index]) - known
+            tokens = tokens + size if packs else size * (len(batches[-1]) + 1 if batches else 1)
+            if not batches or tokens > self.batch_tokens:
                 batches.append([])
+                tokens = size
             batches[-1].append(index)
         if not self.progress or len(rows) <= 1000:
             return batches

@@ -1,0 +1,116 @@
+"""What makes scoring fast and may not show: cached beginnings, merged adapters, int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qwen_task_heads import Scorer, adapter_config, build, save
+from qwen_task_heads.batching.text import Template, compile_template
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.inference.int8 import agreement, to_int8
+from qwen_task_heads.models import load_tokenizer
+
+BRIEF = "You rate titles for readers who know the trade. " * 4
+TITLES = [f"{what} {n}" for n in range(4) for what in ("Trains of the north", "Tea", "A long way to rest")]
+
+
+@pytest.fixture(scope="module")
+def model(bases: dict[str, str], shake: Any) -> Any:
+    torch.manual_seed(0)
+    return shake(build(bases["qwen3"]))
+
+
+def tokenizer_of(base: str, before: str) -> Any:
+    tokenizer = load_tokenizer(base)
+    compile_template(tokenizer, template=Template(before=before), model_type="qwen3", max_length=200)
+    return tokenizer
+
+
+def computed(scorer: Scorer) -> list[int]:
+    """Collect the tokens that each pass of the backbone computes."""
+    sizes: list[int] = []
+    scorer.model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    return sizes
+
+
+def test_an_instruction_is_encoded_once_for_all_calls(bases: dict[str, str], model: Any) -> None:
+    tokenizer = tokenizer_of(bases["qwen3"], BRIEF)
+    scorer = Scorer(model, tokenizer=tokenizer)
+    length = len(tokenizer.init_kwargs["task_template"]["before"])
+    assert length > 32
+    ids = tokenizer(TITLES)["input_ids"]
+    with torch.inference_mode():
+        wanted = [float(model(input_ids=torch.tensor([row])).logits) for row in ids]
+    sizes = computed(scorer)
+    assert scorer.score(TITLES) == pytest.approx(wanted, abs=1e-6)
+    assert len(sizes) == 2  # the instruction, then the titles
+    assert length <= sizes[0] < length + 4
+    assert sizes[1] <= sum(map(len, ids)) - len(ids) * length
+    sizes.clear()
+    # One title alone uses it too; so does a call whose titles begin with other letters.
+    assert scorer.score(TITLES[3:4]) == pytest.approx(wanted[3:4], abs=1e-6)
+    assert scorer.score(TITLES[::-1]) == pytest.approx(wanted[::-1], abs=1e-6)
+    assert len(sizes) == 2
+    assert sizes[0] == len(ids[3]) - length
+
+
+def test_another_prompt_takes_the_place_of_the_last(bases: dict[str, str], model: Any) -> None:
+    scorer = Scorer(model, tokenizer=tokenizer_of(bases["qwen3"], ""))
+    cold = Scorer(model, tokenizer=scorer.tokenizer)
+    for prompt in (BRIEF, BRIEF[:100], "Other words entirely, and as many of them. " * 4, "short", ""):
+        cold.prefixes.ids, cold.prefixes.kept = [], {}
+        ranked, expected = (s.rank(TITLES, prompt=prompt) for s in (scorer, cold))
+        assert [row.title for row in ranked] == [row.title for row in expected]
+        assert [row.score for row in ranked] == pytest.approx([row.score for row in expected], abs=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_rows_over_the_limit_and_other_poolings_go_without(bases: dict[str, str], pooling: str) -> None:
+    from qwen_task_heads.batching.text import bind_template
+
+    torch.manual_seed(0)
+    options = {"task": "pooled_classifier", "labels": ["a", "b"], "pooling": pooling}
+    model = build(bases["qwen2"], **options, max_seq_length=80, truncation="windows")
+    tokenizer = load_tokenizer(bases["qwen2"])
+    bind_template(tokenizer, model.config, template=Template(before=BRIEF[:120]))
+    scorer = Scorer(model, tokenizer=tokenizer)
+    texts = [*TITLES, "A text that is too long for one window. " * 9]
+    long, short = scorer.logits(texts), scorer.logits(TITLES)
+    assert (long[: len(TITLES)] - short).abs().max() <= 1e-6
+    assert bool(scorer.prefixes.ids) == (pooling == "last")
+
+
+def test_an_adapter_is_merged_when_it_is_loaded_by_name(
+    bases: dict[str, str], shake: Any, tmp_path: Path
+) -> None:
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    model = build(bases["llama"])
+    tuned = shake(get_peft_model(model, adapter_config(model)), width=0.02)
+    tokenizer = load_tokenizer(bases["llama"])
+    compile_template(tokenizer, template=None, model_type="llama", max_length=64)
+    folder = save(tuned, tokenizer=tokenizer, folder=tmp_path / "adapter")
+    scorer = Scorer(str(folder))
+    assert not any("lora" in name for name, _ in scorer.model.named_modules())
+    unmerged = Scorer(tuned.get_base_model(), tokenizer=tokenizer)
+    assert scorer.score(TITLES) == pytest.approx(unmerged.score(TITLES), abs=1e-5)
+    assert any("lora" in name for name, _ in tuned.named_modules())  # a model in memory stays as it is
+
+
+def test_int8_stays_near_and_refuses_what_it_cannot(bases: dict[str, str], model: Any) -> None:
+    tokenizer = tokenizer_of(bases["qwen3"], BRIEF)
+    exact, small = (Scorer(model, tokenizer=tokenizer, int8=int8) for int8 in (False, True))
+    ours, theirs = (torch.tensor(scorer.score(TITLES)) for scorer in (exact, small))
+    assert not torch.equal(ours, theirs)
+    assert (ours - theirs).abs().max() < 0.5 * ours.std()  # random weights; trained ones are nearer
+    assert agreement(ours[:, None].tolist(), theirs[:, None].tolist()) > 0.8
+    half = build(bases["qwen2"], dtype=torch.bfloat16)
+    with pytest.raises(TaskHeadsError, match=r"int8: found weights in bfloat16; accepted: a full model in"):
+        to_int8(half)
