@@ -36,7 +36,7 @@ TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_cl
 NEAR = 5  # names of other folders in a message
 HEAD_OPTIONS = (
     "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional", "problem_type",
-    "num_labels", "max_seq_length", "truncation", "window_overlap", "window_aggregation",
+    "num_labels", "max_seq_length", "truncation", "window_overlap", "window_aggregation", "backbone_layers",
 )  # fmt: skip
 
 
@@ -77,7 +77,8 @@ def build(
         labels: label names of a classifier, in the order of their ids.
         dtype: of the backbone; the head is always fp32.
         model_kwargs: passed on to transformers (`attn_implementation`, `device_map`, ...).
-        **head: fields of the config: `pooling`, `head`, `head_sizes`, `problem_type`, ...
+        **head: fields of the config: `pooling`, `head`, `head_sizes`, `problem_type`, ...; with
+            `backbone_layers=k` the head reads layer k, and the layers above are neither kept nor saved.
 
     Raises:
         TaskHeadsError: a base that is not there, or an option that the config refuses.

@@ -8,6 +8,7 @@ loading plain Qwen models in the same process stays as it was.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar, Literal
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -19,6 +20,9 @@ PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "r
 TRUNCATIONS = ("head", "tail", "head_tail", "windows")
 AGGREGATIONS = ("mean", "max")
 MIN_SEQ_LENGTH = 16  # the stored probe has rows of 12, which no policy may cut
+
+# Decoders whose first k layers, then `norm`, are a decoder again: no layer reads another but the one below.
+CAN_EXIT = ("qwen2", "qwen3", "llama", "mistral", "qwen2_moe", "qwen3_moe", "gemma", "olmo2", "phi3")
 
 MODEL_TYPES = ("pooled_classifier", "title_scorer")
 
@@ -53,6 +57,8 @@ class TaskHeadConfig(PreTrainedConfig):
         bidirectional: attend to both sides (a 4D mask instead of the causal one); sdpa or eager only.
         problem_type: `single_label_classification`, `multi_label_classification`, `regression` or
             `ordinal` (labels 0..K-1 in their natural order).
+        backbone_layers: how many layers of the backbone are kept, from the first: an early exit, whose head
+            reads layer k after the backbone's final norm. None: all of them.
         backbone_name_or_path: the true base, which an adapter repo loads before its adapter.
         backbone_revision: commit of the base on its hub, or None for a local folder.
         backbone_hub: `modelscope` where that commit is one of ModelScope, which no other hub knows; None for
@@ -84,6 +90,7 @@ class TaskHeadConfig(PreTrainedConfig):
     problem_type: (
         Literal["regression", "single_label_classification", "multi_label_classification", "ordinal"] | None
     ) = None
+    backbone_layers: int | None = None
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
     backbone_hub: str | None = None
@@ -103,6 +110,8 @@ class TaskHeadConfig(PreTrainedConfig):
             self.text_config = CONFIG_MAPPING[model_type](**text_config)
         self.head_sizes = list(self.head_sizes or [])
         self._check()
+        if self.backbone_layers is not None and self.text_config is not None:
+            self.text_config = cut_layers(self.text_config, keep=self.backbone_layers)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -142,6 +151,36 @@ class TaskHeadConfig(PreTrainedConfig):
             )
         if not 0 <= self.head_dropout < 1:
             raise refuse("head_dropout", self.head_dropout, "0 <= p < 1", "use 0 for no dropout")
+
+
+def cut_layers(text_config: PreTrainedConfig, *, keep: int) -> PreTrainedConfig:
+    """Give a copy of a backbone's config with its first `keep` layers; of one that has so many, itself.
+
+    Raises:
+        ValueError: fewer layers than that, or a family whose layers are not alike.
+
+    Example:
+        >>> from transformers import Qwen2Config
+        >>> from qwen_task_heads.hubcode.configuration_task_heads import cut_layers
+        >>> cut = cut_layers(Qwen2Config(hidden_size=64, num_hidden_layers=6), keep=2)
+        >>> cut.num_hidden_layers, len(cut.layer_types)
+        (2, 2)
+    """
+    depth = text_config.num_hidden_layers
+    if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= depth:
+        raise refuse(
+            "backbone_layers", keep, f"1 to {depth}, the layers of the backbone", "choose one of them"
+        )
+    if keep == depth:
+        return text_config
+    if text_config.model_type not in CAN_EXIT:
+        accepted = f"all {depth} layers, or a backbone of {', '.join(CAN_EXIT)}"
+        raise refuse("backbone_layers", f"{keep} of a {text_config.model_type}", accepted, "leave it out")
+    cut = copy.deepcopy(text_config)
+    cut.num_hidden_layers = keep
+    if text_config.to_dict().get("layer_types") is not None:
+        cut.layer_types = text_config.layer_types[:keep]
+    return cut
 
 
 class PooledClassifierConfig(TaskHeadConfig):

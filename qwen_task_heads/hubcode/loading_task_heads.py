@@ -10,6 +10,7 @@ swapped under the right names or a base that changed.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ class StrictLoading(PreTrainedModel):
                 model, info = super().from_pretrained(
                     path, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
                 )
-                _check_keys(path, info, fresh_head=not own)
+                _check_keys(path, info, fresh_head=not own, keep=config.backbone_layers)
         if own and verify and not quantized and model.device.type != "meta":
             model.check_probe(repo)
         return (model, info) if output_loading_info else model
@@ -121,7 +122,7 @@ class StrictLoading(PreTrainedModel):
                 if config.backbone_hub
                 else "fetch the base, or set backbone_name_or_path to where it is",
             ) from error
-        _check_keys(base, info, fresh_head=True)
+        _check_keys(base, info, fresh_head=True, keep=config.backbone_layers)
         _load_adapter(model, repo, hub)
         return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
@@ -315,12 +316,15 @@ def _backbone_names(config: Any) -> dict[str, str] | None:
     return None if prefix == "model" else {rf"^{prefix}\.": "model."}
 
 
-def _check_keys(where: str, info: dict[str, Any], *, fresh_head: bool) -> None:
-    """Refuse a load that left a tensor out. A plain backbone may lack `score`, and bring its `lm_head`."""
+def _check_keys(where: str, info: dict[str, Any], *, fresh_head: bool, keep: int | None = None) -> None:
+    """Refuse a load that left a tensor out. A plain backbone may lack `score`, and bring its `lm_head`.
+
+    It may also bring layers from number `keep` on, where the model is an early exit of so many.
+    """
     missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if fresh_head:
         missing = [key for key in missing if not key.startswith("score.")]
-        extra = [key for key in extra if not key.startswith("lm_head.")]
+        extra = [key for key in extra if not key.startswith("lm_head.") and not _is_above(key, keep)]
     problems = [f"{key} is missing" for key in missing]
     problems += [f"{key} is not part of the model" for key in extra]
     problems += [f"{key} has another shape" for key in sorted(map(str, info.get("mismatched_keys") or []))]
@@ -329,6 +333,12 @@ def _check_keys(where: str, info: dict[str, Any], *, fresh_head: bool) -> None:
         raise refuse(
             where, shown, "exactly the tensors of the config's model", "save or fetch the model again"
         )
+
+
+def _is_above(key: str, keep: int | None) -> bool:
+    """Whether a tensor belongs to a layer that an early exit does not have."""
+    layer = re.match(r"(?:model\.)?layers\.(\d+)\.", key)
+    return keep is not None and layer is not None and int(layer[1]) >= keep
 
 
 def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:

@@ -102,7 +102,9 @@ class PackedRows(NamedTuple):
     def unpack(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Give states (1, N, H), or (1, B, H) of the last tokens, as `pooling_task_heads.pool` takes them."""
         if self.rows is not None and self.row_mask is not None:
-            return states[0][self.rows], self.row_mask, self.row_mask.sum(1) - 1
+            # A shared beginning may be followed by a gap before a row's own tokens: look, do not count.
+            place = torch.arange(self.row_mask.shape[1], device=self.row_mask.device)
+            return states[0][self.rows], self.row_mask, (self.row_mask * place).argmax(1)
         last = states[0] if self.pooled is not None else states[0].index_select(0, self.last)
         one = torch.ones(len(last), 1, dtype=torch.bool, device=last.device)
         return last[:, None], one, torch.zeros_like(self.last)

@@ -1,0 +1,185 @@
+"""Early exit: a head on layer k, saved with k layers or over its true base, opened without the package."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import BloomConfig, Gemma3TextConfig, Qwen2Config
+
+from qwen_task_heads import TitleScorer, adapter_config, build, load, merge, save
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.hubcode.configuration_task_heads import cut_layers
+from qwen_task_heads.publishing.stock import export_stock
+
+FAMILIES = ("qwen2", "qwen3", "llama")
+KINDS = ("full", "lora", "head_only", "merged")
+NAMES = [f"{family}-{kind}" for family in FAMILIES for kind in KINDS]
+
+CHILD = r"""
+import json, sys
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+root, *names = sys.argv[1:]
+expected, batch = load_file(f"{root}/expected.safetensors"), load_file(f"{root}/batch.safetensors")
+answer = {}
+for name in names:
+    for auto in (AutoModel, AutoModelForSequenceClassification):
+        model = auto.from_pretrained(f"{root}/{name}", trust_remote_code=True)
+        with torch.no_grad():
+            found = model(**batch).logits
+        difference = float((found - expected[name]).abs().max())
+        answer[name] = [len(model.model.layers), max(answer.get(name, [0, 0.0])[1], difference)]
+leaked = [name for name in sys.modules if name.split(".")[0] == "qwen_task_heads"]
+print(json.dumps({"answer": answer, "leaked": leaked}))
+"""
+
+
+@pytest.fixture(scope="module")
+def opened(bases, tokenizer, shake, clean, tmp_path_factory):
+    """Give `opened()`: folder, layers and largest difference of every kind, from one clean process."""
+    root = tmp_path_factory.mktemp("exits")
+    ids = torch.randint(0, 5000, (5, 14), generator=torch.Generator().manual_seed(7))
+    mask = (torch.arange(14)[None] < torch.tensor([14, 9, 1, 12, 5])[:, None]).long()
+    batch = {"input_ids": ids, "attention_mask": mask}
+
+    def make(name: str) -> Any:
+        family, kind = name.split("-")
+        torch.manual_seed(3)
+        model = build(bases[family], backbone_layers=1, pooling="mean")
+        if kind == "full":
+            return shake(model)
+        adapted = shake(
+            get_peft_model(model, adapter_config(model, r=4, head_only=kind == "head_only")), seed=1
+        )
+        return merge(adapted) if kind == "merged" else adapted
+
+    @cache
+    def run() -> dict[str, Any]:
+        expected = {}
+        for name in NAMES:
+            model = make(name)
+            save(model, tokenizer=tokenizer, folder=root / name)
+            with torch.no_grad():
+                expected[name] = model.eval()(**batch).logits.float()
+        save_file(expected, root / "expected.safetensors")
+        save_file(batch, root / "batch.safetensors")
+        found = json.loads(clean.run(CHILD, root, *NAMES, folder=root).splitlines()[-1])
+        assert found["leaked"] == []
+        return {"root": root, "answer": found["answer"]}
+
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_saved_is_what_opens(opened, name) -> None:
+    layers, difference = opened()["answer"][name]
+    assert layers == 1
+    assert difference <= 1e-6
+    assert len(load(str(opened()["root"] / name)).model.layers) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_holds_the_layers_that_are_used(opened, family) -> None:
+    root: Path = opened()["root"]
+    for kind in KINDS:
+        config = json.loads((root / f"{family}-{kind}" / "config.json").read_text())
+        assert config["backbone_layers"] == config["text_config"]["num_hidden_layers"] == 1
+        assert len(config["text_config"].get("layer_types") or [1]) == 1
+    for kind in ("full", "merged"):
+        names = load_file(root / f"{family}-{kind}" / "model.safetensors")
+        assert any(name.startswith("model.layers.0.") for name in names)
+        assert not any(name.startswith("model.layers.1.") for name in names)
+    head = load_file(root / f"{family}-head_only" / "adapter_model.safetensors")
+    assert [name.removeprefix("base_model.model.") for name in head] == ["score.weight"]
+
+
+def test_the_head_reads_layer_k_after_the_final_norm(bases) -> None:
+    ids = torch.arange(5, 17)[None]
+    torch.manual_seed(0)
+    early, whole = build(bases["qwen3"], backbone_layers=1).eval(), build(bases["qwen3"]).eval()
+    with torch.no_grad():
+        states = whole(ids, output_hidden_states=True).hidden_states
+        wanted = early.score(whole.model.norm(states[1])[:, -1])
+        assert float((early(ids).logits - wanted).abs().max()) <= 1e-6
+        assert float((early(ids).logits - early.score(states[2][:, -1])).abs().max()) > 1e-2
+
+
+def test_all_layers_are_the_model_itself(bases) -> None:
+    torch.manual_seed(0)
+    one = build(bases["qwen2"])
+    torch.manual_seed(0)
+    two = build(bases["qwen2"], backbone_layers=2)
+    ids = torch.arange(5, 17)[None]
+    assert torch.equal(one(ids).logits, two(ids).logits)
+
+
+def test_the_stock_class_opens_an_early_exit(bases, tokenizer, tmp_path) -> None:
+    from transformers import Qwen2ForSequenceClassification
+
+    model = build(bases["qwen2"], task="pooled_classifier", num_labels=3, backbone_layers=1).eval()
+    folder = export_stock(model, tokenizer=tokenizer, folder=tmp_path / "stock")
+    stock = Qwen2ForSequenceClassification.from_pretrained(folder)
+    ids = torch.arange(5, 17)[None]
+    assert len(stock.model.layers) == 1
+    assert float((stock(ids).logits - model(ids).logits).detach().abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("layers", [0, 3, -1, True])
+def test_layers_that_there_are_not(bases, layers) -> None:
+    with pytest.raises(TaskHeadsError, match=r"backbone_layers.*1 to 2"):
+        build(bases["qwen2"], backbone_layers=layers)
+
+
+def test_families_whose_layers_are_not_alike() -> None:
+    bloom = BloomConfig(n_layer=3)
+    assert cut_layers(bloom, keep=3) is bloom
+    for config in (bloom, Gemma3TextConfig(num_hidden_layers=3)):
+        with pytest.raises(ValueError, match="all 3 layers"):
+            cut_layers(config, keep=2)
+
+
+def test_the_types_of_layers_are_cut_too() -> None:
+    config = Qwen2Config(num_hidden_layers=4, use_sliding_window=True, sliding_window=8, max_window_layers=2)
+    cut = cut_layers(config, keep=3)
+    assert cut.layer_types == ["full_attention", "full_attention", "sliding_attention"]
+    assert (config.num_hidden_layers, len(config.layer_types)) == (4, 4)
+
+
+# --- strict as ever ---
+
+
+def test_a_layer_too_many_in_a_full_folder_is_refused(opened, tmp_path) -> None:
+    folder = tmp_path / "full"
+    folder.mkdir()
+    for file in (opened()["root"] / "qwen2-full").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    extra = {name.replace("layers.0", "layers.1"): tensor.clone() for name, tensor in tensors.items()}
+    save_file({**extra, **tensors}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TaskHeadsError, match="is not part of the model"):
+        load(str(folder))
+
+
+def test_a_base_with_too_few_layers_is_refused(bases) -> None:
+    config = TitleScorer.config_class.from_dict(build(bases["qwen2"], backbone_layers=1).config.to_dict())
+    config.backbone_layers = 3
+    config.text_config.num_hidden_layers, config.text_config.layer_types = 3, ["full_attention"] * 3
+    with pytest.raises(ValueError, match=r"layers\.2\.\S+ is missing"):
+        TitleScorer.from_pretrained(bases["qwen2"], config=config)
+
+
+def test_a_saved_model_keeps_its_depth(opened) -> None:
+    folder = str(opened()["root"] / "llama-full")
+    assert build(folder, backbone_layers=1).config.backbone_layers == 1
+    with pytest.raises(TaskHeadsError, match=r"--backbone_layers.*drop the option"):
+        build(folder, backbone_layers=2)
