@@ -121,6 +121,7 @@ class TaskHeadModel(StrictLoading):
         if tokens is None:
             raise refuse("input_ids", None, "input_ids or inputs_embeds", "pass one of them")
         mask = real_tokens(attention_mask, tokens)
+        kwargs.pop("return_dict", None)  # PEFT always passes it; what is returned is this class anyway
         free = position_ids is None and not use_cache and not any(kwargs.values())
         if free and self._can_pack(int(mask.sum(1).max()), prefix):
             packed = self._pack(input_ids, mask, prefix)

@@ -3,8 +3,7 @@
 What differs from its parent:
 
 - The loss is any of `TEXT_LOSSES`, computed from the logits: per row, in fp32, weighted.
-- An update is the mean over all of its rows, on all processes and in all accumulated batches. The parent
-  takes the mean of the batches' means, in which a short last batch counts as much as a full one.
+- An update is the mean over all of its rows, on all processes and in all accumulated batches (`updates`).
 - `eval_loss` is the mean over rows, each counted once; on several processes the parent's also holds rows
   that fill up the last batch.
 - A loss that is not finite stops the run and names the rows; labels that torch would leave out are refused.
@@ -26,12 +25,12 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.classification_losses import TEXT_LOSSES, TextLoss, resolve_text_loss
-from qwen_task_heads.training.losses import reduce
+from qwen_task_heads.training.updates import ExactUpdates
 
 COLUMNS = ["row", "input_ids", "attention_mask", "labels", "soft", "weight"]
 
 
-class ClassifierTrainer(Trainer):
+class ClassifierTrainer(ExactUpdates, Trainer):
     """Train a `PooledClassifier`.
 
     Args:
@@ -59,9 +58,6 @@ class ClassifierTrainer(Trainer):
         trainer = ClassifierTrainer(model=model, args=args, train_dataset=train, eval_dataset=dev,
                                     processing_class=tokenizer, loss_options={"class_weights": "balanced"})
     """
-
-    # What `compute_loss` returns is to be divided by the number of accumulated batches.
-    loss_is_scaled_for_ga = False
 
     def __init__(
         self,
@@ -108,7 +104,6 @@ class ClassifierTrainer(Trainer):
         self.guard = NonFiniteGuard()
         self._split = "eval"  # the metric prefix of the evaluation under way
         self._losses: list[torch.Tensor] = []  # its losses per row, gathered
-        self._is_left_unwrapped = False
         if peft_config is not None:
             model = put_adapter(model, peft_config, args=args)
         kwargs.setdefault(
@@ -153,27 +148,6 @@ class ClassifierTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: the stock card names no base and no figures; the run's end writes ours."""
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as the parent does.
-
-        Raises:
-            TaskHeadsError: on several processes, after an evaluation: the parent has then noted the bare
-                model as prepared, and every process would train its own, without a word.
-        """
-        if self._is_left_unwrapped:
-            found = f"found an evaluation before it, on {self.args.world_size} processes"
-            remedy = "use --eval_on_start true, or a new trainer"
-            raise TaskHeadsError(Problem("train", found, "accepted: training first", remedy))
-        return super().train(*args, **kwargs)
-
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
-        """Give the batches of one update, and how many rows they have on all processes."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = torch.tensor(sum(len(batch["input_ids"]) for batch in batches), device=device)
-        return batches, self.accelerator.reduce(rows, reduction="sum")
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -205,12 +179,7 @@ class ClassifierTrainer(Trainer):
         if not self.model.training:
             # Without the rows that fill the last batch of all processes.
             self._losses.append(self.accelerator.gather_for_metrics(losses.detach()))
-        if self.model.training and num_items_in_batch is not None:
-            # Processes average their gradients, and the parent divides by the number of batches.
-            batches = self.accelerator.num_processes * self.current_gradient_accumulation_steps
-            loss = losses.sum() * batches / num_items_in_batch
-        else:
-            loss = reduce(losses)
+        loss = self.mean_of_update(losses, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -229,8 +198,6 @@ class ClassifierTrainer(Trainer):
     ) -> Any:
         """As the parent, with a loss that is the mean over all rows, each counted once."""
         self._split, self._losses = metric_key_prefix, []
-        if self.args.world_size > 1 and self.model_wrapped is self.model:
-            self._is_left_unwrapped = not self.is_in_train
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )

@@ -1,6 +1,7 @@
 """`TitleTrainer`: trl's RewardTrainer with the losses of this project, exact metrics and named failures.
 
-What differs from its parent: any loss of `PAIR_LOSSES` or `GROUP_LOSSES` (per row, in fp32, weighted);
+What differs from its parent: any loss of `PAIR_LOSSES` or `GROUP_LOSSES` (per row, in fp32, weighted),
+averaged over all rows of an update, however they are cut into batches (`updates`);
 no pair is dropped for its length; dev accuracy is the mean over pairs and not over batches, on any
 number of processes; a loss that is not finite stops the run and names the rows; no stock card.
 """
@@ -18,12 +19,13 @@ from qwen_task_heads.batching.collators import EVIDENCE, TitleCollator
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, pair_indices, resolve_group_loss
-from qwen_task_heads.training.losses import center_rewards, reduce, resolve_pair_loss
+from qwen_task_heads.training.losses import center_rewards, resolve_pair_loss
+from qwen_task_heads.training.updates import ExactUpdates
 
 COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", *EVIDENCE]
 
 
-class TitleTrainer(RewardTrainer):
+class TitleTrainer(ExactUpdates, RewardTrainer):
     """Train a `TitleScorer` on pairs or groups.
 
     Args:
@@ -103,6 +105,10 @@ class TitleTrainer(RewardTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: the stock card names no base and no figures; the run's end writes ours."""
 
+    def rows_in(self, batch: dict[str, Any]) -> int:
+        """Pairs or groups; trl's own collator gives pairs without `row`, both halves in `input_ids`."""
+        return len(batch["row"]) if "row" in batch else len(batch["input_ids"]) // 2
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -124,7 +130,7 @@ class TitleTrainer(RewardTrainer):
         self.guard.check_finite(
             losses.detach(), scores=scores.detach(), sources=sources, step=self.state.global_step + 1
         )
-        loss = reduce(losses)
+        loss = self.mean_of_update(losses, num_items_in_batch)
         figures = {"accuracy": credit.detach(), "margin": gap.detach()}
         if mode == "eval":  # Trainer's own mean counts the rows that fill the last batch of all processes
             figures["loss"] = losses.detach()

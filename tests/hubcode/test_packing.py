@@ -220,7 +220,12 @@ def test_lora_under_checkpointing_has_the_gradients_without(family: str, reentra
     torch.manual_seed(0)
     model = get_peft_model(scorer(family), lora).train()
     base, inputs = model.get_base_model(), batch()
+    sizes: list[int] = []
+    base.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
     found = [logits_and_gradients(model, inputs) for _ in ways(base)]
+    assert sizes[0] > sizes[1] > sizes[2]  # PEFT's wrapper does not get in the way
     base.activation_checkpointing_enable({"use_reentrant": reentrant})
     base.enable_input_require_grads()
     found += [logits_and_gradients(model, inputs) for _ in ways(base)]

@@ -1,0 +1,67 @@
+"""The speed line counts what the batches hold and what the backbone computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from qwen_task_heads import build
+from qwen_task_heads.batching.collators import text_dataset
+from qwen_task_heads.batching.text import Template, bind_template
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.models import load_tokenizer
+from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
+from qwen_task_heads.training.throughput import Throughput, ThroughputCallback, matrix_peak
+
+TEXTS = ["tea", "the trains of the north are late", "a rest", "why it is late every winter and who pays"] * 2
+
+
+def trained(base: str, folder: Path, *, before: str, **options: Any) -> tuple[Throughput, list[int], Any]:
+    torch.manual_seed(0)
+    model = build(base, task="pooled_classifier", labels=["a", "b"], pooling="last")
+    model.packing = options.pop("packing", True)
+    tokenizer = load_tokenizer(base)
+    bind_template(tokenizer, model.config, template=Template(before=before))
+    examples = [TextExample(text=text, target=len(text) % 2) for text in TEXTS]
+    data, _ = text_dataset(examples, tokenizer=tokenizer, config=model.config, num_labels=2)
+    args = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=4, num_train_epochs=1, use_cpu=True,
+        report_to="none", save_strategy="no", disable_tqdm=True, bf16=False, **options,
+    )  # fmt: skip
+    callback = ThroughputCallback(model)
+    trainer = ClassifierTrainer(
+        model, args=args, train_dataset=data, eval_dataset=data, processing_class=tokenizer,
+        callbacks=[callback],
+    )  # fmt: skip
+    trainer.train()
+    return callback.result, [len(row) for row in data["input_ids"]], model
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_tokens_are_counted(bases: dict[str, str], tmp_path: Path, packing: bool) -> None:
+    before = "Is it about the weather, or about something else? " * 2
+    found, lengths, model = trained(
+        bases["qwen2"], tmp_path, before=before, packing=packing, eval_strategy="epoch"
+    )
+    assert found.real == sum(lengths)  # evaluation does not count
+    assert found.padded > found.real
+    if packing:
+        assert found.computed < found.real  # the instruction stands once in a batch
+        assert 0.3 < found.avoided < 1
+    else:
+        assert found.computed == found.padded
+    weights = sum(m.weight.numel() for m in model.model.modules() if isinstance(m, torch.nn.Linear))
+    assert found.flops == 6 * weights * found.computed
+    line = found.line(peak=1e12)
+    assert f"{found.padded:,} tokens" in line
+    assert f"{found.avoided:.0%} of the" in line
+    assert not model._forward_pre_hooks  # nobody listens any more
+
+
+def test_a_run_without_an_update_says_so() -> None:
+    assert Throughput().line() == "speed: nothing was trained"
+    assert matrix_peak(torch.device("cpu")) > 1e8
