@@ -1,0 +1,84 @@
+"""What packing and prefix sharing are worth: every row beside its peer, its target and its limit.
+
+    python benchmarks/speed.py                 # minutes: `make bench`
+    python benchmarks/speed.py --full          # all rows and sizes: `make bench-full`
+    python benchmarks/speed.py --only lists --device cuda
+
+Both sides run in one process on the same weights and inputs, in turn (`speed_measure`), and what they compute is
+compared in the same run. Rows are kept in `benchmarks/results/speed.json` as they are measured: a row run again
+takes the place of the older one. The table, the plot and the README's paragraph are made from that file.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: threads that wait actively would be counted as work of the other side.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import argparse
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+
+import speed_report
+import speed_rows
+import speed_trainers
+from speed_measure import TURNS, Bench, Result
+from speed_workloads import NoData
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+Rows = Callable[[Bench], Iterator[Result]]
+# Name on the command line, rows, and whether `make bench` runs them.
+SUITE: dict[str, tuple[Rows, bool]] = {
+    "classification": (speed_rows.classification, True),
+    "lists": (speed_rows.lists, True),
+    "instruction": (speed_rows.instruction, True),
+    "pairs": (speed_trainers.pairs, True),
+    "groups": (speed_trainers.groups, True),
+}
+
+
+def main() -> None:
+    """Measure, print, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="all rows and sizes")
+    parser.add_argument("--only", nargs="+", choices=sorted(SUITE), help="these rows")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=TURNS, help="of each comparison, at least")
+    parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--results", type=Path, default=RESULTS / "speed.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore")
+    chosen = args.only or [name for name, (_, is_short) in SUITE.items() if is_short or args.full]
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(args.device, args.data_dir, args.full, args.turns, Path(scratch))
+        print(speed_report.machine(bench), flush=True)
+        for name in chosen:
+            start = time.monotonic()
+            try:
+                for result in SUITE[name][0](bench):
+                    print(speed_report.line(result), flush=True)
+                    speed_report.keep(args.results, result, bench)
+            except NoData as reason:
+                print(f"skipped: {name}: {reason}", flush=True)
+            print(f"  {name}: {time.monotonic() - start:.0f} s", flush=True)
+    speed_report.write(args.results)
+
+
+if __name__ == "__main__":
+    main()
