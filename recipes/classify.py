@@ -8,7 +8,6 @@ accelerate launch recipes/classify.py --model_name_or_path Qwen/Qwen2.5-3B --use
 """
 
 import sys
-import time
 from functools import partial
 
 from transformers import EarlyStoppingCallback, set_seed
@@ -92,7 +91,6 @@ def main() -> None:
     if is_main:
         hazards = resume_hazards(args, early_stopping=patience is not None)
         print("\n".join([*sets.lines, *(f"note: {hazard}" for hazard in hazards)]), flush=True)
-    start = time.monotonic()
     train_or_resume(trainer, checkpoint=resume)
 
     # Save, measure and say
@@ -104,7 +102,8 @@ def main() -> None:
             sets=sets,
             settings=settings_of(args, {**told, "dtype": model_args.dtype or "float32"}),
             log_history=trainer.state.log_history,
-            seconds=time.monotonic() - start,
+            seconds=trainer.throughput.seconds,
+            speed=trainer.throughput.line(),
             seed=args.seed,
             backbone=base,
             resumed=resume is not None,

@@ -8,7 +8,6 @@ accelerate launch recipes/reward_titles.py --model_name_or_path Qwen/Qwen2.5-7B-
 """
 
 import sys
-import time
 from functools import partial
 
 from transformers import set_seed
@@ -82,7 +81,6 @@ def main() -> None:
         eval_sources=[pair.source for pair in sets.dev],
         callbacks=[SealingCallback(limit, run=identity), swapped],
     )
-    start = time.monotonic()
     train_or_resume(trainer, checkpoint=resume)
 
     # Save, measure and say
@@ -95,7 +93,8 @@ def main() -> None:
             sets=sets,
             settings=settings_of(args, {**told, "dtype": model_args.dtype or "float32"}),
             log_history=trainer.state.log_history,
-            seconds=time.monotonic() - start,
+            seconds=trainer.throughput.seconds,
+            speed=trainer.throughput.line(),
             seed=args.seed,
             backbone=base,
             resumed=resume is not None,

@@ -36,6 +36,7 @@ class Account:
         resumed: `seconds` is the part after a checkpoint only.
         picked: the checkpoint was picked by its figures on dev; else it is the last one.
         warning: what the run found wrong with its data, or None.
+        speed: a line on how fast it was and what it did not waste; "" if nobody measured.
     """
 
     settings: Mapping[str, Any]
@@ -46,6 +47,7 @@ class Account:
     resumed: bool = False
     picked: bool = True
     warning: str | None = None
+    speed: str = ""
 
 
 def attempt(make: Callable[[], T], what: str, notes: list[str]) -> T | None:
@@ -119,9 +121,11 @@ def write_manifest(folder: Path, run: Account, *, data: Mapping[str, Any]) -> No
 
 
 def trained_line(what: str, run: Account) -> str:
-    """First line on the screen: what was trained on what, in how long."""
+    """First lines on the screen: what was trained on what, in how long, and how fast."""
     since = " since the checkpoint it resumed from" if run.resumed else ""
-    return f"Trained {what} in {run.seconds:.0f} s{since} (seed {run.seed})."
+    return f"Trained {what} in {run.seconds:.0f} s{since} (seed {run.seed})." + (
+        run.speed and f"\n{run.speed}"
+    )
 
 
 def python_command() -> str:

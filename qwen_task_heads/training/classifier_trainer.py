@@ -25,6 +25,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.classification_losses import TEXT_LOSSES, TextLoss, resolve_text_loss
+from qwen_task_heads.training.throughput import ThroughputCallback
 from qwen_task_heads.training.updates import ExactUpdates
 
 COLUMNS = ["row", "input_ids", "attention_mask", "labels", "soft", "weight"]
@@ -101,7 +102,7 @@ class ClassifierTrainer(ExactUpdates, Trainer):
         self.token_dropout = token_dropout
         template = config.template or {"before": [], "after": []}
         self._template = len(template["before"]), len(template["after"])
-        self.guard = NonFiniteGuard()
+        self.guard, self.throughput = NonFiniteGuard(), ThroughputCallback()
         self._split = "eval"  # the metric prefix of the evaluation under way
         self._losses: list[torch.Tensor] = []  # its losses per row, gathered
         if peft_config is not None:
@@ -115,6 +116,7 @@ class ClassifierTrainer(ExactUpdates, Trainer):
         args.label_smoothing_factor = smoothing
         self.label_names = ["labels"]
         self.add_callback(self.guard)
+        self.add_callback(self.throughput)
 
     def _check_labels(self, sets: Mapping[str, Any], *, num_labels: int) -> list[int] | None:
         """Counts of the labels of the training set; None for a stream, which nobody has seen yet."""

@@ -58,37 +58,48 @@ class Throughput:
 
 
 class ThroughputCallback(TrainerCallback):
-    """Measures the updates of a run; read `result` after it.
+    """Measures the updates of a run, and says beforehand if its rows have to be padded."""
 
-    Args:
-        model: one of ours, or a `PeftModel` around one.
-    """
-
-    def __init__(self, model: Any) -> None:
+    def __init__(self) -> None:
         self.result = Throughput()
         self._real: list[torch.Tensor] = []  # on the device: asking at once would wait for it
-        self._begin = 0.0
-        self._train = self._forward = 0
-        self._model = model.get_base_model() if "get_base_model" in dir(model) else model
+        self.seconds = 0.0  # of the whole training, evaluation and saving included
+        self._start = self._begin = 0.0
+        self._per_token = 0.0
+        self._device, self._dtype = torch.device("cpu"), torch.float32
+
+    def line(self) -> str:
+        """Give the line, beside the machine's peak."""
+        peak = matrix_peak(self._device, dtype=self._dtype) if self.result.seconds else None
+        return self.result.line(peak=peak)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Listen to the model."""
-        backbone = self._model.model
-        # A product forwards, one for the gradient of its input, one for that of its weight.
-        weights = [module.weight for module in backbone.modules() if isinstance(module, nn.Linear)]
-        self._forward = sum(weight.numel() for weight in weights)
-        self._train = sum(2 * w.numel() + w.numel() * w.requires_grad for w in weights)
+        from peft import PeftModel
+
+        self._start = time.monotonic()
+        model = kwargs["model"]
+        model = model.get_base_model() if isinstance(model, PeftModel) else model
+        if model.why_padded and state.is_world_process_zero:
+            print(f"note: batches are padded: {model.why_padded}", flush=True)
+        # Two operations a weight and token: in the product forwards, in that for the gradient of its input,
+        # and, where it is trained, in that for its own.
+        weights = [module.weight for module in model.model.modules() if isinstance(module, nn.Linear)]
+        self._per_token = sum(2.0 * weight.numel() * (2 + weight.requires_grad) for weight in weights)
+        self._device = args.device
+        self._dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.model.dtype
         self._hooks = [
-            self._model.register_forward_pre_hook(self._see_batch, with_kwargs=True),
-            backbone.register_forward_pre_hook(self._see_tokens, with_kwargs=True),
+            model.register_forward_pre_hook(self._see_batch, with_kwargs=True),
+            model.model.register_forward_pre_hook(self._see_tokens, with_kwargs=True),
         ]
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop listening."""
+        self.seconds = time.monotonic() - self._start
         for hook in self._hooks:
             hook.remove()
         self.result.real += int(sum(int(part) for part in self._real))
@@ -117,7 +128,7 @@ class ThroughputCallback(TrainerCallback):
         ids = kwargs.get("input_ids")
         if module.training and ids is not None:
             self.result.computed += ids.numel()
-            self.result.flops += 2.0 * self._train * ids.numel()
+            self.result.flops += self._per_token * ids.numel()
 
 
 def matrix_peak(device: torch.device, *, dtype: torch.dtype = torch.float32) -> float:

@@ -20,6 +20,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, pair_indices, resolve_group_loss
 from qwen_task_heads.training.losses import center_rewards, resolve_pair_loss
+from qwen_task_heads.training.throughput import ThroughputCallback
 from qwen_task_heads.training.updates import ExactUpdates
 
 COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", *EVIDENCE]
@@ -60,7 +61,7 @@ class TitleTrainer(ExactUpdates, RewardTrainer):
         # A dev set of pairs is measured by Bradley-Terry when training looks at whole groups.
         self.pair_loss = resolve_pair_loss("bradley_terry" if self.grouped else loss)
         self.loss_options = dict(loss_options or {})
-        self.guard = NonFiniteGuard()
+        self.guard, self.throughput = NonFiniteGuard(), ThroughputCallback()
         self.sources = {"train": train_sources, "eval": eval_sources}
         self._check_loss(
             loss, {"training set": kwargs["train_dataset"], "dev set": kwargs.get("eval_dataset")}
@@ -73,6 +74,7 @@ class TitleTrainer(ExactUpdates, RewardTrainer):
         kwargs.setdefault("data_collator", TitleCollator(kwargs["processing_class"].pad_token_id))
         super().__init__(model, **kwargs)
         self.add_callback(self.guard)
+        self.add_callback(self.throughput)
 
     def _check_loss(self, loss: str, datasets: Mapping[str, Any]) -> None:
         """Refuse, before training, what would fail at the first step or at the first look at dev."""

@@ -15,7 +15,7 @@ from qwen_task_heads.batching.text import Template, bind_template
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
-from qwen_task_heads.training.throughput import Throughput, ThroughputCallback, matrix_peak
+from qwen_task_heads.training.throughput import Throughput, matrix_peak
 
 TEXTS = ["tea", "the trains of the north are late", "a rest", "why it is late every winter and who pays"] * 2
 
@@ -32,13 +32,11 @@ def trained(base: str, folder: Path, *, before: str, **options: Any) -> tuple[Th
         output_dir=str(folder), per_device_train_batch_size=4, num_train_epochs=1, use_cpu=True,
         report_to="none", save_strategy="no", disable_tqdm=True, bf16=False, **options,
     )  # fmt: skip
-    callback = ThroughputCallback(model)
     trainer = ClassifierTrainer(
         model, args=args, train_dataset=data, eval_dataset=data, processing_class=tokenizer,
-        callbacks=[callback],
     )  # fmt: skip
     trainer.train()
-    return callback.result, [len(row) for row in data["input_ids"]], model
+    return trainer.throughput.result, [len(row) for row in data["input_ids"]], model
 
 
 @pytest.mark.parametrize("packing", [True, False])
