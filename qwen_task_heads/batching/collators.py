@@ -30,11 +30,16 @@ EVIDENCE = ("margin", "preference", "weight")  # optional columns of a pair, flo
 
 
 def pair_dataset(pairs: Sequence[PairExample], *, tokenizer: Any, max_length: int) -> tuple[Any, CutReport]:
-    """Make a `datasets.Dataset`: `chosen_ids`, `rejected_ids`, `row` and the evidence that all rows have."""
+    """Make a `datasets.Dataset`: `chosen_ids`, `rejected_ids`, `row`, `length`, the evidence that all have.
+
+    `length` (tokens of both titles) is what `train_sampling_strategy` balances batches by.
+    """
     from datasets import Dataset
 
     columns, report = encode_pairs(tokenizer, pairs, max_length=max_length)
-    table: dict[str, list[Any]] = {**columns, "row": list(range(len(pairs)))}
+    both = zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)
+    length = [len(chosen) + len(rejected) for chosen, rejected in both]
+    table: dict[str, list[Any]] = {**columns, "row": list(range(len(pairs))), "length": length}
     for name, values in (
         ("margin", [pair.margin for pair in pairs]),
         ("preference", [pair.preference for pair in pairs]),
@@ -49,7 +54,7 @@ def pair_dataset(pairs: Sequence[PairExample], *, tokenizer: Any, max_length: in
 def group_dataset(
     groups: Sequence[GroupExample], *, tokenizer: Any, max_length: int
 ) -> tuple[Any, CutReport]:
-    """Give a `datasets.Dataset` with `title_ids` (k lists of ids), `gains` (k click rates) and `row`.
+    """Give a `datasets.Dataset`: `title_ids` (k lists of ids), `gains` (k click rates), `row` and `length`.
 
     Raises:
         TaskHeadsError: titles that nobody was shown, all of them; `evidence.comparable_groups` drops them.
@@ -72,8 +77,10 @@ def group_dataset(
     prompts = [group.prompt for group in groups for _ in group.titles]
     encoded = encode(tokenizer, titles, prompts=prompts if any(prompts) else None, max_length=max_length)
     ids = iter(encoded.input_ids)
+    title_ids = [[next(ids) for _ in group.titles] for group in groups]
     table = {
-        "title_ids": [[next(ids) for _ in group.titles] for group in groups],
+        "title_ids": title_ids,
+        "length": [sum(map(len, titles)) for titles in title_ids],
         "gains": [
             [clicks / shown for clicks, shown in zip(group.clicks, group.impressions, strict=True)]
             for group in groups

@@ -23,7 +23,7 @@ from qwen_task_heads.training.losses import center_rewards, resolve_pair_loss
 from qwen_task_heads.training.throughput import ThroughputCallback
 from qwen_task_heads.training.updates import ExactUpdates
 
-COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", *EVIDENCE]
+COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", "length", *EVIDENCE]
 
 
 class TitleTrainer(ExactUpdates, RewardTrainer):

@@ -286,6 +286,37 @@ def test_train_accuracy_counts_every_row_of_an_epochs_last_update(fresh, chat, t
     assert logged(trainer, "margin")[0] == pytest.approx(figures["eval_margin"], abs=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["bradley_terry", "plackett_luce"])
+def test_batches_of_like_cost_take_every_row_once(fresh, chat, tmp_path, loss):
+    """transformers' own sampler; its batches differ in rows, and an update is the mean over all of them."""
+    rows = groups(16) if loss in GROUP_LOSSES else [
+        PairExample(chosen="good " * (1 + n % 7), rejected="bad " * (1 + 3 * (n % 5))) for n in range(16)
+    ]  # fmt: skip
+    data, _ = (group_dataset if loss in GROUP_LOSSES else pair_dataset)(rows, tokenizer=chat, max_length=32)
+    seen: list[list[int]] = []
+
+    class Watching(TitleCollator):
+        def __call__(self, examples: Any) -> Any:
+            seen.append([example["row"] for example in examples])
+            return super().__call__(examples)
+
+    changes = {"max_steps": -1, "num_train_epochs": 1, "gradient_accumulation_steps": 2, "learning_rate": 0.0}
+    trainer = TitleTrainer(
+        fresh(), args=settings(tmp_path, train_sampling_strategy="batch_rebalance", **changes), loss=loss,
+        train_dataset=data, processing_class=chat, data_collator=Watching(chat.pad_token_id),
+    )  # fmt: skip
+    trainer.train()
+    assert sorted(row for batch in seen for row in batch) == list(range(16))
+    assert len({len(batch) for batch in seen}) > 1 or loss in GROUP_LOSSES
+    whole = TitleTrainer(
+        fresh(), args=settings(tmp_path, per_device_train_batch_size=16, max_steps=1, learning_rate=0.0),
+        loss=loss, train_dataset=data, processing_class=chat,
+    )  # fmt: skip
+    whole.train()
+    # Two updates of eight rows each: their mean is that of all sixteen.
+    assert sum(logged(trainer)) / 2 == pytest.approx(logged(whole)[0], abs=1e-5)
+
+
 @pytest.mark.parametrize("loss", ["bradley_terry_margin", "soft", "rao_kupper", "davidson"])
 def test_a_loss_without_its_column_is_refused_before_training(fresh, chat, tmp_path, loss):
     with pytest.raises(TaskHeadsError, match=f"training set.*{loss}.*a column"):
@@ -457,7 +488,7 @@ def test_no_stock_card_is_written(fresh, chat, tmp_path):
 def test_the_collator_keeps_order_and_pads_to_the_right(chat):
     rows = pairs(5, margin=(0.1, 0.2), weight=(2.0, 1.0))
     dataset, _ = pair_dataset(rows, tokenizer=chat, max_length=32)
-    assert set(dataset.column_names) == {"chosen_ids", "rejected_ids", "row", "margin", "weight"}
+    assert set(dataset.column_names) == {"chosen_ids", "rejected_ids", "row", "length", "margin", "weight"}
     batch = TitleCollator(chat.pad_token_id)([dataset[i] for i in (4, 0, 2)])
     texts = [rows[i].chosen for i in (4, 0, 2)] + [rows[i].rejected for i in (4, 0, 2)]
     for ids, mask, text in zip(batch["input_ids"], batch["attention_mask"], texts, strict=True):
@@ -473,7 +504,7 @@ def test_the_collator_keeps_order_and_pads_to_the_right(chat):
 def test_evidence_that_only_some_rows_have_is_left_out(chat):
     rows = [*pairs(2, margin=(0.5,)), *pairs(1)]
     dataset, _ = pair_dataset(rows, tokenizer=chat, max_length=32)
-    assert set(dataset.column_names) == {"chosen_ids", "rejected_ids", "row"}
+    assert set(dataset.column_names) == {"chosen_ids", "rejected_ids", "row", "length"}
 
 
 def test_groups_stay_together(chat):
