@@ -3,8 +3,7 @@
 Requires: pip install "qwen-task-heads[train]"
 
 accelerate launch recipes/classify.py --dataset_name reviews.jsonl --output_dir runs/reviews
-accelerate launch recipes/classify.py --model_name_or_path Qwen/Qwen2.5-3B --use_peft --dtype bfloat16 \
-    --dataset_name news/ --labels labels.yaml --truncation windows --output_dir runs/news
+accelerate launch recipes/classify.py --use_peft --dataset_name news/ --labels labels.yaml --output_dir runs/n
 """
 
 import sys
@@ -28,6 +27,7 @@ from qwen_task_heads.training.classification_metrics import dev_metrics
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
 from qwen_task_heads.training.sharding import whole_model
+from qwen_task_heads.training.warm_start import take_head
 
 
 def main() -> None:
@@ -62,6 +62,7 @@ def main() -> None:
     tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision, **where)
     pairs, template = any(text.text_b for text in sets.train), texts.template_for(sets.labels)
     bind_template(tokenizer, model.config, template=template, pairs=pairs)
+    take_head(model, texts.init_head, tokenizer=tokenizer, **where)
     encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": len(sets.labels)}
     (train, cut), (dev, _) = text_dataset(sets.train, **encode), text_dataset(sets.dev, **encode)
 
@@ -89,7 +90,7 @@ def main() -> None:
     )
     sets.lines.extend([cut.line(), *trainer.loss.lines])
     if is_main:
-        hazards = resume_hazards(args, early_stopping=patience is not None)
+        hazards = [*resume_hazards(args, early_stopping=patience is not None), *texts.notes()]
         print("\n".join([*sets.lines, *(f"note: {hazard}" for hazard in hazards)]), flush=True)
     train_or_resume(trainer, checkpoint=resume)
 

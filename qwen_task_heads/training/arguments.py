@@ -49,6 +49,7 @@ class HeadArguments:
     # Fields of the model's config that may be given; a recipe adds those of its task.
     HEAD_OPTIONS: ClassVar[tuple[str, ...]] = (
         "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional",
+        "backbone_layers",
     )  # fmt: skip
 
     dataset_name: str = field(default="embedded", metadata={"help": "File, folder or data set id."})
@@ -75,6 +76,12 @@ class HeadArguments:
     head_activation: str | None = field(default=None, metadata={"help": ", ".join(ACTIVATIONS)})
     head_dropout: float | None = field(default=None, metadata={"help": "Dropout in the head."})
     bidirectional: bool | None = field(default=None, metadata={"help": "Attend to both sides."})
+    backbone_layers: int | None = field(
+        default=None, metadata={"help": "Early exit: keep that many layers of the backbone; all if None."}
+    )
+    init_head: str | None = field(
+        default=None, metadata={"help": "Model of ours whose head to start from, such as one of sweep_heads."}
+    )
     instruction: str | None = field(
         default=None, metadata={"help": "Text before every text; control tokens are meant."}
     )
@@ -100,6 +107,15 @@ class HeadArguments:
         return {
             name: value for name, value in config.to_dict().items() if name in self.HEAD_OPTIONS and value
         }
+
+    def notes(self) -> list[str]:
+        """What the options of a run suggest."""
+        if not self.freeze_backbone:
+            return []
+        return [
+            "the backbone is frozen and runs in every epoch: recipes/sweep_heads.py runs it once, and tries "
+            "many heads in the time of one"
+        ]
 
     def template(self) -> Template | None:
         """What was given to stand around a text; None for nothing, which keeps a saved model's template."""

@@ -169,7 +169,7 @@ def parse_classifier_arguments(
         TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
     """
     texts, training, model = parse_arguments(
-        (ClassifierArguments, ClassifierConfig, HeadModelConfig), argv, check=_check
+        (ClassifierArguments, ClassifierConfig, HeadModelConfig), argv, check=check_texts
     )
     if training.learning_rate is None:
         kind = "head" if texts.freeze_backbone else "lora" if model.use_peft else "full"
@@ -178,7 +178,10 @@ def parse_classifier_arguments(
     return texts, training, model
 
 
-def _check(texts: ClassifierArguments, training: ClassifierConfig, model: HeadModelConfig) -> list[Problem]:
+def check_texts(
+    texts: ClassifierArguments, training: ClassifierConfig, model: HeadModelConfig
+) -> list[Problem]:
+    """Problems of the parsed three, beside those that every recipe has."""
     problems = not_among(
         ("--problem_type", texts.problem_type, PROBLEM_TYPES),
         ("--truncation", texts.truncation, TRUNCATIONS),

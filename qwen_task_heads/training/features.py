@@ -200,7 +200,7 @@ def _compute(
     rows, was_training = [_cut(model, row) for row in rows], model.training
     model.eval()
     try:
-        for batch in _batches(rows, batch_tokens=batch_tokens, progress=progress):
+        for batch in token_batches(rows, batch_tokens=batch_tokens, progress=progress):
             tensors = pad_rows([rows[index] for index in batch], pad_id=0)
             ids, mask = (tensors[name].to(device) for name in ("input_ids", "attention_mask"))
             half = dtype == torch.bfloat16
@@ -280,7 +280,7 @@ def _cut(model: TaskHeadModel, row: Sequence[int]) -> list[int]:
     return cut_row(list(row), max_length=limit, **options)[0]
 
 
-def _batches(rows: Sequence[Sequence[int]], *, batch_tokens: int, progress: bool) -> Iterable[list[int]]:
+def token_batches(rows: Sequence[Sequence[int]], *, batch_tokens: int, progress: bool) -> Iterable[list[int]]:
     """Indices in batches of at most `batch_tokens` padded tokens, rows that fit each other together."""
     batches: list[list[int]] = []
     longest = 0

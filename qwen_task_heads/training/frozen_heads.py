@@ -40,7 +40,10 @@ ROWS_PER_PASS = 65_536  # of dev, through the head
 class FeatureRows(Protocol):
     """What a head is trained or measured on: N rows, their losses and their figures."""
 
-    best: tuple[str, bool]  # the figure that picks an epoch, and whether more of it is better
+    @property
+    def best(self) -> tuple[str, bool]:
+        """The figure that picks an epoch, and whether more of it is better."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -86,7 +89,7 @@ class TextRows:
         return cls(features, labels.to(features.device), loss, problem_type, **columns)
 
     @property
-    def best(self) -> tuple[str, bool]:  # type: ignore[override]
+    def best(self) -> tuple[str, bool]:
         """That of the problem type."""
         return BEST_METRIC[self.problem_type]
 

@@ -1,0 +1,235 @@
+"""Arguments of the sweep over heads: lists where the training recipes take one value.
+
+What a training would take and a sweep has no use for (schedulers, checkpoints, adapters ...) is refused: an
+option that changes nothing is one that somebody relies on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from qwen_task_heads.backbones import EMBEDDED
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.configuration_task_heads import CAN_EXIT
+from qwen_task_heads.training.arguments import HeadModelConfig, not_among, parse_arguments
+from qwen_task_heads.training.classification_losses import FLAGS, TEXT_LOSSES
+from qwen_task_heads.training.classifier_arguments import (
+    EMBEDDED_RATES,
+    LEARNING_RATES,
+    ClassifierArguments,
+    ClassifierConfig,
+    check_texts,
+)
+from qwen_task_heads.training.features import POOLINGS
+from qwen_task_heads.training.frozen_heads import HeadTraining
+from qwen_task_heads.training.head_sweep import Combination, parse_head
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SAVED_AS = ("adapter", "full")
+# One value of what is swept, and what needs tokens in every step.
+REPLACED = {
+    "pooling": "--poolings", "head": "--heads", "head_sizes": "--heads", "loss": "--losses",
+    "backbone_layers": "--layers", "freeze_backbone": "", "init_head": "", "token_dropout": "",
+    "early_stopping_patience": "",
+}  # fmt: skip
+USED = (
+    "output_dir", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "weight_decay",
+    "warmup_steps", "max_grad_norm", "label_smoothing_factor", "seed", "use_cpu", "disable_tqdm",
+    "report_to",
+)  # fmt: skip
+
+
+@dataclass
+class SweepArguments(ClassifierArguments):
+    """Data, labels and template as of the classification recipe, and what to try."""
+
+    layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "Layers to put heads on; a quarter, half, three quarters and all if None."},
+    )
+    poolings: list[str] = field(
+        default_factory=lambda: list(POOLINGS), metadata={"help": ", ".join(POOLINGS)}
+    )
+    heads: list[str] = field(
+        default_factory=lambda: ["linear", "mlp:256"], metadata={"help": "linear, mlp:256, mlp:1024,512, ..."}
+    )
+    losses: list[str] | None = field(
+        default=None, metadata={"help": "Those of --loss of classify.py; that of the problem type if None."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Each head is trained with each of them."}
+    )
+    tolerance: float = field(
+        default=0.0,
+        metadata={"help": "Take the shallowest layer whose dev figure is at most this far from the best."},
+    )
+    save_as: str = field(
+        default="adapter", metadata={"help": "adapter: the head alone, over its base; full: all weights."}
+    )
+    feature_cache: str | None = field(
+        default=None, metadata={"help": "Folder that keeps the features for the next sweep; none if None."}
+    )
+    feature_dtype: str = field(
+        default="float32", metadata={"help": "float32; bfloat16 halves memory and runs under autocast."}
+    )
+
+    def layers_of(self, backbone: PreTrainedConfig) -> list[int]:
+        """Layers to try on a backbone; of a family without early exit, the last one."""
+        depth = backbone.num_hidden_layers
+        if backbone.model_type not in CAN_EXIT and self.layers is None:
+            return [depth]
+        quarters = {max(1, round(depth * quarter / 4)) for quarter in (1, 2, 3, 4)}
+        return sorted(quarters if self.layers is None else set(self.layers))
+
+    def feature_options(self) -> dict[str, Any]:
+        """Arguments of `extract_features`, the layers apart."""
+        dtype = DTYPES[self.feature_dtype]
+        return {"poolings": self.poolings, "cache_dir": self.feature_cache, "dtype": dtype}
+
+    def options_of(self, loss: str, *, problem_type: str, label_smoothing: float = 0.0) -> dict[str, Any]:
+        """The options of the losses that one of them takes."""
+        given = {**self.loss_options(), "label_smoothing": label_smoothing or None}
+        takes = TEXT_LOSSES[problem_type][loss].options
+        return {name: value for name, value in given.items() if name in takes and value is not None}
+
+    def losses_for(self, problem_type: str) -> list[str]:
+        """Names of the losses to try.
+
+        Raises:
+            TaskHeadsError: one that the problem type does not have, or an option that none of them takes.
+        """
+        known = TEXT_LOSSES[problem_type]
+        names = list(dict.fromkeys(self.losses or [next(iter(known))]))
+        accepted = f"accepted: {', '.join(known)}"
+        problems = [
+            Problem("--losses", f"found {name!r} for {problem_type}", accepted, "choose among them")
+            for name in names
+            if name not in known
+        ]
+        taken = {option for name in names if name in known for option in known[name].options}
+        asked, accepted = f"found it with {', '.join(names)}", "accepted: with a loss that takes it"
+        problems += [
+            Problem(FLAGS[name], asked, accepted, "drop it")
+            for name in self.loss_options()
+            if name not in taken
+        ]
+        if problems:
+            raise TaskHeadsError(problems)
+        return names
+
+
+def warm_start_command(
+    texts: SweepArguments, model: HeadModelConfig, *, folder: str, chosen: Combination
+) -> list[str]:
+    """The words of a LoRA run of `classify.py` that starts from the head of a sweep.
+
+    Args:
+        texts: the options of the sweep; those of data, labels and template are the same there.
+        model: names the backbone.
+        folder: of the sweep's model.
+        chosen: the combination that was saved.
+    """
+    own = {item.name for item in fields(SweepArguments)} - {item.name for item in fields(ClassifierArguments)}
+    given = {
+        item.name: texts.__dict__[item.name]
+        for item in fields(texts)
+        if item.name not in own and texts.__dict__[item.name] != item.default
+    }
+    given |= {
+        **chosen.head_options(),
+        "loss": chosen.loss,
+        "init_head": folder,
+        "output_dir": f"{folder.rstrip('/')}-lora",
+    }
+    words = ["accelerate", "launch", "recipes/classify.py"]
+    words += ["--model_name_or_path", str(model.model_name_or_path), "--use_peft"]
+    for name, value in given.items():
+        values = value if isinstance(value, list) else ["true" if value is True else value]
+        words += [f"--{name}", *map(str, values)]
+    return words
+
+
+@dataclass
+class SweepConfig(ClassifierConfig):
+    """Of the training options, those that hold for a head on features; more epochs than of a whole model."""
+
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the features."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows a step."})
+
+    def head_training(self) -> HeadTraining:
+        """Give the same to `fit_head`."""
+        return HeadTraining(
+            epochs=int(self.num_train_epochs),
+            batch_size=self.per_device_train_batch_size,
+            learning_rate=self.learning_rate or 0.0,
+            warmup=self.warmup_steps or 0.0,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+        )
+
+
+def parse_sweep_arguments(
+    argv: Sequence[str] | None = None,
+) -> tuple[SweepArguments, SweepConfig, HeadModelConfig]:
+    """Parse the command line and the `--config` YAML; the command line wins.
+
+    Raises:
+        TaskHeadsError: unknown keys, unusable values, or options that a sweep has no use for.
+    """
+    texts, training, model = parse_arguments(
+        (SweepArguments, SweepConfig, HeadModelConfig), argv, check=_check
+    )
+    if training.learning_rate is None:
+        rates = EMBEDDED_RATES if model.model_name_or_path == EMBEDDED else LEARNING_RATES
+        training.learning_rate = rates["head"]
+    return texts, training, model
+
+
+def _check(texts: SweepArguments, training: SweepConfig, model: HeadModelConfig) -> list[Problem]:
+    problems = check_texts(texts, training, model)
+    usual = {item.name: item.default for item in fields(texts)}
+    for name, instead in REPLACED.items():
+        if texts.__dict__[name] != usual[name]:
+            remedy = f"give {instead}" if instead else "drop it"
+            found = f"found {texts.__dict__[name]!r}"
+            problems.append(
+                Problem(f"--{name}", found, "accepted: nothing; a sweep tries heads on features", remedy)
+            )
+    plain = SweepConfig(output_dir=training.output_dir, use_cpu=training.use_cpu)
+    for item in fields(training):
+        value = training.__dict__[item.name]
+        if item.name not in USED and item.init and value != plain.__dict__[item.name]:
+            found, accepted = f"found {value!r}", f"accepted of the training options: {', '.join(USED)}"
+            problems.append(Problem(f"--{item.name}", found, accepted, "drop it"))
+    if model.use_peft:
+        remedy = "drop it: LoRA comes after, by classify.py --init_head"
+        problems.append(Problem("--use_peft", "found true", "accepted: false", remedy))
+    problems += not_among(
+        ("--save_as", texts.save_as, SAVED_AS), ("--feature_dtype", texts.feature_dtype, list(DTYPES))
+    )
+    for pooling in texts.poolings:
+        problems += not_among(("--poolings", pooling, POOLINGS))
+    for head in texts.heads:
+        try:
+            parse_head(head)
+        except TaskHeadsError as error:
+            problems += error.problems
+    if texts.truncation == "windows":
+        accepted, remedy = "accepted: head, tail, head_tail", "a head on windows is trained by classify.py"
+        problems.append(Problem("--truncation", "found 'windows'", accepted, remedy))
+    if not texts.seeds:
+        problems.append(Problem("--seeds", "found none", "accepted: one or more", "name some"))
+    if training.num_train_epochs < 1 or training.num_train_epochs != int(training.num_train_epochs):
+        found = f"found {training.num_train_epochs}"
+        problems.append(
+            Problem("--num_train_epochs", found, "accepted: whole epochs, 1 or more", "correct it")
+        )
+    if texts.tolerance < 0:
+        found = f"found {texts.tolerance}"
+        problems.append(Problem("--tolerance", found, "accepted: 0 or more", "correct it"))
+    return problems

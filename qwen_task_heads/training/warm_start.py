@@ -1,0 +1,141 @@
+"""A trained head as the start of another run: LoRA then moves a backbone under a head that already reads it.
+
+From a fresh head the first updates of an adapter follow a random direction, and what the backbone knew is
+bent before the head can read it; a head trained on the frozen backbone first avoids that (Kumar et al. 2022,
+https://arxiv.org/abs/2202.10054). Only the tensors of `score` are read, whatever else the folder
+holds, and only where they mean the same: same backbone, layer, pooling, head, labels and template.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers.utils import cached_file
+
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.encoding_task_heads import template_of
+from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
+from qwen_task_heads.hubs import MODELSCOPE, fetch_modelscope
+from qwen_task_heads.models import load_tokenizer
+
+FILES = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+# Fields of the config on which the meaning of a head hangs.
+FIELDS = (
+    "pooling", "head", "head_sizes", "head_activation", "bidirectional", "problem_type",
+    "backbone_name_or_path", "backbone_revision",
+)  # fmt: skip
+OPTIONS = {"backbone_name_or_path": "--model_name_or_path", "backbone_revision": "--model_revision"}
+
+
+def take_head(
+    model: TaskHeadModel, repo: str | None, *, tokenizer: Any, hub: str = "huggingface"
+) -> TaskHeadModel:
+    """Set the head of a fresh model to that of a saved one.
+
+    Args:
+        model: from `build` on a plain backbone, before an adapter is put on it.
+        repo: folder or id of a model of this library, full or adapter; None changes nothing.
+        tokenizer: with the template of this run.
+        hub: where an id is looked up.
+
+    Returns:
+        The model.
+
+    Raises:
+        TaskHeadsError: nothing of ours there, or a head that was trained for something else, with
+            everything that differs.
+
+    Example:
+        >>> import tempfile
+        >>> from qwen_task_heads import build, load_tokenizer, save
+        >>> from qwen_task_heads.training.warm_start import take_head
+        >>> tokenizer = load_tokenizer("embedded")
+        >>> folder = save(build("embedded"), tokenizer=tokenizer, folder=tempfile.mkdtemp())
+        >>> take_head(build("embedded"), str(folder), tokenizer=tokenizer).config.model_type
+        'title_scorer'
+    """
+    if repo is None:
+        return model
+    saved_tokenizer = load_tokenizer(repo, hub=hub)
+    path = repo
+    if hub == MODELSCOPE and not Path(repo).exists():
+        path = str(fetch_modelscope(repo)[0])
+    fields, _ = type(model.config).get_config_dict(path)
+    if fields.get("model_type") != model.config.model_type:
+        found = f"found a {fields.get('model_type')!r} model in {repo}"
+        accepted = f"accepted: a {model.config.model_type}"
+        raise TaskHeadsError(Problem("--init_head", found, accepted, "name a model of this kind"))
+    problems = _differences(model.config, type(model.config).from_dict(fields))
+    if template_of(tokenizer) != template_of(saved_tokenizer):
+        found = f"found another template than that of {repo}"
+        remedy = "give the --instruction, --between and --boundary it was trained with"
+        problems.append(Problem("--init_head", found, "accepted: the same", remedy))
+    if model.config.probe is not None:
+        found = "found it beside a model of ours, which has a head"
+        problems.append(Problem("--init_head", found, "accepted: a plain backbone", "drop one of the two"))
+    if problems:
+        raise TaskHeadsError(problems)
+    state, own = read_head(path), model.score.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
+        found = f"found tensors {sorted(state)} of other names or shapes in {repo}"
+        problems.append(Problem("--init_head", found, f"accepted: {shapes}", "name a model on this backbone"))
+    if bad := [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]:
+        found = f"found NaN or inf in score.{bad[0]} of {repo}"
+        problems.append(Problem("--init_head", found, "accepted: finite numbers", "train it again"))
+    if problems:
+        raise TaskHeadsError(problems)
+    model.score.load_state_dict(state)
+    return model
+
+
+def read_head(repo: str) -> dict[str, torch.Tensor]:
+    """Read the tensors of `score` of a saved model, by their names in that module; no other is read.
+
+    Raises:
+        TaskHeadsError: a folder or repo without weights.
+    """
+    found = {name: _file(repo, name) for name in FILES}
+    if all(path is None for path in found.values()):
+        accepted, remedy = f"accepted: one of {', '.join(FILES)}", "name a folder that a recipe has finished"
+        raise TaskHeadsError(Problem("--init_head", f"found no weights in {repo}", accepted, remedy))
+    name = next(name for name in FILES if found[name] is not None)
+    names = {name}
+    if name.endswith(".index.json"):
+        content = json.loads(Path(found[name] or "").read_text(encoding="utf-8"))
+        names = {file for key, file in content["weight_map"].items() if key.startswith("score.")}
+    state = {}
+    for file in sorted(names):
+        with safe_open(_file(repo, file), framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  (no mapping)
+                short = key.removeprefix("base_model.model.")
+                if short.startswith("score."):
+                    state[short.removeprefix("score.")] = tensors.get_tensor(key).float()
+    return state
+
+
+def _file(repo: str, name: str) -> str | None:
+    return cached_file(
+        repo, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False
+    )
+
+
+def _differences(config: Any, saved: Any) -> list[Problem]:
+    """What this run has otherwise than the run of the head, as options to give."""
+    problems = []
+    values = {name: (config.__dict__[name], saved.__dict__[name]) for name in FIELDS}
+    for name in ("backbone_name_or_path", "backbone_revision"):
+        if None in values[name]:  # a full model on a folder does not name it
+            del values[name]
+    layers = config.text_config.num_hidden_layers, saved.text_config.num_hidden_layers
+    labels = config.id2label, saved.id2label
+    for name, (own, theirs) in {**values, "backbone_layers": layers, "labels": labels}.items():
+        if own != theirs:
+            option = OPTIONS.get(name, f"--{name}")
+            accepted = f"accepted: {theirs!r}, with which the head of --init_head was trained"
+            problems.append(Problem(option, f"found {own!r}", accepted, f"give {option} as it was there"))
+    return problems
