@@ -1,0 +1,171 @@
+"""The sweep tries everything with every seed, ranks by the mean on dev, and prefers few layers on request."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from qwen_task_heads import build
+from qwen_task_heads.batching.collators import text_dataset
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
+from qwen_task_heads.training.early_exits import (
+    ExitPoint,
+    measure_exits,
+    sweep_table,
+    time_scoring,
+    write_exits,
+)
+from qwen_task_heads.training.features import extract_features
+from qwen_task_heads.training.frozen_heads import FittedHead, HeadTraining
+from qwen_task_heads.training.head_sweep import (
+    Combination,
+    Result,
+    choose,
+    parse_head,
+    sweep_heads,
+    text_rows,
+)
+
+WORDS = ("good", "plain", "bad")
+QUICK = HeadTraining(epochs=2, batch_size=16, learning_rate=2e-2)
+
+
+def result(layer: int, *values: float, pooling: str = "last") -> Result:
+    combination = Combination(layer=layer, pooling=pooling, head_sizes=(), loss="cross_entropy")
+    fitted = FittedHead(state={}, value=max(values), epoch=1, history=(), seconds=0.0)
+    return Result(combination=combination, values=dict(enumerate(values)), seed=0, fitted=fitted)
+
+
+@pytest.fixture(scope="module")
+def swept(bases, tokenizer) -> dict[str, Any]:
+    """A sweep of 2 layers x 2 poolings x 2 heads x 2 losses x 2 seeds."""
+    model = build(bases["qwen2"], task="pooled_classifier", num_labels=3)
+    texts = [TextExample(text=f"Ten {WORDS[i % 3]} thoughts, no {i}", target=i % 3) for i in range(60)]
+    encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": 3}
+    (train, _), (dev, _) = text_dataset(texts[:42], **encode), text_dataset(texts[42:], **encode)
+    ids = [*train["input_ids"], *dev["input_ids"]]
+    features = extract_features(model, ids, layers=[1, 2], poolings=["last", "mean"])
+    model.config.problem_type = "single_label_classification"
+    rows = text_rows(
+        train, dev, config=model.config, options={"cross_entropy": {"label_smoothing": 0.1}, "focal": {}}
+    )
+    options = {"heads": [(), (8,)], "losses": ["cross_entropy", "focal"], "settings": QUICK}
+    results = sweep_heads(model, features, rows, seeds=[0, 1], progress=False, **options)
+    return {"model": model, "dev": dev, "features": features, "rows": rows, "results": results}
+
+
+def test_everything_is_tried_with_every_seed_best_first(swept) -> None:
+    results = swept["results"]
+    assert len({result.combination for result in results}) == len(results) == 16
+    assert all(list(result.values) == [0, 1] for result in results)
+    assert [result.mean for result in results] == sorted((r.mean for r in results), reverse=True)
+    for found in results:
+        assert found.fitted.value == max(found.values.values()) == found.values[found.seed]
+
+
+def test_the_winner_is_a_model_that_gives_its_figure(swept, bases) -> None:
+    won = choose(swept["results"])
+    options = {"num_labels": 3, "problem_type": "single_label_classification"}
+    model = build(bases["qwen2"], task="pooled_classifier", **options, **won.combination.head_options())
+    model.score.load_state_dict(won.fitted.state)
+    with torch.no_grad():
+        answers = model.eval()(**pad_rows(list(swept["dev"]["input_ids"]), pad_id=0)).logits.argmax(1)
+    right = (answers == torch.tensor(list(swept["dev"]["labels"]))).double().mean()
+    assert float(right) == pytest.approx(won.fitted.value)
+
+
+def test_a_sweep_is_repeated_to_the_bit(swept) -> None:
+    layer = {(1, "mean"): swept["features"][1, "mean"]}
+    options = {"losses": ["focal"], "heads": [(8,)], "settings": QUICK, "progress": False}
+    torch.manual_seed(99)
+    [again] = sweep_heads(swept["model"], layer, swept["rows"], seeds=[1], **options)
+    [first] = [
+        found
+        for found in swept["results"]
+        if found.combination == Combination(layer=1, pooling="mean", head_sizes=(8,), loss="focal")
+    ]
+    assert again.values[1] == first.values[1]
+
+
+def test_dev_picks_by_the_mean_and_tolerance_prefers_few_layers() -> None:
+    results = [result(4, 0.90, 0.90), result(2, 0.89, 0.90), result(2, 0.96, 0.80), result(1, 0.7, 0.7)]
+    assert choose(results) is results[0]
+    assert choose(results, tolerance=0.01) is results[1]
+    assert choose(results, tolerance=0.5) is results[3]
+    assert results[2].spread == pytest.approx(0.1131, abs=1e-4)
+    assert result(1, 0.5).spread == 0.0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "mlp", "mlp:", "mlp:0", "mlp:8,", "mlp:-1", "linear:3", "tree", "mlp:1.5"]
+)
+def test_heads_that_are_none(text) -> None:
+    with pytest.raises(TaskHeadsError, match="--heads"):
+        parse_head(text)
+
+
+def test_nothing_to_try(swept) -> None:
+    with pytest.raises(TaskHeadsError, match="nothing to try"):
+        sweep_heads(swept["model"], {}, swept["rows"], losses=["focal"])
+    with pytest.raises(TaskHeadsError, match="--label_smoothing_factor"):
+        text_rows(
+            swept["dev"],
+            swept["dev"],
+            config=swept["model"].config,
+            options={"focal": {"label_smoothing": 0.1}},
+        )
+
+
+# --- the curve ---
+
+
+def test_the_curve_has_a_point_per_layer_and_times_real_models(swept, bases, tmp_path) -> None:
+    made = []
+
+    def make(combination: Combination) -> Any:
+        made.append(combination)
+        return build(bases["qwen2"], task="pooled_classifier", num_labels=3, **combination.head_options())
+
+    won = choose(swept["results"])
+    points = measure_exits(swept["results"], make, rows=list(swept["dev"]["input_ids"]))
+    assert [point.layer for point in points] == [1, 2]
+    assert [point.combination for point in points] == made
+    assert max(point.value for point in points) == won.mean
+    assert all(point.milliseconds > 0 for point in points)
+    write_exits(tmp_path, points, figure="accuracy", chosen=won)
+    content = json.loads((tmp_path / "early_exit.json").read_text())
+    assert content["chosen"]["layer"] == won.combination.layer
+    assert [point["layer"] for point in content["points"]] == [1, 2]
+    assert (tmp_path / "early_exit.png").stat().st_size > 5000
+
+
+def test_the_table_shows_the_chosen_one_and_the_floor() -> None:
+    results = [result(layer, layer / 20, layer / 20) for layer in range(14, 0, -1)]
+    points = [
+        ExitPoint(
+            layer=n, value=n / 20, spread=0.0, milliseconds=n / 2, combination=result(n, 1.0).combination
+        )
+        for n in (1, 14)
+    ]
+    told = sweep_table(
+        results, chosen=results[-1], points=points, figure="accuracy", floor={"accuracy": {"value": 0.61}}
+    )
+    [chosen, exit_line] = [line for line in told if line.lstrip().startswith("->")]
+    assert "0.050" in chosen
+    assert exit_line.endswith("7%")
+    assert sum("cross_entropy" in line for line in told) == 11
+    assert any("TF-IDF" in line and "0.610" in line for line in told)
+    assert "14 heads with 2 seeds each" in told[0]
+
+
+def test_timing_leaves_the_model_as_it_was(bases) -> None:
+    model = build(bases["qwen2"]).train()
+    milliseconds = time_scoring(model, [[5, 6, 7]] * 3)
+    assert model.training
+    assert math.isfinite(milliseconds)

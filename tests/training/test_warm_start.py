@@ -1,0 +1,148 @@
+"""A head is taken over exactly, from any folder of ours, or refused with all that differs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+
+from qwen_task_heads import adapter_config, bind_template, build, save
+from qwen_task_heads.batching.text import Template
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.training.warm_start import read_head, take_head
+
+LABELS = ("sport", "money", "health")
+HEAD = {"head": "mlp", "head_sizes": [8], "pooling": "mean", "backbone_layers": 1}
+
+
+def fresh(base: str, tokenizer: Any, *, labels: Any = LABELS, before: str = "About: ", **head: Any) -> Any:
+    """A model and a tokenizer with the template."""
+    options = {**HEAD, "task": "pooled_classifier", "labels": labels, **head}
+    model, words = build(base, **options), copy.deepcopy(tokenizer)
+    bind_template(words, model.config, template=Template(before=before))
+    return model, words
+
+
+@pytest.fixture(scope="module")
+def folders(bases, tokenizer, shake, tmp_path_factory) -> dict[str, Path]:
+    """The same kind of head, saved in each way."""
+    root = tmp_path_factory.mktemp("heads")
+    for kind in ("full", "head_only", "lora", "sharded"):
+        model, words = fresh(bases["qwen2"], tokenizer)
+        if kind in ("head_only", "lora"):
+            model = get_peft_model(model, adapter_config(model, r=4, head_only=kind == "head_only"))
+        save(shake(model, seed=len(kind)), tokenizer=words, folder=root / kind)
+    model, _ = fresh(bases["qwen2"], tokenizer)
+    shake(model, seed=7).save_pretrained(root / "sharded", max_shard_size="100KB")
+    (root / "sharded" / "model.safetensors").unlink(missing_ok=True)
+    return {path.name: path for path in root.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["full", "head_only", "lora", "sharded"])
+def test_the_head_is_the_saved_one(bases, tokenizer, folders, kind) -> None:
+    model, words = fresh(bases["qwen2"], tokenizer)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    take_head(model, str(folders[kind]), tokenizer=words)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in folders[kind].glob("*.safetensors"):
+        tensors |= load_file(file)
+    for name, tensor in model.state_dict().items():
+        if name.startswith("score."):
+            [saved] = [tensors[key] for key in tensors if key.endswith(name)]
+            assert torch.equal(tensor, saved)
+            assert not torch.equal(tensor, before[name])
+        else:
+            assert torch.equal(tensor, before[name])
+
+
+def test_none_changes_nothing(bases, tokenizer) -> None:
+    model, words = fresh(bases["qwen2"], tokenizer)
+    before = copy.deepcopy(model.score.state_dict())
+    assert take_head(model, None, tokenizer=words) is model
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.score.state_dict().items())
+
+
+DIFFERENT = {
+    "--pooling": {"pooling": "max"},
+    "--head_sizes": {"head_sizes": [16]},
+    "--head_activation": {"head_activation": "gelu"},
+    "--backbone_layers": {"backbone_layers": 2},
+    "--labels": {"labels": ("money", "sport", "health")},
+    "--problem_type": {"problem_type": "multi_label_classification"},
+    "--init_head": {"before": "Of: "},
+}
+
+
+@pytest.mark.parametrize("option", DIFFERENT)
+def test_a_head_for_something_else_is_refused(bases, tokenizer, folders, option) -> None:
+    model, words = fresh(bases["qwen2"], tokenizer, **DIFFERENT[option])
+    before = copy.deepcopy(model.score.state_dict())
+    with pytest.raises(TaskHeadsError) as caught:
+        take_head(model, str(folders["full"]), tokenizer=words)
+    assert [problem.where for problem in caught.value.problems] == [option]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.score.state_dict().items())
+
+
+def test_all_differences_are_said_at_once(bases, tokenizer, folders) -> None:
+    model, words = fresh(bases["qwen2"], tokenizer, pooling="max", labels=("a", "b"), before="Of: ")
+    with pytest.raises(TaskHeadsError) as caught:
+        take_head(model, str(folders["full"]), tokenizer=words)
+    found = {problem.where for problem in caught.value.problems}
+    assert found == {"--pooling", "--labels", "--init_head"}
+
+
+def test_another_backbone_is_refused_where_it_is_known(bases, tokenizer, folders) -> None:
+    model, words = fresh(bases["llama"], tokenizer)
+    with pytest.raises(TaskHeadsError, match="--model_name_or_path"):
+        take_head(model, str(folders["head_only"]), tokenizer=words)
+
+
+def test_a_scorer_is_no_classifier(bases, tokenizer, folders) -> None:
+    with pytest.raises(TaskHeadsError, match="accepted: a title_scorer"):
+        take_head(build(bases["qwen2"]), str(folders["full"]), tokenizer=tokenizer)
+
+
+def test_a_trained_model_keeps_its_own_head(tokenizer, folders) -> None:
+    folder = str(folders["full"])
+    model, words = build(folder, task="pooled_classifier"), copy.deepcopy(tokenizer)
+    bind_template(words, model.config, template=Template(before="About: "))
+    with pytest.raises(TaskHeadsError, match="which has a head"):
+        take_head(model, folder, tokenizer=words)
+
+
+@pytest.mark.parametrize("damage", ["shape", "name", "nan", "gone"])
+def test_damaged_tensors_are_refused(bases, tokenizer, folders, tmp_path, damage) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for file in folders["head_only"].iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = next(name for name in tensors if name.endswith("score.0.weight"))
+    if damage == "shape":
+        tensors[key] = tensors[key][:4].clone()
+    elif damage == "name":
+        tensors[f"{key}s"] = tensors.pop(key)
+    elif damage == "nan":
+        tensors[key][0, 0] = torch.nan
+    save_file(tensors, path)
+    if damage == "gone":
+        path.unlink()
+    model, words = fresh(bases["qwen2"], tokenizer)
+    before = copy.deepcopy(model.score.state_dict())
+    with pytest.raises(TaskHeadsError, match="--init_head"):
+        take_head(model, str(folder), tokenizer=words)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.score.state_dict().items())
+
+
+def test_a_folder_that_is_not_there(bases, tokenizer, tmp_path) -> None:
+    model, words = fresh(bases["qwen2"], tokenizer)
+    with pytest.raises(TaskHeadsError, match="no such folder"):
+        take_head(model, str(tmp_path / "nowhere"), tokenizer=words)
+    with pytest.raises(TaskHeadsError, match="no weights"):
+        read_head(str(tmp_path))
