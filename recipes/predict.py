@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--threshold", type=float, help="multi-label: predict labels at or over it (default: 0.5)")
     add("--abstain", type=float, help="single-label, ordinal: no label where the best probability is below")
     add("--prefix", default="predicted_", help="before the names of the answer's columns")
-    add("--batch_tokens", type=int, default=8192, help="padded tokens per batch (default: %(default)s)")
+    add("--batch_tokens", type=int, default=8192, help="tokens per batch (default: %(default)s)")
     add(
         "--block_rows",
         type=int,
@@ -57,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     types = ("auto", "float32", "bfloat16", "float16")
     add("--dtype", default="auto", choices=types, help="as saved when absent")
+    add("--int8", action="store_true", help="on a CPU: multiply in int8; answers may change a little")
     return parser.parse_args()
 
 
@@ -85,6 +86,7 @@ def main() -> None:
             revision=args.revision,
             batch_tokens=args.batch_tokens,
             dtype=args.dtype,
+            int8=args.int8,
             device=state.device,
         )
     finally:

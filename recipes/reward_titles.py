@@ -96,7 +96,7 @@ def main() -> None:
             settings=settings_of(args, {**told, "dtype": model_args.dtype or "float32"}),
             log_history=trainer.state.log_history,
             seconds=trainer.throughput.seconds,
-            speed=trainer.throughput.line(),
+            speed=trainer.throughput.result.line(),
             seed=args.seed,
             backbone=base,
             resumed=resume is not None,

@@ -180,6 +180,7 @@ def predict_file(
     report = FileReport(output)
     parts.assemble(columns=columns, rows=report.counted(parts.read(), prefix=prefix))
     report.seconds = time.monotonic() - started
+    report.speed = model.throughput.line() if model.throughput.padded else ""
     return report
 
 

@@ -23,6 +23,7 @@ class FileReport:
         labels: how often each label was predicted; None counts abstentions, or rows without a label.
         scores: of models that give one score: `least`, `mean` and `largest`.
         seconds: from the start to the finished file.
+        speed: a line on how fast the model was on this process; "" if it had nothing to do.
 
     Example:
         >>> from pathlib import Path
@@ -42,6 +43,7 @@ class FileReport:
     labels: Counter[str | None] = field(default_factory=Counter)
     scores: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    speed: str = ""
 
     def counted(self, rows: Any, *, prefix: str) -> Iterator[dict[str, Any]]:
         """Pass rows on and count what they say; `prefix` stands before the names of the answer."""
@@ -77,4 +79,5 @@ class FileReport:
             lines.append("labels: " + ", ".join(shown) + (f", and {rest} other labels" if rest > 0 else ""))
         if self.scores:
             lines.append("scores: " + ", ".join(f"{name} {value:.4g}" for name, value in self.scores.items()))
+        lines += [self.speed] * bool(self.speed)
         return "\n".join([*lines, f"the answers are in {self.output}; next: head -n 3 '{self.output}'"])

@@ -11,6 +11,7 @@ None of it moves a score by more than rounding.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from qwen_task_heads.inference.int8 import to_int8
 from qwen_task_heads.inference.predictions import Prediction, check_options, problem_type_of, to_predictions
 from qwen_task_heads.inference.prefixes import PrefixCache
 from qwen_task_heads.models import load, load_tokenizer, merge
+from qwen_task_heads.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Scorer:
         self.batch_tokens = batch_tokens
         self.progress = progress
         self.prefixes = PrefixCache(self.model)
+        self.throughput = Throughput()  # of all calls
 
     @property
     def is_title_scorer(self) -> bool:
@@ -227,15 +230,14 @@ class Scorer:
         fits = limit is None or max(map(len, rows), default=0) <= limit
         known, prefix = self.prefixes.take(rows) if fits else (0, None)
         options = {"prefix": prefix} if prefix else {}
-        for batch in self._batches(rows, known=known):
-            tensors = pad_rows(
-                [rows[index][known:] for index in batch], pad_id=self.tokenizer.pad_token_id or 0
-            )
-            with torch.inference_mode():
-                logits = self.model(
-                    **{name: value.to(self.model.device) for name, value in tensors.items()}, **options
-                ).logits
-            result[batch] = logits.float().cpu()
+        begin = time.monotonic()
+        with self.throughput.listening(self.model), torch.inference_mode():
+            for batch in self._batches(rows, known=known):
+                parts = [rows[index][known:] for index in batch]
+                tensors = pad_rows(parts, pad_id=self.tokenizer.pad_token_id or 0)
+                inputs = {name: value.to(self.model.device) for name, value in tensors.items()}
+                result[batch] = self.model(**inputs, **options).logits.float().cpu()
+        self.throughput.seconds += time.monotonic() - begin
         return result
 
     def _batches(self, rows: list[list[int]], *, known: int) -> Iterable[list[int]]:

@@ -25,7 +25,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.classification_losses import TEXT_LOSSES, TextLoss, resolve_text_loss
-from qwen_task_heads.training.throughput import ThroughputCallback
+from qwen_task_heads.training.speed import ThroughputCallback
 from qwen_task_heads.training.updates import ExactUpdates
 
 COLUMNS = ["row", "input_ids", "attention_mask", "labels", "soft", "weight"]

@@ -20,7 +20,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, pair_indices, resolve_group_loss
 from qwen_task_heads.training.losses import center_rewards, resolve_pair_loss
-from qwen_task_heads.training.throughput import ThroughputCallback
+from qwen_task_heads.training.speed import ThroughputCallback
 from qwen_task_heads.training.updates import ExactUpdates
 
 COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", "length", *EVIDENCE]

@@ -23,6 +23,7 @@ LEVELS = {
     "hubcode": 1,
     "data": 2,
     "adapters": 2,
+    "throughput": 3,
     "batching": 3,
     "models": 4,
     "training": 5,

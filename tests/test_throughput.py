@@ -14,8 +14,8 @@ from qwen_task_heads.batching.collators import text_dataset
 from qwen_task_heads.batching.text import Template, bind_template
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.models import load_tokenizer
+from qwen_task_heads.throughput import Throughput, matrix_peak
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
-from qwen_task_heads.training.throughput import Throughput, matrix_peak
 
 TEXTS = ["tea", "the trains of the north are late", "a rest", "why it is late every winter and who pays"] * 2
 
@@ -61,5 +61,5 @@ def test_tokens_are_counted(bases: dict[str, str], tmp_path: Path, packing: bool
 
 
 def test_a_run_without_an_update_says_so() -> None:
-    assert Throughput().line() == "speed: nothing was trained"
+    assert Throughput().line() == "speed: nothing was computed"
     assert matrix_peak(torch.device("cpu")) > 1e8

@@ -1,0 +1,65 @@
+"""The speed of a training run: its updates are measured, and nothing else of it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from qwen_task_heads.throughput import Throughput
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+
+class ThroughputCallback(TrainerCallback):
+    """Measures the updates of a run, and says beforehand if its batches have to be padded.
+
+    Attributes:
+        result: a `Throughput`, complete when the training has ended.
+        seconds: of the whole training, evaluation and saving included.
+    """
+
+    def __init__(self) -> None:
+        self.result = Throughput()
+        self.seconds = 0.0
+        self._start = self._begin = 0.0
+        self._open = ExitStack()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Listen to the model."""
+        from peft import PeftModel
+
+        self._start = time.monotonic()
+        model = kwargs["model"]
+        model = model.get_base_model() if isinstance(model, PeftModel) else model
+        if model.why_padded and state.is_world_process_zero:
+            print(f"note: batches are padded: {model.why_padded}", flush=True)
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        self._open.enter_context(self.result.listening(model, training=True, dtype=dtype))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop listening."""
+        self._open.close()
+        self.seconds = time.monotonic() - self._start
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock of an update."""
+        self._begin = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop it; where there is a GPU, once its work is done."""
+        if args.device.type == "cuda":
+            torch.cuda.synchronize(args.device)
+        self.result.seconds += time.monotonic() - self._begin
