@@ -150,7 +150,8 @@ def predict_file(
     check_options(problem_type_of(config), num_labels=config.num_labels, **options)
     identity = {
         "input": scan.sha256, "model": _model_hash(config), "bad_rows": bad_rows, "prefix": prefix,
-        "batch_tokens": model.batch_tokens, **options,
+        "batch_tokens": model.batch_tokens, "dtype": str(model.model.model.dtype), "int8": model.int8,
+        **options,
     }  # fmt: skip
     parts = Parts(output, rows=scan.rows, block_rows=block_rows, identity=identity)
     columns = _columns(scan, config, prefix=prefix)

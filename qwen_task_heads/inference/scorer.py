@@ -21,7 +21,7 @@ import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
-from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows
+from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, template_of
 from qwen_task_heads.inference.int8 import to_int8
 from qwen_task_heads.inference.predictions import Prediction, check_options, problem_type_of, to_predictions
 from qwen_task_heads.inference.prefixes import PrefixCache
@@ -96,12 +96,13 @@ class Scorer:
                 Problem("Scorer", "found a model without a tokenizer", "accepted: both", "pass tokenizer=")
             )
         self.model = model.eval() if device is None else model.eval().to(device)
+        self.int8 = int8
         if int8:
             self.model = to_int8(self.model)
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.progress = progress
-        self.prefixes = PrefixCache(self.model)
+        self.prefixes = PrefixCache(self.model, template=template_of(tokenizer)[0])
         self.throughput = Throughput()  # of all calls
 
     @property
@@ -130,14 +131,17 @@ class Scorer:
         Raises:
             TaskHeadsError: an empty title, another number of prompts, or a model that is no title scorer.
         """
+        return self._score(titles, prompts, of_list=False)
+
+    def _score(self, titles: Sequence[str], prompts: Sequence[str] | None, *, of_list: bool) -> list[float]:
         self._check_model("score", of_titles=True)
         _check_texts(titles, prompts, names=("titles", "prompts"))
         rows = encode(self.tokenizer, titles, prompts=prompts).input_ids
-        return self._run(rows)[:, 0].tolist()
+        return self._run(rows, of_list=of_list)[:, 0].tolist()
 
     def rank(self, titles: Sequence[str], *, prompt: str = "", top_k: int | None = None) -> list[RankedTitle]:
         """Rank the titles of one list, best first; equal scores keep their order."""
-        scores = self.score(titles, prompts=[prompt] * len(titles) if prompt else None)
+        scores = self._score(titles, [prompt] * len(titles) if prompt else None, of_list=bool(prompt))
         probabilities = torch.tensor(scores).softmax(0).tolist() if scores else []
         best = sorted(range(len(titles)), key=lambda index: -scores[index])
         ranked = [
@@ -222,13 +226,13 @@ class Scorer:
         found = f"found a {self.model.config.model_type}"
         raise TaskHeadsError(Problem(f"Scorer.{method}", found, accepted, remedy))
 
-    def _run(self, rows: list[list[int]]) -> torch.Tensor:
+    def _run(self, rows: list[list[int]], *, of_list: bool = False) -> torch.Tensor:
         """Logits (n, L) of n rows of ids, fp32 on the CPU, in their order."""
         result = torch.empty(len(rows), self.model.config.num_labels)
         limit = None if self.is_title_scorer else self.model.config.max_seq_length
         # The model cuts longer rows itself, and has to see them whole.
         fits = limit is None or max(map(len, rows), default=0) <= limit
-        known, prefix = self.prefixes.take(rows) if fits else (0, None)
+        known, prefix = self.prefixes.take(rows, of_list=of_list) if fits else (0, None)
         options = {"prefix": prefix} if prefix else {}
         begin = time.monotonic()
         with self.throughput.listening(self.model), torch.inference_mode():
