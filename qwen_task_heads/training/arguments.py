@@ -147,6 +147,14 @@ class RunDefaults:
     load_best_model_at_end: bool = field(
         default=True, metadata={"help": "End with the best checkpoint on dev."}
     )
+    packing: bool = field(
+        default=True,
+        metadata={"help": "Compute real tokens alone, and shared beginnings once; same numbers."},
+    )
+    freeze_embeddings: bool = field(
+        default=False,
+        metadata={"help": "Full training: keep the token embeddings, their memory and their time."},
+    )
 
     def __post_init__(self) -> None:
         if self.output_dir is None:  # transformers would write into ./trainer_output

@@ -26,7 +26,7 @@ from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.classification_losses import TEXT_LOSSES, TextLoss, resolve_text_loss
 from qwen_task_heads.training.speed import ThroughputCallback
-from qwen_task_heads.training.updates import ExactUpdates
+from qwen_task_heads.training.updates import ExactUpdates, set_up
 
 COLUMNS = ["row", "input_ids", "attention_mask", "labels", "soft", "weight"]
 
@@ -105,6 +105,7 @@ class ClassifierTrainer(ExactUpdates, Trainer):
         self.guard, self.throughput = NonFiniteGuard(), ThroughputCallback()
         self._split = "eval"  # the metric prefix of the evaluation under way
         self._losses: list[torch.Tensor] = []  # its losses per row, gathered
+        set_up(model, args)
         if peft_config is not None:
             model = put_adapter(model, peft_config, args=args)
         kwargs.setdefault(

@@ -21,7 +21,7 @@ from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, pair_indices, resolve_group_loss
 from qwen_task_heads.training.losses import center_rewards, resolve_pair_loss
 from qwen_task_heads.training.speed import ThroughputCallback
-from qwen_task_heads.training.updates import ExactUpdates
+from qwen_task_heads.training.updates import ExactUpdates, set_up
 
 COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", "length", *EVIDENCE]
 
@@ -72,6 +72,8 @@ class TitleTrainer(ExactUpdates, RewardTrainer):
             where, accepted = "--center_rewards_coefficient", "accepted: with a loss over pairs"
             raise TaskHeadsError(Problem(where, found, accepted, "drop it, or choose such a loss"))
         kwargs.setdefault("data_collator", TitleCollator(kwargs["processing_class"].pad_token_id))
+        if args is not None:
+            set_up(model, args)
         super().__init__(model, **kwargs)
         self.add_callback(self.guard)
         self.add_callback(self.throughput)

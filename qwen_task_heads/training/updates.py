@@ -14,6 +14,23 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.losses import reduce
 
 
+def set_up(model: Any, args: Any) -> None:
+    """Do to a model what the options `packing` and `freeze_embeddings` of a run say; others say neither.
+
+    Args:
+        model: of this library, or a `PeftModel` around one.
+        args: the `TrainingArguments`.
+    """
+    from peft import PeftModel
+
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    options = vars(args)
+    if options.get("packing") is False:
+        model.packing = False
+    if options.get("freeze_embeddings"):
+        model.get_input_embeddings().requires_grad_(False)
+
+
 class ExactUpdates:
     """Mixed into a Trainer whose `compute_loss` ends in `mean_of_update`.
 

@@ -15,6 +15,7 @@ from qwen_task_heads.batching.collators import group_dataset, pair_dataset, text
 from qwen_task_heads.batching.text import Template, bind_template, compile_template
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.models import load_tokenizer
+from qwen_task_heads.training.classifier_arguments import ClassifierConfig
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
 from qwen_task_heads.training.title_arguments import TitleConfig
 from qwen_task_heads.training.trainers import TitleTrainer
@@ -121,3 +122,26 @@ def test_twenty_steps_are_those_of_padded_batches(
         (a - b).abs().max() for a, b in zip(padded.model.parameters(), packed.model.parameters(), strict=True)
     )
     assert moved <= 1e-4
+
+
+@pytest.mark.parametrize("kind", ["texts", "pairs"])
+def test_options_of_a_run_reach_the_model(bases: dict[str, str], tmp_path: Path, kind: str) -> None:
+    task = (
+        {"task": "pooled_classifier", "labels": ["a", "b"], "max_seq_length": 120} if kind == "texts" else {}
+    )
+    model = build(bases["qwen2"], **task)
+    data, tokenizer = data_of(kind, base=bases["qwen2"], config=model.config)
+    config = ClassifierConfig if kind == "texts" else TitleConfig
+    args = config(
+        str(tmp_path), max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True, eval_strategy="no",
+        save_strategy="no", load_best_model_at_end=False, dataloader_pin_memory=False, packing=False,
+        freeze_embeddings=True, learning_rate=1e-2,
+    )  # fmt: skip
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    trainer = (ClassifierTrainer if kind == "texts" else TitleTrainer)(
+        model, args=args, train_dataset=data, processing_class=tokenizer
+    )
+    trainer.train()
+    assert trainer.throughput.result.avoided == 0
+    stays = [name for name, weight in model.named_parameters() if torch.equal(weight, before[name])]
+    assert stays == ["model.embed_tokens.weight"]
