@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/single.yaml
 
-.PHONY: titles test test-slow lint backbone clean
+.PHONY: titles test test-slow lint backbone bench bench-full clean
 
 # The main job: train a title scorer on real clicks, print its accuracy beside the floors. A run that was
 # interrupted continues.
@@ -31,6 +31,13 @@ lint: $(READY)
 # Make the embedded backbone again (about ten minutes); needs the data it was made of.
 backbone: $(READY)
 	$(BIN)/python recipes/pretrain_backbone.py --config recipes/configs/pretrain_titles.yaml
+
+# What packing and prefix sharing are worth beside the peers; rows whose data or peer is not there say so.
+bench: $(READY)
+	$(BIN)/python benchmarks/speed.py
+
+bench-full: $(READY)
+	$(BIN)/python benchmarks/speed.py --full
 
 # torch comes first and pinned: an open requirement would fetch the newest build for every GPU.
 $(READY): pyproject.toml constraints.txt

@@ -4,9 +4,13 @@
     python benchmarks/speed.py --full          # all rows and sizes: `make bench-full`
     python benchmarks/speed.py --only lists --device cuda
 
-Both sides run in one process on the same weights and inputs, in turn (`speed_measure`), and what they compute is
-compared in the same run. Rows are kept in `benchmarks/results/speed.json` as they are measured: a row run again
-takes the place of the older one. The table, the plot and the README's paragraph are made from that file.
+Both sides run in one process on the same weights and inputs, in turn (`speed_measure`), and what they compute
+is compared in the same run. Rows are kept in `benchmarks/results/speed.json` as they are measured: a row run
+again takes the place of the older one. The table, the plot and the README's paragraph are made from that
+file.
+
+Peers that are not installed and data that is not there are skipped, with the reason. ms-swift is not among
+the peers: version 4.6 wants trl below 1.0 and transformers below 5.20, which this project does not run on.
 """
 
 from __future__ import annotations
@@ -26,12 +30,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
-import torch
-import transformers
-
+import speed_memory
 import speed_report
 import speed_rows
+import speed_scale
+import speed_serving
 import speed_trainers
+import speed_tuning
+import torch
+import transformers
 from speed_measure import TURNS, Bench, Result
 from speed_workloads import NoData
 
@@ -46,6 +53,17 @@ SUITE: dict[str, tuple[Rows, bool]] = {
     "instruction": (speed_rows.instruction, True),
     "pairs": (speed_trainers.pairs, True),
     "groups": (speed_trainers.groups, True),
+    "long_instruction": (speed_serving.long_instruction, True),
+    "pipelines": (speed_serving.pipelines, True),
+    "first_score": (speed_serving.first_score, True),
+    "head_only": (speed_tuning.head_only, True),
+    "utilisation": (speed_scale.utilisation, True),
+    "trainers": (speed_tuning.trainers, False),
+    "lora": (speed_tuning.lora, False),
+    "ranking": (speed_serving.ranking, False),
+    "listwise": (speed_tuning.listwise, False),
+    "growth": (speed_scale.growth, False),
+    "memory": (speed_memory.memory, False),
 }
 
 

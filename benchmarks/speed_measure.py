@@ -2,8 +2,8 @@
 
 - A ratio is the median over turns of `time of the peer / time of ours`, A B A B: what slows the machine for a
   while slows both. At least five turns after a warm-up; more where they disagree.
-- On a CPU with one thread the clock is the CPU time of the process, which leaves out what other processes took;
-  with more threads, and on a GPU, it is the wall clock.
+- On a CPU with one thread the clock is the CPU time of the process, which leaves out what other processes
+  took; with more threads, and on a GPU, it is the wall clock.
 - `Result` is one line of the JSON file. Seconds are kept there for GPUs; on a CPU only ratios are claims.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-TURNS, MOST_TURNS = 5, 9
+TURNS, MOST_TURNS = 5, 7
 AGREE = 0.1  # relative spread (middle half of the turns) at which more turns are taken
 
 

@@ -11,12 +11,21 @@ from typing import Any
 
 import torch
 import transformers
-
 from speed_measure import Bench, Result
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+HEAD = """# Speed, measured
+
+`make bench-full`, or `make bench` for the short sizes. Every row has both sides in one process, same
+weights and inputs, in turn; *ratio* is the median over at least five turns of the peer's time over ours.
+*limit* is computed: tokens that the peer computes over those that are needed. What costs more than its
+tokens (masks of padded attention, a call a text, the last layer of tokens that nobody pools) can carry a
+ratio past it. *difference* is the largest absolute difference of what both sides computed, in the same run;
+*spread* is the middle half of the turns over their median. With one thread on a CPU the clock is the CPU
+time of the process.
+"""
 
 
 def machine(bench: Bench) -> str:
@@ -52,30 +61,31 @@ def number(value: float | None) -> str:
 
 def line(result: Result) -> str:
     """One row as it is measured."""
-    parts = [f"{number(result.ratio):>6}"]
-    parts.append(f"target {number(result.target) or '-':>5}  limit {number(result.limit) or '-':>5}")
+    head = f"{number(result.ratio):>6}  target {number(result.target) or '-':>5}"
+    head += f"  limit {number(result.limit) or '-':>5}"
     difference = "" if result.difference is None else f"difference {result.difference:.0e}"
     spread = "" if result.spread is None else f"spread {result.spread:.0%}"
     words = f"{result.workload} | {result.peer}"
-    return "  ".join([*parts, f"{difference:<16}", f"{spread:<11}", words, result.note]).rstrip()
+    return "  ".join([head, f"{difference:<16}", f"{spread:<11}", words, result.note]).rstrip()
 
 
 def keep(path: Path, result: Result, bench: Bench) -> None:
     """Put a row into the file, in the place of the one measured before in the same way."""
-    rows = read(path)
     row = {
         **asdict(result),
         "device": bench.device if bench.on_cpu else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
-        "clock": bench.clock_name,
         "size": "full" if bench.full else "short",
         "machine": machine(bench),
     }
-    kept = [other for other in rows if _key(other) != _key(row)]
-    place = next((at for at, other in enumerate(rows) if _key(other) == _key(row)), len(kept))
-    kept.insert(place, row)
+    rows = read(path)
+    keys = [_key(other) for other in rows]
+    if _key(row) in keys:
+        rows[keys.index(_key(row))] = row
+    else:
+        rows.append(row)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = ",\n".join(json.dumps(one, ensure_ascii=False) for one in kept)
+    text = ",\n".join(json.dumps(one, ensure_ascii=False) for one in rows)
     path.write_text(f"[\n{text}\n]\n", encoding="utf-8")
 
 
@@ -85,35 +95,80 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["workload"], row["peer"], row["device"], row["settings"].get("shape")
+    return row["workload"], row["peer"], row["device"], row["threads"], row["settings"].get("shape")
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """All rows as one table."""
-    lines = [
-        "# Speed, measured",
-        "",
-        "`make bench-full`; every row has both sides in one process, same weights and inputs, in turn; the ratio is",
-        "the median over at least five turns of the peer's time over ours. *limit* is computed: tokens that the peer",
-        "computes over those that are needed; skipping the last layer for all but the pooled token can pass it.",
-        "*difference* is the largest absolute difference of what both sides computed, in the same run.",
-        "",
-    ]
-    lines += [f"- {name}" for name in dict.fromkeys(row["machine"] for row in rows)]
-    lines += ["", "| workload | against | ratio | target | limit | met | difference | of | spread | shape |"]
-    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
-    for row in rows:
-        difference = "" if row["difference"] is None else f"{row['difference']:.0e}"
-        spread = "" if row["spread"] is None else f"{row['spread']:.0%}"
-        cells = [row["workload"], row["peer"], f"**{number(row['ratio'])}**", number(row["target"])]
-        cells += [number(row["limit"]), verdict(row), difference, row["compared"], spread]
-        cells.append(str(row["settings"].get("shape", "")))
-        lines.append(f"| {' | '.join(cells)} |")
+    """Rows with targets, then the others, then notes."""
+    lines = [HEAD, *(f"- {name}" for name in dict.fromkeys(row["machine"] for row in rows)), ""]
+    parts = {
+        "Against the targets": [row for row in rows if row["target"] is not None],
+        "Other peers, growth and memory": [row for row in rows if row["target"] is None],
+    }
+    for head, part in parts.items():
+        lines += [f"## {head}", ""]
+        lines += ["| workload | against | shape | ratio | target | limit | met | difference | spread |"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        for row in part:
+            difference = "" if row["difference"] is None else f"{row['difference']:.0e} ({row['compared']})"
+            spread = "" if row["spread"] is None else f"{row['spread']:.0%}"
+            cells = [row["workload"], row["peer"], str(row["settings"].get("shape", ""))]
+            cells += [f"**{number(row['ratio'])}**", number(row["target"]), number(row["limit"])]
+            lines.append(f"| {' | '.join([*cells, verdict(row), difference, spread])} |")
+        lines.append("")
     notes = [f"- {row['workload']}, {row['peer']}: {row['note']}" for row in rows if row["note"]]
-    return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+    return "\n".join([*lines, "## Notes", "", *notes]) + "\n"
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Each row's ratio as a bar, its target and its limit as marks, on a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    shown = [row for row in rows if row["target"] is not None][::-1]
+    figure = Figure(figsize=(10, 0.34 * len(shown) + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    places = list(range(len(shown)))
+    met = ["#2c7fb8" if row["ratio"] >= row["target"] else "#bdbdbd" for row in shown]
+    axes.barh(places, [row["ratio"] for row in shown], color=met)
+    axes.plot([row["target"] for row in shown], places, "k|", markersize=14, label="target")
+    limits = [(row["limit"], place) for place, row in zip(places, shown, strict=True) if row["limit"]]
+    axes.plot([x for x, _ in limits], [y for _, y in limits], "r.", label="limit by tokens")
+    axes.set_yticks(places, [f"{row['workload'][:70]} · {_short(row['peer'])}" for row in shown], fontsize=6)
+    axes.set_xscale("log")
+    axes.set_xlabel("ratio (utilisation: share of the peak)")
+    axes.legend(loc="lower right", fontsize=7)
+    figure.savefig(path, dpi=140)
+
+
+def _short(peer: str) -> str:
+    return peer.replace("transformers Qwen2ForSequenceClassification", "stock class").split(",")[0][:32]
+
+
+def paragraph(rows: list[dict[str, Any]]) -> str:
+    """A few rows for the README, and how many of the targets are met."""
+    aimed = [row for row in rows if row["target"] is not None]
+    met = sum(row["ratio"] >= row["target"] for row in aimed)
+    largest = max((row["difference"] for row in aimed if row["difference"] is not None), default=0.0)
+    lines = [
+        f"Measured beside the peers on one CPU thread ([all rows](benchmarks/results/speed.md); {met} of "
+        f"{len(aimed)} targets met, largest difference of any result {largest:.0e}; 2 is half the time):",
+        "",
+        "| workload | against | ratio | target | limit |",
+        "|---|---|---|---|---|",
+    ]
+    for row in aimed:
+        name = row["workload"] + (" (0.5B shape)" if row["settings"].get("shape") == "0.5b" else "")
+        cells = [name, _short(row["peer"]), f"**{number(row['ratio'])}**", number(row["target"])]
+        lines.append(f"| {' | '.join([*cells, number(row['limit'])])} |")
+    return "\n".join(lines)
 
 
 def write(path: Path) -> None:
-    """Make the table from the file of rows."""
+    """Make table and plot beside the file of rows, and the README's paragraph where its marks stand."""
     rows = read(path)
     path.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
+    plot(rows, path.with_suffix(".png"))
+    readme = README.read_text(encoding="utf-8")
+    if path.resolve().is_relative_to(ROOT) and BEGIN in readme and END in readme:
+        before, after = readme.split(BEGIN)[0], readme.split(END, 1)[1]
+        README.write_text(f"{before}{BEGIN}\n{paragraph(rows)}\n{END}{after}", encoding="utf-8")

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-
 from speed_measure import Bench, Result, compare, largest_difference
 from speed_workloads import (
     SETS,

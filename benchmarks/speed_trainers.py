@@ -1,9 +1,9 @@
 """Real trainers against each other: the same updates inside `train()`, timed from the end of one to the next.
 
-trl's RewardTrainer runs at its documented defaults (gradient checkpointing on) and, as another peer, at its best
-(checkpointing off, pairs of similar length together). bf16, its default on a GPU, is off on a CPU that has none. Ours runs
-at the defaults of `recipes/reward_titles.py`. The first run of both is a warm-up in which the gradients of the
-first update are compared.
+trl's RewardTrainer runs at its documented defaults (gradient checkpointing on) and, as another peer, at its
+best (checkpointing off, pairs of similar length together). bf16, its default on a GPU, is off on a CPU that
+has none. Ours runs at the defaults of `recipes/reward_titles.py`. The first run of both is a warm-up in
+which the gradients of the first update are compared.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from itertools import permutations
 from typing import Any
 
 import torch
+from speed_measure import Bench, Result, largest_difference, take_turns
+from speed_rows import GRADIENTS
+from speed_workloads import row_of, scorer, stock_of, titles
 from transformers import TrainerCallback
 
 from qwen_task_heads import TitleTrainer, load_tokenizer
 from qwen_task_heads.training.title_arguments import TitleConfig
-from speed_measure import Bench, Result, largest_difference, take_turns
-from speed_rows import GRADIENTS
-from speed_workloads import row_of, scorer, stock_of, titles
 
 DEFAULTS, BEST = "trl RewardTrainer, defaults", "trl RewardTrainer, checkpointing off, grouped by length"
 QUIET = {"report_to": "none", "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True}

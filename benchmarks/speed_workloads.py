@@ -1,9 +1,9 @@
 """What is computed: two shapes of models with their stock twins, and rows of real lengths.
 
-Lengths are those of real texts under Qwen's tokenizer, in the order of the file shuffled once; ids are drawn at
-random, because no time hangs on which tokens they are. Weights are random. "small" has 6 layers of 256 channels;
-"0.5b" has 8 of the 24 layers of Qwen2.5-0.5B at their real shape. A vocabulary of 8,192 keeps the embeddings,
-which cost neither side time in proportion to tokens, from filling the memory.
+Lengths are those of real texts under Qwen's tokenizer, in the order of the file shuffled once; ids are drawn
+at random, because no time hangs on which tokens they are. Weights are random. "small" has 6 layers of 256
+channels; "0.5b" has 8 of the 24 layers of Qwen2.5-0.5B at their real shape. A vocabulary of 8,192 keeps the
+embeddings, which cost neither side time in proportion to tokens, from filling the memory.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from speed_measure import Bench
 from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
 from qwen_task_heads import PooledClassifier, PooledClassifierConfig, TitleScorer, TitleScorerConfig
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
-from speed_measure import Bench
 
 PAD, END, VOCABULARY = 0, 1, 8192
 TOKENIZER = "qwen2.5-tokenizer"
@@ -42,7 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "initializer_range": 0.02,
     },
 }
-# Of each data set: file, fields of text, rows of a batch, longest row in tokens, labels, problem type.
+# Of each data set: rows of a batch, longest row in tokens, labels.
 SETS: dict[str, dict[str, Any]] = {
     "waimai-10k": {"batch": 32, "longest": 512, "labels": 2},
     "goemotions": {"batch": 32, "longest": 512, "labels": 28},
@@ -117,7 +117,8 @@ def texts(bench: Bench, name: str, *, rows: int) -> list[str]:
         found = [json.loads(line) for line in lines]
     random.Random(0).shuffle(found)
     field = "chosen" if name == "upworthy" else "text"
-    return [row[field] for row in found if row[field].strip()][:rows]
+    cleaned = [row[field].removeprefix("<title>").removesuffix("</title>").strip() for row in found]
+    return [text for text in cleaned if text][:rows]
 
 
 def lengths(bench: Bench, name: str, *, rows: int, longest: int = 8192) -> list[int]:

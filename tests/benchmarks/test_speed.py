@@ -1,0 +1,83 @@
+"""The speed suite runs, on a model so small that its times mean nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import speed_measure  # noqa: E402
+import speed_report  # noqa: E402
+import speed_rows  # noqa: E402
+import speed_scale  # noqa: E402
+import speed_workloads  # noqa: E402
+
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.1,
+}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> speed_measure.Bench:
+    """Two turns on a model of two layers, without the data."""
+    monkeypatch.setitem(speed_workloads.SHAPES, "small", TINY)
+    return speed_measure.Bench("cpu", tmp_path / "no-data", False, 2, tmp_path)
+
+
+def test_a_row_computes_the_same_on_both_sides(bench: speed_measure.Bench) -> None:
+    [result] = speed_rows.instruction(bench)
+    assert result.difference is not None
+    assert result.difference < 1e-5
+    assert result.limit is not None
+    assert result.limit > 2
+    assert result.seconds["peer"] > 0
+
+
+def test_without_data_a_row_says_so(bench: speed_measure.Bench) -> None:
+    with pytest.raises(speed_workloads.NoData, match="is not in"):
+        next(speed_rows.classification(bench))
+
+
+def test_a_ratio_is_the_median_of_its_turns(bench: speed_measure.Bench) -> None:
+    peer, ours = iter([4.0, 400.0, 4.0, 4.0, 4.0, 4.0, 4.0]), iter([2.0] * 7)
+    timing = speed_measure.take_turns(bench, peer=lambda: next(peer), ours=lambda: next(ours))
+    assert timing.figures()["ratio"] == 2.0
+    assert len(timing.peer) > bench.turns  # the turns did not agree
+
+
+def test_exponent_is_the_slope_of_a_power() -> None:
+    sizes = [1.0, 2.0, 4.0, 8.0]
+    assert speed_measure.exponent(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+
+
+def test_operations_are_two_a_weight_and_token() -> None:
+    model = speed_workloads.Qwen2ForSequenceClassification(
+        speed_workloads.Qwen2Config(vocab_size=8, **TINY)
+    ).model
+    weights = sum(value.numel() for name, value in model.layers.named_parameters() if "proj.weight" in name)
+    found = speed_scale.operations(TINY, [1], pooled_only=False)
+    assert found == 2 * weights + 4 * TINY["num_hidden_layers"] * TINY["hidden_size"]
+    assert speed_scale.operations(TINY, [1], pooled_only=True) == found  # the only token is pooled
+
+
+def test_a_row_measured_again_takes_the_place_of_the_old_one(bench: speed_measure.Bench) -> None:
+    path = bench.scratch / "speed.json"
+    for ratio in (2.0, 3.0):
+        result = speed_measure.Result("a workload", "a peer", ratio, target=2.5, limit=4.0, difference=1e-7)
+        speed_report.keep(path, result, bench)
+    [row] = json.loads(path.read_text(encoding="utf-8"))
+    assert row["ratio"] == 3.0
+    speed_report.write(path)
+    assert "| a workload | a peer |  | **3.00** | 2.50 | 4.00 | yes |" in path.with_suffix(".md").read_text()
+    assert path.with_suffix(".png").stat().st_size > 1000
+    assert "1 of 1 targets met" in speed_report.paragraph([row])
