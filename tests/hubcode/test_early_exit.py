@@ -178,6 +178,16 @@ def test_a_base_with_too_few_layers_is_refused(bases) -> None:
         TitleScorer.from_pretrained(bases["qwen2"], config=config)
 
 
+@pytest.mark.parametrize("name", ["model.layers.0.surplus.weight", "model.surplus.layers.1.weight"])
+def test_a_base_may_bring_the_layers_above_and_nothing_else(bases, tmp_path, name) -> None:
+    for file in Path(bases["qwen2"]).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({**tensors, name: torch.ones(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TaskHeadsError, match=f"{name} is not part of the model"):
+        build(str(tmp_path), backbone_layers=1)
+
+
 def test_a_saved_model_keeps_its_depth(opened) -> None:
     folder = str(opened()["root"] / "llama-full")
     assert build(folder, backbone_layers=1).config.backbone_layers == 1
