@@ -74,7 +74,8 @@ def main() -> None:
 
     # The backbone once, then the heads
     rows, layers = [*train["input_ids"], *dev["input_ids"]], texts.layers_of(model.config.text_config)
-    features = extract_features(model, rows, layers=layers, **texts.feature_options())
+    shown = {"progress": not args.disable_tqdm}
+    features = extract_features(model, rows, layers=layers, **texts.feature_options(), **shown)
     given = {"problem_type": kind, "label_smoothing": args.label_smoothing_factor}
     options = {loss: texts.options_of(loss, **given) for loss in losses}
     results = sweep_heads(
@@ -85,7 +86,7 @@ def main() -> None:
         losses=losses,
         seeds=texts.seeds,
         settings=args.head_training(),
-        progress=not args.disable_tqdm,
+        **shown,
     )
     seconds, chosen = time.monotonic() - start, choose(results, tolerance=texts.tolerance)
     best, figure = chosen.combination, BEST_METRIC[kind][0].removeprefix("eval_")
@@ -108,9 +109,9 @@ def main() -> None:
         cut=cut.line(),
     )
     metrics = finish_texts(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
-    shown = {"chosen": chosen, "points": points, "figure": figure, "floor": metrics["dev"].get(TFIDF)}
+    said = {"chosen": chosen, "points": points, "figure": figure, "floor": metrics["dev"].get(TFIDF)}
     command = shlex.join(warm_start_command(texts, model_args, folder=args.output_dir, chosen=best))
-    told = [*sweep_table(results, **shown), "", "Next, LoRA that starts from this head:", f"  {command}"]
+    told = [*sweep_table(results, **said), "", "Next, LoRA that starts from this head:", f"  {command}"]
     print("\n".join(["", *told]), flush=True)
 
 

@@ -65,6 +65,8 @@ def extract_features(
 ) -> Features:
     """Give the pooled states of a frozen backbone, from its cache where they are known.
 
+    They are held in memory: rows x width x bytes of the dtype, for each layer and pooling.
+
     Args:
         model: of either task, on the device that is to compute; its head plays no part.
         rows: N rows of token ids, template included, as `batching` makes them.

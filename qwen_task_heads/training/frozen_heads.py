@@ -78,7 +78,14 @@ class TextRows:
 
     @classmethod
     def of_table(cls, features: Tensor, table: Any, *, loss: TextLoss, problem_type: str) -> TextRows:
-        """Take labels, soft labels and weights from a data set of `batching.collators.text_dataset`."""
+        """Take labels, soft labels and weights from a data set of `batching.collators.text_dataset`.
+
+        Raises:
+            TaskHeadsError: soft labels that the loss would leave out.
+        """
+        if "soft" in table.column_names and "soft" not in loss.form.uses:
+            found, accepted = f"found {loss.name!r}, and soft labels", "accepted: a loss that takes them"
+            raise TaskHeadsError(Problem("--losses", found, accepted, "choose such a loss, or drop them"))
         whole = problem_type in ("single_label_classification", "ordinal")
         columns = {
             name: torch.tensor(list(table[name]), dtype=torch.float32, device=features.device)
@@ -98,9 +105,7 @@ class TextRows:
 
     def losses(self, head: nn.Module, index: Tensor) -> Tensor:
         """See `FeatureRows`."""
-        columns = {}
-        if self.soft is not None and "soft" in self.loss.form.uses:
-            columns["soft"] = self.soft[index]
+        columns = {} if self.soft is None else {"soft": self.soft[index]}
         losses = self.loss(head(self.features[index]), self.labels[index], **columns)
         return losses if self.weight is None else losses * self.weight[index]
 
@@ -109,7 +114,7 @@ class TextRows:
         from transformers import EvalPrediction
 
         logits = logits_of(head, self.features)
-        columns = {} if self.soft is None or "soft" not in self.loss.form.uses else {"soft": self.soft}
+        columns = {} if self.soft is None else {"soft": self.soft}
         losses = self.loss(logits, self.labels, **columns)
         losses = losses if self.weight is None else losses * self.weight
         prediction = EvalPrediction(logits.cpu().numpy(), self.labels.cpu().numpy())

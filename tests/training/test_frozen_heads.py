@@ -192,6 +192,10 @@ def test_what_cannot_be_trained_is_said(bases, tokenizer) -> None:
     broken = TextRows.of_table(rows.features * math.nan, table, loss=rows.loss, problem_type=SINGLE)
     with pytest.raises(TaskHeadsError, match="found nan in epoch 1"):
         fit_head(model.score, broken)
+    focal = resolve_text_loss("focal", problem_type=SINGLE, num_labels=3)
+    soft = table.add_column("soft", [[0.2, 0.3, 0.5]] * len(table))
+    with pytest.raises(TaskHeadsError, match="'focal', and soft labels"):
+        TextRows.of_table(rows.features, soft, loss=focal, problem_type=SINGLE)
     empty = TextRows(rows.features[:0], rows.labels[:0], rows.loss, SINGLE)
     with pytest.raises(TaskHeadsError, match="rows: found none"):
         fit_head(model.score, empty)
