@@ -71,6 +71,7 @@ def main() -> None:
     """Measure, print, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="all rows and sizes")
+    parser.add_argument("--report", action="store_true", help="measure nothing; table, plot and README anew")
     parser.add_argument("--only", nargs="+", choices=sorted(SUITE), help="these rows")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
@@ -78,6 +79,8 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--results", type=Path, default=RESULTS / "speed.json")
     args = parser.parse_args()
+    if args.report:
+        return speed_report.write(args.results)
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
@@ -95,7 +98,7 @@ def main() -> None:
             except NoData as reason:
                 print(f"skipped: {name}: {reason}", flush=True)
             print(f"  {name}: {time.monotonic() - start:.0f} s", flush=True)
-    speed_report.write(args.results)
+    return speed_report.write(args.results)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ a layer keeps is held against the tensors that autograd really saves, at the sma
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +149,7 @@ def memory(bench: Bench) -> Iterator[Result]:
 
 def _measure(bench: Bench, case: Case, rows: list[list[int]], *, ours: bool) -> float | None:
     """Peak in GiB of one update on the GPU, or None where it does not fit."""
+    gc.collect()
     torch.cuda.empty_cache()
     dtype = torch.bfloat16 if case.lora else torch.float32
     config = PooledClassifierConfig(

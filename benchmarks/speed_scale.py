@@ -71,16 +71,18 @@ def utilisation(bench: Bench) -> Iterator[Result]:
             return statistics.median(timing.ratios), timing.figures()["spread"]
 
         found, spread = share(model, needed)
-        theirs, _ = share(stock, named)
+        # A padded pass at the large shape takes half a minute: too long for the short suite.
+        theirs = share(stock, named)[0] if bench.full or shape == "small" else None
         yield Result(
             workload="utilisation on real tokens, packed fp32, inference, waimai-10k lengths",
             peer=f"the product of two matrices of {SIDE}",
             ratio=found,
-            settings={"shape": shape, "batch": count, "tokens": real(inputs), "stock": round(theirs, 3)},
+            settings={"shape": shape, "batch": count, "tokens": real(inputs), "stock": theirs},
             target=target,
             limit=1.0,
             spread=spread,
-            note=f"stock: {theirs:.2f}; fastest product: {peak / 1e9:.0f} G operations a second. "
+            note=("" if theirs is None else f"stock: {theirs:.2f}; ")
+            + f"fastest product: {peak / 1e9:.0f} G operations a second. "
             "Counted is what pooled-only needs, so that skipped work is no use of the machine",
         )
 

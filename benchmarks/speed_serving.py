@@ -101,7 +101,7 @@ def pipelines(bench: Bench) -> Iterator[Result]:
     folder = export_stock(copy.deepcopy(model).cpu(), tokenizer=words, folder=bench.scratch / "stock-labels")
     stock = pipeline("text-classification", model=str(folder), device=bench.device)
     ours = Scorer(model, tokenizer=words, progress=False)
-    found = texts(bench, "waimai-10k", rows=512 if bench.full else 96)
+    found = texts(bench, "waimai-10k", rows=512 if bench.full else 64)
     sizes = [len(row) for row in words(found)["input_ids"]]
     for batch in (1, 32):
         answers = stock(found, batch_size=batch)

@@ -160,11 +160,8 @@ def groups(bench: Bench) -> Iterator[Result]:
     """Groups of titles behind one prompt: all their pairs as rows in trl, one group each in ours."""
     from datasets import Dataset
 
-    prompt, together = 100, 2
-    for count, target in ((8, 15.0), (16, 40.0)):
-        if count == 16 and not bench.full:
-            together = 1
-        updates = 4 if bench.full else 3
+    prompt, together, updates = (100, 2, 4) if bench.full else (100, 1, 3)
+    for count, target in ((8, 15.0), (16, 40.0)) if bench.full else ((8, 15.0),):
         draw = random.Random(0)
         ours: dict[str, list[Any]] = {"title_ids": [], "gains": [], "row": list(range(together * updates))}
         theirs: dict[str, list[Any]] = {"chosen_ids": [], "rejected_ids": []}
