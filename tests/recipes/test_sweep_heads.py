@@ -181,6 +181,23 @@ def test_the_title_recipe_takes_heads_too(swept, bases, tmp_path, capfd) -> None
     assert "--init_head: found a 'pooled_classifier' model" in message
 
 
+@pytest.mark.slow
+def test_titles_go_on_from_a_head_too(bases, tmp_path) -> None:
+    pairs = [{"chosen": f"A good title {i}", "rejected": f"A bad one {i}", "group_id": i} for i in range(40)]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    options = {"max_length": 32, "pooling": "mean", "backbone_layers": 1, "eval_on_start": "true"}
+    first = launching.short(data, bases["llama"], tmp_path / "one", freeze_backbone="true", **options)
+    launching.finished(TITLES, first, tmp_path / "log1")
+    options["init_head"] = tmp_path / "one"
+    second = launching.short(data, bases["llama"], tmp_path / "two", **options)
+    launching.finished(TITLES, [*second, "--use_peft"], tmp_path / "log2")
+    state = json.loads((tmp_path / "two" / "checkpoint-2" / "trainer_state.json").read_text())
+    start = next(entry for entry in state["log_history"] if "eval_loss" in entry)
+    won = json.loads((tmp_path / "one" / "metrics.json").read_text())["dev"]["this model"]
+    assert start["eval_loss"] == pytest.approx(won["log_loss"]["value"], abs=1e-6)
+
+
 def test_a_frozen_loop_says_that_a_sweep_is_faster() -> None:
     from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 
