@@ -9,6 +9,7 @@ model; it imports torch, transformers and its siblings only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -22,7 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.llama.modeling_llama import rotate_half
 
-from .packing_task_heads import Attention, PackedRows, Ragged, pack
+from .packing_task_heads import Attention, Grid, PackedRows, Ragged, pack
 
 PACKED = "packed_sdpa"
 # Decoders whose tokens meet in plain scaled dot-product attention and nowhere else, each held to its padded
@@ -103,8 +104,16 @@ def packed_sdpa(
     index: int = module.layer_idx  # type: ignore[assignment]
     if packed_rows.store is not None:
         packed_rows.store[index] = (key[0], value[0])
-    key, value = _with_prefix(key[0], value[0], packed_rows, index)
-    output = attend(query[0], key, value, packed_rows.attention, dropout=dropout, scale=scaling)
+    output = _with_prefix(
+        query[0],
+        key[0],
+        value[0],
+        packed_rows,
+        packed_rows.attention,
+        layer=index,
+        dropout=dropout,
+        scale=scaling,
+    )
     return output[None], None
 
 
@@ -147,24 +156,54 @@ def _on_grids(
     outputs = []
     heads, _, width = query.shape
     for grid in attention.grids:
-        rows, length = grid.shape
-        keys = grid.queries if grid.keys is None else grid.keys
-        q = query.index_select(1, grid.queries).view(heads, rows, length, width)
-        k, v = (part.index_select(1, keys).view(len(part), rows, -1, width) for part in (key, value))
-        if grid.mask is not None and query.device.type == "cuda" and len(key) < heads:
+        q, k, v = _gather(query, key, value, grid)
+        if grid.mask is not None and query.device.type == "cuda" and k.shape[1] < heads:
             # With a mask, CUDA's fused kernels want as many key heads as heads.
-            k, v = (part.repeat_interleave(heads // len(part), dim=0) for part in (k, v))
+            k, v = (part.repeat_interleave(heads // k.shape[1], dim=1) for part in (k, v))
         output = F.scaled_dot_product_attention(
-            q.transpose(0, 1),
-            k.transpose(0, 1),
-            v.transpose(0, 1),
+            q,
+            k,
+            v,
             attn_mask=grid.mask,
             dropout_p=dropout,
             is_causal=grid.causal,
             scale=scale,
-            enable_gqa=len(k) < heads,
+            enable_gqa=k.shape[1] < heads,
         )  # (R, heads, L, D)
-        outputs.append(output.transpose(1, 2).reshape(rows * length, heads, width))
+        outputs.append(output.transpose(1, 2).reshape(-1, heads, width))
+    return _restored(outputs, attention)
+
+
+def _on_grids_with_sums(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: Attention, *, scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs (Q, heads, D) and their log-sum-exp (Q, heads), on a CPU and without gradients."""
+    outputs, sums = [], []
+    heads, _, width = query.shape
+    for grid in attention.grids:
+        q, k, v = _gather(query, key, value, grid)
+        k, v = (part.repeat_interleave(heads // k.shape[1], dim=1) for part in (k, v))
+        output, found = _flash(q, k, v, causal=grid.causal, mask=grid.mask, scale=scale)
+        outputs.append(output.transpose(1, 2).reshape(-1, heads, width))
+        sums.append(found.transpose(1, 2).reshape(-1, heads))
+    return _restored(outputs, attention), _restored(sums, attention)
+
+
+def _gather(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: Grid
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The grid's queries (R, heads, L, D), keys and values (R, key heads, K, D)."""
+    keys = grid.queries if grid.keys is None else grid.keys
+    parts = ((query, grid.queries), (key, keys), (value, keys))
+    q, k, v = (
+        part.index_select(1, places).view(len(part), grid.shape[0], -1, part.shape[2]).transpose(0, 1)
+        for part, places in parts
+    )
+    return q, k, v
+
+
+def _restored(outputs: list[torch.Tensor], attention: Attention) -> torch.Tensor:
+    """What the grids gave, one after the other, in packed order."""
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return joined if attention.restore is None else joined.index_select(0, attention.restore)
 
@@ -216,13 +255,67 @@ def _has_varlen(dtype: torch.dtype, device_type: str) -> bool:
 
 
 def _with_prefix(
-    key: torch.Tensor, value: torch.Tensor, packed_rows: PackedRows, layer: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values (key heads, P + N, D) with those of the cached prefix before them."""
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packed_rows: PackedRows,
+    attention: Attention,
+    *,
+    layer: int,
+    dropout: float,
+    scale: float | None,
+) -> torch.Tensor:
+    """Attention (Q, heads, D) to the packed row and to the cached prefix, if there is one."""
     if not packed_rows.prefix:
-        return key, value
+        return attend(query, key, value, attention, dropout=dropout, scale=scale)
     before = packed_rows.prefix[layer]
-    return torch.cat([before[0], key], dim=1), torch.cat([before[1], value], dim=1)
+    if not packed_rows.apart:
+        key, value = torch.cat([before[0], key], dim=1), torch.cat([before[1], value], dim=1)
+        return attend(query, key, value, attention, dropout=dropout, scale=scale)
+    heads, tokens, width = query.shape
+    own, own_sum = _on_grids_with_sums(query, key, value, attention, scale=scale)
+    # All heads that share a key head, and all queries: one long row against the prefix, which all see whole.
+    rows = query.reshape(1, len(key), -1, width)
+    first, first_sum = _flash(rows, before[0][None], before[1][None], scale=scale)
+    first = first.reshape(heads, tokens, width).transpose(0, 1)
+    first_sum = first_sum.reshape(heads, tokens).T
+    # Each part is normalised by its own sum of exponentials; softmax over both weighs them by these sums.
+    share = torch.sigmoid(own_sum - first_sum)[..., None].to(own.dtype)  # (Q, heads, 1)
+    return torch.lerp(first, own, share)
+
+
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    causal: bool = False,
+    mask: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """torch's CPU flash attention with what it sums up: outputs (R, heads, L, D), log-sum-exp (R, heads, L).
+
+    The public function gives no sums, so this is the operation behind it, of torch 2.13; `splits_prefix`
+    tells whether it is there and does so.
+    """
+    if mask is not None:
+        mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
+        query, key, value, 0.0, causal, attn_mask=mask, scale=scale
+    )
+
+
+@cache
+def splits_prefix(device_type: str) -> bool:
+    """Whether attention to a cached prefix can be computed apart here: on a CPU, if torch gives its sums."""
+    if device_type != "cpu":
+        return False
+    query, key = torch.ones(1, 1, 2, 8), torch.ones(1, 1, 3, 8)
+    try:
+        _, sums = _flash(query, key, key, scale=1.0)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return bool(torch.allclose(sums, torch.full((1, 1, 2), 8 + math.log(3))))
 
 
 def _forward_pooled(
@@ -246,9 +339,16 @@ def _forward_pooled(
     value = _heads(attention, "v", normed)
     query = _heads(attention, "q", normed.index_select(1, last))
     query = _rotate(query, cos.index_select(1, last), sin.index_select(1, last))
-    key, value = _with_prefix(key, value, packed_rows, attention.layer_idx)
-    dropout = attention.attention_dropout if layer.training else 0.0
-    output = attend(query, key, value, packed_rows.pooled, dropout=dropout, scale=attention.scaling)
+    output = _with_prefix(
+        query,
+        key,
+        value,
+        packed_rows,
+        packed_rows.pooled,
+        layer=attention.layer_idx,
+        dropout=attention.attention_dropout if layer.training else 0.0,
+        scale=attention.scaling,
+    )
     pooled = hidden_states.index_select(1, last) + attention.o_proj(output.flatten(1)[None])  # (1, B, H)
     return pooled + layer.mlp(layer.post_attention_layernorm(pooled))
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from .attention_task_heads import PACKED, PLAIN_LAYERS, prepare, window_of
+from .attention_task_heads import PACKED, PLAIN_LAYERS, prepare, splits_prefix, window_of
 from .configuration_task_heads import PooledClassifierConfig, TaskHeadConfig, TitleScorerConfig, refuse
 from .encoding_task_heads import cut_row, pad_rows
 from .loading_task_heads import StrictLoading
@@ -181,6 +181,7 @@ class TaskHeadModel(StrictLoading):
             last_only=last_only,
             pooled_only=last_only and self.model.config.model_type in PLAIN_LAYERS,
             prefix=prefix,
+            apart=bool(prefix) and not torch.is_grad_enabled() and splits_prefix(mask.device.type),
         )
 
     def _score_packed(

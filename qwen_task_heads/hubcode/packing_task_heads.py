@@ -86,6 +86,8 @@ class PackedRows(NamedTuple):
         last: (B,) place in the packed row of the last token of each row.
         pooled: attention of the last tokens alone, for a last layer that computes nothing else.
         prefix: (keys, values) per layer, (heads, P, D) each, of tokens before every row; {} for none.
+        apart: whether attention to the prefix is computed apart, over all queries at once, and merged; else
+            its keys stand before those of the packed row.
         store: a dict that the layers fill with their keys and values; None where nobody wants them.
     """
 
@@ -97,6 +99,7 @@ class PackedRows(NamedTuple):
     last: torch.Tensor
     pooled: Attention | None
     prefix: KeysAndValues
+    apart: bool = False
     store: KeysAndValues | None = None
 
     def unpack(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -138,6 +141,7 @@ def pack(
     last_only: bool = True,
     pooled_only: bool = False,
     prefix: KeysAndValues | None = None,
+    apart: bool = False,
     ragged: bool | None = None,
 ) -> PackedRows:
     """Pack the real tokens of a padded batch.
@@ -150,6 +154,7 @@ def pack(
         pooled_only: whether the last layer computes the pooled tokens alone; needs `last_only`.
         prefix: keys and values of tokens that stand before every row, from a pass that stored them. Their
             states are gone, so it goes with `last_only` alone.
+        apart: see `PackedRows`; needs a prefix.
         ragged: whether kernels of variable length are told too; on CUDA if None.
 
     Example:
@@ -176,6 +181,7 @@ def pack(
     starts = torch.tensor([0, *accumulate(lengths)])[row]
     source = flat[(starts + begin).repeat_interleave(size) + within]
     position_ids = before + begin.repeat_interleave(size) + within
+    before = 0 if apart else before  # from here on, the places of keys
     chains = [torch.arange(before)]
     for index, (_, _, _, above) in enumerate(shared):
         chains.append(torch.cat([chains[above + 1], before + place[index] + torch.arange(int(size[index]))]))
@@ -199,6 +205,7 @@ def pack(
         if last_only and pooled_only
         else None,
         prefix=prefix or {},
+        apart=apart,
     )
     return packed if device.type == "cpu" else _move(packed, device)
 
@@ -290,16 +297,23 @@ def _attention(segments: _Segments, *, causal: bool, ragged: bool, last: bool = 
 
 
 def _groups(segments: _Segments) -> list[list[int]]:
-    """Segments of similar reach together; those that see others apart from those that do not."""
-    before = segments.reach[segments.parent]
-    chained, reach = (before > 0).tolist(), (before + segments.size).tolist()
+    """Segments together that are of similar size and see a similar number of tokens before them."""
+    before = segments.reach[segments.parent].tolist()
+    size = segments.size.tolist()
     groups: list[list[int]] = []
-    for s in sorted(range(len(reach)), key=lambda s: (chained[s], reach[s])):
-        first = groups[-1][0] if groups else s
-        if not groups or chained[first] != chained[s] or reach[s] > max(SHORT, RATIO * reach[first]):
-            groups.append([])
-        groups[-1].append(s)
+    for chained in _alike(range(len(size)), before, floor=0):
+        groups += _alike(chained, size, floor=SHORT)
     return [sorted(group) for group in groups]
+
+
+def _alike(items: Sequence[int], lengths: list[int], *, floor: int) -> list[list[int]]:
+    """Items in groups whose lengths differ by at most RATIO; those up to `floor` are one group."""
+    groups: list[list[int]] = []
+    for item in sorted(items, key=lengths.__getitem__):
+        if not groups or lengths[item] > max(floor, RATIO * lengths[groups[-1][0]]):
+            groups.append([])
+        groups[-1].append(item)
+    return groups
 
 
 def _whole_rows(segments: _Segments) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, BloomConfig
 
 from qwen_task_heads import PooledClassifier, PooledClassifierConfig, TitleScorer, TitleScorerConfig
 from qwen_task_heads.hubcode import attention_task_heads
-from qwen_task_heads.hubcode.attention_task_heads import EXACT, PLAIN_LAYERS, attend
+from qwen_task_heads.hubcode.attention_task_heads import EXACT, PLAIN_LAYERS, attend, splits_prefix
 from qwen_task_heads.hubcode.packing_task_heads import pack
 
 SIZES = {
@@ -206,8 +206,26 @@ def test_a_cached_prefix_gives_the_scores_of_whole_rows(family: str) -> None:
     for model.prefix_sharing in (False, True):  # the prompts behind it are shared, or not
         found = model(input_ids=ids, attention_mask=mask, prefix=prefix).logits
         assert (found - wanted).abs().max() <= 1e-6
+        with torch.enable_grad():  # then it cannot be computed apart
+            found = model(input_ids=ids, attention_mask=mask, prefix=prefix).logits
+        assert (found - wanted).abs().max() <= 1e-6
     with pytest.raises(ValueError, match="prefix: found"):
         model(input_ids=ids, attention_mask=mask, prefix=prefix, output_hidden_states=True)
+
+
+def test_attention_to_a_prefix_is_computed_apart_where_torch_gives_its_sums(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert splits_prefix("cpu")
+    assert not splits_prefix("cuda")
+    model, calls = scorer("qwen2"), []
+    flash = attention_task_heads._flash
+    monkeypatch.setattr(attention_task_heads, "_flash", lambda *a, **k: calls.append(1) or flash(*a, **k))
+    with torch.no_grad():
+        model(
+            input_ids=torch.ones(2, 3, dtype=torch.long), prefix=model.encode_prefix(torch.ones(1, 9).long())
+        )
+    assert len(calls) == 2 * SIZES["num_hidden_layers"]  # the prefix and the rows, in each layer
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
