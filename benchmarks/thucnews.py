@@ -106,8 +106,8 @@ def main() -> None:
             for text, probabilities in zip(texts, soft_labels(texts, labels).tolist(), strict=True):
                 row = {"text": text, "probabilities": probabilities}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        for seed in args.seeds:
-            for name, train in (("hard labels", data / "train.jsonl"), ("distilled from TF-IDF", soft)):
+        for name, train in (("distilled from TF-IDF", soft), ("hard labels", data / "train.jsonl")):
+            for seed in args.seeds:
                 results.append(run(name, train, seed=seed, data=data, scratch=scratch))
                 (RESULTS / "thucnews.json").write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
