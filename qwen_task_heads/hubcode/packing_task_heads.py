@@ -24,8 +24,8 @@ import torch
 
 MIN_SHARED = 8  # tokens; a shorter common beginning costs more in attention than it saves in linears
 MIN_SAVED = 0.1  # of a batch's tokens; sharing less is not worth its second kind of attention
-# Rows of one attention grid differ in length by at most this ratio, above SHORT tokens.
-RATIO, SHORT = 1.5, 16
+# Scores per head that a grid may compute for padding, rather than to be cut into two grids.
+GRID_WASTE = 16_384
 
 KeysAndValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
@@ -257,7 +257,7 @@ def _share(
 def _attention(segments: _Segments, *, causal: bool, ragged: bool, last: bool = False) -> Attention:
     """Grids over all tokens of the segments; with `last`, over S queries, the last token of each."""
     grids, places, outputs, start = [], [], [], 0
-    for group in _groups(segments):
+    for group in _groups(segments, last=last):
         part = segments._replace(
             place=segments.place[group], size=segments.size[group], parent=segments.parent[group]
         )
@@ -296,24 +296,22 @@ def _attention(segments: _Segments, *, causal: bool, ragged: bool, last: bool = 
     )
 
 
-def _groups(segments: _Segments) -> list[list[int]]:
-    """Segments together that are of similar size and see a similar number of tokens before them."""
-    before = segments.reach[segments.parent].tolist()
-    size = segments.size.tolist()
+def _groups(segments: _Segments, *, last: bool) -> list[list[int]]:
+    """Segments that share a grid: one more kernel call costs more than some padding."""
+    before, size = segments.reach[segments.parent].tolist(), segments.size.tolist()
     groups: list[list[int]] = []
-    for chained in _alike(range(len(size)), before, floor=0):
-        groups += _alike(chained, size, floor=SHORT)
-    return [sorted(group) for group in groups]
-
-
-def _alike(items: Sequence[int], lengths: list[int], *, floor: int) -> list[list[int]]:
-    """Items in groups whose lengths differ by at most RATIO; those up to `floor` are one group."""
-    groups: list[list[int]] = []
-    for item in sorted(items, key=lengths.__getitem__):
-        if not groups or lengths[item] > max(floor, RATIO * lengths[groups[-1][0]]):
+    longest = chain = cost = 0
+    for s in sorted(range(len(size)), key=lambda s: (before[s], size[s])):
+        joined = max(longest, size[s]), max(chain, before[s])
+        grown = (1 if last else joined[0]) * sum(joined)
+        fits = groups and len(groups[-1]) * (grown - cost) <= GRID_WASTE
+        if not fits or (before[s] > 0) != (chain > 0):
             groups.append([])
-        groups[-1].append(item)
-    return groups
+            joined = size[s], before[s]
+            grown = (1 if last else joined[0]) * sum(joined)
+        groups[-1].append(s)
+        (longest, chain), cost = joined, grown
+    return [sorted(group) for group in groups]
 
 
 def _whole_rows(segments: _Segments) -> tuple[torch.Tensor, torch.Tensor]:
