@@ -68,6 +68,12 @@ def window_of(config: PreTrainedConfig) -> int | None:
     return fields.get("sliding_window") if slides else None
 
 
+def rotates_by_length(config: PreTrainedConfig) -> bool:
+    """Whether a token's rotation hangs on the longest row of its batch, so that its key cannot be kept."""
+    rope = config.to_dict().get("rope_parameters") or {}
+    return rope.get("rope_type") in ("dynamic", "longrope")
+
+
 def prepare(backbone: Any) -> str | None:
     """Make a backbone take packed rows; give the reason if it cannot."""
     reason = why_padded(backbone.config)
@@ -103,7 +109,7 @@ def packed_sdpa(
         )
     index: int = module.layer_idx  # type: ignore[assignment]
     if packed_rows.store is not None:
-        packed_rows.store[index] = (key[0], value[0])
+        packed_rows.store.layers[index] = (key[0], value[0])
     output = _with_prefix(
         query[0],
         key[0],

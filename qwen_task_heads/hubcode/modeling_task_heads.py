@@ -17,18 +17,16 @@ from torch.nn import functional as F
 from transformers import AutoModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from .attention_task_heads import PACKED, PLAIN_LAYERS, prepare, splits_prefix, window_of
+from .attention_task_heads import PACKED, PLAIN_LAYERS, prepare, rotates_by_length, splits_prefix, window_of
 from .configuration_task_heads import PooledClassifierConfig, TaskHeadConfig, TitleScorerConfig, refuse
 from .encoding_task_heads import cut_row, pad_rows
 from .loading_task_heads import StrictLoading
-from .packing_task_heads import KeysAndValues, PackedRows, pack
+from .packing_task_heads import KeysAndValues, PackedRows, Store, pack
 from .pooling_task_heads import AttentionPool, CumulativeLink, build_head, pool, real_tokens, rows_of
 
 # Windows per pass in evaluation on one process. More processes must make equally many passes (FSDP and
 # ZeRO-3 gather weights in each), and training keeps all activations anyway.
 WINDOWS_PER_PASS = 64
-
-
 GAP = 2.0  # between neighbouring thresholds of a fresh ordinal head
 
 
@@ -122,10 +120,13 @@ class TaskHeadModel(StrictLoading):
             raise refuse("input_ids", None, "input_ids or inputs_embeds", "pass one of them")
         mask = real_tokens(attention_mask, tokens)
         kwargs.pop("return_dict", None)  # PEFT always passes it; what is returned is this class anyway
-        free = position_ids is None and not use_cache and not any(kwargs.values())
-        if free and self._can_pack(int(mask.sum(1).max()), prefix):
+        # Not by truth: an empty cache is false, and wants to be filled; a tensor is neither.
+        others = (position_ids, *kwargs.values())
+        free = not use_cache and all(value is None or value is False for value in others)
+        if free and self._can_pack(mask, prefix):
             packed = self._pack(input_ids, mask, prefix)
-            logits = self._score_packed(packed, input_ids, inputs_embeds)
+            states = self._states_of(packed, input_ids=input_ids, inputs_embeds=inputs_embeds)
+            logits = self._head(*packed.unpack(states))
             loss = None if labels is None else self._loss(logits, labels)
             return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
         if prefix is not None:
@@ -156,24 +157,35 @@ class TaskHeadModel(StrictLoading):
             return self.score(rows, mask)
         return self.score(pool(rows, mask, last, pooling=self.config.pooling))
 
-    def _can_pack(self, longest: int, prefix: KeysAndValues | None) -> bool:
-        """Whether packed rows give this batch's numbers; `longest` is the most real tokens of a row."""
-        backbone = self.model.config
+    @property
+    def packs(self) -> bool:
+        """Whether batches are packed: not switched off, exact for the backbone, its attention not changed."""
+        return self.packing and self.why_padded is None and self.model.config._attn_implementation == PACKED
+
+    def _can_pack(self, mask: torch.Tensor, prefix: KeysAndValues | None = None) -> bool:
+        """Whether packed rows give the numbers of a batch, mask (B, T) bool."""
+        # What is traced must not hang on the lengths of one batch.
+        if not self.packs or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
         before = next(iter(prefix.values()))[0].shape[1] if prefix else 0
-        return (
-            self.packing
-            and self.why_padded is None
-            and backbone._attn_implementation == PACKED
-            and (self._window is None or before + longest <= self._window)
-            # What is traced must not hang on the lengths of one batch.
-            and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
-        )
+        return len(mask) > 0 and (self._window is None or before + int(mask.sum(1).max()) <= self._window)
+
+    def why_whole(self, longest: int) -> str | None:
+        """Say why rows of at most `longest` tokens must be given whole; None if they take a prefix."""
+        reasons = {
+            self.why_padded or "packing switched off": not self.packs,
+            f"pooling {self.config.pooling!r}": self.config.pooling != "last",
+            "attention to both sides": self.config.bidirectional,
+            "rotations that hang on the longest row": rotates_by_length(self.model.config),
+            f"rows of {longest} tokens": self._window is not None and longest > self._window,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
 
     def _pack(
         self, input_ids: torch.Tensor | None, mask: torch.Tensor, prefix: KeysAndValues | None
     ) -> PackedRows:
         last_only = self.config.pooling == "last"
+        cast = torch.is_autocast_enabled(mask.device.type)  # does not reach an attention in parts
         return pack(
             mask,
             input_ids=input_ids if self.prefix_sharing else None,
@@ -181,14 +193,8 @@ class TaskHeadModel(StrictLoading):
             last_only=last_only,
             pooled_only=last_only and self.model.config.model_type in PLAIN_LAYERS,
             prefix=prefix,
-            apart=bool(prefix) and not torch.is_grad_enabled() and splits_prefix(mask.device.type),
+            apart=bool(prefix) and not (torch.is_grad_enabled() or cast) and splits_prefix(mask.device.type),
         )
-
-    def _score_packed(
-        self, packed: PackedRows, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
-    ) -> torch.Tensor:
-        states = self._states_of(packed, input_ids=input_ids, inputs_embeds=inputs_embeds)
-        return self._head(*packed.unpack(states))
 
     def _states_of(self, packed: PackedRows, **tokens: torch.Tensor | None) -> torch.Tensor:
         """Run the backbone over a packed row: (1, N, H), or (1, B, H) of the pooled tokens."""
@@ -216,14 +222,14 @@ class TaskHeadModel(StrictLoading):
             For `forward(prefix=...)`, together with the rest of each row.
 
         Raises:
-            ValueError: a model whose rows cannot be packed, or that pools more than the last token.
+            ValueError: a model that takes no prefix, see `why_whole`.
         """
-        if self.config.pooling != "last" or not self._can_pack(input_ids.shape[1], None):
-            found = self.why_padded or f"pooling {self.config.pooling!r}"
-            raise refuse("prefix", found, "packed rows and pooling 'last'", "give the rows whole")
-        packed = pack(torch.ones_like(input_ids, dtype=torch.bool))._replace(store={})
+        if found := self.why_whole(input_ids.shape[1]):
+            raise refuse("prefix", found, "packed causal rows and pooling 'last'", "give the rows whole")
+        store = Store()
+        packed = pack(torch.ones_like(input_ids, dtype=torch.bool))._replace(store=store)
         self._states_of(packed, input_ids=input_ids)
-        return packed.store or {}
+        return store.layers
 
     def _two_sided(self, mask: torch.Tensor) -> torch.Tensor:
         """Make a (B, 1, T, T) mask in which every token sees every real token."""
@@ -246,9 +252,8 @@ class TaskHeadModel(StrictLoading):
         """Mean loss over the batch, by `problem_type` (guessed from the labels as transformers does)."""
         problem = self.config.problem_type
         if problem is None:
-            whole = not labels.is_floating_point()
             problem = "regression" if self.num_labels == 1 else "single_label_classification"
-            if self.num_labels > 1 and not whole:
+            if self.num_labels > 1 and labels.is_floating_point():
                 problem = "multi_label_classification"
         if problem in ("single_label_classification", "ordinal"):
             return F.cross_entropy(logits, labels)

@@ -30,6 +30,13 @@ GRID_WASTE = 16_384
 KeysAndValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
+class Store:
+    """Takes the keys and values of a pass. No dict: who moves a layer's inputs would hand it a copy."""
+
+    def __init__(self) -> None:
+        self.layers: KeysAndValues = {}
+
+
 # Tuples, because whoever moves a model's inputs between devices (accelerate, FSDP) looks into tuples.
 class Grid(NamedTuple):
     """Queries of similar reach, as R rows of L, and the K keys that each row may see.
@@ -88,7 +95,7 @@ class PackedRows(NamedTuple):
         prefix: (keys, values) per layer, (heads, P, D) each, of tokens before every row; {} for none.
         apart: whether attention to the prefix is computed apart, over all queries at once, and merged; else
             its keys stand before those of the packed row.
-        store: a dict that the layers fill with their keys and values; None where nobody wants them.
+        store: which the layers fill with their keys and values; None where nobody wants them.
     """
 
     source: torch.Tensor
@@ -100,7 +107,7 @@ class PackedRows(NamedTuple):
     pooled: Attention | None
     prefix: KeysAndValues
     apart: bool = False
-    store: KeysAndValues | None = None
+    store: Store | None = None
 
     def unpack(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Give states (1, N, H), or (1, B, H) of the last tokens, as `pooling_task_heads.pool` takes them."""
@@ -108,7 +115,8 @@ class PackedRows(NamedTuple):
             # A shared beginning may be followed by a gap before a row's own tokens: look, do not count.
             place = torch.arange(self.row_mask.shape[1], device=self.row_mask.device)
             return states[0][self.rows], self.row_mask, (self.row_mask * place).argmax(1)
-        last = states[0] if self.pooled is not None else states[0].index_select(0, self.last)
+        # By their number and not by `pooled`: a last layer that was put in later may give all tokens.
+        last = states[0] if states.shape[1] == len(self.last) else states[0].index_select(0, self.last)
         one = torch.ones(len(last), 1, dtype=torch.bool, device=last.device)
         return last[:, None], one, torch.zeros_like(self.last)
 

@@ -223,7 +223,7 @@ def _pooled(
     depth = backbone.config.num_hidden_layers
     unpack: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     with _states_below(backbone, {layer for layer, _ in wanted} - {depth}) as states:
-        if model._can_pack(int(mask.sum(1).max()), None):
+        if model._can_pack(mask):
             packed = pack(
                 mask,
                 input_ids=ids if model.prefix_sharing else None,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import CONFIG_MAPPING, BloomConfig
+from transformers import CONFIG_MAPPING, BloomConfig, DynamicCache
 
 from qwen_task_heads import PooledClassifier, PooledClassifierConfig, TitleScorer, TitleScorerConfig
 from qwen_task_heads.hubcode import attention_task_heads
@@ -35,6 +35,12 @@ MOE = {
     "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 16,
 }
+BACKBONE = (
+    "sliding_window",
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+    "rope_parameters",
+)
 INSTRUCTION, PROMPT = 20, 10
 
 
@@ -44,7 +50,7 @@ def scorer(family: str, *, pooling: str = "last", seed: int = 0, **changes: Any)
     sizes = {
         **SIZES,
         **moe,
-        **{name: changes.pop(name) for name in [*changes] if name in ("sliding_window",)},
+        **{name: changes.pop(name) for name in [*changes] if name in BACKBONE},
     }
     torch.manual_seed(seed)
     model = TitleScorer(
@@ -161,7 +167,7 @@ def test_rows_within_a_sliding_window_are_packed_and_longer_ones_padded() -> Non
         model, inputs = scorer("mistral", sliding_window=window), batch()
         longest = int(inputs["attention_mask"].sum(1).max())
         assert 40 < longest <= 64
-        assert model._can_pack(longest, None) == packs
+        assert model._can_pack(inputs["attention_mask"]) == packs
         logits = [model(**inputs).logits for _ in ways(model)]
         assert max((other - logits[0]).abs().max() for other in logits) <= 1e-6
 
@@ -211,6 +217,90 @@ def test_a_cached_prefix_gives_the_scores_of_whole_rows(family: str) -> None:
         assert (found - wanted).abs().max() <= 1e-6
     with pytest.raises(ValueError, match="prefix: found"):
         model(input_ids=ids, attention_mask=mask, prefix=prefix, output_hidden_states=True)
+
+
+def behind_a_prefix(model: Any, ids: torch.Tensor, *, known: int) -> torch.Tensor:
+    """Logits of rows (B, T) that begin alike, their first tokens cached."""
+    prefix = model.encode_prefix(ids[:1, :known])
+    return model(input_ids=ids[:, known:], prefix=prefix).logits  # type: ignore[no-any-return]
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32,
+            "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}  # fmt: skip
+TURNING = [
+    ("llama", {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}),
+    ("phi3", LONGROPE),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "rope"), TURNING)
+def test_rotations_that_hang_on_the_longest_row_allow_packing_and_no_prefix(
+    family: str, rope: dict[str, Any]
+) -> None:
+    sizes = {"max_position_embeddings": 32, "original_max_position_embeddings": 32, "rope_parameters": rope}
+    model, inputs = scorer(family, **sizes), batch()
+    logits = [model(**inputs).logits for _ in ways(model)]
+    assert max((other - logits[0]).abs().max() for other in logits) <= 1e-6
+    with pytest.raises(ValueError, match="prefix: found 'rotations that hang on the longest row'"):
+        model.encode_prefix(torch.ones(1, 20, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_attention_to_both_sides_takes_no_prefix() -> None:
+    model = scorer("qwen3", bidirectional=True)
+    assert model.why_whole(9) == "attention to both sides"
+    with pytest.raises(ValueError, match="prefix: found 'attention to both sides'"):
+        model.encode_prefix(torch.ones(1, 9, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_a_prefix_is_kept_below_hooks_that_move_a_layers_inputs() -> None:
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    model = scorer("qwen2")
+    ids = torch.cat([torch.arange(40).expand(3, -1) + 3, torch.arange(12).view(3, 4) + 3], 1)
+    wanted = model(input_ids=ids).logits
+    for layer in model.model.layers:  # as `device_map` puts them there
+        add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu", io_same_device=True))
+    assert (behind_a_prefix(model, ids, known=40) - wanted).abs().max() <= 1e-6
+
+
+@torch.no_grad()
+def test_a_prefix_under_autocast() -> None:
+    model = scorer("qwen2")
+    ids = torch.cat([torch.arange(40).expand(3, -1) + 3, torch.arange(12).view(3, 4) + 3], 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted, found = model(input_ids=ids).logits, behind_a_prefix(model, ids, known=40)
+    assert (found - wanted).abs().max() < 0.05 * max(1.0, float(wanted.abs().max()))
+
+
+@torch.no_grad()
+def test_what_is_traced_or_exported_is_padded() -> None:
+    model, inputs = scorer("qwen2"), batch()
+    wanted = model(**inputs).logits
+    exported = torch.export.export(model, (), inputs).module()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for found in (exported(**inputs), compiled(**inputs)):
+        assert (found.logits - wanted).abs().max() <= 1e-6
+
+
+@torch.no_grad()
+def test_arguments_that_packed_rows_know_nothing_of_are_passed_on() -> None:
+    model, inputs = scorer("qwen2"), batch()
+    wanted, cache = model(**inputs).logits, DynamicCache()
+    found = model(**inputs, token_type_ids=torch.zeros_like(inputs["input_ids"])).logits
+    assert (found - wanted).abs().max() <= 1e-6
+    model(**inputs, past_key_values=cache)
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+@torch.no_grad()
+def test_a_last_layer_that_was_taken_out() -> None:
+    model, inputs = scorer("qwen2"), batch()
+    model.model.layers = model.model.layers[:2]
+    logits = [model(**inputs).logits for _ in ways(model)]
+    assert max((other - logits[0]).abs().max() for other in logits) <= 1e-6
 
 
 def test_attention_to_a_prefix_is_computed_apart_where_torch_gives_its_sums(
