@@ -247,9 +247,10 @@ class Scorer:
     def _batches(self, rows: list[list[int]], *, known: int) -> Iterable[list[int]]:
         """Cut the indices into batches of at most `batch_tokens` tokens, `known` ones of each row apart.
 
-        Rows that begin alike stand together where they are packed; else rows of similar length do.
+        Rows that begin alike stand together where last tokens are pooled; else rows of similar length do.
         """
-        packs = self.model.packing and self.model.why_padded is None
+        # The other poolings look at padded rows of states, (rows, longest, H), and memory holds these.
+        packs = self.model.packs and self.model.config.pooling == "last"
         batches: list[list[int]] = []
         tokens = 0  # of the last batch
         for index in sorted(range(len(rows)), key=lambda index: rows[index] if packs else len(rows[index])):

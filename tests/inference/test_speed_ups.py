@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,80 @@ def test_rows_over_the_limit_and_other_poolings_go_without(bases: dict[str, str]
     long, short = scorer.logits(texts), scorer.logits(TITLES)
     assert (long[: len(TITLES)] - short).abs().max() <= 1e-6
     assert bool(scorer.prefixes._kept) == (pooling == "last")
+
+
+def another(model: Any, base: str) -> Scorer:
+    return Scorer(model, tokenizer=tokenizer_of(base, BRIEF))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_prefix_goes_with_the_weights_that_made_it(
+    bases: dict[str, str], model: Any, trained: bool
+) -> None:
+    changing = copy.deepcopy(model)
+    scorer = another(changing, bases["qwen3"])
+    before = scorer.score(TITLES)
+    if trained:
+        optimizer = torch.optim.AdamW(changing.parameters(), lr=0.05)
+        changing(input_ids=torch.arange(3, 20)[None]).logits.sum().backward()
+        optimizer.step()
+    else:
+        changing.double()
+    after = scorer.score(TITLES)
+    assert (max(abs(a - b) for a, b in zip(before, after, strict=True)) > 0.01) == trained
+    assert after == pytest.approx(another(changing, bases["qwen3"]).score(TITLES), abs=1e-9)
+
+
+def test_threads_share_a_scorer(bases: dict[str, str], model: Any) -> None:
+    scorer = Scorer(model, tokenizer=tokenizer_of(bases["qwen3"], ""))
+    cache = scorer.prefixes
+    beginnings = [[place] * 60 for place in range(3, 9)]
+
+    def take(beginning: list[int]) -> bool:
+        known, kept = cache.take([[*beginning, 1], [*beginning, 2]], of_list=True)
+        wanted = model.encode_prefix(torch.tensor([beginning]))
+        return known == 60 and bool((kept[1][0] - wanted[1][0]).abs().max() <= 1e-6)
+
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(take, beginnings * 20))
+    finally:
+        sys.setswitchinterval(switch)
+
+
+@pytest.mark.parametrize("change", ["eager", "compiled", "wrapped", "window", "both sides"])
+def test_a_model_that_takes_no_prefix_is_given_whole_rows(
+    bases: dict[str, str], model: Any, change: str
+) -> None:
+    model = copy.deepcopy(model)
+    tokenizer = tokenizer_of(bases["qwen3"], BRIEF)
+    if change == "both sides":
+        model.config.bidirectional = True
+    elif change == "window":
+        model._window = len(tokenizer.init_kwargs["task_template"]["before"]) + 9
+    rows = tokenizer(TITLES)["input_ids"]
+    with torch.inference_mode():
+        wanted = [float(model(input_ids=torch.tensor([row])).logits) for row in rows]
+    if change == "eager":
+        model.set_attn_implementation("eager")
+    elif change == "compiled":
+        model.compile(backend="eager")
+    elif change == "wrapped":
+        model = torch.compile(model, backend="eager")
+    scorer = Scorer(model, tokenizer=tokenizer)
+    assert scorer.score(TITLES) == pytest.approx(wanted, abs=1e-6)
+    assert not scorer.prefixes._kept
+
+
+def test_the_states_of_a_batch_are_bounded_where_all_of_them_are_pooled(bases: dict[str, str]) -> None:
+    model = build(bases["qwen2"], task="pooled_classifier", labels=["a", "b"], pooling="mean")
+    scorer = Scorer(model, tokenizer=load_tokenizer(bases["qwen2"]), batch_tokens=1000)
+    rows = [*([[n, n] for n in range(3, 103)]), [50] * 600]
+    batches = list(scorer._batches(rows, known=0))
+    assert sorted(index for batch in batches for index in batch) == [*range(101)]
+    assert max(len(batch) * max(len(rows[index]) for index in batch) for batch in batches) <= 1000
 
 
 def test_an_adapter_is_merged_when_it_is_loaded_by_name(
