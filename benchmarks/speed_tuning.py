@@ -180,7 +180,8 @@ def listwise(bench: Bench) -> Iterator[Result]:
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import ListMLELoss
 
-    lists = prompted_titles(bench, lists=together * updates, count=count)
+    # Every update is of all lists: CrossEncoderTrainer draws its own order.
+    lists = prompted_titles(bench, lists=together, count=count)
     gains = [float(count - place) for place in range(count)]
     theirs = {
         "query": [prompt for prompt, _ in lists],
@@ -194,13 +195,15 @@ def listwise(bench: Bench) -> Iterator[Result]:
     }
     options = {
         "per_device_train_batch_size": together,
-        "num_train_epochs": 1,
+        "num_train_epochs": updates,
         "train_sampling_strategy": "sequential",
     }
     sizes = [[len(row) for row in group] for group in mine["title_ids"]]
     prompts = [len(words(prompt, add_special_tokens=False)["input_ids"]) for prompt, _ in lists]
     needed = sum(sum(one) - (count - 1) * before for one, before in zip(sizes, prompts, strict=True))
     for mini, name in ((None, "defaults"), (-1, "whole batches at once")):
+        if mini is not None:  # the weights of the beginning again
+            model, words, peer = cross_encoder(bench, name="stock-listwise-again")
         args = CrossEncoderTrainingArguments(
             output_dir=str(bench.scratch / "cross"), use_cpu=bench.on_cpu, **QUIET, **options
         )
