@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from transformers import PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
-from transformers.models.llama.modeling_llama import rotate_half
 
 from .packing_task_heads import Attention, Grid, PackedRows, Ragged, pack
 
@@ -80,9 +79,7 @@ def prepare(backbone: Any) -> str | None:
     if reason is None:
         backbone.set_attn_implementation(PACKED)
         if backbone.config.model_type in PLAIN_LAYERS:
-            layer = backbone.layers[-1]
-            # On the instance: checkpointing, FSDP and hooks wrap the call and stay what they are.
-            layer.forward = partial(_forward_pooled, layer, layer.forward)
+            backbone.layers[-1].__class__ = _pooling(type(backbone.layers[-1]))
     return reason
 
 
@@ -324,20 +321,47 @@ def splits_prefix(device_type: str) -> bool:
     return bool(torch.allclose(sums, torch.full((1, 1, 2), 8 + math.log(3))))
 
 
-def _forward_pooled(
-    layer: Any,
-    whole: Callable[..., torch.Tensor],
-    hidden_states: torch.Tensor,
-    *args: Any,
-    packed_rows: PackedRows | None = None,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-    **kwargs: Any,
-) -> torch.Tensor:
-    """The last layer: every token gives its key and value, and only pooled tokens go on, (1, B, H)."""
-    if packed_rows is None or packed_rows.pooled is None or position_embeddings is None:
+class _PoolsLast:
+    """Mixed into the class of a last layer. Not a function on the layer: replicas of DataParallel share those."""
+
+    def forward(
+        self: Any,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        packed_rows: PackedRows | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if packed_rows is not None and packed_rows.pooled is not None and position_embeddings is not None:
+            return _forward_pooled(self, hidden_states, packed_rows, packed_rows.pooled, position_embeddings)
         if packed_rows is not None:
             kwargs["packed_rows"] = packed_rows
+        whole: Callable[..., torch.Tensor] = super().forward  # type: ignore[misc]
         return whole(hidden_states, *args, position_embeddings=position_embeddings, **kwargs)
+
+    def __reduce__(self) -> Any:  # pickle finds no class that was made here
+        return _bare, (type(self).__bases__[1],), self.__dict__
+
+
+@cache
+def _pooling(kind: type) -> type:
+    """The class under its own name, by which FSDP and `device_map` find the layers."""
+    return type(kind.__name__, (_PoolsLast, kind), {"__module__": kind.__module__})
+
+
+def _bare(kind: type) -> Any:
+    made = _pooling(kind)
+    return made.__new__(made)
+
+
+def _forward_pooled(
+    layer: Any,
+    hidden_states: torch.Tensor,
+    packed_rows: PackedRows,
+    pooled_rows: Attention,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """The last layer: every token gives its key and value, and only pooled tokens go on, (1, B, H)."""
     attention, last = layer.self_attn, packed_rows.last
     normed = layer.input_layernorm(hidden_states)  # (1, N, H)
     cos, sin = position_embeddings
@@ -350,7 +374,7 @@ def _forward_pooled(
         key,
         value,
         packed_rows,
-        packed_rows.pooled,
+        pooled_rows,
         layer=attention.layer_idx,
         dropout=attention.attention_dropout if layer.training else 0.0,
         scale=attention.scaling,
@@ -370,7 +394,8 @@ def _heads(attention: Any, part: str, states: torch.Tensor) -> torch.Tensor:
 
 def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding of (heads, N, D) by cos and sin (1, N, D)."""
-    return heads * cos + rotate_half(heads) * sin
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 AttentionInterface.register(PACKED, packed_sdpa)
