@@ -10,7 +10,6 @@ model; it imports torch, transformers and its siblings only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -79,7 +78,8 @@ def prepare(backbone: Any) -> str | None:
     if reason is None:
         backbone.set_attn_implementation(PACKED)
         if backbone.config.model_type in PLAIN_LAYERS:
-            backbone.layers[-1].__class__ = _pooling(type(backbone.layers[-1]))
+            layer = backbone.layers[-1]
+            layer.__class__ = _pooling(layer.__class__)
     return reason
 
 
@@ -322,7 +322,7 @@ def splits_prefix(device_type: str) -> bool:
 
 
 class _PoolsLast:
-    """Mixed into the class of a last layer. Not a function on the layer: replicas of DataParallel share those."""
+    """Mixed into the class of the last layer. No function on the layer: replicas of DataParallel share it."""
 
     def forward(
         self: Any,
@@ -332,55 +332,43 @@ class _PoolsLast:
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        if packed_rows is not None and packed_rows.pooled is not None and position_embeddings is not None:
-            return _forward_pooled(self, hidden_states, packed_rows, packed_rows.pooled, position_embeddings)
-        if packed_rows is not None:
-            kwargs["packed_rows"] = packed_rows
-        whole: Callable[..., torch.Tensor] = super().forward  # type: ignore[misc]
-        return whole(hidden_states, *args, position_embeddings=position_embeddings, **kwargs)
+        """Every token gives its key and value, and only pooled tokens go on, (1, B, H)."""
+        if packed_rows is None or packed_rows.pooled is None or position_embeddings is None:
+            if packed_rows is not None:
+                kwargs["packed_rows"] = packed_rows
+            return super().forward(hidden_states, *args, position_embeddings=position_embeddings, **kwargs)  # type: ignore[misc, no-any-return]
+        attention, last = self.self_attn, packed_rows.last
+        normed = self.input_layernorm(hidden_states)  # (1, N, H)
+        cos, sin = position_embeddings
+        key = _rotate(_heads(attention, "k", normed), cos, sin)
+        value = _heads(attention, "v", normed)
+        query = _heads(attention, "q", normed.index_select(1, last))
+        query = _rotate(query, cos.index_select(1, last), sin.index_select(1, last))
+        output = _with_prefix(
+            query,
+            key,
+            value,
+            packed_rows,
+            packed_rows.pooled,
+            layer=attention.layer_idx,
+            dropout=attention.attention_dropout if self.training else 0.0,
+            scale=attention.scaling,
+        )
+        pooled = hidden_states.index_select(1, last) + attention.o_proj(output.flatten(1)[None])  # (1, B, H)
+        return pooled + self.mlp(self.post_attention_layernorm(pooled))  # type: ignore[no-any-return]
 
-    def __reduce__(self) -> Any:  # pickle finds no class that was made here
+    def __reduce__(self) -> Any:  # pickle cannot find a class that was made here
         return _bare, (type(self).__bases__[1],), self.__dict__
 
 
 @cache
-def _pooling(kind: type) -> type:
+def _pooling(kind: Any) -> Any:
     """The class under its own name, by which FSDP and `device_map` find the layers."""
     return type(kind.__name__, (_PoolsLast, kind), {"__module__": kind.__module__})
 
 
-def _bare(kind: type) -> Any:
-    made = _pooling(kind)
-    return made.__new__(made)
-
-
-def _forward_pooled(
-    layer: Any,
-    hidden_states: torch.Tensor,
-    packed_rows: PackedRows,
-    pooled_rows: Attention,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor],
-) -> torch.Tensor:
-    """The last layer: every token gives its key and value, and only pooled tokens go on, (1, B, H)."""
-    attention, last = layer.self_attn, packed_rows.last
-    normed = layer.input_layernorm(hidden_states)  # (1, N, H)
-    cos, sin = position_embeddings
-    key = _rotate(_heads(attention, "k", normed), cos, sin)
-    value = _heads(attention, "v", normed)
-    query = _heads(attention, "q", normed.index_select(1, last))
-    query = _rotate(query, cos.index_select(1, last), sin.index_select(1, last))
-    output = _with_prefix(
-        query,
-        key,
-        value,
-        packed_rows,
-        pooled_rows,
-        layer=attention.layer_idx,
-        dropout=attention.attention_dropout if layer.training else 0.0,
-        scale=attention.scaling,
-    )
-    pooled = hidden_states.index_select(1, last) + attention.o_proj(output.flatten(1)[None])  # (1, B, H)
-    return pooled + layer.mlp(layer.post_attention_layernorm(pooled))
+def _bare(kind: Any) -> Any:
+    return _pooling(kind).__new__(_pooling(kind))
 
 
 def _heads(attention: Any, part: str, states: torch.Tensor) -> torch.Tensor:

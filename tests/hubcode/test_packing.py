@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -358,12 +359,28 @@ def test_under_autocast_and_in_bf16_the_difference_is_rounding() -> None:
 
 
 @torch.no_grad()
-def test_a_copy_computes_with_its_own_last_layer() -> None:
+@pytest.mark.parametrize("made", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_computes_with_its_own_last_layer(made: Callable[[Any], Any]) -> None:
     model, inputs = scorer("qwen2"), batch()
-    twin, wanted = copy.deepcopy(model), model(**inputs).logits
+    twin, wanted = made(model), model(**inputs).logits
     model.model.layers[-1].mlp.down_proj.weight.zero_()
     assert torch.equal(twin(**inputs).logits, wanted)
     assert not torch.equal(model(**inputs).logits, wanted)
+
+
+@torch.no_grad()
+def test_a_replica_computes_with_its_own_last_layer() -> None:
+    model, inputs = scorer("qwen2"), batch()
+    wanted, sizes = model(**inputs).logits, []
+    layer = model.model.layers[-1]
+    assert type(layer).__name__ == "Qwen2DecoderLayer"  # by which FSDP and device_map know it
+    # What DataParallel does for each GPU, which a CPU cannot be: here with other weights of the MLP.
+    replica = layer._replicate_for_data_parallel()
+    replica.mlp = torch.nn.Identity()
+    replica.mlp.register_forward_hook(lambda module, args, output: sizes.append(output.shape[1]))
+    model.model.layers[-1] = replica
+    assert not torch.equal(model(**inputs).logits, wanted)
+    assert sizes == [len(wanted)]  # and of the pooled tokens alone
 
 
 def varlen_reference(
