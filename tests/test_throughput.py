@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qwen_task_heads import build
 from qwen_task_heads.batching.collators import text_dataset
@@ -16,6 +16,7 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.throughput import Throughput, matrix_peak
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
+from qwen_task_heads.training.speed import ThroughputCallback
 
 TEXTS = ["tea", "the trains of the north are late", "a rest", "why it is late every winter and who pays"] * 2
 
@@ -62,4 +63,18 @@ def test_tokens_are_counted(bases: dict[str, str], tmp_path: Path, packing: bool
 
 def test_a_run_without_an_update_says_so() -> None:
     assert Throughput().line() == "speed: nothing was computed"
+    state = torch.get_rng_state()
     assert matrix_peak(torch.device("cpu")) > 1e8
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_run_that_broke_off_is_not_counted_twice(bases: dict[str, str], tmp_path: Path) -> None:
+    model, callback = build(bases["qwen2"]), ThroughputCallback()
+    known = TrainingArguments(str(tmp_path), use_cpu=True), TrainerState(), TrainerControl()
+    ids = torch.arange(3, 15).view(2, 6)
+    for _ in range(2):  # as after `auto_find_batch_size` found a batch too large
+        callback.on_train_begin(*known, model=model)
+        model.train()(input_ids=ids, attention_mask=torch.ones_like(ids))
+    callback.on_train_end(*known)
+    assert callback.result.padded == 2 * ids.numel()
+    assert not model._forward_pre_hooks

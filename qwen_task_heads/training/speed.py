@@ -35,6 +35,7 @@ class ThroughputCallback(TrainerCallback):
         """Listen to the model."""
         from peft import PeftModel
 
+        self._open.close()  # of a run that broke off, such as one with too large batches
         self._start = time.monotonic()
         model = kwargs["model"]
         model = model.get_base_model() if isinstance(model, PeftModel) else model
