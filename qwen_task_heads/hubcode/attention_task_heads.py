@@ -10,6 +10,7 @@ model; it imports torch, transformers and its siblings only.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -158,8 +159,7 @@ def _on_grids(
 ) -> torch.Tensor:
     outputs = []
     heads, _, width = query.shape
-    for grid in attention.grids:
-        q, k, v = _gather(query, key, value, grid)
+    for grid, q, k, v in _gather(query, key, value, attention):
         if grid.mask is not None and query.device.type == "cuda" and k.shape[1] < heads:
             # With a mask, CUDA's fused kernels want as many key heads as heads.
             k, v = (part.repeat_interleave(heads // k.shape[1], dim=1) for part in (k, v))
@@ -183,8 +183,7 @@ def _on_grids_with_sums(
     """Outputs (Q, heads, D) and their log-sum-exp (Q, heads), on a CPU and without gradients."""
     outputs, sums = [], []
     heads, _, width = query.shape
-    for grid in attention.grids:
-        q, k, v = _gather(query, key, value, grid)
+    for grid, q, k, v in _gather(query, key, value, attention):
         k, v = (part.repeat_interleave(heads // k.shape[1], dim=1) for part in (k, v))
         output, found = _flash(q, k, v, causal=grid.causal, mask=grid.mask, scale=scale)
         outputs.append(output.transpose(1, 2).reshape(-1, heads, width))
@@ -193,16 +192,20 @@ def _on_grids_with_sums(
 
 
 def _gather(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: Grid
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The grid's queries (R, heads, L, D), keys and values (R, key heads, K, D)."""
-    keys = grid.queries if grid.keys is None else grid.keys
-    parts = ((query, grid.queries), (key, keys), (value, keys))
-    q, k, v = (
-        part.index_select(1, places).view(len(part), grid.shape[0], -1, part.shape[2]).transpose(0, 1)
-        for part, places in parts
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: Attention
+) -> Iterator[tuple[Grid, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Each grid with its queries (R, heads, L, D), keys and values (R, key heads, K, D)."""
+    keys = attention.queries if attention.keys is None else attention.keys
+    query_counts = [rows * length for rows, length, _ in (grid.shape for grid in attention.grids)]
+    key_counts = [rows * width for rows, _, width in (grid.shape for grid in attention.grids)]
+    parts = (
+        query.index_select(1, attention.queries).split(query_counts, dim=1),
+        key.index_select(1, keys).split(key_counts, dim=1),
+        value.index_select(1, keys).split(key_counts, dim=1),
     )
-    return q, k, v
+    for grid, *found in zip(attention.grids, *parts, strict=True):
+        q, k, v = (part.unflatten(1, (grid.shape[0], -1)).transpose(0, 1) for part in found)
+        yield grid, q, k, v
 
 
 def _restored(outputs: list[torch.Tensor], attention: Attention) -> torch.Tensor:

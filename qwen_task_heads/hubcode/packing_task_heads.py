@@ -42,16 +42,12 @@ class Grid(NamedTuple):
     """Queries of similar reach, as R rows of L, and the K keys that each row may see.
 
     Args:
-        queries: (R * L,) place of each query, in the packed row or among the last tokens; filled up with any.
-        shape: (R, L).
-        keys: (R * K,) place of each key, cached prefix first; None where the keys are the queries' places.
+        shape: (R, L, K).
         mask: (R, 1, L or 1, K) bool, True where a query sees a key; None for all, or for causal.
-        causal: whether a query sees the keys up to its own place; `keys` and `mask` are None then.
+        causal: whether a query sees the keys up to its own place; there is no `mask` then, and K is L.
     """
 
-    queries: torch.Tensor
-    shape: tuple[int, int]
-    keys: torch.Tensor | None = None
+    shape: tuple[int, int, int]
     mask: torch.Tensor | None = None
     causal: bool = False
 
@@ -73,9 +69,20 @@ class Ragged(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Who sees whom. `restore` (Q,) leads from the grids' outputs, one after the other, to packed order."""
+    """Who sees whom.
+
+    Args:
+        grids: G grids.
+        queries: places of the queries of all grids, one after the other (sum of R * L,), in the packed row or
+            among the last tokens; filled up with any place. One gather serves all grids, forwards and back.
+        keys: of the keys (sum of R * K,), cached prefix first; None where they are the queries' places.
+        restore: (Q,) leads from the grids' outputs, one after the other, to packed order; None if it is that.
+        ragged: the same for other kernels.
+    """
 
     grids: tuple[Grid, ...]
+    queries: torch.Tensor
+    keys: torch.Tensor | None
     restore: torch.Tensor | None
     ragged: Ragged | None
 
@@ -264,7 +271,7 @@ def _share(
 
 def _attention(segments: _Segments, *, causal: bool, ragged: bool, last: bool = False) -> Attention:
     """Grids over all tokens of the segments; with `last`, over S queries, the last token of each."""
-    grids, places, outputs, start = [], [], [], 0
+    grids, all_queries, all_keys, places, outputs, start = [], [], [], [], [], 0
     for group in _groups(segments, last=last):
         part = segments._replace(
             place=segments.place[group], size=segments.size[group], parent=segments.parent[group]
@@ -276,7 +283,7 @@ def _attention(segments: _Segments, *, causal: bool, ragged: bool, last: bool = 
         queries, real_queries = own, real
         if last:
             queries, real_queries = torch.tensor(group)[:, None], real[:, :1]  # (R, 1)
-        keys = mask = None
+        keys, mask = queries, None
         chained = int(segments.reach[part.parent].max()) > 0
         if chained or last:
             keys, seen = _whole_rows(part)  # (R, K)
@@ -286,12 +293,12 @@ def _attention(segments: _Segments, *, causal: bool, ragged: bool, last: bool = 
                 chain = mask[..., : keys.shape[1] - longest].expand(-1, -1, longest, -1)
                 mask = torch.cat([chain, triangle.expand(len(group), 1, -1, -1)], dim=3)
             mask = None if bool(mask.all()) else mask.contiguous()
-            keys = keys.flatten()
         elif not causal and not bool(real.all()):
             mask = real[:, None, None]
-        grids.append(
-            Grid(queries.flatten(), (len(group), queries.shape[1]), keys, mask, causal and keys is None)
-        )
+        shape = (len(group), queries.shape[1], keys.shape[1])
+        grids.append(Grid(shape, mask, causal and keys is queries))
+        all_queries.append(queries.flatten())
+        all_keys.append(keys.flatten())
         places.append(queries[real_queries])
         outputs.append(start + real_queries.flatten().nonzero()[:, 0])
         start += real_queries.numel()
@@ -300,7 +307,11 @@ def _attention(segments: _Segments, *, causal: bool, ragged: bool, last: bool = 
     restore[place] = output
     identity = len(restore) == start and torch.equal(restore, torch.arange(start))
     return Attention(
-        tuple(grids), None if identity else restore, _ragged(segments, last=last) if ragged else None
+        grids=tuple(grids),
+        queries=torch.cat(all_queries),
+        keys=torch.cat(all_keys) if last or bool((segments.reach > 0).any()) else None,
+        restore=None if identity else restore,
+        ragged=_ragged(segments, last=last) if ragged else None,
     )
 
 
