@@ -1,6 +1,7 @@
 """Scoring in int8 on a CPU: the backbone's matrices per channel, activations per call.
 
-It is torch's dynamic quantisation, with its own kernels (oneDNN, FBGEMM). The head stays in fp32. How often
+It is torch's dynamic quantisation, with its own kernels (oneDNN, FBGEMM). The head stays in fp32. One scale
+serves all activations of a call, so a text's score hangs a little on the texts beside it. How often
 the answers stay is measured by `agreement`, on the weights that are served: random weights say nothing.
 """
 

@@ -6,7 +6,7 @@ and of any server that uses the saved tokenizer.
 
 Nothing is computed twice: rows are packed, batches hold rows that begin alike, what all rows of a call
 begin with is kept for the next call, and an adapter is merged into its base when it is loaded by name.
-None of it moves a score by more than rounding.
+None of it but `int8` moves a score by more than rounding.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Scorer:
     Args:
         model: repo id, folder, or a loaded model (then give `tokenizer`).
         tokenizer: the tokenizer saved with the model.
-        batch_tokens: tokens per batch; bounds the memory, changes no score.
+        batch_tokens: tokens per batch; bounds the memory, changes no score but with `int8`.
         device: where to run; the model's own device when None.
         progress: show a bar over more than a thousand texts.
         revision: of a repo id: branch, tag or commit.
