@@ -80,6 +80,7 @@ def test_an_adapter_finds_its_base_there_again(
     assert (config["backbone_name_or_path"], config["backbone_hub"]) == (BASE, "modelscope")
     peft = json.loads((folder / "adapter_config.json").read_text())
     assert (peft["base_model_name_or_path"], peft["revision"]) == (BASE, None)
+    assert peft["target_modules"] == sorted(peft["target_modules"])
     assert str(tmp_path) not in (folder / "config.json").read_text() + json.dumps(peft)
 
     model = load(str(folder), hub="modelscope")

@@ -1,4 +1,4 @@
-"""Attention over packed rows, and a last layer that computes the pooled tokens alone.
+"""Attention over packed rows, and which backbones have it.
 
 `packed_sdpa` is an attention implementation of transformers: without packed rows it is its `sdpa`, to the
 letter. With them, queries and keys are gathered into grids of similar length, on which torch's own kernels
@@ -22,9 +22,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from .configuration_task_heads import refuse
 from .packing_task_heads import Attention, Grid, PackedRows, Ragged, pack
 
-PACKED = "packed_sdpa"
+# The number goes up when `PackedRows` changes its form: transformers keeps one function per name, and two
+# published models in one process may bring two versions of this file.
+PACKED = "packed_sdpa_1"
 # Decoders whose tokens meet in plain scaled dot-product attention and nowhere else, each held to its padded
 # self by the tests. What is missing mixes tokens otherwise (hybrids, convolutions), knows places without
 # position_ids (ALiBi), or changes the attention scores (soft caps, sinks).
@@ -39,8 +42,6 @@ EXACT = (
     "olmo2",
     "phi3",
 )
-# Of these, the layers are: norm, q/k/v, rotation, attention, o; norm, MLP.
-PLAIN_LAYERS = ("qwen2", "qwen3", "llama", "mistral")
 
 
 def why_padded(config: PreTrainedConfig) -> str | None:
@@ -49,12 +50,14 @@ def why_padded(config: PreTrainedConfig) -> str | None:
     Example:
         >>> from transformers import BloomConfig
         >>> from qwen_task_heads.hubcode.attention_task_heads import why_padded
-        >>> why_padded(BloomConfig())
+        >>> why_padded(BloomConfig(attn_implementation="sdpa"))
         "packed rows are not exact for a 'bloom' backbone"
     """
     if config.model_type not in EXACT:
         return f"packed rows are not exact for a {config.model_type!r} backbone"
-    if config._attn_implementation not in ("sdpa", PACKED):
+    if config._attn_implementation == "sdpa":  # set by somebody since the model was built
+        return f"attn_implementation was set to sdpa; set_attn_implementation({PACKED!r}) packs again"
+    if config._attn_implementation != PACKED:
         return f"packed rows need attn_implementation sdpa, and this is {config._attn_implementation}"
     return None
 
@@ -73,15 +76,16 @@ def rotates_by_length(config: PreTrainedConfig) -> bool:
     return rope.get("rope_type") in ("dynamic", "longrope")
 
 
-def prepare(backbone: Any) -> str | None:
-    """Make a backbone take packed rows; give the reason if it cannot."""
-    reason = why_padded(backbone.config)
-    if reason is None:
-        backbone.set_attn_implementation(PACKED)
-        if backbone.config.model_type in PLAIN_LAYERS:
-            layer = backbone.layers[-1]
-            layer.__class__ = _pooling(layer.__class__)
-    return reason
+def two_sided_mask(config: PreTrainedConfig, mask: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+    """Make a (B, 1, T, T) mask of a padded batch's (B, T) in which every token sees every real token."""
+    implementation = config._attn_implementation
+    if implementation not in ("sdpa", PACKED, "eager"):
+        accepted = "sdpa or eager with bidirectional: true"
+        raise refuse("attn_implementation", implementation, accepted, "load with one of them")
+    two_sided = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+    if implementation != "eager":
+        return two_sided
+    return torch.zeros_like(two_sided, dtype=dtype).masked_fill(~two_sided, torch.finfo(dtype).min)
 
 
 def packed_sdpa(
@@ -108,7 +112,7 @@ def packed_sdpa(
     index: int = module.layer_idx  # type: ignore[assignment]
     if packed_rows.store is not None:
         packed_rows.store.layers[index] = (key[0], value[0])
-    output = _with_prefix(
+    output = attend_with_prefix(
         query[0],
         key[0],
         value[0],
@@ -143,8 +147,12 @@ def attend(
     Returns:
         (Q, heads, D) in the order of `attention`: N tokens, or one per row.
     """
-    if attention.ragged is not None and dropout == 0 and _has_varlen(query.dtype, query.device.type):
-        return _varlen(query, key, value, attention.ragged, scale)
+    device = query.device.type
+    if attention.ragged is not None and dropout == 0:
+        # Rotation gives fp32 under autocast; torch casts for its own kernels, and for this one we do.
+        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+        if _has_varlen(cast, device, query.shape[2], query.requires_grad):
+            return _varlen(query.to(cast), key.to(cast), value.to(cast), attention.ragged, scale)
     return _on_grids(query, key, value, attention, dropout=dropout, scale=scale)
 
 
@@ -238,8 +246,11 @@ def _varlen(
 
 
 @cache
-def _has_varlen(dtype: torch.dtype, device_type: str) -> bool:
-    """Whether flash attention of variable length runs on this machine, and says what the grids say."""
+def _has_varlen(dtype: torch.dtype, device_type: str, width: int, trains: bool) -> bool:
+    """Whether flash attention of variable length runs on this machine, and says what the grids say.
+
+    Tried once for each width of a head, with gradients where they are asked for.
+    """
     if device_type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
     beginning = torch.arange(10).expand(3, -1)
@@ -247,20 +258,24 @@ def _has_varlen(dtype: torch.dtype, device_type: str) -> bool:
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[0, 12:] = False
     packed = pack(mask, input_ids=ids)  # a beginning that three rows share
-    generator = torch.Generator(device_type).manual_seed(0)
-    q, k, v = (
-        torch.randn(heads, len(packed.source), 64, generator=generator, device=device_type, dtype=dtype)
-        for heads in (4, 2, 2)
-    )
-    try:
-        found = _varlen(q, k, v, packed.attention.ragged, None)  # type: ignore[arg-type]
-    except (ImportError, RuntimeError, NotImplementedError):
-        return False
-    wanted = _on_grids(q, k, v, packed.attention, dropout=0.0, scale=None)
-    return bool((found - wanted).abs().max() < 0.05)
+    draw = torch.Generator(device_type).manual_seed(0)
+    options: dict[str, Any] = {"generator": draw, "device": device_type, "dtype": dtype}
+    with torch.enable_grad(), torch.autocast(device_type, enabled=False):
+        q, k, v = (
+            torch.randn(heads, len(packed.source), width, **options).requires_grad_(trains)
+            for heads in (4, 2, 2)
+        )
+        try:
+            found = [_varlen(q, k, v, packed.attention.ragged, None)]  # type: ignore[arg-type]
+            found += torch.autograd.grad(found[0].sum(), (q, k, v)) if trains else []
+        except (ImportError, RuntimeError, NotImplementedError):
+            return False
+        wanted = [_on_grids(q, k, v, packed.attention, dropout=0.0, scale=None)]
+        wanted += torch.autograd.grad(wanted[0].sum(), (q, k, v)) if trains else []
+    return all(bool((a - b).abs().max() < 0.05) for a, b in zip(found, wanted, strict=True))
 
 
-def _with_prefix(
+def attend_with_prefix(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -322,71 +337,6 @@ def splits_prefix(device_type: str) -> bool:
     except (AttributeError, RuntimeError, TypeError):
         return False
     return bool(torch.allclose(sums, torch.full((1, 1, 2), 8 + math.log(3))))
-
-
-class _PoolsLast:
-    """Mixed into the class of the last layer. No function on the layer: replicas of DataParallel share it."""
-
-    def forward(
-        self: Any,
-        hidden_states: torch.Tensor,
-        *args: Any,
-        packed_rows: PackedRows | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """Every token gives its key and value, and only pooled tokens go on, (1, B, H)."""
-        if packed_rows is None or packed_rows.pooled is None or position_embeddings is None:
-            if packed_rows is not None:
-                kwargs["packed_rows"] = packed_rows
-            return super().forward(hidden_states, *args, position_embeddings=position_embeddings, **kwargs)  # type: ignore[misc, no-any-return]
-        attention, last = self.self_attn, packed_rows.last
-        normed = self.input_layernorm(hidden_states)  # (1, N, H)
-        cos, sin = position_embeddings
-        key = _rotate(_heads(attention, "k", normed), cos, sin)
-        value = _heads(attention, "v", normed)
-        query = _heads(attention, "q", normed.index_select(1, last))
-        query = _rotate(query, cos.index_select(1, last), sin.index_select(1, last))
-        output = _with_prefix(
-            query,
-            key,
-            value,
-            packed_rows,
-            packed_rows.pooled,
-            layer=attention.layer_idx,
-            dropout=attention.attention_dropout if self.training else 0.0,
-            scale=attention.scaling,
-        )
-        pooled = hidden_states.index_select(1, last) + attention.o_proj(output.flatten(1)[None])  # (1, B, H)
-        return pooled + self.mlp(self.post_attention_layernorm(pooled))  # type: ignore[no-any-return]
-
-    def __reduce__(self) -> Any:  # pickle cannot find a class that was made here
-        return _bare, (type(self).__bases__[1],), self.__dict__
-
-
-@cache
-def _pooling(kind: Any) -> Any:
-    """The class under its own name, by which FSDP and `device_map` find the layers."""
-    return type(kind.__name__, (_PoolsLast, kind), {"__module__": kind.__module__})
-
-
-def _bare(kind: Any) -> Any:
-    return _pooling(kind).__new__(_pooling(kind))
-
-
-def _heads(attention: Any, part: str, states: torch.Tensor) -> torch.Tensor:
-    """Project (1, N, H) to (heads, N, D); Qwen3 normalises queries and keys per head."""
-    modules = attention._modules
-    heads = modules[f"{part}_proj"](states)[0].unflatten(-1, (-1, attention.head_dim))  # (N, heads, D)
-    if f"{part}_norm" in modules:
-        heads = modules[f"{part}_norm"](heads)
-    return heads.transpose(0, 1)
-
-
-def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of (heads, N, D) by cos and sin (1, N, D)."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 AttentionInterface.register(PACKED, packed_sdpa)

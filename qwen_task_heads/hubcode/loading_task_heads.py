@@ -180,6 +180,8 @@ class StrictLoading(PreTrainedModel):
         adapter["base_model_name_or_path"] = repo_id or self.config.backbone_name_or_path
         elsewhere = repo_id or self.config.backbone_hub
         adapter["revision"] = None if elsewhere else self.config.backbone_revision
+        if isinstance(adapter["target_modules"], list):
+            adapter["target_modules"].sort()  # PEFT writes a set, in another order in every process
         path.write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
         self.config.architectures = [type(self).__name__]
         self.config.dtype = str(self.dtype).split(".")[-1]

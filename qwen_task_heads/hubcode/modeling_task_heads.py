@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from transformers import AutoModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from .attention_task_heads import PACKED, PLAIN_LAYERS, prepare, rotates_by_length, splits_prefix, window_of
+from .attention_task_heads import rotates_by_length, splits_prefix, two_sided_mask, why_padded, window_of
 from .configuration_task_heads import PooledClassifierConfig, TaskHeadConfig, TitleScorerConfig, refuse
 from .encoding_task_heads import cut_row, pad_rows
+from .last_layer_task_heads import PLAIN_LAYERS, prepare
 from .loading_task_heads import StrictLoading
 from .packing_task_heads import KeysAndValues, PackedRows, Store, pack
 from .pooling_task_heads import AttentionPool, CumulativeLink, build_head, pool, real_tokens, rows_of
@@ -56,7 +57,8 @@ class TaskHeadModel(StrictLoading):
         # Decoders without rotary or learned positions (ALiBi, state spaces) take no position_ids.
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.packing, self.prefix_sharing = True, True
-        self.why_padded, self._window = prepare(self.model), window_of(self.model.config)
+        self._window = window_of(self.model.config)
+        prepare(self.model)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -135,10 +137,12 @@ class TaskHeadModel(StrictLoading):
             position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
+        if self.config.bidirectional:
+            attention_mask = two_sided_mask(self.model.config, mask, dtype=self.dtype)
         output = self.model(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
-            attention_mask=self._two_sided(mask) if self.config.bidirectional else attention_mask,
+            attention_mask=attention_mask,
             use_cache=use_cache,
             **kwargs,
         )
@@ -158,14 +162,14 @@ class TaskHeadModel(StrictLoading):
         return self.score(pool(rows, mask, last, pooling=self.config.pooling))
 
     @property
-    def packs(self) -> bool:
-        """Whether batches are packed: not switched off, exact for the backbone, its attention not changed."""
-        return self.packing and self.why_padded is None and self.model.config._attn_implementation == PACKED
+    def why_padded(self) -> str | None:
+        """Why batches are not packed; None if they are."""
+        return why_padded(self.model.config) if self.packing else "packing is switched off"
 
     def _can_pack(self, mask: torch.Tensor, prefix: KeysAndValues | None = None) -> bool:
         """Whether packed rows give the numbers of a batch, mask (B, T) bool."""
         # What is traced must not hang on the lengths of one batch.
-        if not self.packs or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if self.why_padded or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
         before = next(iter(prefix.values()))[0].shape[1] if prefix else 0
         return len(mask) > 0 and (self._window is None or before + int(mask.sum(1).max()) <= self._window)
@@ -173,7 +177,7 @@ class TaskHeadModel(StrictLoading):
     def why_whole(self, longest: int) -> str | None:
         """Say why rows of at most `longest` tokens must be given whole; None if they take a prefix."""
         reasons = {
-            self.why_padded or "packing switched off": not self.packs,
+            self.why_padded: self.why_padded is not None,
             f"pooling {self.config.pooling!r}": self.config.pooling != "last",
             "attention to both sides": self.config.bidirectional,
             "rotations that hang on the longest row": rotates_by_length(self.model.config),
@@ -230,23 +234,6 @@ class TaskHeadModel(StrictLoading):
         packed = pack(torch.ones_like(input_ids, dtype=torch.bool))._replace(store=store)
         self._states_of(packed, input_ids=input_ids)
         return store.layers
-
-    def _two_sided(self, mask: torch.Tensor) -> torch.Tensor:
-        """Make a (B, 1, T, T) mask in which every token sees every real token."""
-        implementation = self.model.config._attn_implementation
-        if implementation not in ("sdpa", PACKED, "eager"):
-            raise refuse(
-                "attn_implementation",
-                implementation,
-                "sdpa or eager with bidirectional: true",
-                "load with one of them",
-            )
-        two_sided = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
-        if implementation != "eager":
-            return two_sided
-        return torch.zeros_like(two_sided, dtype=self.dtype).masked_fill(
-            ~two_sided, torch.finfo(self.dtype).min
-        )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean loss over the batch, by `problem_type` (guessed from the labels as transformers does)."""

@@ -14,7 +14,8 @@ from transformers import CONFIG_MAPPING, BloomConfig, DynamicCache
 
 from qwen_task_heads import PooledClassifier, PooledClassifierConfig, TitleScorer, TitleScorerConfig
 from qwen_task_heads.hubcode import attention_task_heads
-from qwen_task_heads.hubcode.attention_task_heads import EXACT, PLAIN_LAYERS, attend, splits_prefix
+from qwen_task_heads.hubcode.attention_task_heads import EXACT, attend, splits_prefix
+from qwen_task_heads.hubcode.last_layer_task_heads import PLAIN_LAYERS
 from qwen_task_heads.hubcode.packing_task_heads import pack
 
 SIZES = {
