@@ -33,6 +33,19 @@ def pair_dataset(pairs: Sequence[PairExample], *, tokenizer: Any, max_length: in
     """Make a `datasets.Dataset`: `chosen_ids`, `rejected_ids`, `row`, `length`, the evidence that all have.
 
     `length` (tokens of both titles) is what `train_sampling_strategy` balances batches by.
+
+    Args:
+        pairs: of `data.readers`, or made by hand.
+        tokenizer: with a template, see `batching.text.compile_template`.
+        max_length: longest row in tokens, template included; longer prompts are cut first.
+
+    Example:
+        >>> from qwen_task_heads import load_tokenizer
+        >>> from qwen_task_heads.batching.collators import pair_dataset
+        >>> from qwen_task_heads.data.examples import PairExample
+        >>> pairs = [PairExample(chosen="Tea in five minutes", rejected="On tea")]
+        >>> pair_dataset(pairs, tokenizer=load_tokenizer("embedded"), max_length=64)[0].column_names
+        ['chosen_ids', 'rejected_ids', 'row', 'length']
     """
     from datasets import Dataset
 

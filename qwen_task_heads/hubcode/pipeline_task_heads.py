@@ -27,10 +27,13 @@ class TitleRankingPipeline(Pipeline):
         ranker(["A plain title", "One Weird Title"])[0]["title"]
     """
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Rank one list of titles, or several inputs."""
+    def __call__(self, inputs: Any, *, prompt: str | None = None, **kwargs: Any) -> Any:
+        """Rank one list of titles, perhaps under a prompt, or several inputs."""
         if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str):
-            inputs = {"titles": list(inputs)}
+            inputs = {"titles": list(inputs), "prompt": prompt or ""}
+        elif prompt is not None:
+            accepted = "a list of titles beside prompt="
+            raise refuse("title-ranking", inputs, accepted, 'give {"titles": [...], "prompt": "..."} alone')
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(self, top_k: int | None = None, **kwargs: Any) -> tuple[dict, dict, dict]:

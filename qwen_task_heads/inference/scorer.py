@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
@@ -27,6 +28,8 @@ from qwen_task_heads.inference.predictions import Prediction, check_options, pro
 from qwen_task_heads.inference.prefixes import PrefixCache
 from qwen_task_heads.models import load, load_tokenizer, merge
 from qwen_task_heads.throughput import Throughput
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,12 @@ class Scorer:
     def _score(self, titles: Sequence[str], prompts: Sequence[str] | None, *, of_list: bool) -> list[float]:
         self._check_model("score", of_titles=True)
         _check_texts(titles, prompts, names=("titles", "prompts"))
-        rows = encode(self.tokenizer, titles, prompts=prompts).input_ids
-        return self._run(rows, of_list=of_list)[:, 0].tolist()
+        encoded = encode(self.tokenizer, titles, prompts=prompts)
+        if encoded.cut_prompts or encoded.cut_titles:
+            limit = self.tokenizer.model_max_length
+            cut = f"{encoded.cut_prompts:,} prompts and {encoded.cut_titles:,} titles"
+            logger.warning(f"{cut} of {len(titles):,} rows were cut to {limit:,} tokens, as in training")
+        return self._run(encoded.input_ids, of_list=of_list)[:, 0].tolist()
 
     def rank(self, titles: Sequence[str], *, prompt: str = "", top_k: int | None = None) -> list[RankedTitle]:
         """Rank the titles of one list, best first; equal scores keep their order."""

@@ -72,6 +72,10 @@ def test_the_pipeline_gives_the_same_ranking(folder, scorer, prompt):
     for key in ("score", "probability"):
         assert [row[key] for row in theirs] == pytest.approx([vars(row)[key] for row in ours], abs=1e-6)
     assert ranker(TITLES[:2], top_k=1)[0]["rank"] == 1
+    if prompt:
+        assert ranker(TITLES, prompt=prompt) == theirs
+        with pytest.raises(ValueError, match="a list of titles beside prompt="):
+            ranker({"titles": TITLES}, prompt=prompt)
 
 
 def test_probabilities_are_the_softmax_and_for_two_the_preference(scorer):

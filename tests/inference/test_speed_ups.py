@@ -194,3 +194,11 @@ def test_int8_stays_near_and_refuses_what_it_cannot(bases: dict[str, str], model
     half = build(bases["qwen2"], dtype=torch.bfloat16)
     with pytest.raises(TaskHeadsError, match=r"int8: found weights in bfloat16; accepted: a full model in"):
         to_int8(half)
+
+
+def test_a_cut_prompt_is_told(bases: dict[str, str], model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    scorer = Scorer(model, tokenizer=tokenizer_of(bases["qwen3"], ""))
+    scorer.rank(TITLES, prompt="A short brief.")
+    assert not caplog.messages
+    scorer.rank(TITLES, prompt=BRIEF * 20)
+    assert caplog.messages == ["12 prompts and 0 titles of 12 rows were cut to 200 tokens, as in training"]
