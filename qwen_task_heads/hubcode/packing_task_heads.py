@@ -128,6 +128,12 @@ class PackedRows(NamedTuple):
         return last[:, None], one, torch.zeros_like(self.last)
 
 
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two rows of ids begin with in common."""
+    unequal = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(unequal, min(len(first), len(second)))
+
+
 class _Segments(NamedTuple):
     """S segments of the packed row, each with what stands before it.
 

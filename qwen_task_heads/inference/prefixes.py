@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
-from qwen_task_heads.hubcode.packing_task_heads import KeysAndValues
+from qwen_task_heads.hubcode.packing_task_heads import KeysAndValues, common_length
 
 WORTH = 32  # tokens; below, a cached prefix saves less than its second pass costs
 
@@ -50,10 +50,10 @@ class PrefixCache:
         state = self._state()
         least = min(rows)
         # What the least and the greatest of all have in common, all have; each keeps a token of its own.
-        common = least[: min(_alike(least, max(rows)), min(map(len, rows)) - 1)]
+        common = least[: min(common_length(least, max(rows)), min(map(len, rows)) - 1)]
         if of_list:
             ids, kept = self._find("list", state)
-            known = _alike(common, ids)
+            known = common_length(common, ids)
             # Titles that begin alike by chance make `common` longer than what comes again: half is enough.
             if known < max(WORTH, len(common) / 2) and len(common) >= WORTH and len(rows) > 1:
                 known, kept = len(common), self._encode("list", common, state)
@@ -90,9 +90,3 @@ class PrefixCache:
             (id(weight), 0 if weight.is_inference() else weight._version, weight.device, weight.dtype)
             for weight in self.model.parameters()
         ]
-
-
-def _alike(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two rows have in common from the beginning."""
-    pairs = zip(first, second, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

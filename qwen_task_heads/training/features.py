@@ -35,10 +35,11 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.attention_task_heads import two_sided_mask
 from qwen_task_heads.hubcode.configuration_task_heads import CAN_EXIT
 from qwen_task_heads.hubcode.encoding_task_heads import cut_row, pad_rows
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
-from qwen_task_heads.hubcode.packing_task_heads import pack
+from qwen_task_heads.hubcode.packing_task_heads import common_length, pack
 from qwen_task_heads.hubcode.pooling_task_heads import pool, real_tokens, rows_of
 
 logger = logging.get_logger(__name__)
@@ -266,7 +267,9 @@ def _padded_states(model: TaskHeadModel, ids: torch.Tensor, mask: torch.Tensor) 
     positions = {}
     if model._takes_positions:
         positions["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
-    attention = model._two_sided(mask) if model.config.bidirectional else mask.long()
+    attention = mask.long()
+    if model.config.bidirectional:
+        attention = two_sided_mask(model.model.config, mask, dtype=model.dtype)
     return model.model(
         input_ids=ids, attention_mask=attention, use_cache=False, **positions
     ).last_hidden_state
@@ -302,18 +305,12 @@ def token_batches(rows: Sequence[Sequence[int]], *, batch_tokens: int, progress:
 def _order(rows: Sequence[Sequence[int]]) -> list[int]:
     """By length; where rows share beginnings with some others (prompts), those that begin alike together."""
     alike = sorted(range(len(rows)), key=lambda index: list(rows[index]))
-    shared = [_shared(rows[left], rows[right]) for left, right in pairwise(alike)]
+    shared = [common_length(rows[left], rows[right]) for left, right in pairwise(alike)]
     # What all rows begin with is shared in any order.
     gained = sum(shared) - min(shared, default=0) * len(shared)
     if gained >= WORTH * sum(len(row) for row in rows):
         return alike
     return sorted(range(len(rows)), key=lambda index: len(rows[index]))
-
-
-def _shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two rows begin with in common."""
-    unequal = (place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
-    return next(unequal, min(len(left), len(right)))
 
 
 def _read(path: Path) -> torch.Tensor | None:

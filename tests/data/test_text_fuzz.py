@@ -153,10 +153,10 @@ def test_eighteen_planted_defects_are_all_named_in_one_run_and_no_other(tmp_path
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
 @pytest.mark.parametrize("column", ["label", "labels", "score"])
-def test_rows_round_trip(tmp_path: Path, suffix: str, column: str) -> None:
+def test_two_thousand_rows_round_trip(tmp_path: Path, suffix: str, column: str) -> None:
     rng = random.Random(3)
     examples = []
-    for number in range(2000 if column == "label" else 300):
+    for number in range(2000):
         target: Any = {
             "label": number % 4,
             "labels": tuple(sorted(rng.sample(range(4), number % 3))),

@@ -40,7 +40,7 @@ def hostile_pairs(count: int, name: str) -> list[PairExample]:
             chosen=f"{TITLES[i % 12]} {i}",
             rejected=f"{TITLES[(i * 7 + 3) % 12]} {i} no",
             group=f"g{i // 2}",
-            source=f"/home/somebody/secret/{name}.jsonl:{i + 1}",
+            source=f"/somebody/private/secret/{name}.jsonl:{i + 1}",
         )
         for i in range(count)
     ]
@@ -87,7 +87,7 @@ def test_hostile_titles_and_names_break_no_file(bases, tmp_path, capsys, test):
     value = metrics[reported][MODEL]["pair_accuracy"]["value"]
     assert result["metrics"][0]["value"] == round(value, 4)
     assert not re.search(r"<(script|b)>", body)
-    assert "/home/somebody" not in page
+    assert "/somebody/private" not in page
     rows = (folder / "predictions.jsonl").read_text().split("\n")
     pairs = hostile_pairs(11 if test else 9, reported)
     assert len(rows) == len(pairs) + 1  # and the end of the last line
@@ -97,7 +97,7 @@ def test_hostile_titles_and_names_break_no_file(bases, tmp_path, capsys, test):
         gap = row["chosen_score"] - row["rejected_score"]
         assert row["p_preferred"] == pytest.approx(1 / (1 + 2.718281828459045**-gap))
         assert row["correct"] == (gap > 0)
-    assert "/home/somebody" not in (folder / "predictions.jsonl").read_text()
+    assert "/somebody/private" not in (folder / "predictions.jsonl").read_text()
     printed = capsys.readouterr().out
     assert f"{MODEL:<21}  {value:.3f}" in printed
     assert ("chosen on the same pairs" in printed) != test

@@ -61,7 +61,7 @@ def examples(kind: str, count: int, name: str, *, pairs: bool = False) -> list[T
             text_b=f"{TEXTS[(3 * i) % 11]} no" if pairs else "",
             target=targets[i % 4],
             group=f"g{i // 2}",
-            source=f"/home/somebody/secret/{name}.jsonl:{i + 1}",
+            source=f"/somebody/private/secret/{name}.jsonl:{i + 1}",
         )
         for i in range(count)
     ]
@@ -166,7 +166,7 @@ def test_everything_is_written_and_agrees(runs, kind):
     # nothing of the data comes alive, and no folder of the machine is told
     for name in ("README.md", "errors.md", "predictions.jsonl"):
         text = (folder / name).read_text(encoding="utf-8")
-        assert "/home/somebody" not in text
+        assert "/somebody/private" not in text
         if name.endswith(".md"):
             text = text.split("---\n", 2)[2] if name == "README.md" else text
             assert not re.search(r"<(script|b)>", text)

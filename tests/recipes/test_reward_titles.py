@@ -159,7 +159,8 @@ def test_both_kinds_of_run_reload(full_run, published_run):
     for folder in (full_run[0], published_run):
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         again = Scorer(str(folder)).score([row["chosen"] for row in rows])
-        assert again == pytest.approx([row["chosen_score"] for row in rows], abs=1e-5)  # merged, perhaps
+        bound = 1e-5 if (folder / "adapter_config.json").exists() else 1e-6  # check 10: merged, and as saved
+        assert again == pytest.approx([row["chosen_score"] for row in rows], abs=bound)
         with_trust = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
         assert with_trust.config.model_type == "title_scorer"
 

@@ -52,8 +52,10 @@ def test_a_head_on_features_gives_the_logits_of_the_model(bases, rows, family, p
         assert difference(model, rows, features) <= 1e-6
 
 
-def test_bidirectional_and_cut_rows(bases, rows) -> None:
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_bidirectional_and_cut_rows(bases, rows, packing) -> None:
     model = classifier(bases["qwen2"], bidirectional=True, pooling="mean", max_seq_length=16)
+    model.packing = packing
     [features] = extract_features(model, rows, poolings=["mean"]).values()
     assert difference(model, rows, features) <= 1e-6
 
