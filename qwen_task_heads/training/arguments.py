@@ -23,6 +23,7 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
+from qwen_task_heads.training.publish_arguments import PublishArguments, publish_problems
 
 # Options that move no weight: a run may be resumed with other values of them. Any other option counts, so
 # that one which a new version brings is held against the first run until somebody has thought about it.
@@ -38,12 +39,14 @@ NO_IDENTITY = (
     "num_processes", "local_rank", "use_cpu", "torch_empty_cache_steps", "dataset_num_proc",
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+    # what the card says
+    "license", "language", "dataset_license", "dataset_url",
 )  # fmt: skip
-NO_IDENTITY_PREFIXES = ("logging_", "log_", "eval_", "save_", "hub_", "trackio_", "ddp_")
+NO_IDENTITY_PREFIXES = ("logging_", "log_", "eval_", "save_", "hub_", "publish_", "trackio_", "ddp_")
 
 
 @dataclass
-class HeadArguments:
+class HeadArguments(PublishArguments):
     """Data, template and head: what every recipe asks for."""
 
     # Fields of the model's config that may be given; a recipe adds those of its task.
@@ -273,14 +276,7 @@ def parse_arguments(
             Problem("arguments", shorten(str(error), 300), "values as in --help", remedy)
         ) from error
     problems = _contradictions(task, training, model) + check(task, training, model)
-    if training.push_to_hub:
-        # Trainer would upload its own folder: no config, no code, and training_args.bin with the token.
-        accepted = "accepted: a folder on this machine, for now"
-        remedy = (
-            "drop it; upload the finished folder without its checkpoints by hf upload "
-            "(an adapter first needs save(model, tokenizer=..., folder=..., repo_id='me/name'))"
-        )
-        problems.append(Problem("--push_to_hub", "found true", accepted, remedy))
+    problems += publish_problems(task, training)
     problems += not_among(("--pooling", task.pooling, POOLINGS), ("--head", task.head, HEADS))
     if problems:
         raise TaskHeadsError(problems)
