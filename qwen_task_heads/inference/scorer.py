@@ -138,7 +138,7 @@ class Scorer:
 
     def _score(self, titles: Sequence[str], prompts: Sequence[str] | None, *, of_list: bool) -> list[float]:
         self._check_model("score", of_titles=True)
-        _check_texts(titles, prompts, names=("titles", "prompts"))
+        check_texts(titles, prompts, names=("titles", "prompts"))
         encoded = encode(self.tokenizer, titles, prompts=prompts)
         if encoded.cut_prompts or encoded.cut_titles:
             limit = self.tokenizer.model_max_length
@@ -174,7 +174,7 @@ class Scorer:
                 none for a model of pairs, or a title scorer.
         """
         self._check_model("logits", of_titles=False)
-        _check_texts(texts, text_pairs, names=("texts", "text_pairs"))
+        check_texts(texts, text_pairs, names=("texts", "text_pairs"))
         if any(text_pairs or ()) and not self.takes_pairs:
             accepted, remedy = "accepted: single texts, as in training", "drop them"
             raise TaskHeadsError(Problem("text_pairs", "found second texts", accepted, remedy))
@@ -274,7 +274,7 @@ class Scorer:
         return tqdm(batches, desc="Scoring", unit="batch")
 
 
-def _check_texts(texts: Sequence[str], others: Sequence[str] | None, *, names: tuple[str, str]) -> None:
+def check_texts(texts: Sequence[str], others: Sequence[str] | None, *, names: tuple[str, str]) -> None:
     """Refuse empty texts and what is no text, all at once; `others` are prompts or second texts."""
     name, other = names
     problems = []

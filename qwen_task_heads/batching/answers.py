@@ -1,0 +1,178 @@
+"""Prompts that ask a chat model for a label, and the tokens of every answer.
+
+The same ids serve training (`recipes/sft_classify.py`) and scoring (`inference/generative.py`), so they are
+made here alone. The chat template of the model is rendered once around a placeholder; what stands before
+and after it becomes a template like that of the task heads, compiled into a copy of the tokenizer. So a long
+text is cut inside the text, never its instruction or the room of the answer, and control tokens in a user's
+text stay characters. The tokenizer that is saved with a generative model stays the model's own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwen_task_heads.batching.text import Template, compile_template, label_template
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
+
+INSTRUCTION = "Classify the text. Answer with one of these labels and nothing else: {labels}\n\nText: "
+TEXT, ANSWER = "\u2983text\u2984", "\u2983answer\u2984"  # placeholders that no chat template has a use for
+MAX_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids of n prompts, each up to where the answer begins, and how many texts were cut."""
+
+    input_ids: list[list[int]]
+    cut: int
+
+
+class AnswerPrompts:
+    """The prompts of one model, one instruction and one set of labels.
+
+    Args:
+        tokenizer: fast, with a chat template; left as it is.
+        labels: names, perhaps with descriptions and examples.
+        instruction: stands before the text in the user's turn; may hold `{labels}`, `{descriptions}` and
+            `{examples}`, as of `label_template`.
+        model_type: family of the model.
+        max_length: longest row in tokens, answer and its end included.
+        truncation: `head` or `tail`: which end of a long text is kept.
+
+    Attributes:
+        answers: ids of every label, in the order of the labels, without the end.
+        end: id of the token that ends an answer.
+
+    Raises:
+        TaskHeadsError: no chat template or one without a generation prompt, labels whose tokens are equal, a
+            label longer than the limit leaves room for, or an instruction that leaves none for the text. All
+            labels at once.
+
+    Example:
+        >>> from qwen_task_heads import LabelMap, load_tokenizer
+        >>> from qwen_task_heads.batching.answers import AnswerPrompts
+        >>> labels = LabelMap(("sport", "trade"))
+        >>> prompts = AnswerPrompts(load_tokenizer("embedded"), labels, model_type="qwen2")
+        >>> len(prompts.answers), len(prompts.encode(["A match", "A ship"]).input_ids)
+        (2, 2)
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        labels: LabelMap,
+        *,
+        instruction: str = INSTRUCTION,
+        model_type: str,
+        max_length: int = MAX_LENGTH,
+        truncation: str = "head",
+    ) -> None:
+        self.tokenizer, self.labels, self.instruction = tokenizer, labels, instruction
+        self.model_type, self.max_length, self.truncation = model_type, max_length, truncation
+        self.scaffold = _scaffold(tokenizer)
+        self._compiled: dict[tuple[str, ...], Any] = {}
+        plain = self._tokenizer_for(labels)
+        self.end = _ids(tokenizer, self.scaffold[2])[0]
+        self.answers = [plain(name, add_special_tokens=False)["input_ids"] for name in labels.names]
+        fixed = len(self.prefix) + len(plain.init_kwargs["task_template"]["after"]) + 2  # a text, the end
+        if problems := _label_problems(labels, self.answers, room=max_length - fixed):
+            raise TaskHeadsError(problems)
+        self.room = max(map(len, self.answers)) + 1  # of the longest answer with its end
+
+    @property
+    def prefix(self) -> list[int]:
+        """What the prompts of all texts begin with, where all labels are candidates."""
+        return list(self._tokenizer_for(self.labels).init_kwargs["task_template"]["before"])
+
+    def encode(self, texts: Sequence[str], *, candidates: Sequence[str] | None = None) -> Prompts:
+        """Encode n texts, each as its whole prompt; the text is cut so that the longest answer fits.
+
+        Args:
+            texts: n texts.
+            candidates: label names that the instruction offers; all when None.
+        """
+        offered = self.labels if candidates is None else _among(self.labels, candidates)
+        found = encode_texts(
+            self._tokenizer_for(offered),
+            texts,
+            max_length=self.max_length - self.room,
+            truncation=self.truncation,
+        )
+        return Prompts(found.input_ids, found.cut)
+
+    def _tokenizer_for(self, labels: LabelMap) -> Any:
+        """A copy of the tokenizer with the template that offers these labels."""
+        if labels.names not in self._compiled:
+            before, after, _ = self.scaffold
+            asked = label_template(self.instruction, labels)
+            pieces = (asked.before,) if isinstance(asked.before, str) else asked.before
+            compiled = copy.deepcopy(self.tokenizer)
+            compiled.init_kwargs.pop("task_template", None)
+            compile_template(
+                compiled, template=Template(before=(before, *pieces), after=after), model_type=self.model_type
+            )
+            self._compiled[labels.names] = compiled
+        return self._compiled[labels.names]
+
+
+def _scaffold(tokenizer: Any) -> tuple[str, str, str]:
+    """What the chat template writes before the user's text, between it and the answer, and after that."""
+    where, remedy = "chat template", "give a chat model, or set tokenizer.chat_template"
+    if not tokenizer.chat_template:
+        raise TaskHeadsError(Problem(where, "found none", "accepted: a tokenizer with one", remedy))
+    user = {"role": "user", "content": TEXT}
+    options = {"tokenize": False, "enable_thinking": False}  # templates that know no thinking ignore it
+    asked = tokenizer.apply_chat_template([user], add_generation_prompt=True, **options)
+    without = tokenizer.apply_chat_template([user], add_generation_prompt=False, **options)
+    answered = tokenizer.apply_chat_template([user, {"role": "assistant", "content": ANSWER}], **options)
+    if asked == without or asked.count(TEXT) != 1:
+        accepted = "accepted: a template with a generation prompt, which tells the model to answer"
+        raise TaskHeadsError(Problem(where, "found no generation prompt", accepted, remedy))
+    before, after = asked.split(TEXT)
+    end = answered.partition(ANSWER)[2]
+    if not end:
+        accepted = "accepted: a template that ends an answer by a token"
+        raise TaskHeadsError(Problem(where, "found nothing after an answer", accepted, remedy))
+    # The tokenizer's own first token is kept by compile_template; the rendered one would be a second.
+    bos = tokenizer.bos_token or ""
+    return (before.removeprefix(bos) if bos else before), after, end
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+
+
+def _label_problems(labels: LabelMap, answers: Sequence[Sequence[int]], *, room: int) -> list[Problem]:
+    """Labels that no score could tell apart, and labels without room."""
+    problems, seen = [], {}
+    for name, ids in zip(labels.names, answers, strict=True):
+        where = f"label {shorten(name)}"
+        if tuple(ids) in seen:
+            found = f"found the same tokens as label {shorten(seen[tuple(ids)])}"
+            problems.append(Problem(where, found, "accepted: labels that differ in tokens", "rename one"))
+        seen.setdefault(tuple(ids), name)
+        if len(ids) > room:
+            found = f"found {len(ids):,} tokens"
+            accepted = f"accepted: at most {max(room, 0):,}, what the limit leaves beside the instruction"
+            problems.append(Problem(where, found, accepted, "shorten the label, or raise --max_length"))
+    return problems
+
+
+def _among(labels: LabelMap, candidates: Sequence[str]) -> LabelMap:
+    """The map of some labels, in the order of all; candidates in another order are the same question."""
+    if unknown := [name for name in candidates if name not in labels.label2id]:
+        accepted = f"accepted: {', '.join(labels.names[:5])}, ... ({len(labels):,} labels)"
+        raise TaskHeadsError(
+            Problem("candidates", f"found {shorten(unknown[0])}", accepted, "name labels of the schema")
+        )
+    wanted = sorted({labels.label2id[name] for name in candidates})
+    return LabelMap(
+        tuple(labels.names[place] for place in wanted),
+        tuple(labels.descriptions[place] for place in wanted) if labels.descriptions else (),
+        tuple(labels.examples[place] for place in wanted) if labels.examples else (),
+    )

@@ -1,0 +1,320 @@
+"""Labels scored from their own tokens: what a chat model would answer, with probabilities and no parser.
+
+The score of a label is the log-probability that the model writes exactly its tokens and then ends its turn.
+Candidates are compared by a softmax over these, so an answer outside the set cannot happen. Three things are
+computed once instead of once a label: what all prompts begin with (instruction, labels, examples), the rest
+of each prompt, and what labels begin with alike, as a trie whose nodes attend to the prompt and to their
+own ancestors (tree attention, Miao et al. 2024, https://arxiv.org/abs/2305.09781). The scores are those of
+every label alone to rounding; `score_alone` computes these, and stands in where a family's attention takes
+no mask of four dimensions.
+
+Options that change the question, each off by default:
+- `length_normalized`: the mean over the label's tokens, as `acc_norm` of lm-evaluation-harness.
+- `calibrate`: contextual calibration (Zhao et al. 2021, https://arxiv.org/abs/2102.09690): divide by what
+  the model answers to texts without content.
+- `with_end=False`: the probability that an answer begins with the label. For labels of one token each that
+  is what transformers' `pipeline("decision")` computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.attention_task_heads import EXACT, window_of
+from qwen_task_heads.inference.scorer import check_texts
+
+CONTENT_FREE = ("N/A", "[MASK]", "-")
+LOGITS_BUDGET = 2**27  # floats of logits at a time: 512 MB in fp32
+MIN_SHARED = 8  # tokens worth a pass of their own
+
+
+@dataclass(frozen=True)
+class Trie:
+    """Labels as a tree of tokens. Node 0 is the end of the prompt; node k > 0 is token `tokens[k - 1]`.
+
+    Args:
+        tokens: ids of the n nodes that something follows, in an order in which parents come first.
+        depths: of the nodes, 1 below the prompt.
+        ancestors: (n, n) bool, `[i, j]` where node j is i or above it.
+        edges: (node, token) that are scored, each once.
+        steps: (label, edge) pairs: the edges whose log-probabilities a label is the sum of.
+        lengths: edges of every label.
+    """
+
+    tokens: torch.Tensor
+    depths: torch.Tensor
+    ancestors: torch.Tensor
+    edges: torch.Tensor
+    steps: torch.Tensor
+    lengths: torch.Tensor
+
+
+def make_trie(answers: Sequence[Sequence[int]]) -> Trie:
+    """Merge what answers begin with alike.
+
+    Args:
+        answers: token ids of every label, the end included where it counts.
+
+    Example:
+        >>> from qwen_task_heads.inference.generative import make_trie
+        >>> trie = make_trie([[5, 6, 1], [5, 7, 1], [8, 1]])
+        >>> trie.tokens.tolist(), trie.lengths.tolist()
+        ([5, 6, 7, 8], [3, 3, 2])
+    """
+    nodes: dict[tuple[int, ...], int] = {(): 0}
+    for answer in answers:
+        for size in range(1, len(answer)):  # the last token is only scored
+            nodes.setdefault(tuple(answer[:size]), len(nodes))
+    paths = list(nodes)[1:]
+    ancestors = torch.zeros(len(paths), len(paths), dtype=torch.bool)
+    for path in paths:
+        for size in range(1, len(path) + 1):
+            ancestors[nodes[path] - 1, nodes[path[:size]] - 1] = True
+    edges: dict[tuple[int, int], int] = {}
+    steps = []
+    for label, answer in enumerate(answers):
+        for size, token in enumerate(answer):
+            edge = edges.setdefault((nodes[tuple(answer[:size])], token), len(edges))
+            steps.append((label, edge))
+    return Trie(
+        tokens=torch.tensor([path[-1] for path in paths], dtype=torch.long),
+        depths=torch.tensor([len(path) for path in paths], dtype=torch.long),
+        ancestors=ancestors,
+        edges=torch.tensor(list(edges)),
+        steps=torch.tensor(steps),
+        lengths=torch.tensor([len(answer) for answer in answers]),
+    )
+
+
+def why_alone(model: Any) -> str | None:
+    """Why every label is scored by itself; None where the trie is exact."""
+    config = model.config.get_text_config()
+    if config.model_type not in EXACT:
+        return f"the attention of {config.model_type!r} takes no tree of labels"
+    if window_of(config) is not None:
+        return "a sliding window would cut the tree of labels"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"attention {config._attn_implementation!r} takes no mask of four dimensions"
+    return None
+
+
+class LabelScorer:
+    """Score labels by their tokens with a causal language model.
+
+    Args:
+        model: of `AutoModelForCausalLM`, in eval mode.
+        prompts: of the same model's tokenizer, with the labels.
+        with_end: count the end of the answer too.
+        length_normalized: the mean over tokens instead of the sum.
+        calibrate: divide by the answers to texts without content.
+        batch_tokens: prompt tokens per batch; bounds the memory, changes no score.
+
+    Example:
+        >>> from transformers import AutoModelForCausalLM
+        >>> from qwen_task_heads import LabelMap, load_tokenizer
+        >>> from qwen_task_heads.backbones import locate
+        >>> from qwen_task_heads.batching.answers import AnswerPrompts
+        >>> from qwen_task_heads.inference.generative import LabelScorer
+        >>> model = AutoModelForCausalLM.from_pretrained(locate("embedded"))
+        >>> labels = LabelMap(("sport", "trade"))
+        >>> prompts = AnswerPrompts(load_tokenizer("embedded"), labels, model_type="qwen2")
+        >>> LabelScorer(model, prompts=prompts).log_scores(["A match"]).shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        prompts: AnswerPrompts,
+        with_end: bool = True,
+        length_normalized: bool = False,
+        calibrate: bool = False,
+        batch_tokens: int = 8192,
+        progress: bool = True,
+    ) -> None:
+        if batch_tokens < 1:
+            found, remedy = f"found {batch_tokens}", "choose such as 8192"
+            raise TaskHeadsError(Problem("batch_tokens", found, "accepted: 1 or more", remedy))
+        self.model, self.prompts = model.eval(), prompts
+        self.length_normalized, self.calibrate = length_normalized, calibrate
+        self.batch_tokens, self.progress = batch_tokens, progress
+        ends = [prompts.end] if with_end else []
+        self.answers = [[*ids, *ends] for ids in prompts.answers]
+        self.why_alone = why_alone(model)
+        self._bias: dict[tuple[str, ...], torch.Tensor] = {}
+
+    def log_scores(
+        self, texts: Sequence[str], *, candidates: Sequence[Sequence[str]] | None = None
+    ) -> torch.Tensor:
+        """Log-scores of all labels: (n, L) float64 on the CPU; -inf for labels that are no candidates.
+
+        Without an option they are log-probabilities of the answers, and their exponentials sum to at most 1.
+
+        Args:
+            texts: n texts, not empty; long ones are cut as in training.
+            candidates: per text, the names of the labels to choose from; all labels when None.
+
+        Raises:
+            TaskHeadsError: an empty text, or candidates that are no labels.
+        """
+        check_texts(texts, None, names=("texts", "texts"))
+        labels = self.prompts.labels
+        asked = [labels.names if one is None else tuple(one) for one in candidates or [None] * len(texts)]
+        result = torch.full((len(texts), len(labels)), -torch.inf, dtype=torch.float64)
+        for names in dict.fromkeys(asked):
+            rows = [index for index, other in enumerate(asked) if other == names]
+            encoded = self.prompts.encode([texts[index] for index in rows], candidates=names)
+            places = sorted(labels.label2id[name] for name in names)
+            found = self._score(encoded.input_ids, places)
+            if self.calibrate:
+                found = found - self._content_free(names, places)
+            result[torch.tensor(rows)[:, None], torch.tensor(places)] = found
+        return result
+
+    def probabilities(
+        self, texts: Sequence[str], *, candidates: Sequence[Sequence[str]] | None = None
+    ) -> torch.Tensor:
+        """P(label) among the candidates: (n, L) float64, rows sum to 1."""
+        return self.log_scores(texts, candidates=candidates).softmax(-1)
+
+    def _content_free(self, names: tuple[str, ...], places: list[int]) -> torch.Tensor:
+        """Log of the mean probability of every label over texts without content: (len(places),)."""
+        if names not in self._bias:
+            rows = self.prompts.encode(CONTENT_FREE, candidates=names).input_ids
+            self._bias[names] = self._score(rows, places).softmax(-1).mean(0).log()
+        return self._bias[names]
+
+    @torch.inference_mode()
+    def _score(self, rows: list[list[int]], places: list[int]) -> torch.Tensor:
+        """Log-scores (n, len(places)) of the labels at `places` after n prompts."""
+        answers = [self.answers[place] for place in places]
+        if self.why_alone is not None:
+            return score_alone(self.model, rows, answers, length_normalized=self.length_normalized)
+        trie = make_trie(answers)
+        shared = _shared(rows)
+        before = self._encode(rows[0][:shared]) if shared else None
+        result = torch.empty(len(rows), len(answers), dtype=torch.float64)
+        for batch in self._batches([len(row) - shared for row in rows], nodes=1 + len(trie.tokens)):
+            result[batch] = self._score_batch([rows[index][shared:] for index in batch], trie, before)
+        if self.length_normalized:
+            result /= trie.lengths
+        return result
+
+    def _encode(self, ids: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values per layer, (1, heads, P, D), of what all prompts begin with."""
+        cache = DynamicCache()
+        input_ids = torch.tensor([ids], device=self.model.device)
+        self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _score_batch(
+        self, rows: list[list[int]], trie: Trie, before: list[tuple[torch.Tensor, torch.Tensor]] | None
+    ) -> torch.Tensor:
+        """Sum of the log-probabilities of every label's tokens, (B, L) float64, for B ends of prompts."""
+        model, device = self.model, self.model.device
+        past = before[0][0].shape[2] if before else 0
+        count, longest = len(rows), max(map(len, rows))
+        # Padded on the left, so that all prompts end in one column.
+        ids = torch.tensor([[row[0]] * (longest - len(row)) + row for row in rows], device=device)
+        sizes = torch.tensor([len(row) for row in rows], device=device)
+        real = torch.arange(longest, device=device) >= longest - sizes[:, None]  # (B, T)
+        real = torch.cat([real.new_ones(count, past), real], dim=1)  # (B, P + T)
+        positions = (real.long().cumsum(1) - 1).clamp(min=0)
+        kept = [(k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in before or ()]
+        cache = DynamicCache(kept or None)
+        found = model(
+            input_ids=ids,
+            attention_mask=real.long(),
+            position_ids=positions[:, past:],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits  # (B, 1, V)
+        if len(trie.tokens):
+            tree = trie.ancestors.to(device)[None].expand(count, -1, -1)  # (B, N, N)
+            seen = torch.cat([real[:, None].expand(-1, len(trie.tokens), -1), tree], dim=2)[:, None]
+            mask = torch.zeros(seen.shape, dtype=model.dtype, device=device)
+            mask.masked_fill_(~seen, torch.finfo(model.dtype).min)
+            more = model(
+                input_ids=trie.tokens.to(device)[None].expand(count, -1),
+                attention_mask=mask,  # (B, 1, N, P + T + N)
+                position_ids=past + sizes[:, None] - 1 + trie.depths.to(device),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            found = torch.cat([found, more], dim=1)  # (B, 1 + N, V)
+        return _sum_edges(found, trie)
+
+    def _batches(self, sizes: list[int], *, nodes: int) -> Iterable[list[int]]:
+        """Indices of rows of similar length, within the memory of prompts and of logits."""
+        most = max(1, LOGITS_BUDGET // (nodes * self.model.config.get_text_config().vocab_size))
+        batches: list[list[int]] = []
+        for index in sorted(range(len(sizes)), key=lambda index: sizes[index]):
+            # Sorted: the last is the longest.
+            if (
+                not batches
+                or (len(batches[-1]) + 1) * sizes[index] > self.batch_tokens
+                or len(batches[-1]) >= most
+            ):
+                batches.append([])
+            batches[-1].append(index)
+        if not self.progress or len(sizes) <= 1000:
+            return batches
+        from tqdm.auto import tqdm
+
+        return tqdm(batches, desc="Scoring labels", unit="batch")
+
+
+def _sum_edges(logits: torch.Tensor, trie: Trie) -> torch.Tensor:
+    """Log-probabilities of labels (B, L) float64 from the logits (B, nodes, V) of the nodes of the trie."""
+    edges, steps = trie.edges.to(logits.device), trie.steps
+    # Row by row: a float64 copy of all logits would triple the memory.
+    norms = torch.stack([row.double().logsumexp(-1) for row in logits])  # (B, nodes)
+    chosen = logits[:, edges[:, 0], edges[:, 1]].double() - norms[:, edges[:, 0]]  # (B, edges)
+    result = torch.zeros(len(logits), len(trie.lengths), dtype=torch.float64)
+    return result.index_add_(1, steps[:, 0], chosen.cpu()[:, steps[:, 1]])
+
+
+def _shared(rows: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with, of which one is left to each; 0 where a pass is not worth it."""
+    first, last = min(rows), max(rows)
+    most = min(map(len, rows)) - 1
+    shared = next((at for at in range(most) if first[at] != last[at]), most)
+    return shared if shared >= MIN_SHARED and len(rows) > 1 else 0
+
+
+@torch.inference_mode()
+def score_alone(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    length_normalized: bool = False,
+) -> torch.Tensor:
+    """Log-scores (n, L) float64 of L answers after n prompts, every prompt with every answer by itself.
+
+    Exact for any causal model, and slow; the trie is held against it.
+    """
+    result = torch.empty(len(rows), len(answers), dtype=torch.float64)
+    for index, place, found in _alone(model, rows, answers):
+        result[index, place] = found / len(answers[place]) if length_normalized else found
+    return result
+
+
+def _alone(
+    model: Any, rows: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, int, float]]:
+    for index, row in enumerate(rows):
+        for place, answer in enumerate(answers):
+            ids = torch.tensor([[*row, *answer]], device=model.device)
+            logits = model(input_ids=ids, use_cache=False).logits[0, len(row) - 1 : -1]
+            scores = logits.double().log_softmax(-1)
+            yield index, place, float(scores.gather(1, ids[0, len(row) :, None]).sum())

@@ -1,0 +1,136 @@
+"""Scores of labels by their tokens: the trie against every label alone, and what options do."""
+
+from __future__ import annotations
+
+import json
+import random
+from importlib import resources
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
+from qwen_task_heads import LabelMap, TaskHeadsError, load_tokenizer
+from qwen_task_heads.backbones import locate
+from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.inference.generative import LabelScorer, make_trie, score_alone, why_alone
+
+SHORT = "Text: "
+
+
+def titles() -> list[str]:
+    rows = (resources.files("qwen_task_heads") / "assets/upworthy/dev.jsonl").read_text("utf-8").splitlines()
+    return list(dict.fromkeys(json.loads(row)["chosen"] for row in rows))
+
+
+def many_labels(count: int) -> LabelMap:
+    """Labels of one to three words, of which many begin alike and some are the beginning of others."""
+    draw = random.Random(0)
+    words = sorted({word for title in titles()[:40] for word in title.split()})[:60]
+    names = {" ".join(draw.sample(words, draw.randint(1, 3))) for _ in range(4 * count)}
+    first = sorted(names)[0].split()[0]
+    return LabelMap(tuple(sorted(names | {first, f"{first} {first}"}))[:count])
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return AutoModelForCausalLM.from_pretrained(locate("embedded"), dtype=torch.float32).eval()
+
+
+def scorer(model: Any, labels: LabelMap, **options: Any) -> LabelScorer:
+    prompts = AnswerPrompts(
+        load_tokenizer("embedded"), labels, model_type="qwen2", instruction=options.pop("instruction", SHORT)
+    )
+    return LabelScorer(model, prompts=prompts, **options)
+
+
+def compare(model: Any, *, texts: int, labels: int, **options: Any) -> None:
+    ours = scorer(model, many_labels(labels), **options)
+    found = ours.log_scores(titles()[:texts])
+    rows = ours.prompts.encode(titles()[:texts]).input_ids
+    wanted = score_alone(model, rows, ours.answers)
+    assert torch.allclose(found, wanted, atol=1e-5, rtol=0)
+    assert found.argmax(1).tolist() == wanted.argmax(1).tolist()
+
+
+def test_the_trie_gives_the_scores_of_every_label_alone(model: Any) -> None:
+    compare(model, texts=6, labels=40)
+    compare(model, texts=3, labels=40, batch_tokens=20)
+
+
+@pytest.mark.slow
+def test_119_labels_of_200_texts(model: Any) -> None:
+    compare(model, texts=200, labels=119)
+
+
+def test_families_and_a_shared_instruction(model: Any) -> None:
+    size = model.config.vocab_size
+    common = {"vocab_size": size, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    for config in (Qwen3Config(**common, **heads, head_dim=8), LlamaConfig(**common, **heads)):
+        other = AutoModelForCausalLM.from_config(config).eval()
+        other.lm_head.weight.data.mul_(20)  # of random weights all labels are alike
+        assert why_alone(other) is None
+        compare(other, texts=4, labels=10, instruction="One of {labels}. Text: ")
+
+
+def test_a_family_without_such_masks_scores_labels_alone(model: Any) -> None:
+    labels = many_labels(6)
+    wanted = scorer(model, labels).log_scores(titles()[:2])
+    ours = scorer(model, labels)
+    ours.why_alone = "as if"
+    assert torch.allclose(ours.log_scores(titles()[:2]), wanted, atol=1e-5, rtol=0)
+
+
+def test_the_exponentials_of_all_answers_are_a_share_of_all_that_could_be_written(model: Any) -> None:
+    ours = scorer(model, LabelMap(("a", "a b", "b")))
+    mass = ours.log_scores(titles()[:3]).exp().sum(1)
+    assert ((mass > 0) & (mass < 1)).all()
+    assert torch.allclose(ours.probabilities(titles()[:3]).sum(1), torch.ones(3, dtype=torch.float64))
+
+
+def test_a_label_that_begins_another_is_told_apart_by_the_end(model: Any) -> None:
+    trie = make_trie([[5, 1], [5, 6, 1]])
+    assert trie.tokens.tolist() == [5, 6]
+    assert trie.ancestors.tolist() == [[True, False], [True, True]]
+    assert trie.lengths.tolist() == [2, 3]
+    assert len(trie.edges) == 4
+
+
+def test_length_normalized_is_the_mean_over_tokens(model: Any) -> None:
+    labels = many_labels(10)
+    plain = scorer(model, labels)
+    mean = scorer(model, labels, length_normalized=True).log_scores(titles()[:2])
+    sizes = torch.tensor([len(answer) for answer in plain.answers])
+    assert torch.allclose(mean, plain.log_scores(titles()[:2]) / sizes)
+
+
+def test_calibration_gives_texts_without_content_no_preference(model: Any) -> None:
+    ours = scorer(model, many_labels(5), calibrate=True)
+    wanted = scorer(model, many_labels(5)).log_scores(["N/A", "[MASK]", "-"]).softmax(-1).mean(0).log()
+    plain = scorer(model, many_labels(5)).log_scores(titles()[:2])
+    assert torch.allclose(ours.log_scores(titles()[:2]), plain - wanted, atol=1e-5)
+
+
+def test_candidates_of_a_row_are_all_that_it_can_answer(model: Any) -> None:
+    labels = many_labels(8)
+    ours = scorer(model, labels)
+    chosen = [labels.names[2:4], labels.names]
+    found = ours.probabilities(titles()[:2], candidates=chosen)
+    assert found[0].nonzero()[:, 0].tolist() == [2, 3]
+    assert (found[1] > 0).all()
+    alone = ours.probabilities(titles()[:1], candidates=[labels.names[2:4][::-1]])
+    assert torch.allclose(found[:1], alone)
+    with pytest.raises(TaskHeadsError, match="candidates: found 'unheard'"):
+        ours.log_scores(titles()[:1], candidates=[("unheard",)])
+    with pytest.raises(TaskHeadsError, match=r"texts\[1\]: found ' '"):
+        ours.log_scores(["A match", " "])
+
+
+def test_5000_answers_are_all_labels(model: Any) -> None:
+    labels = LabelMap(("sport", "trade", "news"))
+    found = scorer(model, labels).probabilities([f"{n} {text}" for n, text in enumerate(titles() * 9)][:500])
+    assert set(found.argmax(1).tolist()) <= {0, 1, 2}
+    assert torch.isfinite(found).all()
