@@ -1,9 +1,8 @@
 """Arguments that all recipes share, as dataclasses for trl's `TrlParser`, and the one way to parse them.
 
-Defaults differ from trl's where trl's would fail or mislead: bf16 only where there is a GPU, no
-gradient checkpointing for small models, dev figures every epoch and the best checkpoint kept, LoRA for a
-task head. Unknown options and unknown YAML keys are errors that name the nearest known one.
-What only titles or only classifiers take stands in `title_arguments.py` and `classifier_arguments.py`.
+LoRA is set up for a task head; other defaults stand in `run_defaults.py`. Unknown options and unknown YAML
+keys are errors that name the nearest known one. What only titles or only classifiers take stands in
+`title_arguments.py` and `classifier_arguments.py`, what concerns hubs and cards in `publish_arguments.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 import yaml
 from trl import ModelConfig, TrlParser, get_quantization_config
 
@@ -46,14 +44,8 @@ NO_IDENTITY_PREFIXES = ("logging_", "log_", "eval_", "save_", "hub_", "publish_"
 
 
 @dataclass
-class HeadArguments(PublishArguments):
-    """Data, template and head: what every recipe asks for."""
-
-    # Fields of the model's config that may be given; a recipe adds those of its task.
-    HEAD_OPTIONS: ClassVar[tuple[str, ...]] = (
-        "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional",
-        "backbone_layers",
-    )  # fmt: skip
+class DataArguments(PublishArguments):
+    """Data and the words around a text: what every recipe asks for."""
 
     dataset_name: str = field(default="embedded", metadata={"help": "File, folder or data set id."})
     dev_dataset: str | None = field(
@@ -65,11 +57,27 @@ class HeadArguments(PublishArguments):
     )
     hub: str = field(
         default="huggingface",
-        metadata={"help": "Where ids of models and data sets are looked up: huggingface or modelscope."},
+        metadata={"help": "Where ids are looked up, and where to publish: huggingface or modelscope."},
     )
     bad_rows: str = field(
         default="raise", metadata={"help": "raise: refuse the file; skip: leave rows out, counted."}
     )
+    instruction: str | None = field(
+        default=None, metadata={"help": "Text before every text; control tokens are meant."}
+    )
+    num_processes: int | None = field(default=None, metadata={"help": "Refuse to run with another number."})
+
+
+@dataclass
+class HeadArguments(DataArguments):
+    """Template and head: what every recipe of task heads asks for."""
+
+    # Fields of the model's config that may be given; a recipe adds those of its task.
+    HEAD_OPTIONS: ClassVar[tuple[str, ...]] = (
+        "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional",
+        "backbone_layers",
+    )  # fmt: skip
+
     # None: as in the model that is trained on, or last, linear, relu, 0 and false on a plain backbone.
     pooling: str | None = field(default=None, metadata={"help": ", ".join(POOLINGS)})
     head: str | None = field(default=None, metadata={"help": ", ".join(HEADS)})
@@ -85,9 +93,6 @@ class HeadArguments(PublishArguments):
     init_head: str | None = field(
         default=None, metadata={"help": "Model of ours whose head to start from, such as one of sweep_heads."}
     )
-    instruction: str | None = field(
-        default=None, metadata={"help": "Text before every text; control tokens are meant."}
-    )
     between: str | None = field(
         default=None, metadata={"help": "Text between the two texts of a row; a line break if None."}
     )
@@ -97,7 +102,6 @@ class HeadArguments(PublishArguments):
     freeze_backbone: bool = field(
         default=False, metadata={"help": "Train and save the head alone, as an adapter."}
     )
-    num_processes: int | None = field(default=None, metadata={"help": "Refuse to run with another number."})
 
     def head_options(self) -> dict[str, Any]:
         """Fields of the model's config that were given."""
@@ -126,76 +130,6 @@ class HeadArguments(PublishArguments):
             return None
         between = Template.between if self.between is None else self.between
         return Template(before=self.instruction or "", between=between, after=self.boundary)
-
-
-@dataclass
-class RunDefaults:
-    """Defaults of a run, laid over those of trl or transformers: `class Config(RunDefaults, Parent)`."""
-
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run; new or empty."})
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Old name of activation_checkpointing."}
-    )
-    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; on where there is a GPU."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to look at dev: no, steps, epoch."})
-    save_strategy: str | None = field(
-        default=None, metadata={"help": "When to save: no, steps, epoch, best; as eval_strategy if None."}
-    )
-    save_steps: float | None = field(
-        default=None, metadata={"help": "Steps between checkpoints; with eval_strategy steps its eval_steps."}
-    )
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "Newest checkpoints kept, beside the best."}
-    )
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "End with the best checkpoint on dev."}
-    )
-    packing: bool = field(
-        default=True,
-        metadata={"help": "Compute real tokens alone, and shared beginnings once; same numbers."},
-    )
-    freeze_embeddings: bool = field(
-        default=False,
-        metadata={"help": "Full training: keep the token embeddings, their memory and their time."},
-    )
-
-    def __post_init__(self) -> None:
-        if self.output_dir is None:  # transformers would write into ./trainer_output
-            remedy = "name the folder of the run"
-            accepted = "accepted: a new or empty folder"
-            raise TaskHeadsError(Problem("--output_dir", "found nothing", accepted, remedy))
-        if self.bf16 is None:  # `use_cpu` and `fp16` are fields of the parent
-            self.bf16 = torch.cuda.is_available() and not self.use_cpu and not self.fp16  # type: ignore[attr-defined]
-        self._settle_saving()
-        super().__post_init__()  # type: ignore[misc]
-
-    def _settle_saving(self) -> None:
-        """Save where dev is looked at, unless told otherwise; refuse what could not save the best."""
-        looks = self.eval_steps or self.logging_steps  # type: ignore[attr-defined]  # as transformers does
-        if self.save_strategy is None:
-            self.save_strategy = "epoch" if self.eval_strategy == "no" else self.eval_strategy
-        in_steps = self.eval_strategy == self.save_strategy == "steps"
-        if self.save_steps is None:
-            self.save_steps = looks if in_steps else 500
-        if not self.load_best_model_at_end or self.save_strategy == "best":
-            return
-        remedy = "drop it, or give --load_best_model_at_end false"
-        if self.eval_strategy == "no":
-            found, accepted = "found 'no': no checkpoint would be the best on dev", "accepted: epoch, steps"
-            raise TaskHeadsError(Problem("--eval_strategy", found, accepted, remedy))
-        if self.eval_strategy != self.save_strategy:
-            found = f"found {str(self.save_strategy)!r} beside --eval_strategy {self.eval_strategy!s}"
-            accepted = f"accepted: {self.eval_strategy!s}, so that the best on dev is saved"
-            raise TaskHeadsError(Problem("--save_strategy", found, accepted, remedy))
-        if in_steps and looks > 0 and _odd(self.save_steps, of=looks):
-            found = f"found {self.save_steps:g}, and dev is looked at every {looks:g} steps (--eval_steps)"
-            accepted = "accepted: a multiple of it, so that the best step is saved"
-            raise TaskHeadsError(Problem("--save_steps", found, accepted, remedy))
-
-
-def _odd(saved: float, *, of: float) -> bool:
-    """Whether steps of saving are no multiple of those of looking; shares of a run (below 1) are no steps."""
-    return (saved < 1) != (of < 1) or abs(saved / of - round(saved / of)) > 1e-6
 
 
 @dataclass
@@ -275,9 +209,13 @@ def parse_arguments(
         raise TaskHeadsError(
             Problem("arguments", shorten(str(error), 300), "values as in --help", remedy)
         ) from error
-    problems = _contradictions(task, training, model) + check(task, training, model)
+    problems = _contradictions(training)
+    frozen = False
+    if isinstance(task, HeadArguments):
+        frozen = task.freeze_backbone
+        problems += _head_problems(task, model)
+    problems += _lora_problems(model, head_only=frozen) + check(task, training, model)
     problems += publish_problems(task, training)
-    problems += not_among(("--pooling", task.pooling, POOLINGS), ("--head", task.head, HEADS))
     if problems:
         raise TaskHeadsError(problems)
     return task, training, model
@@ -325,18 +263,23 @@ def _scalar(value: Any) -> str | int | float | bool | None:
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def _contradictions(task: HeadArguments, training: Any, model: HeadModelConfig) -> list[Problem]:
-    """Options that would be ignored in silence, or drop rows, and sizes that train nothing."""
-    problems = []
+def _head_problems(task: HeadArguments, model: HeadModelConfig) -> list[Problem]:
+    problems = not_among(("--pooling", task.pooling, POOLINGS), ("--head", task.head, HEADS))
     if task.freeze_backbone and model.use_peft:
         found = "found it beside --use_peft, which trains the backbone"
         problems.append(Problem("--freeze_backbone", found, "accepted: one of the two", "drop one"))
+    return problems
+
+
+def _lora_problems(model: HeadModelConfig, *, head_only: bool) -> list[Problem]:
+    """Options of LoRA that would be ignored in silence."""
+    problems = []
     for name in ("use_dora", "use_rslora", "lora_embeddings", "load_in_4bit", "load_in_8bit"):
         if model.__dict__[name] and not model.use_peft:
             found = "found it without --use_peft: the whole model would be trained"
             problems.append(Problem(f"--{name}", found, "accepted: both", "add --use_peft"))
     lora = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
-    if not model.use_peft and not task.freeze_backbone:
+    if not model.use_peft and not head_only:
         usual = {item.name: item.default for item in fields(model)}
         for name in lora:
             if model.__dict__[name] != usual[name]:
@@ -345,6 +288,12 @@ def _contradictions(task: HeadArguments, training: Any, model: HeadModelConfig) 
     if model.lora_target_parameters:
         found, accepted = f"found {model.lora_target_parameters}", "accepted: --lora_target_modules"
         problems.append(Problem("--lora_target_parameters", found, accepted, "name modules"))
+    return problems
+
+
+def _contradictions(training: Any) -> list[Problem]:
+    """Options that would drop rows or figures, and sizes that train nothing."""
+    problems = []
     for name, why in (
         ("dataloader_drop_last", "rows would be left out uncounted, those of dev too"),
         ("prediction_loss_only", "dev would have no figures"),

@@ -20,11 +20,11 @@ from qwen_task_heads.hubcode.configuration_task_heads import AGGREGATIONS, PROBL
 from qwen_task_heads.training.arguments import (
     HeadArguments,
     HeadModelConfig,
-    RunDefaults,
     not_among,
     parse_arguments,
 )
 from qwen_task_heads.training.classification_metrics import BEST_METRIC
+from qwen_task_heads.training.run_defaults import RunDefaults
 
 # transformers' default for all weights; adapters and heads learn at higher rates (Biderman et al. 2024,
 # https://arxiv.org/abs/2405.09673), and so does a backbone of a few million parameters.

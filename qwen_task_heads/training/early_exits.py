@@ -181,10 +181,17 @@ def sweep_table(
     if floor is not None and floor[figure]["value"] is not None:
         rows.append(["", "", "", "TF-IDF, linear", "", f"{floor[figure]['value']:.3f}", ""])
     last = "The best of each layer (a model with so many layers; -> is the one that was saved):"
-    return [f"{tried}:", "", *_aligned(rows), "", last, "", *_aligned(exits)]
+    return [f"{tried}:", "", *aligned(rows), "", last, "", *aligned(exits)]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table for the screen, two blanks in, their columns one under the other.
+
+    Example:
+        >>> from qwen_task_heads.training.early_exits import aligned
+        >>> aligned([["a", "1"], ["bcd", "20"]])
+        ['  a    1', '  bcd  20']
+    """
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -12,12 +12,12 @@ from qwen_task_heads.errors import Problem
 from qwen_task_heads.training.arguments import (
     HeadArguments,
     HeadModelConfig,
-    RunDefaults,
     not_among,
     parse_arguments,
 )
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.losses import PAIR_LOSSES
+from qwen_task_heads.training.run_defaults import RunDefaults
 
 
 @dataclass

@@ -89,7 +89,13 @@ def test_options_of_loss_and_adapter_reach_their_calls():
         ([], "--output_dir"),
         (["--output_dir", "x", "--poolin", "mean"], "--poolin.*pooling"),
         (["--output_dir", "x", "--pooling=nope"], "--pooling.*'nope'"),
-        (["--output_dir", "x", "--push_to_hub", "true"], "--push_to_hub"),
+        (["--output_dir", "x", "--push_to_hub", "true"], "--hub_model_id"),
+        (["--output_dir", "x", "--hub_token", "hf_secret"], "--hub_token: found a token"),
+        (["--output_dir", "x", "--publish_form", "onnx"], "--publish_form"),
+        (
+            ["--output_dir", "x", "--push_to_hub", "--hub_model_id", "me/x", "--hub_strategy", "checkpoint"],
+            "--hub_strategy",
+        ),
         (["--output_dir", "x", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--output_dir", "x", "--eval_strategy", "no"], "--eval_strategy"),
         (["--output_dir", "x", "--completely-else", "1"], "--completely-else"),
@@ -260,3 +266,9 @@ def test_a_classifiers_learning_rate_fits_what_is_trained(words, rate, tmp_path)
 
     words = ["--dataset_name", "x.jsonl", "--output_dir", str(tmp_path), *CPU, *words]
     assert parse_classifier_arguments(words)[1].learning_rate == rate
+
+
+def test_a_refused_token_is_not_told():
+    with pytest.raises(TaskHeadsError) as refused:
+        parse_title_arguments(["--output_dir", "x", "--hub_token", "hf_secret"])
+    assert "hf_secret" not in str(refused.value)

@@ -1,0 +1,83 @@
+"""Defaults of a run, laid over those of trl or transformers.
+
+They differ where the stock ones would fail or mislead: bf16 only where there is a GPU, no gradient
+checkpointing for small models, dev figures every epoch and the best checkpoint kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from qwen_task_heads.errors import Problem, TaskHeadsError
+
+
+@dataclass
+class RunDefaults:
+    """Defaults of a run, laid over those of trl or transformers: `class Config(RunDefaults, Parent)`."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run; new or empty."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Old name of activation_checkpointing."}
+    )
+    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; on where there is a GPU."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to look at dev: no, steps, epoch."})
+    save_strategy: str | None = field(
+        default=None, metadata={"help": "When to save: no, steps, epoch, best; as eval_strategy if None."}
+    )
+    save_steps: float | None = field(
+        default=None, metadata={"help": "Steps between checkpoints; with eval_strategy steps its eval_steps."}
+    )
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Newest checkpoints kept, beside the best."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "End with the best checkpoint on dev."}
+    )
+    packing: bool = field(
+        default=True,
+        metadata={"help": "Compute real tokens alone, and shared beginnings once; same numbers."},
+    )
+    freeze_embeddings: bool = field(
+        default=False,
+        metadata={"help": "Full training: keep the token embeddings, their memory and their time."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:  # transformers would write into ./trainer_output
+            remedy = "name the folder of the run"
+            accepted = "accepted: a new or empty folder"
+            raise TaskHeadsError(Problem("--output_dir", "found nothing", accepted, remedy))
+        if self.bf16 is None:  # `use_cpu` and `fp16` are fields of the parent
+            self.bf16 = torch.cuda.is_available() and not self.use_cpu and not self.fp16  # type: ignore[attr-defined]
+        self._settle_saving()
+        super().__post_init__()  # type: ignore[misc]
+
+    def _settle_saving(self) -> None:
+        """Save where dev is looked at, unless told otherwise; refuse what could not save the best."""
+        looks = self.eval_steps or self.logging_steps  # type: ignore[attr-defined]  # as transformers does
+        if self.save_strategy is None:
+            self.save_strategy = "epoch" if self.eval_strategy == "no" else self.eval_strategy
+        in_steps = self.eval_strategy == self.save_strategy == "steps"
+        if self.save_steps is None:
+            self.save_steps = looks if in_steps else 500
+        if not self.load_best_model_at_end or self.save_strategy == "best":
+            return
+        remedy = "drop it, or give --load_best_model_at_end false"
+        if self.eval_strategy == "no":
+            found, accepted = "found 'no': no checkpoint would be the best on dev", "accepted: epoch, steps"
+            raise TaskHeadsError(Problem("--eval_strategy", found, accepted, remedy))
+        if self.eval_strategy != self.save_strategy:
+            found = f"found {str(self.save_strategy)!r} beside --eval_strategy {self.eval_strategy!s}"
+            accepted = f"accepted: {self.eval_strategy!s}, so that the best on dev is saved"
+            raise TaskHeadsError(Problem("--save_strategy", found, accepted, remedy))
+        if in_steps and looks > 0 and _odd(self.save_steps, of=looks):
+            found = f"found {self.save_steps:g}, and dev is looked at every {looks:g} steps (--eval_steps)"
+            accepted = "accepted: a multiple of it, so that the best step is saved"
+            raise TaskHeadsError(Problem("--save_steps", found, accepted, remedy))
+
+
+def _odd(saved: float, *, of: float) -> bool:
+    """Whether steps of saving are no multiple of those of looking; shares of a run (below 1) are no steps."""
+    return (saved < 1) != (of < 1) or abs(saved / of - round(saved / of)) > 1e-6
