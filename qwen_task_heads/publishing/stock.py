@@ -5,16 +5,23 @@ refused rather than approximated. The stock head finds the last token by its id 
 is not the pad id), so the pad id must differ from the token that ends every text. An export is compared
 with the model it came from, by stock classes and in padded batches, before it appears under its name.
 
-`config.json` has what vLLM reads for `--task classify`: `architectures`, `id2label` (from which
-`num_labels` follows) and `problem_type`, which chooses between softmax, sigmoid and the score itself.
+`config.json` has what vLLM reads: `architectures`, `id2label` (from which `num_labels` follows) and
+`problem_type`, which chooses between softmax, sigmoid and the score itself; `serve_command` gives the line.
 Stock pipelines cut nothing by themselves: pass `truncation=True` for texts over the limit of training.
+
+What the other exports (`reward_model`, `onnx`) need as well is here: opening and merging, the texts of the
+proof, and a folder that appears under its name only when it is whole and proven.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import os
+import shlex
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +85,61 @@ def export_stock(
         {0: 'no', 1: 'yes'}
     """
     folder = Path(folder)
+    model, tokenizer = open_merged(model_or_folder, tokenizer=tokenizer, revision=revision, hub=hub)
+    problems = [*_reasons(model), *_choose_pad(tokenizer, rows=embedding_rows(model)), *taken(folder)]
+    if problems:
+        raise TaskHeadsError(problems)
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"
+    with appearing(folder) as staged:
+        _convert(model, pad_id=tokenizer.pad_token_id).save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+        _prove(model, tokenizer, staged)
+    return folder
+
+
+def serve_command(folder: str | Path) -> str:
+    """The line that serves an export with vLLM: `/classify` of a stock class, `/pooling` of a reward model.
+
+    A prompt over the tokenizer's limit is refused by the server (`--max-model-len`) rather than read whole,
+    which training never did.
+
+    Args:
+        folder: written by `export_stock` or `export_reward_model`.
+
+    Raises:
+        TaskHeadsError: a folder that is no such export.
+
+    Source: https://docs.vllm.ai/en/latest/models/pooling_models/
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    classes = config.get("architectures") or [None]
+    if not str(classes[0]).endswith(("ForSequenceClassification", "ForRewardModel")):
+        found = f"found {shorten(classes[0])}" if config else "found no config.json"
+        accepted = "accepted: a folder of export_stock() or export_reward_model()"
+        raise TaskHeadsError(Problem(str(folder), found, accepted, "export the model first"))
+    words = ["vllm", "serve", str(folder), "--runner", "pooling"]
+    saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if saved["model_max_length"] < config["max_position_embeddings"]:
+        words += ["--max-model-len", str(saved["model_max_length"])]
+    return shlex.join(words)
+
+
+def open_merged(
+    model_or_folder: Any, *, tokenizer: Any, revision: str | None = None, hub: str = HUGGINGFACE
+) -> tuple[Any, Any]:
+    """Open what an export is given: `(model, tokenizer)`, without an adapter, the tokenizer a copy.
+
+    Args:
+        model_or_folder: as of `export_stock`.
+        tokenizer: None for the one in the folder.
+        revision: of a repo.
+        hub: where ids are looked up.
+
+    Raises:
+        TaskHeadsError: a model without a tokenizer, or nothing there.
+    """
     if isinstance(model_or_folder, (str, Path)):
         source = str(model_or_folder)
         place: dict[str, Any] = {"revision": revision, "hub": hub}
@@ -91,26 +153,14 @@ def export_stock(
         raise TaskHeadsError(
             Problem("tokenizer", "found none", "accepted: the tokenizer of the model", "pass tokenizer=")
         )
-    tokenizer = copy.deepcopy(tokenizer)  # its pad token may change below
-    if problems := [*_reasons(model), *_choose_pad(tokenizer, rows=embedding_rows(model)), *_taken(folder)]:
-        raise TaskHeadsError(problems)
-    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
-        staged = Path(staging, "export")
-        _convert(model, pad_id=tokenizer.pad_token_id).save_pretrained(staged)
-        tokenizer.save_pretrained(staged)
-        _prove(model, tokenizer, staged)
-        os.replace(staged, folder)
-    return folder
+    return model, copy.deepcopy(tokenizer)  # its pad token may change
 
 
-def _reasons(model: Any) -> list[Problem]:
-    """Why the stock class cannot compute what this model does; all reasons."""
+def last_token_reasons(model: Any, *, remedy: str) -> list[Problem]:
+    """Why a server that reads the last token's state, and no more, cannot compute what this model does."""
     config = model.config
     rules = [
         ("pooling", config.pooling, config.pooling == "last", "last"),
-        ("head", config.head, config.head == "linear", "linear"),
         ("bidirectional", config.bidirectional, not config.bidirectional, "false"),
         (
             "problem_type",
@@ -119,19 +169,31 @@ def _reasons(model: Any) -> list[Problem]:
             "single-label, multi-label or regression",
         ),
     ]
-    if isinstance(model, PooledClassifier):
-        cuts = config.truncation in ("head_tail", "windows")
-        rules.append(("truncation", config.truncation, not cuts, "head or tail, which a tokenizer can do"))
-    problems = [
-        Problem(
-            field,
-            f"found {value!r}",
-            f"accepted: {accepted}",
-            "the stock class has no such thing: publish the model with save()",
-        )
+    rules += truncation_rules(model)
+    return [
+        Problem(field, f"found {value!r}", f"accepted: {accepted}", remedy)
         for field, value, fits, accepted in rules
         if not fits
     ]
+
+
+def truncation_rules(model: Any) -> list[tuple[str, Any, bool, str]]:
+    """`(field, value, fits, accepted)` of a policy that a tokenizer cannot follow; none for title scorers."""
+    if not isinstance(model, PooledClassifier):
+        return []
+    policy = model.config.truncation
+    fits = policy not in ("head_tail", "windows")
+    return [("truncation", policy, fits, "head or tail, which a tokenizer can do")]
+
+
+def _reasons(model: Any) -> list[Problem]:
+    """Why the stock class cannot compute what this model does; all reasons."""
+    config = model.config
+    remedy = "the stock class has no such thing: publish the model with save()"
+    problems = last_token_reasons(model, remedy=remedy)
+    if config.head != "linear":
+        other = "export_reward_model() writes a two-layer head as vLLM reads it; or publish with save()"
+        problems.append(Problem("head", f"found {config.head!r}", "accepted: linear", other))
     if type(config.text_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         name = config.text_config.model_type
         accepted = "accepted: a family with a ForSequenceClassification class in transformers"
@@ -159,7 +221,18 @@ def _choose_pad(tokenizer: Any, *, rows: int) -> list[Problem]:
     return []
 
 
-def _taken(folder: Path) -> list[Problem]:
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Give a place to write to, which becomes `folder` at the end; after an error nothing is left of it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
+        staged = Path(staging, "export")
+        yield staged
+        os.replace(staged, folder)
+
+
+def taken(folder: Path) -> list[Problem]:
+    """The problem of a folder that holds files, or none."""
     if folder.is_dir() and not any(folder.iterdir()):
         return []
     if not folder.exists():
@@ -199,37 +272,66 @@ def _convert(model: Any, *, pad_id: int) -> Any:
     return stock.eval()
 
 
+def proof_rows(model: Any, tokenizer: Any) -> list[list[int]]:
+    """Token ids of `PROOF`, cut as the model was trained to cut."""
+    limit, side = proof_limit(model, tokenizer), tokenizer.truncation_side
+    return encode_texts(
+        tokenizer, PROOF, max_length=limit, truncation="tail" if side == "left" else "head"
+    ).input_ids
+
+
+def proof_limit(model: Any, tokenizer: Any) -> int:
+    """Longest row of the proof: longer texts show nothing that shorter ones do not."""
+    limit = model.config.max_seq_length if isinstance(model, PooledClassifier) else None
+    return limit or min(tokenizer.model_max_length, 512 + sum(map(len, template_of(tokenizer))))
+
+
 @torch.no_grad()
-def _prove(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Compare logits in fp32: stock classes from the folder, in padded batches, against the model itself."""
+def float_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits (B, L) of a padded batch, computed in fp32 and in eval mode whatever the model is in."""
     ours = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
     training, device = ours.training, ours.device
     ours.eval()
-    limit = model.config.max_seq_length if isinstance(model, PooledClassifier) else None
-    if limit is None:  # longer texts show nothing that these do not
-        limit = min(tokenizer.model_max_length, 512 + sum(map(len, template_of(tokenizer))))
-    side = tokenizer.truncation_side
-    rows = encode_texts(
-        tokenizer, PROOF, max_length=limit, truncation="tail" if side == "left" else "head"
-    ).input_ids
+    logits = ours(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.cpu()
+    ours.train(training)
+    return logits
+
+
+def check_difference(
+    found: torch.Tensor, wanted: torch.Tensor, *, tolerance: float, where: str, what: str
+) -> float:
+    """Give the largest difference of logits, absolute, if it is within the tolerance.
+
+    Args:
+        found: (B, L), of the export.
+        wanted: (B, L), of the model.
+        tolerance: relative to the largest logit where that is above 1.
+        where: the folder.
+        what: the class or runtime that computed `found`.
+
+    Raises:
+        TaskHeadsError: it is not.
+    """
+    allowed = tolerance * max(1.0, float(wanted.abs().max()))
+    difference = float((found - wanted).abs().max())
+    if difference <= allowed:  # false for NaN
+        return difference
+    found_text = f"found logits of {what} that differ by {difference:.2g}"
+    remedy = "this family computes something else there: publish the model with save()"
+    raise TaskHeadsError(Problem(where, found_text, f"accepted: at most {allowed:.0e}", remedy))
+
+
+@torch.no_grad()
+def _prove(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Compare logits in fp32: stock classes from the folder, in padded batches, against the model itself."""
     # Padded as the tokenizer pads below, so that nothing but the classes differs. That padding moves no
     # logit of ours is known; the stock class is compared with it.
-    padded = pad_rows(rows, pad_id=tokenizer.pad_token_id)
-    wanted = ours(**{name: tensor.to(device) for name, tensor in padded.items()}).logits.cpu()
-    ours.train(training)
+    padded = pad_rows(proof_rows(model, tokenizer), pad_id=tokenizer.pad_token_id)
+    wanted = float_logits(model, padded)
     # Not by our own loaders: as anyone opens it.
     stock = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     again = AutoTokenizer.from_pretrained(folder)
+    limit = proof_limit(model, tokenizer)
     batch = again(list(PROOF), padding=True, truncation=True, max_length=limit, return_tensors="pt")
     found = stock(**batch).logits
-    allowed = TOLERANCE * max(1.0, float(wanted.abs().max()))
-    difference = float((found - wanted).abs().max())
-    if not difference <= allowed:  # also true for NaN
-        raise TaskHeadsError(
-            Problem(
-                str(folder),
-                f"found logits of {type(stock).__name__} that differ by {difference:.2g}",
-                f"accepted: at most {allowed:.0e}",
-                "this family computes something else in its stock class: publish the model with save()",
-            )
-        )
+    check_difference(found, wanted, tolerance=TOLERANCE, where=str(folder), what=type(stock).__name__)

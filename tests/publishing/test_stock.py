@@ -188,7 +188,7 @@ def test_all_reasons_are_given_at_once(bases: dict[str, str], shake: Any, tmp_pa
     with pytest.raises(TaskHeadsError) as caught:
         export_stock(model, tokenizer=tokenizer, folder=tmp_path)
     wheres = [problem.where for problem in caught.value.problems]
-    assert wheres == ["pooling", "head", "truncation", str(tmp_path)]
+    assert wheres == ["pooling", "truncation", "head", str(tmp_path)]
     with pytest.raises(TaskHeadsError, match="tokenizer: found none"):
         export_stock(model, folder=tmp_path)
 
