@@ -55,6 +55,10 @@ NAMES = {
         "conversation in which others than the user speak, whose messages are left out",
         "conversations in which others than the user speak, whose messages are left out",
     ),
+    "strange": (
+        "row offers names that are no labels, which are left out",
+        "rows offer names that are no labels, which are left out",
+    ),
     "lone": (
         "arm is the only headline of its test and was left out",
         "arms are the only headline of their test and were left out",

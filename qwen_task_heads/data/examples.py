@@ -66,6 +66,7 @@ class TextExample:
             `multi_label_classification`: the ids, sorted, perhaps none. `regression`: one or more scores.
         soft: P(label) for every label, summing to 1, where annotators disagreed; None for a hard label.
             `target` is then the most probable label.
+        candidates: names of the labels that the row offers, in the order of the map; () for all of them.
         weight: weight of the row in the loss, positive.
         group: key of what belongs together (a document, a user); splits and intervals use it.
         source: where it was read, `train.jsonl:17`.
@@ -75,6 +76,7 @@ class TextExample:
     text_b: str = ""
     target: int | tuple[int, ...] | tuple[float, ...]
     soft: tuple[float, ...] | None = None
+    candidates: tuple[str, ...] = ()
     weight: float = 1.0
     group: str = ""
     source: str = ""

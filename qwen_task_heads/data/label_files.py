@@ -1,4 +1,4 @@
-"""A file of labels -> names, descriptions and examples, or every problem of that file.
+"""A file of labels -> names and what is said of them, or every problem of that file.
 
 Design:
 - In `labels.yaml` every scalar is text: `no`, `1` and `2020-01-01` are names, not false, a number and a date.
@@ -15,8 +15,10 @@ from typing import Any
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
-LabelTexts = tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, ...], ...]]
+LabelTexts = dict[str, tuple[Any, ...]]  # fields of `LabelMap`
 
+KEYS = ("name", "description", "examples", "aliases", "parent")
+WHOLE = re.compile(r"[+-]?[0-9]+")
 MAX_NAME = 1000  # characters; a longer label is a text in the wrong column
 MAX_LABEL_FILE = 64 * 2**20  # bytes
 MAX_DEPTH = 6  # of lists in a label file
@@ -26,11 +28,11 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def read_label_file(path: str | os.PathLike[str]) -> LabelTexts:
-    """Names, descriptions and examples of a file, as `LabelMap` takes them.
+    """Fields of a file by their names, as `LabelMap` takes them.
 
     Raises:
-        TaskHeadsError: the file cannot be read, or any of its names is blank, repeated or no text. All of
-            them at once.
+        TaskHeadsError: the file cannot be read, or any of its names or aliases is blank, repeated or no text.
+            All of them at once.
     """
     name = os.fspath(path)
     text = _read_file(name)
@@ -49,7 +51,7 @@ def find_label_file(source: str) -> str | None:
     place = Path(source)
     folder = place if place.is_dir() else place.parent if place.is_file() else None
     found = [folder / name for name in LABEL_FILES if (folder / name).is_file()] if folder else []
-    if len(found) > 1 and len({read_label_file(path)[0] for path in found}) > 1:
+    if len(found) > 1 and len({read_label_file(path)["names"] for path in found}) > 1:
         names = " and ".join(path.name for path in found)
         found_both = f"{names} say different labels"
         raise _refusal(str(folder), found_both, "accepted: one of them", "remove the others")
@@ -61,27 +63,75 @@ def name_problems(names: Sequence[Any], place: str, *, first: int = 1) -> list[P
     problems = []
     seen: dict[str, int] = {}
     for number, name in enumerate(names, start=first):
-        accepted = "accepted: different names, as text"
-        if not isinstance(name, str):
-            problems.append(
-                Problem(
-                    place.format(number), f"the label {shorten(name)}", accepted, "write the name as text"
-                )
-            )
-        elif not name.strip() or name != name.strip() or CONTROL.search(name):
-            found = f"the label {shorten(name)} is blank, or has outer white space or control characters"
-            problems.append(Problem(place.format(number), found, accepted, "write a visible name"))
-        elif len(name) > MAX_NAME:
-            found = f"a label of {len(name):,} characters"
-            problems.append(
-                Problem(place.format(number), found, f"accepted: at most {MAX_NAME:,}", "shorten the name")
-            )
+        where, accepted = place.format(number), "accepted: different names, as text"
+        if problem := _text_problem(name, where, accepted, what="label"):
+            problems.append(problem)
         elif name in seen:
             found = f"the label {shorten(name)} stands twice (first at {place.format(seen[name])})"
-            problems.append(Problem(place.format(number), found, accepted, "rename or remove one of the two"))
+            problems.append(Problem(where, found, accepted, "rename or remove one of the two"))
         else:
             seen[name] = number
     return problems
+
+
+def alias_problems(
+    names: Sequence[Any], aliases: Sequence[Sequence[Any]], place: str, *, first: int = 1
+) -> list[Problem]:
+    """What is wrong with other spellings; `place` as in `name_problems`.
+
+    Each must differ from all names and from all other aliases, its own label's too, and be no whole number:
+    `1` in a row is an id, so that an alias of that look would silently mean another label.
+    """
+    problems = []
+    seen = {name: number for number, name in enumerate(names, start=first) if isinstance(name, str)}
+    for number, spellings in enumerate(aliases, start=first):
+        for alias in spellings:
+            where, accepted = place.format(number), "accepted: spellings that no other label has, as text"
+            if problem := _text_problem(alias, where, accepted, what="alias"):
+                problems.append(problem)
+            elif is_whole(alias):
+                found = f"the alias {shorten(alias)} is a whole number, which rows state ids by"
+                problems.append(Problem(where, found, accepted, "remove it, or make it the name"))
+            elif alias in seen:
+                found = f"the alias {shorten(alias)} stands twice (first at {place.format(seen[alias])})"
+                problems.append(Problem(where, found, accepted, "remove one of the two"))
+            else:
+                seen[alias] = number
+    return problems
+
+
+def parent_problems(parents: Sequence[Any], place: str, *, first: int = 1) -> list[Problem]:
+    """What is wrong with names of coarser labels, "" where there is none; `place` as in `name_problems`."""
+    found = (
+        _text_problem(parent, place.format(number), "accepted: the name of a coarser label", what="parent")
+        for number, parent in enumerate(parents, start=first)
+        if parent != ""
+    )
+    return [problem for problem in found if problem]
+
+
+def _text_problem(name: Any, where: str, accepted: str, *, what: str) -> Problem | None:
+    """What is wrong with a name, alias or parent by itself."""
+    if not isinstance(name, str):
+        return Problem(where, f"the {what} {shorten(name)}", accepted, "write the name as text")
+    if not name.strip() or name != name.strip() or CONTROL.search(name):
+        found = f"the {what} {shorten(name)} is blank, or has outer white space or control characters"
+        return Problem(where, found, accepted, "write a visible name")
+    if len(name) > MAX_NAME:
+        article = "an" if what == "alias" else "a"
+        found, accepted = f"{article} {what} of {len(name):,} characters", f"accepted: at most {MAX_NAME:,}"
+        return Problem(where, found, accepted, "shorten the name")
+    return None
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number in plain digits, such as `7` or `-100`.
+
+    Example:
+        >>> is_whole("-100"), is_whole("1.0"), is_whole("²")
+        (True, False, False)
+    """
+    return WHOLE.fullmatch(text) is not None
 
 
 def _read_file(path: str) -> str:
@@ -114,7 +164,7 @@ def _from_lines(path: str, text: str) -> LabelTexts:
     names = tuple(line.strip() for line in lines)
     if problems := name_problems(names, _pattern(path) + ":{}"):
         raise TaskHeadsError(problems)
-    return names, (), ()
+    return {"names": names}
 
 
 def _pattern(path: str) -> str:
@@ -124,10 +174,11 @@ def _pattern(path: str) -> str:
 
 def _from_yaml(path: str, text: str) -> LabelTexts:
     entries = _entries(path, _parse_yaml(path, text))
-    problems = name_problems([entry.get("name") for _, entry in entries], _pattern(path) + ":label {}")
+    names, place = [entry.get("name") for _, entry in entries], _pattern(path) + ":label {}"
+    problems = name_problems(names, place)
     for where, entry in entries:
-        if unknown := [key for key in entry if key not in ("name", "description", "examples")]:
-            accepted = "accepted: name, description, examples"
+        if unknown := [key for key in entry if key not in KEYS]:
+            accepted = f"accepted: {', '.join(KEYS)}"
             problems.append(
                 Problem(where, f"unknown key {shorten(unknown[0])}", accepted, "correct its name")
             )
@@ -138,29 +189,33 @@ def _from_yaml(path: str, text: str) -> LabelTexts:
         if not isinstance(texts, list) or not all(isinstance(item, str) and item.strip() for item in texts):
             found = f"the examples are {shorten(texts)}"
             problems.append(Problem(where, found, "accepted: a list of texts", "write one text per entry"))
+        if not isinstance(entry.get("aliases", []), list):
+            found = f"the aliases are {shorten(entry['aliases'])}"
+            problems.append(Problem(where, found, "accepted: a list of names", "write - before each"))
+    rows = [entry for _, entry in entries]
+    aliases = [row.get("aliases", []) if isinstance(row.get("aliases"), list) else [] for row in rows]
+    parents = [row.get("parent", "") for row in rows]
+    problems += alias_problems(names, aliases, place) + parent_problems(parents, place)
     if problems:
         raise TaskHeadsError(problems)
-    rows = [entry for _, entry in entries]
-    descriptions = tuple(row.get("description", "").strip() for row in rows)
-    examples = tuple(tuple(item.strip() for item in row.get("examples", [])) for row in rows)
-    return (
-        tuple(row["name"] for row in rows),
-        descriptions if any(descriptions) else (),
-        examples if any(examples) else (),
-    )
+    fields = {
+        "descriptions": tuple(row.get("description", "").strip() for row in rows),
+        "examples": tuple(tuple(item.strip() for item in row.get("examples", [])) for row in rows),
+        "aliases": tuple(map(tuple, aliases)),
+        "parents": tuple(parents),
+    }
+    return {"names": tuple(names), **{name: values for name, values in fields.items() if any(values)}}
 
 
 def _entries(path: str, value: Any) -> list[tuple[str, dict[str, Any]]]:
-    """(place, {name, description, examples}) of every label, from any of the three forms."""
+    """(place, entry with any of `KEYS`) of every label, from any of the three forms."""
     if isinstance(value, Mapping):
         return [
             (f"{path}:label {number}", {"name": name, "description": description})
             for number, (name, description) in enumerate(value.items(), start=1)
         ]
     if not isinstance(value, list) or not value:
-        accepted = (
-            "accepted: a list of names, of {name, description, examples}, or a mapping name: description"
-        )
+        accepted = f"accepted: a list of names, of {{{', '.join(KEYS)}}}, or a mapping name: description"
         raise _refusal(path, f"found {shorten(value)}", accepted, "write one entry per label")
     return [
         (f"{path}:label {number}", item if isinstance(item, dict) else {"name": item})

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_task_heads.data.columns import MAX_NUMBER, RowReader, require
-from qwen_task_heads.data.labels import is_whole
+from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.parsers import TextRow
 from qwen_task_heads.data.text_layout import TextLayout
 from qwen_task_heads.errors import shorten

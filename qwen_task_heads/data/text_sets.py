@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from qwen_task_heads.data.roles import read_roles
 from qwen_task_heads.data.splits import hash_rows, split_texts
 from qwen_task_heads.data.text_layout import PROBLEM_TYPES
 from qwen_task_heads.data.text_readers import RawTexts, read_texts
-from qwen_task_heads.data.text_targets import Scheme, derive_scheme, resolve, states_ids
+from qwen_task_heads.data.text_targets import Scheme, derive_scheme, resolve, states_ids, strangers
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 SHOWN = 8  # names in a line
@@ -60,18 +60,29 @@ class TextSets:
             "train_texts": hash_texts(self.train),
             "dev_texts": hash_texts(self.dev),
             # with what a prompt may say of them
-            "labels": hash_rows([(self.problem_type, *astuple(self.labels))]),
+            "labels": hash_rows([(self.problem_type, *self.labels.stated())]),
         }
 
 
 def hash_texts(examples: Iterable[TextExample]) -> str:
-    """SHA-256 over the examples in their order: texts, targets and weights, not where they were read.
+    """SHA-256 over the examples in their order: texts, targets, candidates, weights; not where they stood.
 
     Example:
         >>> hash_texts([TextExample(text="A", target=0)])[:8]
         '4b0e06b4'
     """
-    return hash_rows((row.text, row.text_b, row.target, row.soft, row.weight) for row in examples)
+    return hash_rows(
+        # candidates only where there are any, so that runs from before there were go on
+        (
+            row.text,
+            row.text_b,
+            row.target,
+            row.soft,
+            row.weight,
+            *([row.candidates] if row.candidates else []),
+        )
+        for row in examples
+    )
 
 
 def read_text_sets(
@@ -254,6 +265,7 @@ def _resolved(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[list[TextEx
             refusals.append(example)
         else:
             examples.append(example)
+    strange = strangers(raw.rows, scheme.labels)
     report = ReadReport(
         # The card shows this: a file's name, not the folders of somebody's machine.
         source=Path(place).name if Path(place).exists() else place,
@@ -262,7 +274,7 @@ def _resolved(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[list[TextEx
         refused=raw.rows_read - len(examples),
         texts=len(examples),
         refusals=tuple(refusals),
-        findings=examine_texts(examples, spoken=raw.spoken),
+        findings=(*examine_texts(examples, spoken=raw.spoken), *([strange] if strange.count else [])),
     )
     return examples, report
 

@@ -10,18 +10,19 @@ that applies, so that no order of rows and no dev or test file changes them:
 
 A dev or test row with another label is refused. Where given names are numbers (stars `1` to `5`), a number
 in a row means the name if the training rows fit the names and not the ids, and the other way round; where
-both fit, nothing is guessed.
+both fit, nothing is guessed. Rows may use the aliases of given labels wherever they may use names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from qwen_task_heads.data.doctor import text_key
+from qwen_task_heads.data.doctor import Finding
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.labels import LabelMap, is_whole
+from qwen_task_heads.data.label_files import is_whole
+from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_columns import RawText
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
@@ -70,7 +71,7 @@ def derive_scheme(
     """
     if problem_type == "regression":
         return _scores_scheme(rows, source=source, given=given, given_by=given_by)
-    if given is not None and class_names and given.names != class_names:
+    if given is not None and class_names and [*map(given.spelled.get, class_names)] != [*given.id2label]:
         found = f"{given_by} says {shorten(given.names)}, and the data set {shorten(class_names)}"
         raise _error(source, found, "the labels of the data set", "remove the label file, or correct it")
     if given is None and class_names:
@@ -252,10 +253,25 @@ def resolve(raw: RawText, scheme: Scheme) -> TextExample | Problem:
         text_b=raw.text_b,
         target=target,
         soft=soft,
+        candidates=_offered(raw, scheme.labels),
         weight=raw.weight,
         group=raw.group,
         source=raw.where,
     )
+
+
+def _offered(raw: RawText, labels: LabelMap) -> tuple[str, ...]:
+    """The labels among the candidates of a row, in the order of the map; () where these are all of them."""
+    places = {labels.spelled[name] for name in raw.candidates if name in labels.spelled}
+    return tuple(labels.names[place] for place in sorted(places)) if len(places) < len(labels) else ()
+
+
+def strangers(rows: Iterable[RawText], labels: LabelMap) -> Finding:
+    """The rows whose candidates are not all labels, where labels are given: a finding for the account."""
+    sources = (
+        row.where for row in rows if row.candidates and not labels.spelled.keys() >= set(row.candidates)
+    )
+    return Finding("strange", tuple(sources))
 
 
 def _resolve_target(
@@ -300,15 +316,15 @@ def _resolve_label(raw: RawText, value: int | str, scheme: Scheme) -> int:
             raise _error(raw.where, found, accepted, ANOTHER)
     else:
         name = value.strip()
-        place = labels.label2id.get(name)
+        place = labels.spelled.get(name)
         if is_whole(name) and not labels.are_numbers:
             raise TaskHeadsError(_quoted(raw, value))
         if place is None:
-            near = labels.folded.get(text_key(name))
+            near = labels.near(name)
             remedy = ANOTHER if near is None else f"did you mean {shorten(near)}?"
             found = f"{shorten(value)} is none of the {len(labels):,} labels ({scheme.origin})"
             raise _error(raw.where, found, shorten(labels.names[:SHOWN], 120), remedy)
-    if raw.name and labels.names[place] != raw.name:
+    if raw.name and labels.spelled.get(raw.name) != place:
         found = (
             f"label {shorten(value)} is {shorten(labels.names[place])}, and 'label_name' {shorten(raw.name)}"
         )

@@ -199,6 +199,8 @@ class PooledClassifierConfig(TaskHeadConfig):
             with `"between"` for a model of pairs, whose texts only the tokenizer can cut.
         label_descriptions: one text per label; the prompt of the template may list them.
         label_examples: a list of texts per label.
+        label_aliases: a list of other spellings per label, which data may use.
+        label_parents: the name of a coarser label per label, "" without one.
 
     Raises:
         ValueError: an unknown policy, or lengths that do not fit each other.
@@ -213,6 +215,8 @@ class PooledClassifierConfig(TaskHeadConfig):
     template: dict | None = None
     label_descriptions: list[str] | tuple[str, ...] | None = None
     label_examples: list | tuple | None = None
+    label_aliases: list | tuple | None = None
+    label_parents: list[str] | tuple[str, ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**{"auto_map": _auto_map("PooledClassifier"), **kwargs})

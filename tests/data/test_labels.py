@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2Config
 
-from qwen_task_heads.data.label_files import find_label_file
-from qwen_task_heads.data.labels import LabelMap, check_same, is_whole
+from qwen_task_heads.data.label_files import find_label_file, is_whole
+from qwen_task_heads.data.labels import LabelMap, check_same
 from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 
 
 def written(path: Path, content: str | bytes) -> Path:
@@ -76,6 +77,17 @@ def test_a_class_file_has_a_name_per_line(tmp_path: Path) -> None:
         ("labels.yaml", "- {name: a, describtion: x}\n", "unknown key 'describtion'"),
         ("labels.yaml", "- {name: a, examples: x}\n", "the examples are 'x'"),
         ("labels.yaml", "- {description: a}\n", "the label None"),
+        ("labels.yaml", "- {name: a, aliases: x}\n", "the aliases are 'x'"),
+        ("labels.yaml", "- {name: a, aliases: [x, [y]]}\n", "the alias ['y']"),
+        ("labels.yaml", "- {name: a, aliases: ['x ']}\n", "the alias 'x ' is blank, or has outer"),
+        ("labels.yaml", "- {name: a, aliases: [a]}\n", "the alias 'a' stands twice"),
+        ("labels.yaml", "- {name: a, aliases: [1]}\n", "the alias '1' is a whole number"),
+        ("labels.yaml", "- {name: a, parent: [x]}\n", "the parent ['x']"),
+        (
+            "labels.yaml",
+            "- {name: a, parents: x}\n",
+            "accepted: name, description, examples, aliases, parent",
+        ),
         ("labels.yaml", "", "found None"),
         ("labels.yaml", "one name", "found 'one name'"),
         ("labels.yaml", "- a\n--- \n- b\n", "several documents"),
@@ -102,6 +114,60 @@ def test_all_problems_of_a_label_file_in_one_run(tmp_path: Path) -> None:
     assert [problem.where.rsplit(":", 1)[1] for problem in problems] == ["2", "3", "5"]
 
 
+def test_an_alias_is_one_label_alone_and_all_problems_are_told_with_their_place(tmp_path: Path) -> None:
+    content = (
+        "- {name: sport, aliases: [games, trade]}\n"
+        "- {name: trade, aliases: [games, '7', goods]}\n"
+        "- {name: sport}\n- {name: war, aliases: [goods, ' ']}\n"
+    )
+    path = written(tmp_path / "labels.yaml", content)
+    problems = refusal(path).problems
+    assert [(problem.where.rsplit(" ", 1)[1], problem.found[:24]) for problem in problems] == [
+        ("3", "the label 'sport' stands"),
+        ("1", "the alias 'trade' stands"),
+        ("2", "the alias 'games' stands"),
+        ("2", "the alias '7' is a whole"),
+        ("4", "the alias 'goods' stands"),
+        ("4", "the alias ' ' is blank, "),
+    ]
+    assert problems[2].found.endswith(f"(first at {path}:label 1)")
+
+
+def test_aliases_and_parents_stand_by_their_names(tmp_path: Path) -> None:
+    content = "- {name: 体育, aliases: [体育新闻, sport], parent: 休闲}\n"
+    content += "- name: 财经\n- {name: 股票, parent: 财经}\n"
+    labels = LabelMap.read(written(tmp_path / "labels.yaml", content))
+    assert labels.aliases == (("体育新闻", "sport"), (), ())
+    assert labels.parents == ("休闲", "", "财经")
+    assert labels.parent_of == {"体育": "休闲", "股票": "财经"}
+    assert labels.spelled == {"体育新闻": 0, "sport": 0, "体育": 0, "财经": 1, "股票": 2}
+    assert [labels.near(text) for text in ("Ｓｐｏｒｔ", "股票 ", "x")] == ["体育", "股票", None]
+
+
+def test_a_subset_keeps_the_order_and_all_fields() -> None:
+    labels = LabelMap(
+        ("a", "b", "c"), ("x", "y", "z"), (("1",), (), ("3",)), (("A",), (), ("C", "D")), ("p", "q", "")
+    )
+    assert labels.subset(["c", "a", "c"]) == LabelMap(
+        ("a", "c"), ("x", "z"), (("1",), ("3",)), (("A",), ("C", "D")), ("p", "")
+    )
+    assert labels.subset(labels.names) == labels
+    with pytest.raises(
+        TaskHeadsError, match=r"2 problems:\ncandidates: found 'A'; accepted: a, b, c \(3 labels"
+    ):
+        labels.subset(["A", "a", "d"])
+    with pytest.raises(TaskHeadsError, match="no label"):
+        labels.subset([])
+
+
+def test_a_saved_model_keeps_all_of_its_map(tmp_path: Path) -> None:
+    labels = LabelMap(("a", "b"), ("x", ""), ((), ("t",)), (("A",), ()), ("p", "q"))
+    PooledClassifierConfig(
+        id2label=labels.id2label, label2id=labels.label2id, **labels.described()
+    ).save_pretrained(tmp_path)
+    assert LabelMap.of_config(PooledClassifierConfig.from_pretrained(tmp_path)) == labels
+
+
 def test_a_missing_label_file_is_named(tmp_path: Path) -> None:
     assert "No such file" in str(refusal(tmp_path / "labels.yaml"))
 
@@ -110,6 +176,14 @@ def test_maps_that_cannot_be() -> None:
     for arguments in (((),), (("a", "a"),), ((" a",),), (("a", "b"), ("only one",)), (("a",), (), ((), ()))):
         with pytest.raises(TaskHeadsError, match="accepted"):
             LabelMap(*arguments)
+    for fields in (
+        {"aliases": (("x",),)},
+        {"aliases": (("b",), ())},
+        {"parents": ("x",)},
+        {"parents": (" ", "")},
+    ):
+        with pytest.raises(TaskHeadsError, match="accepted"):
+            LabelMap(("a", "b"), **fields)
 
 
 def test_a_config_gives_its_labels_back() -> None:
