@@ -1,0 +1,219 @@
+"""What publishing to a hub is, whichever it is: may I write there, and one commit of a staged folder.
+
+`Hub.push` is the same for both: look at what is there, refuse what would surprise, send only what
+changed, and send it as one commit with what an earlier publish left and this one does not have. Files
+that go beside git (LFS) are uploaded before and are invisible until that commit, so a failure at any call
+leaves the old state or the new one; where the answer to the commit was lost, the next try finds that
+nothing changed, makes no second commit and only sets the tag.
+
+Tokens come from the environment or a login, never from an argument. Errors of the clients are told in our
+words, without a chain: their own texts may quote a header.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.publishing.secrets import redact
+from qwen_task_heads.publishing.staging import files_of, travels
+
+NOT_LOGGED_IN, NO_RIGHT, NOT_FOUND = (401,), (403,), (404,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Where a model was published, or staged.
+
+    Args:
+        repo_id: `owner/name`.
+        hub: its name.
+        url: of the commit's files; None where nothing was sent.
+        commit: its id; None where nothing was sent.
+        private: whether the repo is.
+        unchanged: the repo held these very files already, and got no commit.
+        notes: what else to know.
+    """
+
+    repo_id: str
+    hub: str
+    url: str | None = None
+    commit: str | None = None
+    private: bool = True
+    unchanged: bool = False
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What to say on the screen."""
+        if self.url is None:
+            return ["Nothing was sent.", *self.notes]
+        did = "Nothing to publish, the files are there already:" if self.unchanged else "Published:"
+        who = "private" if self.private else "public"
+        return [f"{did} {self.url} ({who}, commit {self.commit})", *self.notes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a repo holds: `files` of the branch at hand, path to the hub's own digest of it."""
+
+    private: bool
+    branches: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+class Hub(ABC):
+    """A hub to publish to. `check` early, `push` at the end; both say plainly what is wrong."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    branch: ClassVar[str]
+    login: ClassVar[str]
+
+    def check(self, repo_id: str) -> None:
+        """Ask the hub, before any work, whether this login may write to `owner/name`.
+
+        Raises:
+            TaskHeadsError: a bad name, nobody logged in, no right to write, or a hub out of reach.
+        """
+        with self._told(repo_id):
+            self._check(repo_id)
+
+    def push(
+        self,
+        staged: str | Path,
+        *,
+        repo_id: str,
+        private: bool = True,
+        revision: str | None = None,
+        tag: str | None = None,
+        message: str | None = None,
+    ) -> Published:
+        """Publish a staged folder as one commit; create the repo and the branch where they are absent.
+
+        Args:
+            staged: from `stage`, with nothing in it that should stay.
+            repo_id: `owner/name`.
+            private: of a new repo. One that is there keeps what it is, and a public one is refused
+                where a private one was asked for.
+            revision: branch; None for the hub's own.
+            tag: of the commit, or None.
+            message: of the commit.
+
+        Raises:
+            TaskHeadsError: what `check` names, a public repo, a tag that is taken, or a failed call.
+        """
+        staged = Path(staged)
+        files = {name: staged / name for name in files_of(staged)}
+        branch = revision or self.branch
+        notes = []
+        with self._told(repo_id):
+            self._check(repo_id)
+            state = self._state(repo_id, branch)
+            if state is None:
+                self._create(repo_id, private=private)
+                state = self._state(repo_id, branch) or State(private=private)
+            if private and not state.private:
+                raise self._public(repo_id)
+            if state.private and not private:
+                notes.append("The repo was private and is left so; make it public on its page.")
+            changed = {n: path for n, path in files.items() if not self._same(path, state.files.get(n))}
+            stale = [name for name in state.files if travels(name, rows=True) and name not in files]
+            head = state.branches.get(branch)
+            if tag is not None and tag in state.tags and (changed or stale or state.tags[tag] != head):
+                raise refuse(
+                    f"tag {tag!r} of {repo_id}", f"it at commit {state.tags[tag]}, another state",
+                    "a tag that is not taken", "choose another, or delete that one on the repo's page",
+                )  # fmt: skip
+            if head is None:
+                self._make_branch(repo_id, branch, state)
+            if changed or stale:
+                commit = self._commit(
+                    repo_id, changed, stale=stale, branch=branch, head=head, message=message or "Publish"
+                )
+            else:
+                commit = str(head)
+            if tag is not None and tag not in state.tags:
+                self._tag(repo_id, tag, branch=branch, commit=commit)
+        return Published(
+            repo_id=repo_id, hub=self.name, url=self._url(repo_id, tag or branch), commit=commit,
+            private=state.private, unchanged=not (changed or stale), notes=tuple(notes),
+        )  # fmt: skip
+
+    @abstractmethod
+    def _check(self, repo_id: str) -> None: ...
+
+    @abstractmethod
+    def _state(self, repo_id: str, branch: str) -> State | None: ...
+
+    @abstractmethod
+    def _create(self, repo_id: str, *, private: bool) -> None: ...
+
+    @abstractmethod
+    def _make_branch(self, repo_id: str, branch: str, state: State) -> None: ...
+
+    @abstractmethod
+    def _same(self, path: Path, digest: str | None) -> bool: ...
+
+    @abstractmethod
+    def _commit(
+        self,
+        repo_id: str,
+        files: Mapping[str, Path],
+        *,
+        stale: list[str],
+        branch: str,
+        head: str | None,
+        message: str,
+    ) -> str: ...
+
+    @abstractmethod
+    def _tag(self, repo_id: str, tag: str, *, branch: str, commit: str) -> None: ...
+
+    @abstractmethod
+    def _url(self, repo_id: str, revision: str) -> str: ...
+
+    @abstractmethod
+    def _told(self, repo_id: str) -> AbstractContextManager[None]: ...
+
+    def _failed(self, repo_id: str, error: Exception, status: int | None) -> TaskHeadsError:
+        """A client's error in our words, without what it may quote."""
+        root: BaseException = error
+        while root.__cause__ is not None:  # "error while uploading x", because ...
+            root = root.__cause__
+        reason = redact(" ".join(f"{type(root).__name__}: {root}".split()))[:200]
+        if status in NOT_LOGGED_IN:
+            return self._not_logged_in(f"a token that {self.title} does not accept ({reason})")
+        if status in NO_RIGHT:
+            return self._no_right(repo_id, f"no right to write ({reason})")
+        if status in NOT_FOUND:
+            accepted = "a repo, branch or commit that is there"
+            return refuse(repo_id, f"nothing there ({reason})", accepted, "check the names")
+        accepted = f"an answer of {self.title}"
+        remedy = "nothing of this publish is visible, or all of it: check the network and publish again"
+        return refuse(repo_id, f"a hub that failed or is out of reach ({reason})", accepted, remedy)
+
+    def _not_logged_in(self, found: str = "nobody logged in") -> TaskHeadsError:
+        return refuse(self.title, found, "a token that may write", self.login)
+
+    def _no_right(self, repo_id: str, found: str) -> TaskHeadsError:
+        accepted = "a repo of your own or of an organisation that you may write to"
+        return refuse(repo_id, found, accepted, "name another owner, or log in with a token that may write")
+
+    def _bad_name(self, repo_id: str, reason: str) -> TaskHeadsError:
+        accepted = "owner/name of letters, digits, '-', '_' and '.'"
+        return refuse("--hub_model_id", f"{repo_id!r} ({reason})", accepted, "correct it")
+
+    def _public(self, repo_id: str) -> TaskHeadsError:
+        remedy = "ask for public, make the repo private on its page, or name another"
+        return refuse(repo_id, "a public repo", "a private one, as was asked for", remedy)
+
+
+def refuse(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
+    """Make an error of one problem, in the words of every other."""
+    return TaskHeadsError(Problem(where, f"found {found}", f"accepted: {accepted}", remedy))

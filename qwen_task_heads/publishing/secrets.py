@@ -1,0 +1,153 @@
+"""Secrets, looked for in everything that is about to leave the machine, and taken out of messages.
+
+Two nets: the tokens that this process could use (environment, logins), by their value; and what has the
+shape of a token or key, whosever it is. Both are read as bytes over whole files, so that a token in a
+plot's metadata or in the header of the weights is found too. No message shows what was found.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from qwen_task_heads.errors import Problem
+
+HIDDEN = "***"
+MIN_LENGTH = 8  # a shorter value is no token, and would be found in ordinary words
+CHUNK, OVERLAP = 1 << 23, 1 << 12  # bytes; a secret over the edge of two chunks lies in the overlap
+# Tensors are numbers: beyond their header only known values are looked for, which costs a tenth.
+TENSORS = (".safetensors", ".onnx", ".data")
+_SECRET_WORDS = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS"}
+_SECRET_ENDS = ("API_KEY", "APIKEY", "ACCESS_KEY", "ACCESS_KEY_ID", "PRIVATE_KEY", "AUTH_KEY")
+SHAPES = {
+    "a Hugging Face token": rb"(?:hf|api_org)_[A-Za-z0-9]{30,}",
+    "a ModelScope token": rb"ms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+    "a GitHub or GitLab token": rb"(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22}|glpat-[\w-]{20})",
+    "an API key (sk-...)": rb"sk-(?=[\w-]*[0-9])[\w-]{20,}",
+    "a cloud key": rb"(?:(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{35})(?![A-Za-z0-9])",
+    "a Slack, PyPI or npm token": rb"(?:xox[abprs]-[\w-]{10,}|pypi-[\w-]{50,}|npm_[A-Za-z0-9]{36})",
+    "a private key": rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----",
+    "a signed token (JWT)": rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
+    "a password in an address": rb"[A-Za-z][A-Za-z0-9+.-]{1,12}://[^\s/:@\"'<>]{1,64}:[^\s/@\"'<>]{3,200}@",
+}  # fmt: skip
+# Not in the middle of a word.
+_SHAPES = {name: re.compile(rb"(?<![A-Za-z0-9])(?:%b)" % pattern) for name, pattern in SHAPES.items()}
+
+
+def known_secrets() -> dict[str, str]:
+    """Tokens that this process could use: where each is from, and its value.
+
+    Of the environment, by the names of the variables; of the logins of both hubs.
+
+    Example:
+        >>> import os
+        >>> from qwen_task_heads.publishing.secrets import known_secrets
+        >>> os.environ["EXAMPLE_API_KEY"] = "no-key-at-all"
+        >>> known_secrets()["$EXAMPLE_API_KEY"]
+        'no-key-at-all'
+        >>> del os.environ["EXAMPLE_API_KEY"]
+    """
+    from huggingface_hub import get_token
+
+    found = {f"${name}": value for name, value in os.environ.items() if _names_secret(name)}
+    found["the login of Hugging Face"] = get_token() or ""
+    try:
+        from modelscope_hub.config import HubConfig
+    except ImportError:
+        pass  # without it nobody is logged in there
+    else:
+        config = HubConfig()
+        found["the login of ModelScope"] = config.token or ""
+        found["the git token of ModelScope"] = config.load_git_token() or ""
+    secrets = {source: value.strip() for source, value in found.items()}
+    return {source: value for source, value in secrets.items() if len(value) >= MIN_LENGTH}
+
+
+def scan(folder: str | Path, *, secrets: Mapping[str, str] | None = None) -> list[Problem]:
+    """Look for secrets in all files of a folder, and in their names.
+
+    Args:
+        folder: what is about to be published.
+        secrets: where each is from, and its value; None for `known_secrets`.
+
+    Returns:
+        A problem per file and kind of secret, with the line; none of them shows the secret.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from qwen_task_heads.publishing.secrets import scan
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "notes.md").write_text("fine" + chr(10) + "mine is hf_" + "a" * 34)
+        >>> print(scan(folder)[0].found)
+        found a Hugging Face token
+    """
+    folder = Path(folder)
+    by_value = {
+        source: value.encode() for source, value in (known_secrets() if secrets is None else secrets).items()
+    }
+    problems = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        found = dict.fromkeys(_kinds(name.encode(), by_value), 0)
+        if path.is_file():
+            for kind, line in _search(path, by_value):
+                found.setdefault(kind, line)
+        problems += [_problem(name, kind, line) for kind, line in found.items()]
+    return problems
+
+
+def redact(text: str, secrets: Mapping[str, str] | None = None) -> str:
+    """Replace secrets in a message; `secrets` as in `scan`.
+
+    Example:
+        >>> from qwen_task_heads.publishing.secrets import redact
+        >>> redact("GET /x?token=abcdefgh", {"$T": "abcdefgh"})
+        'GET /x?token=***'
+    """
+    for value in (known_secrets() if secrets is None else secrets).values():
+        text = text.replace(value, HIDDEN)
+    raw = text.encode("utf-8", "replace")
+    for pattern in _SHAPES.values():
+        raw = pattern.sub(HIDDEN.encode(), raw)
+    return raw.decode("utf-8", "replace")
+
+
+def _names_secret(name: str) -> bool:
+    """Whether an environment variable holds a secret: HF_TOKEN does, TOKENIZERS_PARALLELISM does not."""
+    name = name.upper()
+    return name.split("_")[-1] in _SECRET_WORDS or name.endswith(_SECRET_ENDS)
+
+
+def _kinds(content: bytes, by_value: Mapping[str, bytes]) -> Iterator[str]:
+    for source, value in by_value.items():
+        if value in content:
+            yield f"the value of {source}"
+    for kind, pattern in _SHAPES.items():
+        if pattern.search(content):
+            yield kind
+
+
+def _search(path: Path, by_value: Mapping[str, bytes]) -> Iterator[tuple[str, int]]:
+    """Yield (kind, line) of what a file holds; a kind may come again in a later chunk."""
+    lines, before, first = 1, b"", True
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            content = before + chunk
+            for source, value in by_value.items():
+                if (at := content.find(value)) >= 0:
+                    yield f"the value of {source}", lines + content.count(b"\n", 0, at)
+            if first or path.suffix not in TENSORS:
+                for kind, pattern in _SHAPES.items():
+                    if match := pattern.search(content):
+                        yield kind, lines + content.count(b"\n", 0, match.start())
+            before, first = content[-OVERLAP:], False
+            lines += content.count(b"\n") - before.count(b"\n")
+
+
+def _problem(name: str, kind: str, line: int) -> Problem:
+    remedy = "take it out and publish again; if anybody else may have seen it, revoke it"
+    where = redact(f"{name}:{line}" if line else name)
+    return Problem(where, f"found {kind}", "accepted: files without secrets", remedy)

@@ -1,0 +1,170 @@
+"""What travels: a folder with exactly the files of a published model, copied by an allow-list.
+
+A run folder also holds what must stay: checkpoints, optimizer states, `training_args.bin` (with the hub
+token in clear), rows of the data. So nothing is left out by name; what is not named here stays. The same
+list says which files of an earlier publish are stale in a repo: what somebody put there by hand is left.
+
+What is staged depends on the folder alone, to the byte, so that a retry gives the identical repo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubs import MODELSCOPE
+from qwen_task_heads.publishing.endings import write_json
+
+CODE = ("*_task_heads.py", "handler.py")
+WEIGHTS = (
+    "adapter_model.safetensors", "model.safetensors", "model-*-of-*.safetensors", "onnx/*.onnx",
+)  # fmt: skip
+MODEL = (
+    *CODE, *WEIGHTS, "config.json", "generation_config.json", "adapter_config.json",
+    "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja",
+    "requirements.txt", "configuration.json", "onnx/*.data", "onnx/*.onnx_data",
+)  # fmt: skip
+# What is told of a model, in whatever form it is published.
+ACCOUNT = (
+    "README.md", "*.png", "metrics.json", "parity.json", "manifest.json", ".eval_results/*.yaml",
+    "LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*",
+)  # fmt: skip
+ROWS = ("predictions.jsonl", "errors.md")  # they hold texts of the data
+MANIFEST = "manifest.json"
+# Where ModelScope's own library looks for the kind of a model.
+CONFIGURATION = {"framework": "pytorch", "task": "text-classification"}
+FROM_MODELSCOPE = """
+From ModelScope (`pip install modelscope`), the same calls inside its context:
+
+```python
+from modelscope.utils.hf_util.patcher import patch_context
+
+with patch_context():
+    ...  # the lines below
+```
+"""
+
+
+def travels(name: str, *, rows: bool = False, model: bool = True) -> bool:
+    """Whether a file belongs to a published model; `name` is relative to its root.
+
+    Args:
+        name: with `/`.
+        rows: count the files that hold rows of the data too.
+        model: count the files of the model itself, beside what is told of it.
+
+    Example:
+        >>> from qwen_task_heads.publishing.staging import travels
+        >>> [travels(name) for name in ("config.json", "training_args.bin", "checkpoint-5/config.json")]
+        [True, False, False]
+    """
+    parts = PurePosixPath(name).parts
+    patterns = ACCOUNT + MODEL * model + ROWS * rows
+    wanted = [PurePosixPath(pattern).parts for pattern in patterns]
+    return any(len(w) == len(parts) and all(map(fnmatchcase, parts, w)) for w in wanted)
+
+
+def stage(folder: str | Path, destination: str | Path, *, repo_id: str, hub: str, rows: bool = False) -> Path:
+    """Copy what travels of a finished folder, and make it that of a repo.
+
+    An adapter's base becomes the repo itself (`StrictLoading.save_adapter_config` says why), the card
+    names the repo, and the manifest lists the staged files with their SHA-256.
+
+    Args:
+        folder: of a finished run; left as it is.
+        destination: created; must be absent or empty.
+        repo_id: `owner/name` of the repo.
+        hub: `huggingface` or `modelscope`, which wants a `configuration.json`.
+        rows: publish `predictions.jsonl` and `errors.md` too.
+
+    Returns:
+        The destination.
+
+    Raises:
+        TaskHeadsError: no model there, a link in place of a file, or a destination with files.
+    """
+    folder, destination = Path(folder), Path(destination)
+    names = files_of(folder)
+    chosen = [name for name in names if travels(name, rows=rows)]
+    problems = [
+        _problem(str(folder / name), "a link", "regular files: what it points to may be anything", "copy it")
+        for name in chosen
+        if (folder / name).is_symlink() or (folder / name).parent.is_symlink()
+    ]
+    if "config.json" not in chosen or not any(name.endswith(".safetensors") for name in chosen):
+        wanted = "config.json and weights or an adapter"
+        problems.append(_problem(str(folder), "no model", wanted, "name the folder that a run finished in"))
+    if destination.exists() and any(destination.iterdir()):
+        problems.append(_problem(str(destination), "files", "a new or empty folder", "name another one"))
+    if problems:
+        raise TaskHeadsError(problems)
+    for name in chosen:
+        (destination / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, destination / name)
+    if "adapter_config.json" in chosen:
+        _name_repo(destination / "adapter_config.json", repo_id)
+    if "README.md" in chosen:
+        card = (destination / "README.md").read_text(encoding="utf-8")
+        (destination / "README.md").write_text(_card(card, repo_id, hub, rows=rows), encoding="utf-8")
+    if hub == MODELSCOPE:
+        write_json(destination / "configuration.json", CONFIGURATION)
+    return seal(destination)
+
+
+def seal(staged: str | Path) -> Path:
+    """Write `manifest.json` anew for the files that are there now; everything else in it stays.
+
+    `files` becomes a table of path to SHA-256, without the manifest itself, and `code` the part of it
+    that runs.
+    """
+    staged = Path(staged)
+    path = staged / MANIFEST
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    files = {name: sha256(staged / name) for name in files_of(staged) if name != MANIFEST}
+    content["code"] = {
+        name: digest for name, digest in files.items() if any(fnmatchcase(name, code) for code in CODE)
+    }
+    content["files"] = files
+    write_json(path, content)
+    return staged
+
+
+def files_of(folder: Path) -> list[str]:
+    """Paths of all files below a folder, relative to it, with `/`, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, read in parts."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _name_repo(path: Path, repo_id: str) -> None:
+    adapter = json.loads(path.read_text(encoding="utf-8"))
+    adapter["base_model_name_or_path"], adapter["revision"] = repo_id, None
+    path.write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _card(card: str, repo_id: str, hub: str, *, rows: bool) -> str:
+    """The card of a run as that of a repo."""
+    card = re.sub(r"path/to/[\w./-]+", lambda _: repo_id, card)
+    if not rows:  # a sentence on files that stay at home
+        card = re.sub(r"^.*\]\(errors\.md\).*\n\n?", "", card, flags=re.MULTILINE)
+    if hub == MODELSCOPE:
+        card = re.sub(r"^## How to load.*\n", lambda m: m[0] + FROM_MODELSCOPE, card, flags=re.MULTILINE)
+    return card
+
+
+def _problem(where: str, found: str, accepted: str, remedy: str) -> Problem:
+    return Problem(where, f"found {found}", f"accepted: {accepted}", remedy)

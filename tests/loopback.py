@@ -1,0 +1,150 @@
+"""What both stand-ins of hubs share: an HTTP server on a free port of loopback that fails when it is told to.
+
+`hub.fail(at=3, how="cut")` makes the third call from now on fail, and with `lasting` all calls after it too:
+
+- `503`: the server says that it is not there.
+- `cut`: the connection ends before anything was done.
+- `lost`: everything was done, and the connection ends before the answer.
+- `half`: everything was done, and the connection ends in the middle of the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, unquote, urlsplit
+
+FAULTS = ("503", "cut", "lost", "half")
+
+
+class LoopbackHub:
+    """What both hubs have: blobs by SHA-256, a log of the calls, and the fault that is armed."""
+
+    def __init__(self) -> None:
+        self.endpoint = ""
+        self.token = "a-token"
+        self.blobs: dict[str, bytes] = {}
+        self.log: list[str] = []
+        self.lock = threading.RLock()
+        self.calm()
+
+    def fail(self, *, at: int, how: str, lasting: bool = False) -> None:
+        assert how in FAULTS
+        self.calls, self.fault = 0, (at, how, lasting)
+
+    def calm(self) -> None:
+        self.calls, self.fault = 0, (0, "", False)
+
+    def next_fault(self) -> str:
+        """Count a call; how it is to fail, or an empty string."""
+        with self.lock:
+            self.calls += 1
+            at, how, lasting = self.fault
+            return how if self.calls == at or (lasting and self.calls > at > 0) else ""
+
+    def keep(self, content: bytes) -> str:
+        digest = hashlib.sha256(content).hexdigest()
+        self.blobs[digest] = content
+        return digest
+
+
+class LoopbackHandler(BaseHTTPRequestHandler):
+    """Reads whole requests, applies faults, sends answers. A subclass has `answer`."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement
+    hub: Any
+    fault = ""
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except (BrokenPipeError, ConnectionResetError):  # a client that gave up
+            self.close_connection = True
+
+    def _serve(self) -> None:
+        body = self._body()  # read it all: what stays would be taken for the next request
+        self.hub.log.append(f"{self.command} {self.path}")
+        url = urlsplit(self.path)
+        self.query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        self.fault = self.hub.next_fault()
+        if self.fault == "cut":
+            self.close_connection = True
+        elif self.fault == "503":
+            self.fault = ""
+            self.send(503, {"error": "no server here", "Message": "no server here"})
+        else:
+            with self.hub.lock:
+                self.answer(unquote(url.path), body)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
+
+    def answer(self, path: str, body: bytes) -> None:
+        raise NotImplementedError
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def send(self, code: int, content: Any = b"", **headers: Any) -> None:
+        """Send JSON, or bytes as they are; `_` in the names of headers stands for `-`."""
+        kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        if self.fault == "lost":
+            self.close_connection = True
+            return
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        if "Content_Length" not in headers:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.fault == "half":
+            self.close_connection = True
+            data = data[: len(data) // 2]
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def send_part(self, content: bytes, **headers: Any) -> None:
+        """Send a file, or the range of it that was asked for."""
+        wanted = self.headers.get("Range", "").removeprefix("bytes=")
+        if self.command == "HEAD" or not wanted:
+            return self.send(200, content, Accept_Ranges="bytes", **headers)
+        first, last = wanted.split("-")
+        end = int(last) + 1 if last else len(content)
+        place = f"bytes {first}-{end - 1}/{len(content)}"
+        return self.send(206, content[int(first) : end], Content_Range=place, **headers)
+
+
+Kind = TypeVar("Kind", bound=LoopbackHub)
+
+
+@contextmanager
+def serve_hub(hub: Kind, handler: type[LoopbackHandler]) -> Iterator[Kind]:
+    """Run a hub on a free port of loopback."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"hub": hub}))
+    server.daemon_threads = True
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

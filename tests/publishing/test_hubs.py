@@ -1,0 +1,263 @@
+"""Publishing to both hubs by their real clients over HTTP: one commit, plain refusals, and hubs that fail."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hf_server
+import modelscope_server
+import pytest
+from loopback import FAULTS
+
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.publishing.hub import Hub
+from qwen_task_heads.publishing.hubs import HUBS
+from qwen_task_heads.publishing.staging import files_of
+
+pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
+# The client's own, of its http library.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+REPO = "me/titles"
+MAIN = {"huggingface": "main", "modelscope": "master"}
+SLEEP = time.sleep
+
+
+class Place:
+    """A hub under test: its server, and the class that publishes to it."""
+
+    def __init__(self, name: str, server: Any) -> None:
+        self.name, self.server, self.branch = name, server, MAIN[name]
+
+    @property
+    def client(self) -> Hub:
+        return HUBS[self.name]()
+
+    def commits(self, repo: str = REPO) -> int:
+        return len(self.server.repos[repo].commits)
+
+    def forget(self) -> None:
+        self.server.repos.clear()
+        self.server.blobs.clear()
+        self.server.calm()
+
+
+@pytest.fixture(params=["huggingface", "modelscope"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A hub with nobody's repos, and a login of this test alone; waiting between tries costs nothing."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: SLEEP(min(seconds, 0.001)))
+    if request.param == "huggingface":
+        with hf_server.serve() as server:
+            hf_server.point_client(server, monkeypatch, cache=tmp_path / "cache")
+            yield Place("huggingface", server)
+    else:
+        with modelscope_server.serve() as server:
+            modelscope_server.point_client(server, monkeypatch, cache=tmp_path / "cache")
+            yield Place("modelscope", server)
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> Path:
+    """A folder like a staged one: small files, a folder, and files that go beside git."""
+    return write(tmp_path / "staged", {
+        "config.json": b'{"model_type": "title_scorer"}', "README.md": b"---\nlicense: mit\n---\n# Titles\n",
+        "manifest.json": b"{}", ".eval_results/a.yaml": b"- x: 1\n", "tokenizer.json": b"t" * 120_000,
+        "model.safetensors": bytes(range(256)) * 10, "onnx/model.onnx": b"o" * 70_000,
+    })  # fmt: skip
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files_of(folder)}
+
+
+def refused(call: Any, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(TaskHeadsError) as caught:
+        call(*args, **kwargs)
+    return str(caught.value)
+
+
+def test_a_publish_is_one_commit_private_and_complete(place: Place, staged: Path) -> None:
+    published = place.client.push(staged, repo_id=REPO)
+    assert place.server.files(REPO) == contents(staged)
+    assert place.commits() == 2  # and the one that the hub makes itself
+    assert place.server.repos[REPO].private
+    assert published.private
+    assert published.commit == place.server.repos[REPO].branches[place.branch]
+    assert published.url.startswith(place.server.endpoint)
+    assert "private" in published.lines()[0]
+
+
+def test_the_same_again_makes_no_commit(place: Place, staged: Path) -> None:
+    first = place.client.push(staged, repo_id=REPO)
+    again = place.client.push(staged, repo_id=REPO)
+    assert (again.commit, again.unchanged) == (first.commit, True)
+    assert place.commits() == 2
+
+
+def test_an_update_removes_what_an_earlier_publish_left_and_nothing_else(place: Place, staged: Path) -> None:
+    place.client.push(staged, repo_id=REPO)
+    place.server.put(REPO, {"LICENCE-of-ours.txt": b"by hand", "demo/app.py": b"by hand"})
+    (staged / "model.safetensors").unlink()
+    write(staged, {"adapter_model.safetensors": b"a" * 100, "config.json": b'{"model_type": "x"}'})
+    before = place.commits()
+    place.client.push(staged, repo_id=REPO)
+    found = place.server.files(REPO)
+    assert found.pop("LICENCE-of-ours.txt") == found.pop("demo/app.py") == b"by hand"
+    assert found == contents(staged)
+    assert place.commits() == before + 1
+
+
+def test_a_tag_names_the_commit_and_is_not_moved(place: Place, staged: Path) -> None:
+    first = place.client.push(staged, repo_id=REPO, tag="v1")
+    assert place.server.repos[REPO].tags == {"v1": first.commit}
+    assert place.client.push(staged, repo_id=REPO, tag="v1").commit == first.commit
+    write(staged, {"config.json": b"{}"})
+    assert "tag 'v1' of me/titles: found it at commit" in refused(
+        place.client.push, staged, repo_id=REPO, tag="v1"
+    )
+    assert place.server.repos[REPO].branches[place.branch] == first.commit
+    second = place.client.push(staged, repo_id=REPO, tag="v2")
+    assert place.server.repos[REPO].tags == {"v1": first.commit, "v2": second.commit}
+    assert place.server.files(REPO, "v1") != place.server.files(REPO, "v2") == contents(staged)
+
+
+def test_a_revision_is_a_branch_and_leaves_the_main_one_alone(place: Place, staged: Path) -> None:
+    first = place.client.push(staged, repo_id=REPO)
+    write(staged, {"config.json": b"{}"})
+    if place.name == "modelscope":  # its client makes no branch
+        told = refused(place.client.push, staged, repo_id=REPO, revision="next")
+        assert "no branch 'next'" in told
+        place.server.repos[REPO].branches["next"] = first.commit
+    place.client.push(staged, repo_id=REPO, revision="next")
+    assert place.server.repos[REPO].branches[place.branch] == first.commit
+    assert place.server.files(REPO, "next") == contents(staged)
+
+
+def test_a_public_repo_is_not_taken_for_a_private_one_nor_flipped(place: Place, staged: Path) -> None:
+    place.server.create(REPO, private=False)
+    told = refused(place.client.push, staged, repo_id=REPO)
+    assert "me/titles: found a public repo; accepted: a private one, as was asked for" in told
+    assert place.server.files(REPO) == {}
+    assert not place.client.push(staged, repo_id=REPO, private=False).private
+    place.server.repos[REPO].private = True
+    kept = place.client.push(staged, repo_id=REPO, private=False)
+    assert kept.private
+    assert "left so" in " ".join(kept.lines())
+    assert place.server.repos[REPO].private
+
+
+def test_asked_early_the_hub_says_plainly_what_is_wrong(place: Place, monkeypatch: Any) -> None:
+    token = {"huggingface": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}[place.name]
+    assert place.client.check(REPO) is None
+    for name in ("titles", "me/a/b", "me/ti tles", "me/", "../x"):
+        assert "--hub_model_id: found" in refused(place.client.check, name)
+    monkeypatch.setenv(token, "not-this-one-at-all")
+    told = refused(place.client.check, REPO)
+    assert "does not accept" in told
+    assert "log in by" in told
+    monkeypatch.delenv(token)
+    assert "nobody logged in" in refused(place.client.check, REPO)
+    monkeypatch.setenv(token, place.server.token)
+    place.server.fail(at=1, how="503", lasting=True)
+    assert "found a hub that failed or is out of reach" in refused(place.client.check, REPO)
+
+
+def test_somebody_elses_name_is_refused(place: Place, staged: Path) -> None:
+    assert "you/titles: found " in refused(place.client.push, staged, repo_id="you/titles")
+    assert "you/titles" not in place.server.repos
+
+
+def test_rights_on_the_hugging_face_hub(place: Place) -> None:
+    if place.name != "huggingface":
+        pytest.skip("ModelScope says no when it is asked to write")
+    server = place.server
+    server.orgs = [{"name": "lab", "roleInOrg": "write"}, {"name": "press", "roleInOrg": "read"}]
+    assert place.client.check("lab/titles") is None
+    assert "may write for me, lab" in refused(place.client.check, "press/titles")
+    server.role = "read"
+    assert "a token that may only read" in refused(place.client.check, REPO)
+    server.role = "fineGrained"
+    assert "without repo.write" in refused(place.client.check, REPO)
+    for grant in (
+        {"scoped": [{"entity": {"type": "user", "name": "me"}, "permissions": ["repo.write"]}]},
+        {"scoped": [{"entity": {"type": "model", "name": REPO}, "permissions": ["repo.write"]}]},
+        {"global": ["repo.write"]},
+    ):
+        server.grants = grant
+        assert place.client.check(REPO) is None
+
+
+def test_offline_and_unreachable_are_said(place: Place, monkeypatch: Any) -> None:
+    from huggingface_hub import constants
+
+    if place.name == "huggingface":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    else:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
+    assert "out of reach" in refused(place.client.check, REPO)
+
+
+# Check 26
+
+
+def calls_of_a_publish(place: Place, staged: Path) -> int:
+    before = len(place.server.log)
+    place.client.push(staged, repo_id=REPO, tag="v1")
+    calls = len(place.server.log) - before
+    place.forget()
+    return calls
+
+
+def sweep(place: Place, staged: Path, *, faults: Any, old: dict[str, bytes]) -> int:
+    """Fail at every call in turn; what is visible is the old state or the new one; the retry is identical."""
+    calls, told = calls_of_a_publish(place, staged), []
+    assert calls >= 8
+    whole = contents(staged)
+    for how, lasting in faults:
+        for at in range(1, calls + 1):
+            place.forget()
+            if old:
+                place.server.create(REPO, private=True)
+                place.server.put(REPO, old)
+            place.server.fail(at=at, how=how, lasting=lasting)
+            try:
+                place.client.push(staged, repo_id=REPO, tag="v1")
+            except TaskHeadsError as error:
+                told.append("".join(traceback.format_exception(error)))
+            place.server.calm()
+            assert place.server.files(REPO) in (old, whole), (how, at)
+            published = place.client.push(staged, repo_id=REPO, tag="v1")
+            assert place.server.files(REPO) == whole, (how, at)
+            # the hub's own first commit, somebody's files, and one of ours however often it was tried
+            assert place.commits() == 2 + bool(old), (how, at)
+            assert place.server.repos[REPO].tags == {"v1": published.commit}, (how, at)
+            assert place.server.repos[REPO].private
+    assert not any(place.server.token in text for text in told)
+    return len(told)
+
+
+def test_a_hub_that_fails_at_any_call_shows_no_half_of_a_model(place: Place, staged: Path) -> None:
+    assert sweep(place, staged, faults=[("cut", True), ("lost", False)], old={}) > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lasting", [True, False])
+def test_every_way_to_fail_at_every_call(place: Place, staged: Path, lasting: bool) -> None:
+    old = {
+        "config.json": b"{}",
+        "model.safetensors": b"old",
+        "tokenizer.json": b"{}",
+        "onnx/model.onnx": b"o",
+    }
+    for before in ({}, old):
+        sweep(place, staged, faults=[(how, lasting) for how in FAULTS], old=before)
