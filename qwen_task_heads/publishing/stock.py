@@ -100,8 +100,9 @@ def export_stock(
 def serve_command(folder: str | Path) -> str:
     """The line that serves an export with vLLM: `/classify` of a stock class, `/pooling` of a reward model.
 
-    A prompt over the tokenizer's limit is refused by the server (`--max-model-len`) rather than read whole,
-    which training never did.
+    Of a reward model vLLM gives a value per token, and the last one is the score; it would be the sigmoid of
+    it, if the line did not switch that off. A prompt over the tokenizer's limit is refused by the server
+    (`--max-model-len`) rather than read whole, which training never did.
 
     Args:
         folder: written by `export_stock` or `export_reward_model`.
@@ -123,6 +124,8 @@ def serve_command(folder: str | Path) -> str:
     saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     if saved["model_max_length"] < config["max_position_embeddings"]:
         words += ["--max-model-len", str(saved["model_max_length"])]
+    if classes[0].endswith("ForRewardModel"):
+        words += ["--pooler-config", '{"use_activation": false}']
     return shlex.join(words)
 
 
