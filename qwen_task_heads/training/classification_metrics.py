@@ -126,6 +126,52 @@ def classification_figures(
     return figures
 
 
+def coarse_accuracy(
+    logits: ArrayLike,
+    targets: Any,
+    *,
+    parents: Sequence[str],
+    groups: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any] | None:
+    """How often the label that is said has the parent of the true one: the mistakes that stay in the family.
+
+    The parent of the most probable label counts, not the most probable parent: it is what a user of the label
+    sees. Never below `accuracy`, with which it belongs in one table.
+
+    Args:
+        logits: (N, L) of a single-label or ordinal model.
+        targets: ids (N,).
+        parents: of the L labels, in the order of the ids, "" without one (`LabelMap.parents`).
+        groups, resamples, seed: as of `classification_figures`.
+
+    Returns:
+        `{value, low, high, n, n_groups}`; None where a label has no parent, or all have the same.
+
+    Raises:
+        TaskHeadsError: as in `classification_figures`.
+
+    Example:
+        >>> from qwen_task_heads.training.classification_metrics import coarse_accuracy
+        >>> parents = ["play", "play", "work"]
+        >>> coarse_accuracy([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [1, 0], parents=parents)["value"]
+        0.5
+    """
+    if not parents or not all(parents) or len(set(parents)) < 2:
+        return None
+    scores, truth = check_scores(SINGLE, logits, targets, num_labels=len(parents))
+    family = np.unique(parents, return_inverse=True)[1]  # (L,)
+    hit = (family[scores.argmax(1)] == family[truth]).astype(np.float64)
+
+    def weighted(weights: Floats) -> dict[str, Floats]:
+        return {"coarse_accuracy": weights @ hit / weights.sum(1)}
+
+    member = _members(groups, len(hit))
+    drawn = bootstrap(weighted, member, width=1, resamples=resamples, seed=seed)["coarse_accuracy"]
+    return Figure(float(hit.mean()), *_ends(drawn), len(hit), int(member.max()) + 1).as_dict()
+
+
 def dev_metrics(problem_type: str) -> Callable[[Any], dict[str, float]]:
     """`compute_metrics` for `Trainer`: the figures of `DEV_METRICS`, values only.
 

@@ -17,6 +17,7 @@ from qwen_task_heads.training.classification_metrics import (
     REGRESSION,
     SINGLE,
     classification_figures,
+    coarse_accuracy,
     confusion_matrix,
     dev_metrics,
     probabilities,
@@ -251,3 +252,26 @@ def test_bad_input_is_refused():
         classification_figures(SINGLE, logits, [0, 1], labels=names(2), groups=["a"])
     with pytest.raises(TaskHeadsError, match="up to 1,000"):
         confusion_matrix(np.zeros((1, 1001)), [0], num_labels=1001)
+
+
+def test_coarse_accuracy_is_the_accuracy_of_the_parents():
+    logits, truth = classes(300, 6)
+    groups = [f"g{row // 3}" for row in range(300)]
+    parents = ["p", "q", "p", "r", "q", "r"]
+    options = {"groups": groups, "seed": 3}
+    found = coarse_accuracy(logits, truth, parents=parents, **options)
+    said = np.array(parents)[logits.argmax(1)] == np.array(parents)[truth]
+    fine = classification_figures(SINGLE, logits, truth, labels=names(6), **options)["accuracy"]
+    assert found["value"] == said.mean() > fine["value"]
+    assert (found["n"], found["n_groups"]) == (300, 100)
+    assert found["low"] < found["value"] < found["high"]
+    # where every label is its own parent, it is the accuracy, interval and all
+    assert coarse_accuracy(logits, truth, parents=names(6), **options) == pytest.approx(fine)
+
+
+def test_coarse_accuracy_needs_several_parents_and_one_for_every_label():
+    logits, truth = classes(20, 3)
+    for parents in ((), ("a", "", "b"), ("a", "a", "a")):
+        assert coarse_accuracy(logits, truth, parents=parents) is None
+    with pytest.raises(TaskHeadsError, match="for 2 labels"):
+        coarse_accuracy(logits, truth, parents=("a", "b"))
