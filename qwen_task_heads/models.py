@@ -115,9 +115,11 @@ def build(
         )
     except ValueError as error:
         raise TaskHeadsError(_from_config_error(error)) from error
-    return TASKS[task].from_pretrained(
+    model = TASKS[task].from_pretrained(
         path, config=config, revision=commit or "main", dtype=dtype, **(model_kwargs or {})
     )
+    model.score.float()  # transformers 5.23 makes what a checkpoint lacks in the dtype of the rest
+    return model
 
 
 @_told()

@@ -280,3 +280,9 @@ def test_an_error_of_the_code_that_travels_ends_a_recipe_without_a_traceback(
 def test_build_takes_no_trust(base: str) -> None:
     with pytest.raises(TaskHeadsError, match="--trust_remote_code: found an option that no head has"):
         build(base, trust_remote_code=True)
+
+
+def test_a_fresh_head_is_in_fp32_on_a_backbone_in_half_precision(base: str) -> None:
+    model = build(base, dtype=torch.bfloat16, head="mlp", head_sizes=[8])
+    assert model.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in model.score.parameters()} == {torch.float32}

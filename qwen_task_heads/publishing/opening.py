@@ -1,0 +1,81 @@
+"""An artefact as it lies after a download, and the process that opens it and knows nothing else.
+
+What is published is opened by its id, from a cache laid out as the hub's client lays it out: a load of the
+plain folder would not show an adapter that jumps to the wrong base, or code that is not found. The process
+is an isolated interpreter (`python -I`) with caches of its own, offline, and without the user's tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from qwen_task_heads.hubs import MODELSCOPE, fetch_modelscope
+from qwen_task_heads.publishing import opened
+
+# What the process must not inherit: tokens, and its part in a distributed launch.
+HIDDEN = ("TOKEN", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_", "TORCHELASTIC_")
+TIMEOUT = 3600  # seconds
+
+# Runs opened.py on a job file in a process without the package; gives "" or why that failed.
+Opener = Callable[[Path], str]
+
+
+def lay_out(folder: Path, *, cache: Path, repo_id: str) -> str:
+    """Lay a folder out as the hub's client does after a download; its commit is a hash of its files."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    commit = digest.hexdigest()
+    root = cache / f"models--{repo_id.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(commit, encoding="utf-8")
+    for path in files:
+        link = root / "snapshots" / commit / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    return commit
+
+
+def bring_base(folder: Path, cache: Path) -> None:
+    """Link the base that an adapter names, from the user's cache or ModelScope's, into the new cache."""
+    cache.mkdir(parents=True, exist_ok=True)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    base = config.get("backbone_name_or_path")
+    if not base or Path(base).is_absolute() or not (folder / "adapter_config.json").is_file():
+        return
+    name = f"models--{base.replace('/', '--')}"
+    if config.get("backbone_hub") == MODELSCOPE:
+        found, _ = fetch_modelscope(base, revision=config.get("backbone_revision"))
+        lay_out(found, cache=cache, repo_id=base)
+    elif Path(constants.HF_HUB_CACHE, name).is_dir():
+        (cache / name).symlink_to(Path(constants.HF_HUB_CACHE, name).resolve())
+
+
+def in_subprocess(job: Path) -> str:
+    """Run `opened.py` on a job file in an isolated interpreter, without a network and without tokens."""
+    kept = {name: value for name, value in os.environ.items() if not any(part in name for part in HIDDEN)}
+    root = job.parent
+    environment = {
+        **kept,
+        "HF_HOME": str(root / "home"), "HF_HUB_CACHE": str(root / "hub"),
+        "HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
+    found = subprocess.run(
+        [sys.executable, "-I", opened.__file__, str(job)],
+        env=environment, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        timeout=TIMEOUT, check=False,
+    )  # fmt: skip
+    return "" if found.returncode == 0 else found.stderr[-1000:] or f"exit code {found.returncode}"

@@ -1,0 +1,394 @@
+"""The gate: what was trained passes, and every planted corruption is refused by its name.
+
+One warm process without the package opens all artefacts but one, which the gate opens in its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from clean_process import CleanProcess
+from huggingface_hub import constants
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+
+from qwen_task_heads import (
+    TaskHeadsError,
+    adapter_config,
+    build,
+    export_stock,
+    load_tokenizer,
+    merge,
+    save,
+)
+from qwen_task_heads.batching.text import Template, bind_template, compile_template
+from qwen_task_heads.publishing import opened
+from qwen_task_heads.publishing.gate import (
+    Parity,
+    Reference,
+    prove,
+    read_reference,
+    take_reference,
+    write_reference,
+)
+
+LABELS = ["politics", "sport", "体育"]
+HELD = ["word " * count + "end" for count in range(1, 30)] + ["今天天气不错，适合出门"]
+CODE = Path(opened.__file__).read_text(encoding="utf-8")
+KINDS = ("adapter", "full", "merged", "stock")
+
+
+@pytest.fixture(scope="module")
+def open_in(clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Run `opened.py` as the gate does, in the process that is warm already."""
+    folder = tmp_path_factory.mktemp("opened")
+
+    def run(job: Path) -> str:
+        try:
+            clean.run(CODE, job, folder=folder)
+        except AssertionError as error:
+            return str(error)
+        return ""
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def prepared(
+    bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, Reference]]:
+    """Every kind of artefact, saved, and the reference of the model that it came from."""
+    root = tmp_path_factory.mktemp("gate")
+    found = {}
+    for form in ("full", "adapter"):
+        tokenizer = load_tokenizer(bases["qwen2"])
+        model = build(bases["qwen2"], task="pooled_classifier", labels=LABELS, max_seq_length=40)
+        bind_template(tokenizer, model.config, template=Template(before="<|im_start|>Classify: "))
+        if form == "adapter":
+            model = get_peft_model(model, adapter_config(model, r=4))
+        shake(model, seed=1)
+        reference = take_reference(model, tokenizer=tokenizer, texts=HELD)
+        write_reference(root, reference)
+        reference = read_reference(root)
+        folder = save(model, tokenizer=tokenizer, folder=root / form, repo_id="me/it")
+        found[form] = folder, reference
+    merged = merge(model)
+    found["merged"] = save(merged, tokenizer=tokenizer, folder=root / "merged"), reference
+    found["stock"] = export_stock(merged, tokenizer=tokenizer, folder=root / "stock"), reference
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_trained_passes(prepared: Any, open_in: Any, kind: str) -> None:
+    folder, reference = prepared[kind]
+    parity = prove(folder, reference=reference, kind=kind, repo_id="me/it", run=open_in)
+    sides = ("right",) if kind == "stock" else ("left", "right")
+    texts = len(reference.job["texts"])
+    assert {(row.padding, row.batch) for row in parity.rows} == {
+        (side, batch) for side in ("none", *sides) for batch in (1, texts)
+    }
+    assert all(row.bound is not None and row.difference <= row.bound for row in parity.rows)
+    assert all(row.agreement == 1 for row in parity.rows)
+    assert parity.rows[0].opened_by.startswith(
+        "Qwen2ForSequenceClassification" if kind == "stock" else "PooledClassifier"
+    )
+    if kind in ("adapter", "full"):
+        assert max(row.difference for row in parity.rows) == 0
+
+
+def test_several_artefacts_make_one_table() -> None:
+    from qwen_task_heads.publishing.gate import Row
+
+    row = Row("full", "A", "left", 1, 1e-7, 1e-6, 1.0)
+    worse = Row("full", "A", "none", 9, 2e-7, 1e-6, 0.9)
+    both = Parity((row, worse)) + Parity((Row("onnx_int8", "B", "none", 1, 0.5, None, 0.75),))
+    assert [tuple(entry.values()) for entry in both.card_rows()] == [
+        ("full", "A", "left, none", "1, 9", "2.0e-07", "1.0e-06", "90.0%"),
+        ("onnx_int8", "B", "none", "1", "5.0e-01", "none", "75.0%"),
+    ]
+    assert json.loads(json.dumps(both.as_dict()))["rows"][0]["difference"] == 1e-7
+
+
+def test_the_reference_takes_texts_of_all_lengths_and_leaves_the_model_as_it_was(
+    bases: dict[str, str],
+) -> None:
+    model = build(bases["qwen3"], dtype=torch.bfloat16, model_kwargs={"attn_implementation": "eager"}).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    reference = take_reference(model, tokenizer=load_tokenizer("embedded"), texts=HELD * 2)
+    taken = reference.job["texts"][:16]
+    assert taken[0] == min(HELD, key=len)
+    assert taken[-1] == max(HELD, key=len)
+    assert len(set(taken)) == 16
+    assert any("三十天" in text for text in reference.job["texts"])
+    assert model.training
+    assert model.config._attn_implementation == "eager"
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+    scores = {tuple(row) for row in reference.report["logits"][0]["logits"]}
+    assert len(scores) == len(reference.job["texts"])  # no ties: computed in fp32
+
+
+# Corruptions
+
+
+def _json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    content = load_file(path)
+    change(content)
+    save_file(content, path, metadata={"format": "pt"})
+
+
+def _permute(folder: Path) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["id2label"] = {"0": "sport", "1": "politics", "2": "体育"}
+        config["label2id"] = {"sport": 0, "politics": 1, "体育": 2}
+
+    _json(folder / "config.json", change)
+
+
+def _pad(folder: Path) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config.get("text_config", config)["pad_token_id"] = 7
+
+    _json(folder / "config.json", change)
+
+
+def _pooling(folder: Path) -> None:
+    _json(folder / "config.json", lambda config: config.update(pooling="mean"))
+
+
+def _weights(folder: Path) -> Path:
+    return next(path for path in folder.glob("*.safetensors"))
+
+
+def _scale(folder: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"] *= 1.001
+
+    _tensors(_weights(folder), change)
+
+
+def _scale_adapter(folder: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[next(name for name in tensors if "layers.1.mlp.up_proj.lora_B" in name)] *= 1.01
+
+    _tensors(_weights(folder), change)
+
+
+def _drop(folder: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if "score." in name]:
+            del tensors[name]
+
+    _tensors(_weights(folder), change)
+
+
+def _template(folder: Path) -> None:
+    """In what the ids come from, and not in what is told of it."""
+
+    def change(content: dict[str, Any]) -> None:
+        pieces = content["post_processor"]["special_tokens"]["<before>"]
+        pieces["ids"][0], pieces["tokens"][0] = 77, "x"
+
+    _json(folder / "tokenizer.json", change)
+
+
+def _int8(stored: bool) -> Callable[[Path], None]:
+    def corrupt(folder: Path) -> None:
+        def change(tensors: dict[str, torch.Tensor]) -> None:
+            name = next(name for name in tensors if "score." in name)
+            step = tensors[name].abs().max() / 127
+            whole = (tensors[name] / step).round()
+            tensors[name] = whole.to(torch.int8) if stored else whole * step
+
+        _tensors(_weights(folder), change)
+
+    return corrupt
+
+
+def _narrow(folder: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            tensors[name] = tensors[name].bfloat16()
+
+    _tensors(_weights(folder), change)
+    _json(folder / "config.json", lambda config: config.update(dtype="bfloat16"))
+
+
+def _nan(folder: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        next(tensor for name, tensor in tensors.items() if "score." in name)[0, 3] = torch.nan
+
+    _tensors(_weights(folder), change)
+
+
+def _without_probe(corrupt: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Also take away the stored probe, which alone would refuse the load."""
+
+    def both(folder: Path) -> None:
+        corrupt(folder)
+        _json(folder / "config.json", lambda config: config.update(probe=None))
+
+    return both
+
+
+TENSOR = r"tensor score\.weight: found "
+CORRUPTIONS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "head-dropped": ("full", _drop, r"score\.weight is missing"),
+    "head-dropped-adapter": ("adapter", _drop, r"no score\.\* tensor"),
+    "head-dropped-stock": ("stock", _drop, TENSOR),
+    "labels-permuted": ("full", _permute, r"config.json labels: found \['sport', 'politics', '体育'\]"),
+    "labels-permuted-stock": ("stock", _permute, r"config.json labels: found \['sport', 'politics'"),
+    "pad-changed": ("adapter", _pad, r"config.json pad_token_id: found 7"),
+    "pad-changed-stock": ("stock", _pad, r"config.json pad_token_id: found 7"),
+    "pooling-changed": ("full", _pooling, r"config.json pooling: found 'mean'; accepted: 'last'"),
+    "pooling-changed-adapter": (
+        "adapter", _without_probe(_pooling), r"config.json pooling: found 'mean'; accepted: 'last'",
+    ),
+    "tensor-scaled": ("full", _scale, r"tensor model\.layers\.1\.mlp\.up_proj\.weight: found"),
+    "tensor-scaled-adapter": (
+        "adapter", _scale_adapter, r"tensor model\.layers\.1\.mlp\.up_proj\.lora_B\.weight: found",
+    ),
+    "tensor-scaled-merged": (
+        "merged", _without_probe(_scale), r"tensor model\.layers\.1\.mlp\.up_proj\.weight: found",
+    ),
+    "tensor-scaled-stock": ("stock", _scale, r"tensor model\.layers\.1\.mlp\.up_proj\.weight: found"),
+    "template-changed": ("full", _template, r"tokenizer template of 'wordend'|tokenizer template of"),
+    "template-changed-stock": ("stock", _template, r"tokenizer template of"),
+    "int8-head": ("full", _without_probe(_int8(False)), TENSOR + "values in whole int8 steps"),
+    "int8-head-stored": ("full", _int8(True), r"dtype of score\.weight in model\.safetensors: found I8 "),
+    "int8-head-stock": ("stock", _int8(False), TENSOR + "values in whole int8 steps"),
+    "wrong-dtype": ("full", _narrow, r"dtype of model\.[\w.]+, .* and \d+ more: found bfloat16"),
+    "wrong-dtype-stock": ("stock", _narrow, r"dtype of model\.[\w.]+, .* and \d+ more: found bfloat16"),
+    "nan": ("full", _nan, TENSOR + "NaN or inf"),
+    "nan-stock": ("stock", _nan, TENSOR + "NaN or inf"),
+    "no-tokenizer": (
+        "full", lambda folder: (folder / "tokenizer.json").unlink(), r"tokenizer\.json: found no such file"
+    ),
+    "no-code": (
+        "adapter", lambda folder: (folder / "packing_task_heads.py").unlink(),
+        r"packing_task_heads\.py: found no such file",
+    ),
+    "other-code": (
+        "full", lambda folder: (folder / "pooling_task_heads.py").write_text("raise SystemExit"),
+        r"pooling_task_heads\.py: found other code",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_is_refused_by_its_name(prepared: Any, open_in: Any, tmp_path: Path, name: str) -> None:
+    kind, corrupt, message = CORRUPTIONS[name]
+    folder, reference = prepared[kind]
+    shutil.copytree(folder, tmp_path / "it")
+    corrupt(tmp_path / "it")
+    with pytest.raises(TaskHeadsError, match=message):
+        prove(tmp_path / "it", reference=reference, kind=kind, repo_id="me/it", run=open_in)
+
+
+@pytest.mark.parametrize("kind", ["merged", "stock"])
+def test_an_adapter_that_was_not_merged_is_refused(
+    prepared: Any, open_in: Any, bases: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    folder, reference = prepared[kind]
+    shutil.copytree(folder, tmp_path / "it")
+    base = load_file(Path(bases["qwen2"], "model.safetensors"))
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: base[name] for name in tensors if name in base})
+
+    _tensors(tmp_path / "it" / "model.safetensors", change)
+    with pytest.raises(TaskHeadsError, match=r"the adapter is not merged: found .*down_proj\.weight"):
+        prove(tmp_path / "it", reference=reference, kind=kind, repo_id="me/it", run=open_in)
+
+
+@pytest.mark.parametrize("probe", [True, False])
+def test_another_base_is_refused(
+    prepared: Any, open_in: Any, bases: dict[str, str], tmp_path: Path, probe: bool
+) -> None:
+    folder, reference = prepared["adapter"]
+    shutil.copytree(folder, tmp_path / "it")
+    shutil.copytree(bases["qwen2"], tmp_path / "base")
+    _tensors(tmp_path / "base" / "model.safetensors", lambda t: t["model.norm.weight"].mul_(1.5))
+
+    def change(config: dict[str, Any]) -> None:
+        config["backbone_name_or_path"] = str(tmp_path / "base")
+        config["probe"] = config["probe"] if probe else None
+
+    _json(tmp_path / "it" / "config.json", change)
+    with pytest.raises(TaskHeadsError) as caught:
+        prove(tmp_path / "it", reference=reference, kind="adapter", repo_id="me/it", run=open_in)
+    message = str(caught.value)
+    assert "the base: config.json backbone_name_or_path: found" in message
+    assert "the base: found 'other values in model.norm.weight'" in message
+    assert ("probe" in message) == probe
+
+
+def test_all_differences_come_at_once(prepared: Any, open_in: Any, tmp_path: Path) -> None:
+    folder, reference = prepared["full"]
+    shutil.copytree(folder, tmp_path / "it")
+    for corrupt in (_permute, _pad, _pooling, _template, _scale):
+        corrupt(tmp_path / "it")
+    with pytest.raises(TaskHeadsError) as caught:
+        prove(tmp_path / "it", reference=reference, kind="full", repo_id="me/it", run=open_in)
+    wheres = " | ".join(problem.where for problem in caught.value.problems)
+    for name in ("labels", "pad_token_id", "pooling", "tokenizer template", "up_proj.weight", "logits"):
+        assert name in wheres
+
+
+def test_what_cannot_be_compared_is_refused(prepared: Any, open_in: Any, tmp_path: Path) -> None:
+    folder, reference = prepared["full"]
+    with pytest.raises(TaskHeadsError, match="kind: found 'gguf'"):
+        prove(folder, reference=reference, kind="gguf", repo_id="me/it")
+    with pytest.raises(TaskHeadsError, match=r"reference\.json: found no reference"):
+        read_reference(tmp_path)
+    with pytest.raises(TaskHeadsError, match="found it crashed"):
+        prove(folder, reference=reference, kind="full", repo_id="me/it", run=lambda job: "it crashed")
+
+
+# Without a network PEFT cannot ask the hub whether the vocabulary grew, and says so.
+@pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")
+def test_a_base_of_a_hub_comes_from_the_cache_and_a_scorer_reads_pairs(
+    bases: dict[str, str], shake: Any, open_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half precision on disk, a prompt before each title, and a base that only the user's cache has."""
+    from qwen_task_heads.publishing.opening import lay_out
+
+    cache = tmp_path / "hub"
+    shutil.copytree(bases["qwen3"], tmp_path / "base")
+    _narrow(tmp_path / "base")
+    lay_out(tmp_path / "base", cache=cache, repo_id="base/qwen3")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    tokenizer = load_tokenizer("base/qwen3")
+    model = build("base/qwen3", dtype=torch.bfloat16)
+    compile_template(tokenizer, template=Template(between=" -> "), model_type="qwen3", max_length=64)
+    model = shake(get_peft_model(model, adapter_config(model, r=2, dora=True)))
+    reference = take_reference(
+        model, tokenizer=tokenizer, texts=["Parliament met."] * 3, text_pairs=["It met", "A budget", "Why?"]
+    )
+    folder = save(model, tokenizer=tokenizer, folder=tmp_path / "run", repo_id="me/titles")
+    parity = prove(folder, reference=reference, kind="adapter", repo_id="me/titles", run=open_in)
+    assert max(row.difference for row in parity.rows) == 0
+    merged = save(merge(str(folder)), tokenizer=tokenizer, folder=tmp_path / "merged")
+    parity = prove(merged, reference=reference, kind="merged", repo_id="me/titles", run=open_in)
+    assert all(row.bound is not None and row.bound < 1e-4 for row in parity.rows)
+
+
+def test_the_process_of_its_own(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Isolated, without tokens, and it cannot import the package."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    folder, reference = prepared["adapter"]
+    parity = prove(folder, reference=reference, kind="adapter", repo_id="me/it")
+    assert max(row.difference for row in parity.rows) == 0
