@@ -15,7 +15,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.loading_task_heads import WEIGHTS, embedding_rows
 
 ADAPTER = ("adapter_config.json",)
-CODE = sorted(Path(hubcode.__file__).parent.glob("*_task_heads.py"))
+CODE = sorted(path for path in Path(hubcode.__file__).parent.glob("*.py") if path.stem != "__init__")
 
 
 def save(model: Any, *, tokenizer: Any, folder: str | Path, repo_id: str | None = None) -> Path:
