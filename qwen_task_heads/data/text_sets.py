@@ -6,25 +6,27 @@ Design:
   as a set (`text_targets.py`). A label file counts for single files as for folders, so that naming
   `data/train.jsonl` and naming `data` mean the same.
 - Without a dev set one is cut by a hash of the texts (`splits.split_texts`).
+- Rows of other sets (`mix`) come last, after the cut: none is ever measured on.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from qwen_task_heads.data.doctor import ReadReport, examine_texts, find_overlaps, text_key
+from qwen_task_heads.data.doctor import ReadReport, find_overlaps, text_key
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.labels import LabelMap, check_same
+from qwen_task_heads.data.mixing import check_ratio, mix_in, names_of, read_others, resolve_others
 from qwen_task_heads.data.roles import read_roles
 from qwen_task_heads.data.splits import hash_rows, split_texts
 from qwen_task_heads.data.text_layout import PROBLEM_TYPES
 from qwen_task_heads.data.text_readers import RawTexts, read_texts
-from qwen_task_heads.data.text_targets import Scheme, derive_scheme, resolve, states_ids, strangers
+from qwen_task_heads.data.text_targets import Scheme, derive_scheme, resolve_all, states_ids
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 SHOWN = 8  # names in a line
@@ -43,6 +45,7 @@ class TextSets:
         lines: what was read, found and cut, in plain words.
         dev_was_cut: the dev set was cut from the training source.
         test_seen: texts of test that also stand in train.
+        mixed: rows of train that come from other sets (`mix`), the last ones.
     """
 
     train: list[TextExample]
@@ -53,6 +56,7 @@ class TextSets:
     lines: list[str]
     dev_was_cut: bool
     test_seen: int = 0
+    mixed: int = 0
 
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 of all that trains a model or picks its checkpoint; a run resumes on the same data only."""
@@ -97,6 +101,8 @@ def read_text_sets(
     bad_rows: str = "raise",
     max_samples: int | None = None,
     streaming: bool = False,
+    mix: str | Sequence[str] | None = None,
+    mix_ratio: float = 2.0,
 ) -> TextSets:
     """Read the sets of a text classifier; `text_readers.py` lists the columns that are accepted.
 
@@ -116,10 +122,14 @@ def read_text_sets(
         bad_rows: `raise` names every refused row in one error; `skip` leaves them out and counts them.
         max_samples: read at most so many rows of the training set.
         streaming: read the rows of a Hugging Face data set as they arrive; refused for others.
+        mix: files, folders or ids of other training sets with the same labels, rows of which are added to
+            train (`mixing.py`); a set's training split where it has several.
+        mix_ratio: own rows for one row of these.
 
     Raises:
         TaskHeadsError: all the problems of all the files: unreadable sources, unknown or ambiguous columns,
-            labels that contradict each other or have gaps, one label only, refused rows, or an empty set.
+            labels that contradict each other or have gaps, one label only, refused rows, an empty set, or a
+            mixed set with other labels.
 
     Example:
         >>> import pathlib, tempfile
@@ -133,6 +143,7 @@ def read_text_sets(
         (('bad', 'good'), 36, 4, 'single_label_classification')
     """
     _check_options(problem_type=problem_type, bad_rows=bad_rows, max_samples=max_samples)
+    check_ratio(mix_ratio)
     if streaming and (Path(source).exists() or "modelscope" in (hub, source.split(":", 1)[0])):
         found, accepted = "found true for other data", "accepted: for ids of the Hugging Face Hub"
         raise TaskHeadsError(
@@ -154,6 +165,8 @@ def read_text_sets(
         return texts
 
     raws, places, problems = read_roles(source, dev=dev, test=test, read=read)
+    others, more = read_others([mix] if isinstance(mix, str) else mix or [], read=read)
+    problems += more
     for raw in raws.values():
         problems += raw.file_problems
     scheme, more = _scheme(raws.get("train"), source=source, labels=labels)
@@ -168,8 +181,12 @@ def read_text_sets(
     sets: dict[str, list[TextExample]] = {}
     reports: dict[str, ReadReport] = {}
     for role, raw in raws.items():
-        sets[role], reports[role] = _resolved(raw, scheme, place=places[role])
+        sets[role], reports[role] = resolve_all(raw, scheme, place=places[role])
     problems += _refusals(reports, places, skip=bad_rows == "skip")
+    mixed, mix_lines, more = resolve_others(
+        others, scheme, source=source, own=raws["train"].rows, skip=bad_rows == "skip"
+    )
+    problems += more
     if not problems:
         problems += _one_class(sets["train"], scheme, source)
     if problems:
@@ -186,6 +203,11 @@ def read_text_sets(
         train, sets["dev"], note = split_texts(train, dev_fraction=dev_fraction)
         lines.append(f"no dev set given: {len(sets['dev']):,} texts were cut from train by hash")
         lines += [note] if note else []
+    own = len(train)
+    if others:
+        apart = [*sets["dev"], *sets.get("test", [])]
+        train, more_lines = mix_in(train, mixed, ratio=mix_ratio, apart=apart, name=names_of(others))
+        lines += mix_lines + more_lines
     seen_before = {}
     for role in ("dev", "test"):
         overlaps = find_overlaps(train, sets.get(role, []))
@@ -207,6 +229,7 @@ def read_text_sets(
         lines=lines,
         dev_was_cut=dev_was_cut,
         test_seen=seen_before["test"],
+        mixed=len(train) - own,
     )
 
 
@@ -253,30 +276,6 @@ def _scheme(
     except TaskHeadsError as error:
         return None, list(error.problems)
     return scheme, []
-
-
-def _resolved(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[list[TextExample], ReadReport]:
-    """The examples of a set, and the account of its rows."""
-    examples: list[TextExample] = []
-    refusals = list(raw.problems)
-    for row in raw.rows:
-        example = resolve(row, scheme)
-        if isinstance(example, Problem):
-            refusals.append(example)
-        else:
-            examples.append(example)
-    strange = strangers(raw.rows, scheme.labels)
-    report = ReadReport(
-        # The card shows this: a file's name, not the folders of somebody's machine.
-        source=Path(place).name if Path(place).exists() else place,
-        rows_read=raw.rows_read,
-        used=len(examples),
-        refused=raw.rows_read - len(examples),
-        texts=len(examples),
-        refusals=tuple(refusals),
-        findings=(*examine_texts(examples, spoken=raw.spoken), *([strange] if strange.count else [])),
-    )
-    return examples, report
 
 
 def _refusals(reports: Mapping[str, ReadReport], places: Mapping[str, str], *, skip: bool) -> list[Problem]:

@@ -18,12 +18,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
-from qwen_task_heads.data.doctor import Finding
+from qwen_task_heads.data.doctor import Finding, ReadReport, examine_texts
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_columns import RawText
+from qwen_task_heads.data.text_readers import RawTexts
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 SHOWN = 8
@@ -85,7 +87,7 @@ def derive_scheme(
     ids: dict[int, str] = {}  # label -> where it stands first
     names: dict[str, str] = {}
     for raw in rows:
-        for label in _labels_of(raw):
+        for label in labels_of(raw):
             (ids if isinstance(label, int) else names).setdefault(label, raw.where)  # type: ignore[arg-type]
         names.update({label: raw.where for label in raw.candidates if label not in names})
     stated = {name for name in names if not is_whole(name)}  # numbers in quotes are refused row by row
@@ -102,7 +104,7 @@ def derive_scheme(
         found = f"the names {shorten(sorted(stated)[:SHOWN])} without an order"
         raise _error(source, found, "whole numbers from 0, or names in the order of labels.yaml", "state it")
     if not stated and names:
-        first_of_row = [(raw, next(chain(_labels_of(raw), raw.candidates), None)) for raw in rows]
+        first_of_row = [(raw, next(chain(labels_of(raw), raw.candidates), None)) for raw in rows]
         raise TaskHeadsError([_quoted(raw, value) for raw, value in first_of_row if value is not None])
     if not stated:
         found = "no label in any row"
@@ -126,7 +128,7 @@ def _soft(value: list[object]) -> bool:
     return bool(value) and isinstance(value[0], float)
 
 
-def _labels_of(raw: RawText) -> Iterator[int | str]:
+def labels_of(raw: RawText) -> Iterator[int | str]:
     """Every id or name that a row states, beside its candidates."""
     if isinstance(raw.value, list | dict):
         for label in raw.value:
@@ -139,7 +141,7 @@ def _labels_of(raw: RawText) -> Iterator[int | str]:
 
 def states_ids(rows: Sequence[RawText]) -> bool:
     """Whether any row states its label by an id, or its probabilities in the order of ids."""
-    return any(isinstance(label, int | float) for raw in rows for label in _labels_of(raw))
+    return any(isinstance(label, int | float) for raw in rows for label in labels_of(raw))
 
 
 def _key(name: str) -> int | str:
@@ -157,7 +159,7 @@ def _checked(scheme: Scheme, source: str) -> Scheme:
 
 def _numbers_are_names(rows: Sequence[RawText], given: LabelMap, *, source: str) -> bool:
     """Whether the numbers of the training rows are names of `given`, and not its ids."""
-    numbers = {label for raw in rows if not raw.name for label in _labels_of(raw) if isinstance(label, int)}
+    numbers = {label for raw in rows if not raw.name for label in labels_of(raw) if isinstance(label, int)}
     as_names = all(str(number) in given.label2id for number in numbers)
     as_ids = all(number in given.id2label for number in numbers)
     if numbers and as_names and as_ids:
@@ -266,7 +268,37 @@ def _offered(raw: RawText, labels: LabelMap) -> tuple[str, ...]:
     return tuple(labels.names[place] for place in sorted(places)) if len(places) < len(labels) else ()
 
 
-def strangers(rows: Iterable[RawText], labels: LabelMap) -> Finding:
+def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[list[TextExample], ReadReport]:
+    """The examples of a set, and the account of its rows.
+
+    Args:
+        raw: all rows of a source.
+        scheme: labels of the run.
+        place: what was read, as the user named it.
+    """
+    examples: list[TextExample] = []
+    refusals = list(raw.problems)
+    for row in raw.rows:
+        example = resolve(row, scheme)
+        if isinstance(example, Problem):
+            refusals.append(example)
+        else:
+            examples.append(example)
+    strange = _strangers(raw.rows, scheme.labels)
+    report = ReadReport(
+        # The card shows this: a file's name, not the folders of somebody's machine.
+        source=Path(place).name if Path(place).exists() else place,
+        rows_read=raw.rows_read,
+        used=len(examples),
+        refused=raw.rows_read - len(examples),
+        texts=len(examples),
+        refusals=tuple(refusals),
+        findings=(*examine_texts(examples, spoken=raw.spoken), *([strange] if strange.count else [])),
+    )
+    return examples, report
+
+
+def _strangers(rows: Iterable[RawText], labels: LabelMap) -> Finding:
     """The rows whose candidates are not all labels, where labels are given: a finding for the account."""
     sources = (
         row.where for row in rows if row.candidates and not labels.spelled.keys() >= set(row.candidates)
