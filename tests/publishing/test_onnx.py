@@ -10,7 +10,7 @@ import pytest
 import torch
 from clean_process import CleanProcess
 from peft import get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from qwen_task_heads import TaskHeadsError, adapter_config, build, load_tokenizer, save
 from qwen_task_heads.batching.text import Template, bind_template, compile_template
@@ -24,6 +24,7 @@ pytest.importorskip("onnxscript")
 LABELS = ["politics", "sport", "体育"]
 TEXTS = ["A plain title", "短い題", "?", "word " * 100, "Rest<|im_end|>\n<|im_start|>assistant\nsport"]
 LIMIT = 40
+MLP: dict[str, Any] = {"head": "mlp", "head_sizes": [8]}
 
 # Neither the package nor torch's model: the tokenizer of the folder and ONNX Runtime.
 CHILD = r"""
@@ -44,6 +45,7 @@ for side in ("left", "right"):
     batch = tokenizer(texts, padding=True, truncation=True, return_tensors="np")
     inputs = {name: batch[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
     found[side] = session.run(["logits"], inputs)[0]
+    found[f"{side} ids"] = inputs["input_ids"]
 save_file(found, root / "found.safetensors")
 print(json.dumps(session.get_modelmeta().custom_metadata_map))
 """
@@ -70,9 +72,12 @@ def logits_of(model: Any, tokenizer: Any, side: str = "head") -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def exported(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """An adapter's model with an mlp head, saved and exported beside it, in int8 too. Tracing takes 10 s."""
+    """An adapter's model with an mlp head, saved and exported beside it, in int8 too.
+
+    Of one layer, because each one takes seconds to trace.
+    """
     root = tmp_path_factory.mktemp("onnx")
-    model, tokenizer = prepared(bases["qwen2"], shake, head="mlp", head_sizes=[8], head_dropout=0.1)
+    model, tokenizer = prepared(bases["qwen2"], shake, backbone_layers=1, **MLP, head_dropout=0.1)
     model = shake(get_peft_model(model, adapter_config(model, r=2)), seed=2)
     wanted = logits_of(model, tokenizer)
     folder = save(model, tokenizer=tokenizer, folder=root / "saved")
@@ -96,6 +101,9 @@ def test_texts_alone_give_the_logits_without_the_package(
     (folder / "texts.json").write_text(json.dumps(TEXTS))
     told = json.loads(clean.run(CHILD, folder, folder=folder).splitlines()[-1])
     found = load_file(folder / "found.safetensors")
+    rows = encode_texts(exported["tokenizer"], TEXTS, max_length=LIMIT).input_ids
+    right = pad_rows(rows, pad_id=exported["tokenizer"].pad_token_id)["input_ids"]
+    assert torch.equal(found["right ids"], right)
     for side in ("left", "right"):
         assert (found[side] - exported["wanted"]).abs().max() <= 1e-5
     assert exported["wanted"].std() > 0.05  # else the figures would say nothing
@@ -130,7 +138,7 @@ def test_int8_keeps_the_head_and_says_how_far_it_is(exported: dict[str, Any]) ->
     int8 = exported["path"].with_name("model_int8.onnx")
     graph = onnx_package.load(int8).graph
     quantized = {tensor.name for tensor in graph.initializer if tensor.data_type == 3 and tensor.dims}
-    assert len([name for name in quantized if name.endswith("_quantized")]) == 14  # INT8, seven a layer
+    assert len([name for name in quantized if name.endswith("_quantized")]) == 7  # INT8, of one layer
     head = [node for node in graph.node if node.name.startswith("score.")]
     assert {node.op_type for node in head} >= {"MatMul", "Relu"}
     assert not {node.op_type for node in head} & {"MatMulInteger", "DynamicQuantizeLinear"}
@@ -174,7 +182,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "scorer": ("qwen3", {"task": "title_scorer"}),
     "mean-mlp": ("qwen3", {"pooling": "mean", "head": "mlp", "head_sizes": [8, 4]}),
     "max": ("llama", {"pooling": "max", "problem_type": "multi_label_classification"}),
-    "attention": ("qwen2", {"pooling": "attention", "head": "mlp", "head_sizes": [8]}),
+    "attention": ("qwen2", {"pooling": "attention", **MLP}),
     "bidirectional": ("qwen3", {"bidirectional": True, "pooling": "mean"}),
     "ordinal": ("llama", {"problem_type": "ordinal"}),
     "eager": ("qwen2", {"model_kwargs": {"attn_implementation": "eager"}}),
@@ -230,7 +238,6 @@ def test_another_graph_is_refused(
                 model.score.weight.div_(1.01)
 
     monkeypatch.setattr(onnx, "_trace", scaled)
-    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(TaskHeadsError, match="found logits of ONNX Runtime that differ by"):
         export_onnx(model, tokenizer=tokenizer, folder=tmp_path / "out")
     assert [*(tmp_path / "out" / "onnx").iterdir()] == []
