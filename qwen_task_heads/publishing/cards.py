@@ -1,51 +1,60 @@
 """Model cards: every number comes from the metrics of the run, every piece of free text is escaped.
 
-Templates are the Markdown files in `model_cards/`, inside the package so that they are installed with
-it. Metadata is written by huggingface_hub's own classes, so that the hub reads what was meant.
+Design:
+- Templates are the Markdown files in `model_cards/`, inside the package so that they are installed with it:
+  one page of sections that all models share, and one page per kind of model that fills its blocks.
+- Free text goes through `plain` (one line, shown as itself), `code`, `link` or `fenced` (`shown.py`), and
+  never into a template as it is.
+- What is known only when a model is published (proof of equality, form) replaces a section of the finished
+  card; a section runs from its `## heading` to the next, and free text can start no line with one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>|#])")
+from qwen_task_heads.publishing.shown import (
+    code,
+    fenced,
+    figure,
+    figure_name,
+    interval,
+    link,
+    one_line,
+    plain,
+)
+
+__all__ = [
+    "code", "fenced", "figure", "figure_name", "interval", "link", "metadata", "one_line", "plain", "render",
+    "with_form", "with_parity",
+]  # fmt: skip
+
+PARITY, LOAD = "Parity", "How to load it"
+# As a card says what its repo holds; `with_form` replaces the first by what was made of it.
+ADAPTER, FULL = "An adapter with its head", "A full model"
+MERGED = "A full model, merged from an adapter,"
+STOCK = "A full model in a stock class of transformers,"
 
 
-def plain(text: object) -> str:
-    """Free text that shows as itself in Markdown, in one line: no markup, no HTML, no table break.
+def licence_fields(name: str | None) -> dict[str, str]:
+    """The licence as hubs take it: an id such as `apache-2.0`, else `other` with a name of its own.
 
     Example:
-        >>> from qwen_task_heads.publishing.cards import plain
-        >>> plain("a | b <script>")
-        'a \\\\| b &lt;script&gt;'
+        >>> from qwen_task_heads.publishing.cards import licence_fields
+        >>> licence_fields("Apache-2.0"), licence_fields("Our own terms")
+        ({'license': 'apache-2.0'}, {'license': 'other', 'license_name': 'our-own-terms'})
     """
-    line = " ".join(str(text).split())
-    escaped = _MARKUP.sub(r"\\\1", line)
-    return escaped.replace("\\<", "&lt;").replace("\\>", "&gt;")
-
-
-def figure(value: float | None, *, digits: int = 3) -> str:
-    """A number as the card and the screen show it; a dash where it is not defined."""
-    # adding 0.0 takes the sign off a zero
-    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def accuracy_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Rows of the accuracy table, from `metrics.json`: scorer name to its `pair_accuracy` entry."""
-    return [
-        {
-            "name": name,
-            "value": figure(entry["value"]),
-            "low": figure(entry["low"]),
-            "high": figure(entry["high"]),
-            "n": f"{entry['n']:,}",
-            "n_groups": f"{entry['n_groups']:,}",
-        }
-        for name, entry in figures.items()
-    ]
+    if name is None or not one_line(name):
+        return {}
+    lower = one_line(name).lower()
+    if re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", lower):
+        return {"license": lower}
+    slug = re.sub(r"[^a-z0-9.]+", "-", lower).strip("-.")
+    return {"license": "other", "license_name": slug or "own-terms"}
 
 
 def metadata(
@@ -59,9 +68,13 @@ def metadata(
     dataset_type: str,
     split: str,
     figures: Sequence[tuple[str, str, float]],
-    language: str | None = None,
+    language: Sequence[str] = (),
+    license: str | None = None,
+    datasets: Sequence[str] = (),
 ) -> str:
     """YAML front matter, without the dashes; names become one line, where YAML would fold them.
+
+    It is written by huggingface_hub's own classes, so that the hub reads what was meant.
 
     Args:
         name: of the model.
@@ -71,23 +84,30 @@ def metadata(
         tags: beside `qwen-task-heads`.
         dataset, dataset_type, split: what the figures were measured on.
         figures: (type, name, value) of each.
-        language: code, where it is known.
+        language: codes, where they are known.
+        license: of the model; None leaves it out.
+        datasets: ids of the hub that the model was trained or measured on.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
+    named = licence_fields(license)
     data = ModelCardData(
-        model_name=" ".join(name.split()),
+        model_name=one_line(name),
         library_name="transformers",
         pipeline_tag=task,
-        language=language,
+        language=list(language) or None,
+        license=named.get("license"),
+        license_name=named.get("license_name"),
         base_model=base,
         base_model_relation=relation if base else None,
+        datasets=list(datasets) or None,
+        metrics=list(dict.fromkeys(kind for kind, _, _ in figures)) or None,
         tags=[*tags, "qwen-task-heads"],
         eval_results=[
             EvalResult(
                 task_type=task,
                 dataset_type=dataset_type,
-                dataset_name=" ".join(dataset.split()),
+                dataset_name=one_line(dataset),
                 dataset_split=split,
                 metric_type=kind,
                 metric_name=title,
@@ -106,11 +126,98 @@ def render(template: str, **fields: Any) -> str:
         template: name of the template, such as `title_scorer`.
         **fields: values; free text must have passed through `plain`.
     """
+    text = _environment().get_template(f"{template}.md").render(**fields)
+    # blocks that are left out leave their blank lines behind
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Any:
     import jinja2
 
-    source = (resources.files("qwen_task_heads") / "model_cards" / f"{template}.md").read_text(
-        encoding="utf-8"
-    )
+    folder = resources.files("qwen_task_heads") / "model_cards"
     # Markdown, not HTML: `plain` escapes what autoescape would not.
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(**fields)
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def with_parity(card: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
+    """The card with what was proven before publishing, in place of what stood there.
+
+    Args:
+        card: as it stands; one without the section gets it at its end.
+        rows: of the table, column to cell: text, a number, True or False, or None. Columns are those of the
+            first row.
+        notes: sentences under the table.
+
+    Example:
+        >>> from qwen_task_heads.publishing.cards import with_parity
+        >>> card = "# a\\n\\n## Parity\\n\\nNo proof.\\n\\n## Versions\\n"
+        >>> row = {"artefact": "adapter", "largest difference": 8.1e-07, "bound": 1e-4}
+        >>> print(with_parity(card, [row]).split("\\n\\n")[3])
+        | artefact | largest difference | bound |
+        |---|---|---|
+        | adapter | 8.1e-07 | 0.0001 |
+    """
+    said = [
+        "Each artefact was opened again in a clean process and compared with the trained model on held texts."
+    ]
+    if rows:
+        names = list(rows[0])
+        lines = [[plain(name.replace("_", " ")) for name in names], ["---"] * len(names)]
+        lines += [[_shown(row[name]) for name in names] for row in rows]
+        table = ["| " + " | ".join(line) + " |" for line in lines]
+        table[1] = table[1].replace(" ", "")
+        said.append("\n".join(table))
+    said += ["\n".join(f"- {plain(note)}" for note in notes)] * bool(notes)
+    return _replace(card, PARITY, "\n\n".join(said))
+
+
+def with_form(card: str, form: str) -> str:
+    """The card of an adapter's or a full model's run, as it holds for the form that is published.
+
+    Args:
+        card: of the run folder.
+        form: `saved` (as it is), `merged` (full weights in our class) or `stock` (a class of transformers).
+    """
+    if form == "saved":
+        return card
+    from huggingface_hub import ModelCard
+
+    stock = form == "stock"
+    page = ModelCard(card)
+    if page.data.get("base_model"):
+        page.data["base_model_relation"] = "finetune"
+    for kind in (ADAPTER, FULL):
+        page.text = page.text.replace(f"\n{kind} on ", f"\n{STOCK if stock else MERGED} on ", 1)
+    found = re.search(r'model="([^"\n]*)"', page.text)
+    asked = re.search(r"^(?:classify|ranker)\((.*?)(?:, top_k=None)?\)$", page.text, re.MULTILINE)
+    section = render(
+        "load",
+        repo=found.group(1) if found else "path/to/this",
+        ranking=page.data.get("pipeline_tag") == "text-ranking",
+        pipeline_input=asked.group(1) if asked else '["A text"]',
+        adapter=False,
+        stock=stock,
+    )
+    return _replace(str(page), LOAD, section.split("\n", 1)[1].strip())
+
+
+def _replace(card: str, heading: str, body: str) -> str:
+    section = re.compile(rf"^## {heading}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    text = f"## {heading}\n\n{body}\n\n"
+    put: Callable[[re.Match[str]], str] = lambda _: text  # noqa: E731 - a string would read its backslashes
+    replaced, count = section.subn(put, card, count=1)
+    return (replaced if count else f"{card.rstrip()}\n\n{text}").rstrip() + "\n"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else plain(value)

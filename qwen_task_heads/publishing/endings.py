@@ -1,4 +1,4 @@
-"""What the ends of all recipes share: the account of a run, its notes, its manifest, its last words.
+"""What the ends of all recipes share: the account of a run, its notes, its card's facts, its last words.
 
 A model is saved before anything here runs: what cannot be computed or drawn is said and loses nothing.
 """
@@ -6,16 +6,17 @@ A model is saved before anything here runs: what cannot be computed or drawn is 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qwen_task_heads.backbones import EMBEDDED, locate
+from qwen_task_heads.backbones import locate
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.publishing.cards import plain
+from qwen_task_heads.publishing.card_facts import NOTHING_STATED, CardFacts, reported_dataset
+from qwen_task_heads.publishing.cards import figure
+from qwen_task_heads.publishing.eval_results import write_eval_results
 from qwen_task_heads.publishing.manifest import file_names, hash_code, versions
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class Account:
         picked: the checkpoint was picked by its figures on dev; else it is the last one.
         warning: what the run found wrong with its data, or None.
         speed: a line on how fast it was and what it did not waste; "" if nobody measured.
+        card: what its owner states of the model.
     """
 
     settings: Mapping[str, Any]
@@ -48,6 +50,7 @@ class Account:
     picked: bool = True
     warning: str | None = None
     speed: str = ""
+    card: CardFacts = NOTHING_STATED
 
 
 def attempt(make: Callable[[], T], what: str, notes: list[str]) -> T | None:
@@ -72,34 +75,63 @@ def first_notes(model: Any, run: Account) -> list[str]:
     return notes
 
 
-def card_fields(model: Any, folder: Path, run: Account, *, reported: str, seen: int) -> dict[str, Any]:
-    """The fields that the cards of all models have in common; `seen` rows of test stand in train too."""
-    from peft import PeftModel
+def training_facts(run: Account) -> dict[str, Any]:
+    """The part of `metrics.json` on time and device, as this process trained."""
+    import torch
+    from accelerate import PartialState
 
-    adapter, local = isinstance(model, PeftModel), Path(locate(run.backbone)).is_dir()
-    base = Path(run.backbone).name if local else run.backbone
-    embedded = run.backbone == EMBEDDED
+    state = PartialState()  # that of the finished training, if there was one
+    kind, threads = state.device.type, torch.get_num_threads()
+    name = {
+        "cpu": lambda: f"CPU ({threads} thread{'' if threads == 1 else 's'})",
+        "cuda": lambda: torch.cuda.get_device_name(state.device),
+    }.get(kind, kind.upper)()
     return {
-        "title": plain(folder.name),
-        "kind": "An adapter with its head" if adapter else "A full model",
-        "base": "the small backbone embedded in the package" if embedded else f"`{base}`",
-        "revision": model.config.backbone_revision,
-        "versions": versions(),
-        "reported_on": _reported_on(reported, run, seen),
-        "repo": "path/to/" + re.sub(r"[^\w./-]", "-", folder.name),
-        "adapter": adapter,
-        "picked": run.picked,
-        "settings": {plain(name): plain(value) for name, value in run.settings.items()},
-        "embedded": embedded,
+        "seconds": round(run.seconds, 1),
+        "resumed": run.resumed,
+        "device": name,
+        "processes": state.num_processes,
     }
 
 
-def base_of(model: Any, run: Account) -> dict[str, Any]:
-    """Base and relation of the card's metadata; a folder of this machine is no base that a hub knows."""
-    from peft import PeftModel
+def set_facts(
+    sets: Mapping[str, Sequence[Any]], dev_was_cut: bool, digest: Callable[[Any], str], counted: str
+) -> dict[str, dict[str, Any]]:
+    """The part of `metrics.json` on the data: size and SHA-256 of each set, and whether it was cut.
 
-    base = None if Path(locate(run.backbone)).is_dir() else run.backbone
-    return {"base": base, "relation": "adapter" if isinstance(model, PeftModel) else "finetune"}
+    Args:
+        sets: name to examples; `train`, `dev`, `test`.
+        dev_was_cut: of the dev set.
+        digest: from examples to their SHA-256.
+        counted: what the sizes are called.
+    """
+    found = {name: {counted: len(rows), "sha256": digest(rows)} for name, rows in sets.items()}
+    return {name: {**entry, "cut": name == "dev" and dev_was_cut} for name, entry in found.items()}
+
+
+def write_account(
+    folder: Path, run: Account, *, metrics: Mapping[str, Any], card: str, reported: str, main: str
+) -> None:
+    """Write `metrics.json`, the card, `.eval_results/` and last of all the manifest.
+
+    Args:
+        folder: of the finished run, with plots and predictions.
+        run: its account.
+        metrics: what was measured; `data` holds rows and hashes of the sets.
+        card: as Markdown.
+        reported: the split that the card reports.
+        main: the figure that stands for the model.
+    """
+    write_json(folder / "metrics.json", metrics)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    entry, dataset = metrics[reported][MODEL][main], reported_dataset(run, reported, metrics)
+    if dataset and entry["value"] is not None:
+        between = f", 95% interval {figure(entry['low'])} to {figure(entry['high'])}" * (
+            entry["low"] is not None
+        )
+        notes = f"{main.replace('_', ' ')} on {reported}{between}; measured by qwen-task-heads"
+        write_eval_results(folder, dataset_id=dataset, value=round(entry["value"], 4), notes=notes)
+    write_manifest(folder, run, data=metrics["data"])
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -132,14 +164,3 @@ def python_command() -> str:
     """This interpreter as a user would type it here: `.venv/bin/python`, or just `python`."""
     here = Path(sys.executable)
     return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else "python"
-
-
-def _reported_on(reported: str, run: Account, seen: int) -> str:
-    if reported == "test" and seen:
-        rows = "one row of which was" if seen == 1 else f"{seen:,} rows of which were"
-        return f"On the test set, {rows} trained on too: the figures flatter."
-    if reported == "test":
-        return "On the test set, which played no part in training or choosing:"
-    if run.picked:
-        return "On the dev set, on which the checkpoint was also chosen: expect a little less on new data."
-    return "On the dev set, which chose nothing: these are the last weights of the run."

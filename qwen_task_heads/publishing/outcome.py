@@ -1,7 +1,7 @@
 """The end of a run: score dev and test, set them beside the floors, write and say all of it.
 
-`metrics.json` is written first and everything else (card, table on the screen, plots) is made from the
-same dictionary, so that no two places can disagree. Figures of the model are computed by `Scorer`, the
+Card, table on the screen and plots are made from the dictionary that `metrics.json` holds, so that no two
+places can disagree. Figures of the model are computed by `Scorer`, the
 code that users will run, and not by the training loop.
 """
 
@@ -20,29 +20,24 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.title_sets import TitleSets, hash_pairs
 from qwen_task_heads.inference.scorer import Scorer
-from qwen_task_heads.publishing.cards import accuracy_rows, figure, metadata, plain, render
 from qwen_task_heads.publishing.endings import (
     MODEL,
     SMALL,
     Account,
     attempt,
-    base_of,
-    card_fields,
     first_notes,
     python_command,
+    set_facts,
     trained_line,
-    write_json,
-    write_manifest,
+    training_facts,
+    write_account,
 )
 from qwen_task_heads.publishing.export import save
+from qwen_task_heads.publishing.title_card import accuracy_rows, title_card
 from qwen_task_heads.training.floors import TfidfBradleyTerry, longer_title
 from qwen_task_heads.training.metrics import mean_figure, pair_accuracy, ranking_metrics
 from qwen_task_heads.training.plots import gap_against_accuracy, training_curves
 
-ATTRIBUTION = (
-    "Headlines and clicks of the embedded data are from the Upworthy Research Archive (Matias, Munger, "
-    "Le Quere and Ebersole 2021, CC BY 4.0, https://doi.org/10.1038/s41597-021-00934-7)."
-)
 LONGER, TFIDF = "the longer title wins", "TF-IDF Bradley-Terry"
 
 
@@ -75,7 +70,8 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     named = {"dev": run.sets.dev, "test": run.sets.test}
     metrics: dict[str, Any] = {
         "seed": run.seed,
-        "train": {"pairs": len(run.sets.train), "seconds": round(run.seconds, 1), "resumed": run.resumed},
+        "train": {"pairs": len(run.sets.train), **training_facts(run)},
+        "data": set_facts({"train": run.sets.train, **named}, run.sets.dev_was_cut, hash_pairs, "pairs"),
     }
     scores = {}
     for name, pairs in named.items():
@@ -98,13 +94,10 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
         ),
     }
     metrics["notes"] = notes
-    write_json(folder / "metrics.json", metrics)
     _write_predictions(folder / "predictions.jsonl", named[reported], *scores[reported])
-    card = _card(model, folder, metrics, reported, run, plots={k: p.name for k, p in plots.items() if p})
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    sets = {"train": run.sets.train, **named}
-    data = {name: {"pairs": len(pairs), "sha256": hash_pairs(pairs)} for name, pairs in sets.items()}
-    write_manifest(folder, run, data=data)
+    drawn = {title: path.name for title, path in plots.items() if path}
+    card = title_card(model, folder, metrics, reported, run, plots=drawn)
+    write_account(folder, run, metrics=metrics, card=card, reported=reported, main="pair_accuracy")
     _say(metrics, reported, folder, run)
     return metrics
 
@@ -148,40 +141,6 @@ def _write_predictions(
             if pair.prompt:
                 row["prompt"] = pair.prompt
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _card(
-    model: Any, folder: Path, metrics: dict[str, Any], reported: str, run: Run, *, plots: dict[str, str]
-) -> str:
-    ours = metrics[reported][MODEL]
-    accuracies = {name: entry["pair_accuracy"] for name, entry in metrics[reported].items()}
-    bias = ours["length_spearman"]["value"]
-    return render(
-        "title_scorer",
-        metadata=metadata(
-            name=folder.name,
-            **base_of(model, run),
-            task="text-ranking",
-            tags=["title-scorer", "reward-model"],
-            dataset=str(run.settings.get("dataset_name", "pairs")),
-            dataset_type="pairs",
-            split=reported,
-            figures=[("accuracy", "pair accuracy", ours["pair_accuracy"]["value"])],
-            language="en" if run.settings.get("dataset_name") == EMBEDDED else None,
-        ).strip(),
-        **card_fields(model, folder, run, reported=reported, seen=run.sets.test_seen),
-        table=accuracy_rows(accuracies),
-        figures={
-            plain(name): figure(entry["value"]) for name, entry in ours.items() if name != "pair_accuracy"
-        },
-        data_lines=[plain(line) for line in [*run.sets.lines, *metrics["notes"]]],
-        plots=plots,
-        attribution=ATTRIBUTION if EMBEDDED in (run.settings.get("dataset_name"), run.backbone) else "",
-        provenance=f"{len(run.sets.train):,} pairs trained on; hashes of all sets are in `manifest.json`.",
-        dev_was_cut=run.sets.dev_was_cut,
-        length_bias=f"Spearman correlation of score gap and length gap on these pairs: {figure(bias)}; "
-        "near 0 means no taste for length.",
-    )
 
 
 def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None:

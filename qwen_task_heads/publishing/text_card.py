@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_task_heads.publishing.cards import figure, metadata, plain, render
-from qwen_task_heads.publishing.endings import MODEL, base_of, card_fields
+from qwen_task_heads.publishing.card_facts import card_fields, loss_line, metadata_fields, without_rows
+from qwen_task_heads.publishing.cards import figure, figure_name, interval, metadata, plain, render
+from qwen_task_heads.publishing.endings import MODEL
+from qwen_task_heads.training.classification_losses import TEXT_LOSSES
 from qwen_task_heads.training.classification_metrics import MULTI, ORDINAL, REGRESSION, SINGLE
 
 if TYPE_CHECKING:
@@ -29,21 +31,9 @@ HUB_METRICS: dict[str, tuple[tuple[str, str], ...]] = {
     REGRESSION: (("spearmanr", "spearman"), ("pearsonr", "pearson"), ("mse", "mse")),
     ORDINAL: (("accuracy", "accuracy"), ("mae", "mae"), ("quadratic_kappa", "quadratic_kappa")),
 }
-SPELLED = {"f1": "F1", "map": "mAP", "mse": "MSE", "mae": "MAE", "r2": "R²", "ece": "ECE"}
 SAME_AS_ACCURACY = ("micro_precision", "micro_recall", "micro_f1")  # where every text has one label
 MAX_CLASSES = 200  # labels listed on a card
 FEW_ROWS = 20  # of a label, below which its own figures say little
-
-
-def figure_name(name: str) -> str:
-    """A figure as people write it: `macro_f1` is "macro F1".
-
-    Example:
-        >>> from qwen_task_heads.publishing.text_card import figure_name
-        >>> figure_name("macro_f1"), figure_name("map")
-        ('macro F1', 'mAP')
-    """
-    return " ".join(SPELLED.get(word, word) for word in name.split("_"))
 
 
 def figure_rows(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
@@ -54,15 +44,10 @@ def figure_rows(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) ->
         names: figures to show; where a scorer has none there is a dash.
     """
     rows = [["", *found]]
-    rows += [[figure_name(name), *(_cell(figures.get(name)) for figures in found.values())] for name in names]
+    rows += [
+        [figure_name(name), *(interval(figures.get(name)) for figures in found.values())] for name in names
+    ]
     return rows
-
-
-def _cell(entry: Mapping[str, Any] | None) -> str:
-    if entry is None:
-        return "–"
-    between = "" if entry["low"] is None else f" ({figure(entry['low'])} to {figure(entry['high'])})"
-    return figure(entry["value"]) + between
 
 
 def text_card(
@@ -96,30 +81,39 @@ def text_card(
         "text_classifier",
         metadata=metadata(
             name=folder.name,
-            **base_of(model, run),
             task="text-classification",
             tags=[kind.replace("_", "-")],
-            dataset=str(run.settings.get("dataset_name", "texts")),
             dataset_type="texts",
-            split=reported,
             figures=given,
+            **metadata_fields(model, run, reported=reported, metrics=metrics),
         ).strip(),
-        **card_fields(model, folder, run, reported=reported, seen=run.sets.test_seen),
+        **card_fields(model, folder, run, metrics=metrics, reported=reported, seen=run.sets.test_seen),
         what=_what(kind, len(run.sets.labels), pairs=pairs),
+        meant_for=_meant_for(kind, pairs=pairs),
+        limits=_limits(kind, ours),
+        ranking=False,
+        pipeline_input='{"text": "One text", "text_pair": "another"}' if pairs else '["A text"]',
         table=table,
         rows_line=f"{main['n']:,} rows{groups}.",
         classes=classes[:MAX_CLASSES],
         described=any(run.sets.labels.descriptions),
         hidden=max(0, len(classes) - MAX_CLASSES),
         plots=plots,
-        pipeline_input='{"text": "One text", "text_pair": "another"}' if pairs else '["A text"]',
-        scorer_input='["One text"], text_pairs=["another"]' if pairs else '["A text"]',
         lengths=_lengths(model.config, run),
-        data_lines=[plain(line) for line in [*run.sets.lines, *metrics["notes"]]],
-        provenance=f"{len(run.sets.train):,} rows trained on; hashes of all sets are in `manifest.json`.",
-        attribution="",
+        rows_name="rows",
+        data_lines=[plain(line) for line in [*without_rows(run.sets.lines), *metrics["notes"]]],
+        loss_line=loss_line(run, TEXT_LOSSES[kind]),
         dev_was_cut=run.sets.dev_was_cut,
-        limits=_limits(kind, ours),
+    )
+
+
+def _meant_for(kind: str, *, pairs: bool) -> str:
+    it = "pairs of texts" if pairs else "texts"
+    if kind == REGRESSION:
+        return f"It is meant for {it} like those it was trained on; the plot below shows how far off it is."
+    return (
+        f"It is meant for {it} like those it was trained on, under the labels listed below; it is no basis "
+        "for decisions on people without somebody who checks them."
     )
 
 
@@ -161,19 +155,21 @@ def _lengths(config: Any, run: TextRun) -> str:
         f"{config.window_aggregation} of the windows' logits is the answer",
     }
     told = f"Texts have up to {limit:,} tokens, template included; {rules[policy]}, here as in training."
-    return f"{told} {plain(run.cut)}".strip()
+    return f"{told} {plain(run.cut[:1].upper() + run.cut[1:])}.".removesuffix(" .")
 
 
 def _limits(kind: str, ours: Mapping[str, Any]) -> list[str]:
     """What the figures do not promise."""
     limits = [
         "It has learned how this data was labelled, and nothing about truth or harm; texts of another kind, "
-        "time or language are not covered by the figures above."
+        "time or language are not covered by the figures below."
     ]
     if kind == REGRESSION:
         return [*limits, "Values outside the range of the training data are extrapolated."]
     if kind != MULTI:
-        limits.append("Every text gets one of the labels, also one that fits none: use `abstain`.")
+        limits.append(
+            "Every text gets one of the labels, also one that fits none: `Scorer.predict` can abstain."
+        )
         limits.append(
             f"Its probabilities are off by {figure(ours['ece']['value'])} on average (ECE, 15 bins)."
         )
@@ -181,8 +177,10 @@ def _limits(kind: str, ours: Mapping[str, Any]) -> list[str]:
     none = sum(row["support"] == 0 for row in ours["per_class"])
     if few:
         have = "1 label has" if few == 1 else f"{few:,} labels have"
-        limits.append(f"{have} fewer than {FEW_ROWS} rows here: figures of such a label say little.")
+        limits.append(
+            f"{have} fewer than {FEW_ROWS} rows in the set measured: figures of such a label say little."
+        )
     if none:
         have = "1 label has" if none == 1 else f"{none:,} labels have"
-        limits.append(f"{have} no row here: nothing is known of such a label.")
+        limits.append(f"{have} no row in the set measured: nothing is known of such a label.")
     return limits

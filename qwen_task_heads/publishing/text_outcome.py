@@ -19,6 +19,7 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.inference.scorer import Scorer
+from qwen_task_heads.publishing.cards import figure_name
 from qwen_task_heads.publishing.endings import (
     MODEL,
     SMALL,
@@ -26,12 +27,13 @@ from qwen_task_heads.publishing.endings import (
     attempt,
     first_notes,
     python_command,
+    set_facts,
     trained_line,
-    write_json,
-    write_manifest,
+    training_facts,
+    write_account,
 )
 from qwen_task_heads.publishing.export import save
-from qwen_task_heads.publishing.text_card import HEADLINES, figure_name, figure_rows, text_card
+from qwen_task_heads.publishing.text_card import HEADLINES, figure_rows, text_card
 from qwen_task_heads.publishing.text_rows import hardest_errors, write_predictions
 from qwen_task_heads.training.classification_metrics import (
     BEST_METRIC,
@@ -43,6 +45,7 @@ from qwen_task_heads.training.classification_metrics import (
     probabilities,
 )
 from qwen_task_heads.training.classification_plots import confusion_plot, reliability_plot, scatter_plot
+from qwen_task_heads.training.early_exits import aligned
 from qwen_task_heads.training.metrics import Floats
 from qwen_task_heads.training.plots import training_curves
 from qwen_task_heads.training.text_floors import TfidfFloor, TrivialFloor
@@ -85,7 +88,8 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
         "seed": run.seed,
         "problem_type": kind,
         "labels": list(names),
-        "train": {"rows": len(run.sets.train), "seconds": round(run.seconds, 1), "resumed": run.resumed},
+        "train": {"rows": len(run.sets.train), **training_facts(run)},
+        "data": set_facts({"train": run.sets.train, **sets}, run.sets.dev_was_cut, hash_texts, "rows"),
     }
     logits: dict[str, Floats] = {}
     for name, examples in sets.items():
@@ -100,17 +104,12 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
     examples, shown = sets[reported], logits[reported]
     plots = _plots(folder, run, examples, shown, metrics["dev"], notes)
     metrics["notes"] = notes
-    write_json(folder / "metrics.json", metrics)
     write_predictions(folder / "predictions.jsonl", examples, shown, config=model.config)
     page = hardest_errors(kind, examples, shown, labels=names, split=reported)
     (folder / "errors.md").write_text(page, encoding="utf-8")
     card = text_card(model, folder, metrics, reported, run, plots=plots)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    data = {
-        name: {"rows": len(rows), "sha256": hash_texts(rows)}
-        for name, rows in {"train": run.sets.train, **sets}.items()
-    }
-    write_manifest(folder, run, data=data)
+    main = BEST_METRIC[kind][0].removeprefix("eval_")
+    write_account(folder, run, metrics=metrics, card=card, reported=reported, main=main)
     _say(metrics, reported, folder, run)
     return metrics
 
@@ -216,7 +215,6 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> 
     kind, found = run.sets.problem_type, metrics[reported]
     main = BEST_METRIC[kind][0].removeprefix("eval_")
     rows = figure_rows(found, HEADLINES[kind])
-    width = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
     ours = found[MODEL][main]
     floors = {name: entry[main]["value"] for name, entry in found.items() if name != MODEL}
     defined = {name: value for name, value in floors.items() if value is not None}
@@ -232,7 +230,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> 
         + ", 95% intervals over them"
         + (" (the checkpoint was chosen on the same rows)" if reported == "dev" and run.picked else ""),
         "",
-        *("  " + _aligned(row, width) for row in rows),
+        *aligned(rows),
         "",
         *([_against(best, defined[best], ours["value"], main)] if best else []),
         *_weakest(found[MODEL]["per_class"] if kind != REGRESSION else []),
@@ -246,10 +244,6 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> 
         f"  {predict} --input texts.jsonl --output answers.jsonl",
     ]  # fmt: skip
     print("\n".join(lines), flush=True)
-
-
-def _aligned(row: Sequence[str], width: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip()
 
 
 def _against(best: str, floor: float, ours: float | None, main: str) -> str:

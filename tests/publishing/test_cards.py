@@ -1,128 +1,277 @@
-"""Check 25 for cards: 200 hostile strings in every field, one front matter, no live HTML, no broken table."""
+"""Check 25: 200 hostile strings in every free-text field of both cards show as themselves, do nothing."""
 
 from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
+from rendered_card import Rendered
 
-from qwen_task_heads.publishing.cards import accuracy_rows, figure, metadata, plain, render
+from qwen_task_heads import build
+from qwen_task_heads.data.examples import PairExample, TextExample
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.text_sets import TextSets
+from qwen_task_heads.data.title_sets import TitleSets
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.publishing.card_facts import CardFacts
+from qwen_task_heads.publishing.cards import (
+    code,
+    fenced,
+    figure,
+    licence_fields,
+    link,
+    metadata,
+    one_line,
+    plain,
+    render,
+    with_form,
+    with_parity,
+)  # fmt: skip
+from qwen_task_heads.publishing.outcome import Run
+from qwen_task_heads.publishing.text_card import text_card
+from qwen_task_heads.publishing.text_outcome import TextRun
+from qwen_task_heads.publishing.title_card import accuracy_rows, title_card
 
 PIECES = (
-    "---",
-    "\n---\n",
-    "```",
-    "`",
-    "|",
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "{{ 7*7 }}",
-    "{% raw %}",
-    "![x](http://example.org/x.png)",
-    "[a](javascript:alert(1))",
-    "# head",
-    "key: value",
-    "'",
-    '"',
-    "\\",
-    "\r\n",
-    "\t",
-    "\u2028",
-    "\x85",
-    "&lt;",
-    "- item",
-    "null",
-    "yes",
-    "1e3",
-    "<!-- -->",
-    "~~~",
-    "休",
-    "%s",
-    "!!python/object:os.system",
-)
-HOSTILE = [f"{a}{b}" for a, b in itertools.islice(itertools.product(PIECES, PIECES), 0, None, 5)][:180] + [
-    f"before {piece} after" for piece in PIECES[:20]
-]
-FIELDS = {
-    "plots": {"Training": "training.png"},
-    "attribution": "",
-    "picked": True,
-    "kind": "A full model",
-    "revision": None,
-    "reported_on": "On the test set:",
-    "adapter": False,
-    "provenance": "3 pairs.",
-    "dev_was_cut": False,
-    "length_bias": "0.1",
-    "embedded": False,
-    "repo": "a-model",
-    "versions": {"qwen-task-heads": "0.1.0"},
-}
+    "---", "\n---\n", "```", "`", "|", "<script>alert(1)</script>", "<img src=x onerror=alert(1)>",
+    "{{ 7*7 }}", "{% raw %}", "![x](http://example.org/x.png)", "[a](javascript:alert(1))", "# head",
+    "## Parity", "key: value", "'", '"', "\\", "\r\n", "\t", "\u2028", "\x85", "&lt;", "- item", "null",
+    "yes", "1e3", "<!-- -->", "~~~", "休", "%s", "!!python/object:os.system", "a\x00b", "\u202etxt.exe\u202c",
+    "\u2066x\u2069", "x" * 3000, "https://evil.example/a", "www.evil.example", "me@evil.example",
+    "<https://evil.example>", "👩‍👩‍👧", "| a | b |\n|---|---|\n| c | d |", "1. one", "2) two", "$$x$$",
+    "~~gone~~", "**bold** _it_", "\ud800", "\ufeff", "license: evil", "...", "[ref]: http://evil.example",
+    "[^1]", "$(id)", "==", "+ plus", "&#60;b&#62;", "</table>", "\\\\", "a\\|b",
+)  # fmt: skip
+SINGLES = [*filter(one_line, PIECES), *(f"before {piece} after" for piece in PIECES)]
+COUPLES = [f"{first} {second}{first}" for first, second in itertools.product(PIECES, PIECES)]
+COUPLES = [text for text in COUPLES if one_line(text)]
+HOSTILE = [*SINGLES, *COUPLES[:: len(COUPLES) // (200 - len(SINGLES))]][:200]
+NAME = 200  # characters that a file name can have
 ENTRY = {"value": 0.61234, "low": 0.55, "high": None, "n": 1841, "n_groups": 220}
+BOTH = {**ENTRY, "high": 0.6781}
+NAMED = ("pair_accuracy", "log_loss", "ece", "length_spearman")
+CLASSES = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "ece")
+RAN = {"seconds": 12.3, "resumed": False, "device": "CPU (1 thread)", "processes": 1}
+SETS = {
+    name: {"pairs": 9, "rows": 9, "sha256": "0" * 64, "cut": name == "dev"}
+    for name in ("train", "dev", "test")
+}
 
 
-def front_matter(*, name: str = "a", base: str | None = None, dataset: str = "d") -> str:
-    return metadata(
-        name=name,
-        base=base,
-        relation="adapter",
-        task="text-ranking",
-        tags=["title-scorer"],
-        dataset=dataset,
-        dataset_type="pairs",
-        split="test",
-        figures=[("accuracy", "pair accuracy", 0.61234)],
+@pytest.fixture(scope="module")
+def models(bases):
+    """A title scorer and a classifier of three labels, untrained: a card reads their configs only."""
+    labels = ["a", "b", "c"]
+    return build(bases["qwen2"]), build(bases["qwen2"], task="pooled_classifier", labels=labels)
+
+
+def account(text: str) -> dict[str, object]:
+    """What both runs have in common; an address alone would rightly be a link, so its field holds more."""
+    facts = CardFacts(
+        license=text,
+        dataset_license=text,
+        dataset_url=f"{text} !",
+        intended_use=text,
+        citation=text,
+        language="en",
     )
+    return {
+        "settings": {"dataset_name": text, "test_dataset": text, text: text},
+        "log_history": [],
+        "seconds": 12.3,
+        "seed": 0,
+        "backbone": text[:NAME],  # a model was loaded by it
+        "card": facts,
+    }
 
 
-def card(text: str) -> str:
-    return render(
-        "title_scorer",
-        metadata=front_matter(name=text, dataset=text).strip(),
-        title=plain(text),
-        base=plain(text),
-        table=accuracy_rows({"this model": ENTRY}),
-        figures={plain(text): plain(text)},
-        data_lines=[plain(text)],
-        settings={plain(text): plain(text)},
-        **FIELDS,
-    )
+def title_page(model, text: str) -> str:
+    pair = PairExample(chosen="a", rejected="b")
+    sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[pair], lines=[text], dev_was_cut=True)
+    metrics = {
+        "train": {"pairs": 9, **RAN, "device": text},
+        "data": SETS,
+        "test": {"this model": dict.fromkeys(NAMED, BOTH), text: {"pair_accuracy": ENTRY}},
+        "notes": [text],
+    }
+    model.config.backbone_revision = text
+    run = Run(sets=sets, **account(text))
+    return title_card(model, Path("runs", text), metrics, "test", run, plots={"Training": "training.png"})
 
 
-def test_hostile_strings_stay_text():
-    assert len(HOSTILE) == 200
-    calm = card("calm").splitlines()
-    lines = len(card("calm").split("---", 2)[2].splitlines())
+def text_page(model, text: str) -> str:
+    row = TextExample(text="a", target=0)
+    names = (one_line(text) or "x", "b", "c")
+    sets = TextSets(
+        train=[row], dev=[row], test=[row], problem_type="single_label_classification",
+        labels=LabelMap(names, descriptions=(text, "", "")), lines=[text], dev_was_cut=True,
+    )  # fmt: skip
+    own = {"label": text, "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 4}
+    metrics = {
+        "train": {"rows": 9, **RAN},
+        "data": SETS,
+        "test": {
+            "this model": {**dict.fromkeys(CLASSES, BOTH), "per_class": [own] * 3},
+            text: {"accuracy": BOTH},
+        },
+        "notes": [text],
+    }
+    run = TextRun(sets=sets, cut=text, **account(text))
+    return text_card(model, Path("runs", text), metrics, "test", run, plots={})
+
+
+@pytest.mark.parametrize("kind", ["titles", "texts"])
+def test_hostile_strings_show_as_themselves_and_do_nothing(models, kind):
+    assert len(HOSTILE) == len(set(HOSTILE)) == 200
+    make, model = ((title_page, models[0]), (text_page, models[1]))[kind == "texts"]
+    calm = Rendered(make(model, "calm"))
     for text in HOSTILE:
-        page = card(text)
-        assert page.splitlines()[0] == "---"
-        _, front, body = re.split(r"^---$", page, maxsplit=2, flags=re.MULTILINE)
-        read = yaml.safe_load(front)
-        assert read["model-index"][0]["name"] == " ".join(text.split())
-        assert read["model-index"][0]["results"][0]["dataset"]["name"] == " ".join(text.split())
-        assert (
-            yaml.safe_load(ModelCard(page, ignore_metadata_errors=False).data.to_yaml())["tags"]
-            == read["tags"]
+        shown, card = one_line(text), make(model, text)
+        # one front matter, with what was put into it
+        assert card.startswith("---\n")
+        assert len(re.findall(r"^---\s*$", card, re.MULTILINE)) == 2, text
+        front = ModelCard(card, ignore_metadata_errors=False).data.to_dict()
+        index = front["model-index"][0]
+        assert index["name"] == one_line(Path("runs", text).name)
+        assert index["results"][0]["dataset"]["name"] == shown
+        assert index["results"][0]["metrics"][0]["value"] == 0.6123
+        assert front["base_model"] == one_line(text[:NAME])
+        assert {name: front[name] for name in licence_fields(text)} == licence_fields(text)
+        assert set(front) <= {
+            "language", "license", "license_name", "library_name", "metrics", "pipeline_tag", "tags",
+            "base_model", "base_model_relation", "model-index",
+        }  # fmt: skip
+        # the same tags as in a calm card, so no live HTML, no link, no image, no other table or list
+        page = Rendered(card)
+        assert page.tags == calm.tags, text
+        assert page.heading == one_line(Path("runs", text).name)
+        assert not re.search(r"://|www\.|\w@\w", re.sub(r"https://doi\.org/\S+", "", " ".join(page.texts))), (
+            text
         )
-        # nothing opens a tag, an image, a link, a code block or a second front matter, outside our own lines
-        assert len(body.splitlines()) == lines, text
-        for line in body.splitlines():
-            if line in calm or "](https://pypi.org" in line:
-                continue
-            assert not re.search(r"<[a-zA-Z/!?]", line), line
-            assert not re.search(r"(?<!\\)[\[\]`|#]", re.sub(r"^\| | \|$| \| |^# |^## ", " ", line)), line
-            assert not line.startswith(("---", "```", "~~~")), line
-        rows = [line for line in body.splitlines() if line.startswith("| ") and line not in calm]
-        assert len(rows) == 2
-        assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows), rows
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", card), text
+        # and the figures stand as they stood
+        cells = page.titles["How good it is"][0]
+        assert shown in cells[2] + cells[0]
+        if kind == "titles":
+            assert cells[1] == ["this model", "0.612", "0.550 to 0.678", "1,841", "220"]
+            assert cells[2][1:] == ["0.612", "0.550 to –", "1,841", "220"]
+        else:
+            assert cells[1] == ["accuracy", *["0.612 (0.550 to 0.678)"] * 2]
+            assert page.titles["The labels"][0][1] == [
+                "0",
+                shown,
+                shown or "–",
+                "0.500",
+                "0.250",
+                "0.333",
+                "4",
+            ]
+        assert [shown, shown] in page.titles["Training"][0]
+
+
+@pytest.mark.parametrize("text", HOSTILE[::9])
+def test_parity_and_form_leave_the_rest_of_a_hostile_card_alone(models, text):
+    card = title_page(models[0], text)
+    rows = [{"artefact": text, "largest_difference": 8.1e-07, "bound": 1e-4, "same": True, "none": None}]
+    proven = with_parity(with_parity(card, [], [text]), rows, [text, "a note"])
+    before, after = Rendered(card), Rendered(proven)
+    (table,) = after.titles["Parity"]
+    assert table[0] == ["artefact", "largest difference", "bound", "same", "none"]
+    assert table[1] == [one_line(text), "8.1e-07", "0.0001", "yes", "–"]
+    assert {k: v for k, v in after.titles.items() if k != "Parity"} == before.titles
+    assert card.split("---\n", 2)[1] == proven.split("---\n", 2)[1]
+    merged = with_form(proven, "merged")
+    assert {k: v for k, v in Rendered(merged).titles.items()} == after.titles
+    assert ModelCard(merged).data.base_model_relation == "finetune"
+
+
+def test_the_card_of_a_merged_or_stock_model_says_so(models):
+    card = text_page(models[1], "calm")
+    assert with_form(card, "saved") == card
+    merged, stock = with_form(card, "merged"), with_form(card, "stock")
+    assert "\nA full model, merged from an adapter, on `calm`" in merged
+    assert 'pipeline("text-classification", model="path/to/calm", trust_remote_code=True)' in merged
+    assert "\nA full model in a stock class of transformers, on `calm`" in stock
+    assert (
+        'classify = pipeline("text-classification", model="path/to/calm")\nclassify(["A text"], top_k=None)'
+        in stock
+    )
+    assert "trust_remote_code" not in stock
+    titles = with_form(title_page(models[0], "calm"), "stock")
+    assert 'function_to_apply="none")\nscore(["A plain title", "Another title"])' in titles
+
+
+def test_what_nobody_stated_is_not_guessed(models):
+    run = {**account("calm"), "card": CardFacts()}
+    pair = PairExample(chosen="a", rejected="b")
+    sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[], lines=[], dev_was_cut=False)
+    metrics = {
+        "train": {"pairs": 1, **RAN},
+        "data": SETS,
+        "dev": {"this model": dict.fromkeys(NAMED, BOTH)},
+        "notes": [],
+    }
+    card = title_card(models[0], Path("a"), metrics, "dev", Run(sets=sets, **run), plots={})
+    assert "Licence: not stated." in card
+    assert "Licence of the data: not stated." in card
+    assert not {"license", "language", "datasets"} & set(yaml.safe_load(card.split("---\n", 2)[1]))
+
+
+def test_only_ids_of_a_hub_stand_as_data_sets(models):
+    for name, hub, expected in (
+        ("me/titles", "huggingface", ["me/titles"]),
+        ("me/titles", "modelscope", None),
+        ("titles.jsonl", "huggingface", None),
+        ("../titles", "huggingface", None),
+    ):
+        found = {**account("calm"), "settings": {"dataset_name": name, "hub": hub}, "card": CardFacts()}
+        pair = PairExample(chosen="a", rejected="b")
+        sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[pair], lines=[], dev_was_cut=False)
+        metrics = {
+            "train": {"pairs": 1, **RAN},
+            "data": SETS,
+            "test": {"this model": dict.fromkeys(NAMED, BOTH)},
+            "notes": [],
+        }
+        card = title_card(models[0], Path("a"), metrics, "test", Run(sets=sets, **found), plots={})
+        front = ModelCard(card).data.to_dict()
+        assert front.get("datasets") == expected, name
+        for repo in front.get("datasets", []):
+            validate_repo_id(repo)
+
+
+def test_facts_that_no_hub_takes_are_refused_together():
+    with pytest.raises(TaskHeadsError) as caught:
+        CardFacts(language=("en", "English"), dataset_id="no id")
+    assert [problem.where for problem in caught.value.problems] == ["language", "dataset_id"]
+    assert CardFacts(language="zh").language == ("zh",)
+
+
+def test_licences_are_ids_or_other():
+    assert licence_fields(None) == licence_fields(" ") == {}
+    assert licence_fields("CC-BY-4.0") == {"license": "cc-by-4.0"}
+    assert licence_fields("Ours, v1!") == {"license": "other", "license_name": "ours-v1"}
+
+
+def test_spans_links_and_blocks():
+    assert plain("a_b 0.5 R&D 1. x") == "a_b 0.5 R&D 1. x"
+    assert plain("1. x") == r"1\. x"
+    assert code("a``b`") == "``` a``b` ```"
+    assert link("https://example.org/a?b=c") == "<https://example.org/a?b=c>"
+    for url in ("javascript:alert(1)", "https://a b", "http://a/<b>", "ftp://x", "https://x/\u202e"):
+        assert not link(url).startswith("<") or url.endswith("\u202e"), url
+    assert fenced("@a{x,\n  y = {`````}\n---\n# b}") == "``````\n@a{x,\n  y = {`````}\n  ---\n  # b}\n``````"
 
 
 def test_figures_have_their_digits_and_a_dash_where_there_is_none():
     assert figure(0.61234) == "0.612"
     assert figure(0.6, digits=1) == "0.6"
+    assert figure(-0.0001) == "0.000"
     assert figure(None) == "–"
     (row,) = accuracy_rows({"x": ENTRY})
     assert row == {
@@ -143,7 +292,15 @@ def test_a_missing_field_is_an_error():
 
 
 def test_the_base_stands_in_the_metadata_of_a_hub_model():
-    front = yaml.safe_load(front_matter(base="Qwen/Qwen2.5-7B"))
-    assert front["base_model"] == "Qwen/Qwen2.5-7B"
-    assert front["base_model_relation"] == "adapter"
-    assert "base_model" not in front_matter()
+    front = {
+        "name": "a", "relation": "adapter", "task": "text-ranking", "tags": ["title-scorer"], "dataset": "d",
+        "dataset_type": "pairs", "split": "test", "figures": [("accuracy", "pair accuracy", 0.61234)],
+    }  # fmt: skip
+    read = yaml.safe_load(metadata(base="Qwen/Qwen2.5-7B", **front))
+    assert read["base_model"] == "Qwen/Qwen2.5-7B"
+    assert read["base_model_relation"] == "adapter"
+    assert "base_model" not in metadata(base=None, **front)
+
+
+def test_a_card_without_the_section_gets_it():
+    assert with_parity("# a\n", []).startswith("# a\n\n## Parity\n\nEach artefact")

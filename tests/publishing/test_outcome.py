@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import parse_eval_result_entries
+from rendered_card import Rendered
 
 from qwen_task_heads import build, load_tokenizer
 from qwen_task_heads.batching.text import Template, compile_template
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.title_sets import TitleSets
+from qwen_task_heads.publishing.cards import figure_name
 from qwen_task_heads.publishing.outcome import Run, finish_titles
 
 MODEL = "this model"
@@ -46,7 +49,9 @@ def hostile_pairs(count: int, name: str) -> list[PairExample]:
     ]
 
 
-def finished(folder: Path, base: str, *, test: bool, zero: bool = False) -> dict[str, Any]:
+def finished(
+    folder: Path, base: str, *, test: bool, zero: bool = False, data: str = "a\n---\nb: [<b>x</b>]"
+) -> dict[str, Any]:
     torch.manual_seed(0)
     model = build(base, pooling="mean")
     if zero:
@@ -63,13 +68,37 @@ def finished(folder: Path, base: str, *, test: bool, zero: bool = False) -> dict
     )
     run = Run(
         sets=sets,
-        settings={"dataset_name": "a\n---\nb: [<b>x</b>]", "pooling": "mean"},
+        settings={"dataset_name": data, "pooling": "mean"},
         seconds=1.5,
         seed=7,
         log_history=[{"loss": 0.7, "step": 1}, {"eval_accuracy": 0.5, "eval_loss": 0.7, "step": 1}],
         backbone=base,
     )
     return finish_titles(model, tokenizer=tokenizer, folder=folder, run=run)
+
+
+def the_card_shows(metrics: dict[str, Any], reported: str, card: str) -> None:
+    """Every table of the card against `metrics.json`, to the digit."""
+    page, ours = Rendered(card), metrics[reported][MODEL]
+    accuracy, others = page.titles["How good it is"]
+    for name, *cells in accuracy[1:]:
+        entry = metrics[reported][name]["pair_accuracy"]
+        assert cells == [
+            f"{entry['value']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}", str(entry["n"]),
+            str(entry["n_groups"]),
+        ]  # fmt: skip
+    assert [row[0] for row in accuracy[1:]] == list(metrics[reported])
+    spelled = {figure_name(name): entry for name, entry in ours.items() if name != "pair_accuracy"}
+    assert [row[0] for row in others[1:]] == list(spelled)
+    for name, shown in others[1:]:
+        entry = spelled[name]
+        value = "–" if entry["value"] is None else f"{entry['value']:.3f}"
+        between = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
+        assert shown == f"{value}{between}".replace("-0.000", "0.000")
+    sets = {row[0]: row[2:] for row in page.titles["Data"][0][1:]}
+    data = {name: entry for name, entry in metrics["data"].items() if entry["pairs"]}
+    assert sets == {name: [str(e["pairs"]), e["sha256"][:12] + "…"] for name, e in data.items()}
+    assert f"Training took {metrics['train']['seconds']:.1f} s on CPU (1 thread)" in " ".join(page.texts)
 
 
 @pytest.mark.parametrize("test", [True, False])
@@ -102,6 +131,8 @@ def test_hostile_titles_and_names_break_no_file(bases, tmp_path, capsys, test):
     assert f"{MODEL:<21}  {value:.3f}" in printed
     assert ("chosen on the same pairs" in printed) != test
     assert all((folder / name).stat().st_size > 1000 for name in ("training.png", "gap_against_accuracy.png"))
+    the_card_shows(metrics, reported, page)
+    assert not (folder / ".eval_results").exists()  # a file is no data set of the hub
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {name: entry["pairs"] for name, entry in manifest["data"].items()}["train"] == 40
 
@@ -125,3 +156,18 @@ def test_a_constant_scorer_is_reported_as_one(bases, tmp_path):
     assert accuracy["ties"] == 11
     assert metrics["test"][MODEL]["length_spearman"]["value"] is None
     assert "–" in (tmp_path / "run/README.md").read_text()
+
+
+def test_a_figure_on_a_data_set_of_the_hub_is_written_for_the_hub(bases, tmp_path):
+    """`.eval_results/` in the form that huggingface_hub reads; the texts of users stay off the card."""
+    folder = tmp_path / "run"
+    metrics = finished(folder, bases["qwen2"], test=True, data="me/titles")
+    (path,) = (folder / ".eval_results").iterdir()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(path.read_text(encoding="utf-8")))
+    found = metrics["test"][MODEL]["pair_accuracy"]
+    assert (entry.dataset_id, entry.task_id) == ("me/titles", "default")
+    assert entry.value == round(found["value"], 4)
+    assert entry.notes.startswith(f"pair accuracy on test, 95% interval {found['low']:.3f} to ")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(card.split("---\n", 2)[1])["datasets"] == ["me/titles"]
+    assert "A title of an ordinary kind" not in card

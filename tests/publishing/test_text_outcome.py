@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rendered_card import Rendered
 
 from qwen_task_heads import build, load_tokenizer
 from qwen_task_heads.batching.text import Template, bind_template
@@ -22,6 +23,8 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_sets import TextSets
 from qwen_task_heads.inference.scorer import Scorer
+from qwen_task_heads.publishing.cards import figure_name
+from qwen_task_heads.publishing.text_card import HEADLINES
 from qwen_task_heads.publishing.text_outcome import TFIDF, TextRun, finish_texts
 from qwen_task_heads.publishing.text_rows import hardest_errors
 from qwen_task_heads.training.classification_metrics import (
@@ -148,7 +151,7 @@ def test_everything_is_written_and_agrees(runs, kind):
     assert front["pipeline_tag"] == "text-classification"
     entry = metrics[split][MODEL][main]
     shown = "–" if entry["value"] is None else f"{entry['value']:.3f}"
-    assert re.search(rf"^\| {main.replace('_', ' ').replace('f1', 'F1')} \| {shown}", body, re.MULTILINE)
+    assert re.search(rf"^\| {figure_name(main)} \| {shown}", body, re.MULTILINE)
     assert shown in printed
     for floor in metrics[split]:
         assert floor in printed
@@ -174,6 +177,44 @@ def test_everything_is_written_and_agrees(runs, kind):
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["data"]["train"]["rows"] == 40
     assert {"metrics.json", "predictions.jsonl", "errors.md", "README.md", *plots} <= set(manifest["files"])
+
+
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION, ORDINAL])
+def test_every_figure_of_the_card_is_that_of_metrics_json_to_the_digit(runs, kind):
+    folder, _, _ = runs(kind)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    page = Rendered((folder / "README.md").read_text(encoding="utf-8"))
+    found = metrics["dev" if kind == ORDINAL else "test"]
+
+    def cell(entry):
+        if entry is None or entry["value"] is None:
+            return "–"
+        between = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
+        return f"{entry['value']:.3f}{between}".replace("-0.000", "0.000")
+
+    head, *rows = page.titles["How good it is"][0]
+    assert head == ["figure", *found]
+    spelled = {figure_name(name): name for name in found[MODEL]}
+    assert {row[0] for row in rows} >= {figure_name(name) for name in HEADLINES[kind]}
+    for row in rows:
+        assert row[1:] == [cell(figures.get(spelled[row[0]])) for figures in found.values()]
+    if kind != REGRESSION:
+        listed = [
+            [str(place), row["label"], LABELS.descriptions[place] or "–"]
+            + ["–" if row[name] is None else f"{row[name]:.3f}" for name in ("precision", "recall", "f1")]
+            + [f"{row['support']:,}"]
+            for place, row in enumerate(found[MODEL]["per_class"])
+        ]
+        shown = [[cell.replace("`", "") for cell in row] for row in page.titles["The labels"][0][1:]]
+        assert shown == [[cell.replace("`", "") for cell in row] for row in listed]
+    splits = {row[0]: row[2:] for row in page.titles["Data"][0][1:]}
+    assert splits == {
+        name: [f"{entry['rows']:,}", entry["sha256"][:12] + "…"]
+        for name, entry in metrics["data"].items()
+        if entry["rows"]
+    }
+    seconds, device = metrics["train"]["seconds"], metrics["train"]["device"]
+    assert f"Training took {seconds:.1f} s on {device}, one process." in " ".join(page.texts)
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION, ORDINAL])

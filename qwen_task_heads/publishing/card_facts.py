@@ -1,0 +1,235 @@
+"""What stands on a card beside the figures: what its owner states, base, data, training, time, citations.
+
+What a card says and no run can know (licences, language) is stated by its owner in `CardFacts`; what nobody
+stated the card calls not stated, and nothing is guessed from the name of a base.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen_task_heads import __version__
+from qwen_task_heads.backbones import EMBEDDED, locate
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.publishing.cards import ADAPTER, FULL, code, fenced, link, one_line, plain
+from qwen_task_heads.publishing.manifest import versions
+
+if TYPE_CHECKING:
+    from qwen_task_heads.publishing.endings import Account
+
+UNTRAINED = ("publish_", "hub", "card_")  # options that say where a model goes, and nothing of its training
+LOSS_PAPERS = {
+    "bradley_terry": "bradley_terry",
+    "bradley_terry_margin": "llama2",
+    "plackett_luce": "plackett_luce",
+    "all_pairs": "instructgpt",
+    "focal": "focal",
+    "logit_adjusted": "logit_adjusted",
+    "cumulative_link": "cumulative_link",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What the owner of a model states of it; all of it may be left out.
+
+    Args:
+        license: of the model: an id of the hub such as `apache-2.0`, or a name.
+        language: codes of two or three letters, such as `("zh", "en")`; one may be given as a text.
+        dataset_license: of the data, as its owner states it.
+        dataset_url: where the data is from; shown as a link if it is a web address.
+        dataset_id: `owner/name` of the data on the Hugging Face Hub, for data that was read from files.
+        intended_use: sentences on what the model is for, in one paragraph.
+        citation: BibTeX of whoever trained it, or of the data.
+
+    Raises:
+        TaskHeadsError: a language that is no code, or a data set id that no hub has.
+
+    Example:
+        >>> from qwen_task_heads.publishing.endings import CardFacts
+        >>> CardFacts(license="apache-2.0", language="zh").language
+        ('zh',)
+    """
+
+    license: str | None = None
+    language: str | Sequence[str] = ()
+    dataset_license: str | None = None
+    dataset_url: str | None = None
+    dataset_id: str | None = None
+    intended_use: str = ""
+    citation: str = ""
+
+    def __post_init__(self) -> None:
+        codes = (self.language,) if isinstance(self.language, str) else tuple(self.language)
+        problems = [
+            Problem("language", f"found {shorten(code)}", "accepted: codes such as en or zh", "name one")
+            for code in codes
+            if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", code)
+        ]
+        if self.dataset_id is not None and not is_dataset_id(self.dataset_id):
+            found = f"found {shorten(self.dataset_id)}"
+            problems.append(Problem("dataset_id", found, "accepted: owner/name", "leave it out, or mend it"))
+        if problems:
+            raise TaskHeadsError(problems)
+        object.__setattr__(self, "language", codes)
+
+
+def is_dataset_id(name: str) -> bool:
+    """Whether a name has the shape `owner/name` of a data set on the Hugging Face Hub."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
+NOTHING_STATED = CardFacts()
+STATED = {field.name for field in fields(CardFacts)}
+
+
+def card_fields(
+    model: Any, folder: Path, run: Account, *, metrics: Mapping[str, Any], reported: str, seen: int
+) -> dict[str, Any]:
+    """The fields that the cards of all models have in common; `seen` rows of test stand in train too."""
+    from peft import PeftModel
+
+    adapter, local = isinstance(model, PeftModel), Path(locate(run.backbone)).is_dir()
+    base = Path(run.backbone).name if local else run.backbone
+    embedded = run.backbone == EMBEDDED
+    facts, revision, known = run.card, model.config.backbone_revision, versions()
+    return {
+        "title": plain(folder.name),
+        "kind": ADAPTER if adapter else FULL,
+        "base": "the small backbone embedded in the package" if embedded else code(base),
+        "revision": code(revision) if revision else None,
+        "versions": known,
+        "reported_on": _reported_on(reported, run, seen),
+        "repo": "path/to/" + re.sub(r"[^\w.-]", "-", one_line(folder.name), flags=re.ASCII),
+        "adapter": adapter,
+        "stock": False,
+        "picked": run.picked,
+        "settings": {
+            plain(name): plain(value)
+            for name, value in run.settings.items()
+            if not name.startswith(UNTRAINED) and name not in STATED
+        },
+        "embedded": embedded,
+        "splits": _splits(metrics["data"], run),
+        "licence": plain(facts.license) if facts.license else "not stated",
+        "intended_use": plain(facts.intended_use),
+        "data_licence": plain(facts.dataset_license) if facts.dataset_license else None,
+        "data_url": link(facts.dataset_url) if facts.dataset_url else None,
+        "own_data": run.settings.get("dataset_name") == EMBEDDED,
+        "time_line": _time_line(metrics["train"]),
+        "citation": fenced(
+            "\n\n".join([*citations(run, adapter=adapter), facts.citation.strip()]), language="bibtex"
+        ),
+    }
+
+
+def without_rows(lines: Sequence[str]) -> list[str]:
+    """Lines of a report without those that quote the data, which stand two blanks in.
+
+    Example:
+        >>> from qwen_task_heads.publishing.card_facts import without_rows
+        >>> without_rows(["train: 9 pairs read", "train:   a.jsonl:3: found 'My secret'; …"])
+        ['train: 9 pairs read']
+    """
+    return [line for line in lines if not re.match(r"(\w+: )? {2}", line)]
+
+
+def loss_line(run: Account, losses: Mapping[str, Any]) -> str:
+    """Formula and source of the run's loss, or of the first of its table; "" for one in no table."""
+    loss = losses.get(str(run.settings.get("loss") or next(iter(losses))))
+    return f"Loss: {code(loss.formula)} ({plain(loss.source)})." if loss else ""
+
+
+def metadata_fields(model: Any, run: Account, *, reported: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Base, relation, licence, language and data sets of the card's metadata.
+
+    A folder of this machine is no base that a hub knows, and a file no data set.
+    """
+    from peft import PeftModel
+
+    measured = reported_dataset(run, reported, metrics)
+    trained = run.card.dataset_id or _hub_dataset(run, "dataset_name")
+    named = run.settings.get("test_dataset") if reported == "test" else None
+    return {
+        "base": None if Path(locate(run.backbone)).is_dir() else one_line(run.backbone),
+        "relation": "adapter" if isinstance(model, PeftModel) else "finetune",
+        "language": run.card.language or (("en",) if run.settings.get("dataset_name") == EMBEDDED else ()),
+        "license": run.card.license,
+        "datasets": list(dict.fromkeys(name for name in (trained, measured) if name)),
+        "dataset": str(named or run.settings.get("dataset_name", "own data")),
+        "split": reported,
+    }
+
+
+def reported_dataset(run: Account, reported: str, metrics: Mapping[str, Any]) -> str | None:
+    """Id of the hub's data set that the figures were measured on; None where it was a file or unknown."""
+    role = {"test": "test_dataset", "dev": "dev_dataset"}[reported]
+    if run.settings.get(role):
+        return _hub_dataset(run, role)
+    if reported == "dev" and metrics["data"]["dev"].get("cut"):
+        return None  # part of a training split is nobody's benchmark
+    return run.card.dataset_id or _hub_dataset(run, "dataset_name")
+
+
+def _hub_dataset(run: Account, role: str) -> str | None:
+    """A data set id among the settings; files and folders stand there by their names alone."""
+    name = str(run.settings.get(role) or "")
+    return name if run.settings.get("hub") != "modelscope" and is_dataset_id(name) else None
+
+
+def citations(run: Account, *, adapter: bool) -> list[str]:
+    """BibTeX of this package and of the methods that the run used, from `model_cards/references.bib`."""
+    text = (resources.files("qwen_task_heads") / "model_cards" / "references.bib").read_text(encoding="utf-8")
+    entries = {re.match(r"@\w+\{([\w-]+)", entry)[1]: entry for entry in text.strip().split("\n\n")}  # type: ignore[index]
+    settings = run.settings
+    keys = ["qwen_task_heads", LOSS_PAPERS.get(str(settings.get("loss")))]
+    if adapter and "lora_r" in settings and not settings.get("freeze_backbone"):
+        keys.append("dora" if settings.get("lora_dora") else "lora")
+    keys += ["upworthy"] * (EMBEDDED in (settings.get("dataset_name"), run.backbone))
+    return [entries[key].replace("VERSION", __version__) for key in keys if key]
+
+
+def _splits(data: Mapping[str, Mapping[str, Any]], run: Account) -> list[dict[str, str]]:
+    """Rows of the table of sets: where each is from, its size, the beginning of its hash."""
+    roles = {"train": "dataset_name", "dev": "dev_dataset", "test": "test_dataset"}
+    source = str(run.settings.get("dataset_name", "own data"))
+    rows = []
+    for split, entry in data.items():
+        count = entry.get("pairs", entry.get("rows"))
+        place = plain(str(run.settings.get(roles[split]) or source))
+        if entry.get("cut"):
+            place += ", cut from train by a hash"
+        if count:
+            rows.append(
+                {"split": split, "place": place, "count": f"{count:,}", "sha256": entry["sha256"][:12]}
+            )
+    return rows
+
+
+def _time_line(train: Mapping[str, Any]) -> str:
+    count = train["processes"]
+    processes = "one process" if count == 1 else f"{count} processes"
+    since = ", counted from the checkpoint that the run resumed from" if train["resumed"] else ""
+    return f"Training took {train['seconds']:,.1f} s on {plain(train['device'])}, {processes}{since}."
+
+
+def _reported_on(reported: str, run: Account, seen: int) -> str:
+    if reported == "test" and seen:
+        rows = "one row of which was" if seen == 1 else f"{seen:,} rows of which were"
+        return f"On the test set, {rows} trained on too: the figures flatter."
+    if reported == "test":
+        return "On the test set, which played no part in training or choosing:"
+    if run.picked:
+        return "On the dev set, on which the checkpoint was also chosen: expect a little less on new data."
+    return "On the dev set, which chose nothing: these are the last weights of the run."
