@@ -10,18 +10,22 @@ text stay characters. The tokenizer that is saved with a generative model stays 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.batching.text import Template, compile_template, label_template
+from qwen_task_heads.batching.text import Template, compile_template, control_ids, label_template
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
+from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY
 
-INSTRUCTION = "Classify the text. Answer with one of these labels and nothing else: {labels}\n\nText: "
+# Labels and text are encoded apart. With line breaks around them their tokens are those of the whole prompt.
+INSTRUCTION = "Classify the text. Answer with one of these labels and nothing else:\n{labels}\n\nText:\n"
 TEXT, ANSWER = "\u2983text\u2984", "\u2983answer\u2984"  # placeholders that no chat template has a use for
 MAX_LENGTH = 1024
+LABEL_PROMPT = "label_prompt.json"
 
 
 @dataclass(frozen=True)
@@ -75,19 +79,54 @@ class AnswerPrompts:
         self.tokenizer, self.labels, self.instruction = tokenizer, labels, instruction
         self.model_type, self.max_length, self.truncation = model_type, max_length, truncation
         self.scaffold = _scaffold(tokenizer)
-        self._compiled: dict[tuple[str, ...], Any] = {}
-        plain = self._tokenizer_for(labels)
-        self.end = _ids(tokenizer, self.scaffold[2])[0]
-        self.answers = [plain(name, add_special_tokens=False)["input_ids"] for name in labels.names]
-        fixed = len(self.prefix) + len(plain.init_kwargs["task_template"]["after"]) + 2  # a text, the end
+        # Markup is special in it. What stands before a text depends on the labels, and is kept apart.
+        self._plain = copy.deepcopy(tokenizer)
+        self._plain.init_kwargs.pop(TEMPLATE_KEY, None)
+        compiled = compile_template(
+            self._plain, template=Template(after=self.scaffold[1]), model_type=model_type
+        )
+        self._own, self._after = compiled["before"], compiled["after"]
+        self._before: dict[tuple[str, ...], list[int]] = {}
+        self.end = control_ids(tokenizer, self.scaffold[2])[0]
+        self.answers = self._plain(list(labels.names), add_special_tokens=False)["input_ids"]
+        fixed = len(self.prefix) + len(self._after) + 2  # a token of text, and the end
         if problems := _label_problems(labels, self.answers, room=max_length - fixed):
             raise TaskHeadsError(problems)
         self.room = max(map(len, self.answers)) + 1  # of the longest answer with its end
 
+    def save(self, folder: str | Path) -> None:
+        """Write `label_prompt.json`: labels, instruction and limits, all that `load` needs."""
+        content = {
+            "labels": asdict(self.labels),
+            "instruction": self.instruction,
+            "max_length": self.max_length,
+            "truncation": self.truncation,
+        }
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        Path(folder, LABEL_PROMPT).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, *, tokenizer: Any, model_type: str) -> AnswerPrompts:
+        """Read a `label_prompt.json`.
+
+        Raises:
+            TaskHeadsError: a file that `save` did not write.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            labels = LabelMap(**{name: _tuples(value) for name, value in content.pop("labels").items()})
+            return cls(tokenizer, labels, model_type=model_type, **content)
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            if isinstance(error, TaskHeadsError):
+                raise
+            found = f"cannot be read ({type(error).__name__}: {str(error)[:120]})"
+            remedy = "fetch the model again"
+            raise TaskHeadsError(Problem(str(path), found, f"accepted: a {LABEL_PROMPT}", remedy)) from error
+
     @property
     def prefix(self) -> list[int]:
         """What the prompts of all texts begin with, where all labels are candidates."""
-        return list(self._tokenizer_for(self.labels).init_kwargs["task_template"]["before"])
+        return self._prefix_of(self.labels)
 
     def encode(self, texts: Sequence[str], *, candidates: Sequence[str] | None = None) -> Prompts:
         """Encode n texts, each as its whole prompt; the text is cut so that the longest answer fits.
@@ -96,28 +135,24 @@ class AnswerPrompts:
             texts: n texts.
             candidates: label names that the instruction offers; all when None.
         """
-        offered = self.labels if candidates is None else _among(self.labels, candidates)
-        found = encode_texts(
-            self._tokenizer_for(offered),
-            texts,
-            max_length=self.max_length - self.room,
-            truncation=self.truncation,
-        )
-        return Prompts(found.input_ids, found.cut)
+        before = self._prefix_of(self.labels if candidates is None else self.labels.subset(candidates))
+        room = self.max_length - self.room - len(before) - len(self._after)
+        ids = self._plain(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        kept = slice(None, room) if self.truncation == "head" else slice(-room, None)
+        rows = [before + text[kept] + self._after for text in ids]
+        return Prompts(rows, sum(len(text) > room for text in ids))
 
-    def _tokenizer_for(self, labels: LabelMap) -> Any:
-        """A copy of the tokenizer with the template that offers these labels."""
-        if labels.names not in self._compiled:
-            before, after, _ = self.scaffold
-            asked = label_template(self.instruction, labels)
-            pieces = (asked.before,) if isinstance(asked.before, str) else asked.before
-            compiled = copy.deepcopy(self.tokenizer)
-            compiled.init_kwargs.pop("task_template", None)
-            compile_template(
-                compiled, template=Template(before=(before, *pieces), after=after), model_type=self.model_type
-            )
-            self._compiled[labels.names] = compiled
-        return self._compiled[labels.names]
+    def around(self) -> tuple[list[str], str]:
+        """What stands before the text, in the pieces that are encoded apart, and after it."""
+        before, after, _ = self.scaffold
+        return [before, *_pieces(label_template(self.instruction, self.labels))], after
+
+    def _prefix_of(self, labels: LabelMap) -> list[int]:
+        """Ids before the text, where these labels are offered."""
+        if labels.names not in self._before:
+            pieces = (self.scaffold[0], *_pieces(label_template(self.instruction, labels)))
+            self._before[labels.names] = self._own + control_ids(self._plain, pieces)
+        return self._before[labels.names]
 
 
 def _scaffold(tokenizer: Any) -> tuple[str, str, str]:
@@ -143,8 +178,12 @@ def _scaffold(tokenizer: Any) -> tuple[str, str, str]:
     return (before.removeprefix(bos) if bos else before), after, end
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+def _pieces(template: Template) -> tuple[str, ...]:
+    return (template.before,) if isinstance(template.before, str) else template.before
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _label_problems(labels: LabelMap, answers: Sequence[Sequence[int]], *, room: int) -> list[Problem]:
@@ -161,18 +200,3 @@ def _label_problems(labels: LabelMap, answers: Sequence[Sequence[int]], *, room:
             accepted = f"accepted: at most {max(room, 0):,}, what the limit leaves beside the instruction"
             problems.append(Problem(where, found, accepted, "shorten the label, or raise --max_length"))
     return problems
-
-
-def _among(labels: LabelMap, candidates: Sequence[str]) -> LabelMap:
-    """The map of some labels, in the order of all; candidates in another order are the same question."""
-    if unknown := [name for name in candidates if name not in labels.label2id]:
-        accepted = f"accepted: {', '.join(labels.names[:5])}, ... ({len(labels):,} labels)"
-        raise TaskHeadsError(
-            Problem("candidates", f"found {shorten(unknown[0])}", accepted, "name labels of the schema")
-        )
-    wanted = sorted({labels.label2id[name] for name in candidates})
-    return LabelMap(
-        tuple(labels.names[place] for place in wanted),
-        tuple(labels.descriptions[place] for place in wanted) if labels.descriptions else (),
-        tuple(labels.examples[place] for place in wanted) if labels.examples else (),
-    )

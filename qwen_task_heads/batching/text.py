@@ -173,9 +173,9 @@ def compile_template(
         after = template.after if template.after is not None else _boundary(tokenizer, model_type)
         ids = {
             # Many families begin every text with a token of their own (Llama's BOS): it is kept.
-            "before": own + _control_ids(tokenizer, template.before),
-            "between": _control_ids(tokenizer, template.between),
-            "after": _control_ids(tokenizer, after),
+            "before": own + control_ids(tokenizer, template.before),
+            "between": control_ids(tokenizer, template.between),
+            "after": control_ids(tokenizer, after),
         }
     needed = sum(map(len, ids.values())) + 1
     if max_length is not None and max_length < needed:
@@ -237,7 +237,7 @@ def _make_markup_special(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.add_special_tokens(markup)  # known contents keep their ids
 
 
-def _control_ids(tokenizer: Any, text: str | tuple[str, ...]) -> list[int]:
+def control_ids(tokenizer: Any, text: str | tuple[str, ...]) -> list[int]:
     """Ids of a part of the template, in which control tokens are control tokens, but for plain pieces."""
     pieces = (text,) if isinstance(text, str) else text
     return [

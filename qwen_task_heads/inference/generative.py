@@ -23,12 +23,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.utils import cached_file
 
-from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.backbones import locate
+from qwen_task_heads.batching.answers import INSTRUCTION, LABEL_PROMPT, AnswerPrompts
+from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.generators import load_generator
 from qwen_task_heads.hubcode.attention_task_heads import EXACT, window_of
+from qwen_task_heads.hubs import HUGGINGFACE
+from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
 from qwen_task_heads.inference.scorer import check_texts
+from qwen_task_heads.models import load_tokenizer
 
 CONTENT_FREE = ("N/A", "[MASK]", "-")
 LOGITS_BUDGET = 2**27  # floats of logits at a time: 512 MB in fp32
@@ -150,6 +157,81 @@ class LabelScorer:
         self.answers = [[*ids, *ends] for ids in prompts.answers]
         self.why_alone = why_alone(model)
         self._bias: dict[tuple[str, ...], torch.Tensor] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        labels: LabelMap | None = None,
+        instruction: str | None = None,
+        revision: str | None = None,
+        hub: str = HUGGINGFACE,
+        dtype: torch.dtype | str = "auto",
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> LabelScorer:
+        """Load a chat model, or one of `recipes/sft_classify.py`, which brings labels and instruction.
+
+        Args:
+            name: repo id or folder.
+            labels: of a plain chat model; of a trained one None for its own.
+            instruction: as of `AnswerPrompts`; None for that of the trained model, or the default.
+            revision: branch, tag or commit.
+            hub: `huggingface` or `modelscope`.
+            dtype: of the weights.
+            device: where to run.
+            **options: of the scorer.
+
+        Raises:
+            TaskHeadsError: no such model, or no labels.
+        """
+        model = load_generator(name, revision=revision, hub=hub, dtype=dtype)
+        tokenizer = load_tokenizer(name, revision=revision, hub=hub)
+        family = model.config.get_text_config().model_type
+        path = cached_file(
+            locate(name), LABEL_PROMPT, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        if path is None and labels is None:
+            accepted = f"accepted: a model with {LABEL_PROMPT}, or a chat model and labels"
+            raise TaskHeadsError(Problem(name, "found no labels", accepted, "pass labels=LabelMap((...))"))
+        if path is not None and labels is None and instruction is None:
+            prompts = AnswerPrompts.load(path, tokenizer=tokenizer, model_type=family)
+        else:
+            known = None if path is None else AnswerPrompts.load(path, tokenizer=tokenizer, model_type=family)
+            words = instruction or (known.instruction if known else INSTRUCTION)
+            chosen = labels or known.labels  # type: ignore[union-attr]
+            prompts = AnswerPrompts(tokenizer, chosen, instruction=words, model_type=family)
+        return cls(model if device is None else model.to(device), prompts=prompts, **options)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Labels and problem type, as those of a classifier."""
+        labels = self.prompts.labels
+        return PreTrainedConfig(
+            id2label=labels.id2label, label2id=labels.label2id, problem_type="single_label_classification"
+        )
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        *,
+        candidates: Sequence[Sequence[str]] | None = None,
+        top_k: int | None = None,
+        abstain: float | None = None,
+    ) -> list[Prediction]:
+        """Labels with probabilities for n texts, as `Scorer.predict` gives them.
+
+        Args:
+            texts: n texts, not empty.
+            candidates: as of `log_scores`.
+            top_k: how many labels `ranked` holds; all when None.
+            abstain: no label where the best probability is below it.
+        """
+        options: dict[str, Any] = {"top_k": top_k, "abstain": abstain}
+        check_options("single_label_classification", num_labels=len(self.prompts.labels), **options)
+        scores = self.log_scores(texts, candidates=candidates)
+        return to_predictions(scores, self.config, texts=texts, **options)
 
     def log_scores(
         self, texts: Sequence[str], *, candidates: Sequence[Sequence[str]] | None = None

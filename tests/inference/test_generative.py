@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import random
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config, pipeline
 
 from qwen_task_heads import LabelMap, TaskHeadsError, load_tokenizer
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.inference.decisions import question, write_decision
 from qwen_task_heads.inference.generative import LabelScorer, make_trie, score_alone, why_alone
 
 SHORT = "Text: "
@@ -134,3 +136,47 @@ def test_5000_answers_are_all_labels(model: Any) -> None:
     found = scorer(model, labels).probabilities([f"{n} {text}" for n, text in enumerate(titles() * 9)][:500])
     assert set(found.argmax(1).tolist()) <= {0, 1, 2}
     assert torch.isfinite(found).all()
+
+
+def test_the_decision_pipeline_of_transformers_gives_the_same_probabilities(
+    model: Any, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer("embedded")
+    words = [
+        word
+        for word in ("sport", "war", "food", "the", "a", "news")
+        if len(tokenizer(word)["input_ids"]) == 1
+    ]
+    labels = LabelMap(tuple(words))
+    ours = scorer(model, labels, with_end=False, instruction='One "of" {labels}:\n')
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    write_decision(tmp_path, prompts=ours.prompts)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    decide = pipeline("decision", model=stock, tokenizer=AutoTokenizer.from_pretrained(tmp_path))
+    for text in titles()[:3]:
+        answer = decide({"state": text, "questions": {"label": question(labels)}})["label"]
+        wanted = ours.probabilities([text])[0].tolist()
+        assert list(answer["probabilities"].values()) == pytest.approx(wanted, abs=1e-6)
+    with pytest.raises(TaskHeadsError, match="label 'a b': found 2 tokens"):
+        write_decision(tmp_path, prompts=scorer(model, LabelMap(("a", "a b"))).prompts)
+
+
+def test_a_saved_prompt_comes_back_with_its_labels(model: Any, tmp_path: Path) -> None:
+    labels = LabelMap(("sport", "trade"), descriptions=("games", "goods"))
+    first = scorer(model, labels, instruction="{descriptions}\n")
+    model.save_pretrained(tmp_path)
+    load_tokenizer("embedded").save_pretrained(tmp_path)
+    first.prompts.save(tmp_path)
+    again = LabelScorer.from_pretrained(str(tmp_path), dtype=torch.float32)
+    assert again.prompts.labels == labels
+    assert torch.allclose(again.log_scores(titles()[:2]), first.log_scores(titles()[:2]))
+    [answer] = again.predict(["A match"], top_k=1)
+    assert answer.label in labels.names
+    assert len(answer.ranked) == 1
+    (tmp_path / "label_prompt.json").write_text("{}")
+    with pytest.raises(TaskHeadsError, match=r"label_prompt\.json: cannot be read"):
+        LabelScorer.from_pretrained(str(tmp_path))
+    (tmp_path / "label_prompt.json").unlink()
+    with pytest.raises(TaskHeadsError, match="found no labels"):
+        LabelScorer.from_pretrained(str(tmp_path))
