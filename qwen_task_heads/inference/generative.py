@@ -216,7 +216,7 @@ class LabelScorer:
         self,
         texts: Sequence[str],
         *,
-        candidates: Sequence[Sequence[str]] | None = None,
+        candidates: Sequence[Sequence[str] | None] | None = None,
         top_k: int | None = None,
         abstain: float | None = None,
     ) -> list[Prediction]:
@@ -234,7 +234,7 @@ class LabelScorer:
         return to_predictions(scores, self.config, texts=texts, **options)
 
     def log_scores(
-        self, texts: Sequence[str], *, candidates: Sequence[Sequence[str]] | None = None
+        self, texts: Sequence[str], *, candidates: Sequence[Sequence[str] | None] | None = None
     ) -> torch.Tensor:
         """Log-scores of all labels: (n, L) float64 on the CPU; -inf for labels that are no candidates.
 
@@ -262,7 +262,7 @@ class LabelScorer:
         return result
 
     def probabilities(
-        self, texts: Sequence[str], *, candidates: Sequence[Sequence[str]] | None = None
+        self, texts: Sequence[str], *, candidates: Sequence[Sequence[str] | None] | None = None
     ) -> torch.Tensor:
         """P(label) among the candidates: (n, L) float64, rows sum to 1."""
         return self.log_scores(texts, candidates=candidates).softmax(-1)

@@ -1,0 +1,92 @@
+"""`AnswerTrainer`: trl's SFTTrainer on prompts and labels, with the accuracy of dev at every look.
+
+The loss is on the label's tokens and the end of the turn alone. Rows come as token ids with labels, made by
+the `AnswerPrompts` that scores afterwards: so a long text loses its own end and never the answer, which
+cutting rows at `max_length` would take first. Dev is scored by the labels' tokens (`LabelScorer`): the figure
+that picks the best checkpoint is what the finished model will do, not a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from datasets import Dataset
+from trl import SFTTrainer
+
+from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.data.examples import TextExample
+
+IGNORED = -100  # no loss on these tokens
+
+
+def answer_dataset(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -> tuple[Dataset, str]:
+    """Rows for `SFTTrainer`, in their order, and what became of long texts.
+
+    Args:
+        examples: with one label each.
+        prompts: of the model.
+
+    Returns:
+        A data set of `input_ids` (prompt, answer, end) and `labels` (-100 on the prompt), and a line of text.
+    """
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    cut = 0
+    for example in examples:
+        encoded = prompts.encode([example.text], candidates=example.candidates or None)
+        [prompt], answer = encoded.input_ids, [*prompts.answers[_label(example)], prompts.end]
+        cut += encoded.cut
+        columns["input_ids"].append([*prompt, *answer])
+        columns["labels"].append([IGNORED] * len(prompt) + answer)
+    said = f"of {len(examples):,} texts, {cut:,} were cut to fit into {prompts.max_length:,} tokens"
+    line = f"{said} with their prompt; no answer was" if cut else f"all {len(examples):,} texts fit whole"
+    return Dataset.from_dict(columns), line
+
+
+class Scores(Protocol):
+    """What scores labels: a `LabelScorer`, of a room that trainers do not know."""
+
+    def log_scores(
+        self, texts: Sequence[str], *, candidates: Sequence[Sequence[str] | None] | None = None
+    ) -> torch.Tensor:
+        """Log-scores (n, labels)."""
+        ...
+
+
+class AnswerTrainer(SFTTrainer):
+    """Train a causal language model to write the label.
+
+    Args:
+        model: of `AutoModelForCausalLM`.
+        scorer: a `LabelScorer` of the same model object, which an adapter is put into in place.
+        dev: texts that `eval_accuracy` is measured on; those of `eval_dataset`.
+        **kwargs: as of `trl.SFTTrainer`; data sets come from `answer_dataset`.
+    """
+
+    def __init__(self, model: Any, *, scorer: Scores, dev: Sequence[TextExample] = (), **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        self.scorer, self.dev = scorer, list(dev)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As the parent, with `eval_accuracy`; every process scores its share of dev."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if metric_key_prefix == "eval" and self.dev:
+            output.metrics["eval_accuracy"] = self._accuracy()
+        return output
+
+    def _accuracy(self) -> float:
+        mine = self.dev[self.args.process_index :: self.args.world_size]
+        right = 0
+        if mine:
+            texts = [example.text for example in mine]
+            offered = [example.candidates or None for example in mine]
+            best = self.scorer.log_scores(texts, candidates=offered).argmax(1).tolist()
+            right = sum(found == _label(example) for found, example in zip(best, mine, strict=True))
+        total = self.accelerator.reduce(torch.tensor(right, device=self.args.device), reduction="sum")
+        return int(total) / len(self.dev)
+
+
+def _label(example: TextExample) -> int:
+    """The id of the label of a single-label row."""
+    return int(example.target)  # type: ignore[arg-type]

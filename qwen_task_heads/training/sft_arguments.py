@@ -1,0 +1,124 @@
+"""Arguments of `recipes/sft_classify.py`: a chat model that learns to write the label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import SFTConfig
+
+from qwen_task_heads.backbones import EMBEDDED
+from qwen_task_heads.batching.answers import INSTRUCTION, MAX_LENGTH
+from qwen_task_heads.errors import Problem
+from qwen_task_heads.training.arguments import DataArguments, HeadModelConfig, not_among, parse_arguments
+from qwen_task_heads.training.run_defaults import RunDefaults
+
+ENDS = ("head", "tail")
+# Full training and LoRA (Biderman et al. 2024, https://arxiv.org/abs/2405.09673), as of the classifiers.
+LEARNING_RATES = {"full": 2e-5, "lora": 1e-4}
+EMBEDDED_RATES = {"full": 2e-3, "lora": 5e-3}
+
+
+@dataclass
+class SftArguments(DataArguments):
+    """Data, labels and prompt of a generative classifier."""
+
+    dataset_name: str | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "File, folder or data set id of labelled texts."}
+    )
+    labels: str | None = field(
+        default=None,
+        metadata={"help": "labels.yaml (names, descriptions, examples, aliases) or class.txt."},
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Read that many training rows at most."})
+    instruction: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the user says before the text; may hold {labels}, {descriptions} and {examples}."
+        },
+    )
+    truncation: str = field(
+        default="head", metadata={"help": "Which end of a long text is kept: head, tail."}
+    )
+    mix: str | None = field(
+        default=None, metadata={"help": "Further labelled texts to mix into the training set."}
+    )
+    mix_ratio: float = field(default=2.0, metadata={"help": "Own rows for each row that is mixed in."})
+    length_normalized: bool = field(
+        default=False, metadata={"help": "Score a label by the mean over its tokens, not the sum."}
+    )
+
+    def data_options(self) -> dict[str, Any]:
+        """Arguments of `read_text_sets` that were given, beside the source."""
+        names = ("labels", "dev_fraction", "hub", "bad_rows", "max_samples", "mix", "mix_ratio")
+        options = {name: self.__dict__[name] for name in names}
+        options |= {"dev": self.dev_dataset, "test": self.test_dataset}
+        return {name: value for name, value in options.items() if value is not None}
+
+    def prompt_options(self, max_length: int | None) -> dict[str, Any]:
+        """Arguments of `AnswerPrompts`."""
+        words = INSTRUCTION if self.instruction is None else self.instruction
+        return {"instruction": words, "max_length": max_length, "truncation": self.truncation}
+
+
+@dataclass
+class SftModelConfig(HeadModelConfig):
+    """trl's `ModelConfig`; LoRA of a language model, whose head is its own."""
+
+    lora_task_type: str = field(default="CAUSAL_LM", metadata={"help": "CAUSAL_LM."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules to adapt; all linear layers if None."}
+    )
+
+
+@dataclass
+class SftClassifyConfig(RunDefaults, SFTConfig):
+    """trl's `SFTConfig`; `max_length` cuts the text and never the answer."""
+
+    max_length: int | None = field(
+        default=MAX_LENGTH, metadata={"help": "Longest row in tokens, prompt and answer together."}
+    )
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "2e-5; with LoRA 1e-4; on the embedded backbone far more."}
+    )
+    metric_for_best_model: str | None = field(
+        default="eval_accuracy", metadata={"help": "What is best on dev."}
+    )
+    packing: bool = field(
+        default=False, metadata={"help": "trl's own packing of rows; needs flash attention to be exact."}
+    )
+
+
+def parse_sft_arguments(
+    argv: Sequence[str] | None = None,
+) -> tuple[SftArguments, SftClassifyConfig, SftModelConfig]:
+    """Parse the command line and the `--config` YAML; the command line wins.
+
+    Raises:
+        TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
+    """
+    texts, training, model = parse_arguments(
+        (SftArguments, SftClassifyConfig, SftModelConfig), argv, check=_check
+    )
+    if training.learning_rate is None:
+        rates = EMBEDDED_RATES if model.model_name_or_path == EMBEDDED else LEARNING_RATES
+        training.learning_rate = rates["lora" if model.use_peft else "full"]
+    return texts, training, model
+
+
+def _check(texts: SftArguments, training: SftClassifyConfig, model: SftModelConfig) -> list[Problem]:
+    problems = not_among(("--truncation", texts.truncation, ENDS))
+    if texts.dataset_name is None:
+        accepted = "accepted: a file, a folder, or a data set id of labelled texts"
+        problems.append(Problem("--dataset_name", "found nothing", accepted, "name your data"))
+    if training.max_length is None:
+        problems.append(Problem("--max_length", "found none", "accepted: a length", "choose such as 1024"))
+    if model.lora_task_type != "CAUSAL_LM":
+        found = f"found {model.lora_task_type!r}"
+        problems.append(Problem("--lora_task_type", found, "accepted: CAUSAL_LM", "drop it"))
+    for name in ("assistant_only_loss", "padding_free"):
+        if training.__dict__[name]:
+            remedy = "drop it: the loss is on the answer alone, and rows come as token ids"
+            problems.append(Problem(f"--{name}", "found true", "accepted: false", remedy))
+    return problems
