@@ -30,7 +30,9 @@ from qwen_task_heads.hubcode.configuration_task_heads import (
     TitleScorerConfig,
 )
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
+from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
+from qwen_task_heads.manifests import check_manifest
 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
 NEAR = 5  # names of other folders in a message
@@ -111,15 +113,14 @@ def build(
             backbone_name_or_path=backbone if fetched else _absolute(path),
             backbone_revision=commit,
             backbone_hub=MODELSCOPE if fetched else None,
+            backbone_files=hash_base(path) if Path(path).is_dir() else None,
             **head,
         )
     except ValueError as error:
         raise TaskHeadsError(_from_config_error(error)) from error
-    model = TASKS[task].from_pretrained(
+    return TASKS[task].from_pretrained(
         path, config=config, revision=commit or "main", dtype=dtype, **(model_kwargs or {})
     )
-    model.score.float()  # transformers 5.23 makes what a checkpoint lacks in the dtype of the rest
-    return model
 
 
 @_told()
@@ -129,9 +130,13 @@ def load(
     revision: str | None = None,
     hub: str = HUGGINGFACE,
     dtype: torch.dtype | str = "auto",
+    verify: bool = True,
     **kwargs: Any,
 ) -> TaskHeadModel:
     """Load a saved model or adapter of this library, in eval mode, every tensor and the probe checked.
+
+    Files that its `manifest.json` lists with a hash are held against it first, and so is a base that is a
+    folder; `verify=False` opens what changed, and leaves the probe out.
 
     With `hub="modelscope"` the base of an adapter comes from there too, also that of a local folder.
     Without, the base of one that was trained from ModelScope is the newest of the same id on the Hugging
@@ -150,12 +155,15 @@ def load(
             ", ".join(TASKS),
             "put a head on it with build(), or train one",
         )
+    if verify:
+        check_manifest(path, revision=revision)
     is_adapter = find_adapter_config_file(path, revision=revision) is not None
     model = TASKS[config.model_type].from_pretrained(
         path,
         config=_base_at_hand(config, hub=hub) if is_adapter else config,
         revision=revision or "main",
         dtype=dtype,
+        verify=verify,
         **kwargs,
     )
     return _name_base(model, config)
@@ -227,7 +235,10 @@ def merge(
                 "a folder or repo with adapter_config.json",
                 "check the name",
             )
+        check_manifest(repo, revision=revision)
         at_hand = _base_at_hand(config, hub=hub)
+        if Path(at_hand.backbone_name_or_path or "").is_dir():
+            check_base(at_hand.backbone_name_or_path, config.backbone_files)
         base = TASKS[config.model_type].from_pretrained(
             at_hand.backbone_name_or_path,
             config=at_hand,
@@ -281,6 +292,7 @@ def _take_up(path: str, config: Any, *, task: str, head: dict, hub: str, kwargs:
         merged.requires_grad_(True)  # PEFT froze the base
         merged.config.probe = merged.make_probe()  # these weights are no plain base's: see adapter_config
         return merged
+    check_manifest(path, revision=kwargs["revision"])
     return TASKS[task].from_pretrained(path, **{**kwargs, "revision": kwargs["revision"] or "main"})
 
 
@@ -326,13 +338,16 @@ def _base_config(path: str, *, revision: str | None) -> Any:
 
 
 def _commit(path: str, revision: str | None) -> str | None:
-    """The commit that a hub repo's `config.json` came from; None for a folder."""
+    """The commit that a hub repo's `config.json` came from; None for a folder, which is pinned by hashes."""
     if Path(path).is_dir():
         return None
     found = re.search(
         r"snapshots/([0-9a-f]{40})/", Path(cached_file(path, "config.json", revision=revision)).as_posix()
     )
-    return found[1] if found else revision
+    if found is None:
+        remedy = "clear its cache, or download it and give the folder"
+        raise _problem(path, "a cache without its commit", "a base that can be pinned", remedy)
+    return found[1]
 
 
 def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:

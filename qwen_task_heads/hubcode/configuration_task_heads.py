@@ -63,6 +63,8 @@ class TaskHeadConfig(PreTrainedConfig):
         backbone_revision: commit of the base on its hub, or None for a local folder.
         backbone_hub: `modelscope` where that commit is one of ModelScope, which no other hub knows; None for
             the Hugging Face Hub.
+        backbone_files: SHA-256 by name of the files of a base that is a folder, or was fetched from
+            ModelScope; an adapter is put on no other. None for a base that its commit pins.
         probe: token ids and the logits they must give; checked after every load. Written on save.
 
     Raises:
@@ -94,6 +96,7 @@ class TaskHeadConfig(PreTrainedConfig):
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
     backbone_hub: str | None = None
+    backbone_files: dict | None = None
     probe: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

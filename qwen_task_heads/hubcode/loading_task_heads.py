@@ -25,6 +25,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file, logging
 
 from .configuration_task_heads import MODEL_TYPES, refuse
+from .trust_task_heads import check_base
 
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -56,7 +57,8 @@ class StrictLoading(PreTrainedModel):
                 a fresh `score`; everything else must bring every tensor.
             config: a `TaskHeadConfig`; read from the repo when None.
             adapter_kwargs: set by the Auto classes; where the adapter of this load was found.
-            verify: recompute the stored probe after the load.
+            verify: hold a base that is a folder against its stored hashes, and recompute the stored probe
+                after the load.
             output_loading_info: also return the dictionary of missing and unexpected keys.
             **kwargs: passed on to transformers (`dtype`, `device_map`, `revision`, ...).
 
@@ -80,7 +82,7 @@ class StrictLoading(PreTrainedModel):
         quantized = kwargs.get("quantization_config") is not None
         with _without_load_report():  # every key of it is checked here
             if own and has_adapter:
-                model, info = cls._from_adapter(repo, *args, config=config, hub=hub, **kwargs)
+                model, info = cls._from_adapter(repo, *args, config=config, hub=hub, verify=verify, **kwargs)
             else:
                 if not own:
                     kwargs.setdefault("key_mapping", _backbone_names(config))
@@ -88,13 +90,15 @@ class StrictLoading(PreTrainedModel):
                     path, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
                 )
                 _check_keys(path, info, fresh_head=not own, keep=config.backbone_layers)
+                # transformers 5.23 makes what a checkpoint lacks in the dtype of the rest.
+                model.score.float()
         if own and verify and not quantized and model.device.type != "meta":
             model.check_probe(repo)
         return (model, info) if output_loading_info else model
 
     @classmethod
     def _from_adapter(
-        cls, repo: str, *args: Any, config: Any, hub: dict[str, Any], **kwargs: Any
+        cls, repo: str, *args: Any, config: Any, hub: dict[str, Any], verify: bool = True, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
         """Load the true base named by the config, then the adapter at the root of `repo`."""
         base = config.backbone_name_or_path
@@ -105,6 +109,8 @@ class StrictLoading(PreTrainedModel):
                 "the name or folder of the base model",
                 "publish the adapter again, or set the field",
             )
+        if verify and Path(base).is_dir():
+            check_base(base, config.backbone_files)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
         kwargs.setdefault("key_mapping", _backbone_names(config))
         if config.backbone_revision and not config.backbone_hub:  # else the newest, which the probe checks
@@ -291,11 +297,12 @@ def _portable(config: Any, *, adapter: bool) -> Iterator[None]:
     if adapter:  # its base is not quantised; this process had it so
         config.__dict__.pop("quantization_config", None)
     elif base and (Path(base).is_absolute() or Path(base).is_dir()):  # full weights need no base
-        config.backbone_name_or_path = None
+        config.backbone_name_or_path = config.backbone_files = None
     try:
         yield
     finally:
         config.text_config._name_or_path, config.backbone_name_or_path = text_name, base
+        config.backbone_files = kept["backbone_files"]
         if "quantization_config" in kept:
             config.quantization_config = kept["quantization_config"]
 

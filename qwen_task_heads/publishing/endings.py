@@ -17,7 +17,7 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.publishing.card_facts import NOTHING_STATED, CardFacts, reported_dataset
 from qwen_task_heads.publishing.cards import figure
 from qwen_task_heads.publishing.eval_results import write_eval_results
-from qwen_task_heads.publishing.manifest import file_names, hash_code, versions
+from qwen_task_heads.publishing.manifest import hash_code, hash_files, versions
 
 T = TypeVar("T")
 MODEL = "this model"
@@ -147,7 +147,7 @@ def write_manifest(folder: Path, run: Account, *, data: Mapping[str, Any]) -> No
         "settings": dict(run.settings),
         "data": dict(data),
         "code": hash_code(),
-        "files": file_names(folder),
+        "files": hash_files(folder),
     }
     write_json(folder / "manifest.json", content)
 

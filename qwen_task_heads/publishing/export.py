@@ -13,6 +13,7 @@ from typing import Any
 from qwen_task_heads import hubcode
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.loading_task_heads import WEIGHTS, embedding_rows
+from qwen_task_heads.manifests import MANIFEST
 
 ADAPTER = ("adapter_config.json",)
 CODE = sorted(path for path in Path(hubcode.__file__).parent.glob("*.py") if path.stem != "__init__")
@@ -50,6 +51,7 @@ def save(model: Any, *, tokenizer: Any, folder: str | Path, repo_id: str | None 
     is_adapter = inner is not model or inner._hf_peft_config_loaded
     _check(inner, tokenizer=tokenizer, folder=folder, other=WEIGHTS if is_adapter else ADAPTER)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)  # of what was saved here before
     inner.config.text_config.pad_token_id = tokenizer.pad_token_id
     if isinstance(model, PeftModel):
         _save_adapter(model, inner, folder, repo_id=repo_id)

@@ -1,4 +1,7 @@
-"""What was run, on what: versions, seed, settings, and hashes of data and code, as `manifest.json`."""
+"""What was run, on what: versions, seed, settings, and hashes of data, code and files, as `manifest.json`.
+
+`load` holds the files against it, see `qwen_task_heads.manifests`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from typing import Any
 
 from qwen_task_heads import __version__
 from qwen_task_heads.data.title_sets import hash_pairs
+from qwen_task_heads.manifests import hash_files
 from qwen_task_heads.publishing.export import CODE
 
-__all__ = ["file_names", "hash_code", "hash_pairs", "settings_of", "versions"]
+__all__ = ["hash_code", "hash_files", "hash_pairs", "settings_of", "versions"]
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 # Settings that say what was trained; paths, tokens and hosts of the machine stay out.
@@ -54,8 +58,3 @@ def settings_of(args: Any, more: Mapping[str, Any]) -> dict[str, Any]:
 
 def _told(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and "/" in value and Path(value).exists() else value
-
-
-def file_names(folder: Path) -> list[str]:
-    """Names of the files at the root of a folder, sorted."""
-    return sorted(path.name for path in folder.iterdir() if path.is_file())

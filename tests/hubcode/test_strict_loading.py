@@ -203,6 +203,10 @@ def test_a_changed_base_under_an_adapter_is_refused(
     tensors = load_file(moved / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"] *= 1.05
     save_file(tensors, moved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.safetensors has changed"):
+        load(str(adapter))
+    config["backbone_files"] = None  # as of a base on a hub, where only the probe is left
+    (adapter / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="weights, base or code are not those that were saved"):
         load(str(adapter))
 

@@ -22,6 +22,7 @@ def test_the_code_that_travels_is_all_of_hubcode() -> None:
         "attention_task_heads.py", "configuration_task_heads.py", "encoding_task_heads.py", "handler.py",
         "last_layer_task_heads.py", "loading_task_heads.py", "modeling_task_heads.py",
         "packing_task_heads.py", "pipeline_task_heads.py", "pooling_task_heads.py",
+        "trust_task_heads.py",
     }  # fmt: skip
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import pytest
 
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.publishing.manifest import file_names, hash_code, hash_pairs, settings_of, versions
+from qwen_task_heads.publishing.manifest import hash_code, hash_files, hash_pairs, settings_of, versions
 from qwen_task_heads.training.title_arguments import TitleConfig
 
 PAIR = PairExample(chosen="A", rejected="B", prompt="p", margin=0.5, preference=0.9, weight=2.0, source="a:1")
@@ -65,10 +66,12 @@ def test_settings_tell_the_training_and_no_secret_or_folder(tmp_path):
     assert str(tmp_path) not in str(told)
 
 
-def test_code_is_hashed_file_by_file_and_files_are_listed(tmp_path):
+def test_code_and_files_are_hashed_file_by_file(tmp_path):
     assert "modeling_task_heads.py" in hash_code()
     assert all(len(value) == 64 for value in hash_code().values())
     (tmp_path / "sub").mkdir()
-    for name in ("b", "a"):
-        (tmp_path / name).write_text("")
-    assert file_names(tmp_path) == ["a", "b"]
+    for name in ("b", "a", "manifest.json", "sub/c"):
+        (tmp_path / name).write_text(name)
+    found = hash_files(tmp_path)
+    assert found == {name: hashlib.sha256(name.encode()).hexdigest() for name in "ab"}
+    assert list(found) == ["a", "b"]
