@@ -96,6 +96,16 @@ def test_candidates_are_the_labels_that_a_row_offers_in_the_order_of_the_map(tmp
     ]
 
 
+def test_candidates_of_many_labels_stand_in_the_order_of_the_map(tmp_path: Path) -> None:
+    names = [f"n{place:02}" for place in range(40)]
+    (tmp_path / "order.yaml").write_text(json.dumps(names))
+    rows = [{"text": f"t{n}", "category": names, "output": names[n % 40]} for n in range(80)]
+    rows += [{"text": "x", "category": ["n33", "n08", "n39", "n01"], "output": "n08"}]
+    train = written(tmp_path / "train.jsonl", rows)
+    found = by_text(read_text_sets(train, labels=str(tmp_path / "order.yaml")))
+    assert found["x"].candidates == ("n01", "n08", "n33", "n39")
+
+
 def test_an_output_outside_its_category_is_refused_by_line(tmp_path: Path) -> None:
     rows = [{"text": f"t{n}", "category": "国际, 财经", "output": ["国际", "财经"][n % 2]} for n in range(20)]
     rows[4]["output"], rows[9]["output"] = "体育", "财 经"
