@@ -69,6 +69,9 @@ class StrictLoading(PreTrainedModel):
         path = str(pretrained_model_name_or_path)
         repo = str((adapter_kwargs or {}).get("_adapter_model_path") or path)
         hub = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
+        if repo != path and (adapter_kwargs or {}).get("revision"):
+            # A duplicated repo: the commit in `kwargs` is one of the repo it was duplicated from.
+            hub["revision"] = (adapter_kwargs or {})["revision"]
         own, has_adapter, has_weights = _inspect(cls, repo, hub)
         if config is None:
             config = cls.config_class.from_pretrained(repo, **hub)
@@ -86,6 +89,11 @@ class StrictLoading(PreTrainedModel):
             else:
                 if not own:
                     kwargs.setdefault("key_mapping", _backbone_names(config))
+                elif not has_weights:  # transformers would look for a pickle
+                    accepted = " or ".join(WEIGHTS)
+                    raise refuse(
+                        repo, "no weights in safetensors", accepted, "save it again, or fetch all of it"
+                    )
                 model, info = super().from_pretrained(
                     path, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
                 )

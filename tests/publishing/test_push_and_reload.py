@@ -1,0 +1,163 @@
+"""Push, an empty cache, one line: both hubs, adapters and full models, both heads, without the package.
+
+The models are pushed by `publish` and opened over HTTP by the hubs' own clients, in a process that cannot
+import the package; the true base of the adapters lies on the same hub.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hf_server
+import modelscope_server
+import pytest
+import torch
+from clean_process import CleanProcess
+from peft import get_peft_model
+from transformers import AutoTokenizer
+
+from qwen_task_heads import Template, adapter_config, build, load, load_tokenizer, save
+from qwen_task_heads.batching.text import compile_template
+from qwen_task_heads.publishing.hubs import publish
+
+pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+    # PEFT asks the hub whether the vocabulary grew, where there is no base in a folder of that name
+    pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning"),
+]
+BASE = "base/tiny"
+TEXTS = ["A plain title", "短い題", "One weird trick that cuts the cost of a long day in half"]
+LABELS = ["world", "sport", "trade"]
+KINDS = [(head, form) for head in ("title", "classifier") for form in ("adapter", "full")]
+CARD = '---\nlicense: mit\n---\n# A\n\n## How to load it\n\n```python\nload("path/to/a")\n```\n'
+
+CHILD = r"""
+import json, os, sys
+from contextlib import nullcontext
+job = json.loads(sys.argv[1])
+os.environ.update(job["environment"])
+from huggingface_hub import constants
+if job["hub"] == "huggingface":
+    constants.ENDPOINT, constants.HF_HUB_CACHE = job["endpoint"], job["cache"]
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = job["endpoint"] + "/{repo_id}/resolve/{revision}/{filename}"
+    constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = True, False
+    context = nullcontext
+else:
+    from modelscope.utils.hf_util.patcher import patch_context as context
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+@torch.no_grad()
+def check(name, **where):
+    with context():
+        model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True, **where)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
+    logits = model(**tokenizer(job["texts"], padding=True, return_tensors="pt")).logits
+    assert torch.equal(logits, torch.tensor(job["logits"])), (name, where, logits)
+    assert type(model).__name__ == job["class"], type(model)
+    assert model.config.id2label == {int(k): v for k, v in job["id2label"].items()}, model.config.id2label
+    assert model.config.get_text_config().pad_token_id == job["pad"] == tokenizer.pad_token_id
+
+check(job["repo"])
+if job["hub"] == "huggingface":
+    check(job["repo"], revision=job["commit"])
+    check(job["repo"], revision="v1")
+check(job["copy"])
+with context():
+    classify = pipeline("text-classification", model=job["repo"], trust_remote_code=True)
+    for text, wanted in zip(job["texts"], job["answers"]):
+        found = classify(text, top_k=None)
+        assert {row["label"]: round(row["score"], 5) for row in found} == wanted, (found, wanted)
+    if job["ranking"]:
+        found = pipeline("title-ranking", model=job["repo"], trust_remote_code=True)(job["texts"])
+        assert [row["title"] for row in found] == job["ranking"], found
+if job["hub"] == "huggingface":
+    constants.HF_HUB_OFFLINE, constants.ENDPOINT = True, "http://127.0.0.1:9"
+else:
+    os.environ["MODELSCOPE_ENDPOINT"] = "http://127.0.0.1:9"
+    job["copy"] = job["repo"]
+check(job["repo"])
+if job["hub"] == "huggingface":
+    check(job["repo"], revision=job["commit"])
+"""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run folder and what its model answers."""
+
+    folder: Path
+    logits: list[list[float]]
+    facts: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=["huggingface", "modelscope"])
+def place(request: Any, tmp_path_factory: pytest.TempPathFactory, bases: Any) -> Iterator[tuple[str, Any]]:
+    """A hub with the tiny base on it, and this process's clients pointed there."""
+    module = {"huggingface": hf_server, "modelscope": modelscope_server}[request.param]
+    with module.serve() as server, pytest.MonkeyPatch.context() as patch:
+        module.point_client(server, patch, cache=tmp_path_factory.mktemp("hub") / "cache")
+        server.put(BASE, {path.name: path.read_bytes() for path in Path(bases["qwen2"]).iterdir()})
+        yield request.param, server
+
+
+@torch.no_grad()
+def train(place: tuple[str, Any], folder: Path, head: str, form: str, shake: Any) -> Trained:
+    """A model as a run leaves it: its trainable tensors moved, its template compiled, a card."""
+    task = {"title": "title_scorer", "classifier": "pooled_classifier"}[head]
+    labels = {"labels": LABELS} if head == "classifier" else {}
+    model = build(BASE, hub=place[0], task=task, **labels)
+    tokenizer = load_tokenizer(BASE, hub=place[0])
+    compile_template(tokenizer, template=Template(), model_type="qwen2", max_length=48)
+    torch.manual_seed(0)
+    trained = shake(get_peft_model(model, adapter_config(model, r=2)) if form == "adapter" else model)
+    save(trained, tokenizer=tokenizer, folder=folder)
+    (folder / "README.md").write_text(CARD)
+    (folder / "training_args.bin").write_bytes(b"hf_token")
+    (folder / "predictions.jsonl").write_text("{}\n")
+    batch = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    logits = trained(**batch).logits
+    found = logits.softmax(-1) if head == "classifier" else logits
+    names = {index: label for index, label in sorted(model.config.id2label.items())}
+    facts = {
+        "class": type(model).__name__,
+        "id2label": names,
+        "pad": tokenizer.pad_token_id,
+        "answers": [{names[i]: round(v, 5) for i, v in enumerate(row)} for row in found.tolist()],
+        "ranking": [TEXTS[i] for i in logits[:, 0].argsort(descending=True)] if head == "title" else [],
+    }
+    return Trained(folder, logits.tolist(), facts)
+
+
+@pytest.mark.parametrize(("head", "form"), KINDS)
+def test_pushed_and_loaded_in_one_line(
+    place: tuple[str, Any], clean: CleanProcess, shake: Any, tmp_path: Path, head: str, form: str
+) -> None:
+    hub, server = place
+    repo, copy = f"me/{head}-{form}", f"you/{head}-{form}-copy"
+    trained = train(place, tmp_path / "run", head, form, shake)
+    published = publish(trained.folder, repo_id=repo, hub=hub, tag="v1", verify=False)
+    there = server.files(repo)
+    assert not {"training_args.bin", "predictions.jsonl", "reference.json"} & there.keys()
+    assert repo in there["README.md"].decode()
+    assert server.repos[repo].private
+    server.duplicate(repo, copy)
+    endpoint, cache = server.endpoint, str(tmp_path / "empty")
+    environment = {
+        "HF_TOKEN": server.token, "MODELSCOPE_API_TOKEN": server.token, "MODELSCOPE_ENDPOINT": endpoint,
+        "MODELSCOPE_CACHE": cache, "MODELSCOPE_HOME": str(tmp_path / "home"),
+    }  # fmt: skip
+    job = {
+        **trained.facts, "hub": hub, "endpoint": endpoint, "cache": cache, "repo": repo, "copy": copy,
+        "commit": published.commit, "texts": TEXTS, "logits": trained.logits, "environment": environment,
+    }  # fmt: skip
+    clean.run(CHILD, json.dumps(job), folder=tmp_path)
+    with torch.no_grad():
+        model = load(repo, hub=hub)
+        batch = load_tokenizer(repo, hub=hub)(TEXTS, padding=True, return_tensors="pt")
+        assert torch.equal(model(**batch).logits, torch.tensor(trained.logits))
