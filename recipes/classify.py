@@ -17,7 +17,8 @@ from qwen_task_heads.batching.text import bind_template
 from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_task
-from qwen_task_heads.publishing.manifest import settings_of
+from qwen_task_heads.publishing.accounts import account_of
+from qwen_task_heads.publishing.destination import destination_of
 from qwen_task_heads.publishing.text_outcome import TextRun, finish_texts
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
@@ -34,7 +35,7 @@ def main() -> None:
     """Parse, load, train, save, and say how good it is."""
     texts, args, model_args = parse_classifier_arguments()
     check_world(texts.num_processes, running=args.world_size)
-    is_main = args.process_index == 0
+    destination, is_main = destination_of(texts, args, model_args), args.process_index == 0
     base, where = model_args.model_name_or_path, {"hub": texts.hub}
     backbone, revision = locate(base), model_args.load_options()["revision"]
 
@@ -67,9 +68,9 @@ def main() -> None:
     (train, cut), (dev, _) = text_dataset(sets.train, **encode), text_dataset(sets.dev, **encode)
 
     # Train
-    adapter, options = None, model_args.adapter_options()
+    adapter = None
     if model_args.use_peft or texts.freeze_backbone:
-        adapter = adapter_config(model, head_only=texts.freeze_backbone, **options)
+        adapter = adapter_config(model, head_only=texts.freeze_backbone, **model_args.adapter_options())
     limit, args.save_total_limit = args.save_total_limit, None  # rotation waits for the seal
     patience = texts.early_stopping_patience
     trainer = ClassifierTrainer(
@@ -97,21 +98,14 @@ def main() -> None:
     # Save, measure and say
     trained = whole_model(trainer, make=make, peft_config=adapter)
     if is_main:
-        lora = {f"lora_{name}": value for name, value in options.items()} if adapter else {}
-        told = {**vars(texts), **texts.settled(model.config), "base": base, **lora}
-        run = TextRun(
-            sets=sets,
-            settings=settings_of(args, {**told, "dtype": model_args.dtype or "float32"}),
-            log_history=trainer.state.log_history,
-            seconds=trainer.throughput.seconds,
-            speed=trainer.throughput.result.line(),
-            seed=args.seed,
-            backbone=base,
+        account = account_of(
+            trainer, task=texts, model_args=model_args, config=model.config, adapter=adapter,
             resumed=resume is not None,
-            picked=args.load_best_model_at_end,
-            cut=cut.line(),
-        )
+        )  # fmt: skip
+        run = TextRun(sets=sets, cut=cut.line(), **account)
         finish_texts(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
+        if destination:
+            destination.push(args.output_dir)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 

@@ -18,7 +18,8 @@ from qwen_task_heads.batching.text import compile_template
 from qwen_task_heads.data.title_sets import read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer
-from qwen_task_heads.publishing.manifest import settings_of
+from qwen_task_heads.publishing.accounts import account_of
+from qwen_task_heads.publishing.destination import destination_of
 from qwen_task_heads.publishing.outcome import Run, finish_titles
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import SwappedLabelsCallback, check_world
@@ -35,7 +36,7 @@ def main() -> None:
     """Parse, load, train, save, and say how good it is."""
     titles, args, model_args = parse_title_arguments()
     check_world(titles.num_processes, running=args.world_size)
-    is_main = args.process_index == 0
+    destination, is_main = destination_of(titles, args, model_args), args.process_index == 0
 
     # Data first: it is where most runs fail, and a run is resumed on the same data only
     sets = read_title_sets(titles.dataset_name, **titles.data_options())
@@ -65,9 +66,9 @@ def main() -> None:
         print("\n".join([*sets.lines, *(f"note: {note}" for note in notes if note)]), flush=True)
 
     # Train
-    adapter, options = None, model_args.adapter_options()
+    adapter = None
     if model_args.use_peft or titles.freeze_backbone:
-        adapter = adapter_config(model, head_only=titles.freeze_backbone, **options)
+        adapter = adapter_config(model, head_only=titles.freeze_backbone, **model_args.adapter_options())
     limit, args.save_total_limit = args.save_total_limit, None  # rotation waits for the seal
     swapped = SwappedLabelsCallback(len(sets.dev), groups=len({pair.group for pair in sets.dev}))
     trainer = TitleTrainer(
@@ -88,22 +89,14 @@ def main() -> None:
     # Save, measure and say
     trained = whole_model(trainer, make=make, peft_config=adapter)
     if is_main:
-        base = model_args.model_name_or_path
-        lora = {f"lora_{name}": value for name, value in options.items()} if adapter else {}
-        told = {**vars(titles), **titles.settled(model.config), "base": base, **lora}
-        run = Run(
-            sets=sets,
-            settings=settings_of(args, {**told, "dtype": model_args.dtype or "float32"}),
-            log_history=trainer.state.log_history,
-            seconds=trainer.throughput.seconds,
-            speed=trainer.throughput.result.line(),
-            seed=args.seed,
-            backbone=base,
+        account = account_of(
+            trainer, task=titles, model_args=model_args, config=model.config, adapter=adapter,
             resumed=resume is not None,
-            picked=args.load_best_model_at_end,
-            warning=swapped.finding,
-        )
+        )  # fmt: skip
+        run = Run(sets=sets, warning=swapped.finding, **account)
         finish_titles(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
+        if destination:
+            destination.push(args.output_dir)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 

@@ -21,6 +21,8 @@ from qwen_task_heads.batching.text import bind_template
 from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_task
+from qwen_task_heads.publishing.accounts import card_facts
+from qwen_task_heads.publishing.destination import destination_of
 from qwen_task_heads.publishing.manifest import settings_of
 from qwen_task_heads.publishing.text_outcome import TFIDF, TextRun, finish_texts
 from qwen_task_heads.training.callbacks import check_world
@@ -37,6 +39,7 @@ def main() -> None:
     """Parse, load, run the backbone once, try the heads, save the best, and say how good it is."""
     texts, args, model_args = parse_sweep_arguments()
     check_world(1, running=args.world_size)  # features and heads are made by one process
+    destination = destination_of(texts, args, model_args)
     base, where = model_args.model_name_or_path, {"hub": texts.hub}
     backbone, revision = locate(base), model_args.load_options()["revision"]
     if saved_task(backbone, revision=revision, **where):
@@ -100,19 +103,17 @@ def main() -> None:
     if texts.save_as == "adapter":
         trained = get_peft_model(trained, adapter_config(trained, head_only=True))
     run = TextRun(
-        sets=sets,
+        sets=sets, cut=cut.line(), card=card_facts(texts), backbone=base, seed=chosen.seed, seconds=seconds,
         settings=settings_of(args, {**told, "dtype": model_args.dtype or "float32", "seed": chosen.seed}),
         log_history=chosen.fitted.history,
-        seconds=seconds,
-        seed=chosen.seed,
-        backbone=base,
-        cut=cut.line(),
-    )
+    )  # fmt: skip
     metrics = finish_texts(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
     said = {"chosen": chosen, "points": points, "figure": figure, "floor": metrics["dev"].get(TFIDF)}
     command = shlex.join(warm_start_command(texts, model_args, folder=args.output_dir, chosen=best))
     told = [*sweep_table(results, **said), "", "Next, LoRA that starts from this head:", f"  {command}"]
     print("\n".join(["", *told]), flush=True)
+    if destination:
+        destination.push(args.output_dir)
 
 
 if __name__ == "__main__":

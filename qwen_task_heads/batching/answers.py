@@ -188,7 +188,8 @@ def _tuples(value: Any) -> Any:
 
 def _label_problems(labels: LabelMap, answers: Sequence[Sequence[int]], *, room: int) -> list[Problem]:
     """Labels that no score could tell apart, and labels without room."""
-    problems, seen = [], {}
+    problems: list[Problem] = []
+    seen: dict[tuple[int, ...], str] = {}
     for name, ids in zip(labels.names, answers, strict=True):
         where = f"label {shorten(name)}"
         if tuple(ids) in seen:

@@ -365,7 +365,7 @@ def _sum_edges(logits: torch.Tensor, trie: Trie) -> torch.Tensor:
     return result.index_add_(1, steps[:, 0], chosen.cpu()[:, steps[:, 1]])
 
 
-def _shared(rows: Sequence[Sequence[int]]) -> int:
+def _shared(rows: list[list[int]]) -> int:
     """Tokens that all prompts begin with, of which one is left to each; 0 where a pass is not worth it."""
     first, last = min(rows), max(rows)
     most = min(map(len, rows)) - 1

@@ -19,7 +19,9 @@ import numpy as np
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.title_sets import TitleSets, hash_pairs
+from qwen_task_heads.inference.rewards import reward_constants
 from qwen_task_heads.inference.scorer import Scorer
+from qwen_task_heads.publishing.accounts import keep_reference
 from qwen_task_heads.publishing.endings import (
     MODEL,
     SMALL,
@@ -78,6 +80,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
         if pairs:
             scores[name] = _score(scorer, pairs)
             metrics[name] = _measure(pairs, *scores[name], tfidf=tfidf)
+    metrics["reward"] = _write_constants(model, folder, run.sets.dev, *scores["dev"])
     reported = "test" if run.sets.test else "dev"
     floors = {
         name: entry["pair_accuracy"]["value"] for name, entry in metrics["dev"].items() if name != MODEL
@@ -99,7 +102,26 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     card = title_card(model, folder, metrics, reported, run, plots=drawn)
     write_account(folder, run, metrics=metrics, card=card, reported=reported, main="pair_accuracy")
     _say(metrics, reported, folder, run)
+    prompted = [pair for pair in run.sets.dev if pair.prompt]
+    held = {"texts": [pair.prompt for pair in prompted], "text_pairs": [pair.chosen for pair in prompted]}
+    if not prompted:
+        held = {"texts": [pair.chosen for pair in run.sets.dev]}
+    keep_reference(model, tokenizer=tokenizer, folder=folder, **held)
     return metrics
+
+
+def _write_constants(
+    model: Any, folder: Path, pairs: Sequence[PairExample], chosen: np.ndarray, rejected: np.ndarray
+) -> dict[str, float]:
+    """Put what `TitleReward` needs into the saved config, from the different titles of dev."""
+    titles = {(pair.prompt, pair.chosen): score for pair, score in zip(pairs, chosen, strict=True)}
+    titles |= {(pair.prompt, pair.rejected): score for pair, score in zip(pairs, rejected, strict=True)}
+    constants = reward_constants(list(titles.values()), [len(title) for _, title in titles])
+    model.config.update(constants)
+    path = folder / "config.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**saved, **constants}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return constants
 
 
 def _score(scorer: Scorer, pairs: Sequence[PairExample]) -> tuple[np.ndarray, np.ndarray]:

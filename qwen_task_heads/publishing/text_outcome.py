@@ -19,6 +19,7 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.inference.scorer import Scorer
+from qwen_task_heads.publishing.accounts import keep_reference
 from qwen_task_heads.publishing.cards import figure_name
 from qwen_task_heads.publishing.endings import (
     MODEL,
@@ -111,6 +112,14 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
     main = BEST_METRIC[kind][0].removeprefix("eval_")
     write_account(folder, run, metrics=metrics, card=card, reported=reported, main=main)
     _say(metrics, reported, folder, run)
+    pairs = [example.text_b for example in run.sets.dev]
+    keep_reference(
+        model,
+        tokenizer=tokenizer,
+        folder=folder,
+        texts=[example.text for example in run.sets.dev],
+        text_pairs=pairs if any(pairs) else None,
+    )
     return metrics
 
 

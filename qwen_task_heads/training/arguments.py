@@ -38,7 +38,7 @@ NO_IDENTITY = (
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
     # what the card says
-    "license", "language", "dataset_license", "dataset_url",
+    "license", "language", "dataset_license", "dataset_url", "dataset_id", "intended_use", "citation",
 )  # fmt: skip
 NO_IDENTITY_PREFIXES = ("logging_", "log_", "eval_", "save_", "hub_", "publish_", "trackio_", "ddp_")
 

@@ -27,11 +27,18 @@ class PublishArguments:
     license: str | None = field(
         default=None, metadata={"help": "Licence of the model for its card, as hubs write it: apache-2.0."}
     )
-    language: list[str] | None = field(
-        default=None, metadata={"help": "Languages of the texts for the card, such as zh en."}
+    language: list[str] = field(
+        default_factory=list, metadata={"help": "Languages of the texts for the card, such as zh en."}
     )
     dataset_license: str | None = field(default=None, metadata={"help": "Licence of the data for the card."})
     dataset_url: str | None = field(default=None, metadata={"help": "Where the data are from, for the card."})
+    dataset_id: str | None = field(
+        default=None, metadata={"help": "owner/name of the data on the Hugging Face Hub, if read from files."}
+    )
+    intended_use: str = field(
+        default="", metadata={"help": "What the model is for, in sentences, for the card."}
+    )
+    citation: str = field(default="", metadata={"help": "BibTeX of the model or its data, for the card."})
     publish_form: str = field(
         default="saved",
         metadata={"help": "saved: as trained; merged: without adapter; stock: transformers' own class."},

@@ -40,7 +40,7 @@ REPLACED = {
 USED = (
     "output_dir", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "weight_decay",
     "warmup_steps", "max_grad_norm", "label_smoothing_factor", "seed", "use_cpu", "disable_tqdm",
-    "report_to",
+    "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision",
 )  # fmt: skip
 
 

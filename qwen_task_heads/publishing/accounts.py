@@ -1,0 +1,72 @@
+"""The account of a run from what a recipe has at its end, and the reference that proves a publish equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen_task_heads.publishing.card_facts import CardFacts
+from qwen_task_heads.publishing.gate import REFERENCE, take_reference, write_reference
+from qwen_task_heads.publishing.manifest import settings_of
+
+
+def card_facts(task: Any) -> CardFacts:
+    """What the owner of a model states, from the options of a recipe (a `PublishArguments`)."""
+    return CardFacts(**{field.name: vars(task)[field.name] for field in fields(CardFacts)})
+
+
+def account_of(
+    trainer: Any, *, task: Any, model_args: Any, config: Any, adapter: Any = None, resumed: bool = False
+) -> dict[str, Any]:
+    """Arguments of `Run` and `TextRun`, data apart.
+
+    Args:
+        trainer: after training; has a `throughput`.
+        task: the options of the recipe.
+        model_args: its `ModelConfig`.
+        config: of the trained model.
+        adapter: its PEFT config, or None.
+        resumed: the training began at a checkpoint.
+    """
+    args, base = trainer.args, model_args.model_name_or_path
+    lora = {f"lora_{name}": value for name, value in model_args.adapter_options().items()} if adapter else {}
+    told = {**vars(task), **task.settled(config), "base": base, **lora}
+    return {
+        "settings": settings_of(args, {**told, "dtype": model_args.dtype or "float32"}),
+        "log_history": trainer.state.log_history,
+        "seconds": trainer.throughput.seconds,
+        "speed": trainer.throughput.result.line(),
+        "seed": args.seed,
+        "backbone": base,
+        "resumed": resumed,
+        "picked": args.load_best_model_at_end,
+        "card": card_facts(task),
+    }
+
+
+def keep_reference(
+    model: Any, *, tokenizer: Any, folder: Path, texts: Sequence[str], text_pairs: Sequence[str] | None = None
+) -> None:
+    """Keep what the trained model answers beside it, for the proof before a publish.
+
+    It is computed in fp32. Where that does not fit into the device's memory none is kept, and a publish then
+    compares with what strict loading opens from the folder.
+
+    Args:
+        model: the trained model.
+        tokenizer: as it was saved.
+        folder: of the run.
+        texts: held texts; of pairs (a prompt and its title) the first.
+        text_pairs: the second of each, or None.
+    """
+    Path(folder, REFERENCE).unlink(missing_ok=True)  # of an older run in the same folder
+    try:
+        reference = take_reference(model, tokenizer=tokenizer, texts=texts, text_pairs=text_pairs)
+    except torch.OutOfMemoryError:
+        print("note: no reference was kept: the model in fp32 is over the memory of this device", flush=True)
+        return
+    write_reference(folder, reference)
