@@ -44,6 +44,8 @@ _LAZY = {
     "read_text_sets": "data.text_sets",
     "split_by_group": "data.splits",
     "Scorer": "inference.scorer",
+    "LabelScorer": "inference.generative",
+    "TitleReward": "inference.rewards",
     "ClassifierTrainer": "training.classifier_trainer",
     "TitleTrainer": "training.trainers",
     "export_stock": "publishing.stock",

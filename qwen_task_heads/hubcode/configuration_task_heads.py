@@ -269,9 +269,21 @@ class TitleScorerConfig(TaskHeadConfig):
     """Config of `TitleScorer`: one score per text, trained on pairs or groups.
 
     `problem_type` is `regression`, so that stock pipelines print the score itself and no sigmoid of it.
+
+    Args:
+        reward_mean: of the scores of the dev titles; with the next, what a reward is normalised by. None
+            for a model that no run has measured.
+        reward_std: their standard deviation.
+        reward_length_mean: mean length of these titles, in characters.
+        reward_length_slope: score per character, of the straight line through scores over lengths.
     """
 
     model_type = "title_scorer"
+
+    reward_mean: float | None = None
+    reward_std: float | None = None
+    reward_length_mean: float | None = None
+    reward_length_slope: float | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("custom_pipelines", None)

@@ -54,6 +54,7 @@ HOSTILE = [*SINGLES, *COUPLES[:: len(COUPLES) // (200 - len(SINGLES))]][:200]
 NAME = 200  # characters that a file name can have
 ENTRY = {"value": 0.61234, "low": 0.55, "high": None, "n": 1841, "n_groups": 220}
 BOTH = {**ENTRY, "high": 0.6781}
+REWARD = {"reward_mean": 0.1, "reward_std": 1.5, "reward_length_mean": 40.0, "reward_length_slope": 0.01}
 NAMED = ("pair_accuracy", "log_loss", "ece", "length_spearman")
 CLASSES = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "ece")
 RAN = {"seconds": 12.3, "resumed": False, "device": "CPU (1 thread)", "processes": 1}
@@ -98,6 +99,7 @@ def title_page(model, text: str) -> str:
         "data": SETS,
         "test": {"this model": dict.fromkeys(NAMED, BOTH), text: {"pair_accuracy": ENTRY}},
         "notes": [text],
+        "reward": REWARD,
     }
     model.config.backbone_revision = text
     run = Run(sets=sets, **account(text))
@@ -215,6 +217,7 @@ def test_what_nobody_stated_is_not_guessed(models):
         "data": SETS,
         "dev": {"this model": dict.fromkeys(NAMED, BOTH)},
         "notes": [],
+        "reward": REWARD,
     }
     card = title_card(models[0], Path("a"), metrics, "dev", Run(sets=sets, **run), plots={})
     assert "Licence: not stated." in card
@@ -237,6 +240,7 @@ def test_only_ids_of_a_hub_stand_as_data_sets(models):
             "data": SETS,
             "test": {"this model": dict.fromkeys(NAMED, BOTH)},
             "notes": [],
+            "reward": REWARD,
         }
         card = title_card(models[0], Path("a"), metrics, "test", Run(sets=sets, **found), plots={})
         front = ModelCard(card).data.to_dict()

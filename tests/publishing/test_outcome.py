@@ -17,6 +17,7 @@ from qwen_task_heads import build, load_tokenizer
 from qwen_task_heads.batching.text import Template, compile_template
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.title_sets import TitleSets
+from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.cards import figure_name
 from qwen_task_heads.publishing.outcome import Run, finish_titles
 
@@ -132,6 +133,11 @@ def test_hostile_titles_and_names_break_no_file(bases, tmp_path, capsys, test):
     assert ("chosen on the same pairs" in printed) != test
     assert all((folder / name).stat().st_size > 1000 for name in ("training.png", "gap_against_accuracy.png"))
     the_card_shows(metrics, reported, page)
+    saved = json.loads((folder / "config.json").read_text())
+    assert metrics["reward"] == {name: saved[name] for name in metrics["reward"]}
+    dev = [title for p in hostile_pairs(9, "dev") for title in (p.chosen, p.rejected)]
+    scores = Scorer(str(folder), progress=False).score(list(dict.fromkeys(dev)))
+    assert metrics["reward"]["reward_mean"] == pytest.approx(sum(scores) / len(scores), abs=1e-5)
     assert not (folder / ".eval_results").exists()  # a file is no data set of the hub
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {name: entry["pairs"] for name, entry in manifest["data"].items()}["train"] == 40

@@ -1,0 +1,263 @@
+"""A title scorer as a reward: for trl's GRPO, and for picking the best of several completions.
+
+Design:
+- A completion is not a title: thinking, tags and control tokens are taken off before it is scored, so that a
+  writer is paid for the title and not for its wrapping.
+- Scores have no unit. A reward counts in standard deviations of the scores of real titles: 0 is an average
+  title of the scorer's dev set. The constants stand in the scorer's config (`reward_mean` and the like),
+  where the run that trained it wrote them.
+- What holds no title gets `lowest`, and no title gets less: silence must never pay.
+
+Sources: GRPO, Shao et al. 2024, arXiv:2402.03300; best of n, Stiennon et al. 2020, arXiv:2009.01325; length
+as what reward models overrate, Singhal et al. 2023, arXiv:2310.03716.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from qwen_task_heads.data.columns import is_blank
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.inference.scorer import Scorer
+
+LOWEST = -5.0  # standard deviations under an average title
+THINK, THOUGHT = (re.compile(tag, re.IGNORECASE) for tag in ("<think>", "</think>"))
+OPENING, CLOSING = (re.compile(tag, re.IGNORECASE) for tag in ("<title>", "</title>"))
+CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext)\|>")
+CONSTANTS = ("reward_mean", "reward_std", "reward_length_mean", "reward_length_slope")
+
+Message = Mapping[str, Any]
+Completion = str | Sequence[Message]  # plain text, or the messages of a conversation
+
+
+def reward_constants(scores: ArrayLike, lengths: ArrayLike) -> dict[str, float]:
+    """What a title scorer's config holds for rewards: the fields `reward_*` of `TitleScorerConfig`.
+
+    Args:
+        scores: (N,) scores of different titles, with their prompts if they have any.
+        lengths: (N,) their lengths in characters.
+
+    Returns:
+        Mean and standard deviation of the scores, mean length, and the slope of the least-squares line of
+        score over length, in score per character (0 where all titles are equally long).
+
+    Raises:
+        TaskHeadsError: no titles, other lengths than scores, or values that are not finite.
+
+    Example:
+        >>> from qwen_task_heads.inference.rewards import reward_constants
+        >>> reward_constants([0.0, 1.0, 2.0], [10, 20, 30])["reward_length_slope"]
+        0.1
+    """
+    s, n = np.asarray(scores, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
+    if s.ndim != 1 or s.shape != n.shape or not s.size or not (np.isfinite(s).all() and np.isfinite(n).all()):
+        found = f"found shapes {s.shape} and {n.shape}, or values that are not finite"
+        accepted = "accepted: as many finite scores as lengths, at least one"
+        raise TaskHeadsError(Problem("reward_constants", found, accepted, "check what is passed"))
+    spread = n - n.mean()
+    slope = float(spread @ s / (spread @ spread)) if spread.any() else 0.0
+    values = (float(s.mean()), float(s.std()), float(n.mean()), slope)
+    return {name: round(value, 8) for name, value in zip(CONSTANTS, values, strict=True)}
+
+
+def title_of(completion: Completion) -> str:
+    """The title that a completion holds, in one line; "" if it holds none. Linear time.
+
+    Args:
+        completion: text, or messages of which the assistant's are read. All up to `</think>` is thinking, and
+            all after a `<think>` that is never closed. Of `<title>…</title>` the first is the title; without
+            the tags the whole answer is. What nobody would see is no title.
+
+    Example:
+        >>> from qwen_task_heads.inference.rewards import title_of
+        >>> title_of("<think>Short.</think> Here: <title>Ten ways to rest</title>")
+        'Ten ways to rest'
+        >>> title_of("<think>It should be"), title_of("<title> </title>")
+        ('', '')
+    """
+    text = _text_of(completion, role="assistant")
+    text = THOUGHT.split(text)[-1]  # the opening tag may stand in the prompt
+    text = CONTROL.sub(" ", THINK.split(text, maxsplit=1)[0])
+    text = OPENING.split(text, maxsplit=1)[-1]
+    text = OPENING.sub(" ", CLOSING.split(text, maxsplit=1)[0])
+    return "" if is_blank(text) else " ".join(text.split())
+
+
+def _text_of(content: Completion, *, role: str) -> str:
+    """Plain text as it is; of messages those of a role, with the text parts of each."""
+    if isinstance(content, str):
+        return content
+    parts: list[str] = []
+    for message in content:
+        if message.get("role") == role and message.get("content"):
+            inner = message["content"]
+            parts += (
+                [inner]
+                if isinstance(inner, str)
+                else [p["text"] for p in inner if isinstance(p.get("text"), str)]
+            )
+    return "\n".join(parts)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best of several completions: its title, its place among them, and the rewards of all."""
+
+    title: str
+    index: int
+    rewards: list[float]
+
+
+class TitleReward:
+    """Rewards for the titles in completions, by a trained title scorer; a `reward_funcs` entry of trl.
+
+    A reward is `(score − length_penalty · slope · (length − mean length) − mean) / standard deviation`, and
+    at least `lowest`. Equal titles of a call are scored once; rows are packed. In a run of several processes
+    each has its own scorer.
+
+    Args:
+        scorer: a `Scorer`, or repo id or folder of a title scorer.
+        normalise: count in standard deviations from an average title, by the constants of the scorer's
+            config. False gives its scores; the order is the same.
+        length_penalty: share of the scorer's linear taste for length that is taken away: 0 leaves it,
+            1 removes it. What of it was deserved is lost too. Lengths are in characters.
+        lowest: reward of a completion without a title, in the units of the rewards; no title gets less.
+        context: column of the training data with what the scorer reads beside a title, such as the article;
+            `prompt` for the prompts themselves (the user's messages). None: titles alone.
+        options: of `Scorer` where a name is given: `device`, `revision`, `hub`, `dtype`, `batch_tokens`.
+
+    Raises:
+        TaskHeadsError: a classifier, or a scorer without the constants that are asked for.
+
+    Example:
+        >>> from qwen_task_heads import Scorer, TitleReward, build, load_tokenizer
+        >>> scorer = Scorer(build("embedded"), tokenizer=load_tokenizer("embedded"))
+        >>> reward = TitleReward(scorer, normalise=False)
+        >>> rewards = reward(prompts=["A title?"] * 2, completions=["Ten ways to rest", "<title></title>"])
+        >>> len(rewards), rewards[1]
+        (2, -5.0)
+    """
+
+    __name__ = "title_reward"  # under which trl logs it
+
+    def __init__(
+        self,
+        scorer: Scorer | str | Path,
+        *,
+        normalise: bool = True,
+        length_penalty: float = 0.0,
+        lowest: float = LOWEST,
+        context: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.scorer = (
+            scorer if isinstance(scorer, Scorer) else Scorer(scorer, **{"progress": False, **options})
+        )
+        self.lowest, self.context = float(lowest), context
+        if not self.scorer.is_title_scorer:
+            found, accepted = "found a classifier", "accepted: a title scorer"
+            raise TaskHeadsError(Problem("TitleReward", found, accepted, "name a model of reward_titles.py"))
+        if not (np.isfinite(lowest) and np.isfinite(length_penalty)):
+            found = f"found lowest {lowest} and length_penalty {length_penalty}"
+            raise TaskHeadsError(Problem("TitleReward", found, "accepted: finite numbers", "choose such"))
+        config = self.scorer.model.config.to_dict()
+        known = {name: config[name] for name in CONSTANTS}
+        self.mean, self.std, self.length_mean, slope = 0.0, 1.0, 0.0, 0.0
+        if normalise or length_penalty:
+            missing = [name for name, value in known.items() if value is None]
+            if missing or (normalise and not known["reward_std"]):
+                found = (
+                    f"found no {', '.join(missing)}"
+                    if missing
+                    else "found reward_std 0: all titles score alike"
+                )
+                remedy = "train it by recipes/reward_titles.py, or pass normalise=False and no length_penalty"
+                where = f"config of {shorten(str(self.scorer.model.config.name_or_path) or 'the scorer')}"
+                raise TaskHeadsError(Problem(where, found, "accepted: constants of its dev titles", remedy))
+            self.length_mean, slope = known["reward_length_mean"], known["reward_length_slope"]
+        if normalise:
+            self.mean, self.std = known["reward_mean"], known["reward_std"]
+        self.slope = length_penalty * slope
+
+    def __call__(
+        self,
+        prompts: Sequence[Completion],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        *,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        """Rewards of n completions, as trl's `GRPOTrainer` calls it.
+
+        Args:
+            prompts: n prompts, texts or conversations.
+            completions: n completions, texts or conversations.
+            completion_ids: not read; trl passes it.
+            log_metric: trl's logger; gets the mean length of the titles and the share of completions without.
+            columns: n values of each column of the training data; `context` is read, the rest is not.
+
+        Returns:
+            n finite numbers, never None.
+
+        Raises:
+            TaskHeadsError: `context` names no column, or the numbers of prompts and completions differ.
+        """
+        titles = [title_of(completion) for completion in completions]
+        contexts = [""] * len(titles)
+        if self.context == "prompt":
+            contexts = [_text_of(prompt, role="user") for prompt in prompts]
+        elif self.context is not None:
+            if self.context not in columns:
+                found = f"found no column {self.context!r}"
+                accepted = "accepted: prompt, " + ", ".join(sorted(columns))
+                raise TaskHeadsError(Problem("context", found, accepted, "name a column of the data"))
+            contexts = [str(value or "") for value in columns[self.context]]
+        if len(contexts) != len(titles):
+            found = f"found {len(contexts)} prompts for {len(titles)} completions"
+            raise TaskHeadsError(Problem("TitleReward", found, "accepted: as many", "pass one for each"))
+        if log_metric is not None and titles:
+            log_metric("title_characters", float(np.mean([len(title) for title in titles])))
+            log_metric("without_title", float(np.mean([not title for title in titles])))
+        return self._rewards(titles, contexts)
+
+    def best_of_n(self, completions: Sequence[Completion], *, prompt: str = "") -> Best:
+        """The best of n completions, the first of equals; `prompt` is what the scorer reads beside a title.
+
+        Raises:
+            TaskHeadsError: no completion holds a title.
+
+        Example:
+            >>> from qwen_task_heads import Scorer, TitleReward, build, load_tokenizer
+            >>> scorer = Scorer(build("embedded"), tokenizer=load_tokenizer("embedded"))
+            >>> best = TitleReward(scorer, normalise=False).best_of_n(["", "<title>A title</title>"])
+            >>> best.title, best.index
+            ('A title', 1)
+        """
+        titles = [title_of(completion) for completion in completions]
+        if not any(titles):
+            found = f"found no title in {len(titles)} completions"
+            raise TaskHeadsError(Problem("best_of_n", found, "accepted: at least one", "generate more"))
+        rewards = self._rewards(titles, [prompt] * len(titles))
+        index = max((place for place, title in enumerate(titles) if title), key=lambda place: rewards[place])
+        return Best(titles[index], index, rewards)
+
+    def _rewards(self, titles: Sequence[str], contexts: Sequence[str]) -> list[float]:
+        """Rewards of titles, "" for none; each pair of context and title is scored once."""
+        rows = list(dict.fromkeys((c, t) for c, t in zip(contexts, titles, strict=True) if t))
+        prompts = [context for context, _ in rows]
+        scores = self.scorer.score([t for _, t in rows], prompts=prompts if any(prompts) else None)
+        rewards = {
+            row: max(
+                self.lowest, (score - self.slope * (len(row[1]) - self.length_mean) - self.mean) / self.std
+            )
+            for row, score in zip(rows, scores, strict=True)
+        }
+        return [rewards.get(row, self.lowest) for row in zip(contexts, titles, strict=True)]

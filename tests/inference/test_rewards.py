@@ -1,0 +1,166 @@
+"""Rewards of a real title scorer: what is scored, in which units, and what never pays."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from qwen_task_heads import Scorer, TitleReward, build, load_tokenizer, save
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.inference.rewards import CONSTANTS, reward_constants, title_of
+
+TITLES = ["Ten ways to rest", "A man walks into a bar and what he finds there is a surprise", "休む", "Rest"]
+KNOWN = {"reward_mean": 0.5, "reward_std": 2.0, "reward_length_mean": 30.0, "reward_length_slope": 0.05}
+
+
+@pytest.fixture(scope="module")
+def scorer(bases):
+    torch.manual_seed(0)
+    model = build(bases["qwen2"], pooling="mean")
+    torch.nn.init.normal_(model.score.weight, std=3.0)
+    model.config.update(KNOWN)
+    return Scorer(model, tokenizer=load_tokenizer(bases["qwen2"]), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("completion", "title"),
+    [
+        ("Ten ways to rest", "Ten ways to rest"),
+        ("  Ten\n ways ", "Ten ways"),
+        ("<think>Short or long?</think>\n\nTen ways", "Ten ways"),
+        ("so it should be short</think>Ten ways", "Ten ways"),  # opened in the prompt
+        ("<think>a</think>b<think>c</think>Ten ways", "Ten ways"),
+        ("<think>It should be short", ""),
+        ("Ten ways<think>or eleven", "Ten ways"),
+        ("<THINK>x</THINK><Title>Ten ways</TITLE>", "Ten ways"),
+        ("Here it is: <title>Ten ways</title> I hope you like it.", "Ten ways"),
+        ("<title>Ten ways", "Ten ways"),
+        ("Ten ways</title> and more", "Ten ways"),
+        ("<title>One</title><title>Two</title>", "One"),
+        ("<title><title>One", "One"),
+        ("<title></title> Ten ways", ""),
+        ("<title> \u200b </title>", ""),
+        ("\u200b\u2060", ""),
+        ("Ten ways<|im_end|>", "Ten ways"),
+        ("<|im_end|>", ""),
+        ("", ""),
+        ([{"role": "assistant", "content": "<title>Ten ways</title>"}], "Ten ways"),
+        ([{"role": "assistant", "content": [{"type": "text", "text": "Ten ways"}]}], "Ten ways"),
+        ([{"role": "tool", "content": "no"}, {"role": "assistant", "content": "Ten"}], "Ten"),
+        ([{"role": "assistant", "content": None}], ""),
+        ([], ""),
+    ],
+)
+def test_the_title_is_taken_out_of_its_wrapping(completion, title):
+    assert title_of(completion) == title
+
+
+def test_a_long_completion_takes_linear_time():
+    start = time.perf_counter()
+    for piece in ("<title>", "</title>", "<think>", "</think>", "<|im_end|>", "<", "x <title>"):
+        title_of(piece * 100_000)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_reward_is_a_score_in_standard_deviations_without_its_taste_for_length(scorer):
+    scores = np.array(scorer.score(TITLES))
+    lengths = np.array([len(title) for title in TITLES])
+    prompts = ["Write a title."] * 4
+    wrapped = [f"<think>x</think><title>{title}</title>" for title in TITLES]
+    assert TitleReward(scorer)(prompts, wrapped) == pytest.approx(((scores - 0.5) / 2).clip(-5), abs=1e-5)
+    raw = TitleReward(scorer, normalise=False, lowest=-1e9)
+    assert raw(prompts=prompts, completions=TITLES) == pytest.approx(scores, abs=1e-5)
+    for share in (0.5, 1.0):
+        expected = ((scores - share * 0.05 * (lengths - 30) - 0.5) / 2).clip(-5)
+        assert TitleReward(scorer, length_penalty=share)(prompts, TITLES) == pytest.approx(expected, abs=1e-5)
+
+
+def test_nothing_gets_less_than_no_title_and_nothing_is_none_or_nan(scorer):
+    completions = ["", "<title></title>", "<think>never ends", "\u200b", TITLES[0]]
+    for lowest in (-5.0, 3.0):
+        rewards = TitleReward(scorer, lowest=lowest)(["p"] * 5, completions)
+        assert rewards[:4] == [lowest] * 4
+        assert all(isinstance(reward, float) and math.isfinite(reward) for reward in rewards)
+        assert rewards[4] >= lowest
+    assert TitleReward(scorer)([], []) == []
+
+
+def test_equal_titles_are_scored_once_and_contexts_come_from_where_they_are_said_to(scorer, monkeypatch):
+    seen = []
+    score = scorer.score
+    monkeypatch.setattr(scorer, "score", lambda *a, **k: seen.append((a, k)) or score(*a, **k))
+    talk = [{"role": "system", "content": "no"}, {"role": "user", "content": "An article."}]
+    metrics = {}
+    call = {
+        "prompts": [talk, talk, talk],
+        "completions": [[{"role": "assistant", "content": "Rest"}]] * 2 + [""],
+        "completion_ids": [[1], [1], []],
+        "article": ["A", "B", "C"],
+        "trainer_state": None,
+        "log_metric": metrics.__setitem__,
+    }
+    TitleReward(scorer)(**call)
+    assert seen[-1] == ((["Rest"],), {"prompts": None})
+    TitleReward(scorer, context="prompt")(**call)
+    assert seen[-1] == ((["Rest"],), {"prompts": ["An article."]})
+    rewards = TitleReward(scorer, context="article", normalise=False, lowest=-99)(**call)
+    assert seen[-1] == ((["Rest", "Rest"],), {"prompts": ["A", "B"]})
+    assert rewards == pytest.approx([*score(["Rest", "Rest"], prompts=["A", "B"]), -99])
+    assert metrics == {"title_characters": pytest.approx(8 / 3), "without_title": pytest.approx(1 / 3)}
+    with pytest.raises(TaskHeadsError, match="found no column 'text'; accepted: prompt, article"):
+        TitleReward(scorer, context="text")(**call)
+    with pytest.raises(TaskHeadsError, match="found 1 prompts for 2 completions"):
+        TitleReward(scorer, context="prompt")(["a"], ["b", "c"])
+
+
+def test_the_best_of_n_is_a_title_and_the_first_of_equals(scorer):
+    reward = TitleReward(scorer)
+    best = reward.best_of_n(["", *TITLES, *TITLES])
+    assert best.rewards == reward([""] * 9, ["", *TITLES, *TITLES])
+    assert best.index == int(np.argmax(best.rewards[1:])) + 1
+    assert best.title == TITLES[best.index - 1]
+    assert TitleReward(scorer, lowest=1e6).best_of_n(["", "A"]).index == 1  # no title is never the best
+    with pytest.raises(TaskHeadsError, match="found no title in 2 completions"):
+        reward.best_of_n(["", "<title></title>"])
+
+
+def test_constants_travel_in_the_config_and_are_asked_for(scorer, bases, tmp_path):
+    folder = save(scorer.model, tokenizer=scorer.tokenizer, folder=tmp_path / "scorer")
+    by_name = TitleReward(str(folder), device="cpu", batch_tokens=64)
+    assert by_name(["p"] * 4, TITLES) == pytest.approx(TitleReward(scorer)(["p"] * 4, TITLES), abs=1e-5)
+    assert by_name.__name__ == "title_reward"
+    tokenizer = load_tokenizer(bases["qwen2"])
+    plain = Scorer(build(bases["qwen2"]), tokenizer=tokenizer, progress=False)
+    with pytest.raises(TaskHeadsError, match=r"found no reward_mean, .*normalise=False"):
+        TitleReward(plain)
+    with pytest.raises(TaskHeadsError, match="reward_length_slope"):
+        TitleReward(plain, normalise=False, length_penalty=1.0)
+    plain.model.config.update({**KNOWN, "reward_std": 0.0})
+    with pytest.raises(TaskHeadsError, match="all titles score alike"):
+        TitleReward(plain)
+    assert len(TitleReward(plain, normalise=False)(["p"], ["A"])) == 1
+    with pytest.raises(TaskHeadsError, match="finite numbers"):
+        TitleReward(scorer, lowest=float("nan"))
+    classifier = build(bases["qwen2"], task="pooled_classifier", labels=["a", "b"])
+    with pytest.raises(TaskHeadsError, match="found a classifier"):
+        TitleReward(Scorer(classifier, tokenizer=tokenizer))
+
+
+def test_constants_are_those_of_the_titles():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 90, 200)
+    scores = 1.5 + 0.03 * lengths + rng.normal(size=200)
+    found = reward_constants(scores, lengths)
+    assert tuple(found) == CONSTANTS
+    slope, _ = np.polyfit(lengths, scores, 1)
+    assert list(found.values()) == pytest.approx(
+        [scores.mean(), scores.std(), lengths.mean(), slope], abs=1e-6
+    )
+    assert reward_constants([1.0, 2.0], [7, 7])["reward_length_slope"] == 0.0
+    for scores, lengths in (([], []), ([1.0], [1, 2]), ([math.nan], [1])):
+        with pytest.raises(TaskHeadsError, match="reward_constants"):
+            reward_constants(scores, lengths)
