@@ -8,7 +8,6 @@ open the folder that its client fetched, and the config still names the id.
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
 from qwen_task_heads.adapters import adapter_config
-from qwen_task_heads.backbones import EMBEDDED, locate
+from qwen_task_heads.backbones import locate
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import (
@@ -33,9 +33,9 @@ from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHe
 from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.manifests import check_manifest
+from qwen_task_heads.repos import check_repo, check_tokenizer, not_there
 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
-NEAR = 5  # names of other folders in a message
 HEAD_OPTIONS = (
     "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional", "problem_type",
     "num_labels", "max_seq_length", "truncation", "window_overlap", "window_aggregation", "backbone_layers",
@@ -50,6 +50,13 @@ def _told() -> Iterator[None]:
     except TaskHeadError as error:
         problem = Problem(error.where, error.found, error.accepted, error.remedy)
         raise TaskHeadsError(problem) from error
+    except SafetensorError as error:
+        remedy = "fetch or save it again"
+        raise _problem("*.safetensors", f"a broken file ({error})", "whole tensors", remedy) from error
+    except OSError as error:  # a file that transformers or peft looks for
+        found = " ".join(str(error).split(". ")[0].split())[:200]
+        remedy = "fetch or save it again, or check the network"
+        raise _problem("opening it", found, "all files of a saved model", remedy) from error
     except ImportError as error:  # of bitsandbytes, flash-attn, ...
         found = f"a package that is not installed ({' '.join(str(error).split())[:200]})"
         accepted, remedy = "options whose packages are installed", "install it, or drop the option"
@@ -193,10 +200,11 @@ def saved_task(path: str, *, revision: str | None = None, hub: str = HUGGINGFACE
 def load_tokenizer(name_or_path: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> Any:
     """Load the fast tokenizer of a backbone or of a saved model."""
     path, _ = _find(name_or_path, revision=revision, hub=hub)
+    check_tokenizer(path, revision=revision)
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision or "main")
+        return AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise _not_there(name_or_path, error, "a tokenizer") from error
+        raise not_there(name_or_path, error, "a tokenizer") from error
 
 
 @_told()
@@ -331,10 +339,11 @@ def _absolute(path: str) -> str:
 
 
 def _base_config(path: str, *, revision: str | None) -> Any:
+    check_repo(path, revision=revision)
     try:
         return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise _not_there(path, error, "a model") from error
+        raise not_there(path, error, "a model") from error
 
 
 def _commit(path: str, revision: str | None) -> str | None:
@@ -352,31 +361,6 @@ def _commit(path: str, revision: str | None) -> str | None:
 
 def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
     return TaskHeadsError(Problem(where, f"found {found}", f"accepted: {accepted}", remedy))
-
-
-def _not_there(path: str, error: Exception, what: str) -> TaskHeadsError:
-    folder, reason = Path(path), str(error).splitlines()[0][:160]
-    if not folder.exists() and _is_folder_name(path):
-        parent = next(place for place in (*folder.parents, Path()) if place.is_dir())
-        there = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())
-        wanted = folder.name if parent == folder.parent else folder.relative_to(parent).parts[0]
-        near = difflib.get_close_matches(wanted, there, n=NEAR) or there[:NEAR]
-        remedy = f"check the name (folders in {str(parent)!r}: {', '.join(near) or 'none'})"
-        found = "no such folder" + (
-            f", and no repo ({reason})" if re.fullmatch(r"\w[^/]*/[^/]+", path) else ""
-        )
-        return _problem(path, found, f"a folder with {what}, or a repo id", remedy)
-    accepted = f"a repo id or folder with {what}, or {EMBEDDED!r}"
-    return _problem(
-        path, f"no {what[2:]} there ({reason})", accepted, "check the name, the network and HF_TOKEN"
-    )
-
-
-def _is_folder_name(name: str) -> bool:
-    """Whether a folder must be meant: by the first sign, the depth, or a parent that is there."""
-    path = Path(name)
-    own_parent = len(path.parts) > 1 and path.parent.is_dir()
-    return name.startswith((".", "/", "~")) or path.is_absolute() or len(path.parts) > 2 or own_parent
 
 
 def _from_config_error(error: ValueError) -> Problem:

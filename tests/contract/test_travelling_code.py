@@ -1,0 +1,155 @@
+"""Checks 21 and 22: code in a folder does not run where the package is, and nothing runs what it reads.
+
+What that code may import is in `test_architecture.py`; that it opens without the package, bit-equal, is in
+`publishing/test_gate.py` and `hubcode/test_reload.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
+
+import qwen_task_heads
+from qwen_task_heads import TaskHeadsError, adapter_config, build, load, load_tokenizer, merge, save
+from qwen_task_heads.manifests import check_manifest, hash_files
+from qwen_task_heads.publishing.endings import write_json
+from qwen_task_heads.publishing.export import CODE
+
+PACKAGE = Path(qwen_task_heads.__file__).parent
+REPO = PACKAGE.parent
+SOURCES = sorted([*PACKAGE.rglob("*.py"), *(REPO / "recipes").glob("*.py")])
+IDS = torch.arange(12).view(2, 6)
+
+# Check 21
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+def test_tampered_code_is_not_run_where_the_package_is(
+    bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path: Path, kind: str
+) -> None:
+    model = build(bases["qwen2"])
+    if kind == "adapter":
+        model = get_peft_model(model, adapter_config(model, r=2))
+    shake(model)
+    with torch.no_grad():
+        wanted = model(input_ids=IDS).logits
+    folder = save(model, tokenizer=tokenizer, folder=tmp_path / "it")
+    write_json(folder / "manifest.json", {"files": hash_files(folder)})
+    for file in CODE:
+        (folder / file.name).write_text(f"import os\nos.mkdir({str(tmp_path / 'canary')!r})\n")
+    # The manifest names every file of it ...
+    with pytest.raises(TaskHeadsError) as caught:
+        check_manifest(str(folder))
+    assert sorted(Path(problem.where).name for problem in caught.value.problems) == sorted(
+        file.name for file in CODE
+    )
+    # ... and without one, with trust or without, it is not looked at.
+    (folder / "manifest.json").unlink()
+    loaded = [load(str(folder))]
+    for trust in (False, True):
+        AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        for auto in (AutoModel, AutoModelForSequenceClassification):
+            loaded.append(auto.from_pretrained(folder, trust_remote_code=trust))
+        pipeline("text-classification", model=str(folder), trust_remote_code=trust)("A title")
+        pipeline("title-ranking", model=str(folder), trust_remote_code=trust)(["A title", "B"])
+    load_tokenizer(str(folder))
+    if kind == "adapter":
+        merge(str(folder))
+    for again in loaded:
+        with torch.no_grad():
+            assert torch.equal(again(input_ids=IDS).logits, wanted)
+    assert not (tmp_path / "canary").exists()
+
+
+# Check 22
+
+PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+RUNS = (
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput",
+    "subprocess.getstatusoutput", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all",
+    "pickle.load", "pickle.loads", "runpy.run_path", "runpy.run_module",
+)  # fmt: skip
+
+
+def unsafe(source: str) -> list[str]:
+    """Every line that trusts, unpickles, evaluates or gives a text to a shell."""
+    found, names = [], {}
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                names[alias.asname or alias.name] = alias.name
+                if alias.name.split(".")[0] in PICKLES:
+                    found.append(f"line {node.lineno}: {alias.name}")
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+            if (node.module or "").split(".")[0] in PICKLES:
+                found.append(f"line {node.lineno}: {node.module}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):  # options on their way to a loader
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value in ("trust_remote_code", "shell"):
+                    given = {key.value: value}
+                    found += _trusting(node.lineno, given)
+        if not isinstance(node, ast.Call):
+            continue
+        head, _, tail = ast.unparse(node.func).partition(".")
+        function = ".".join(filter(None, [names.get(head, head), tail]))
+        given = {str(keyword.arg): keyword.value for keyword in node.keywords}
+        found += _trusting(node.lineno, given)
+        if function in RUNS or function == "torch.hub.load":
+            found.append(f"line {node.lineno}: {function}")
+        if function == "torch.load" and ast.unparse(given.get("weights_only", ast.Constant(0))) != "True":
+            found.append(f"line {node.lineno}: torch.load without weights_only=True")
+    return found
+
+
+def _trusting(line: int, given: dict[str, ast.expr]) -> list[str]:
+    return [
+        f"line {line}: {name}={ast.unparse(value)}"
+        for name, value in given.items()
+        if name in ("trust_remote_code", "shell", "allow_pickle")
+        and isinstance(value, ast.Constant)
+        and value.value
+    ]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(REPO).as_posix())
+def test_nothing_runs_what_it_reads(path: Path) -> None:
+    assert unsafe(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "AutoModel.from_pretrained(x, trust_remote_code=True)",
+        "options = {'trust_remote_code': True}",
+        "import torch; torch.load(x)",
+        "from torch import load as read; read(x, weights_only=False)",
+        "import yaml as y; y.load(x)",
+        "eval(x)",
+        "exec(x)",
+        "from os import system; system(x)",
+        "import pickle",
+        "from joblib import load",
+        "subprocess.run(x, shell=True)",
+        "np.load(x, allow_pickle=True)",
+    ],
+)
+def test_the_scan_finds_what_it_is_for(line: str) -> None:
+    assert unsafe(line)
+    assert unsafe("torch.load(x, weights_only=True); yaml.safe_load(x); f(trust_remote_code=trust)") == []
