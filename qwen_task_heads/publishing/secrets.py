@@ -21,19 +21,21 @@ CHUNK, OVERLAP = 1 << 23, 1 << 12  # bytes; a secret over the edge of two chunks
 TENSORS = (".safetensors", ".onnx", ".data")
 _SECRET_WORDS = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS"}
 _SECRET_ENDS = ("API_KEY", "APIKEY", "ACCESS_KEY", "ACCESS_KEY_ID", "PRIVATE_KEY", "AUTH_KEY")
+# Every pattern begins with letters as they are, which Python finds a hundred times as fast.
 SHAPES = {
-    "a Hugging Face token": rb"(?:hf|api_org)_[A-Za-z0-9]{30,}",
-    "a ModelScope token": rb"ms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-    "a GitHub or GitLab token": rb"(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22}|glpat-[\w-]{20})",
-    "an API key (sk-...)": rb"sk-(?=[\w-]*[0-9])[\w-]{20,}",
-    "a cloud key": rb"(?:(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{35})(?![A-Za-z0-9])",
-    "a Slack, PyPI or npm token": rb"(?:xox[abprs]-[\w-]{10,}|pypi-[\w-]{50,}|npm_[A-Za-z0-9]{36})",
-    "a private key": rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----",
-    "a signed token (JWT)": rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
-    "a password in an address": rb"[A-Za-z][A-Za-z0-9+.-]{1,12}://[^\s/:@\"'<>]{1,64}:[^\s/@\"'<>]{3,200}@",
+    "a Hugging Face token": (rb"hf_[A-Za-z0-9]{30,}", rb"api_org_[A-Za-z0-9]{30,}"),
+    "a ModelScope token": (rb"ms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",),
+    "a GitHub or GitLab token": (
+        rb"gh[pousr]_[A-Za-z0-9]{36}", rb"github_pat_\w{22}", rb"glpat-[\w-]{20}",
+    ),
+    "an API key (sk-...)": (rb"sk-(?=[\w-]*[0-9])[\w-]{20,}",),
+    "a cloud key": (rb"AKIA[0-9A-Z]{16}\b", rb"ASIA[0-9A-Z]{16}\b", rb"AIza[\w-]{35}\b"),
+    "a Slack, PyPI or npm token": (rb"xox[abprs]-[\w-]{10,}", rb"pypi-[\w-]{50,}", rb"npm_[A-Za-z0-9]{36}"),
+    "a private key": (rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----",),
+    "a signed token (JWT)": (rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",),
+    "a password in an address": (rb"://[^\s/:@\"'<>]{1,64}:[^\s/@\"'<>]{3,200}@",),
 }  # fmt: skip
-# Not in the middle of a word.
-_SHAPES = {name: re.compile(rb"(?<![A-Za-z0-9])(?:%b)" % pattern) for name, pattern in SHAPES.items()}
+_SHAPES = [(name, re.compile(pattern)) for name, patterns in SHAPES.items() for pattern in patterns]
 
 
 def known_secrets() -> dict[str, str]:
@@ -61,8 +63,10 @@ def known_secrets() -> dict[str, str]:
         config = HubConfig()
         found["the login of ModelScope"] = config.token or ""
         found["the git token of ModelScope"] = config.load_git_token() or ""
-    secrets = {source: value.strip() for source, value in found.items()}
-    return {source: value for source, value in secrets.items() if len(value) >= MIN_LENGTH}
+    by_value: dict[str, str] = {}
+    for source, value in found.items():  # a login may be the variable that was named already
+        by_value.setdefault(value.strip(), source)
+    return {source: value for value, source in by_value.items() if len(value) >= MIN_LENGTH}
 
 
 def scan(folder: str | Path, *, secrets: Mapping[str, str] | None = None) -> list[Problem]:
@@ -110,8 +114,8 @@ def redact(text: str, secrets: Mapping[str, str] | None = None) -> str:
     for value in (known_secrets() if secrets is None else secrets).values():
         text = text.replace(value, HIDDEN)
     raw = text.encode("utf-8", "replace")
-    for pattern in _SHAPES.values():
-        raw = pattern.sub(HIDDEN.encode(), raw)
+    for _, pattern in _SHAPES:
+        raw = pattern.sub(lambda match: HIDDEN.encode() if _begins(match) else match[0], raw)
     return raw.decode("utf-8", "replace")
 
 
@@ -125,9 +129,20 @@ def _kinds(content: bytes, by_value: Mapping[str, bytes]) -> Iterator[str]:
     for source, value in by_value.items():
         if value in content:
             yield f"the value of {source}"
-    for kind, pattern in _SHAPES.items():
-        if pattern.search(content):
+    for kind, pattern in _SHAPES:
+        if _first(pattern, content) is not None:
             yield kind
+
+
+def _first(pattern: re.Pattern[bytes], content: bytes) -> int | None:
+    """Where the first match begins that does not begin in the middle of a word."""
+    return next((match.start() for match in pattern.finditer(content) if _begins(match)), None)
+
+
+def _begins(match: re.Match[bytes]) -> bool:
+    """Whether a match is no part of a longer word: a `task-` ends like a key begins."""
+    start = match.start()
+    return start == 0 or match[0].startswith(b"://") or not match.string[start - 1 : start].isalnum()
 
 
 def _search(path: Path, by_value: Mapping[str, bytes]) -> Iterator[tuple[str, int]]:
@@ -140,9 +155,9 @@ def _search(path: Path, by_value: Mapping[str, bytes]) -> Iterator[tuple[str, in
                 if (at := content.find(value)) >= 0:
                     yield f"the value of {source}", lines + content.count(b"\n", 0, at)
             if first or path.suffix not in TENSORS:
-                for kind, pattern in _SHAPES.items():
-                    if match := pattern.search(content):
-                        yield kind, lines + content.count(b"\n", 0, match.start())
+                for kind, pattern in _SHAPES:
+                    if (begin := _first(pattern, content)) is not None:
+                        yield kind, lines + content.count(b"\n", 0, begin)
             before, first = content[-OVERLAP:], False
             lines += content.count(b"\n") - before.count(b"\n")
 

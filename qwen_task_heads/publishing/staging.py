@@ -40,14 +40,17 @@ ROWS = ("predictions.jsonl", "errors.md")  # they hold texts of the data
 MANIFEST = "manifest.json"
 # Where ModelScope's own library looks for the kind of a model.
 CONFIGURATION = {"framework": "pytorch", "task": "text-classification"}
+# In its context an adapter finds its base there; the pipelines of a repo want the folder of a snapshot.
 FROM_MODELSCOPE = """
-From ModelScope (`pip install modelscope`), the same calls inside its context:
+From ModelScope (`pip install modelscope`), the same calls on a snapshot, inside its context:
 
 ```python
+from modelscope import snapshot_download
 from modelscope.utils.hf_util.patcher import patch_context
 
 with patch_context():
-    ...  # the lines below
+    folder = snapshot_download("%s")
+    ...  # the lines below, with `folder` in place of the name
 ```
 """
 
@@ -162,7 +165,9 @@ def _card(card: str, repo_id: str, hub: str, *, rows: bool) -> str:
     if not rows:  # a sentence on files that stay at home
         card = re.sub(r"^.*\]\(errors\.md\).*\n\n?", "", card, flags=re.MULTILINE)
     if hub == MODELSCOPE:
-        card = re.sub(r"^## How to load.*\n", lambda m: m[0] + FROM_MODELSCOPE, card, flags=re.MULTILINE)
+        card = re.sub(
+            r"^## How to load.*\n", lambda m: m[0] + FROM_MODELSCOPE % repo_id, card, flags=re.MULTILINE
+        )
     return card
 
 
