@@ -6,7 +6,8 @@ Design:
 - Scores have no unit. A reward counts in standard deviations of the scores of real titles: 0 is an average
   title of the scorer's dev set. The constants stand in the scorer's config (`reward_mean` and the like),
   where the run that trained it wrote them.
-- What holds no title gets `lowest`, and no title gets less: silence must never pay.
+- What holds no title gets less than every title beside it: silence must never pay. Titles are not clipped to
+  achieve that, for equal rewards teach nothing, and a writer may start far below the titles of people.
 
 Sources: GRPO, Shao et al. 2024, arXiv:2402.03300; best of n, Stiennon et al. 2020, arXiv:2009.01325; length
 as what reward models overrate, Singhal et al. 2023, arXiv:2310.03716.
@@ -118,9 +119,9 @@ class Best:
 class TitleReward:
     """Rewards for the titles in completions, by a trained title scorer; a `reward_funcs` entry of trl.
 
-    A reward is `(score − length_penalty · slope · (length − mean length) − mean) / standard deviation`, and
-    at least `lowest`. Equal titles of a call are scored once; rows are packed. In a run of several processes
-    each has its own scorer.
+    A reward is `(score − length_penalty · slope · (length − mean length) − mean) / standard deviation`.
+    Equal titles of a call are scored once; rows are packed. In a run of several processes each has its own
+    scorer.
 
     Args:
         scorer: a `Scorer`, or repo id or folder of a title scorer.
@@ -128,7 +129,8 @@ class TitleReward:
             config. False gives its scores; the order is the same.
         length_penalty: share of the scorer's linear taste for length that is taken away: 0 leaves it,
             1 removes it. What of it was deserved is lost too. Lengths are in characters.
-        lowest: reward of a completion without a title, in the units of the rewards; no title gets less.
+        lowest: reward of a completion without a title, in the units of the rewards; where a title of the same
+            call gets as little, the completion gets one less than that title.
         context: column of the training data with what the scorer reads beside a title, such as the article;
             `prompt` for the prompts themselves (the user's messages). None: titles alone.
         options: of `Scorer` where a name is given: `device`, `revision`, `hub`, `dtype`, `batch_tokens`.
@@ -141,8 +143,8 @@ class TitleReward:
         >>> scorer = Scorer(build("embedded"), tokenizer=load_tokenizer("embedded"))
         >>> reward = TitleReward(scorer, normalise=False)
         >>> rewards = reward(prompts=["A title?"] * 2, completions=["Ten ways to rest", "<title></title>"])
-        >>> len(rewards), rewards[1]
-        (2, -5.0)
+        >>> len(rewards), rewards[0] > rewards[1]
+        (2, True)
     """
 
     __name__ = "title_reward"  # under which trl logs it
@@ -255,9 +257,8 @@ class TitleReward:
         prompts = [context for context, _ in rows]
         scores = self.scorer.score([t for _, t in rows], prompts=prompts if any(prompts) else None)
         rewards = {
-            row: max(
-                self.lowest, (score - self.slope * (len(row[1]) - self.length_mean) - self.mean) / self.std
-            )
+            row: (score - self.slope * (len(row[1]) - self.length_mean) - self.mean) / self.std
             for row, score in zip(rows, scores, strict=True)
         }
-        return [rewards.get(row, self.lowest) for row in zip(contexts, titles, strict=True)]
+        lowest = min([self.lowest, *(reward - 1 for reward in rewards.values())])
+        return [rewards.get(row, lowest) for row in zip(contexts, titles, strict=True)]

@@ -71,21 +71,24 @@ def test_a_reward_is_a_score_in_standard_deviations_without_its_taste_for_length
     lengths = np.array([len(title) for title in TITLES])
     prompts = ["Write a title."] * 4
     wrapped = [f"<think>x</think><title>{title}</title>" for title in TITLES]
-    assert TitleReward(scorer)(prompts, wrapped) == pytest.approx(((scores - 0.5) / 2).clip(-5), abs=1e-5)
-    raw = TitleReward(scorer, normalise=False, lowest=-1e9)
+    assert TitleReward(scorer)(prompts, wrapped) == pytest.approx((scores - 0.5) / 2, abs=1e-5)
+    raw = TitleReward(scorer, normalise=False)
     assert raw(prompts=prompts, completions=TITLES) == pytest.approx(scores, abs=1e-5)
     for share in (0.5, 1.0):
-        expected = ((scores - share * 0.05 * (lengths - 30) - 0.5) / 2).clip(-5)
+        expected = (scores - share * 0.05 * (lengths - 30) - 0.5) / 2
         assert TitleReward(scorer, length_penalty=share)(prompts, TITLES) == pytest.approx(expected, abs=1e-5)
 
 
-def test_nothing_gets_less_than_no_title_and_nothing_is_none_or_nan(scorer):
-    completions = ["", "<title></title>", "<think>never ends", "\u200b", TITLES[0]]
-    for lowest in (-5.0, 3.0):
-        rewards = TitleReward(scorer, lowest=lowest)(["p"] * 5, completions)
-        assert rewards[:4] == [lowest] * 4
+def test_no_title_gets_less_than_every_title_and_nothing_is_none_or_nan(scorer):
+    completions = ["", "<title></title>", "<think>never ends", "\u200b", *TITLES]
+    of_titles = TitleReward(scorer)([""] * 4, TITLES)
+    least = min(of_titles)
+    for lowest in (least - 100, least + 3):
+        rewards = TitleReward(scorer, lowest=lowest)([""] * 8, completions)
+        assert rewards[:4] == pytest.approx([min(lowest, least - 1)] * 4)
+        assert rewards[4:] == pytest.approx(of_titles)
         assert all(isinstance(reward, float) and math.isfinite(reward) for reward in rewards)
-        assert rewards[4] >= lowest
+    assert TitleReward(scorer)([""], ["<title> </title>"]) == [-5.0]
     assert TitleReward(scorer)([], []) == []
 
 
@@ -107,9 +110,9 @@ def test_equal_titles_are_scored_once_and_contexts_come_from_where_they_are_said
     assert seen[-1] == ((["Rest"],), {"prompts": None})
     TitleReward(scorer, context="prompt")(**call)
     assert seen[-1] == ((["Rest"],), {"prompts": ["An article."]})
-    rewards = TitleReward(scorer, context="article", normalise=False, lowest=-99)(**call)
+    rewards = TitleReward(scorer, context="article", normalise=False, lowest=-999)(**call)
     assert seen[-1] == ((["Rest", "Rest"],), {"prompts": ["A", "B"]})
-    assert rewards == pytest.approx([*score(["Rest", "Rest"], prompts=["A", "B"]), -99])
+    assert rewards == pytest.approx([*score(["Rest", "Rest"], prompts=["A", "B"]), -999])
     assert metrics == {"title_characters": pytest.approx(8 / 3), "without_title": pytest.approx(1 / 3)}
     with pytest.raises(TaskHeadsError, match="found no column 'text'; accepted: prompt, article"):
         TitleReward(scorer, context="text")(**call)
