@@ -174,10 +174,11 @@ def agreement(
     else:
         rows = encode(tokenizer, texts, prompts=text_pairs).input_ids
     rows.sort(key=len)
+    plain = model if model.dtype == torch.float32 else copy.deepcopy(model).float()  # once for all batches
     session, ours, theirs = _session(path), [], []
     for start in range(0, len(rows), BATCH):
         batch = pad_rows(rows[start : start + BATCH], pad_id=tokenizer.pad_token_id or 0)
-        ours += float_logits(model, batch).tolist()
+        ours += float_logits(plain, batch).tolist()
         theirs += _run(session, *(batch[name].numpy() for name in INPUTS)).tolist()
     difference = (torch.tensor(ours) - torch.tensor(theirs)).abs().max()
     return Agreement(len(rows), torch_int8.agreement(ours, theirs), float(difference))
