@@ -3,10 +3,8 @@
 The score of a label is the log-probability that the model writes exactly its tokens and then ends its turn.
 Candidates are compared by a softmax over these, so an answer outside the set cannot happen. Three things are
 computed once instead of once a label: what all prompts begin with (instruction, labels, examples), the rest
-of each prompt, and what labels begin with alike, as a trie whose nodes attend to the prompt and to their
-own ancestors (tree attention, Miao et al. 2024, https://arxiv.org/abs/2305.09781). The scores are those of
-every label alone to rounding; `score_alone` computes these, and stands in where a family's attention takes
-no mask of four dimensions.
+of each prompt, and what labels begin with alike (`label_trie`). The scores are those of every label alone to
+rounding.
 
 Options that change the question, each off by default:
 - `length_normalized`: the mean over the label's tokens, as `acc_norm` of lm-evaluation-harness.
@@ -18,8 +16,7 @@ Options that change the question, each off by default:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +30,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.generators import load_generator
 from qwen_task_heads.hubcode.attention_task_heads import EXACT, window_of
 from qwen_task_heads.hubs import HUGGINGFACE
+from qwen_task_heads.inference.label_trie import Trie, make_trie, score_alone, sum_edges
 from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
 from qwen_task_heads.inference.scorer import check_texts
 from qwen_task_heads.models import load_tokenizer
@@ -40,64 +38,6 @@ from qwen_task_heads.models import load_tokenizer
 CONTENT_FREE = ("N/A", "[MASK]", "-")
 LOGITS_BUDGET = 2**27  # floats of logits at a time: 512 MB in fp32
 MIN_SHARED = 8  # tokens worth a pass of their own
-
-
-@dataclass(frozen=True)
-class Trie:
-    """Labels as a tree of tokens. Node 0 is the end of the prompt; node k > 0 is token `tokens[k - 1]`.
-
-    Args:
-        tokens: ids of the n nodes that something follows, in an order in which parents come first.
-        depths: of the nodes, 1 below the prompt.
-        ancestors: (n, n) bool, `[i, j]` where node j is i or above it.
-        edges: (node, token) that are scored, each once.
-        steps: (label, edge) pairs: the edges whose log-probabilities a label is the sum of.
-        lengths: edges of every label.
-    """
-
-    tokens: torch.Tensor
-    depths: torch.Tensor
-    ancestors: torch.Tensor
-    edges: torch.Tensor
-    steps: torch.Tensor
-    lengths: torch.Tensor
-
-
-def make_trie(answers: Sequence[Sequence[int]]) -> Trie:
-    """Merge what answers begin with alike.
-
-    Args:
-        answers: token ids of every label, the end included where it counts.
-
-    Example:
-        >>> from qwen_task_heads.inference.generative import make_trie
-        >>> trie = make_trie([[5, 6, 1], [5, 7, 1], [8, 1]])
-        >>> trie.tokens.tolist(), trie.lengths.tolist()
-        ([5, 6, 7, 8], [3, 3, 2])
-    """
-    nodes: dict[tuple[int, ...], int] = {(): 0}
-    for answer in answers:
-        for size in range(1, len(answer)):  # the last token is only scored
-            nodes.setdefault(tuple(answer[:size]), len(nodes))
-    paths = list(nodes)[1:]
-    ancestors = torch.zeros(len(paths), len(paths), dtype=torch.bool)
-    for path in paths:
-        for size in range(1, len(path) + 1):
-            ancestors[nodes[path] - 1, nodes[path[:size]] - 1] = True
-    edges: dict[tuple[int, int], int] = {}
-    steps = []
-    for label, answer in enumerate(answers):
-        for size, token in enumerate(answer):
-            edge = edges.setdefault((nodes[tuple(answer[:size])], token), len(edges))
-            steps.append((label, edge))
-    return Trie(
-        tokens=torch.tensor([path[-1] for path in paths], dtype=torch.long),
-        depths=torch.tensor([len(path) for path in paths], dtype=torch.long),
-        ancestors=ancestors,
-        edges=torch.tensor(list(edges)),
-        steps=torch.tensor(steps),
-        lengths=torch.tensor([len(answer) for answer in answers]),
-    )
 
 
 def why_alone(model: Any) -> str | None:
@@ -333,7 +273,7 @@ class LabelScorer:
                 use_cache=True,
             ).logits
             found = torch.cat([found, more], dim=1)  # (B, 1 + N, V)
-        return _sum_edges(found, trie)
+        return sum_edges(found, trie)
 
     def _batches(self, sizes: list[int], *, nodes: int) -> Iterable[list[int]]:
         """Indices of rows of similar length, within the memory of prompts and of logits."""
@@ -355,48 +295,9 @@ class LabelScorer:
         return tqdm(batches, desc="Scoring labels", unit="batch")
 
 
-def _sum_edges(logits: torch.Tensor, trie: Trie) -> torch.Tensor:
-    """Log-probabilities of labels (B, L) float64 from the logits (B, nodes, V) of the nodes of the trie."""
-    edges, steps = trie.edges.to(logits.device), trie.steps
-    # Row by row: a float64 copy of all logits would triple the memory.
-    norms = torch.stack([row.double().logsumexp(-1) for row in logits])  # (B, nodes)
-    chosen = logits[:, edges[:, 0], edges[:, 1]].double() - norms[:, edges[:, 0]]  # (B, edges)
-    result = torch.zeros(len(logits), len(trie.lengths), dtype=torch.float64)
-    return result.index_add_(1, steps[:, 0], chosen.cpu()[:, steps[:, 1]])
-
-
 def _shared(rows: list[list[int]]) -> int:
     """Tokens that all prompts begin with, of which one is left to each; 0 where a pass is not worth it."""
     first, last = min(rows), max(rows)
     most = min(map(len, rows)) - 1
     shared = next((at for at in range(most) if first[at] != last[at]), most)
     return shared if shared >= MIN_SHARED and len(rows) > 1 else 0
-
-
-@torch.inference_mode()
-def score_alone(
-    model: Any,
-    rows: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
-    *,
-    length_normalized: bool = False,
-) -> torch.Tensor:
-    """Log-scores (n, L) float64 of L answers after n prompts, every prompt with every answer by itself.
-
-    Exact for any causal model, and slow; the trie is held against it.
-    """
-    result = torch.empty(len(rows), len(answers), dtype=torch.float64)
-    for index, place, found in _alone(model, rows, answers):
-        result[index, place] = found / len(answers[place]) if length_normalized else found
-    return result
-
-
-def _alone(
-    model: Any, rows: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
-) -> Iterator[tuple[int, int, float]]:
-    for index, row in enumerate(rows):
-        for place, answer in enumerate(answers):
-            ids = torch.tensor([[*row, *answer]], device=model.device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, len(row) - 1 : -1]
-            scores = logits.double().log_softmax(-1)
-            yield index, place, float(scores.gather(1, ids[0, len(row) :, None]).sum())

@@ -12,6 +12,7 @@ import torch
 from qwen_task_heads.publishing.card_facts import CardFacts
 from qwen_task_heads.publishing.gate import REFERENCE, take_reference, write_reference
 from qwen_task_heads.publishing.manifest import settings_of
+from qwen_task_heads.training.arguments import HeadArguments
 
 
 def card_facts(task: Any) -> CardFacts:
@@ -34,7 +35,8 @@ def account_of(
     """
     args, base = trainer.args, model_args.model_name_or_path
     lora = {f"lora_{name}": value for name, value in model_args.adapter_options().items()} if adapter else {}
-    told = {**vars(task), **task.settled(config), "base": base, **lora}
+    settled = task.settled(config) if isinstance(task, HeadArguments) else {}
+    told = {**vars(task), **settled, "base": base, **lora}
     return {
         "settings": settings_of(args, {**told, "dtype": model_args.dtype or "float32"}),
         "log_history": trainer.state.log_history,

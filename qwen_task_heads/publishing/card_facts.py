@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from qwen_task_heads import __version__
 from qwen_task_heads.backbones import EMBEDDED, locate
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.publishing.cards import ADAPTER, FULL, code, fenced, link, one_line, plain
+from qwen_task_heads.publishing.cards import ADAPTER, ADAPTER_ALONE, FULL, code, fenced, link, one_line, plain
 from qwen_task_heads.publishing.manifest import versions
 
 if TYPE_CHECKING:
@@ -94,25 +94,46 @@ NOTHING_STATED = CardFacts()
 STATED = {field.name for field in fields(CardFacts)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a card asks of a trained model.
+
+    Args:
+        config: labels, problem type and lengths; `backbone_revision` is the commit of its base, or None.
+        is_adapter: the weights are those of an adapter.
+        answers: it writes the label, as a language model does, and has no head of ours.
+    """
+
+    config: Any
+    is_adapter: bool
+    answers: bool = False
+
+    @classmethod
+    def of(cls, model: Any) -> Trained:
+        """Of a model with a head, or a `PeftModel` around one."""
+        from peft import PeftModel
+
+        return cls(config=model.config, is_adapter=isinstance(model, PeftModel))
+
+
 def card_fields(
-    model: Any, folder: Path, run: Account, *, metrics: Mapping[str, Any], reported: str, seen: int
+    model: Trained, folder: Path, run: Account, *, metrics: Mapping[str, Any], reported: str, seen: int
 ) -> dict[str, Any]:
     """The fields that the cards of all models have in common; `seen` rows of test stand in train too."""
-    from peft import PeftModel
-
-    adapter, local = isinstance(model, PeftModel), Path(locate(run.backbone)).is_dir()
+    adapter, local = model.is_adapter, Path(locate(run.backbone)).is_dir()
     base = Path(run.backbone).name if local else run.backbone
     embedded = run.backbone == EMBEDDED
     facts, revision, known = run.card, model.config.backbone_revision, versions()
     return {
         "title": plain(folder.name),
-        "kind": ADAPTER if adapter else FULL,
+        "kind": ADAPTER_ALONE if adapter and model.answers else ADAPTER if adapter else FULL,
         "base": "the small backbone embedded in the package" if embedded else code(base),
         "revision": code(revision) if revision else None,
         "versions": known,
         "reported_on": _reported_on(reported, run, seen),
         "repo": "path/to/" + re.sub(r"[^\w.-]", "-", one_line(folder.name), flags=re.ASCII),
         "adapter": adapter,
+        "answers": model.answers,
         "stock": False,
         "picked": run.picked,
         "settings": {
@@ -151,19 +172,19 @@ def loss_line(run: Account, losses: Mapping[str, Any]) -> str:
     return f"Loss: {code(loss.formula)} ({plain(loss.source)})." if loss else ""
 
 
-def metadata_fields(model: Any, run: Account, *, reported: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def metadata_fields(
+    model: Trained, run: Account, *, reported: str, metrics: Mapping[str, Any]
+) -> dict[str, Any]:
     """Base, relation, licence, language and data sets of the card's metadata.
 
     A folder of this machine is no base that a hub knows, and a file no data set.
     """
-    from peft import PeftModel
-
     measured = reported_dataset(run, reported, metrics)
     trained = run.card.dataset_id or _hub_dataset(run, "dataset_name")
     named = run.settings.get("test_dataset") if reported == "test" else None
     return {
         "base": None if Path(locate(run.backbone)).is_dir() else one_line(run.backbone),
-        "relation": "adapter" if isinstance(model, PeftModel) else "finetune",
+        "relation": "adapter" if model.is_adapter else "finetune",
         "language": run.card.language or (("en",) if run.settings.get("dataset_name") == EMBEDDED else ()),
         "license": run.card.license,
         "datasets": list(dict.fromkeys(name for name in (trained, measured) if name)),

@@ -35,7 +35,7 @@ __all__ = [
 
 PARITY, LOAD = "Parity", "How to load it"
 # As a card says what its repo holds; `with_form` replaces the first by what was made of it.
-ADAPTER, FULL = "An adapter with its head", "A full model"
+ADAPTER, FULL, ADAPTER_ALONE = "An adapter with its head", "A full model", "An adapter"
 MERGED = "A full model, merged from an adapter,"
 STOCK = "A full model in a stock class of transformers,"
 
@@ -202,6 +202,7 @@ def with_form(card: str, form: str) -> str:
         ranking=page.data.get("pipeline_tag") == "text-ranking",
         pipeline_input=asked.group(1) if asked else '["A text"]',
         adapter=False,
+        answers=False,
         stock=stock,
     )
     return _replace(str(page), LOAD, section.split("\n", 1)[1].strip())

@@ -22,6 +22,7 @@ from qwen_task_heads.data.title_sets import TitleSets, hash_pairs
 from qwen_task_heads.inference.rewards import reward_constants
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.accounts import keep_reference
+from qwen_task_heads.publishing.card_facts import Trained
 from qwen_task_heads.publishing.endings import (
     MODEL,
     SMALL,
@@ -99,7 +100,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     metrics["notes"] = notes
     _write_predictions(folder / "predictions.jsonl", named[reported], *scores[reported])
     drawn = {title: path.name for title, path in plots.items() if path}
-    card = title_card(model, folder, metrics, reported, run, plots=drawn)
+    card = title_card(Trained.of(model), folder, metrics, reported, run, plots=drawn)
     write_account(folder, run, metrics=metrics, card=card, reported=reported, main="pair_accuracy")
     _say(metrics, reported, folder, run)
     prompted = [pair for pair in run.sets.dev if pair.prompt]

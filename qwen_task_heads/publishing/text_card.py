@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_task_heads.publishing.card_facts import card_fields, loss_line, metadata_fields, without_rows
+from qwen_task_heads.publishing.card_facts import (
+    Trained,
+    card_fields,
+    loss_line,
+    metadata_fields,
+    without_rows,
+)
 from qwen_task_heads.publishing.cards import figure, figure_name, interval, metadata, plain, render
 from qwen_task_heads.publishing.endings import MODEL
 from qwen_task_heads.training.classification_losses import TEXT_LOSSES
@@ -36,6 +42,9 @@ MAX_CLASSES = 200  # labels listed on a card
 FEW_ROWS = 20  # of a label, below which its own figures say little
 
 
+WRITES = " It is a language model that writes the label; the labels are scored by their own tokens."
+
+
 def figure_rows(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
     """Table of figures: a head, then a row per figure with one cell per scorer.
 
@@ -51,12 +60,18 @@ def figure_rows(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) ->
 
 
 def text_card(
-    model: Any, folder: Path, metrics: dict[str, Any], reported: str, run: TextRun, *, plots: dict[str, str]
+    model: Trained,
+    folder: Path,
+    metrics: dict[str, Any],
+    reported: str,
+    run: TextRun,
+    *,
+    plots: dict[str, str],
 ) -> str:
     """The card as Markdown.
 
     Args:
-        model: the trained model, for its config and kind.
+        model: its config and kind.
         folder: named as the model will be.
         metrics: the content of `metrics.json`.
         reported: the split that the figures on the card are from.
@@ -82,13 +97,13 @@ def text_card(
         metadata=metadata(
             name=folder.name,
             task="text-classification",
-            tags=[kind.replace("_", "-")],
+            tags=[kind.replace("_", "-"), *["label-scoring"] * model.answers],
             dataset_type="texts",
             figures=given,
             **metadata_fields(model, run, reported=reported, metrics=metrics),
         ).strip(),
         **card_fields(model, folder, run, metrics=metrics, reported=reported, seen=run.sets.test_seen),
-        what=_what(kind, len(run.sets.labels), pairs=pairs),
+        what=_what(kind, len(run.sets.labels), pairs=pairs) + WRITES * model.answers,
         meant_for=_meant_for(kind, pairs=pairs),
         limits=_limits(kind, ours),
         ranking=False,

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.accounts import keep_reference
+from qwen_task_heads.publishing.card_facts import Trained
 from qwen_task_heads.publishing.cards import figure_name
 from qwen_task_heads.publishing.endings import (
     MODEL,
@@ -39,9 +41,12 @@ from qwen_task_heads.publishing.text_rows import hardest_errors, write_predictio
 from qwen_task_heads.training.classification_metrics import (
     BEST_METRIC,
     MULTI,
+    ORDINAL,
     REGRESSION,
+    SINGLE,
     check_scores,
     classification_figures,
+    coarse_accuracy,
     confusion_matrix,
     probabilities,
 )
@@ -80,9 +85,44 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
         run: the account of the run.
     """
     folder = save(model.eval(), tokenizer=tokenizer, folder=folder)
-    scorer, kind = Scorer(model, tokenizer=tokenizer), run.sets.problem_type
-    names = run.sets.labels.names
+    scorer = Scorer(model, tokenizer=tokenizer)
+
+    def logits(examples: Sequence[TextExample]) -> torch.Tensor:
+        pairs = [example.text_b for example in examples]
+        texts = [example.text for example in examples]
+        return scorer.logits(texts, text_pairs=pairs if any(pairs) else None)
+
     notes = first_notes(model, run)
+    metrics = account_texts(Trained.of(model), logits=logits, folder=folder, run=run, notes=notes)
+    pairs = [example.text_b for example in run.sets.dev]
+    keep_reference(
+        model,
+        tokenizer=tokenizer,
+        folder=folder,
+        texts=[example.text for example in run.sets.dev],
+        text_pairs=pairs if any(pairs) else None,
+    )
+    return metrics
+
+
+def account_texts(
+    model: Trained,
+    *,
+    logits: Callable[[Sequence[TextExample]], torch.Tensor],
+    folder: Path,
+    run: TextRun,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Measure a saved model, whatever computes its logits; write and say all of it; return the metrics.
+
+    Args:
+        model: its config and kind.
+        logits: (N, L) of N examples.
+        folder: where the model was saved.
+        run: the account of the run.
+        notes: what there is to say already.
+    """
+    kind, names = run.sets.problem_type, run.sets.labels.names
     floors = _floors(run, notes)
     sets = {"dev": run.sets.dev, "test": run.sets.test}
     metrics: dict[str, Any] = {
@@ -92,17 +132,14 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
         "train": {"rows": len(run.sets.train), **training_facts(run)},
         "data": set_facts({"train": run.sets.train, **sets}, run.sets.dev_was_cut, hash_texts, "rows"),
     }
-    logits: dict[str, Floats] = {}
+    found: dict[str, Floats] = {}
     for name, examples in sets.items():
         if examples:
-            pairs = [example.text_b for example in examples]
-            texts = [example.text for example in examples]
-            found = scorer.logits(texts, text_pairs=pairs if any(pairs) else None)
-            logits[name] = found.double().numpy()
-            metrics[name] = _measure(examples, logits[name], floors=floors, run=run)
-    notes += _constant(kind, logits)
+            found[name] = logits(examples).double().numpy()
+            metrics[name] = _measure(examples, found[name], floors=floors, run=run)
+    notes += _constant(kind, found)
     reported = "test" if run.sets.test else "dev"
-    examples, shown = sets[reported], logits[reported]
+    examples, shown = sets[reported], found[reported]
     plots = _plots(folder, run, examples, shown, metrics["dev"], notes)
     metrics["notes"] = notes
     write_predictions(folder / "predictions.jsonl", examples, shown, config=model.config)
@@ -111,15 +148,7 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
     card = text_card(model, folder, metrics, reported, run, plots=plots)
     main = BEST_METRIC[kind][0].removeprefix("eval_")
     write_account(folder, run, metrics=metrics, card=card, reported=reported, main=main)
-    _say(metrics, reported, folder, run)
-    pairs = [example.text_b for example in run.sets.dev]
-    keep_reference(
-        model,
-        tokenizer=tokenizer,
-        folder=folder,
-        texts=[example.text for example in run.sets.dev],
-        text_pairs=pairs if any(pairs) else None,
-    )
+    _say(metrics, reported, folder, run, answers=model.answers)
     return metrics
 
 
@@ -159,6 +188,11 @@ def _measure(
         for key in ("per_class", *NEED_PROBABILITIES):
             found.pop(key, None)
         figures[name] = found
+    if kind in (SINGLE, ORDINAL):
+        parents = run.sets.labels.parents
+        coarse = coarse_accuracy(logits, targets, parents=parents, groups=options["groups"])
+        if coarse is not None:
+            figures[MODEL]["coarse_accuracy"] = coarse
     return figures
 
 
@@ -219,7 +253,7 @@ def _curves(path: Path, run: TextRun, dev: dict[str, Any]) -> Path:
     )
 
 
-def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> None:
+def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun, *, answers: bool) -> None:
     """Print the figures, the weakest labels and what to type next, in plain words."""
     kind, found = run.sets.problem_type, metrics[reported]
     main = BEST_METRIC[kind][0].removeprefix("eval_")
@@ -231,6 +265,12 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> 
     pairs = any(example.text_b for example in run.sets.train)
     command = [python_command(), "-m", "qwen_task_heads", str(folder), "A text of your own."]
     predict = f"accelerate launch recipes/predict.py --model {shlex.quote(str(folder))}"
+    next_lines = [] if pairs else ["Next, classify a text of your own:", "  " + shlex.join(command)]
+    next_lines += ["Next, a file:" if pairs else "or a file:"]
+    next_lines += [f"  {predict} --input texts.jsonl --output answers.jsonl"]
+    if answers:
+        code = f"LabelScorer.from_pretrained({str(folder)!r}).predict(['A text of your own.'])"
+        next_lines = ["Next, classify a text of your own, in Python:", f"  {code}"]
     lines = [
         "",
         trained_line(f"{describe(run)} on {len(run.sets.train):,} rows", run),
@@ -248,9 +288,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> 
         *(f"note: {note}" for note in metrics["notes"]),
         f"Everything is in {folder}: model, card (README.md), metrics.json, predictions.jsonl, plots,",
         "and the most confident mistakes in errors.md: look at these first.",
-        *([] if pairs else ["Next, classify a text of your own:", "  " + shlex.join(command)]),
-        "Next, a file:" if pairs else "or a file:",
-        f"  {predict} --input texts.jsonl --output answers.jsonl",
+        *next_lines,
     ]  # fmt: skip
     print("\n".join(lines), flush=True)
 

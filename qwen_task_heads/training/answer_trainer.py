@@ -8,11 +8,13 @@ that picks the best checkpoint is what the finished model will do, not a loss.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from qwen_task_heads.batching.answers import AnswerPrompts
@@ -54,6 +56,37 @@ class Scores(Protocol):
         ...
 
 
+class Clock(TrainerCallback):
+    """Seconds and real tokens of a training run.
+
+    Attributes:
+        seconds: of the whole training, evaluation and saving included.
+        result: itself; `line()` says how fast it was.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.tokens = 0
+        self.result = self
+        self._start = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._start = time.monotonic()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop it; trl counts the tokens."""
+        self.seconds = time.monotonic() - self._start
+        logged = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
+        self.tokens = int(logged[-1]) if logged else 0
+
+    def line(self) -> str:
+        """Say it in one sentence; "" where nothing was counted."""
+        if not self.seconds or not self.tokens:
+            return ""
+        return f"speed: {self.tokens / self.seconds:,.0f} real tokens a second, looks at dev included"
+
+
 class AnswerTrainer(SFTTrainer):
     """Train a causal language model to write the label.
 
@@ -65,8 +98,17 @@ class AnswerTrainer(SFTTrainer):
     """
 
     def __init__(self, model: Any, *, scorer: Scores, dev: Sequence[TextExample] = (), **kwargs: Any) -> None:
+        self.throughput = Clock()
         super().__init__(model, **kwargs)
         self.scorer, self.dev = scorer, list(dev)
+        self.add_callback(self.throughput)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether an adapter is trained, and not the whole model."""
+        from peft import PeftModel
+
+        return isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As the parent, with `eval_accuracy`; every process scores its share of dev."""

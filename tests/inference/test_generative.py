@@ -16,7 +16,8 @@ from qwen_task_heads import LabelMap, TaskHeadsError, load_tokenizer
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.inference.decisions import question, write_decision
-from qwen_task_heads.inference.generative import LabelScorer, make_trie, score_alone, why_alone
+from qwen_task_heads.inference.generative import LabelScorer, why_alone
+from qwen_task_heads.inference.label_trie import make_trie, score_alone
 
 SHORT = "Text: "
 

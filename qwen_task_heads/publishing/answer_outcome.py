@@ -1,0 +1,69 @@
+"""The end of a run of `recipes/sft_classify.py`: a language model that writes the label, saved and measured.
+
+Everything but the engine is as at the end of a classification run (`text_outcome.py`): the same figures, the
+same floors, the same card. The logits are the labels' log-probabilities, so that probabilities, calibration
+and confusions mean the same on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.inference.decisions import write_decision
+from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.publishing.card_facts import Trained
+from qwen_task_heads.publishing.endings import first_notes
+from qwen_task_heads.publishing.text_outcome import TextRun, account_texts
+
+NEVER = -1e4  # log-score of a label that a row does not offer; its probability is 0 in float64
+
+
+def finish_answers(
+    model: Any, *, scorer: LabelScorer, tokenizer: Any, folder: str | Path, run: TextRun
+) -> dict[str, Any]:
+    """Save the model and everything that is known about it; print the summary; return the metrics.
+
+    Args:
+        model: a causal language model, or a `PeftModel` around one.
+        scorer: of it.
+        tokenizer: the model's own.
+        folder: where the model goes; also `label_prompt.json`, and `decision.json` where every label is one
+            token; the rest as of `finish_texts`.
+        run: the account of the run.
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    is_adapter = isinstance(model, PeftModel)
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    scorer.prompts.save(folder)
+    with suppress(TaskHeadsError):  # of labels of several tokens, which `LabelScorer` alone reads
+        write_decision(folder, prompts=scorer.prompts)
+    config = PreTrainedConfig(
+        **{name: scorer.config.to_dict()[name] for name in ("id2label", "label2id", "problem_type")},
+        max_seq_length=scorer.prompts.max_length,
+        truncation=scorer.prompts.truncation,
+        backbone_revision=None,
+    )
+
+    def logits(examples: Sequence[TextExample]) -> torch.Tensor:
+        offered = [example.candidates or None for example in examples]
+        found = scorer.log_scores([example.text for example in examples], candidates=offered)
+        return found.clamp(min=NEVER)
+
+    return account_texts(
+        Trained(config=config, is_adapter=is_adapter, answers=True),
+        logits=logits,
+        folder=folder,
+        run=run,
+        notes=first_notes(model, run),
+    )

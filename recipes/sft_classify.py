@@ -1,0 +1,97 @@
+"""Fine-tune a chat model to write the label of a text, and score every label from its own tokens.
+
+Requires: pip install "qwen-task-heads[train]"
+
+accelerate launch recipes/sft_classify.py --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --use_peft \
+    --dtype bfloat16 --dataset_name reviews.jsonl --output_dir runs/reviews
+accelerate launch recipes/sft_classify.py --config recipes/configs/fudan_news_sft.yaml \
+    --dataset_name train.jsonl --test_dataset test.jsonl --output_dir runs/news
+"""
+
+import sys
+
+from transformers import set_seed
+from trl import get_peft_config
+
+from qwen_task_heads.backbones import locate
+from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.data.text_sets import read_text_sets
+from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
+from qwen_task_heads.generators import load_generator
+from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.models import load_tokenizer
+from qwen_task_heads.publishing.accounts import account_of
+from qwen_task_heads.publishing.answer_outcome import finish_answers
+from qwen_task_heads.publishing.destination import destination_of
+from qwen_task_heads.publishing.text_outcome import TextRun
+from qwen_task_heads.training.answer_trainer import AnswerTrainer, answer_dataset
+from qwen_task_heads.training.arguments import run_identity
+from qwen_task_heads.training.callbacks import check_world
+from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
+from qwen_task_heads.training.checkpoints import train as train_or_resume
+from qwen_task_heads.training.sft_arguments import parse_sft_arguments
+
+
+def main() -> None:
+    """Parse, load, train, save, and say how good it is."""
+    texts, args, model_args = parse_sft_arguments()
+    check_world(texts.num_processes, running=args.world_size)
+    destination, is_main = destination_of(texts, args, model_args), args.process_index == 0
+    name, options = model_args.model_name_or_path, model_args.load_options()
+
+    # Data first: it is where most runs fail, and a run is resumed on the same data only
+    sets = read_text_sets(texts.dataset_name, **texts.data_options())
+    if sets.problem_type != "single_label_classification":
+        found, accepted = f"found {sets.problem_type}", "accepted: one label per text"
+        raise TaskHeadsError(Problem("--dataset_name", found, accepted, "train a head: recipes/classify.py"))
+    identity = {**run_identity(texts, args, model_args), **sets.fingerprint()}
+    resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
+
+    # Model, prompts and token ids
+    set_seed(args.seed)
+    model = load_generator(locate(name), hub=texts.hub, **options)
+    tokenizer = load_tokenizer(locate(name), revision=options["revision"], hub=texts.hub)
+    family = model.config.get_text_config().model_type
+    prompts = AnswerPrompts(
+        tokenizer, sets.labels, model_type=family, **texts.prompt_options(args.max_length)
+    )
+    scorer = LabelScorer(model, prompts=prompts, length_normalized=texts.length_normalized)
+    (train, cut), (dev, _) = (answer_dataset(rows, prompts=prompts) for rows in (sets.train, sets.dev))
+    sets.lines.append(cut)
+    if is_main:
+        alone = f"labels are scored one by one: {scorer.why_alone}" if scorer.why_alone else None
+        notes = [*resume_hazards(args), alone]
+        print("\n".join([*sets.lines, *(f"note: {note}" for note in notes if note)]), flush=True)
+
+    # Train
+    limit, args.save_total_limit = args.save_total_limit, None  # rotation waits for the seal
+    trainer = AnswerTrainer(
+        model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=dev,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+        scorer=scorer,
+        dev=sets.dev,
+        callbacks=[SealingCallback(limit, run=identity)],
+    )
+    train_or_resume(trainer, checkpoint=resume)
+
+    # Save, measure and say
+    if is_main:
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        account = account_of(
+            trainer, task=texts, model_args=model_args, config=trained.config,
+            adapter=trainer.is_adapter, resumed=resume is not None,
+        )  # fmt: skip
+        run = TextRun(sets=sets, cut=cut, **account)
+        finish_answers(trained, scorer=scorer, tokenizer=tokenizer, folder=args.output_dir, run=run)
+        if destination:
+            destination.push(args.output_dir)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    sys.exit(run_recipe(main))
