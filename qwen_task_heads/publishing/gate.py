@@ -253,7 +253,9 @@ def prove(
         failure = (run or in_subprocess)(path)
         if failure:
             accepted = "an artefact that a clean process opens"
-            raise TaskHeadsError(say(str(folder), failure, accepted, "read the error above"))
+            raise TaskHeadsError(
+                say(str(folder), failure.strip().splitlines()[-1][:500], accepted, "make it again")
+            )
         report = json.loads(path.with_name("report.json").read_text(encoding="utf-8"))
     problems = _causes(reference, report, kind) + compare_stored(reference.report, folder)
     rows = _rows(reference, report, kind) if "logits" in report else []

@@ -325,6 +325,7 @@ def test_another_base_is_refused(
 
     def change(config: dict[str, Any]) -> None:
         config["backbone_name_or_path"] = str(tmp_path / "base")
+        config["backbone_files"] = None  # as of a base on a hub
         config["probe"] = config["probe"] if probe else None
 
     _json(tmp_path / "it" / "config.json", change)
@@ -332,7 +333,7 @@ def test_another_base_is_refused(
         prove(tmp_path / "it", reference=reference, kind="adapter", repo_id="me/it", run=open_in)
     message = str(caught.value)
     assert "the base: config.json backbone_name_or_path: found" in message
-    assert "the base: found 'other values in model.norm.weight'" in message
+    assert "the base: found other values in model.norm.weight; " in message
     assert ("probe" in message) == probe
 
 
@@ -384,6 +385,61 @@ def test_a_base_of_a_hub_comes_from_the_cache_and_a_scorer_reads_pairs(
     merged = save(merge(str(folder)), tokenizer=tokenizer, folder=tmp_path / "merged")
     parity = prove(merged, reference=reference, kind="merged", repo_id="me/titles", run=open_in)
     assert all(row.bound is not None and row.bound < 1e-4 for row in parity.rows)
+
+
+@pytest.mark.slow
+def test_graphs_are_held_to_their_bounds(prepared: Any, open_in: Any, shake: Any, tmp_path: Path) -> None:
+    """One of fp32 is equal, int8 tells how often it agrees, and the graph of another model is refused."""
+    pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
+    from qwen_task_heads.publishing.onnx import export_onnx
+
+    folder, reference = prepared["full"]
+    shutil.copytree(folder, tmp_path / "it")
+    export_onnx(str(folder), folder=tmp_path / "it", int8=True)
+    given = {"reference": reference, "repo_id": "me/it", "run": open_in}
+    parity = prove(tmp_path / "it", kind="onnx", **given)
+    assert len(parity.rows) == 6
+    assert all(row.opened_by == "onnxruntime" for row in parity.rows)
+    assert all(row.bound is not None and row.difference <= row.bound for row in parity.rows)
+    parity = prove(tmp_path / "it", kind="onnx_int8", **given)
+    assert parity.card_rows()[0]["bound"] == "none"
+    assert max(row.difference for row in parity.rows) > 1e-4
+    assert min(row.agreement for row in parity.rows) > 0.7
+    (tmp_path / "it" / "onnx" / "model_int8.onnx").replace(tmp_path / "it" / "onnx" / "model.onnx")
+    with pytest.raises(TaskHeadsError, match=r"logits \(.* padding, batch \d+\): found a difference of"):
+        prove(tmp_path / "it", kind="onnx", **given)
+    _permute(tmp_path / "it")
+    with pytest.raises(TaskHeadsError, match=r"config\.json labels: found"):
+        prove(tmp_path / "it", kind="onnx", **given)
+    (tmp_path / "it" / "onnx" / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(TaskHeadsError, match=r"found .*(InvalidProtobuf|INVALID_PROTOBUF)"):
+        prove(tmp_path / "it", kind="onnx", **given)
+
+
+def test_a_quantised_base_is_held_to_a_wider_bound_and_its_head_to_the_same(
+    prepared: Any, open_in: Any, tmp_path: Path
+) -> None:
+    """As if the base of training had been 4-bit: what its packed tensors are says nothing."""
+    folder, reference = prepared["adapter"]
+    report = json.loads(json.dumps(reference.report))
+    report["quantized"] = True
+    for name, entry in report["tensors"].items():
+        if ".lora_" not in name and not name.startswith("score."):
+            entry.update(dtype="uint8", shape=[7, 1], sha256="0")
+    quantized = Reference(reference.job, report)
+    parity = prove(folder, reference=quantized, kind="adapter", repo_id="me/it", run=open_in)
+    assert all(row.bound is not None and row.bound >= 0.5 for row in parity.rows)
+    shutil.copytree(folder, tmp_path / "it")
+    _without_probe(_scale_adapter)(tmp_path / "it")
+    with pytest.raises(TaskHeadsError, match=r"up_proj\.lora_B\.weight: found"):
+        prove(tmp_path / "it", reference=quantized, kind="adapter", repo_id="me/it", run=open_in)
+
+
+def test_a_failure_of_the_process_is_told_by_its_last_line(prepared: Any) -> None:
+    folder, reference = prepared["full"]
+    trace = "Traceback:\n  File 'opened.py'\nMemoryError: none left\n"
+    with pytest.raises(TaskHeadsError, match="found MemoryError: none left; accepted"):
+        prove(folder, reference=reference, kind="full", repo_id="me/it", run=lambda job: trace)
 
 
 def test_the_process_of_its_own(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
