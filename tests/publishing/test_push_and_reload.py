@@ -36,7 +36,15 @@ pytestmark = [
 BASE = "base/tiny"
 TEXTS = ["A plain title", "短い題", "One weird trick that cuts the cost of a long day in half"]
 LABELS = ["world", "sport", "trade"]
-KINDS = [(head, form) for head in ("title", "classifier") for form in ("adapter", "full")]
+BOTH = ("huggingface", "modelscope")
+KINDS = [
+    (hub, head, form) for hub in BOTH for head in ("title", "classifier") for form in ("adapter", "full")
+]
+# Of the eight, four that hold every value of each; the others run with the slow tests.
+DAILY = (
+    ("huggingface", "title", "adapter"), ("huggingface", "classifier", "full"),
+    ("modelscope", "classifier", "adapter"), ("modelscope", "title", "full"),
+)  # fmt: skip
 CARD = '---\nlicense: mit\n---\n# A\n\n## How to load it\n\n```python\nload("path/to/a")\n```\n'
 
 CHILD = r"""
@@ -103,7 +111,7 @@ class Trained:
     facts: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=["huggingface", "modelscope"])
+@pytest.fixture(scope="module")
 def place(request: Any, tmp_path_factory: pytest.TempPathFactory, bases: Any) -> Iterator[tuple[str, Any]]:
     """A hub with the tiny base on it, and this process's clients pointed there."""
     module = {"huggingface": hf_server, "modelscope": modelscope_server}[request.param]
@@ -144,7 +152,11 @@ def train(
     return Trained(folder, logits.tolist(), facts)
 
 
-@pytest.mark.parametrize(("head", "form"), KINDS)
+@pytest.mark.parametrize(
+    ("place", "head", "form"),
+    [pytest.param(*kind, marks=[] if kind in DAILY else pytest.mark.slow) for kind in KINDS],
+    indirect=["place"],
+)
 def test_pushed_and_loaded_in_one_line(
     place: tuple[str, Any], clean: CleanProcess, shake: Any, tmp_path: Path, head: str, form: str
 ) -> None:
@@ -174,6 +186,7 @@ def test_pushed_and_loaded_in_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", BOTH, indirect=True)
 @pytest.mark.parametrize("form", ["saved", "merged", "stock"])
 def test_what_is_pushed_was_proven(place: tuple[str, Any], shake: Any, tmp_path: Path, form: str) -> None:
     hub, server = place
@@ -195,6 +208,7 @@ def test_what_is_pushed_was_proven(place: tuple[str, Any], shake: Any, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", BOTH, indirect=True)
 def test_a_model_that_changed_after_the_run_is_not_pushed(
     place: tuple[str, Any], shake: Any, tmp_path: Path
 ) -> None:
