@@ -192,15 +192,18 @@ def with_form(card: str, form: str) -> str:
     page = ModelCard(card)
     if page.data.get("base_model"):
         page.data["base_model_relation"] = "finetune"
-    for kind in (ADAPTER, FULL):
-        page.text = page.text.replace(f"\n{kind} on ", f"\n{STOCK if stock else MERGED} on ", 1)
+    for kind, become in ((ADAPTER, STOCK if stock else MERGED), (FULL, STOCK if stock else FULL)):
+        page.text = page.text.replace(f"\n{kind} on ", f"\n{become} on ", 1)
     found = re.search(r'model="([^"\n]*)"', page.text)
     asked = re.search(r"^(?:classify|ranker)\((.*?)(?:, top_k=None)?\)$", page.text, re.MULTILINE)
+    inputs = asked.group(1) if asked else '["A text"]'
+    if stock and inputs.startswith('{"titles"'):  # a stock pipeline reads a prompt and one title
+        inputs = '{"text": "The text", "text_pair": "A plain title"}'
     section = render(
         "load",
         repo=found.group(1) if found else "path/to/this",
         ranking=page.data.get("pipeline_tag") == "text-ranking",
-        pipeline_input=asked.group(1) if asked else '["A text"]',
+        pipeline_input=inputs,
         adapter=False,
         answers=False,
         stock=stock,

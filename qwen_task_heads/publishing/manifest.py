@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,18 @@ SETTINGS = (
 
 def versions() -> dict[str, str]:
     """Installed versions of the libraries that a result depends on, and of Python."""
+    return dict(_installed())
+
+
+@lru_cache(maxsize=1)  # each is parsed out of a file of metadata
+def _installed() -> tuple[tuple[str, str], ...]:
     found = {"qwen-task-heads": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return tuple(found.items())
 
 
 def hash_code() -> dict[str, str]:

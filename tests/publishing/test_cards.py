@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_sets import TextSets
 from qwen_task_heads.data.title_sets import TitleSets
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.publishing.card_facts import CardFacts
+from qwen_task_heads.publishing.card_facts import CardFacts, Trained
 from qwen_task_heads.publishing.cards import (
     code,
     fenced,
@@ -68,7 +69,8 @@ SETS = {
 def models(bases):
     """A title scorer and a classifier of three labels, untrained: a card reads their configs only."""
     labels = ["a", "b", "c"]
-    return build(bases["qwen2"]), build(bases["qwen2"], task="pooled_classifier", labels=labels)
+    found = build(bases["qwen2"]), build(bases["qwen2"], task="pooled_classifier", labels=labels)
+    return tuple(Trained.of(model) for model in found)
 
 
 def account(text: str) -> dict[str, object]:
@@ -91,8 +93,8 @@ def account(text: str) -> dict[str, object]:
     }
 
 
-def title_page(model, text: str) -> str:
-    pair = PairExample(chosen="a", rejected="b")
+def title_page(model, text: str, *, prompt: str = "") -> str:
+    pair = PairExample(chosen="a", rejected="b", prompt=prompt)
     sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[pair], lines=[text], dev_was_cut=True)
     metrics = {
         "train": {"pairs": 9, **RAN, "device": text},
@@ -193,9 +195,12 @@ def test_parity_and_form_leave_the_rest_of_a_hostile_card_alone(models, text):
 
 
 def test_the_card_of_a_merged_or_stock_model_says_so(models):
-    card = text_page(models[1], "calm")
+    card = text_page(replace(models[1], is_adapter=True), "calm")
     assert with_form(card, "saved") == card
+    assert "`AutoPeftModel` on a downloaded folder" in card
     merged, stock = with_form(card, "merged"), with_form(card, "stock")
+    assert "AutoPeftModel" not in merged + stock
+    assert "\nA full model on `calm`" in with_form(text_page(models[1], "calm"), "merged")
     assert "\nA full model, merged from an adapter, on `calm`" in merged
     assert 'pipeline("text-classification", model="path/to/calm", trust_remote_code=True)' in merged
     assert "\nA full model in a stock class of transformers, on `calm`" in stock
@@ -204,8 +209,12 @@ def test_the_card_of_a_merged_or_stock_model_says_so(models):
         in stock
     )
     assert "trust_remote_code" not in stock
-    titles = with_form(title_page(models[0], "calm"), "stock")
-    assert 'function_to_apply="none")\nscore(["A plain title", "Another title"])' in titles
+    for prompt, asked in (
+        ("", '["A plain title", "Another title"]'),
+        ("An article", '{"text": "The text", "text_pair": "A plain title"}'),
+    ):
+        titles = with_form(title_page(models[0], "calm", prompt=prompt), "stock")
+        assert f'function_to_apply="none")\nscore({asked})\n' in titles
 
 
 def test_what_nobody_stated_is_not_guessed(models):
