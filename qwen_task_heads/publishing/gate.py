@@ -39,6 +39,7 @@ from qwen_task_heads.publishing.differences import (
 from qwen_task_heads.publishing.export import CODE
 from qwen_task_heads.publishing.opened import describe
 from qwen_task_heads.publishing.opening import Opener, bring_base, in_subprocess, lay_out
+from qwen_task_heads.repos import check_repo
 
 BOUNDS = {"adapter": 1e-6, "full": 1e-6, "merged": 1e-5, "stock": 1e-5, "onnx": 1e-4, "onnx_int8": None}
 OTHER_DEVICE, HALF, QUANTIZED = 1e-4, 8e-2, 0.5
@@ -232,7 +233,8 @@ def prove(
     if kind not in BOUNDS:
         raise TaskHeadsError(say("kind", repr(kind), ", ".join(BOUNDS), "choose one of them"))
     if problems := _missing(folder, kind):
-        raise TaskHeadsError(problems)  # code that is not ours is not run, not even here
+        raise TaskHeadsError(problems)
+    check_repo(str(folder))  # with it, code that is not ours is not run, not even here
     with tempfile.TemporaryDirectory(prefix="proof-") as root:
         cache = Path(root, "hub")
         if repo_id is not None:
@@ -267,6 +269,8 @@ def prove(
         text = f"a difference of {worst.difference:.2g}"
         accepted = "finite logits" if worst.bound is None else f"at most {worst.bound:.1e}"
         problems.append(say(where, text, accepted, "what differs is named above, if it has a name"))
+    if not rows and not problems:  # a proof that compared nothing is none
+        problems.append(say(str(folder), "no logits to compare", "those of every layout", "make it again"))
     if problems:
         raise TaskHeadsError(problems)
     return Parity(tuple(rows))

@@ -190,8 +190,11 @@ def _merged(model: Any) -> dict[str, dict[str, Any]]:
 
     found = {}
     for name, module in model.named_modules():
-        # Quantised weights cannot be folded without a loss that nobody could predict.
-        if not isinstance(module, BaseTunerLayer) or not module.get_base_layer().weight.is_floating_point():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        weight = dict(module.get_base_layer().named_parameters(recurse=False)).get("weight")
+        # Quantised weights cannot be folded without a loss that nobody could predict; experts have no one.
+        if weight is None or not weight.is_floating_point():
             continue
         layer = copy.deepcopy(module)
         layer.merge()

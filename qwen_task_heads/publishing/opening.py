@@ -73,9 +73,12 @@ def in_subprocess(job: Path) -> str:
         "HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
-    found = subprocess.run(
-        [sys.executable, "-I", opened.__file__, str(job)],
-        env=environment, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        timeout=TIMEOUT, check=False,
-    )  # fmt: skip
+    try:
+        found = subprocess.run(
+            [sys.executable, "-I", opened.__file__, str(job)],
+            env=environment, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+            timeout=TIMEOUT, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"no answer in {TIMEOUT} s"
     return "" if found.returncode == 0 else found.stderr[-1000:] or f"exit code {found.returncode}"
