@@ -211,6 +211,7 @@ def test_offline_and_unreachable_are_said(place: Place, monkeypatch: Any) -> Non
 
 
 def calls_of_a_publish(place: Place, staged: Path) -> int:
+    place.forget()
     before = len(place.server.log)
     place.client.push(staged, repo_id=REPO, tag="v1")
     calls = len(place.server.log) - before
