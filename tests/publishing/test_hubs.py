@@ -255,6 +255,7 @@ def test_a_hub_that_fails_at_any_call_shows_no_half_of_a_model(place: Place, sta
 @pytest.mark.parametrize("lasting", [True, False])
 def test_every_way_to_fail_at_every_call(place: Place, staged: Path, lasting: bool) -> None:
     old = {
+        "README.md": b"# Old\n",
         "config.json": b"{}",
         "model.safetensors": b"old",
         "tokenizer.json": b"{}",
