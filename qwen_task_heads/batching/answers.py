@@ -17,12 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.batching.text import Template, compile_template, control_ids, label_template
+from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY
 
 # Labels and text are encoded apart. With line breaks around them their tokens are those of the whole prompt.
 INSTRUCTION = "Classify the text. Answer with one of these labels and nothing else:\n{labels}\n\nText:\n"
+# The same with examples, which `few_shot.with_shots` or the `shots` of `encode` bring.
+FEW_SHOT_INSTRUCTION = (
+    "Classify the text. Answer with one of these labels and nothing else:\n{labels}\n\n"
+    "Examples:\n\n{examples}\n\nText:\n"
+)
 TEXT, ANSWER = "\u2983text\u2984", "\u2983answer\u2984"  # placeholders that no chat template has a use for
 MAX_LENGTH = 1024
 LABEL_PROMPT = "label_prompt.json"
@@ -30,10 +36,11 @@ LABEL_PROMPT = "label_prompt.json"
 
 @dataclass(frozen=True)
 class Prompts:
-    """Token ids of n prompts, each up to where the answer begins, and how many texts were cut."""
+    """Token ids of n prompts, each up to the answer; how many texts were cut, and how many lost examples."""
 
     input_ids: list[list[int]]
     cut: int
+    fewer: int = 0
 
 
 class AnswerPrompts:
@@ -86,7 +93,7 @@ class AnswerPrompts:
             self._plain, template=Template(after=self.scaffold[1]), model_type=model_type
         )
         self._own, self._after = compiled["before"], compiled["after"]
-        self._before: dict[tuple[str, ...], list[int]] = {}
+        self._before: dict[tuple[tuple[str, ...], Shots | None], list[int]] = {}
         self.end = control_ids(tokenizer, self.scaffold[2])[0]
         self.answers = self._plain(list(labels.names), add_special_tokens=False)["input_ids"]
         fixed = len(self.prefix) + len(self._after) + 2  # a token of text, and the end
@@ -128,31 +135,61 @@ class AnswerPrompts:
         """What the prompts of all texts begin with, where all labels are candidates."""
         return self._prefix_of(self.labels)
 
-    def encode(self, texts: Sequence[str], *, candidates: Sequence[str] | None = None) -> Prompts:
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        candidates: Sequence[str] | None = None,
+        shots: Sequence[Shots] | None = None,
+    ) -> Prompts:
         """Encode n texts, each as its whole prompt; the text is cut so that the longest answer fits.
 
         Args:
             texts: n texts.
             candidates: label names that the instruction offers; all when None.
+            shots: per text, the examples of `{examples}`, the nearest last. The farthest are left out until
+                the text fits; one is kept, and then the text is cut.
+
+        Raises:
+            TaskHeadsError: a row whose one example leaves no room for its text.
         """
-        before = self._prefix_of(self.labels if candidates is None else self.labels.subset(candidates))
-        room = self.max_length - self.room - len(before) - len(self._after)
+        labels = self.labels if candidates is None else self.labels.subset(candidates)
+        fixed = self.room + len(self._after)
         ids = self._plain(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        kept = slice(None, room) if self.truncation == "head" else slice(-room, None)
-        rows = [before + text[kept] + self._after for text in ids]
-        return Prompts(rows, sum(len(text) > room for text in ids))
+        rows, cut, fewer = [], 0, 0
+        for index, text in enumerate(ids):
+            shown = None if shots is None else shots[index]
+            before = self._prefix_of(labels, shown)
+            while shown and len(shown) > 1 and fixed + len(before) + len(text) > self.max_length:
+                shown = shown[1:]
+                before = self._prefix_of(labels, shown)
+            room = self.max_length - fixed - len(before)
+            if room < 1:
+                found = f"found {fixed + len(before):,} tokens before the text"
+                accepted = f"accepted: fewer than --max_length, {self.max_length:,}"
+                problem = Problem(f"texts[{index}]", found, accepted, "shorten the examples, or raise it")
+                raise TaskHeadsError(problem)
+            fewer += shown is not None and len(shown) < len(shots[index] if shots else ())
+            cut += len(text) > room
+            kept = text[:room] if self.truncation == "head" else text[-room:]
+            rows.append(before + kept + self._after)
+        return Prompts(rows, cut, fewer)
 
     def around(self) -> tuple[list[str], str]:
         """What stands before the text, in the pieces that are encoded apart, and after it."""
         before, after, _ = self.scaffold
         return [before, *_pieces(label_template(self.instruction, self.labels))], after
 
-    def _prefix_of(self, labels: LabelMap) -> list[int]:
-        """Ids before the text, where these labels are offered."""
-        if labels.names not in self._before:
-            pieces = (self.scaffold[0], *_pieces(label_template(self.instruction, labels)))
-            self._before[labels.names] = self._own + control_ids(self._plain, pieces)
-        return self._before[labels.names]
+    def _prefix_of(self, labels: LabelMap, shots: Shots | None = None) -> list[int]:
+        """Ids before the text, where these labels are offered and these examples shown."""
+        key = labels.names, shots
+        if key not in self._before:
+            template = label_template(self.instruction, labels, shots=shots)
+            before = self._own + control_ids(self._plain, (self.scaffold[0], *_pieces(template)))
+            if shots is not None:  # of one text: not worth keeping
+                return before
+            self._before[key] = before
+        return self._before[key]
 
 
 def _scaffold(tokenizer: Any) -> tuple[str, str, str]:
@@ -188,6 +225,10 @@ def _tuples(value: Any) -> Any:
 
 def _label_problems(labels: LabelMap, answers: Sequence[Sequence[int]], *, room: int) -> list[Problem]:
     """Labels that no score could tell apart, and labels without room."""
+    if room < 1:  # no label is to blame
+        accepted = "accepted: instruction, labels and examples that leave some for text and answer"
+        found = f"found {1 - room:,} tokens too many before the answer"
+        return [Problem("max_length", found, accepted, "raise it, or show fewer or shorter examples")]
     problems: list[Problem] = []
     seen: dict[tuple[int, ...], str] = {}
     for name, ids in zip(labels.names, answers, strict=True):
@@ -198,6 +239,6 @@ def _label_problems(labels: LabelMap, answers: Sequence[Sequence[int]], *, room:
         seen.setdefault(tuple(ids), name)
         if len(ids) > room:
             found = f"found {len(ids):,} tokens"
-            accepted = f"accepted: at most {max(room, 0):,}, what the limit leaves beside the instruction"
+            accepted = f"accepted: at most {room:,}, what the limit leaves beside the instruction"
             problems.append(Problem(where, found, accepted, "shorten the label, or raise --max_length"))
     return problems

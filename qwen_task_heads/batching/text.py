@@ -51,7 +51,12 @@ class Template:
 
 
 def label_template(
-    instruction: str, labels: LabelMap, *, between: str = "\n", after: str | None = None
+    instruction: str,
+    labels: LabelMap,
+    *,
+    between: str = "\n",
+    after: str | None = None,
+    shots: Sequence[tuple[str, str]] | None = None,
 ) -> Template:
     """Fill the labels of a run into an instruction.
 
@@ -62,6 +67,7 @@ def label_template(
         labels: names, descriptions and examples.
         between: see `Template`.
         after: see `Template`.
+        shots: (text, label name) to show as `{examples}` in this order, instead of the labels' own.
 
     Raises:
         TaskHeadsError: an unknown placeholder, or descriptions or examples that the labels lack.
@@ -73,11 +79,12 @@ def label_template(
         'One of sport, politics: '
     """
     described = zip(labels.names, labels.descriptions, strict=False)
-    shown = zip(labels.names, labels.examples, strict=False)
+    own = zip(labels.names, labels.examples, strict=False)
+    shown = [(text, name) for name, texts in own for text in texts] if shots is None else shots
     filled = {
         "labels": ", ".join(labels.names),
         "descriptions": "\n".join(f"{name}: {text}" for name, text in described if text),
-        "examples": "\n\n".join(f"Text: {text}\nLabel: {name}" for name, texts in shown for text in texts),
+        "examples": "\n\n".join(f"Text: {text}\nLabel: {name}" for text, name in shown),
     }
     pieces, problems = [], []
     for index, piece in enumerate(re.split(r"\{(\w+)\}", instruction)):

@@ -25,6 +25,7 @@ from transformers.utils import cached_file
 
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import INSTRUCTION, LABEL_PROMPT, AnswerPrompts
+from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.generators import load_generator
@@ -174,7 +175,11 @@ class LabelScorer:
         return to_predictions(scores, self.config, texts=texts, **options)
 
     def log_scores(
-        self, texts: Sequence[str], *, candidates: Sequence[Sequence[str] | None] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        candidates: Sequence[Sequence[str] | None] | None = None,
+        shots: Sequence[Shots] | None = None,
     ) -> torch.Tensor:
         """Log-scores of all labels: (n, L) float64 on the CPU; -inf for labels that are no candidates.
 
@@ -183,17 +188,23 @@ class LabelScorer:
         Args:
             texts: n texts, not empty; long ones are cut as in training.
             candidates: per text, the names of the labels to choose from; all labels when None.
+            shots: per text, the examples to show for it (`few_shot.choose_shots`), where the instruction has
+                `{examples}`; those of the labels when None.
 
         Raises:
-            TaskHeadsError: an empty text, or candidates that are no labels.
+            TaskHeadsError: an empty text, candidates that are no labels, or calibration with such examples.
         """
         check_texts(texts, None, names=("texts", "texts"))
+        if self.calibrate and shots is not None:  # it is the context that is calibrated
+            found, accepted = "found true with examples per text", "accepted: the same examples for all texts"
+            raise TaskHeadsError(Problem("calibrate", found, accepted, "drop it, or choose them by balance"))
         labels = self.prompts.labels
         asked = [labels.names if one is None else tuple(one) for one in candidates or [None] * len(texts)]
         result = torch.full((len(texts), len(labels)), -torch.inf, dtype=torch.float64)
         for names in dict.fromkeys(asked):
             rows = [index for index, other in enumerate(asked) if other == names]
-            encoded = self.prompts.encode([texts[index] for index in rows], candidates=names)
+            shown = None if shots is None else [shots[index] for index in rows]
+            encoded = self.prompts.encode([texts[index] for index in rows], candidates=names, shots=shown)
             places = sorted(labels.label2id[name] for name in names)
             found = self._score(encoded.input_ids, places)
             if self.calibrate:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from qwen_task_heads import LabelMap, TaskHeadsError, load_tokenizer
-from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.batching.answers import FEW_SHOT_INSTRUCTION, AnswerPrompts
+from qwen_task_heads.data.few_shot import with_shots
 
 LABELS = LabelMap(("sport", "trade and travel"))
 
@@ -84,3 +85,39 @@ def test_a_tokenizer_without_a_generation_prompt_is_refused(tokenizer: Any) -> N
     tokenizer.chat_template = None
     with pytest.raises(TaskHeadsError, match="chat template: found none"):
         make(tokenizer)
+
+
+def test_examples_of_a_text_stand_in_their_order_and_only_with_it(tokenizer: Any) -> None:
+    prompts = make(tokenizer, with_shots(LABELS, (("first", "sport"),)), instruction=FEW_SHOT_INSTRUCTION)
+    shots = ((("a ship", "trade"), ("a goal", "sport"), ("<|im_end|>", "trade")), (("a port", "trade"),))
+    one, other = map(tokenizer.decode, prompts.encode(["A match", "A sale"], shots=shots).input_ids)
+    assert "Text: a ship\nLabel: trade\n\nText: a goal\nLabel: sport\n\nText: <|im_end|>" in one
+    assert "a port" not in one
+    assert "Examples:\n\nText: a port\nLabel: trade\n\nText:\n" in other
+    ids = prompts.encode(["A match"], shots=shots[:1]).input_ids[0]
+    assert ids.count(prompts.end) == prompts.encode(["A match"]).input_ids[0].count(prompts.end)
+    assert "first" in tokenizer.decode(prompts.encode(["A match"]).input_ids[0])
+
+
+def test_the_farthest_examples_make_room_for_the_text(tokenizer: Any) -> None:
+    labels = with_shots(LABELS, (("near", "sport"),))
+    shots = ((("far " * 30, "trade"), ("near", "sport")),)
+    whole = make(tokenizer, labels, instruction=FEW_SHOT_INSTRUCTION)
+    length = len(whole.encode(["A match"], shots=shots).input_ids[0]) + whole.room
+    for limit, cut, fewer in ((length, 0, 0), (length - 1, 0, 1)):
+        prompts = make(tokenizer, labels, instruction=FEW_SHOT_INSTRUCTION, max_length=limit)
+        found = prompts.encode(["A match"], shots=shots)
+        assert (found.cut, found.fewer, "far far" in tokenizer.decode(found.input_ids[0])) == (
+            cut,
+            fewer,
+            not fewer,
+        )
+        assert "near" in tokenizer.decode(found.input_ids[0])
+    with pytest.raises(TaskHeadsError, match=r"texts\[0\]: found .* tokens before the text"):
+        prompts.encode(["A match"], shots=((("far " * 99, "trade"),),))
+
+
+def test_an_instruction_without_room_is_one_problem(tokenizer: Any) -> None:
+    with pytest.raises(TaskHeadsError, match=r"max_length: found .* tokens too many") as refused:
+        make(tokenizer, max_length=8)
+    assert len(refused.value.problems) == 1

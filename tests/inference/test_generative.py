@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3
 
 from qwen_task_heads import LabelMap, TaskHeadsError, load_tokenizer
 from qwen_task_heads.backbones import locate
-from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.batching.answers import FEW_SHOT_INSTRUCTION, AnswerPrompts
+from qwen_task_heads.data.few_shot import with_shots
 from qwen_task_heads.inference.decisions import question, write_decision
 from qwen_task_heads.inference.generative import LabelScorer, why_alone
 from qwen_task_heads.inference.label_trie import make_trie, score_alone
@@ -115,6 +116,21 @@ def test_calibration_gives_texts_without_content_no_preference(model: Any) -> No
     wanted = scorer(model, many_labels(5)).log_scores(["N/A", "[MASK]", "-"]).softmax(-1).mean(0).log()
     plain = scorer(model, many_labels(5)).log_scores(titles()[:2])
     assert torch.allclose(ours.log_scores(titles()[:2]), plain - wanted, atol=1e-5)
+
+
+def test_each_text_is_asked_with_its_own_examples(model: Any) -> None:
+    labels = with_shots(many_labels(5), (("a text", many_labels(5).names[0]),))
+    ours = scorer(model, labels, instruction=FEW_SHOT_INSTRUCTION)
+    shots = [((title, labels.names[place]),) for place, title in enumerate(titles()[5:8])]
+    found = ours.log_scores(titles()[:3], shots=shots)
+    for place, shown in enumerate(shots):
+        alone = scorer(model, with_shots(labels, shown), instruction=FEW_SHOT_INSTRUCTION)
+        assert torch.allclose(found[place], alone.log_scores(titles()[place : place + 1])[0], atol=1e-5)
+    assert not torch.allclose(found, ours.log_scores(titles()[:3]), atol=1e-3)
+    with pytest.raises(TaskHeadsError, match="calibrate: found true with examples per text"):
+        scorer(model, labels, instruction=FEW_SHOT_INSTRUCTION, calibrate=True).log_scores(
+            ["a"], shots=shots[:1]
+        )
 
 
 def test_candidates_of_a_row_are_all_that_it_can_answer(model: Any) -> None:
