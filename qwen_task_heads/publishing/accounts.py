@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from qwen_task_heads.publishing.card_facts import CardFacts
-from qwen_task_heads.publishing.gate import REFERENCE, take_reference, write_reference
+from qwen_task_heads.publishing.gate import REFERENCE, Reference, write_reference
 from qwen_task_heads.publishing.manifest import settings_of
 from qwen_task_heads.training.arguments import HeadArguments
 
@@ -50,25 +50,18 @@ def account_of(
     }
 
 
-def keep_reference(
-    model: Any, *, tokenizer: Any, folder: Path, texts: Sequence[str], text_pairs: Sequence[str] | None = None
-) -> None:
+def keep_reference(folder: Path, *, take: Callable[[], Reference]) -> None:
     """Keep what the trained model answers beside it, for the proof before a publish.
 
     It is computed in fp32. Where that does not fit into the device's memory none is kept, and a publish then
     compares with what strict loading opens from the folder.
 
     Args:
-        model: the trained model.
-        tokenizer: as it was saved.
         folder: of the run.
-        texts: held texts; of pairs (a prompt and its title) the first.
-        text_pairs: the second of each, or None.
+        take: takes the reference.
     """
     Path(folder, REFERENCE).unlink(missing_ok=True)  # of an older run in the same folder
     try:
-        reference = take_reference(model, tokenizer=tokenizer, texts=texts, text_pairs=text_pairs)
+        write_reference(folder, take())
     except torch.OutOfMemoryError:
         print("note: no reference was kept: the model in fp32 is over the memory of this device", flush=True)
-        return
-    write_reference(folder, reference)

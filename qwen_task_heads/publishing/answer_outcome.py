@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.inference.decisions import write_decision
 from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.publishing.accounts import keep_reference
 from qwen_task_heads.publishing.card_facts import Trained
 from qwen_task_heads.publishing.endings import first_notes
+from qwen_task_heads.publishing.gate import take_answer_reference
 from qwen_task_heads.publishing.text_outcome import TextRun, account_texts
 
 NEVER = -1e4  # log-score of a label that a row does not offer; its probability is 0 in float64
@@ -48,11 +51,13 @@ def finish_answers(
     scorer.prompts.save(folder)
     with suppress(TaskHeadsError):  # of labels of several tokens, which `LabelScorer` alone reads
         write_decision(folder, prompts=scorer.prompts)
-    config = PreTrainedConfig(
-        **{name: scorer.config.to_dict()[name] for name in ("id2label", "label2id", "problem_type")},
+    labels = scorer.prompts.labels
+    config = PooledClassifierConfig(  # what the account asks: a classifier's labels and lengths
+        id2label=labels.id2label,
+        label2id=labels.label2id,
+        problem_type="single_label_classification",
         max_seq_length=scorer.prompts.max_length,
         truncation=scorer.prompts.truncation,
-        backbone_revision=None,
     )
 
     def logits(examples: Sequence[TextExample]) -> torch.Tensor:
@@ -60,10 +65,14 @@ def finish_answers(
         found = scorer.log_scores([example.text for example in examples], candidates=offered)
         return found.clamp(min=NEVER)
 
-    return account_texts(
+    metrics = account_texts(
         Trained(config=config, is_adapter=is_adapter, answers=True),
         logits=logits,
         folder=folder,
         run=run,
         notes=first_notes(model, run),
     )
+    held = [example.text for example in run.sets.dev]
+    take = partial(take_answer_reference, model, tokenizer=tokenizer, prompts=scorer.prompts, texts=held)
+    keep_reference(folder, take=take)
+    return metrics

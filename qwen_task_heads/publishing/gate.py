@@ -41,9 +41,14 @@ from qwen_task_heads.publishing.opened import describe
 from qwen_task_heads.publishing.opening import Opener, bring_base, in_subprocess, lay_out
 from qwen_task_heads.repos import check_repo
 
-BOUNDS = {"adapter": 1e-6, "full": 1e-6, "merged": 1e-5, "stock": 1e-5, "onnx": 1e-4, "onnx_int8": None}
+BOUNDS = {
+    "adapter": 1e-6, "full": 1e-6, "merged": 1e-5, "stock": 1e-5, "onnx": 1e-4, "onnx_int8": None,
+    "generator": 1e-6, "generator_adapter": 1e-6, "generator_merged": 1e-5,
+}  # fmt: skip
 OTHER_DEVICE, HALF, QUANTIZED = 1e-4, 8e-2, 0.5
 GRAPHS = {"onnx": "onnx/model.onnx", "onnx_int8": "onnx/model_int8.onnx"}
+GENERATORS = ("generator", "generator_adapter", "generator_merged")
+FOLDED = ("merged", "stock", "generator_merged")
 WITH_CODE = ("adapter", "full", "merged")
 REFERENCE = "reference.json"
 HELD, LONGEST = 16, 2000  # texts of dev, and characters of one
@@ -155,6 +160,30 @@ def take_reference(
         report = describe(inner, tokenizer, job)
     report["facts"]["pad_token_id"] = tokenizer.pad_token_id  # as saving writes it
     report["quantized"] = inner.config.__dict__.get("quantization_config") is not None
+    return Reference(job, report)
+
+
+def take_answer_reference(
+    model: Any, *, tokenizer: Any, prompts: Any, texts: Sequence[str] = ()
+) -> Reference:
+    """As `take_reference`, of a language model that writes the label: the logits of the labels' first tokens.
+
+    Args:
+        model: a causal language model, or a `PeftModel` around one. It is as before afterwards.
+        tokenizer: the model's own, as it is saved.
+        prompts: its `AnswerPrompts`.
+        texts: held texts, of which up to 16 of all lengths are taken, beside a few fixed ones.
+    """
+    held = [first for first, _ in _choose(texts, None)] + list(PROOF)
+    job = {
+        "texts": held,
+        "text_pairs": None,
+        "paddings": ["left", "right"],
+        "prompts": prompts.encode(held).input_ids,
+        "answers": sorted({ids[0] for ids in prompts.answers}),
+    }
+    report = describe(model, tokenizer, job)
+    report["quantized"] = model.config.__dict__.get("quantization_config") is not None
     return Reference(job, report)
 
 
@@ -278,8 +307,10 @@ def prove(
 
 def _missing(folder: Path, kind: str) -> list[Problem]:
     """Files without which nothing opens, and code that is not the package's."""
-    wanted = ["config.json", "tokenizer.json", "tokenizer_config.json"]
-    if kind == "adapter":
+    wanted = ["tokenizer.json", "tokenizer_config.json"]
+    wanted += ["label_prompt.json"] if kind in GENERATORS else []
+    wanted += ["config.json"] if kind != "generator_adapter" else []
+    if kind in ("adapter", "generator_adapter"):
         wanted += ["adapter_config.json", "adapter_model.safetensors"]
     elif kind in GRAPHS:
         wanted.append(GRAPHS[kind])
@@ -315,7 +346,7 @@ def _causes(reference: Reference, report: dict[str, Any], kind: str) -> list[Pro
         for what, reason in report["failed"].items()
     ]
     stock = "facts" in report and report["facts"]["model_type"] != wanted["facts"]["model_type"]
-    if "facts" in report and not stock:
+    if "facts" in report and not stock and kind != "generator_adapter":  # whose config is its base's
         problems += compare_facts(wanted["facts"], report["facts"], adapter=kind == "adapter")
     if stock and "tokenizer" in report:
         rows = report.get("rows", wanted["rows"])
@@ -325,7 +356,7 @@ def _causes(reference: Reference, report: dict[str, Any], kind: str) -> list[Pro
         problems += compare_tokenizers(wanted, report, texts=texts, stock=stock)
     if "tensors" in report:
         problems += compare_tensors(
-            wanted, report["tensors"], folded=kind in ("merged", "stock"), quantized=wanted["quantized"]
+            wanted, report["tensors"], folded=kind in FOLDED, quantized=wanted["quantized"]
         )
     return problems
 
@@ -339,7 +370,7 @@ def _rows(reference: Reference, report: dict[str, Any], kind: str) -> list[Row]:
         if report.get("device", "cpu") != reference.report["device"]:
             relative = max(relative, OTHER_DEVICE)
         if any(tensors.get(name, {}).get("dtype") != "float32" for name in reference.report["merged"]):
-            relative = max(relative, HALF if kind in ("merged", "stock") else 0)
+            relative = max(relative, HALF if kind in FOLDED else 0)
         if reference.report["quantized"]:
             relative = max(relative, QUANTIZED)
     by = "onnxruntime" if kind in GRAPHS else f"{report.get('class')}, without the package"

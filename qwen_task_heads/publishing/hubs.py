@@ -7,31 +7,34 @@ is scanned for secrets is the very folder that is sent.
 
 from __future__ import annotations
 
-import json
-import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from qwen_task_heads.backbones import locate
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE
-from qwen_task_heads.models import load, load_tokenizer, merge
-from qwen_task_heads.publishing.cards import with_form, with_parity
+from qwen_task_heads.models import load_tokenizer
+from qwen_task_heads.publishing.cards import with_parity
 from qwen_task_heads.publishing.endings import write_json
-from qwen_task_heads.publishing.export import save
+from qwen_task_heads.publishing.forms import (
+    FORMS,
+    MERGED,
+    SAVED,
+    Finished,
+    WithHead,
+    finished,
+    is_local,
+    nobody_has,
+)
+from qwen_task_heads.publishing.gate import prove
 from qwen_task_heads.publishing.hub import Hub, Published, refuse
 from qwen_task_heads.publishing.hub_huggingface import HuggingFace
 from qwen_task_heads.publishing.hub_modelscope import ModelScope
 from qwen_task_heads.publishing.secrets import scan
-from qwen_task_heads.publishing.staging import files_of, seal, stage, travels
-from qwen_task_heads.publishing.stock import export_stock
+from qwen_task_heads.publishing.staging import seal, stage
 
 __all__ = ["HUBS", "Hub", "Published", "check_base", "check_publishable", "publish"]
 
 HUBS: dict[str, type[Hub]] = {HUGGINGFACE: HuggingFace, MODELSCOPE: ModelScope}
-SAVED, MERGED, STOCK = "saved", "merged", "stock"
-FORMS = (SAVED, MERGED, STOCK)
 
 
 def publish(
@@ -76,29 +79,26 @@ def publish(
     client = _client(hub)
     if form not in FORMS:
         raise refuse("--form", repr(form), ", ".join(FORMS), "choose one of them")
-    config = _config(folder)
-    is_adapter = (folder / "adapter_config.json").is_file()
-    if form == MERGED and not is_adapter:
+    run = finished(folder)
+    if form == MERGED and not run.is_adapter:
         form = SAVED  # full weights are what merging would give
     if form == SAVED:
-        check_base(folder)
+        run.check_base()
+    if (onnx or int8) and not isinstance(run, WithHead):
+        found = "a language model that writes labels"
+        raise refuse("--onnx", found, "a title scorer or a classifier", "drop it")
     if dry_run is None:
         client.check(repo_id)
-    source_hub = config.get("backbone_hub") or HUGGINGFACE
     with tempfile.TemporaryDirectory(prefix="publish-") as root:
-        made = folder if form == SAVED else _make(form, folder, Path(root, form), source_hub=source_hub)
+        made = run.in_form(form, Path(root, form))
         staged = stage(made, dry_run or Path(root, "staged"), repo_id=repo_id, hub=hub, rows=rows)
-        if onnx or int8:
+        if (onnx or int8) and isinstance(run, WithHead):
             from qwen_task_heads.publishing.onnx import export_onnx
 
-            model: Any = (
-                merge(str(folder), hub=source_hub) if is_adapter else load(str(folder), hub=source_hub)
-            )
-            export_onnx(model, tokenizer=load_tokenizer(str(folder)), folder=staged, int8=int8)
+            export_onnx(run.full(), tokenizer=load_tokenizer(str(folder)), folder=staged, int8=int8)
         if verify:
-            kinds = ["adapter" if is_adapter else "full"] if form == SAVED else [form]
-            kinds += ["onnx"] * (onnx or int8) + ["onnx_int8"] * int8
-            _prove(folder, staged, kinds=kinds, repo_id=repo_id, source_hub=source_hub)
+            kinds = run.kinds(form) + ["onnx"] * (onnx or int8) + ["onnx_int8"] * int8
+            _prove(run, staged, kinds=kinds, repo_id=repo_id)
         seal(staged)
         if problems := scan(staged):
             raise TaskHeadsError(problems)
@@ -116,10 +116,7 @@ def check_base(folder: str | Path) -> None:
     Raises:
         TaskHeadsError: such an adapter, or no saved model in the folder.
     """
-    folder = Path(folder)
-    base = _config(folder).get("backbone_name_or_path")
-    if (folder / "adapter_config.json").is_file() and _is_local(base):
-        raise TaskHeadsError(_nobody_has(str(folder), base))
+    finished(Path(folder)).check_base()
 
 
 def check_publishable(backbone: str, *, adapter: bool) -> None:
@@ -132,8 +129,8 @@ def check_publishable(backbone: str, *, adapter: bool) -> None:
     Raises:
         TaskHeadsError: an adapter on a folder of this machine.
     """
-    if adapter and _is_local(backbone):
-        raise TaskHeadsError(_nobody_has("--push_to_hub", backbone))
+    if adapter and is_local(backbone):
+        raise TaskHeadsError(nobody_has("--push_to_hub", backbone))
 
 
 def _client(hub: str) -> Hub:
@@ -142,53 +139,9 @@ def _client(hub: str) -> Hub:
     return HUBS[hub]()
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        found, wanted = "no config.json", "the folder that a run finished in"
-        raise refuse(str(folder), found, wanted, "check the name")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _is_local(base: str | None) -> bool:
-    path = Path(locate(base or ""))
-    return bool(base) and (path.is_absolute() or path.is_dir())
-
-
-def _nobody_has(where: str, base: str | None) -> Problem:
-    return Problem(
-        where,
-        f"found an adapter of {Path(base or '').name!r}, a folder of this machine",
-        "accepted: an adapter of a base that others can fetch by its id, or a full model",
-        "publish it merged (--form merged, when training --publish_form merged), or train from a repo id",
-    )
-
-
-def _make(form: str, folder: Path, made: Path, *, source_hub: str) -> Path:
-    """The same model in another form, with the account of its run."""
-    if form == MERGED:
-        save(merge(str(folder), hub=source_hub), tokenizer=load_tokenizer(str(folder)), folder=made)
-    else:
-        export_stock(str(folder), folder=made, hub=source_hub)
-    for name in files_of(folder):
-        if travels(name, rows=True, model=False):
-            (made / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(folder / name, made / name)
-    card = made / "README.md"
-    if card.is_file():
-        card.write_text(with_form(card.read_text(encoding="utf-8"), form), encoding="utf-8")
-    return made
-
-
-def _prove(folder: Path, staged: Path, *, kinds: list[str], repo_id: str, source_hub: str) -> None:
+def _prove(run: Finished, staged: Path, *, kinds: list[str], repo_id: str) -> None:
     """Compare every artefact with the trained model; write what was found beside it and on the card."""
-    from qwen_task_heads.publishing.gate import REFERENCE, prove, read_reference, take_reference
-
-    if (folder / REFERENCE).is_file():
-        reference = read_reference(folder)
-    else:  # a run of an older version: what our own strict loading opens stands for the trained model
-        opened = load(str(folder), hub=source_hub)
-        reference = take_reference(opened, tokenizer=load_tokenizer(str(folder)))
+    reference = run.reference()
     proofs = [prove(staged, reference=reference, kind=kind, repo_id=repo_id) for kind in kinds]
     parity = proofs[0]
     for other in proofs[1:]:

@@ -50,13 +50,16 @@ def describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
     Args:
         model: in any dtype, with or without an adapter; in eval mode and as it was afterwards.
         tokenizer: as it was saved with the model.
-        job: `texts` and `text_pairs` (or None), and `paddings`, those of `left` and `right` it must take.
+        job: `texts` and `text_pairs` (or None), and `paddings`, those of `left` and `right` it must take. Of
+            a language model that writes a label also `prompts`, the ids it is given, and `answers`, the
+            tokens whose logits after them are told.
 
     Returns:
         What `json` writes: `facts` of the config, `tokenizer`, `token_ids` and `rows` of the texts,
         `tensors` and, of an adapter, `merged` (what folding it must give), `logits` per layout.
     """
-    rows = rows_of(tokenizer, job)
+    answers = job.get("answers")
+    rows = rows_of(tokenizer, job) if answers is None else job["prompts"]
     training = model.training
     model.eval()
     report = {
@@ -72,7 +75,7 @@ def describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
     with in_fp32(model):
         report["merged"] = _merged(model)
         report["logits"] = layouts(
-            _torch_forward(model), rows, pad_id=tokenizer.pad_token_id or 0, paddings=job["paddings"]
+            _torch_forward(model, answers), rows, pad_id=tokenizer.pad_token_id or 0, paddings=job["paddings"]
         )
     model.train(training)
     return report
@@ -222,11 +225,15 @@ def in_fp32(model: Any) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def _torch_forward(model: Any) -> Forward:
+def _torch_forward(model: Any, answers: Sequence[int] | None) -> Forward:
     def forward(input_ids: Any, attention_mask: Any) -> Logits:
-        device = model.device
-        logits = model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)).logits
-        return logits.float().cpu().tolist()
+        given = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
+        if answers is None:
+            return model(**given).logits.float().cpu().tolist()
+        counted = given["attention_mask"].cumsum(1)
+        logits = model(**given, position_ids=(counted - 1).clamp(min=0)).logits
+        last = counted.argmax(1)  # the first place at which all real tokens are counted
+        return logits[range(len(last)), last][:, list(answers)].float().cpu().tolist()
 
     return forward
 
@@ -300,7 +307,12 @@ def _open(job: dict[str, Any], report: dict[str, Any]) -> None:
     import torch
     from huggingface_hub import constants
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -316,9 +328,11 @@ def _open(job: dict[str, Any], report: dict[str, Any]) -> None:
         except (*FAILURES, SafetensorError) as error:
             report["failed"][what] = f"{type(error).__name__}: {error}"
 
-    with stage("config"):
-        config = AutoConfig.from_pretrained(name, **trust)
-        report["facts"] = facts(config)
+    writes = "answers" in job
+    if not writes:  # an adapter of a language model has no config of its own
+        with stage("config"):
+            config = AutoConfig.from_pretrained(name, **trust)
+            report["facts"] = facts(config)
     tokenizer = None
     with stage("tokenizer"):
         # Without code of the repo; unless told so, transformers asks on the terminal for the config's.
@@ -332,8 +346,9 @@ def _open(job: dict[str, Any], report: dict[str, Any]) -> None:
             report["logits"] = layouts(forward, rows, pad_id=pad_id or 0, paddings=job["paddings"])
         return
     model = None
+    opener = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
     with stage("model"):
-        model = AutoModelForSequenceClassification.from_pretrained(name, **trust)
+        model = opener.from_pretrained(name, **trust)
     if model is None and job["trust"]:  # a stored probe says that something is wrong; look at what it is
         with stage("model, unverified"):
             model = AutoModelForSequenceClassification.from_pretrained(name, verify=False, **trust)

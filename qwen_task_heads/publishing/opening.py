@@ -51,9 +51,18 @@ def lay_out(folder: Path, *, cache: Path, repo_id: str) -> str:
 def bring_base(folder: Path, cache: Path) -> None:
     """Link the base that an adapter names, from the user's cache or ModelScope's, into the new cache."""
     cache.mkdir(parents=True, exist_ok=True)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    base = config.get("backbone_name_or_path")
-    if not base or Path(base).is_absolute() or not (folder / "adapter_config.json").is_file():
+    if not (folder / "adapter_config.json").is_file():
+        return
+    named = folder / "config.json"
+    if named.is_file():
+        config = json.loads(named.read_text(encoding="utf-8"))
+        base = config.get("backbone_name_or_path")
+    else:  # PEFT's own, of a language model
+        config = {}
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get(
+            "base_model_name_or_path"
+        )
+    if not base or Path(base).is_absolute():
         return
     name = f"models--{base.replace('/', '--')}"
     if config.get("backbone_hub") == MODELSCOPE:

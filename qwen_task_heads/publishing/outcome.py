@@ -11,6 +11,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from qwen_task_heads.publishing.endings import (
     write_account,
 )
 from qwen_task_heads.publishing.export import save
+from qwen_task_heads.publishing.gate import take_reference
 from qwen_task_heads.publishing.title_card import accuracy_rows, title_card
 from qwen_task_heads.training.floors import TfidfBradleyTerry, longer_title
 from qwen_task_heads.training.metrics import mean_figure, pair_accuracy, ranking_metrics
@@ -107,7 +109,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     held = {"texts": [pair.prompt for pair in prompted], "text_pairs": [pair.chosen for pair in prompted]}
     if not prompted:
         held = {"texts": [pair.chosen for pair in run.sets.dev]}
-    keep_reference(model, tokenizer=tokenizer, folder=folder, **held)
+    keep_reference(folder, take=partial(take_reference, model, tokenizer=tokenizer, **held))
     return metrics
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubs import MODELSCOPE
 from qwen_task_heads.publishing.endings import write_json
+from qwen_task_heads.publishing.export import CODE as OWN_CODE
 
 CODE = ("*_task_heads.py", "handler.py")
 WEIGHTS = (
@@ -30,6 +31,7 @@ MODEL = (
     "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja",
     "requirements.txt", "configuration.json", "onnx/*.data", "onnx/*.onnx_data",
+    "label_prompt.json", "decision.json", "decision_template.jinja",
 )  # fmt: skip
 # What is told of a model, in whatever form it is published.
 ACCOUNT = (
@@ -101,7 +103,8 @@ def stage(folder: str | Path, destination: str | Path, *, repo_id: str, hub: str
         for name in chosen
         if (folder / name).is_symlink() or (folder / name).parent.is_symlink()
     ]
-    if "config.json" not in chosen or not any(name.endswith(".safetensors") for name in chosen):
+    described = {"config.json", "adapter_config.json"} & set(chosen)
+    if not described or not any(name.endswith(".safetensors") for name in chosen):
         wanted = "config.json and weights or an adapter"
         problems.append(_problem(str(folder), "no model", wanted, "name the folder that a run finished in"))
     if destination.exists() and any(destination.iterdir()):
@@ -110,8 +113,10 @@ def stage(folder: str | Path, destination: str | Path, *, repo_id: str, hub: str
         raise TaskHeadsError(problems)
     for name in chosen:
         (destination / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, destination / name)
-    if "adapter_config.json" in chosen:
+        # Code is that of the installed package: the proof is of it, and a run may be older.
+        own = {file.name: file for file in OWN_CODE}.get(name, folder / name)
+        shutil.copyfile(own, destination / name)
+    if {"config.json", "adapter_config.json"} <= set(chosen):  # PEFT's own alone names the true base
         _name_repo(destination / "adapter_config.json", repo_id)
     if "README.md" in chosen:
         card = (destination / "README.md").read_text(encoding="utf-8")

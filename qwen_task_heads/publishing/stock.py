@@ -38,7 +38,9 @@ from qwen_task_heads.hubcode.loading_task_heads import embedding_rows
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import PooledClassifier, TaskHeadModel, has_adapter, load, load_tokenizer, merge
 
-TOLERANCE = 1e-6  # of logits in fp32, relative to the largest one where that is above 1
+# Of logits in fp32, relative to the largest one where that is above 1: another order of the same sums, which
+# in deep models and merged adapters is more than 1e-6.
+TOLERANCE = 1e-5
 # Of different lengths, so that a batch of them is padded; the last is longer than most limits.
 PROOF = (
     "A plain title",

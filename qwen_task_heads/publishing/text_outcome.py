@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from qwen_task_heads.publishing.endings import (
     write_account,
 )
 from qwen_task_heads.publishing.export import save
+from qwen_task_heads.publishing.gate import take_reference
 from qwen_task_heads.publishing.text_card import HEADLINES, figure_rows, text_card
 from qwen_task_heads.publishing.text_rows import hardest_errors, write_predictions
 from qwen_task_heads.training.classification_metrics import (
@@ -95,13 +97,11 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
     notes = first_notes(model, run)
     metrics = account_texts(Trained.of(model), logits=logits, folder=folder, run=run, notes=notes)
     pairs = [example.text_b for example in run.sets.dev]
-    keep_reference(
-        model,
-        tokenizer=tokenizer,
-        folder=folder,
-        texts=[example.text for example in run.sets.dev],
-        text_pairs=pairs if any(pairs) else None,
-    )
+    held = {
+        "texts": [example.text for example in run.sets.dev],
+        "text_pairs": pairs if any(pairs) else None,
+    }
+    keep_reference(folder, take=partial(take_reference, model, tokenizer=tokenizer, **held))
     return metrics
 
 

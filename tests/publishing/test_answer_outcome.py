@@ -1,0 +1,95 @@
+"""The end of a run that writes labels, and its way to a hub: saved, proven, staged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from qwen_task_heads import LabelMap, LabelScorer, TaskHeadsError, load_tokenizer, read_text_sets
+from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.generators import load_generator
+from qwen_task_heads.publishing.answer_outcome import finish_answers
+from qwen_task_heads.publishing.hubs import publish
+from qwen_task_heads.publishing.text_outcome import TextRun
+
+LABELS = LabelMap(("sport", "the trade of goods"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "dev"):
+        rows = [
+            {"text": f"text {n} of {split}", "category": list(LABELS.names), "output": LABELS.names[n % 2]}
+            for n in range(24)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return folder
+
+
+def finish(folder: Path, data: Path, *, lora: bool) -> tuple[Any, dict[str, Any]]:
+    torch.manual_seed(0)
+    model: Any = load_generator("embedded", dtype=torch.float32)
+    tokenizer = load_tokenizer("embedded")
+    scorer = LabelScorer(model, prompts=AnswerPrompts(tokenizer, LABELS, model_type="qwen2"))
+    if lora:
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+        model = get_peft_model(model, config)
+    sets = read_text_sets(str(data), labels=LABELS)
+    run = TextRun(
+        sets=sets,
+        settings={"dataset_name": "texts"},
+        log_history=[],
+        seconds=1.0,
+        seed=0,
+        backbone="embedded",
+    )
+    return model, finish_answers(model, scorer=scorer, tokenizer=tokenizer, folder=folder, run=run)
+
+
+def test_what_is_saved_gives_the_same_scores_and_tells_its_figures(tmp_path: Path, data: Path) -> None:
+    _, metrics = finish(tmp_path, data, lora=True)
+    again = LabelScorer.from_pretrained(str(tmp_path))
+    texts = [json.loads(row)["text"] for row in (data / "dev.jsonl").read_text("utf-8").splitlines()]
+    best = again.log_scores(texts).argmax(1)
+    right = sum(int(found) == n % 2 for n, found in enumerate(best)) / len(texts)
+    assert metrics["dev"]["this model"]["accuracy"]["value"] == pytest.approx(right)
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert 'LabelScorer.from_pretrained("path/to/' in card
+    assert "An adapter on" in card
+    with pytest.raises(TaskHeadsError, match="a folder of this machine"):
+        publish(tmp_path, repo_id="me/labels", dry_run=tmp_path / "staged")
+
+
+@pytest.mark.slow
+def test_published_models_that_write_labels_are_proven(tmp_path: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    finish(run, data, lora=True)
+    publish(run, repo_id="me/labels", form="merged", dry_run=tmp_path / "staged")
+    staged = tmp_path / "staged"
+    rows = json.loads((staged / "parity.json").read_text("utf-8"))["rows"]
+    assert {row["artefact"] for row in rows} == {"generator_merged"}
+    assert not (staged / "adapter_config.json").exists()
+    assert not (staged / "reference.json").exists()
+    assert torch.allclose(
+        LabelScorer.from_pretrained(str(staged)).log_scores(["A match"]),
+        LabelScorer.from_pretrained(str(run), dtype=torch.float32).log_scores(["A match"]),
+        atol=1e-4,
+    )
+    full = tmp_path / "full"
+    finish(full, data, lora=False)
+    publish(full, repo_id="me/labels", dry_run=tmp_path / "staged_full")
+    (full / "model.safetensors").unlink()
+    finish(tmp_path / "other", data, lora=True)
+    other = load_generator("embedded", dtype=torch.float32)
+    other.lm_head.weight.data *= 1.01
+    other.save_pretrained(full)
+    with pytest.raises(TaskHeadsError, match="embed_tokens"):
+        publish(full, repo_id="me/labels", dry_run=tmp_path / "changed")
+    with pytest.raises(TaskHeadsError, match="--onnx"):
+        publish(full, repo_id="me/labels", onnx=True, dry_run=tmp_path / "onnx")
