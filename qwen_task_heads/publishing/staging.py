@@ -103,7 +103,7 @@ def stage(folder: str | Path, destination: str | Path, *, repo_id: str, hub: str
         for name in chosen
         if (folder / name).is_symlink() or (folder / name).parent.is_symlink()
     ]
-    described = {"config.json", "adapter_config.json"} & set(chosen)
+    described = {"config.json", "label_prompt.json"} & set(chosen)  # PEFT's adapters have no config
     if not described or not any(name.endswith(".safetensors") for name in chosen):
         wanted = "config.json and weights or an adapter"
         problems.append(_problem(str(folder), "no model", wanted, "name the folder that a run finished in"))
