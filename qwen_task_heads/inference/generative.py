@@ -196,8 +196,8 @@ class LabelScorer:
         """
         check_texts(texts, None, names=("texts", "texts"))
         if self.calibrate and shots is not None:  # it is the context that is calibrated
-            found, accepted = "found true with examples per text", "accepted: the same examples for all texts"
-            raise TaskHeadsError(Problem("calibrate", found, accepted, "drop it, or choose them by balance"))
+            accepted, remedy = "accepted: the same examples for all", "drop it, or choose them by balance"
+            raise TaskHeadsError(Problem("calibrate", "found true with examples per text", accepted, remedy))
         labels = self.prompts.labels
         asked = [labels.names if one is None else tuple(one) for one in candidates or [None] * len(texts)]
         result = torch.full((len(texts), len(labels)), -torch.inf, dtype=torch.float64)

@@ -1,0 +1,333 @@
+"""Engines that give one schema of labels to texts: a trained head, a trained generator, a prompted one.
+
+An engine is named on the command line as `kind=source`. All of them answer one call, `log_scores`, in the
+order of the schema: labels are aligned by name, never by place. A model whose labels are others is refused
+before any is loaded, with the names. Rows that offer a choice of labels are answered within it by all.
+
+| kind | source | labels |
+|---|---|---|
+| `head` | a trained `PooledClassifier` | its own |
+| `sft` | what `recipes/sft_classify.py` saved, with `label_prompt.json` | its own, and its own instruction |
+| `zero_shot` | a chat model | the schema's names, and descriptions where there are any |
+| `few_shot` | a chat model | the same, with examples from train (`data/few_shot.py`) |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import cached_file
+
+from qwen_task_heads.backbones import locate
+from qwen_task_heads.batching.answers import (
+    FEW_SHOT_INSTRUCTION,
+    INSTRUCTION,
+    LABEL_PROMPT,
+    MAX_LENGTH,
+    AnswerPrompts,
+)
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.few_shot import Shots, with_shots
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.generators import load_generator
+from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
+from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.inference.scorer import Scorer
+from qwen_task_heads.models import load_tokenizer, saved_task
+
+HEAD, SFT, ZERO_SHOT, FEW_SHOT = KINDS = ("head", "sft", "zero_shot", "few_shot")
+TRAINED = (HEAD, SFT)
+DESCRIBED = "{descriptions}\n\n"  # put before the text, where labels have descriptions
+NEVER = -1e4  # log-score of a label that a row does not offer; its probability is 0 in float64
+SHOWN = 8  # names in a message
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What the user named: `kind=source`."""
+
+    kind: str
+    source: str
+
+    @property
+    def name(self) -> str:
+        """As it was typed."""
+        return f"{self.kind}={self.source}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How a prompted model is asked, and on what all models run.
+
+    Args:
+        instruction: of zero- and few-shot; None for the defaults.
+        shots: text to its examples, for few-shot; the same for all texts where `shared`.
+        shared: one choice of examples for all texts.
+        max_length: longest prompt with its answer, in tokens; trained generators have their own.
+        length_normalized, calibrate: as of `LabelScorer`, for all generators; calibrate for prompted ones.
+        hub, dtype, device, batch_tokens: of all engines.
+    """
+
+    instruction: str | None = None
+    shots: Mapping[str, Shots] = field(default_factory=dict)
+    shared: bool = True
+    max_length: int = MAX_LENGTH
+    length_normalized: bool = False
+    calibrate: bool = False
+    hub: str = HUGGINGFACE
+    dtype: torch.dtype | str = "auto"
+    device: str | torch.device | None = None
+    batch_tokens: int = 8192
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded engine.
+
+    Args:
+        spec: what it is.
+        device: where it runs.
+        log_scores: examples (n) to (n, L) float64 in the order of the schema; `NEVER` for labels that a row
+            does not offer.
+        notes: of examples, what became of long ones, in plain words.
+    """
+
+    spec: EngineSpec
+    device: torch.device
+    log_scores: Callable[[Sequence[TextExample]], torch.Tensor]
+    notes: Callable[[Sequence[TextExample]], list[str]]
+
+
+def parse_engines(words: Sequence[str]) -> list[EngineSpec]:
+    """Read `kind=source` entries.
+
+    Raises:
+        TaskHeadsError: unknown kinds, entries without a source, the same entry twice, or none; all at once.
+
+    Example:
+        >>> from qwen_task_heads.inference.engines import parse_engines
+        >>> [spec.kind for spec in parse_engines(["head=runs/news", "zero_shot=embedded"])]
+        ['head', 'zero_shot']
+    """
+    accepted = f"accepted: KIND=SOURCE with one of {', '.join(KINDS)}"
+    found, problems = [], []
+    for word in words:
+        kind, _, source = word.partition("=")
+        if kind not in KINDS or not source.strip():
+            problems.append(
+                Problem("--engines", f"found {shorten(word)}", accepted, "such as head=runs/news")
+            )
+        elif EngineSpec(kind, source) in found:
+            problems.append(
+                Problem("--engines", f"found {shorten(word)} twice", "accepted: once", "drop one")
+            )
+        else:
+            found.append(EngineSpec(kind, source))
+    if not words:
+        problems.append(Problem("--engines", "found none", accepted, "such as head=runs/news"))
+    if problems:
+        raise TaskHeadsError(problems)
+    return found
+
+
+def check_engines(specs: Sequence[EngineSpec], labels: LabelMap, *, hub: str = HUGGINGFACE) -> None:
+    """Refuse trained models whose labels are not the schema's names, in whatever order, before any is loaded.
+
+    Raises:
+        TaskHeadsError: one problem per engine, which names the labels that only one side has.
+    """
+    problems: list[Problem] = []
+    for spec in specs:
+        try:
+            own = _own_labels(spec, hub=hub)
+        except TaskHeadsError as error:
+            problems += error.problems
+            continue
+        if own is None:
+            continue
+        parts = []
+        for names, other, where in ((own, labels, "the model"), (labels, own, "the data")):
+            if only := [name for name in names.names if name not in other.label2id]:
+                told = ", ".join(shorten(name, 40) for name in only[:SHOWN])
+                parts.append(f"{len(only):,} only in {where} ({told}{', …' if len(only) > SHOWN else ''})")
+        if parts:
+            remedy = "give the file of its labels by --labels, or leave the engine out"
+            accepted = "accepted: the same names, in any order"
+            problems.append(Problem(spec.name, f"found labels {' and '.join(parts)}", accepted, remedy))
+    if problems:
+        raise TaskHeadsError(problems)
+
+
+def open_engine(spec: EngineSpec, labels: LabelMap, *, asking: Asking | None = None) -> Engine:
+    """Load an engine.
+
+    Args:
+        spec: what to load.
+        labels: the schema; its order is that of the scores.
+        asking: options; for `few_shot` with shots.
+
+    Raises:
+        TaskHeadsError: no such model, a model that is not of its kind, or few-shot without examples.
+
+    Example:
+        >>> from qwen_task_heads.data.examples import TextExample
+        >>> from qwen_task_heads.inference.engines import EngineSpec, open_engine
+        >>> engine = open_engine(EngineSpec("zero_shot", "embedded"), LabelMap(("sport", "trade")))
+        >>> engine.log_scores([TextExample(text="A match", target=0)]).shape
+        torch.Size([1, 2])
+    """
+    asking = asking or Asking()
+    common: dict[str, Any] = {"batch_tokens": asking.batch_tokens}
+    if spec.kind == HEAD:
+        scorer = Scorer(spec.source, hub=asking.hub, dtype=asking.dtype, device=asking.device, **common)
+        return _head(spec, scorer, labels)
+    common["length_normalized"] = asking.length_normalized
+    if spec.kind == SFT:
+        options: dict[str, Any] = {"hub": asking.hub, "dtype": asking.dtype, "device": asking.device}
+        return _generator(spec, LabelScorer.from_pretrained(spec.source, **options, **common), labels)
+    few = spec.kind == FEW_SHOT
+    if few and not asking.shots:
+        found, accepted = "found no examples", "accepted: examples from train"
+        raise TaskHeadsError(Problem(spec.name, found, accepted, "choose some, or use zero_shot"))
+    shown = with_shots(labels, next(iter(asking.shots.values()))) if few else labels
+    model = load_generator(spec.source, hub=asking.hub, dtype=asking.dtype)
+    model = model if asking.device is None else model.to(asking.device)
+    prompts = AnswerPrompts(
+        load_tokenizer(spec.source, hub=asking.hub),
+        shown,
+        instruction=asking.instruction or instruction_for(labels, few_shot=few),
+        model_type=model.config.get_text_config().model_type,
+        max_length=asking.max_length,
+    )
+    answers = LabelScorer(model, prompts=prompts, calibrate=asking.calibrate, **common)
+    return _generator(spec, answers, labels, shots=asking.shots if few and not asking.shared else None)
+
+
+def instruction_for(labels: LabelMap, *, few_shot: bool) -> str:
+    """The default instruction, with the descriptions of the labels where there are any.
+
+    Example:
+        >>> "{descriptions}" in instruction_for(LabelMap(("a", "b"), ("first", "")), few_shot=False)
+        True
+    """
+    words = FEW_SHOT_INSTRUCTION if few_shot else INSTRUCTION
+    return words.replace("{labels}\n\n", "{labels}\n\n" + DESCRIBED) if any(labels.descriptions) else words
+
+
+def training_cost(spec: EngineSpec, *, hub: str = HUGGINGFACE) -> dict[str, Any] | None:
+    """What `metrics.json` of a trained model says of its training, {} without one; None for prompted ones.
+
+    Returns:
+        `rows`, `sha256`, `labels`, `seconds`, `device`, `processes`, `resumed`.
+    """
+    if spec.kind not in TRAINED:
+        return None
+    path = _file(spec.source, "metrics.json", hub=hub)
+    try:
+        if path is None:
+            return {}
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = {key: told["data"]["train"].get(key) for key in ("rows", "sha256")}
+        return {**told["train"], **data, "labels": told["labels"]}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):  # a file of somebody else's
+        return {}
+
+
+def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
+    """Labels that a trained model was saved with; None for prompted ones."""
+    if spec.kind == HEAD:
+        task = saved_task(locate(spec.source), hub=hub)
+        if not task or task["problem_type"] not in ("single_label_classification", "ordinal"):
+            found = f"found {task['problem_type']}" if task else "found no classifier of this library"
+            accepted = "accepted: a head that gives every text one label"
+            raise TaskHeadsError(Problem(spec.name, found, accepted, "name what recipes/classify.py saved"))
+        labels: LabelMap = task["labels"]
+        return labels
+    if spec.kind != SFT:
+        return None
+    path = _file(spec.source, LABEL_PROMPT, hub=hub)
+    try:
+        names = json.loads(Path(path or "").read_text(encoding="utf-8"))["labels"]["names"]
+        return LabelMap(tuple(names))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, TaskHeadsError):
+            raise
+        accepted, remedy = f"accepted: a model with {LABEL_PROMPT}", "ask a plain chat model by zero_shot="
+        raise TaskHeadsError(Problem(spec.name, f"found no {LABEL_PROMPT}", accepted, remedy)) from error
+
+
+def _file(source: str, name: str, *, hub: str) -> str | None:
+    path = locate(source)
+    if hub == MODELSCOPE and not Path(path).exists():
+        path = str(fetch_modelscope(path, revision=None)[0])
+    found: str | None = cached_file(
+        path,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return found
+
+
+def _head(spec: EngineSpec, scorer: Scorer, labels: LabelMap) -> Engine:
+    order = _order(LabelMap.of_config(scorer.model.config), labels)
+
+    def log_scores(examples: Sequence[TextExample]) -> torch.Tensor:
+        pairs = [example.text_b for example in examples]
+        told = pairs if any(pairs) or scorer.needs_pairs else None
+        logits = scorer.logits([example.text for example in examples], text_pairs=told)
+        return _within(logits.double().log_softmax(-1)[:, order], examples, labels)
+
+    return Engine(spec, scorer.model.device, log_scores, lambda examples: [])
+
+
+def _generator(
+    spec: EngineSpec, answers: LabelScorer, labels: LabelMap, *, shots: Mapping[str, Shots] | None = None
+) -> Engine:
+    order = _order(answers.prompts.labels, labels)
+
+    def shown(examples: Sequence[TextExample]) -> list[Shots] | None:
+        return None if shots is None else [shots[example.text] for example in examples]
+
+    def log_scores(examples: Sequence[TextExample]) -> torch.Tensor:
+        # Examples are of all labels, so few-shot asks for all, and the choice is made afterwards.
+        offered = [example.candidates or None for example in examples]
+        options: dict[str, Any] = (
+            {"shots": shown(examples)} if spec.kind == FEW_SHOT else {"candidates": offered}
+        )
+        scores = answers.log_scores([example.text for example in examples], **options)
+        return _within(scores[:, order], examples, labels)
+
+    def notes(examples: Sequence[TextExample]) -> list[str]:
+        found = answers.prompts.encode([example.text for example in examples], shots=shown(examples))
+        lines = [f"labels are scored one by one: {answers.why_alone}"] if answers.why_alone else []
+        limit = f"{answers.prompts.max_length:,} tokens"
+        if found.cut:
+            lines.append(f"{found.cut:,} of {len(examples):,} texts were cut, for prompts of {limit}")
+        if found.fewer:
+            lines.append(f"{found.fewer:,} prompts of {len(examples):,} show fewer examples, to fit {limit}")
+        return lines
+
+    return Engine(spec, answers.model.device, log_scores, notes)
+
+
+def _order(own: LabelMap, labels: LabelMap) -> list[int]:
+    """Places of the schema's labels in the model's scores."""
+    return [own.label2id[name] for name in labels.names]
+
+
+def _within(scores: torch.Tensor, examples: Sequence[TextExample], labels: LabelMap) -> torch.Tensor:
+    """The scores with `NEVER` for labels that a row does not offer."""
+    scores = scores.clamp(min=NEVER)
+    for place, example in enumerate(examples):
+        if example.candidates:
+            offered = {labels.label2id[name] for name in example.candidates}
+            scores[place, [k for k in range(len(labels)) if k not in offered]] = NEVER
+    return scores

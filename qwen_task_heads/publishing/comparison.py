@@ -1,0 +1,382 @@
+"""Engines on the same rows: figures, what they cost, which differences are real, and what to use.
+
+Design decisions:
+- All engines and floors answer the same rows in this process, and are compared pair by pair on the same
+  resamples of groups: the interval of a difference is narrower than two intervals suggest. McNemar's exact
+  test (1947) stands beside it where every row is its own group.
+- Time of one text is the median over batches of one; throughput is that of one pass over all rows, which is
+  also where the answers come from. Choosing few-shot examples is not in it.
+- A floor gives scores, not probabilities: it has no log-loss and no calibration error, but it has a time.
+- The advice follows from the figures by the rules of `advise`, and says which rows it holds for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.few_shot import Shots
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.classification_metrics import SINGLE, classification_figures
+from qwen_task_heads.training.metrics import Floats
+from qwen_task_heads.training.text_floors import TfidfFloor, TrivialFloor
+from qwen_task_heads.training.weighted_measures import bootstrap, of_classes
+
+FLOOR = "floor"
+FIGURES = ("accuracy", "macro_f1", "log_loss", "ece")
+COMPARED = ("accuracy", "macro_f1")
+RESAMPLES = 2000  # of differences: their ends decide, and should not move with the seed
+ALONE = 32  # texts that are timed one by one
+WARM = 3  # texts before the clock counts
+UNSURE = 0.1  # calibration error from which probabilities are not to be taken at their word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One engine or floor on the rows.
+
+    Args:
+        name: as in the table.
+        kind: `head`, `sft`, `zero_shot`, `few_shot` or `floor`.
+        scores: (N, L) float64 in the order of the schema.
+        figures: of `classification_figures`, those of `FIGURES`.
+        seconds_alone: per text in batches of one: median, quartiles `low` and `high`, `n`.
+        texts_per_second: of one pass over all rows.
+        device: where it ran.
+        training: rows, seconds and device of its training; None where it was not trained, {} if unknown.
+        notes: what became of long texts.
+    """
+
+    name: str
+    kind: str
+    scores: Floats
+    figures: dict[str, dict[str, Any]]
+    seconds_alone: dict[str, float]
+    texts_per_second: float
+    device: str
+    training: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the scores, for JSON."""
+        told = {name: value for name, value in vars(self).items() if name != "scores"}
+        return {**told, "training": self.training and {k: self.training[k] for k in _TOLD & {*self.training}}}
+
+
+_TOLD = {"rows", "seconds", "device", "processes", "resumed"}
+
+
+def measure(
+    scores_of: Callable[[Sequence[TextExample]], Any],
+    examples: Sequence[TextExample],
+    *,
+    name: str,
+    kind: str,
+    labels: LabelMap,
+    device: str,
+    alone: int = ALONE,
+    **facts: Any,
+) -> Measured:
+    """Time an engine text by text and in one pass, and measure its answers.
+
+    Args:
+        scores_of: examples (n) to (n, L), a tensor or an array, in the order of the schema.
+        examples: N rows with the id of their label.
+        name, kind, device: as of `Measured`.
+        labels: the schema.
+        alone: texts that are timed one by one, spread over the rows.
+        **facts: `training` and `notes` of `Measured`.
+
+    Example:
+        >>> import numpy as np
+        >>> from qwen_task_heads.publishing.comparison import measure
+        >>> rows = [TextExample(text="a", target=0), TextExample(text="b", target=1)]
+        >>> always = lambda rows: np.tile([1.0, 0.0], (len(rows), 1))
+        >>> found = measure(always, rows, name="x", kind="floor", labels=LabelMap(("a", "b")), device="CPU")
+        >>> found.figures["accuracy"]["value"], "ece" in found.figures
+        (0.5, False)
+    """
+    places = np.linspace(0, len(examples) - 1, min(alone, len(examples))).round().astype(int).tolist()
+    for place in places[:WARM]:
+        scores_of([examples[place]])
+    seconds = [_clocked(scores_of, [examples[place]])[0] for place in places]
+    whole, found = _clocked(scores_of, examples)
+    scores = np.asarray(found, np.float64)
+    groups = [example.group for example in examples]
+    targets = [example.target for example in examples]
+    figures = classification_figures(SINGLE, scores, targets, labels=labels.names, groups=groups)
+    wanted = COMPARED if kind == FLOOR else FIGURES
+    low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
+    return Measured(
+        name=name,
+        kind=kind,
+        scores=scores,
+        figures={key: figures[key] for key in wanted},
+        seconds_alone={"median": middle, "low": low, "high": high, "n": len(seconds)},
+        texts_per_second=len(examples) / whole,
+        device=device,
+        **facts,
+    )
+
+
+def measure_floors(
+    train: Sequence[TextExample],
+    examples: Sequence[TextExample],
+    *,
+    labels: LabelMap,
+    shots: Mapping[str, Shots] | None = None,
+    device: str = "CPU",
+) -> list[Measured]:
+    """TF-IDF, the most frequent label, and the majority of a text's nearest examples where there are any.
+
+    Args:
+        train: rows that the floors are fitted on.
+        examples: rows that are measured.
+        labels: the schema.
+        shots: text to its examples, the nearest last (few-shot by similarity); None without.
+        device: as of `Measured`.
+    """
+    common: dict[str, Any] = {"kind": FLOOR, "labels": labels, "device": device}
+    trivial = TrivialFloor(SINGLE, len(labels)).fit(train)
+    begin = time.monotonic()
+    tfidf = TfidfFloor(SINGLE, len(labels)).fit(train)
+    cost = {"rows": len(train), "seconds": round(time.monotonic() - begin, 1), "device": device}
+    found = [
+        measure(tfidf.predict, examples, name="TF-IDF, linear", training=cost, **common),
+        measure(trivial.predict, examples, name=trivial.name, **common),
+    ]
+    if shots:
+        found.append(
+            measure(
+                lambda rows: neighbour_scores([shots[row.text] for row in rows], labels),
+                examples, name="majority of the nearest", **common,
+            )
+        )  # fmt: skip
+    return found
+
+
+def neighbour_scores(shots: Sequence[Shots], labels: LabelMap) -> Floats:
+    """Votes (N, L) of each text's examples; of equal ones the label of the nearest example is above.
+
+    Example:
+        >>> from qwen_task_heads.publishing.comparison import neighbour_scores
+        >>> shots = [(("far", "a"), ("near", "b"))]
+        >>> neighbour_scores(shots, LabelMap(("a", "b"))).argmax(1).tolist()
+        [1]
+    """
+    scores = np.zeros((len(shots), len(labels)))
+    for row, shown in enumerate(shots):
+        for _, name in shown:
+            scores[row, labels.label2id[name]] += 1
+        # less than a vote, and most for the label of the last one
+        nearest = {labels.label2id[name]: place + 1 for place, (_, name) in enumerate(shown)}
+        for label, rank in nearest.items():
+            scores[row, label] += rank / (len(shown) + 1)
+    return scores
+
+
+def compare(
+    measured: Sequence[Measured],
+    examples: Sequence[TextExample],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Every pair: the difference of its figures with paired intervals, and McNemar's exact test.
+
+    Args:
+        measured: engines and floors, on the same rows.
+        examples: the N rows.
+        resamples, seed: of the bootstrap over groups, percentile intervals of 95%.
+
+    Returns:
+        `{"a", "b", "accuracy", "macro_f1", "mcnemar"}` for each pair; a figure is `{difference, low, high,
+        differs}` of a less b, where `differs` says that the interval excludes 0. `mcnemar` is `{a_only,
+        b_only, p}`, the rows that only one has right; None where rows share groups.
+
+    Example:
+        >>> import numpy as np
+        >>> from qwen_task_heads.publishing.comparison import compare, measure
+        >>> rows = [TextExample(text=str(n), target=n % 2) for n in range(20)]
+        >>> right = lambda rows: np.eye(2)[[int(row.text) % 2 for row in rows]]
+        >>> options = {"kind": "floor", "labels": LabelMap(("a", "b")), "device": "CPU"}
+        >>> good = measure(right, rows, name="good", **options)
+        >>> bad = measure(lambda rows: np.eye(2)[[0] * len(rows)], rows, name="bad", **options)
+        >>> [pair] = compare([good, bad], rows)
+        >>> pair["accuracy"]["difference"], pair["accuracy"]["differs"], round(pair["mcnemar"]["p"], 4)
+        (0.5, True, 0.002)
+    """
+    truth = np.array([example.target for example in examples])
+    numbers: dict[object, int] = {}
+    member = np.array(
+        [numbers.setdefault(e.group or row, len(numbers)) for row, e in enumerate(examples)], np.int64
+    )
+    ones, drawn, values, hits = np.ones((1, len(truth))), {}, {}, {}
+    for one in measured:
+        weighted = of_classes(one.scores, truth, 0.5)[0]
+        # The same seed draws the same groups for all.
+        options = {"width": one.scores.shape[1], "resamples": resamples, "seed": seed}
+        drawn[one.name] = bootstrap(weighted, member, **options)
+        values[one.name] = weighted(ones)
+        hits[one.name] = one.scores.argmax(1) == truth
+    pairs = []
+    for a, b in combinations((one.name for one in measured), 2):
+        pair: dict[str, Any] = {"a": a, "b": b}
+        for key in COMPARED:
+            differences = drawn[a][key] - drawn[b][key]
+            value = float(values[a][key][0] - values[b][key][0])
+            pair[key] = {"difference": value, "low": None, "high": None, "differs": False}
+            if np.isfinite(differences).all():  # not so of one group
+                low, high = np.quantile(differences, [0.025, 0.975]).tolist()
+                pair[key] |= {"low": low, "high": high, "differs": not low <= 0 <= high}
+        pair["mcnemar"] = _mcnemar(hits[a], hits[b]) if len(numbers) == len(examples) else None
+        pairs.append(pair)
+    return pairs
+
+
+def advise(
+    measured: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], *, figure: str = "accuracy", rows: str
+) -> list[str]:
+    """Sentences on what to use, by rules.
+
+    1. The best engine has the highest figure. Engines whose difference from it has an interval with 0 in it
+       are as good as it within noise; the fastest of these, text by text, is advised.
+    2. Where no engine is above the best floor, beyond noise, the floor is advised.
+    3. What needed no training is named if it is as good as the best.
+    4. An advised engine with a calibration error of `UNSURE` or more is not to be taken at its word.
+
+    Args:
+        measured: engines and floors.
+        pairs: of `compare`.
+        figure: `accuracy` or `macro_f1`.
+        rows: what was measured on, such as `the 500 rows of test`.
+    """
+    told = figure.replace("macro_f1", "macro F1")
+    value = {one.name: one.figures[figure]["value"] for one in measured}
+    engines = [one for one in measured if one.kind != FLOOR]
+    best, alike = _best(measured, pairs, figure)
+    chosen = chosen_of(measured, pairs, figure=figure)
+    lines = []
+    if chosen is not best:
+        gap, times = _between(pairs, best, chosen, figure), _times(best, chosen)
+        lines.append(
+            f"{chosen.name} is as good as {best.name} within noise ({told} {value[chosen.name]:.3f} against "
+            f"{value[best.name]:.3f}; the difference, {_gap(gap)}, may be none) and {times} per text."
+        )
+    elif len(engines) > 1:
+        other = max((one for one in engines if one is not best), key=lambda one: value[one.name])
+        gap = _between(pairs, best, other, figure)
+        only = f"{best.name} has the best {told}, {value[best.name]:.3f}"
+        if gap["differs"]:
+            lines.append(f"{only}: {_gap(gap)} above {other.name}, which is more than noise.")
+        else:
+            lines.append(
+                f"{only}; as good within noise, and no faster: {', '.join(one.name for one in alike[1:])}."
+            )
+        quick = min(engines, key=lambda one: one.seconds_alone["median"])
+        if quick is not best:
+            lost = _gap(_between(pairs, best, quick, figure))
+            lines.append(f"{quick.name} is {_times(best, quick)} per text, for {lost} of {told}.")
+    else:
+        lines.append(f"{best.name} was compared with floors only ({told} {value[best.name]:.3f}).")
+    lines += _against_floors(measured, pairs, figure=figure, told=told, value=value, chosen=chosen, best=best)
+    if free := [one.name for one in alike if one.kind in ("zero_shot", "few_shot") and one is not chosen]:
+        lines.append(f"As good within noise without any training: {', '.join(free)}.")
+    error = chosen.figures["ece"]["value"]
+    if error is not None and error >= UNSURE:
+        lines.append(
+            f"The probabilities of {chosen.name} are off by {error:.2f} on average: rank by them only."
+        )
+    return [*lines, f"This holds for {rows} and the time of this machine, and for nothing else."]
+
+
+def chosen_of(
+    measured: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], *, figure: str = "accuracy"
+) -> Measured:
+    """The engine that rule 1 of `advise` picks."""
+    return min(_best(measured, pairs, figure)[1], key=lambda one: one.seconds_alone["median"])
+
+
+def _best(
+    measured: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], figure: str
+) -> tuple[Measured, list[Measured]]:
+    """The engine with the highest figure; it, and all that are as good within noise."""
+    engines = [one for one in measured if one.kind != FLOOR]
+    best = max(engines, key=lambda one: one.figures[figure]["value"])
+    others = [one for one in engines if one is not best]
+    return best, [best, *(one for one in others if not _between(pairs, best, one, figure)["differs"])]
+
+
+def _against_floors(
+    measured: Sequence[Measured],
+    pairs: Sequence[Mapping[str, Any]],
+    *,
+    figure: str,
+    told: str,
+    value: Mapping[str, float],
+    chosen: Measured,
+    best: Measured,
+) -> list[str]:
+    floors = [one for one in measured if one.kind == FLOOR]
+    if not floors:
+        return []
+    floor = max(floors, key=lambda one: value[one.name])
+    gap, ours = _between(pairs, best, floor, figure), _between(pairs, chosen, floor, figure)
+    named = f"the best floor, {floor.name} ({told} {value[floor.name]:.3f})"
+    if gap["difference"] <= 0 or not gap["differs"]:
+        side = "below" if gap["difference"] < 0 and gap["differs"] else "not above, beyond noise,"
+        return [
+            f"No engine is worth its cost yet: even {best.name} is {side} {named}. Use that, or more data."
+        ]
+    if not ours["differs"]:
+        return [f"{chosen.name} is not above {named} beyond noise; {best.name} is."]
+    return [f"It is {_gap(ours)} above {named}."]
+
+
+def _between(pairs: Sequence[Mapping[str, Any]], a: Measured, b: Measured, figure: str) -> dict[str, Any]:
+    """The difference a - b, whichever way round it was computed."""
+    for pair in pairs:
+        if (pair["a"], pair["b"]) == (a.name, b.name):
+            return dict(pair[figure])
+        if (pair["a"], pair["b"]) == (b.name, a.name):
+            found = pair[figure]
+            low, high = (None, None) if found["low"] is None else (-found["high"], -found["low"])
+            return {**found, "difference": -found["difference"], "low": low, "high": high}
+    found = f"found no pair of {a.name} and {b.name}"
+    raise TaskHeadsError(Problem("comparison", found, "accepted: all pairs", "give those of compare()"))
+
+
+def _gap(found: Mapping[str, Any]) -> str:
+    """A difference in points, with its interval."""
+    points = f"{100 * found['difference']:.1f} points"
+    if found["low"] is None:
+        return points
+    return f"{points} (95%: {100 * found['low']:.1f} to {100 * found['high']:.1f})"
+
+
+def _times(slow: Measured, fast: Measured) -> str:
+    ratio = slow.seconds_alone["median"] / fast.seconds_alone["median"]
+    return f"{ratio:.1f} times faster" if ratio >= 1.05 else "about as fast"
+
+
+def _mcnemar(a: Any, b: Any) -> dict[str, Any]:
+    """Exact two-sided test that the rows which only one of two has right fall evenly."""
+    from scipy.stats import binomtest
+
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return {"a_only": only_a, "b_only": only_b, "p": p}
+
+
+def _clocked(call: Callable[[Sequence[TextExample]], Any], rows: Sequence[TextExample]) -> tuple[float, Any]:
+    """Wall-clock seconds; the answers come back to the CPU, so a device is done by then."""
+    begin = time.perf_counter()
+    found = call(rows)
+    return time.perf_counter() - begin, found

@@ -1,0 +1,211 @@
+"""What a comparison leaves behind: a table, `comparison.json`, `comparison.md`, a picture, and every answer.
+
+Every number on the page comes from the dictionary that `comparison.json` holds; names and notes are shown as
+text (`shown.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.text_sets import TextSets, hash_texts
+from qwen_task_heads.inference.predictions import DIGITS
+from qwen_task_heads.publishing.comparison import (
+    COMPARED,
+    FIGURES,
+    FLOOR,
+    Measured,
+    advise,
+    chosen_of,
+    compare,
+)
+from qwen_task_heads.publishing.endings import write_json
+from qwen_task_heads.publishing.manifest import versions
+from qwen_task_heads.publishing.shown import figure, figure_name, interval, plain
+from qwen_task_heads.training.classification_metrics import SINGLE, probabilities
+from qwen_task_heads.training.comparison_plots import Point, engines_plot
+from qwen_task_heads.training.early_exits import aligned
+
+JSON, PAGE, ANSWERS, PICTURE = "comparison.json", "comparison.md", "answers.jsonl", "comparison.png"
+HEAD = ["engine", *(figure_name(name) for name in FIGURES), "ms per text", "texts/s", "training"]
+READ = (
+    "95% intervals over groups of rows. *ms per text* is the median of batches of one (quartiles), *texts/s* "
+    "one pass over all rows; choosing few-shot examples is in neither. A floor gives no probabilities."
+)
+PAIRED = (
+    "a less b, on the same resamples of groups, in points; **bold** where the 95% interval leaves 0 out. "
+    "Intervals are those of each pair alone: of twenty pairs without a difference, one will stand out. *p* "
+    "is McNemar's exact test over rows."
+)
+
+
+def write_comparison(
+    folder: str | Path,
+    measured: Sequence[Measured],
+    *,
+    sets: TextSets,
+    examples: Sequence[TextExample],
+    split: str,
+    figure: str = "accuracy",
+    settings: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Compare what was measured, write everything, print the table and the advice; return what JSON holds.
+
+    Args:
+        folder: made if need be; files of the same names are replaced.
+        measured: engines and floors on `examples`.
+        sets: the data, with labels and lines.
+        examples: the rows that were measured.
+        split: `test` or `dev`, which they are from.
+        figure: `accuracy` or `macro_f1`: what the advice goes by.
+        settings: of the run, kept in the JSON.
+        notes: to be said beside the figures.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = compare(measured, examples)
+    groups = measured[0].figures["accuracy"]["n_groups"]
+    rows = f"the {len(examples):,} rows of {split}" + (
+        f" ({groups:,} groups)" if groups != len(examples) else ""
+    )
+    told = [*notes, *(f"{one.name}: {note}" for one in measured for note in one.notes)]
+    content: dict[str, Any] = {
+        "data": {
+            "split": split, "rows": len(examples), "groups": groups, "sha256": hash_texts(examples),
+            "labels": list(sets.labels.names), "train_rows": len(sets.train), "lines": sets.lines,
+        },
+        "engines": [one.as_dict() for one in measured],
+        "pairs": pairs,
+        "advice": advise(measured, pairs, figure=figure, rows=rows),
+        "figure": figure,
+        "notes": told,
+        "settings": dict(settings or {}),
+        "versions": versions(),
+    }  # fmt: skip
+    write_json(folder / JSON, content)
+    _write_answers(folder / ANSWERS, measured, examples, labels=sets.labels)
+    best = chosen_of(measured, pairs, figure=figure).name
+    engines_plot(
+        [_point(one, figure, chosen=one.name == best) for one in measured],
+        folder / PICTURE,
+        label=figure_name(figure),
+        title=f"Engines on {rows}",
+    )
+    (folder / PAGE).write_text(comparison_page(content), encoding="utf-8")
+    table = [HEAD, *(_cells(one) for one in content["engines"])]
+    lines = [f"On {rows}, 95% intervals over groups:", "", *aligned(table), "", *content["advice"]]
+    lines += [f"note: {note}" for note in told]
+    lines += ["", f"Everything is in {folder}: {PAGE}, {JSON}, {PICTURE}, and every answer in {ANSWERS}."]
+    print("\n".join(lines), flush=True)
+    return content
+
+
+def comparison_page(content: Mapping[str, Any]) -> str:
+    """The comparison as Markdown, from what `comparison.json` holds."""
+    data = content["data"]
+    lines = ["# Engines compared", "", *(plain(line) for line in content["advice"]), ""]
+    lines += [f"## On {data['rows']:,} rows of {data['split']}, {len(data['labels']):,} labels", "", READ, ""]
+    lines += _table(HEAD, [[plain(row[0]), *row[1:]] for row in map(_cells, content["engines"])])
+    devices = dict.fromkeys(one["device"] for one in content["engines"])
+    lines += ["", f"Timed on: {plain(', '.join(devices))}.", "", f"![engines]({PICTURE})", ""]
+    lines += ["## Pair by pair", "", PAIRED, ""]
+    cells = []
+    for pair in content["pairs"]:
+        differences = [_difference(pair[key]) for key in COMPARED]
+        cells.append([plain(pair["a"]), plain(pair["b"]), *differences, _p(pair["mcnemar"])])
+    lines += _table(["a", "b", *map(figure_name, COMPARED), "p"], cells)
+    said = [*content["notes"], *data["lines"]]
+    return "\n".join([*lines, "", "## Notes", "", *(f"- {plain(line)}" for line in said)]) + "\n"
+
+
+def device_name(device: torch.device) -> str:
+    """Where a model runs, with the threads of a CPU.
+
+    Example:
+        >>> import torch
+        >>> device_name(torch.device("cpu")).startswith("CPU (")
+        True
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    kind = "CPU" if device.type == "cpu" else device.type.upper()
+    return f"{kind} ({threads} thread{'' if threads == 1 else 's'})" if kind == "CPU" else kind
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _cells(one: Mapping[str, Any]) -> list[str]:
+    alone = one["seconds_alone"]
+    return [
+        one["name"],
+        *(interval(one["figures"].get(name)) for name in FIGURES),
+        f"{1000 * alone['median']:.3g} ({1000 * alone['low']:.3g} to {1000 * alone['high']:.3g})",
+        f"{one['texts_per_second']:,.4g}",
+        _cost(one),
+    ]
+
+
+def _cost(one: Mapping[str, Any]) -> str:
+    told = one["training"]
+    if told is None:
+        return "none" if one["kind"] == FLOOR else "not trained"
+    if "seconds" not in told:
+        return "unknown"
+    processes = told.get("processes", 1)
+    several = f", {processes} processes" if processes != 1 else ""
+    return f"{told['seconds']:,.0f} s on {told['device']}{several}" + ", in part" * bool(told.get("resumed"))
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    points = f"{100 * found['difference']:+.1f}"
+    if found["low"] is None:
+        return points
+    bold = "**" if found["differs"] else ""
+    return f"{bold}{points}{bold} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+
+
+def _p(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    return "< 0.001" if found["p"] < 0.001 else figure(found["p"])
+
+
+def _point(one: Measured, key: str, *, chosen: bool) -> Point:
+    entry = one.figures[key]
+    seconds = one.seconds_alone["median"]
+    return Point(one.name, entry["value"], entry["low"], entry["high"], seconds, one.kind == FLOOR, chosen)
+
+
+def _write_answers(
+    path: Path, measured: Sequence[Measured], examples: Sequence[TextExample], *, labels: LabelMap
+) -> None:
+    """A row per text: truth, and every engine's label with its probability (floors have none)."""
+    sure = {one.name: probabilities(SINGLE, one.scores) for one in measured if one.kind != FLOOR}
+    said = {one.name: one.scores.argmax(1) for one in measured}
+    truth = [int(example.target) for example in examples if isinstance(example.target, int)]
+    with path.open("w", encoding="utf-8") as file:
+        for place, example in enumerate(examples):
+            answers: dict[str, dict[str, Any]] = {}
+            for name, found in said.items():
+                label = int(found[place])
+                answers[name] = {"label": labels.names[label]}
+                if name in sure:
+                    answers[name]["probability"] = round(float(sure[name][place, label]), DIGITS)
+            row: dict[str, Any] = {"text": example.text}
+            row |= {"text_b": example.text_b} if example.text_b else {}
+            row |= {"true": labels.names[truth[place]], "answers": answers}
+            row["source"] = Path(example.source).name
+            if example.group:
+                row["group"] = example.group
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,119 @@
+"""Which engine for these labels? A trained head, a fine-tuned generator and prompted ones on the same rows.
+
+Requires: pip install "qwen-task-heads[train]"
+
+python recipes/compare.py --dataset_name news/ --output_dir runs/which --engines head=runs/news \
+    sft=runs/news_sft zero_shot=Qwen/Qwen2.5-0.5B-Instruct few_shot=Qwen/Qwen2.5-0.5B-Instruct
+python recipes/compare.py --dataset_name news/ --labels labels.yaml --output_dir runs/which \
+    --engines head=runs/news few_shot=Qwen/Qwen2.5-7B-Instruct --shots 8 --shots_by similarity
+
+It trains nothing. See comparison.md in the output folder.
+"""
+
+import argparse
+import random
+import sys
+
+import torch
+
+from qwen_task_heads.backbones import EMBEDDED
+from qwen_task_heads.batching.answers import MAX_LENGTH
+from qwen_task_heads.data.few_shot import WAYS, choose_shots, shots_line
+from qwen_task_heads.data.formats import HUBS
+from qwen_task_heads.data.text_sets import hash_texts, read_text_sets
+from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
+from qwen_task_heads.inference.engines import (
+    FEW_SHOT,
+    HEAD,
+    Asking,
+    check_engines,
+    open_engine,
+    parse_engines,
+    training_cost,
+)
+from qwen_task_heads.publishing.comparison import ALONE, COMPARED, measure, measure_floors
+from qwen_task_heads.publishing.comparison_pages import device_name, write_comparison
+from qwen_task_heads.publishing.endings import SMALL
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Options; what does not fit the data or a model is refused when it is known."""
+    raw = argparse.RawDescriptionHelpFormatter
+    add = (parser := argparse.ArgumentParser(description=__doc__, formatter_class=raw)).add_argument
+    add("--engines", nargs="+", required=True, help="head=, sft=, zero_shot= or few_shot= folder or repo id")
+    add("--dataset_name", required=True, help="labelled texts, as of classify.py; few-shot takes from train")
+    add("--dev_dataset", help="measured on where there is no test set")
+    add("--test_dataset", help="measured on")
+    add("--labels", help="labels.yaml or class file; told from the data when absent")
+    add("--output_dir", required=True, help="for comparison.md, .json, .png and answers.jsonl")
+    add("--max_rows", type=int, help="measure on so many rows, drawn at random; all when absent")
+    add("--figure", default=COMPARED[0], choices=COMPARED, help="the advice goes by (default: %(default)s)")
+    add("--shots", type=int, default=8, help="few_shot: examples in a prompt (default: %(default)s)")
+    add("--shots_by", default=WAYS[0], choices=WAYS, help="same ones for all, or the nearest to each text")
+    add("--instruction", help="zero_shot, few_shot: may hold {labels}, {descriptions} and {examples}")
+    add("--max_length", type=int, default=MAX_LENGTH, help="zero_shot, few_shot: tokens of a prompt at most")
+    add("--calibrate", action="store_true", help="zero_shot, few_shot: by answers to texts without content")
+    add("--length_normalized", action="store_true", help="score a label by the mean over its tokens")
+    add("--latency_rows", type=int, default=ALONE, help="texts timed one by one (default: %(default)s)")
+    add("--batch_tokens", type=int, default=8192, help="tokens per batch (default: %(default)s)")
+    types = ("auto", "float32", "bfloat16", "float16")
+    add("--dtype", default="auto", choices=types, help="as saved when auto")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
+    add("--hub", default=HUBS[0], choices=HUBS, help="where ids are looked up (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the examples and of --max_rows (default: %(default)s)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read the rows, choose examples, measure floors and engines one after the other, compare, advise."""
+    args, notes = parse_arguments(), []
+    specs = parse_engines(args.engines)
+    where = {"dev": args.dev_dataset, "test": args.test_dataset, "labels": args.labels, "hub": args.hub}
+    sets = read_text_sets(args.dataset_name, **where)
+    labels, split = sets.labels, "test" if sets.test else "dev"
+    rows = sets.test or sets.dev
+    if sets.problem_type not in ("single_label_classification", "ordinal"):
+        found, accepted = f"found {sets.problem_type}", "accepted: one label per text"
+        raise TaskHeadsError(Problem("--dataset_name", found, accepted, "compare the cards of its models"))
+    if any(row.text_b for row in rows) and any(spec.kind != HEAD for spec in specs):
+        found, accepted = "found pairs of texts", "accepted: single texts, where a language model answers"
+        raise TaskHeadsError(Problem("--dataset_name", found, accepted, "compare heads alone"))
+    check_engines(specs, labels, hub=args.hub)
+    if args.max_rows and args.max_rows < len(rows):
+        places = sorted(random.Random(args.seed).sample(range(len(rows)), args.max_rows))
+        notes.append(f"measured on {args.max_rows:,} of {len(rows):,} rows of {split}, drawn at random")
+        rows = [rows[place] for place in places]
+    if split == "dev":
+        notes.append("measured on dev: figures flatter models whose checkpoint was picked on the same rows")
+    shots, shared = {}, args.shots_by == WAYS[0]
+    if any(spec.kind == FEW_SHOT for spec in specs):
+        texts, how = [row.text for row in rows], {"k": args.shots, "by": args.shots_by}
+        chosen = choose_shots(sets.train, labels, **how, each=False, seed=args.seed, texts=texts)
+        shots = dict(zip(texts, chosen, strict=True))
+        notes.append(shots_line(labels, chosen[0]) if shared else f"few-shot: the {args.shots} nearest texts")
+    asked = ("instruction", "max_length", "length_normalized", "calibrate", "hub", "dtype", "batch_tokens")
+    asking = Asking(**{key: vars(args)[key] for key in asked}, shots=shots, shared=shared, device=args.device)
+    print("\n".join(sets.lines), flush=True)
+
+    near = None if shared else shots
+    cpu = device_name(torch.device("cpu"))
+    measured = measure_floors(sets.train, rows, labels=labels, shots=near, device=cpu)
+    for spec in specs:
+        engine, cost = open_engine(spec, labels, asking=asking), training_cost(spec, hub=args.hub)
+        facts = {"name": spec.name, "kind": spec.kind, "labels": labels, "device": device_name(engine.device)}
+        facts |= {"training": cost, "notes": engine.notes(rows), "alone": args.latency_rows}
+        measured.append(measure(engine.log_scores, rows, **facts))
+        same = cost and cost.get("labels") == list(labels.names)
+        if same and cost["sha256"] != hash_texts(sets.train):
+            notes.append(f"{spec.name} was trained on other rows ({cost['rows']:,}) than those given here")
+        if spec.source == EMBEDDED:
+            notes.append(SMALL)
+        del engine  # before the next one is loaded
+    write_comparison(
+        args.output_dir, measured, sets=sets, examples=rows, split=split, figure=args.figure,
+        settings=vars(args), notes=list(dict.fromkeys(notes)),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(run_recipe(main))
