@@ -1,0 +1,95 @@
+"""Recipes that end in push_to_hub, on a loopback hub: asked first, proven, published, opened again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hf_server
+import launching
+import pytest
+
+from qwen_task_heads import Scorer, load
+
+RECIPES = launching.RECIPES
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning"),
+]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    with hf_server.serve() as server:
+        hf_server.point_client(server, monkeypatch, cache=tmp_path / "cache")
+        yield server
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    rows = [{"text": f"a {kind} text {n}", "label": kind} for n in range(20) for kind in ("good", "bad")]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_run_ends_in_a_private_repo_that_loads_by_its_id(
+    hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = launching.short(
+        texts, bases["qwen2"], tmp_path / "run", max_steps=2, push_to_hub="true", hub_model_id="me/reviews",
+        license="apache-2.0", language="en",
+    )  # fmt: skip
+    assert launching.run(RECIPES / "classify.py", *words) == 0
+    said = capfd.readouterr().out
+    assert f"{hub.endpoint}/me/reviews" in said
+    repo = hub.repos["me/reviews"]
+    assert repo.private
+    files = hub.files("me/reviews")
+    assert {"config.json", "model.safetensors", "handler.py", "README.md", "parity.json"} <= files.keys()
+    assert not {"training_args.bin", "predictions.jsonl", "errors.md", "reference.json"} & files.keys()
+    card = files["README.md"].decode()
+    assert "license: apache-2.0" in card
+    assert 'from_pretrained("me/reviews"' in card
+    assert "No proof was made yet" not in card
+    model = load("me/reviews")
+    assert list(model.config.id2label.values()) == ["bad", "good"]
+    local = Scorer(str(tmp_path / "run")).predict(["a good text"])[0].probabilities
+    assert Scorer("me/reviews").predict(["a good text"])[0].probabilities == pytest.approx(local, abs=1e-6)
+
+
+def test_what_cannot_be_published_is_refused_before_training(
+    hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refused(**changes: object) -> str:
+        words = launching.short(texts, bases["qwen2"], tmp_path / "run", **changes)
+        return launching.refused(RECIPES / "classify.py", capfd, *words, "--push_to_hub", "true")
+
+    assert "--hub_model_id" in refused()
+    assert "a folder of this machine" in refused(hub_model_id="me/reviews", use_peft="true")
+    assert "found a token" in refused(hub_model_id="me/reviews", hub_token="hf_abc")
+    monkeypatch.delenv("HF_TOKEN")
+    assert "hf auth login" in refused(hub_model_id="me/reviews")
+    assert not (tmp_path / "run").exists()
+    assert "me/reviews" not in hub.repos
+
+
+def test_a_finished_folder_is_published_and_a_changed_one_is_not(
+    hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert (
+        launching.run(RECIPES / "classify.py", *launching.short(texts, bases["qwen2"], run, max_steps=2)) == 0
+    )
+    words = ["--model", run, "--hub_model_id", "me/again"]
+    assert launching.run(RECIPES / "publish.py", *words, "--dry_run", tmp_path / "staged") == 0
+    assert "Staged and proven equal" in capfd.readouterr().out
+    assert not hub.repos
+    config = json.loads((run / "config.json").read_text("utf-8"))
+    config["id2label"] = {"0": "good", "1": "bad"}
+    config["label2id"] = {"good": 0, "bad": 1}
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert "labels" in launching.refused(RECIPES / "publish.py", capfd, *words)
+    assert not hub.repos
