@@ -13,6 +13,7 @@ It trains nothing. See comparison.md in the output folder.
 import argparse
 import random
 import sys
+import time
 
 import torch
 
@@ -21,10 +22,9 @@ from qwen_task_heads.batching.answers import MAX_LENGTH
 from qwen_task_heads.data.few_shot import WAYS, choose_shots, shots_line
 from qwen_task_heads.data.formats import HUBS
 from qwen_task_heads.data.text_sets import hash_texts, read_text_sets
-from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
+from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.inference.engines import (
     FEW_SHOT,
-    HEAD,
     Asking,
     check_engines,
     open_engine,
@@ -72,13 +72,7 @@ def main() -> None:
     sets = read_text_sets(args.dataset_name, **where)
     labels, split = sets.labels, "test" if sets.test else "dev"
     rows = sets.test or sets.dev
-    if sets.problem_type not in ("single_label_classification", "ordinal"):
-        found, accepted = f"found {sets.problem_type}", "accepted: one label per text"
-        raise TaskHeadsError(Problem("--dataset_name", found, accepted, "compare the cards of its models"))
-    if any(row.text_b for row in rows) and any(spec.kind != HEAD for spec in specs):
-        found, accepted = "found pairs of texts", "accepted: single texts, where a language model answers"
-        raise TaskHeadsError(Problem("--dataset_name", found, accepted, "compare heads alone"))
-    check_engines(specs, labels, hub=args.hub)
+    check_engines(specs, sets, hub=args.hub)
     if args.max_rows and args.max_rows < len(rows):
         places = sorted(random.Random(args.seed).sample(range(len(rows)), args.max_rows))
         notes.append(f"measured on {args.max_rows:,} of {len(rows):,} rows of {split}, drawn at random")
@@ -87,10 +81,12 @@ def main() -> None:
         notes.append("measured on dev: figures flatter models whose checkpoint was picked on the same rows")
     shots, shared = {}, args.shots_by == WAYS[0]
     if any(spec.kind == FEW_SHOT for spec in specs):
+        begin = time.monotonic()
         texts, how = [row.text for row in rows], {"k": args.shots, "by": args.shots_by}
         chosen = choose_shots(sets.train, labels, **how, each=False, seed=args.seed, texts=texts)
         shots = dict(zip(texts, chosen, strict=True))
-        notes.append(shots_line(labels, chosen[0]) if shared else f"few-shot: the {args.shots} nearest texts")
+        told = shots_line(labels, chosen[0]) if shared else f"few-shot: the {args.shots} nearest of train"
+        notes.append(f"{told}; chosen in {time.monotonic() - begin:.1f} s for all rows")
     asked = ("instruction", "max_length", "length_normalized", "calibrate", "hub", "dtype", "batch_tokens")
     asking = Asking(**{key: vars(args)[key] for key in asked}, shots=shots, shared=shared, device=args.device)
     print("\n".join(sets.lines), flush=True)

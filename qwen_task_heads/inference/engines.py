@@ -34,6 +34,7 @@ from qwen_task_heads.batching.answers import (
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots, with_shots
 from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.text_sets import TextSets
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.generators import load_generator
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
@@ -44,6 +45,7 @@ from qwen_task_heads.models import load_tokenizer, saved_task
 HEAD, SFT, ZERO_SHOT, FEW_SHOT = KINDS = ("head", "sft", "zero_shot", "few_shot")
 TRAINED = (HEAD, SFT)
 DESCRIBED = "{descriptions}\n\n"  # put before the text, where labels have descriptions
+PROBLEM_TYPES = ("single_label_classification", "ordinal")
 NEVER = -1e4  # log-score of a label that a row does not offer; its probability is 0 in float64
 SHOWN = 8  # names in a message
 
@@ -136,13 +138,22 @@ def parse_engines(words: Sequence[str]) -> list[EngineSpec]:
     return found
 
 
-def check_engines(specs: Sequence[EngineSpec], labels: LabelMap, *, hub: str = HUGGINGFACE) -> None:
-    """Refuse trained models whose labels are not the schema's names, in whatever order, before any is loaded.
+def check_engines(specs: Sequence[EngineSpec], sets: TextSets, *, hub: str = HUGGINGFACE) -> None:
+    """Refuse data that engines cannot answer, and trained models with other labels, before any is loaded.
+
+    Labels are the same where the names are, in whatever order.
 
     Raises:
-        TaskHeadsError: one problem per engine, which names the labels that only one side has.
+        TaskHeadsError: data of another problem type, pairs for a language model, and one problem per engine
+            with the labels that only one side has; all at once.
     """
-    problems: list[Problem] = []
+    labels, problems = sets.labels, []
+    if sets.problem_type not in PROBLEM_TYPES:
+        found, accepted = f"found {sets.problem_type}", "accepted: one label per text"
+        problems.append(Problem("--dataset_name", found, accepted, "compare the cards of its models"))
+    if any(row.text_b for row in sets.train) and any(spec.kind != HEAD for spec in specs):
+        found, accepted = "found pairs of texts", "accepted: single texts, where a language model answers"
+        problems.append(Problem("--dataset_name", found, accepted, "compare heads alone"))
     for spec in specs:
         try:
             own = _own_labels(spec, hub=hub)
@@ -243,7 +254,7 @@ def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
     """Labels that a trained model was saved with; None for prompted ones."""
     if spec.kind == HEAD:
         task = saved_task(locate(spec.source), hub=hub)
-        if not task or task["problem_type"] not in ("single_label_classification", "ordinal"):
+        if not task or task["problem_type"] not in PROBLEM_TYPES:
             found = f"found {task['problem_type']}" if task else "found no classifier of this library"
             accepted = "accepted: a head that gives every text one label"
             raise TaskHeadsError(Problem(spec.name, found, accepted, "name what recipes/classify.py saved"))

@@ -7,7 +7,7 @@ Design decisions:
 - Time of one text is the median over batches of one; throughput is that of one pass over all rows, which is
   also where the answers come from. Choosing few-shot examples is not in it.
 - A floor gives scores, not probabilities: it has no log-loss and no calibration error, but it has a time.
-- The advice follows from the figures by the rules of `advise`, and says which rows it holds for.
+- The advice that follows from all this has its own file (`comparison_advice.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import numpy as np
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.classification_metrics import SINGLE, classification_figures
 from qwen_task_heads.training.metrics import Floats
 from qwen_task_heads.training.text_floors import TfidfFloor, TrivialFloor
@@ -35,7 +34,6 @@ COMPARED = ("accuracy", "macro_f1")
 RESAMPLES = 2000  # of differences: their ends decide, and should not move with the seed
 ALONE = 32  # texts that are timed one by one
 WARM = 3  # texts before the clock counts
-UNSURE = 0.1  # calibration error from which probabilities are not to be taken at their word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,131 +237,6 @@ def compare(
         pair["mcnemar"] = _mcnemar(hits[a], hits[b]) if len(numbers) == len(examples) else None
         pairs.append(pair)
     return pairs
-
-
-def advise(
-    measured: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], *, figure: str = "accuracy", rows: str
-) -> list[str]:
-    """Sentences on what to use, by rules.
-
-    1. The best engine has the highest figure. Engines whose difference from it has an interval with 0 in it
-       are as good as it within noise; the fastest of these, text by text, is advised.
-    2. Where no engine is above the best floor, beyond noise, the floor is advised.
-    3. What needed no training is named if it is as good as the best.
-    4. An advised engine with a calibration error of `UNSURE` or more is not to be taken at its word.
-
-    Args:
-        measured: engines and floors.
-        pairs: of `compare`.
-        figure: `accuracy` or `macro_f1`.
-        rows: what was measured on, such as `the 500 rows of test`.
-    """
-    told = figure.replace("macro_f1", "macro F1")
-    value = {one.name: one.figures[figure]["value"] for one in measured}
-    engines = [one for one in measured if one.kind != FLOOR]
-    best, alike = _best(measured, pairs, figure)
-    chosen = chosen_of(measured, pairs, figure=figure)
-    lines = []
-    if chosen is not best:
-        gap, times = _between(pairs, best, chosen, figure), _times(best, chosen)
-        lines.append(
-            f"{chosen.name} is as good as {best.name} within noise ({told} {value[chosen.name]:.3f} against "
-            f"{value[best.name]:.3f}; the difference, {_gap(gap)}, may be none) and {times} per text."
-        )
-    elif len(engines) > 1:
-        other = max((one for one in engines if one is not best), key=lambda one: value[one.name])
-        gap = _between(pairs, best, other, figure)
-        only = f"{best.name} has the best {told}, {value[best.name]:.3f}"
-        if gap["differs"]:
-            lines.append(f"{only}: {_gap(gap)} above {other.name}, which is more than noise.")
-        else:
-            lines.append(
-                f"{only}; as good within noise, and no faster: {', '.join(one.name for one in alike[1:])}."
-            )
-        quick = min(engines, key=lambda one: one.seconds_alone["median"])
-        if quick is not best:
-            lost = _gap(_between(pairs, best, quick, figure))
-            lines.append(f"{quick.name} is {_times(best, quick)} per text, for {lost} of {told}.")
-    else:
-        lines.append(f"{best.name} was compared with floors only ({told} {value[best.name]:.3f}).")
-    lines += _against_floors(measured, pairs, figure=figure, told=told, value=value, chosen=chosen, best=best)
-    if free := [one.name for one in alike if one.kind in ("zero_shot", "few_shot") and one is not chosen]:
-        lines.append(f"As good within noise without any training: {', '.join(free)}.")
-    error = chosen.figures["ece"]["value"]
-    if error is not None and error >= UNSURE:
-        lines.append(
-            f"The probabilities of {chosen.name} are off by {error:.2f} on average: rank by them only."
-        )
-    return [*lines, f"This holds for {rows} and the time of this machine, and for nothing else."]
-
-
-def chosen_of(
-    measured: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], *, figure: str = "accuracy"
-) -> Measured:
-    """The engine that rule 1 of `advise` picks."""
-    return min(_best(measured, pairs, figure)[1], key=lambda one: one.seconds_alone["median"])
-
-
-def _best(
-    measured: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], figure: str
-) -> tuple[Measured, list[Measured]]:
-    """The engine with the highest figure; it, and all that are as good within noise."""
-    engines = [one for one in measured if one.kind != FLOOR]
-    best = max(engines, key=lambda one: one.figures[figure]["value"])
-    others = [one for one in engines if one is not best]
-    return best, [best, *(one for one in others if not _between(pairs, best, one, figure)["differs"])]
-
-
-def _against_floors(
-    measured: Sequence[Measured],
-    pairs: Sequence[Mapping[str, Any]],
-    *,
-    figure: str,
-    told: str,
-    value: Mapping[str, float],
-    chosen: Measured,
-    best: Measured,
-) -> list[str]:
-    floors = [one for one in measured if one.kind == FLOOR]
-    if not floors:
-        return []
-    floor = max(floors, key=lambda one: value[one.name])
-    gap, ours = _between(pairs, best, floor, figure), _between(pairs, chosen, floor, figure)
-    named = f"the best floor, {floor.name} ({told} {value[floor.name]:.3f})"
-    if gap["difference"] <= 0 or not gap["differs"]:
-        side = "below" if gap["difference"] < 0 and gap["differs"] else "not above, beyond noise,"
-        return [
-            f"No engine is worth its cost yet: even {best.name} is {side} {named}. Use that, or more data."
-        ]
-    if not ours["differs"]:
-        return [f"{chosen.name} is not above {named} beyond noise; {best.name} is."]
-    return [f"It is {_gap(ours)} above {named}."]
-
-
-def _between(pairs: Sequence[Mapping[str, Any]], a: Measured, b: Measured, figure: str) -> dict[str, Any]:
-    """The difference a - b, whichever way round it was computed."""
-    for pair in pairs:
-        if (pair["a"], pair["b"]) == (a.name, b.name):
-            return dict(pair[figure])
-        if (pair["a"], pair["b"]) == (b.name, a.name):
-            found = pair[figure]
-            low, high = (None, None) if found["low"] is None else (-found["high"], -found["low"])
-            return {**found, "difference": -found["difference"], "low": low, "high": high}
-    found = f"found no pair of {a.name} and {b.name}"
-    raise TaskHeadsError(Problem("comparison", found, "accepted: all pairs", "give those of compare()"))
-
-
-def _gap(found: Mapping[str, Any]) -> str:
-    """A difference in points, with its interval."""
-    points = f"{100 * found['difference']:.1f} points"
-    if found["low"] is None:
-        return points
-    return f"{points} (95%: {100 * found['low']:.1f} to {100 * found['high']:.1f})"
-
-
-def _times(slow: Measured, fast: Measured) -> str:
-    ratio = slow.seconds_alone["median"] / fast.seconds_alone["median"]
-    return f"{ratio:.1f} times faster" if ratio >= 1.05 else "about as fast"
 
 
 def _mcnemar(a: Any, b: Any) -> dict[str, Any]:

@@ -17,15 +17,8 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.inference.predictions import DIGITS
-from qwen_task_heads.publishing.comparison import (
-    COMPARED,
-    FIGURES,
-    FLOOR,
-    Measured,
-    advise,
-    chosen_of,
-    compare,
-)
+from qwen_task_heads.publishing.comparison import COMPARED, FIGURES, FLOOR, Measured, compare
+from qwen_task_heads.publishing.comparison_advice import advise, chosen_of
 from qwen_task_heads.publishing.endings import write_json
 from qwen_task_heads.publishing.manifest import versions
 from qwen_task_heads.publishing.shown import figure, figure_name, interval, plain

@@ -1,0 +1,155 @@
+"""Comparing engines: paired differences, the rules of the advice, the floor of the nearest, the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.text_sets import TextSets
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.inference.engines import Asking, EngineSpec, instruction_for, open_engine
+from qwen_task_heads.publishing.comparison import Measured, compare, measure, measure_floors, neighbour_scores
+from qwen_task_heads.publishing.comparison_advice import advise, chosen_of
+from qwen_task_heads.publishing.comparison_pages import write_comparison
+
+LABELS = LabelMap(("a", "b"))
+ROWS = "the 200 rows of test"
+
+
+def examples(count: int = 200, *, share: int = 1) -> list[TextExample]:
+    return [TextExample(text=f"text {k}", target=k % 2, group=f"g{k // share}") for k in range(count)]
+
+
+def engine(
+    name: str, right: float, *, kind: str = "head", ms: float = 1.0, sure: float = 4.0, rows: Any = None
+) -> Measured:
+    """An engine that answers the first share of rows rightly."""
+    rows = rows or examples()
+    place = {row.text: index for index, row in enumerate(rows)}
+
+    def scores(asked: Any) -> Any:
+        hit = [place[row.text] < round(right * len(rows)) for row in asked]
+        label = [row.target if ok else 1 - row.target for row, ok in zip(asked, hit, strict=True)]
+        return sure * np.eye(2)[label]
+
+    found = measure(scores, rows, name=name, kind=kind, labels=LABELS, device="CPU (1 thread)")
+    alone = {"median": ms / 1000, "low": ms / 1000, "high": ms / 1000, "n": 3}
+    return Measured(**{**vars(found), "seconds_alone": alone})
+
+
+def advice(*measured: Measured, figure: str = "accuracy") -> str:
+    return "\n".join(advise(measured, compare(measured, examples()), figure=figure, rows=ROWS))
+
+
+def test_the_fastest_of_those_that_are_alike_is_advised() -> None:
+    told = advice(engine("slow", 0.90, ms=30), engine("fast", 0.895, ms=10), engine("bad", 0.5, ms=1))
+    assert "fast is as good as slow within noise (accuracy 0.895 against 0.900" in told
+    assert "3.0 times faster per text" in told
+    assert told.endswith(f"This holds for {ROWS} and the time of this machine, and for nothing else.")
+
+
+def test_a_real_difference_is_told_with_what_speed_costs() -> None:
+    told = advice(engine("slow", 0.9, ms=30), engine("fast", 0.5, ms=10))
+    assert "slow has the best accuracy, 0.900: 40.0 points (95%: 3" in told
+    assert "fast is 3.0 times faster per text, for 40.0 points" in told
+    assert "within noise" not in told
+
+
+def test_no_engine_is_advised_that_no_floor_is_below() -> None:
+    measured = [engine("TF-IDF", 0.9, kind="floor"), engine("one", 0.9), engine("other", 0.7)]
+    told = advice(*measured)
+    assert "even one is not above, beyond noise, the best floor, TF-IDF (accuracy 0.900)" in told
+    assert chosen_of(measured, compare(measured, examples())).name == "TF-IDF"
+    told = advice(engine("TF-IDF", 0.9, kind="floor"), engine("one", 0.6))
+    assert "even one is below the best floor" in told
+    told = advice(engine("TF-IDF", 0.5, kind="floor"), engine("one", 0.9))
+    assert "It is 40.0 points" in told
+
+
+def test_what_needs_no_training_and_what_is_not_sure_are_named() -> None:
+    told = advice(engine("head", 0.9, ms=1), engine("ask", 0.9, kind="zero_shot", ms=50))
+    assert "As good within noise without any training: ask." in told
+    assert "The probabilities of" not in told
+    assert "The probabilities of one are off by 0.38" in advice(engine("one", 0.9, sure=0.1))
+    assert "macro F1" in advice(engine("one", 0.9), engine("other", 0.5), figure="macro_f1")
+
+
+def test_a_difference_is_paired() -> None:
+    """Two engines that err on the same rows differ more surely than their intervals say."""
+    a, b = engine("a", 0.60), engine("b", 0.55)
+    assert a.figures["accuracy"]["low"] < b.figures["accuracy"]["high"]
+    [pair] = compare([a, b], examples())
+    found = pair["accuracy"]
+    assert found["difference"] == pytest.approx(0.05)
+    assert found["differs"]
+    # ten rows of two hundred, all on one side: the normal interval of a mean of 0 and 1
+    assert found["low"] == pytest.approx(0.05 - 1.96 * np.sqrt(0.05 * 0.95 / 200), abs=0.006)
+    assert pair["mcnemar"]["a_only"] == 10
+    assert pair["mcnemar"]["p"] == pytest.approx(binomtest(10, 10).pvalue)
+
+
+def test_whole_groups_are_drawn() -> None:
+    grouped = examples(share=10)
+    a, b = engine("a", 0.60, rows=grouped), engine("b", 0.55, rows=grouped)
+    [pair] = compare([a, b], grouped)
+    assert not pair["accuracy"]["differs"]  # all of it in one group of twenty
+    assert pair["mcnemar"] is None
+    one = examples(share=200)
+    [pair] = compare([engine("a", 0.6, rows=one), engine("b", 0.5, rows=one)], one)
+    assert pair["accuracy"]["low"] is None
+    assert not pair["accuracy"]["differs"]
+
+
+def test_the_nearest_vote_and_the_nearest_of_all_decides() -> None:
+    labels = LabelMap(("a", "b", "c"))
+    shots = [
+        (("1", "a"), ("2", "b"), ("3", "b"), ("4", "a"), ("5", "c")),
+        (("1", "b"), ("2", "b"), ("3", "a")),
+        (("1", "c"),),
+    ]
+    assert neighbour_scores(shots, labels).argmax(1).tolist() == [0, 1, 2]
+    rows = [TextExample(text=f"x{k}", target=k % 2) for k in range(8)]
+    near = {row.text: (("far", "a"), ("near", "b")) for row in rows}
+    found = measure_floors(rows, rows, labels=LABELS, shots=near)
+    assert [one.name for one in found] == [
+        "TF-IDF, linear", "the most frequent label", "majority of the nearest"
+    ]  # fmt: skip
+    assert found[2].figures["accuracy"]["value"] == 0.5
+    assert [one.training is None for one in found] == [False, True, True]
+
+
+def test_a_page_shows_names_and_notes_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = examples()
+    sets = TextSets(
+        train=rows, dev=[], test=rows, problem_type="single_label_classification", labels=LABELS,
+        lines=["a | b <script>"], dev_was_cut=False,
+    )  # fmt: skip
+    measured = [engine("head=x|y<b>", 0.9), engine("TF-IDF", 0.5, kind="floor")]
+    content = write_comparison(tmp_path / "new", measured, sets=sets, examples=rows, split="test")
+    page = (tmp_path / "new" / "comparison.md").read_text(encoding="utf-8")
+    assert "<b>" not in page
+    assert "<script>" not in page
+    assert r"head=x\|y&lt;b&gt;" in page
+    assert json.loads((tmp_path / "new" / "comparison.json").read_text()) == content
+    assert "head=x|y<b>" in capsys.readouterr().out
+    [row, *_] = (tmp_path / "new" / "answers.jsonl").read_text().splitlines()
+    assert json.loads(row)["answers"]["head=x|y<b>"] == {"label": "a", "probability": 0.982014}
+
+
+def test_few_shot_without_examples_is_refused() -> None:
+    with pytest.raises(TaskHeadsError, match="few_shot=embedded: found no examples"):
+        open_engine(EngineSpec("few_shot", "embedded"), LABELS, asking=Asking())
+
+
+def test_descriptions_stand_in_the_instruction_where_there_are_any() -> None:
+    described = LabelMap(("a", "b"), ("first", ""))
+    for few in (False, True):
+        assert "{descriptions}" in instruction_for(described, few_shot=few)
+        assert "{descriptions}" not in instruction_for(LABELS, few_shot=few)

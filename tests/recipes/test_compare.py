@@ -1,0 +1,201 @@
+"""The comparison recipe: four engines on the same rows, labels by name, what is written and refused."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import launching
+import pytest
+from transformers import AutoModelForCausalLM, set_seed
+
+from qwen_task_heads import LabelMap, LabelScorer, Scorer, build, load_tokenizer, save
+from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.batching.text import bind_template
+
+RECIPE = launching.RECIPES / "compare.py"
+refused = partial(launching.refused, RECIPE)
+NAMES = ("health", "money", "sport")
+TURNED = ("sport", "health", "money")  # the same names in the order of another run
+WORDS = ("doctor sleep", "bank price", "goal match")
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (folder / name).write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare") / "data"
+    for split, count in (("train", 60), ("dev", 9), ("test", 18)):
+        rows = [
+            {"text": f"{split} {WORDS[k % 3]} {k}", "label": NAMES[k % 3], "group": f"{split}{k // 2}"}
+            for k in range(count)
+        ]
+        write(folder, f"{split}.jsonl", rows)
+    return folder
+
+
+def head(folder: Path, base: str, shake: Any, **config: Any) -> Path:
+    set_seed(0)
+    common = {
+        "task": "pooled_classifier",
+        "problem_type": "single_label_classification",
+        "max_seq_length": 48,
+    }
+    model, tokenizer = build(base, **common | config), load_tokenizer(base)
+    bind_template(tokenizer, model.config)
+    return save(shake(model), tokenizer=tokenizer, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def models(
+    bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    found = {"head": head(root / "head", bases["qwen2"], shake, labels=TURNED), "sft": root / "sft"}
+    AutoModelForCausalLM.from_pretrained(bases["qwen2"]).save_pretrained(found["sft"])
+    tokenizer.save_pretrained(found["sft"])
+    AnswerPrompts(tokenizer, LabelMap(TURNED), model_type="qwen2", max_length=96).save(found["sft"])
+    metrics = {
+        "train": {"seconds": 12.3, "device": "CPU (1 thread)", "processes": 1, "resumed": False},
+        "data": {"train": {"rows": 60, "sha256": "0"}},
+        "labels": list(NAMES),
+    }
+    (found["sft"] / "metrics.json").write_text(json.dumps(metrics))
+    return found
+
+
+@pytest.fixture(scope="module")
+def compared(
+    data: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """Four engines on the same rows, on the command line."""
+    folder = tmp_path_factory.mktemp("out") / "which"
+    engines = [f"head={models['head']}", f"sft={models['sft']}", "zero_shot=embedded", "few_shot=embedded"]
+    words = ["--dataset_name", data, "--output_dir", folder, "--latency_rows", 4, "--device", "cpu"]
+    words += ["--shots", 4, "--shots_by", "similarity", "--engines", *engines]
+    return folder, launching.finished(RECIPE, words, folder.parent / "log")
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_every_engine_has_its_figures_its_time_and_its_cost(compared: tuple[Path, str]) -> None:
+    folder, printed = compared
+    content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    engines = {one["name"]: one for one in content["engines"]}
+    floors = ["TF-IDF, linear", "the most frequent label", "majority of the nearest"]
+    assert list(engines)[:3] == floors
+    assert [engines[name]["kind"] for name in list(engines)[3:]] == ["head", "sft", "zero_shot", "few_shot"]
+    for name, one in engines.items():
+        assert one["seconds_alone"]["n"] == (18 if name in floors else 4)
+        assert one["seconds_alone"]["median"] > 0
+        assert one["texts_per_second"] > 0
+        assert ("log_loss" in one["figures"]) == (name not in floors)
+        assert one["figures"]["accuracy"]["n"] == 18
+        assert one["figures"]["accuracy"]["n_groups"] == 9
+        assert name in printed
+    assert len(content["pairs"]) == 21
+    assert all(pair["mcnemar"] is None for pair in content["pairs"])  # rows share groups
+    assert engines["majority of the nearest"]["figures"]["accuracy"]["value"] > 0.9
+    costs = [one["training"] for one in content["engines"][3:]]
+    assert [costs[0], costs[2], costs[3]] == [{}, None, None]
+    assert costs[1] == {
+        "seconds": 12.3,
+        "device": "CPU (1 thread)",
+        "rows": 60,
+        "processes": 1,
+        "resumed": False,
+    }
+    assert "12 s on CPU (1 thread)" in printed
+    assert "not trained" in printed
+    assert "was trained on other rows (60) than those given here" in printed
+    for line in content["advice"]:
+        assert line in printed
+    assert (folder / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+    page = (folder / "comparison.md").read_text(encoding="utf-8")
+    assert "| TF-IDF, linear |" in page
+    assert "few-shot: the 4 nearest of train" in page
+
+
+def test_answers_are_those_of_the_models_by_name(compared: tuple[Path, str], models: dict[str, Path]) -> None:
+    rows = rows_of(compared[0])
+    texts = [row["text"] for row in rows]
+    assert [row["true"] for row in rows] == [NAMES[k % 3] for k in range(18)]
+    assert rows[0]["source"] == "test.jsonl:1"
+    for kind, scorer in (
+        ("head", Scorer(str(models["head"]))),
+        ("sft", LabelScorer.from_pretrained(str(models["sft"]))),
+    ):
+        for row, wanted in zip(rows, scorer.predict(texts), strict=True):
+            found = row["answers"][f"{kind}={models[kind]}"]
+            assert found["label"] == wanted.label
+            assert found["probability"] == pytest.approx(max(wanted.probabilities.values()), abs=2e-5)
+    assert "probability" not in rows[0]["answers"]["TF-IDF, linear"]
+
+
+def test_labels_of_others_are_refused_by_name_before_any_model_runs(
+    data: Path, models: dict[str, Path], bases: dict[str, str], shake: Any, tmp_path: Path, capfd: Any
+) -> None:
+    other = head(tmp_path / "other", bases["qwen2"], shake, labels=("health", "money", "Sport", "war"))
+    several = head(tmp_path / "several", bases["qwen2"], shake, labels=NAMES, problem_type="regression")
+    engines = [f"head={other}", f"head={several}", f"head={models['sft']}", "sft=embedded"]
+    words = ["--dataset_name", data, "--output_dir", tmp_path / "out", "--engines", *engines]
+    message = refused(capfd, *words)
+    assert (
+        f"head={other}: found labels 2 only in the model ('Sport', 'war') and 1 only in the data" in message
+    )
+    assert f"head={several}: found regression" in message
+    assert f"head={models['sft']}: found no classifier of this library" in message
+    assert "sft=embedded: found no label_prompt.json" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_entries_are_refused_all_at_once(data: Path, tmp_path: Path, capfd: Any) -> None:
+    engines = ["heads=a", "sft=", "zero_shot=b", "zero_shot=b"]
+    message = refused(capfd, "--dataset_name", data, "--output_dir", tmp_path / "out", "--engines", *engines)
+    assert message.count("--engines: found") == 3
+    assert "'zero_shot=b' twice" in message
+
+
+def test_descriptions_rows_that_offer_labels_and_a_part_of_the_rows(
+    tmp_path: Path, models: dict[str, Path], capfd: Any
+) -> None:
+    offered = [["health", "money"], ["money", "sport"], ["sport", "health"]]
+    for split, count in (("train", 30), ("test", 12)):
+        rows = [
+            {"text": f"{WORDS[k % 3]} {split} {k}", "category": offered[k % 3], "output": NAMES[k % 3]}
+            for k in range(count)
+        ]
+        write(tmp_path / "data", f"{split}.jsonl", rows)
+    (tmp_path / "labels.yaml").write_text("".join(f"- {{name: {name}, description: x}}\n" for name in NAMES))
+    words = ["--dataset_name", tmp_path / "data", "--labels", tmp_path / "labels.yaml", "--max_rows", 7]
+    words += [
+        "--output_dir",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+        "--latency_rows",
+        2,
+        "--figure",
+        "macro_f1",
+    ]
+    words += ["--engines", f"head={models['head']}", "zero_shot=embedded", "few_shot=embedded", "--calibrate"]
+    capfd.readouterr()
+    assert launching.run(RECIPE, *words) == 0
+    printed = capfd.readouterr().out
+    assert "measured on 7 of 12 rows of test" in printed
+    assert "few-shot: 8 examples from train" in printed
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 7
+    for row in rows:
+        for name, answer in row["answers"].items():
+            if "=" in name:  # floors know nothing of it
+                assert answer["label"] in offered[NAMES.index(row["true"])]
