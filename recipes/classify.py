@@ -20,6 +20,7 @@ from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_
 from qwen_task_heads.publishing.accounts import account_of
 from qwen_task_heads.publishing.destination import destination_of
 from qwen_task_heads.publishing.text_outcome import TextRun, finish_texts
+from qwen_task_heads.publishing.trackers import track
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
 from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
@@ -36,6 +37,7 @@ def main() -> None:
     texts, args, model_args = parse_classifier_arguments()
     check_world(texts.num_processes, running=args.world_size)
     destination, is_main = destination_of(texts, args, model_args), args.process_index == 0
+    trackers = track(args, task=texts)
     base, where = model_args.model_name_or_path, {"hub": texts.hub}
     backbone, revision = locate(base), model_args.load_options()["revision"]
 
@@ -87,7 +89,8 @@ def main() -> None:
         token_dropout=texts.token_dropout,
         train_sources=[text.source for text in sets.train],
         eval_sources=[text.source for text in sets.dev],
-        callbacks=[SealingCallback(limit, run=identity)] + [EarlyStoppingCallback(patience)] * bool(patience),
+        callbacks=[SealingCallback(limit, run=identity), *trackers]
+        + [EarlyStoppingCallback(patience)] * bool(patience),
     )
     sets.lines.extend([cut.line(), *trainer.loss.lines])
     if is_main:

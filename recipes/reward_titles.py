@@ -21,6 +21,7 @@ from qwen_task_heads.models import adapter_config, build, load_tokenizer
 from qwen_task_heads.publishing.accounts import account_of
 from qwen_task_heads.publishing.destination import destination_of
 from qwen_task_heads.publishing.outcome import Run, finish_titles
+from qwen_task_heads.publishing.trackers import track
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import SwappedLabelsCallback, check_world
 from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
@@ -37,6 +38,7 @@ def main() -> None:
     titles, args, model_args = parse_title_arguments()
     check_world(titles.num_processes, running=args.world_size)
     destination, is_main = destination_of(titles, args, model_args), args.process_index == 0
+    trackers = track(args, task=titles)
 
     # Data first: it is where most runs fail, and a run is resumed on the same data only
     sets = read_title_sets(titles.dataset_name, **titles.data_options())
@@ -82,7 +84,7 @@ def main() -> None:
         loss_options=titles.loss_options(),
         train_sources=[g.sources[0] for g in sets.groups] if grouped else [p.source for p in sets.train],
         eval_sources=[pair.source for pair in sets.dev],
-        callbacks=[SealingCallback(limit, run=identity), swapped],
+        callbacks=[SealingCallback(limit, run=identity), swapped, *trackers],
     )
     train_or_resume(trainer, checkpoint=resume)
 

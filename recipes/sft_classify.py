@@ -24,6 +24,7 @@ from qwen_task_heads.publishing.accounts import account_of
 from qwen_task_heads.publishing.answer_outcome import finish_answers
 from qwen_task_heads.publishing.destination import destination_of
 from qwen_task_heads.publishing.text_outcome import TextRun
+from qwen_task_heads.publishing.trackers import track
 from qwen_task_heads.training.answer_trainer import AnswerTrainer, answer_dataset
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
@@ -37,6 +38,7 @@ def main() -> None:
     texts, args, model_args = parse_sft_arguments()
     check_world(texts.num_processes, running=args.world_size)
     destination, is_main = destination_of(texts, args, model_args), args.process_index == 0
+    trackers = track(args, task=texts)
     name, options = model_args.model_name_or_path, model_args.load_options()
 
     # Data first: it is where most runs fail, and a run is resumed on the same data only
@@ -74,7 +76,7 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
         scorer=scorer,
         dev=sets.dev,
-        callbacks=[SealingCallback(limit, run=identity)],
+        callbacks=[SealingCallback(limit, run=identity), *trackers],
     )
     train_or_resume(trainer, checkpoint=resume)
 

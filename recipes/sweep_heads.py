@@ -25,6 +25,7 @@ from qwen_task_heads.publishing.accounts import card_facts
 from qwen_task_heads.publishing.destination import destination_of
 from qwen_task_heads.publishing.manifest import settings_of
 from qwen_task_heads.publishing.text_outcome import TFIDF, TextRun, finish_texts
+from qwen_task_heads.publishing.trackers import track
 from qwen_task_heads.training.callbacks import check_world
 from qwen_task_heads.training.checkpoints import open_output
 from qwen_task_heads.training.classification_metrics import BEST_METRIC
@@ -39,7 +40,7 @@ def main() -> None:
     """Parse, load, run the backbone once, try the heads, save the best, and say how good it is."""
     texts, args, model_args = parse_sweep_arguments()
     check_world(1, running=args.world_size)  # features and heads are made by one process
-    destination = destination_of(texts, args, model_args)
+    destination, trackers = destination_of(texts, args, model_args), track(args, task=texts)
     base, where = model_args.model_name_or_path, {"hub": texts.hub}
     backbone, revision = locate(base), model_args.load_options()["revision"]
     if saved_task(backbone, revision=revision, **where):
@@ -70,14 +71,13 @@ def main() -> None:
         bind_template(tokenizer, model.config, template=template, pairs=pairs)
         return model.to(args.device)
 
-    start, model = time.monotonic(), with_head()
+    start, model, shown = time.monotonic(), with_head(), {"progress": not args.disable_tqdm}
     encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": len(sets.labels)}
     (train, cut), (dev, _) = text_dataset(sets.train, **encode), text_dataset(sets.dev, **encode)
     print("\n".join([*sets.lines, cut.line()]), flush=True)
 
     # The backbone once, then the heads
     rows, layers = [*train["input_ids"], *dev["input_ids"]], texts.layers_of(model.config.text_config)
-    shown = {"progress": not args.disable_tqdm}
     features = extract_features(model, rows, layers=layers, **texts.feature_options(), **shown)
     given = {"problem_type": kind, "label_smoothing": args.label_smoothing_factor}
     options = {loss: texts.options_of(loss, **given) for loss in losses}
@@ -105,7 +105,7 @@ def main() -> None:
     run = TextRun(
         sets=sets, cut=cut.line(), card=card_facts(texts), backbone=base, seed=chosen.seed, seconds=seconds,
         settings=settings_of(args, {**told, "dtype": model_args.dtype or "float32", "seed": chosen.seed}),
-        log_history=chosen.fitted.history,
+        log_history=chosen.fitted.history, trackers=trackers,
     )  # fmt: skip
     metrics = finish_texts(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
     said = {"chosen": chosen, "points": points, "figure": figure, "floor": metrics["dev"].get(TFIDF)}

@@ -12,6 +12,7 @@ import torch
 from qwen_task_heads.publishing.card_facts import CardFacts
 from qwen_task_heads.publishing.gate import REFERENCE, Reference, write_reference
 from qwen_task_heads.publishing.manifest import settings_of
+from qwen_task_heads.publishing.trackers import Tracker
 from qwen_task_heads.training.arguments import HeadArguments
 
 
@@ -47,6 +48,7 @@ def account_of(
         "resumed": resumed,
         "picked": args.load_best_model_at_end,
         "card": card_facts(task),
+        "trackers": [one for one in trainer.callback_handler.callbacks if isinstance(one, Tracker)],
     }
 
 

@@ -18,6 +18,7 @@ from qwen_task_heads.publishing.card_facts import NOTHING_STATED, CardFacts, rep
 from qwen_task_heads.publishing.cards import figure
 from qwen_task_heads.publishing.eval_results import write_eval_results
 from qwen_task_heads.publishing.manifest import hash_code, hash_files, versions
+from qwen_task_heads.publishing.trackers import Tracker, finish_trackers
 
 T = TypeVar("T")
 MODEL = "this model"
@@ -39,6 +40,7 @@ class Account:
         warning: what the run found wrong with its data, or None.
         speed: a line on how fast it was and what it did not waste; "" if nobody measured.
         card: what its owner states of the model.
+        trackers: of the run; they hear what was measured.
     """
 
     settings: Mapping[str, Any]
@@ -51,6 +53,7 @@ class Account:
     warning: str | None = None
     speed: str = ""
     card: CardFacts = NOTHING_STATED
+    trackers: Sequence[Tracker] = ()
 
 
 def attempt(make: Callable[[], T], what: str, notes: list[str]) -> T | None:
@@ -112,7 +115,7 @@ def set_facts(
 def write_account(
     folder: Path, run: Account, *, metrics: Mapping[str, Any], card: str, reported: str, main: str
 ) -> None:
-    """Write `metrics.json`, the card, `.eval_results/` and last of all the manifest.
+    """Write `metrics.json`, the card, `.eval_results/` and the manifest; tell the trackers.
 
     Args:
         folder: of the finished run, with plots and predictions.
@@ -132,6 +135,7 @@ def write_account(
         notes = f"{main.replace('_', ' ')} on {reported}{between}; measured by qwen-task-heads"
         write_eval_results(folder, dataset_id=dataset, value=round(entry["value"], 4), notes=notes)
     write_manifest(folder, run, data=metrics["data"])
+    finish_trackers(run.trackers, folder=folder, metrics=metrics, settings=run.settings, reported=reported)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -66,6 +66,10 @@ class DataArguments(PublishArguments):
         default=None, metadata={"help": "Text before every text; control tokens are meant."}
     )
     num_processes: int | None = field(default=None, metadata={"help": "Refuse to run with another number."})
+    log_predictions: bool | None = field(
+        default=None,
+        metadata={"help": "Example predictions to --report_to; where they stay on this machine if None."},
+    )
 
 
 @dataclass

@@ -1,0 +1,396 @@
+"""Trackers of a run (`--report_to`): SwanLab, TensorBoard, trackio and wandb, offline where they can be.
+
+What a tracker hears during training is what transformers' own callback tells it. Each class here is that
+callback, prepared and finished around it:
+
+- what it hears is cleaned (`tracked.py`): no token, no folder of this machine, a path is told by its name;
+- it starts offline and inside the output folder, unless the environment or a login says otherwise;
+- it stays open after training, for what is measured at the end: figures of the model and of the floors as
+  `final/<split>/<scorer>/<figure>`, the settings, the plots, and the first ten predictions as text.
+
+Rows are somebody's data. Predictions go to a tracker that keeps them on this machine; to one that sends them
+away only with `--log_predictions true`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import netrc
+import os
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations.integration_utils import (
+    SwanLabCallback,
+    TensorBoardCallback,
+    TrackioCallback,
+    WandbCallback,
+)
+
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.publishing.tracked import Cleaner, ShownModel, example_lines, final_figures
+
+NOT_OURS = ("kubeflow",)  # added by transformers inside such a job; hears of progress alone
+WANDB_UPLOADS = {"WANDB_LOG_MODEL": "false", "WANDB_WATCH": "false"}  # with the value that does nothing
+
+
+class Tracker(TrainerCallback):
+    """A tracker of one run: a callback of `Trainer`, and what is told when the run is measured.
+
+    Args:
+        args: `TrainingArguments` of the run.
+        predictions: log example predictions; None where the tracker keeps them on this machine.
+    """
+
+    module: ClassVar[str]
+    settled: ClassVar[Mapping[str, str]] = {}  # variables of the environment that have one accepted value
+
+    def __init__(self, args: Any, *, predictions: bool | None = None) -> None:
+        super().__init__()  # transformers' callback, which imports the library
+        self.args = args
+        self.folder = Path(args.output_dir)
+        self.clean = Cleaner()
+        self.is_started = False
+        self.predictions = self.is_local() if predictions is None else predictions
+
+    def is_local(self) -> bool:
+        """Whether nothing that it is told leaves this machine."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Start the run before transformers' callback would."""
+
+    def record(
+        self, scalars: Mapping[str, float], texts: Mapping[str, str], pictures: Sequence[Path]
+    ) -> None:
+        """Tell what was measured; all of it is clean.
+
+        Args:
+            scalars: name to figure.
+            texts: name to Markdown.
+            pictures: PNG files.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the run."""
+        raise NotImplementedError
+
+    def line(self) -> str:
+        """Where to look, for the screen."""
+        raise NotImplementedError
+
+    def on_train_begin(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: object,
+    ) -> None:
+        """Start the run, with arguments and a model whose settings are clean."""
+        if not state.is_world_process_zero:
+            return
+        if not self.is_started:
+            self.prepare()
+        self.is_started = True
+        told, shown = self.clean.value(args.to_dict()), copy.copy(args)
+        shown.to_dict = lambda: told  # all that the callbacks send of the arguments comes through it
+        shown.run_name = None if args.run_name is None else self.clean.value(args.run_name)
+        seen = {} if model is None else {"model": ShownModel(model, self.clean)}
+        super().on_train_begin(shown, state, control, **seen)
+
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Pass the figures on, from the first process."""
+        if self.is_started:
+            super().on_log(args, state, control, logs=self.clean.value(logs or {}))
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Stay open: the run is measured after training. `close` does what transformers does here."""
+
+
+class TensorBoard(Tracker, TensorBoardCallback):
+    """Event files in `<output_dir>/runs`, or where TENSORBOARD_LOGGING_DIR says; always local."""
+
+    module = "tensorboard"
+    tb_writer: Any
+    logging_dir: Any
+
+    def __init__(self, args: Any, *, predictions: bool | None = None) -> None:
+        super().__init__(args, predictions=predictions)
+        self.logging_dir = self.logging_dir or str(self.folder / "runs")
+
+    def is_local(self) -> bool:
+        """Always."""
+        return True
+
+    def record(
+        self, scalars: Mapping[str, float], texts: Mapping[str, str], pictures: Sequence[Path]
+    ) -> None:
+        """Add summaries."""
+        from matplotlib.image import imread
+
+        for name, value in scalars.items():
+            self.tb_writer.add_scalar(name, value)
+        for name, text in texts.items():
+            self.tb_writer.add_text(name, text)
+        for path in pictures:
+            pixels = (imread(path)[:, :, :3] * 255).round().astype(np.uint8)  # (H, W, 3)
+            self.tb_writer.add_image(f"plots/{path.stem}", pixels, dataformats="HWC")
+
+    def close(self) -> None:
+        """Close the event file."""
+        self.tb_writer.close()
+        self.tb_writer = None
+
+    def line(self) -> str:
+        """The command that shows it."""
+        return f"tensorboard --logdir {self.logging_dir}"
+
+
+class SwanLab(Tracker, SwanLabCallback):
+    """A run in `<output_dir>/swanlab`, unless SWANLAB_MODE says `online`.
+
+    Its `local` mode needs the dashboard (`swanlab[dashboard]`); without it the mode is `offline`, which
+    writes the same folder. Neither reads the host, the command line, the git remote or the terminal.
+    """
+
+    module = "swanlab"
+
+    def is_local(self) -> bool:
+        """Unless it was told to go online (`cloud` of old versions)."""
+        return self._mode() in ("local", "offline", "disabled")
+
+    def _mode(self) -> str:
+        return os.environ.get("SWANLAB_MODE") or ("local" if find_spec("swanboard") else "offline")
+
+    def prepare(self) -> None:
+        """Start it, or take the run that somebody has started in this process."""
+        import swanlab
+
+        if swanlab.get_run() is not None:
+            return
+        probe = swanlab.Settings.Probe(runtime=False, git=False, requirements=False)
+        settings = swanlab.Settings(
+            interactive=False, probe=probe, terminal=swanlab.Settings.Terminal(proxy_type="none")
+        )
+        resume = {"id": os.environ["SWANLAB_RUN_ID"]} if os.environ.get("SWANLAB_RUN_ID") else {}
+        swanlab.init(
+            mode={"cloud": "online"}.get(self._mode(), self._mode()),
+            log_dir=os.environ.get("SWANLAB_LOG_DIR") or str(self.folder / "swanlab"),
+            project=os.environ.get("SWANLAB_PROJECT") or self.clean.value(self.args.project),
+            name=self.clean.value(self.args.run_name or self.folder.name),
+            settings=settings,
+            **resume,
+        )
+
+    def record(
+        self, scalars: Mapping[str, float], texts: Mapping[str, str], pictures: Sequence[Path]
+    ) -> None:
+        """Log figures, `swanlab.Text` and, where pillow is installed, `swanlab.Image`."""
+        import swanlab
+
+        told: dict[str, Any] = {**scalars, **{name: swanlab.Text(text) for name, text in texts.items()}}
+        if find_spec("PIL"):
+            told |= {f"plots/{path.stem}": swanlab.Image(str(path)) for path in pictures}
+        swanlab.log(told)
+
+    def close(self) -> None:
+        """End the run."""
+        import swanlab
+
+        swanlab.finish()
+
+    def line(self) -> str:
+        """The command that shows it."""
+        return f"swanlab watch {self.folder / 'swanlab'}" if self.is_local() else "swanlab: online"
+
+
+class Trackio(Tracker, TrackioCallback):
+    """A run in trackio's own folder (TRACKIO_DIR), unless a Space or a server is named."""
+
+    module = "trackio"
+
+    def is_local(self) -> bool:
+        """Where neither `--trackio_space_id` nor the environment names another place."""
+        elsewhere = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
+        return not (self.args.trackio_space_id or elsewhere)
+
+    def record(
+        self, scalars: Mapping[str, float], texts: Mapping[str, str], pictures: Sequence[Path]
+    ) -> None:
+        """Log figures, `trackio.Markdown` and `trackio.Image`."""
+        import trackio
+
+        written = {name: trackio.Markdown(text) for name, text in texts.items()}
+        drawn = {f"plots/{path.stem}": trackio.Image(str(path)) for path in pictures}
+        trackio.log({**scalars, **written, **drawn})
+
+    def close(self) -> None:
+        """End the run; transformers freezes a Space here."""
+        TrackioCallback.on_train_end(self, self.args, TrainerState(), TrainerControl())
+
+    def line(self) -> str:
+        """The command that shows it."""
+        return f"trackio show --project {self.args.project}"
+
+
+class Wandb(Tracker, WandbCallback):
+    """A run in `<output_dir>/wandb`; offline unless WANDB_MODE says otherwise or there is a login.
+
+    It reads neither the machine nor the terminal, and uploads no model: a model is published by
+    `--push_to_hub`, which looks into what leaves.
+    """
+
+    module = "wandb"
+    settled = WANDB_UPLOADS
+
+    def is_local(self) -> bool:
+        """Without a login, or told to be offline."""
+        if mode := os.environ.get("WANDB_MODE"):
+            return mode in ("offline", "dryrun", "disabled")
+        return not _has_wandb_login()
+
+    def prepare(self) -> None:
+        """Start it, or take the run that somebody has started in this process."""
+        import wandb
+
+        if wandb.run is not None:
+            return
+        settings = wandb.Settings(
+            console="off", disable_git=True, disable_code=True, x_disable_meta=True,
+            x_disable_machine_info=True, x_save_requirements=False,
+        )  # fmt: skip
+        wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or self.clean.value(self.args.project),
+            name=self.clean.value(self.args.run_name or self.folder.name),
+            dir=os.environ.get("WANDB_DIR") or str(self.folder),
+            mode="offline" if self.is_local() and not os.environ.get("WANDB_MODE") else None,
+            settings=settings,
+        )
+
+    def record(
+        self, scalars: Mapping[str, float], texts: Mapping[str, str], pictures: Sequence[Path]
+    ) -> None:
+        """Log figures, tables of one text and `wandb.Image`."""
+        import wandb
+
+        written = {name: wandb.Table(columns=["text"], data=[[text]]) for name, text in texts.items()}
+        drawn = {f"plots/{path.stem}": wandb.Image(str(path)) for path in pictures}
+        wandb.log({**scalars, **written, **drawn})
+
+    def close(self) -> None:
+        """End the run."""
+        import wandb
+
+        wandb.finish()
+
+    def line(self) -> str:
+        """Where it is."""
+        return f"wandb sync {self.folder / 'wandb'}/offline-run-*" if self.is_local() else "wandb: online"
+
+
+TRACKERS: dict[str, type[Tracker]] = {
+    "swanlab": SwanLab,
+    "tensorboard": TensorBoard,
+    "trackio": Trackio,
+    "wandb": Wandb,
+}
+
+
+def track(args: Any, *, task: Any) -> list[Tracker]:
+    """Trackers of a run, as callbacks for its trainer; `account_of` finds them there at the end.
+
+    Nothing is started and nothing written before training begins. `args.report_to` is emptied, so that
+    transformers does not add its own callbacks beside these.
+
+    Args:
+        args: `TrainingArguments` of the run.
+        task: the options of a recipe (a `DataArguments`); its `log_predictions`.
+
+    Raises:
+        TaskHeadsError: a tracker that is not known or not installed, all of them at once.
+
+    Example:
+        >>> from transformers import TrainingArguments
+        >>> from qwen_task_heads.publishing.trackers import track
+        >>> from qwen_task_heads.training.arguments import DataArguments
+        >>> track(TrainingArguments("runs/x", report_to="none", use_cpu=True), task=DataArguments())
+        []
+    """
+    asked = [name for name in args.report_to if name not in NOT_OURS]
+    chosen = [name for name in asked if name in TRACKERS]
+    accepted = "accepted: none, " + ", ".join(TRACKERS)
+    problems = [
+        Problem("--report_to", f"found {name!r}", accepted, "choose among them")
+        for name in asked
+        if name not in TRACKERS
+    ]
+    missing = [name for name in chosen if find_spec(TRACKERS[name].module) is None]
+    if missing:
+        found = f"found {', '.join(missing)}, not installed"
+        pip = 'pip install "qwen-task-heads[track]", or pip install ' + " ".join(missing)
+        problems.append(Problem("--report_to", found, "accepted: trackers that are installed", pip))
+    for name in chosen:
+        for variable, idle in TRACKERS[name].settled.items():
+            if (found := os.environ.get(variable, idle)) != idle:
+                remedy = "unset it; a model is published by --push_to_hub"
+                problems.append(Problem(variable, f"found {found!r}", f"accepted: {idle}", remedy))
+    if problems:
+        raise TaskHeadsError(problems)
+    args.report_to = [name for name in args.report_to if name in NOT_OURS]
+    return [TRACKERS[name](args, predictions=task.log_predictions) for name in dict.fromkeys(chosen)]
+
+
+def finish_trackers(
+    trackers: Sequence[Tracker],
+    *,
+    folder: Path,
+    metrics: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    reported: str,
+) -> None:
+    """Tell the trackers of a finished run what was measured, end them, and say where to look.
+
+    Args:
+        trackers: from `track`.
+        folder: of the run, with `predictions.jsonl` and plots.
+        metrics: as `metrics.json` holds them.
+        settings: as `manifest.json` holds them.
+        reported: the split of the predictions.
+    """
+    for tracker in trackers:
+        clean = tracker.clean
+        texts = {"settings": f"```json\n{json.dumps(clean.value(settings), indent=2)}\n```"}
+        if tracker.predictions:
+            texts[f"predictions/{reported}"] = "\n".join(example_lines(folder / "predictions.jsonl", clean))
+        scalars = {clean.text(name): value for name, value in final_figures(metrics).items()}
+        if not tracker.is_started:  # a run without `Trainer`: a sweep
+            tracker.on_train_begin(tracker.args, TrainerState(), TrainerControl())
+        tracker.record(scalars, texts, sorted(folder.glob("*.png")))
+        tracker.close()
+        print(f"Tracked: {tracker.line()}", flush=True)
+
+
+def _has_wandb_login() -> bool:
+    """Whether wandb would find a key: in the environment, or where its login leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.environ.get("NETRC") or Path.home() / (".netrc" if os.name == "posix" else "_netrc"))
+    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    try:
+        return netrc.netrc(str(path)).authenticators(address.split("://")[-1].strip("/")) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
