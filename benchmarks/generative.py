@@ -11,8 +11,9 @@ encode the texts themselves.
 
 Peers answer one text at a time, as a loop over `generate()` does, so their time per text does not hang on how
 many there are: they are given fewer texts, and a ratio is one of times per text. Each is given its best:
-`generate()` writes as many tokens as the text's true label and its end (where the published script lets it
-write 512, which is a row of its own); rows of labels are padded into one batch a text, with logits at the answers alone.
+`generate()` writes as many tokens as the text's true label and its end (the 512 that the published script
+allows are a row of their own); rows of labels are padded into one batch a text, with logits at the answers
+alone.
 """
 
 from __future__ import annotations

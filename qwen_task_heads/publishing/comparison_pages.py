@@ -106,7 +106,7 @@ def comparison_page(content: Mapping[str, Any]) -> str:
     data = content["data"]
     lines = ["# Engines compared", "", *(plain(line) for line in content["advice"]), ""]
     lines += [f"## On {data['rows']:,} rows of {data['split']}, {len(data['labels']):,} labels", "", READ, ""]
-    lines += _table(HEAD, [[plain(row[0]), *row[1:]] for row in map(_cells, content["engines"])])
+    lines += engine_table(content)
     devices = dict.fromkeys(one["device"] for one in content["engines"])
     lines += ["", f"Timed on: {plain(', '.join(devices))}.", "", f"![engines]({PICTURE})", ""]
     lines += ["## Pair by pair", "", PAIRED, ""]
@@ -117,6 +117,11 @@ def comparison_page(content: Mapping[str, Any]) -> str:
     lines += _table(["a", "b", *map(figure_name, COMPARED), "p"], cells)
     said = [*content["notes"], *data["lines"]]
     return "\n".join([*lines, "", "## Notes", "", *(f"- {plain(line)}" for line in said)]) + "\n"
+
+
+def engine_table(content: Mapping[str, Any]) -> list[str]:
+    """The figures, times and costs of what `comparison.json` holds, as lines of Markdown."""
+    return _table(HEAD, [[plain(row[0]), *row[1:]] for row in map(_cells, content["engines"])])
 
 
 def device_name(device: torch.device) -> str:
