@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from numbers import Number
 from pathlib import Path
@@ -76,6 +77,48 @@ class ShownModel:
     def num_parameters(self) -> int:
         """Of all of the model."""
         return self._size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a tracker is told when a run is measured; all of it is clean.
+
+    Args:
+        scalars: name to figure.
+        texts: name to Markdown.
+        pictures: PNG files.
+    """
+
+    scalars: Mapping[str, float]
+    texts: Mapping[str, str]
+    pictures: Sequence[Path]
+
+
+def told_at_end(
+    *,
+    folder: Path,
+    metrics: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    reported: str,
+    predictions: bool,
+    clean: Cleaner,
+) -> Told:
+    """Gather it from a finished run.
+
+    Args:
+        folder: of the run, with `predictions.jsonl` and plots.
+        metrics: as `metrics.json` holds them.
+        settings: as `manifest.json` holds them.
+        reported: the split of the predictions.
+        predictions: tell some of them.
+        clean: takes secrets and folders out.
+    """
+    words = json.dumps(clean.value(settings), indent=2, ensure_ascii=False)
+    texts = {"settings": f"```json\n{words}\n```"}
+    if predictions:
+        texts[f"predictions/{reported}"] = "\n".join(example_lines(folder / "predictions.jsonl", clean))
+    scalars = {clean.text(name): value for name, value in final_figures(metrics).items()}
+    return Told(scalars=scalars, texts=texts, pictures=sorted(folder.glob("*.png")))
 
 
 def final_figures(metrics: Mapping[str, Any]) -> dict[str, float]:

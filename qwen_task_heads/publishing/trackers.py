@@ -15,7 +15,7 @@ away only with `--log_predictions true`.
 from __future__ import annotations
 
 import copy
-import json
+import html
 import netrc
 import os
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.publishing.tracked import Cleaner, ShownModel, example_lines, final_figures
+from qwen_task_heads.publishing.tracked import Cleaner, ShownModel, Told, told_at_end
 
 NOT_OURS = ("kubeflow",)  # added by transformers inside such a job; hears of progress alone
 WANDB_UPLOADS = {"WANDB_LOG_MODEL": "false", "WANDB_WATCH": "false"}  # with the value that does nothing
@@ -56,25 +56,18 @@ class Tracker(TrainerCallback):
         self.folder = Path(args.output_dir)
         self.clean = Cleaner()
         self.is_started = False
-        self.predictions = self.is_local() if predictions is None else predictions
+        self.predictions = self.is_local(args) if predictions is None else predictions
 
-    def is_local(self) -> bool:
+    @classmethod
+    def is_local(cls, args: Any) -> bool:
         """Whether nothing that it is told leaves this machine."""
         raise NotImplementedError
 
     def prepare(self) -> None:
         """Start the run before transformers' callback would."""
 
-    def record(
-        self, scalars: Mapping[str, float], texts: Mapping[str, str], pictures: Sequence[Path]
-    ) -> None:
-        """Tell what was measured; all of it is clean.
-
-        Args:
-            scalars: name to figure.
-            texts: name to Markdown.
-            pictures: PNG files.
-        """
+    def record(self, told: Told) -> None:
+        """Tell what was measured."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -132,21 +125,20 @@ class TensorBoard(Tracker, TensorBoardCallback):
         super().__init__(args, predictions=predictions)
         self.logging_dir = self.logging_dir or str(self.folder / "runs")
 
-    def is_local(self) -> bool:
+    @classmethod
+    def is_local(cls, args: Any) -> bool:
         """Always."""
         return True
 
-    def record(
-        self, scalars: Mapping[str, float], texts: Mapping[str, str], pictures: Sequence[Path]
-    ) -> None:
+    def record(self, told: Told) -> None:
         """Add summaries."""
         from matplotlib.image import imread
 
-        for name, value in scalars.items():
+        for name, value in told.scalars.items():
             self.tb_writer.add_scalar(name, value)
-        for name, text in texts.items():
+        for name, text in told.texts.items():
             self.tb_writer.add_text(name, text)
-        for path in pictures:
+        for path in told.pictures:
             pixels = (imread(path)[:, :, :3] * 255).round().astype(np.uint8)  # (H, W, 3)
             self.tb_writer.add_image(f"plots/{path.stem}", pixels, dataformats="HWC")
 
@@ -169,26 +161,24 @@ class SwanLab(Tracker, SwanLabCallback):
 
     module = "swanlab"
 
-    def is_local(self) -> bool:
+    @classmethod
+    def is_local(cls, args: Any) -> bool:
         """Unless it was told to go online (`cloud` of old versions)."""
-        return self._mode() in ("local", "offline", "disabled")
-
-    def _mode(self) -> str:
-        return os.environ.get("SWANLAB_MODE") or ("local" if find_spec("swanboard") else "offline")
+        return _swanlab_mode() in ("local", "offline", "disabled")
 
     def prepare(self) -> None:
         """Start it, or take the run that somebody has started in this process."""
         import swanlab
 
-        if swanlab.get_run() is not None:
+        if swanlab.has_run():
             return
-        probe = swanlab.Settings.Probe(runtime=False, git=False, requirements=False)
+        probe = swanlab.Settings.Probe(runtime=False, git=False, requirements=False, swanlab=False)
         settings = swanlab.Settings(
             interactive=False, probe=probe, terminal=swanlab.Settings.Terminal(proxy_type="none")
         )
         resume = {"id": os.environ["SWANLAB_RUN_ID"]} if os.environ.get("SWANLAB_RUN_ID") else {}
         swanlab.init(
-            mode={"cloud": "online"}.get(self._mode(), self._mode()),
+            mode=_swanlab_mode(),
             log_dir=os.environ.get("SWANLAB_LOG_DIR") or str(self.folder / "swanlab"),
             project=os.environ.get("SWANLAB_PROJECT") or self.clean.value(self.args.project),
             name=self.clean.value(self.args.run_name or self.folder.name),
@@ -196,16 +186,13 @@ class SwanLab(Tracker, SwanLabCallback):
             **resume,
         )
 
-    def record(
-        self, scalars: Mapping[str, float], texts: Mapping[str, str], pictures: Sequence[Path]
-    ) -> None:
+    def record(self, told: Told) -> None:
         """Log figures, `swanlab.Text` and, where pillow is installed, `swanlab.Image`."""
         import swanlab
 
-        told: dict[str, Any] = {**scalars, **{name: swanlab.Text(text) for name, text in texts.items()}}
-        if find_spec("PIL"):
-            told |= {f"plots/{path.stem}": swanlab.Image(str(path)) for path in pictures}
-        swanlab.log(told)
+        written = {name: swanlab.Text(text) for name, text in told.texts.items()}
+        drawn = {f"plots/{path.stem}": swanlab.Image(str(path)) for path in told.pictures}
+        swanlab.log({**told.scalars, **written, **(drawn if find_spec("PIL") else {})})
 
     def close(self) -> None:
         """End the run."""
@@ -214,8 +201,10 @@ class SwanLab(Tracker, SwanLabCallback):
         swanlab.finish()
 
     def line(self) -> str:
-        """The command that shows it."""
-        return f"swanlab watch {self.folder / 'swanlab'}" if self.is_local() else "swanlab: online"
+        """The command that shows it, or sends it to a server that shows it."""
+        folder = os.environ.get("SWANLAB_LOG_DIR") or str(self.folder / "swanlab")
+        told = {"local": f"swanlab watch {folder}", "offline": f"swanlab sync {folder}/run-*"}
+        return told.get(_swanlab_mode(), f"swanlab, {_swanlab_mode()}")
 
 
 class Trackio(Tracker, TrackioCallback):
@@ -223,20 +212,19 @@ class Trackio(Tracker, TrackioCallback):
 
     module = "trackio"
 
-    def is_local(self) -> bool:
+    @classmethod
+    def is_local(cls, args: Any) -> bool:
         """Where neither `--trackio_space_id` nor the environment names another place."""
         elsewhere = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
-        return not (self.args.trackio_space_id or elsewhere)
+        return not (args.trackio_space_id or elsewhere)
 
-    def record(
-        self, scalars: Mapping[str, float], texts: Mapping[str, str], pictures: Sequence[Path]
-    ) -> None:
+    def record(self, told: Told) -> None:
         """Log figures, `trackio.Markdown` and `trackio.Image`."""
         import trackio
 
-        written = {name: trackio.Markdown(text) for name, text in texts.items()}
-        drawn = {f"plots/{path.stem}": trackio.Image(str(path)) for path in pictures}
-        trackio.log({**scalars, **written, **drawn})
+        written = {name: trackio.Markdown(text) for name, text in told.texts.items()}
+        drawn = {f"plots/{path.stem}": trackio.Image(str(path)) for path in told.pictures}
+        trackio.log({**told.scalars, **written, **drawn})
 
     def close(self) -> None:
         """End the run; transformers freezes a Space here."""
@@ -257,7 +245,8 @@ class Wandb(Tracker, WandbCallback):
     module = "wandb"
     settled = WANDB_UPLOADS
 
-    def is_local(self) -> bool:
+    @classmethod
+    def is_local(cls, args: Any) -> bool:
         """Without a login, or told to be offline."""
         if mode := os.environ.get("WANDB_MODE"):
             return mode in ("offline", "dryrun", "disabled")
@@ -277,19 +266,17 @@ class Wandb(Tracker, WandbCallback):
             project=os.environ.get("WANDB_PROJECT") or self.clean.value(self.args.project),
             name=self.clean.value(self.args.run_name or self.folder.name),
             dir=os.environ.get("WANDB_DIR") or str(self.folder),
-            mode="offline" if self.is_local() and not os.environ.get("WANDB_MODE") else None,
+            mode=os.environ.get("WANDB_MODE") or ("offline" if self.is_local(self.args) else None),
             settings=settings,
         )
 
-    def record(
-        self, scalars: Mapping[str, float], texts: Mapping[str, str], pictures: Sequence[Path]
-    ) -> None:
-        """Log figures, tables of one text and `wandb.Image`."""
+    def record(self, told: Told) -> None:
+        """Log figures, `wandb.Image`, and `wandb.Html`: a table would name a folder of this machine."""
         import wandb
 
-        written = {name: wandb.Table(columns=["text"], data=[[text]]) for name, text in texts.items()}
-        drawn = {f"plots/{path.stem}": wandb.Image(str(path)) for path in pictures}
-        wandb.log({**scalars, **written, **drawn})
+        written = {name: wandb.Html(f"<pre>{html.escape(text)}</pre>") for name, text in told.texts.items()}
+        drawn = {f"plots/{path.stem}": wandb.Image(str(path)) for path in told.pictures}
+        wandb.log({**told.scalars, **written, **drawn})
 
     def close(self) -> None:
         """End the run."""
@@ -299,7 +286,8 @@ class Wandb(Tracker, WandbCallback):
 
     def line(self) -> str:
         """Where it is."""
-        return f"wandb sync {self.folder / 'wandb'}/offline-run-*" if self.is_local() else "wandb: online"
+        folder = os.environ.get("WANDB_DIR") or str(self.folder)
+        return f"wandb sync {folder}/wandb/offline-run-*" if self.is_local(self.args) else "wandb, online"
 
 
 TRACKERS: dict[str, type[Tracker]] = {
@@ -371,17 +359,19 @@ def finish_trackers(
         settings: as `manifest.json` holds them.
         reported: the split of the predictions.
     """
+    about: dict[str, Any] = {"folder": folder, "metrics": metrics, "settings": settings, "reported": reported}
     for tracker in trackers:
-        clean = tracker.clean
-        texts = {"settings": f"```json\n{json.dumps(clean.value(settings), indent=2)}\n```"}
-        if tracker.predictions:
-            texts[f"predictions/{reported}"] = "\n".join(example_lines(folder / "predictions.jsonl", clean))
-        scalars = {clean.text(name): value for name, value in final_figures(metrics).items()}
         if not tracker.is_started:  # a run without `Trainer`: a sweep
             tracker.on_train_begin(tracker.args, TrainerState(), TrainerControl())
-        tracker.record(scalars, texts, sorted(folder.glob("*.png")))
+        tracker.record(told_at_end(**about, predictions=tracker.predictions, clean=tracker.clean))
         tracker.close()
         print(f"Tracked: {tracker.line()}", flush=True)
+
+
+def _swanlab_mode() -> str:
+    """SWANLAB_MODE by its name of today; else one that writes here only."""
+    asked = os.environ.get("SWANLAB_MODE") or ("local" if find_spec("swanboard") else "offline")
+    return "online" if asked == "cloud" else asked
 
 
 def _has_wandb_login() -> bool:
