@@ -96,6 +96,10 @@ class ClassifierArguments(HeadArguments):
     token_dropout: float = field(
         default=0.0, metadata={"help": "Share of a text's tokens that training hides; for small backbones."}
     )
+    mix: str | None = field(
+        default=None, metadata={"help": "Further labelled texts to mix into the training set."}
+    )
+    mix_ratio: float = field(default=2.0, metadata={"help": "Own rows for each row that is mixed in."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many looks at dev without a better figure."}
     )
@@ -109,7 +113,8 @@ class ClassifierArguments(HeadArguments):
     def data_options(self) -> dict[str, Any]:
         """Arguments of `read_text_sets` that were given, beside the source."""
         names = (
-            "problem_type", "labels", "dev_fraction", "hub", "bad_rows", "max_samples", "streaming",
+            "problem_type", "labels", "dev_fraction", "hub", "bad_rows", "max_samples", "streaming", "mix",
+            "mix_ratio",
         )  # fmt: skip
         options = {name: self.__dict__[name] for name in names}
         options |= {"dev": self.dev_dataset, "test": self.test_dataset}
