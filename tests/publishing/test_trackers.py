@@ -282,6 +282,9 @@ def read_trackio(folder: Path, trained: bool) -> None:
 
 
 def read_wandb(folder: Path, trained: bool) -> None:
+    import wandb
+
+    wandb.teardown()  # its service writes the last of a run when it ends, as at the end of a process
     (run,) = (folder / "wandb").glob("offline-run-*")
     (record,) = run.glob("run-*.wandb")
     content = record.read_bytes()
