@@ -39,6 +39,7 @@ from qwen_task_heads.models import load_tokenizer
 CONTENT_FREE = ("N/A", "[MASK]", "-")
 LOGITS_BUDGET = 2**27  # floats of logits at a time: 512 MB in fp32
 MIN_SHARED = 8  # tokens worth a pass of their own
+KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # per layer, (1, heads, P, D)
 
 
 def why_alone(model: Any) -> str | None:
@@ -97,6 +98,7 @@ class LabelScorer:
         ends = [prompts.end] if with_end else []
         self.answers = [[*ids, *ends] for ids in prompts.answers]
         self.why_alone = why_alone(model)
+        self._kept: tuple[Any, KeysAndValues | None] = (None, None)  # state of the model, its instruction
         self._bias: dict[tuple[str, ...], torch.Tensor] = {}
 
     @classmethod
@@ -232,8 +234,7 @@ class LabelScorer:
         if self.why_alone is not None:
             return score_alone(self.model, rows, answers, length_normalized=self.length_normalized)
         trie = make_trie(answers)
-        shared = _shared(rows)
-        before = self._encode(rows[0][:shared]) if shared else None
+        shared, before = self._before(rows)
         result = torch.empty(len(rows), len(answers), dtype=torch.float64)
         for batch in self._batches([len(row) - shared for row in rows], nodes=1 + len(trie.tokens)):
             result[batch] = self._score_batch([rows[index][shared:] for index in batch], trie, before)
@@ -241,16 +242,41 @@ class LabelScorer:
             result /= trie.lengths
         return result
 
-    def _encode(self, ids: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _before(self, rows: list[list[int]]) -> tuple[int, KeysAndValues | None]:
+        """How many tokens all prompts begin with, and their keys and values.
+
+        Those of the instruction with all labels are kept for the next call, so that a text asked alone does
+        not pay for them, as long as the weights are the same.
+        """
+        begin = self.prompts.prefix
+        size = len(begin)
+        if size < MIN_SHARED or any(row[:size] != begin or len(row) == size for row in rows):
+            shared = _shared(rows)
+            return shared, self._encode(rows[0][:shared]) if shared else None
+        state = self._state()
+        made, kept = self._kept
+        if made != state:
+            kept = self._encode(begin)
+            self._kept = state, kept
+        return size, kept
+
+    def _state(self) -> Any:
+        """Equal as long as the same weights are computed with in the same way, as of `PrefixCache`."""
+        kind = self.model.device.type
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return cast, [
+            (id(weight), 0 if weight.is_inference() else weight._version, weight.device, weight.dtype)
+            for weight in self.model.parameters()
+        ]
+
+    def _encode(self, ids: list[int]) -> KeysAndValues:
         """Keys and values per layer, (1, heads, P, D), of what all prompts begin with."""
         cache = DynamicCache()
         input_ids = torch.tensor([ids], device=self.model.device)
         self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _score_batch(
-        self, rows: list[list[int]], trie: Trie, before: list[tuple[torch.Tensor, torch.Tensor]] | None
-    ) -> torch.Tensor:
+    def _score_batch(self, rows: list[list[int]], trie: Trie, before: KeysAndValues | None) -> torch.Tensor:
         """Sum of the log-probabilities of every label's tokens, (B, L) float64, for B ends of prompts."""
         model, device = self.model, self.model.device
         past = before[0][0].shape[2] if before else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from importlib import resources
@@ -131,6 +132,25 @@ def test_each_text_is_asked_with_its_own_examples(model: Any) -> None:
         scorer(model, labels, instruction=FEW_SHOT_INSTRUCTION, calibrate=True).log_scores(
             ["a"], shots=shots[:1]
         )
+
+
+def test_the_instruction_is_encoded_once_for_all_calls(model: Any) -> None:
+    own = copy.deepcopy(model)
+    ours = scorer(own, many_labels(20), instruction="One of {labels}. Text: ")
+    passed: list[int] = []
+    own.model.register_forward_pre_hook(
+        lambda module, args, kwargs: passed.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    known = len(ours.prompts.prefix)
+    found = [ours.log_scores([title])[0] for title in titles()[:3]]
+    assert passed.count(known) == 1
+    assert len(passed) == 7  # and for each text its end and the labels
+    assert torch.allclose(torch.stack(found), ours.log_scores(titles()[:3]), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        own.model.layers[0].mlp.up_proj.weight.add_(0.05)
+    fresh = scorer(own, many_labels(20), instruction="One of {labels}. Text: ")
+    assert torch.allclose(ours.log_scores(titles()[:1]), fresh.log_scores(titles()[:1]), atol=1e-5, rtol=0)
+    assert not torch.allclose(ours.log_scores(titles()[:1])[0], found[0], atol=1e-3)
 
 
 def test_candidates_of_a_row_are_all_that_it_can_answer(model: Any) -> None:
