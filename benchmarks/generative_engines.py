@@ -26,8 +26,8 @@ EMBEDDED, SHOTS = "embedded", 8
 DEV_ROWS = 200  # dev plays no part, and whole sets would cost more than the training
 HEAD = """# Engines on the same small backbone, measured
 
-`python benchmarks/generative_engines.py`; its head says what this shows and what it does not. Intervals of 95%
-resample the test rows; times are of one thread.
+`python benchmarks/generative_engines.py`; its head says what this shows and what it does not. Intervals of
+95% resample the test rows; times are of one thread.
 """
 
 

@@ -37,8 +37,10 @@ def advise(
     engines = [one for one in measured if one.kind != FLOOR]
     best, alike = _best(measured, pairs, figure)
     chosen = _fastest(alike)
-    lines = []
-    if chosen is not best:
+    lines, last = [], f"This holds for {rows} and the time of this machine, and for nothing else."
+    if all(pair[figure]["low"] is None for pair in pairs):
+        lines.append("All rows are of one group: there is no telling a difference from noise.")
+    elif chosen is not best:
         gap, times = _between(pairs, best, chosen, figure), _times(best, chosen)
         lines.append(
             f"{chosen.name} is as good as {best.name} within noise ({told} {value[chosen.name]:.3f} against "
@@ -60,15 +62,15 @@ def advise(
             lines.append(f"{quick.name} is {_times(best, quick)} per text, for {lost} of {told}.")
     else:
         lines.append(f"{best.name} was compared with floors only ({told} {value[best.name]:.3f}).")
+    if best.figures[figure]["low"] is None:
+        return [*lines, last]
     lines += _against_floors(measured, pairs, figure=figure, told=told, value=value, chosen=chosen, best=best)
     if free := [one.name for one in alike if one.kind in ("zero_shot", "few_shot") and one is not chosen]:
         lines.append(f"As good within noise without any training: {', '.join(free)}.")
     error = chosen.figures["ece"]["value"]
     if error is not None and error >= UNSURE:
-        lines.append(
-            f"The probabilities of {chosen.name} are off by {error:.2f} on average: rank by them only."
-        )
-    return [*lines, f"This holds for {rows} and the time of this machine, and for nothing else."]
+        lines.append(f"The probabilities of {chosen.name} are off by {error:.2f} on average, and no chances.")
+    return [*lines, last]
 
 
 def chosen_of(

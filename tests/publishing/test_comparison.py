@@ -105,6 +105,9 @@ def test_whole_groups_are_drawn() -> None:
     [pair] = compare([engine("a", 0.6, rows=one), engine("b", 0.5, rows=one)], one)
     assert pair["accuracy"]["low"] is None
     assert not pair["accuracy"]["differs"]
+    told = advise([engine("a", 0.6, rows=one), engine("b", 0.5, rows=one)], [pair], rows=ROWS)
+    assert told[0].startswith("All rows are of one group")
+    assert len(told) == 2
 
 
 def test_the_nearest_vote_and_the_nearest_of_all_decides() -> None:
