@@ -1,21 +1,68 @@
 """Causal language models that answer with a label: the only callers of `from_pretrained` for them.
 
 A generator is a stock model of transformers, plain or with a stock PEFT adapter; nothing of ours travels
-with it but `label_prompt.json`, the labels and the words around a text (`AnswerPrompts.save`).
+with it but `label_prompt.json`: the labels, the words around a text (`AnswerPrompts.save`), and of an adapter
+the base it was trained on, pinned by its commit or by the hashes of its files.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from qwen_task_heads.backbones import locate
+from qwen_task_heads.batching.answers import LABEL_PROMPT
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
+from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
+from qwen_task_heads.manifests import check_manifest
+from qwen_task_heads.models import commit_of
+from qwen_task_heads.repos import check_repo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What an adapter was trained on.
+
+    Args:
+        name: repo id, or a folder of this machine.
+        revision: commit of its hub; None for a folder.
+        hub: `modelscope` where the commit is one of ModelScope; None for the Hugging Face Hub or a folder.
+        files: SHA-256 of the files of a folder, or of what ModelScope gave; None for the Hugging Face Hub.
+    """
+
+    name: str
+    revision: str | None = None
+    hub: str | None = None
+    files: dict[str, str] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `label_prompt.json` holds."""
+        return asdict(self)
+
+
+def base_of(name: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> Base:
+    """Pin a base as the recipe names it.
+
+    Example:
+        >>> from qwen_task_heads.generators import base_of
+        >>> sorted(base_of("embedded").files)
+        ['config.json', 'model.safetensors', 'tokenizer.json']
+    """
+    path = locate(name)
+    if Path(path).is_dir():
+        return Base(name=str(Path(path).resolve()), files=hash_base(path))
+    if hub == MODELSCOPE:
+        folder, commit = fetch_modelscope(path, revision=revision)
+        return Base(name=path, revision=commit, hub=MODELSCOPE, files=hash_base(folder))
+    return Base(name=path, revision=commit_of(path, revision))
 
 
 def load_generator(
@@ -24,6 +71,7 @@ def load_generator(
     revision: str | None = None,
     hub: str = HUGGINGFACE,
     dtype: torch.dtype | str = "auto",
+    verify: bool = True,
     model_kwargs: dict[str, Any] | None = None,
 ) -> Any:
     """Load a chat model, or one with an adapter, which is merged.
@@ -31,12 +79,13 @@ def load_generator(
     Args:
         name: repo id or folder; `"embedded"` for the small backbone in the package.
         revision: branch, tag or commit.
-        hub: where ids are looked up, `huggingface` or `modelscope`.
+        hub: where ids are looked up, `huggingface` or `modelscope`; that of an adapter's base too.
         dtype: of the weights; as they were saved when `auto`.
+        verify: hold the files against `manifest.json`, and a local base against its hashes.
         model_kwargs: passed on to transformers (`attn_implementation`, ...).
 
     Raises:
-        TaskHeadsError: nothing there, or a model that does not generate.
+        TaskHeadsError: nothing there, a model that does not generate, or files or a base that changed.
 
     Example:
         >>> from qwen_task_heads.generators import load_generator
@@ -46,14 +95,43 @@ def load_generator(
     path = locate(name)
     if hub == MODELSCOPE and not Path(path).exists():
         path, revision = str(fetch_modelscope(path, revision=revision)[0]), None
-    options = {"revision": revision or "main", "dtype": dtype, **(model_kwargs or {})}
+    check_repo(path, revision=revision)
+    if verify:
+        check_manifest(path, revision=revision)
+    options = {"dtype": dtype, "trust_remote_code": False, **(model_kwargs or {})}
     try:
         if find_adapter_config_file(path, revision=revision) is None:
-            return AutoModelForCausalLM.from_pretrained(path, **options).eval()
-        from peft import AutoPeftModelForCausalLM
+            return AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", **options).eval()
+        from peft import AutoPeftModelForCausalLM, PeftModel
 
-        return AutoPeftModelForCausalLM.from_pretrained(path, **options).merge_and_unload().eval()
+        if (base := _stated_base(path, revision)) is None:  # an adapter of others
+            opened = AutoPeftModelForCausalLM.from_pretrained(path, revision=revision or "main", **options)
+            return opened.merge_and_unload().eval()
+        place, commit = _at_hand(base, hub=hub, verify=verify)
+        model = AutoModelForCausalLM.from_pretrained(place, revision=commit or "main", **options)
+        return PeftModel.from_pretrained(model, path, revision=revision).merge_and_unload().eval()
+    except TaskHeadError as error:
+        raise TaskHeadsError(Problem(error.where, error.found, error.accepted, error.remedy)) from error
     except (OSError, ValueError) as error:
         found = f"found no model that generates ({str(error).splitlines()[0][:160]})"
         accepted = "accepted: a repo id or folder of a causal language model, or an adapter of one"
         raise TaskHeadsError(Problem(name, found, accepted, "check the name and the network")) from error
+
+
+def _stated_base(path: str, revision: str | None) -> Base | None:
+    """The base in `label_prompt.json`."""
+    file = cached_file(path, LABEL_PROMPT, revision=revision, _raise_exceptions_for_missing_entries=False)
+    stated = None if file is None else json.loads(Path(file).read_text(encoding="utf-8")).get("base")
+    return None if stated is None else Base(**stated)
+
+
+def _at_hand(base: Base, *, hub: str, verify: bool) -> tuple[str, str | None]:
+    """Where transformers opens a base, and its revision there."""
+    if MODELSCOPE in (hub, base.hub) and not Path(base.name).is_dir():
+        pin = base.revision if base.hub == MODELSCOPE else None  # the hubs share no commits
+        place, commit = str(fetch_modelscope(base.name, revision=pin)[0]), None
+    else:
+        place, commit = base.name, base.revision
+    if verify and Path(place).is_dir():
+        check_base(place, base.files)
+    return place, commit

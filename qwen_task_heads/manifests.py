@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 MATTERS = (
     "config.json", "adapter_config.json", "*.safetensors", "model.safetensors.index.json", "*.py",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja",
+    "chat_template.jinja", "label_prompt.json", "decision.json", "decision_template.jinja",
 )  # fmt: skip
 LARGEST = 10_000_000  # bytes of a manifest; ours have some thousands
 REMEDY = (

@@ -112,7 +112,7 @@ def build(
     if base.model_type in TASKS:
         kwargs = {"revision": revision, "dtype": dtype, **(model_kwargs or {})}
         return _take_up(path, base, task=task, head=head, hub=hub, kwargs=kwargs)
-    commit = fetched or _commit(path, revision)
+    commit = fetched or commit_of(path, revision)
     try:
         config = TASKS[task].config_class(
             text_config=base.get_text_config(),
@@ -346,7 +346,7 @@ def _base_config(path: str, *, revision: str | None) -> Any:
         raise not_there(path, error, "a model") from error
 
 
-def _commit(path: str, revision: str | None) -> str | None:
+def commit_of(path: str, revision: str | None) -> str | None:
     """The commit that a hub repo's `config.json` came from; None for a folder, which is pinned by hashes."""
     if Path(path).is_dir():
         return None

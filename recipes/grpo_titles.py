@@ -52,6 +52,11 @@ class WriterConfig(GRPOConfig):
         if self.output_dir is None:
             problem = Problem("--output_dir", "found nothing", "accepted: a folder", "name one for the run")
             raise TaskHeadsError(problem)
+        if self.push_to_hub or self.hub_token:  # trl would send training_args.bin, to everybody, unproven
+            remedy = "read its titles first; then upload the folder without training_args.bin"
+            raise TaskHeadsError(
+                Problem("--push_to_hub", "found it", "accepted: no upload of a writer", remedy)
+            )
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and not self.use_cpu
         super().__post_init__()
@@ -94,12 +99,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=model_args.dtype or "auto")
     texts = prompts(task, chat=tokenizer.chat_template is not None)
-    reward = TitleReward(
-        task.reward_model,
-        length_penalty=task.length_penalty,
-        context="context" if task.with_context else None,
-        device=args.device,
-    )
+    context = "context" if task.with_context else None
+    options = {"length_penalty": task.length_penalty, "context": context, "device": args.device}
+    reward = TitleReward(task.reward_model, **options)
     told = {"processing_class": tokenizer, "peft_config": get_peft_config(model_args)}
     trainer = GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=texts, **told)
     start = time.monotonic()
@@ -111,9 +113,7 @@ def main() -> None:
         print(f"\nTrained a title writer for {steps} steps on {len(texts):,} texts in {seconds:.0f} s.")
         print(f"Mean reward: {paid[0]:.2f} at the first look, {paid[-1]:.2f} at the last (0: an average")
         print("title of the scorer's dev set, 1 a standard deviation better; no title gets -5 or less).")
-        print(
-            f"The writer is in {args.output_dir}. More reward is not yet a better title: read some of them."
-        )
+        print(f"The writer is in {args.output_dir}. More reward is no better title yet: read some of them.")
 
 
 if __name__ == "__main__":

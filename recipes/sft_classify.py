@@ -17,7 +17,7 @@ from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
-from qwen_task_heads.generators import load_generator
+from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.inference.generative import LabelScorer
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.publishing.accounts import account_of
@@ -51,6 +51,7 @@ def main() -> None:
 
     # Model, prompts and token ids
     set_seed(args.seed)
+    base = base_of(locate(name), revision=options["revision"], hub=texts.hub)
     model = load_generator(locate(name), hub=texts.hub, **options)
     tokenizer = load_tokenizer(locate(name), revision=options["revision"], hub=texts.hub)
     family = model.config.get_text_config().model_type
@@ -88,7 +89,9 @@ def main() -> None:
             adapter=trainer.is_adapter, resumed=resume is not None,
         )  # fmt: skip
         run = TextRun(sets=sets, cut=cut, **account)
-        finish_answers(trained, scorer=scorer, tokenizer=tokenizer, folder=args.output_dir, run=run)
+        finish_answers(
+            trained, scorer=scorer, tokenizer=tokenizer, folder=args.output_dir, run=run, base=base
+        )
         if destination:
             destination.push(args.output_dir)
     trainer.accelerator.wait_for_everyone()

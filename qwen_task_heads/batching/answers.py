@@ -101,13 +101,19 @@ class AnswerPrompts:
             raise TaskHeadsError(problems)
         self.room = max(map(len, self.answers)) + 1  # of the longest answer with its end
 
-    def save(self, folder: str | Path) -> None:
-        """Write `label_prompt.json`: labels, instruction and limits, all that `load` needs."""
+    def save(self, folder: str | Path, *, base: dict[str, Any] | None = None) -> None:
+        """Write `label_prompt.json`: labels, instruction and limits, all that `load` needs.
+
+        Args:
+            folder: of the model.
+            base: of an adapter, what it was trained on (`generators.Base`).
+        """
         content = {
             "labels": asdict(self.labels),
             "instruction": self.instruction,
             "max_length": self.max_length,
             "truncation": self.truncation,
+            "base": base,
         }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         Path(folder, LABEL_PROMPT).write_text(text, encoding="utf-8")
@@ -121,6 +127,7 @@ class AnswerPrompts:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content.pop("base", None)
             labels = LabelMap(**{name: _tuples(value) for name, value in content.pop("labels").items()})
             return cls(tokenizer, labels, model_type=model_type, **content)
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:

@@ -17,20 +17,21 @@ import torch
 
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.generators import Base
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.inference.decisions import write_decision
 from qwen_task_heads.inference.generative import LabelScorer
 from qwen_task_heads.publishing.accounts import keep_reference
 from qwen_task_heads.publishing.card_facts import Trained
 from qwen_task_heads.publishing.endings import first_notes
-from qwen_task_heads.publishing.gate import take_answer_reference
+from qwen_task_heads.publishing.reference import take_answer_reference
 from qwen_task_heads.publishing.text_outcome import TextRun, account_texts
 
 NEVER = -1e4  # log-score of a label that a row does not offer; its probability is 0 in float64
 
 
 def finish_answers(
-    model: Any, *, scorer: LabelScorer, tokenizer: Any, folder: str | Path, run: TextRun
+    model: Any, *, scorer: LabelScorer, tokenizer: Any, folder: str | Path, run: TextRun, base: Base
 ) -> dict[str, Any]:
     """Save the model and everything that is known about it; print the summary; return the metrics.
 
@@ -41,14 +42,19 @@ def finish_answers(
         folder: where the model goes; also `label_prompt.json`, and `decision.json` where every label is one
             token; the rest as of `finish_texts`.
         run: the account of the run.
+        base: what the model was trained from, which an adapter names.
     """
     from peft import PeftModel
 
     folder = Path(folder)
     is_adapter = isinstance(model, PeftModel)
+    if is_adapter:  # PEFT has the path that was opened, which may be a cache, and no commit
+        adapter = model.peft_config[model.active_adapter]
+        adapter.base_model_name_or_path = base.name
+        adapter.revision = None if base.hub else base.revision
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    scorer.prompts.save(folder)
+    scorer.prompts.save(folder, base=base.as_dict() if is_adapter else None)
     with suppress(TaskHeadsError):  # of labels of several tokens, which `LabelScorer` alone reads
         write_decision(folder, prompts=scorer.prompts)
     labels = scorer.prompts.labels
@@ -58,6 +64,7 @@ def finish_answers(
         problem_type="single_label_classification",
         max_seq_length=scorer.prompts.max_length,
         truncation=scorer.prompts.truncation,
+        backbone_revision=base.revision,
     )
 
     def logits(examples: Sequence[TextExample]) -> torch.Tensor:

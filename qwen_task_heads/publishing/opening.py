@@ -53,15 +53,13 @@ def bring_base(folder: Path, cache: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     if not (folder / "adapter_config.json").is_file():
         return
-    named = folder / "config.json"
-    if named.is_file():
-        config = json.loads(named.read_text(encoding="utf-8"))
+    if (folder / "label_prompt.json").is_file():  # of a language model, whose adapter has no config
+        stated = json.loads((folder / "label_prompt.json").read_text(encoding="utf-8"))["base"]
+        config = {f"backbone_{key}": stated[key] for key in ("hub", "revision")}
+        base = stated["name"]
+    else:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         base = config.get("backbone_name_or_path")
-    else:  # PEFT's own, of a language model
-        config = {}
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get(
-            "base_model_name_or_path"
-        )
     if not base or Path(base).is_absolute():
         return
     name = f"models--{base.replace('/', '--')}"

@@ -138,7 +138,7 @@ def warm_start_command(
     given = {
         item.name: texts.__dict__[item.name]
         for item in fields(texts)
-        if item.name not in own and texts.__dict__[item.name] != item.default
+        if item.name not in own and texts.__dict__[item.name] not in (item.default, [])
     }
     given |= {
         **chosen.head_options(),

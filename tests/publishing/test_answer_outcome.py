@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 
 from qwen_task_heads import LabelMap, LabelScorer, TaskHeadsError, load_tokenizer, read_text_sets
 from qwen_task_heads.batching.answers import AnswerPrompts
-from qwen_task_heads.generators import load_generator
+from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.publishing.answer_outcome import finish_answers
 from qwen_task_heads.publishing.hubs import publish
 from qwen_task_heads.publishing.text_outcome import TextRun
@@ -49,7 +50,9 @@ def finish(folder: Path, data: Path, *, lora: bool) -> tuple[Any, dict[str, Any]
         seed=0,
         backbone="embedded",
     )
-    return model, finish_answers(model, scorer=scorer, tokenizer=tokenizer, folder=folder, run=run)
+    return model, finish_answers(
+        model, scorer=scorer, tokenizer=tokenizer, folder=folder, run=run, base=base_of("embedded")
+    )
 
 
 def test_what_is_saved_gives_the_same_scores_and_tells_its_figures(tmp_path: Path, data: Path) -> None:
@@ -93,3 +96,26 @@ def test_published_models_that_write_labels_are_proven(tmp_path: Path, data: Pat
         publish(full, repo_id="me/labels", dry_run=tmp_path / "changed")
     with pytest.raises(TaskHeadsError, match="--onnx"):
         publish(full, repo_id="me/labels", onnx=True, dry_run=tmp_path / "onnx")
+
+
+def test_an_adapter_is_opened_on_the_base_it_was_trained_on(tmp_path: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    finish(run, data, lora=True)
+    adapter = json.loads((run / "adapter_config.json").read_text("utf-8"))
+    stated = json.loads((run / "label_prompt.json").read_text("utf-8"))["base"]
+    assert adapter["base_model_name_or_path"] == stated["name"]
+    assert "model.safetensors" in stated["files"]
+    copy = tmp_path / "base"
+    shutil.copytree(stated["name"], copy)
+    prompt = json.loads((run / "label_prompt.json").read_text("utf-8"))
+    prompt["base"]["name"] = str(copy)
+    (run / "label_prompt.json").write_text(json.dumps(prompt), "utf-8")
+    with pytest.raises(TaskHeadsError, match=r"label_prompt\.json: found SHA-256"):
+        load_generator(str(run))
+    (run / "manifest.json").unlink()
+    load_generator(str(run))
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}), "utf-8")
+    with pytest.raises(TaskHeadsError, match=r"config\.json has changed"):
+        load_generator(str(run))
+    load_generator(str(run), verify=False)
