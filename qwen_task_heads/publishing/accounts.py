@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from qwen_task_heads.publishing.card_facts import CardFacts
-from qwen_task_heads.publishing.gate import REFERENCE, Reference, write_reference
 from qwen_task_heads.publishing.manifest import settings_of
+from qwen_task_heads.publishing.reference import REFERENCE, Reference, write_reference
 from qwen_task_heads.publishing.trackers import Tracker
 from qwen_task_heads.training.arguments import HeadArguments
 

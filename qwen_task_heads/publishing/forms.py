@@ -20,14 +20,14 @@ from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import load, load_tokenizer, merge
 from qwen_task_heads.publishing.cards import with_form
 from qwen_task_heads.publishing.export import save
-from qwen_task_heads.publishing.gate import (
+from qwen_task_heads.publishing.hub import refuse
+from qwen_task_heads.publishing.reference import (
     REFERENCE,
     Reference,
     read_reference,
     take_answer_reference,
     take_reference,
 )
-from qwen_task_heads.publishing.hub import refuse
 from qwen_task_heads.publishing.staging import files_of, travels
 from qwen_task_heads.publishing.stock import export_stock
 

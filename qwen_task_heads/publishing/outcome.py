@@ -37,7 +37,7 @@ from qwen_task_heads.publishing.endings import (
     write_account,
 )
 from qwen_task_heads.publishing.export import save
-from qwen_task_heads.publishing.gate import take_reference
+from qwen_task_heads.publishing.reference import take_reference
 from qwen_task_heads.publishing.title_card import accuracy_rows, title_card
 from qwen_task_heads.training.floors import TfidfBradleyTerry, longer_title
 from qwen_task_heads.training.metrics import mean_figure, pair_accuracy, ranking_metrics

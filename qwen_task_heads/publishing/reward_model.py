@@ -26,7 +26,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.publishing.stock import (
-    PROOF,
+    PROOF_TEXTS,
     TOLERANCE,
     appearing,
     check_difference,
@@ -179,8 +179,10 @@ def _prove(model: Any, tokenizer: Any, folder: Path) -> None:
     options: dict[str, Any] = {
         "truncation": True, "max_length": proof_limit(model, tokenizer), "return_tensors": "pt",
     }  # fmt: skip
-    batches = [again(list(PROOF), padding=True, padding_side=side, **options) for side in ("left", "right")]
-    batches += [again(text, **options) for text in PROOF]
+    batches = [
+        again(list(PROOF_TEXTS), padding=True, padding_side=side, **options) for side in ("left", "right")
+    ]
+    batches += [again(text, **options) for text in PROOF_TEXTS]
     for batch, expected in zip(batches, [wanted, wanted, *wanted.split(1)], strict=True):
         found = score(batch["input_ids"], batch["attention_mask"])
         check_difference(found, expected, tolerance=TOLERANCE, where=str(folder), what=ARCHITECTURE)

@@ -37,18 +37,13 @@ from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, pad_rows, 
 from qwen_task_heads.hubcode.loading_task_heads import embedding_rows
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import PooledClassifier, TaskHeadModel, has_adapter, load, load_tokenizer, merge
+from qwen_task_heads.publishing.reference import PROOF
 
 # Of logits in fp32, relative to the largest one where that is above 1: another order of the same sums, which
 # in deep models and merged adapters is more than 1e-6.
 TOLERANCE = 1e-5
-# Of different lengths, so that a batch of them is padded; the last is longer than most limits.
-PROOF = (
-    "A plain title",
-    "短い題",
-    "Ten small ways to rest before a long day, and what they cost",
-    "?",
-    "word " * 600,
-)
+# The texts of every proof, and one longer than most limits.
+PROOF_TEXTS = (*PROOF, "word " * 600)
 
 
 def export_stock(
@@ -278,10 +273,10 @@ def _convert(model: Any, *, pad_id: int) -> Any:
 
 
 def proof_rows(model: Any, tokenizer: Any) -> list[list[int]]:
-    """Token ids of `PROOF`, cut as the model was trained to cut."""
+    """Token ids of `PROOF_TEXTS`, cut as the model was trained to cut."""
     limit, side = proof_limit(model, tokenizer), tokenizer.truncation_side
     return encode_texts(
-        tokenizer, PROOF, max_length=limit, truncation="tail" if side == "left" else "head"
+        tokenizer, PROOF_TEXTS, max_length=limit, truncation="tail" if side == "left" else "head"
     ).input_ids
 
 
@@ -337,6 +332,6 @@ def _prove(model: Any, tokenizer: Any, folder: Path) -> None:
     stock = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     again = AutoTokenizer.from_pretrained(folder)
     limit = proof_limit(model, tokenizer)
-    batch = again(list(PROOF), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    batch = again(list(PROOF_TEXTS), padding=True, truncation=True, max_length=limit, return_tensors="pt")
     found = stock(**batch).logits
     check_difference(found, wanted, tolerance=TOLERANCE, where=str(folder), what=type(stock).__name__)

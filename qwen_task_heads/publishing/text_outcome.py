@@ -37,7 +37,7 @@ from qwen_task_heads.publishing.endings import (
     write_account,
 )
 from qwen_task_heads.publishing.export import save
-from qwen_task_heads.publishing.gate import take_reference
+from qwen_task_heads.publishing.reference import take_reference
 from qwen_task_heads.publishing.text_card import HEADLINES, figure_rows, text_card
 from qwen_task_heads.publishing.text_rows import hardest_errors, write_predictions
 from qwen_task_heads.training.classification_metrics import (

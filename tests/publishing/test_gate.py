@@ -29,10 +29,9 @@ from qwen_task_heads import (
 )
 from qwen_task_heads.batching.text import Template, bind_template, compile_template
 from qwen_task_heads.publishing import opened
-from qwen_task_heads.publishing.gate import (
-    Parity,
+from qwen_task_heads.publishing.gate import Parity, prove
+from qwen_task_heads.publishing.reference import (
     Reference,
-    prove,
     read_reference,
     take_reference,
     write_reference,
