@@ -98,5 +98,5 @@ def destination_of(task: Any, training: Any, model: Any) -> Destination | None:
         options = vars(task)  # a recipe has some of these
         is_adapter = model.use_peft or options.get("freeze_backbone") or options.get("save_as") == "adapter"
         check_publishable(model.model_name_or_path, adapter=bool(is_adapter) and found.form == "saved")
-        HUBS[found.hub]().check(found.repo_id)
+        HUBS[found.hub]().check(found.repo_id, private=found.private, revision=found.revision, tag=found.tag)
     return found

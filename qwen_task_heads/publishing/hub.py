@@ -1,7 +1,8 @@
 """What publishing to a hub is, whichever it is: may I write there, and one commit of a staged folder.
 
 `Hub.push` is the same for both: look at what is there, refuse what would surprise, send only what
-changed, and send it as one commit with what an earlier publish left and this one does not have. Files
+changed, and send it as one commit, which also deletes what an earlier publish left and this one has not
+(`staging.stale`; files that people put there stay). Files
 that go beside git (LFS) are uploaded before and are invisible until that commit, so a failure at any call
 leaves the old state or the new one; where the answer to the commit was lost, the next try finds that
 nothing changed, makes no second commit and only sets the tag.
@@ -12,16 +13,18 @@ words, without a chain: their own texts may quote a header.
 
 from __future__ import annotations
 
+import json
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.publishing.secrets import redact
-from qwen_task_heads.publishing.staging import files_of, travels
+from qwen_task_heads.publishing.staging import MANIFEST, files_of, stale, travels
 
 NOT_LOGGED_IN, NO_RIGHT, NOT_FOUND = (401,), (403,), (404,)
 
@@ -59,9 +62,17 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a repo holds: `files` of the branch at hand, path to the hub's own digest of it."""
+    """What a repo holds.
+
+    Args:
+        private: whether the repo is.
+        head: commit of the branch at hand, or the one that a new branch will begin at.
+        branches, tags: name to commit.
+        files: of `head`: path to the hub's own digest of it.
+    """
 
     private: bool
+    head: str | None = None
     branches: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -74,15 +85,34 @@ class Hub(ABC):
     title: ClassVar[str]
     branch: ClassVar[str]
     login: ClassVar[str]
+    makes_branches: ClassVar[bool]
 
-    def check(self, repo_id: str) -> None:
-        """Ask the hub, before any work, whether this login may write to `owner/name`.
+    def check(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        revision: str | None = None,
+        tag: str | None = None,
+        again: bool = False,
+    ) -> None:
+        """Ask the hub, before any work, whether a later `push` of a new model would be taken.
+
+        Args:
+            repo_id: `owner/name`.
+            private, revision, tag: as of `push`.
+            again: the very model may be there already, and its tag with it.
 
         Raises:
-            TaskHeadsError: a bad name, nobody logged in, no right to write, or a hub out of reach.
+            TaskHeadsError: a bad name, nobody logged in, no right to write, a hub out of reach, a public
+                repo, a branch that cannot be made, or a tag that is taken.
         """
+        branch = revision or self.branch
         with self._told(repo_id):
             self._check(repo_id)
+            state = self._state(repo_id, branch) or State(private=private)
+        new_commit = not again or state.tags.get(tag or "") != state.head
+        self._check_state(repo_id, state, private=private, branch=branch, tag=tag, new_commit=new_commit)
 
     def push(
         self,
@@ -106,7 +136,7 @@ class Hub(ABC):
             message: of the commit.
 
         Raises:
-            TaskHeadsError: what `check` names, a public repo, a tag that is taken, or a failed call.
+            TaskHeadsError: what `check` names, or a failed call.
         """
         staged = Path(staged)
         files = {name: staged / name for name in files_of(staged)}
@@ -115,34 +145,32 @@ class Hub(ABC):
         with self._told(repo_id):
             self._check(repo_id)
             state = self._state(repo_id, branch)
+            asked: dict[str, Any] = {"private": private, "branch": branch, "tag": tag}
             if state is None:
+                self._check_state(repo_id, State(private=private), new_commit=True, **asked)
                 self._create(repo_id, private=private)
                 state = self._state(repo_id, branch) or State(private=private)
-            if private and not state.private:
-                raise self._public(repo_id)
             if state.private and not private:
                 notes.append("The repo was private and is left so; make it public on its page.")
             changed = {n: path for n, path in files.items() if not self._same(path, state.files.get(n))}
-            stale = [name for name in state.files if travels(name, rows=True) and name not in files]
-            head = state.branches.get(branch)
-            if tag is not None and tag in state.tags and (changed or stale or state.tags[tag] != head):
-                raise refuse(
-                    f"tag {tag!r} of {repo_id}", f"it at commit {state.tags[tag]}, another state",
-                    "a tag that is not taken", "choose another, or delete that one on the repo's page",
-                )  # fmt: skip
-            if head is None:
-                self._make_branch(repo_id, branch, state)
-            if changed or stale:
+            over = [name for name in state.files if travels(name, rows=True) and name not in files]
+            earlier = self._earlier(repo_id, state) if over else {}
+            gone = [name for name in over if stale(name, earlier=earlier)]
+            new_commit = bool(changed or gone) or state.tags.get(tag or "") != state.head
+            self._check_state(repo_id, state, new_commit=new_commit, **asked)
+            if state.head is not None and branch not in state.branches:
+                self._make_branch(repo_id, branch, head=state.head)
+            if changed or gone:
                 commit = self._commit(
-                    repo_id, changed, stale=stale, branch=branch, head=head, message=message or "Publish"
+                    repo_id, changed, stale=gone, branch=branch, head=state.head, message=message or "Publish"
                 )
             else:
-                commit = str(head)
+                commit = str(state.head)
             if tag is not None and tag not in state.tags:
                 self._tag(repo_id, tag, branch=branch, commit=commit)
         return Published(
             repo_id=repo_id, hub=self.name, url=self._url(repo_id, tag or branch), commit=commit,
-            private=state.private, unchanged=not (changed or stale), notes=tuple(notes),
+            private=state.private, unchanged=not (changed or gone), notes=tuple(notes),
         )  # fmt: skip
 
     @abstractmethod
@@ -155,7 +183,10 @@ class Hub(ABC):
     def _create(self, repo_id: str, *, private: bool) -> None: ...
 
     @abstractmethod
-    def _make_branch(self, repo_id: str, branch: str, state: State) -> None: ...
+    def _make_branch(self, repo_id: str, branch: str, *, head: str) -> None: ...
+
+    @abstractmethod
+    def _fetch(self, repo_id: str, name: str, *, commit: str, folder: str) -> Path: ...
 
     @abstractmethod
     def _same(self, path: Path, digest: str | None) -> bool: ...
@@ -180,6 +211,40 @@ class Hub(ABC):
 
     @abstractmethod
     def _told(self, repo_id: str) -> AbstractContextManager[None]: ...
+
+    def _earlier(self, repo_id: str, state: State) -> Mapping[str, Any]:
+        """What the publish before this one sent, by the manifest that lies in the repo; {} without one."""
+        if MANIFEST not in state.files or state.head is None:
+            return {}
+        with tempfile.TemporaryDirectory(prefix="earlier-") as folder:
+            path = self._fetch(repo_id, MANIFEST, commit=state.head, folder=folder)
+            try:
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                return {}  # somebody's own file of that name
+        table = manifest.get("files") if isinstance(manifest, dict) else None
+        return table if isinstance(table, dict) else {}
+
+    def _check_state(
+        self, repo_id: str, state: State, *, private: bool, branch: str, tag: str | None, new_commit: bool
+    ) -> None:
+        """Refuse what a repo as it is does not take, with all reasons at once."""
+        problems: list[Problem] = []
+        if private and not state.private:
+            remedy = "ask for public, make the repo private on its page, or name another"
+            problems += refuse(repo_id, "a public repo", "a private one, as was asked for", remedy).problems
+        if branch not in {self.branch, *state.branches} and not self.makes_branches:
+            found = f"no branch {branch!r}, which its client cannot make"
+            remedy = f"make it on the repo's page, or publish to {self.branch} with a tag"
+            there = ", ".join(sorted(state.branches)) or self.branch
+            problems += refuse(repo_id, found, there, remedy).problems
+        if tag is not None and tag in state.tags and new_commit:
+            problems += refuse(
+                f"tag {tag!r} of {repo_id}", f"it at commit {state.tags[tag]}, another state",
+                "a tag that is not taken", "choose another, or delete that one on the repo's page",
+            ).problems  # fmt: skip
+        if problems:
+            raise TaskHeadsError(problems)
 
     def _failed(self, repo_id: str, error: Exception, status: int | None) -> TaskHeadsError:
         """A client's error in our words, without what it may quote."""
@@ -208,10 +273,6 @@ class Hub(ABC):
     def _bad_name(self, repo_id: str, reason: str) -> TaskHeadsError:
         accepted = "owner/name of letters, digits, '-', '_' and '.'"
         return refuse("--hub_model_id", f"{repo_id!r} ({reason})", accepted, "correct it")
-
-    def _public(self, repo_id: str) -> TaskHeadsError:
-        remedy = "ask for public, make the repo private on its page, or name another"
-        return refuse(repo_id, "a public repo", "a private one, as was asked for", remedy)
 
 
 def refuse(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:

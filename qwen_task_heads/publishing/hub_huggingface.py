@@ -22,6 +22,7 @@ class HuggingFace(Hub):
     """The Hugging Face Hub, by huggingface_hub; address in HF_ENDPOINT."""
 
     name, title, branch = HUGGINGFACE, "the Hugging Face Hub", "main"
+    makes_branches = True
     login = "log in by `hf auth login`, or set HF_TOKEN to a token with write access"
 
     def __init__(self) -> None:
@@ -67,10 +68,12 @@ class HuggingFace(Hub):
         refs = self.api.list_repo_refs(repo_id)
         branches = {ref.name: ref.target_commit for ref in refs.branches}
         # A new branch begins where the main one is.
-        tree = self.api.list_repo_tree(repo_id, recursive=True, revision=branches.get(branch, info.sha))
+        head = branches.get(branch, info.sha)
+        tree = self.api.list_repo_tree(repo_id, recursive=True, revision=head)
         entries = [entry for entry in tree if isinstance(entry, RepoFile)]
         return State(
             private=bool(info.private),
+            head=head,
             branches=branches,
             tags={ref.name: ref.target_commit for ref in refs.tags},
             files={entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in entries},
@@ -79,9 +82,11 @@ class HuggingFace(Hub):
     def _create(self, repo_id: str, *, private: bool) -> None:
         self.api.create_repo(repo_id, private=private, exist_ok=True)
 
-    def _make_branch(self, repo_id: str, branch: str, state: State) -> None:
-        if branch != self.branch:
-            self.api.create_branch(repo_id, branch=branch, exist_ok=True)
+    def _make_branch(self, repo_id: str, branch: str, *, head: str) -> None:
+        self.api.create_branch(repo_id, branch=branch, revision=head, exist_ok=True)
+
+    def _fetch(self, repo_id: str, name: str, *, commit: str, folder: str) -> Path:
+        return Path(self.api.hf_hub_download(repo_id, name, revision=commit, local_dir=folder))
 
     def _same(self, path: Path, digest: str | None) -> bool:
         if digest is None or len(digest) == 64:  # LFS: the SHA-256 of the file

@@ -25,6 +25,7 @@ class ModelScope(Hub):
     """ModelScope, by modelscope_hub; address in MODELSCOPE_ENDPOINT."""
 
     name, title, branch = MODELSCOPE, "ModelScope", BRANCH
+    makes_branches = False
     login = "log in by `modelscope login`, or set MODELSCOPE_API_TOKEN"
 
     def __init__(self) -> None:
@@ -58,6 +59,7 @@ class ModelScope(Hub):
         files = self.api.list_repo_files(repo_id, "model", revision=branch) if branch in heads else []
         return State(
             private=private,
+            head=heads.get(branch),
             branches=heads,
             tags={entry["Revision"]: entry.get("CommitId", "") for entry in tags},
             files={file.path: file.sha256 or "" for file in files if file.type != "tree"},
@@ -75,11 +77,11 @@ class ModelScope(Hub):
         # Without a licence its client would claim Apache-2.0; the card says which it is.
         self.api.create_repo(repo_id, "model", visibility=visibility, license="other")
 
-    def _make_branch(self, repo_id: str, branch: str, state: State) -> None:
-        if branch != self.branch and state.branches:
-            found = f"no branch {branch!r}, which its client cannot make"
-            remedy = "make it on the repo's page, or publish to master with a tag"
-            raise refuse(repo_id, found, ", ".join(sorted(state.branches)), remedy)
+    def _make_branch(self, repo_id: str, branch: str, *, head: str) -> None:
+        """Its client makes none, and a push that wants one is refused before."""
+
+    def _fetch(self, repo_id: str, name: str, *, commit: str, folder: str) -> Path:
+        return Path(self.api.download_file(repo_id, "model", name, revision=commit, local_dir=folder))
 
     def _same(self, path: Path, digest: str | None) -> bool:
         return bool(digest) and sha256(path) == digest

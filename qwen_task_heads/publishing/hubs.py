@@ -1,8 +1,8 @@
 """Publish a finished run: stage what travels, open it again and compare, look for secrets, send one commit.
 
-Nothing is sent before everything is known to be right: the hub is asked first (login, name, rights), then
-the form is made and staged in a temporary folder, then it is proven equal to the trained model, and what
-is scanned for secrets is the very folder that is sent.
+Nothing is sent before everything is known to be right: the hub is asked first (login, name, rights, what the
+repo is), then the form is made and staged in a temporary folder, then it is proven equal to the trained
+model, and what is scanned for secrets is the very folder that is sent.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from qwen_task_heads.publishing.hub_modelscope import ModelScope
 from qwen_task_heads.publishing.secrets import scan
 from qwen_task_heads.publishing.staging import seal, stage
 
-__all__ = ["HUBS", "Hub", "Published", "check_base", "check_publishable", "publish"]
+__all__ = ["HUBS", "Hub", "Published", "check_publishable", "publish"]
 
 HUBS: dict[str, type[Hub]] = {HUGGINGFACE: HuggingFace, MODELSCOPE: ModelScope}
 
@@ -88,7 +88,7 @@ def publish(
         found = "a language model that writes labels"
         raise refuse("--onnx", found, "a title scorer or a classifier", "drop it")
     if dry_run is None:
-        client.check(repo_id)
+        client.check(repo_id, private=private, revision=revision, tag=tag, again=True)
     with tempfile.TemporaryDirectory(prefix="publish-") as root:
         made = run.in_form(form, Path(root, form))
         staged = stage(made, dry_run or Path(root, "staged"), repo_id=repo_id, hub=hub, rows=rows)
@@ -108,15 +108,6 @@ def publish(
         return client.push(
             staged, repo_id=repo_id, private=private, revision=revision, tag=tag, message=message
         )
-
-
-def check_base(folder: str | Path) -> None:
-    """Refuse an adapter whose base nobody else has: a folder of this machine.
-
-    Raises:
-        TaskHeadsError: such an adapter, or no saved model in the folder.
-    """
-    finished(Path(folder)).check_base()
 
 
 def check_publishable(backbone: str, *, adapter: bool) -> None:

@@ -1,10 +1,13 @@
 """What travels: a folder with exactly the files of a published model, copied by an allow-list.
 
 A run folder also holds what must stay: checkpoints, optimizer states, `training_args.bin` (with the hub
-token in clear), rows of the data. So nothing is left out by name; what is not named here stays. The same
-list says which files of an earlier publish are stale in a repo: what somebody put there by hand is left.
+token in clear), rows of the data. So nothing is left out by name; what is not named here stays.
 
-What is staged depends on the folder alone, to the byte, so that a retry gives the identical repo.
+Which files of an earlier publish are stale in a repo its own `manifest.json` says: what somebody put there
+by hand is left, whatever its name, but for weights and adapters, of which loaders would pick one.
+
+What is staged follows to the byte from the folder, the names of repo and hub, and the installed package,
+whose code it is; a retry gives the identical repo.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,12 +37,14 @@ MODEL = (
     "requirements.txt", "configuration.json", "onnx/*.data", "onnx/*.onnx_data",
     "label_prompt.json", "decision.json", "decision_template.jinja",
 )  # fmt: skip
+TERMS = ("LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
 # What is told of a model, in whatever form it is published.
 ACCOUNT = (
-    "README.md", "*.png", "metrics.json", "parity.json", "manifest.json", ".eval_results/*.yaml",
-    "LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*",
+    "README.md", "*.png", "metrics.json", "parity.json", "manifest.json", ".eval_results/*.yaml", *TERMS,
 )  # fmt: skip
 ROWS = ("predictions.jsonl", "errors.md")  # they hold texts of the data
+# Two of these in one repo, and no loader could tell which form is meant.
+ONE_FORM = (*WEIGHTS, "adapter_config.json", "model.safetensors.index.json")
 MANIFEST = "manifest.json"
 # Where ModelScope's own library looks for the kind of a model.
 CONFIGURATION = {"framework": "pytorch", "task": "text-classification"}
@@ -70,10 +76,24 @@ def travels(name: str, *, rows: bool = False, model: bool = True) -> bool:
         >>> [travels(name) for name in ("config.json", "training_args.bin", "checkpoint-5/config.json")]
         [True, False, False]
     """
-    parts = PurePosixPath(name).parts
-    patterns = ACCOUNT + MODEL * model + ROWS * rows
-    wanted = [PurePosixPath(pattern).parts for pattern in patterns]
-    return any(len(w) == len(parts) and all(map(fnmatchcase, parts, w)) for w in wanted)
+    return _among(name, ACCOUNT + MODEL * model + ROWS * rows)
+
+
+def stale(name: str, *, earlier: Collection[str]) -> bool:
+    """Whether a file of a repo, which is not staged, is what an earlier publish left there.
+
+    Args:
+        name: with `/`.
+        earlier: names in the `files` table of the repo's own manifest.
+
+    Example:
+        >>> from qwen_task_heads.publishing.staging import stale
+        >>> [stale(n, earlier=["old.png"]) for n in ("old.png", "by_hand.png", "model.safetensors")]
+        [True, False, True]
+    """
+    if _among(name, ONE_FORM):
+        return True
+    return name in earlier and travels(name, rows=True) and not _among(name, TERMS)
 
 
 def stage(folder: str | Path, destination: str | Path, *, repo_id: str, hub: str, rows: bool = False) -> Path:
@@ -156,6 +176,13 @@ def sha256(path: Path) -> str:
         while part := file.read(1 << 22):
             digest.update(part)
     return digest.hexdigest()
+
+
+def _among(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a name fits one of the patterns, folder by folder."""
+    parts = PurePosixPath(name).parts
+    wanted = [PurePosixPath(pattern).parts for pattern in patterns]
+    return any(len(w) == len(parts) and all(map(fnmatchcase, parts, w)) for w in wanted)
 
 
 def _name_repo(path: Path, repo_id: str) -> None:

@@ -16,7 +16,7 @@ from loopback import FAULTS
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.publishing.hub import Hub
 from qwen_task_heads.publishing.hubs import HUBS
-from qwen_task_heads.publishing.staging import files_of
+from qwen_task_heads.publishing.staging import files_of, seal
 
 pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
 # The client's own, of its http library.
@@ -105,16 +105,31 @@ def test_the_same_again_makes_no_commit(place: Place, staged: Path) -> None:
 
 
 def test_an_update_removes_what_an_earlier_publish_left_and_nothing_else(place: Place, staged: Path) -> None:
-    place.client.push(staged, repo_id=REPO)
-    place.server.put(REPO, {"LICENCE-of-ours.txt": b"by hand", "demo/app.py": b"by hand"})
-    (staged / "model.safetensors").unlink()
-    write(staged, {"adapter_model.safetensors": b"a" * 100, "config.json": b'{"model_type": "x"}'})
+    write(staged, {"old.png": b"plot", "NOTICE": b"of a base"})
+    place.client.push(seal(staged), repo_id=REPO)
+    by_hand = ("LICENCE-of-ours.txt", "demo/app.py", "LICENSE", "diagram.png", ".eval_results/community.yaml")
+    place.server.put(REPO, {**dict.fromkeys(by_hand, b"by hand"), "adapter_config.json": b"of another form"})
+    for name in ("model.safetensors", "old.png", ".eval_results/a.yaml", "NOTICE"):
+        (staged / name).unlink()
+    write(staged, {"model-00001-of-00001.safetensors": b"a" * 100, "config.json": b'{"model_type": "x"}'})
     before = place.commits()
-    place.client.push(staged, repo_id=REPO)
+    place.client.push(seal(staged), repo_id=REPO)
     found = place.server.files(REPO)
-    assert found.pop("LICENCE-of-ours.txt") == found.pop("demo/app.py") == b"by hand"
+    assert [found.pop(name) for name in by_hand] == [b"by hand"] * len(by_hand)
+    assert found.pop("NOTICE") == b"of a base"  # terms are people's to take away
     assert found == contents(staged)
     assert place.commits() == before + 1
+
+
+@pytest.mark.parametrize("manifest", [b"{", b"[]", b'{"files": ["diagram.png"]}', None])
+def test_a_repo_without_a_manifest_of_ours_loses_weights_alone(
+    place: Place, staged: Path, manifest: bytes | None
+) -> None:
+    there = {"diagram.png": b"by hand", "model-00001-of-00002.safetensors": b"of another form"}
+    place.server.put(REPO, there if manifest is None else {**there, "manifest.json": manifest})
+    place.server.repos[REPO].private = True
+    place.client.push(staged, repo_id=REPO)
+    assert place.server.files(REPO) == {**contents(staged), "diagram.png": b"by hand"}
 
 
 def test_a_tag_names_the_commit_and_is_not_moved(place: Place, staged: Path) -> None:
@@ -141,6 +156,19 @@ def test_a_revision_is_a_branch_and_leaves_the_main_one_alone(place: Place, stag
     place.client.push(staged, repo_id=REPO, revision="next")
     assert place.server.repos[REPO].branches[place.branch] == first.commit
     assert place.server.files(REPO, "next") == contents(staged)
+
+
+def test_the_same_files_on_a_new_branch_are_named_by_the_commit_it_begins_at(
+    place: Place, staged: Path
+) -> None:
+    first = place.client.push(staged, repo_id=REPO)
+    if place.name == "modelscope":
+        place.server.repos[REPO].branches["next"] = first.commit
+    again = place.client.push(staged, repo_id=REPO, revision="next", tag="v1")
+    assert (again.commit, again.unchanged) == (first.commit, True)
+    there = place.server.repos[REPO]
+    assert there.branches == {place.branch: first.commit, "next": first.commit}
+    assert there.tags == {"v1": first.commit}
 
 
 def test_a_public_repo_is_not_taken_for_a_private_one_nor_flipped(place: Place, staged: Path) -> None:
@@ -170,6 +198,27 @@ def test_asked_early_the_hub_says_plainly_what_is_wrong(place: Place, monkeypatc
     monkeypatch.setenv(token, place.server.token)
     place.server.fail(at=1, how="503", lasting=True)
     assert "found a hub that failed or is out of reach" in refused(place.client.check, REPO)
+
+
+def test_asked_early_the_hub_says_what_the_repo_will_not_take(place: Place, staged: Path) -> None:
+    client, server = place.client, place.server
+    assert client.check(REPO, tag="v1") is None  # no such repo yet
+    first = client.push(staged, repo_id=REPO, tag="v1")
+    assert client.check(REPO, tag="v2") is None
+    assert "tag 'v1' of me/titles: found it at commit" in refused(client.check, REPO, tag="v1")
+    assert client.check(REPO, tag="v1", again=True) is None  # the commit may have been this very publish
+    write(staged, {"config.json": b"{}"})
+    client.push(staged, repo_id=REPO)
+    server.repos[REPO].private = False
+    told = refused(client.check, REPO, tag="v1", again=True, revision="next")
+    assert "found a public repo" in told
+    assert f"found it at commit {first.commit}" in told
+    assert ("no branch 'next'" in told) == (place.name == "modelscope")
+    assert client.check(REPO, private=False) is None
+    if place.name == "modelscope":
+        assert "accepted: master" in refused(client.check, "me/new", revision="next")
+        assert "no branch" in refused(client.push, staged, repo_id="me/new", revision="next")
+    assert list(server.repos) == [REPO]
 
 
 def test_somebody_elses_name_is_refused(place: Place, staged: Path) -> None:

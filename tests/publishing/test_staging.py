@@ -13,7 +13,7 @@ from peft import get_peft_model
 
 from qwen_task_heads import adapter_config, build, load, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.publishing.hubs import check_base, check_publishable, publish
+from qwen_task_heads.publishing.hubs import check_publishable, publish
 from qwen_task_heads.publishing.staging import CONFIGURATION, files_of, stage, travels
 
 CARD = (
@@ -112,7 +112,6 @@ def test_names_that_look_like_those_that_travel_do_not(name: str) -> None:
 
 def test_an_adapter_of_a_local_base_is_refused_before_and_after_training(folder: Path, bases: Any) -> None:
     for call in (
-        lambda: check_base(folder),
         lambda: publish(folder, repo_id="me/t"),
         lambda: check_publishable(bases["qwen2"], adapter=True),
         lambda: check_publishable("embedded", adapter=True),
