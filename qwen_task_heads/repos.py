@@ -31,6 +31,11 @@ LIMITS = {  # of whole numbers in a config: above, building the model alone take
 }  # fmt: skip
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+NAMES = {dict: "a JSON object", list: "a list", int: "a whole number", str: "a text"}
+KINDS: dict[str, type] = {
+    "text_config": dict, "probe": dict, "id2label": dict, "label2id": dict, "template": dict,
+    "layer_types": list, "max_seq_length": int, "backbone_layers": int, "window_overlap": int,
+}  # fmt: skip
 MODULES = re.compile(r"(configuration|modeling|pipeline)_task_heads\.\w+")
 PROBE = (16, 64)  # rows and tokens, at most
 NO_TARGETS = "dummy-target-modules"  # PEFT's own word
@@ -55,8 +60,11 @@ def check_repo(path: str, *, revision: str | None = None) -> None:
     index = _read(path, "model.safetensors.index.json", revision, problems)
     if config is not None:
         problems += _check_numbers(path, config)
+        kind = config.get("model_type")
+        if kind is not None and not isinstance(kind, str):
+            raise TaskHeadsError(_problem(f"{path}/config.json", f"model_type {shorten(kind)}", "a text"))
         if config.get("model_type") in MODEL_TYPES:
-            problems += _check_ours(path, config)
+            problems += _check_kinds(path, config) or _check_ours(path, config)
             adapter = _read(path, "adapter_config.json", revision, problems)
             problems += _check_adapter(path, adapter or {})
             problems += _check_links(path)
@@ -119,6 +127,25 @@ def _read(path: str, name: str, revision: str | None, problems: list[Problem]) -
     return content
 
 
+def _check_kinds(path: str, config: dict[str, Any]) -> list[Problem]:
+    """Fields whose value is of another kind than any loader expects, which would end in its traceback."""
+    where, problems = f"{path}/config.json", []
+    inner = config.get("text_config")
+    for prefix, part in (("", config), ("text_config.", inner if isinstance(inner, dict) else {})):
+        for name, kind in KINDS.items():
+            value = part.get(name)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                problems.append(_problem(where, f"{prefix}{name} {shorten(value)}", NAMES[kind]))
+    probe = config.get("probe")
+    if isinstance(probe, dict):
+        for name in ("input_ids", "logits"):
+            rows = probe.get(name)
+            whole = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
+            if not whole or any(not isinstance(item, (int, float)) for row in rows for item in row):
+                problems.append(_problem(where, f"probe.{name} {shorten(rows)}", "rows of numbers"))
+    return problems
+
+
 def _check_numbers(path: str, config: dict[str, Any]) -> list[Problem]:
     """Sizes of the config and of the config inside it, and attention that is code of a hub."""
     problems, where = [], f"{path}/config.json"
@@ -126,6 +153,8 @@ def _check_numbers(path: str, config: dict[str, Any]) -> list[Problem]:
     for part in (config, inner if isinstance(inner, dict) else {}):
         for name, limit in LIMITS.items():
             value = part.get(name)
+            if isinstance(value, str):
+                problems.append(_problem(where, f"{name} {shorten(value)}", "a number"))
             if isinstance(value, (int, float)) and not 0 <= value <= limit:
                 problems.append(_problem(where, f"{name} {value:.10g}", f"0 to {limit:,}"))
         for name in ATTENTION_KEYS:

@@ -18,6 +18,11 @@ from qwen_task_heads.manifests import MANIFEST
 ADAPTER = ("adapter_config.json",)
 CODE = sorted(path for path in Path(hubcode.__file__).parent.glob("*.py") if path.stem != "__init__")
 
+# What a server installs before it runs the code of the repo: Inference Endpoints come with an older
+# transformers, which has none of the classes that this code is written for. torch is theirs.
+REQUIREMENTS = "transformers>=5.3,<6\n"
+ADAPTER_REQUIREMENTS = REQUIREMENTS + "peft>=0.18\n"
+
 
 def save(model: Any, *, tokenizer: Any, folder: str | Path, repo_id: str | None = None) -> Path:
     """Write a full model, or an adapter with its head, and all that is needed to open it.
@@ -62,6 +67,8 @@ def save(model: Any, *, tokenizer: Any, folder: str | Path, repo_id: str | None 
     tokenizer.save_pretrained(folder)
     for file in CODE:
         shutil.copyfile(file, folder / file.name)
+    needed = ADAPTER_REQUIREMENTS if is_adapter else REQUIREMENTS
+    (folder / "requirements.txt").write_text(needed, encoding="utf-8")
     return folder
 
 

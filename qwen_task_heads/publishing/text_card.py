@@ -96,7 +96,8 @@ def text_card(
         "text_classifier",
         metadata=metadata(
             name=folder.name,
-            task="text-classification",
+            # What writes a label is no classifier to a hub, whose snippet would draw it a random head.
+            task="text-generation" if model.answers else "text-classification",
             tags=[kind.replace("_", "-"), *["label-scoring"] * model.answers],
             dataset_type="texts",
             figures=given,

@@ -218,6 +218,25 @@ def test_a_hostile_repo_is_refused_at_once(honest: Path, tmp_path: Path, attack:
     assert not canary.exists()
 
 
+WRONG_KINDS: dict[str, Any] = {
+    "probe": [1], "probe.input_ids": 5, "probe.logits": "x", "text_config": [1], "id2label": [1],
+    "model_type": ["a"], "text_config.num_hidden_layers": "9" * 40, "text_config.layer_types": 5,
+    "max_seq_length": "x", "template": [1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", WRONG_KINDS)
+def test_a_field_of_another_kind_is_refused_by_its_name(honest: Path, tmp_path: Path, field: str) -> None:
+    folder = tmp_path / "full"
+    shutil.copytree(honest / "full", folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    *outer, name = field.split(".")
+    (config[outer[0]] if outer else config)[name] = WRONG_KINDS[field]
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(TaskHeadsError, match=f"config\\.json: found .*{name}"):
+        load(str(folder), verify=False)
+
+
 CARRY_CODE = (pickle_weights, foreign_code, foreign_pipeline, pickled_adapter, tokenizer_with_code)
 
 

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer
 from qwen_task_heads import TaskHeadsError, TitleScorer, TitleScorerConfig, adapter_config, build, load, save
 from qwen_task_heads.publishing.export import CODE
 
-OURS = {"config.json", "tokenizer.json", "tokenizer_config.json", *(file.name for file in CODE)}
+OURS = {"config.json", "tokenizer.json", "tokenizer_config.json", "requirements.txt"}
+OURS |= {file.name for file in CODE}
 
 
 def test_the_code_that_travels_is_all_of_hubcode() -> None:
@@ -105,3 +106,19 @@ def test_a_folder_may_move(bases: dict[str, str], tokenizer: Any, shake: Any, tm
     with torch.no_grad():
         assert torch.equal(load(str(tmp_path / "there"))(input_ids=ids).logits, model(input_ids=ids).logits)
     assert AutoConfig.from_pretrained(tmp_path / "there").model_type == "title_scorer"
+
+
+def test_a_server_installs_what_the_code_is_written_for(
+    bases: dict[str, str], tokenizer: Any, tmp_path: Path
+) -> None:
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
+    model = build(bases["qwen2"])
+    save(model, tokenizer=tokenizer, folder=tmp_path / "full")
+    fresh = build(bases["qwen2"])
+    save(get_peft_model(fresh, adapter_config(fresh, r=2)), tokenizer=tokenizer, folder=tmp_path / "adapter")
+    full, adapter = (
+        (tmp_path / kind / "requirements.txt").read_text("utf-8").split() for kind in ("full", "adapter")
+    )
+    assert [word.split(",")[0] for word in full] == ["transformers>=5.3"]
+    assert [word.split(",")[0] for word in adapter] == ["transformers>=5.3", "peft>=0.18"]
+    assert all(f'"{word.split(",")[0]}"' in project for word in adapter)
