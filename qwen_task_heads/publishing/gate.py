@@ -136,6 +136,8 @@ def prove(
             "graph": str(folder / GRAPHS[kind]) if kind in GRAPHS else None,
             "rows": reference.report["rows"],
             "device": reference.report["device"],
+            # A stock adapter says nothing of the dtype in which its base was opened for training.
+            "base_dtype": reference.report["dtype"] if kind == "generator_adapter" else None,
             "paddings": ["right"] if kind == "stock" else ["left", "right"],
         }
         path = Path(root, "job.json")

@@ -348,7 +348,10 @@ def _open(job: dict[str, Any], report: dict[str, Any]) -> None:
     model = None
     opener = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
     with stage("model"):
-        model = opener.from_pretrained(name, **trust)
+        if job["base_dtype"]:
+            model = _stock_adapter(name, dtype=job["base_dtype"])
+        else:
+            model = opener.from_pretrained(name, **trust)
     if model is None and job["trust"]:  # a stored probe says that something is wrong; look at what it is
         with stage("model, unverified"):
             model = AutoModelForSequenceClassification.from_pretrained(name, verify=False, **trust)
@@ -358,6 +361,18 @@ def _open(job: dict[str, Any], report: dict[str, Any]) -> None:
             report |= describe(model.to(device), tokenizer, job)
     elif model is not None:
         report |= {"tensors": tensors(model), "merged": {}}
+
+
+def _stock_adapter(name: str, *, dtype: str) -> Any:
+    """A language model with an adapter, by PEFT: transformers would round the adapter to the base's dtype."""
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    named = PeftConfig.from_pretrained(name)
+    base = AutoModelForCausalLM.from_pretrained(
+        named.base_model_name_or_path, revision=named.revision or "main", dtype=dtype
+    )
+    return PeftModel.from_pretrained(base, name)
 
 
 def main() -> None:

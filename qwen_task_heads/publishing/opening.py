@@ -23,6 +23,14 @@ from qwen_task_heads.publishing import opened
 # What the process must not inherit: tokens, and its part in a distributed launch.
 HIDDEN = ("TOKEN", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_", "TORCHELASTIC_")
 TIMEOUT = 3600  # seconds
+# What loaders ask for and a repo need not have: after a download the cache knows what is not there, and an
+# offline load of an adapter without `config.json` hangs on that.
+OPTIONAL = (
+    "adapter_config.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json",
+    "custom_generate/generate.py", "generation_config.json", "model.safetensors",
+    "model.safetensors.index.json", "preprocessor_config.json", "processor_config.json",
+    "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+)  # fmt: skip
 
 # Runs opened.py on a job file in a process without the package; gives "" or why that failed.
 Opener = Callable[[Path], str]
@@ -45,6 +53,11 @@ def lay_out(folder: Path, *, cache: Path, repo_id: str) -> str:
         link = root / "snapshots" / commit / path.relative_to(folder)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path)
+    for name in OPTIONAL:
+        if not (folder / name).is_file():
+            marker = root / ".no_exist" / commit / name
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
     return commit
 
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 
 from qwen_task_heads import LabelMap, LabelScorer, TaskHeadsError, load_tokenizer, read_text_sets
+from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.publishing.answer_outcome import finish_answers
 from qwen_task_heads.publishing.hubs import publish
+from qwen_task_heads.publishing.opening import lay_out
 from qwen_task_heads.publishing.text_outcome import TextRun
 
 LABELS = LabelMap(("sport", "the trade of goods"))
@@ -33,9 +36,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def finish(folder: Path, data: Path, *, lora: bool) -> tuple[Any, dict[str, Any]]:
+def finish(
+    folder: Path, data: Path, *, lora: bool, base: str = "embedded", dtype: torch.dtype = torch.float32
+) -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(0)
-    model: Any = load_generator("embedded", dtype=torch.float32)
+    model: Any = load_generator(base, dtype=dtype)
     tokenizer = load_tokenizer("embedded")
     scorer = LabelScorer(model, prompts=AnswerPrompts(tokenizer, LABELS, model_type="qwen2"))
     if lora:
@@ -48,10 +53,10 @@ def finish(folder: Path, data: Path, *, lora: bool) -> tuple[Any, dict[str, Any]
         log_history=[],
         seconds=1.0,
         seed=0,
-        backbone="embedded",
+        backbone=base,
     )
     return model, finish_answers(
-        model, scorer=scorer, tokenizer=tokenizer, folder=folder, run=run, base=base_of("embedded")
+        model, scorer=scorer, tokenizer=tokenizer, folder=folder, run=run, base=base_of(base)
     )
 
 
@@ -96,6 +101,27 @@ def test_published_models_that_write_labels_are_proven(tmp_path: Path, data: Pat
         publish(full, repo_id="me/labels", dry_run=tmp_path / "changed")
     with pytest.raises(TaskHeadsError, match="--onnx"):
         publish(full, repo_id="me/labels", onnx=True, dry_run=tmp_path / "onnx")
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")  # of PEFT, offline
+def test_an_adapter_on_a_base_of_a_hub_is_proven_and_published(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its repo has no `config.json`, which every loader asks for: a cache says so, as after a download."""
+    cache = tmp_path / "hub"
+    commit = lay_out(Path(locate("embedded")), cache=cache, repo_id="base/small")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    # PEFT keeps an adapter in fp32 on a base in half precision.
+    finish(tmp_path / "run", data, lora=True, base="base/small", dtype=torch.bfloat16)
+    publish(tmp_path / "run", repo_id="me/labels", dry_run=tmp_path / "staged")
+    staged = tmp_path / "staged"
+    assert not (staged / "config.json").exists()
+    adapter = json.loads((staged / "adapter_config.json").read_text("utf-8"))
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("base/small", commit)
+    rows = json.loads((staged / "parity.json").read_text("utf-8"))["rows"]
+    assert {row["artefact"] for row in rows} == {"generator_adapter"}
+    assert max(row["difference"] for row in rows) <= 1e-6
+    assert "without the package" in (staged / "README.md").read_text("utf-8")
 
 
 def test_an_adapter_is_opened_on_the_base_it_was_trained_on(tmp_path: Path, data: Path) -> None:
