@@ -54,9 +54,9 @@ TOLERANCE = 1e-5
 SHORT = "Text: "  # an instruction without the labels: 23,800 rows, each scored alone, are enough work
 HEAD = """# Scoring labels, measured
 
-`python benchmarks/generative.py --full`. *ratio* is the time of the peer per text over ours, the median over at
-least five turns; *limit* is computed, the tokens of the peer over ours. What is on both sides, and what peers
-are given, stands at the head of that file.
+`python benchmarks/generative.py --full`. *ratio* is the time of the peer per text over ours, the median over
+at least five turns; *limit* is computed, the tokens of the peer over ours: a call a token can carry a ratio
+past it. What is on both sides, and what peers are given, stands at the head of that file.
 """
 Rows = tuple[list[str], list[int]]  # texts and the ids of their labels
 Peer = Callable[[LabelScorer, list[str], list[int]], torch.Tensor | None]
