@@ -39,7 +39,7 @@ class CardFacts:
     """What the owner of a model states of it; all of it may be left out.
 
     Args:
-        license: of the model: an id of the hub such as `apache-2.0`, or a name.
+        license: of the model: an id of the hub such as `apache-2.0`, or a name, which hubs get as `other`.
         language: codes of two or three letters, such as `("zh", "en")`; one may be given as a text.
         dataset_license: of the data, as its owner states it.
         dataset_url: where the data is from; shown as a link if it is a web address.

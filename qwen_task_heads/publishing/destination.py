@@ -1,7 +1,8 @@
 """Where a run's model goes when it is finished: read from the options, asked of the hub, used at the end.
 
-The hub is asked before training starts (login, name, right to write), because a run of hours that ends in
-"401" has told its user too late. What leaves is decided in `hubs.publish`.
+The hub is asked before training starts (login, name, right to write, what the repo is), and the options are
+held against the form that was asked for, because a run of hours that ends in "401" or "found pooling mean"
+has told its user too late. What leaves is decided in `hubs.publish`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.configuration_task_heads import PROBLEM_TYPES
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.publishing.endings import python_command
+from qwen_task_heads.training.arguments import HeadArguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,45 @@ class Destination:
         return shlex.join(words + ["--rows"] * self.rows)
 
 
+# What a stock class computes, by the options that may ask for something else, of one run and of a sweep,
+# which may choose any of its values. The trained model is held to the same by `stock.export_stock`.
+_STOCK_TAKES = {
+    "pooling": ("last",),
+    "poolings": ("last",),
+    "head": ("linear",),
+    "heads": ("linear",),
+    "bidirectional": (False,),
+    "truncation": ("head", "tail"),
+    "problem_type": tuple(kind for kind in PROBLEM_TYPES if kind != "ordinal"),
+}
+
+
+def _not_stock(task: Any) -> list[Problem]:
+    """Why a model trained with these options will not go into a stock class; what was not given fits.
+
+    A saved model that is trained further may still have such a head: that is found at the end.
+    """
+    remedy = "publish it as saved or merged (--publish_form), or train with what the stock class has"
+    if not isinstance(task, HeadArguments):
+        found, accepted = "found 'stock' of a model that writes labels", "accepted: saved, merged"
+        return [Problem("--publish_form", found, accepted, "it is a class of transformers already: drop it")]
+    options = vars(task)  # a recipe has some of these
+    problems = []
+    for name, takes in _STOCK_TAKES.items():
+        given = options.get(name)
+        values = given if isinstance(given, list) else [given]
+        problems += [
+            Problem(f"--{name}", f"found {value!r}", f"accepted: {_listed(takes)} in a stock class", remedy)
+            for value in values
+            if value is not None and value not in takes
+        ]
+    return problems
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    return ", ".join(str(value).lower() for value in values)
+
+
 def destination_of(task: Any, training: Any, model: Any) -> Destination | None:
     """Take up the options of publishing and ask the hub; None where nothing is to be published.
 
@@ -78,8 +120,10 @@ def destination_of(task: Any, training: Any, model: Any) -> Destination | None:
         model: `ModelConfig`; names the base, and whether the model is an adapter.
 
     Raises:
-        TaskHeadsError: a repo that this login cannot write, or a model that nobody else could open.
+        TaskHeadsError: a repo that this login cannot write or that is not as asked for, a model that nobody
+            else could open, or one that the form cannot hold.
     """
+    from qwen_task_heads.publishing.forms import STOCK
     from qwen_task_heads.publishing.hubs import HUBS, check_publishable
 
     if not training.push_to_hub:
@@ -95,6 +139,8 @@ def destination_of(task: Any, training: Any, model: Any) -> Destination | None:
         rows=task.publish_rows,
     )
     if training.process_index == 0:
+        if found.form == STOCK and (problems := _not_stock(task)):
+            raise TaskHeadsError(problems)
         options = vars(task)  # a recipe has some of these
         is_adapter = model.use_peft or options.get("freeze_backbone") or options.get("save_as") == "adapter"
         check_publishable(model.model_name_or_path, adapter=bool(is_adapter) and found.form == "saved")

@@ -269,6 +269,10 @@ def test_licences_are_ids_or_other():
     assert licence_fields(None) == licence_fields(" ") == {}
     assert licence_fields("CC-BY-4.0") == {"license": "cc-by-4.0"}
     assert licence_fields("Ours, v1!") == {"license": "other", "license_name": "ours-v1"}
+    assert licence_fields("proprietary") == {"license": "other", "license_name": "proprietary"}
+    assert licence_fields("apache-2") == {"license": "other", "license_name": "apache-2"}
+    assert licence_fields("Llama3.1") == {"license": "llama3.1"}
+    assert licence_fields("other") == {"license": "other"}
 
 
 def test_spans_links_and_blocks():

@@ -76,6 +76,70 @@ def test_what_cannot_be_published_is_refused_before_training(
     assert "me/reviews" not in hub.repos
 
 
+def test_a_repo_that_will_not_take_the_model_is_told_before_training(
+    hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.put("me/public", {"README.md": b"# Ours\n"})
+    hub.create("me/tagged", private=True).tags["v1"] = "0" * 40
+    words = launching.short(texts, bases["qwen2"], tmp_path / "run", push_to_hub="true")
+
+    def refused(*more: str) -> str:
+        return launching.refused(RECIPES / "classify.py", capfd, *words, *more)
+
+    assert "me/public: found a public repo" in refused("--hub_model_id", "me/public")
+    assert "tag 'v1' of me/tagged" in refused("--hub_model_id", "me/tagged", "--hub_tag", "v1")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("pooling", "mean"), ("head", "mlp"), ("bidirectional", "true"), ("truncation", "head_tail"),
+     ("problem_type", "ordinal")],
+)  # fmt: skip
+def test_a_stock_class_that_cannot_hold_the_model_is_told_before_training(
+    hub: Any, texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    words = launching.short(
+        texts, "embedded", tmp_path / "run", push_to_hub="true", hub_model_id="me/x", publish_form="stock",
+        **{option: value},
+    )  # fmt: skip
+    told = launching.refused(RECIPES / "classify.py", capfd, *words)
+    assert f"--{option}: found" in told
+    assert "in a stock class" in told
+    assert not hub.log  # nobody was asked, as nothing would be sent
+
+
+@pytest.mark.parametrize("recipe", ["sft_classify.py", "sweep_heads.py"])
+def test_recipes_that_make_no_stock_model_say_so(
+    hub: Any,
+    texts: Path,
+    bases: dict[str, str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    recipe: str,
+) -> None:
+    words = [
+        "--model_name_or_path",
+        bases["qwen2"],
+        "--dataset_name",
+        texts,
+        "--output_dir",
+        tmp_path / "run",
+    ]
+    words += [
+        *launching.MACHINE,
+        "--push_to_hub",
+        "true",
+        "--hub_model_id",
+        "me/x",
+        "--publish_form",
+        "stock",
+    ]
+    told = launching.refused(RECIPES / recipe, capfd, *words)
+    assert ("found 'stock' of a model that writes labels" in told) == (recipe == "sft_classify.py")
+    assert ("--poolings: found 'mean'" in told) == (recipe == "sweep_heads.py")
+
+
 def test_a_finished_folder_is_published_and_a_changed_one_is_not(
     hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
