@@ -90,6 +90,6 @@ def test_what_this_recipe_cannot_learn_is_refused(
     rows = [{"text": f"t {n}", "category": ["a", "b"], "output": "c" if n == 4 else "a"} for n in range(9)]
     outside.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "outside.jsonl:5" in refused(capfd, *words(outside, folder))
-    assert "--max_length" in refused(capfd, *words(news, folder, max_length=20))
+    assert "max_length" in refused(capfd, *words(news, folder, max_length=20))
     assert "--lora_task_type" in refused(capfd, *words(news, folder, lora_task_type="SEQ_CLS"))
     assert not (folder / "config.json").exists()
