@@ -2,7 +2,7 @@
 
 `hub.fail(at=3, how="cut")` makes the third call from now on fail, and with `lasting` all calls after it too:
 
-- `503`: the server says that it is not there.
+- `503`, or any other status: the server says so, and does nothing.
 - `cut`: the connection ends before anything was done.
 - `lost`: everything was done, and the connection ends before the answer.
 - `half`: everything was done, and the connection ends in the middle of the answer.
@@ -34,7 +34,7 @@ class LoopbackHub:
         self.calm()
 
     def fail(self, *, at: int, how: str, lasting: bool = False) -> None:
-        assert how in FAULTS
+        assert how in FAULTS or how.isdigit()
         self.calls, self.fault = 0, (at, how, lasting)
 
     def calm(self) -> None:
@@ -78,9 +78,9 @@ class LoopbackHandler(BaseHTTPRequestHandler):
         self.fault = self.hub.next_fault()
         if self.fault == "cut":
             self.close_connection = True
-        elif self.fault == "503":
-            self.fault = ""
-            self.send(503, {"error": "no server here", "Message": "no server here"})
+        elif self.fault.isdigit():
+            code, self.fault = int(self.fault), ""
+            self.send(code, {"error": "no server here", "Message": "no server here"})
         else:
             with self.hub.lock:
                 self.answer(unquote(url.path), body)

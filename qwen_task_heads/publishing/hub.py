@@ -26,7 +26,26 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.publishing.secrets import redact
 from qwen_task_heads.publishing.staging import MANIFEST, files_of, stale, travels
 
-NOT_LOGGED_IN, NO_RIGHT, NOT_FOUND = (401,), (403,), (404,)
+# What a hub's status says, as (found, accepted, remedy); {title} and {reason} are filled in.
+_CHECK_CARD = "where that names the card, mend the metadata on top of README.md; else publish again"
+_MOVED_ON = (
+    "another commit, made meanwhile ({reason})", "a branch that nobody else writes to meanwhile",
+    "look at what is there now, and publish again",
+)  # fmt: skip
+TOLD = {
+    400: ("a request that {title} does not take ({reason})", "card and files as it takes them", _CHECK_CARD),
+    403: (
+        "a refusal of {title} ({reason})", "a repo that this login may write to, with storage left",
+        "check what the token may write, and what storage the owner of the repo has left",
+    ),
+    404: ("nothing there ({reason})", "a repo, branch or commit that is there", "check the names"),
+    409: _MOVED_ON,
+    412: _MOVED_ON,
+    429: (
+        "too many requests ({reason})", "fewer requests in the time", "wait some minutes and publish again",
+    ),
+}  # fmt: skip
+NOT_LOGGED_IN = 401
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,19 +265,19 @@ class Hub(ABC):
         if problems:
             raise TaskHeadsError(problems)
 
-    def _failed(self, repo_id: str, error: Exception, status: int | None) -> TaskHeadsError:
-        """A client's error in our words, without what it may quote."""
+    def _failed(
+        self, repo_id: str, error: Exception, status: int | None, *, said: str | None = None
+    ) -> TaskHeadsError:
+        """A client's error in our words, without what it may quote; `said` is the hub's own message."""
         root: BaseException = error
         while root.__cause__ is not None:  # "error while uploading x", because ...
             root = root.__cause__
-        reason = redact(" ".join(f"{type(root).__name__}: {root}".split()))[:200]
-        if status in NOT_LOGGED_IN:
+        reason = redact(" ".join((said or f"{type(root).__name__}: {root}").split()))[:200]
+        if status == NOT_LOGGED_IN:
             return self._not_logged_in(f"a token that {self.title} does not accept ({reason})")
-        if status in NO_RIGHT:
-            return self._no_right(repo_id, f"no right to write ({reason})")
-        if status in NOT_FOUND:
-            accepted = "a repo, branch or commit that is there"
-            return refuse(repo_id, f"nothing there ({reason})", accepted, "check the names")
+        if status in TOLD:
+            found, accepted, remedy = TOLD[status]
+            return refuse(repo_id, found.format(title=self.title, reason=reason), accepted, remedy)
         accepted = f"an answer of {self.title}"
         remedy = "nothing of this publish is visible, or all of it: check the network and publish again"
         return refuse(repo_id, f"a hub that failed or is out of reach ({reason})", accepted, remedy)

@@ -128,10 +128,14 @@ class HuggingFace(Hub):
             yield
         except TaskHeadsError:
             raise
-        except HfHubHTTPError as error:
-            raise self._failed(repo_id, error, error.response.status_code) from None
         except (HTTPError, OSError, ValueError, RuntimeError) as error:
-            raise self._failed(repo_id, error, None) from None
+            answer: BaseException | None = error
+            while answer is not None and not isinstance(answer, HfHubHTTPError):
+                answer = answer.__cause__  # of a failed upload, or of a card that was looked at
+            if answer is None:
+                raise self._failed(repo_id, error, None) from None
+            said = answer.server_message or str(answer)
+            raise self._failed(repo_id, error, answer.response.status_code, said=said) from None
 
 
 def _may_write(grants: Mapping[str, Any], owner: str, repo_id: str) -> bool:

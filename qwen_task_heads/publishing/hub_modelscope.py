@@ -18,6 +18,7 @@ from qwen_task_heads.hubs import BRANCH, MODELSCOPE
 from qwen_task_heads.publishing.hub import Hub, State, refuse
 from qwen_task_heads.publishing.staging import sha256
 
+CONFLICT = 409
 HIDDEN_FROM_MOST = (1, 3, "private", "internal")  # as ModelScope writes who sees a repo; 5 is everybody
 
 
@@ -134,13 +135,18 @@ class ModelScope(Hub):
 
     @contextmanager
     def _told(self, repo_id: str) -> Iterator[None]:
-        from modelscope_hub.errors import APIError, HubError
+        from modelscope_hub.errors import APIError, HubError, ServerError
 
         try:
             yield
         except TaskHeadsError:
             raise
         except APIError as error:
-            raise self._failed(repo_id, error, error.status_code) from None
+            status = error.status_code
+            if isinstance(error, ServerError) and status is not None and status < 500:
+                status = CONFLICT  # its client tells two commits at once from other bad requests
+            raise self._failed(repo_id, error, status, said=error.message) from None
         except (HubError, OSError, ValueError) as error:  # an error of requests is an OSError
-            raise self._failed(repo_id, error, None) from None
+            # Its client tries again by itself, and of the last answer only this sentence is left.
+            status = 429 if "too many 429 error responses" in str(error) else None
+            raise self._failed(repo_id, error, status) from None

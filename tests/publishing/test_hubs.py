@@ -256,6 +256,55 @@ def test_offline_and_unreachable_are_said(place: Place, monkeypatch: Any) -> Non
     assert "out of reach" in refused(place.client.check, REPO)
 
 
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [("400", "mend the metadata on top of README.md"), ("403", "storage left"), ("404", "check the names"),
+     ("409", "look at what is there now"), ("412", "look at what is there now"), ("429", "wait some minutes"),
+     ("500", "check the network")],
+)  # fmt: skip
+def test_a_refusal_is_told_by_what_to_do_and_with_the_hubs_own_words(
+    place: Place, staged: Path, status: str, told: str
+) -> None:
+    place.server.fail(at=2, how=status, lasting=True)
+    found = refused(place.client.push, staged, repo_id=REPO)
+    assert told in found
+    retried = place.name == "modelscope" and status in ("429", "500")  # its client keeps no answer then
+    assert ("no server here" in found) != retried
+    assert "publish again" in found or status in ("403", "404")
+
+
+def test_somebody_elses_commit_in_between_is_not_overwritten(
+    place: Place, staged: Path, monkeypatch: Any
+) -> None:
+    if place.name != "huggingface":
+        pytest.skip("ModelScope's commits name no parent")
+    client = place.client
+    client.push(staged, repo_id=REPO)
+    look, write_there = client._state, place.server.put
+
+    def look_and_lose(*args: Any) -> Any:
+        state = look(*args)
+        write_there(REPO, {"config.json": b"somebody's"})
+        return state
+
+    monkeypatch.setattr(client, "_state", look_and_lose)
+    write(staged, {"config.json": b"ours"})
+    assert "found another commit, made meanwhile (A commit has happened" in refused(
+        client.push, staged, repo_id=REPO
+    )
+    assert place.server.files(REPO)["config.json"] == b"somebody's"
+
+
+def test_a_card_that_the_hub_does_not_take_is_named(place: Place, staged: Path) -> None:
+    if place.name != "huggingface":
+        pytest.skip("ModelScope looks at no card")
+    write(staged, {"README.md": b"---\n- no table\n---\n"})
+    told = refused(place.client.push, staged, repo_id=REPO)
+    assert "metadata is no table" in told
+    assert "mend the metadata on top of README.md" in told
+    assert place.server.files(REPO) == {}
+
+
 # Check 26
 
 
