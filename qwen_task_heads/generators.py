@@ -23,8 +23,7 @@ from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
 from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.manifests import check_manifest
-from qwen_task_heads.models import commit_of
-from qwen_task_heads.repos import check_repo
+from qwen_task_heads.repos import check_repo, commit_of
 
 
 @dataclass(frozen=True, kw_only=True)

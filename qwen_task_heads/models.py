@@ -8,7 +8,6 @@ open the folder that its client fetched, and the config still names the id.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils import find_adapter_config_file
 
 from qwen_task_heads.adapters import adapter_config
 from qwen_task_heads.backbones import locate
@@ -33,7 +32,7 @@ from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHe
 from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.manifests import check_manifest
-from qwen_task_heads.repos import check_repo, check_tokenizer, not_there
+from qwen_task_heads.repos import check_repo, check_tokenizer, commit_of, not_there
 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
 HEAD_OPTIONS = (
@@ -344,19 +343,6 @@ def _base_config(path: str, *, revision: str | None) -> Any:
         return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise not_there(path, error, "a model") from error
-
-
-def commit_of(path: str, revision: str | None) -> str | None:
-    """The commit that a hub repo's `config.json` came from; None for a folder, which is pinned by hashes."""
-    if Path(path).is_dir():
-        return None
-    found = re.search(
-        r"snapshots/([0-9a-f]{40})/", Path(cached_file(path, "config.json", revision=revision)).as_posix()
-    )
-    if found is None:
-        remedy = "clear its cache, or download it and give the folder"
-        raise _problem(path, "a cache without its commit", "a base that can be pinned", remedy)
-    return found[1]
 
 
 def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:

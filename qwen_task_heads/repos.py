@@ -140,8 +140,9 @@ def _check_kinds(path: str, config: dict[str, Any]) -> list[Problem]:
     if isinstance(probe, dict):
         for name in ("input_ids", "logits"):
             rows = probe.get(name)
-            whole = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
-            if not whole or any(not isinstance(item, (int, float)) for row in rows for item in row):
+            lists = rows if isinstance(rows, list) else [None]
+            items = [item for row in lists for item in (row if isinstance(row, list) else [None])]
+            if not all(isinstance(item, (int, float)) for item in items):
                 problems.append(_problem(where, f"probe.{name} {shorten(rows)}", "rows of numbers"))
     return problems
 
@@ -239,6 +240,24 @@ def _check_links(path: str) -> list[Problem]:
 
 def _problem(where: str, found: str, accepted: str, remedy: str = REMEDY) -> Problem:
     return Problem(where, f"found {found}", f"accepted: {accepted}", remedy)
+
+
+def commit_of(path: str, revision: str | None) -> str | None:
+    """The commit that a hub repo's `config.json` came from; None for a folder, which is pinned by hashes.
+
+    Raises:
+        TaskHeadsError: a cache that does not say.
+    """
+    if Path(path).is_dir():
+        return None
+    file = Path(cached_file(path, "config.json", revision=revision))
+    found = re.search(r"snapshots/([0-9a-f]{40})/", file.as_posix())
+    if found is None:
+        remedy = "clear its cache, or download it and give the folder"
+        raise TaskHeadsError(
+            _problem(path, "a cache without its commit", "a base that can be pinned", remedy)
+        )
+    return found[1]
 
 
 def not_there(path: str, error: Exception, what: str) -> TaskHeadsError:

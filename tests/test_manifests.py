@@ -16,6 +16,7 @@ from transformers import AutoModel
 from qwen_task_heads import TaskHeadsError, adapter_config, build, load, merge, save
 from qwen_task_heads.manifests import check_manifest, hash_files
 from qwen_task_heads.publishing.opening import lay_out
+from qwen_task_heads.repos import commit_of
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +155,7 @@ def test_a_base_of_a_hub_is_pinned_by_its_commit(
         config = build("base/qwen2", revision=revision).config
         assert config.backbone_revision == commit
         assert config.backbone_files is None
-    monkeypatch.setattr(
-        "qwen_task_heads.models.cached_file", lambda *args, **kwargs: str(tmp_path / "elsewhere.json")
-    )
+    # As it lies in a cache of another layout
+    monkeypatch.setattr("qwen_task_heads.repos.cached_file", lambda *args, **kwargs: str(tmp_path / "x.json"))
     with pytest.raises(TaskHeadsError, match="base/qwen2: found a cache without its commit"):
-        build("base/qwen2")
+        commit_of("base/qwen2", None)

@@ -97,11 +97,9 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
     notes = first_notes(model, run)
     metrics = account_texts(Trained.of(model), logits=logits, folder=folder, run=run, notes=notes)
     pairs = [example.text_b for example in run.sets.dev]
-    held = {
-        "texts": [example.text for example in run.sets.dev],
-        "text_pairs": pairs if any(pairs) else None,
-    }
-    keep_reference(folder, take=partial(take_reference, model, tokenizer=tokenizer, **held))
+    texts = [example.text for example in run.sets.dev]
+    take = partial(take_reference, model, tokenizer=tokenizer, texts=texts)
+    keep_reference(folder, take=partial(take, text_pairs=pairs if any(pairs) else None))
     return metrics
 
 
