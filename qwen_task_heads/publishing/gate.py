@@ -10,18 +10,21 @@ Bounds are relative to the largest logit where that is above 1: 1e-6 for the sam
 full model), 1e-5 for another order of the same sums (merged, stock classes), 1e-4 for an ONNX graph, and
 for what was opened on another kind of device. int8 has none: its agreement is told. Of a base that was
 quantised in training nobody can say how much that moves logits: there the bound is `QUANTIZED`, and the
-base's own tensors are not compared.
+base's own tensors are not compared. What has no room in fp32, neither on the GPU nor on the CPU, is computed
+as it is stored, held to `HALF`, and said so.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.publishing.differences import (
@@ -35,7 +38,7 @@ from qwen_task_heads.publishing.differences import (
     say,
 )
 from qwen_task_heads.publishing.export import CODE
-from qwen_task_heads.publishing.opening import Opener, bring_base, in_subprocess, lay_out
+from qwen_task_heads.publishing.opening import KILLED, Opener, attempts, bring_base, in_subprocess, lay_out
 from qwen_task_heads.publishing.reference import Reference
 from qwen_task_heads.repos import check_repo
 
@@ -47,6 +50,7 @@ OTHER_DEVICE, HALF, QUANTIZED = 1e-4, 8e-2, 0.5
 GRAPHS = {"onnx": "onnx/model.onnx", "onnx_int8": "onnx/model_int8.onnx"}
 GENERATORS = ("generator", "generator_adapter", "generator_merged")
 FOLDED = ("merged", "stock", "generator_merged")
+MEMORY = "publish where more memory is free: the artefact itself may be sound"
 WITH_CODE = ("adapter", "full", "merged")
 
 
@@ -131,24 +135,16 @@ def prove(
         job = {
             **reference.job,
             "name": repo_id or str(folder),
+            "folder": str(folder),
             "cache": str(cache),
             "trust": kind in WITH_CODE or _is_ours(folder),
             "graph": str(folder / GRAPHS[kind]) if kind in GRAPHS else None,
             "rows": reference.report["rows"],
-            "device": reference.report["device"],
             # A stock adapter says nothing of the dtype in which its base was opened for training.
             "base_dtype": reference.report["dtype"] if kind == "generator_adapter" else None,
             "paddings": ["right"] if kind == "stock" else ["left", "right"],
         }
-        path = Path(root, "job.json")
-        path.write_text(json.dumps(job), encoding="utf-8")
-        failure = (run or in_subprocess)(path)
-        if failure:
-            accepted = "an artefact that a clean process opens"
-            raise TaskHeadsError(
-                say(str(folder), failure.strip().splitlines()[-1][:500], accepted, "make it again")
-            )
-        report = json.loads(path.with_name("report.json").read_text(encoding="utf-8"))
+        report = _report(job, reference, path=Path(root, "job.json"), run=run or in_subprocess)
     problems = _causes(reference, report, kind) + compare_stored(reference.report, folder)
     rows = _rows(reference, report, kind) if "logits" in report else []
     over = [row for row in rows if row.bound is not None and not row.difference <= row.bound]
@@ -164,6 +160,28 @@ def prove(
     if problems:
         raise TaskHeadsError(problems)
     return Parity(tuple(rows))
+
+
+def _report(job: dict[str, Any], reference: Reference, *, path: Path, run: Opener) -> dict[str, Any]:
+    """What the clean process tells; where memory ends, of an attempt that takes less."""
+    device = reference.report["device"] if torch.cuda.is_available() else "cpu"
+    numbers = sum(math.prod(tensor["shape"]) for tensor in reference.report["tensors"].values())
+    wide = reference.report.get("computed_in", "float32") == "float32"
+    failure, report = "", {}
+    for place, in_fp32 in attempts(device, numbers=numbers, wide=wide):
+        path.write_text(json.dumps(job | {"device": place, "wide": in_fp32}), encoding="utf-8")
+        failure = run(path)
+        if failure and KILLED not in failure:
+            break
+        report = json.loads(path.with_name("report.json").read_text(encoding="utf-8")) if not failure else {}
+        if report and "out_of_memory" not in report:
+            return report
+    if not failure:
+        return report
+    found, accepted = failure.strip().splitlines()[-1][:500], "an artefact that a clean process opens"
+    raise TaskHeadsError(
+        say(job["folder"], found, accepted, MEMORY if KILLED in failure else "make it again")
+    )
 
 
 def _missing(folder: Path, kind: str) -> list[Problem]:
@@ -201,11 +219,14 @@ def _is_ours(folder: Path) -> bool:
 def _causes(reference: Reference, report: dict[str, Any], kind: str) -> list[Problem]:
     """All differences that have a name."""
     wanted = reference.report
-    remedy = "save the model again"
+    full = report.get("out_of_memory")
     problems = [
-        say(f"opening the {what}", " ".join(reason.split())[:300], "no error", remedy)
+        say(
+            f"opening the {what}", " ".join(reason.split())[:300], "no error",
+            MEMORY if what == full else "save the model again",
+        )
         for what, reason in report["failed"].items()
-    ]
+    ]  # fmt: skip
     stock = "facts" in report and report["facts"]["model_type"] != wanted["facts"]["model_type"]
     if "facts" in report and not stock and kind != "generator_adapter":  # whose config is its base's
         problems += compare_facts(wanted["facts"], report["facts"], adapter=kind == "adapter")
@@ -225,16 +246,20 @@ def _causes(reference: Reference, report: dict[str, Any], kind: str) -> list[Pro
 def _rows(reference: Reference, report: dict[str, Any], kind: str) -> list[Row]:
     """Logits of every layout against those of the same layout of the trained model."""
     wanted = {(entry["padding"], entry["batch"]): entry["logits"] for entry in reference.report["logits"]}
-    relative = BOUNDS[kind]
+    relative, narrow = BOUNDS[kind], ""
     tensors = report.get("tensors", {})
     if relative is not None:
         if report.get("device", "cpu") != reference.report["device"]:
             relative = max(relative, OTHER_DEVICE)
         if any(tensors.get(name, {}).get("dtype") != "float32" for name in reference.report["merged"]):
             relative = max(relative, HALF if kind in FOLDED else 0)
+        computed = {told.get("computed_in", "float32") for told in (reference.report, report)}
+        if narrow := ", ".join(sorted(computed - {"float32"})):
+            relative = max(relative, HALF)
         if reference.report["quantized"]:
             relative = max(relative, QUANTIZED)
     by = "onnxruntime" if kind in GRAPHS else f"{report.get('class')}, without the package"
+    by += f", in {narrow}: there was no room for fp32" if narrow else ""
     problem_type, found = reference.report["facts"].get("problem_type"), []
     for entry in report["logits"]:
         ours, theirs = wanted[entry["padding"], entry["batch"]], entry["logits"]

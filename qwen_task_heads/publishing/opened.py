@@ -7,6 +7,7 @@ and onnxruntime where a graph is opened.
 
 Logits are computed in fp32 on both sides, whatever is stored: rounding to bfloat16 would hide what the
 gate looks for. The weights of a trained model are widened in place and narrowed again, which loses nothing.
+Where memory ends the job says so, and what is computed in the stored dtype is told with its logits.
 """
 
 from __future__ import annotations
@@ -52,11 +53,12 @@ def describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
         tokenizer: as it was saved with the model.
         job: `texts` and `text_pairs` (or None), and `paddings`, those of `left` and `right` it must take. Of
             a language model that writes a label also `prompts`, the ids it is given, and `answers`, the
-            tokens whose logits after them are told.
+            tokens whose logits after them are told. `wide` is false where fp32 has no room.
 
     Returns:
         What `json` writes: `facts` of the config, `tokenizer`, `token_ids` and `rows` of the texts,
-        `tensors` and, of an adapter, `merged` (what folding it must give), `logits` per layout.
+        `tensors` and, of an adapter, `merged` (what folding it must give), `logits` per layout, and
+        `computed_in`, the dtype of the weights behind them.
     """
     answers = job.get("answers")
     rows = rows_of(tokenizer, job) if answers is None else job["prompts"]
@@ -72,7 +74,8 @@ def describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "tensors": tensors(model),
     }
-    with in_fp32(model):
+    with in_fp32(model, wide=job["wide"]):
+        report["computed_in"] = str(model.dtype).removeprefix("torch.")
         report["merged"] = _merged(model)
         report["logits"] = layouts(
             _torch_forward(model, answers), rows, pad_id=tokenizer.pad_token_id or 0, paddings=job["paddings"]
@@ -206,17 +209,18 @@ def _merged(model: Any) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def in_fp32(model: Any) -> Iterator[None]:
-    """Compute in fp32 what is stored in half precision; the same bits are back afterwards."""
+def in_fp32(model: Any, *, wide: bool = True) -> Iterator[None]:
+    """Compute in fp32 what is stored in half precision, if `wide`; the same bits are back afterwards."""
     import torch
 
-    narrow = [tensor for tensor in (*model.parameters(), *model.buffers()) if str(tensor.dtype) in HALF]
+    both = (*model.parameters(), *model.buffers())
+    narrow = [tensor for tensor in both if wide and str(tensor.dtype) in HALF]
     dtypes = [tensor.dtype for tensor in narrow]
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    for tensor in narrow:
-        tensor.data = tensor.data.float()
     try:
+        for tensor in narrow:  # which may end in the middle, where memory does
+            tensor.data = tensor.data.float()
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             yield
     finally:
@@ -231,9 +235,12 @@ def _torch_forward(model: Any, answers: Sequence[int] | None) -> Forward:
         if answers is None:
             return model(**given).logits.float().cpu().tolist()
         counted = given["attention_mask"].cumsum(1)
-        logits = model(**given, position_ids=(counted - 1).clamp(min=0)).logits
-        last = counted.argmax(1)  # the first place at which all real tokens are counted
-        return logits[range(len(last)), last][:, list(answers)].float().cpu().tolist()
+        # The first place at which all real tokens are counted. Logits of a whole vocabulary are asked for
+        # there only: those of 22 rows of 1024 tokens and 152k ids would be 13.7 GB.
+        last, row = counted.argmax(1).unique(return_inverse=True)
+        places = (counted - 1).clamp(min=0)
+        logits = model(**given, position_ids=places, logits_to_keep=last).logits
+        return logits[range(len(row)), row][:, list(answers)].float().cpu().tolist()
 
     return forward
 
@@ -325,8 +332,11 @@ def _open(job: dict[str, Any], report: dict[str, Any]) -> None:
     def stage(what: str) -> Iterator[None]:
         try:
             yield
-        except (*FAILURES, SafetensorError) as error:
+        except (*FAILURES, MemoryError, SafetensorError) as error:
             report["failed"][what] = f"{type(error).__name__}: {error}"
+            full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if full or "can't allocate memory" in str(error):  # torch's words of the CPU's memory
+                report["out_of_memory"] = what
 
     writes = "answers" in job
     if not writes:  # an adapter of a language model has no config of its own
@@ -357,8 +367,7 @@ def _open(job: dict[str, Any], report: dict[str, Any]) -> None:
             model = AutoModelForSequenceClassification.from_pretrained(name, verify=False, **trust)
     if model is not None and tokenizer is not None:
         with stage("logits"):
-            device = job["device"] if torch.cuda.is_available() else "cpu"
-            report |= describe(model.to(device), tokenizer, job)
+            report |= describe(model.to(job["device"]), tokenizer, job)
     elif model is not None:
         report |= {"tensors": tensors(model), "merged": {}}
 

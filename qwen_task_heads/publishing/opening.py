@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +33,8 @@ OPTIONAL = (
     "model.safetensors.index.json", "preprocessor_config.json", "processor_config.json",
     "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
 )  # fmt: skip
+
+KILLED = f"ended by signal {int(signal.SIGKILL)}"
 
 # Runs opened.py on a job file in a process without the package; gives "" or why that failed.
 Opener = Callable[[Path], str]
@@ -101,4 +105,37 @@ def in_subprocess(job: Path) -> str:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"no answer in {TIMEOUT} s"
+    if found.returncode == -signal.SIGKILL:  # the last line of stderr would be a warning of something else
+        return f"{KILLED}: most likely out of memory"
+    if found.returncode < 0:
+        return f"ended by signal {-found.returncode}"
     return "" if found.returncode == 0 else found.stderr[-1000:] or f"exit code {found.returncode}"
+
+
+def attempts(device: str, *, numbers: int, wide: bool = True) -> list[tuple[str, bool]]:
+    """Ways to compute logits of a model, the exact first and the frugal last: `(device, in fp32)`.
+
+    What is over a GPU's memory raises there, and the next way is tried. What is over the machine's own ends
+    the process without a word, so fp32 is not tried there when there is no room for it.
+
+    Args:
+        device: `cpu`, or of an accelerator.
+        numbers: how many the model holds.
+        wide: try fp32 at all.
+    """
+    roomy = 4 * numbers <= room()
+    found = [(place, True) for place in (device, "cpu") if wide and (place != "cpu" or roomy)]
+    return list(dict.fromkeys([*found, (device, False), ("cpu", False)]))
+
+
+def room() -> float:
+    """Bytes of memory that processes may still take here; infinite where the system does not say."""
+    found, group = [math.inf], Path("/sys/fs/cgroup")
+    if (system := Path("/proc/meminfo")).is_file():
+        told = dict(line.split(":") for line in system.read_text().splitlines())
+        found.append(1024 * int(told["MemAvailable"].split()[0]))
+    if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
+        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(told["inactive_file"])
+        found.append(int(limit) - used)
+    return min(found)

@@ -14,9 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.attention_task_heads import EXACT, PACKED
 from qwen_task_heads.publishing.opened import describe
+from qwen_task_heads.publishing.opening import attempts
 
 REFERENCE = "reference.json"
 HELD, LONGEST = 16, 2000  # texts of dev, and characters of one
@@ -76,9 +79,8 @@ def take_reference(
         "paddings": ["left", "right"],
     }
     with _as_opened(inner):
-        report = describe(inner, tokenizer, job)
+        report = _describe(inner, tokenizer, job)
     report["facts"]["pad_token_id"] = tokenizer.pad_token_id  # as saving writes it
-    report["quantized"] = inner.config.__dict__.get("quantization_config") is not None
     return Reference(job, report)
 
 
@@ -101,9 +103,38 @@ def take_answer_reference(
         "prompts": prompts.encode(held).input_ids,
         "answers": sorted({ids[0] for ids in prompts.answers}),
     }
-    report = describe(model, tokenizer, job)
-    report["quantized"] = model.config.__dict__.get("quantization_config") is not None
+    report = _describe(model, tokenizer, job)
     return Reference(job, report)
+
+
+def _describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """`describe` where the memory allows it: in fp32 there, in fp32 on the CPU, or as the model is stored.
+
+    Raises:
+        torch.OutOfMemoryError: not even that.
+    """
+    home, training, quantized = model.device, model.training, _is_quantized(model)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    # What is quantised stays where it is.
+    ways = [way for way in attempts(home.type, numbers=numbers) if way[0] == home.type or not quantized]
+    while True:
+        device, wide = ways.pop(0)
+        try:
+            there = model if device == home.type else model.to(device)
+            return describe(there, tokenizer, job | {"wide": wide}) | {"quantized": quantized}
+        except torch.OutOfMemoryError:
+            if not ways:
+                raise
+        finally:
+            model.train(training)
+            if model.device != home:
+                model.to(home)
+        if home.type == "cuda":
+            torch.cuda.empty_cache()  # once the failed computation is let go of
+
+
+def _is_quantized(model: Any) -> bool:
+    return model.config.__dict__.get("quantization_config") is not None
 
 
 def _choose(texts: Sequence[str], pairs: Sequence[str] | None) -> list[tuple[str, str]]:

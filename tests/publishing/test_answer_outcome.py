@@ -19,6 +19,7 @@ from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.publishing.answer_outcome import finish_answers
 from qwen_task_heads.publishing.hubs import publish
 from qwen_task_heads.publishing.opening import lay_out
+from qwen_task_heads.publishing.reference import take_answer_reference
 from qwen_task_heads.publishing.text_outcome import TextRun
 
 LABELS = LabelMap(("sport", "the trade of goods"))
@@ -122,6 +123,25 @@ def test_an_adapter_on_a_base_of_a_hub_is_proven_and_published(
     assert {row["artefact"] for row in rows} == {"generator_adapter"}
     assert max(row["difference"] for row in rows) <= 1e-6
     assert "without the package" in (staged / "README.md").read_text("utf-8")
+
+
+def test_logits_of_the_vocabulary_are_computed_where_they_are_read() -> None:
+    """At every token of a batch they would be more than the memory holds."""
+    widths = []
+    model = load_generator("embedded", dtype=torch.float32)
+    model.lm_head.register_forward_pre_hook(lambda module, given: widths.append(given[0].shape[1]))
+    tokenizer = load_tokenizer("embedded")
+    prompts = AnswerPrompts(tokenizer, LABELS, model_type="qwen2")
+    reference = take_answer_reference(
+        model, tokenizer=tokenizer, prompts=prompts, texts=["short", "a b " * 99]
+    )
+    rows = reference.report["rows"]
+    assert max(widths) <= len(rows) < max(map(len, rows))
+    with torch.no_grad():
+        wanted = model(torch.tensor([rows[0]])).logits[0, -1, reference.job["answers"]]
+    for layout in reference.report["logits"]:
+        if (layout["padding"], layout["batch"]) != ("none", len(rows)):  # whose rows are cut
+            assert torch.allclose(torch.tensor(layout["logits"][0]), wanted, atol=1e-5)
 
 
 def test_an_adapter_is_opened_on_the_base_it_was_trained_on(tmp_path: Path, data: Path) -> None:

@@ -29,7 +29,8 @@ from qwen_task_heads import (
 )
 from qwen_task_heads.batching.text import Template, bind_template, compile_template
 from qwen_task_heads.publishing import opened
-from qwen_task_heads.publishing.gate import Parity, prove
+from qwen_task_heads.publishing.gate import HALF, OTHER_DEVICE, Parity, prove
+from qwen_task_heads.publishing.opening import in_subprocess
 from qwen_task_heads.publishing.reference import (
     Reference,
     read_reference,
@@ -453,3 +454,111 @@ def test_the_process_of_its_own(prepared: Any, monkeypatch: pytest.MonkeyPatch) 
     folder, reference = prepared["adapter"]
     parity = prove(folder, reference=reference, kind="adapter", repo_id="me/it")
     assert max(row.difference for row in parity.rows) == 0
+
+
+# Memory
+
+
+def test_a_reference_over_the_memory_is_taken_as_the_model_is_stored(
+    bases: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory ends while the third tensor is widened: the first two are narrowed again."""
+    model = build(bases["qwen2"], dtype=torch.bfloat16).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    widened = []
+
+    def widen(tensor: torch.Tensor) -> torch.Tensor:
+        widened.append(tensor.dtype)
+        if len(widened) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB")
+        return tensor.to(torch.float32)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", widen)
+        with pytest.raises(torch.OutOfMemoryError), opened.in_fp32(model):
+            pytest.fail("it was widened")
+    assert widened == [torch.bfloat16] * 3
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+    monkeypatch.setattr("qwen_task_heads.publishing.opening.room", lambda: 0.0)
+    reference = take_reference(model, tokenizer=load_tokenizer("embedded"))
+    assert reference.report["computed_in"] == "bfloat16"
+    assert model.training
+
+
+FULL = """
+def _move(model, device, wide):
+    import torch
+    if device == "cuda" or {fails}:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB")
+    return model.to(device)
+
+
+def main() -> None:"""
+
+
+def _small(open_with: CleanProcess, folder: Path, *, fails: str) -> Callable[[Path], str]:
+    """Run `opened.py` on a machine whose GPU has no room for the model, and more that fails."""
+    code = CODE.replace("def main() -> None:", FULL.format(fails=fails))
+    code = code.replace('model.to(job["device"])', '_move(model, job["device"], job["wide"])')
+
+    def run(job: Path) -> str:
+        open_with.run(code, job, folder=folder)
+        return ""
+
+    return run
+
+
+def test_what_is_over_a_gpu_is_compared_on_the_cpu_or_as_it_is_stored(
+    bases: dict[str, str], clean: CleanProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(bases["qwen2"])
+    model = build(bases["qwen2"], task="pooled_classifier", labels=LABELS, dtype=torch.bfloat16)
+    bind_template(tokenizer, model.config)
+    reference = take_reference(model, tokenizer=tokenizer, texts=HELD)
+    folder = save(model, tokenizer=tokenizer, folder=tmp_path / "it")
+    reference.report["device"] = "cuda"  # as if trained there
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def proven(fails: str) -> Parity:
+        run = _small(clean, tmp_path, fails=fails)
+        return prove(folder, reference=reference, kind="full", repo_id="me/it", run=run)
+
+    rows = proven("False").rows
+    assert {row.bound / OTHER_DEVICE < 20 for row in rows if row.bound is not None} == {True}
+    assert not any("bfloat16" in row.opened_by for row in rows)
+    rows = proven("wide").rows
+    assert all(row.opened_by.endswith("in bfloat16: there was no room for fp32") for row in rows)
+    assert all(row.bound is not None and row.bound >= HALF for row in rows)
+    assert max(row.difference for row in rows) > 1e-5  # else the figure would say nothing
+    with pytest.raises(TaskHeadsError) as caught:
+        proven("True")
+    assert "OutOfMemoryError" in str(caught.value)
+    assert "publish where more memory is free" in str(caught.value)
+    assert "save the model again" not in str(caught.value)
+
+
+def test_a_killed_process_is_tried_with_less_and_told_as_such(
+    prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's way to say that memory is over; the last line of stderr is some warning."""
+    program = tmp_path / "opened.py"
+    program.write_text(
+        "import json, os, sys; job = json.load(open(sys.argv[1])); print('a warning', file=sys.stderr)\n"
+        "open('tried', 'a').write(str(job['wide'])); os.kill(os.getpid(), 9)"
+    )
+    monkeypatch.setattr(opened, "__file__", str(program))
+    job = tmp_path / "job.json"
+    job.write_text('{"wide": true}')
+    assert in_subprocess(job) == "ended by signal 9: most likely out of memory"
+    folder, reference = prepared["full"]
+    tried = []
+
+    def run(job: Path) -> str:
+        tried.append(json.loads(job.read_text())["wide"])
+        return in_subprocess(job)
+
+    with pytest.raises(TaskHeadsError, match=r"signal 9.*publish where more memory is free"):
+        prove(folder, reference=reference, kind="full", repo_id="me/it", run=run)
+    assert tried == [True, False]
