@@ -145,8 +145,8 @@ class ModelScope(Hub):
             status = error.status_code
             if isinstance(error, ServerError) and status is not None and status < 500:
                 status = CONFLICT  # its client tells two commits at once from other bad requests
+            if status is None and "too many 429 error responses" in error.message:
+                status = 429  # it has tried again by itself, and of the last answer that alone is left
             raise self._failed(repo_id, error, status, said=error.message) from None
         except (HubError, OSError, ValueError) as error:  # an error of requests is an OSError
-            # Its client tries again by itself, and of the last answer only this sentence is left.
-            status = 429 if "too many 429 error responses" in str(error) else None
-            raise self._failed(repo_id, error, status) from None
+            raise self._failed(repo_id, error, None) from None
