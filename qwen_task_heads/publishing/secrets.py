@@ -3,6 +3,9 @@
 Two nets: the tokens that this process could use (environment, logins), by their value; and what has the
 shape of a token or key, whosever it is. Both are read as bytes over whole files, so that a token in a
 plot's metadata or in the header of the weights is found too. No message shows what was found.
+
+A value that is an ordinary word or number is not looked for: it would be found in texts that have nothing
+to do with it, and every tokenizer lists such words.
 """
 
 from __future__ import annotations
@@ -17,6 +20,17 @@ from qwen_task_heads.errors import Problem
 HIDDEN = "***"
 MIN_LENGTH = 8  # a shorter value is no token, and would be found in ordinary words
 CHUNK, OVERLAP = 1 << 23, 1 << 12  # bytes; a secret over the edge of two chunks lies in the overlap
+# Below this a value of one kind of letters, or of digits, is taken for a word or a number.
+WORD_LENGTH, FEW_CHARACTERS = 16, 4
+# Lists of words: values without a digit are not looked for there.
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer.model",
+)
 # Tensors are numbers: beyond their header only known values are looked for, which costs a tenth.
 TENSORS = (".safetensors", ".onnx", ".data")
 _SECRET_WORDS = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS"}
@@ -74,7 +88,7 @@ def scan(folder: str | Path, *, secrets: Mapping[str, str] | None = None) -> lis
 
     Args:
         folder: what is about to be published.
-        secrets: where each is from, and its value; None for `known_secrets`.
+        secrets: where each is from, and its value; None for `known_secrets`. Ordinary words are left out.
 
     Returns:
         A problem per file and kind of secret, with the line; none of them shows the secret.
@@ -89,15 +103,15 @@ def scan(folder: str | Path, *, secrets: Mapping[str, str] | None = None) -> lis
         found a Hugging Face token
     """
     folder = Path(folder)
-    by_value = {
-        source: value.encode() for source, value in (known_secrets() if secrets is None else secrets).items()
-    }
+    known = known_secrets() if secrets is None else secrets
+    by_value = {source: value.encode() for source, value in known.items() if not _is_word(value)}
+    odd = {source: value for source, value in by_value.items() if any(48 <= byte <= 57 for byte in value)}
     problems = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         found = dict.fromkeys(_kinds(name.encode(), by_value), 0)
         if path.is_file():
-            for kind, line in _search(path, by_value):
+            for kind, line in _search(path, odd if path.name in VOCABULARIES else by_value):
                 found.setdefault(kind, line)
         problems += [_problem(name, kind, line) for kind, line in found.items()]
     return problems
@@ -123,6 +137,12 @@ def _names_secret(name: str) -> bool:
     """Whether an environment variable holds a secret: HF_TOKEN does, TOKENIZERS_PARALLELISM does not."""
     name = name.upper()
     return name.split("_")[-1] in _SECRET_WORDS or name.endswith(_SECRET_ENDS)
+
+
+def _is_word(value: str) -> bool:
+    """Whether a value is too ordinary to be told from the same word, name or number somewhere else."""
+    one_kind = value.isdigit() or (value.isalpha() and value in (value.lower(), value.upper(), value.title()))
+    return (one_kind and len(value) < WORD_LENGTH) or len(set(value)) <= FEW_CHARACTERS
 
 
 def _kinds(content: bytes, by_value: Mapping[str, bytes]) -> Iterator[str]:
@@ -164,5 +184,8 @@ def _search(path: Path, by_value: Mapping[str, bytes]) -> Iterator[tuple[str, in
 
 def _problem(name: str, kind: str, line: int) -> Problem:
     remedy = "take it out and publish again; if anybody else may have seen it, revoke it"
+    source = kind.removeprefix("the value of ")
+    if source.startswith("$"):
+        remedy += f"; if it stands there by chance, unset {source[1:]} and publish again"
     where = redact(f"{name}:{line}" if line else name)
     return Problem(where, f"found {kind}", "accepted: files without secrets", remedy)

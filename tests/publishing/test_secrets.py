@@ -69,6 +69,24 @@ def test_tokens_of_this_process_are_found_by_their_value(tmp_path: Path, monkeyp
     assert not any(value in str(problem) for value in values.values() for problem in found)
 
 
+@pytest.mark.parametrize("word", ["password", "Postgres", "PRODUCTION", "12345678", "********", "abababab"])
+def test_ordinary_words_that_serve_as_passwords_block_nothing(word: str, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "README.md"):
+        (tmp_path / name).write_text(f"the {word} of it")
+    assert scan(tmp_path, secrets={"$DB_PASSWORD": word}) == []
+
+
+def test_values_without_a_digit_are_not_looked_for_in_lists_of_words(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "config.json"):
+        (tmp_path / name).write_text(json.dumps({"get_user_name": 1, "another-7-one": 2}))
+    found = scan(tmp_path, secrets={"$A_SECRET": "get_user_name", "$B_SECRET": "another-7-one"})
+    assert [(problem.where, problem.found) for problem in found] == [
+        ("config.json:1", "found the value of $A_SECRET"), ("config.json:1", "found the value of $B_SECRET"),
+        ("tokenizer.json:1", "found the value of $B_SECRET"),
+    ]  # fmt: skip
+    assert "unset A_SECRET and publish again" in str(found[0])
+
+
 def test_a_token_over_the_edge_of_two_reads_or_deep_in_weights_is_found(tmp_path: Path) -> None:
     secret = TOKENS["a Hugging Face token"]
     edge = b"\n" * 7 + b" " * (CHUNK - 17) + secret.encode()
