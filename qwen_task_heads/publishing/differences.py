@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from qwen_task_heads.errors import Problem, shorten
-from qwen_task_heads.publishing.opened import canonical
+from qwen_task_heads.publishing.opened import canonical, tensor_facts
 
 NAMED = 3  # tensors in one message
 NORM = {True: 1e-5, False: 1e-2}  # of a folded weight, in fp32 and in half precision
@@ -120,7 +120,8 @@ def compare_tensors(
             plain = name.replace(".base_layer.", ".")
             bases[plain] = facts
             if ".lora_" not in name:
-                expected[plain] = wanted["merged"].get(plain, facts)
+                # Folded in fp32, and saved in the dtype of the base.
+                expected[plain] = wanted["merged"].get(plain, facts) | {"dtype": facts["dtype"]}
             if ".base_layer." in name and not name.endswith(".bias") and plain not in wanted["merged"]:
                 unknown.add(plain)  # what folding gives there is for the logits to tell
         found = _one_head(found, expected)
@@ -165,6 +166,30 @@ def compare_tensors(
         text = f"other values in {_list(base)}"
         problems.append(say("the base", text, "the base", "name the base and the revision of training"))
     return problems
+
+
+def with_stored_head(found: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Tensors of an opened model, with the head as it is in the files.
+
+    A stock class in half precision rounds the head when it is opened. The files keep it as it was trained,
+    for the servers that compute it in fp32, and they are what is published.
+
+    Args:
+        found: the tensors of the opened model, by name.
+        folder: of the model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    kept = {name: facts for name, facts in found.items() if not name.startswith("score.")}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = [*file.keys()]
+                heads = {name: file.get_tensor(name) for name in names if name.startswith("score.")}
+        except SafetensorError:  # opening it says so
+            continue
+        kept |= {name: tensor_facts(tensor, head=True) for name, tensor in heads.items()}
+    return kept
 
 
 def _one_head(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from qwen_task_heads.publishing.differences import (
     compare_tokenizers,
     largest,
     say,
+    with_stored_head,
 )
 from qwen_task_heads.publishing.export import CODE
 from qwen_task_heads.publishing.opening import KILLED, Opener, attempts, bring_base, in_subprocess, lay_out
@@ -145,7 +146,7 @@ def prove(
             "paddings": ["right"] if kind == "stock" else ["left", "right"],
         }
         report = _report(job, reference, path=Path(root, "job.json"), run=run or in_subprocess)
-    problems = _causes(reference, report, kind) + compare_stored(reference.report, folder)
+    problems = _causes(reference, report, kind, folder) + compare_stored(reference.report, folder)
     rows = _rows(reference, report, kind) if "logits" in report else []
     over = [row for row in rows if row.bound is not None and not row.difference <= row.bound]
     over += [row for row in rows if not np.isfinite(row.difference) and row not in over]
@@ -167,7 +168,7 @@ def _report(job: dict[str, Any], reference: Reference, *, path: Path, run: Opene
     device = reference.report["device"] if torch.cuda.is_available() else "cpu"
     numbers = sum(math.prod(tensor["shape"]) for tensor in reference.report["tensors"].values())
     wide = reference.report.get("computed_in", "float32") == "float32"
-    failure, report = "", {}
+    failure, report = "", dict[str, Any]()
     for place, in_fp32 in attempts(device, numbers=numbers, wide=wide):
         path.write_text(json.dumps(job | {"device": place, "wide": in_fp32}), encoding="utf-8")
         failure = run(path)
@@ -216,7 +217,7 @@ def _is_ours(folder: Path) -> bool:
     return (folder / "configuration_task_heads.py").is_file()
 
 
-def _causes(reference: Reference, report: dict[str, Any], kind: str) -> list[Problem]:
+def _causes(reference: Reference, report: dict[str, Any], kind: str, folder: Path) -> list[Problem]:
     """All differences that have a name."""
     wanted = reference.report
     full = report.get("out_of_memory")
@@ -237,9 +238,8 @@ def _causes(reference: Reference, report: dict[str, Any], kind: str) -> list[Pro
         texts = reference.job["texts"]
         problems += compare_tokenizers(wanted, report, texts=texts, stock=stock)
     if "tensors" in report:
-        problems += compare_tensors(
-            wanted, report["tensors"], folded=kind in FOLDED, quantized=wanted["quantized"]
-        )
+        found = with_stored_head(report["tensors"], folder) if kind == "stock" else report["tensors"]
+        problems += compare_tensors(wanted, found, folded=kind in FOLDED, quantized=wanted["quantized"])
     return problems
 
 
@@ -251,7 +251,8 @@ def _rows(reference: Reference, report: dict[str, Any], kind: str) -> list[Row]:
     if relative is not None:
         if report.get("device", "cpu") != reference.report["device"]:
             relative = max(relative, OTHER_DEVICE)
-        if any(tensors.get(name, {}).get("dtype") != "float32" for name in reference.report["merged"]):
+        rounded = [*reference.report["merged"], *(["score.weight"] if kind == "stock" else [])]
+        if any(tensors.get(name, {}).get("dtype") != "float32" for name in rounded):
             relative = max(relative, HALF if kind in FOLDED else 0)
         computed = {told.get("computed_in", "float32") for told in (reference.report, report)}
         if narrow := ", ".join(sorted(computed - {"float32"})):

@@ -155,11 +155,12 @@ def tensors(model: Any) -> dict[str, dict[str, Any]]:
     for name, tensor in model.state_dict().items():
         if ".original_module." in name:  # the untrained twin of a trained head
             continue
-        found[canonical(name)] = _tensor(tensor, head=canonical(name).startswith("score."))
+        found[canonical(name)] = tensor_facts(tensor, head=canonical(name).startswith("score."))
     return found
 
 
-def _tensor(tensor: Any, *, head: bool = False) -> dict[str, Any]:
+def tensor_facts(tensor: Any, *, head: bool = False) -> dict[str, Any]:
+    """What is told of one tensor; of a head also whether its values went through int8."""
     import torch
 
     value = tensor.detach().cpu()
@@ -204,7 +205,7 @@ def _merged(model: Any) -> dict[str, dict[str, Any]]:
             continue
         layer = copy.deepcopy(module)
         layer.merge()
-        found[f"{canonical(name)}.weight"] = _tensor(layer.get_base_layer().weight)
+        found[f"{canonical(name)}.weight"] = tensor_facts(layer.get_base_layer().weight)
     return found
 
 

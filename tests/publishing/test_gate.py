@@ -391,6 +391,34 @@ def test_a_base_of_a_hub_comes_from_the_cache_and_a_scorer_reads_pairs(
     merged = save(merge(str(folder)), tokenizer=tokenizer, folder=tmp_path / "merged")
     parity = prove(merged, reference=reference, kind="merged", repo_id="me/titles", run=open_in)
     assert all(row.bound is not None and row.bound < 1e-4 for row in parity.rows)
+    half = merge(str(folder))
+    half.model.bfloat16()  # folded in fp32, saved in the dtype of training
+    merged = save(half, tokenizer=tokenizer, folder=tmp_path / "half")
+    parity = prove(merged, reference=reference, kind="merged", repo_id="me/titles", run=open_in)
+    assert all(row.bound is not None and row.difference <= row.bound < 1 for row in parity.rows)
+
+
+def test_a_stock_class_in_half_precision_keeps_the_head_of_training_in_its_file(
+    bases: dict[str, str], shake: Any, open_in: Any, tmp_path: Path
+) -> None:
+    """transformers rounds it when it opens the file; servers that compute it in fp32 do not."""
+    tokenizer = load_tokenizer(bases["qwen2"])
+    model = build(bases["qwen2"], task="pooled_classifier", labels=LABELS, dtype=torch.bfloat16)
+    bind_template(tokenizer, model.config)
+    shake(model)
+    reference = take_reference(model, tokenizer=tokenizer, texts=HELD)
+    folder = export_stock(model, tokenizer=tokenizer, folder=tmp_path / "stock")
+    given: dict[str, Any] = {"reference": reference, "kind": "stock", "repo_id": "me/it", "run": open_in}
+    parity = prove(folder, **given)
+    assert max(row.difference for row in parity.rows) > 1e-5  # the head was rounded
+    assert all(row.bound is not None and row.difference <= row.bound < 1 for row in parity.rows)
+    shutil.copytree(folder, tmp_path / "narrow")
+    _narrow(tmp_path / "narrow")
+    with pytest.raises(TaskHeadsError, match=r"dtype of score\.weight: found bfloat16; accepted: float32"):
+        prove(tmp_path / "narrow", **given)
+    _tensors(folder / "model.safetensors", lambda tensors: tensors["score.weight"].mul_(1.001))
+    with pytest.raises(TaskHeadsError, match=r"tensor score\.weight: found values of norm"):
+        prove(folder, **given)
 
 
 @pytest.mark.slow
