@@ -77,6 +77,11 @@ def test_what_is_saved_gives_the_same_scores_and_tells_its_figures(tmp_path: Pat
 
 @pytest.mark.slow
 def test_published_models_that_write_labels_are_proven(tmp_path: Path, data: Path) -> None:
+    half = tmp_path / "half"
+    finish(half, data, lora=True, dtype=torch.bfloat16)
+    publish(half, repo_id="me/labels", form="merged", dry_run=tmp_path / "staged_half")
+    saved = json.loads((tmp_path / "staged_half" / "config.json").read_text("utf-8"))
+    assert saved["dtype"] == "bfloat16"
     run = tmp_path / "run"
     finish(run, data, lora=True)
     publish(run, repo_id="me/labels", form="merged", dry_run=tmp_path / "staged")

@@ -259,6 +259,24 @@ def test_half_precision_keeps_its_dtype_and_the_head_its_own(
     assert model.dtype == torch.bfloat16  # the model at hand is as it was
 
 
+def test_a_merged_adapter_is_folded_in_fp32_and_stored_as_asked(
+    bases: dict[str, str], shake: Any, tmp_path: Path
+) -> None:
+    model, tokenizer = prepared(bases["qwen2"], shake, lora=True)
+    source = save(model, tokenizer=tokenizer, folder=tmp_path / "adapter")
+    whole = load_file(export_stock(source, folder=tmp_path / "wide") / "model.safetensors")
+    folder = export_stock(source, folder=tmp_path / "narrow", dtype="bfloat16")
+    narrow = load_file(folder / "model.safetensors")
+    assert narrow.keys() == whole.keys()
+    for name, tensor in narrow.items():
+        dtype = torch.float32 if name == "score.weight" else torch.bfloat16
+        assert torch.equal(tensor, whole[name].to(dtype))  # rounded once
+        assert tensor.dtype == dtype
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    with pytest.raises(TaskHeadsError, match="dtype: found 'int8'"):
+        export_stock(source, folder=tmp_path / "other", dtype="int8")
+
+
 def test_a_family_without_a_stock_class_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     from transformers import CodeGenConfig
 
