@@ -55,8 +55,8 @@ def account_of(
 def keep_reference(folder: Path, *, take: Callable[[], Reference]) -> None:
     """Keep what the trained model answers beside it, for the proof before a publish.
 
-    It is computed in fp32. Where that does not fit into the device's memory none is kept, and a publish then
-    compares with what strict loading opens from the folder.
+    Where no way to compute it fits into memory none is kept, and a publish then compares with what strict
+    loading opens from the folder.
 
     Args:
         folder: of the run.
@@ -66,4 +66,4 @@ def keep_reference(folder: Path, *, take: Callable[[], Reference]) -> None:
     try:
         write_reference(folder, take())
     except torch.OutOfMemoryError:
-        print("note: no reference was kept: the model in fp32 is over the memory of this device", flush=True)
+        print("note: no reference was kept: computing it is over the memory of this machine", flush=True)

@@ -29,7 +29,7 @@ from qwen_task_heads.publishing.reference import (
     take_reference,
 )
 from qwen_task_heads.publishing.staging import files_of, travels
-from qwen_task_heads.publishing.stock import export_stock
+from qwen_task_heads.publishing.stock import export_stock, store_in
 
 SAVED, MERGED, STOCK = "saved", "merged", "stock"
 FORMS = (SAVED, MERGED, STOCK)
@@ -118,10 +118,12 @@ class WithHead(Finished):
 
     def make(self, form: str, made: Path) -> None:
         """Fold the adapter, or write transformers' own class."""
+        trained = self.reference().report["dtype"]  # else a model of half precision would double in size
         if form == STOCK:
-            export_stock(str(self.folder), folder=made, hub=self.hub)
+            export_stock(str(self.folder), folder=made, hub=self.hub, dtype=trained)
         else:
-            save(self.full(), tokenizer=load_tokenizer(str(self.folder)), folder=made)
+            tokenizer = load_tokenizer(str(self.folder))
+            save(store_in(self.full(), dtype=trained), tokenizer=tokenizer, folder=made)
 
     def opened(self) -> Reference:
         """By `load`."""
