@@ -296,14 +296,14 @@ def serve() -> Iterator[HfHub]:
 
 def point_client(hub: HfHub, patch: pytest.MonkeyPatch, *, cache: Any, login: bool = True) -> None:
     """Point this process's client to the server: it read its environment when it was imported."""
-    from huggingface_hub import constants, hf_api
+    from huggingface_hub import constants
     from huggingface_hub.utils import close_session
 
     close_session()  # connections to the server of an earlier test
     patch.setattr(constants, "ENDPOINT", hub.endpoint)
-    # Its functions are methods of this one, made on import; transformers lists chat templates by it, and
-    # tries for a minute and a half to reach a hub that is not there.
-    patch.setattr(hf_api.api, "endpoint", hub.endpoint)
+    # transformers keeps the client it made first, to list chat templates: that of an earlier server, which
+    # it tries to reach for half a minute each time.
+    patch.setattr("transformers.utils.hub._hf_api", None)
     template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     patch.setattr(constants, "HF_HUB_OFFLINE", False)

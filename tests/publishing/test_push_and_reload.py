@@ -49,10 +49,9 @@ import json, os, sys
 from contextlib import nullcontext
 job = json.loads(sys.argv[1])
 os.environ.update(job["environment"])
-from huggingface_hub import constants, hf_api
+from huggingface_hub import constants
 if job["hub"] == "huggingface":
     constants.ENDPOINT, constants.HF_HUB_CACHE = job["endpoint"], job["cache"]
-    hf_api.api.endpoint = job["endpoint"]
     constants.HUGGINGFACE_CO_URL_TEMPLATE = job["endpoint"] + "/{repo_id}/resolve/{revision}/{filename}"
     constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = True, False
     context = nullcontext
