@@ -142,7 +142,8 @@ def stage(folder: str | Path, destination: str | Path, *, repo_id: str, hub: str
         card = (destination / "README.md").read_text(encoding="utf-8")
         (destination / "README.md").write_text(_card(card, repo_id, hub, rows=rows), encoding="utf-8")
     if hub == MODELSCOPE:
-        write_json(destination / "configuration.json", CONFIGURATION)
+        writes = {"task": "text-generation"} if "label_prompt.json" in chosen else {}
+        write_json(destination / "configuration.json", CONFIGURATION | writes)
     return seal(destination)
 
 
