@@ -60,6 +60,8 @@ def find_label_file(source: str) -> str | None:
 
 def name_problems(names: Sequence[Any], place: str, *, first: int = 1) -> list[Problem]:
     """What is wrong with names; `place` is the pattern of where they stand, counted from `first`."""
+    if _all_fine(names):
+        return []
     problems = []
     seen: dict[str, int] = {}
     for number, name in enumerate(names, start=first):
@@ -74,6 +76,18 @@ def name_problems(names: Sequence[Any], place: str, *, first: int = 1) -> list[P
     return problems
 
 
+def _all_fine(names: Sequence[Any]) -> bool:
+    """Whether no name has a problem: a row may bring 100,000, which takes passes of C code."""
+    return (
+        set(map(type, names)) == {str}
+        and len(set(names)) == len(names)
+        and all(names)
+        and all(map(str.__eq__, names, map(str.strip, names)))
+        and max(map(len, names)) <= MAX_NAME
+        and not CONTROL.search(" ".join(names))
+    )
+
+
 def alias_problems(
     names: Sequence[Any], aliases: Sequence[Sequence[Any]], place: str, *, first: int = 1
 ) -> list[Problem]:
@@ -82,6 +96,8 @@ def alias_problems(
     Each must differ from all names and from all other aliases, its own label's too, and be no whole number:
     `1` in a row is an id, so that an alias of that look would silently mean another label.
     """
+    if not any(aliases):
+        return []
     problems = []
     seen = {name: number for number, name in enumerate(names, start=first) if isinstance(name, str)}
     for number, spellings in enumerate(aliases, start=first):

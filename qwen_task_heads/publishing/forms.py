@@ -118,7 +118,7 @@ class WithHead(Finished):
 
     def make(self, form: str, made: Path) -> None:
         """Fold the adapter, or write transformers' own class."""
-        trained = self.reference().report["dtype"]  # else a model of half precision would double in size
+        trained = self.config["dtype"] or "float32"  # else a model of half precision would double in size
         if form == STOCK:
             export_stock(str(self.folder), folder=made, hub=self.hub, dtype=trained)
         else:

@@ -109,6 +109,7 @@ def test_published_models_that_write_labels_are_proven(tmp_path: Path, data: Pat
         publish(full, repo_id="me/labels", onnx=True, dry_run=tmp_path / "onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")  # of PEFT, offline
 def test_an_adapter_on_a_base_of_a_hub_is_proven_and_published(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch

@@ -538,6 +538,7 @@ def _small(open_with: CleanProcess, folder: Path, *, fails: str) -> Callable[[Pa
     return run
 
 
+@pytest.mark.slow
 def test_what_is_over_a_gpu_is_compared_on_the_cpu_or_as_it_is_stored(
     bases: dict[str, str], clean: CleanProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

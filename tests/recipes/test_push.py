@@ -140,6 +140,7 @@ def test_recipes_that_make_no_stock_model_say_so(
     assert ("--poolings: found 'mean'" in told) == (recipe == "sweep_heads.py")
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_published_and_a_changed_one_is_not(
     hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
