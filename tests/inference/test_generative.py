@@ -65,6 +65,7 @@ def test_the_trie_gives_the_scores_of_every_label_alone(model: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # 23,800 passes of the peer
 def test_119_labels_of_200_texts(model: Any) -> None:
     compare(model, texts=200, labels=119)
 
