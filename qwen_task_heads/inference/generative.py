@@ -17,6 +17,7 @@ Options that change the question, each off by default:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.generators import load_generator
 from qwen_task_heads.hubcode.attention_task_heads import EXACT, window_of
-from qwen_task_heads.hubs import HUGGINGFACE
+from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.inference.label_trie import Trie, make_trie, score_alone, sum_edges
 from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
 from qwen_task_heads.inference.scorer import check_texts
@@ -132,19 +133,29 @@ class LabelScorer:
         model = load_generator(name, revision=revision, hub=hub, dtype=dtype)
         tokenizer = load_tokenizer(name, revision=revision, hub=hub)
         family = model.config.get_text_config().model_type
+        place = locate(name)
+        if hub == MODELSCOPE and not Path(place).exists():
+            place, revision = str(fetch_modelscope(place, revision=revision)[0]), None
         path = cached_file(
-            locate(name), LABEL_PROMPT, revision=revision, _raise_exceptions_for_missing_entries=False
+            place, LABEL_PROMPT, revision=revision, _raise_exceptions_for_missing_entries=False
         )
         if path is None and labels is None:
             accepted = f"accepted: a model with {LABEL_PROMPT}, or a chat model and labels"
             raise TaskHeadsError(Problem(name, "found no labels", accepted, "pass labels=LabelMap((...))"))
-        if path is not None and labels is None and instruction is None:
-            prompts = AnswerPrompts.load(path, tokenizer=tokenizer, model_type=family)
+        if path is None:
+            words = INSTRUCTION if instruction is None else instruction
+            prompts = AnswerPrompts(tokenizer, labels, instruction=words, model_type=family)  # type: ignore[arg-type]
         else:
-            known = None if path is None else AnswerPrompts.load(path, tokenizer=tokenizer, model_type=family)
-            words = instruction or (known.instruction if known else INSTRUCTION)
-            chosen = labels or known.labels  # type: ignore[union-attr]
-            prompts = AnswerPrompts(tokenizer, chosen, instruction=words, model_type=family)
+            prompts = AnswerPrompts.load(path, tokenizer=tokenizer, model_type=family)
+        if path is not None and not (labels is None and instruction is None):
+            prompts = AnswerPrompts(  # what is not given stays as it was trained
+                tokenizer,
+                labels or prompts.labels,
+                instruction=prompts.instruction if instruction is None else instruction,
+                model_type=family,
+                max_length=prompts.max_length,
+                truncation=prompts.truncation,
+            )
         return cls(model if device is None else model.to(device), prompts=prompts, **options)
 
     @property

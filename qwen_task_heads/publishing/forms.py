@@ -30,9 +30,9 @@ from qwen_task_heads.publishing.reference import (
 )
 from qwen_task_heads.publishing.staging import files_of, travels
 from qwen_task_heads.publishing.stock import export_stock, store_in
+from qwen_task_heads.training.publish_arguments import FORMS
 
-SAVED, MERGED, STOCK = "saved", "merged", "stock"
-FORMS = (SAVED, MERGED, STOCK)
+SAVED, MERGED, STOCK = FORMS
 
 
 class Finished(ABC):

@@ -16,7 +16,6 @@ from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.publishing.cards import with_parity
 from qwen_task_heads.publishing.endings import write_json
 from qwen_task_heads.publishing.forms import (
-    FORMS,
     MERGED,
     SAVED,
     Finished,
@@ -31,6 +30,7 @@ from qwen_task_heads.publishing.hub_huggingface import HuggingFace
 from qwen_task_heads.publishing.hub_modelscope import ModelScope
 from qwen_task_heads.publishing.secrets import scan
 from qwen_task_heads.publishing.staging import seal, stage
+from qwen_task_heads.training.publish_arguments import FORMS
 
 __all__ = ["HUBS", "Hub", "Published", "check_publishable", "publish"]
 

@@ -203,12 +203,15 @@ def test_the_decision_pipeline_of_transformers_gives_the_same_probabilities(
 def test_a_saved_prompt_comes_back_with_its_labels(model: Any, tmp_path: Path) -> None:
     labels = LabelMap(("sport", "trade"), descriptions=("games", "goods"))
     first = scorer(model, labels, instruction="{descriptions}\n")
+    first.prompts.max_length = 200  # not the default
     model.save_pretrained(tmp_path)
     load_tokenizer("embedded").save_pretrained(tmp_path)
     first.prompts.save(tmp_path)
     again = LabelScorer.from_pretrained(str(tmp_path), dtype=torch.float32)
     assert again.prompts.labels == labels
     assert torch.allclose(again.log_scores(titles()[:2]), first.log_scores(titles()[:2]))
+    asked = LabelScorer.from_pretrained(str(tmp_path), instruction="Of {labels}:\n").prompts
+    assert (asked.labels, asked.max_length) == (labels, first.prompts.max_length)
     [answer] = again.predict(["A match"], top_k=1)
     assert answer.label in labels.names
     assert len(answer.ranked) == 1
