@@ -101,12 +101,15 @@ class AnswerPrompts:
             raise TaskHeadsError(problems)
         self.room = max(map(len, self.answers)) + 1  # of the longest answer with its end
 
-    def save(self, folder: str | Path, *, base: dict[str, Any] | None = None) -> None:
+    def save(
+        self, folder: str | Path, *, base: dict[str, Any] | None = None, length_normalized: bool = False
+    ) -> None:
         """Write `label_prompt.json`: labels, instruction and limits, all that `load` needs.
 
         Args:
             folder: of the model.
             base: of an adapter, what it was trained on (`generators.Base`).
+            length_normalized: how the model's figures were measured; who loads it scores the same way.
         """
         content = {
             "labels": asdict(self.labels),
@@ -114,6 +117,7 @@ class AnswerPrompts:
             "max_length": self.max_length,
             "truncation": self.truncation,
             "base": base,
+            "length_normalized": length_normalized,
         }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         Path(folder, LABEL_PROMPT).write_text(text, encoding="utf-8")
@@ -128,6 +132,7 @@ class AnswerPrompts:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             content.pop("base", None)
+            content.pop("length_normalized", None)
             labels = LabelMap(**{name: _tuples(value) for name, value in content.pop("labels").items()})
             return cls(tokenizer, labels, model_type=model_type, **content)
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:

@@ -198,7 +198,8 @@ def open_engine(spec: EngineSpec, labels: LabelMap, *, asking: Asking | None = N
     if spec.kind == HEAD:
         scorer = Scorer(spec.source, hub=asking.hub, dtype=asking.dtype, device=asking.device, **common)
         return _head(spec, scorer, labels)
-    common["length_normalized"] = asking.length_normalized
+    if asking.length_normalized or spec.kind != SFT:  # a trained one knows how it was measured
+        common["length_normalized"] = asking.length_normalized
     if spec.kind == SFT:
         options: dict[str, Any] = {"hub": asking.hub, "dtype": asking.dtype, "device": asking.device}
         return _generator(spec, LabelScorer.from_pretrained(spec.source, **options, **common), labels)

@@ -16,6 +16,7 @@ Options that change the question, each off by default:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,8 @@ class LabelScorer:
             prompts = AnswerPrompts(tokenizer, labels, instruction=words, model_type=family)  # type: ignore[arg-type]
         else:
             prompts = AnswerPrompts.load(path, tokenizer=tokenizer, model_type=family)
+            stated = json.loads(Path(path).read_text(encoding="utf-8"))
+            options.setdefault("length_normalized", stated.get("length_normalized", False))
         if path is not None and not (labels is None and instruction is None):
             prompts = AnswerPrompts(  # what is not given stays as it was trained
                 tokenizer,

@@ -54,7 +54,8 @@ def finish_answers(
         adapter.revision = None if base.hub else base.revision
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    scorer.prompts.save(folder, base=base.as_dict() if is_adapter else None)
+    stated = base.as_dict() if is_adapter else None
+    scorer.prompts.save(folder, base=stated, length_normalized=scorer.length_normalized)
     with suppress(TaskHeadsError):  # of labels of several tokens, which `LabelScorer` alone reads
         write_decision(folder, prompts=scorer.prompts)
     labels = scorer.prompts.labels

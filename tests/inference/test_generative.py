@@ -210,6 +210,8 @@ def test_a_saved_prompt_comes_back_with_its_labels(model: Any, tmp_path: Path) -
     again = LabelScorer.from_pretrained(str(tmp_path), dtype=torch.float32)
     assert again.prompts.labels == labels
     assert torch.allclose(again.log_scores(titles()[:2]), first.log_scores(titles()[:2]))
+    first.prompts.save(tmp_path, length_normalized=True)
+    assert LabelScorer.from_pretrained(str(tmp_path)).length_normalized
     asked = LabelScorer.from_pretrained(str(tmp_path), instruction="Of {labels}:\n").prompts
     assert (asked.labels, asked.max_length) == (labels, first.prompts.max_length)
     [answer] = again.predict(["A match"], top_k=1)
