@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from qwen_task_heads.backbones import backbone_of
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 
 # PEFT's own word for "inject nothing": only modules_to_save, our head, is trained and saved.
@@ -55,21 +55,21 @@ def adapter_config(
 
     saved = list(modules_to_save or ["score"])
     if model.config.probe is not None:  # its weights are no plain base's, and an adapter names its base only
-        raise _problem(
+        raise TaskHeadsError.of(
             "--use_peft",
             f"a {model.config.model_type} that is trained already, as the base of an adapter",
             "a plain backbone",
             "train it on in full (its own adapter is merged first), or start from the plain backbone",
         )
     if task_type != "SEQ_CLS":
-        raise _problem(
+        raise TaskHeadsError.of(
             "--lora_task_type",
             repr(task_type),
             "SEQ_CLS",
             "the head would stay untrained and unsaved: drop it",
         )
     if "score" not in saved:
-        raise _problem(
+        raise TaskHeadsError.of(
             "--lora_modules_to_save",
             repr(saved),
             "a list with 'score'",
@@ -95,7 +95,7 @@ def adapter_config(
                     if isinstance(m, torch.nn.Linear)
                 }
             )
-            raise _problem(
+            raise TaskHeadsError.of(
                 "--lora_target_modules", repr(unknown), ", ".join(linear), "name modules the backbone has"
             )
     if embeddings:
@@ -123,7 +123,3 @@ def _with_embeddings(model: TaskHeadModel, chosen: list[str] | str) -> list[str]
         linear = [name for name, module in model.model.named_modules() if isinstance(module, torch.nn.Linear)]
         chosen = sorted({name.rsplit(".", 1)[-1] for name in linear})
     return [*chosen, path]
-
-
-def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem(where, f"found {found}", f"accepted: {accepted}", remedy))

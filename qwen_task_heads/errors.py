@@ -30,6 +30,11 @@ class Problem:
     accepted: str
     remedy: str
 
+    @classmethod
+    def of(cls, where: str, found: str, accepted: str, remedy: str) -> Problem:
+        """Make one with the usual words: `found …; accepted: …`."""
+        return cls(where, f"found {found}", f"accepted: {accepted}", remedy)
+
     def __str__(self) -> str:
         return f"{self.where}: {self.found}; {self.accepted}; {self.remedy}"
 
@@ -51,6 +56,11 @@ class TaskHeadsError(ValueError):
         if len(self.problems) > 1:
             lines.insert(0, f"{len(self.problems)} problems:")
         super().__init__("\n".join(lines))
+
+    @classmethod
+    def of(cls, where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
+        """Make one of a single `Problem.of`."""
+        return cls(Problem.of(where, found, accepted, remedy))
 
 
 def shorten(value: object, limit: int = 60) -> str:

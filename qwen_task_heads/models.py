@@ -51,15 +51,17 @@ def _told() -> Iterator[None]:
         raise TaskHeadsError(problem) from error
     except SafetensorError as error:
         remedy = "fetch or save it again"
-        raise _problem("*.safetensors", f"a broken file ({error})", "whole tensors", remedy) from error
+        raise TaskHeadsError.of(
+            "*.safetensors", f"a broken file ({error})", "whole tensors", remedy
+        ) from error
     except OSError as error:  # a file that transformers or peft looks for
         found = " ".join(str(error).split(". ")[0].split())[:200]
         remedy = "fetch or save it again, or check the network"
-        raise _problem("opening it", found, "all files of a saved model", remedy) from error
+        raise TaskHeadsError.of("opening it", found, "all files of a saved model", remedy) from error
     except ImportError as error:  # of bitsandbytes, flash-attn, ...
         found = f"a package that is not installed ({' '.join(str(error).split())[:200]})"
         accepted, remedy = "options whose packages are installed", "install it, or drop the option"
-        raise _problem("model options", found, accepted, remedy) from error
+        raise TaskHeadsError.of("model options", found, accepted, remedy) from error
 
 
 @_told()
@@ -97,12 +99,12 @@ def build(
         'mean'
     """
     if task not in TASKS:
-        raise _problem("task", repr(task), ", ".join(TASKS), "choose one of them")
+        raise TaskHeadsError.of("task", repr(task), ", ".join(TASKS), "choose one of them")
     path, fetched = _find(backbone, revision=revision, hub=hub)
     base = _base_config(path, revision=revision)
     known = {field.name for field in fields(TASKS[task].config_class)} | {"num_labels"}
     if unknown := sorted(head.keys() - known):
-        raise _problem(
+        raise TaskHeadsError.of(
             f"--{unknown[0]}", "an option that no head has", ", ".join(HEAD_OPTIONS), "correct its name"
         )
     if labels is not None:
@@ -155,7 +157,7 @@ def load(
     path, _ = _find(repo, revision=revision, hub=hub)
     config = _base_config(path, revision=revision)
     if config.model_type not in TASKS:
-        raise _problem(
+        raise TaskHeadsError.of(
             repo,
             f"a {config.model_type!r} model",
             ", ".join(TASKS),
@@ -236,7 +238,7 @@ def merge(
         repo, _ = _find(str(model), revision=revision, hub=hub)
         config = _base_config(repo, revision=revision)
         if config.model_type not in TASKS or find_adapter_config_file(repo, revision=revision) is None:
-            raise _problem(
+            raise TaskHeadsError.of(
                 str(model),
                 "no adapter of this library",
                 "a folder or repo with adapter_config.json",
@@ -256,7 +258,7 @@ def merge(
         model = PeftModel.from_pretrained(_name_base(base, config), repo, revision=revision)
         base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
     if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
-        raise _problem("model", "no adapter on it", "a model with one", "save it as it is")
+        raise TaskHeadsError.of("model", "no adapter on it", "a model with one", "save it as it is")
     merged = _fold(model) if isinstance(model, TaskHeadModel) else model.merge_and_unload()
     merged.config.probe = None  # of the adapter; a save stores the merged model's own
     return merged
@@ -282,13 +284,13 @@ def _fold(model: Any) -> Any:
 def _take_up(path: str, config: Any, *, task: str, head: dict, hub: str, kwargs: dict) -> Any:
     """Continue from a model of ours: its head is kept, so options that contradict it are refused."""
     if config.model_type != task:
-        raise _problem(
+        raise TaskHeadsError.of(
             path, f"a {config.model_type}", f"a {task} or a plain backbone", "choose the right recipe"
         )
     saved = {**config.to_dict(), "num_labels": config.num_labels, "id2label": config.id2label}
     for field, value in head.items():
         if saved[field] != (list(value) if isinstance(value, tuple) else value):
-            raise _problem(
+            raise TaskHeadsError.of(
                 f"--{field}",
                 repr(value),
                 repr(saved[field]),
@@ -307,7 +309,7 @@ def _find(name: str, *, revision: str | None, hub: str) -> tuple[str, str | None
     """What transformers opens for a name: a folder or an id; and the revision, where we fetched it."""
     path = locate(name)
     if hub not in HUBS:
-        raise _problem("--hub", repr(hub), ", ".join(HUBS), "choose one of them")
+        raise TaskHeadsError.of("--hub", repr(hub), ", ".join(HUBS), "choose one of them")
     if hub == HUGGINGFACE or Path(path).exists():
         return path, None
     folder, commit = fetch_modelscope(path, revision=revision)
@@ -343,10 +345,6 @@ def _base_config(path: str, *, revision: str | None) -> Any:
         return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise not_there(path, error, "a model") from error
-
-
-def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem(where, f"found {found}", f"accepted: {accepted}", remedy))
 
 
 def _from_config_error(error: ValueError) -> Problem:

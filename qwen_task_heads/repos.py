@@ -239,7 +239,7 @@ def _check_links(path: str) -> list[Problem]:
 
 
 def _problem(where: str, found: str, accepted: str, remedy: str = REMEDY) -> Problem:
-    return Problem(where, f"found {found}", f"accepted: {accepted}", remedy)
+    return Problem.of(where, found, accepted, remedy)
 
 
 def commit_of(path: str, revision: str | None) -> str | None:

@@ -35,6 +35,7 @@ from qwen_task_heads.hubcode.attention_task_heads import EXACT, window_of
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.inference.label_trie import Trie, make_trie, score_alone, sum_edges
 from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
+from qwen_task_heads.inference.prefixes import state_of
 from qwen_task_heads.inference.scorer import check_texts
 from qwen_task_heads.models import load_tokenizer
 
@@ -101,7 +102,7 @@ class LabelScorer:
         self.answers = [[*ids, *ends] for ids in prompts.answers]
         self.why_alone = why_alone(model)
         self._kept: tuple[Any, KeysAndValues | None] = (None, None)  # state of the model, its instruction
-        self._bias: dict[tuple[str, ...], torch.Tensor] = {}
+        self._biases: dict[tuple[str, ...], tuple[Any, torch.Tensor]] = {}  # per candidates, as `_kept`
 
     @classmethod
     def from_pretrained(
@@ -236,10 +237,13 @@ class LabelScorer:
 
     def _content_free(self, names: tuple[str, ...], places: list[int]) -> torch.Tensor:
         """Log of the mean probability of every label over texts without content: (len(places),)."""
-        if names not in self._bias:
+        state = state_of(self.model)
+        made, bias = self._biases.get(names, (None, None))
+        if bias is None or made != state:
             rows = self.prompts.encode(CONTENT_FREE, candidates=names).input_ids
-            self._bias[names] = self._score(rows, places).softmax(-1).mean(0).log()
-        return self._bias[names]
+            bias = self._score(rows, places).softmax(-1).mean(0).log()
+            self._biases[names] = state, bias
+        return bias
 
     @torch.inference_mode()
     def _score(self, rows: list[list[int]], places: list[int]) -> torch.Tensor:
@@ -267,21 +271,12 @@ class LabelScorer:
         if size < MIN_SHARED or any(row[:size] != begin or len(row) == size for row in rows):
             shared = _shared(rows)
             return shared, self._encode(rows[0][:shared]) if shared else None
-        state = self._state()
+        state = state_of(self.model)
         made, kept = self._kept
         if made != state:
             kept = self._encode(begin)
             self._kept = state, kept
         return size, kept
-
-    def _state(self) -> Any:
-        """Equal as long as the same weights are computed with in the same way, as of `PrefixCache`."""
-        kind = self.model.device.type
-        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return cast, [
-            (id(weight), 0 if weight.is_inference() else weight._version, weight.device, weight.dtype)
-            for weight in self.model.parameters()
-        ]
 
     def _encode(self, ids: list[int]) -> KeysAndValues:
         """Keys and values per layer, (1, heads, P, D), of what all prompts begin with."""

@@ -47,7 +47,7 @@ class PrefixCache:
         """
         if not rows or not self._can_serve(max(map(len, rows))):
             return 0, None
-        state = self._state()
+        state = state_of(self.model)
         least = min(rows)
         # What the least and the greatest of all have in common, all have; each keeps a token of its own.
         common = least[: min(common_length(least, max(rows)), min(map(len, rows)) - 1)]
@@ -81,12 +81,13 @@ class PrefixCache:
         compiled = "_orig_mod" in self.model._modules or self.model._compiled_call_impl is not None
         return not compiled and self.model.why_whole(longest) is None
 
-    def _state(self) -> Any:
-        """Equal as long as the same weights lie at the same place and are computed with in the same way."""
-        kind = self.model.device.type
-        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        # torch counts the writes to a tensor, except to one that was made in inference mode.
-        return cast, [
-            (id(weight), 0 if weight.is_inference() else weight._version, weight.device, weight.dtype)
-            for weight in self.model.parameters()
-        ]
+
+def state_of(model: torch.nn.Module) -> Any:
+    """Equal as long as the same weights lie at the same place and are computed with in the same way."""
+    kind = next(model.parameters()).device.type
+    cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    # torch counts the writes to a tensor, except to one that was made in inference mode.
+    return cast, [
+        (id(weight), 0 if weight.is_inference() else weight._version, weight.device, weight.dtype)
+        for weight in model.parameters()
+    ]

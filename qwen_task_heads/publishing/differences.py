@@ -27,12 +27,7 @@ NOTHING = "nothing"
 
 def differ(where: str, found: Any, accepted: Any, remedy: str) -> Problem:
     """One difference, both values cut to what fits a line."""
-    return say(where, shorten(found, 200), f"{shorten(accepted, 200)}, of training", remedy)
-
-
-def say(where: str, found: str, accepted: str, remedy: str) -> Problem:
-    """One difference in words."""
-    return Problem(where, f"found {found}", f"accepted: {accepted}", remedy)
+    return Problem.of(where, shorten(found, 200), f"{shorten(accepted, 200)}, of training", remedy)
 
 
 def compare_facts(wanted: dict[str, Any], found: dict[str, Any], *, adapter: bool) -> list[Problem]:
@@ -72,7 +67,7 @@ def compare_stock(
     if any(row[-1] == found["pad_token_id"] for row in rows):
         text = "the token that ends every text, as pad token"
         problems.append(
-            say("config.json pad_token_id", text, "another token", "choose a pad token of its own")
+            Problem.of("config.json pad_token_id", text, "another token", "choose a pad token of its own")
         )
     if tokenizer["padding_side"] != "right":
         problems.append(differ("tokenizer padding_side", tokenizer["padding_side"], "right", "export again"))
@@ -135,12 +130,16 @@ def compare_tensors(
             continue
         if own is None or theirs is None or own["shape"] != theirs["shape"]:
             shapes = [NOTHING if facts is None else f"a tensor {facts['shape']}" for facts in (theirs, own)]
-            problems.append(say(f"tensor {name}", shapes[0], shapes[1], "save the model again"))
+            problems.append(Problem.of(f"tensor {name}", shapes[0], shapes[1], "save the model again"))
         elif theirs["norm"] is None and own["norm"] is not None:
-            problems.append(say(f"tensor {name}", "NaN or inf", "finite values", "save the model again"))
+            problems.append(
+                Problem.of(f"tensor {name}", "NaN or inf", "finite values", "save the model again")
+            )
         elif theirs.get("int8") and not own.get("int8"):
             text = "values in whole int8 steps"
-            problems.append(say(f"tensor {name}", text, own["dtype"], "save the head as it was trained"))
+            problems.append(
+                Problem.of(f"tensor {name}", text, own["dtype"], "save the head as it was trained")
+            )
         elif (theirs["dtype"] not in (own["dtype"], "float32") and ".lora_" not in name) or (
             theirs["dtype"] != own["dtype"] and not folded and ".lora_" not in name
         ):
@@ -158,13 +157,17 @@ def compare_tensors(
         else:
             base.append(name)
     for (dtype, right), names in groups.items():
-        problems.append(say(f"dtype of {_list(names)}", dtype, right, "save it in the dtype of training"))
+        problems.append(
+            Problem.of(f"dtype of {_list(names)}", dtype, right, "save it in the dtype of training")
+        )
     if unmerged:
         where, text = "the adapter is not merged", f"the base's own {_list(unmerged)}"
-        problems.append(say(where, text, "base and adapter folded", "merge the adapter, then save"))
+        problems.append(Problem.of(where, text, "base and adapter folded", "merge the adapter, then save"))
     if base:
         text = f"other values in {_list(base)}"
-        problems.append(say("the base", text, "the base", "name the base and the revision of training"))
+        problems.append(
+            Problem.of("the base", text, "the base", "name the base and the revision of training")
+        )
     return problems
 
 
@@ -202,7 +205,7 @@ def _one_head(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]
 
 def _values(name: str, found: dict[str, Any], own: dict[str, Any]) -> Problem:
     norms = [f"values of norm {facts['norm']!r}" for facts in (found, own)]
-    return say(f"tensor {name}", norms[0], norms[1], "save the model again")
+    return Problem.of(f"tensor {name}", norms[0], norms[1], "save the model again")
 
 
 def _list(names: Sequence[str]) -> str:
@@ -221,7 +224,7 @@ def compare_stored(wanted: dict[str, Any], folder: Path) -> list[Problem]:
                 groups.setdefault((path.name, stored, own["dtype"]), []).append(canonical(name))
     remedy = "save it in the dtype of training"
     return [
-        say(f"dtype of {_list(names)} in {file}", stored, right, remedy)
+        Problem.of(f"dtype of {_list(names)} in {file}", stored, right, remedy)
         for (file, stored, right), names in groups.items()
     ]
 

@@ -20,7 +20,6 @@ from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import load, load_tokenizer, merge
 from qwen_task_heads.publishing.cards import with_form
 from qwen_task_heads.publishing.export import save
-from qwen_task_heads.publishing.hub import refuse
 from qwen_task_heads.publishing.reference import (
     REFERENCE,
     Reference,
@@ -98,7 +97,7 @@ class WithHead(Finished):
         path = folder / "config.json"
         if not path.is_file():
             found, wanted = "no config.json", "the folder that a run finished in"
-            raise refuse(str(folder), found, wanted, "check the name")
+            raise TaskHeadsError.of(str(folder), found, wanted, "check the name")
         self.config = json.loads(path.read_text(encoding="utf-8"))
         self.hub = self.config.get("backbone_hub") or HUGGINGFACE
 
@@ -150,7 +149,7 @@ class Writes(Finished):
         """Fold the adapter."""
         if form == STOCK:
             accepted = "saved or merged: it is a class of transformers already"
-            raise refuse("--form", repr(form), accepted, "choose one of them")
+            raise TaskHeadsError.of("--form", repr(form), accepted, "choose one of them")
         trained = self.reference().report["dtype"]  # the base may be stored in another
         load_generator(str(self.folder), dtype=trained).save_pretrained(made)
         load_tokenizer(str(self.folder)).save_pretrained(made)

@@ -35,7 +35,6 @@ from qwen_task_heads.publishing.differences import (
     compare_tensors,
     compare_tokenizers,
     largest,
-    say,
     with_stored_head,
 )
 from qwen_task_heads.publishing.export import CODE
@@ -124,7 +123,7 @@ def prove(
     """
     folder = Path(folder).resolve()
     if kind not in BOUNDS:
-        raise TaskHeadsError(say("kind", repr(kind), ", ".join(BOUNDS), "choose one of them"))
+        raise TaskHeadsError(Problem.of("kind", repr(kind), ", ".join(BOUNDS), "choose one of them"))
     if problems := _missing(folder, kind):
         raise TaskHeadsError(problems)
     check_repo(str(folder))  # with it, code that is not ours is not run, not even here
@@ -155,9 +154,11 @@ def prove(
         where = f"logits ({worst.padding} padding, batch {worst.batch})"
         text = f"a difference of {worst.difference:.2g}"
         accepted = "finite logits" if worst.bound is None else f"at most {worst.bound:.1e}"
-        problems.append(say(where, text, accepted, "what differs is named above, if it has a name"))
+        problems.append(Problem.of(where, text, accepted, "what differs is named above, if it has a name"))
     if not rows and not problems:  # a proof that compared nothing is none
-        problems.append(say(str(folder), "no logits to compare", "those of every layout", "make it again"))
+        problems.append(
+            Problem.of(str(folder), "no logits to compare", "those of every layout", "make it again")
+        )
     if problems:
         raise TaskHeadsError(problems)
     return Parity(tuple(rows))
@@ -181,7 +182,7 @@ def _report(job: dict[str, Any], reference: Reference, *, path: Path, run: Opene
         return report
     found, accepted = failure.strip().splitlines()[-1][:500], "an artefact that a clean process opens"
     raise TaskHeadsError(
-        say(job["folder"], found, accepted, MEMORY if KILLED in failure else "make it again")
+        Problem.of(job["folder"], found, accepted, MEMORY if KILLED in failure else "make it again")
     )
 
 
@@ -222,7 +223,7 @@ def _causes(reference: Reference, report: dict[str, Any], kind: str, folder: Pat
     wanted = reference.report
     full = report.get("out_of_memory")
     problems = [
-        say(
+        Problem.of(
             f"opening the {what}", " ".join(reason.split())[:300], "no error",
             MEMORY if what == full else "save the model again",
         )

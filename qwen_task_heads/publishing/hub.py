@@ -251,14 +251,16 @@ class Hub(ABC):
         problems: list[Problem] = []
         if private and not state.private:
             remedy = "ask for public, make the repo private on its page, or name another"
-            problems += refuse(repo_id, "a public repo", "a private one, as was asked for", remedy).problems
+            problems += TaskHeadsError.of(
+                repo_id, "a public repo", "a private one, as was asked for", remedy
+            ).problems
         if branch not in {self.branch, *state.branches} and not self.makes_branches:
             found = f"no branch {branch!r}, which its client cannot make"
             remedy = f"make it on the repo's page, or publish to {self.branch} with a tag"
             there = ", ".join(sorted(state.branches)) or self.branch
-            problems += refuse(repo_id, found, there, remedy).problems
+            problems += TaskHeadsError.of(repo_id, found, there, remedy).problems
         if tag is not None and tag in state.tags and new_commit:
-            problems += refuse(
+            problems += TaskHeadsError.of(
                 f"tag {tag!r} of {repo_id}", f"it at commit {state.tags[tag]}, another state",
                 "a tag that is not taken", "choose another, or delete that one on the repo's page",
             ).problems  # fmt: skip
@@ -277,23 +279,22 @@ class Hub(ABC):
             return self._not_logged_in(f"a token that {self.title} does not accept ({reason})")
         if status in TOLD:
             found, accepted, remedy = TOLD[status]
-            return refuse(repo_id, found.format(title=self.title, reason=reason), accepted, remedy)
+            return TaskHeadsError.of(repo_id, found.format(title=self.title, reason=reason), accepted, remedy)
         accepted = f"an answer of {self.title}"
         remedy = "nothing of this publish is visible, or all of it: check the network and publish again"
-        return refuse(repo_id, f"a hub that failed or is out of reach ({reason})", accepted, remedy)
+        return TaskHeadsError.of(
+            repo_id, f"a hub that failed or is out of reach ({reason})", accepted, remedy
+        )
 
     def _not_logged_in(self, found: str = "nobody logged in") -> TaskHeadsError:
-        return refuse(self.title, found, "a token that may write", self.login)
+        return TaskHeadsError.of(self.title, found, "a token that may write", self.login)
 
     def _no_right(self, repo_id: str, found: str) -> TaskHeadsError:
         accepted = "a repo of your own or of an organisation that you may write to"
-        return refuse(repo_id, found, accepted, "name another owner, or log in with a token that may write")
+        return TaskHeadsError.of(
+            repo_id, found, accepted, "name another owner, or log in with a token that may write"
+        )
 
     def _bad_name(self, repo_id: str, reason: str) -> TaskHeadsError:
         accepted = "owner/name of letters, digits, '-', '_' and '.'"
-        return refuse("--hub_model_id", f"{repo_id!r} ({reason})", accepted, "correct it")
-
-
-def refuse(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
-    """Make an error of one problem, in the words of every other."""
-    return TaskHeadsError(Problem(where, f"found {found}", f"accepted: {accepted}", remedy))
+        return TaskHeadsError.of("--hub_model_id", f"{repo_id!r} ({reason})", accepted, "correct it")

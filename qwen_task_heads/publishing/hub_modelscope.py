@@ -15,7 +15,7 @@ from typing import Any
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubs import BRANCH, MODELSCOPE
-from qwen_task_heads.publishing.hub import Hub, State, refuse
+from qwen_task_heads.publishing.hub import Hub, State
 from qwen_task_heads.publishing.staging import sha256
 
 CONFLICT = 409
@@ -36,7 +36,7 @@ class ModelScope(Hub):
         except ImportError as error:
             remedy = "pip install 'qwen-task-heads[modelscope]'"
             found = f"modelscope is not installed ({error})"
-            raise refuse("--hub modelscope", found, "its own client", remedy) from error
+            raise TaskHeadsError.of("--hub modelscope", found, "its own client", remedy) from error
         self.config = HubConfig()  # without one it would keep the environment of its first use
         self.api = HubApi(self.config)
 

@@ -25,7 +25,7 @@ from qwen_task_heads.publishing.forms import (
     nobody_has,
 )
 from qwen_task_heads.publishing.gate import prove
-from qwen_task_heads.publishing.hub import Hub, Published, refuse
+from qwen_task_heads.publishing.hub import Hub, Published
 from qwen_task_heads.publishing.hub_huggingface import HuggingFace
 from qwen_task_heads.publishing.hub_modelscope import ModelScope
 from qwen_task_heads.publishing.secrets import scan
@@ -78,7 +78,7 @@ def publish(
     folder = Path(folder)
     client = _client(hub)
     if form not in FORMS:
-        raise refuse("--form", repr(form), ", ".join(FORMS), "choose one of them")
+        raise TaskHeadsError.of("--form", repr(form), ", ".join(FORMS), "choose one of them")
     run = finished(folder)
     if form == MERGED and not run.is_adapter:
         form = SAVED  # full weights are what merging would give
@@ -86,7 +86,7 @@ def publish(
         run.check_base()
     if (onnx or int8) and not isinstance(run, WithHead):
         found = "a language model that writes labels"
-        raise refuse("--onnx", found, "a title scorer or a classifier", "drop it")
+        raise TaskHeadsError.of("--onnx", found, "a title scorer or a classifier", "drop it")
     if dry_run is None:
         client.check(repo_id, private=private, revision=revision, tag=tag, again=True)
     with tempfile.TemporaryDirectory(prefix="publish-") as root:
@@ -126,7 +126,7 @@ def check_publishable(backbone: str, *, adapter: bool) -> None:
 
 def _client(hub: str) -> Hub:
     if hub not in HUBS:
-        raise refuse("--hub", repr(hub), ", ".join(HUBS), "choose one of them")
+        raise TaskHeadsError.of("--hub", repr(hub), ", ".join(HUBS), "choose one of them")
     return HUBS[hub]()
 
 

@@ -119,16 +119,18 @@ def stage(folder: str | Path, destination: str | Path, *, repo_id: str, hub: str
     names = files_of(folder)
     chosen = [name for name in names if travels(name, rows=rows)]
     problems = [
-        _problem(str(folder / name), "a link", "regular files: what it points to may be anything", "copy it")
+        Problem.of(
+            str(folder / name), "a link", "regular files: what it points to may be anything", "copy it"
+        )
         for name in chosen
         if (folder / name).is_symlink() or (folder / name).parent.is_symlink()
     ]
     described = {"config.json", "label_prompt.json"} & set(chosen)  # PEFT's adapters have no config
     if not described or not any(name.endswith(".safetensors") for name in chosen):
         wanted = "config.json and weights or an adapter"
-        problems.append(_problem(str(folder), "no model", wanted, "name the folder that a run finished in"))
+        problems.append(Problem.of(str(folder), "no model", wanted, "name the folder that a run finished in"))
     if destination.exists() and any(destination.iterdir()):
-        problems.append(_problem(str(destination), "files", "a new or empty folder", "name another one"))
+        problems.append(Problem.of(str(destination), "files", "a new or empty folder", "name another one"))
     if problems:
         raise TaskHeadsError(problems)
     for name in chosen:
@@ -202,7 +204,3 @@ def _card(card: str, repo_id: str, hub: str, *, rows: bool) -> str:
             r"^## How to load.*\n", lambda m: m[0] + FROM_MODELSCOPE % repo_id, card, flags=re.MULTILINE
         )
     return card
-
-
-def _problem(where: str, found: str, accepted: str, remedy: str) -> Problem:
-    return Problem(where, f"found {found}", f"accepted: {accepted}", remedy)

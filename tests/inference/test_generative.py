@@ -120,6 +120,18 @@ def test_calibration_gives_texts_without_content_no_preference(model: Any) -> No
     assert torch.allclose(ours.log_scores(titles()[:2]), plain - wanted, atol=1e-5)
 
 
+def test_what_is_kept_goes_with_the_weights(model: Any) -> None:
+    changed, options = copy.deepcopy(model), {"instruction": "Which of these is it?\n", "calibrate": True}
+    ours = scorer(changed, many_labels(5), **options)
+    before = ours.log_scores(titles()[:2])
+    with torch.no_grad():
+        for layer in changed.model.layers:
+            layer.mlp.down_proj.weight.mul_(0.5)
+    after = ours.log_scores(titles()[:2])
+    assert not torch.allclose(before, after, atol=1e-2)
+    assert torch.equal(after, scorer(changed, many_labels(5), **options).log_scores(titles()[:2]))
+
+
 def test_each_text_is_asked_with_its_own_examples(model: Any) -> None:
     labels = with_shots(many_labels(5), (("a text", many_labels(5).names[0]),))
     ours = scorer(model, labels, instruction=FEW_SHOT_INSTRUCTION)
