@@ -90,7 +90,9 @@ def main() -> None:
 
     # Save, measure and say
     trained = whole_model(trainer, make=make, peft_config=adapter)
-    if is_main:
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    if is_main:  # the others are done: measuring and publishing may outlast their timeout
         account = account_of(
             trainer, task=titles, model_args=model_args, config=model.config, adapter=adapter,
             resumed=resume is not None,
@@ -99,8 +101,6 @@ def main() -> None:
         finish_titles(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
         if destination:
             destination.push(args.output_dir)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

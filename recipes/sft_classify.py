@@ -9,6 +9,7 @@ accelerate launch recipes/sft_classify.py --config recipes/configs/fudan_news_sf
 """
 
 import sys
+from functools import partial
 
 from transformers import set_seed
 from trl import get_peft_config
@@ -31,6 +32,7 @@ from qwen_task_heads.training.callbacks import check_world
 from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
+from qwen_task_heads.training.sharding import whole_model
 
 
 def main() -> None:
@@ -52,7 +54,8 @@ def main() -> None:
     # Model, prompts and token ids
     set_seed(args.seed)
     base = base_of(locate(name), revision=options["revision"], hub=texts.hub)
-    model = load_generator(locate(name), hub=texts.hub, **options)
+    make = partial(load_generator, locate(name), hub=texts.hub, **options)
+    model = make()
     tokenizer = load_tokenizer(locate(name), revision=options["revision"], hub=texts.hub)
     family = model.config.get_text_config().model_type
     prompts = AnswerPrompts(
@@ -67,6 +70,7 @@ def main() -> None:
         print("\n".join([*sets.lines, *(f"note: {note}" for note in notes if note)]), flush=True)
 
     # Train
+    adapter = get_peft_config(model_args)
     limit, args.save_total_limit = args.save_total_limit, None  # rotation waits for the seal
     trainer = AnswerTrainer(
         model,
@@ -74,7 +78,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=dev,
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=adapter,
         scorer=scorer,
         dev=sets.dev,
         callbacks=[SealingCallback(limit, run=identity), *trackers],
@@ -82,8 +86,10 @@ def main() -> None:
     train_or_resume(trainer, checkpoint=resume)
 
     # Save, measure and say
-    if is_main:
-        trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained = whole_model(trainer, make=make, peft_config=adapter)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    if is_main:  # the others are done: measuring and publishing may outlast their timeout
         account = account_of(
             trainer, task=texts, model_args=model_args, config=trained.config,
             adapter=trainer.is_adapter, resumed=resume is not None,
@@ -94,8 +100,6 @@ def main() -> None:
         )
         if destination:
             destination.push(args.output_dir)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def finish_answers(
 
     Args:
         model: a causal language model, or a `PeftModel` around one.
-        scorer: of it.
+        scorer: of the run; it goes on with `model`, whose weights are whole also where they were sharded.
         tokenizer: the model's own.
         folder: where the model goes; also `label_prompt.json`, and `decision.json` where every label is one
             token; the rest as of `finish_texts`.
@@ -52,7 +52,8 @@ def finish_answers(
         adapter = model.peft_config[model.active_adapter]
         adapter.base_model_name_or_path = base.name
         adapter.revision = None if base.hub else base.revision
-    model.eval().save_pretrained(folder)
+    scorer.model = model.get_base_model().eval() if is_adapter else model.eval()
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     stated = base.as_dict() if is_adapter else None
     scorer.prompts.save(folder, base=stated, length_normalized=scorer.length_normalized)

@@ -19,6 +19,7 @@ from trl import SFTTrainer
 
 from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.training.sharding import is_in_lockstep
 
 IGNORED = -100  # no loss on these tokens
 
@@ -111,14 +112,19 @@ class AnswerTrainer(SFTTrainer):
         return isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the parent, with `eval_accuracy`; every process scores its share of dev."""
+        """As the parent, with `eval_accuracy`.
+
+        Every process scores its share of dev, and all of it where weights are sharded: each pass is then one
+        of all processes.
+        """
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if metric_key_prefix == "eval" and self.dev:
             output.metrics["eval_accuracy"] = self._accuracy()
         return output
 
     def _accuracy(self) -> float:
-        mine = self.dev[self.args.process_index :: self.args.world_size]
+        world = 1 if is_in_lockstep(self) else self.args.world_size
+        mine = self.dev[self.args.process_index % world :: world]
         right = 0
         if mine:
             texts = [example.text for example in mine]
@@ -126,7 +132,7 @@ class AnswerTrainer(SFTTrainer):
             best = self.scorer.log_scores(texts, candidates=offered).argmax(1).tolist()
             right = sum(found == _label(example) for found, example in zip(best, mine, strict=True))
         total = self.accelerator.reduce(torch.tensor(right, device=self.args.device), reduction="sum")
-        return int(total) / len(self.dev)
+        return int(total) * world / self.args.world_size / len(self.dev)
 
 
 def _label(example: TextExample) -> int:

@@ -35,8 +35,7 @@ def whole_model(trainer: Any, *, make: Callable[[], Any], peft_config: Any = Non
 
     accelerator = trainer.accelerator
     model = accelerator.unwrap_model(trainer.model)
-    plugin = trainer.args.deepspeed_plugin
-    if plugin is not None and plugin.zero_stage == ZERO_3:
+    if _is_zero_3(trainer):
         state = accelerator.get_state_dict(trainer.model_wrapped)
         # Else `from_pretrained` would split the new model too, and wait for processes that do not call it.
         unset_hf_deepspeed_config()
@@ -54,6 +53,16 @@ def whole_model(trainer: Any, *, make: Callable[[], Any], peft_config: Any = Non
         whole = get_peft_model(whole, peft_config)
     whole.load_state_dict(state, strict=True)
     return whole
+
+
+def is_in_lockstep(trainer: Any) -> bool:
+    """Whether a forward pass waits for the same pass of all processes, as weights are collected for it."""
+    return _is_zero_3(trainer) or is_sharded(trainer.model)
+
+
+def _is_zero_3(trainer: Any) -> bool:
+    plugin = trainer.args.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == ZERO_3
 
 
 def is_sharded(model: Any) -> bool:

@@ -80,6 +80,7 @@ def opened(bases, tokenizer, shake, clean, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_saved_is_what_opens(opened, name) -> None:
     layers, difference = opened()["answer"][name]
@@ -88,6 +89,7 @@ def test_what_was_saved_is_what_opens(opened, name) -> None:
     assert len(load(str(opened()["root"] / name)).model.layers) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder_holds_the_layers_that_are_used(opened, family) -> None:
     root: Path = opened()["root"]
@@ -158,6 +160,7 @@ def test_the_types_of_layers_are_cut_too() -> None:
 # --- strict as ever ---
 
 
+@pytest.mark.slow
 def test_a_layer_too_many_in_a_full_folder_is_refused(opened, tmp_path) -> None:
     folder = tmp_path / "full"
     folder.mkdir()
@@ -188,6 +191,7 @@ def test_a_base_may_bring_the_layers_above_and_nothing_else(bases, tmp_path, nam
         build(str(tmp_path), backbone_layers=1)
 
 
+@pytest.mark.slow
 def test_a_saved_model_keeps_its_depth(opened) -> None:
     folder = str(opened()["root"] / "llama-full")
     assert build(folder, backbone_layers=1).config.backbone_layers == 1

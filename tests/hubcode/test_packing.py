@@ -277,6 +277,7 @@ def test_a_prefix_under_autocast() -> None:
     assert (found - wanted).abs().max() < 0.05 * max(1.0, float(wanted.abs().max()))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_what_is_traced_or_exported_is_padded() -> None:
     model, inputs = scorer("qwen2"), batch()

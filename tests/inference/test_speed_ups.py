@@ -133,7 +133,10 @@ def test_threads_share_a_scorer(bases: dict[str, str], model: Any) -> None:
         sys.setswitchinterval(switch)
 
 
-@pytest.mark.parametrize("change", ["eager", "compiled", "wrapped", "window", "both sides"])
+COMPILED = [pytest.param(change, marks=pytest.mark.slow) for change in ("compiled", "wrapped")]
+
+
+@pytest.mark.parametrize("change", ["eager", "window", "both sides", *COMPILED])
 def test_a_model_that_takes_no_prefix_is_given_whole_rows(
     bases: dict[str, str], model: Any, change: str
 ) -> None:

@@ -87,6 +87,7 @@ def exported(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPat
     return {"path": path, "wanted": wanted, "model": inner, "tokenizer": tokenizer, "folder": folder}
 
 
+@pytest.mark.slow
 def test_the_file_is_where_it_should_be_and_the_model_as_it_was(exported: dict[str, Any]) -> None:
     assert exported["path"] == exported["folder"] / "onnx" / "model.onnx"
     assert {path.name for path in exported["path"].parent.iterdir()} == {"model.onnx", "model_int8.onnx"}
@@ -95,6 +96,7 @@ def test_the_file_is_where_it_should_be_and_the_model_as_it_was(exported: dict[s
     assert model.config.max_seq_length == LIMIT
 
 
+@pytest.mark.slow
 def test_texts_alone_give_the_logits_without_the_package(
     exported: dict[str, Any], clean: CleanProcess
 ) -> None:
@@ -112,6 +114,7 @@ def test_texts_alone_give_the_logits_without_the_package(
     assert told["problem_type"] == "single_label_classification"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 2), (2, 1), (3, 130)])
 def test_batch_and_length_are_free(exported: dict[str, Any], batch: int, length: int) -> None:
     ids = torch.randint(1, 5000, (batch, length), generator=torch.Generator().manual_seed(0))
@@ -125,6 +128,7 @@ def test_batch_and_length_are_free(exported: dict[str, Any], batch: int, length:
     assert (torch.from_numpy(found) - wanted).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_nothing_of_the_machine_is_in_the_file(exported: dict[str, Any]) -> None:
     data = exported["path"].read_bytes()
     here = str(Path(onnx.__file__).parents[2]).encode()
@@ -133,6 +137,7 @@ def test_nothing_of_the_machine_is_in_the_file(exported: dict[str, Any]) -> None
     assert b".py" not in data
 
 
+@pytest.mark.slow
 def test_int8_keeps_the_head_and_says_how_far_it_is(exported: dict[str, Any]) -> None:
     import onnx as onnx_package
 

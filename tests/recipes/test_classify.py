@@ -161,8 +161,8 @@ def test_training_goes_on_with_the_labels_of_the_saved_model(learned, folders, t
     ("kind", "options"),
     [
         ("multi_label_classification", {"pos_weight": "balanced"}),
-        ("regression", {"use_peft": "true", "loss": "huber"}),
-        ("ordinal", {"problem_type": "ordinal"}),
+        pytest.param("regression", {"use_peft": "true", "loss": "huber"}, marks=pytest.mark.slow),
+        pytest.param("ordinal", {"problem_type": "ordinal"}, marks=pytest.mark.slow),
         ("pairs", {"class_weights": "balanced", "early_stopping_patience": 3}),
     ],
 )
@@ -177,20 +177,26 @@ def test_every_problem_type_ends_with_its_figures(folders, bases, tmp_path, kind
     assert (folder / "predictions.jsonl").read_text().count("\n") == 30
 
 
+METHODS = {
+    "windows": {"truncation": "windows", "max_seq_length": 16, "window_overlap": 4, "use_peft": "true"},
+    "dora": {"use_peft": "true", "use_dora": "true"},
+    "lora on embeddings": {"use_peft": "true", "lora_embeddings": "true"},
+    "head only": {"freeze_backbone": "true", "head": "mlp", "head_sizes": [16], "pooling": "attention"},
+    "head and tail": {
+        "truncation": "head_tail", "max_seq_length": 16, "bidirectional": "true", "loss": "logit_adjusted",
+    },
+    "labels in the prompt": {
+        "instruction": "<|im_start|>user\nOne of {labels}:\n", "label_smoothing_factor": 0.1,
+    },
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"use_peft": "true", "use_dora": "true"},
-        {"use_peft": "true", "lora_embeddings": "true"},
-        {"freeze_backbone": "true", "head": "mlp", "head_sizes": [16], "pooling": "attention"},
-        {"truncation": "windows", "max_seq_length": 16, "window_overlap": 4, "use_peft": "true"},
-        {"truncation": "head_tail", "max_seq_length": 16, "bidirectional": "true", "loss": "logit_adjusted"},
-        {
-            "instruction": "<|im_start|>user\nOne of {labels}:\n",
-            "label_smoothing_factor": 0.1,
-        },
+        pytest.param(options, id=name, marks=() if name == "windows" else pytest.mark.slow)
+        for name, options in METHODS.items()
     ],
-    ids=["dora", "lora on embeddings", "head only", "windows", "head and tail", "labels in the prompt"],
 )
 def test_every_method_reloads_as_it_answered(folders, bases, tmp_path, options):
     from qwen_task_heads import Scorer
@@ -221,14 +227,6 @@ def preset_words(preset: str, data: Path, base: str, output: Path) -> list[objec
     return [*words, "--output_dir", output, "--max_steps", 2, *MACHINE]
 
 
-@pytest.mark.parametrize("preset", ["n24news_7b_lora", "longnews_05b_full"])  # all of them: marked slow
-def test_a_preset_runs_on_a_tiny_model(preset, folders, bases, tmp_path):
-    words = preset_words(preset, folders["single_label_classification"], bases["qwen2"], tmp_path / "run")
-    finished(words, tmp_path / "log")
-    assert metrics_of(tmp_path / "run")["problem_type"] == "single_label_classification"
-    assert (tmp_path / "run" / "adapter_config.json").exists() == ("full" not in preset)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_runs_under_accelerate_launch(preset, folders, bases, tmp_path):
@@ -243,7 +241,10 @@ def test_a_preset_runs_under_accelerate_launch(preset, folders, bases, tmp_path)
     words = preset_words(preset, folders["single_label_classification"], bases["qwen2"], tmp_path / "run")
     done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert metrics_of(tmp_path / "run")["test"][MODEL]["accuracy"]["n"] == 30
+    found = metrics_of(tmp_path / "run")
+    assert found["problem_type"] == "single_label_classification"
+    assert found["test"][MODEL]["accuracy"]["n"] == 30
+    assert (tmp_path / "run" / "adapter_config.json").exists() == ("full" not in preset)
 
 
 @pytest.mark.parametrize(

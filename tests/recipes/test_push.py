@@ -34,6 +34,7 @@ def texts(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_a_private_repo_that_loads_by_its_id(
     hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -470,6 +470,7 @@ def test_training_goes_on_from_a_saved_model(full_run, pairs_folder, tmp_path, c
     assert "'mean'" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "adapter"])
 def test_an_adapter_on_a_saved_model_is_refused(kind, full_run, published_run, pairs_folder, tmp_path, capfd):
     """It would name the plain base, and not the trained weights that it was trained on."""
@@ -573,6 +574,7 @@ FLAGS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_head_is_trainable_and_saved_under_every_combination_of_flags(bases, tmp_path):
     """By the arguments of the recipe and the calls it makes, without its training loop."""
     from peft import get_peft_model

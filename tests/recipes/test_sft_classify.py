@@ -47,6 +47,7 @@ def words(news: Path, folder: Path, **changes: Any) -> list[object]:
     return ["--use_cpu", "true", "--disable_tqdm", "true", *given]
 
 
+@pytest.mark.slow
 def test_the_published_preset_ends_in_an_accuracy_and_a_local_run_of_its_tracker(
     news: Path, tmp_path: Path
 ) -> None:

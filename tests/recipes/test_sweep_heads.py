@@ -94,6 +94,7 @@ def test_it_says_what_was_tried_and_what_to_type(swept) -> None:
     assert command[command.index("--instruction") + 1] == "Topic? "
 
 
+@pytest.mark.slow
 def test_lora_starts_where_the_sweep_ended(swept, tmp_path) -> None:
     """The command that the sweep prints, with a few steps: its first look at dev is the sweep's last."""
     folder, printed = swept

@@ -58,10 +58,13 @@ def tracked(recipe: str, data: Path, base: str, folder: Path) -> str:
     )
 
 
-SLOW = [pytest.param(recipe, marks=pytest.mark.slow) for recipe in ("reward_titles", "sft_classify")]
+SLOW = [
+    pytest.param(recipe, marks=pytest.mark.slow)
+    for recipe in ("reward_titles", "sft_classify", "sweep_heads")
+]
 
 
-@pytest.mark.parametrize("recipe", ["classify", "sweep_heads", *SLOW])
+@pytest.mark.parametrize("recipe", ["classify", *SLOW])
 def test_figures_and_examples_are_tracked_and_no_secret_is(
     recipe: str, data: Path, bases: Any, tmp_path: Path
 ) -> None:

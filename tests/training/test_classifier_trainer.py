@@ -406,6 +406,7 @@ def train_and_look(base: str, folder: str, *, batch: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_run_of_one(bases, tmp_path):
     started = launching.fork_two(run_on, bases["qwen2"], str(tmp_path), log=tmp_path / "log")
     one = train_and_look(bases["qwen2"], str(tmp_path / "one"), batch=4)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import launching
+import pytest
 import torch
 from transformers.integrations import deepspeed
 
-from qwen_task_heads import adapter_config, build
+from qwen_task_heads import LabelMap, adapter_config, build, load_tokenizer
+from qwen_task_heads.backbones import locate
+from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.generators import load_generator
+from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.training.answer_trainer import AnswerTrainer, answer_dataset
 from qwen_task_heads.training.sharding import is_sharded, whole_model
 
 INPUT = {"input_ids": torch.arange(1, 9).view(2, 4)}
@@ -55,8 +63,51 @@ def work(folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_back_one_model(tmp_path):
     for rank, process in enumerate(launching.fork_two(work, str(tmp_path), log=tmp_path / "log")):
+        launching.join(process, tmp_path / f"log{rank}")
+    assert (tmp_path / "equal").exists()
+
+
+def work_on_answers(folder: str) -> None:
+    """One of two processes: score labels with a sharded chat model, all of dev in each, and collect it."""
+    from peft import LoraConfig
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from trl import SFTConfig
+
+    labels, tokenizer = LabelMap(("sport", "foreign trade")), load_tokenizer("embedded")
+    prompts = AnswerPrompts(tokenizer, labels, instruction="Which is it?\n", model_type="qwen2")
+    dev = [TextExample(text=f"a text {n}", target=n % 2) for n in range(7)]
+    make, adapter = partial(load_generator, locate("embedded")), LoraConfig(task_type="CAUSAL_LM", r=4)
+    model = make()
+    rows, scorer = answer_dataset(dev, prompts=prompts)[0], LabelScorer(model, prompts=prompts)
+    trainer = AnswerTrainer(
+        model, args=SFTConfig(folder, use_cpu=True, bf16=False, report_to="none"), train_dataset=rows,
+        eval_dataset=rows, processing_class=tokenizer, peft_config=adapter, scorer=scorer, dev=dev,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    texts = [text.text for text in dev]
+    expected, accuracy = scorer.log_scores(texts), trainer._accuracy()
+    fully_shard(trainer.model, mesh=init_device_mesh("cpu", (2,)))
+    assert trainer._accuracy() == accuracy
+    whole = whole_model(trainer, make=make, peft_config=adapter)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    if trainer.args.process_index == 0:
+        scorer.model = whole.get_base_model().eval()
+        assert torch.allclose(scorer.log_scores(texts), expected, atol=1e-5, rtol=0)
+        Path(folder, "equal").touch()
+
+
+@pytest.mark.slow
+def test_a_sharded_model_is_asked_by_all_processes_alike(tmp_path):
+    for rank, process in enumerate(launching.fork_two(work_on_answers, str(tmp_path), log=tmp_path / "log")):
         launching.join(process, tmp_path / f"log{rank}")
     assert (tmp_path / "equal").exists()
 
