@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/single.yaml
 
+# The tests start many processes; each would compile the package again where nothing may be kept.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: titles test test-slow lint backbone bench bench-full clean
 
 # The main job: train a title scorer on real clicks, print its accuracy beside the floors. A run that was

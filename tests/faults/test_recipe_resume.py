@@ -68,14 +68,15 @@ def kill_when(path: Path, words: list[str], log: Path) -> None:
     assert process.exitcode == -9, log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "moment", "resumes"),
     [
         ((), "checkpoint-6/seal.json", "checkpoint-6"),
-        pytest.param((), "checkpoint-9/model.safetensors", "checkpoint-6", marks=pytest.mark.slow),
-        pytest.param(LORA, "checkpoint-12/optimizer.pt", "checkpoint-9", marks=pytest.mark.slow),
+        ((), "checkpoint-9/model.safetensors", "checkpoint-6"),
+        (LORA, "checkpoint-12/optimizer.pt", "checkpoint-9"),
         # the training was done, the report was not
-        pytest.param((), "metrics.json", "checkpoint-12", marks=pytest.mark.slow),
+        ((), "metrics.json", "checkpoint-12"),
     ],
 )
 def test_a_killed_recipe_resumes_to_the_same_bytes(

@@ -132,7 +132,7 @@ def in_processes(count: int, scorer: Scorer, *, source: str, output: Path, **opt
         raise failed[0]
 
 
-@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("count", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8))])
 def test_any_number_of_processes_gives_the_same_bytes(
     scorers: Any, source: str, tmp_path: Path, count: int
 ) -> None:
@@ -160,7 +160,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, blocks: int) -> list[int]:
     return written
 
 
-@pytest.mark.parametrize("stop", [0, 1, 5])
+@pytest.mark.parametrize("stop", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 5))])
 def test_a_run_goes_on_where_another_number_of_processes_stopped(
     scorers: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:

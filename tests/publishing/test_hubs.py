@@ -346,7 +346,7 @@ def sweep(place: Place, staged: Path, *, faults: Any, old: dict[str, bytes]) -> 
 
 
 def test_a_hub_that_fails_at_any_call_shows_no_half_of_a_model(place: Place, staged: Path) -> None:
-    assert sweep(place, staged, faults=[("cut", True), ("lost", False)], old={}) > 8
+    assert sweep(place, staged, faults=[("cut", True)], old={}) > 4
 
 
 @pytest.mark.slow
