@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 from modelscope_server import Hub, serve
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
-from qwen_task_heads import adapter_config, build, load, load_tokenizer, merge, save
+from qwen_task_heads import LabelMap, LabelScorer, adapter_config, build, load, load_tokenizer, merge, save
+from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.data.formats import _modelscope_folder
 from qwen_task_heads.data.text_readers import read_inputs
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.hubs import fetch_modelscope
 from qwen_task_heads.publishing.stock import export_stock
 
@@ -100,6 +102,25 @@ def test_an_adapter_finds_its_base_there_again(
     assert torch.equal(load(ADAPTER, hub="modelscope")(input_ids=IDS).logits, logits)
     taken_up = build(ADAPTER, hub="modelscope", task="pooled_classifier")
     assert (taken_up(input_ids=IDS).logits - logits).abs().max() <= 1e-5
+
+
+def test_a_label_writer_brings_its_labels_and_its_base(hub: Hub, shake: Any, tmp_path: Path) -> None:
+    base, folder = base_of(BASE, hub="modelscope"), tmp_path / "writer"
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"])
+    model = shake(get_peft_model(load_generator(BASE, hub="modelscope"), adapter))
+    tokenizer = load_tokenizer(BASE, hub="modelscope")
+    labels = LabelMap(("sport", "foreign trade"))
+    prompts = AnswerPrompts(tokenizer, labels, model_type="qwen2", max_length=90)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    prompts.save(folder, base=base.as_dict(), length_normalized=True)
+    wanted = LabelScorer(model.merge_and_unload(), prompts=prompts, length_normalized=True)
+    hub.folders["models", "me/writer"] = folder
+    found = LabelScorer.from_pretrained("me/writer", hub="modelscope")
+    assert (found.prompts.labels.names, found.prompts.max_length) == (labels.names, 90)
+    assert found.length_normalized
+    texts = ["A match", "A ship"]
+    assert torch.allclose(found.log_scores(texts), wanted.log_scores(texts), atol=1e-6, rtol=0)
 
 
 def test_without_the_switch_the_message_says_where_the_base_is_from(adapter: Any) -> None:
