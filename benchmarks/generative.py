@@ -25,18 +25,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import argparse
 import json
 import random
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import speed_report
+import speed_run
 import torch
-import transformers
-from speed_measure import TURNS, Bench, Result, clocked, take_turns
+from speed_measure import Bench, Result, clocked, take_turns
 from speed_workloads import END, PAD, VOCABULARY, NoData, backbone, tokenizer
 from transformers import DynamicCache, Qwen2ForCausalLM
 
@@ -285,27 +283,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, print, and write what was found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="all rows and sizes")
-    parser.add_argument("--only", nargs="+", choices=sorted(SUITE), help="these rows")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=TURNS, help="of each comparison, at least")
-    parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--results", type=Path, default=RESULTS / "generative.json")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    transformers.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(args.device, args.data_dir, args.full, args.turns, Path(scratch))
-        print(speed_report.machine(bench), flush=True)
-        for name in args.only or SUITE:
-            try:
-                for result in SUITE[name](bench):
-                    print(speed_report.line(result), flush=True)
-                    speed_report.keep(args.results, result, bench)
-            except NoData as reason:
-                print(f"skipped: {name}: {reason}", flush=True)
+    args = speed_run.options(str(__doc__), names=SUITE, results="generative.json").parse_args()
+    speed_run.measure(args, {name: SUITE[name] for name in args.only or SUITE})
     if rows := speed_report.read(args.results):
         args.results.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
 

@@ -22,30 +22,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import argparse
-import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import datasets
 import speed_memory
 import speed_report
 import speed_rows
+import speed_run
 import speed_scale
 import speed_serving
 import speed_trainers
 import speed_tuning
-import torch
-import transformers
-from speed_measure import TURNS, Bench, Result
-from speed_workloads import NoData
+from speed_run import Rows
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-
-Rows = Callable[[Bench], Iterator[Result]]
 # Name on the command line, rows, and whether `make bench` runs them.
 SUITE: dict[str, tuple[Rows, bool]] = {
     "classification": (speed_rows.classification, True),
@@ -69,36 +55,13 @@ SUITE: dict[str, tuple[Rows, bool]] = {
 
 def main() -> None:
     """Measure, print, and write what was found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="all rows and sizes")
+    parser = speed_run.options(str(__doc__), names=SUITE, results="speed.json")
     parser.add_argument("--report", action="store_true", help="measure nothing; table, plot and README anew")
-    parser.add_argument("--only", nargs="+", choices=sorted(SUITE), help="these rows")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=TURNS, help="of each comparison, at least")
-    parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--results", type=Path, default=RESULTS / "speed.json")
     args = parser.parse_args()
-    if args.report:
-        return speed_report.write(args.results)
-    torch.set_num_threads(args.threads)
-    transformers.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore")
-    chosen = args.only or [name for name, (_, is_short) in SUITE.items() if is_short or args.full]
-    with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(args.device, args.data_dir, args.full, args.turns, Path(scratch))
-        print(speed_report.machine(bench), flush=True)
-        for name in chosen:
-            start = time.monotonic()
-            try:
-                for result in SUITE[name][0](bench):
-                    print(speed_report.line(result), flush=True)
-                    speed_report.keep(args.results, result, bench)
-            except NoData as reason:
-                print(f"skipped: {name}: {reason}", flush=True)
-            print(f"  {name}: {time.monotonic() - start:.0f} s", flush=True)
-    return speed_report.write(args.results)
+    if not args.report:
+        chosen = args.only or [name for name, (_, is_short) in SUITE.items() if is_short or args.full]
+        speed_run.measure(args, {name: SUITE[name][0] for name in chosen})
+    speed_report.write(args.results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""What the suites of timed rows share: their options, and the loop that measures and keeps each row."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import datasets
+import speed_report
+import torch
+import transformers
+from speed_measure import TURNS, Bench, Result
+from speed_workloads import NoData
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+Rows = Callable[[Bench], Iterator[Result]]
+
+
+def options(doc: str, *, names: Iterable[str], results: str) -> argparse.ArgumentParser:
+    """Options of a suite: `names` of its rows, and the file in `results/` where they are kept."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="all rows and sizes")
+    parser.add_argument("--only", nargs="+", choices=sorted(names), help="these rows")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=TURNS, help="of each comparison, at least")
+    parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--results", type=Path, default=RESULTS / results)
+    return parser
+
+
+def measure(args: argparse.Namespace, suite: dict[str, Rows]) -> None:
+    """Measure, print and keep every row of a suite; rows without their data or peer say so."""
+    torch.set_num_threads(args.threads)
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore")
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(args.device, args.data_dir, args.full, args.turns, Path(scratch))
+        print(speed_report.machine(bench), flush=True)
+        for name, rows in suite.items():
+            start = time.monotonic()
+            try:
+                for result in rows(bench):
+                    print(speed_report.line(result), flush=True)
+                    speed_report.keep(args.results, result, bench)
+            except NoData as reason:
+                print(f"skipped: {name}: {reason}", flush=True)
+            print(f"  {name}: {time.monotonic() - start:.0f} s", flush=True)
