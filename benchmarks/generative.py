@@ -43,8 +43,6 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.inference.generative import LabelScorer
 from qwen_task_heads.inference.label_trie import make_trie, score_alone
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 SETS = ("banking77", "fewclue-tnews")
 GENERATE, SEPARATE = 20.0, 5.0  # times faster, as goals
 LIMIT = 512  # tokens that the published script may write for a label
