@@ -7,6 +7,9 @@ Design:
 - Which rows are taken hangs on a hash of each row and a seed, never on the order of files.
 - Other rows only train. One whose text stands in dev or test is left out, because it would be measured on;
   one that stands in train is left out, because it adds nothing, or a contradiction.
+- For the same reason a text that several other rows hold counts once, and not at all where their labels
+  contradict each other. Here the two texts of a pair stand in their order: turned round they may say another
+  thing.
 - Labels go by name or alias. An id means another label in another set, unless that set names its ids too:
   ids without names are taken only where the own rows state ids as well, and this is said.
 - A model can tell two sets apart by their lengths. Where these differ by more than a factor of two, it may
@@ -63,6 +66,9 @@ def mix_in(
     Raises:
         TaskHeadsError: a ratio that is no positive number, or no row that could be added.
 
+    Rows with an equal text (up to case, width and spacing) are added once; not at all where they differ in
+    target or probabilities.
+
     Example:
         >>> from qwen_task_heads.data.mixing import mix_in
         >>> own = [TextExample(text=f"own {n}", target=0) for n in range(10)]
@@ -75,26 +81,32 @@ def mix_in(
     measured = {_key(row) for row in apart}
     own = {_key(row) for row in train}
     keys = [_key(row) for row in others]
-    usable = [row for row, key in zip(others, keys, strict=True) if key not in measured and key not in own]
+    new = [row for row, key in zip(others, keys, strict=True) if key not in measured and key not in own]
     seen = sum(key in measured for key in keys)
+    usable, repeated, contradicted = _once(new, seed=seed)
+    if new and not usable:
+        found, accepted = "no text without contradictory labels", "accepted: one label for one text"
+        raise TaskHeadsError(Problem(name, found, accepted, "mend the labels, or name another set"))
     if not usable:
         found = "no row that is not already in train, dev or test" if others else "no usable row"
         accepted = "accepted: a set with rows of its own"
         raise TaskHeadsError(Problem(name, found, accepted, "name another set with --mix, or drop it"))
-    hashed = sorted(
-        (hash_rows([(seed, row.text, row.text_b, row.target, row.soft)]), place)
-        for place, row in enumerate(usable)
-    )
     wanted = max(1, round(len(train) / ratio))
-    taken = [usable[place] for _, place in hashed[:wanted]]
+    taken = usable[:wanted]
     got = f"{len(train) / len(taken):.3g}:1"
     asked = "" if len(taken) == wanted else f", where {ratio:g}:1 was asked: there are no more"
     added = f"{len(taken):,} of {len(others):,} rows of {name} added to {len(train):,} own rows"
     lines = [f"mix: {added} ({got}{asked})"]
-    for count, where in ((seen, "dev or test"), (len(others) - seen - len(usable), "train")):
+    left_out = (
+        (seen, "whose text stands in dev or test", "whose texts stand in dev or test"),
+        (len(others) - seen - len(new), "whose text stands in train", "whose texts stand in train"),
+        (repeated, "that repeats another of them", "that repeat others of them"),
+        (contradicted, "", "whose texts have several labels among them"),  # never one row alone
+    )
+    for count, one, several in left_out:
         if count:
-            why = "row left out, whose text stands" if count == 1 else "rows left out, whose texts stand"
-            lines.append(f"mix: {count:,} {why} in {where}")
+            row = f"row left out, {one}" if count == 1 else f"rows left out, {several}"
+            lines.append(f"mix: {count:,} {row}")
     return [*train, *taken], [*lines, _length_line(train, taken, name)]
 
 
@@ -107,6 +119,21 @@ def check_ratio(ratio: float) -> None:
 
 def _key(row: TextExample) -> tuple[str, ...]:
     return tuple(sorted((text_key(row.text), text_key(row.text_b))))
+
+
+def _once(rows: Sequence[TextExample], *, seed: int) -> tuple[list[TextExample], int, int]:
+    """One row of each text, by its hash; how many repeat one, and how many contradict each other."""
+    hashed = sorted(
+        (hash_rows([(seed, row.text, row.text_b, row.target, row.soft)]), row.weight, place)
+        for place, row in enumerate(rows)
+    )
+    by_text: dict[tuple[str, str], list[TextExample]] = {}
+    for *_, place in hashed:
+        row = rows[place]
+        by_text.setdefault((text_key(row.text), text_key(row.text_b)), []).append(row)
+    agreed = [same for same in by_text.values() if len({(row.target, row.soft) for row in same}) == 1]
+    repeated = sum(len(same) - 1 for same in agreed)
+    return [same[0] for same in agreed], repeated, len(rows) - len(agreed) - repeated
 
 
 def _length_line(train: Sequence[TextExample], taken: Sequence[TextExample], name: str) -> str:

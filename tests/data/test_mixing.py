@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qwen_task_heads.data.doctor import text_key
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.mixing import mix_in
@@ -91,6 +92,31 @@ def test_rows_of_dev_test_and_train_are_left_out_and_counted() -> None:
         "mix: 2 rows left out, whose texts stand in dev or test",
         "mix: 1 row left out, whose text stands in train",
     ]
+
+
+def test_a_text_that_other_rows_repeat_counts_once_and_contradictory_ones_not_at_all() -> None:
+    def row(text: str, target: int, **more: Any) -> TextExample:
+        return TextExample(text=text, target=target, **more)
+
+    others = [row("same", 1)] * 5 + [row("same", 0)] * 3 + [row("Twice", 1), row("twice ", 1)]
+    others += [row("one", 0, text_b="two"), row("two", 1, text_b="one"), row("twice", 1, weight=2.0)]
+    own = examples("own", 20)
+    rows, lines = mix_in(own, others)
+    assert sorted((row.text_b, text_key(row.text), row.target) for row in rows[20:]) == [
+        ("", "twice", 1),
+        ("one", "two", 1),
+        ("two", "one", 0),
+    ]
+    assert lines[0].startswith("mix: 3 of 13 rows")
+    assert lines[1:3] == [
+        "mix: 2 rows left out, that repeat others of them",
+        "mix: 8 rows left out, whose texts have several labels among them",
+    ]
+    assert mix_in(own, others[::-1])[0] == rows
+    assert "mix: 1 row left out, that repeats another of them" in mix_in(own, others[8:10])[1]
+    soft = [row("soft", 1, soft=shares) for shares in ((0.25, 0.75), (0.125, 0.875))]
+    with pytest.raises(TaskHeadsError, match="no text without contradictory labels"):
+        mix_in(own, soft)
 
 
 def test_lengths_that_differ_by_more_than_a_factor_of_two_are_told() -> None:
