@@ -34,7 +34,10 @@ VOCABULARIES = (
 # Tensors are numbers: beyond their header only known values are looked for, which costs a tenth.
 TENSORS = (".safetensors", ".onnx", ".data")
 _SECRET_WORDS = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS"}
-_SECRET_ENDS = ("API_KEY", "APIKEY", "ACCESS_KEY", "ACCESS_KEY_ID", "PRIVATE_KEY", "AUTH_KEY")
+_SECRET_ENDS = (
+    "API_KEY", "APIKEY", "ACCESS_KEY", "ACCESS_KEY_ID", "PRIVATE_KEY", "AUTH_KEY",
+    "PASSWORD", "_PWD",  # PGPASSWORD, MYSQL_PWD; PWD and OLDPWD are folders
+)  # fmt: skip
 # Every pattern begins with letters as they are, which Python finds a hundred times as fast.
 SHAPES = {
     "a Hugging Face token": (rb"hf_[A-Za-z0-9]{30,}", rb"api_org_[A-Za-z0-9]{30,}"),
@@ -135,7 +138,7 @@ def redact(text: str, secrets: Mapping[str, str] | None = None) -> str:
 
 def _names_secret(name: str) -> bool:
     """Whether an environment variable holds a secret: HF_TOKEN does, TOKENIZERS_PARALLELISM does not."""
-    name = name.upper()
+    name = re.sub(r"_\d+$", "", name.upper())  # OPENAI_API_KEY_2
     return name.split("_")[-1] in _SECRET_WORDS or name.endswith(_SECRET_ENDS)
 
 

@@ -69,6 +69,16 @@ def test_tokens_of_this_process_are_found_by_their_value(tmp_path: Path, monkeyp
     assert not any(value in str(problem) for value in values.values() for problem in found)
 
 
+def test_names_of_variables_that_hold_a_secret_and_of_folders_that_do_not(monkeypatch: Any) -> None:
+    secret = ("PGPASSWORD", "MYSQL_PWD", "OPENAI_API_KEY_2", "HF_TOKEN_10", "db_password_1")
+    other = ("PWD", "OLDPWD", "PWD_2", "TOKENIZERS_2", "PASSWORD_FILE")
+    for name in (*secret, *other):
+        monkeypatch.setenv(name, f"/of/{name}/itself")
+    known = known_secrets()
+    assert {f"${name}" for name in secret} <= known.keys()
+    assert not {f"${name}" for name in other} & known.keys()
+
+
 @pytest.mark.parametrize("word", ["password", "Postgres", "PRODUCTION", "12345678", "********", "abababab"])
 def test_ordinary_words_that_serve_as_passwords_block_nothing(word: str, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "README.md"):
