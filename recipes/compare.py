@@ -21,6 +21,7 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.batching.answers import MAX_LENGTH
 from qwen_task_heads.data.few_shot import WAYS, choose_shots, shots_line
 from qwen_task_heads.data.formats import HUBS
+from qwen_task_heads.data.offers import offers_line
 from qwen_task_heads.data.text_sets import hash_texts, read_text_sets
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.inference.engines import (
@@ -79,6 +80,7 @@ def main() -> None:
         rows = [rows[place] for place in places]
     if split == "dev":
         notes.append("measured on dev: figures flatter models whose checkpoint was picked on the same rows")
+    notes += [line for line in [offers_line(rows, labels=labels, split=split)] if line]
     shots, shared = {}, args.shots_by == WAYS[0]
     if any(spec.kind == FEW_SHOT for spec in specs):
         begin = time.monotonic()

@@ -34,6 +34,7 @@ from qwen_task_heads.batching.answers import (
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots, with_shots
 from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.offers import within
 from qwen_task_heads.data.text_sets import TextSets
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.generators import load_generator
@@ -46,7 +47,6 @@ HEAD, SFT, ZERO_SHOT, FEW_SHOT = KINDS = ("head", "sft", "zero_shot", "few_shot"
 TRAINED = (HEAD, SFT)
 DESCRIBED = "{descriptions}\n\n"  # put before the text, where labels have descriptions
 PROBLEM_TYPES = ("single_label_classification", "ordinal")
-NEVER = -1e4  # log-score of a label that a row does not offer; its probability is 0 in float64
 SHOWN = 8  # names in a message
 
 
@@ -95,8 +95,8 @@ class Engine:
     Args:
         spec: what it is.
         device: where it runs.
-        log_scores: examples (n) to (n, L) float64 in the order of the schema; `NEVER` for labels that a row
-            does not offer.
+        log_scores: examples (n) to (n, L) float64 in the order of the schema, held to the labels that a row
+            offers (`data/offers.py`).
         notes: of examples, what became of long ones, in plain words.
     """
 
@@ -295,7 +295,8 @@ def _head(spec: EngineSpec, scorer: Scorer, labels: LabelMap) -> Engine:
         pairs = [example.text_b for example in examples]
         told = pairs if any(pairs) or scorer.needs_pairs else None
         logits = scorer.logits([example.text for example in examples], text_pairs=told)
-        return _within(logits.double().log_softmax(-1)[:, order], examples, labels)
+        found = logits.double().log_softmax(-1)[:, order].numpy()
+        return torch.from_numpy(within(found, examples, labels=labels))
 
     return Engine(spec, scorer.model.device, log_scores, lambda examples: [])
 
@@ -315,7 +316,7 @@ def _generator(
             {"shots": shown(examples)} if spec.kind == FEW_SHOT else {"candidates": offered}
         )
         scores = answers.log_scores([example.text for example in examples], **options)
-        return _within(scores[:, order], examples, labels)
+        return torch.from_numpy(within(scores[:, order].numpy(), examples, labels=labels))
 
     def notes(examples: Sequence[TextExample]) -> list[str]:
         found = answers.prompts.encode([example.text for example in examples], shots=shown(examples))
@@ -333,13 +334,3 @@ def _generator(
 def _order(own: LabelMap, labels: LabelMap) -> list[int]:
     """Places of the schema's labels in the model's scores."""
     return [own.label2id[name] for name in labels.names]
-
-
-def _within(scores: torch.Tensor, examples: Sequence[TextExample], labels: LabelMap) -> torch.Tensor:
-    """The scores with `NEVER` for labels that a row does not offer."""
-    scores = scores.clamp(min=NEVER)
-    for place, example in enumerate(examples):
-        if example.candidates:
-            offered = {labels.label2id[name] for name in example.candidates}
-            scores[place, [k for k in range(len(labels)) if k not in offered]] = NEVER
-    return scores

@@ -27,8 +27,6 @@ from qwen_task_heads.publishing.endings import first_notes
 from qwen_task_heads.publishing.reference import take_answer_reference
 from qwen_task_heads.publishing.text_outcome import TextRun, account_texts
 
-NEVER = -1e4  # log-score of a label that a row does not offer; its probability is 0 in float64
-
 
 def finish_answers(
     model: Any, *, scorer: LabelScorer, tokenizer: Any, folder: str | Path, run: TextRun, base: Base
@@ -71,8 +69,7 @@ def finish_answers(
 
     def logits(examples: Sequence[TextExample]) -> torch.Tensor:
         offered = [example.candidates or None for example in examples]
-        found = scorer.log_scores([example.text for example in examples], candidates=offered)
-        return found.clamp(min=NEVER)
+        return scorer.log_scores([example.text for example in examples], candidates=offered)
 
     metrics = account_texts(
         Trained(config=config, is_adapter=is_adapter, answers=True),

@@ -23,6 +23,7 @@ import numpy as np
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.offers import within
 from qwen_task_heads.training.classification_metrics import SINGLE, classification_figures
 from qwen_task_heads.training.metrics import Floats
 from qwen_task_heads.training.text_floors import TfidfFloor, TrivialFloor
@@ -134,6 +135,8 @@ def measure_floors(
 ) -> list[Measured]:
     """TF-IDF, the most frequent label, and the majority of a text's nearest examples where there are any.
 
+    As the engines, all choose within the labels that a row offers.
+
     Args:
         train: rows that the floors are fitted on.
         examples: rows that are measured.
@@ -141,22 +144,27 @@ def measure_floors(
         shots: text to its examples, the nearest last (few-shot by similarity); None without.
         device: as of `Measured`.
     """
-    common: dict[str, Any] = {"kind": FLOOR, "labels": labels, "device": device}
+
+    def floor(scores_of: Callable[[Sequence[TextExample]], Floats], name: str, **facts: Any) -> Measured:
+        facts |= {"name": name, "kind": FLOOR, "labels": labels, "device": device}
+        return measure(lambda rows: within(scores_of(rows), rows, labels=labels), examples, **facts)
+
     trivial = TrivialFloor(SINGLE, len(labels)).fit(train)
     begin = time.monotonic()
     tfidf = TfidfFloor(SINGLE, len(labels)).fit(train)
     cost = {"rows": len(train), "seconds": round(time.monotonic() - begin, 1), "device": device}
     found = [
-        measure(tfidf.predict, examples, name="TF-IDF, linear", training=cost, **common),
-        measure(trivial.predict, examples, name=trivial.name, **common),
+        floor(tfidf.predict, "TF-IDF, linear", training=cost),
+        floor(trivial.predict, trivial.name),
     ]
     if shots:
+        near = shots
         found.append(
-            measure(
-                lambda rows: neighbour_scores([shots[row.text] for row in rows], labels),
-                examples, name="majority of the nearest", **common,
+            floor(
+                lambda rows: neighbour_scores([near[row.text] for row in rows], labels),
+                "majority of the nearest",
             )
-        )  # fmt: skip
+        )
     return found
 
 

@@ -3,6 +3,9 @@
 As at the end of a title run (`outcome.py`): the model is saved first; every figure on the card, the screen
 and the plots comes from the dictionary that `metrics.json` holds; and it is `Scorer`, the code that users
 will run, which computes the logits, not the training loop.
+
+Where rows offer a choice of labels, the model and the floors are held to it alike, and a note says so: a
+head gives scores to all labels, and who uses it chooses among those that are offered.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torch
 
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.offers import offers_line, within
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.accounts import keep_reference
@@ -115,7 +119,7 @@ def account_texts(
 
     Args:
         model: its config and kind.
-        logits: (N, L) of N examples.
+        logits: (N, L) of N examples; of labels that a row does not offer they do not count.
         folder: where the model was saved.
         run: the account of the run.
         notes: what there is to say already.
@@ -130,12 +134,16 @@ def account_texts(
         "train": {"rows": len(run.sets.train), **training_facts(run)},
         "data": set_facts({"train": run.sets.train, **sets}, run.sets.dev_was_cut, hash_texts, "rows"),
     }
+    said: dict[str, Floats] = {}
     found: dict[str, Floats] = {}
     for name, examples in sets.items():
         if examples:
-            found[name] = logits(examples).double().numpy()
+            said[name] = logits(examples).double().numpy()
+            found[name] = within(said[name], examples, labels=run.sets.labels)
             metrics[name] = _measure(examples, found[name], floors=floors, run=run)
-    notes += _constant(kind, found)
+            if line := offers_line(examples, labels=run.sets.labels, split=name):
+                notes.append(line)
+    notes += _constant(kind, said)
     reported = "test" if run.sets.test else "dev"
     examples, shown = sets[reported], found[reported]
     plots = _plots(folder, run, examples, shown, metrics["dev"], notes)
@@ -182,7 +190,8 @@ def _measure(
     options: dict[str, Any] = {"labels": run.sets.labels.names, "groups": [e.group for e in examples]}
     figures = {MODEL: classification_figures(kind, logits, targets, **options)}
     for name, floor in floors.items():
-        found = classification_figures(kind, floor.predict(examples), targets, **options)
+        scores = within(floor.predict(examples), examples, labels=run.sets.labels)
+        found = classification_figures(kind, scores, targets, **options)
         for key in ("per_class", *NEED_PROBABILITIES):
             found.pop(key, None)
         figures[name] = found

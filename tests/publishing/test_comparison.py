@@ -151,6 +151,23 @@ def test_few_shot_without_examples_is_refused() -> None:
         open_engine(EngineSpec("few_shot", "embedded"), LABELS, asking=Asking())
 
 
+def test_floors_choose_between_the_labels_that_a_row_offers() -> None:
+    """Beside engines that may choose between two of ten only, a floor that chooses among ten says nothing."""
+    labels = LabelMap(tuple("abcdefghij"))
+    train = [TextExample(text=f"word{k} {n}", target=k) for k in range(10) for n in range(2 + (k == 3))]
+    # What the words say is not offered; of the others the label of row 3 is the most frequent one.
+    rows = [
+        TextExample(text=f"word{k} x{n}", target=n, candidates=labels.subset([labels.names[n], "j"]).names)
+        for k in (0, 1) for n in range(3, 8)
+    ]  # fmt: skip
+    near = {row.text: (("far", "b"), ("near", "a")) for row in rows}
+    for one in measure_floors(train, rows, labels=labels, shots=near):
+        said = [labels.names[label] for label in one.scores.argmax(1)]
+        assert all(name in row.candidates for name, row in zip(said, rows, strict=True)), one.name
+    trivial = measure_floors(train, rows, labels=labels)[1].scores.argmax(1)
+    assert trivial[[0, 5]].tolist() == [3, 3]
+
+
 def test_descriptions_stand_in_the_instruction_where_there_are_any() -> None:
     described = LabelMap(("a", "b"), ("first", ""))
     for few in (False, True):

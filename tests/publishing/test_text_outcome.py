@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def finished(
     bind_template(tokenizer, model.config, template=Template(), pairs=pairs)
     sets = TextSets(
         train=changes.pop("train", None) or examples(kind, 40, "train", pairs=pairs),
-        dev=examples(kind, 9, "dev", pairs=pairs),
+        dev=changes.pop("dev", None) or examples(kind, 9, "dev", pairs=pairs),
         test=examples(kind, 11, "test", pairs=pairs) if test else [],
         problem_type=kind,
         labels=labels,
@@ -280,6 +281,23 @@ def test_what_cannot_be_made_is_noted_and_loses_nothing(bases, tmp_path, capsys)
     assert "no TF-IDF floor" in body
     assert "note: no TF-IDF floor" in capsys.readouterr().out
     assert (tmp_path / "run/model.safetensors").exists()
+
+
+def test_where_rows_offer_a_choice_the_model_and_the_floors_are_held_to_it(bases, tmp_path, capsys):
+    # The most frequent label is the first; no row offers it.
+    rows = [
+        replace(row, target=1 + place % 2, candidates=LABELS.names[1:])
+        for place, row in enumerate(examples(SINGLE, 12, "dev"))
+    ]
+    metrics = finished(tmp_path / "run", bases["qwen2"], SINGLE, dev=rows, test=False)
+    assert metrics["dev"]["the most frequent label"]["accuracy"]["value"] == 0.5  # and nought without
+    with (tmp_path / "run/predictions.jsonl").open(encoding="utf-8") as file:
+        answers = [json.loads(line) for line in file]
+    assert all(row["label"] in LABELS.names[1:] for row in answers)
+    assert all(row["probabilities"][LABELS.names[0]] == 0 for row in answers)
+    told = "12 of 12 rows of dev offer only some labels (2 of 3 on average)"
+    assert told in metrics["notes"][0]
+    assert told in capsys.readouterr().out
 
 
 def test_the_hardest_errors_come_first_and_all_kinds_are_told():

@@ -193,9 +193,10 @@ def test_descriptions_rows_that_offer_labels_and_a_part_of_the_rows(
     printed = capfd.readouterr().out
     assert "measured on 7 of 12 rows of test" in printed
     assert "few-shot: 8 examples from train" in printed
+    assert "7 of 7 rows of test offer only some labels (2 of 3 on average)" in printed
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 7
     for row in rows:
-        for name, answer in row["answers"].items():
-            if "=" in name:  # floors know nothing of it
-                assert answer["label"] in offered[NAMES.index(row["true"])]
+        assert len(row["answers"]) == 5
+        for answer in row["answers"].values():  # of floors too
+            assert answer["label"] in offered[NAMES.index(row["true"])]
