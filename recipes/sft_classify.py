@@ -59,7 +59,7 @@ def main() -> None:
     tokenizer = load_tokenizer(locate(name), revision=options["revision"], hub=texts.hub)
     family = model.config.get_text_config().model_type
     prompts = AnswerPrompts(
-        tokenizer, sets.labels, model_type=family, **texts.prompt_options(args.max_length)
+        tokenizer, sets.labels, model_type=family, **texts.prompt_options(sets.labels, args.max_length)
     )
     scorer = LabelScorer(model, prompts=prompts, length_normalized=texts.length_normalized)
     (train, cut), (dev, _) = (answer_dataset(rows, prompts=prompts) for rows in (sets.train, sets.dev))

@@ -29,8 +29,11 @@ FEW_SHOT_INSTRUCTION = (
     "Classify the text. Answer with one of these labels and nothing else:\n{labels}\n\n"
     "Examples:\n\n{examples}\n\nText:\n"
 )
+DESCRIBED = "What they mean:\n{descriptions}\n\n"
 TEXT, ANSWER = "\u2983text\u2984", "\u2983answer\u2984"  # placeholders that no chat template has a use for
+THOUGHT, THOUGHT_END = "<think>", "</think>"
 MAX_LENGTH = 1024
+MAX_KEPT = 256  # sets of candidates whose beginning is kept
 LABEL_PROMPT = "label_prompt.json"
 
 
@@ -60,9 +63,9 @@ class AnswerPrompts:
         end: id of the token that ends an answer.
 
     Raises:
-        TaskHeadsError: no chat template or one without a generation prompt, labels whose tokens are equal, a
-            label longer than the limit leaves room for, or an instruction that leaves none for the text. All
-            labels at once.
+        TaskHeadsError: no chat template, or one without a generation prompt, with something else before an
+            answer than it asks with, or without a special token after it; labels whose tokens are equal, or
+            longer than the limit leaves room for. All labels at once.
 
     Example:
         >>> from qwen_task_heads import LabelMap, load_tokenizer
@@ -93,10 +96,11 @@ class AnswerPrompts:
             self._plain, template=Template(after=self.scaffold[1]), model_type=model_type
         )
         self._own, self._after = compiled["before"], compiled["after"]
-        self._before: dict[tuple[tuple[str, ...], Shots | None], list[int]] = {}
-        self.end = control_ids(tokenizer, self.scaffold[2])[0]
+        self._before: dict[tuple[str, ...], list[int]] = {}
+        self.end = _end(tokenizer, self.scaffold[2])
         self.answers = self._plain(list(labels.names), add_special_tokens=False)["input_ids"]
-        fixed = len(self.prefix) + len(self._after) + 2  # a token of text, and the end
+        # A token of text, and the end. What the instruction takes hangs on the labels that a row offers.
+        fixed = len(self._begin(())) + len(self._after) + 2
         if problems := _label_problems(labels, self.answers, room=max_length - fixed):
             raise TaskHeadsError(problems)
         self.room = max(map(len, self.answers)) + 1  # of the longest answer with its end
@@ -163,7 +167,7 @@ class AnswerPrompts:
                 the text fits; one is kept, and then the text is cut.
 
         Raises:
-            TaskHeadsError: a row whose one example leaves no room for its text.
+            TaskHeadsError: an instruction, or one example of a row, that leaves no room for the text.
         """
         labels = self.labels if candidates is None else self.labels.subset(candidates)
         fixed = self.room + len(self._after)
@@ -177,10 +181,10 @@ class AnswerPrompts:
                 before = self._prefix_of(labels, shown)
             room = self.max_length - fixed - len(before)
             if room < 1:
-                found = f"found {fixed + len(before):,} tokens before the text"
-                accepted = f"accepted: fewer than --max_length, {self.max_length:,}"
-                problem = Problem(f"texts[{index}]", found, accepted, "shorten the examples, or raise it")
-                raise TaskHeadsError(problem)
+                where, what = ("max_length", "labels") if shots is None else (f"texts[{index}]", "examples")
+                found = f"{fixed + len(before):,} tokens of template, instruction, {what} and answer"
+                accepted = f"fewer than --max_length, {self.max_length:,}"
+                raise TaskHeadsError.of(where, found, accepted, f"raise it, or show fewer or shorter {what}")
             fewer += shown is not None and len(shown) < len(shots[index] if shots else ())
             cut += len(text) > room
             kept = text[:room] if self.truncation == "head" else text[-room:]
@@ -188,43 +192,86 @@ class AnswerPrompts:
         return Prompts(rows, cut, fewer)
 
     def around(self) -> tuple[list[str], str]:
-        """What stands before the text, in the pieces that are encoded apart, and after it."""
+        """What stands before the text, in the pieces that are encoded apart, and after it.
+
+        Without what the tokenizer itself begins every text with.
+        """
         before, after, _ = self.scaffold
-        return [before, *_pieces(label_template(self.instruction, self.labels))], after
+        own = self.tokenizer.decode(self._own)
+        return [before.removeprefix(own), *_pieces(label_template(self.instruction, self.labels))], after
+
+    def _begin(self, pieces: tuple[str, ...]) -> list[int]:
+        """Ids of the scaffold and of pieces after it; with the tokenizer's own first tokens, once."""
+        ids = control_ids(self._plain, (self.scaffold[0], *pieces))
+        return ids if ids[: len(self._own)] == self._own else self._own + ids
 
     def _prefix_of(self, labels: LabelMap, shots: Shots | None = None) -> list[int]:
         """Ids before the text, where these labels are offered and these examples shown."""
-        key = labels.names, shots
-        if key not in self._before:
-            template = label_template(self.instruction, labels, shots=shots)
-            before = self._own + control_ids(self._plain, (self.scaffold[0], *_pieces(template)))
-            if shots is not None:  # of one text: not worth keeping
-                return before
-            self._before[key] = before
-        return self._before[key]
+        if shots is not None:  # of one text: not worth keeping
+            return self._begin(_pieces(label_template(self.instruction, labels, shots=shots)))
+        if labels.names not in self._before:
+            if len(self._before) >= MAX_KEPT:
+                self._before.clear()
+            self._before[labels.names] = self._begin(_pieces(label_template(self.instruction, labels)))
+        return self._before[labels.names]
+
+
+def instruction_for(labels: LabelMap, *, few_shot: bool = False) -> str:
+    """The default instruction, with the descriptions of the labels where there are any.
+
+    Example:
+        >>> from qwen_task_heads import LabelMap
+        >>> from qwen_task_heads.batching.answers import instruction_for
+        >>> "{descriptions}" in instruction_for(LabelMap(("a", "b"), ("first", "")))
+        True
+    """
+    words = FEW_SHOT_INSTRUCTION if few_shot else INSTRUCTION
+    return words.replace("{labels}\n\n", "{labels}\n\n" + DESCRIBED) if any(labels.descriptions) else words
 
 
 def _scaffold(tokenizer: Any) -> tuple[str, str, str]:
-    """What the chat template writes before the user's text, between it and the answer, and after that."""
+    """What the chat template writes before the user's text, between it and the answer, and after that.
+
+    A template writes the beginning of an answer twice: as the generation prompt, and before an answer that is
+    there. The longer of the two is taken, so that an empty thought that either of them holds is there. A
+    generation prompt that opens a thought is not: a label would be scored as a thought.
+    """
     where, remedy = "chat template", "give a chat model, or set tokenizer.chat_template"
     if not tokenizer.chat_template:
-        raise TaskHeadsError(Problem(where, "found none", "accepted: a tokenizer with one", remedy))
+        raise TaskHeadsError.of(where, "none", "a tokenizer with one", remedy)
     user = {"role": "user", "content": TEXT}
     options = {"tokenize": False, "enable_thinking": False}  # templates that know no thinking ignore it
     asked = tokenizer.apply_chat_template([user], add_generation_prompt=True, **options)
     without = tokenizer.apply_chat_template([user], add_generation_prompt=False, **options)
     answered = tokenizer.apply_chat_template([user, {"role": "assistant", "content": ANSWER}], **options)
     if asked == without or asked.count(TEXT) != 1:
-        accepted = "accepted: a template with a generation prompt, which tells the model to answer"
-        raise TaskHeadsError(Problem(where, "found no generation prompt", accepted, remedy))
-    before, after = asked.split(TEXT)
-    end = answered.partition(ANSWER)[2]
-    if not end:
-        accepted = "accepted: a template that ends an answer by a token"
-        raise TaskHeadsError(Problem(where, "found nothing after an answer", accepted, remedy))
-    # The tokenizer's own first token is kept by compile_template; the rendered one would be a second.
-    bos = tokenizer.bos_token or ""
-    return (before.removeprefix(bos) if bos else before), after, end
+        accepted = "a template with a generation prompt, which tells the model to answer"
+        raise TaskHeadsError.of(where, "no generation prompt", accepted, remedy)
+    before, prompt = asked.split(TEXT)
+    written, _, end = answered.partition(TEXT)[2].partition(ANSWER)
+    if not _thinks(written) and (_thinks(prompt) or written.startswith(prompt)):
+        return before, written, end
+    if not _thinks(prompt) and prompt.startswith(written):
+        return before, prompt, end
+    found = f"{shorten(prompt)} where it asks for an answer, and {shorten(written)} before one"
+    raise TaskHeadsError.of(where, found, "a template where one continues the other", remedy)
+
+
+def _thinks(text: str) -> bool:
+    """Whether what follows is a thought."""
+    return text.rfind(THOUGHT) > text.rfind(THOUGHT_END)
+
+
+def _end(tokenizer: Any, text: str) -> int:
+    """The token that ends an answer: the first special one of what the template writes after it."""
+    special = {*tokenizer.all_special_ids}
+    special |= {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for token in control_ids(tokenizer, text):
+        if token in special:
+            return token
+    accepted = "a template that ends an answer by a special token"
+    remedy = "give a chat model, or set tokenizer.chat_template"
+    raise TaskHeadsError.of("chat template", f"{shorten(text)} after an answer", accepted, remedy)
 
 
 def _pieces(template: Template) -> tuple[str, ...]:
@@ -238,9 +285,8 @@ def _tuples(value: Any) -> Any:
 def _label_problems(labels: LabelMap, answers: Sequence[Sequence[int]], *, room: int) -> list[Problem]:
     """Labels that no score could tell apart, and labels without room."""
     if room < 1:  # no label is to blame
-        accepted = "accepted: instruction, labels and examples that leave some for text and answer"
-        found = f"found {1 - room:,} tokens too many before the answer"
-        return [Problem("max_length", found, accepted, "raise it, or show fewer or shorter examples")]
+        found = f"{1 - room:,} tokens too few for the chat template, a text and an answer"
+        return [Problem.of("max_length", found, "one that leaves some for both", "raise it")]
     problems: list[Problem] = []
     seen: dict[tuple[int, ...], str] = {}
     for name, ids in zip(labels.names, answers, strict=True):

@@ -17,6 +17,7 @@ Options that change the question, each off by default:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,17 @@ from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.generators import load_generator
-from qwen_task_heads.hubcode.attention_task_heads import EXACT, window_of
+from qwen_task_heads.hubcode.attention_task_heads import EXACT, rotates_by_length, window_of
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
-from qwen_task_heads.inference.label_trie import Trie, make_trie, score_alone, sum_edges
+from qwen_task_heads.inference.label_trie import Trie, logits_of, make_trie, score_alone, sum_edges
 from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
 from qwen_task_heads.inference.prefixes import state_of
 from qwen_task_heads.inference.scorer import check_texts
 from qwen_task_heads.models import load_tokenizer
 
 CONTENT_FREE = ("N/A", "[MASK]", "-")
-LOGITS_BUDGET = 2**27  # floats of logits at a time: 512 MB in fp32
+LOGITS_BUDGET = 2**27  # floats of logits at a time: 512 MB in fp32, twice that for a moment
+MAX_KEPT = 256  # sets of candidates whose calibration is kept
 MIN_SHARED = 8  # tokens worth a pass of their own
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # per layer, (1, heads, P, D)
 
@@ -52,6 +54,8 @@ def why_alone(model: Any) -> str | None:
         return f"the attention of {config.model_type!r} takes no tree of labels"
     if window_of(config) is not None:
         return "a sliding window would cut the tree of labels"
+    if rotates_by_length(config):
+        return "positions turn with the length of the row, and a tree has none of its own"
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"attention {config._attn_implementation!r} takes no mask of four dimensions"
     return None
@@ -66,7 +70,8 @@ class LabelScorer:
         with_end: count the end of the answer too.
         length_normalized: the mean over tokens instead of the sum.
         calibrate: divide by the answers to texts without content.
-        batch_tokens: prompt tokens per batch; bounds the memory, changes no score.
+        batch_tokens: positions that a batch holds keys and values of, its rows times prompt and labels;
+            bounds the memory, changes no score.
 
     Example:
         >>> from transformers import AutoModelForCausalLM
@@ -89,11 +94,11 @@ class LabelScorer:
         with_end: bool = True,
         length_normalized: bool = False,
         calibrate: bool = False,
-        batch_tokens: int = 8192,
+        batch_tokens: int = 32768,
         progress: bool = True,
     ) -> None:
         if batch_tokens < 1:
-            found, remedy = f"found {batch_tokens}", "choose such as 8192"
+            found, remedy = f"found {batch_tokens}", "choose such as 32768"
             raise TaskHeadsError(Problem("batch_tokens", found, "accepted: 1 or more", remedy))
         self.model, self.prompts = model.eval(), prompts
         self.length_normalized, self.calibrate = length_normalized, calibrate
@@ -216,7 +221,10 @@ class LabelScorer:
             accepted, remedy = "accepted: the same examples for all", "drop it, or choose them by balance"
             raise TaskHeadsError(Problem("calibrate", "found true with examples per text", accepted, remedy))
         labels = self.prompts.labels
-        asked = [labels.names if one is None else tuple(one) for one in candidates or [None] * len(texts)]
+        asked = [
+            labels.names if one is None else labels.subset(one).names
+            for one in candidates or [None] * len(texts)
+        ]
         result = torch.full((len(texts), len(labels)), -torch.inf, dtype=torch.float64)
         for names in dict.fromkeys(asked):
             rows = [index for index, other in enumerate(asked) if other == names]
@@ -241,7 +249,10 @@ class LabelScorer:
         made, bias = self._biases.get(names, (None, None))
         if bias is None or made != state:
             rows = self.prompts.encode(CONTENT_FREE, candidates=names).input_ids
-            bias = self._score(rows, places).softmax(-1).mean(0).log()
+            # In logarithms: a long label is too improbable for its probability to be a number.
+            bias = self._score(rows, places).log_softmax(-1).logsumexp(0) - math.log(len(rows))
+            if len(self._biases) >= MAX_KEPT:
+                self._biases.clear()
             self._biases[names] = state, bias
         return bias
 
@@ -254,7 +265,7 @@ class LabelScorer:
         trie = make_trie(answers)
         shared, before = self._before(rows)
         result = torch.empty(len(rows), len(answers), dtype=torch.float64)
-        for batch in self._batches([len(row) - shared for row in rows], nodes=1 + len(trie.tokens)):
+        for batch in self._batches([len(row) for row in rows], nodes=1 + len(trie.tokens)):
             result[batch] = self._score_batch([rows[index][shared:] for index in batch], trie, before)
         if self.length_normalized:
             result /= trie.lengths
@@ -298,26 +309,28 @@ class LabelScorer:
         positions = (real.long().cumsum(1) - 1).clamp(min=0)
         kept = [(k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in before or ()]
         cache = DynamicCache(kept or None)
-        found = model(
+        found = logits_of(
+            model,
+            keep=1,
             input_ids=ids,
             attention_mask=real.long(),
             position_ids=positions[:, past:],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-        ).logits  # (B, 1, V)
+        )  # (B, 1, V)
         if len(trie.tokens):
             tree = trie.ancestors.to(device)[None].expand(count, -1, -1)  # (B, N, N)
             seen = torch.cat([real[:, None].expand(-1, len(trie.tokens), -1), tree], dim=2)[:, None]
             mask = torch.zeros(seen.shape, dtype=model.dtype, device=device)
             mask.masked_fill_(~seen, torch.finfo(model.dtype).min)
-            more = model(
+            more = logits_of(
+                model,
                 input_ids=trie.tokens.to(device)[None].expand(count, -1),
                 attention_mask=mask,  # (B, 1, N, P + T + N)
                 position_ids=past + sizes[:, None] - 1 + trie.depths.to(device),
                 past_key_values=cache,
                 use_cache=True,
-            ).logits
+            )
             found = torch.cat([found, more], dim=1)  # (B, 1 + N, V)
         return sum_edges(found, trie)
 
@@ -329,7 +342,7 @@ class LabelScorer:
             # Sorted: the last is the longest.
             if (
                 not batches
-                or (len(batches[-1]) + 1) * sizes[index] > self.batch_tokens
+                or (len(batches[-1]) + 1) * (sizes[index] + nodes) > self.batch_tokens
                 or len(batches[-1]) >= most
             ):
                 batches.append([])

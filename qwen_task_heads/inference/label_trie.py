@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+ROWS = 16384  # of the vocabulary, turned to fp32 at a time
+# What families do between states and logits, by the fields of their configs.
+BETWEEN = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,29 @@ def sum_edges(logits: torch.Tensor, trie: Trie) -> torch.Tensor:
     return result.index_add_(1, steps[:, 0], chosen.cpu()[:, steps[:, 1]])
 
 
+def logits_of(model: Any, *, keep: int = 0, **inputs: Any) -> torch.Tensor:
+    """Logits (B, T, V) of the last `keep` positions, or of all, of a causal language model.
+
+    Of a model in half precision, in fp32 from its last states on: logits near 20 in bf16 are steps of 1/8,
+    so probabilities would come in steps of 13% and different labels tie. A model that has more than a matrix
+    between states and logits (soft caps, scales, an adapter, sharded weights) computes them itself.
+
+    Args:
+        model: of `AutoModelForCausalLM`.
+        keep: as `logits_to_keep` of transformers.
+        **inputs: of the model.
+    """
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config().to_dict()
+    # Of one dimension where ZeRO-3 has taken it.
+    is_matrix = type(head) is torch.nn.Linear and head.weight.dim() == 2 and head.weight.dtype.itemsize <= 2
+    if not is_matrix or not isinstance(model, PreTrainedModel) or any(config.get(name) for name in BETWEEN):
+        return model(**inputs, logits_to_keep=keep).logits
+    states = model.base_model(**inputs).last_hidden_state[:, -keep:].float()
+    found = torch.cat([linear(states, rows.float()) for rows in head.weight.split(ROWS)], dim=-1)
+    return found if head.bias is None else found + head.bias.float()
+
+
 @torch.inference_mode()
 def score_alone(
     model: Any,
@@ -106,6 +135,6 @@ def _alone(
     for index, row in enumerate(rows):
         for place, answer in enumerate(answers):
             ids = torch.tensor([[*row, *answer]], device=model.device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, len(row) - 1 : -1]
+            logits = logits_of(model, input_ids=ids, use_cache=False)[0, len(row) - 1 : -1]
             scores = logits.double().log_softmax(-1)
             yield index, place, float(scores.gather(1, ids[0, len(row) :, None]).sum())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from trl import SFTTrainer
 
 from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.training.sharding import is_in_lockstep
 
 IGNORED = -100  # no loss on these tokens
@@ -33,15 +35,29 @@ def answer_dataset(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -
 
     Returns:
         A data set of `input_ids` (prompt, answer, end) and `labels` (-100 on the prompt), and a line of text.
+
+    Raises:
+        TaskHeadsError: rows whose candidates leave no room for the text, each set of them once.
     """
-    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    cut = 0
-    for example in examples:
-        encoded = prompts.encode([example.text], candidates=example.candidates or None)
-        [prompt], answer = encoded.input_ids, [*prompts.answers[_label(example)], prompts.end]
+    columns: dict[str, list[Any]] = {name: [None] * len(examples) for name in ("input_ids", "labels")}
+    offered: dict[tuple[str, ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        offered.setdefault(example.candidates, []).append(index)
+    cut, problems = 0, []
+    for names, places in offered.items():
+        try:
+            encoded = prompts.encode([examples[index].text for index in places], candidates=names or None)
+        except TaskHeadsError as error:  # too many candidates for the limit: all such rows in one run
+            first = examples[places[0]].source
+            problems += [replace(problem, where=f"{first}: {problem.where}") for problem in error.problems]
+            continue
         cut += encoded.cut
-        columns["input_ids"].append([*prompt, *answer])
-        columns["labels"].append([IGNORED] * len(prompt) + answer)
+        for index, prompt in zip(places, encoded.input_ids, strict=True):
+            answer = [*prompts.answers[_label(examples[index])], prompts.end]
+            columns["input_ids"][index] = [*prompt, *answer]
+            columns["labels"][index] = [IGNORED] * len(prompt) + answer
+    if problems:
+        raise TaskHeadsError(problems)
     said = f"of {len(examples):,} texts, {cut:,} were cut to fit into {prompts.max_length:,} tokens"
     line = f"{said} with their prompt; no answer was" if cut else f"all {len(examples):,} texts fit whole"
     return Dataset.from_dict(columns), line
@@ -49,6 +65,8 @@ def answer_dataset(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -
 
 class Scores(Protocol):
     """What scores labels: a `LabelScorer`, of a room that trainers do not know."""
+
+    model: Any
 
     def log_scores(
         self, texts: Sequence[str], *, candidates: Sequence[Sequence[str] | None] | None = None
@@ -123,7 +141,9 @@ class AnswerTrainer(SFTTrainer):
         return output
 
     def _accuracy(self) -> float:
-        world = 1 if is_in_lockstep(self) else self.args.world_size
+        world = self.args.world_size
+        if is_in_lockstep(self):  # weights are gathered where the whole model is called, adapter and all
+            world, self.scorer.model = 1, self.model
         mine = self.dev[self.args.process_index % world :: world]
         right = 0
         if mine:

@@ -9,7 +9,8 @@ from typing import Any
 from trl import SFTConfig
 
 from qwen_task_heads.backbones import EMBEDDED
-from qwen_task_heads.batching.answers import INSTRUCTION, MAX_LENGTH
+from qwen_task_heads.batching.answers import MAX_LENGTH, instruction_for
+from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem
 from qwen_task_heads.training.arguments import DataArguments, HeadModelConfig, not_among, parse_arguments
 from qwen_task_heads.training.run_defaults import RunDefaults
@@ -18,6 +19,18 @@ ENDS = ("head", "tail")
 # Full training and LoRA (Biderman et al. 2024, https://arxiv.org/abs/2405.09673), as of the classifiers.
 LEARNING_RATES = {"full": 2e-5, "lora": 1e-4}
 EMBEDDED_RATES = {"full": 2e-3, "lora": 5e-3}
+ROWS = "rows come as token ids, with the loss on the answer alone"
+TEMPLATE = "prompts are those of the tokenizer that is saved; give a model whose template it is"
+TIED = "a language model's embeddings are also what it answers with"
+UNUSED = {
+    "assistant_only_loss": ROWS,
+    "padding_free": ROWS,
+    "dataset_text_field": ROWS,
+    "chat_template_path": TEMPLATE,
+    "eos_token": TEMPLATE,
+    "freeze_embeddings": TIED,
+    "lora_embeddings": TIED,
+}
 
 
 @dataclass
@@ -56,9 +69,9 @@ class SftArguments(DataArguments):
         options |= {"dev": self.dev_dataset, "test": self.test_dataset}
         return {name: value for name, value in options.items() if value is not None}
 
-    def prompt_options(self, max_length: int | None) -> dict[str, Any]:
-        """Arguments of `AnswerPrompts`."""
-        words = INSTRUCTION if self.instruction is None else self.instruction
+    def prompt_options(self, labels: LabelMap, max_length: int | None) -> dict[str, Any]:
+        """Arguments of `AnswerPrompts` for labels, whose descriptions the default instruction holds."""
+        words = instruction_for(labels) if self.instruction is None else self.instruction
         return {"instruction": words, "max_length": max_length, "truncation": self.truncation}
 
 
@@ -86,7 +99,10 @@ class SftClassifyConfig(RunDefaults, SFTConfig):
         default="eval_accuracy", metadata={"help": "What is best on dev."}
     )
     packing: bool = field(
-        default=False, metadata={"help": "trl's own packing of rows; needs flash attention to be exact."}
+        default=False,
+        metadata={
+            "help": "trl's own packing of rows: several in one sequence, kept apart by their positions."
+        },
     )
 
 
@@ -101,6 +117,8 @@ def parse_sft_arguments(
     texts, training, model = parse_arguments(
         (SftArguments, SftClassifyConfig, SftModelConfig), argv, check=_check
     )
+    if model.use_peft and model.lora_target_modules is None:  # PEFT would take q and v alone
+        model.lora_target_modules = "all-linear"  # type: ignore[assignment]
     if training.learning_rate is None:
         rates = EMBEDDED_RATES if model.model_name_or_path == EMBEDDED else LEARNING_RATES
         training.learning_rate = rates["lora" if model.use_peft else "full"]
@@ -117,8 +135,13 @@ def _check(texts: SftArguments, training: SftClassifyConfig, model: SftModelConf
     if model.lora_task_type != "CAUSAL_LM":
         found = f"found {model.lora_task_type!r}"
         problems.append(Problem("--lora_task_type", found, "accepted: CAUSAL_LM", "drop it"))
-    for name in ("assistant_only_loss", "padding_free"):
-        if training.__dict__[name]:
-            remedy = "drop it: the loss is on the answer alone, and rows come as token ids"
-            problems.append(Problem(f"--{name}", "found true", "accepted: false", remedy))
+    # What trl or a classifier would do with these: nothing here, or other prompts than are scored afterwards.
+    given, usual = {**training.__dict__, **model.__dict__}, SftClassifyConfig.__dataclass_fields__
+    for name, reason in UNUSED.items():
+        value = given[name]
+        if value and value != (usual[name].default if name in usual else None):
+            problems.append(Problem.of(f"--{name}", repr(value), "nothing", f"drop it: {reason}"))
+    if training.completion_only_loss is False:
+        reason = "drop it: the loss is on the answer alone"
+        problems.append(Problem.of("--completion_only_loss", "false", "true", reason))
     return problems

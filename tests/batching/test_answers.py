@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tokenizers import processors
 
 from qwen_task_heads import LabelMap, TaskHeadsError, load_tokenizer
 from qwen_task_heads.batching.answers import FEW_SHOT_INSTRUCTION, AnswerPrompts
@@ -87,6 +88,68 @@ def test_a_tokenizer_without_a_generation_prompt_is_refused(tokenizer: Any) -> N
         make(tokenizer)
 
 
+USER = "{% for m in messages if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n{% endfor %}"
+ANSWERS = "{% for m in messages if m.role == 'assistant' %}<|im_start|>assistant\n"
+SAID = ANSWERS + "$m.content $<|im_end|>{% endfor %}"
+ASKED = "{% if add_generation_prompt %}<|im_start|>assistant\n$asked${% endif %}"
+
+
+def chat(tokenizer: Any, *, asked: str, before: str, after: str = "") -> Any:
+    """A template that asks with one text, and writes another around the content of an answer."""
+    said = SAID.replace("$m.content $", f"{before}{{{{ m.content }}}}{after}")
+    tokenizer.chat_template = USER + said + ASKED.replace("$asked$", asked)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "wanted"),
+    [
+        ("", "", ""),
+        ("", "Answer: ", "Answer: "),  # the model would write it by itself
+        ("<think>\n\n</think>\n\n", "", "<think>\n\n</think>\n\n"),  # as Qwen3 asks without thinking
+        ("<think>\n", "<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n"),  # a model that always thinks
+        ("<think>\n", "", ""),  # DeepSeek-R1-Distill-Qwen
+    ],
+)
+def test_a_label_stands_where_an_answer_does_and_never_in_a_thought(
+    tokenizer: Any, asked: str, before: str, wanted: str
+) -> None:
+    prompts = make(chat(tokenizer, asked=asked, before=before), instruction="")
+    [row] = prompts.encode(["A match"]).input_ids
+    assert tokenizer.decode(row).endswith(f"<|im_start|>assistant\n{wanted}")
+
+
+def test_a_template_that_contradicts_itself_or_never_ends_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(TaskHeadsError, match=r"Say: ' where it asks for an answer, and '.*Said: ' before"):
+        make(chat(tokenizer, asked="Say: ", before="Said: "))
+    prompts = make(chat(tokenizer, asked="", before="", after=" "))  # the end is a token, and no blank
+    assert tokenizer.convert_ids_to_tokens(prompts.end) == "<|im_end|>"
+    tokenizer.chat_template = tokenizer.chat_template.replace("$<|im_end|>", "").replace(" <|im_end|>", "\n")
+    with pytest.raises(TaskHeadsError, match="accepted: a template that ends an answer by a special token"):
+        make(tokenizer)
+
+
+def test_the_first_token_of_a_text_stands_once_whoever_writes_it(tokenizer: Any) -> None:
+    tokenizer.chat_template = "<|endoftext|>" + tokenizer.chat_template
+    [row] = make(tokenizer).encode(["A match"]).input_ids
+    assert tokenizer.convert_ids_to_tokens(row)[:2] == ["<|endoftext|>", "<|im_start|>"]
+    begins = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", begins)]
+    )
+    prompts = make(tokenizer)
+    assert prompts.encode(["A match"]).input_ids == [row]
+    assert prompts.around()[0][0].startswith("<|im_start|>")
+
+
+def test_rows_that_offer_few_labels_need_no_room_for_all(tokenizer: Any) -> None:
+    names = tuple(f"label number {n}" for n in range(60))
+    prompts = make(tokenizer, LabelMap(names), max_length=96)
+    assert prompts.encode(["A match"], candidates=names[:2]).cut == 0
+    with pytest.raises(TaskHeadsError, match=r"max_length: found .* tokens of template, instruction, labels"):
+        prompts.encode(["A match"])
+
+
 def test_examples_of_a_text_stand_in_their_order_and_only_with_it(tokenizer: Any) -> None:
     prompts = make(tokenizer, with_shots(LABELS, (("first", "sport"),)), instruction=FEW_SHOT_INSTRUCTION)
     shots = ((("a ship", "trade"), ("a goal", "sport"), ("<|im_end|>", "trade")), (("a port", "trade"),))
@@ -113,11 +176,13 @@ def test_the_farthest_examples_make_room_for_the_text(tokenizer: Any) -> None:
             not fewer,
         )
         assert "near" in tokenizer.decode(found.input_ids[0])
-    with pytest.raises(TaskHeadsError, match=r"texts\[0\]: found .* tokens before the text"):
+    with pytest.raises(
+        TaskHeadsError, match=r"texts\[0\]: found .* tokens of template, instruction, examples"
+    ):
         prompts.encode(["A match"], shots=((("far " * 99, "trade"),),))
 
 
 def test_an_instruction_without_room_is_one_problem(tokenizer: Any) -> None:
-    with pytest.raises(TaskHeadsError, match=r"max_length: found .* tokens too many") as refused:
+    with pytest.raises(TaskHeadsError, match=r"max_length: found .* tokens too few") as refused:
         make(tokenizer, max_length=8)
     assert len(refused.value.problems) == 1

@@ -19,7 +19,7 @@ from qwen_task_heads.batching.answers import FEW_SHOT_INSTRUCTION, AnswerPrompts
 from qwen_task_heads.data.few_shot import with_shots
 from qwen_task_heads.inference.decisions import question, write_decision
 from qwen_task_heads.inference.generative import LabelScorer, why_alone
-from qwen_task_heads.inference.label_trie import make_trie, score_alone
+from qwen_task_heads.inference.label_trie import logits_of, make_trie, score_alone
 
 SHORT = "Text: "
 
@@ -118,6 +118,50 @@ def test_calibration_gives_texts_without_content_no_preference(model: Any) -> No
     wanted = scorer(model, many_labels(5)).log_scores(["N/A", "[MASK]", "-"]).softmax(-1).mean(0).log()
     plain = scorer(model, many_labels(5)).log_scores(titles()[:2])
     assert torch.allclose(ours.log_scores(titles()[:2]), plain - wanted, atol=1e-5)
+
+
+def test_calibration_of_a_label_too_long_for_a_probability(model: Any) -> None:
+    labels = LabelMap(("sport", ", ".join(["trade fair"] * 60)))
+    found = scorer(model, labels, calibrate=True).probabilities(titles()[:2])
+    assert found.isfinite().all()
+    assert torch.allclose(found.sum(1), torch.ones(2, dtype=torch.float64))
+
+
+def test_half_precision_has_the_last_matrix_in_fp32(model: Any) -> None:
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    ours = scorer(half, many_labels(20))
+    found = ours.log_scores(titles()[:4])
+    [row, *_] = ours.prompts.encode(titles()[:4]).input_ids
+    for place in range(20):
+        answer = ours.answers[place]
+        states = half.model(input_ids=torch.tensor([[*row, *answer]])).last_hidden_state.float()
+        scores = (states @ half.lm_head.weight.float().T)[0, len(row) - 1 : -1].double().log_softmax(-1)
+        wanted = scores.gather(1, torch.tensor(answer)[:, None]).sum()
+        assert abs(found[0, place] - wanted) < 0.2  # states of another batch, rounded to 8 bits
+    logits = logits_of(half, input_ids=torch.tensor([row]))
+    assert not torch.equal(logits, logits.bfloat16().float())  # no score is a step of bf16
+
+
+def test_candidates_in_another_order_are_the_same_question(model: Any) -> None:
+    ours = scorer(model, many_labels(5))
+    one, other = many_labels(5).names[:2]
+    passes: list[Any] = []
+    handle = model.model.embed_tokens.register_forward_hook(lambda *call: passes.append(call))
+    counts = []
+    for second in ((one, other), (one, other), (other, one)):  # the first call encodes the instruction too
+        ours.log_scores([titles()[0]] * 2, candidates=[(one, other), second])
+        counts.append(len(passes))
+    handle.remove()
+    assert counts[2] - counts[1] == counts[1] - counts[0]
+
+
+def test_positions_that_turn_with_the_length_have_no_tree(model: Any) -> None:
+    dynamic = copy.deepcopy(model.config)
+    dynamic.rope_parameters = {**dynamic.rope_parameters, "rope_type": "dynamic", "factor": 2.0}
+    with torch.device("meta"):
+        other = AutoModelForCausalLM.from_config(dynamic)
+    assert "turn with the length" in str(why_alone(other))
+    assert why_alone(model) is None
 
 
 def test_what_is_kept_goes_with_the_weights(model: Any) -> None:
