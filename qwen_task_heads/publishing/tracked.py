@@ -1,13 +1,18 @@
 """What a tracker of a run is told: settings, figures and example predictions, without secrets and folders.
 
 Texts are cleaned before they are cut: a token cut in two would not be known any more.
+
+Which paths are taken out: a setting that is one is told by its name. Inside longer texts only known ones are:
+the home folder, the output folder, the data that the run was given and the folders of data files. Any other
+path in a sentence stays, because an instruction or a text of the data may hold what merely looks like one.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Number
@@ -17,6 +22,8 @@ from typing import Any
 from qwen_task_heads.publishing.secrets import known_secrets, redact
 
 EXAMPLES, MAX_TEXT = 10, 200  # predictions shown, and characters of each text
+# What begins like a path and is none: "/no_think", a command such as "/classify: sport or trade?".
+_PATH = re.compile(r"[^\s?!,;|<>{}，。！？：；、]+")
 
 
 class Cleaner:
@@ -24,21 +31,31 @@ class Cleaner:
 
     Args:
         secrets: where each is from, and its value; None for `known_secrets`.
+        places: values of settings, some of them in lists; those that are paths here are known in texts too.
 
     Example:
         >>> from qwen_task_heads.publishing.tracked import Cleaner
-        >>> Cleaner({"$T": "abcdefgh"}).value({"key": "is abcdefgh", "base": "/data/models/qwen", "n": 3})
+        >>> clean = Cleaner({"$T": "abcdefgh"}, places=["/data/runs/news"])
+        >>> clean.value({"key": "is abcdefgh", "base": "/data/models/qwen", "n": 3})
         {'key': 'is ***', 'base': 'qwen', 'n': 3}
+        >>> clean.value("/no_think saved in /data/runs/news/plots, see /etc/motd")
+        '/no_think saved in news/plots, see /etc/motd'
     """
 
-    def __init__(self, secrets: Mapping[str, str] | None = None) -> None:
+    def __init__(self, secrets: Mapping[str, str] | None = None, *, places: Iterable[Any] = ()) -> None:
         self._secrets = known_secrets() if secrets is None else secrets
         home = str(Path.home())
         self._home = home if len(home) > 1 else None  # "/" is in every address
+        self._names = {path: Path(path).name for path in _known_paths(places)}
+        longest_first = sorted(map(re.escape, self._names), key=len, reverse=True)
+        # After a letter it is the end of an address: "https://a.org/data/x".
+        self._known = re.compile(rf"(?<![\w.~-])(?:{'|'.join(longest_first)})") if longest_first else None
 
     def text(self, text: str) -> str:
-        """A text of somebody's data: what is no secret stays as it is."""
+        """A text of somebody's data: what is no secret and no known path stays as it is."""
         text = redact(text, self._secrets)
+        if self._known:
+            text = self._known.sub(lambda match: self._names[match[0]], text)
         return text.replace(self._home, "~") if self._home else text
 
     def value(self, value: Any) -> Any:
@@ -50,8 +67,33 @@ class Cleaner:
         if value is None or isinstance(value, Number):
             return value
         text = str(value)
-        is_path = Path(text).is_absolute() or text.startswith("~")
-        return self.text(Path(text).name if is_path else text)
+        return self.text(Path(text).name if _is_path(text) else text)
+
+
+def _is_path(text: str) -> bool:
+    """Whether all of a text is a path: it exists, or names a file in a folder and holds no sentence."""
+    path = Path(text)
+    if not (path.is_absolute() or text.startswith("~")) or not path.name:
+        return False
+    in_folder = len(path.parts) > 2 or text.startswith("~")
+    return (in_folder and _PATH.fullmatch(text) is not None) or _exists(text)
+
+
+def _exists(text: str) -> bool:
+    return os.path.exists(os.path.expanduser(text))  # of a Path, too long a text is an error
+
+
+def _known_paths(places: Iterable[Any]) -> Iterator[str]:
+    """Absolute spellings of what is a path of this machine, and of the folders of files."""
+    for place in places:
+        if isinstance(place, list | tuple):
+            yield from _known_paths(place)
+        elif isinstance(place, str) and place and (os.path.isabs(place) or _exists(place)):
+            whole = os.path.abspath(os.path.expanduser(place))
+            for path in {whole, os.path.realpath(whole)}:
+                folders = [os.path.dirname(path)] if os.path.isfile(path) else []
+                # A folder at the root, such as /data, tells nothing and is a word of many texts.
+                yield from (known for known in (path, *folders) if len(Path(known).parts) > 2)
 
 
 class ShownConfig(dict[str, Any]):

@@ -3,10 +3,11 @@
 What a tracker hears during training is what transformers' own callback tells it. Each class here is that
 callback, prepared and finished around it:
 
-- what it hears is cleaned (`tracked.py`): no token, no folder of this machine, a path is told by its name;
+- what it hears is cleaned (`tracked.py`): no token, and a path is told by its name;
 - it starts offline and inside the output folder, unless the environment or a login says otherwise;
 - it stays open after training, for what is measured at the end: figures of the model and of the floors as
-  `final/<split>/<scorer>/<figure>`, the settings, the plots, and the first ten predictions as text.
+  `final/<split>/<scorer>/<figure>`, the settings, the plots, and the first ten predictions as text;
+- when it fails at the end, the run goes on: it is measured and saved, and may be published yet.
 
 Rows are somebody's data. Predictions go to a tracker that keeps them on this machine; to one that sends them
 away only with `--log_predictions true`.
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import html
-import netrc
 import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -34,6 +34,13 @@ from transformers.integrations.integration_utils import (
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.publishing.tracked import Cleaner, ShownModel, Told, told_at_end
+from qwen_task_heads.publishing.tracker_libraries import (
+    SWANLAB_HERE,
+    WANDB_HERE,
+    failures_of,
+    swanlab_mode,
+    wandb_mode,
+)
 
 NOT_OURS = ("kubeflow",)  # added by transformers inside such a job; hears of progress alone
 WANDB_UPLOADS = {"WANDB_LOG_MODEL": "false", "WANDB_WATCH": "false"}  # with the value that does nothing
@@ -45,18 +52,24 @@ class Tracker(TrainerCallback):
     Args:
         args: `TrainingArguments` of the run.
         predictions: log example predictions; None where the tracker keeps them on this machine.
+        places: paths of the run, known to its `Cleaner`.
     """
 
     module: ClassVar[str]
     settled: ClassVar[Mapping[str, str]] = {}  # variables of the environment that have one accepted value
 
-    def __init__(self, args: Any, *, predictions: bool | None = None) -> None:
+    def __init__(self, args: Any, *, predictions: bool | None = None, places: Sequence[Any] = ()) -> None:
         super().__init__()  # transformers' callback, which imports the library
         self.args = args
         self.folder = Path(args.output_dir)
-        self.clean = Cleaner()
+        self.clean = Cleaner(places=[args.output_dir, *places])
         self.is_started = False
-        self.predictions = self.is_local(args) if predictions is None else predictions
+        self._asked = predictions
+
+    @property
+    def predictions(self) -> bool:
+        """Whether it is told example predictions, as of now: a run that is open says where it goes."""
+        return self.is_local(self.args) if self._asked is None else self._asked
 
     @classmethod
     def is_local(cls, args: Any) -> bool:
@@ -75,7 +88,7 @@ class Tracker(TrainerCallback):
         raise NotImplementedError
 
     def line(self) -> str:
-        """Where to look, for the screen."""
+        """Where to look, for the screen; asked while the run is open."""
         raise NotImplementedError
 
     def on_train_begin(
@@ -121,8 +134,8 @@ class TensorBoard(Tracker, TensorBoardCallback):
     tb_writer: Any
     logging_dir: Any
 
-    def __init__(self, args: Any, *, predictions: bool | None = None) -> None:
-        super().__init__(args, predictions=predictions)
+    def __init__(self, args: Any, *, predictions: bool | None = None, places: Sequence[Any] = ()) -> None:
+        super().__init__(args, predictions=predictions, places=places)
         self.logging_dir = self.logging_dir or str(self.folder / "runs")
 
     @classmethod
@@ -144,7 +157,8 @@ class TensorBoard(Tracker, TensorBoardCallback):
 
     def close(self) -> None:
         """Close the event file."""
-        self.tb_writer.close()
+        if self.tb_writer is not None:
+            self.tb_writer.close()
         self.tb_writer = None
 
     def line(self) -> str:
@@ -164,7 +178,7 @@ class SwanLab(Tracker, SwanLabCallback):
     @classmethod
     def is_local(cls, args: Any) -> bool:
         """Unless it was told to go online (`cloud` of old versions)."""
-        return _swanlab_mode() in ("local", "offline", "disabled")
+        return swanlab_mode() in SWANLAB_HERE
 
     def prepare(self) -> None:
         """Start it, or take the run that somebody has started in this process."""
@@ -178,7 +192,7 @@ class SwanLab(Tracker, SwanLabCallback):
         )
         resume = {"id": os.environ["SWANLAB_RUN_ID"]} if os.environ.get("SWANLAB_RUN_ID") else {}
         swanlab.init(
-            mode=_swanlab_mode(),
+            mode=swanlab_mode(),
             log_dir=os.environ.get("SWANLAB_LOG_DIR") or str(self.folder / "swanlab"),
             project=os.environ.get("SWANLAB_PROJECT") or self.clean.value(self.args.project),
             name=self.clean.value(self.args.run_name or self.folder.name),
@@ -202,9 +216,13 @@ class SwanLab(Tracker, SwanLabCallback):
 
     def line(self) -> str:
         """The command that shows it, or sends it to a server that shows it."""
-        folder = os.environ.get("SWANLAB_LOG_DIR") or str(self.folder / "swanlab")
-        told = {"local": f"swanlab watch {folder}", "offline": f"swanlab sync {folder}/run-*"}
-        return told.get(_swanlab_mode(), f"swanlab, {_swanlab_mode()}")
+        import swanlab
+
+        mode = swanlab_mode()
+        if mode not in ("local", "offline"):
+            return f"swanlab, {mode}"
+        folder = swanlab.get_run().dir
+        return f"swanlab watch {folder.parent}" if mode == "local" else f"swanlab sync {folder}"
 
 
 class Trackio(Tracker, TrackioCallback):
@@ -248,9 +266,7 @@ class Wandb(Tracker, WandbCallback):
     @classmethod
     def is_local(cls, args: Any) -> bool:
         """Without a login, or told to be offline."""
-        if mode := os.environ.get("WANDB_MODE"):
-            return mode in ("offline", "dryrun", "disabled")
-        return not _has_wandb_login()
+        return wandb_mode() in WANDB_HERE
 
     def prepare(self) -> None:
         """Start it, or take the run that somebody has started in this process."""
@@ -339,7 +355,8 @@ def track(args: Any, *, task: Any) -> list[Tracker]:
     if problems:
         raise TaskHeadsError(problems)
     args.report_to = [name for name in args.report_to if name in NOT_OURS]
-    return [TRACKERS[name](args, predictions=task.log_predictions) for name in dict.fromkeys(chosen)]
+    about: dict[str, Any] = {"predictions": task.log_predictions, "places": [*vars(task).values()]}
+    return [TRACKERS[name](args, **about) for name in dict.fromkeys(chosen)]
 
 
 def finish_trackers(
@@ -350,7 +367,9 @@ def finish_trackers(
     settings: Mapping[str, Any],
     reported: str,
 ) -> None:
-    """Tell the trackers of a finished run what was measured, end them, and say where to look.
+    """Tell the trackers of a finished run what was measured, end them all, and say where to look.
+
+    One that fails is told of in a line with its reason: no dashboard is worth the end of a run.
 
     Args:
         trackers: from `track`.
@@ -360,27 +379,22 @@ def finish_trackers(
         reported: the split of the predictions.
     """
     about: dict[str, Any] = {"folder": folder, "metrics": metrics, "settings": settings, "reported": reported}
-    for tracker in trackers:
-        if not tracker.is_started:  # a run without `Trainer`: a sweep
-            tracker.on_train_begin(tracker.args, TrainerState(), TrainerControl())
-        tracker.record(told_at_end(**about, predictions=tracker.predictions, clean=tracker.clean))
-        tracker.close()
-        print(f"Tracked: {tracker.line()}", flush=True)
+    told = [told_at_end(**about, predictions=one.predictions, clean=one.clean) for one in trackers]
+    for tracker, measured in zip(trackers, told, strict=True):
+        failures = failures_of(tracker.module)
+        try:
+            if not tracker.is_started:  # a run without `Trainer`: a sweep
+                tracker.on_train_begin(tracker.args, TrainerState(), TrainerControl())
+            tracker.record(measured)
+            print(f"Tracked: {tracker.line()}", flush=True)
+        except failures as error:
+            _tell_failure(tracker, error)
+        try:
+            tracker.close()
+        except failures as error:
+            _tell_failure(tracker, error)
 
 
-def _swanlab_mode() -> str:
-    """SWANLAB_MODE by its name of today; else one that writes here only."""
-    asked = os.environ.get("SWANLAB_MODE") or ("local" if find_spec("swanboard") else "offline")
-    return "online" if asked == "cloud" else asked
-
-
-def _has_wandb_login() -> bool:
-    """Whether wandb would find a key: in the environment, or where its login leaves it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = Path(os.environ.get("NETRC") or Path.home() / (".netrc" if os.name == "posix" else "_netrc"))
-    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    try:
-        return netrc.netrc(str(path)).authenticators(address.split("://")[-1].strip("/")) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+def _tell_failure(tracker: Tracker, error: Exception) -> None:
+    reason = " ".join(tracker.clean.text(f"{type(error).__name__}: {error}").split())
+    print(f"Not tracked: {tracker.module} failed at the end ({reason[:300]})", flush=True)

@@ -7,7 +7,7 @@ import sqlite3
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,37 @@ def test_settings_lose_secrets_and_folders_and_nothing_else(own_home: Path) -> N
         "key ***": ["***", ["***"]], "base": "qwen",
         "cache": "models", "repo": "Qwen/Qwen2.5-0.5B", "note": "read from ~/data.jsonl",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/no_think", "/no_think\nWhich of sport/trade is it?", "/no_think以下文本是体育/财经？",
+     "/label:{text}/n", "/classify sport/trade", "read /data/of-somebody/x.jsonl", "~5 items/hour",
+     "/" + "long/" * 2000 + " x"],
+)  # fmt: skip
+def test_a_text_that_begins_like_a_path_is_told_whole(text: str) -> None:
+    assert Cleaner({}).value(text) == text
+
+
+def test_a_setting_that_is_a_path_is_told_by_its_name(tmp_path: Path) -> None:
+    there = tmp_path / "with blanks, and more"
+    there.mkdir()
+    clean = Cleaner({})
+    assert clean.value([str(there), "/data/models/qwen", "~/qwen"]) == [there.name, "qwen", "qwen"]
+
+
+def test_known_paths_are_told_by_name_inside_texts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = tmp_path / "private" / "train.jsonl", tmp_path / "runs" / "news"
+    data.parent.mkdir()
+    data.touch()
+    monkeypatch.chdir(tmp_path)
+    clean = Cleaner({}, places=["private/train.jsonl", None, 2, [str(run)], "Qwen/Qwen2.5-0.5B", "embedded"])
+    told = clean.value(f"read {data} and {data.parent}/labels.yaml; saved in '{run}/plots'")
+    assert told == "read train.jsonl and private/labels.yaml; saved in 'news/plots'"
+    assert clean.text(f"see https://a.org{data}") == f"see https://a.org{data}"
+    assert Cleaner({}, places=["/data"]).text("in /data") == "in /data"  # tells nothing
 
 
 def test_examples_show_text_truth_answer_and_probability(tmp_path: Path) -> None:
@@ -162,6 +193,59 @@ def test_rows_stay_here_unless_asked(
 def test_a_login_of_wandb_is_found_where_it_leaves_it(own_home: Path) -> None:
     (own_home / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password 1234567890\n")
     assert Wandb.is_local(SimpleNamespace()) is False
+
+
+@pytest.fixture
+def open_swanlab(tmp_path: Path) -> Any:
+    """A run that somebody started before."""
+    swanlab = pytest.importorskip("swanlab")
+    probe = swanlab.Settings.Probe(runtime=False, git=False, requirements=False, swanlab=False)
+    settings = swanlab.Settings(
+        interactive=False, probe=probe, terminal=swanlab.Settings.Terminal(proxy_type="none")
+    )
+    yield swanlab.init(mode="offline", log_dir=str(tmp_path / "theirs"), project="p", settings=settings)
+    if swanlab.has_run():
+        swanlab.finish()
+
+
+def test_a_run_that_is_open_says_where_it_goes_whatever_the_environment_says(
+    tmp_path: Path, open_swanlab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWANLAB_MODE", "online")
+    (tracker,) = track(arguments(tmp_path / "run", "swanlab"), task=DataArguments())
+    assert tracker.predictions
+    assert str(tmp_path / "theirs") in tracker.line()
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    # What a run that is online says of itself; to start one needs a server.
+    monkeypatch.setitem(vars(open_swanlab), "mode", "online")
+    assert not tracker.predictions
+    assert tracker.line() == "swanlab, online"
+
+
+@pytest.mark.parametrize(("mode", "local"), [("online", False), ("shared", False), ("offline", True)])
+def test_a_run_of_wandb_that_is_open_says_where_it_goes(
+    mode: str, local: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = ModuleType("wandb")  # a run that goes online needs a server
+    library.run = SimpleNamespace(settings=SimpleNamespace(mode=mode))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    monkeypatch.setenv("WANDB_MODE", "offline" if not local else "online")
+    assert Wandb.is_local(SimpleNamespace()) is local
+
+
+def test_a_tracker_that_fails_at_the_end_is_told_of_and_the_others_are_ended(
+    own_home: Path, open_swanlab: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = own_home / "run"
+    write_rows(folder, ROWS)
+    (folder / "runs").write_text("a file where a folder must be")
+    trackers = track(arguments(folder, "tensorboard", "swanlab"), task=DataArguments())
+    finish_trackers(trackers, folder=folder, metrics=METRICS, settings={}, reported="dev")
+    failed, tracked = [line for line in capsys.readouterr().out.splitlines() if "racked: " in line]
+    assert failed.startswith("Not tracked: tensorboard failed at the end (FileExistsError: ")
+    assert str(own_home) not in failed
+    assert tracked.startswith("Tracked: swanlab sync ")
+    assert not sys.modules["swanlab"].has_run()
 
 
 def held(folder: Path) -> bytes:
