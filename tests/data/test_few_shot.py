@@ -115,6 +115,16 @@ def test_what_is_asked_is_never_shown(by: str) -> None:
         assert len(shown) == (24 if by == "balance" else 29)
 
 
+def test_a_text_without_another_row_is_refused_by_its_place() -> None:
+    train, texts = [example("a match")], ["other", "A  match", "more", "a match"]
+    with pytest.raises(TaskHeadsError) as caught:
+        choose_shots(train, LABELS, k=2, by="similarity", texts=texts)
+    assert [problem.where for problem in caught.value.problems] == ["texts[1]", "texts[3]"]
+    assert "no training row but the text itself" in str(caught.value)
+    found = choose_shots([*train, example("zzz", 1)], LABELS, k=2, by="similarity", texts=texts)
+    assert found[1] == (("zzz", "trade"),)  # the nearest other row, however far
+
+
 def test_contradictory_and_repeated_texts() -> None:
     train = [example("same text", 0), example("Same  text", 1), example("twice", 2), example("Twice ", 2)]
     (shots,) = choose_shots(train, LABELS, k=9, by="similarity", texts=["same"])
