@@ -7,6 +7,8 @@ Design:
   `data/train.jsonl` and naming `data` mean the same.
 - Without a dev set one is cut by a hash of the texts (`splits.split_texts`).
 - Rows of other sets (`mix`) come last, after the cut: none is ever measured on.
+- Examples of a label file are shown by `{examples}` of an instruction: those that stand in dev or test are
+  counted, as overlaps of train are.
 """
 
 from __future__ import annotations
@@ -220,6 +222,7 @@ def read_text_sets(
                 f"{len(overlaps):,} {stand} in train: figures on {role} flatter (first: "
                 f"{seen} as {where}, {first.kind})"
             )
+    lines += _shown_lines(sets, scheme.labels)
     return TextSets(
         train=train,
         dev=sets["dev"],
@@ -331,6 +334,27 @@ def _label_lines(train: Iterable[TextExample], scheme: Scheme) -> list[str]:
         alike = [name for name in names if folded[text_key(name)] != name]
         found = f"{len(alike):,} differ from others only in case, width or spacing"
         lines.append(f"labels: {found} ({_few(alike)})")
+    return lines
+
+
+def _shown_lines(sets: Mapping[str, Sequence[TextExample]], labels: LabelMap) -> list[str]:
+    """Examples of labels that are also measured on, per set."""
+    own = zip(labels.names, labels.examples, strict=False)  # without any, they are ()
+    shown = [(name, text_key(text)) for name, texts in own for text in texts]
+    lines: list[str] = []
+    for role in ("dev", "test") if shown else ():
+        measured = {
+            # as few_shot shows a pair
+            text_key(f"{row.text}\n{row.text_b}" if row.text_b else row.text): row.source
+            for row in reversed(sets.get(role, []))  # the first of several is named
+        }
+        if seen := [(name, measured[key]) for name, key in shown if key in measured]:
+            stand = "example of a label stands" if len(seen) == 1 else "examples of labels stand"
+            name, where = seen[0]
+            lines.append(
+                f"labels: {len(seen):,} {stand} in {role}: with {{examples}} in the instruction, figures on "
+                f"{role} flatter (first: of {shorten(name, 40)}, as {Path(where).name})"
+            )
     return lines
 
 

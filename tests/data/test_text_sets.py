@@ -537,3 +537,28 @@ def test_a_stream_that_breaks_off_is_a_defect_of_the_source() -> None:
     first, second = hub_sets.HubRows("owner/set[train]", rows())
     assert first[0] == "owner/set[train]:row 1"
     assert "broke off after row 1 (ConnectionError: 'the other side is gone')" in str(second[1])
+
+
+def test_examples_of_labels_that_are_measured_on_are_counted(tmp_path: Path) -> None:
+    rows = rows_of(["a", "b"] * 20)
+    dev = [{"text": "Seen  one", "label": "a"}, {"text": "p", "label": "b"}]
+    test = [{"text": "new", "label": "a"}, {"text": "OTHER", "label": "b"}, {"text": "other", "label": "b"}]
+    places = {
+        name: write_rows(tmp_path / f"{name}.jsonl", given) for name, given in (("dev", dev), ("test", test))
+    }
+    shown = LabelMap(("a", "b"), examples=(("seen one", "unseen", "text 0 label"), ("P", "other")))
+    lines = read(tmp_path, rows, labels=shown, **places).lines
+    assert [line for line in lines if "example" in line] == [
+        "labels: 2 examples of labels stand in dev: with {examples} in the instruction, figures on dev "
+        "flatter (first: of 'a', as dev.jsonl:1)",
+        "labels: 1 example of a label stands in test: with {examples} in the instruction, figures on test "
+        "flatter (first: of 'b', as test.jsonl:2)",
+    ]
+    plain = read(tmp_path, rows, labels=LabelMap(("a", "b")), **places).lines
+    assert not [line for line in plain if "example" in line]
+    pairs = LabelMap(("a", "b"), examples=(("p\nq",), ("p",)))
+    dev_pairs = write_rows(tmp_path / "pairs.jsonl", [{"text": "p", "text_b": "q", "label": "b"}])
+    lines = read(tmp_path, rows_of(["a", "b"] * 20, text_b="q"), labels=pairs, dev=dev_pairs).lines
+    assert [line.split(":")[1] for line in lines if "example" in line] == [
+        " 1 example of a label stands in dev"
+    ]
