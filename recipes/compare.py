@@ -11,9 +11,9 @@ It trains nothing. See comparison.md in the output folder.
 """
 
 import argparse
-import random
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
@@ -21,24 +21,20 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.batching.answers import MAX_LENGTH
 from qwen_task_heads.data.few_shot import WAYS, choose_shots, shots_line
 from qwen_task_heads.data.formats import HUBS
-from qwen_task_heads.data.offers import offers_line
 from qwen_task_heads.data.text_sets import hash_texts, read_text_sets
 from qwen_task_heads.errors import run_recipe
-from qwen_task_heads.inference.engines import (
-    FEW_SHOT,
-    Asking,
-    check_engines,
-    open_engine,
-    parse_engines,
-    training_cost,
-)
-from qwen_task_heads.publishing.comparison import ALONE, COMPARED, measure, measure_floors
+from qwen_task_heads.inference.engine_options import FEW_SHOT, Asking, parse_engines
+from qwen_task_heads.inference.engines import check_engines, check_prompts, open_engine, training_cost
+from qwen_task_heads.publishing.comparison import ALONE, COMPARED, draw_groups, measure, measure_floors
 from qwen_task_heads.publishing.comparison_pages import device_name, write_comparison
 from qwen_task_heads.publishing.endings import SMALL
 
+ASKED = ("instruction", "max_length", "length_normalized", "calibrate", "hub", "dtype", "batch_tokens")
+COUNTS = ("max_rows", "shots", "max_length", "latency_rows", "batch_tokens")  # 1 or more
+
 
 def parse_arguments() -> argparse.Namespace:
-    """Options; what does not fit the data or a model is refused when it is known."""
+    """Options; what does not fit them, the data or a prompt is refused before anything is measured."""
     raw = argparse.RawDescriptionHelpFormatter
     add = (parser := argparse.ArgumentParser(description=__doc__, formatter_class=raw)).add_argument
     add("--engines", nargs="+", required=True, help="head=, sft=, zero_shot= or few_shot= folder or repo id")
@@ -47,7 +43,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--test_dataset", help="measured on")
     add("--labels", help="labels.yaml or class file; told from the data when absent")
     add("--output_dir", required=True, help="for comparison.md, .json, .png and answers.jsonl")
-    add("--max_rows", type=int, help="measure on so many rows, drawn at random; all when absent")
+    add(
+        "--max_rows", type=int, help="measure on about so many, whole groups drawn at random; all when absent"
+    )
     add("--figure", default=COMPARED[0], choices=COMPARED, help="the advice goes by (default: %(default)s)")
     add("--shots", type=int, default=8, help="few_shot: examples in a prompt (default: %(default)s)")
     add("--shots_by", default=WAYS[0], choices=WAYS, help="same ones for all, or the nearest to each text")
@@ -68,32 +66,33 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Read the rows, choose examples, measure floors and engines one after the other, compare, advise."""
     args, notes = parse_arguments(), []
-    specs = parse_engines(args.engines)
+    asking = {key: vars(args)[key] for key in ASKED} | {"shared": args.shots_by == WAYS[0]}
+    asking = Asking(**asking, device=args.device)
+    counts = {f"--{key}": vars(args)[key] for key in COUNTS}
+    specs = parse_engines(args.engines, asking=asking, counts=counts)
     where = {"dev": args.dev_dataset, "test": args.test_dataset, "labels": args.labels, "hub": args.hub}
     sets = read_text_sets(args.dataset_name, **where)
     labels, split = sets.labels, "test" if sets.test else "dev"
     rows = sets.test or sets.dev
     check_engines(specs, sets, hub=args.hub)
     if args.max_rows and args.max_rows < len(rows):
-        places = sorted(random.Random(args.seed).sample(range(len(rows)), args.max_rows))
-        notes.append(f"measured on {args.max_rows:,} of {len(rows):,} rows of {split}, drawn at random")
-        rows = [rows[place] for place in places]
+        whole, rows = rows, draw_groups(rows, rows=args.max_rows, seed=args.seed)
+        how = ", whole groups" if any(row.group for row in rows) else ""
+        notes.append(f"measured on {len(rows):,} of {len(whole):,} rows of {split}{how} drawn at random")
     if split == "dev":
         notes.append("measured on dev: figures flatter models whose checkpoint was picked on the same rows")
-    notes += [line for line in [offers_line(rows, labels=labels, split=split)] if line]
-    shots, shared = {}, args.shots_by == WAYS[0]
     if any(spec.kind == FEW_SHOT for spec in specs):
         begin = time.monotonic()
         texts, how = [row.text for row in rows], {"k": args.shots, "by": args.shots_by}
         chosen = choose_shots(sets.train, labels, **how, each=False, seed=args.seed, texts=texts)
-        shots = dict(zip(texts, chosen, strict=True))
-        told = shots_line(labels, chosen[0]) if shared else f"few-shot: the {args.shots} nearest of train"
+        asking = replace(asking, shots=dict(zip(texts, chosen, strict=True)))
+        told = f"few-shot: the {args.shots} nearest of train"
+        told = shots_line(labels, chosen[0]) if asking.shared else told
         notes.append(f"{told}; chosen in {time.monotonic() - begin:.1f} s for all rows")
-    asked = ("instruction", "max_length", "length_normalized", "calibrate", "hub", "dtype", "batch_tokens")
-    asking = Asking(**{key: vars(args)[key] for key in asked}, shots=shots, shared=shared, device=args.device)
+    check_prompts(specs, labels, rows, asking=asking)
     print("\n".join(sets.lines), flush=True)
 
-    near = None if shared else shots
+    near = None if asking.shared else asking.shots
     cpu = device_name(torch.device("cpu"))
     measured = measure_floors(sets.train, rows, labels=labels, shots=near, device=cpu)
     for spec in specs:

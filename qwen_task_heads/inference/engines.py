@@ -1,8 +1,10 @@
 """Engines that give one schema of labels to texts: a trained head, a trained generator, a prompted one.
 
 An engine is named on the command line as `kind=source`. All of them answer one call, `log_scores`, in the
-order of the schema: labels are aligned by name, never by place. A model whose labels are others is refused
-before any is loaded, with the names. Rows that offer a choice of labels are answered within it by all.
+order of the schema: labels are aligned by name, never by place. Rows that offer a choice of labels are
+answered within it by all. What cannot be answered is refused before any model is loaded, because the others
+may have run for hours by then: options (`engine_options.py`), data and labels (`check_engines`), prompts
+(`check_prompts`).
 
 | kind | source | labels |
 |---|---|---|
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,6 @@ from qwen_task_heads.batching.answers import (
     FEW_SHOT_INSTRUCTION,
     INSTRUCTION,
     LABEL_PROMPT,
-    MAX_LENGTH,
     AnswerPrompts,
 )
 from qwen_task_heads.data.examples import TextExample
@@ -38,54 +39,16 @@ from qwen_task_heads.data.offers import within
 from qwen_task_heads.data.text_sets import TextSets
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.generators import load_generator
+from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
+from qwen_task_heads.inference.engine_options import FEW_SHOT, HEAD, SFT, TRAINED, Asking, EngineSpec
 from qwen_task_heads.inference.generative import LabelScorer
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import load_tokenizer, saved_task
 
-HEAD, SFT, ZERO_SHOT, FEW_SHOT = KINDS = ("head", "sft", "zero_shot", "few_shot")
-TRAINED = (HEAD, SFT)
 DESCRIBED = "{descriptions}\n\n"  # put before the text, where labels have descriptions
 PROBLEM_TYPES = ("single_label_classification", "ordinal")
 SHOWN = 8  # names in a message
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """What the user named: `kind=source`."""
-
-    kind: str
-    source: str
-
-    @property
-    def name(self) -> str:
-        """As it was typed."""
-        return f"{self.kind}={self.source}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asking:
-    """How a prompted model is asked, and on what all models run.
-
-    Args:
-        instruction: of zero- and few-shot; None for the defaults.
-        shots: text to its examples, for few-shot; the same for all texts where `shared`.
-        shared: one choice of examples for all texts.
-        max_length: longest prompt with its answer, in tokens; trained generators have their own.
-        length_normalized, calibrate: as of `LabelScorer`, for all generators; calibrate for prompted ones.
-        hub, dtype, device, batch_tokens: of all engines.
-    """
-
-    instruction: str | None = None
-    shots: Mapping[str, Shots] = field(default_factory=dict)
-    shared: bool = True
-    max_length: int = MAX_LENGTH
-    length_normalized: bool = False
-    calibrate: bool = False
-    hub: str = HUGGINGFACE
-    dtype: torch.dtype | str = "auto"
-    device: str | torch.device | None = None
-    batch_tokens: int = 8192
 
 
 @dataclass(frozen=True)
@@ -106,38 +69,6 @@ class Engine:
     notes: Callable[[Sequence[TextExample]], list[str]]
 
 
-def parse_engines(words: Sequence[str]) -> list[EngineSpec]:
-    """Read `kind=source` entries.
-
-    Raises:
-        TaskHeadsError: unknown kinds, entries without a source, the same entry twice, or none; all at once.
-
-    Example:
-        >>> from qwen_task_heads.inference.engines import parse_engines
-        >>> [spec.kind for spec in parse_engines(["head=runs/news", "zero_shot=embedded"])]
-        ['head', 'zero_shot']
-    """
-    accepted = f"accepted: KIND=SOURCE with one of {', '.join(KINDS)}"
-    found, problems = [], []
-    for word in words:
-        kind, _, source = word.partition("=")
-        if kind not in KINDS or not source.strip():
-            problems.append(
-                Problem("--engines", f"found {shorten(word)}", accepted, "such as head=runs/news")
-            )
-        elif EngineSpec(kind, source) in found:
-            problems.append(
-                Problem("--engines", f"found {shorten(word)} twice", "accepted: once", "drop one")
-            )
-        else:
-            found.append(EngineSpec(kind, source))
-    if not words:
-        problems.append(Problem("--engines", "found none", accepted, "such as head=runs/news"))
-    if problems:
-        raise TaskHeadsError(problems)
-    return found
-
-
 def check_engines(specs: Sequence[EngineSpec], sets: TextSets, *, hub: str = HUGGINGFACE) -> None:
     """Refuse data that engines cannot answer, and trained models with other labels, before any is loaded.
 
@@ -151,7 +82,8 @@ def check_engines(specs: Sequence[EngineSpec], sets: TextSets, *, hub: str = HUG
     if sets.problem_type not in PROBLEM_TYPES:
         found, accepted = f"found {sets.problem_type}", "accepted: one label per text"
         problems.append(Problem("--dataset_name", found, accepted, "compare the cards of its models"))
-    if any(row.text_b for row in sets.train) and any(spec.kind != HEAD for spec in specs):
+    parts = (sets.train, sets.dev, sets.test)
+    if any(row.text_b for part in parts for row in part) and any(spec.kind != HEAD for spec in specs):
         found, accepted = "found pairs of texts", "accepted: single texts, where a language model answers"
         problems.append(Problem("--dataset_name", found, accepted, "compare heads alone"))
     for spec in specs:
@@ -162,15 +94,45 @@ def check_engines(specs: Sequence[EngineSpec], sets: TextSets, *, hub: str = HUG
             continue
         if own is None:
             continue
-        parts = []
+        sides = []
         for names, other, where in ((own, labels, "the model"), (labels, own, "the data")):
             if only := [name for name in names.names if name not in other.label2id]:
                 told = ", ".join(shorten(name, 40) for name in only[:SHOWN])
-                parts.append(f"{len(only):,} only in {where} ({told}{', …' if len(only) > SHOWN else ''})")
-        if parts:
+                sides.append(f"{len(only):,} only in {where} ({told}{', …' if len(only) > SHOWN else ''})")
+        if sides:
             remedy = "give the file of its labels by --labels, or leave the engine out"
             accepted = "accepted: the same names, in any order"
-            problems.append(Problem(spec.name, f"found labels {' and '.join(parts)}", accepted, remedy))
+            problems.append(Problem(spec.name, f"found labels {' and '.join(sides)}", accepted, remedy))
+    if problems:
+        raise TaskHeadsError(problems)
+
+
+def check_prompts(
+    specs: Sequence[EngineSpec], labels: LabelMap, examples: Sequence[TextExample], *, asking: Asking
+) -> None:
+    """Refuse what language models cannot be asked, before any is loaded: every prompt is encoded once.
+
+    Raises:
+        TaskHeadsError: no tokenizer or chat template, an instruction that cannot be filled, a limit that
+            leaves a text no room; of all engines at once, each by its name.
+    """
+    problems = []
+    for spec in specs:
+        if spec.kind == HEAD:
+            continue
+        try:
+            tokenizer = load_tokenizer(spec.source, hub=asking.hub)
+            if spec.kind == SFT:
+                path = _file(spec.source, LABEL_PROMPT, hub=asking.hub) or ""
+                prompts = AnswerPrompts.load(path, tokenizer=tokenizer, model_type="")
+            else:  # the family moves no token: what ends a turn is in the chat template
+                prompts = _prompts(spec, tokenizer, labels, asking=asking, model_type="")
+            _cut(prompts, spec, examples, shots=asking.per_text(spec))
+        except TaskHeadsError as error:
+            options = {"max_length": "--max_length"} if spec.kind != SFT else {}  # a trained one has its own
+            for one in error.problems:
+                where = options.get(one.where, one.where)
+                problems.append(replace(one, where=f"{spec.name}, {where}"))
     if problems:
         raise TaskHeadsError(problems)
 
@@ -188,7 +150,8 @@ def open_engine(spec: EngineSpec, labels: LabelMap, *, asking: Asking | None = N
 
     Example:
         >>> from qwen_task_heads.data.examples import TextExample
-        >>> from qwen_task_heads.inference.engines import EngineSpec, open_engine
+        >>> from qwen_task_heads.inference.engine_options import EngineSpec
+        >>> from qwen_task_heads.inference.engines import open_engine
         >>> engine = open_engine(EngineSpec("zero_shot", "embedded"), LabelMap(("sport", "trade")))
         >>> engine.log_scores([TextExample(text="A match", target=0)]).shape
         torch.Size([1, 2])
@@ -203,22 +166,15 @@ def open_engine(spec: EngineSpec, labels: LabelMap, *, asking: Asking | None = N
     if spec.kind == SFT:
         options: dict[str, Any] = {"hub": asking.hub, "dtype": asking.dtype, "device": asking.device}
         return _generator(spec, LabelScorer.from_pretrained(spec.source, **options, **common), labels)
-    few = spec.kind == FEW_SHOT
-    if few and not asking.shots:
+    if spec.kind == FEW_SHOT and not asking.shots:
         found, accepted = "found no examples", "accepted: examples from train"
         raise TaskHeadsError(Problem(spec.name, found, accepted, "choose some, or use zero_shot"))
-    shown = with_shots(labels, next(iter(asking.shots.values()))) if few else labels
     model = load_generator(spec.source, hub=asking.hub, dtype=asking.dtype)
     model = model if asking.device is None else model.to(asking.device)
-    prompts = AnswerPrompts(
-        load_tokenizer(spec.source, hub=asking.hub),
-        shown,
-        instruction=asking.instruction or instruction_for(labels, few_shot=few),
-        model_type=model.config.get_text_config().model_type,
-        max_length=asking.max_length,
-    )
+    tokenizer, family = load_tokenizer(spec.source, hub=asking.hub), model.config.get_text_config().model_type
+    prompts = _prompts(spec, tokenizer, labels, asking=asking, model_type=family)
     answers = LabelScorer(model, prompts=prompts, calibrate=asking.calibrate, **common)
-    return _generator(spec, answers, labels, shots=asking.shots if few and not asking.shared else None)
+    return _generator(spec, answers, labels, shots=asking.per_text(spec))
 
 
 def instruction_for(labels: LabelMap, *, few_shot: bool) -> str:
@@ -264,14 +220,17 @@ def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
     if spec.kind != SFT:
         return None
     path = _file(spec.source, LABEL_PROMPT, hub=hub)
-    try:
-        names = json.loads(Path(path or "").read_text(encoding="utf-8"))["labels"]["names"]
-        return LabelMap(tuple(names))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, TaskHeadsError):
-            raise
+    if path is None:
         accepted, remedy = f"accepted: a model with {LABEL_PROMPT}", "ask a plain chat model by zero_shot="
-        raise TaskHeadsError(Problem(spec.name, f"found no {LABEL_PROMPT}", accepted, remedy)) from error
+        raise TaskHeadsError(Problem(spec.name, f"found no {LABEL_PROMPT}", accepted, remedy))
+    try:
+        return LabelMap(tuple(json.loads(Path(path).read_text(encoding="utf-8"))["labels"]["names"]))
+    except TaskHeadsError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        found = f"a {LABEL_PROMPT} without names of labels"
+        accepted, remedy = "what recipes/sft_classify.py saved", "fetch the model again"
+        raise TaskHeadsError.of(spec.name, found, accepted, remedy) from error
 
 
 def _file(source: str, name: str, *, hub: str) -> str | None:
@@ -289,16 +248,28 @@ def _file(source: str, name: str, *, hub: str) -> str | None:
 
 
 def _head(spec: EngineSpec, scorer: Scorer, labels: LabelMap) -> Engine:
-    order = _order(LabelMap.of_config(scorer.model.config), labels)
+    config = scorer.model.config
+    order = _order(LabelMap.of_config(config), labels)
 
-    def log_scores(examples: Sequence[TextExample]) -> torch.Tensor:
+    def given(examples: Sequence[TextExample]) -> tuple[list[str], list[str] | None]:
         pairs = [example.text_b for example in examples]
         told = pairs if any(pairs) or scorer.needs_pairs else None
-        logits = scorer.logits([example.text for example in examples], text_pairs=told)
+        return [example.text for example in examples], told
+
+    def log_scores(examples: Sequence[TextExample]) -> torch.Tensor:
+        texts, pairs = given(examples)
+        logits = scorer.logits(texts, text_pairs=pairs)
         found = logits.double().log_softmax(-1)[:, order].numpy()
         return torch.from_numpy(within(found, examples, labels=labels))
 
-    return Engine(spec, scorer.model.device, log_scores, lambda examples: [])
+    def notes(examples: Sequence[TextExample]) -> list[str]:
+        texts, pairs = given(examples)
+        limits: dict[str, Any] = {"max_length": config.max_seq_length, "truncation": config.truncation}
+        cut = encode_texts(scorer.tokenizer, texts, text_pairs=pairs, **limits).cut
+        what = "were read in windows" if config.truncation == "windows" else "were cut, for rows"
+        return [f"{cut:,} of {len(texts):,} texts {what} of {config.max_seq_length:,} tokens"] if cut else []
+
+    return Engine(spec, scorer.model.device, log_scores, notes)
 
 
 def _generator(
@@ -306,29 +277,55 @@ def _generator(
 ) -> Engine:
     order = _order(answers.prompts.labels, labels)
 
-    def shown(examples: Sequence[TextExample]) -> list[Shots] | None:
-        return None if shots is None else [shots[example.text] for example in examples]
-
     def log_scores(examples: Sequence[TextExample]) -> torch.Tensor:
         # Examples are of all labels, so few-shot asks for all, and the choice is made afterwards.
-        offered = [example.candidates or None for example in examples]
-        options: dict[str, Any] = (
-            {"shots": shown(examples)} if spec.kind == FEW_SHOT else {"candidates": offered}
-        )
+        options: dict[str, Any] = {"shots": None if shots is None else [shots[row.text] for row in examples]}
+        if spec.kind != FEW_SHOT:
+            options = {"candidates": [example.candidates or None for example in examples]}
         scores = answers.log_scores([example.text for example in examples], **options)
         return torch.from_numpy(within(scores[:, order].numpy(), examples, labels=labels))
 
     def notes(examples: Sequence[TextExample]) -> list[str]:
-        found = answers.prompts.encode([example.text for example in examples], shots=shown(examples))
+        cut, fewer = _cut(answers.prompts, spec, examples, shots=shots)
         lines = [f"labels are scored one by one: {answers.why_alone}"] if answers.why_alone else []
         limit = f"{answers.prompts.max_length:,} tokens"
-        if found.cut:
-            lines.append(f"{found.cut:,} of {len(examples):,} texts were cut, for prompts of {limit}")
-        if found.fewer:
-            lines.append(f"{found.fewer:,} prompts of {len(examples):,} show fewer examples, to fit {limit}")
+        if cut:
+            lines.append(f"{cut:,} of {len(examples):,} texts were cut, for prompts of {limit}")
+        if fewer:
+            lines.append(f"{fewer:,} prompts of {len(examples):,} show fewer examples, to fit {limit}")
         return lines
 
     return Engine(spec, answers.model.device, log_scores, notes)
+
+
+def _prompts(
+    spec: EngineSpec, tokenizer: Any, labels: LabelMap, *, asking: Asking, model_type: str
+) -> AnswerPrompts:
+    """Prompts of a model that is asked, with the examples that all texts share."""
+    few = spec.kind == FEW_SHOT
+    words = instruction_for(labels, few_shot=few) if asking.instruction is None else asking.instruction
+    shown = with_shots(labels, next(iter(asking.shots.values()))) if few else labels
+    options: dict[str, Any] = {"model_type": model_type, "max_length": asking.max_length}
+    return AnswerPrompts(tokenizer, shown, instruction=words, **options)
+
+
+def _cut(
+    prompts: AnswerPrompts,
+    spec: EngineSpec,
+    examples: Sequence[TextExample],
+    *,
+    shots: Mapping[str, Shots] | None,
+) -> tuple[int, int]:
+    """Encode as scoring does; how many texts are cut, and how many prompts show fewer examples."""
+    asked: dict[tuple[str, ...], list[TextExample]] = {}
+    for example in examples:
+        asked.setdefault(() if spec.kind == FEW_SHOT else example.candidates, []).append(example)
+    cut = fewer = 0
+    for offered, rows in asked.items():
+        shown = None if shots is None else [shots[row.text] for row in rows]
+        found = prompts.encode([row.text for row in rows], candidates=offered or None, shots=shown)
+        cut, fewer = cut + found.cut, fewer + found.fewer
+    return cut, fewer
 
 
 def _order(own: LabelMap, labels: LabelMap) -> list[int]:

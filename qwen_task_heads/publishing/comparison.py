@@ -12,6 +12,7 @@ Design decisions:
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,6 +124,29 @@ def measure(
         device=device,
         **facts,
     )
+
+
+def draw_groups(examples: Sequence[TextExample], *, rows: int, seed: int = 0) -> list[TextExample]:
+    """Draw whole groups at random, as many as `rows` hold, in the order of the rows; never none.
+
+    A group that is cut would count as a small one, and intervals are over groups. So the first group is kept
+    also where it has more rows.
+
+    Example:
+        >>> from qwen_task_heads.publishing.comparison import draw_groups
+        >>> pages = [TextExample(text=f"line {n}", target=0, group=f"page {n // 3}") for n in range(9)]
+        >>> len(draw_groups(pages, rows=7))
+        6
+    """
+    groups: dict[object, list[int]] = {}
+    for place, example in enumerate(examples):
+        groups.setdefault(example.group or place, []).append(place)
+    drawn: list[int] = []
+    for group in random.Random(seed).sample([*groups.values()], len(groups)):
+        if drawn and len(drawn) + len(group) > rows:
+            break
+        drawn += group
+    return [examples[place] for place in sorted(drawn)]
 
 
 def measure_floors(

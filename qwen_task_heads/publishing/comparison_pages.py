@@ -15,6 +15,7 @@ import torch
 
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.offers import offers_line
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.inference.predictions import DIGITS
 from qwen_task_heads.publishing.comparison import COMPARED, FIGURES, FLOOR, Measured, compare
@@ -69,7 +70,8 @@ def write_comparison(
     rows = f"the {len(examples):,} rows of {split}" + (
         f" ({groups:,} groups)" if groups != len(examples) else ""
     )
-    told = [*notes, *(f"{one.name}: {note}" for one in measured for note in one.notes)]
+    offers = [line for line in [offers_line(examples, labels=sets.labels, split=split)] if line]
+    told = [*offers, *notes, *(f"{one.name}: {note}" for one in measured for note in one.notes)]
     content: dict[str, Any] = {
         "data": {
             "split": split, "rows": len(examples), "groups": groups, "sha256": hash_texts(examples),

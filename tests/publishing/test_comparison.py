@@ -14,8 +14,16 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_sets import TextSets
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.inference.engines import Asking, EngineSpec, instruction_for, open_engine
-from qwen_task_heads.publishing.comparison import Measured, compare, measure, measure_floors, neighbour_scores
+from qwen_task_heads.inference.engine_options import Asking, EngineSpec
+from qwen_task_heads.inference.engines import instruction_for, open_engine
+from qwen_task_heads.publishing.comparison import (
+    Measured,
+    compare,
+    draw_groups,
+    measure,
+    measure_floors,
+    neighbour_scores,
+)
 from qwen_task_heads.publishing.comparison_advice import advise, chosen_of
 from qwen_task_heads.publishing.comparison_pages import write_comparison
 
@@ -166,6 +174,18 @@ def test_floors_choose_between_the_labels_that_a_row_offers() -> None:
         assert all(name in row.candidates for name, row in zip(said, rows, strict=True)), one.name
     trivial = measure_floors(train, rows, labels=labels)[1].scores.argmax(1)
     assert trivial[[0, 5]].tolist() == [3, 3]
+
+
+def test_rows_are_drawn_in_whole_groups() -> None:
+    grouped = examples(200, share=10)
+    drawn = draw_groups(grouped, rows=57, seed=3)
+    assert len(drawn) == 50
+    assert all(len([row for row in drawn if row.group == one.group]) == 10 for one in drawn)
+    assert drawn == sorted(drawn, key=grouped.index)
+    assert drawn != draw_groups(grouped, rows=57, seed=4)
+    assert len(draw_groups(grouped, rows=3)) == 10  # one whole group at least
+    alone = [TextExample(text=str(k), target=0) for k in range(20)]
+    assert len(draw_groups(alone, rows=7)) == 7
 
 
 def test_descriptions_stand_in_the_instruction_where_there_are_any() -> None:

@@ -165,6 +165,16 @@ def test_bad_entries_are_refused_all_at_once(data: Path, tmp_path: Path, capfd: 
     assert "'zero_shot=b' twice" in message
 
 
+def test_bad_options_are_refused_before_anything_is_read(tmp_path: Path, capfd: Any) -> None:
+    words = ["--dataset_name", tmp_path / "none", "--output_dir", tmp_path / "out", "--engines", "few_shot=a"]
+    words += ["--latency_rows", 0, "--max_rows", -3, "--batch_tokens", 0, "--max_length", 0, "--shots", 0]
+    words += ["--calibrate", "--shots_by", "similarity", "--instruction", "One of {labels}:"]
+    message = refused(capfd, *words)
+    assert "7 problems" in message
+    for name in ("latency_rows", "max_rows", "batch_tokens", "max_length", "shots"):
+        assert f"--{name}: found" in message
+
+
 def test_descriptions_rows_that_offer_labels_and_a_part_of_the_rows(
     tmp_path: Path, models: dict[str, Path], capfd: Any
 ) -> None:

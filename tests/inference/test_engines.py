@@ -1,0 +1,120 @@
+"""Engines: what is refused before any is loaded, and what is said of long texts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_task_heads import LabelMap, TaskHeadsError, build, load_tokenizer, save
+from qwen_task_heads.backbones import locate
+from qwen_task_heads.batching.text import bind_template
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.text_sets import TextSets
+from qwen_task_heads.inference.engine_options import Asking, EngineSpec, parse_engines
+from qwen_task_heads.inference.engines import check_engines, check_prompts, open_engine
+
+LABELS = LabelMap(tuple(f"a name of several words, number {k}" for k in range(30)))
+TEXT = "some words of a text"
+
+
+def texts(*lengths: int, offered: int = 0) -> list[TextExample]:
+    candidates = LABELS.names[:offered]
+    return [TextExample(text=TEXT * length, target=0, candidates=candidates) for length in lengths]
+
+
+def test_options_that_fit_no_engine_are_refused_at_once() -> None:
+    engines = ["few_shot=a", "zero_shot=b", "oracle=c"]
+    counts = {"--max_rows": -3, "--latency_rows": 0, "--batch_tokens": 1, "--shots": None}
+    asking = Asking(instruction="One of {labels}:", calibrate=True, shared=False)
+    with pytest.raises(TaskHeadsError) as caught:
+        parse_engines(engines, asking=asking, counts=counts)
+    found = [problem.where for problem in caught.value.problems]
+    assert found == ["--engines", "--instruction", "--calibrate", "--max_rows", "--latency_rows"]
+    assert "no {examples} in it, and few_shot=" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("engine", "asking", "message"),
+    [
+        ("zero_shot=b", Asking(instruction="{labels} {examples}"), "found {examples} in it, and zero_shot="),
+        ("few_shot=b", Asking(instruction=""), "found no {examples} in it"),
+        ("few_shot=b", Asking(instruction="{labels} {examples}", calibrate=True), None),
+        ("zero_shot=b", Asking(instruction="{labels}", calibrate=True, shared=False), None),
+        ("head=b", Asking(instruction="{labels}"), None),
+    ],
+)
+def test_an_instruction_has_to_fit_the_engines_that_are_given_it(
+    engine: str, asking: Asking, message: str | None
+) -> None:
+    if message is None:
+        assert [spec.name for spec in parse_engines([engine], asking=asking)] == [engine]
+        return
+    with pytest.raises(TaskHeadsError, match=message):
+        parse_engines([engine], asking=asking)
+
+
+@pytest.mark.parametrize("part", ["train", "dev", "test"])
+def test_pairs_of_texts_in_any_set_are_refused_of_a_language_model(part: str) -> None:
+    rows = {name: texts(1) for name in ("train", "dev", "test")}
+    rows[part] = [*texts(1), TextExample(text="a", text_b="b", target=0)]
+    options: dict[str, Any] = {"problem_type": "single_label_classification", "labels": LABELS, "lines": []}
+    sets = TextSets(**rows, **options, dev_was_cut=False)
+    with pytest.raises(TaskHeadsError, match="found pairs of texts"):
+        check_engines([EngineSpec("zero_shot", "embedded")], sets)
+
+
+def test_a_trained_generator_without_its_labels_is_refused(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"problem_type": "single_label_classification", "labels": LABELS, "lines": []}
+    sets = TextSets(train=texts(1), dev=texts(1), test=[], **options, dev_was_cut=False)
+    (tmp_path / "label_prompt.json").write_text(json.dumps({"labels": ["a"]}))
+    specs = [EngineSpec("sft", "embedded"), EngineSpec("sft", str(tmp_path))]
+    with pytest.raises(TaskHeadsError) as caught:
+        check_engines(specs, sets)
+    found = [problem.found for problem in caught.value.problems]
+    assert found == ["found no label_prompt.json", "found a label_prompt.json without names of labels"]
+
+
+def test_prompts_are_tried_before_any_model_is_loaded(tmp_path: Path) -> None:
+    """A folder with a tokenizer alone is all that it takes."""
+    for file in Path(locate("embedded")).iterdir():
+        if "token" in file.name or "chat" in file.name:
+            shutil.copy(file, tmp_path)
+    specs = [EngineSpec("zero_shot", str(tmp_path)), EngineSpec("few_shot", str(tmp_path))]
+    shots = {example.text: (("an example " * 30, LABELS.names[0]),) for example in texts(1)}
+    check_prompts(specs, LABELS, texts(1), asking=Asking(shots=shots))
+    for shared in (True, False):
+        asking = Asking(shots=shots, shared=shared, max_length=60)
+        with pytest.raises(TaskHeadsError) as caught:
+            check_prompts(specs, LABELS, texts(1), asking=asking)
+        first, second = caught.value.problems
+        assert first.where == f"zero_shot={tmp_path}, --max_length"
+        assert second.where.startswith(f"few_shot={tmp_path}, ")
+    asking = Asking(shots=shots, instruction="{lables} {examples}")
+    with pytest.raises(TaskHeadsError, match=r"few_shot=.*, --instruction: found \{lables\}"):
+        check_prompts(specs[1:], LABELS, texts(1), asking=asking)
+    with pytest.raises(TaskHeadsError, match="found no model that generates"):
+        open_engine(specs[0], LABELS)
+
+
+def test_cut_texts_are_counted_in_the_prompts_that_are_scored() -> None:
+    """Thirty labels leave no room for these texts; the two that the rows offer leave enough."""
+    engine = open_engine(EngineSpec("zero_shot", "embedded"), LABELS, asking=Asking(max_length=400))
+    assert engine.notes(texts(1, 9, offered=2)) == []
+    assert engine.notes(texts(1, 9, 9)) == ["2 of 3 texts were cut, for prompts of 400 tokens"]
+
+
+@pytest.mark.parametrize("truncation", ["head", "windows"])
+def test_long_texts_of_a_head_are_noted(truncation: str, tmp_path: Path) -> None:
+    config = {"problem_type": "single_label_classification", "max_seq_length": 32, "truncation": truncation}
+    model = build("embedded", task="pooled_classifier", labels=LABELS.names, **config)
+    tokenizer = load_tokenizer("embedded")
+    bind_template(tokenizer, model.config)
+    folder = save(model, tokenizer=tokenizer, folder=tmp_path / "head")
+    engine = open_engine(EngineSpec("head", str(folder)), LABELS)
+    assert engine.notes(texts(1)) == []
+    what = "were cut, for rows" if truncation == "head" else "were read in windows"
+    assert engine.notes(texts(1, 9, 9)) == [f"2 of 3 texts {what} of 32 tokens"]
