@@ -27,7 +27,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.utils import cached_file
 
 from qwen_task_heads.backbones import locate
-from qwen_task_heads.batching.answers import INSTRUCTION, LABEL_PROMPT, AnswerPrompts
+from qwen_task_heads.batching.answers import LABEL_PROMPT, AnswerPrompts, instruction_for
 from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
@@ -150,7 +150,7 @@ class LabelScorer:
             accepted = f"accepted: a model with {LABEL_PROMPT}, or a chat model and labels"
             raise TaskHeadsError(Problem(name, "found no labels", accepted, "pass labels=LabelMap((...))"))
         if path is None:
-            words = INSTRUCTION if instruction is None else instruction
+            words = instruction_for(labels) if instruction is None else instruction  # type: ignore[arg-type]
             prompts = AnswerPrompts(tokenizer, labels, instruction=words, model_type=family)  # type: ignore[arg-type]
         else:
             prompts = AnswerPrompts.load(path, tokenizer=tokenizer, model_type=family)

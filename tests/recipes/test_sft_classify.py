@@ -93,4 +93,11 @@ def test_what_this_recipe_cannot_learn_is_refused(
     assert "outside.jsonl:5" in refused(capfd, *words(outside, folder))
     assert "max_length" in refused(capfd, *words(news, folder, max_length=20))
     assert "--lora_task_type" in refused(capfd, *words(news, folder, lora_task_type="SEQ_CLS"))
+    unused = {
+        "chat_template_path": "other.jinja",
+        "freeze_embeddings": "true",
+        "completion_only_loss": "false",
+    }
+    told = refused(capfd, *words(news, folder, **unused))
+    assert all(f"--{name}: found" in told for name in unused)
     assert not (folder / "config.json").exists()

@@ -1,0 +1,64 @@
+"""The trainer of label writers: what trl's own collator makes of long rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+from trl import SFTConfig
+
+from qwen_task_heads import LabelMap, LabelScorer, TaskHeadsError, load_tokenizer
+from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.training.answer_trainer import IGNORED, AnswerTrainer, answer_dataset
+
+LABELS = LabelMap(("sport", "foreign trade", *(f"label number {n}" for n in range(40))))
+LIMIT = 64
+
+
+def make(tokenizer: Any, **options: Any) -> AnswerPrompts:
+    return AnswerPrompts(tokenizer, LABELS, model_type="qwen2", max_length=LIMIT, **options)
+
+
+def test_no_row_loses_its_answer_on_the_way_into_a_batch(bases: dict[str, str], tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(bases["qwen2"])
+    prompts = make(tokenizer, instruction="Which is it?\n")
+    texts = [TextExample(text="word " * (1 + 30 * n), target=n % 2) for n in range(8)]
+    rows, line = answer_dataset(texts, prompts=prompts)
+    assert "6 were cut" in line
+    model = AutoModelForCausalLM.from_pretrained(bases["qwen2"])
+    args = SFTConfig(
+        str(tmp_path),
+        max_length=LIMIT,
+        per_device_train_batch_size=8,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+    )
+    trainer = AnswerTrainer(
+        model, args=args, train_dataset=rows, processing_class=tokenizer,
+        scorer=LabelScorer(model, prompts=prompts),
+    )  # fmt: skip
+    [batch] = trainer.get_train_dataloader()
+    learned = sorted([token for token in row.tolist() if token != IGNORED] for row in batch["labels"])
+    answers = [[*prompts.answers[text.target], prompts.end] for text in texts]  # type: ignore[index]
+    assert learned == sorted(answers)
+
+
+def test_rows_that_offer_too_many_labels_are_named_all_at_once(bases: dict[str, str]) -> None:
+    prompts = make(load_tokenizer(bases["qwen2"]))
+    names = LABELS.names
+    offers = (names[:2], names[:20], names[:2], names[:30], names[:20])
+    texts = [
+        TextExample(text="A match", target=0, candidates=offer, source=f"train.jsonl:{line}")
+        for line, offer in enumerate(offers, start=1)
+    ]
+    with pytest.raises(TaskHeadsError) as refused:
+        answer_dataset(texts, prompts=prompts)
+    assert [problem.where for problem in refused.value.problems] == [
+        "train.jsonl:2: max_length", "train.jsonl:4: max_length",
+    ]  # fmt: skip
+    rows, _ = answer_dataset(texts[:1] + texts[2:3], prompts=prompts)
+    assert rows[0] == rows[1]
