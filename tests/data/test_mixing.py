@@ -114,6 +114,8 @@ def test_a_text_that_other_rows_repeat_counts_once_and_contradictory_ones_not_at
     ]
     assert mix_in(own, others[::-1])[0] == rows
     assert "mix: 1 row left out, that repeats another of them" in mix_in(own, others[8:10])[1]
+    weighted = [row("once", 1, weight=weight) for weight in (2.0, 1.0)]
+    assert mix_in(own, weighted)[0][-1].weight == mix_in(own, weighted[::-1])[0][-1].weight
     soft = [row("soft", 1, soft=shares) for shares in ((0.25, 0.75), (0.125, 0.875))]
     with pytest.raises(TaskHeadsError, match="no text without contradictory labels"):
         mix_in(own, soft)
