@@ -17,6 +17,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import build
 from qwen_task_heads.publishing.tracked import MAX_TEXT, Cleaner, example_lines, final_figures
+from qwen_task_heads.publishing.tracker_libraries import failures_of
 from qwen_task_heads.publishing.trackers import TRACKERS, SwanLab, Wandb, finish_trackers, track
 from qwen_task_heads.training.arguments import DataArguments
 
@@ -246,6 +247,16 @@ def test_a_tracker_that_fails_at_the_end_is_told_of_and_the_others_are_ended(
     assert str(own_home) not in failed
     assert tracked.startswith("Tracked: swanlab sync ")
     assert not sys.modules["swanlab"].has_run()
+
+
+@pytest.mark.parametrize("name", sorted(TRACKERS))
+def test_failures_of_a_disk_are_known_of_every_tracker_and_errors_of_ours_of_none(name: str) -> None:
+    if name == "wandb" and find_spec(name) is None:
+        pytest.skip("wandb is not installed: pip install wandb")
+    known = failures_of(name)
+    assert issubclass(OSError, known)
+    assert not issubclass(TypeError, known)
+    assert issubclass(sqlite3.OperationalError, known) == (name == "trackio")
 
 
 def held(folder: Path) -> bytes:
