@@ -15,6 +15,11 @@ from pathlib import Path
 
 SWANLAB_HERE = ("local", "offline", "disabled")
 WANDB_HERE = ("offline", "dryrun", "disabled")
+_TRACKIO_ERRORS = (
+    ("httpx", "HTTPError"),
+    ("httpx2", "HTTPError"),
+    ("trackio.exceptions", "TrackioAPIError"),
+)
 
 
 def swanlab_mode() -> str:
@@ -80,18 +85,10 @@ def failures_of(module: str) -> tuple[type[Exception], ...]:
         import sqlite3
 
         found = (*found, sqlite3.Error)  # of its data base
-        try:
-            from httpx import HTTPError  # of its client, in most versions
-        except ImportError:
-            pass
-        else:
-            found = (*found, HTTPError)
-        try:
-            from trackio.exceptions import TrackioAPIError  # of its server, in later versions
-        except ImportError:
-            pass
-        else:
-            found = (*found, TrackioAPIError)
+        # Of its own and of the client below it, by versions; only what is imported can have raised.
+        for source, name in _TRACKIO_ERRORS:
+            if source in sys.modules:
+                found = (*found, vars(sys.modules[source])[name])
     return found
 
 
