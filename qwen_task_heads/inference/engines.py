@@ -26,12 +26,7 @@ import torch
 from transformers.utils import cached_file
 
 from qwen_task_heads.backbones import locate
-from qwen_task_heads.batching.answers import (
-    FEW_SHOT_INSTRUCTION,
-    INSTRUCTION,
-    LABEL_PROMPT,
-    AnswerPrompts,
-)
+from qwen_task_heads.batching.answers import LABEL_PROMPT, AnswerPrompts, instruction_for
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots, with_shots
 from qwen_task_heads.data.labels import LabelMap
@@ -46,7 +41,6 @@ from qwen_task_heads.inference.generative import LabelScorer
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import load_tokenizer, saved_task
 
-DESCRIBED = "{descriptions}\n\n"  # put before the text, where labels have descriptions
 PROBLEM_TYPES = ("single_label_classification", "ordinal")
 SHOWN = 8  # names in a message
 
@@ -175,17 +169,6 @@ def open_engine(spec: EngineSpec, labels: LabelMap, *, asking: Asking | None = N
     prompts = _prompts(spec, tokenizer, labels, asking=asking, model_type=family)
     answers = LabelScorer(model, prompts=prompts, calibrate=asking.calibrate, **common)
     return _generator(spec, answers, labels, shots=asking.per_text(spec))
-
-
-def instruction_for(labels: LabelMap, *, few_shot: bool) -> str:
-    """The default instruction, with the descriptions of the labels where there are any.
-
-    Example:
-        >>> "{descriptions}" in instruction_for(LabelMap(("a", "b"), ("first", "")), few_shot=False)
-        True
-    """
-    words = FEW_SHOT_INSTRUCTION if few_shot else INSTRUCTION
-    return words.replace("{labels}\n\n", "{labels}\n\n" + DESCRIBED) if any(labels.descriptions) else words
 
 
 def training_cost(spec: EngineSpec, *, hub: str = HUGGINGFACE) -> dict[str, Any] | None:

@@ -13,17 +13,19 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.publishing.comparison import FLOOR, Measured
 
 UNSURE = 0.1  # calibration error from which probabilities are not to be taken at their word
+FASTER = 1.05  # times, below which two are about as fast
 
 
 def advise(
     measured: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], *, figure: str = "accuracy", rows: str
 ) -> list[str]:
-    """Sentences on what to use, by rules.
+    """Sentences on what to use, by rules; the first one says it.
 
     1. The best engine has the highest figure. Engines whose difference from it has an interval with 0 in it
-       are as good as it within noise; the fastest of these, text by text, is advised.
-    2. Where no engine is above the best floor, beyond noise, the floor is advised.
-    3. What needed no training is named if it is as good as the best.
+       are not told from it by these rows. Of these, and of it, the fastest text by text is advised that is
+       above the best floor, by more than chance.
+    2. Where none is, the floor is advised.
+    3. What needed no training is named where rule 1 did not pass it over for the floor.
     4. An advised engine with a calibration error of `UNSURE` or more is not to be taken at its word.
 
     Args:
@@ -34,42 +36,39 @@ def advise(
     """
     told = figure.replace("macro_f1", "macro F1")
     value = {one.name: one.figures[figure]["value"] for one in measured}
-    engines = [one for one in measured if one.kind != FLOOR]
     best, alike = _best(measured, pairs, figure)
-    chosen = _fastest(alike)
-    lines, last = [], f"This holds for {rows} and the time of this machine, and for nothing else."
-    if all(pair[figure]["low"] is None for pair in pairs):
-        lines.append("All rows are of one group: there is no telling a difference from noise.")
-    elif chosen is not best:
-        gap, times = _between(pairs, best, chosen, figure), _times(best, chosen)
-        lines.append(
-            f"{chosen.name} is as good as {best.name} within noise ({told} {value[chosen.name]:.3f} against "
-            f"{value[best.name]:.3f}; the difference, {_gap(gap)}, may be none) and {times} per text."
-        )
-    elif len(engines) > 1:
-        other = max((one for one in engines if one is not best), key=lambda one: value[one.name])
-        gap = _between(pairs, best, other, figure)
-        only = f"{best.name} has the best {told}, {value[best.name]:.3f}"
-        if gap["differs"]:
-            lines.append(f"{only}: {_gap(gap)} above {other.name}, which is more than noise.")
-        else:
-            lines.append(
-                f"{only}; as good within noise, and no faster: {', '.join(one.name for one in alike[1:])}."
-            )
-        quick = _fastest(engines)
-        if quick is not best:
-            lost = _gap(_between(pairs, best, quick, figure))
-            lines.append(f"{quick.name} is {_times(best, quick)} per text, for {lost} of {told}.")
-    else:
-        lines.append(f"{best.name} was compared with floors only ({told} {value[best.name]:.3f}).")
+    last = f"This holds for {rows} and the time of this machine, and for nothing else."
     if best.figures[figure]["low"] is None:
-        return [*lines, last]
-    lines += _against_floors(measured, pairs, figure=figure, told=told, value=value, chosen=chosen, best=best)
-    if free := [one.name for one in alike if one.kind in ("zero_shot", "few_shot") and one is not chosen]:
-        lines.append(f"As good within noise without any training: {', '.join(free)}.")
+        return ["All rows are of one group: there is no telling a difference from chance.", last]
+    floor, chosen = _best_floor(measured, figure), chosen_of(measured, pairs, figure=figure)
+    if chosen is floor:
+        gap = _between(pairs, floor, best, figure)
+        side = f"{_gap(gap)} below it" if _above(gap) else "not above it by more than chance"
+        return [
+            f"Use {floor.name}: no engine is worth its cost yet. Even {best.name}, the best of them, is "
+            f"{side} ({told} {value[best.name]:.3f} against {value[floor.name]:.3f}).",
+            last,
+        ]
+    lines = [_reason(measured, pairs, figure=figure, told=told, value=value, chosen=chosen, best=best)]
+    if floor is not None:
+        gap = _between(pairs, chosen, floor, figure)
+        lines.append(
+            f"{chosen.name} is {_gap(gap)} above the best floor, {floor.name} "
+            f"({told} {value[floor.name]:.3f})."
+        )
+    quick = _fastest([one for one in measured if one.kind != FLOOR])
+    if quick not in alike and _ratio(chosen, quick) >= FASTER:
+        lost = _gap(_between(pairs, chosen, quick, figure))
+        lines.append(f"{quick.name} is {_times(chosen, quick)} per text, for {lost} less {told}.")
+    passed = _above_floor(alike, pairs, floor=floor, figure=figure)
+    if free := [one.name for one in passed if one.kind in ("zero_shot", "few_shot") and one is not chosen]:
+        lines.append(f"Not clearly worse, and without any training: {', '.join(free)}.")
     error = chosen.figures["ece"]["value"]
     if error is not None and error >= UNSURE:
-        lines.append(f"The probabilities of {chosen.name} are off by {error:.2f} on average, and no chances.")
+        lines.append(
+            f"Do not take the probabilities of {chosen.name} at their word: on average they are {error:.2f} "
+            "away from the share of answers that are right."
+        )
     return [*lines, last]
 
 
@@ -77,17 +76,47 @@ def chosen_of(
     measured: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], *, figure: str = "accuracy"
 ) -> Measured:
     """What `advise` advises: the engine of rule 1, or the floor of rule 2."""
-    best, alike = _best(measured, pairs, figure)
+    _, alike = _best(measured, pairs, figure)
     floor = _best_floor(measured, figure)
-    if floor and not _above(_between(pairs, best, floor, figure)):
-        return floor
-    return _fastest(alike)
+    passed = _above_floor(alike, pairs, floor=floor, figure=figure)
+    return floor if floor and not passed else _fastest(passed)
+
+
+def _reason(
+    measured: Sequence[Measured],
+    pairs: Sequence[Mapping[str, Any]],
+    *,
+    figure: str,
+    told: str,
+    value: Mapping[str, float],
+    chosen: Measured,
+    best: Measured,
+) -> str:
+    """Why the chosen one, against the other engines."""
+    others = [one for one in measured if one.kind != FLOOR and one is not best]
+    if chosen is not best:
+        return (
+            f"Use {chosen.name}: it is not clearly worse than {best.name} ({told} {value[chosen.name]:.3f} "
+            f"against {value[best.name]:.3f}; the difference, {_gap(_between(pairs, best, chosen, figure))}, "
+            f"may be chance), and {_times(best, chosen)} per text."
+        )
+    if not others:
+        return f"Use {best.name}, the only engine that was measured ({told} {value[best.name]:.3f})."
+    other = max(others, key=lambda one: value[one.name])
+    gap = _between(pairs, best, other, figure)
+    lead = f"Use {best.name}: it has the best {told}, {value[best.name]:.3f}"
+    if gap["differs"]:
+        return f"{lead}, {_gap(gap)} above {other.name}, which is more than chance."
+    floor = _best_floor(measured, figure)
+    passed = _above_floor([other], pairs, floor=floor, figure=figure)
+    but = "no faster" if passed else "not clearly above the best floor"
+    return f"{lead}. {other.name}, which has {value[other.name]:.3f}, is not clearly worse, but {but}."
 
 
 def _best(
     measured: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], figure: str
 ) -> tuple[Measured, list[Measured]]:
-    """The engine with the highest figure; it, and all that are as good within noise."""
+    """The engine with the highest figure; it, and all that the rows do not tell from it."""
     engines = [one for one in measured if one.kind != FLOOR]
     best = max(engines, key=lambda one: one.figures[figure]["value"])
     others = [one for one in engines if one is not best]
@@ -104,33 +133,15 @@ def _fastest(engines: Sequence[Measured]) -> Measured:
 
 
 def _above(gap: Mapping[str, Any]) -> bool:
-    """Above, and beyond noise."""
+    """Above, by more than chance."""
     return bool(gap["differs"] and gap["difference"] > 0)
 
 
-def _against_floors(
-    measured: Sequence[Measured],
-    pairs: Sequence[Mapping[str, Any]],
-    *,
-    figure: str,
-    told: str,
-    value: Mapping[str, float],
-    chosen: Measured,
-    best: Measured,
-) -> list[str]:
-    floor = _best_floor(measured, figure)
-    if floor is None:
-        return []
-    gap, ours = _between(pairs, best, floor, figure), _between(pairs, chosen, floor, figure)
-    named = f"the best floor, {floor.name} ({told} {value[floor.name]:.3f})"
-    if not _above(gap):
-        side = "below" if gap["difference"] < 0 and gap["differs"] else "not above, beyond noise,"
-        return [
-            f"No engine is worth its cost yet: even {best.name} is {side} {named}. Use that, or more data."
-        ]
-    if not ours["differs"]:
-        return [f"{chosen.name} is not above {named} beyond noise; {best.name} is."]
-    return [f"It is {_gap(ours)} above {named}."]
+def _above_floor(
+    engines: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], *, floor: Measured | None, figure: str
+) -> list[Measured]:
+    """Those that are above the best floor by more than chance; all without a floor."""
+    return [one for one in engines if floor is None or _above(_between(pairs, one, floor, figure))]
 
 
 def _between(pairs: Sequence[Mapping[str, Any]], a: Measured, b: Measured, figure: str) -> dict[str, Any]:
@@ -155,5 +166,11 @@ def _gap(found: Mapping[str, Any]) -> str:
 
 
 def _times(slow: Measured, fast: Measured) -> str:
-    ratio = slow.seconds_alone["median"] / fast.seconds_alone["median"]
-    return f"{ratio:.1f} times faster" if ratio >= 1.05 else "about as fast"
+    ratio = _ratio(slow, fast)
+    if ratio * FASTER <= 1:
+        return f"{1 / ratio:.1f} times slower"
+    return f"{ratio:.1f} times faster" if ratio >= FASTER else "about as fast"
+
+
+def _ratio(slow: Measured, fast: Measured) -> float:
+    return slow.seconds_alone["median"] / fast.seconds_alone["median"]

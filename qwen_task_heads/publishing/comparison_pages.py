@@ -31,10 +31,12 @@ JSON, PAGE, ANSWERS, PICTURE = "comparison.json", "comparison.md", "answers.json
 HEAD = ["engine", *(figure_name(name) for name in FIGURES), "ms per text", "texts/s", "training"]
 READ = (
     "95% intervals over groups of rows. *ms per text* is the median of batches of one (quartiles), *texts/s* "
-    "one pass over all rows; choosing few-shot examples is in neither. A floor gives no probabilities."
+    "one pass over all rows; choosing few-shot examples is in neither. *log loss* and *ECE* (how far "
+    "probabilities are from the share of answers that are right, on average) are better the lower they are; "
+    "a floor gives no probabilities. *training* is what it took to make the engine, where that is known."
 )
 PAIRED = (
-    "a less b, on the same resamples of groups, in points; **bold** where the 95% interval leaves 0 out. "
+    "a minus b, on the same resamples of groups, in points; **bold** where the 95% interval leaves 0 out. "
     "Intervals are those of each pair alone: of twenty pairs without a difference, one will stand out. *p* "
     "is McNemar's exact test over rows."
 )
@@ -146,12 +148,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _cells(one: Mapping[str, Any]) -> list[str]:
-    alone = one["seconds_alone"]
+    alone, speed = one["seconds_alone"], one["texts_per_second"]
     return [
         one["name"],
         *(interval(one["figures"].get(name)) for name in FIGURES),
         f"{1000 * alone['median']:.3g} ({1000 * alone['low']:.3g} to {1000 * alone['high']:.3g})",
-        f"{one['texts_per_second']:,.4g}",
+        f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}",
         _cost(one),
     ]
 
@@ -164,7 +166,8 @@ def _cost(one: Mapping[str, Any]) -> str:
         return "unknown"
     processes = told.get("processes", 1)
     several = f", {processes} processes" if processes != 1 else ""
-    return f"{told['seconds']:,.0f} s on {told['device']}{several}" + ", in part" * bool(told.get("resumed"))
+    seconds = f"{told['seconds']:,.0f} s" if told["seconds"] >= 1 else "under 1 s"
+    return f"{seconds} on {told['device']}{several}" + ", in part" * bool(told.get("resumed"))
 
 
 def _difference(found: Mapping[str, Any]) -> str:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from qwen_task_heads.batching.answers import instruction_for
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_sets import TextSets
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.engine_options import Asking, EngineSpec
-from qwen_task_heads.inference.engines import instruction_for, open_engine
+from qwen_task_heads.inference.engines import open_engine
 from qwen_task_heads.publishing.comparison import (
     Measured,
     compare,
@@ -58,34 +59,65 @@ def advice(*measured: Measured, figure: str = "accuracy") -> str:
 
 def test_the_fastest_of_those_that_are_alike_is_advised() -> None:
     told = advice(engine("slow", 0.90, ms=30), engine("fast", 0.895, ms=10), engine("bad", 0.5, ms=1))
-    assert "fast is as good as slow within noise (accuracy 0.895 against 0.900" in told
-    assert "3.0 times faster per text" in told
+    assert told.startswith("Use fast: it is not clearly worse than slow (accuracy 0.895 against 0.900; the")
+    assert "may be chance), and 3.0 times faster per text." in told
+    assert "bad is" in told  # what the fastest of all would cost
     assert told.endswith(f"This holds for {ROWS} and the time of this machine, and for nothing else.")
 
 
 def test_a_real_difference_is_told_with_what_speed_costs() -> None:
     told = advice(engine("slow", 0.9, ms=30), engine("fast", 0.5, ms=10))
-    assert "slow has the best accuracy, 0.900: 40.0 points (95%: 3" in told
+    assert told.startswith("Use slow: it has the best accuracy, 0.900, 40.0 points (95%: 3")
+    assert "above fast, which is more than chance." in told
     assert "fast is 3.0 times faster per text, for 40.0 points" in told
-    assert "within noise" not in told
+    assert "not clearly worse" not in told
 
 
 def test_no_engine_is_advised_that_no_floor_is_below() -> None:
     measured = [engine("TF-IDF", 0.9, kind="floor"), engine("one", 0.9), engine("other", 0.7)]
     told = advice(*measured)
-    assert "even one is not above, beyond noise, the best floor, TF-IDF (accuracy 0.900)" in told
+    assert told.startswith(
+        "Use TF-IDF: no engine is worth its cost yet. Even one, the best of them, is not above"
+    )
+    assert "(accuracy 0.900 against 0.900)" in told
+    assert "times" not in told
     assert chosen_of(measured, compare(measured, examples())).name == "TF-IDF"
     told = advice(engine("TF-IDF", 0.9, kind="floor"), engine("one", 0.6))
-    assert "even one is below the best floor" in told
+    assert "is 30.0 points (95%: 2" in told
+    assert "below it (accuracy 0.600 against 0.900)" in told
     told = advice(engine("TF-IDF", 0.5, kind="floor"), engine("one", 0.9))
-    assert "It is 40.0 points" in told
+    assert "Use one, the only engine that was measured (accuracy 0.900)." in told
+    assert "one is 40.0 points" in told
+
+
+def test_what_is_not_above_the_floor_is_not_advised_for_being_fast() -> None:
+    """Three alike: the fastest is not clearly above the floor, and needs no training either."""
+    rows = examples(40)
+    measured = [
+        engine("TF-IDF", 0.60, kind="floor", rows=rows),
+        engine("best", 0.80, ms=30, rows=rows),
+        engine("next", 0.78, ms=10, rows=rows),
+        engine("ask", 0.67, ms=1, kind="zero_shot", rows=rows),
+    ]
+    pairs = compare(measured, rows)
+    for pair in pairs:  # as of rows that tell less
+        if {pair["a"], pair["b"]} in ({"TF-IDF", "ask"}, {"best", "ask"}):
+            pair["accuracy"] |= {"low": -0.2, "high": 0.2, "differs": False}
+        elif {pair["a"], pair["b"]} == {"best", "next"}:
+            pair["accuracy"] |= {"low": -0.1, "high": 0.1, "differs": False}
+    assert chosen_of(measured, pairs).name == "next"
+    told = "\n".join(advise(measured, pairs, rows=ROWS))
+    assert told.startswith("Use next: it is not clearly worse than best")
+    assert "ask" not in told
 
 
 def test_what_needs_no_training_and_what_is_not_sure_are_named() -> None:
     told = advice(engine("head", 0.9, ms=1), engine("ask", 0.9, kind="zero_shot", ms=50))
-    assert "As good within noise without any training: ask." in told
-    assert "The probabilities of" not in told
-    assert "The probabilities of one are off by 0.38" in advice(engine("one", 0.9, sure=0.1))
+    assert "Not clearly worse, and without any training: ask." in told
+    assert "at their word" not in told
+    assert "probabilities of one at their word: on average they are 0.38 away from the share" in advice(
+        engine("one", 0.9, sure=0.1)
+    )
     assert "macro F1" in advice(engine("one", 0.9), engine("other", 0.5), figure="macro_f1")
 
 
