@@ -142,7 +142,8 @@ def account_texts(
             found[name] = within(said[name], examples, labels=run.sets.labels)
             metrics[name] = _measure(examples, found[name], floors=floors, run=run)
             if line := offers_line(examples, labels=run.sets.labels, split=name):
-                notes.append(line)
+                yours = "" if model.answers else "; this model scores all labels, and choosing is left to you"
+                notes.append(line + yours)
     notes += _constant(kind, said)
     reported = "test" if run.sets.test else "dev"
     examples, shown = sets[reported], found[reported]
