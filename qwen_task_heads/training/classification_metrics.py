@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.metrics import Figure, Floats, check_finite
+from qwen_task_heads.training.metrics import Figure, Floats, check_finite, wilson_interval
 from qwen_task_heads.training.weighted_measures import (
     Measures,
     bootstrap,
@@ -56,6 +56,7 @@ DEV_METRICS: dict[str, tuple[str, ...]] = {
 }
 RESAMPLES = 500
 MAX_CONFUSED = 1000  # labels of a whole confusion matrix; nobody reads a larger one
+SHARES = ("accuracy", "subset_accuracy")  # figures that are a share of rows
 RANKING_WORK = 30_000_000  # resamples x rows x labels of mAP's bootstrap, which sorts: about a second
 
 _MEASURES: dict[str, Callable[[Floats, Any, float], Measures]] = {
@@ -112,16 +113,17 @@ def classification_figures(
     scores, truth = check_scores(problem_type, logits, targets, num_labels=len(labels))
     weighted, plain, per_class = _MEASURES[problem_type](scores, truth, threshold)
     member = _members(groups, len(scores))
+    count = int(member.max()) + 1
     values = weighted(np.ones((1, len(scores))))
     if problem_type == MULTI:
         resamples = max(40, min(resamples, RANKING_WORK // max(1, scores.size)))
     drawn = bootstrap(weighted, member, width=scores.shape[1], resamples=resamples, seed=seed)
     figures: dict[str, Any] = {}
     for name, value in values.items():
-        low, high = _ends(drawn[name])
-        figures[name] = Figure(number(value[0]), low, high, len(scores), int(member.max()) + 1).as_dict()
+        low, high = _ends(drawn[name], trials=count if name in SHARES else 0)
+        figures[name] = Figure(number(value[0]), low, high, len(scores), count).as_dict()
     for name, single in plain.items():
-        figures[name] = Figure(single, None, None, len(scores), int(member.max()) + 1).as_dict()
+        figures[name] = Figure(single, None, None, len(scores), count).as_dict()
     figures["per_class"] = [{"label": label, **row} for label, row in zip(labels, per_class, strict=True)]
     return figures
 
@@ -169,7 +171,8 @@ def coarse_accuracy(
 
     member = _members(groups, len(hit))
     drawn = bootstrap(weighted, member, width=1, resamples=resamples, seed=seed)["coarse_accuracy"]
-    return Figure(float(hit.mean()), *_ends(drawn), len(hit), int(member.max()) + 1).as_dict()
+    count = int(member.max()) + 1
+    return Figure(float(hit.mean()), *_ends(drawn, trials=count), len(hit), count).as_dict()
 
 
 def dev_metrics(problem_type: str) -> Callable[[Any], dict[str, float]]:
@@ -286,10 +289,15 @@ def _members(groups: Sequence[str] | None, count: int) -> NDArray[np.int64]:
     return np.array([numbers.setdefault(key or row, len(numbers)) for row, key in enumerate(groups)])
 
 
-def _ends(values: Floats) -> tuple[float | None, float | None]:
-    """95% percentile interval of the defined values; None and None where most are not."""
+def _ends(values: Floats, *, trials: int) -> tuple[float | None, float | None]:
+    """95% percentile interval of the defined values; None and None where most are not, or all are the same.
+
+    Of a share of `trials` groups that is 0 or 1 in every draw it is Wilson's.
+    """
     defined = values[np.isfinite(values)]
     if 2 * len(defined) < len(values):
         return None, None
+    if defined.min() == defined.max():
+        return wilson_interval(float(defined[0]), count=trials) if trials > 1 else (None, None)
     low, high = np.quantile(defined, [0.025, 0.975])
     return float(low), float(high)

@@ -104,7 +104,8 @@ def bootstrap_interval(
 ) -> tuple[float | None, float | None]:
     """Percentile bootstrap interval of the mean of `values` (B,), drawing whole groups with replacement.
 
-    With few groups, or values that are all equal, the interval is too narrow, as every bootstrap is.
+    With few groups the interval is too narrow, as every bootstrap is. Where all values are 0, or all are 1,
+    no draw can show anything else: it is then Wilson's, with the groups as trials.
     Source: Efron 1979; groups as units: Field & Welsh 2007 (cluster bootstrap).
 
     Returns:
@@ -128,6 +129,8 @@ def bootstrap_interval(
     for start in range(0, resamples, step):
         draw = rng.integers(len(sums), size=(min(step, resamples - start), len(sums)))  # (R, G)
         means.append(sums[draw].sum(axis=1) / counts[draw].sum(axis=1))
+    if array.min() == array.max() and array[0] in (0.0, 1.0):
+        return wilson_interval(float(array[0]), count=len(sums))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

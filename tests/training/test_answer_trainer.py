@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
-from trl import SFTConfig
 
 from qwen_task_heads import LabelMap, LabelScorer, TaskHeadsError, load_tokenizer
 from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.training.answer_trainer import IGNORED, AnswerTrainer, answer_dataset
+from qwen_task_heads.training.sft_arguments import SftClassifyConfig
 
 LABELS = LabelMap(("sport", "foreign trade", *(f"label number {n}" for n in range(40))))
 LIMIT = 64
@@ -29,7 +29,7 @@ def test_no_row_loses_its_answer_on_the_way_into_a_batch(bases: dict[str, str], 
     rows, line = answer_dataset(texts, prompts=prompts)
     assert "6 were cut" in line
     model = AutoModelForCausalLM.from_pretrained(bases["qwen2"])
-    args = SFTConfig(
+    args = SftClassifyConfig(
         str(tmp_path),
         max_length=LIMIT,
         per_device_train_batch_size=8,
@@ -38,7 +38,7 @@ def test_no_row_loses_its_answer_on_the_way_into_a_batch(bases: dict[str, str], 
         report_to="none",
     )
     trainer = AnswerTrainer(
-        model, args=args, train_dataset=rows, processing_class=tokenizer,
+        model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer,
         scorer=LabelScorer(model, prompts=prompts),
     )  # fmt: skip
     [batch] = trainer.get_train_dataloader()

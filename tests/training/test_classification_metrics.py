@@ -22,6 +22,7 @@ from qwen_task_heads.training.classification_metrics import (
     dev_metrics,
     probabilities,
 )
+from qwen_task_heads.training.metrics import wilson_interval
 from qwen_task_heads.training.weighted_measures import of_label_sets, of_steps, of_values
 
 
@@ -275,3 +276,20 @@ def test_coarse_accuracy_needs_several_parents_and_one_for_every_label():
         assert coarse_accuracy(logits, truth, parents=parents) is None
     with pytest.raises(TaskHeadsError, match="for 2 labels"):
         coarse_accuracy(logits, truth, parents=("a", "b"))
+
+
+def test_all_right_on_few_rows_is_no_certainty():
+    logits = np.eye(3)[[0, 1, 2] * 6]
+    found = classification_figures("single_label_classification", logits, [0, 1, 2] * 6, labels=list("abc"))
+    low, high = wilson_interval(1.0, count=18)
+    assert (
+        (found["accuracy"]["low"], found["accuracy"]["high"])
+        == (low, high)
+        == (pytest.approx(0.824, abs=1e-3), 1)
+    )
+    assert found["macro_f1"]["low"] is None  # every draw gives 1, which says nothing of other texts
+    pairs = ["a", "b", "c"] * 6
+    grouped = classification_figures(
+        "single_label_classification", logits, [0, 1, 2] * 6, labels=list("abc"), groups=pairs
+    )
+    assert grouped["accuracy"]["low"] == wilson_interval(1.0, count=3)[0]

@@ -18,6 +18,7 @@ from qwen_task_heads.training.metrics import (
     pair_accuracy,
     ranking_metrics,
     spearman,
+    wilson_interval,
 )
 
 
@@ -90,11 +91,6 @@ def test_bootstrap_of_841_pairs_takes_less_than_half_a_second():
 def test_one_group_has_no_interval():
     assert bootstrap_interval([1.0, 0.0], ["a", "a"]) == (None, None)
     assert mean_figure([1.0, 0.0], groups=["a", "a"]) == Figure(0.5, None, None, 2, 1)
-
-
-def test_a_perfect_scorer_has_the_interval_one_to_one():
-    figure = pair_accuracy([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
-    assert (figure.value, figure.low, figure.high) == (1.0, 1.0, 1.0)
 
 
 def test_chunks_do_not_lose_resamples(monkeypatch):
@@ -250,3 +246,11 @@ def test_wilson_interval_solves_its_equation():
             distance = abs(right / count - bound)
             half = metrics.Z_95 * math.sqrt(max(0.0, bound * (1 - bound)) / count)
             assert distance == pytest.approx(half, abs=1e-9)
+
+
+def test_values_that_are_all_one_have_the_interval_of_a_share():
+    perfect = pair_accuracy([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
+    assert (perfect.value, perfect.low, perfect.high) == (1.0, *wilson_interval(1.0, count=3))
+    assert bootstrap_interval([1.0] * 18) == wilson_interval(1.0, count=18)
+    assert bootstrap_interval([0.0] * 6, ["a", "b", "c"] * 2) == wilson_interval(0.0, count=3)
+    assert bootstrap_interval([0.5] * 6) == (0.5, 0.5)  # ties, all of them
