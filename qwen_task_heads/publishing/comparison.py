@@ -263,7 +263,8 @@ def compare(
             differences = drawn[a][key] - drawn[b][key]
             value = float(values[a][key][0] - values[b][key][0])
             pair[key] = {"difference": value, "low": None, "high": None, "differs": False}
-            if np.isfinite(differences).all():  # not so of one group
+            # Not so of one group; and equal answers on all rows show nothing of others.
+            if np.isfinite(differences).all() and differences.any():
                 low, high = np.quantile(differences, [0.025, 0.975]).tolist()
                 pair[key] |= {"low": low, "high": high, "differs": not low <= 0 <= high}
         pair["mcnemar"] = _mcnemar(hits[a], hits[b]) if len(numbers) == len(examples) else None

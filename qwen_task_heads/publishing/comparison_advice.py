@@ -38,7 +38,7 @@ def advise(
     value = {one.name: one.figures[figure]["value"] for one in measured}
     best, alike = _best(measured, pairs, figure)
     last = f"This holds for {rows} and the time of this machine, and for nothing else."
-    if best.figures[figure]["low"] is None:
+    if best.figures[figure]["n_groups"] < 2:
         return ["All rows are of one group: there is no telling a difference from chance.", last]
     floor, chosen = _best_floor(measured, figure), chosen_of(measured, pairs, figure=figure)
     if chosen is floor:
