@@ -25,7 +25,7 @@ MATTERS = (
 )  # fmt: skip
 LARGEST = 10_000_000  # bytes of a manifest; ours have some thousands
 REMEDY = (
-    "fetch it again; if the change is yours, save() the model anew, delete manifest.json or pass verify=False"
+    "fetch it again; if the change is yours, open it with verify=False and save() the model to a new folder"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 import torch
 
+from qwen_task_heads.hubcode.trust_task_heads import sha256
+from qwen_task_heads.manifests import MANIFEST
 from qwen_task_heads.publishing.card_facts import CardFacts
+from qwen_task_heads.publishing.endings import write_json
 from qwen_task_heads.publishing.manifest import settings_of
 from qwen_task_heads.publishing.reference import REFERENCE, Reference, write_reference
 from qwen_task_heads.publishing.trackers import Tracker
@@ -53,7 +57,7 @@ def account_of(
 
 
 def keep_reference(folder: Path, *, take: Callable[[], Reference]) -> None:
-    """Keep what the trained model answers beside it, for the proof before a publish.
+    """Keep what the trained model answers beside it, for the proof before a publish; the manifest lists it.
 
     Where no way to compute it fits into memory none is kept, and a publish then compares with what strict
     loading opens from the folder.
@@ -64,6 +68,12 @@ def keep_reference(folder: Path, *, take: Callable[[], Reference]) -> None:
     """
     Path(folder, REFERENCE).unlink(missing_ok=True)  # of an older run in the same folder
     try:
-        write_reference(folder, take())
+        path = write_reference(folder, take())
     except torch.OutOfMemoryError:
         print("note: no reference was kept: computing it is over the memory of this machine", flush=True)
+        return
+    manifest = Path(folder, MANIFEST)
+    if manifest.is_file():
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content["files"][REFERENCE] = sha256(path)
+        write_json(manifest, content)

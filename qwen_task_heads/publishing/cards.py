@@ -34,6 +34,11 @@ __all__ = [
 ]  # fmt: skip
 
 PARITY, LOAD = "Parity", "How to load it"
+# What an artefact was held against: what the run kept, or nothing but the folder itself.
+TRAINED = "compared with the trained model on held texts"
+FOLDER = (
+    "compared with this folder as it stood when it was published; no answers of the training run were kept"
+)
 # As a card says what its repo holds; `with_form` replaces the first by what was made of it.
 ADAPTER, FULL, ADAPTER_ALONE = "An adapter with its head", "A full model", "An adapter"
 MERGED = "A full model, merged from an adapter,"
@@ -161,7 +166,9 @@ def _environment() -> Any:
     )
 
 
-def with_parity(card: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
+def with_parity(
+    card: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = (), *, against: str = TRAINED
+) -> str:
     """The card with what was proven before publishing, in place of what stood there.
 
     Args:
@@ -169,6 +176,7 @@ def with_parity(card: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[st
         rows: of the table, column to cell: text, a number, True or False, or None. Columns are those of the
             first row.
         notes: sentences under the table.
+        against: `TRAINED` or `FOLDER`.
 
     Example:
         >>> from qwen_task_heads.publishing.cards import with_parity
@@ -179,9 +187,7 @@ def with_parity(card: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[st
         |---|---|---|
         | adapter | 8.1e-07 | 0.0001 |
     """
-    said = [
-        "Each artefact was opened again in a clean process and compared with the trained model on held texts."
-    ]
+    said = [f"Each artefact was opened again in a clean process and {against}."]
     if rows:
         names = list(rows[0])
         lines = [[plain(name.replace("_", " ")) for name in names], ["---"] * len(names)]

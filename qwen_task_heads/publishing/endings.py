@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.hubcode.trust_task_heads import sha256
 from qwen_task_heads.publishing.card_facts import NOTHING_STATED, CardFacts, reported_dataset
 from qwen_task_heads.publishing.cards import figure
 from qwen_task_heads.publishing.eval_results import write_eval_results
@@ -22,6 +23,7 @@ from qwen_task_heads.publishing.trackers import Tracker, finish_trackers
 
 T = TypeVar("T")
 MODEL = "this model"
+EVAL_RESULTS = ".eval_results/*.yaml"
 SMALL = "The embedded backbone shows the workflow, not what a pretrained Qwen can do."
 
 
@@ -145,13 +147,14 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_manifest(folder: Path, run: Account, *, data: Mapping[str, Any]) -> None:
     """Write `manifest.json`, last of all: it lists the files beside it."""
+    results = {path.relative_to(folder).as_posix(): sha256(path) for path in folder.glob(EVAL_RESULTS)}
     content = {
         "versions": versions(),
         "seed": run.seed,
         "settings": dict(run.settings),
         "data": dict(data),
         "code": hash_code(),
-        "files": hash_files(folder),
+        "files": hash_files(folder) | results,
     }
     write_json(folder / "manifest.json", content)
 

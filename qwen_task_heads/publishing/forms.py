@@ -65,9 +65,12 @@ class Finished(ABC):
 
     def reference(self) -> Reference:
         """What the trained model answered."""
-        if (self.folder / REFERENCE).is_file():
-            return read_reference(self.folder)
-        return self.opened()
+        return read_reference(self.folder) if self.kept else self.opened()
+
+    @property
+    def kept(self) -> bool:
+        """What the trained model answered was kept; else the folder can be held against itself alone."""
+        return (self.folder / REFERENCE).is_file()
 
     def check_base(self) -> None:
         """Refuse an adapter whose base nobody else has: a folder of this machine."""

@@ -8,12 +8,13 @@ model, and what is scanned for secrets is the very folder that is sent.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE
 from qwen_task_heads.models import load_tokenizer
-from qwen_task_heads.publishing.cards import with_parity
+from qwen_task_heads.publishing.cards import FOLDER, TRAINED, with_parity
 from qwen_task_heads.publishing.endings import write_json
 from qwen_task_heads.publishing.forms import (
     MERGED,
@@ -29,7 +30,7 @@ from qwen_task_heads.publishing.hub import Hub, Published
 from qwen_task_heads.publishing.hub_huggingface import HuggingFace
 from qwen_task_heads.publishing.hub_modelscope import ModelScope
 from qwen_task_heads.publishing.secrets import scan
-from qwen_task_heads.publishing.staging import seal, stage
+from qwen_task_heads.publishing.staging import check_run, seal, stage
 from qwen_task_heads.training.publish_arguments import FORMS
 
 __all__ = ["HUBS", "Hub", "Published", "check_publishable", "publish"]
@@ -72,14 +73,17 @@ def publish(
         dry_run: stage and prove in this folder, and send nothing.
 
     Raises:
-        TaskHeadsError: what the hub refuses, an adapter whose base nobody else has, a difference to the
-            trained model, a secret, or a failed call.
+        TaskHeadsError: files that are no longer those of the run, what the hub refuses, an adapter whose base
+            nobody else has, a difference to the trained model, a secret, or a failed call.
     """
     folder = Path(folder)
     client = _client(hub)
     if form not in FORMS:
         raise TaskHeadsError.of("--form", repr(form), ", ".join(FORMS), "choose one of them")
     run = finished(folder)
+    notes = check_run(folder)
+    if verify and not run.kept:
+        notes += (f"Every artefact was {FOLDER}.",)
     if form == MERGED and not run.is_adapter:
         form = SAVED  # full weights are what merging would give
     if form == SAVED:
@@ -104,10 +108,11 @@ def publish(
             raise TaskHeadsError(problems)
         if dry_run is not None:
             did = "Staged and proven equal" if verify else "Staged"
-            return Published(repo_id=repo_id, hub=hub, notes=(f"{did} in {staged}.",))
-        return client.push(
+            return Published(repo_id=repo_id, hub=hub, notes=(f"{did} in {staged}.", *notes))
+        sent = client.push(
             staged, repo_id=repo_id, private=private, revision=revision, tag=tag, message=message
         )
+        return replace(sent, notes=(*sent.notes, *notes))
 
 
 def check_publishable(backbone: str, *, adapter: bool) -> None:
@@ -137,8 +142,9 @@ def _prove(run: Finished, staged: Path, *, kinds: list[str], repo_id: str) -> No
     parity = proofs[0]
     for other in proofs[1:]:
         parity += other
-    write_json(staged / "parity.json", parity.as_dict())
+    against = TRAINED if run.kept else FOLDER
+    write_json(staged / "parity.json", {"compared": against, **parity.as_dict()})
     card = staged / "README.md"
     if card.is_file():
-        text = with_parity(card.read_text(encoding="utf-8"), parity.card_rows())
+        text = with_parity(card.read_text(encoding="utf-8"), parity.card_rows(), against=against)
         card.write_text(text, encoding="utf-8")

@@ -23,8 +23,9 @@ from typing import Any
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubs import MODELSCOPE
-from qwen_task_heads.publishing.endings import write_json
+from qwen_task_heads.publishing.endings import EVAL_RESULTS, write_json
 from qwen_task_heads.publishing.export import CODE as OWN_CODE
+from qwen_task_heads.publishing.reference import REFERENCE
 
 CODE = ("*_task_heads.py", "handler.py")
 WEIGHTS = (
@@ -40,12 +41,18 @@ MODEL = (
 TERMS = ("LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
 # What is told of a model, in whatever form it is published.
 ACCOUNT = (
-    "README.md", "*.png", "metrics.json", "parity.json", "manifest.json", ".eval_results/*.yaml", *TERMS,
+    "README.md", "*.png", "metrics.json", "parity.json", "manifest.json", EVAL_RESULTS, *TERMS,
 )  # fmt: skip
 ROWS = ("predictions.jsonl", "errors.md")  # they hold texts of the data
 # Two of these in one repo, and no loader could tell which form is meant.
 ONE_FORM = (*WEIGHTS, "adapter_config.json", "model.safetensors.index.json")
-MANIFEST = "manifest.json"
+MANIFEST, CARD = "manifest.json", "README.md"
+# What only a run writes: with one of these and no manifest, nothing says that they belong together.
+OF_A_RUN = ("metrics.json", EVAL_RESULTS)
+AGAIN = (
+    "put back what the run wrote, or train again; without its figures it is published by "
+    "save(load(folder, verify=False), ...) to a new folder"
+)
 # Where ModelScope's own library looks for the kind of a model.
 CONFIGURATION = {"framework": "pytorch", "task": "text-classification"}
 # In its context an adapter finds its base there; the pipelines of a repo want the folder of a snapshot.
@@ -94,6 +101,53 @@ def stale(name: str, *, earlier: Collection[str]) -> bool:
     if _among(name, ONE_FORM):
         return True
     return name in earlier and travels(name, rows=True) and not _among(name, TERMS)
+
+
+def check_run(folder: str | Path) -> tuple[str, ...]:
+    """Hold a folder against what its run listed at its end: labels, figures and proof must belong together.
+
+    The card may be edited by hand. A folder that was saved without the account of a run is taken as it is.
+
+    Args:
+        folder: of a finished run, or of `save`.
+
+    Returns:
+        What to say beside: a card that was edited, or no account of a run.
+
+    Raises:
+        TaskHeadsError: every file that changed or is missing, or a run whose manifest is.
+    """
+    folder = Path(folder)
+    names, notes = files_of(folder), []
+    if MANIFEST not in names:
+        problems = [
+            Problem.of(str(folder / name), f"it without {MANIFEST}", "a run as it ended", AGAIN)
+            for name in names
+            if _among(name, OF_A_RUN)
+        ]
+        if problems:
+            raise TaskHeadsError(problems)
+        return ("The folder holds no account of a run: it is published without figures.",)
+    try:
+        table = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        listed = {str(name): str(digest) for name, digest in table.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        wanted = "the list of files and hashes that the run wrote"
+        raise TaskHeadsError.of(str(folder / MANIFEST), "no such list", wanted, AGAIN) from error
+    problems = []
+    for name, digest in sorted(listed.items()):
+        there = name in names
+        matters = travels(name, rows=True) or (name == REFERENCE and there)  # without one the card says so
+        if not matters or (there and sha256(folder / name) == digest):
+            continue
+        if name == CARD and there:
+            notes.append(f"{name} was edited after the run, and is published as it is.")
+            continue
+        found = "another file than the run wrote" if there else "no such file"
+        problems.append(Problem.of(str(folder / name), found, f"SHA-256 {digest[:12]}…", AGAIN))
+    if problems:
+        raise TaskHeadsError(problems)
+    return tuple(notes)
 
 
 def stage(folder: str | Path, destination: str | Path, *, repo_id: str, hub: str, rows: bool = False) -> Path:

@@ -103,6 +103,10 @@ def test_published_models_that_write_labels_are_proven(tmp_path: Path, data: Pat
     other = load_generator("embedded", dtype=torch.float32)
     other.lm_head.weight.data *= 1.01
     other.save_pretrained(full)
+    with pytest.raises(TaskHeadsError, match=r"model\.safetensors: found another file than the run wrote"):
+        publish(full, repo_id="me/labels", dry_run=tmp_path / "changed")
+    (full / "manifest.json").unlink()
+    (full / "metrics.json").unlink()
     with pytest.raises(TaskHeadsError, match="embed_tokens"):
         publish(full, repo_id="me/labels", dry_run=tmp_path / "changed")
     with pytest.raises(TaskHeadsError, match="--onnx"):

@@ -21,6 +21,7 @@ from qwen_task_heads.data.title_sets import TitleSets
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.publishing.card_facts import CardFacts, Trained
 from qwen_task_heads.publishing.cards import (
+    FOLDER,
     code,
     fenced,
     figure,
@@ -321,3 +322,6 @@ def test_the_base_stands_in_the_metadata_of_a_hub_model():
 
 def test_a_card_without_the_section_gets_it():
     assert with_parity("# a\n", []).startswith("# a\n\n## Parity\n\nEach artefact")
+    itself = with_parity("# a\n", [], against=FOLDER)
+    assert "trained model" not in itself
+    assert "no answers of the training run were kept" in itself

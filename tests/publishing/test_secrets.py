@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from qwen_task_heads import build, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.manifests import hash_files
 from qwen_task_heads.publishing.hubs import publish
 from qwen_task_heads.publishing.manifest import settings_of
 from qwen_task_heads.publishing.secrets import CHUNK, known_secrets, redact, scan
@@ -129,10 +130,11 @@ def run_folder(tmp_path: Path, bases: Any, monkeypatch: Any) -> tuple[Path, dict
     args = TrainingArguments(output_dir=str(tmp_path), hub_token=secrets["argument"], report_to=[])
     torch.save(args, folder / "training_args.bin")
     settings = settings_of(args, {"dataset_name": "pairs"})
-    (folder / "manifest.json").write_text(json.dumps({"settings": settings, "seed": 0}))
     (folder / "README.md").write_text("# Titles\n\nNothing to see.\n")
     for name in ("predictions.jsonl", "errors.md", "reference.json"):
         (folder / name).write_text(json.dumps({"text": f"my token is {secrets['data']}"}))
+    content = {"settings": settings, "seed": 0, "files": hash_files(folder)}
+    (folder / "manifest.json").write_text(json.dumps(content))
     (folder / ".env").write_text(f"HF_TOKEN={secrets['environ']}\n")
     checkpoint = folder / "checkpoint-1"
     checkpoint.mkdir()
@@ -166,6 +168,8 @@ def test_a_canary_in_what_travels_refuses_and_is_not_in_the_exception(
         text = (folder / name).read_text()
         with_canary = text.replace("{", f'{{"x_{origin}": "{secrets[origin]}",', 1)
         (folder / name).write_text(with_canary if with_canary != text else text + secrets[origin])
+    manifest = json.loads((folder / "manifest.json").read_text())  # as if the run itself had written it there
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "files": hash_files(folder)}))
     with pytest.raises(TaskHeadsError, match=f"{name}:.*found") as caught:
         publish(folder, repo_id="me/x", verify=False, dry_run=tmp_path / "staged")
     told = "".join(traceback.format_exception(caught.value))

@@ -13,8 +13,9 @@ from peft import get_peft_model
 
 from qwen_task_heads import adapter_config, build, load, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.manifests import hash_files
 from qwen_task_heads.publishing.hubs import check_publishable, publish
-from qwen_task_heads.publishing.staging import CONFIGURATION, files_of, stage, travels
+from qwen_task_heads.publishing.staging import CONFIGURATION, check_run, files_of, stage, travels
 
 CARD = (
     '---\nlicense: mit\n---\n# T\n\nLook at [errors.md](errors.md), all answers in `predictions.jsonl`.\n\n'
@@ -40,7 +41,8 @@ def folder(tmp_path: Path, bases: Any, shake: Any) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
     (folder / "README.md").write_text(CARD)
-    (folder / "manifest.json").write_text(json.dumps({"seed": 3, "files": ["x"], "code": {}}))
+    content = {"seed": 3, "files": hash_files(folder), "code": {}}
+    (folder / "manifest.json").write_text(json.dumps(content))
     return folder
 
 
@@ -120,6 +122,45 @@ def test_an_adapter_of_a_local_base_is_refused_before_and_after_training(folder:
             call()
     for backbone, adapter in (("embedded", False), ("Qwen/Qwen3-0.6B", True), (bases["qwen2"], False)):
         assert check_publishable(backbone, adapter=adapter) is None
+
+
+def test_what_no_longer_belongs_to_its_run_is_named_all_at_once(folder: Path, tmp_path: Path) -> None:
+    assert check_run(folder) == ()
+    (folder / "README.md").write_text("# My own words")
+    (folder / "notes.txt").write_text("not of the model")
+    (folder / "NOTICE").write_text("added afterwards")
+    assert check_run(folder) == ("README.md was edited after the run, and is published as it is.",)
+    for name in ("config.json", "metrics.json", "reference.json"):
+        (folder / name).write_text("{ }")
+    (folder / "training.png").unlink()
+    (folder / "pooling_task_heads.py").unlink()
+    with pytest.raises(TaskHeadsError) as caught:
+        publish(folder, repo_id="me/t", form="merged", verify=False, dry_run=tmp_path / "staged")
+    found = {Path(problem.where).name: problem.found for problem in caught.value.problems}
+    other = "found another file than the run wrote"
+    assert found == {
+        "config.json": other, "metrics.json": other, "reference.json": other,
+        "pooling_task_heads.py": "found no such file", "training.png": "found no such file",
+    }  # fmt: skip
+    assert {Path(problem.where).parent for problem in caught.value.problems} == {folder}
+    assert all("train again" in problem.remedy for problem in caught.value.problems)
+    assert not (tmp_path / "staged").exists()
+
+
+@pytest.mark.parametrize("manifest", [None, "{", '{"files": ["config.json"]}', "[]"])
+def test_a_run_without_its_list_of_files_is_refused(folder: Path, manifest: str | None) -> None:
+    (folder / "manifest.json").unlink()
+    if manifest is not None:
+        (folder / "manifest.json").write_text(manifest)
+    with pytest.raises(TaskHeadsError, match=r"found it without manifest\.json|found no such list") as caught:
+        check_run(folder)
+    assert "delete" not in str(caught.value)
+
+
+def test_a_folder_that_was_only_saved_is_taken_and_says_so(folder: Path) -> None:
+    for name in ("manifest.json", "metrics.json", ".eval_results/a.yaml"):
+        (folder / name).unlink()
+    assert check_run(folder) == ("The folder holds no account of a run: it is published without figures.",)
 
 
 @torch.no_grad()

@@ -153,9 +153,25 @@ def test_a_finished_folder_is_published_and_a_changed_one_is_not(
     assert launching.run(RECIPES / "publish.py", *words, "--dry_run", tmp_path / "staged") == 0
     assert "Staged and proven equal" in capfd.readouterr().out
     assert not hub.repos
+    assert "compared with the trained model" in (tmp_path / "staged" / "README.md").read_text("utf-8")
+    kept = (run / "reference.json").read_bytes()
+    (run / "reference.json").unlink()
+    assert launching.run(RECIPES / "publish.py", *words, "--dry_run", tmp_path / "itself") == 0
+    sentence = "compared with this folder as it stood when it was published; no answers of the training run"
+    assert sentence in capfd.readouterr().out
+    for name in ("README.md", "parity.json"):
+        told = (tmp_path / "itself" / name).read_text("utf-8")
+        assert sentence in told
+        assert "compared with the trained model" not in told
+    (run / "reference.json").write_bytes(kept)
+    (run / "confusion.png").unlink()
     config = json.loads((run / "config.json").read_text("utf-8"))
     config["id2label"] = {"0": "good", "1": "bad"}
     config["label2id"] = {"good": 0, "bad": 1}
     (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert "labels" in launching.refused(RECIPES / "publish.py", capfd, *words)
+    told = launching.refused(RECIPES / "publish.py", capfd, *words)
+    assert f"{run}/config.json: found another file than the run wrote" in told
+    assert f"{run}/confusion.png: found no such file" in told
+    (run / "manifest.json").unlink()
+    assert "found it without manifest.json" in launching.refused(RECIPES / "publish.py", capfd, *words)
     assert not hub.repos
