@@ -6,64 +6,54 @@ accelerate launch recipes/grpo_titles.py --config recipes/configs/grpo_titles.ya
     --reward_model runs/titles --dataset_name articles.jsonl --output_dir runs/writer
 
 Each row of the data holds a text; the writer is asked for its title and paid by `TitleReward`. A scorer can
-be fooled: look at the titles it likes, and at `title_characters` and `without_title` in the log.
+be fooled: look at the titles it likes (`titles.jsonl`), and at `title_characters` and `without_title`.
 """
 
+import json
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
+import yaml
 
-from qwen_task_heads import TitleReward
-from qwen_task_heads.data.formats import read_rows
-from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
+from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe, shorten
 
-
-@dataclass
-class WriterArguments:
-    """Texts to write titles for, and the scorer that pays; the rest is trl's."""
-
-    reward_model: str = field(metadata={"help": "Folder or repo id of a title scorer."})
-    dataset_name: str = field(metadata={"help": "File, folder or data set id with a text in each row."})
-    text_column: str = field(default="text", metadata={"help": "Column of the text."})
-    instruction: str = field(
-        default="Write one title for this text, inside <title> and </title>.\n\n{text}",
-        metadata={"help": "What the writer is asked; {text} stands for the text."},
-    )
-    with_context: bool = field(default=False, metadata={"help": "The scorer reads the text beside a title."})
-    length_penalty: float = field(default=0.0, metadata={"help": "0 to 1: of the scorer's taste for length."})
+NEEDED = {
+    "--model_name_or_path": (
+        "the writer: a chat model's id or folder, or embedded",
+        "name the model to train",
+    ),
+    "--reward_model": ("folder or repo id of a title scorer", "train one by recipes/reward_titles.py"),
+    "--dataset_name": ("a file, folder or data set id with a text in each row", "name the texts"),
+    "--output_dir": ("a folder", "name one for the run"),
+}
 
 
-@dataclass
-class WriterConfig(GRPOConfig):
-    """trl's `GRPOConfig` with defaults for titles, which are short; bf16 only where there is a GPU."""
-
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run."})
-    max_completion_length: int | None = field(default=64, metadata={"help": "Tokens of a completion."})
-    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; on where there is a GPU."})
-    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "--activation_checkpointing"})
-    save_strategy: str = field(default="no", metadata={"help": "Checkpoints: no, steps, epoch."})
-
-    def __post_init__(self) -> None:
-        if self.output_dir is None:
-            problem = Problem("--output_dir", "found nothing", "accepted: a folder", "name one for the run")
-            raise TaskHeadsError(problem)
-        if self.push_to_hub or self.hub_token:  # trl would send training_args.bin, to everybody, unproven
-            remedy = "read its titles first; then upload the folder without training_args.bin"
-            raise TaskHeadsError(
-                Problem("--push_to_hub", "found it", "accepted: no upload of a writer", remedy)
-            )
-        if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and not self.use_cpu
-        super().__post_init__()
+def check_named(words: Sequence[str]) -> None:
+    """Refuse a command that leaves out what every run needs, before trl takes its seconds to import."""
+    words = [part for word in words for part in word.split("=", 1)]
+    named = {word.replace("-", "_").removeprefix("__") for word in words if word.startswith("--")}
+    if "help" in named or "-h" in words:
+        return
+    file = Path(words[words.index("--config") + 1]) if "--config" in words[:-1] else None
+    try:
+        known = yaml.safe_load(file.read_text(encoding="utf-8")) if file else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TaskHeadsError.of("--config", f"{file}: {error}", "a YAML file", "check the name") from error
+    named |= set(known) if isinstance(known, dict) else set()
+    missing = [option for option in NEEDED if option[2:] not in named]
+    if missing:
+        raise TaskHeadsError([Problem.of(option, "nothing", *NEEDED[option]) for option in missing])
 
 
-def prompts(task: WriterArguments, *, chat: bool) -> Dataset:
+def prompts(task, *, chat):
     """Rows of `prompt`, and `context`: the text that the scorer may read."""
+    from datasets import Dataset
+
+    from qwen_task_heads.data.formats import read_rows
+
     rows, problems = [], []
     for where, row in read_rows(task.dataset_name):
         text = None if isinstance(row, Problem) else row.get(task.text_column)
@@ -77,43 +67,53 @@ def prompts(task: WriterArguments, *, chat: bool) -> Dataset:
             said = [{"role": "user", "content": asked}] if chat else asked
             rows.append({"prompt": said, "context": text})
     if problems or not rows:
-        empty = Problem(task.dataset_name, "found no rows", "accepted: at least one", "name another source")
+        empty = Problem.of(task.dataset_name, "no rows", "at least one", "name another source")
         raise TaskHeadsError(problems or empty)
     return Dataset.from_list(rows)
 
 
 def main() -> None:
     """Parse, load, train, save, and say what the titles were paid."""
-    try:
-        parser = TrlParser((WriterArguments, WriterConfig, ModelConfig))
-        task, args, model_args = parser.parse_args_and_config()
-    except TaskHeadsError:
-        raise
-    except (ValueError, OSError) as error:
-        problem = Problem("arguments", str(error), "accepted: values as in --help", "correct them")
-        raise TaskHeadsError(problem) from error
-    where, revision = model_args.model_name_or_path, model_args.model_revision
-    if where is None:
-        raise TaskHeadsError(Problem("--model_name_or_path", "found nothing", "a chat model", "name one"))
+    check_named(sys.argv[1:])
+    from transformers import set_seed
+    from trl import GRPOTrainer, get_peft_config
+
+    from qwen_task_heads import TitleReward, load_tokenizer
+    from qwen_task_heads.generators import load_generator
+    from qwen_task_heads.training.writer_arguments import parse_writer_arguments
+
+    task, args, model_args = parse_writer_arguments()
     set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=model_args.dtype or "auto")
-    texts = prompts(task, chat=tokenizer.chat_template is not None)
     context = "context" if task.with_context else None
     options = {"length_penalty": task.length_penalty, "context": context, "device": args.device}
     reward = TitleReward(task.reward_model, **options)
+    where, revision = model_args.model_name_or_path, model_args.model_revision
+    tokenizer = load_tokenizer(where, revision=revision)
+    texts = prompts(task, chat=tokenizer.chat_template is not None)
+    model = load_generator(where, revision=revision, dtype=model_args.dtype or "auto")
     told = {"processing_class": tokenizer, "peft_config": get_peft_config(model_args)}
     trainer = GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=texts, **told)
     start = time.monotonic()
     trainer.train()
     trainer.save_model()
     if trainer.accelerator.is_main_process:
-        paid = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry] or [float("nan")]
         steps, seconds = trainer.state.global_step, time.monotonic() - start
         print(f"\nTrained a title writer for {steps} steps on {len(texts):,} texts in {seconds:.0f} s.")
-        print(f"Mean reward: {paid[0]:.2f} at the first look, {paid[-1]:.2f} at the last (0: an average")
-        print("title of the scorer's dev set, 1 a standard deviation better; no title gets -5 or less).")
-        print(f"The writer is in {args.output_dir}. More reward is no better title yet: read some of them.")
+        paid = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+        if paid:
+            looks = f"{paid[0]:.2f} at the first look, {paid[-1]:.2f} at the last"
+            print(
+                f"Mean reward: {looks if len(paid) > 1 else f'{paid[0]:.2f} at the only look'} (0: an average"
+            )
+            print("title of the scorer's dev set, 1 a standard deviation better; no title gets -5 or less).")
+        last = sorted(reward.last, key=lambda one: -one.reward)
+        rows = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in last]
+        Path(args.output_dir, "titles.jsonl").write_text("".join(rows), encoding="utf-8")
+        print(f"Of the {len(last):,} titles of the last step, the best, the middling and the worst paid:")
+        for one in last and (last[0], last[len(last) // 2], last[-1]):
+            print(f"  {one.reward:6.2f}  {shorten(one.title or '(no title)', 90)}")
+        print(f"The writer is in {args.output_dir}, these titles beside their prompts in titles.jsonl.")
+        print("More reward is no better title yet: read some of them.")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,34 @@ def _text_of(content: Completion, *, role: str) -> str:
     return "\n".join(parts)
 
 
+def _check_completions(where: str, completions: Any) -> None:
+    """Refuse one text in place of several, and what is neither a text nor the messages of a conversation."""
+    accepted = "texts, or conversations: lists of messages"
+    if isinstance(completions, str | Mapping) or not isinstance(completions, Sequence):
+        found = "one text" if isinstance(completions, str) else type(completions).__name__
+        raise TaskHeadsError.of(where, found, f"a list of {accepted}", "put it in a list")
+    problems = [
+        Problem.of(f"{where}[{place}]", shorten(one), accepted, "pass what the writer wrote")
+        for place, one in enumerate(completions)
+        if not isinstance(one, str)
+        and not (isinstance(one, list | tuple) and all(isinstance(message, Mapping) for message in one))
+    ]
+    if problems:
+        raise TaskHeadsError(problems)
+
+
+def _check_numbers(*, lowest: Any, length_penalty: Any) -> None:
+    """Refuse what is no finite number, and a share of length outside 0 to 1."""
+    problems = []
+    if not isinstance(lowest, Real) or not np.isfinite(float(lowest)):
+        problems.append(Problem.of("lowest", shorten(lowest), "a finite number", "choose such as -5"))
+    if not isinstance(length_penalty, Real) or not 0 <= float(length_penalty) <= 1:
+        accepted = "0 (its taste for length stays) to 1 (it is taken away)"
+        problems.append(Problem.of("length_penalty", shorten(length_penalty), accepted, "choose such as 0.5"))
+    if problems:
+        raise TaskHeadsError(problems)
+
+
 @dataclass(frozen=True)
 class Best:
     """The best of several completions: its title, its place among them, and the rewards of all."""
@@ -114,6 +143,16 @@ class Best:
     title: str
     index: int
     rewards: list[float]
+
+
+@dataclass(frozen=True)
+class Paid:
+    """What one completion was paid: what the user asked, the title, its reward, and the whole completion."""
+
+    prompt: str
+    title: str
+    reward: float
+    completion: str
 
 
 class TitleReward:
@@ -135,8 +174,12 @@ class TitleReward:
             `prompt` for the prompts themselves (the user's messages). None: titles alone.
         options: of `Scorer` where a name is given: `device`, `revision`, `hub`, `dtype`, `batch_tokens`.
 
+    Attributes:
+        last: what the completions of the last call were paid, in their order; for people to read.
+
     Raises:
-        TaskHeadsError: a classifier, or a scorer without the constants that are asked for.
+        TaskHeadsError: a classifier, a scorer without the constants that are asked for, or a share of length
+            outside 0 to 1.
 
     Example:
         >>> from qwen_task_heads import Scorer, TitleReward, build, load_tokenizer
@@ -159,6 +202,8 @@ class TitleReward:
         context: str | None = None,
         **options: Any,
     ) -> None:
+        _check_numbers(lowest=lowest, length_penalty=length_penalty)
+        self.last: list[Paid] = []
         self.scorer = (
             scorer if isinstance(scorer, Scorer) else Scorer(scorer, **{"progress": False, **options})
         )
@@ -166,9 +211,6 @@ class TitleReward:
         if not self.scorer.is_title_scorer:
             found, accepted = "found a classifier", "accepted: a title scorer"
             raise TaskHeadsError(Problem("TitleReward", found, accepted, "name a model of reward_titles.py"))
-        if not (np.isfinite(lowest) and np.isfinite(length_penalty)):
-            found = f"found lowest {lowest} and length_penalty {length_penalty}"
-            raise TaskHeadsError(Problem("TitleReward", found, "accepted: finite numbers", "choose such"))
         config = self.scorer.model.config.to_dict()
         known = {name: config[name] for name in CONSTANTS}
         self.mean, self.std, self.length_mean, slope = 0.0, 1.0, 0.0, 0.0
@@ -210,8 +252,10 @@ class TitleReward:
             n finite numbers, never None.
 
         Raises:
-            TaskHeadsError: `context` names no column, or the numbers of prompts and completions differ.
+            TaskHeadsError: completions that are no texts or conversations, `context` names no column, or the
+                numbers of prompts and completions differ.
         """
+        _check_completions("completions", completions)
         titles = [title_of(completion) for completion in completions]
         contexts = [""] * len(titles)
         if self.context == "prompt":
@@ -228,13 +272,18 @@ class TitleReward:
         if log_metric is not None and titles:
             log_metric("title_characters", float(np.mean([len(title) for title in titles])))
             log_metric("without_title", float(np.mean([not title for title in titles])))
-        return self._rewards(titles, contexts)
+        rewards = self._rewards(titles, contexts)
+        self.last = [
+            Paid(_text_of(prompt, role="user"), title, reward, _text_of(completion, role="assistant"))
+            for prompt, title, reward, completion in zip(prompts, titles, rewards, completions, strict=True)
+        ]
+        return rewards
 
     def best_of_n(self, completions: Sequence[Completion], *, prompt: str = "") -> Best:
         """The best of n completions, the first of equals; `prompt` is what the scorer reads beside a title.
 
         Raises:
-            TaskHeadsError: no completion holds a title.
+            TaskHeadsError: no list of texts or conversations, or no completion holds a title.
 
         Example:
             >>> from qwen_task_heads import Scorer, TitleReward, build, load_tokenizer
@@ -243,6 +292,7 @@ class TitleReward:
             >>> best.title, best.index
             ('A title', 1)
         """
+        _check_completions("best_of_n", completions)
         titles = [title_of(completion) for completion in completions]
         if not any(titles):
             found = f"found no title in {len(titles)} completions"

@@ -11,7 +11,7 @@ import torch
 
 from qwen_task_heads import Scorer, TitleReward, build, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.inference.rewards import CONSTANTS, reward_constants, title_of
+from qwen_task_heads.inference.rewards import CONSTANTS, Paid, reward_constants, title_of
 
 TITLES = ["Ten ways to rest", "A man walks into a bar and what he finds there is a surprise", "休む", "Rest"]
 KNOWN = {"reward_mean": 0.5, "reward_std": 2.0, "reward_length_mean": 30.0, "reward_length_slope": 0.05}
@@ -131,6 +131,27 @@ def test_the_best_of_n_is_a_title_and_the_first_of_equals(scorer):
         reward.best_of_n(["", "<title></title>"])
 
 
+def test_what_is_no_list_of_completions_is_refused(scorer):
+    reward = TitleReward(scorer)
+    for call in (reward.best_of_n, lambda given: reward(["p"], given)):
+        for given in ("A title", {"role": "assistant", "content": "A"}, None, 3):
+            with pytest.raises(TaskHeadsError, match="accepted: a list of texts"):
+                call(given)
+        with pytest.raises(TaskHeadsError) as caught:
+            call([None, "A title", 3, ["A"]])
+        assert [problem.where[-3:] for problem in caught.value.problems] == ["[0]", "[2]", "[3]"]
+
+
+def test_what_the_last_call_paid_is_kept(scorer):
+    reward = TitleReward(scorer)
+    talk = [{"role": "system", "content": "no"}, {"role": "user", "content": "Write."}]
+    rewards = reward([talk, "Write."], [[{"role": "assistant", "content": "<title>A</title>"}], ""])
+    assert reward.last == [
+        Paid("Write.", "A", rewards[0], "<title>A</title>"),
+        Paid("Write.", "", rewards[1], ""),
+    ]
+
+
 def test_constants_travel_in_the_config_and_are_asked_for(scorer, bases, tmp_path):
     folder = save(scorer.model, tokenizer=scorer.tokenizer, folder=tmp_path / "scorer")
     by_name = TitleReward(str(folder), device="cpu", batch_tokens=64)
@@ -146,8 +167,13 @@ def test_constants_travel_in_the_config_and_are_asked_for(scorer, bases, tmp_pat
     with pytest.raises(TaskHeadsError, match="all titles score alike"):
         TitleReward(plain)
     assert len(TitleReward(plain, normalise=False)(["p"], ["A"])) == 1
-    with pytest.raises(TaskHeadsError, match="finite numbers"):
+    with pytest.raises(TaskHeadsError, match="lowest: found nan; accepted: a finite number"):
         TitleReward(scorer, lowest=float("nan"))
+    for share in (-1, 5, "x", None, math.nan):
+        with pytest.raises(TaskHeadsError, match=r"^length_penalty: found .*; accepted: 0 "):
+            TitleReward(scorer, length_penalty=share)
+    with pytest.raises(TaskHeadsError, match="2 problems"):
+        TitleReward(scorer, length_penalty="x", lowest="y")
     classifier = build(bases["qwen2"], task="pooled_classifier", labels=["a", "b"])
     with pytest.raises(TaskHeadsError, match="found a classifier"):
         TitleReward(Scorer(classifier, tokenizer=tokenizer))

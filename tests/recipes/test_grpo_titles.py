@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from qwen_task_heads import build, load_tokenizer, save
+from qwen_task_heads.backbones import locate
+from qwen_task_heads.errors import TaskHeadsError, shorten
+from qwen_task_heads.inference.rewards import title_of
 
 RECIPE = launching.RECIPES / "grpo_titles.py"
 
@@ -48,15 +53,21 @@ def words(scorer: Path, base: str, folder: Path, **changes: Any) -> list[object]
     return [*launching.MACHINE, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
-def test_two_steps_move_the_writer_and_say_what_it_was_paid(scorer, bases, tmp_path):
-    printed = launching.finished(RECIPE, words(scorer, bases["qwen2"], tmp_path), tmp_path / "log")
+def test_two_steps_move_the_writer_and_say_what_it_was_paid(scorer, tmp_path):
+    printed = launching.finished(RECIPE, words(scorer, "embedded", tmp_path), tmp_path / "log")
     assert "Trained a title writer for 2 steps on 8 texts in " in printed
     paid = re.search(r"Mean reward: (\S+) at the first look, (\S+) at the last", printed)
     assert all(math.isfinite(float(value)) for value in paid.groups())
+    # the titles of the last step, best paid first, of which three are shown
+    rows = [json.loads(line) for line in (tmp_path / "run" / "titles.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    assert [row["reward"] for row in rows] == sorted((row["reward"] for row in rows), reverse=True)
+    assert all("Article " in row["prompt"] and row["title"] == title_of(row["completion"]) for row in rows)
+    assert f"{rows[0]['reward']:6.2f}  {shorten(rows[0]['title'], 90)}" in printed
     # the reward is logged under its own name, with what it counts
     for name in ("rewards/title_reward/mean", "title_characters", "without_title"):
         assert f"'{name}'" in printed
-    before = AutoModelForCausalLM.from_pretrained(bases["qwen2"]).state_dict()
+    before = AutoModelForCausalLM.from_pretrained(locate("embedded")).state_dict()
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "run").state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
@@ -71,10 +82,37 @@ def test_wrong_words_and_rows_are_refused_in_words(scorer, bases, tmp_path, capf
     )
     given = words(scorer, bases["qwen2"], tmp_path, lenght_penalty=0.5)
     assert "lenght_penalty" in launching.refused(RECIPE, capfd, *given)
-    message = launching.refused(RECIPE, capfd, "--reward_model", scorer, "--dataset_name", "x")
-    assert "--output_dir: found nothing" in message
-    short = ("--reward_model", scorer, "--dataset_name", "x", "--output_dir", tmp_path, "--use_cpu", "true")
-    assert "--model_name_or_path: found nothing" in launching.refused(RECIPE, capfd, *short)
+    message = launching.refused(RECIPE, capfd, "--reward-model", scorer, "--dataset_name=x")
+    assert "2 problems:" in message
+    assert "--output_dir: found nothing; accepted: " in message
+    assert "--model_name_or_path: found nothing; accepted: " in message
+    preset = launching.RECIPES / "configs/grpo_titles.yaml"  # names a model
+    message = launching.refused(RECIPE, capfd, f"--config={preset}", "--output_dir", tmp_path)
+    assert "--model_name_or_path" not in message
+    assert "--reward_model: found nothing" in message
+    assert "--dataset_name: found nothing" in message
+    message = launching.refused(RECIPE, capfd, "--config", tmp_path / "none.yaml")
+    assert "--config: found" in message
+    given = words(scorer, bases["qwen2"], tmp_path, length_penalty=5)
+    assert "--length_penalty: found 5.0; accepted: 0 to 1" in launching.refused(RECIPE, capfd, *given)
+
+
+def test_the_scorer_is_asked_before_the_writer(bases, tmp_path, capfd):
+    head = build(bases["qwen2"], task="pooled_classifier", labels=["a", "b"])
+    folder = save(head, tokenizer=load_tokenizer(bases["qwen2"]), folder=tmp_path / "head")
+    given = words(folder, "no/such-writer", tmp_path)
+    assert "found a classifier; accepted: a title scorer" in launching.refused(RECIPE, capfd, *given)
+
+
+def test_what_is_left_out_is_asked_for_before_trl_is_imported():
+    body = ast.parse(RECIPE.read_text()).body
+    names = {node.module or "" for node in body if isinstance(node, ast.ImportFrom)}
+    assert not any(name.split(".")[0] in ("trl", "transformers", "datasets", "torch") for name in names)
+    found = runpy.run_path(str(RECIPE), run_name="recipe")
+    with pytest.raises(TaskHeadsError, match="4 problems"):
+        found["check_named"]([])
+    for asked in (["--help"], ["-h"]):
+        assert found["check_named"](asked) is None
 
 
 def test_the_preset_names_options_that_exist():
