@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads import __version__
 from qwen_task_heads.backbones import EMBEDDED, locate
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.publishing.cards import ADAPTER, ADAPTER_ALONE, FULL, code, fenced, link, one_line, plain
 from qwen_task_heads.publishing.manifest import versions
+from qwen_task_heads.training.publish_arguments import OWN_LICENCE, card_problems, is_dataset_id
 
 if TYPE_CHECKING:
     from qwen_task_heads.publishing.endings import Account
@@ -39,16 +40,17 @@ class CardFacts:
     """What the owner of a model states of it; all of it may be left out.
 
     Args:
-        license: of the model: an id of the hub such as `apache-2.0`, or a name, which hubs get as `other`.
+        license: of the model: an id of the hub such as `apache-2.0`, or `other:` and a name.
         language: codes of two or three letters, such as `("zh", "en")`; one may be given as a text.
         dataset_license: of the data, as its owner states it.
-        dataset_url: where the data is from; shown as a link if it is a web address.
+        dataset_url: where the data is from, a web address.
         dataset_id: `owner/name` of the data on the Hugging Face Hub, for data that was read from files.
         intended_use: sentences on what the model is for, in one paragraph.
         citation: BibTeX of whoever trained it, or of the data.
 
     Raises:
-        TaskHeadsError: a language that is no code, or a data set id that no hub has.
+        TaskHeadsError: a licence that no hub knows, a language that is no code, a data set's address that is
+            none, or an id that no hub has; all of them.
 
     Example:
         >>> from qwen_task_heads.publishing.endings import CardFacts
@@ -65,29 +67,10 @@ class CardFacts:
     citation: str = ""
 
     def __post_init__(self) -> None:
-        codes = (self.language,) if isinstance(self.language, str) else tuple(self.language)
-        problems = [
-            Problem("language", f"found {shorten(code)}", "accepted: codes such as en or zh", "name one")
-            for code in codes
-            if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", code)
-        ]
-        if self.dataset_id is not None and not is_dataset_id(self.dataset_id):
-            found = f"found {shorten(self.dataset_id)}"
-            problems.append(Problem("dataset_id", found, "accepted: owner/name", "leave it out, or mend it"))
-        if problems:
+        if problems := card_problems(vars(self)):
             raise TaskHeadsError(problems)
+        codes = (self.language,) if isinstance(self.language, str) else tuple(self.language)
         object.__setattr__(self, "language", codes)
-
-
-def is_dataset_id(name: str) -> bool:
-    """Whether a name has the shape `owner/name` of a data set on the Hugging Face Hub."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name
 
 
 NOTHING_STATED = CardFacts()
@@ -143,7 +126,7 @@ def card_fields(
         },
         "embedded": embedded,
         "splits": _splits(metrics["data"], run),
-        "licence": plain(facts.license) if facts.license else "not stated",
+        "licence": plain(facts.license.removeprefix(OWN_LICENCE)) if facts.license else "not stated",
         "intended_use": plain(facts.intended_use),
         "data_licence": plain(facts.dataset_license) if facts.dataset_license else None,
         "data_url": link(facts.dataset_url) if facts.dataset_url else None,

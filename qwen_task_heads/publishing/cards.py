@@ -27,6 +27,7 @@ from qwen_task_heads.publishing.shown import (
     one_line,
     plain,
 )
+from qwen_task_heads.training.publish_arguments import LICENCES
 
 __all__ = [
     "code", "fenced", "figure", "figure_name", "interval", "link", "metadata", "one_line", "plain", "render",
@@ -43,30 +44,14 @@ FOLDER = (
 ADAPTER, FULL, ADAPTER_ALONE = "An adapter with its head", "A full model", "An adapter"
 MERGED = "A full model, merged from an adapter,"
 STOCK = "A full model in a stock class of transformers,"
-# Ids that the Hugging Face Hub takes, and no others: it refuses a card with another one.
-# https://huggingface.co/docs/hub/repositories-licenses
-LICENCES = {
-    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m",
-    "bigscience-bloom-rail-1.0", "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd",
-    "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5",
-    "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
-    "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0",
-    "cc-by-nc-sa-4.0", "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0",
-    "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2", "agpl-3.0", "gfdl", "gpl", "gpl-2.0",
-    "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "isc", "h-research", "intel-research", "lppl-1.3c",
-    "ms-pl", "apple-ascl", "apple-amlr", "mpl-2.0", "odc-by", "odbl", "openmdw-1.0", "openrail++", "osl-3.0",
-    "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "deepfloyd-if-license",
-    "fair-noncommercial-research-license", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4",
-    "grok2-community", "gemma", "unknown", "other",
-}  # fmt: skip
 
 
 def licence_fields(name: str | None) -> dict[str, str]:
-    """The licence as hubs take it: an id of `LICENCES`, else `other` with a name of its own.
+    """The licence as hubs take it: an id of `LICENCES`, else `other` with a name of its own (`other:name`).
 
     Example:
         >>> from qwen_task_heads.publishing.cards import licence_fields
-        >>> licence_fields("Apache-2.0"), licence_fields("proprietary")
+        >>> licence_fields("Apache-2.0"), licence_fields("other:proprietary")
         ({'license': 'apache-2.0'}, {'license': 'other', 'license_name': 'proprietary'})
     """
     if name is None or not one_line(name):
@@ -74,7 +59,7 @@ def licence_fields(name: str | None) -> dict[str, str]:
     lower = one_line(name).lower()
     if lower in LICENCES:
         return {"license": lower}
-    slug = re.sub(r"[^a-z0-9.]+", "-", lower).strip("-.")
+    slug = re.sub(r"[^a-z0-9.]+", "-", lower.removeprefix("other:")).strip("-.")
     return {"license": "other", "license_name": slug or "own-terms"}
 
 

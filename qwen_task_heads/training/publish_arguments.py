@@ -8,16 +8,43 @@ folder as it is, without config and code, and with `training_args.bin`, which ho
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from transformers.trainer_utils import HubStrategy
 
-from qwen_task_heads.errors import Problem
+from qwen_task_heads.errors import Problem, shorten
 
 FORMS = ("saved", "merged", "stock")
 # Strategies of transformers that would publish weights nobody has measured yet.
 DURING_TRAINING = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
+
+# Ids that the Hugging Face Hub takes, and no others: it refuses a card with another one.
+# https://huggingface.co/docs/hub/repositories-licenses
+LICENCES = {
+    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m",
+    "bigscience-bloom-rail-1.0", "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd",
+    "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5",
+    "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
+    "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0",
+    "cc-by-nc-sa-4.0", "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0",
+    "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2", "agpl-3.0", "gfdl", "gpl", "gpl-2.0",
+    "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "isc", "h-research", "intel-research", "lppl-1.3c",
+    "ms-pl", "apple-ascl", "apple-amlr", "mpl-2.0", "odc-by", "odbl", "openmdw-1.0", "openrail++", "osl-3.0",
+    "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "deepfloyd-if-license",
+    "fair-noncommercial-research-license", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4",
+    "grok2-community", "gemma", "unknown", "other",
+}  # fmt: skip
+OWN_LICENCE = "other:"  # and a name, for terms that are no licence of the list
+# What people type in place of a code.
+LANGUAGES = {
+    "arabic": "ar", "chinese": "zh", "english": "en", "french": "fr", "german": "de", "hindi": "hi",
+    "italian": "it", "japanese": "ja", "korean": "ko", "mandarin": "zh", "portuguese": "pt", "russian": "ru",
+    "spanish": "es", "cn": "zh", "jp": "ja", "kr": "ko",
+}  # fmt: skip
 
 
 @dataclass
@@ -25,7 +52,8 @@ class PublishArguments:
     """What the card says that no run can know, and in which form the model goes to its hub."""
 
     license: str | None = field(
-        default=None, metadata={"help": "Licence of the model for its card, as hubs write it: apache-2.0."}
+        default=None,
+        metadata={"help": "Licence for the card: an id of the hub such as apache-2.0, or other:NAME."},
     )
     language: list[str] = field(
         default_factory=list, metadata={"help": "Languages of the texts for the card, such as zh en."}
@@ -50,6 +78,59 @@ class PublishArguments:
     hub_tag: str | None = field(default=None, metadata={"help": "Tag of the published commit."})
 
 
+def card_problems(facts: Mapping[str, Any], *, prefix: str = "") -> list[Problem]:
+    """Problems of what is stated for a card, which hubs would refuse or readers could not use.
+
+    Args:
+        facts: the options of `PublishArguments` that go on a card, by name; None and "" are not stated.
+        prefix: of the names in messages: `--` of options.
+
+    Example:
+        >>> from qwen_task_heads.training.publish_arguments import card_problems
+        >>> print(card_problems({"license": "apache2"}, prefix="--")[0])
+        --license: found 'apache2'; accepted: an id of the hub's list, or other:NAME; did you mean apache-2.0?
+    """
+    problems = []
+    licence = " ".join(str(facts.get("license") or "").split())
+    own = licence.lower().startswith(OWN_LICENCE) and licence[len(OWN_LICENCE) :].strip()
+    if licence and not own and licence.lower() not in LICENCES:
+        near = get_close_matches(licence.lower(), sorted(LICENCES), n=1, cutoff=0.5)
+        remedy = f"did you mean {near[0]}?" if near else "see huggingface.co/docs/hub/repositories-licenses"
+        accepted = "an id of the hub's list, or other:NAME"
+        problems.append(Problem.of(f"{prefix}license", shorten(licence), accepted, remedy))
+    language = facts.get("language") or ()
+    for code in (language,) if isinstance(language, str) else language:
+        meant = LANGUAGES.get(code.lower())
+        if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", code) or meant:
+            remedy = f"did you mean {meant}?" if meant else "name one"
+            accepted = "codes of two or three letters, such as en or zh"
+            problems.append(Problem.of(f"{prefix}language", shorten(code), accepted, remedy))
+    url = facts.get("dataset_url") or ""
+    if url and not re.match(r"https?://[^\s/]", url, re.IGNORECASE):
+        accepted = "an address that begins with https:// or http://"
+        problems.append(
+            Problem.of(f"{prefix}dataset_url", shorten(url), accepted, "write the whole, or leave it out")
+        )
+    dataset = facts.get("dataset_id")
+    if dataset and not is_dataset_id(dataset):
+        accepted = "owner/name of a data set on the Hugging Face Hub"
+        problems.append(
+            Problem.of(f"{prefix}dataset_id", shorten(dataset), accepted, "leave it out, or mend it")
+        )
+    return problems
+
+
+def is_dataset_id(name: str) -> bool:
+    """Whether a name has the shape `owner/name` of a data set on the Hugging Face Hub."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
 def publish_problems(task: PublishArguments, training: Any) -> list[Problem]:
     """Problems of the options of publishing.
 
@@ -57,7 +138,7 @@ def publish_problems(task: PublishArguments, training: Any) -> list[Problem]:
         task: holds the options above.
         training: `TrainingArguments`; their `push_to_hub` and `hub_*`.
     """
-    problems = []
+    problems = card_problems(vars(task), prefix="--")
     if task.publish_form not in FORMS:
         accepted = "accepted: " + ", ".join(FORMS)
         problems.append(

@@ -77,9 +77,9 @@ def models(bases):
 def account(text: str) -> dict[str, object]:
     """What both runs have in common; an address alone would rightly be a link, so its field holds more."""
     facts = CardFacts(
-        license=text,
+        license=f"other:x{text}",
         dataset_license=text,
-        dataset_url=f"{text} !",
+        dataset_url=f"https://x {text} !",
         intended_use=text,
         citation=text,
         language="en",
@@ -146,7 +146,8 @@ def test_hostile_strings_show_as_themselves_and_do_nothing(models, kind):
         assert index["results"][0]["dataset"]["name"] == shown
         assert index["results"][0]["metrics"][0]["value"] == 0.6123
         assert front["base_model"] == one_line(text[:NAME])
-        assert {name: front[name] for name in licence_fields(text)} == licence_fields(text)
+        licence = licence_fields(f"other:x{text}")
+        assert {name: front[name] for name in licence} == licence
         assert set(front) <= {
             "language", "license", "license_name", "library_name", "metrics", "pipeline_tag", "tags",
             "base_model", "base_model_relation", "model-index",
@@ -261,16 +262,28 @@ def test_only_ids_of_a_hub_stand_as_data_sets(models):
 
 def test_facts_that_no_hub_takes_are_refused_together():
     with pytest.raises(TaskHeadsError) as caught:
-        CardFacts(language=("en", "English"), dataset_id="no id")
-    assert [problem.where for problem in caught.value.problems] == ["language", "dataset_id"]
+        CardFacts(
+            license="apache2", language=("en", "English", "en_US"), dataset_url="nonsense", dataset_id="no id"
+        )
+    names = ["license", "language", "language", "dataset_url", "dataset_id"]
+    assert [problem.where for problem in caught.value.problems] == names
+    assert [problem.remedy for problem in caught.value.problems[:2]] == [
+        "did you mean apache-2.0?",
+        "did you mean en?",
+    ]
+    for unknown in ("Ours", "other:", "other: "):
+        with pytest.raises(TaskHeadsError, match=r"accepted: an id of the hub's list, or other:NAME"):
+            CardFacts(license=unknown)
+    for known in ("Apache-2.0", "other", "other:Ours, v1!", "", None):
+        assert CardFacts(license=known).license == known
     assert CardFacts(language="zh").language == ("zh",)
 
 
 def test_licences_are_ids_or_other():
     assert licence_fields(None) == licence_fields(" ") == {}
     assert licence_fields("CC-BY-4.0") == {"license": "cc-by-4.0"}
-    assert licence_fields("Ours, v1!") == {"license": "other", "license_name": "ours-v1"}
-    assert licence_fields("proprietary") == {"license": "other", "license_name": "proprietary"}
+    assert licence_fields("other: Ours, v1!") == {"license": "other", "license_name": "ours-v1"}
+    assert licence_fields("other:proprietary") == {"license": "other", "license_name": "proprietary"}
     assert licence_fields("apache-2") == {"license": "other", "license_name": "apache-2"}
     assert licence_fields("Llama3.1") == {"license": "llama3.1"}
     assert licence_fields("other") == {"license": "other"}

@@ -70,6 +70,10 @@ def test_what_cannot_be_published_is_refused_before_training(
 
     assert "--hub_model_id" in refused()
     assert "a folder of this machine" in refused(hub_model_id="me/reviews", use_peft="true")
+    told = refused(license="apache2", language="english", dataset_url="nonsense")
+    for word in ("--license: found 'apache2'", "mean apache-2.0?", "--language: found 'english'", "mean en?",
+                 "--dataset_url: found", "--hub_model_id"):  # fmt: skip
+        assert word in told
     assert "found a token" in refused(hub_model_id="me/reviews", hub_token="hf_abc")
     monkeypatch.delenv("HF_TOKEN")
     assert "hf auth login" in refused(hub_model_id="me/reviews")
