@@ -14,16 +14,24 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import LABEL_PROMPT
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
+from qwen_task_heads.hubcode.configuration_task_heads import (
+    PooledClassifierConfig,
+    TaskHeadError,
+    TitleScorerConfig,
+)
 from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.manifests import check_manifest
 from qwen_task_heads.repos import check_repo, commit_of
+
+WRITES = "a repo id or folder of a causal language model, or an adapter of one"
+HEADS = {PooledClassifierConfig.model_type: "classifier", TitleScorerConfig.model_type: "title scorer"}
+HEAD_CLASS = "ForSequenceClassification"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +92,8 @@ def load_generator(
         model_kwargs: passed on to transformers (`attn_implementation`, ...).
 
     Raises:
-        TaskHeadsError: nothing there, a model that does not generate, or files or a base that changed.
+        TaskHeadsError: nothing there, a model that does not generate (a head is opened by `Scorer`), or files
+            or a base that changed.
 
     Example:
         >>> from qwen_task_heads.generators import load_generator
@@ -99,6 +108,7 @@ def load_generator(
         check_manifest(path, revision=revision)
     options = {"dtype": dtype, "trust_remote_code": False, **(model_kwargs or {})}
     try:
+        _refuse_head(name, path, revision=revision)
         if find_adapter_config_file(path, revision=revision) is None:
             return AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", **options).eval()
         from peft import AutoPeftModelForCausalLM, PeftModel
@@ -109,12 +119,27 @@ def load_generator(
         place, commit = _at_hand(base, hub=hub, verify=verify)
         model = AutoModelForCausalLM.from_pretrained(place, revision=commit or "main", **options)
         return PeftModel.from_pretrained(model, path, revision=revision).merge_and_unload().eval()
+    except TaskHeadsError:
+        raise
     except TaskHeadError as error:
         raise TaskHeadsError(Problem(error.where, error.found, error.accepted, error.remedy)) from error
     except (OSError, ValueError) as error:
-        found = f"found no model that generates ({str(error).splitlines()[0][:160]})"
-        accepted = "accepted: a repo id or folder of a causal language model, or an adapter of one"
-        raise TaskHeadsError(Problem(name, found, accepted, "check the name and the network")) from error
+        reason = [*str(error).splitlines(), ""][0]
+        found = f"no model that generates ({reason if len(reason) <= 160 else reason[:159] + '…'})"
+        raise TaskHeadsError.of(name, found, WRITES, "check the name and the network") from error
+
+
+def _refuse_head(name: str, path: str, *, revision: str | None) -> None:
+    """Refuse a model with a head, of which transformers would open the backbone and draw what writes."""
+    file = cached_file(path, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
+    config = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    kind, classes = config.get("model_type"), config.get("architectures") or []
+    if kind in HEADS:
+        remedy = f"open it by Scorer({name!r})"
+        raise TaskHeadsError.of(name, f"a {HEADS[kind]}: a head that writes nothing", WRITES, remedy)
+    if any(str(one).endswith(HEAD_CLASS) for one in classes):
+        remedy = f"open it by transformers' pipeline('text-classification', {name!r})"
+        raise TaskHeadsError.of(name, f"a {classes[0]}: a head that writes nothing", WRITES, remedy)
 
 
 def _stated_base(path: str, revision: str | None) -> Base | None:

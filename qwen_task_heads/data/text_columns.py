@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,6 +265,9 @@ def _read_candidates(row: RowReader, output: Any) -> tuple[str, ...]:
     if not names or not all(names):
         row.refuse(f"'category' is {shorten(value)}", accepted, "write a list of names")
         return ()
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        row.refuse(f"'category' names {shorten(twice)} twice", "each candidate once", "write it once")
     if isinstance(output, str) and output.strip() not in names:
         found = f"'output' is {shorten(output)}, which is no candidate of 'category' ({shorten(names)})"
         row.refuse(found, "one of the candidates", "correct 'output', or add it to 'category'")

@@ -248,6 +248,7 @@ def resolve(raw: RawText, scheme: Scheme) -> TextExample | Problem:
     """A row with its target as ids, scores or probabilities, or what is wrong with it."""
     try:
         target, soft = _resolve_target(raw, scheme)
+        _check_offered(raw, scheme.labels)
     except TaskHeadsError as error:
         return error.problems[0]
     return TextExample(
@@ -260,6 +261,18 @@ def resolve(raw: RawText, scheme: Scheme) -> TextExample | Problem:
         group=raw.group,
         source=raw.where,
     )
+
+
+def _check_offered(raw: RawText, labels: LabelMap) -> None:
+    """Refuse candidates of which two spell one label; that none stands twice the reader has seen."""
+    if not labels.aliases or not raw.candidates:
+        return
+    first: dict[int, str] = {}
+    for name in raw.candidates:
+        place = labels.spelled.get(name)
+        if place is not None and first.setdefault(place, name) != name:
+            found = f"{shorten(first[place])} and {shorten(name)} in 'category', both {labels.names[place]!r}"
+            raise _error(raw.where, found, "each candidate once", "remove one of the two")
 
 
 def _offered(raw: RawText, labels: LabelMap) -> tuple[str, ...]:

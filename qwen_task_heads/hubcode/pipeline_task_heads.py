@@ -13,6 +13,8 @@ from transformers import Pipeline
 from .configuration_task_heads import refuse
 from .encoding_task_heads import encode, pad_rows
 
+ACCEPTED = '["title", ...] or {"titles": [...], "prompt": "..."}'
+
 
 class TitleRankingPipeline(Pipeline):
     """Rank titles, best first.
@@ -29,6 +31,8 @@ class TitleRankingPipeline(Pipeline):
 
     def __call__(self, inputs: Any, *, prompt: str | None = None, **kwargs: Any) -> Any:
         """Rank one list of titles, perhaps under a prompt, or several inputs."""
+        if isinstance(inputs, (list, tuple)) and not inputs:  # transformers looks at the first input
+            raise refuse("title-ranking", inputs, ACCEPTED, "give texts")
         if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str):
             inputs = {"titles": list(inputs), "prompt": prompt or ""}
         elif prompt is not None:
@@ -45,9 +49,7 @@ class TitleRankingPipeline(Pipeline):
         """Tokenize the titles of one input into a right-padded batch."""
         titles = inputs.get("titles") if isinstance(inputs, dict) else None
         if not titles or not all(isinstance(title, str) and title.strip() for title in titles):
-            raise refuse(
-                "title-ranking", inputs, '["title", ...] or {"titles": [...], "prompt": "..."}', "give texts"
-            )
+            raise refuse("title-ranking", inputs, ACCEPTED, "give texts")
         prompts = [inputs["prompt"]] * len(titles) if inputs.get("prompt") else None
         encoded = encode(self.tokenizer, titles, prompts=prompts)
         pad_id = self.tokenizer.pad_token_id or 0  # masked out, so any id will do

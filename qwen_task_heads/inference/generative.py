@@ -30,7 +30,7 @@ from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import LABEL_PROMPT, AnswerPrompts, instruction_for
 from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.generators import load_generator
 from qwen_task_heads.hubcode.attention_task_heads import EXACT, rotates_by_length, window_of
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
@@ -135,8 +135,12 @@ class LabelScorer:
             **options: of the scorer.
 
         Raises:
-            TaskHeadsError: no such model, or no labels.
+            TaskHeadsError: no such model, a head (which `Scorer` opens), or no labels.
         """
+        if not (labels is None or isinstance(labels, LabelMap)):
+            accepted = "a LabelMap, or None for the labels of a trained model"
+            remedy = 'pass labels=LabelMap(("good", "bad"))'
+            raise TaskHeadsError.of("labels", shorten(labels), accepted, remedy)
         model = load_generator(name, revision=revision, hub=hub, dtype=dtype)
         tokenizer = load_tokenizer(name, revision=revision, hub=hub)
         family = model.config.get_text_config().model_type
@@ -214,16 +218,19 @@ class LabelScorer:
                 `{examples}`; those of the labels when None.
 
         Raises:
-            TaskHeadsError: an empty text, candidates that are no labels, or calibration with such examples.
+            TaskHeadsError: an empty text; candidates that are no labels, or name one twice; or calibration
+                with such examples.
         """
         check_texts(texts, None, names=("texts", "texts"))
+        if candidates is not None:
+            _check_candidates(candidates, count=len(texts))
         if self.calibrate and shots is not None:  # it is the context that is calibrated
             accepted, remedy = "accepted: the same examples for all", "drop it, or choose them by balance"
             raise TaskHeadsError(Problem("calibrate", "found true with examples per text", accepted, remedy))
         labels = self.prompts.labels
         asked = [
             labels.names if one is None else labels.subset(one).names
-            for one in candidates or [None] * len(texts)
+            for one in ([None] * len(texts) if candidates is None else candidates)
         ]
         result = torch.full((len(texts), len(labels)), -torch.inf, dtype=torch.float64)
         for names in dict.fromkeys(asked):
@@ -352,6 +359,22 @@ class LabelScorer:
         from tqdm.auto import tqdm
 
         return tqdm(batches, desc="Scoring labels", unit="batch")
+
+
+def _check_candidates(candidates: Sequence[Sequence[str] | None], *, count: int) -> None:
+    """Refuse other numbers of candidates than of texts, and a row that is one text or names a label twice."""
+    if len(candidates) != count:
+        found, accepted = f"{len(candidates):,} for {count:,} texts", "one list of names per text, or None"
+        raise TaskHeadsError.of("candidates", found, accepted, "pass one for each")
+    accepted, problems = "a list of different names of labels", []
+    for place, names in enumerate(candidates):
+        if isinstance(names, str):
+            problems.append(Problem.of(f"candidates[{place}]", shorten(names), accepted, "put it in a list"))
+        elif names is not None and len(set(names)) < len(names):
+            found = f"{shorten(next(name for name in names if list(names).count(name) > 1))} twice"
+            problems.append(Problem.of(f"candidates[{place}]", found, accepted, "name each label once"))
+    if problems:
+        raise TaskHeadsError(problems)
 
 
 def _shared(rows: list[list[int]]) -> int:

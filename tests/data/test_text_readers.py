@@ -146,6 +146,8 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"category": ["a"], "output": "b"}, "no candidate"),
     ({"category": [], "output": "b"}, "'category' is []"),
     ({"category": ["a"], "output": 1}, "'output' is 1"),
+    ({"category": ["a", "b", "a "], "output": "b"}, "'category' names 'a' twice"),
+    ({"category": "a, b, a", "output": "b"}, "'category' names 'a' twice"),
     ({"text": ""}, "'text' is empty"),
     ({"text": " \n"}, "'text' is white space only"),
     ({"text": "\u200b\ufeff"}, "'text' is without any visible text"),

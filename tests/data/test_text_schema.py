@@ -96,6 +96,14 @@ def test_candidates_are_the_labels_that_a_row_offers_in_the_order_of_the_map(tmp
     ]
 
 
+def test_two_spellings_of_one_candidate_are_refused_by_line(tmp_path: Path) -> None:
+    rows = [{"text": f"t{n}", "category": "国际, 财经", "output": "财经"} for n in range(20)]
+    rows[4]["category"] = "国际, 财经, world"
+    (problem,) = refused(tmp_path, rows).problems
+    assert problem.where.endswith("train.jsonl:5")
+    assert "'国际' and 'world' in 'category', both '国际'" in problem.found
+
+
 def test_candidates_of_many_labels_stand_in_the_order_of_the_map(tmp_path: Path) -> None:
     names = [f"n{place:02}" for place in range(40)]
     (tmp_path / "order.yaml").write_text(json.dumps(names))

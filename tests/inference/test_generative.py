@@ -223,6 +223,30 @@ def test_candidates_of_a_row_are_all_that_it_can_answer(model: Any) -> None:
         ours.log_scores(titles()[:1], candidates=[("unheard",)])
     with pytest.raises(TaskHeadsError, match=r"texts\[1\]: found ' '"):
         ours.log_scores(["A match", " "])
+    one, other = labels.names[:2]
+    with pytest.raises(TaskHeadsError) as caught:
+        ours.log_scores(titles()[:3], candidates=[(one, other, one), None, one])
+    assert [problem.where for problem in caught.value.problems] == ["candidates[0]", "candidates[2]"]
+    assert f"found '{one}' twice" in str(caught.value)
+    for short in ([], [None]):
+        with pytest.raises(TaskHeadsError, match="for 2 texts; accepted: one list of names per text"):
+            ours.predict(titles()[:2], candidates=short)
+
+
+def test_what_is_no_chat_model_and_no_labels_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(TaskHeadsError, match=r"^labels: found \['good', 'bad'\]; accepted: a LabelMap"):
+        LabelScorer.from_pretrained("no/such-model", labels=["good", "bad"])  # type: ignore[arg-type]
+    for config, told in (
+        ({"model_type": "title_scorer"}, "found a title scorer: .*open it by Scorer"),
+        ({"model_type": "pooled_classifier"}, "found a classifier: .*open it by Scorer"),
+        (
+            {"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"]},
+            "found a Qwen2ForSequenceClassification: .*text-classification",
+        ),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(TaskHeadsError, match=told):
+            LabelScorer.from_pretrained(str(tmp_path), labels=LabelMap(("good", "bad")))
 
 
 def test_5000_answers_are_all_labels(model: Any) -> None:

@@ -76,6 +76,9 @@ def test_the_pipeline_gives_the_same_ranking(folder, scorer, prompt):
         assert ranker(TITLES, prompt=prompt) == theirs
         with pytest.raises(ValueError, match="a list of titles beside prompt="):
             ranker({"titles": TITLES}, prompt=prompt)
+    for empty in ([], (), {"titles": []}):
+        with pytest.raises(ValueError, match=r"title-ranking.*; give texts"):
+            ranker(empty)
 
 
 def test_probabilities_are_the_softmax_and_for_two_the_preference(scorer):
