@@ -29,7 +29,12 @@ from qwen_task_heads.publishing.trackers import track
 from qwen_task_heads.training.answer_trainer import AnswerTrainer, answer_dataset
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
-from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
+from qwen_task_heads.training.checkpoints import (
+    SealingCallback,
+    open_output,
+    refuse_foreign_output,
+    resume_hazards,
+)
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sharding import whole_model
@@ -49,7 +54,7 @@ def main() -> None:
         found, accepted = f"found {sets.problem_type}", "accepted: one label per text"
         raise TaskHeadsError(Problem("--dataset_name", found, accepted, "train a head: recipes/classify.py"))
     identity = {**run_identity(texts, args, model_args), **sets.fingerprint()}
-    resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
+    refuse_foreign_output(args.output_dir, args.resume_from_checkpoint)
 
     # Model, prompts and token ids
     set_seed(args.seed)
@@ -64,6 +69,8 @@ def main() -> None:
     scorer = LabelScorer(model, prompts=prompts, length_normalized=texts.length_normalized)
     (train, cut), (dev, _) = (answer_dataset(rows, prompts=prompts) for rows in (sets.train, sets.dev))
     sets.lines.append(cut)
+    # Now: what was refused above leaves no folder behind
+    resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
     if is_main:
         alone = f"labels are scored one by one: {scorer.why_alone}" if scorer.why_alone else None
         notes = [*resume_hazards(args), alone]
