@@ -31,10 +31,20 @@ from qwen_task_heads.training.publish_arguments import LICENCES
 
 __all__ = [
     "code", "fenced", "figure", "figure_name", "interval", "link", "metadata", "one_line", "plain", "render",
-    "with_form", "with_parity",
+    "with_form", "with_onnx", "with_parity",
 ]  # fmt: skip
 
-PARITY, LOAD = "Parity", "How to load it"
+PARITY, LOAD, ONNX = "Parity", "How to load it", "ONNX"
+# What the logits of a graph are, by a tag of the card; the graph ends where the head does.
+LOGITS = {
+    "title-scorer": "The logit is the score of a title, higher is better; of two titles, P(A preferred) is "
+    "the sigmoid of score(A) − score(B).",
+    "multi-label-classification": "Probabilities are yours to take: the sigmoid of each logit, in the order "
+    "of `id2label` in `config.json`.",
+    "regression": "The logits are the numbers themselves.",
+    "": "Probabilities are yours to take: the softmax over the logits of a text, in the order of `id2label` "
+    "in `config.json`.",
+}
 # What an artefact was held against: what the run kept, or nothing but the folder itself.
 TRAINED = "compared with the trained model on held texts"
 FOLDER = (
@@ -163,6 +173,8 @@ def with_parity(
         notes: sentences under the table.
         against: `TRAINED` or `FOLDER`.
 
+    Where a graph is among the rows, the card also gets the section that says how to run it.
+
     Example:
         >>> from qwen_task_heads.publishing.cards import with_parity
         >>> card = "# a\\n\\n## Parity\\n\\nNo proof.\\n\\n## Versions\\n"
@@ -172,6 +184,8 @@ def with_parity(
         |---|---|---|
         | adapter | 8.1e-07 | 0.0001 |
     """
+    if graphs := {str(row.get("artefact")) for row in rows} & {"onnx", "onnx_int8"}:
+        card = with_onnx(card, int8="onnx_int8" in graphs)
     said = [f"Each artefact was opened again in a clean process and {against}."]
     if rows:
         names = list(rows[0])
@@ -182,6 +196,52 @@ def with_parity(
         said.append("\n".join(table))
     said += ["\n".join(f"- {plain(note)}" for note in notes)] * bool(notes)
     return _replace(card, PARITY, "\n\n".join(said))
+
+
+def with_onnx(card: str, *, int8: bool) -> str:
+    """The card of a repo with `onnx/`, with the lines that run it, before the proof of it.
+
+    Args:
+        card: as it stands; it names the repo, the kind of the model and what a call looks like.
+        int8: `onnx/model_int8.onnx` is there too.
+    """
+    from huggingface_hub import ModelCard
+
+    tags = ModelCard(card).data.tags or []
+    inputs = _asked(card)
+    paired = inputs.startswith("{")  # a prompt and a title, or two texts
+    texts = ", ".join(f"[{text}]" for text in re.findall(r'"text(?:_pair)?": ("[^"]*")', _one(inputs)))
+    section = render(
+        "onnx",
+        repo=_repo(card),
+        library="modelscope" if "from modelscope import" in card else "huggingface_hub",
+        ranking="title-scorer" in tags,
+        texts=texts if paired else inputs,
+        truncation='"only_first"' if inputs.startswith('{"titles"') else "True",
+        meaning=next((LOGITS[tag] for tag in tags if tag in LOGITS), LOGITS[""]),
+        int8=int8,
+    )
+    card = re.sub(rf"^## {ONNX}\n.*?(?=^## |\Z)", "", card, flags=re.MULTILINE | re.DOTALL)
+    before, heading, rest = card.partition(f"\n## {PARITY}\n")
+    return f"{before.rstrip()}\n\n{section}{heading}{rest}"
+
+
+def _repo(card: str) -> str:
+    """What the card's calls open."""
+    found = re.search(r'from_pretrained\("([^"\n]*)"', card)
+    return found.group(1) if found else "path/to/this"
+
+
+def _asked(card: str) -> str:
+    """What the card's call of a pipeline is given."""
+    asked = re.search(r"^(?:classify|ranker|score)\((.*?)(?:, top_k=None)?\)$", card, re.MULTILINE)
+    return asked.group(1) if asked else '["A text"]'
+
+
+def _one(inputs: str) -> str:
+    """One input of a stock pipeline, which reads a prompt and one title where ours ranks several."""
+    ranked = inputs.startswith('{"titles"')
+    return '{"text": "The text", "text_pair": "A plain title"}' if ranked else inputs
 
 
 def with_form(card: str, form: str) -> str:
@@ -201,14 +261,10 @@ def with_form(card: str, form: str) -> str:
         page.data["base_model_relation"] = "finetune"
     for kind, become in ((ADAPTER, STOCK if stock else MERGED), (FULL, STOCK if stock else FULL)):
         page.text = page.text.replace(f"\n{kind} on ", f"\n{become} on ", 1)
-    found = re.search(r'model="([^"\n]*)"', page.text)
-    asked = re.search(r"^(?:classify|ranker)\((.*?)(?:, top_k=None)?\)$", page.text, re.MULTILINE)
-    inputs = asked.group(1) if asked else '["A text"]'
-    if stock and inputs.startswith('{"titles"'):  # a stock pipeline reads a prompt and one title
-        inputs = '{"text": "The text", "text_pair": "A plain title"}'
+    inputs = _one(_asked(page.text)) if stock else _asked(page.text)
     section = render(
         "load",
-        repo=found.group(1) if found else "path/to/this",
+        repo=_repo(page.text),
         ranking=page.data.get("pipeline_tag") == "text-ranking",
         pipeline_input=inputs,
         adapter=False,

@@ -219,6 +219,26 @@ def test_the_card_of_a_merged_or_stock_model_says_so(models):
         assert f'function_to_apply="none")\nscore({asked})\n' in titles
 
 
+def test_a_repo_with_graphs_says_how_to_run_them(models):
+    rows = [{"artefact": name, "agreement": "100.0%"} for name in ("adapter", "onnx", "onnx_int8")]
+    card = text_page(models[1], "calm")
+    assert "onnxruntime" not in with_parity(card, rows[:1])
+    once = with_parity(card, rows[:2])
+    assert "int8" not in once
+    assert "the softmax over the logits" in once
+    both = with_parity(once, rows)
+    assert both.count("## ONNX\n") == both.count("InferenceSession") == 1
+    assert both.index("## ONNX\n") < both.index("## Parity\n")
+    assert "`onnx/model_int8.onnx`" in both
+    assert 'batch = tokenizer(["A text"], padding=True, truncation=True' in both
+    assert {k: v for k, v in Rendered(both).titles.items() if k != "Parity"} == Rendered(card).titles
+    pairs = with_parity(with_form(title_page(models[0], "calm", prompt="An article"), "stock"), rows)
+    asked = 'tokenizer(["The text"], ["A plain title"], padding=True, truncation="only_first", '
+    assert asked in with_parity(title_page(models[0], "calm", prompt="An article"), rows)
+    assert 'tokenizer(["The text"], ["A plain title"], ' in pairs
+    assert "of two titles, P(A preferred)" in pairs
+
+
 def test_what_nobody_stated_is_not_guessed(models):
     run = {**account("calm"), "card": CardFacts()}
     pair = PairExample(chosen="a", rejected="b")

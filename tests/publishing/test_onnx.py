@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qwen_task_heads import TaskHeadsError, adapter_config, build, load_tokenize
 from qwen_task_heads.batching.text import Template, bind_template, compile_template
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, pad_rows
 from qwen_task_heads.publishing import onnx
+from qwen_task_heads.publishing.cards import with_parity
 from qwen_task_heads.publishing.onnx import agreement, export_onnx, run_onnx
 
 pytest.importorskip("onnxruntime")
@@ -94,6 +96,17 @@ def test_the_file_is_where_it_should_be_and_the_model_as_it_was(exported: dict[s
     model = exported["model"]
     assert (model.packing, model.prefix_sharing, model.training) == (True, True, True)
     assert model.config.max_seq_length == LIMIT
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_card_give_the_logits(exported: dict[str, Any], clean: CleanProcess) -> None:
+    folder = exported["folder"]
+    card = with_parity("# a\n", [{"artefact": "onnx"}])
+    (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    fetch = re.search(r"^folder = snapshot_download.*$", lines, re.MULTILINE)[0]  # type: ignore[index]
+    code = lines.replace(fetch, "import sys; folder = sys.argv[1]").replace('["A text"]', repr(TEXTS))
+    found = json.loads(clean.run(f"{code}\nprint(logits.tolist())", folder, folder=folder).splitlines()[-1])
+    assert torch.allclose(torch.tensor(found), exported["wanted"], atol=1e-5)
 
 
 @pytest.mark.slow
