@@ -11,6 +11,7 @@ Log in before by `hf auth login` (HF_TOKEN), or of ModelScope by MODELSCOPE_API_
 
 import argparse
 import sys
+from functools import partial
 
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.hubs import HUBS
@@ -35,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--rows", action="store_true", help="publish predictions.jsonl and errors.md: texts of the data")
     add("--onnx", action="store_true", help="add onnx/model.onnx")
     add("--int8", action="store_true", help="add onnx/model_int8.onnx too, with its agreement")
+    add("--replace", action="store_true", help="the repo's model may give way to one of another task")
     add("--dry_run", metavar="FOLDER", help="stage and prove there, and publish nothing")
     return parser.parse_args()
 
@@ -55,6 +57,8 @@ def main() -> None:
         onnx=args.onnx or args.int8,
         int8=args.int8,
         dry_run=args.dry_run,
+        replace=args.replace,
+        say=partial(print, flush=True),
     )
     print("\n".join(published.lines()))
 

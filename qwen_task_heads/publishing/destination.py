@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Destination:
         from qwen_task_heads.publishing.hubs import publish
 
         try:
-            published = publish(folder, **vars(self))
+            published = publish(folder, **vars(self), say=partial(print, flush=True))
         except TaskHeadsError as error:
             again = Problem(
                 str(folder), "found the model finished and saved here, and not published",

@@ -104,7 +104,13 @@ class Parity:
 
 
 def prove(
-    folder: str | Path, *, reference: Reference, kind: str, repo_id: str | None, run: Opener | None = None
+    folder: str | Path,
+    *,
+    reference: Reference,
+    kind: str,
+    repo_id: str | None,
+    run: Opener | None = None,
+    named: str | Path | None = None,
 ) -> Parity:
     """Open an artefact as its readers will, and hold it against the trained model.
 
@@ -114,6 +120,7 @@ def prove(
         kind: `adapter`, `full`, `merged`, `stock`, `onnx` or `onnx_int8`.
         repo_id: the id it is opened by; None opens the folder by its path.
         run: how `opened.py` is run; a subprocess of its own when None.
+        named: the folder that messages name, where `folder` is a copy that its user does not know.
 
     Returns:
         The differences of logits, per padding and batch.
@@ -122,9 +129,10 @@ def prove(
         TaskHeadsError: all that differs, each by its name.
     """
     folder = Path(folder).resolve()
+    named = named or folder
     if kind not in BOUNDS:
         raise TaskHeadsError(Problem.of("kind", repr(kind), ", ".join(BOUNDS), "choose one of them"))
-    if problems := _missing(folder, kind):
+    if problems := _missing(folder, kind, named=named):
         raise TaskHeadsError(problems)
     check_repo(str(folder))  # with it, code that is not ours is not run, not even here
     with tempfile.TemporaryDirectory(prefix="proof-") as root:
@@ -144,7 +152,7 @@ def prove(
             "base_dtype": reference.report["dtype"] if kind == "generator_adapter" else None,
             "paddings": ["right"] if kind == "stock" else ["left", "right"],
         }
-        report = _report(job, reference, path=Path(root, "job.json"), run=run or in_subprocess)
+        report = _report(job, reference, path=Path(root, "job.json"), run=run or in_subprocess, named=named)
     problems = _causes(reference, report, kind, folder) + compare_stored(reference.report, folder)
     rows = _rows(reference, report, kind) if "logits" in report else []
     over = [row for row in rows if row.bound is not None and not row.difference <= row.bound]
@@ -157,14 +165,16 @@ def prove(
         problems.append(Problem.of(where, text, accepted, "what differs is named above, if it has a name"))
     if not rows and not problems:  # a proof that compared nothing is none
         problems.append(
-            Problem.of(str(folder), "no logits to compare", "those of every layout", "make it again")
+            Problem.of(str(named), "no logits to compare", "those of every layout", "make it again")
         )
     if problems:
         raise TaskHeadsError(problems)
     return Parity(tuple(rows))
 
 
-def _report(job: dict[str, Any], reference: Reference, *, path: Path, run: Opener) -> dict[str, Any]:
+def _report(
+    job: dict[str, Any], reference: Reference, *, path: Path, run: Opener, named: str | Path
+) -> dict[str, Any]:
     """What the clean process tells; where memory ends, of an attempt that takes less."""
     device = reference.report["device"] if torch.cuda.is_available() else "cpu"
     numbers = sum(math.prod(tensor["shape"]) for tensor in reference.report["tensors"].values())
@@ -182,11 +192,11 @@ def _report(job: dict[str, Any], reference: Reference, *, path: Path, run: Opene
         return report
     found, accepted = failure.strip().splitlines()[-1][:500], "an artefact that a clean process opens"
     raise TaskHeadsError(
-        Problem.of(job["folder"], found, accepted, MEMORY if KILLED in failure else "make it again")
+        Problem.of(str(named), found, accepted, MEMORY if KILLED in failure else "make it again")
     )
 
 
-def _missing(folder: Path, kind: str) -> list[Problem]:
+def _missing(folder: Path, kind: str, *, named: str | Path) -> list[Problem]:
     """Files without which nothing opens, and code that is not the package's."""
     wanted = ["tokenizer.json", "tokenizer_config.json"]
     wanted += ["label_prompt.json"] if kind in GENERATORS else []
@@ -206,10 +216,11 @@ def _missing(folder: Path, kind: str) -> list[Problem]:
     ]
     remedy = "save the model again"
     problems = [
-        Problem(f"{folder}/{name}", "found no such file", "accepted: one", remedy) for name in missing
+        Problem(f"{named}/{name}", "found no such file", "accepted: the one that save() writes", remedy)
+        for name in missing
     ]
     accepted = "accepted: the file of the installed package"
-    problems += [Problem(f"{folder}/{name}", "found other code", accepted, remedy) for name in changed]
+    problems += [Problem(f"{named}/{name}", "found other code", accepted, remedy) for name in changed]
     return problems
 
 

@@ -7,6 +7,9 @@ that go beside git (LFS) are uploaded before and are invisible until that commit
 leaves the old state or the new one; where the answer to the commit was lost, the next try finds that
 nothing changed, makes no second commit and only sets the tag.
 
+What is replaced and removed is said before it is sent, and a repo that holds a model of another task (what
+it answers, or its labels) is refused without `replace`: a mistyped name would cost somebody's model.
+
 Tokens come from the environment or a login, never from an argument. Errors of the clients are told in our
 words, without a chain: their own texts may quote a header.
 """
@@ -16,7 +19,7 @@ from __future__ import annotations
 import json
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +27,16 @@ from typing import Any, ClassVar
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.publishing.secrets import redact
-from qwen_task_heads.publishing.staging import MANIFEST, files_of, stale, travels
+from qwen_task_heads.publishing.staging import (
+    CODE,
+    DESCRIBED,
+    MANIFEST,
+    among,
+    files_of,
+    stale,
+    task_of,
+    travels,
+)
 
 # What a hub's status says, as (found, accepted, remedy); {title} and {reason} are filled in.
 _CHECK_CARD = "where that names the card, mend the metadata on top of README.md; else publish again"
@@ -46,6 +58,11 @@ TOLD = {
     ),
 }  # fmt: skip
 NOT_LOGGED_IN = 401
+NAMED = 5  # removed files by name; of more the number
+
+
+def quiet(line: str) -> None:
+    """Say nothing of what is being done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +159,8 @@ class Hub(ABC):
         revision: str | None = None,
         tag: str | None = None,
         message: str | None = None,
+        replace: bool = False,
+        say: Callable[[str], None] = quiet,
     ) -> Published:
         """Publish a staged folder as one commit; create the repo and the branch where they are absent.
 
@@ -153,9 +172,11 @@ class Hub(ABC):
             revision: branch; None for the hub's own.
             tag: of the commit, or None.
             message: of the commit.
+            replace: the repo's model may be replaced by one of another task.
+            say: takes a line on what is replaced and removed, before anything is sent.
 
         Raises:
-            TaskHeadsError: what `check` names, or a failed call.
+            TaskHeadsError: what `check` and `check_task` name, or a failed call.
         """
         staged = Path(staged)
         files = {name: staged / name for name in files_of(staged)}
@@ -165,6 +186,7 @@ class Hub(ABC):
             self._check(repo_id)
             state = self._state(repo_id, branch)
             asked: dict[str, Any] = {"private": private, "branch": branch, "tag": tag}
+            new = state is None
             if state is None:
                 self._check_state(repo_id, State(private=private), new_commit=True, **asked)
                 self._create(repo_id, private=private)
@@ -177,6 +199,12 @@ class Hub(ABC):
             gone = [name for name in over if stale(name, earlier=earlier)]
             new_commit = bool(changed or gone) or state.tags.get(tag or "") != state.head
             self._check_state(repo_id, state, new_commit=new_commit, **asked)
+            if branch in state.branches and not new:
+                if not replace:
+                    self._check_task(repo_id, state, staged)
+                if line := _replaced(state.files, changed=changed, gone=gone):
+                    say(f"{repo_id} ({branch}): {line}.")
+            say(f"Sending {len(changed)} of {len(files)} files to {self.title} ...")
             if state.head is not None and branch not in state.branches:
                 self._make_branch(repo_id, branch, head=state.head)
             if changed or gone:
@@ -191,6 +219,22 @@ class Hub(ABC):
             repo_id=repo_id, hub=self.name, url=self._url(repo_id, tag or branch), commit=commit,
             private=state.private, unchanged=not (changed or gone), notes=tuple(notes),
         )  # fmt: skip
+
+    def check_task(self, staged: str | Path, *, repo_id: str, revision: str | None = None) -> None:
+        """Refuse to put a staged model in the place of one of another task, before it is proven.
+
+        Args:
+            staged: from `stage`.
+            repo_id, revision: as of `push`.
+
+        Raises:
+            TaskHeadsError: the repo holds a model that answers something else, or in other labels.
+        """
+        branch = revision or self.branch
+        with self._told(repo_id):
+            state = self._state(repo_id, branch)
+            if state is not None and branch in state.branches:
+                self._check_task(repo_id, state, Path(staged))
 
     @abstractmethod
     def _check(self, repo_id: str) -> None: ...
@@ -230,6 +274,17 @@ class Hub(ABC):
 
     @abstractmethod
     def _told(self, repo_id: str) -> AbstractContextManager[None]: ...
+
+    def _check_task(self, repo_id: str, state: State, staged: Path) -> None:
+        names = [name for name in DESCRIBED if name in state.files]
+        with tempfile.TemporaryDirectory(prefix="there-") as folder:
+            for name in names:
+                self._fetch(repo_id, name, commit=str(state.head), folder=folder)
+            there = task_of(Path(folder))
+        ours = task_of(staged)
+        if there is not None and there != ours:
+            remedy = "name another repo; if that model shall go, publish with --replace"
+            raise TaskHeadsError.of(repo_id, f"{there}", f"a repo without a model, or with {ours}", remedy)
 
     def _earlier(self, repo_id: str, state: State) -> Mapping[str, Any]:
         """What the publish before this one sent, by the manifest that lies in the repo; {} without one."""
@@ -298,3 +353,29 @@ class Hub(ABC):
     def _bad_name(self, repo_id: str, reason: str) -> TaskHeadsError:
         accepted = "owner/name of letters, digits, '-', '_' and '.'"
         return TaskHeadsError.of("--hub_model_id", f"{repo_id!r} ({reason})", accepted, "correct it")
+
+
+def _replaced(there: Mapping[str, str], *, changed: Collection[str], gone: Collection[str]) -> str:
+    """What a commit does to the files that are there, in words; "" where it does nothing to them.
+
+    Example:
+        >>> from qwen_task_heads.publishing.hub import _replaced
+        >>> _replaced({"a": "", "b": ""}, changed=["a", "c"], gone=["b", "pooling_task_heads.py"])
+        'replaces 1 file, adds 1, removes b and 1 code file'
+    """
+    over = sum(name in there for name in changed)
+    if not over and not gone:
+        return ""
+    code = [name for name in gone if among(name, CODE)]
+    named = [name for name in gone if name not in code]
+    removed = named[:NAMED] + [f"{_files(len(named) - NAMED)} more"] * (len(named) > NAMED)
+    removed += [_files(len(code), "code file")] * bool(code)
+    parts = [f"replaces {_files(over)}", f"adds {len(changed) - over}"]
+    if removed:
+        *first, last = removed
+        parts.append("removes " + (f"{', '.join(first)} and {last}" if first else last))
+    return ", ".join(parts)
+
+
+def _files(count: int, noun: str = "file") -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

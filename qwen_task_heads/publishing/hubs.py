@@ -8,7 +8,8 @@ model, and what is scanned for secrets is the very folder that is sent.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import replace as with_changes
 from pathlib import Path
 
 from qwen_task_heads.errors import TaskHeadsError
@@ -25,8 +26,8 @@ from qwen_task_heads.publishing.forms import (
     is_local,
     nobody_has,
 )
-from qwen_task_heads.publishing.gate import prove
-from qwen_task_heads.publishing.hub import Hub, Published
+from qwen_task_heads.publishing.gate import Parity, prove
+from qwen_task_heads.publishing.hub import Hub, Published, quiet
 from qwen_task_heads.publishing.hub_huggingface import HuggingFace
 from qwen_task_heads.publishing.hub_modelscope import ModelScope
 from qwen_task_heads.publishing.secrets import scan
@@ -53,6 +54,8 @@ def publish(
     int8: bool = False,
     verify: bool = True,
     dry_run: str | Path | None = None,
+    replace: bool = False,
+    say: Callable[[str], None] = quiet,
 ) -> Published:
     """Publish the folder of a finished run as one commit, or refuse with reasons and publish nothing.
 
@@ -71,6 +74,8 @@ def publish(
         int8: add `onnx/model_int8.onnx` too.
         verify: open what is staged again and compare it with the trained model.
         dry_run: stage and prove in this folder, and send nothing.
+        replace: the repo's model may be replaced by one of another task or other labels.
+        say: takes a line at the beginning of each phase, such as `print`.
 
     Raises:
         TaskHeadsError: files that are no longer those of the run, what the hub refuses, an adapter whose base
@@ -93,16 +98,23 @@ def publish(
         raise TaskHeadsError.of("--onnx", found, "a title scorer or a classifier", "drop it")
     if dry_run is None:
         client.check(repo_id, private=private, revision=revision, tag=tag, again=True)
+    other = revision if revision != client.branch else None  # for which no reader needs to ask
     with tempfile.TemporaryDirectory(prefix="publish-") as root:
+        say(f"Staging {folder} as {form} ...")
         made = run.in_form(form, Path(root, form))
-        staged = stage(made, dry_run or Path(root, "staged"), repo_id=repo_id, hub=hub, rows=rows)
+        staged = stage(
+            made, dry_run or Path(root, "staged"), repo_id=repo_id, hub=hub, rows=rows, revision=other
+        )
+        if dry_run is None and not replace:
+            client.check_task(staged, repo_id=repo_id, revision=revision)
         if (onnx or int8) and isinstance(run, WithHead):
             from qwen_task_heads.publishing.onnx import export_onnx
 
+            say("Exporting it to ONNX ...")
             export_onnx(run.full(), tokenizer=load_tokenizer(str(folder)), folder=staged, int8=int8)
         if verify:
             kinds = run.kinds(form) + ["onnx"] * (onnx or int8) + ["onnx_int8"] * int8
-            _prove(run, staged, kinds=kinds, repo_id=repo_id)
+            _prove(run, staged, kinds=kinds, repo_id=repo_id, say=say)
         seal(staged)
         if problems := scan(staged):
             raise TaskHeadsError(problems)
@@ -110,9 +122,10 @@ def publish(
             did = "Staged and proven equal" if verify else "Staged"
             return Published(repo_id=repo_id, hub=hub, notes=(f"{did} in {staged}.", *notes))
         sent = client.push(
-            staged, repo_id=repo_id, private=private, revision=revision, tag=tag, message=message
-        )
-        return replace(sent, notes=(*sent.notes, *notes))
+            staged, repo_id=repo_id, private=private, revision=revision, tag=tag, message=message,
+            replace=replace, say=say,
+        )  # fmt: skip
+        return with_changes(sent, notes=(*sent.notes, *notes))
 
 
 def check_publishable(backbone: str, *, adapter: bool) -> None:
@@ -135,13 +148,15 @@ def _client(hub: str) -> Hub:
     return HUBS[hub]()
 
 
-def _prove(run: Finished, staged: Path, *, kinds: list[str], repo_id: str) -> None:
+def _prove(
+    run: Finished, staged: Path, *, kinds: list[str], repo_id: str, say: Callable[[str], None]
+) -> None:
     """Compare every artefact with the trained model; write what was found beside it and on the card."""
     reference = run.reference()
-    proofs = [prove(staged, reference=reference, kind=kind, repo_id=repo_id) for kind in kinds]
-    parity = proofs[0]
-    for other in proofs[1:]:
-        parity += other
+    parity = Parity(())
+    for kind in kinds:
+        say(f"Opening it again as {kind} in a clean process, and comparing ...")
+        parity += prove(staged, reference=reference, kind=kind, repo_id=repo_id, named=run.folder)
     against = TRAINED if run.kept else FOLDER
     write_json(staged / "parity.json", {"compared": against, **parity.as_dict()})
     card = staged / "README.md"

@@ -21,6 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from qwen_task_heads.batching.answers import LABEL_PROMPT
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubs import MODELSCOPE
 from qwen_task_heads.publishing.endings import EVAL_RESULTS, write_json
@@ -47,6 +48,8 @@ ROWS = ("predictions.jsonl", "errors.md")  # they hold texts of the data
 # Two of these in one repo, and no loader could tell which form is meant.
 ONE_FORM = (*WEIGHTS, "adapter_config.json", "model.safetensors.index.json")
 MANIFEST, CARD = "manifest.json", "README.md"
+HEADS = ("TitleScorer", "PooledClassifier", "title_scorer", "pooled_classifier")
+DESCRIBED = ("config.json", LABEL_PROMPT)  # where a folder says what its model answers
 # What only a run writes: with one of these and no manifest, nothing says that they belong together.
 OF_A_RUN = ("metrics.json", EVAL_RESULTS)
 AGAIN = (
@@ -64,7 +67,7 @@ from modelscope import snapshot_download
 from modelscope.utils.hf_util.patcher import patch_context
 
 with patch_context():
-    folder = snapshot_download("%s")
+    folder = snapshot_download("%s"%s)
     ...  # the lines below, with `folder` in place of the name
 ```
 """
@@ -83,7 +86,7 @@ def travels(name: str, *, rows: bool = False, model: bool = True) -> bool:
         >>> [travels(name) for name in ("config.json", "training_args.bin", "checkpoint-5/config.json")]
         [True, False, False]
     """
-    return _among(name, ACCOUNT + MODEL * model + ROWS * rows)
+    return among(name, ACCOUNT + MODEL * model + ROWS * rows)
 
 
 def stale(name: str, *, earlier: Collection[str]) -> bool:
@@ -98,9 +101,9 @@ def stale(name: str, *, earlier: Collection[str]) -> bool:
         >>> [stale(n, earlier=["old.png"]) for n in ("old.png", "by_hand.png", "model.safetensors")]
         [True, False, True]
     """
-    if _among(name, ONE_FORM):
+    if among(name, ONE_FORM):
         return True
-    return name in earlier and travels(name, rows=True) and not _among(name, TERMS)
+    return name in earlier and travels(name, rows=True) and not among(name, TERMS)
 
 
 def check_run(folder: str | Path) -> tuple[str, ...]:
@@ -123,7 +126,7 @@ def check_run(folder: str | Path) -> tuple[str, ...]:
         problems = [
             Problem.of(str(folder / name), f"it without {MANIFEST}", "a run as it ended", AGAIN)
             for name in names
-            if _among(name, OF_A_RUN)
+            if among(name, OF_A_RUN)
         ]
         if problems:
             raise TaskHeadsError(problems)
@@ -150,7 +153,15 @@ def check_run(folder: str | Path) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def stage(folder: str | Path, destination: str | Path, *, repo_id: str, hub: str, rows: bool = False) -> Path:
+def stage(
+    folder: str | Path,
+    destination: str | Path,
+    *,
+    repo_id: str,
+    hub: str,
+    rows: bool = False,
+    revision: str | None = None,
+) -> Path:
     """Copy what travels of a finished folder, and make it that of a repo.
 
     An adapter's base becomes the repo itself (`StrictLoading.save_adapter_config` says why), the card
@@ -162,6 +173,7 @@ def stage(folder: str | Path, destination: str | Path, *, repo_id: str, hub: str
         repo_id: `owner/name` of the repo.
         hub: `huggingface` or `modelscope`, which wants a `configuration.json`.
         rows: publish `predictions.jsonl` and `errors.md` too.
+        revision: the branch, where it is not the one that the hub gives unasked; the card's lines name it.
 
     Returns:
         The destination.
@@ -196,7 +208,9 @@ def stage(folder: str | Path, destination: str | Path, *, repo_id: str, hub: str
         _name_repo(destination / "adapter_config.json", repo_id)
     if "README.md" in chosen:
         card = (destination / "README.md").read_text(encoding="utf-8")
-        (destination / "README.md").write_text(_card(card, repo_id, hub, rows=rows), encoding="utf-8")
+        (destination / "README.md").write_text(
+            _card(card, repo_id, hub, rows=rows, revision=revision), encoding="utf-8"
+        )
     if hub == MODELSCOPE:
         writes = {"task": "text-generation"} if "label_prompt.json" in chosen else {}
         write_json(destination / "configuration.json", CONFIGURATION | writes)
@@ -226,6 +240,45 @@ def files_of(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+def task_of(folder: str | Path) -> str | None:
+    """What the model of a folder or repo answers, in whatever form it is; None where nothing says so.
+
+    Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from qwen_task_heads.publishing.staging import task_of
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> config = {"model_type": "title_scorer", "problem_type": "regression", "id2label": {"0": "score"}}
+        >>> _ = (folder / "config.json").write_text(json.dumps(config))
+        >>> task_of(folder)
+        'a regression head of score'
+    """
+    config, prompt = (_object(Path(folder, name)) for name in DESCRIBED)
+    if labels := prompt.get("labels"):
+        names: list[Any] = labels.get("names", []) if isinstance(labels, dict) else []
+        return "a language model that writes " + ", ".join(map(str, names))
+    kind = next(iter(config.get("architectures") or []), None) or config.get("model_type")
+    if not isinstance(kind, str):
+        return None
+    if not kind.endswith("ForSequenceClassification") and kind not in HEADS:
+        return f"a {kind}"
+    table = config.get("id2label")
+    names = []
+    if isinstance(table, dict) and all(str(index).isdecimal() for index in table):
+        names = [table[index] for index in sorted(table, key=int)]
+    problem = str(config.get("problem_type") or "single_label_classification").replace("_", " ")
+    return f"a {problem} head of {', '.join(map(str, names))}"
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; {} where there is none, or it is somebody's own."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, read in parts."""
     digest = hashlib.sha256()
@@ -235,8 +288,8 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _among(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a name fits one of the patterns, folder by folder."""
+def among(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a name fits one of the patterns (`fnmatch`, with `/`), folder by folder."""
     parts = PurePosixPath(name).parts
     wanted = [PurePosixPath(pattern).parts for pattern in patterns]
     return any(len(w) == len(parts) and all(map(fnmatchcase, parts, w)) for w in wanted)
@@ -248,13 +301,18 @@ def _name_repo(path: Path, repo_id: str) -> None:
     path.write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def _card(card: str, repo_id: str, hub: str, *, rows: bool) -> str:
+def _card(card: str, repo_id: str, hub: str, *, rows: bool, revision: str | None) -> str:
     """The card of a run as that of a repo."""
+    pinned = f", revision={json.dumps(revision)}" if revision else ""
+    card = re.sub(r'"path/to/[\w./-]+"', lambda _: f'"{repo_id}"{pinned}', card)
     card = re.sub(r"path/to/[\w./-]+", lambda _: repo_id, card)
     if not rows:  # a sentence on files that stay at home
         card = re.sub(r"^.*\]\(errors\.md\).*\n\n?", "", card, flags=re.MULTILINE)
     if hub == MODELSCOPE:
         card = re.sub(
-            r"^## How to load.*\n", lambda m: m[0] + FROM_MODELSCOPE % repo_id, card, flags=re.MULTILINE
+            r"^## How to load.*\n",
+            lambda m: m[0] + FROM_MODELSCOPE % (repo_id, pinned),
+            card,
+            flags=re.MULTILINE,
         )
     return card

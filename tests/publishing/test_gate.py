@@ -366,6 +366,13 @@ def test_what_cannot_be_compared_is_refused(prepared: Any, open_in: Any, tmp_pat
         prove(folder, reference=reference, kind="gguf", repo_id="me/it")
     with pytest.raises(TaskHeadsError, match=r"reference\.json: found no reference"):
         read_reference(tmp_path)
+    shutil.copytree(folder, tmp_path / "staged")
+    (tmp_path / "staged" / "pooling_task_heads.py").unlink()
+    missing = (
+        r"^runs/it/pooling_task_heads\.py: found no such file; accepted: the one that save\(\) writes; save "
+    )
+    with pytest.raises(TaskHeadsError, match=missing):  # the folder that its user knows, not the copy
+        prove(tmp_path / "staged", reference=reference, kind="full", repo_id="me/it", named="runs/it")
     with pytest.raises(TaskHeadsError, match="found it crashed"):
         prove(folder, reference=reference, kind="full", repo_id="me/it", run=lambda job: "it crashed")
 

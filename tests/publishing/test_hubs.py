@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Iterator
@@ -16,12 +17,13 @@ from loopback import FAULTS
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.publishing.hub import Hub
 from qwen_task_heads.publishing.hubs import HUBS
-from qwen_task_heads.publishing.staging import files_of, seal
+from qwen_task_heads.publishing.staging import files_of, seal, task_of
 
 pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
 # The client's own, of its http library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 REPO = "me/titles"
+CHANGED = b'{"model_type": "title_scorer", "pooling": "mean"}'
 MAIN = {"huggingface": "main", "modelscope": "master"}
 SLEEP = time.sleep
 
@@ -111,7 +113,13 @@ def test_an_update_removes_what_an_earlier_publish_left_and_nothing_else(place: 
     place.server.put(REPO, {**dict.fromkeys(by_hand, b"by hand"), "adapter_config.json": b"of another form"})
     for name in ("model.safetensors", "old.png", ".eval_results/a.yaml", "NOTICE"):
         (staged / name).unlink()
-    write(staged, {"model-00001-of-00001.safetensors": b"a" * 100, "config.json": b'{"model_type": "x"}'})
+    write(
+        staged,
+        {
+            "model-00001-of-00001.safetensors": b"a" * 100,
+            "config.json": b'{"model_type": "title_scorer", "x": 1}',
+        },
+    )
     before = place.commits()
     place.client.push(seal(staged), repo_id=REPO)
     found = place.server.files(REPO)
@@ -119,6 +127,50 @@ def test_an_update_removes_what_an_earlier_publish_left_and_nothing_else(place: 
     assert found.pop("NOTICE") == b"of a base"  # terms are people's to take away
     assert found == contents(staged)
     assert place.commits() == before + 1
+
+
+def test_a_model_of_another_task_is_replaced_only_where_that_is_asked_for(place: Place, staged: Path) -> None:
+    client, said = place.client, list[str]()
+    scores = {"problem_type": "regression", "id2label": {"0": "score"}}
+    write(staged, {"config.json": json.dumps({"model_type": "title_scorer", **scores}).encode()})
+    client.check_task(staged, repo_id=REPO)  # nothing there
+    client.push(seal(staged), repo_id=REPO, say=said.append)
+    stock = {"architectures": ["Qwen2ForSequenceClassification"], "model_type": "qwen2", **scores}
+    write(staged, {"config.json": json.dumps(stock).encode(), "new.png": b"x"})
+    write(staged, {"pooling_task_heads.py": b"", "handler.py": b""})
+    client.push(seal(staged), repo_id=REPO, say=said.append)  # the same task in another form
+    for name in ("onnx/model.onnx", "pooling_task_heads.py", "handler.py"):
+        (staged / name).unlink()
+    client.push(seal(staged), repo_id=REPO, say=said.append)
+    begun = [line for line in said if line.startswith("me/titles")]
+    assert begun == [
+        f"me/titles ({place.branch}): replaces 2 files, adds 3.",
+        f"me/titles ({place.branch}): replaces 1 file, adds 0, removes onnx/model.onnx and 2 code files.",
+    ]
+    before = place.server.files(REPO)
+    labels = {"problem_type": "multi_label_classification", "id2label": {"1": "b", "0": "a"}}
+    write(staged, {"config.json": json.dumps({"model_type": "pooled_classifier", **labels}).encode()})
+    for call in (client.push, client.check_task):
+        told = refused(call, seal(staged), repo_id=REPO)
+        assert "me/titles: found a regression head of score; accepted: a repo without a model, or" in told
+        assert "a multi label classification head of a, b; " in told
+        assert "--replace" in told
+    assert place.server.files(REPO) == before
+    write(staged, {"config.json": json.dumps(stock | {"id2label": {"0": "cost"}}).encode()})
+    assert "or with a regression head of cost" in refused(client.push, seal(staged), repo_id=REPO)
+    client.push(seal(staged), repo_id=REPO, replace=True)
+    assert place.server.files(REPO) == contents(staged)
+
+
+def test_what_writes_labels_is_told_by_them_in_every_form(tmp_path: Path) -> None:
+    prompt = json.dumps({"labels": {"names": ["a", "b"]}}).encode()
+    adapter = write(tmp_path / "adapter", {"label_prompt.json": prompt})
+    full = write(tmp_path / "full", {"label_prompt.json": prompt, "config.json": b'{"model_type": "qwen2"}'})
+    assert task_of(adapter) == task_of(full) == "a language model that writes a, b"
+    base = write(tmp_path / "base", {"config.json": b'{"architectures": ["Qwen2ForCausalLM"]}'})
+    assert task_of(base) == "a Qwen2ForCausalLM"
+    for content in (b"{}", b"[]", b"{", b'{"architectures": [3]}'):
+        assert task_of(write(tmp_path / "none", {"config.json": content})) is None
 
 
 @pytest.mark.parametrize("manifest", [b"{", b"[]", b'{"files": ["diagram.png"]}', None])
@@ -136,7 +188,7 @@ def test_a_tag_names_the_commit_and_is_not_moved(place: Place, staged: Path) -> 
     first = place.client.push(staged, repo_id=REPO, tag="v1")
     assert place.server.repos[REPO].tags == {"v1": first.commit}
     assert place.client.push(staged, repo_id=REPO, tag="v1").commit == first.commit
-    write(staged, {"config.json": b"{}"})
+    write(staged, {"config.json": CHANGED})
     assert "tag 'v1' of me/titles: found it at commit" in refused(
         place.client.push, staged, repo_id=REPO, tag="v1"
     )
@@ -148,7 +200,7 @@ def test_a_tag_names_the_commit_and_is_not_moved(place: Place, staged: Path) -> 
 
 def test_a_revision_is_a_branch_and_leaves_the_main_one_alone(place: Place, staged: Path) -> None:
     first = place.client.push(staged, repo_id=REPO)
-    write(staged, {"config.json": b"{}"})
+    write(staged, {"config.json": CHANGED})
     if place.name == "modelscope":  # its client makes no branch
         told = refused(place.client.push, staged, repo_id=REPO, revision="next")
         assert "no branch 'next'" in told
@@ -207,7 +259,7 @@ def test_asked_early_the_hub_says_what_the_repo_will_not_take(place: Place, stag
     assert client.check(REPO, tag="v2") is None
     assert "tag 'v1' of me/titles: found it at commit" in refused(client.check, REPO, tag="v1")
     assert client.check(REPO, tag="v1", again=True) is None  # the commit may have been this very publish
-    write(staged, {"config.json": b"{}"})
+    write(staged, {"config.json": CHANGED})
     client.push(staged, repo_id=REPO)
     server.repos[REPO].private = False
     told = refused(client.check, REPO, tag="v1", again=True, revision="next")
@@ -288,7 +340,7 @@ def test_somebody_elses_commit_in_between_is_not_overwritten(
         return state
 
     monkeypatch.setattr(client, "_state", look_and_lose)
-    write(staged, {"config.json": b"ours"})
+    write(staged, {"config.json": CHANGED})
     assert "found another commit, made meanwhile (A commit has happened" in refused(
         client.push, staged, repo_id=REPO
     )

@@ -94,6 +94,14 @@ def test_modelscope_gets_its_configuration_and_its_call(folder: Path, tmp_path: 
     ).exists()
 
 
+@pytest.mark.parametrize("hub", ["huggingface", "modelscope"])
+def test_a_card_of_a_branch_names_it_in_its_lines(folder: Path, tmp_path: Path, hub: str) -> None:
+    staged = stage(folder, tmp_path / "staged", repo_id="me/t", hub=hub, revision="v9")
+    card = (staged / "README.md").read_text()
+    assert 'load("me/t", revision="v9")' in card
+    assert ('snapshot_download("me/t", revision="v9")' in card) == (hub == "modelscope")
+
+
 def test_links_and_folders_without_a_model_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "metrics.json").unlink()
     (folder / "metrics.json").symlink_to("/etc/hostname")
