@@ -5,18 +5,21 @@ Requires: pip install "qwen-task-heads[train]", and of exports [onnx], of ModelS
 python recipes/publish.py --model runs/titles --hub_model_id me/titles
 python recipes/publish.py --model runs/news --hub_model_id me/news --hub modelscope --form merged --onnx
 python recipes/publish.py --model runs/news --hub_model_id me/news --dry_run staged
+python recipes/publish.py --model runs/news --hub_model_id me/news --license mit --language en zh
 
 Log in before by `hf auth login` (HF_TOKEN), or of ModelScope by MODELSCOPE_API_TOKEN.
 """
 
 import argparse
 import sys
+from dataclasses import fields
 from functools import partial
 
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.hubs import HUBS
+from qwen_task_heads.publishing.card_facts import STATED, CardFacts
 from qwen_task_heads.publishing.hubs import publish
-from qwen_task_heads.training.publish_arguments import FORMS
+from qwen_task_heads.training.publish_arguments import FORMS, PublishArguments
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,12 +41,17 @@ def parse_arguments() -> argparse.Namespace:
     add("--int8", action="store_true", help="add onnx/model_int8.onnx too, with its agreement")
     add("--replace", action="store_true", help="the repo's model may give way to one of another task")
     add("--dry_run", metavar="FOLDER", help="stage and prove there, and publish nothing")
+    for item in fields(PublishArguments):
+        if item.name in STATED:
+            several = {"nargs": "+"} if item.name == "language" else {}
+            add(f"--{item.name}", help=item.metadata["help"], **several)
     return parser.parse_args()
 
 
 def main() -> None:
     """Stage, prove, publish, and say where it is."""
     args = parse_arguments()
+    facts = CardFacts(**{name: value for name, value in vars(args).items() if name in STATED and value})
     published = publish(
         args.model,
         repo_id=args.hub_model_id,
@@ -58,6 +66,7 @@ def main() -> None:
         int8=args.int8,
         dry_run=args.dry_run,
         replace=args.replace,
+        facts=facts,
         say=partial(print, flush=True),
     )
     print("\n".join(published.lines()))

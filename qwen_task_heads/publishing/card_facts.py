@@ -1,13 +1,15 @@
 """What stands on a card beside the figures: what its owner states, base, data, training, time, citations.
 
 What a card says and no run can know (licences, language) is stated by its owner in `CardFacts`; what nobody
-stated the card calls not stated, and nothing is guessed from the name of a base.
+stated the card calls not stated, and nothing is guessed from the name of a base. What is stated when a
+finished run is published goes into the staged card (`state_facts`), in place of what the run said.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -15,8 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads import __version__
 from qwen_task_heads.backbones import EMBEDDED, locate
-from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.publishing.cards import ADAPTER, ADAPTER_ALONE, FULL, code, fenced, link, one_line, plain
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.publishing.cards import (
+    ADAPTER,
+    ADAPTER_ALONE,
+    FULL,
+    code,
+    fenced,
+    licence_fields,
+    link,
+    one_line,
+    plain,
+)
 from qwen_task_heads.publishing.manifest import versions
 from qwen_task_heads.training.publish_arguments import OWN_LICENCE, card_problems, is_dataset_id
 
@@ -75,6 +87,95 @@ class CardFacts:
 
 NOTHING_STATED = CardFacts()
 STATED = {field.name for field in fields(CardFacts)}
+
+
+# Lines of `card.md` that hold facts: (what stands before, the fact, what stands behind).
+_LICENCE_LINE = re.compile(r"^(qwen-task-heads \S+ Licence: )(.*)(\.)$", re.MULTILINE)
+_DATA_LINE = re.compile(r"^(Licence of the data: )(.*?)(\.)(?: Source: (.*))?$", re.MULTILINE)
+_PARAGRAPH = r"(?:[^\n#-][^\n]*\n)+\n"
+_USE = re.compile(rf"^(## Intended use and limits\n\n)({_PARAGRAPH})??({_PARAGRAPH}(?=[-#]))", re.MULTILINE)
+_CITATION = re.compile(r"^(## Citation\n\n)(`{3,})bibtex\n(.*?)\n\2$", re.MULTILINE | re.DOTALL)
+
+
+def state_facts(staged: str | Path, facts: CardFacts, *, named: str | Path) -> None:
+    """Write what an owner states into a staged card and its manifest, in place of what the run said.
+
+    Args:
+        staged: from `stage`; its `README.md` and `manifest.json` are written anew.
+        facts: what is stated; the rest stays.
+        named: the folder that messages name.
+
+    Raises:
+        TaskHeadsError: no card, or one that was edited so that a fact has no place; all of them.
+    """
+    stated = {name: value for name, value in vars(facts).items() if value}
+    card, manifest = Path(staged, "README.md"), Path(staged, "manifest.json")
+    where = f"{named}/README.md"
+    if not stated:
+        return
+    if not card.is_file():
+        found, accepted = f"no card to state {', '.join(stated)} on", "a README.md"
+        raise TaskHeadsError.of(
+            where, found, accepted, "write one, with the facts in it, and do not state them"
+        )
+    content = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    said = content.setdefault("settings", {})
+    text, missing = _restated(card.read_text(encoding="utf-8"), facts, said=said)
+    if missing:
+        accepted = "the lines that the run wrote"
+        remedy = "write it there yourself, or put back the card of the run"
+        raise TaskHeadsError([Problem.of(where, f"no place for {one}", accepted, remedy) for one in missing])
+    card.write_text(text, encoding="utf-8")
+    said |= {name: list(value) if name == "language" else value for name, value in stated.items()}
+    manifest.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _restated(card: str, facts: CardFacts, *, said: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The card with what is stated, and the facts it has no place for; `said` are the run's settings."""
+    from huggingface_hub import ModelCard
+
+    page = ModelCard(card, ignore_metadata_errors=True)
+    missing: list[str] = []
+
+    def put(what: str, line: re.Pattern[str], new: Callable[[re.Match[str]], str]) -> None:
+        page.text, count = line.subn(new, page.text, count=1)
+        missing.extend([what] * (not count))
+
+    if facts.license:
+        shown = plain(facts.license.removeprefix(OWN_LICENCE))
+        put("license", _LICENCE_LINE, lambda m: m[1] + shown + m[3])
+        page.data.pop("license_name")
+        for name, value in licence_fields(facts.license).items():
+            page.data[name] = value
+    if facts.language:
+        page.data["language"] = list(facts.language)
+    if facts.dataset_id:
+        others = [name for name in page.data.get("datasets") or [] if name != said.get("dataset_id")]
+        page.data["datasets"] = list(dict.fromkeys([facts.dataset_id, *others]))
+    if facts.dataset_license or facts.dataset_url:
+
+        def of_data(found: re.Match[str]) -> str:
+            licence = plain(facts.dataset_license) if facts.dataset_license else found[2]
+            url = link(facts.dataset_url) if facts.dataset_url else found[4]
+            return found[1] + licence + found[3] + (f" Source: {url}" if url else "")
+
+        put("dataset_license and dataset_url", _DATA_LINE, of_data)
+    if facts.intended_use:
+        put("intended_use", _USE, lambda m: f"{m[1]}{plain(facts.intended_use)}\n\n{m[3]}")
+    if facts.citation:
+        before = _inner(str(said.get("citation") or ""))
+        put(
+            "citation", _CITATION,
+            lambda m: m[1] + fenced(
+                f"{m[3].replace(before, '') if before else m[3]}\n\n{facts.citation}", language="bibtex"
+            ),
+        )  # fmt: skip
+    return str(page).rstrip("\n") + "\n", missing
+
+
+def _inner(citation: str) -> str:
+    """A citation as it stands in the block of a card."""
+    return "\n".join(fenced(citation).splitlines()[1:-1]) if citation.strip() else ""
 
 
 @dataclass(frozen=True, kw_only=True)

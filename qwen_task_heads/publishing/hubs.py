@@ -15,6 +15,7 @@ from pathlib import Path
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE
 from qwen_task_heads.models import load_tokenizer
+from qwen_task_heads.publishing.card_facts import NOTHING_STATED, CardFacts, state_facts
 from qwen_task_heads.publishing.cards import FOLDER, TRAINED, with_parity
 from qwen_task_heads.publishing.endings import write_json
 from qwen_task_heads.publishing.forms import (
@@ -55,6 +56,7 @@ def publish(
     verify: bool = True,
     dry_run: str | Path | None = None,
     replace: bool = False,
+    facts: CardFacts = NOTHING_STATED,
     say: Callable[[str], None] = quiet,
 ) -> Published:
     """Publish the folder of a finished run as one commit, or refuse with reasons and publish nothing.
@@ -75,6 +77,7 @@ def publish(
         verify: open what is staged again and compare it with the trained model.
         dry_run: stage and prove in this folder, and send nothing.
         replace: the repo's model may be replaced by one of another task or other labels.
+        facts: what is stated on the card now, in place of what the run said; the folder's own card stays.
         say: takes a line at the beginning of each phase, such as `print`.
 
     Raises:
@@ -105,6 +108,7 @@ def publish(
         staged = stage(
             made, dry_run or Path(root, "staged"), repo_id=repo_id, hub=hub, rows=rows, revision=other
         )
+        state_facts(staged, facts, named=folder)
         if dry_run is None and not replace:
             client.check_task(staged, repo_id=repo_id, revision=revision)
         if (onnx or int8) and isinstance(run, WithHead):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_sets import TextSets
 from qwen_task_heads.data.title_sets import TitleSets
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.publishing.card_facts import CardFacts, Trained
+from qwen_task_heads.publishing.card_facts import NOTHING_STATED, CardFacts, Trained, state_facts
 from qwen_task_heads.publishing.cards import (
     FOLDER,
     code,
@@ -74,9 +75,9 @@ def models(bases):
     return tuple(Trained.of(model) for model in found)
 
 
-def account(text: str) -> dict[str, object]:
+def account(text: str, card: CardFacts | None = None) -> dict[str, object]:
     """What both runs have in common; an address alone would rightly be a link, so its field holds more."""
-    facts = CardFacts(
+    facts = card or CardFacts(
         license=f"other:x{text}",
         dataset_license=text,
         dataset_url=f"https://x {text} !",
@@ -94,7 +95,7 @@ def account(text: str) -> dict[str, object]:
     }
 
 
-def title_page(model, text: str, *, prompt: str = "") -> str:
+def title_page(model, text: str, *, prompt: str = "", card: CardFacts | None = None) -> str:
     pair = PairExample(chosen="a", rejected="b", prompt=prompt)
     sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[pair], lines=[text], dev_was_cut=True)
     metrics = {
@@ -105,11 +106,11 @@ def title_page(model, text: str, *, prompt: str = "") -> str:
         "reward": REWARD,
     }
     model.config.backbone_revision = text
-    run = Run(sets=sets, **account(text))
+    run = Run(sets=sets, **account(text, card))
     return title_card(model, Path("runs", text), metrics, "test", run, plots={"Training": "training.png"})
 
 
-def text_page(model, text: str) -> str:
+def text_page(model, text: str, *, card: CardFacts | None = None) -> str:
     row = TextExample(text="a", target=0)
     names = (one_line(text) or "x", "b", "c")
     sets = TextSets(
@@ -126,7 +127,7 @@ def text_page(model, text: str) -> str:
         },
         "notes": [text],
     }
-    run = TextRun(sets=sets, cut=text, **account(text))
+    run = TextRun(sets=sets, cut=text, **account(text, card))
     return text_card(model, Path("runs", text), metrics, "test", run, plots={})
 
 
@@ -239,45 +240,47 @@ def test_a_repo_with_graphs_says_how_to_run_them(models):
     assert "of two titles, P(A preferred)" in pairs
 
 
-def test_what_nobody_stated_is_not_guessed(models):
-    run = {**account("calm"), "card": CardFacts()}
-    pair = PairExample(chosen="a", rejected="b")
-    sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[], lines=[], dev_was_cut=False)
-    metrics = {
-        "train": {"pairs": 1, **RAN},
-        "data": SETS,
-        "dev": {"this model": dict.fromkeys(NAMED, BOTH)},
-        "notes": [],
-        "reward": REWARD,
-    }
-    card = title_card(models[0], Path("a"), metrics, "dev", Run(sets=sets, **run), plots={})
-    assert "Licence: not stated." in card
-    assert "Licence of the data: not stated." in card
-    assert not {"license", "language", "datasets"} & set(yaml.safe_load(card.split("---\n", 2)[1]))
+@pytest.mark.parametrize("page", [title_page, text_page])
+@pytest.mark.parametrize("before", [{}, {name: "old" for name in ("dataset_license", "intended_use")}])
+def test_what_is_stated_when_publishing_reads_as_if_the_run_had_said_it(models, tmp_path, page, before):
+    model = models[page is text_page]
+    facts = CardFacts(
+        license="other:Ours | v1", language=["zh", "en"], dataset_license="CC BY 4.0. With credit",
+        dataset_url="https://example.org/a", dataset_id="me/data", intended_use="For | tests. Only \\1.",
+        citation="@misc{x,\n  title={A \\g<0> title}\n}",
+    )  # fmt: skip
+    said = CardFacts(license="mit", language="fr", citation="@misc{old}", **before)
+    wanted = ModelCard(page(model, "a", card=facts))
+    (tmp_path / "README.md").write_text(page(model, "a", card=said), encoding="utf-8")
+    manifest = {"seed": 1, "settings": {"license": "mit", "citation": "@misc{old}"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    state_facts(tmp_path, NOTHING_STATED, named="runs/a")
+    assert "license: mit" in (tmp_path / "README.md").read_text("utf-8")
+    state_facts(tmp_path, facts, named="runs/a")
+    found = ModelCard((tmp_path / "README.md").read_text("utf-8"))
+    assert found.text.split() == wanted.text.split()
+    for name in ("license", "license_name", "language", "model-index"):
+        assert found.data.to_dict()[name] == wanted.data.to_dict()[name]
+    assert "me/data" in found.data.datasets
+    settings = json.loads((tmp_path / "manifest.json").read_text())["settings"]
+    assert (settings["license"], settings["language"]) == ("other:Ours | v1", ["zh", "en"])
+    state_facts(tmp_path, CardFacts(dataset_license="MIT", license="mit"), named="runs/a")
+    once_more = (tmp_path / "README.md").read_text("utf-8")
+    assert "Licence of the data: MIT. Source: <https://example.org/a>\n" in once_more
+    assert "license_name" not in once_more
 
 
-def test_only_ids_of_a_hub_stand_as_data_sets(models):
-    for name, hub, expected in (
-        ("me/titles", "huggingface", ["me/titles"]),
-        ("me/titles", "modelscope", None),
-        ("titles.jsonl", "huggingface", None),
-        ("../titles", "huggingface", None),
+def test_a_card_without_room_for_a_fact_is_refused_with_all_of_them(tmp_path):
+    facts = CardFacts(license="mit", intended_use="x", dataset_url="https://x.org", citation="@misc{x}")
+    with pytest.raises(
+        TaskHeadsError, match=r"runs/a/README\.md: found no card to state license, dataset_url"
     ):
-        found = {**account("calm"), "settings": {"dataset_name": name, "hub": hub}, "card": CardFacts()}
-        pair = PairExample(chosen="a", rejected="b")
-        sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[pair], lines=[], dev_was_cut=False)
-        metrics = {
-            "train": {"pairs": 1, **RAN},
-            "data": SETS,
-            "test": {"this model": dict.fromkeys(NAMED, BOTH)},
-            "notes": [],
-            "reward": REWARD,
-        }
-        card = title_card(models[0], Path("a"), metrics, "test", Run(sets=sets, **found), plots={})
-        front = ModelCard(card).data.to_dict()
-        assert front.get("datasets") == expected, name
-        for repo in front.get("datasets", []):
-            validate_repo_id(repo)
+        state_facts(tmp_path, facts, named="runs/a")
+    (tmp_path / "README.md").write_text("# My own words\n")
+    with pytest.raises(TaskHeadsError, match=r"README\.md: found no place for license; ") as caught:
+        state_facts(tmp_path, facts, named="runs/a")
+    assert len(caught.value.problems) == 4
+    assert (tmp_path / "README.md").read_text() == "# My own words\n"
 
 
 def test_facts_that_no_hub_takes_are_refused_together():
