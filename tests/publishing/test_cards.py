@@ -240,6 +240,47 @@ def test_a_repo_with_graphs_says_how_to_run_them(models):
     assert "of two titles, P(A preferred)" in pairs
 
 
+def test_what_nobody_stated_is_not_guessed(models):
+    run = {**account("calm"), "card": CardFacts()}
+    pair = PairExample(chosen="a", rejected="b")
+    sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[], lines=[], dev_was_cut=False)
+    metrics = {
+        "train": {"pairs": 1, **RAN},
+        "data": SETS,
+        "dev": {"this model": dict.fromkeys(NAMED, BOTH)},
+        "notes": [],
+        "reward": REWARD,
+    }
+    card = title_card(models[0], Path("a"), metrics, "dev", Run(sets=sets, **run), plots={})
+    assert "Licence: not stated." in card
+    assert "Licence of the data: not stated." in card
+    assert not {"license", "language", "datasets"} & set(yaml.safe_load(card.split("---\n", 2)[1]))
+
+
+def test_only_ids_of_a_hub_stand_as_data_sets(models):
+    for name, hub, expected in (
+        ("me/titles", "huggingface", ["me/titles"]),
+        ("me/titles", "modelscope", None),
+        ("titles.jsonl", "huggingface", None),
+        ("../titles", "huggingface", None),
+    ):
+        found = {**account("calm"), "settings": {"dataset_name": name, "hub": hub}, "card": CardFacts()}
+        pair = PairExample(chosen="a", rejected="b")
+        sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[pair], lines=[], dev_was_cut=False)
+        metrics = {
+            "train": {"pairs": 1, **RAN},
+            "data": SETS,
+            "test": {"this model": dict.fromkeys(NAMED, BOTH)},
+            "notes": [],
+            "reward": REWARD,
+        }
+        card = title_card(models[0], Path("a"), metrics, "test", Run(sets=sets, **found), plots={})
+        front = ModelCard(card).data.to_dict()
+        assert front.get("datasets") == expected, name
+        for repo in front.get("datasets", []):
+            validate_repo_id(repo)
+
+
 @pytest.mark.parametrize("page", [title_page, text_page])
 @pytest.mark.parametrize("before", [{}, {name: "old" for name in ("dataset_license", "intended_use")}])
 def test_what_is_stated_when_publishing_reads_as_if_the_run_had_said_it(models, tmp_path, page, before):
