@@ -207,7 +207,7 @@ def with_onnx(card: str, *, int8: bool) -> str:
     """
     from huggingface_hub import ModelCard
 
-    tags = ModelCard(card).data.tags or []
+    tags = ModelCard(card).data.to_dict().get("tags") or []
     inputs = _asked(card)
     paired = inputs.startswith("{")  # a prompt and a title, or two texts
     texts = ", ".join(f"[{text}]" for text in re.findall(r'"text(?:_pair)?": ("[^"]*")', _one(inputs)))

@@ -26,6 +26,7 @@ SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
     "adam_beta2", "max_grad_norm", "optim", "disable_dropout", "bf16",
+    "metric_for_best_model", "greater_is_better",
     "max_length", "center_rewards_coefficient", "label_smoothing_factor", "neftune_noise_alpha", "seed",
 )  # fmt: skip
 

@@ -16,10 +16,11 @@ from qwen_task_heads.publishing.card_facts import (
     metadata_fields,
     without_rows,
 )
+from qwen_task_heads.publishing.card_lines import in_force, picked_line, verdict_line
 from qwen_task_heads.publishing.cards import figure, figure_name, interval, metadata, plain, render
 from qwen_task_heads.publishing.endings import MODEL
 from qwen_task_heads.training.classification_losses import TEXT_LOSSES
-from qwen_task_heads.training.classification_metrics import MULTI, ORDINAL, REGRESSION, SINGLE
+from qwen_task_heads.training.classification_metrics import BEST_METRIC, MULTI, ORDINAL, REGRESSION, SINGLE
 
 if TYPE_CHECKING:
     from qwen_task_heads.publishing.text_outcome import TextRun
@@ -42,7 +43,10 @@ MAX_CLASSES = 200  # labels listed on a card
 FEW_ROWS = 20  # of a label, below which its own figures say little
 
 
-WRITES = " It is a language model that writes the label; the labels are scored by their own tokens."
+WRITES = (
+    " It is a language model that writes the label; `LabelScorer` scores the labels by their own tokens, in "
+    "the lines under “How to load it”."
+)
 
 
 def figure_rows(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
@@ -84,6 +88,9 @@ def text_card(
     table = figure_rows(metrics[reported], order)
     table[0] = ["figure", *(plain(name) for name in table[0][1:])]
     main = ours[order[0]]
+    compared = BEST_METRIC[kind][0].removeprefix("eval_")
+    fields = card_fields(model, folder, run, metrics=metrics, reported=reported, seen=run.sets.test_seen)
+    fields["settings"] = in_force(fields["settings"], run)
     pairs = any(example.text_b for example in run.sets.train)
     groups = f" of {main['n_groups']:,} groups" if main["n_groups"] != main["n"] else ""
     classes = [] if kind == REGRESSION else _classes(run, ours["per_class"])
@@ -103,10 +110,12 @@ def text_card(
             figures=given,
             **metadata_fields(model, run, reported=reported, metrics=metrics),
         ).strip(),
-        **card_fields(model, folder, run, metrics=metrics, reported=reported, seen=run.sets.test_seen),
+        **fields,
+        verdict=verdict_line(metrics[reported], compared),
+        picked_line=picked_line(run, metrics, main=compared),
         what=_what(kind, len(run.sets.labels), pairs=pairs) + WRITES * model.answers,
         meant_for=_meant_for(kind, pairs=pairs),
-        limits=_limits(kind, ours),
+        limits=_limits(kind, ours, answers=model.answers),
         ranking=False,
         pipeline_input='{"text": "One text", "text_pair": "another"}' if pairs else '["A text"]',
         table=table,
@@ -174,7 +183,7 @@ def _lengths(config: Any, run: TextRun) -> str:
     return f"{told} {plain(run.cut[:1].upper() + run.cut[1:])}.".removesuffix(" .")
 
 
-def _limits(kind: str, ours: Mapping[str, Any]) -> list[str]:
+def _limits(kind: str, ours: Mapping[str, Any], *, answers: bool) -> list[str]:
     """What the figures do not promise."""
     limits = [
         "It has learned how this data was labelled, and nothing about truth or harm; texts of another kind, "
@@ -183,9 +192,8 @@ def _limits(kind: str, ours: Mapping[str, Any]) -> list[str]:
     if kind == REGRESSION:
         return [*limits, "Values outside the range of the training data are extrapolated."]
     if kind != MULTI:
-        limits.append(
-            "Every text gets one of the labels, also one that fits none: `Scorer.predict` can abstain."
-        )
+        abstains = f"`{'LabelScorer' if answers else 'Scorer'}.predict(texts, abstain=0.5)` can abstain"
+        limits.append(f"Every text gets one of the labels, also one that fits none: {abstains}.")
         limits.append(
             f"Its probabilities are off by {figure(ours['ece']['value'])} on average (ECE, 15 bins)."
         )

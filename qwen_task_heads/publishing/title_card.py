@@ -16,6 +16,7 @@ from qwen_task_heads.publishing.card_facts import (
     metadata_fields,
     without_rows,
 )
+from qwen_task_heads.publishing.card_lines import in_force, picked_line, verdict_line
 from qwen_task_heads.publishing.cards import figure, figure_name, interval, metadata, plain, render
 from qwen_task_heads.publishing.endings import MODEL
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
@@ -65,6 +66,8 @@ def title_card(
     ours = metrics[reported][MODEL]
     accuracies = {name: entry["pair_accuracy"] for name, entry in metrics[reported].items()}
     prompted = any(pair.prompt for pair in run.sets.train)
+    fields = card_fields(model, folder, run, metrics=metrics, reported=reported, seen=run.sets.test_seen)
+    fields["settings"] = in_force(fields["settings"], run)
     titles = '["A plain title", "Another title"]'
     return render(
         "title_scorer",
@@ -76,7 +79,9 @@ def title_card(
             figures=[("accuracy", "pair accuracy", ours["pair_accuracy"]["value"])],
             **metadata_fields(model, run, reported=reported, metrics=metrics),
         ).strip(),
-        **card_fields(model, folder, run, metrics=metrics, reported=reported, seen=run.sets.test_seen),
+        **fields,
+        verdict=verdict_line(metrics[reported], "pair_accuracy"),
+        picked_line=picked_line(run, metrics, main="pair_accuracy"),
         what=WHAT,
         meant_for=MEANT_FOR,
         limits=_limits(ours, metrics["reward"], prompted=prompted),

@@ -240,6 +240,90 @@ def test_a_repo_with_graphs_says_how_to_run_them(models):
     assert "of two titles, P(A preferred)" in pairs
 
 
+def judged(model, *, ours: float = 0.61234, floor: float = 0.5, **changes):
+    """The card of a classifier with one floor, whose log has three looks at dev."""
+    row = TextExample(text="a", target=0)
+    sets = TextSets(
+        train=[row], dev=[row], test=[row], problem_type="single_label_classification",
+        labels=LabelMap(("a", "b", "c")), lines=[], dev_was_cut=True,
+    )  # fmt: skip
+    own = {"label": "a", "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 4}
+    figures = {**{name: {**BOTH, "value": ours} for name in CLASSES}, "per_class": [own] * 3}
+    found = {
+        "this model": figures,
+        "a | floor": {"accuracy": {**BOTH, "value": floor}},
+        "none": {"accuracy": {**ENTRY, "value": None}},
+    }
+    metrics = {
+        "train": {"rows": 9, **RAN},
+        "data": SETS,
+        "dev": {"this model": dict.fromkeys(CLASSES, BOTH)},
+        "test": found,
+        "notes": [],
+    }
+    told = account("calm")
+    told["log_history"] = [
+        {"step": 10, "loss": 1.0},
+        *({"step": step, "eval_accuracy": value} for step, value in ((10, 0.4), (20, 0.612), (30, 0.612))),
+    ]
+    told["settings"] = {"metric_for_best_model": "eval_accuracy", "greater_is_better": True}
+    picked = changes.pop("picked", True)
+    told["settings"] |= changes
+    return text_card(model, Path("a"), metrics, "test", TextRun(sets=sets, picked=picked, **told), plots={})
+
+
+def test_the_verdict_beside_the_floors_is_a_sentence(models):
+    assert "The best floor is “a \\| floor” (accuracy 0.500); this model is above it." in judged(models[1])
+    for same in (0.61234, 0.6119, 0.9):  # as shown: what reads the same is not above
+        assert "this model is **not above it**." in judged(models[1], floor=same)
+
+
+def test_the_checkpoint_that_was_picked_is_named_where_log_and_figures_agree(models):
+    picked = "by a hash: step 20, with accuracy 0.612 there."
+    assert picked in judged(models[1])
+    assert picked in judged(models[1], metric_for_best_model="accuracy")
+    plainly = "from the training data by a hash."
+    for other in ({"metric_for_best_model": "eval_loss"}, {"metric_for_best_model": None}):
+        assert plainly in judged(models[1], **other)
+    assert "no checkpoint was picked" in judged(models[1], picked=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BOTH, "value", 0.55)  # another model than the log's best
+        assert plainly in judged(models[1])
+
+
+def test_settings_that_play_no_part_are_left_out(models):
+    idle = {
+        "mix_ratio": 2.0, "window_aggregation": "mean", "window_overlap": 8, "truncation": "head",
+        "head": "linear", "head_activation": "relu", "streaming": False, "token_dropout": 0.0,
+        "min_impressions": 0, "max_p_value": 1.0, "label_smoothing_factor": 0.0, "dev_fraction": 0.1,
+        "dev_dataset": "dev.jsonl",
+    }  # fmt: skip
+    at_work = {
+        "mix_ratio": 2.0, "mix": "more.jsonl", "window_aggregation": "mean", "window_overlap": 8,
+        "truncation": "windows", "head": "mlp", "head_activation": "relu", "streaming": True,
+        "token_dropout": 0.1, "min_impressions": 9, "max_p_value": 0.1, "label_smoothing_factor": 0.1,
+        "dev_fraction": 0.1,
+    }  # fmt: skip
+    always = {"setting", "metric_for_best_model"}
+
+    def shown(**settings):
+        (table,) = Rendered(judged(models[1], **settings)).titles["Training"]
+        return {row[0] for row in table}
+
+    assert shown(**idle) == always | {"truncation", "head", "dev_dataset"}
+    assert shown(**at_work) == always | set(at_work)
+    assert shown(picked=False) == {"setting"}
+
+
+def test_the_card_of_what_writes_labels_names_what_opens_it(models):
+    card = judged(replace(models[1], answers=True, is_adapter=True))
+    assert "`LabelScorer.predict(texts, abstain=0.5)` can abstain" in card
+    assert 'LabelScorer.from_pretrained("path/to/a")\nscorer.predict(["A text"])' in card
+    assert "`Scorer" not in card
+    assert "A new\nversion" not in card
+    assert "A new\nversion of the following files was downloaded" in judged(models[1])
+
+
 def test_what_nobody_stated_is_not_guessed(models):
     run = {**account("calm"), "card": CardFacts()}
     pair = PairExample(chosen="a", rejected="b")
