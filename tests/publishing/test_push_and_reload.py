@@ -219,3 +219,31 @@ def test_a_model_that_changed_after_the_run_is_not_pushed(
     with pytest.raises(TaskHeadsError, match="label"):
         publish(trained.folder, repo_id="me/changed", hub=hub)
     assert "me/changed" not in server.repos
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["adapter", "full"])
+@pytest.mark.parametrize("place", ["huggingface"], indirect=True)  # ModelScope's client makes no branch
+def test_the_line_of_a_branchs_card_opens_it_where_the_main_one_is_empty(
+    place: tuple[str, Any], clean: CleanProcess, shake: Any, tmp_path: Path, form: str
+) -> None:
+    hub, server = place
+    trained, repo = train(place, tmp_path / "run", "classifier", form, shake), f"me/branch-{form}"
+    line = 'AutoModelForSequenceClassification.from_pretrained("path/to/a", trust_remote_code=True)'
+    (trained.folder / "README.md").write_text(CARD.replace('load("path/to/a")', line))
+    publish(trained.folder, repo_id=repo, hub=hub, revision="v9", verify=False)
+    assert not server.files(repo)
+    card = server.files(repo, "v9")["README.md"].decode()
+    line = card.split("```python\n")[1].split("\n```")[0]
+    assert 'revision="v9"' in line
+    begin = CHILD[: CHILD.index("@torch.no_grad()")]
+    end = "logits = model(**tokenizer(job['texts'], padding=True, return_tensors='pt')).logits\n"
+    end += "assert torch.equal(logits, torch.tensor(job['logits'])), logits\n"
+    tokenizer = (
+        f'tokenizer = AutoTokenizer.from_pretrained("{repo}", revision="v9", trust_remote_code=False)\n'
+    )
+    job = {
+        "environment": {"HF_TOKEN": server.token}, "hub": hub, "endpoint": server.endpoint, "texts": TEXTS,
+        "cache": str(tmp_path / "empty"), "logits": trained.logits,
+    }  # fmt: skip
+    clean.run(f"{begin}\nmodel = {line}\n{tokenizer}{end}", json.dumps(job), folder=tmp_path)
