@@ -23,7 +23,6 @@ IDLE: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "window_aggregation": lambda told: told.get("truncation") != "windows",
     "head_activation": lambda told: told.get("head") != "mlp",
     "head_sizes": lambda told: told.get("head") != "mlp",
-    "dev_fraction": lambda told: bool(told.get("dev_dataset")),
     "streaming": lambda told: not told["streaming"],
     "token_dropout": lambda told: not told["token_dropout"],
     "label_smoothing_factor": lambda told: not told["label_smoothing_factor"],
@@ -90,14 +89,15 @@ def picked_line(run: Account, metrics: Mapping[str, Any], *, main: str) -> str:
     return f"step {best['step']:,}, with {figure_name(main)} {figure(value)} there"
 
 
-def in_force(settings: Mapping[str, str], run: Account) -> dict[str, str]:
+def in_force(settings: Mapping[str, str], run: Account, *, dev_was_cut: bool) -> dict[str, str]:
     """The rows of the table of settings without those that play no part.
 
     Args:
         settings: rows as shown.
         run: its settings as they were.
+        dev_was_cut: from the training data, by `dev_fraction`.
     """
     idle = {plain(name) for name, rest in IDLE.items() if name in run.settings and rest(run.settings)}
-    if not run.picked:
-        idle.add("metric_for_best_model")
+    idle |= {"metric_for_best_model"} if not run.picked else set()
+    idle |= {"dev_fraction"} if not dev_was_cut else set()
     return {name: value for name, value in settings.items() if name not in idle}

@@ -245,7 +245,8 @@ def judged(model, *, ours: float = 0.61234, floor: float = 0.5, **changes):
     row = TextExample(text="a", target=0)
     sets = TextSets(
         train=[row], dev=[row], test=[row], problem_type="single_label_classification",
-        labels=LabelMap(("a", "b", "c")), lines=[], dev_was_cut=True,
+        labels=LabelMap(("a", "b", "c")), lines=[],
+        dev_was_cut="dev_dataset" not in changes,
     )  # fmt: skip
     own = {"label": "a", "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 4}
     figures = {**{name: {**BOTH, "value": ours} for name in CLASSES}, "per_class": [own] * 3}
