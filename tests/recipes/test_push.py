@@ -159,8 +159,16 @@ def test_a_finished_folder_is_published_and_a_changed_one_is_not(
     assert not hub.repos
     assert "compared with the trained model" in (tmp_path / "staged" / "README.md").read_text("utf-8")
     kept = (run / "reference.json").read_bytes()
+    stated = ["--license", "MIT", "--language", "en", "zh", "--dataset_url", "https://example.org"]
+    told = launching.refused(
+        RECIPES / "publish.py", capfd, *words, "--license", "apache2", "--language", "zhh!"
+    )
+    assert "did you mean apache-2.0?" in told
+    assert "language: found 'zhh!'" in told
     (run / "reference.json").unlink()
-    assert launching.run(RECIPES / "publish.py", *words, "--dry_run", tmp_path / "itself") == 0
+    assert launching.run(RECIPES / "publish.py", *words, "--dry_run", tmp_path / "itself", *stated) == 0
+    assert "Licence: MIT." in (tmp_path / "itself" / "README.md").read_text("utf-8")
+    assert "Licence: not stated." in (run / "README.md").read_text("utf-8")
     sentence = "compared with this folder as it stood when it was published; no answers of the training run"
     assert sentence in capfd.readouterr().out
     for name in ("README.md", "parity.json"):
