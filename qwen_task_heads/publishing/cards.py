@@ -214,6 +214,7 @@ def with_onnx(card: str, *, int8: bool) -> str:
     section = render(
         "onnx",
         repo=_repo(card),
+        pinned=pinned[0] if (pinned := re.search(r', revision="[\w./-]+"', card)) else "",
         library="modelscope" if "from modelscope import" in card else "huggingface_hub",
         ranking="title-scorer" in tags,
         texts=texts if paired else inputs,

@@ -225,6 +225,8 @@ def test_a_repo_with_graphs_says_how_to_run_them(models):
     card = text_page(models[1], "calm")
     assert "onnxruntime" not in with_parity(card, rows[:1])
     once = with_parity(card, rows[:2])
+    branch = with_parity(card.replace('"path/to/calm"', '"me/t", revision="v9"'), rows[:2])
+    assert 'snapshot_download("me/t", revision="v9", ign' in branch
     assert "int8" not in once
     assert "the softmax over the logits" in once
     both = with_parity(once, rows)
