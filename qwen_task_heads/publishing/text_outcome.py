@@ -27,6 +27,7 @@ from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.accounts import keep_reference
 from qwen_task_heads.publishing.card_facts import Trained
+from qwen_task_heads.publishing.card_lines import best_floor
 from qwen_task_heads.publishing.cards import figure_name
 from qwen_task_heads.publishing.endings import (
     MODEL,
@@ -267,9 +268,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun, *, 
     main = BEST_METRIC[kind][0].removeprefix("eval_")
     rows = figure_rows(found, HEADLINES[kind])
     ours = found[MODEL][main]
-    floors = {name: entry[main]["value"] for name, entry in found.items() if name != MODEL}
-    defined = {name: value for name, value in floors.items() if value is not None}
-    best = max(defined, key=lambda name: defined[name]) if defined else None
+    best = best_floor(found, main)
     pairs = any(example.text_b for example in run.sets.train)
     command = [python_command(), "-m", "qwen_task_heads", str(folder), "A text of your own."]
     predict = f"accelerate launch recipes/predict.py --model {shlex.quote(str(folder))}"
@@ -289,7 +288,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun, *, 
         "",
         *aligned(rows),
         "",
-        *([_against(best, defined[best], ours["value"], main)] if best else []),
+        *([_against(*best, main=main)] if best else []),
         *_weakest(found[MODEL]["per_class"] if kind != REGRESSION else []),
         *([SMALL] if run.backbone == EMBEDDED else []),
         "",
@@ -301,9 +300,9 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun, *, 
     print("\n".join(lines), flush=True)
 
 
-def _against(best: str, floor: float, ours: float | None, main: str) -> str:
-    verdict = "above it" if ours is not None and ours > floor else "not above it"
-    return f"The best floor is {best!r} ({figure_name(main)} {floor:.3f}); this model is {verdict}."
+def _against(name: str, floor: float, is_above: bool, *, main: str) -> str:
+    verdict = "above it" if is_above else "not above it"
+    return f"The best floor is {name!r} ({figure_name(main)} {floor:.3f}); this model is {verdict}."
 
 
 def _weakest(per_class: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -151,6 +151,9 @@ def publish_problems(task: PublishArguments, training: Any) -> list[Problem]:
             Problem("--hub_token", "found a token", "accepted: none on a command line or in a file", remedy)
         )
     if not training.push_to_hub:
+        if training.hub_model_id is not None:
+            found = f"{training.hub_model_id!r} without --push_to_hub"
+            problems.append(Problem.of("--hub_model_id", found, "both or neither", "add --push_to_hub true"))
         return problems
     if training.hub_model_id is None:
         problems.append(Problem("--hub_model_id", "found none", "accepted: owner/name of the repo", "add it"))

@@ -69,6 +69,8 @@ def test_what_cannot_be_published_is_refused_before_training(
         return launching.refused(RECIPES / "classify.py", capfd, *words, "--push_to_hub", "true")
 
     assert "--hub_model_id" in refused()
+    alone = launching.short(texts, bases["qwen2"], tmp_path / "run", hub_model_id="me/reviews")
+    assert "without --push_to_hub" in launching.refused(RECIPES / "classify.py", capfd, *alone)
     assert "a folder of this machine" in refused(hub_model_id="me/reviews", use_peft="true")
     told = refused(license="apache2", language="english", dataset_url="nonsense")
     for word in ("--license: found 'apache2'", "mean apache-2.0?", "--language: found 'english'", "mean en?",
