@@ -16,7 +16,7 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.publishing.card_facts import NOTHING_STATED, CardFacts, state_facts
-from qwen_task_heads.publishing.cards import FOLDER, TRAINED, with_parity
+from qwen_task_heads.publishing.cards import FOLDER, TRAINED, with_onnx, with_parity
 from qwen_task_heads.publishing.endings import write_json
 from qwen_task_heads.publishing.forms import (
     MERGED,
@@ -116,6 +116,10 @@ def publish(
 
             say("Exporting it to ONNX ...")
             export_onnx(run.full(), tokenizer=load_tokenizer(str(folder)), folder=staged, int8=int8)
+            card = staged / "README.md"
+            if card.is_file() and not verify:  # the proof would write it beside its table
+                text = with_onnx(card.read_text(encoding="utf-8"), int8=int8)
+                card.write_text(text, encoding="utf-8")
         if verify:
             kinds = run.kinds(form) + ["onnx"] * (onnx or int8) + ["onnx_int8"] * int8
             _prove(run, staged, kinds=kinds, repo_id=repo_id, say=say)
