@@ -148,7 +148,7 @@ def test_the_identity_of_a_run_is_all_that_moves_its_weights(tmp_path):
         {"output_dir": "b"}, {"logging_steps": 3}, {"test_dataset": "x"}, {"save_total_limit": 7},
         {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 5, "save_steps": 5},
         {"resume_from_checkpoint": "true"}, {"dataloader_num_workers": 1}, {"num_processes": 1},
-        {"hub_model_id": "me/x"}, {"license": "mit"}, {"run_name": "x"}, {"disable_tqdm": "true"},
+        {"push_to_hub": "true", "hub_model_id": "me/x"}, {"license": "mit"}, {"run_name": "x"}, {"disable_tqdm": "true"},
         {"per_device_eval_batch_size": 3},
     ],
     ids=str,
