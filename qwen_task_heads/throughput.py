@@ -78,14 +78,15 @@ class Throughput:
         products = [1 + training * (1 + weight.requires_grad) for weight in weights]
         per_token = sum(2.0 * w.numel() * n for w, n in zip(weights, products, strict=True))
 
-        def see_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            mask = kwargs.get("attention_mask")
+        # A thread that takes its hook away while another one calls it leaves that call without kwargs.
+        def see_batch(module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> None:
+            mask = (kwargs or {}).get("attention_mask")
             if mask is not None and module.training == training:
                 self.padded += mask.numel()
                 self._real.append(mask.sum())
 
-        def see_tokens(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids = kwargs.get("input_ids")
+        def see_tokens(module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> None:
+            ids = (kwargs or {}).get("input_ids")
             if ids is not None and module.training == training:
                 self.computed += ids.numel()
                 self.flops += per_token * ids.numel()

@@ -78,3 +78,13 @@ def test_a_run_that_broke_off_is_not_counted_twice(bases: dict[str, str], tmp_pa
     callback.on_train_end(*known)
     assert callback.result.padded == 2 * ids.numel()
     assert not model._forward_pre_hooks
+
+
+def test_a_hook_that_another_thread_takes_away_stops_no_pass(bases: dict[str, str]) -> None:
+    model = build(bases["qwen2"], task="pooled_classifier", labels=["a", "b"]).eval()
+    ids = torch.arange(3, 9).view(2, 3)
+    with Throughput().listening(model):
+        # Where that thread is between taking a hook's flag and the hook itself: torch calls it without kwargs.
+        for module in (model, model.model):
+            module._forward_pre_hooks_with_kwargs.clear()
+        assert model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape == (2, 2)
