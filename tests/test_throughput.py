@@ -84,7 +84,7 @@ def test_a_hook_that_another_thread_takes_away_stops_no_pass(bases: dict[str, st
     model = build(bases["qwen2"], task="pooled_classifier", labels=["a", "b"]).eval()
     ids = torch.arange(3, 9).view(2, 3)
     with Throughput().listening(model):
-        # Where that thread is between taking a hook's flag and the hook itself: torch calls it without kwargs.
+        # That thread is between taking a hook's flag and the hook: torch calls it without kwargs.
         for module in (model, model.model):
             module._forward_pre_hooks_with_kwargs.clear()
         assert model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape == (2, 2)
