@@ -86,10 +86,13 @@ def derive_scheme(
         return _checked(_soft_scheme(rows, lengths, problem_type, source), source)
     ids: dict[int, str] = {}  # label -> where it stands first
     names: dict[str, str] = {}
+    offered: tuple[str, ...] = ()
     for raw in rows:
         for label in labels_of(raw):
             (ids if isinstance(label, int) else names).setdefault(label, raw.where)  # type: ignore[arg-type]
-        names.update({label: raw.where for label in raw.candidates if label not in names})
+        if raw.candidates != offered:  # most rows offer the same, and may offer 100,000
+            offered = raw.candidates
+            names.update({label: raw.where for label in offered if label not in names})
     stated = {name for name in names if not is_whole(name)}  # numbers in quotes are refused row by row
     if any(raw.name and isinstance(raw.value, int) for raw in rows):
         return _checked(_bijection(rows, problem_type, source), source)
