@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,10 +229,10 @@ class LabelScorer:
             accepted, remedy = "accepted: the same examples for all", "drop it, or choose them by balance"
             raise TaskHeadsError(Problem("calibrate", "found true with examples per text", accepted, remedy))
         labels = self.prompts.labels
-        asked = [
-            labels.names if one is None else labels.subset(one).names
-            for one in ([None] * len(texts) if candidates is None else candidates)
-        ]
+        given = [None if one is None else tuple(one) for one in candidates or [None] * len(texts)]
+        # In the order of the schema, once for all rows that offer the same.
+        ordered = {one: labels.names if one is None else labels.subset(one).names for one in set(given)}
+        asked = [ordered[one] for one in given]
         result = torch.full((len(texts), len(labels)), -torch.inf, dtype=torch.float64)
         for names in dict.fromkeys(asked):
             rows = [index for index, other in enumerate(asked) if other == names]
@@ -371,7 +372,7 @@ def _check_candidates(candidates: Sequence[Sequence[str] | None], *, count: int)
         if isinstance(names, str):
             problems.append(Problem.of(f"candidates[{place}]", shorten(names), accepted, "put it in a list"))
         elif names is not None and len(set(names)) < len(names):
-            found = f"{shorten(next(name for name in names if list(names).count(name) > 1))} twice"
+            found = f"{shorten(Counter(names).most_common(1)[0][0])} twice"
             problems.append(Problem.of(f"candidates[{place}]", found, accepted, "name each label once"))
     if problems:
         raise TaskHeadsError(problems)

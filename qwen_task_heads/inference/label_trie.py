@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import linear
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 ROWS = 16384  # of the vocabulary, turned to fp32 at a time
 # What families do between states and logits, by the fields of their configs.
@@ -101,14 +101,19 @@ def logits_of(model: Any, *, keep: int = 0, **inputs: Any) -> torch.Tensor:
         **inputs: of the model.
     """
     head = model.get_output_embeddings()
-    config = model.config.get_text_config().to_dict()
     # Of one dimension where ZeRO-3 has taken it.
     is_matrix = type(head) is torch.nn.Linear and head.weight.dim() == 2 and head.weight.dtype.itemsize <= 2
-    if not is_matrix or not isinstance(model, PreTrainedModel) or any(config.get(name) for name in BETWEEN):
+    if not is_matrix or not isinstance(model, PreTrainedModel) or _is_between(model.config):
         return model(**inputs, logits_to_keep=keep).logits
     states = model.base_model(**inputs).last_hidden_state[:, -keep:].float()
     found = torch.cat([linear(states, rows.float()) for rows in head.weight.split(ROWS)], dim=-1)
     return found if head.bias is None else found + head.bias.float()
+
+
+def _is_between(config: PreTrainedConfig) -> bool:
+    """Whether a family does something between states and logits."""
+    fields = config.get_text_config().to_dict()
+    return any(fields.get(name) for name in BETWEEN)
 
 
 @torch.inference_mode()

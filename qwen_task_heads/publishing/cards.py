@@ -27,7 +27,7 @@ from qwen_task_heads.publishing.shown import (
     one_line,
     plain,
 )
-from qwen_task_heads.training.publish_arguments import LICENCES
+from qwen_task_heads.training.publish_arguments import LICENCES, OWN_LICENCE
 
 __all__ = [
     "code", "fenced", "figure", "figure_name", "interval", "link", "metadata", "one_line", "plain", "render",
@@ -69,7 +69,7 @@ def licence_fields(name: str | None) -> dict[str, str]:
     lower = one_line(name).lower()
     if lower in LICENCES:
         return {"license": lower}
-    slug = re.sub(r"[^a-z0-9.]+", "-", lower.removeprefix("other:")).strip("-.")
+    slug = re.sub(r"[^a-z0-9.]+", "-", lower.removeprefix(OWN_LICENCE)).strip("-.")
     return {"license": "other", "license_name": slug or "own-terms"}
 
 

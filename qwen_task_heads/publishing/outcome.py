@@ -24,6 +24,7 @@ from qwen_task_heads.inference.rewards import reward_constants
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.accounts import keep_reference
 from qwen_task_heads.publishing.card_facts import Trained
+from qwen_task_heads.publishing.card_lines import best_floor
 from qwen_task_heads.publishing.endings import (
     MODEL,
     SMALL,
@@ -168,11 +169,15 @@ def _write_predictions(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def _against(name: str, value: float, is_above: bool) -> str:
+    return f"The best floor is {name!r} ({value:.3f}); this model is {'' if is_above else 'not '}above it."
+
+
 def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None:
     """Print the table and what to type next, in plain words."""
     rows = accuracy_rows({name: entry["pair_accuracy"] for name, entry in metrics[reported].items()})
     width = max(len(row["name"]) for row in rows)
-    ours, best_floor = rows[0], max(rows[1:], key=lambda row: row["value"])
+    ours, floor = rows[0], best_floor(metrics[reported], "pair_accuracy")
     files = "model, card (README.md), metrics.json, predictions.jsonl, plots"
     words = ["Budget passes", "What the new budget means for your rent"]
     if any(pair.prompt for pair in run.sets.train):  # without its prompt a title gets another score
@@ -185,8 +190,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
         "",
         *(f"  {row['name']:<{width}}  {row['value']}  ({row['low']} to {row['high']})" for row in rows),
         "",
-        f"The best floor is {best_floor['name']!r} ({best_floor['value']}); this model is "
-        + ("above it." if ours["value"] > best_floor["value"] else "not above it."),
+        *([_against(*floor)] if floor else []),
         *([SMALL] if run.backbone == EMBEDDED else []),
         "",
         *(f"note: {note}" for note in metrics["notes"]),

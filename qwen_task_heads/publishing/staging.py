@@ -12,7 +12,6 @@ whose code it is; a retry gives the identical repo.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -23,7 +22,9 @@ from typing import Any
 
 from qwen_task_heads.batching.answers import LABEL_PROMPT
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.trust_task_heads import sha256
 from qwen_task_heads.hubs import MODELSCOPE
+from qwen_task_heads.manifests import MANIFEST
 from qwen_task_heads.publishing.endings import EVAL_RESULTS, write_json
 from qwen_task_heads.publishing.export import CODE as OWN_CODE
 from qwen_task_heads.publishing.reference import REFERENCE
@@ -47,7 +48,7 @@ ACCOUNT = (
 ROWS = ("predictions.jsonl", "errors.md")  # they hold texts of the data
 # Two of these in one repo, and no loader could tell which form is meant.
 ONE_FORM = (*WEIGHTS, "adapter_config.json", "model.safetensors.index.json")
-MANIFEST, CARD = "manifest.json", "README.md"
+CARD = "README.md"
 HEADS = ("TitleScorer", "PooledClassifier", "title_scorer", "pooled_classifier")
 DESCRIBED = ("config.json", LABEL_PROMPT)  # where a folder says what its model answers
 # What only a run writes: with one of these and no manifest, nothing says that they belong together.
@@ -277,15 +278,6 @@ def _object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, read in parts."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 22):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def among(name: str, patterns: tuple[str, ...]) -> bool:
