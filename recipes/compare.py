@@ -17,17 +17,21 @@ from dataclasses import replace
 
 import torch
 
-from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.batching.answers import MAX_LENGTH
 from qwen_task_heads.data.few_shot import WAYS, choose_shots, shots_line
 from qwen_task_heads.data.formats import HUBS
-from qwen_task_heads.data.text_sets import hash_texts, read_text_sets
+from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.inference.engine_options import FEW_SHOT, Asking, parse_engines
-from qwen_task_heads.inference.engines import check_engines, check_prompts, open_engine, training_cost
-from qwen_task_heads.publishing.comparison import ALONE, COMPARED, draw_groups, measure, measure_floors
-from qwen_task_heads.publishing.comparison_pages import device_name, write_comparison
-from qwen_task_heads.publishing.endings import SMALL
+from qwen_task_heads.inference.engines import check_engines, check_prompts
+from qwen_task_heads.publishing.comparison import (
+    ALONE,
+    COMPARED,
+    draw_groups,
+    measure_engines,
+    measure_floors,
+)
+from qwen_task_heads.publishing.comparison_pages import write_comparison
 
 ASKED = ("instruction", "max_length", "length_normalized", "calibrate", "hub", "dtype", "batch_tokens")
 COUNTS = ("max_rows", "shots", "max_length", "latency_rows", "batch_tokens")  # 1 or more
@@ -93,23 +97,16 @@ def main() -> None:
     print("\n".join(sets.lines), flush=True)
 
     near = None if asking.shared else asking.shots
-    cpu = device_name(torch.device("cpu"))
-    measured = measure_floors(sets.train, rows, labels=labels, shots=near, device=cpu)
-    for spec in specs:
-        engine, cost = open_engine(spec, labels, asking=asking), training_cost(spec, hub=args.hub)
-        facts = {"name": spec.name, "kind": spec.kind, "labels": labels, "device": device_name(engine.device)}
-        facts |= {"training": cost, "notes": engine.notes(rows), "alone": args.latency_rows}
-        measured.append(measure(engine.log_scores, rows, **facts))
-        same = cost and cost.get("labels") == list(labels.names)
-        if same and cost["sha256"] != hash_texts(sets.train):
-            notes.append(f"{spec.name} was trained on other rows ({cost['rows']:,}) than those given here")
-        if spec.source == EMBEDDED:
-            notes.append(SMALL)
-        del engine  # before the next one is loaded
+    floors = measure_floors(sets.train, rows, labels=labels, shots=near)
+    found, told, failed = measure_engines(specs, sets, rows, asking=asking, alone=args.latency_rows)
+    if not found:
+        raise failed[0]
     write_comparison(
-        args.output_dir, measured, sets=sets, examples=rows, split=split, figure=args.figure,
-        settings=vars(args), notes=list(dict.fromkeys(notes)),
+        args.output_dir, [*floors, *found], sets=sets, examples=rows, split=split, figure=args.figure,
+        settings=vars(args), notes=list(dict.fromkeys([*notes, *told])),
     )  # fmt: skip
+    if failed:  # with its traceback, where it is no bad input
+        raise failed[0]
 
 
 if __name__ == "__main__":

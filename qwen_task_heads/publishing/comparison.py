@@ -13,18 +13,27 @@ Design decisions:
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
+import torch
 
+from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.offers import within
+from qwen_task_heads.data.text_sets import TextSets, hash_texts
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.inference.engine_options import Asking, EngineSpec
+from qwen_task_heads.inference.engines import open_engine, training_cost
+from qwen_task_heads.publishing.endings import SMALL
 from qwen_task_heads.training.classification_metrics import SINGLE, classification_figures
 from qwen_task_heads.training.metrics import Floats
 from qwen_task_heads.training.text_floors import TfidfFloor, TrivialFloor
@@ -126,6 +135,70 @@ def measure(
     )
 
 
+def measure_engines(
+    specs: Sequence[EngineSpec],
+    sets: TextSets,
+    examples: Sequence[TextExample],
+    *,
+    asking: Asking,
+    alone: int = ALONE,
+) -> tuple[list[Measured], list[str], list[Exception]]:
+    """Load and `measure` one engine after the other; what one of them failed at does not stop the others.
+
+    Returns:
+        What was measured; what is to be said of all of them; what was raised, which is also on stderr.
+    """
+    measured: list[Measured] = []
+    notes: list[str] = []
+    failed: list[Exception] = []
+    for spec in specs:
+        try:
+            one, told = _measure_engine(spec, sets, examples, asking=asking, alone=alone)
+        except (TaskHeadsError, OSError, RuntimeError) as error:
+            clear_frames(error.__traceback__)  # a model that did not fit is let go
+            told = [f"{spec.name} was not measured: {' '.join(str(error).split())}"]
+            print(f"error: {told[0]}", file=sys.stderr, flush=True)
+            failed.append(error)
+        else:
+            measured.append(one)
+        notes += told
+    return measured, notes, failed
+
+
+def _measure_engine(
+    spec: EngineSpec, sets: TextSets, examples: Sequence[TextExample], *, asking: Asking, alone: int
+) -> tuple[Measured, list[str]]:
+    """An engine with its figures, and what is to be said of it beside them."""
+    engine, cost = open_engine(spec, sets.labels, asking=asking), training_cost(spec, hub=asking.hub)
+    facts: dict[str, Any] = {
+        "name": spec.name,
+        "kind": spec.kind,
+        "device": device_name(engine.device),
+        "alone": alone,
+    }
+    facts |= {"training": cost, "notes": engine.notes(examples)}
+    notes = [SMALL] if spec.source == EMBEDDED else []
+    same = cost and cost.get("labels") == list(sets.labels.names)
+    if cost and same and cost["sha256"] != hash_texts(sets.train):
+        notes.append(f"{spec.name} was trained on other rows ({cost['rows']:,}) than those given here")
+    return measure(engine.log_scores, examples, labels=sets.labels, **facts), notes
+
+
+def device_name(device: torch.device) -> str:
+    """Where a model runs, with the threads of a CPU.
+
+    Example:
+        >>> import torch
+        >>> device_name(torch.device("cpu")).startswith("CPU (")
+        True
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    kind = "CPU" if device.type == "cpu" else device.type.upper()
+    return f"{kind} ({threads} thread{'' if threads == 1 else 's'})" if kind == "CPU" else kind
+
+
 def draw_groups(examples: Sequence[TextExample], *, rows: int, seed: int = 0) -> list[TextExample]:
     """Draw whole groups at random, as many as `rows` hold, in the order of the rows; never none.
 
@@ -155,7 +228,6 @@ def measure_floors(
     *,
     labels: LabelMap,
     shots: Mapping[str, Shots] | None = None,
-    device: str = "CPU",
 ) -> list[Measured]:
     """TF-IDF, the most frequent label, and the majority of a text's nearest examples where there are any.
 
@@ -166,8 +238,8 @@ def measure_floors(
         examples: rows that are measured.
         labels: the schema.
         shots: text to its examples, the nearest last (few-shot by similarity); None without.
-        device: as of `Measured`.
     """
+    device = device_name(torch.device("cpu"))
 
     def floor(scores_of: Callable[[Sequence[TextExample]], Floats], name: str, **facts: Any) -> Measured:
         facts |= {"name": name, "kind": FLOOR, "labels": labels, "device": device}

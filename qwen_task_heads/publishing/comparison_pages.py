@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.offers import offers_line
@@ -126,21 +124,6 @@ def comparison_page(content: Mapping[str, Any]) -> str:
 def engine_table(content: Mapping[str, Any]) -> list[str]:
     """The figures, times and costs of what `comparison.json` holds, as lines of Markdown."""
     return _table(HEAD, [[plain(row[0]), *row[1:]] for row in map(_cells, content["engines"])])
-
-
-def device_name(device: torch.device) -> str:
-    """Where a model runs, with the threads of a CPU.
-
-    Example:
-        >>> import torch
-        >>> device_name(torch.device("cpu")).startswith("CPU (")
-        True
-    """
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    kind = "CPU" if device.type == "cpu" else device.type.upper()
-    return f"{kind} ({threads} thread{'' if threads == 1 else 's'})" if kind == "CPU" else kind
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

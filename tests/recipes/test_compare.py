@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,22 @@ def test_answers_are_those_of_the_models_by_name(compared: tuple[Path, str], mod
             assert found["label"] == wanted.label
             assert found["probability"] == pytest.approx(max(wanted.probabilities.values()), abs=2e-5)
     assert "probability" not in rows[0]["answers"]["TF-IDF, linear"]
+
+
+def test_an_engine_that_fails_late_costs_the_others_nothing(
+    data: Path, models: dict[str, Path], tmp_path: Path, capfd: Any
+) -> None:
+    torn = shutil.copytree(models["head"], tmp_path / "torn")
+    (torn / "model.safetensors").write_bytes(b"torn")
+    words = ["--dataset_name", data, "--output_dir", tmp_path / "out", "--device", "cpu", "--latency_rows", 1]
+    message = refused(capfd, *words, "--engines", f"head={torn}", f"sft={models['sft']}")
+    assert message.count(f"error: head={torn} was not measured: ") == 1
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert [one["kind"] for one in content["engines"]] == ["floor", "floor", "sft"]
+    assert any(note.startswith(f"head={torn} was not measured: ") for note in content["notes"])
+
+    refused(capfd, *words, "--output_dir", tmp_path / "none", "--engines", f"head={torn}")
+    assert not (tmp_path / "none").exists()
 
 
 def test_labels_of_others_are_refused_by_name_before_any_model_runs(
