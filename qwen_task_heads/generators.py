@@ -103,11 +103,11 @@ def load_generator(
     path = locate(name)
     if hub == MODELSCOPE and not Path(path).exists():
         path, revision = str(fetch_modelscope(path, revision=revision)[0]), None
-    check_repo(path, revision=revision)
-    if verify:
-        check_manifest(path, revision=revision)
     options = {"dtype": dtype, "trust_remote_code": False, **(model_kwargs or {})}
     try:
+        check_repo(path, revision=revision)
+        if verify:
+            check_manifest(path, revision=revision)
         _refuse_head(name, path, revision=revision)
         if find_adapter_config_file(path, revision=revision) is None:
             return AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", **options).eval()

@@ -22,7 +22,8 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY
 
-# Labels and text are encoded apart. With line breaks around them their tokens are those of the whole prompt.
+# Instruction and text are encoded apart. With line breaks around them, byte-level tokenizers give the tokens
+# of the whole prompt. A label is encoded behind what stands before it (`_answers`).
 INSTRUCTION = "Classify the text. Answer with one of these labels and nothing else:\n{labels}\n\nText:\n"
 # The same with examples, which `few_shot.with_shots` or the `shots` of `encode` bring.
 FEW_SHOT_INSTRUCTION = (
@@ -59,7 +60,7 @@ class AnswerPrompts:
         truncation: `head` or `tail`: which end of a long text is kept.
 
     Attributes:
-        answers: ids of every label, in the order of the labels, without the end.
+        answers: ids of every label behind the prompt, in the order of the labels, without the end.
         end: id of the token that ends an answer.
 
     Raises:
@@ -88,7 +89,9 @@ class AnswerPrompts:
     ) -> None:
         self.tokenizer, self.labels, self.instruction = tokenizer, labels, instruction
         self.model_type, self.max_length, self.truncation = model_type, max_length, truncation
-        self.scaffold = _scaffold(tokenizer)
+        before, after, end = _scaffold(tokenizer)
+        # A blank belongs to the answer, as tokenizers merge it with the word that follows.
+        self.scaffold = before, after.rstrip(" "), end
         # Markup is special in it. What stands before a text depends on the labels, and is kept apart.
         self._plain = copy.deepcopy(tokenizer)
         self._plain.init_kwargs.pop(TEMPLATE_KEY, None)
@@ -98,10 +101,11 @@ class AnswerPrompts:
         self._own, self._after = compiled["before"], compiled["after"]
         self._before: dict[tuple[str, ...], list[int]] = {}
         self.end = _end(tokenizer, self.scaffold[2])
-        self.answers = self._plain(list(labels.names), add_special_tokens=False)["input_ids"]
+        blanks = after[len(self.scaffold[1]) :]
+        self.answers = _answers(self._plain, labels, before=self.scaffold[1], blanks=blanks)
         # A token of text, and the end. What the instruction takes hangs on the labels that a row offers.
         fixed = len(self._begin(())) + len(self._after) + 2
-        if problems := _label_problems(labels, self.answers, room=max_length - fixed):
+        if problems := _label_problems(labels, self.answers, limit=max_length, room=max_length - fixed):
             raise TaskHeadsError(problems)
         self.room = max(map(len, self.answers)) + 1  # of the longest answer with its end
 
@@ -181,7 +185,9 @@ class AnswerPrompts:
                 before = self._prefix_of(labels, shown)
             room = self.max_length - fixed - len(before)
             if room < 1:
-                where, what = ("max_length", "labels") if shots is None else (f"texts[{index}]", "examples")
+                where, what = "max_length", "labels and examples" if any(labels.examples) else "labels"
+                if shots is not None:
+                    where, what = f"texts[{index}]", "examples"
                 found = f"{fixed + len(before):,} tokens of template, instruction, {what} and answer"
                 accepted = f"fewer than --max_length, {self.max_length:,}"
                 raise TaskHeadsError.of(where, found, accepted, f"raise it, or show fewer or shorter {what}")
@@ -257,6 +263,26 @@ def _scaffold(tokenizer: Any) -> tuple[str, str, str]:
     raise TaskHeadsError.of(where, found, "a template where one continues the other", remedy)
 
 
+def _answers(tokenizer: Any, labels: LabelMap, *, before: str, blanks: str) -> list[list[int]]:
+    """Ids of the labels as they follow the prompt: SentencePiece puts a blank before a text alone, not there.
+
+    Args:
+        tokenizer: for which markup is special.
+        labels: the labels.
+        before: what the chat template writes before an answer.
+        blanks: those between that and the answer.
+    """
+    special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+    last = max((before.rfind(token) + len(token) for token in special if token in before), default=0)
+    context, words = before[last:], [blanks + name for name in labels.names]
+    texts = [context, *(context + word for word in words)]
+    known, *found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    size = len(known)
+    if context and all(ids[:size] == known for ids in found):
+        return [ids[size:] for ids in found]
+    return list(tokenizer(words, add_special_tokens=False)["input_ids"])  # nothing to follow, or it merges
+
+
 def _thinks(text: str) -> bool:
     """Whether what follows is a thought."""
     return text.rfind(THOUGHT) > text.rfind(THOUGHT_END)
@@ -282,10 +308,12 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _label_problems(labels: LabelMap, answers: Sequence[Sequence[int]], *, room: int) -> list[Problem]:
+def _label_problems(
+    labels: LabelMap, answers: Sequence[Sequence[int]], *, limit: int, room: int
+) -> list[Problem]:
     """Labels that no score could tell apart, and labels without room."""
     if room < 1:  # no label is to blame
-        found = f"{1 - room:,} tokens too few for the chat template, a text and an answer"
+        found = f"{limit:,}, {1 - room:,} tokens too few for the chat template, a text and an answer"
         return [Problem.of("max_length", found, "one that leaves some for both", "raise it")]
     problems: list[Problem] = []
     seen: dict[tuple[int, ...], str] = {}

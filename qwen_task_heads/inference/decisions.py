@@ -35,7 +35,8 @@ def write_decision(folder: str | Path, *, prompts: AnswerPrompts) -> None:
         prompts: labels of one token each.
 
     Raises:
-        TaskHeadsError: labels of several tokens, which that pipeline does not read. All of them at once.
+        TaskHeadsError: labels of several tokens, which that pipeline does not read, all of them at once; or
+            labels that it would read as other tokens.
 
     Source: transformers 5.23, `decision/template_utils.py`.
     """
@@ -51,6 +52,11 @@ def write_decision(folder: str | Path, *, prompts: AnswerPrompts) -> None:
     ]
     if problems:
         raise TaskHeadsError(problems)
+    names = list(prompts.labels.names)
+    if prompts.tokenizer(names, add_special_tokens=False)["input_ids"] != prompts.answers:
+        found = "labels whose tokens depend on what stands before them"
+        accepted = "a chat template and a tokenizer that leave them alone, as pipeline('decision') does"
+        raise TaskHeadsError.of("chat template", found, accepted, "use LabelScorer")
     pieces, after = prompts.around()
     before = SPLIT.join([*pieces, ""])
     template = f"{{{{- {_quoted(before)} ~ state ~ {_quoted(SPLIT + after)} -}}}}"

@@ -224,18 +224,21 @@ class LabelScorer:
         """
         check_texts(texts, None, names=("texts", "texts"))
         if candidates is not None:
-            _check_candidates(candidates, count=len(texts))
+            _check_candidates(candidates, count=len(texts), labels=self.prompts.labels)
         if self.calibrate and shots is not None:  # it is the context that is calibrated
             accepted, remedy = "accepted: the same examples for all", "drop it, or choose them by balance"
             raise TaskHeadsError(Problem("calibrate", "found true with examples per text", accepted, remedy))
         labels = self.prompts.labels
         given = [None if one is None else tuple(one) for one in candidates or [None] * len(texts)]
         # In the order of the schema, once for all rows that offer the same.
-        ordered = {one: labels.names if one is None else labels.subset(one).names for one in set(given)}
-        asked = [ordered[one] for one in given]
+        ordered = {
+            one: labels.names if one is None else labels.subset(one).names for one in dict.fromkeys(given)
+        }
+        asked: dict[tuple[str, ...], list[int]] = {}
+        for index, one in enumerate(given):
+            asked.setdefault(ordered[one], []).append(index)
         result = torch.full((len(texts), len(labels)), -torch.inf, dtype=torch.float64)
-        for names in dict.fromkeys(asked):
-            rows = [index for index, other in enumerate(asked) if other == names]
+        for names, rows in asked.items():
             shown = None if shots is None else [shots[index] for index in rows]
             encoded = self.prompts.encode([texts[index] for index in rows], candidates=names, shots=shown)
             places = sorted(labels.label2id[name] for name in names)
@@ -362,7 +365,7 @@ class LabelScorer:
         return tqdm(batches, desc="Scoring labels", unit="batch")
 
 
-def _check_candidates(candidates: Sequence[Sequence[str] | None], *, count: int) -> None:
+def _check_candidates(candidates: Sequence[Sequence[str] | None], *, count: int, labels: LabelMap) -> None:
     """Refuse other numbers of candidates than of texts, and a row that is one text or names a label twice."""
     if len(candidates) != count:
         found, accepted = f"{len(candidates):,} for {count:,} texts", "one list of names per text, or None"
@@ -371,9 +374,15 @@ def _check_candidates(candidates: Sequence[Sequence[str] | None], *, count: int)
     for place, names in enumerate(candidates):
         if isinstance(names, str):
             problems.append(Problem.of(f"candidates[{place}]", shorten(names), accepted, "put it in a list"))
+        elif names is not None and not names:
+            remedy = "name some, or pass None for all labels"
+            problems.append(Problem.of(f"candidates[{place}]", "none", accepted, remedy))
         elif names is not None and len(set(names)) < len(names):
             found = f"{shorten(Counter(names).most_common(1)[0][0])} twice"
             problems.append(Problem.of(f"candidates[{place}]", found, accepted, "name each label once"))
+        elif unknown := [name for name in names or () if name not in labels.label2id]:
+            found, remedy = ", ".join(map(shorten, unknown)), "give names as in labels.names, and no aliases"
+            problems.append(Problem.of(f"candidates[{place}]", found, accepted, remedy))
     if problems:
         raise TaskHeadsError(problems)
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch.nn.functional import linear
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
+
+from qwen_task_heads.hubcode.attention_task_heads import EXACT
 
 ROWS = 16384  # of the vocabulary, turned to fp32 at a time
-# What families do between states and logits, by the fields of their configs.
-BETWEEN = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,9 @@ def logits_of(model: Any, *, keep: int = 0, **inputs: Any) -> torch.Tensor:
     """Logits (B, T, V) of the last `keep` positions, or of all, of a causal language model.
 
     Of a model in half precision, in fp32 from its last states on: logits near 20 in bf16 are steps of 1/8,
-    so probabilities would come in steps of 13% and different labels tie. A model that has more than a matrix
-    between states and logits (soft caps, scales, an adapter, sharded weights) computes them itself.
+    so probabilities would come in steps of 13% and different labels tie. Families outside `EXACT` compute
+    them themselves, as they may have more than a matrix between states and logits (soft caps, scales); so do
+    models whose last matrix is adapted or sharded.
 
     Args:
         model: of `AutoModelForCausalLM`.
@@ -103,17 +104,12 @@ def logits_of(model: Any, *, keep: int = 0, **inputs: Any) -> torch.Tensor:
     head = model.get_output_embeddings()
     # Of one dimension where ZeRO-3 has taken it.
     is_matrix = type(head) is torch.nn.Linear and head.weight.dim() == 2 and head.weight.dtype.itemsize <= 2
-    if not is_matrix or not isinstance(model, PreTrainedModel) or _is_between(model.config):
+    family = model.config.get_text_config().model_type
+    if not is_matrix or not isinstance(model, PreTrainedModel) or family not in EXACT:
         return model(**inputs, logits_to_keep=keep).logits
     states = model.base_model(**inputs).last_hidden_state[:, -keep:].float()
     found = torch.cat([linear(states, rows.float()) for rows in head.weight.split(ROWS)], dim=-1)
     return found if head.bias is None else found + head.bias.float()
-
-
-def _is_between(config: PreTrainedConfig) -> bool:
-    """Whether a family does something between states and logits."""
-    fields = config.get_text_config().to_dict()
-    return any(fields.get(name) for name in BETWEEN)
 
 
 @torch.inference_mode()

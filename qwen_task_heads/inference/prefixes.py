@@ -7,7 +7,8 @@ taken in part: under causal attention the beginning of a prefix is a prefix. One
 that differ within a call are shared inside its batches anyway.
 
 What is kept goes with the weights that made it: a training step, a move to another device or autocast make
-it worthless, and it is made again. Threads may use one cache at once.
+it worthless, and it is made again. Fused optimizers write past torch's count of writes to a tensor, so the
+steps of all optimizers are counted too. Threads may use one cache at once.
 """
 
 from __future__ import annotations
@@ -16,11 +17,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.packing_task_heads import KeysAndValues, common_length
 
 WORTH = 32  # tokens; below, a cached prefix saves less than its second pass costs
+
+_steps = [0]  # of all optimizers of this process
+
+
+def _count_step(*_: Any) -> None:
+    _steps[0] += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 _Kept = tuple[Any, list[int], KeysAndValues]  # the state of the model, what was encoded, and into what
 
@@ -29,7 +40,8 @@ class PrefixCache:
     """The keys and values of beginnings of rows.
 
     Args:
-        model: whose rows begin so. Of its weights, what is written to `.data` is not seen.
+        model: whose rows begin so. Of its weights, what is written to `.data` is not seen, but for the
+            writes of an optimizer's step.
         template: ids that every row begins with.
     """
 
@@ -87,7 +99,11 @@ def state_of(model: torch.nn.Module) -> Any:
     kind = next(model.parameters()).device.type
     cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     # torch counts the writes to a tensor, except to one that was made in inference mode.
-    return cast, [
-        (id(weight), 0 if weight.is_inference() else weight._version, weight.device, weight.dtype)
-        for weight in model.parameters()
-    ]
+    return (
+        _steps[0],
+        cast,
+        [
+            (id(weight), 0 if weight.is_inference() else weight._version, weight.device, weight.dtype)
+            for weight in model.parameters()
+        ],
+    )

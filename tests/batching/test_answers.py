@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
 from qwen_task_heads import LabelMap, TaskHeadsError, load_tokenizer
 from qwen_task_heads.batching.answers import FEW_SHOT_INSTRUCTION, AnswerPrompts
@@ -116,7 +116,17 @@ def test_a_label_stands_where_an_answer_does_and_never_in_a_thought(
 ) -> None:
     prompts = make(chat(tokenizer, asked=asked, before=before), instruction="")
     [row] = prompts.encode(["A match"]).input_ids
-    assert tokenizer.decode(row).endswith(f"<|im_start|>assistant\n{wanted}")
+    said = f"<|im_start|>assistant\n{wanted}sport"
+    assert tokenizer.decode([*row, *prompts.answers[0]]).endswith(said)
+    assert [*row, *prompts.answers[0]][-len(tokenizer(said)["input_ids"]) :] == tokenizer(said)["input_ids"]
+
+
+def test_a_tokenizer_that_begins_every_text_with_a_blank_puts_none_before_a_label(tokenizer: Any) -> None:
+    """As SentencePiece does; behind a prompt a model would not write it."""
+    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("x")
+    plain = load_tokenizer("embedded")(list(LABELS.names))["input_ids"]
+    assert tokenizer(list(LABELS.names))["input_ids"] != plain
+    assert make(tokenizer).answers == plain
 
 
 def test_a_template_that_contradicts_itself_or_never_ends_is_refused(tokenizer: Any) -> None:

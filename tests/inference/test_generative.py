@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config, pipeline
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config, pipeline
 
 from qwen_task_heads import LabelMap, TaskHeadsError, load_tokenizer
 from qwen_task_heads.backbones import locate
@@ -142,6 +142,34 @@ def test_half_precision_has_the_last_matrix_in_fp32(model: Any) -> None:
     assert not torch.equal(logits, logits.bfloat16().float())  # no score is a step of bf16
 
 
+def test_a_family_that_scales_its_logits_computes_them_itself() -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "minicpm3", vocab_size=64, hidden_size=64, dim_model_base=16, intermediate_size=64,
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, q_lora_rank=16,
+        kv_lora_rank=16, qk_nope_head_dim=16,
+        qk_rope_head_dim=16, v_head_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(logits_of(model, input_ids=ids), model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_of_training_makes_what_is_kept_worthless(model: Any, fused: bool) -> None:
+    """A fused optimizer, the default one, writes past torch's count of writes."""
+    trained = copy.deepcopy(model)
+    options = {"calibrate": True, "instruction": "What is it about? " * 20 + "{labels}"}
+    ours = scorer(trained, many_labels(5), **options)
+    before = ours.log_scores(titles()[:2])
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2, fused=fused)
+    trained(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+    optimizer.step()
+    found = ours.log_scores(titles()[:2])
+    assert not torch.allclose(found, before, atol=1e-3)
+    assert torch.equal(found, scorer(trained, many_labels(5), **options).log_scores(titles()[:2]))
+
+
 def test_candidates_in_another_order_are_the_same_question(model: Any) -> None:
     ours = scorer(model, many_labels(5))
     one, other = many_labels(5).names[:2]
@@ -219,8 +247,10 @@ def test_candidates_of_a_row_are_all_that_it_can_answer(model: Any) -> None:
     assert (found[1] > 0).all()
     alone = ours.probabilities(titles()[:1], candidates=[labels.names[2:4][::-1]])
     assert torch.allclose(found[:1], alone)
-    with pytest.raises(TaskHeadsError, match="candidates: found 'unheard'"):
-        ours.log_scores(titles()[:1], candidates=[("unheard",)])
+    with pytest.raises(TaskHeadsError) as refused:
+        ours.log_scores(titles()[:3], candidates=[("unheard",), None, ()])
+    assert [problem.where for problem in refused.value.problems] == ["candidates[0]", "candidates[2]"]
+    assert "found 'unheard'" in str(refused.value)
     with pytest.raises(TaskHeadsError, match=r"texts\[1\]: found ' '"):
         ours.log_scores(["A match", " "])
     one, other = labels.names[:2]
