@@ -161,7 +161,7 @@ def load(
             repo,
             f"a {config.model_type!r} model",
             ", ".join(TASKS),
-            "put a head on it with build(), or train one",
+            "open it by LabelScorer, if recipes/sft_classify.py made it; else put a head on it with build()",
         )
     if verify:
         check_manifest(path, revision=revision)

@@ -200,9 +200,12 @@ def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
             raise TaskHeadsError(Problem(spec.name, found, accepted, "name what recipes/classify.py saved"))
         labels: LabelMap = task["labels"]
         return labels
-    if spec.kind != SFT:
-        return None
     path = _file(spec.source, LABEL_PROMPT, hub=hub)
+    if spec.kind != SFT:
+        if path is None:
+            return None
+        accepted = "a chat model that was not trained to write labels"
+        raise TaskHeadsError.of(spec.name, f"a {LABEL_PROMPT}", accepted, f"name it as sft={spec.source}")
     if path is None:
         accepted, remedy = f"accepted: a model with {LABEL_PROMPT}", "ask a plain chat model by zero_shot="
         raise TaskHeadsError(Problem(spec.name, f"found no {LABEL_PROMPT}", accepted, remedy))

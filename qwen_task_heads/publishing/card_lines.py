@@ -32,8 +32,12 @@ IDLE: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 }
 
 
-def best_floor(found: Mapping[str, Mapping[str, Any]], main: str) -> tuple[str, float, bool] | None:
-    """Name and figure of the best floor, and whether the model is above it as both are shown; None without.
+ABOVE, NOT_ABOVE = "above it", "not above it"
+PERHAPS = "above it, by no more than may be chance: its interval reaches down to the floor"
+
+
+def best_floor(found: Mapping[str, Mapping[str, Any]], main: str) -> tuple[str, float, str] | None:
+    """Name and figure of the best floor, and where the model is beside it as both are shown; None without.
 
     Args:
         found: scorer to its figures, from `metrics.json`.
@@ -43,25 +47,28 @@ def best_floor(found: Mapping[str, Mapping[str, Any]], main: str) -> tuple[str, 
         >>> from qwen_task_heads.publishing.card_lines import best_floor
         >>> figures = {"this model": {"accuracy": {"value": 0.8}}, "always 'a'": {"accuracy": {"value": 0.5}}}
         >>> best_floor(figures, "accuracy")
-        ("always 'a'", 0.5, True)
+        ("always 'a'", 0.5, 'above it')
     """
+    low = found[MODEL][main].get("low")
     values = {name: entry[main]["value"] for name, entry in found.items() if main in entry}
     ours = values.pop(MODEL)
     floors = {name: value for name, value in values.items() if value is not None}
     if not floors:
         return None
     name = max(floors, key=lambda name: floors[name])
-    return name, floors[name], ours is not None and round(ours, 3) > round(floors[name], 3)
+    if ours is None or round(ours, 3) <= round(floors[name], 3):
+        return name, floors[name], NOT_ABOVE
+    return name, floors[name], ABOVE if low is None or low > floors[name] else PERHAPS
 
 
 def verdict_line(found: Mapping[str, Mapping[str, Any]], main: str) -> str:
     """Whether the model is above the best floor, for a card; "" without floors."""
     if (best := best_floor(found, main)) is None:
         return ""
-    name, value, above = best
+    name, value, verdict = best
+    verdict = f"**{verdict}**" if verdict == NOT_ABOVE else verdict
     return (
-        f"The best floor is “{plain(name)}” ({figure_name(main)} {figure(value)}); "
-        f"this model is {'above it' if above else '**not above it**'}."
+        f"The best floor is “{plain(name)}” ({figure_name(main)} {figure(value)}); this model is {verdict}."
     )
 
 

@@ -5,7 +5,8 @@ Design decisions:
   resamples of groups: the interval of a difference is narrower than two intervals suggest. McNemar's exact
   test (1947) stands beside it where every row is its own group.
 - Time of one text is the median over batches of one; throughput is that of one pass over all rows, which is
-  also where the answers come from. Choosing few-shot examples is not in it.
+  also where the answers come from. Where each text has examples of its own, what choosing them took is in
+  both, as the average over all rows.
 - A floor gives scores, not probabilities: it has no log-loss and no calibration error, but it has a time.
 - The advice that follows from all this has its own file (`comparison_advice.py`).
 """
@@ -15,10 +16,10 @@ from __future__ import annotations
 import random
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.offers import within
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.inference.engine_options import Asking, EngineSpec
+from qwen_task_heads.inference.engine_options import FEW_SHOT, Asking, EngineSpec
 from qwen_task_heads.inference.engines import open_engine, training_cost
 from qwen_task_heads.publishing.endings import SMALL
 from qwen_task_heads.training.classification_metrics import SINGLE, classification_figures
@@ -91,6 +92,7 @@ def measure(
     labels: LabelMap,
     device: str,
     alone: int = ALONE,
+    choosing: float = 0.0,
     **facts: Any,
 ) -> Measured:
     """Time an engine text by text and in one pass, and measure its answers.
@@ -101,6 +103,7 @@ def measure(
         name, kind, device: as of `Measured`.
         labels: the schema.
         alone: texts that are timed one by one, spread over the rows.
+        choosing: seconds per text that choosing its examples took before; added to every time.
         **facts: `training` and `notes` of `Measured`.
 
     Example:
@@ -115,7 +118,7 @@ def measure(
     places = np.linspace(0, len(examples) - 1, min(alone, len(examples))).round().astype(int).tolist()
     for place in places[:WARM]:
         scores_of([examples[place]])
-    seconds = [_clocked(scores_of, [examples[place]])[0] for place in places]
+    seconds = [choosing + _clocked(scores_of, [examples[place]])[0] for place in places]
     whole, found = _clocked(scores_of, examples)
     scores = np.asarray(found, np.float64)
     groups = [example.group for example in examples]
@@ -129,7 +132,7 @@ def measure(
         scores=scores,
         figures={key: figures[key] for key in wanted},
         seconds_alone={"median": middle, "low": low, "high": high, "n": len(seconds)},
-        texts_per_second=len(examples) / whole,
+        texts_per_second=len(examples) / (whole + choosing * len(examples)),
         device=device,
         **facts,
     )
@@ -142,23 +145,35 @@ def measure_engines(
     *,
     asking: Asking,
     alone: int = ALONE,
-) -> tuple[list[Measured], list[str], list[Exception]]:
+    choosing: float = 0.0,
+) -> tuple[list[Measured], list[str], list[str]]:
     """Load and `measure` one engine after the other; what one of them failed at does not stop the others.
 
+    Args:
+        specs, sets: what to load, and the data with its labels.
+        examples: rows that are measured.
+        asking: options of prompted engines.
+        alone: as of `measure`.
+        choosing: seconds per text that its own examples took (few-shot by similarity); part of its time.
+
     Returns:
-        What was measured; what is to be said of all of them; what was raised, which is also on stderr.
+        What was measured; what is to be said of all of them; names of those that failed, whose errors are on
+        stderr.
     """
     measured: list[Measured] = []
     notes: list[str] = []
-    failed: list[Exception] = []
+    failed: list[str] = []
     for spec in specs:
         try:
-            one, told = _measure_engine(spec, sets, examples, asking=asking, alone=alone)
-        except (TaskHeadsError, OSError, RuntimeError) as error:
-            clear_frames(error.__traceback__)  # a model that did not fit is let go
+            extra = choosing if spec.kind == FEW_SHOT else 0.0
+            one, told = _measure_engine(spec, sets, examples, asking=asking, alone=alone, choosing=extra)
+        except Exception as error:  # noqa: BLE001 (told here, with the traceback of a defect)
             told = [f"{spec.name} was not measured: {' '.join(str(error).split())}"]
+            if not isinstance(error, TaskHeadsError):
+                traceback.print_exception(error)
             print(f"error: {told[0]}", file=sys.stderr, flush=True)
-            failed.append(error)
+            traceback.clear_frames(error.__traceback__)  # a model that did not fit is let go
+            failed.append(spec.name)
         else:
             measured.append(one)
         notes += told
@@ -166,22 +181,31 @@ def measure_engines(
 
 
 def _measure_engine(
-    spec: EngineSpec, sets: TextSets, examples: Sequence[TextExample], *, asking: Asking, alone: int
+    spec: EngineSpec, sets: TextSets, examples: Sequence[TextExample], *, asking: Asking, **times: Any
 ) -> tuple[Measured, list[str]]:
     """An engine with its figures, and what is to be said of it beside them."""
     engine, cost = open_engine(spec, sets.labels, asking=asking), training_cost(spec, hub=asking.hub)
-    facts: dict[str, Any] = {
-        "name": spec.name,
-        "kind": spec.kind,
-        "device": device_name(engine.device),
-        "alone": alone,
-    }
-    facts |= {"training": cost, "notes": engine.notes(examples)}
+    facts: dict[str, Any] = {"name": spec.name, "kind": spec.kind, "training": cost}
     notes = [SMALL] if spec.source == EMBEDDED else []
-    same = cost and cost.get("labels") == list(sets.labels.names)
-    if cost and same and cost["sha256"] != hash_texts(sets.train):
-        notes.append(f"{spec.name} was trained on other rows ({cost['rows']:,}) than those given here")
-    return measure(engine.log_scores, examples, labels=sets.labels, **facts), notes
+    if cost and not trained_on(cost, sets):
+        notes.append(
+            f"{spec.name} was trained on other rows ({cost['rows']:,}) than those given here; whether rows "
+            "that it is measured on are among them, nobody can tell"
+        )
+    facts |= {"device": device_name(engine.device), "notes": engine.notes(examples)}
+    return measure(engine.log_scores, examples, labels=sets.labels, **facts, **times), notes
+
+
+def trained_on(cost: Mapping[str, Any], sets: TextSets) -> bool:
+    """Whether a model was trained on these rows, in whatever order of the labels, or does not say."""
+    names = cost.get("labels")
+    if not isinstance(names, list) or {*names} != {*sets.labels.names}:
+        return True
+    place = {number: names.index(name) for number, name in enumerate(sets.labels.names)}
+    rows = [
+        replace(row, target=place[row.target]) if isinstance(row.target, int) else row for row in sets.train
+    ]
+    return bool(cost["sha256"] == hash_texts(rows))
 
 
 def device_name(device: torch.device) -> str:
@@ -228,6 +252,7 @@ def measure_floors(
     *,
     labels: LabelMap,
     shots: Mapping[str, Shots] | None = None,
+    choosing: float = 0.0,
 ) -> list[Measured]:
     """TF-IDF, the most frequent label, and the majority of a text's nearest examples where there are any.
 
@@ -238,7 +263,11 @@ def measure_floors(
         examples: rows that are measured.
         labels: the schema.
         shots: text to its examples, the nearest last (few-shot by similarity); None without.
+        choosing: seconds per text that finding them took.
     """
+    import sklearn.feature_extraction.text
+    import sklearn.linear_model  # noqa: F401 (its time is not that of the floor)
+
     device = device_name(torch.device("cpu"))
 
     def floor(scores_of: Callable[[Sequence[TextExample]], Floats], name: str, **facts: Any) -> Measured:
@@ -259,6 +288,7 @@ def measure_floors(
             floor(
                 lambda rows: neighbour_scores([near[row.text] for row in rows], labels),
                 "majority of the nearest",
+                choosing=choosing,
             )
         )
     return found

@@ -23,8 +23,9 @@ def advise(
 
     1. The best engine has the highest figure. Engines whose difference from it has an interval with 0 in it
        are not told from it by these rows. Of these, and of it, the fastest text by text is advised that is
-       above the best floor, by more than chance.
-    2. Where none is, the floor is advised.
+       above the best floor, by more than chance, and that no other engine beats in both figure and time.
+    2. Where none is, the floor is advised; for now, where the best engine is ahead of it by what may be
+       chance.
     3. What needed no training is named where rule 1 did not pass it over for the floor.
     4. An advised engine with a calibration error of `UNSURE` or more is not to be taken at its word.
 
@@ -43,10 +44,20 @@ def advise(
     floor, chosen = _best_floor(measured, figure), chosen_of(measured, pairs, figure=figure)
     if chosen is floor:
         gap = _between(pairs, floor, best, figure)
-        side = f"{_gap(gap)} below it" if _above(gap) else "not above it by more than chance"
+        against = f"({told} {value[best.name]:.3f} against {value[floor.name]:.3f})"
+        if gap["difference"] < 0 and not gap["differs"]:
+            ahead = _gap(_between(pairs, best, floor, figure))
+            return [
+                f"Use {floor.name} for now: {best.name} is ahead of it by {ahead} {against}, which may be "
+                "chance. More rows would tell.",
+                last,
+            ]
+        side = f"{_gap(gap)} below it" if _above(gap) else "not above it"
+        other = [one.name for one in alike if one is not best]
+        tie = f", with {', '.join(other)} not told from it by these rows" if other else ""
         return [
-            f"Use {floor.name}: no engine is worth its cost yet. Even {best.name}, the best of them, is "
-            f"{side} ({told} {value[best.name]:.3f} against {value[floor.name]:.3f}).",
+            f"Use {floor.name}: no engine is worth its cost yet. Even {best.name}, the best of them{tie}, is "
+            f"{side} {against}.",
             last,
         ]
     lines = [_reason(measured, pairs, figure=figure, told=told, value=value, chosen=chosen, best=best)]
@@ -58,8 +69,9 @@ def advise(
         )
     quick = _fastest([one for one in measured if one.kind != FLOOR])
     if quick not in alike and _ratio(chosen, quick) >= FASTER:
-        lost = _gap(_between(pairs, chosen, quick, figure))
-        lines.append(f"{quick.name} is {_times(chosen, quick)} per text, for {lost} less {told}.")
+        gap = _between(pairs, chosen, quick, figure)
+        if gap["difference"] > 0:
+            lines.append(f"{quick.name} is {_times(chosen, quick)} per text, for {_gap(gap)} less {told}.")
     passed = _above_floor(alike, pairs, floor=floor, figure=figure)
     if free := [one.name for one in passed if one.kind in ("zero_shot", "few_shot") and one is not chosen]:
         lines.append(f"Not clearly worse, and without any training: {', '.join(free)}.")
@@ -79,7 +91,9 @@ def chosen_of(
     _, alike = _best(measured, pairs, figure)
     floor = _best_floor(measured, figure)
     passed = _above_floor(alike, pairs, floor=floor, figure=figure)
-    return floor if floor and not passed else _fastest(passed)
+    engines = [one for one in measured if one.kind != FLOOR]
+    unbeaten = [one for one in passed if not any(_beats(other, one, figure) for other in engines)]
+    return floor if floor and not passed else _fastest(unbeaten or passed)
 
 
 def _reason(
@@ -130,6 +144,12 @@ def _best_floor(measured: Sequence[Measured], figure: str) -> Measured | None:
 
 def _fastest(engines: Sequence[Measured]) -> Measured:
     return min(engines, key=lambda one: one.seconds_alone["median"])
+
+
+def _beats(other: Measured, one: Measured, figure: str) -> bool:
+    """Whether another engine is both faster and better."""
+    better = other.figures[figure]["value"] > one.figures[figure]["value"]
+    return better and _ratio(one, other) >= FASTER
 
 
 def _above(gap: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ text (`shown.py`).
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.offers import offers_line
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
+from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.predictions import DIGITS
 from qwen_task_heads.publishing.comparison import COMPARED, FIGURES, FLOOR, Measured, compare
 from qwen_task_heads.publishing.comparison_advice import advise, chosen_of
@@ -24,20 +26,41 @@ from qwen_task_heads.publishing.shown import figure, figure_name, interval, plai
 from qwen_task_heads.training.classification_metrics import SINGLE, probabilities
 from qwen_task_heads.training.comparison_plots import Point, engines_plot
 from qwen_task_heads.training.early_exits import aligned
+from qwen_task_heads.training.weighted_measures import ECE_BINS
 
 JSON, PAGE, ANSWERS, PICTURE = "comparison.json", "comparison.md", "answers.jsonl", "comparison.png"
 HEAD = ["engine", *(figure_name(name) for name in FIGURES), "ms per text", "texts/s", "training"]
 READ = (
-    "95% intervals over groups of rows. *ms per text* is the median of batches of one (quartiles), *texts/s* "
-    "one pass over all rows; choosing few-shot examples is in neither. *log loss* and *ECE* (how far "
-    "probabilities are from the share of answers that are right, on average) are better the lower they are; "
-    "a floor gives no probabilities. *training* is what it took to make the engine, where that is known."
+    "95% intervals over rows, or over their groups where they have some. *ms per text* is the median of "
+    "batches of one (quartiles), *texts/s* one pass over all rows; where each text has its own examples, "
+    "choosing them is in both. *log loss* and *ECE* (how far probabilities are from the share of right "
+    f"answers, on average, in {ECE_BINS} bins of equal width) are better the lower they are; a floor gives "
+    "no probabilities. *training* is what it took to make the engine, where that is known."
 )
 PAIRED = (
     "a minus b, on the same resamples of groups, in points; **bold** where the 95% interval leaves 0 out. "
     "Intervals are those of each pair alone: of twenty pairs without a difference, one will stand out. *p* "
     "is McNemar's exact test over rows."
 )
+
+
+def claim_folder(folder: str | Path) -> None:
+    """Make the folder of a comparison and write to it once, before anything is measured.
+
+    Raises:
+        TaskHeadsError: it holds a comparison, or nothing can be written there.
+    """
+    if Path(folder, JSON).exists():
+        found, accepted = f"a comparison in {str(folder)!r}", "a folder without one"
+        raise TaskHeadsError.of("--output_dir", found, accepted, "choose another, or move it away")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        found = f"{str(folder)!r}, where nothing can be written ({error.strerror})"
+        accepted = "a folder that can be written to"
+        raise TaskHeadsError.of("--output_dir", found, accepted, "choose another") from error
 
 
 def write_comparison(
@@ -50,11 +73,12 @@ def write_comparison(
     figure: str = "accuracy",
     settings: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    missing: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare what was measured, write everything, print the table and the advice; return what JSON holds.
 
     Args:
-        folder: made if need be; files of the same names are replaced.
+        folder: made if need be.
         measured: engines and floors on `examples`.
         sets: the data, with labels and lines.
         examples: the rows that were measured.
@@ -62,6 +86,7 @@ def write_comparison(
         figure: `accuracy` or `macro_f1`: what the advice goes by.
         settings: of the run, kept in the JSON.
         notes: to be said beside the figures.
+        missing: engines that could not be measured; the advice says so.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +104,7 @@ def write_comparison(
         },
         "engines": [one.as_dict() for one in measured],
         "pairs": pairs,
-        "advice": advise(measured, pairs, figure=figure, rows=rows),
+        "advice": [*advise(measured, pairs, figure=figure, rows=rows), *_without(missing)],
         "figure": figure,
         "notes": told,
         "settings": dict(settings or {}),
@@ -96,7 +121,8 @@ def write_comparison(
     )
     (folder / PAGE).write_text(comparison_page(content), encoding="utf-8")
     table = [HEAD, *(_cells(one) for one in content["engines"])]
-    lines = [f"On {rows}, 95% intervals over groups:", "", *aligned(table), "", *content["advice"]]
+    over = "rows" if groups == len(examples) else "groups"
+    lines = [f"On {rows}, 95% intervals over {over}:", "", *aligned(table), "", *content["advice"]]
     lines += [f"note: {note}" for note in told]
     lines += ["", f"Everything is in {folder}: {PAGE}, {JSON}, {PICTURE}, and every answer in {ANSWERS}."]
     print("\n".join(lines), flush=True)
@@ -117,8 +143,18 @@ def comparison_page(content: Mapping[str, Any]) -> str:
         differences = [_difference(pair[key]) for key in COMPARED]
         cells.append([plain(pair["a"]), plain(pair["b"]), *differences, _p(pair["mcnemar"])])
     lines += _table(["a", "b", *map(figure_name, COMPARED), "p"], cells)
-    said = [*content["notes"], *data["lines"]]
+    said = [*content["notes"], *data["lines"], _settings_line(content["settings"])]
     return "\n".join([*lines, "", "## Notes", "", *(f"- {plain(line)}" for line in said)]) + "\n"
+
+
+def _without(missing: Sequence[str]) -> list[str]:
+    """What the advice leaves out."""
+    return [f"Not measured, and so not in this advice: {', '.join(missing)}."] if missing else []
+
+
+def _settings_line(settings: Mapping[str, Any]) -> str:
+    told = [f"{name} {value}" for name, value in settings.items() if value not in (None, False, "")]
+    return f"settings: {'; '.join(told)}" if told else "settings: the defaults"
 
 
 def engine_table(content: Mapping[str, Any]) -> list[str]:

@@ -71,12 +71,13 @@ def first_notes(model: Any, run: Account) -> list[str]:
     """The run's own warning, and what to know of an adapter whose base is a folder."""
     from peft import PeftModel
 
+    from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
+
     notes = [run.warning] if run.warning else []
     if isinstance(model, PeftModel) and Path(locate(run.backbone)).is_dir():
-        notes.append(
-            "this adapter needs its base, a folder of this machine: to hand it on, merge it "
-            "(qwen_task_heads.merge) and save the full model"
-        )
+        has_head = isinstance(model.get_base_model(), TaskHeadModel)
+        how = "merge it (qwen_task_heads.merge) and save the full model" if has_head else "publish it merged"
+        notes.append(f"this adapter needs its base, a folder of this machine: to hand it on, {how}")
     return notes
 
 

@@ -169,8 +169,8 @@ def _write_predictions(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _against(name: str, value: float, is_above: bool) -> str:
-    return f"The best floor is {name!r} ({value:.3f}); this model is {'' if is_above else 'not '}above it."
+def _against(name: str, value: float, verdict: str) -> str:
+    return f"The best floor is {name!r} ({value:.3f}); this model is {verdict}."
 
 
 def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None:

@@ -300,8 +300,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun, *, 
     print("\n".join(lines), flush=True)
 
 
-def _against(name: str, floor: float, is_above: bool, *, main: str) -> str:
-    verdict = "above it" if is_above else "not above it"
+def _against(name: str, floor: float, verdict: str, *, main: str) -> str:
     return f"The best floor is {name!r} ({figure_name(main)} {floor:.3f}); this model is {verdict}."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from scipy.stats import binomtest
 from qwen_task_heads.batching.answers import instruction_for
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.data.text_sets import TextSets
+from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.engine_options import Asking, EngineSpec
 from qwen_task_heads.inference.engines import open_engine
@@ -24,6 +25,7 @@ from qwen_task_heads.publishing.comparison import (
     measure,
     measure_floors,
     neighbour_scores,
+    trained_on,
 )
 from qwen_task_heads.publishing.comparison_advice import advise, chosen_of
 from qwen_task_heads.publishing.comparison_pages import write_comparison
@@ -109,6 +111,45 @@ def test_what_is_not_above_the_floor_is_not_advised_for_being_fast() -> None:
     told = "\n".join(advise(measured, pairs, rows=ROWS))
     assert told.startswith("Use next: it is not clearly worse than best")
     assert "ask" not in told
+
+
+def test_what_is_ahead_of_the_floor_by_chance_needs_more_rows() -> None:
+    rows = examples(16)
+    measured = [engine("TF-IDF", 0.625, kind="floor", rows=rows), engine("one", 0.75, rows=rows)]
+    told = "\n".join(advise(measured, compare(measured, rows), rows=ROWS))
+    assert told.startswith("Use TF-IDF for now: one is ahead of it by 12.5 points (95%: ")
+    assert "(accuracy 0.750 against 0.625), which may be chance. More rows would tell." in told
+
+
+def test_an_engine_that_another_beats_in_both_is_not_advised() -> None:
+    """Not told from the best, and yet slower and worse than one that is."""
+    rows = examples(40)
+    measured = [
+        engine("best", 0.90, ms=30, rows=rows),
+        engine("slow", 0.80, ms=20, rows=rows),
+        engine("quick", 0.85, ms=10, rows=rows),
+    ]
+    pairs = compare(measured, rows)
+    for pair in pairs:
+        if {pair["a"], pair["b"]} != {"best", "quick"}:
+            pair["accuracy"] |= {"low": -0.2, "high": 0.2, "differs": False}
+        else:
+            pair["accuracy"] |= {"differs": True}
+    assert chosen_of(measured, pairs).name == "best"
+    told = "\n".join(advise(measured, pairs, rows=ROWS))
+    assert "quick is 3.0 times faster per text, for 5.0 points" in told
+
+
+def test_rows_of_training_are_known_again_in_another_order_of_the_labels() -> None:
+    rows = examples(20)
+    told = dict(dev=[], test=rows, problem_type="single_label_classification", lines=[], dev_was_cut=False)
+    turned = LabelMap(LABELS.names[::-1])
+    same = [replace(row, target=len(LABELS) - 1 - row.target) for row in rows]  # type: ignore[operator]
+    cost = {"labels": list(LABELS.names), "sha256": hash_texts(rows), "rows": 20}
+    assert trained_on(cost, TextSets(train=same, labels=turned, **told))  # type: ignore[arg-type]
+    assert not trained_on(cost, TextSets(train=rows, labels=turned, **told))  # type: ignore[arg-type]
+    assert not trained_on(cost, TextSets(train=rows[1:], labels=LABELS, **told))  # type: ignore[arg-type]
+    assert trained_on({}, TextSets(train=rows, labels=LABELS, **told))  # type: ignore[arg-type]
 
 
 def test_what_needs_no_training_and_what_is_not_sure_are_named() -> None:

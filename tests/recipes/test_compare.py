@@ -147,15 +147,33 @@ def test_an_engine_that_fails_late_costs_the_others_nothing(
 ) -> None:
     torn = shutil.copytree(models["head"], tmp_path / "torn")
     (torn / "model.safetensors").write_bytes(b"torn")
+    cut = shutil.copytree(models["sft"], tmp_path / "cut")  # no manifest holds this one's files
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-9])
     words = ["--dataset_name", data, "--output_dir", tmp_path / "out", "--device", "cpu", "--latency_rows", 1]
-    message = refused(capfd, *words, "--engines", f"head={torn}", f"sft={models['sft']}")
-    assert message.count(f"error: head={torn} was not measured: ") == 1
+    engines = [f"head={torn}", f"sft={cut}", f"sft={models['sft']}"]
+    assert launching.run(RECIPE, *words, "--engines", *engines) == 2
+    printed = capfd.readouterr()
+    assert printed.err.count(f"error: head={torn} was not measured: ") == 1
+    assert "Traceback" in printed.err  # of what nobody has put into words
+    assert f"error: --engines: found head={torn}, sft={cut}, not measured" in printed.err
+    assert f"Not measured, and so not in this advice: head={torn}, sft={cut}." in printed.out
     content = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert [one["kind"] for one in content["engines"]] == ["floor", "floor", "sft"]
     assert any(note.startswith(f"head={torn} was not measured: ") for note in content["notes"])
 
     refused(capfd, *words, "--output_dir", tmp_path / "none", "--engines", f"head={torn}")
-    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "none" / "comparison.json").exists()
+
+
+def test_an_output_folder_is_refused_before_anything_is_measured(
+    data: Path, models: dict[str, Path], compared: tuple[Path, str], tmp_path: Path, capfd: Any
+) -> None:
+    (tmp_path / "file").write_text("")
+    words = ["--dataset_name", data, "--engines", f"head={models['head']}", "--output_dir"]
+    assert "where nothing can be written" in refused(capfd, *words, tmp_path / "file")
+    before = (compared[0] / "comparison.json").read_bytes()
+    assert "found a comparison in" in refused(capfd, *words, compared[0])
+    assert (compared[0] / "comparison.json").read_bytes() == before
 
 
 def test_labels_of_others_are_refused_by_name_before_any_model_runs(
@@ -164,6 +182,7 @@ def test_labels_of_others_are_refused_by_name_before_any_model_runs(
     other = head(tmp_path / "other", bases["qwen2"], shake, labels=("health", "money", "Sport", "war"))
     several = head(tmp_path / "several", bases["qwen2"], shake, labels=NAMES, problem_type="regression")
     engines = [f"head={other}", f"head={several}", f"head={models['sft']}", "sft=embedded"]
+    engines += [f"zero_shot={models['sft']}"]
     words = ["--dataset_name", data, "--output_dir", tmp_path / "out", "--engines", *engines]
     message = refused(capfd, *words)
     assert (
@@ -172,6 +191,7 @@ def test_labels_of_others_are_refused_by_name_before_any_model_runs(
     assert f"head={several}: found regression" in message
     assert f"head={models['sft']}: found no classifier of this library" in message
     assert "sft=embedded: found no label_prompt.json" in message
+    assert f"zero_shot={models['sft']}: found a label_prompt.json" in message
     assert not (tmp_path / "out").exists()
 
 
