@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ def train(name: str, where: list[str], *, backbone: str, runs: Path) -> dict[str
 def measure(name: str, where: list[str], *, backbone: str, runs: Path, rows: int | None) -> dict[str, Any]:
     """Train, compare, and give what `comparison.json` holds, with the answers that are no label."""
     folders, output = train(name, where, backbone=backbone, runs=runs), runs / f"{name}-engines"
+    shutil.rmtree(output, ignore_errors=True)  # a comparison replaces none
     words = [f"{kind}={folder}" for kind, folder in folders.items()]
     words += [f"zero_shot={backbone}", f"few_shot={backbone}"]
     options = ["--shots", str(SHOTS), "--shots_by", "similarity", "--max_length", "2048", "--device", "cpu"]
