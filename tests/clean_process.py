@@ -29,7 +29,9 @@ else:
     raise SystemExit("the package is there: this would show nothing")
 import peft, torch, transformers.models.qwen2.modeling_qwen2
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+get_checkpoint_conversion_mapping("qwen2")  # compiles a thousand expressions, once for all jobs
 torch.set_num_threads(1)
 gc.freeze()
 for line in sys.stdin:

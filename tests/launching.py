@@ -34,6 +34,7 @@ PRELOADED = [
     "sklearn.feature_extraction.text",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
+    "warm",
 ]
 
 

@@ -326,7 +326,7 @@ def _label_lines(train: Iterable[TextExample], scheme: Scheme) -> list[str]:
         return [f"labels: {scores} ({_few(names)}), by {scheme.origin}"]
     lines = [f"labels: {len(names):,} by {scheme.origin} ({_few(names)})"]
     counts = _counts(train)
-    never = [name for place, name in enumerate(names) if not counts[place]]
+    never = [name for place, name in enumerate(names) if place not in counts]
     if never:
         lines.append(f"labels: {len(never):,} never stand in train ({_few(never)})")
     folded = scheme.labels.folded

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def derive_scheme(
         if raw.candidates != offered:  # most rows offer the same, and may offer 100,000
             offered = raw.candidates
             names.update({label: raw.where for label in offered if label not in names})
-    stated = {name for name in names if not is_whole(name)}  # numbers in quotes are refused row by row
+    stated = names.keys() - set(filter(is_whole, names))  # numbers in quotes are refused row by row
     if any(raw.name and isinstance(raw.value, int) for raw in rows):
         return _checked(_bijection(rows, problem_type, source), source)
     if ids and stated:
@@ -259,7 +260,7 @@ def resolve(raw: RawText, scheme: Scheme) -> TextExample | Problem:
         text_b=raw.text_b,
         target=target,
         soft=soft,
-        candidates=_offered(raw, scheme.labels),
+        candidates=_offered(raw.candidates, scheme.labels)[0] if raw.candidates else (),
         weight=raw.weight,
         group=raw.group,
         source=raw.where,
@@ -278,13 +279,17 @@ def _check_offered(raw: RawText, labels: LabelMap) -> None:
             raise _error(raw.where, found, "each candidate once", "remove one of the two")
 
 
-def _offered(raw: RawText, labels: LabelMap) -> tuple[str, ...]:
-    """The labels among the candidates of a row, in the order of the map; () where these are all of them."""
-    # Most rows offer all, and may offer 100,000: that is asked in one pass of C code.
-    if len(raw.candidates) >= len(labels) and labels.label2id.keys() <= set(raw.candidates):
-        return ()
-    places = {labels.spelled[name] for name in raw.candidates if name in labels.spelled}
-    return tuple(labels.names[place] for place in sorted(places)) if len(places) < len(labels) else ()
+@lru_cache(maxsize=8)  # most rows offer the same, and may offer 100,000
+def _offered(candidates: tuple[str, ...], labels: LabelMap) -> tuple[tuple[str, ...], bool]:
+    """The labels among candidates, in the order of the map, and whether there are others among them.
+
+    The first are () where they are all the labels.
+    """
+    places = {labels.spelled[name] for name in candidates if name in labels.spelled}
+    strange = len(places) < len(candidates) and not labels.spelled.keys() >= set(candidates)
+    if len(places) == len(labels):
+        return (), strange
+    return tuple(labels.names[place] for place in sorted(places)), strange
 
 
 def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[list[TextExample], ReadReport]:
@@ -319,8 +324,7 @@ def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[list[Text
 
 def _strangers(rows: Iterable[RawText], labels: LabelMap) -> Finding:
     """The rows whose candidates are not all labels, where labels are given: a finding for the account."""
-    known = labels.spelled.__contains__
-    sources = (row.where for row in rows if row.candidates and not all(map(known, row.candidates)))
+    sources = (row.where for row in rows if row.candidates and _offered(row.candidates, labels)[1])
     return Finding("strange", tuple(sources))
 
 

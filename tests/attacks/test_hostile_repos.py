@@ -11,13 +11,13 @@ import os
 import pickle
 import shutil
 import struct
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from clock import at_most
 from peft import get_peft_model
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -42,9 +42,8 @@ def honest(bases: dict[str, str], tokenizer: Any, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(autouse=True)
 def at_most_two_seconds(honest: Path) -> Iterator[None]:
-    begin = time.process_time()
-    yield
-    assert time.process_time() - begin < 4  # the check asks for 2 s of opening; the files are made too
+    with at_most(4):  # the check asks for 2 s of opening; the files are made too
+        yield
 
 
 class _Bomb:
@@ -211,10 +210,8 @@ def test_a_hostile_repo_is_refused_at_once(honest: Path, tmp_path: Path, attack:
         shutil.copytree(honest / name, tmp_path / name)
     canary = tmp_path / "canary"
     attack(tmp_path / kind, canary)
-    begin = time.process_time()
-    with pytest.raises(TaskHeadsError, match=message):
+    with at_most(2), pytest.raises(TaskHeadsError, match=message):
         entrance(str(tmp_path / kind))
-    assert time.process_time() - begin < 2
     assert not canary.exists()
 
 
@@ -259,12 +256,12 @@ def test_a_template_that_never_ends_is_not_rendered(honest: Path, tmp_path: Path
     shutil.copytree(honest / "full", tmp_path / "it")
     bomb = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
     (tmp_path / "it" / "chat_template.jinja").write_text(bomb)
-    begin = time.process_time()
-    tokenizer = load_tokenizer(str(tmp_path / "it"))
-    model = load(str(tmp_path / "it"))
+    with at_most(2):
+        tokenizer = load_tokenizer(str(tmp_path / "it"))
+        model = load(str(tmp_path / "it"))
+        answer = pipeline("text-classification", model=model, tokenizer=tokenizer)("A title")
     assert tokenizer.chat_template == bomb
-    assert pipeline("text-classification", model=model, tokenizer=tokenizer)("A title")[0]["label"] == "score"
-    assert time.process_time() - begin < 2
+    assert answer[0]["label"] == "score"
 
 
 def test_a_pickle_in_the_way_does_no_harm(honest: Path, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clock import at_most
 
 from qwen_task_heads.data.columns import is_blank, strip_title
 from qwen_task_heads.data.parsers import MAX_LINE_BYTES
@@ -23,16 +23,13 @@ LINE = '{"chosen": "Ten quiet beaches", "rejected": "Beaches"}\n'
 
 @pytest.fixture(autouse=True)
 def at_most_a_second() -> Iterator[None]:
-    begin = time.process_time()
-    yield
-    assert time.process_time() - begin < 2  # the check asks for 1 s of reading; the files are written too
+    with at_most(2):  # the check asks for 1 s of reading; the files are written too
+        yield
 
 
 def refused(path: Path, found: str) -> TaskHeadsError:
-    begin = time.process_time()
-    with pytest.raises(TaskHeadsError) as caught:
+    with at_most(1), pytest.raises(TaskHeadsError) as caught:
         read_pairs(str(path))
-    assert time.process_time() - begin < 1
     assert found in str(caught.value)
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 100_000
@@ -40,9 +37,8 @@ def refused(path: Path, found: str) -> TaskHeadsError:
 
 
 def timed(path: Path) -> int:
-    begin = time.process_time()
-    data = read_pairs(str(path), bad_rows="skip")
-    assert time.process_time() - begin < 1
+    with at_most(1):
+        data = read_pairs(str(path), bad_rows="skip")
     return len(data.pairs)
 
 
@@ -57,10 +53,9 @@ def test_repeated_tags_are_linear(tmp_path: Path, tag: str) -> None:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + LINE, encoding="utf-8")
     assert timed(path) >= 1
-    begin = time.process_time()
-    strip_title(tag * 64_000)
-    is_blank(tag * 64_000)
-    assert time.process_time() - begin < 1
+    with at_most(1):
+        strip_title(tag * 64_000)
+        is_blank(tag * 64_000)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])

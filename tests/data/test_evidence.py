@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
+from clock import at_most
 
 from qwen_task_heads.data.evidence import (
     preference_from_clicks,
@@ -46,12 +46,11 @@ def test_the_approximation_joins_the_exact_sum(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_huge_counts_are_finite_and_fast() -> None:
-    begin = time.process_time()
-    for counts in ((10**12, 10**12, 0, 10**12), (5, 10**12, 900, 10**12), (0, 10**12, 10**12, 10**12)):
-        assert 0 <= preference_from_clicks(*counts) <= 1
-        assert 0 <= two_proportion_p_value(*counts) <= 1
-    assert preference_from_clicks(10**12, 10**12, 0, 10**12) == 1
-    assert time.process_time() - begin < 0.5
+    with at_most(0.5):
+        for counts in ((10**12, 10**12, 0, 10**12), (5, 10**12, 900, 10**12), (0, 10**12, 10**12, 10**12)):
+            assert 0 <= preference_from_clicks(*counts) <= 1
+            assert 0 <= two_proportion_p_value(*counts) <= 1
+        assert preference_from_clicks(10**12, 10**12, 0, 10**12) == 1
 
 
 def test_votes() -> None:

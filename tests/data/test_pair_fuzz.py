@@ -6,11 +6,11 @@ import json
 import math
 import random
 import re
-import time
 from pathlib import Path
 
 import fuzzing
 import pytest
+from clock import at_most
 from fuzzing import a_text, dumps, hurt, nested, write
 
 from qwen_task_heads.data.examples import PairExample
@@ -76,10 +76,8 @@ def test_ten_thousand_fuzzed_rows_are_refused_by_line_and_nothing_else(tmp_path:
     path = tmp_path / "fuzz.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n")
 
-    begin = time.process_time()
-    with pytest.raises(TaskHeadsError) as caught:
+    with at_most(5), pytest.raises(TaskHeadsError) as caught:
         read_pairs(str(path))
-    assert time.process_time() - begin < 5
     places = [
         re.fullmatch(re.escape(str(path)) + r":(\d+)", problem.where) for problem in caught.value.problems
     ]
@@ -93,8 +91,9 @@ def test_ten_thousand_fuzzed_rows_are_refused_by_line_and_nothing_else(tmp_path:
     assert data.report.used == len(data.pairs) == 10_000 - len(defective)
 
 
+@pytest.mark.parametrize("tries", [60, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
-def test_flipped_and_cut_files_never_leak_a_foreign_error(tmp_path: Path, suffix: str) -> None:
+def test_flipped_and_cut_files_never_leak_a_foreign_error(tmp_path: Path, suffix: str, tries: int) -> None:
     rng = random.Random(2)
     rows = [a_row(rng, number) for number in range(30)]
     whole = tmp_path / f"whole{suffix}"
@@ -102,10 +101,10 @@ def test_flipped_and_cut_files_never_leak_a_foreign_error(tmp_path: Path, suffix
     content = whole.read_bytes()
     path = tmp_path / f"hurt{suffix}"
     refused = 0
-    for _ in range(200):
+    for _ in range(tries):
         path.write_bytes(hurt(rng, content))
         refused += accounted(path)
-    assert refused > 20
+    assert refused > tries / 10
 
 
 def accounted(path: Path) -> bool:

@@ -6,12 +6,12 @@ import json
 import math
 import random
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 import fuzzing
 import pytest
+from clock import at_most
 from fuzzing import a_text, dumps, hurt, nested, write
 
 from qwen_task_heads.data.examples import TextExample
@@ -74,10 +74,8 @@ def test_ten_thousand_fuzzed_rows_are_refused_by_line_and_nothing_else(tmp_path:
     path = tmp_path / "fuzz.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n")
 
-    begin = time.process_time()
-    with pytest.raises(TaskHeadsError) as caught:
+    with at_most(5), pytest.raises(TaskHeadsError) as caught:
         read_text_sets(str(path), labels=LABELS)
-    assert time.process_time() - begin < 5
     problems = caught.value.problems
     places = [re.fullmatch(re.escape(str(path)) + r":(\d+)", problem.where) for problem in problems]
     assert all(places)
@@ -92,15 +90,16 @@ def test_ten_thousand_fuzzed_rows_are_refused_by_line_and_nothing_else(tmp_path:
     assert sum(isinstance(item, Problem) for item in texts) < len(defective)
 
 
+@pytest.mark.parametrize("tries", [40, pytest.param(120, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet"])
-def test_flipped_and_cut_files_never_leak_a_foreign_error(tmp_path: Path, suffix: str) -> None:
+def test_flipped_and_cut_files_never_leak_a_foreign_error(tmp_path: Path, suffix: str, tries: int) -> None:
     rng = random.Random(2)
     whole = tmp_path / f"whole{suffix}"
     write(whole, [{"text": f"text {n}", "label": NAMES[n % 4]} for n in range(30)])
     content = whole.read_bytes()
     path = tmp_path / f"hurt{suffix}"
     refused = 0
-    for _ in range(120):
+    for _ in range(tries):
         path.write_bytes(hurt(rng, content))
         try:
             read_text_sets(str(path), labels=LABELS)
@@ -109,7 +108,7 @@ def test_flipped_and_cut_files_never_leak_a_foreign_error(tmp_path: Path, suffix
             places = [problem.where for problem in error.problems]
             assert all(where.startswith(str(path)) or where == "split" for where in places)
         assert all(isinstance(where, str) for where, _ in read_inputs(str(path)))
-    assert refused > 20
+    assert refused > tries / 10
 
 
 GOOD = {"text": "Ten quiet beaches", "label": 1}
@@ -151,8 +150,18 @@ def test_eighteen_planted_defects_are_all_named_in_one_run_and_no_other(tmp_path
     assert {line: found for line, found in expected.items() if found not in named[line]} == {}
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
-@pytest.mark.parametrize("column", ["label", "labels", "score"])
+@pytest.mark.parametrize(
+    ("column", "suffix"),
+    [
+        # Each format and each kind of target daily, all of them together where there is time.
+        pytest.param(column, suffix, marks=[] if column == daily else pytest.mark.slow)
+        for suffix, daily in (
+            (".jsonl", "labels"), (".json", "score"), (".csv", "label"), (".tsv", "labels"),
+            (".parquet", "score"),
+        )
+        for column in ("label", "labels", "score")
+    ],
+)  # fmt: skip
 def test_two_thousand_rows_round_trip(tmp_path: Path, suffix: str, column: str) -> None:
     rng = random.Random(3)
     examples = []

@@ -66,7 +66,9 @@ def by_hand(model: PooledClassifier, row: list[int]) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("side", ["right", "left", "both"])
+@pytest.mark.parametrize(
+    "side", [*(pytest.param(side, marks=pytest.mark.slow) for side in ("right", "left")), "both"]
+)
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("truncation", POLICIES)
 def test_a_long_row_is_its_pieces_wherever_it_stands(

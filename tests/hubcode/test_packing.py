@@ -321,8 +321,14 @@ def test_attention_to_a_prefix_is_computed_apart_where_torch_gives_its_sums(
     assert len(calls) == 2 * SIZES["num_hidden_layers"]  # the prefix and the rows, in each layer
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize(
+    ("family", "reentrant"),
+    [
+        *(("qwen2", True), ("qwen3", False)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("qwen2", False), ("qwen3", True))),
+        *(pytest.param("llama", reentrant, marks=pytest.mark.slow) for reentrant in (False, True)),
+    ],
+)
 def test_lora_under_checkpointing_has_the_gradients_without(family: str, reentrant: bool) -> None:
     from peft import LoraConfig, get_peft_model
 

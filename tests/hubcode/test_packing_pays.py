@@ -50,6 +50,7 @@ def seconds(model: Any, inputs: dict[str, torch.Tensor], *, packing: bool) -> fl
     return time.perf_counter() - begin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ragged", "lists with a prompt"])
 def test_the_ratio_is_near_that_of_the_tokens(model: Any, kind: str) -> None:
     rows = rows_of(kind)

@@ -31,12 +31,11 @@ ADAPTERS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"dora": True}, "head
 KINDS = ("full", *ADAPTERS, "merged")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NAMES = ["-".join(parts) for parts in itertools.product(FAMILIES, HEADS, KINDS, DTYPES)]
-# By default every kind and dtype on Qwen2, with either head, and every family with the main kinds.
+# By default every kind on Qwen2, either head and dtype, and every family with a full model and an adapter.
 QUICK = [f"qwen2-linear-{kind}-fp32" for kind in KINDS] + [
-    *("qwen2-linear-full-bf16", "qwen2-linear-lora-bf16", "qwen2-mlp-full-fp32", "qwen2-mlp-lora-fp32"),
-    *("qwen2-mlp-dora-bf16", "qwen2-mlp-head_only-bf16", "qwen2-mlp-merged-bf16"),
-    *("qwen3-linear-lora-fp32", "qwen3-linear-merged-fp32", "qwen3-mlp-full-fp32"),
-    *("llama-linear-full-fp32", "llama-mlp-lora-fp32", "llama-mlp-merged-fp32"),
+    *("qwen2-linear-full-bf16", "qwen2-mlp-lora-bf16", "qwen2-mlp-merged-bf16"),
+    *("qwen3-linear-lora-fp32", "qwen3-mlp-full-fp32"),
+    *("llama-linear-full-fp32", "llama-mlp-lora-fp32"),
 ]
 REST = [name for name in NAMES if name not in QUICK]
 TEXTS = ["A plain title", "One Weird Title That You Will Not Believe", "短い題"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
 import torch
+from clock import at_most
 
 from qwen_task_heads import Scorer, TitleReward, build, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
@@ -60,10 +60,9 @@ def test_the_title_is_taken_out_of_its_wrapping(completion, title):
 
 
 def test_a_long_completion_takes_linear_time():
-    start = time.perf_counter()
-    for piece in ("<title>", "</title>", "<think>", "</think>", "<|im_end|>", "<", "x <title>"):
-        title_of(piece * 100_000)
-    assert time.perf_counter() - start < 5
+    with at_most(5):
+        for piece in ("<title>", "</title>", "<think>", "</think>", "<|im_end|>", "<", "x <title>"):
+            title_of(piece * 100_000)
 
 
 def test_a_reward_is_a_score_in_standard_deviations_without_its_taste_for_length(scorer):

@@ -2,10 +2,10 @@
 
 import json
 import math
-import time
 
 import numpy as np
 import pytest
+from clock import at_most
 from transformers import EvalPrediction
 
 from qwen_task_heads.errors import TaskHeadsError
@@ -222,13 +222,13 @@ def test_dev_metrics_of_a_constant_model_are_numbers():
     assert found == {"spearman": 0.0, "pearson": 0.0, "mse": 3.5}
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows_take_seconds():
-    start = time.perf_counter()
-    logits, truth = classes(10_000, 20)
-    classification_figures(ORDINAL, logits, truth, labels=names(20))
-    logits, truth = label_sets(10_000, 20)
-    classification_figures(MULTI, logits, truth, labels=names(20))
-    assert time.perf_counter() - start < 20  # 3 s on an idle core
+    with at_most(20):  # it takes 3
+        logits, truth = classes(10_000, 20)
+        classification_figures(ORDINAL, logits, truth, labels=names(20))
+        logits, truth = label_sets(10_000, 20)
+        classification_figures(MULTI, logits, truth, labels=names(20))
 
 
 def test_bad_input_is_refused():

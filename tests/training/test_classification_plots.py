@@ -27,7 +27,8 @@ def ticks(axes) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("count", "names", "numbers"), [(2, True, 4), (20, True, 400), (21, True, 0), (61, False, 0)]
+    ("count", "names", "numbers"),
+    [(2, True, 4), pytest.param(20, True, 400, marks=pytest.mark.slow), (21, True, 0), (61, False, 0)],
 )
 def test_numbers_and_names_stand_where_they_can_be_read(tmp_path, drawn, count, names, numbers):
     labels = [f"label {index}" for index in range(count)]

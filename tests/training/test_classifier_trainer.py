@@ -120,7 +120,10 @@ def logged(trainer: Any, key: str = "loss") -> list[float]:
 # --- never worse than stock ---
 
 
-@pytest.mark.parametrize(("problem", "smoothing"), [(SINGLE, 0.0), (SINGLE, 0.1), (MULTI, 0.0), (SCORE, 0.0)])
+@pytest.mark.parametrize(
+    ("problem", "smoothing"),
+    [(SINGLE, 0.1), (MULTI, 0.0), (SCORE, 0.0), pytest.param(SINGLE, 0.0, marks=pytest.mark.slow)],
+)
 def test_equals_the_stock_classifier_under_the_stock_trainer(
     fresh, words, bases, tmp_path, problem, smoothing
 ):
@@ -194,10 +197,10 @@ def test_every_problem_type_learns(fresh, words, tmp_path, problem, kind):
     [
         (SINGLE, "cross_entropy", {"class_weights": "balanced", "label_smoothing": 0.1}),
         (SINGLE, "focal", {"focal_gamma": 1.5}),
-        (SINGLE, "logit_adjusted", {}),
+        pytest.param(SINGLE, "logit_adjusted", {}, marks=pytest.mark.slow),
         (MULTI, "bce", {"pos_weight": "balanced"}),
-        (MULTI, "focal", {}),
-        (SCORE, "mae", {}),
+        pytest.param(MULTI, "focal", {}, marks=pytest.mark.slow),
+        pytest.param(SCORE, "mae", {}, marks=pytest.mark.slow),
         (SCORE, "huber", {}),
         (ORDER, "cumulative_link", {"class_weights": [1.0, 2.0, 1.0]}),
     ],
@@ -281,7 +284,7 @@ def test_a_model_with_an_adapter_takes_no_second_one(fresh, words, tmp_path):
 # --- check 16 ---
 
 
-@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (1, 8)])
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), pytest.param(1, 8, marks=pytest.mark.slow)])
 def test_accumulated_batches_give_the_same_run(fresh, words, tmp_path, batch, accumulation):
     """Nineteen rows: the last update of an epoch has three, in batches of 3, of 3 + 0 and of 1 + 1 + 1."""
     runs = []
@@ -315,7 +318,11 @@ def test_an_update_is_the_mean_of_its_rows_and_not_of_its_batches(fresh, words, 
 
 
 @pytest.mark.parametrize(
-    ("kind", "reentrant"), [("full", False), ("lora", False), ("lora", True), ("head_only", False)]
+    ("kind", "reentrant"),
+    [
+        ("lora", True),
+        *(pytest.param(kind, False, marks=pytest.mark.slow) for kind in ("full", "lora", "head_only")),
+    ],
 )
 def test_checkpointing_changes_nothing(fresh, words, tmp_path, kind, reentrant):
     """Reentrant, as ZeRO-3 needs it, adapters learn only where the frozen embeddings ask for gradients."""
@@ -435,7 +442,7 @@ class Weights(TrainerCallback):
         self.steps.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
 
 
-@pytest.mark.parametrize("step", [1, 7, 20])
+@pytest.mark.parametrize("step", [1, 7, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("problem", [SINGLE, SCORE])
 def test_a_nan_stops_at_its_step_and_names_the_row(fresh, words, tmp_path, step, problem):
     rows = texts(42, problem, weight=(0.5,))
@@ -497,7 +504,9 @@ def saved_each(folder: Path, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "dora", "head_only"])
+@pytest.mark.parametrize(
+    "kind", ["full", "lora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dora", "head_only"))]
+)
 def test_the_best_checkpoint_is_what_is_left(fresh, words, tmp_path, kind):
     model, weights = fresh(), Weights()
     adapter = None

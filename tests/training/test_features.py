@@ -39,7 +39,9 @@ def difference(model: Any, rows: list[list[int]], features: torch.Tensor) -> flo
     return float((model(**pad_rows(rows, pad_id=0)).logits - model.score(features.float())).abs().max())
 
 
-@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize(
+    "packing", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["packed", "padded"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_head_on_features_gives_the_logits_of_the_model(bases, rows, family, packing) -> None:
     whole = classifier(bases[family])

@@ -75,8 +75,15 @@ def prepared(base: str, tokenizer: Any, problem: str, loss: str | None, count: i
     return model.eval(), TextRows.of_table(features, table, loss=settled, problem_type=problem), table, ids
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize(("problem", "loss"), LOSSES)
+@pytest.mark.parametrize(
+    ("problem", "loss", "head"),
+    [
+        # Every loss with a head daily, the other heads where there is time.
+        pytest.param(*case, head, marks=[] if place % len(HEADS) == other else pytest.mark.slow)
+        for place, case in enumerate(LOSSES)
+        for other, head in enumerate(HEADS)
+    ],
+)
 def test_every_loss_learns_and_its_head_goes_back_unchanged(bases, tokenizer, problem, loss, head) -> None:
     model, rows, _, ids = prepared(bases["qwen2"], tokenizer, problem, loss, pooling="mean", **HEADS[head])
     fitted = fit_head(fresh_head(model, model.config), rows, dev=rows, settings=QUICK, seed=1)

@@ -258,7 +258,7 @@ def test_equal_scores_count_half(fresh, chat, tmp_path):
     assert trainer.evaluate()["eval_accuracy"] == 0.5
 
 
-@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (1, 8)])
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), pytest.param(1, 8, marks=pytest.mark.slow)])
 def test_accumulated_batches_give_the_same_run(fresh, chat, tmp_path, batch, accumulation):
     runs = []
     for size, steps in ((8, 1), (batch, accumulation)):

@@ -1,0 +1,92 @@
+"""Fixtures of the whole suite: tiny backbones, the embedded tokenizer, and a process without the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from clean_process import CleanProcess
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from qwen_task_heads import load_tokenizer
+
+# The embedded tokenizer has 5026 ids; a backbone that it feeds needs as many rows.
+VOCABULARY = 5026
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    # 0.02 * sqrt(1024 / 32): the gain per layer of a real model of 1024 channels. With 0.02 here, a
+    # score would hang on the last token alone, and an invariance would say little.
+    "initializer_range": 0.11,
+}
+FAMILIES: dict[str, Callable[..., PreTrainedConfig]] = {
+    "qwen2": Qwen2Config,
+    "qwen3": lambda **sizes: Qwen3Config(head_dim=8, **sizes),
+    "llama": LlamaConfig,
+}
+
+# A figure must not depend on how many cores there are, nor slow down its neighbours.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanProcess]:
+    """Give `clean.run(code, *words, folder=...)`: run code where the package cannot be imported."""
+    process = CleanProcess(tmp_path_factory.mktemp("clean"))
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., PreTrainedConfig]:
+    """Give `config(family, **changes)`: two layers, 32 channels, the embedded vocabulary."""
+
+    def config(family: str = "qwen2", **changes: Any) -> PreTrainedConfig:
+        return FAMILIES[family](**{**SIZES, **changes})
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def shake() -> Callable[..., Any]:
+    """Give `shake(model)`: move every trainable tensor at random, as training would, and set eval mode."""
+
+    def apply(model: Any, *, seed: int = 0, width: float = 0.05) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * width)
+        return model.eval()
+
+    return apply
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """The embedded tokenizer, without a template. Do not change it: the session shares it."""
+    return load_tokenizer("embedded")
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory, tiny_config: Any, tokenizer: Any) -> dict[str, str]:
+    """Folders of random backbones saved with their `lm_head`, one per family. Read-only by agreement."""
+    root = tmp_path_factory.mktemp("bases")
+    for seed, family in enumerate(FAMILIES):
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(tiny_config(family)).save_pretrained(root / family)
+        tokenizer.save_pretrained(root / family)
+    return {family: str(root / family) for family in FAMILIES}

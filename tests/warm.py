@@ -1,0 +1,13 @@
+"""What every run computes once in its process: the fork server does it before it forks, for all of them."""
+
+from __future__ import annotations
+
+import io
+
+from matplotlib.figure import Figure
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+get_checkpoint_conversion_mapping("qwen2")  # compiles a thousand expressions
+figure = Figure(layout="constrained")
+figure.subplots().set_title("fonts are found and read")
+figure.savefig(io.BytesIO())
