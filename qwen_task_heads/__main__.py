@@ -1,14 +1,17 @@
 """Ask a model from the command line: `python -m qwen_task_heads MODEL "text one" "text two"`.
 
-A title scorer ranks the texts, a classifier labels each of them.
+A title scorer ranks the texts, a classifier or a label writer labels each of them.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.hubs import HUBS
+from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.inference.opening import open_scorer
 from qwen_task_heads.inference.predictions import Prediction
 from qwen_task_heads.inference.scorer import Scorer
 
@@ -18,7 +21,7 @@ RANKED = 3  # labels shown per text where --top_k does not say
 def main() -> None:
     """Print the titles, best first, with score and P(best of the list); or every text with its labels."""
     parser = argparse.ArgumentParser(prog="python -m qwen_task_heads", description=__doc__)
-    parser.add_argument("model", help="folder or repo id of a title scorer or a classifier")
+    parser.add_argument("model", help="folder or repo id of what a recipe trained")
     parser.add_argument("texts", nargs="+", help="titles to rank, or texts to label")
     parser.add_argument("--prompt", help="of a title scorer: context that all titles share")
     parser.add_argument("--text_pair", help="of a classifier of pairs: the second text of all")
@@ -28,10 +31,15 @@ def main() -> None:
     parser.add_argument("--hub", default=HUBS[0], choices=HUBS, help="where ids are looked up")
     parser.add_argument("--revision", help="branch, tag or commit of the model")
     args = parser.parse_args()
-    scorer = Scorer(args.model, hub=args.hub, revision=args.revision)
-    unfit = ("text_pair", "threshold", "abstain") if scorer.is_title_scorer else ("prompt",)
+    scorer = open_scorer(args.model, hub=args.hub, revision=args.revision)
+    if isinstance(scorer, LabelScorer):
+        kind, unfit = "model that writes its labels", ["prompt", "text_pair", "threshold"]
+    elif scorer.is_title_scorer:
+        kind, unfit = "title scorer", ["text_pair", "threshold", "abstain"]
+    else:
+        kind, unfit = "classifier", ["prompt"]
     problems = [
-        Problem(f"--{name}", f"found with a {scorer.model.config.model_type}", "accepted: without", "drop it")
+        Problem(f"--{name}", f"found with a {kind}", "accepted: without", "drop it")
         for name in unfit
         if args.__dict__[name] is not None
     ]
@@ -40,13 +48,15 @@ def main() -> None:
         problems.append(Problem("--text_pair", "found no second text", accepted, remedy))
     if problems:
         raise TaskHeadsError(problems)
-    if scorer.is_title_scorer:
+    if isinstance(scorer, Scorer) and scorer.is_title_scorer:
         _rank(scorer, args)
-    else:
+        return
+    options: dict[str, Any] = {"top_k": args.top_k, "abstain": args.abstain}
+    if isinstance(scorer, Scorer):
         pairs = None if args.text_pair is None else [args.text_pair] * len(args.texts)
-        options = {"top_k": args.top_k, "threshold": args.threshold, "abstain": args.abstain}
-        for answer in scorer.predict(args.texts, text_pairs=pairs, **options):
-            print(_line(answer, shown=args.top_k or RANKED))
+        options |= {"text_pairs": pairs, "threshold": args.threshold}
+    for answer in scorer.predict(args.texts, **options):
+        print(_line(answer, shown=args.top_k or RANKED))
 
 
 def _rank(scorer: Scorer, args: argparse.Namespace) -> None:

@@ -72,6 +72,37 @@ def base_of(name: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -
     return Base(name=path, revision=commit_of(path, revision))
 
 
+def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> str | None:
+    """Where a file of a model lies, fetched if need be; None where the model has none or cannot be reached.
+
+    Args:
+        name: repo id or folder, as `load_generator` takes it.
+        file: its name in the repo.
+        revision: branch, tag or commit.
+        hub: where ids are looked up.
+
+    Raises:
+        TaskHeadsError: ModelScope cannot be reached and has left nothing in its cache.
+
+    Example:
+        >>> from qwen_task_heads.generators import file_of
+        >>> file_of("embedded", "label_prompt.json") is None
+        True
+    """
+    path = locate(name)
+    if hub == MODELSCOPE and not Path(path).exists():
+        path, revision = str(fetch_modelscope(path, revision=revision)[0]), None
+    found: str | None = cached_file(
+        path,
+        file,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return found
+
+
 def load_generator(
     name: str,
     *,

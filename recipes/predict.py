@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, help="folder or repo id of a classifier or a title scorer")
+    add("--model", required=True, help="folder or repo id of a classifier, title scorer or label writer")
     add("--input", required=True, help="JSONL, JSON, CSV, TSV or Parquet file, folder, or data set id")
     add("--output", required=True, help="new file: .jsonl, .csv or .tsv")
     add("--split", help="split of a folder or data set")
@@ -48,7 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--threshold", type=float, help="multi-label: predict labels at or over it (default: 0.5)")
     add("--abstain", type=float, help="single-label, ordinal: no label where the best probability is below")
     add("--prefix", default="predicted_", help="before the names of the answer's columns")
-    add("--batch_tokens", type=int, default=8192, help="tokens per batch (default: %(default)s)")
+    add("--candidates", help="label writers: column with the labels that a row offers; all where empty")
+    add("--batch_tokens", type=int, help="tokens per batch (8192 with a head, 32768 with a label writer)")
     add(
         "--block_rows",
         type=int,
@@ -79,6 +80,7 @@ def main() -> None:
             threshold=args.threshold,
             abstain=args.abstain,
             prefix=args.prefix,
+            candidates=args.candidates,
             block_rows=args.block_rows,
             process_index=state.process_index,
             num_processes=state.num_processes,

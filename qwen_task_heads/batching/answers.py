@@ -137,18 +137,10 @@ class AnswerPrompts:
         Raises:
             TaskHeadsError: a file that `save` did not write.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            content.pop("base", None)
-            content.pop("length_normalized", None)
-            labels = LabelMap(**{name: _tuples(value) for name, value in content.pop("labels").items()})
-            return cls(tokenizer, labels, model_type=model_type, **content)
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            if isinstance(error, TaskHeadsError):
-                raise
-            found = f"cannot be read ({type(error).__name__}: {str(error)[:120]})"
-            remedy = "fetch the model again"
-            raise TaskHeadsError(Problem(str(path), found, f"accepted: a {LABEL_PROMPT}", remedy)) from error
+        stated = read_label_prompt(path)
+        labels = stated.pop("labels")
+        del stated["base"], stated["length_normalized"]
+        return cls(tokenizer, labels, model_type=model_type, **stated)
 
     @property
     def prefix(self) -> list[int]:
@@ -220,6 +212,29 @@ class AnswerPrompts:
                 self._before.clear()
             self._before[labels.names] = self._begin(_pieces(label_template(self.instruction, labels)))
         return self._before[labels.names]
+
+
+def read_label_prompt(path: str | Path) -> dict[str, Any]:
+    """What `AnswerPrompts.save` wrote: `labels` (a `LabelMap`), `instruction`, `max_length`, `truncation`,
+    `base` (a dict or None) and `length_normalized`.
+
+    Raises:
+        TaskHeadsError: a file that `save` did not write.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        labels = LabelMap(**{name: _tuples(value) for name, value in content["labels"].items()})
+        texts = {name: str(content[name]) for name in ("instruction", "truncation")}
+        if unknown := content.keys() - {*texts, "labels", "max_length", "base", "length_normalized"}:
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")  # of a later version
+        optional = {"base": content.get("base"), "length_normalized": content.get("length_normalized", False)}
+        return {"labels": labels, **texts, "max_length": int(content["max_length"]), **optional}
+    except TaskHeadsError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        found = f"a file that cannot be read ({type(error).__name__}: {str(error)[:120]})"
+        remedy = "fetch the model again"
+        raise TaskHeadsError.of(str(path), found, f"a {LABEL_PROMPT}", remedy) from error
 
 
 def instruction_for(labels: LabelMap, *, few_shot: bool = False) -> str:

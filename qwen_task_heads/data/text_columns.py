@@ -55,7 +55,7 @@ def read_text(row: RowReader, layout: TextLayout) -> RawText | None:
     texts = [read_content(row, name) for name in layout.texts if name in row.values]
     value = _read_target(row, layout) if layout.target in row.values else None
     name = _read_name(row) if layout.target == "label" else ""
-    candidates = _read_candidates(row, value) if layout.target == "output" else ()
+    candidates = read_candidates(row, value) if layout.target == "output" else ()
     weight = row.number("weight", low=1e-6, high=MAX_NUMBER, accepted="a number over 0, to 1e6")
     group = row.group()
     if row.problems or not complete:
@@ -252,9 +252,15 @@ def _read_name(row: RowReader) -> str:
     return name.strip()
 
 
-def _read_candidates(row: RowReader, output: Any) -> tuple[str, ...]:
-    """The candidate labels of `category`: a list, or a text of them separated by commas and the like."""
-    value = row.values.get("category", "")
+def read_candidates(row: RowReader, output: Any, *, column: str = "category") -> tuple[str, ...]:
+    """The candidate labels of a column: a list, or a text of them separated by commas and the like.
+
+    Args:
+        row: where problems go.
+        output: the candidate that is right; None where nobody says.
+        column: which one.
+    """
+    value = row.values.get(column, "")
     accepted = "candidate labels, as a list or separated by commas"
     if isinstance(value, str):
         parsed = _json_cell(value)
@@ -263,14 +269,14 @@ def _read_candidates(row: RowReader, output: Any) -> tuple[str, ...]:
     texts = isinstance(value, list) and set(map(type, value)) == {str}
     names = tuple(map(str.strip, value)) if texts else ()
     if not names or not all(names):
-        row.refuse(f"'category' is {shorten(value)}", accepted, "write a list of names")
+        row.refuse(f"{column!r} is {shorten(value)}", accepted, "write a list of names")
         return ()
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
-        row.refuse(f"'category' names {shorten(twice)} twice", "each candidate once", "write it once")
+        row.refuse(f"{column!r} names {shorten(twice)} twice", "each candidate once", "write it once")
     if isinstance(output, str) and output.strip() not in names:
-        found = f"'output' is {shorten(output)}, which is no candidate of 'category' ({shorten(names)})"
-        row.refuse(found, "one of the candidates", "correct 'output', or add it to 'category'")
+        found = f"'output' is {shorten(output)}, which is no candidate of {column!r} ({shorten(names)})"
+        row.refuse(found, "one of the candidates", f"correct 'output', or add it to {column!r}")
     elif output is not None and not isinstance(output, str):
         row.refuse(f"'output' is {shorten(output)}", "the name of a label", "write one of the candidates")
     return names

@@ -153,12 +153,14 @@ class TextInput:
         text_b: the second text of a pair, "" for single texts.
         row: the row as it was read, with all its columns.
         source: file and line.
+        candidates: names of the labels to choose from, where the caller reads them; () for all.
     """
 
     text: str
     text_b: str = ""
     row: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    candidates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,19 +23,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import cached_file
 
 from qwen_task_heads.backbones import locate
-from qwen_task_heads.batching.answers import LABEL_PROMPT, AnswerPrompts, instruction_for
+from qwen_task_heads.batching.answers import (
+    LABEL_PROMPT,
+    AnswerPrompts,
+    instruction_for,
+    read_label_prompt,
+)
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots, with_shots
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.offers import within
 from qwen_task_heads.data.text_sets import TextSets
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.generators import load_generator
+from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
-from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.engine_options import FEW_SHOT, HEAD, SFT, TRAINED, Asking, EngineSpec
 from qwen_task_heads.inference.generative import LabelScorer
 from qwen_task_heads.inference.scorer import Scorer
@@ -117,7 +121,7 @@ def check_prompts(
         try:
             tokenizer = load_tokenizer(spec.source, hub=asking.hub)
             if spec.kind == SFT:
-                path = _file(spec.source, LABEL_PROMPT, hub=asking.hub) or ""
+                path = file_of(spec.source, LABEL_PROMPT, hub=asking.hub) or ""
                 prompts = AnswerPrompts.load(path, tokenizer=tokenizer, model_type="")
             else:  # the family moves no token: what ends a turn is in the chat template
                 prompts = _prompts(spec, tokenizer, labels, asking=asking, model_type="")
@@ -179,7 +183,7 @@ def training_cost(spec: EngineSpec, *, hub: str = HUGGINGFACE) -> dict[str, Any]
     """
     if spec.kind not in TRAINED:
         return None
-    path = _file(spec.source, "metrics.json", hub=hub)
+    path = file_of(spec.source, "metrics.json", hub=hub)
     try:
         if path is None:
             return {}
@@ -200,7 +204,7 @@ def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
             raise TaskHeadsError(Problem(spec.name, found, accepted, "name what recipes/classify.py saved"))
         labels: LabelMap = task["labels"]
         return labels
-    path = _file(spec.source, LABEL_PROMPT, hub=hub)
+    path = file_of(spec.source, LABEL_PROMPT, hub=hub)
     if spec.kind != SFT:
         if path is None:
             return None
@@ -209,28 +213,8 @@ def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
     if path is None:
         accepted, remedy = f"accepted: a model with {LABEL_PROMPT}", "ask a plain chat model by zero_shot="
         raise TaskHeadsError(Problem(spec.name, f"found no {LABEL_PROMPT}", accepted, remedy))
-    try:
-        return LabelMap(tuple(json.loads(Path(path).read_text(encoding="utf-8"))["labels"]["names"]))
-    except TaskHeadsError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        found = f"a {LABEL_PROMPT} without names of labels"
-        accepted, remedy = "what recipes/sft_classify.py saved", "fetch the model again"
-        raise TaskHeadsError.of(spec.name, found, accepted, remedy) from error
-
-
-def _file(source: str, name: str, *, hub: str) -> str | None:
-    path = locate(source)
-    if hub == MODELSCOPE and not Path(path).exists():
-        path = str(fetch_modelscope(path, revision=None)[0])
-    found: str | None = cached_file(
-        path,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    return found
+    written: LabelMap = read_label_prompt(path)["labels"]
+    return written
 
 
 def _head(spec: EngineSpec, scorer: Scorer, labels: LabelMap) -> Engine:

@@ -17,15 +17,18 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.parsers import FileProblem
 from qwen_task_heads.data.text_readers import InputProblem, TextInput, read_inputs
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.inference.opening import open_scorer, with_offers, written_labels
 from qwen_task_heads.inference.parts import SUFFIXES, Parts
 from qwen_task_heads.inference.predictions import DIGITS, answer_columns, check_options, problem_type_of
 from qwen_task_heads.inference.reports import ERROR, FileReport
@@ -44,7 +47,13 @@ class InputScan:
 
 
 def scan_inputs(
-    source: str, *, split: str | None = None, hub: str = "huggingface", bad_rows: str = "raise"
+    source: str,
+    *,
+    split: str | None = None,
+    hub: str = "huggingface",
+    bad_rows: str = "raise",
+    candidates: str | None = None,
+    labels: LabelMap | None = None,
 ) -> InputScan:
     """Read a whole input without a model.
 
@@ -53,15 +62,18 @@ def scan_inputs(
         split: which split of a folder or data set.
         hub: where ids are looked up.
         bad_rows: `raise`: every bad row is named, in one error; `skip`: they are counted.
+        candidates: the column with the labels that a row offers, which are held against `labels`.
+        labels: those of a model that writes them.
 
     Raises:
-        TaskHeadsError: bad rows, or a file that is damaged as a whole, which is never skipped.
+        TaskHeadsError: bad rows, a column that no row has, or a file that is damaged as a whole, which is
+            never skipped.
     """
     if bad_rows not in ("raise", "skip"):
         raise _problem("bad_rows", f"found {bad_rows!r}", "raise, skip", "choose one of them")
     digest, columns, problems = hashlib.sha256(), dict[str, None](), []
     rows = errors = pairs = 0
-    for _, item in read_inputs(source, split=split, hub=hub):
+    for _, item in _inputs(source, split=split, hub=hub, candidates=candidates, labels=labels):
         rows += 1
         if isinstance(item, Problem):
             errors += 1
@@ -79,11 +91,14 @@ def scan_inputs(
         raise TaskHeadsError(problems)
     if not rows:
         raise _problem(source, "found no rows", "at least one", "check what wrote it")
+    if candidates is not None and candidates not in columns:
+        found = f"found {candidates!r}, which no row of {source} has"
+        raise _problem("--candidates", found, ", ".join(columns), "name the column of the labels")
     return InputScan(rows, errors, tuple(columns), pairs > 0, digest.hexdigest())
 
 
 def predict_file(
-    model: str | Path | Scorer,
+    model: str | Path | Scorer | LabelScorer,
     *,
     source: str,
     output: str | Path,
@@ -94,6 +109,7 @@ def predict_file(
     threshold: float | None = None,
     abstain: float | None = None,
     prefix: str = "predicted_",
+    candidates: str | None = None,
     block_rows: int = 2048,
     process_index: int = 0,
     num_processes: int = 1,
@@ -103,7 +119,7 @@ def predict_file(
     """Answer for every row of a file, in order; the same call again resumes after a kill.
 
     Args:
-        model: a classifier or a title scorer: repo id, folder, or a `Scorer`.
+        model: a classifier, a title scorer or a label writer: repo id, folder, `Scorer` or `LabelScorer`.
         source: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, a folder of them, or a data set id.
         output: `.jsonl`, `.csv` or `.tsv`; it must not be there yet.
         split: which split of a folder or data set.
@@ -113,11 +129,13 @@ def predict_file(
         threshold: see `Scorer.predict`.
         abstain: see `Scorer.predict`.
         prefix: before the names of the answer's columns.
+        candidates: of a label writer, the column with the labels that a row offers (a list, or separated by
+            commas; empty for all): the answer is one of these.
         block_rows: rows that are computed and written at a time.
         process_index: which of the processes this is.
         num_processes: how many there are.
         wait: a barrier of all processes.
-        **scorer: arguments of `Scorer`, where `model` is a name.
+        **scorer: arguments of `open_scorer`, where `model` is a name.
 
     Returns:
         A report, in the main process; None in the others.
@@ -132,11 +150,19 @@ def predict_file(
         raise _problem(str(output), f"found the suffix {output.suffix!r}", ", ".join(SUFFIXES), "choose one")
     if block_rows < 1:
         raise _problem("block_rows", f"found {block_rows}", "1 or more", "choose such as 2048")
-    scan = scan_inputs(source, split=split, hub=hub, bad_rows=bad_rows)
-    if not isinstance(model, Scorer):
-        model = Scorer(model, hub=hub, progress=False, **scorer)
+    if isinstance(model, (str, Path)):
+        labels = written_labels(str(model), revision=scorer.get("revision"), hub=hub)
+    else:
+        labels = model.prompts.labels if isinstance(model, LabelScorer) else None
+    if candidates is not None and labels is None:
+        found, accepted = "found with a head", "with a model of recipes/sft_classify.py"
+        raise _problem("--candidates", found, accepted, "drop it: a head knows all its labels")
+    read: dict[str, Any] = {"split": split, "hub": hub, "candidates": candidates, "labels": labels}
+    scan = scan_inputs(source, bad_rows=bad_rows, **read)
+    if isinstance(model, (str, Path)):
+        model = open_scorer(str(model), hub=hub, progress=False, **scorer)
     options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
-    config = model.model.config
+    config = model.config
     if scan.pairs and not model.takes_pairs:
         accepted = (
             "one title per row for a title scorer"
@@ -149,9 +175,9 @@ def predict_file(
         raise _problem(source, "found no second text in any row", "pairs of texts, as in training", remedy)
     check_options(problem_type_of(config), num_labels=config.num_labels, **options)
     identity = {
-        "input": scan.sha256, "model": _model_hash(config), "bad_rows": bad_rows, "prefix": prefix,
-        "batch_tokens": model.batch_tokens, "dtype": str(model.model.model.dtype), "int8": model.int8,
-        **options,
+        "input": scan.sha256, "model": _model_hash(model), "bad_rows": bad_rows, "prefix": prefix,
+        "batch_tokens": model.batch_tokens, "dtype": str(model.dtype), "int8": model.int8,
+        "candidates": candidates, **options,
     }  # fmt: skip
     parts = Parts(output, rows=scan.rows, block_rows=block_rows, identity=identity)
     columns = _columns(scan, config, prefix=prefix)
@@ -161,7 +187,7 @@ def predict_file(
         parts.open()
     wait()
     mine = {block for block in parts.missing() if block % num_processes == process_index}
-    items = read_inputs(source, split=split, hub=hub)
+    items = _inputs(source, **read)
     with tqdm(
         total=sum(min(block_rows, scan.rows - block * block_rows) for block in mine),
         desc=f"Predicting ({num_processes} processes)" if num_processes > 1 else "Predicting",
@@ -181,17 +207,37 @@ def predict_file(
     report = FileReport(output)
     parts.assemble(columns=columns, rows=report.counted(parts.read(), prefix=prefix))
     report.seconds = time.monotonic() - started
-    report.speed = model.throughput.line() if model.throughput.padded else ""
+    if isinstance(model, Scorer) and model.throughput.padded:
+        report.speed = model.throughput.line()
     return report
 
 
+def _inputs(
+    source: str, *, split: str | None, hub: str, candidates: str | None, labels: LabelMap | None
+) -> Iterator[tuple[str, TextInput | Problem]]:
+    """The rows of a file, with the labels that they offer."""
+    items = read_inputs(source, split=split, hub=hub)
+    if candidates is None or labels is None:
+        return items
+    return with_offers(items, column=candidates, labels=labels)
+
+
 def _answer(
-    items: list[tuple[str, TextInput | Problem]], scorer: Scorer, *, options: dict[str, Any], prefix: str
+    items: list[tuple[str, TextInput | Problem]],
+    scorer: Scorer | LabelScorer,
+    *,
+    options: dict[str, Any],
+    prefix: str,
 ) -> list[dict[str, Any]]:
     """Rows of the input to rows of the output."""
     good = [item for _, item in items if isinstance(item, TextInput)]
     texts, pairs = [item.text for item in good], [item.text_b for item in good]
-    if scorer.is_title_scorer:
+    answers: list[dict[str, Any]]
+    if isinstance(scorer, LabelScorer):
+        offered = [item.candidates or None for item in good]
+        told = {name: value for name, value in options.items() if name != "threshold"}  # it has none
+        answers = [answer.as_dict() for answer in scorer.predict(texts, candidates=offered, **told)]
+    elif scorer.is_title_scorer:
         prompts = [item.row.get("prompt") or "" for item in good]
         answers = [{"score": round(score, DIGITS)} for score in scorer.score(texts, prompts=prompts)]
     else:
@@ -215,9 +261,19 @@ def _columns(scan: InputScan, config: Any, *, prefix: str) -> list[str]:
     return [*scan.columns, *names]
 
 
-def _model_hash(config: Any) -> str:
-    """Hash of all that a config says, the stored probe included, but not of where the model lies."""
-    told = config.to_dict()
+def _model_hash(scorer: Scorer | LabelScorer) -> str:
+    """Hash of all that a config says, the stored probe included, but not of where the model lies.
+
+    A model that writes labels stores no probe: its prompt, and a few numbers of every tensor, stand for it.
+    """
+    told = scorer.model.config.to_dict()
+    if isinstance(scorer, LabelScorer):
+        told["label_prompt"] = [*scorer.prompts.around(), scorer.prompts.labels.names, scorer.calibrate]
+        told["label_prompt"] += [scorer.prompts.max_length, scorer.length_normalized, scorer.answers]
+        told["weights"] = {
+            name: tensor.detach().flatten()[:: max(1, tensor.numel() // 16)].tolist()
+            for name, tensor in scorer.model.named_parameters()
+        }
     for name in ("backbone_name_or_path", "backbone_revision", "transformers_version", "_name_or_path"):
         told.pop(name, None)
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()

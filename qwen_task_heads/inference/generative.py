@@ -16,25 +16,26 @@ Options that change the question, each off by default:
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.utils import cached_file
 
-from qwen_task_heads.backbones import locate
-from qwen_task_heads.batching.answers import LABEL_PROMPT, AnswerPrompts, instruction_for
+from qwen_task_heads.batching.answers import (
+    LABEL_PROMPT,
+    AnswerPrompts,
+    instruction_for,
+    read_label_prompt,
+)
 from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.generators import load_generator
+from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubcode.attention_task_heads import EXACT, rotates_by_length, window_of
-from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.label_trie import Trie, logits_of, make_trie, score_alone, sum_edges
 from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
 from qwen_task_heads.inference.prefixes import state_of
@@ -86,6 +87,8 @@ class LabelScorer:
         >>> LabelScorer(model, prompts=prompts).log_scores(["A match"]).shape
         torch.Size([1, 2])
     """
+
+    is_title_scorer = takes_pairs = needs_pairs = int8 = False  # what is asked of a `Scorer`
 
     def __init__(
         self,
@@ -145,12 +148,7 @@ class LabelScorer:
         model = load_generator(name, revision=revision, hub=hub, dtype=dtype)
         tokenizer = load_tokenizer(name, revision=revision, hub=hub)
         family = model.config.get_text_config().model_type
-        place = locate(name)
-        if hub == MODELSCOPE and not Path(place).exists():
-            place, revision = str(fetch_modelscope(place, revision=revision)[0]), None
-        path = cached_file(
-            place, LABEL_PROMPT, revision=revision, _raise_exceptions_for_missing_entries=False
-        )
+        path = file_of(name, LABEL_PROMPT, revision=revision, hub=hub)
         if path is None and labels is None:
             accepted = f"accepted: a model with {LABEL_PROMPT}, or a chat model and labels"
             raise TaskHeadsError(Problem(name, "found no labels", accepted, "pass labels=LabelMap((...))"))
@@ -159,8 +157,7 @@ class LabelScorer:
             prompts = AnswerPrompts(tokenizer, labels, instruction=words, model_type=family)  # type: ignore[arg-type]
         else:
             prompts = AnswerPrompts.load(path, tokenizer=tokenizer, model_type=family)
-            stated = json.loads(Path(path).read_text(encoding="utf-8"))
-            options.setdefault("length_normalized", stated.get("length_normalized", False))
+            options.setdefault("length_normalized", read_label_prompt(path)["length_normalized"])
         if path is not None and not (labels is None and instruction is None):
             prompts = AnswerPrompts(  # what is not given stays as it was trained
                 tokenizer,
@@ -179,6 +176,12 @@ class LabelScorer:
         return PreTrainedConfig(
             id2label=labels.id2label, label2id=labels.label2id, problem_type="single_label_classification"
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     def predict(
         self,

@@ -109,6 +109,17 @@ class Scorer:
         self.throughput = Throughput()  # of all calls
 
     @property
+    def config(self) -> Any:
+        """The model's, with its labels and problem type."""
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the backbone's weights."""
+        dtype: torch.dtype = self.model.model.dtype
+        return dtype
+
+    @property
     def is_title_scorer(self) -> bool:
         """Whether the model gives one score per title, and no labels."""
         return isinstance(self.model.config, TitleScorerConfig)

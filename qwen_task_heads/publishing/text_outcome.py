@@ -274,10 +274,10 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun, *, 
     predict = f"accelerate launch recipes/predict.py --model {shlex.quote(str(folder))}"
     next_lines = [] if pairs else ["Next, classify a text of your own:", "  " + shlex.join(command)]
     next_lines += ["Next, a file:" if pairs else "or a file:"]
-    next_lines += [f"  {predict} --input texts.jsonl --output answers.jsonl"]
-    if answers:
-        code = f"LabelScorer.from_pretrained({str(folder)!r}).predict(['A text of your own.'])"
-        next_lines = ["Next, classify a text of your own, in Python:", f"  {code}"]
+    offers = any(example.candidates for example in run.sets.train) and answers
+    next_lines += [
+        f"  {predict} --input texts.jsonl --output answers.jsonl" + " --candidates category" * offers
+    ]
     lines = [
         "",
         trained_line(f"{describe(run)} on {len(run.sets.train):,} rows", run),

@@ -328,7 +328,7 @@ def test_a_saved_prompt_comes_back_with_its_labels(model: Any, tmp_path: Path) -
     assert answer.label in labels.names
     assert len(answer.ranked) == 1
     (tmp_path / "label_prompt.json").write_text("{}")
-    with pytest.raises(TaskHeadsError, match=r"label_prompt\.json: cannot be read"):
+    with pytest.raises(TaskHeadsError, match=r"label_prompt\.json: found a file that cannot be read"):
         LabelScorer.from_pretrained(str(tmp_path))
     (tmp_path / "label_prompt.json").unlink()
     with pytest.raises(TaskHeadsError, match="found no labels"):

@@ -61,8 +61,13 @@ def finish(
     )
 
 
-def test_what_is_saved_gives_the_same_scores_and_tells_its_figures(tmp_path: Path, data: Path) -> None:
+def test_what_is_saved_gives_the_same_scores_and_tells_its_figures(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, metrics = finish(tmp_path, data, lora=True)
+    said = capsys.readouterr().out
+    assert f"-m qwen_task_heads {tmp_path} 'A text of your own.'" in said
+    assert f"recipes/predict.py --model {tmp_path} --input texts.jsonl --output answers.jsonl\n" in said
     again = LabelScorer.from_pretrained(str(tmp_path))
     texts = [json.loads(row)["text"] for row in (data / "dev.jsonl").read_text("utf-8").splitlines()]
     best = again.log_scores(texts).argmax(1)

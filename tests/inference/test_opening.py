@@ -1,0 +1,157 @@
+"""What a recipe trained is opened by its name; files and the command line ask label writers too."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qwen_task_heads import LabelMap, LabelScorer, Scorer, TaskHeadsError, build, load_tokenizer, save
+from qwen_task_heads import __main__ as command
+from qwen_task_heads.batching.answers import LABEL_PROMPT, AnswerPrompts
+from qwen_task_heads.errors import run_recipe
+from qwen_task_heads.generators import load_generator
+from qwen_task_heads.inference.files import predict_file
+from qwen_task_heads.inference.opening import open_scorer, written_labels
+from qwen_task_heads.inference.parts import Parts
+
+LABELS = LabelMap(("sport", "trade", "the arts"), aliases=(("games",), (), ()))
+ROWS: list[dict[str, Any]] = [
+    {"text": "A late goal", "category": ["sport", "the arts"]},
+    {"text": "A new tax", "category": "trade, games"},
+    {"text": "An opera", "category": ""},
+    {"text": "A ship"},
+]
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `recipes/sft_classify.py` leaves of a full fine-tune: a stock model, and its labels beside it."""
+    folder = tmp_path_factory.mktemp("writer")
+    tokenizer = load_tokenizer("embedded")
+    load_generator("embedded", dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    AnswerPrompts(tokenizer, LABELS, model_type="qwen2").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = build("embedded", task="pooled_classifier", labels=list(LABELS.names))
+    return save(model, tokenizer=load_tokenizer("embedded"), folder=tmp_path_factory.mktemp("head"))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_name_is_opened_by_what_lies_there(writer: Path, head: Path) -> None:
+    assert isinstance(open_scorer(str(head)), Scorer)
+    assert isinstance(open_scorer(str(writer), batch_tokens=512), LabelScorer)
+    assert written_labels(str(writer)) == LABELS
+    assert written_labels(str(head)) is None
+    with pytest.raises(TaskHeadsError, match="int8: found true with a model that writes its labels"):
+        open_scorer(str(writer), int8=True)
+
+
+def test_a_file_is_answered_as_the_scorer_answers(writer: Path, tmp_path: Path) -> None:
+    source, output = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    report = predict_file(str(writer), source=source, output=output, block_rows=3, top_k=2)
+    wanted = LabelScorer.from_pretrained(str(writer)).predict([row["text"] for row in ROWS], top_k=2)
+    for row, found, answer in zip(ROWS, read(output), wanted, strict=True):
+        told = {f"predicted_{name}": value for name, value in answer.as_dict().items()}
+        probabilities = told.pop("predicted_probabilities")
+        assert found.pop("predicted_probabilities") == pytest.approx(probabilities, abs=2e-6)
+        told["predicted_probability"] = pytest.approx(told["predicted_probability"], abs=2e-6)
+        assert found == row | told
+    assert report is not None
+    assert (report.rows, report.errors) == (4, 0)
+
+
+def test_a_row_chooses_from_what_it_offers(writer: Path, tmp_path: Path) -> None:
+    source, output = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    predict_file(str(writer), source=source, output=output, candidates="category")
+    offered = [{"sport", "the arts"}, {"sport", "trade"}, {*LABELS.names}, {*LABELS.names}]
+    for row, names in zip(read(output), offered, strict=True):
+        held = {name for name, share in row["predicted_probabilities"].items() if share > 0}
+        assert held == names
+        assert row["predicted_label"] in names
+
+
+def test_all_bad_offers_are_named_before_the_model_is_loaded(writer: Path, tmp_path: Path) -> None:
+    rows = [*ROWS, {"text": "a", "category": ["weather", "sport"]}, {"text": "b", "category": 7}]
+    rows.append({"text": "c", "category": ["sport", "sport"]})
+    source, output = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    unloadable = tmp_path / "writer"
+    unloadable.mkdir()
+    (unloadable / LABEL_PROMPT).write_bytes((writer / LABEL_PROMPT).read_bytes())
+    with pytest.raises(TaskHeadsError) as caught:
+        predict_file(str(unloadable), source=source, output=output, candidates="category")
+    assert [problem.where.rsplit(":", 1)[1] for problem in caught.value.problems] == ["5", "6", "7"]
+    assert "'category' offers 'weather'" in str(caught.value)
+    report = predict_file(
+        str(writer), source=source, output=output, candidates="category", bad_rows="skip", block_rows=2
+    )
+    assert report is not None
+    assert (report.rows, report.errors) == (7, 3)
+    assert ["error" in row for row in read(output)] == [False] * 4 + [True] * 3
+
+
+def test_what_offers_nothing_is_refused(writer: Path, head: Path, tmp_path: Path) -> None:
+    source, output = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    with pytest.raises(TaskHeadsError, match=r"--candidates: found 'kategory', which no row of .* has"):
+        predict_file(str(writer), source=source, output=output, candidates="kategory")
+    with pytest.raises(TaskHeadsError, match="--candidates: found with a head"):
+        predict_file(str(head), source=source, output=output, candidates="category")
+    with pytest.raises(TaskHeadsError, match=r"threshold: found 0\.5 with a single_label"):
+        predict_file(str(writer), source=source, output=output, threshold=0.5)
+    assert not output.exists()
+
+
+def test_a_killed_run_goes_on_with_its_own_weights_alone(
+    writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another training of the same base has the same config and labels; its parts are not these."""
+    source, output = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    scorer = LabelScorer.from_pretrained(str(writer))
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "assemble", kill)
+        with pytest.raises(KeyboardInterrupt):
+            predict_file(scorer, source=source, output=output, block_rows=2)
+    weight = scorer.model.model.layers[0].mlp.up_proj.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(1.001)
+    with pytest.raises(TaskHeadsError, match="another run"):
+        predict_file(scorer, source=source, output=output, block_rows=2)
+    with torch.no_grad():
+        weight.copy_(before)
+    assert predict_file(scorer, source=source, output=output, block_rows=2) is not None
+    assert len(read(output)) == 4
+
+
+def test_the_command_line_asks_it(writer: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    argv = ["qwen_task_heads", str(writer), "A late goal", "A new tax", "--top_k", "1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert run_recipe(command.main) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rsplit("  |  ", 1)[1] for line in lines] == ["A late goal", "A new tax"]
+    assert all(line.split("  |  ")[0] in LABELS.names for line in lines)
+    monkeypatch.setattr(sys, "argv", [*argv, "--threshold", "0.5", "--text_pair", "b", "--prompt", "c"])
+    assert run_recipe(command.main) == 2
+    told = capsys.readouterr().err
+    for name in ("--threshold", "--text_pair", "--prompt"):
+        assert f"{name}: found with a model that writes its labels" in told
