@@ -24,13 +24,8 @@ from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.errors import TaskHeadsError, run_recipe
 from qwen_task_heads.inference.engine_options import FEW_SHOT, Asking, parse_engines
 from qwen_task_heads.inference.engines import check_engines, check_prompts
-from qwen_task_heads.publishing.comparison import (
-    ALONE,
-    COMPARED,
-    draw_groups,
-    measure_engines,
-    measure_floors,
-)
+from qwen_task_heads.publishing.comparison import ALONE, COMPARED, draw_groups
+from qwen_task_heads.publishing.comparison_engines import measure_engines, measure_floors
 from qwen_task_heads.publishing.comparison_pages import claim_folder, write_comparison
 
 ASKED = ("instruction", "max_length", "length_normalized", "calibrate", "hub", "dtype", "batch_tokens")

@@ -18,16 +18,9 @@ from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.engine_options import Asking, EngineSpec
 from qwen_task_heads.inference.engines import open_engine
-from qwen_task_heads.publishing.comparison import (
-    Measured,
-    compare,
-    draw_groups,
-    measure,
-    measure_floors,
-    neighbour_scores,
-    trained_on,
-)
+from qwen_task_heads.publishing.comparison import Measured, compare, draw_groups, measure
 from qwen_task_heads.publishing.comparison_advice import advise, chosen_of
+from qwen_task_heads.publishing.comparison_engines import measure_floors, neighbour_scores, trained_on
 from qwen_task_heads.publishing.comparison_pages import write_comparison
 
 LABELS = LabelMap(("a", "b"))
