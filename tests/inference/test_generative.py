@@ -310,6 +310,18 @@ def test_the_decision_pipeline_of_transformers_gives_the_same_probabilities(
         write_decision(tmp_path, prompts=scorer(model, LabelMap(("a", "a b"))).prompts)
 
 
+def test_labels_that_the_decision_pipeline_would_read_otherwise_are_refused(tmp_path: Path) -> None:
+    """Behind "Answer: " a label begins with a blank, which makes it another token; that pipeline has none."""
+    tokenizer = load_tokenizer("embedded")
+    words = [word for word in ("the", "a", "of", "to", "in") if len(tokenizer(" " + word)["input_ids"]) == 1]
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\\n'", "assistant\\nAnswer: '")
+    prompts = AnswerPrompts(tokenizer, LabelMap(tuple(words)), model_type="qwen2", instruction=SHORT)
+    assert [len(ids) for ids in prompts.answers] == [1] * len(words)
+    with pytest.raises(TaskHeadsError, match="labels whose tokens depend on what stands before them"):
+        write_decision(tmp_path, prompts=prompts)
+    assert not (tmp_path / "decision.json").exists()
+
+
 def test_a_saved_prompt_comes_back_with_its_labels(model: Any, tmp_path: Path) -> None:
     labels = LabelMap(("sport", "trade"), descriptions=("games", "goods"))
     first = scorer(model, labels, instruction="{descriptions}\n")
