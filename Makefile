@@ -21,10 +21,10 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n auto --no-loadscope-reorder
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow -n auto --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -m slow -n auto --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff format .

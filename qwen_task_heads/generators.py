@@ -73,7 +73,7 @@ def base_of(name: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -
 
 
 def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> str | None:
-    """Where a file of a model lies, fetched if need be; None where the model has none or cannot be reached.
+    """Where a file of a model lies, fetched if need be; None where the model has none, or no network says so.
 
     Args:
         name: repo id or folder, as `load_generator` takes it.
@@ -82,7 +82,7 @@ def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUG
         hub: where ids are looked up.
 
     Raises:
-        TaskHeadsError: ModelScope cannot be reached and has left nothing in its cache.
+        TaskHeadsError: no such model or revision; ModelScope cannot be reached and left nothing in its cache.
 
     Example:
         >>> from qwen_task_heads.generators import file_of
@@ -92,14 +92,19 @@ def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUG
     path = locate(name)
     if hub == MODELSCOPE and not Path(path).exists():
         path, revision = str(fetch_modelscope(path, revision=revision)[0]), None
-    found: str | None = cached_file(
-        path,
-        file,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    try:
+        found: str | None = cached_file(
+            path,
+            file,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except OSError as error:
+        reason = [*str(error).splitlines(), ""][0][:160]
+        accepted, remedy = "a repo id or folder that is there", "check the name, the revision and the network"
+        raise TaskHeadsError.of(name, f"no such model ({reason})", accepted, remedy) from error
     return found
 
 

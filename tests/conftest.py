@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 # Before transformers is imported: huggingface_hub and torch read these once.
@@ -25,7 +28,6 @@ import pytest  # noqa: E402
 
 # Rooms whose files take longest, in the order in which they start.
 LONG = ("training", "recipes", "hubcode", "faults", "publishing")
-ORDER = pytest.StashKey[int]()
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "", b"127.0.0.1", b"localhost", None)
 
 
@@ -49,20 +51,39 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:multiprocessing\..*")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what runs on one worker: a file, and all files that need the same server of processes.
+@cache
+def group_of(path: Path) -> str:
+    """What runs on one worker: a file, or all files that need the same server of processes.
 
-    Such a server takes long to start. These go first, then long files: the short ones fill the gaps at the
-    end.
+    Such a server takes long to start, and lives as long as the worker.
     """
-    clean = {item.path for item in items if "clean" in getattr(item, "fixturenames", ())}
-    for item in items:
-        server = "fork" if hasattr(getattr(item, "module", None), "launching") else "clean"
-        group = server if server == "fork" or item.path in clean else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-        place = LONG.index(item.path.parent.name) if item.path.parent.name in LONG else 99
-        item.stash[ORDER] = -1 if group in ("fork", "clean") else place
-    items.sort(key=lambda item: item.stash[ORDER])
+    text = path.read_text(encoding="utf-8")
+    if re.search(r"^import launching$", text, re.MULTILINE):
+        return "fork"
+    return "clean" if re.search(r"\bclean(: |,|\))", text) else str(path)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that need a server first, then long ones: the short ones fill the gaps at the end."""
+
+    def order(item: pytest.Item) -> int:
+        if group_of(item.path) in ("fork", "clean"):
+            return -1
+        return LONG.index(item.path.parent.name) if item.path.parent.name in LONG else len(LONG)
+
+    items.sort(key=order)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand whole groups to workers. (pytest 9.2 loses the groups of xdist 3.8's own `loadgroup`.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(config.rootpath / nodeid.split("::")[0])
+
+    return Groups(config, log)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -36,6 +36,10 @@ THOUGHT, THOUGHT_END = "<think>", "</think>"
 MAX_LENGTH = 1024
 MAX_KEPT = 256  # sets of candidates whose beginning is kept
 LABEL_PROMPT = "label_prompt.json"
+KINDS = {  # of what it states
+    "labels": (LabelMap,), "instruction": (str,), "max_length": (int,), "truncation": (str,),
+    "base": (dict, type(None)), "length_normalized": (bool,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -215,20 +219,19 @@ class AnswerPrompts:
 
 
 def read_label_prompt(path: str | Path) -> dict[str, Any]:
-    """What `AnswerPrompts.save` wrote: `labels` (a `LabelMap`), `instruction`, `max_length`, `truncation`,
-    `base` (a dict or None) and `length_normalized`.
+    """What `AnswerPrompts.save` wrote: `labels` (a `LabelMap`) and the rest as it was given there.
 
     Raises:
         TaskHeadsError: a file that `save` did not write.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        labels = LabelMap(**{name: _tuples(value) for name, value in content["labels"].items()})
-        texts = {name: str(content[name]) for name in ("instruction", "truncation")}
-        if unknown := content.keys() - {*texts, "labels", "max_length", "base", "length_normalized"}:
-            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")  # of a later version
-        optional = {"base": content.get("base"), "length_normalized": content.get("length_normalized", False)}
-        return {"labels": labels, **texts, "max_length": int(content["max_length"]), **optional}
+        content = {"base": None, "length_normalized": False, **json.loads(Path(path).read_bytes())}
+        content["labels"] = LabelMap(**{name: _tuples(value) for name, value in content["labels"].items()})
+        wrong = sorted(content.keys() ^ KINDS.keys())
+        wrong += [name for name, kind in KINDS.items() if name in content and type(content[name]) not in kind]
+        if wrong or content["truncation"] not in ("head", "tail"):
+            raise ValueError(f"in {', '.join(wrong) or 'truncation'}")
+        return content
     except TaskHeadsError:
         raise
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:

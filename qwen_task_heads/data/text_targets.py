@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -248,8 +247,19 @@ def _scores_scheme(rows: Sequence[RawText], *, source: str, given: LabelMap | No
     return Scheme("regression", given or LabelMap(names), origin)
 
 
-def resolve(raw: RawText, scheme: Scheme) -> TextExample | Problem:
-    """A row with its target as ids, scores or probabilities, or what is wrong with it."""
+# Of sets of candidates: most rows offer the same, and may offer 100,000.
+Offers = dict[tuple[str, ...], tuple[tuple[str, ...], bool]]
+
+
+def resolve(raw: RawText, scheme: Scheme, *, offers: Offers | None = None) -> TextExample | Problem:
+    """A row with its target as ids, scores or probabilities, or what is wrong with it.
+
+    Args:
+        raw: the row.
+        scheme: labels of the run.
+        offers: what is known of candidates; filled.
+    """
+    offers = {} if offers is None else offers
     try:
         target, soft = _resolve_target(raw, scheme)
         _check_offered(raw, scheme.labels)
@@ -260,7 +270,7 @@ def resolve(raw: RawText, scheme: Scheme) -> TextExample | Problem:
         text_b=raw.text_b,
         target=target,
         soft=soft,
-        candidates=_offered(raw.candidates, scheme.labels)[0] if raw.candidates else (),
+        candidates=_offered(raw.candidates, scheme.labels, offers)[0],
         weight=raw.weight,
         group=raw.group,
         source=raw.where,
@@ -279,12 +289,17 @@ def _check_offered(raw: RawText, labels: LabelMap) -> None:
             raise _error(raw.where, found, "each candidate once", "remove one of the two")
 
 
-@lru_cache(maxsize=8)  # most rows offer the same, and may offer 100,000
-def _offered(candidates: tuple[str, ...], labels: LabelMap) -> tuple[tuple[str, ...], bool]:
+def _offered(candidates: tuple[str, ...], labels: LabelMap, offers: Offers) -> tuple[tuple[str, ...], bool]:
     """The labels among candidates, in the order of the map, and whether there are others among them.
 
-    The first are () where they are all the labels.
+    The first are () where they are all the labels, or a row has none.
     """
+    if candidates and candidates not in offers:
+        offers[candidates] = _ordered(candidates, labels)
+    return offers.get(candidates, ((), False))
+
+
+def _ordered(candidates: tuple[str, ...], labels: LabelMap) -> tuple[tuple[str, ...], bool]:
     places = {labels.spelled[name] for name in candidates if name in labels.spelled}
     strange = len(places) < len(candidates) and not labels.spelled.keys() >= set(candidates)
     if len(places) == len(labels):
@@ -301,14 +316,14 @@ def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[list[Text
         place: what was read, as the user named it.
     """
     examples: list[TextExample] = []
-    refusals = list(raw.problems)
+    refusals, offers = list(raw.problems), Offers()
     for row in raw.rows:
-        example = resolve(row, scheme)
+        example = resolve(row, scheme, offers=offers)
         if isinstance(example, Problem):
             refusals.append(example)
         else:
             examples.append(example)
-    strange = _strangers(raw.rows, scheme.labels)
+    strange = _strangers(raw.rows, scheme.labels, offers)
     report = ReadReport(
         # The card shows this: a file's name, not the folders of somebody's machine.
         source=Path(place).name if Path(place).exists() else place,
@@ -322,9 +337,9 @@ def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[list[Text
     return examples, report
 
 
-def _strangers(rows: Iterable[RawText], labels: LabelMap) -> Finding:
+def _strangers(rows: Iterable[RawText], labels: LabelMap, offers: Offers) -> Finding:
     """The rows whose candidates are not all labels, where labels are given: a finding for the account."""
-    sources = (row.where for row in rows if row.candidates and _offered(row.candidates, labels)[1])
+    sources = (row.where for row in rows if _offered(row.candidates, labels, offers)[1])
     return Finding("strange", tuple(sources))
 
 

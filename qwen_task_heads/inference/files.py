@@ -18,11 +18,12 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from qwen_task_heads.batching.answers import LABEL_PROMPT
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.parsers import FileProblem
 from qwen_task_heads.data.text_readers import InputProblem, TextInput, read_inputs
@@ -150,13 +151,17 @@ def predict_file(
         raise _problem(str(output), f"found the suffix {output.suffix!r}", ", ".join(SUFFIXES), "choose one")
     if block_rows < 1:
         raise _problem("block_rows", f"found {block_rows}", "1 or more", "choose such as 2048")
-    if isinstance(model, (str, Path)):
-        labels = written_labels(str(model), revision=scorer.get("revision"), hub=hub)
-    else:
-        labels = model.prompts.labels if isinstance(model, LabelScorer) else None
-    if candidates is not None and labels is None:
-        found, accepted = "found with a head", "with a model of recipes/sft_classify.py"
-        raise _problem("--candidates", found, accepted, "drop it: a head knows all its labels")
+    labels = None
+    if candidates is not None:
+        if isinstance(model, LabelScorer):
+            labels = model.prompts.labels
+        elif not isinstance(model, Scorer):
+            labels = written_labels(str(model), revision=scorer.get("revision"), hub=hub)
+        if labels is None:
+            name = "a head" if isinstance(model, Scorer) else model
+            found = f"found with {name}, where no {LABEL_PROMPT} is or can be reached"
+            remedy = "drop it: other models choose from all their labels"
+            raise _problem("--candidates", found, "with what recipes/sft_classify.py saved", remedy)
     read: dict[str, Any] = {"split": split, "hub": hub, "candidates": candidates, "labels": labels}
     scan = scan_inputs(source, bad_rows=bad_rows, **read)
     if isinstance(model, (str, Path)):
@@ -268,8 +273,9 @@ def _model_hash(scorer: Scorer | LabelScorer) -> str:
     """
     told = scorer.model.config.to_dict()
     if isinstance(scorer, LabelScorer):
-        told["label_prompt"] = [*scorer.prompts.around(), scorer.prompts.labels.names, scorer.calibrate]
-        told["label_prompt"] += [scorer.prompts.max_length, scorer.length_normalized, scorer.answers]
+        asked = scorer.prompts
+        told["label_prompt"] = [*asked.around(), asdict(asked.labels), asked.max_length, asked.truncation]
+        told["label_prompt"] += [scorer.calibrate, scorer.length_normalized, scorer.answers]
         told["weights"] = {
             name: tensor.detach().flatten()[:: max(1, tensor.numel() // 16)].tolist()
             for name, tensor in scorer.model.named_parameters()

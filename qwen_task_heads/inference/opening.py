@@ -6,6 +6,7 @@ Also the labels that rows of a file offer, which label writers alone are asked t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +67,10 @@ def open_scorer(
     """
     if batch_tokens is not None:
         options["batch_tokens"] = batch_tokens
-    if written_labels(name, revision=revision, hub=hub) is None:
+    path = None
+    with suppress(TaskHeadsError):  # no such model: `Scorer` says which there are
+        path = file_of(name, LABEL_PROMPT, revision=revision, hub=hub)
+    if path is None:
         return Scorer(name, revision=revision, hub=hub, int8=int8, **options)
     if int8:
         found, accepted = "true with a model that writes its labels", "a model with a head"
@@ -92,7 +96,8 @@ def with_offers(
 
 
 def _offer(item: TextInput, column: str, labels: LabelMap) -> TextInput | InputProblem:
-    if item.row.get(column) in (None, "", []):
+    value = item.row.get(column)
+    if value is None or value == [] or (isinstance(value, str) and value.strip() in ("", "[]")):
         return item
     reader = RowReader(item.source, item.row)
     names = read_candidates(reader, None, column=column)
@@ -101,8 +106,14 @@ def _offer(item: TextInput, column: str, labels: LabelMap) -> TextInput | InputP
         found = f"{column!r} offers {', '.join(map(shorten, unknown))}"
         accepted = f"labels of the model: {shorten(labels.names)}"
         problems = [Problem.of(item.source, found, accepted, "correct the row, or leave the column empty")]
+    places = {labels.spelled[name]: name for name in names if name in labels.spelled}
+    if not problems and len(places) < len(names):
+        one = next(name for name in names if places[labels.spelled[name]] != name)
+        place = labels.spelled[one]
+        both = f"{shorten(one)} and {shorten(places[place])}, both {shorten(labels.names[place])}"
+        found = f"{column!r} offers {both}"
+        problems = [Problem.of(item.source, found, "each label once", "remove one of the two")]
     if problems:
         first = problems[0]
         return InputProblem(first.where, first.found, first.accepted, first.remedy, item.row)
-    places = {labels.spelled[name] for name in names}
     return replace(item, candidates=tuple(labels.names[place] for place in sorted(places)))

@@ -1,7 +1,7 @@
 """Check 13: a score belongs to a text, wherever in whichever batch the text stands.
 
-504 batches over three layouts, three ways to compute them and four poolings are compared with the same
-texts, scored one by one and not packed.
+144 batches (504 among the slow tests) over three layouts, three ways to compute them and four poolings are
+compared with the same texts, scored one by one and not packed.
 """
 
 from __future__ import annotations

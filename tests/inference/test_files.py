@@ -77,9 +77,9 @@ def test_every_row_comes_out_in_its_place_with_all_it_had(scorers: Any, source: 
     [
         ("multi", ["predicted_labels", "predicted_probabilities"]),
         pytest.param("regression", ["predicted_score"], marks=pytest.mark.slow),
-        pytest.param("ordinal", [
+        ("ordinal", [
             "predicted_label", "predicted_probability", "predicted_expected_rank", "predicted_probabilities",
-        ], marks=pytest.mark.slow),
+        ]),
         ("titles", ["predicted_score"]),
     ],
 )  # fmt: skip

@@ -63,6 +63,38 @@ def test_a_name_is_opened_by_what_lies_there(writer: Path, head: Path) -> None:
         open_scorer(str(writer), int8=True)
 
 
+@pytest.mark.parametrize("name", ["./runs/typo", "runs/a/b", "me/typo", "bad name"])
+def test_a_name_that_nothing_has_is_told_without_a_traceback(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    source = write(tmp_path / "in.jsonl", ROWS)
+    for options in ({}, {"candidates": "category"}):
+        with pytest.raises(TaskHeadsError) as caught:
+            predict_file(name, source=source, output=tmp_path / "out.jsonl", **options)
+        assert caught.value.problems[0].where == name
+    monkeypatch.setattr(sys, "argv", ["qwen_task_heads", name, "A title"])
+    assert run_recipe(command.main) == 2
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("instruction", None), ("truncation", "middle"), ("max_length", 12.9), ("length_normalized", "false"),
+        ("labels", {"names": []}), ("temperature", 0.5), ("base", "me/base"),
+    ],
+)  # fmt: skip
+def test_a_damaged_statement_is_never_taken_for_a_head(
+    writer: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    stated = json.loads((writer / LABEL_PROMPT).read_bytes()) | {field: value}
+    (tmp_path / LABEL_PROMPT).write_text(json.dumps(stated), encoding="utf-8")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(writer / name)
+    with pytest.raises(TaskHeadsError, match=r"label"):
+        open_scorer(str(tmp_path))
+
+
 def test_a_file_is_answered_as_the_scorer_answers(writer: Path, tmp_path: Path) -> None:
     source, output = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
     report = predict_file(str(writer), source=source, output=output, block_rows=3, top_k=2)
@@ -89,29 +121,49 @@ def test_a_row_chooses_from_what_it_offers(writer: Path, tmp_path: Path) -> None
 
 def test_all_bad_offers_are_named_before_the_model_is_loaded(writer: Path, tmp_path: Path) -> None:
     rows = [*ROWS, {"text": "a", "category": ["weather", "sport"]}, {"text": "b", "category": 7}]
-    rows.append({"text": "c", "category": ["sport", "sport"]})
+    rows += [{"text": "c", "category": ["sport", "sport"]}, {"text": "d", "category": "games, sport"}]
     source, output = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     unloadable = tmp_path / "writer"
     unloadable.mkdir()
     (unloadable / LABEL_PROMPT).write_bytes((writer / LABEL_PROMPT).read_bytes())
     with pytest.raises(TaskHeadsError) as caught:
         predict_file(str(unloadable), source=source, output=output, candidates="category")
-    assert [problem.where.rsplit(":", 1)[1] for problem in caught.value.problems] == ["5", "6", "7"]
+    assert [problem.where.rsplit(":", 1)[1] for problem in caught.value.problems] == ["5", "6", "7", "8"]
     assert "'category' offers 'weather'" in str(caught.value)
+    assert "'category' offers 'games' and 'sport', both 'sport'" in str(caught.value)
     report = predict_file(
         str(writer), source=source, output=output, candidates="category", bad_rows="skip", block_rows=2
     )
     assert report is not None
-    assert (report.rows, report.errors) == (7, 3)
-    assert ["error" in row for row in read(output)] == [False] * 4 + [True] * 3
+    assert (report.rows, report.errors) == (8, 4)
+    assert ["error" in row for row in read(output)] == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_an_empty_offer_is_of_all_labels_in_every_format(writer: Path, tmp_path: Path, suffix: str) -> None:
+    import pandas
+
+    offers: list[Any] = [["sport", "trade"], []] if suffix == ".parquet" else ["sport, trade", " ", "[]", ""]
+    table = pandas.DataFrame({"text": [f"text {n}" for n in range(len(offers))], "category": offers})
+    path, output = tmp_path / f"in{suffix}", tmp_path / "out.jsonl"
+    kind = suffix.removeprefix(".")
+    table.to_json(path, orient="records", lines=True) if kind == "jsonl" else getattr(table, f"to_{kind}")(
+        path, index=False
+    )
+    predict_file(str(writer), source=str(path), output=output, candidates="category")
+    held = [sum(share > 0 for share in row["predicted_probabilities"].values()) for row in read(output)]
+    assert held == [2] + [3] * (len(offers) - 1)
 
 
 def test_what_offers_nothing_is_refused(writer: Path, head: Path, tmp_path: Path) -> None:
     source, output = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
     with pytest.raises(TaskHeadsError, match=r"--candidates: found 'kategory', which no row of .* has"):
         predict_file(str(writer), source=source, output=output, candidates="kategory")
-    with pytest.raises(TaskHeadsError, match="--candidates: found with a head"):
-        predict_file(str(head), source=source, output=output, candidates="category")
+    for model in (str(head), Scorer(str(head))):
+        with pytest.raises(
+            TaskHeadsError, match=r"--candidates: found with a model without label_prompt\.json"
+        ):
+            predict_file(model, source=source, output=output, candidates="category")
     with pytest.raises(TaskHeadsError, match=r"threshold: found 0\.5 with a single_label"):
         predict_file(str(writer), source=source, output=output, threshold=0.5)
     assert not output.exists()
@@ -139,6 +191,10 @@ def test_a_killed_run_goes_on_with_its_own_weights_alone(
         predict_file(scorer, source=source, output=output, block_rows=2)
     with torch.no_grad():
         weight.copy_(before)
+    scorer.prompts.truncation = "tail"
+    with pytest.raises(TaskHeadsError, match="another run"):
+        predict_file(scorer, source=source, output=output, block_rows=2)
+    scorer.prompts.truncation = "head"
     assert predict_file(scorer, source=source, output=output, block_rows=2) is not None
     assert len(read(output)) == 4
 
