@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,8 @@ def test_a_name_that_nothing_has_is_told_without_a_traceback(
 ) -> None:
     source = write(tmp_path / "in.jsonl", ROWS)
     for options in ({}, {"candidates": "category"}):
-        with pytest.raises(TaskHeadsError) as caught:
+        with pytest.raises(TaskHeadsError, match=re.escape(name)):
             predict_file(name, source=source, output=tmp_path / "out.jsonl", **options)
-        assert caught.value.problems[0].where == name
     monkeypatch.setattr(sys, "argv", ["qwen_task_heads", name, "A title"])
     assert run_recipe(command.main) == 2
     assert name in capsys.readouterr().err
@@ -160,9 +160,7 @@ def test_what_offers_nothing_is_refused(writer: Path, head: Path, tmp_path: Path
     with pytest.raises(TaskHeadsError, match=r"--candidates: found 'kategory', which no row of .* has"):
         predict_file(str(writer), source=source, output=output, candidates="kategory")
     for model in (str(head), Scorer(str(head))):
-        with pytest.raises(
-            TaskHeadsError, match=r"--candidates: found with a model without label_prompt\.json"
-        ):
+        with pytest.raises(TaskHeadsError, match=r"--candidates: found with .*, where no label_prompt\.json"):
             predict_file(model, source=source, output=output, candidates="category")
     with pytest.raises(TaskHeadsError, match=r"threshold: found 0\.5 with a single_label"):
         predict_file(str(writer), source=source, output=output, threshold=0.5)
