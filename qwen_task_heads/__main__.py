@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from qwen_task_heads.data.text_readers import TextInput
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.hubs import HUBS
 from qwen_task_heads.inference.generative import LabelScorer
-from qwen_task_heads.inference.opening import open_scorer
+from qwen_task_heads.inference.opening import choose, labels_to_choose, offer_of, open_scorer
 from qwen_task_heads.inference.predictions import Prediction
 from qwen_task_heads.inference.scorer import Scorer
 
@@ -25,7 +26,8 @@ def main() -> None:
     parser.add_argument("texts", nargs="+", help="titles to rank, or texts to label")
     parser.add_argument("--prompt", help="of a title scorer: context that all titles share")
     parser.add_argument("--text_pair", help="of a classifier of pairs: the second text of all")
-    parser.add_argument("--top_k", type=int, help="titles, or labels of a text, to show")
+    parser.add_argument("--candidates", help="labels to choose from, separated by commas; all when absent")
+    parser.add_argument("--top_k", type=int, help="titles, or labels of a text, to show (3 labels)")
     parser.add_argument("--threshold", type=float, help="multi-label: predict labels at or over it")
     parser.add_argument("--abstain", type=float, help="no label where the best probability is below it")
     parser.add_argument("--hub", default=HUBS[0], choices=HUBS, help="where ids are looked up")
@@ -35,7 +37,7 @@ def main() -> None:
     if isinstance(scorer, LabelScorer):
         kind, unfit = "model that writes its labels", ["prompt", "text_pair", "threshold"]
     elif scorer.is_title_scorer:
-        kind, unfit = "title scorer", ["text_pair", "threshold", "abstain"]
+        kind, unfit = "title scorer", ["text_pair", "threshold", "abstain", "candidates"]
     else:
         kind, unfit = "classifier", ["prompt"]
     problems = [
@@ -55,7 +57,14 @@ def main() -> None:
     if isinstance(scorer, Scorer):
         pairs = None if args.text_pair is None else [args.text_pair] * len(args.texts)
         options |= {"text_pairs": pairs, "threshold": args.threshold}
-    for answer in scorer.predict(args.texts, **options):
+    offered: tuple[str, ...] = ()
+    if args.candidates is not None:
+        given = TextInput(text="", row={"--candidates": args.candidates}, source="--candidates")
+        found = offer_of(given, column="--candidates", labels=labels_to_choose(scorer))
+        if isinstance(found, Problem):
+            raise TaskHeadsError(found)
+        offered = found.candidates
+    for answer in choose(scorer, args.texts, candidates=[offered] * len(args.texts), **options):
         print(_line(answer, shown=args.top_k or RANKED))
 
 

@@ -161,7 +161,7 @@ def load(
             repo,
             f"a {config.model_type!r} model",
             ", ".join(TASKS),
-            "open it by LabelScorer, if recipes/sft_classify.py made it; else put a head on it with build()",
+            "put a head on it with build(), or ask it by LabelScorer; of a checkpoint, name its run's folder",
         )
     if verify:
         check_manifest(path, revision=revision)

@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--threshold", type=float, help="multi-label: predict labels at or over it (default: 0.5)")
     add("--abstain", type=float, help="single-label, ordinal: no label where the best probability is below")
     add("--prefix", default="predicted_", help="before the names of the answer's columns")
-    add("--candidates", help="label writers: column with the labels that a row offers; all where empty")
+    add("--candidates", help="column with the labels that a row offers to choose from; all where empty")
     add("--batch_tokens", type=int, help="tokens per batch (8192 with a head, 32768 with a label writer)")
     add(
         "--block_rows",

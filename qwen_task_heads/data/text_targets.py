@@ -247,8 +247,7 @@ def _scores_scheme(rows: Sequence[RawText], *, source: str, given: LabelMap | No
     return Scheme("regression", given or LabelMap(names), origin)
 
 
-# Of sets of candidates: most rows offer the same, and may offer 100,000.
-Offers = dict[tuple[str, ...], tuple[tuple[str, ...], bool]]
+Offers = dict[tuple[str, ...], tuple[tuple[str, ...], bool]]  # rows offer the same, maybe 100,000
 
 
 def resolve(raw: RawText, scheme: Scheme, *, offers: Offers | None = None) -> TextExample | Problem:
@@ -259,7 +258,6 @@ def resolve(raw: RawText, scheme: Scheme, *, offers: Offers | None = None) -> Te
         scheme: labels of the run.
         offers: what is known of candidates; filled.
     """
-    offers = {} if offers is None else offers
     try:
         target, soft = _resolve_target(raw, scheme)
         _check_offered(raw, scheme.labels)
@@ -270,7 +268,7 @@ def resolve(raw: RawText, scheme: Scheme, *, offers: Offers | None = None) -> Te
         text_b=raw.text_b,
         target=target,
         soft=soft,
-        candidates=_offered(raw.candidates, scheme.labels, offers)[0],
+        candidates=_offered(raw.candidates, scheme.labels, {} if offers is None else offers)[0],
         weight=raw.weight,
         group=raw.group,
         source=raw.where,

@@ -23,25 +23,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.batching.answers import LABEL_PROMPT
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.parsers import FileProblem
 from qwen_task_heads.data.text_readers import InputProblem, TextInput, read_inputs
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.inference.generative import LabelScorer
-from qwen_task_heads.inference.opening import open_scorer, with_offers, written_labels
+from qwen_task_heads.inference.opening import choose, labels_to_choose, open_scorer, with_offers
 from qwen_task_heads.inference.parts import SUFFIXES, Parts
 from qwen_task_heads.inference.predictions import DIGITS, answer_columns, check_options, problem_type_of
 from qwen_task_heads.inference.reports import ERROR, FileReport
 from qwen_task_heads.inference.scorer import Scorer
 
+CATEGORY = "category"  # where the rows of training offer labels
+
 
 @dataclass(frozen=True)
 class InputScan:
-    """What the first pass found: rows, the bad ones among them, columns, second texts, a hash of it all."""
+    """What the first pass found: rows, bad ones, those that offer no labels, columns, pairs, and a hash."""
 
     rows: int
     errors: int
+    without_offer: int
     columns: tuple[str, ...]
     pairs: bool
     sha256: str
@@ -73,7 +75,7 @@ def scan_inputs(
     if bad_rows not in ("raise", "skip"):
         raise _problem("bad_rows", f"found {bad_rows!r}", "raise, skip", "choose one of them")
     digest, columns, problems = hashlib.sha256(), dict[str, None](), []
-    rows = errors = pairs = 0
+    rows = errors = pairs = without = 0
     for _, item in _inputs(source, split=split, hub=hub, candidates=candidates, labels=labels):
         rows += 1
         if isinstance(item, Problem):
@@ -86,6 +88,7 @@ def scan_inputs(
                 digest.update(json.dumps(item.row, default=str).encode())
         else:
             pairs += bool(item.text_b)
+            without += not item.candidates
             columns.update(dict.fromkeys(item.row))
             digest.update(json.dumps([item.text, item.text_b, item.row], default=str).encode())
     if problems:
@@ -95,7 +98,7 @@ def scan_inputs(
     if candidates is not None and candidates not in columns:
         found = f"found {candidates!r}, which no row of {source} has"
         raise _problem("--candidates", found, ", ".join(columns), "name the column of the labels")
-    return InputScan(rows, errors, tuple(columns), pairs > 0, digest.hexdigest())
+    return InputScan(rows, errors, without, tuple(columns), pairs > 0, digest.hexdigest())
 
 
 def predict_file(
@@ -130,8 +133,8 @@ def predict_file(
         threshold: see `Scorer.predict`.
         abstain: see `Scorer.predict`.
         prefix: before the names of the answer's columns.
-        candidates: of a label writer, the column with the labels that a row offers (a list, or separated by
-            commas; empty for all): the answer is one of these.
+        candidates: of models that give one label, the column with the labels that a row offers (a list, or
+            separated by commas; empty for all): the answer is one of these.
         block_rows: rows that are computed and written at a time.
         process_index: which of the processes this is.
         num_processes: how many there are.
@@ -153,15 +156,7 @@ def predict_file(
         raise _problem("block_rows", f"found {block_rows}", "1 or more", "choose such as 2048")
     labels = None
     if candidates is not None:
-        if isinstance(model, LabelScorer):
-            labels = model.prompts.labels
-        elif not isinstance(model, Scorer):
-            labels = written_labels(str(model), revision=scorer.get("revision"), hub=hub)
-        if labels is None:
-            name = "a head" if isinstance(model, Scorer) else model
-            found = f"found with {name}, where no {LABEL_PROMPT} is or can be reached"
-            remedy = "drop it: other models choose from all their labels"
-            raise _problem("--candidates", found, "with what recipes/sft_classify.py saved", remedy)
+        labels = labels_to_choose(model, revision=scorer.get("revision"), hub=hub)
     read: dict[str, Any] = {"split": split, "hub": hub, "candidates": candidates, "labels": labels}
     scan = scan_inputs(source, bad_rows=bad_rows, **read)
     if isinstance(model, (str, Path)):
@@ -191,7 +186,8 @@ def predict_file(
     if process_index == 0:
         parts.open()
     wait()
-    mine = {block for block in parts.missing() if block % num_processes == process_index}
+    missing = parts.missing()
+    mine = {block for block in missing if block % num_processes == process_index}
     items = _inputs(source, **read)
     with tqdm(
         total=sum(min(block_rows, scan.rows - block * block_rows) for block in mine),
@@ -212,6 +208,8 @@ def predict_file(
     report = FileReport(output)
     parts.assemble(columns=columns, rows=report.counted(parts.read(), prefix=prefix))
     report.seconds = time.monotonic() - started
+    report.resumed = scan.rows - sum(min(block_rows, scan.rows - block * block_rows) for block in missing)
+    report.notes = _notes(scan, model, candidates=candidates)
     if isinstance(model, Scorer) and model.throughput.padded:
         report.speed = model.throughput.line()
     return report
@@ -237,16 +235,13 @@ def _answer(
     """Rows of the input to rows of the output."""
     good = [item for _, item in items if isinstance(item, TextInput)]
     texts, pairs = [item.text for item in good], [item.text_b for item in good]
-    answers: list[dict[str, Any]]
-    if isinstance(scorer, LabelScorer):
-        offered = [item.candidates or None for item in good]
-        told = {name: value for name, value in options.items() if name != "threshold"}  # it has none
-        answers = [answer.as_dict() for answer in scorer.predict(texts, candidates=offered, **told)]
-    elif scorer.is_title_scorer:
+    if isinstance(scorer, Scorer) and scorer.is_title_scorer:
         prompts = [item.row.get("prompt") or "" for item in good]
         answers = [{"score": round(score, DIGITS)} for score in scorer.score(texts, prompts=prompts)]
     else:
-        answers = [answer.as_dict() for answer in scorer.predict(texts, text_pairs=pairs, **options)]
+        offered = [item.candidates for item in good]
+        found = choose(scorer, texts, candidates=offered, text_pairs=pairs, **options)
+        answers = [answer.as_dict() for answer in found]
     rest = iter(answers)
     return [
         {**(item.row if isinstance(item, InputProblem) else {}), ERROR: str(item)}
@@ -254,6 +249,16 @@ def _answer(
         else {**item.row, **{f"{prefix}{name}": value for name, value in next(rest).items()}}
         for _, item in items
     ]
+
+
+def _notes(scan: InputScan, scorer: Scorer | LabelScorer, *, candidates: str | None) -> list[str]:
+    """What who reads the answers may not expect."""
+    if candidates is not None and scan.without_offer:
+        return [f"{scan.without_offer:,} rows offer no labels in {candidates!r}: they were asked for all"]
+    if candidates is None and isinstance(scorer, LabelScorer) and CATEGORY in scan.columns:
+        told = f"with --candidates {CATEGORY} every answer is one of what its row offers"
+        return [f"the column {CATEGORY!r} was not looked at: {told}"]
+    return []
 
 
 def _columns(scan: InputScan, config: Any, *, prefix: str) -> list[str]:

@@ -194,6 +194,9 @@ def _problem(where: Path, found: str, accepted: str, remedy: str) -> TaskHeadsEr
 
 
 def _disk_problem(path: Path, error: OSError) -> TaskHeadsError:
+    if isinstance(error, FileNotFoundError):
+        found, accepted = "its folder is gone", "one run of a command at a time"
+        return _problem(path, found, accepted, "look whether another run has finished, or start again")
     found = f"cannot be written ({error.strerror or error})"
     return _problem(
         path, found, "a disk that takes it", "free some space or check the rights, and start again"

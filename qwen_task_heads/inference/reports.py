@@ -23,6 +23,8 @@ class FileReport:
         labels: how often each label was predicted; None counts abstentions, or rows without a label.
         scores: of models that give one score: `least`, `mean` and `largest`.
         seconds: from the start to the finished file.
+        resumed: rows that were there from an earlier start.
+        notes: what who reads the answers may not expect.
         speed: a line on how fast the model was on this process; "" if it had nothing to do.
 
     Example:
@@ -43,6 +45,8 @@ class FileReport:
     labels: Counter[str | None] = field(default_factory=Counter)
     scores: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    resumed: int = 0
+    notes: list[str] = field(default_factory=list)
     speed: str = ""
 
     def counted(self, rows: Any, *, prefix: str) -> Iterator[dict[str, Any]]:
@@ -66,10 +70,14 @@ class FileReport:
 
     def __str__(self) -> str:
         answered = self.rows - self.errors
+        rate = (self.rows - self.resumed) / max(self.seconds, 1e-9)
         lines = [
             f"{self.rows:,} rows in = {answered:,} with an answer + {self.errors:,} with an error, "
-            f"in {self.seconds:,.1f} s ({self.rows / max(self.seconds, 1e-9):,.0f} rows/s)"
+            f"in {self.seconds:,.1f} s ({rate:,.0f} rows/s)"
         ]
+        if self.resumed:
+            lines.append(f"{self.resumed:,} of them were there from an earlier start: not in the rate")
+        lines += [f"note: {note}" for note in self.notes]
         if self.labels:
             shown = [
                 f"{'(none)' if name is None else name} {count:,} ({count / answered:.1%})"

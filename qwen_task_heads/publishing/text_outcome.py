@@ -143,7 +143,8 @@ def account_texts(
             found[name] = within(said[name], examples, labels=run.sets.labels)
             metrics[name] = _measure(examples, found[name], floors=floors, run=run)
             if line := offers_line(examples, labels=run.sets.labels, split=name):
-                yours = "" if model.answers else "; this model scores all labels, and choosing is left to you"
+                held = "; this model scores all labels, and predict.py --candidates holds it to them"
+                yours = "" if model.answers else held
                 notes.append(line + yours)
     notes += _constant(kind, said)
     reported = "test" if run.sets.test else "dev"
@@ -156,7 +157,7 @@ def account_texts(
     card = text_card(model, folder, metrics, reported, run, plots=plots)
     main = BEST_METRIC[kind][0].removeprefix("eval_")
     write_account(folder, run, metrics=metrics, card=card, reported=reported, main=main)
-    _say(metrics, reported, folder, run, answers=model.answers)
+    _say(metrics, reported, folder, run)
     return metrics
 
 
@@ -262,7 +263,7 @@ def _curves(path: Path, run: TextRun, dev: dict[str, Any]) -> Path:
     )
 
 
-def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun, *, answers: bool) -> None:
+def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> None:
     """Print the figures, the weakest labels and what to type next, in plain words."""
     kind, found = run.sets.problem_type, metrics[reported]
     main = BEST_METRIC[kind][0].removeprefix("eval_")
@@ -274,7 +275,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun, *, 
     predict = f"accelerate launch recipes/predict.py --model {shlex.quote(str(folder))}"
     next_lines = [] if pairs else ["Next, classify a text of your own:", "  " + shlex.join(command)]
     next_lines += ["Next, a file:" if pairs else "or a file:"]
-    offers = any(example.candidates for example in run.sets.train) and answers
+    offers = any(example.candidates for example in run.sets.train)
     next_lines += [
         f"  {predict} --input texts.jsonl --output answers.jsonl" + " --candidates category" * offers
     ]

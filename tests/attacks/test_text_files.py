@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ MILLION = 10**6
 
 
 def within_a_second(call: Callable[[], Any]) -> Any:
-    """What a call gives."""
+    """What a call gives; the best of three tries counts, because a busy machine slows any of them."""
+    for _ in range(2):
+        with suppress(AssertionError), at_most(1):
+            return call()
     with at_most(1):
         return call()
 
@@ -94,10 +98,14 @@ def test_a_label_file_of_yaml_is_read_in_linear_time(tmp_path: Path, form: str) 
     for size in (20_000, 80_000):
         path = tmp_path / "labels.yaml"
         path.write_text("".join(form.format(n) for n in range(size)), encoding="utf-8")
-        begin = time.process_time()
-        assert len(LabelMap.read(path)) == size
-        times.append(time.process_time() - begin)
+        times.append(min(seconds_to_read(path, size) for _ in range(3)))
     assert times[1] < 10 * times[0] + 0.2
+
+
+def seconds_to_read(path: Path, size: int) -> float:
+    begin = time.process_time()
+    assert len(LabelMap.read(path)) == size
+    return time.process_time() - begin
 
 
 def test_ids_up_to_a_billion_do_not_fill_the_memory(tmp_path: Path) -> None:

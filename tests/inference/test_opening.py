@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from qwen_task_heads.batching.answers import LABEL_PROMPT, AnswerPrompts
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.generators import load_generator
 from qwen_task_heads.inference.files import predict_file
-from qwen_task_heads.inference.opening import open_scorer, written_labels
+from qwen_task_heads.inference.opening import labels_to_choose, open_scorer
 from qwen_task_heads.inference.parts import Parts
 
 LABELS = LabelMap(("sport", "trade", "the arts"), aliases=(("games",), (), ()))
@@ -58,8 +59,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 def test_a_name_is_opened_by_what_lies_there(writer: Path, head: Path) -> None:
     assert isinstance(open_scorer(str(head)), Scorer)
     assert isinstance(open_scorer(str(writer), batch_tokens=512), LabelScorer)
-    assert written_labels(str(writer)) == LABELS
-    assert written_labels(str(head)) is None
+    assert labels_to_choose(str(writer)) == labels_to_choose(open_scorer(str(writer))) == LABELS
+    assert labels_to_choose(str(head)).names == labels_to_choose(open_scorer(str(head))).names == LABELS.names
     with pytest.raises(TaskHeadsError, match="int8: found true with a model that writes its labels"):
         open_scorer(str(writer), int8=True)
 
@@ -109,14 +110,21 @@ def test_a_file_is_answered_as_the_scorer_answers(writer: Path, tmp_path: Path) 
     assert (report.rows, report.errors) == (4, 0)
 
 
-def test_a_row_chooses_from_what_it_offers(writer: Path, tmp_path: Path) -> None:
-    source, output = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
-    predict_file(str(writer), source=source, output=output, candidates="category")
+@pytest.mark.parametrize("kind", ["writer", "head"])
+def test_a_row_chooses_from_what_it_offers(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    model = str(request.getfixturevalue(kind))
+    rows = [row | {"category": ["sport", "trade"]} if row["text"] == "A new tax" else row for row in ROWS]
+    source, output = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    report = predict_file(model, source=source, output=output, candidates="category")
+    assert "note: 2 rows offer no labels in 'category': they were asked for all" in str(report)
     offered = [{"sport", "the arts"}, {"sport", "trade"}, {*LABELS.names}, {*LABELS.names}]
     for row, names in zip(read(output), offered, strict=True):
         held = {name for name, share in row["predicted_probabilities"].items() if share > 0}
         assert held == names
         assert row["predicted_label"] in names
+        assert sum(row["predicted_probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    plain = predict_file(model, source=source, output=tmp_path / "plain.jsonl")
+    assert ("the column 'category' was not looked at" in str(plain)) == (kind == "writer")
 
 
 def test_all_bad_offers_are_named_before_the_model_is_loaded(writer: Path, tmp_path: Path) -> None:
@@ -129,8 +137,8 @@ def test_all_bad_offers_are_named_before_the_model_is_loaded(writer: Path, tmp_p
     with pytest.raises(TaskHeadsError) as caught:
         predict_file(str(unloadable), source=source, output=output, candidates="category")
     assert [problem.where.rsplit(":", 1)[1] for problem in caught.value.problems] == ["5", "6", "7", "8"]
-    assert "'category' offers 'weather'" in str(caught.value)
-    assert "'category' offers 'games' and 'sport', both 'sport'" in str(caught.value)
+    assert "'weather' in 'category'" in str(caught.value)
+    assert "'games' and 'sport', both 'sport', in 'category'" in str(caught.value)
     report = predict_file(
         str(writer), source=source, output=output, candidates="category", bad_rows="skip", block_rows=2
     )
@@ -155,12 +163,16 @@ def test_an_empty_offer_is_of_all_labels_in_every_format(writer: Path, tmp_path:
     assert held == [2] + [3] * (len(offers) - 1)
 
 
-def test_what_offers_nothing_is_refused(writer: Path, head: Path, tmp_path: Path) -> None:
+def test_what_offers_nothing_is_refused(writer: Path, tmp_path: Path) -> None:
     source, output = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
     with pytest.raises(TaskHeadsError, match=r"--candidates: found 'kategory', which no row of .* has"):
         predict_file(str(writer), source=source, output=output, candidates="kategory")
-    for model in (str(head), Scorer(str(head))):
-        with pytest.raises(TaskHeadsError, match=r"--candidates: found with .*, where no label_prompt\.json"):
+    titles = save(build("embedded"), tokenizer=load_tokenizer("embedded"), folder=tmp_path / "titles")
+    several = build(
+        "embedded", task="pooled_classifier", num_labels=2, problem_type="multi_label_classification"
+    )
+    for model in (str(titles), "embedded", Scorer(several, tokenizer=load_tokenizer("embedded"))):
+        with pytest.raises(TaskHeadsError, match=r"--candidates: found with .* accepted: with single_label"):
             predict_file(model, source=source, output=output, candidates="category")
     with pytest.raises(TaskHeadsError, match=r"threshold: found 0\.5 with a single_label"):
         predict_file(str(writer), source=source, output=output, threshold=0.5)
@@ -193,8 +205,39 @@ def test_a_killed_run_goes_on_with_its_own_weights_alone(
     with pytest.raises(TaskHeadsError, match="another run"):
         predict_file(scorer, source=source, output=output, block_rows=2)
     scorer.prompts.truncation = "head"
-    assert predict_file(scorer, source=source, output=output, block_rows=2) is not None
+    report = predict_file(scorer, source=source, output=output, block_rows=2)
+    assert "4 of them were there from an earlier start" in str(report)
     assert len(read(output)) == 4
+
+
+def test_another_run_that_ends_first_is_told_as_such(
+    head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command twice at a time: the second finds no folder any more."""
+    source, output = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    write_part = Parts.write
+
+    def late(self: Parts, block: int, rows: Any) -> None:
+        shutil.rmtree(self.folder)
+        write_part(self, block, rows)
+
+    monkeypatch.setattr(Parts, "write", late)
+    with pytest.raises(TaskHeadsError, match="its folder is gone; accepted: one run of a command at a time"):
+        predict_file(str(head), source=source, output=output)
+
+
+@pytest.mark.parametrize("kind", ["writer", "head"])
+def test_the_command_line_offers_labels(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    argv = ["qwen_task_heads", str(request.getfixturevalue(kind)), "A late goal", "--candidates"]
+    monkeypatch.setattr(sys, "argv", [*argv, "the arts"])
+    assert run_recipe(command.main) == 0
+    assert capsys.readouterr().out.startswith("the arts  |  the arts 1.000  sport 0.000")
+    monkeypatch.setattr(sys, "argv", [*argv, "The Arts, sport"])
+    assert run_recipe(command.main) == 2
+    assert "--candidates: found 'The Arts'" in (told := capsys.readouterr().err)
+    assert "did you mean 'the arts'?" in told
 
 
 def test_the_command_line_asks_it(writer: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -178,4 +178,4 @@ def test_the_command_line_labels_texts(
         assert line == f"{name}  |  {name} {probability:.3f}  |  {answer.text}"
     monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), *TEXTS, "--prompt", "x"])
     assert run_recipe(command.main) == 2
-    assert "--prompt: found with a pooled_classifier" in capsys.readouterr().err
+    assert "--prompt: found with a classifier" in capsys.readouterr().err
