@@ -183,11 +183,12 @@ def predict_file(
     columns = _columns(scan, config, prefix=prefix)
     parts.check()
     wait()  # nobody writes before everybody has looked
+    missing: list[int] = []
     if process_index == 0:
         parts.open()
+        missing = parts.missing()  # before anybody writes: the rest is of an earlier start
     wait()
-    missing = parts.missing()
-    mine = {block for block in missing if block % num_processes == process_index}
+    mine = {block for block in parts.missing() if block % num_processes == process_index}
     items = _inputs(source, **read)
     with tqdm(
         total=sum(min(block_rows, scan.rows - block * block_rows) for block in mine),
