@@ -42,10 +42,10 @@ from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.engine_options import FEW_SHOT, HEAD, SFT, TRAINED, Asking, EngineSpec
 from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.inference.opening import ONE_LABEL
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import load_tokenizer, saved_task
 
-PROBLEM_TYPES = ("single_label_classification", "ordinal")
 SHOWN = 8  # names in a message
 
 
@@ -77,7 +77,7 @@ def check_engines(specs: Sequence[EngineSpec], sets: TextSets, *, hub: str = HUG
             with the labels that only one side has; all at once.
     """
     labels, problems = sets.labels, []
-    if sets.problem_type not in PROBLEM_TYPES:
+    if sets.problem_type not in ONE_LABEL:
         found, accepted = f"found {sets.problem_type}", "accepted: one label per text"
         problems.append(Problem("--dataset_name", found, accepted, "compare the cards of its models"))
     parts = (sets.train, sets.dev, sets.test)
@@ -198,7 +198,7 @@ def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
     """Labels that a trained model was saved with; None for prompted ones."""
     if spec.kind == HEAD:
         task = saved_task(locate(spec.source), hub=hub)
-        if not task or task["problem_type"] not in PROBLEM_TYPES:
+        if not task or task["problem_type"] not in ONE_LABEL:
             found = f"found {task['problem_type']}" if task else "found no classifier of this library"
             accepted = "accepted: a head that gives every text one label"
             raise TaskHeadsError(Problem(spec.name, found, accepted, "name what recipes/classify.py saved"))
