@@ -16,7 +16,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
-from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TitleScorer
+from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
 from qwen_task_heads.hubcode.pipeline_task_heads import TitleRankingPipeline
 
 __version__ = "0.1.0"
@@ -28,6 +28,14 @@ for _config, _model in ((PooledClassifierConfig, PooledClassifier), (TitleScorer
 PIPELINE_REGISTRY.register_pipeline(
     "title-ranking", TitleRankingPipeline, pt_model=AutoModelForSequenceClassification, type="text"
 )
+
+
+def _push_folder(folder: Any, **options: Any) -> Any:
+    """Push a folder that a model saved, with the checks of `publish`; imported when it is called."""
+    return import_module(f"{__name__}.publishing.pushing").push_folder(folder, **options)
+
+
+TaskHeadModel.publisher = staticmethod(_push_folder)
 
 _LAZY = {
     "build": "models",

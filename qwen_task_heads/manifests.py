@@ -15,11 +15,13 @@ from pathlib import Path
 from transformers.utils import cached_file
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.trust_task_heads import sha256
+from qwen_task_heads.hubcode.trust_task_heads import DRAFT, MANIFEST, hash_files, sha256
 
-MANIFEST = "manifest.json"
+__all__ = ["MANIFEST", "check_manifest", "hash_files"]
+
 MATTERS = (
-    "config.json", "adapter_config.json", "*.safetensors", "model.safetensors.index.json", "*.py",
+    "config.json", "adapter_config.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+    "*.safetensors", "model.safetensors.index.json", "*.py",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "label_prompt.json", "decision.json", "decision_template.jinja",
 )  # fmt: skip
@@ -29,17 +31,8 @@ REMEDY = (
 )
 
 
-def hash_files(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of the files at the root of a folder, by name, without the manifest itself."""
-    return {
-        path.name: sha256(path)
-        for path in sorted(Path(folder).iterdir())
-        if path.is_file() and path.name != MANIFEST
-    }
-
-
 def check_manifest(repo: str, *, revision: str | None = None) -> None:
-    """Hold the files of a folder or repo against its `manifest.json`; without one nothing is said.
+    """Compare the files of a folder or repo with its `manifest.json`, if it has one.
 
     Raises:
         TaskHeadsError: every file that changed or is missing, or a manifest that cannot be read.
@@ -57,12 +50,14 @@ def check_manifest(repo: str, *, revision: str | None = None) -> None:
         found = f"found no JSON ({type(error).__name__})"
         raise TaskHeadsError(Problem(where, found, "accepted: what save wrote", REMEDY)) from error
     files = content.get("files") if isinstance(content, dict) else None
-    if not isinstance(files, dict):  # of earlier releases: names alone
+    # Of earlier releases names alone; a folder that was only saved may still be edited.
+    if not isinstance(files, dict) or content.get(DRAFT):
         return
     problems = []
     for name, digest in sorted(files.items()):
-        # Not below the root, so that no name can lead out of it.
-        if "/" in name or "\\" in name or not any(fnmatchcase(name, pattern) for pattern in MATTERS):
+        # Of subfolders by their whole names only, so that no name can lead out of the folder.
+        below = "/" in name or "\\" in name
+        if name not in MATTERS and (below or not any(fnmatchcase(name, pattern) for pattern in MATTERS)):
             continue
         file = _find(repo, name, revision)
         if file is None:

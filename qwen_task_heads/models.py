@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import find_adapter_config_file
 
 from qwen_task_heads.adapters import adapter_config
 from qwen_task_heads.backbones import locate
@@ -28,6 +27,7 @@ from qwen_task_heads.hubcode.configuration_task_heads import (
     TaskHeadError,
     TitleScorerConfig,
 )
+from qwen_task_heads.hubcode.loading_task_heads import find_adapter
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
 from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
@@ -98,6 +98,9 @@ def build(
         >>> build("embedded", pooling="mean").config.pooling
         'mean'
     """
+    from qwen_task_heads.peft_models import register
+
+    register()  # what is built is trained, perhaps by PEFT
     if task not in TASKS:
         raise TaskHeadsError.of("task", repr(task), ", ".join(TASKS), "choose one of them")
     path, fetched = _find(backbone, revision=revision, hub=hub)
@@ -165,7 +168,7 @@ def load(
         )
     if verify:
         check_manifest(path, revision=revision)
-    is_adapter = find_adapter_config_file(path, revision=revision) is not None
+    is_adapter = find_adapter(path, revision=revision) is not None
     model = TASKS[config.model_type].from_pretrained(
         path,
         config=_base_at_hand(config, hub=hub) if is_adapter else config,
@@ -179,7 +182,7 @@ def load(
 
 def has_adapter(repo: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> bool:
     """Whether a folder or repo is an adapter, which `merge` folds into its base."""
-    return find_adapter_config_file(_find(repo, revision=revision, hub=hub)[0], revision=revision) is not None
+    return find_adapter(_find(repo, revision=revision, hub=hub)[0], revision=revision) is not None
 
 
 def saved_task(path: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> dict[str, Any]:
@@ -237,11 +240,12 @@ def merge(
     if isinstance(model, (str, Path)):
         repo, _ = _find(str(model), revision=revision, hub=hub)
         config = _base_config(repo, revision=revision)
-        if config.model_type not in TASKS or find_adapter_config_file(repo, revision=revision) is None:
+        subfolder = find_adapter(repo, revision=revision) if config.model_type in TASKS else None
+        if subfolder is None:
             raise TaskHeadsError.of(
                 str(model),
                 "no adapter of this library",
-                "a folder or repo with adapter_config.json",
+                "a folder or repo with an adapter",
                 "check the name",
             )
         check_manifest(repo, revision=revision)
@@ -255,7 +259,9 @@ def merge(
             dtype=dtype,
             **kwargs,
         )
-        model = PeftModel.from_pretrained(_name_base(base, config), repo, revision=revision)
+        model = PeftModel.from_pretrained(
+            _name_base(base, config), repo, revision=revision, subfolder=subfolder or None
+        )
         base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
     if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
         raise TaskHeadsError.of("model", "no adapter on it", "a model with one", "save it as it is")
@@ -296,7 +302,7 @@ def _take_up(path: str, config: Any, *, task: str, head: dict, hub: str, kwargs:
                 repr(saved[field]),
                 f"{path} was saved with it: drop the option",
             )
-    if find_adapter_config_file(path, revision=kwargs["revision"]) is not None:
+    if find_adapter(path, revision=kwargs["revision"]) is not None:
         merged = merge(path, hub=hub, **kwargs)
         merged.requires_grad_(True)  # PEFT froze the base
         merged.config.probe = merged.make_probe()  # these weights are no plain base's: see adapter_config

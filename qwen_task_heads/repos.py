@@ -19,10 +19,12 @@ from transformers.utils import cached_file
 from qwen_task_heads.backbones import ALL_LINEAR, EMBEDDED
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import MODEL_TYPES
+from qwen_task_heads.hubcode.saving_task_heads import ADAPTER
 
 NEAR = 5  # names of other folders in a message
 LARGEST = {  # bytes
-    "config.json": 20_000_000, "adapter_config.json": 1_000_000, "model.safetensors.index.json": 20_000_000,
+    "config.json": 20_000_000, "adapter_config.json": 1_000_000, "adapter/adapter_config.json": 1_000_000,
+    "model.safetensors.index.json": 20_000_000,
     "tokenizer_config.json": 20_000_000, "tokenizer.json": 90_000_000,
 }  # fmt: skip
 LIMITS = {  # of whole numbers in a config: above, building the model alone takes without end
@@ -65,8 +67,9 @@ def check_repo(path: str, *, revision: str | None = None) -> None:
             raise TaskHeadsError(_problem(f"{path}/config.json", f"model_type {shorten(kind)}", "a text"))
         if config.get("model_type") in MODEL_TYPES:
             problems += _check_kinds(path, config) or _check_ours(path, config)
-            adapter = _read(path, "adapter_config.json", revision, problems)
-            problems += _check_adapter(path, adapter or {})
+            for name in ("adapter_config.json", f"{ADAPTER}/adapter_config.json"):  # of version 0.1, of today
+                adapter = _read(path, name, revision, problems)
+                problems += _check_adapter(f"{path}/{name}", adapter or {})
             problems += _check_links(path)
     shards = (index or {}).get("weight_map")
     names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
@@ -198,9 +201,9 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else float("inf")
 
 
-def _check_adapter(path: str, adapter: dict[str, Any]) -> list[Problem]:
+def _check_adapter(where: str, adapter: dict[str, Any]) -> list[Problem]:
     """An adapter of ours is a LoRA that names its modules by their names."""
-    where, problems = f"{path}/adapter_config.json", []
+    problems = []
     if adapter and adapter.get("peft_type") != "LORA":
         problems.append(_problem(where, f"peft_type {shorten(adapter.get('peft_type'))}", "LORA"))
     if adapter.get("auto_mapping"):
@@ -233,7 +236,7 @@ def _check_links(path: str) -> list[Problem]:
     within = [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
     return [
         _problem(str(file), f"a link to {shorten(file.resolve())}", "files that lie in the folder")
-        for file in sorted(folder.iterdir())
+        for file in sorted([*folder.iterdir(), *(folder / ADAPTER).glob("*")])
         if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in within)
     ]
 

@@ -56,7 +56,9 @@ def _flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("entrance", [load, build, merge], ids=lambda function: function.__name__)
-@pytest.mark.parametrize("name", ["tokenizer.json", "pooling_task_heads.py", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "pooling_task_heads.py", "adapter/adapter_model.safetensors"]
+)
 def test_a_changed_file_is_named(root: Path, name: str, entrance: Callable[[str], Any]) -> None:
     entrance(str(root / "adapter"))
     _flip(root / "adapter" / name)

@@ -87,7 +87,7 @@ def test_the_head_is_trained_and_saved_under_every_combination(base: str, tmp_pa
         assert wanted == {name for name in trainable if name.startswith("score.")}, case
         assert head_only == (trainable == wanted), case
         adapted.save_pretrained(tmp_path / str(index))
-        with safe_open(tmp_path / str(index) / "adapter_model.safetensors", "pt") as file:
+        with safe_open(tmp_path / str(index) / "adapter/adapter_model.safetensors", "pt") as file:
             saved = {name.removeprefix("base_model.model.") for name in file.keys()}  # noqa: SIM118
         assert wanted <= saved, case
         assert (saved == wanted) == head_only, case

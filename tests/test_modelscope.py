@@ -80,7 +80,7 @@ def test_an_adapter_finds_its_base_there_again(
     folder, logits = adapter
     config = json.loads((folder / "config.json").read_text())
     assert (config["backbone_name_or_path"], config["backbone_hub"]) == (BASE, "modelscope")
-    peft = json.loads((folder / "adapter_config.json").read_text())
+    peft = json.loads((folder / "adapter/adapter_config.json").read_text())
     assert (peft["base_model_name_or_path"], peft["revision"]) == (BASE, None)
     assert peft["target_modules"] == sorted(peft["target_modules"])
     assert str(tmp_path) not in (folder / "config.json").read_text() + json.dumps(peft)
@@ -88,7 +88,7 @@ def test_an_adapter_finds_its_base_there_again(
     model = load(str(folder), hub="modelscope")
     assert torch.equal(model(input_ids=IDS).logits, logits)
     again = save(model, tokenizer=tokenizer, folder=tmp_path / "again")
-    for name in ("config.json", "adapter_config.json"):
+    for name in ("config.json", "adapter/adapter_config.json"):
         assert (again / name).read_text() == (folder / name).read_text()
     merged = merge(str(folder), hub="modelscope")
     assert (merged(input_ids=IDS).logits - logits).abs().max() <= 1e-5

@@ -9,9 +9,7 @@ swapped under the right names or a base that changed.
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -19,25 +17,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import MODEL_MAPPING, PreTrainedModel
-from transformers.dynamic_module_utils import custom_object_save
+from safetensors.torch import load_file
 from transformers.utils import cached_file, logging
 
 from .configuration_task_heads import MODEL_TYPES, refuse
+from .saving_task_heads import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    QUANTIZED,
+    SEE_SAVE,
+    StrictSaving,
+    backbone_names,
+    is_quantized,
+)
 from .trust_task_heads import check_base
 
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-PROBE_ROWS, PROBE_LENGTH = 4, 12
-QUANTIZED = "quantized"  # in place of a dtype
 # Largest difference, relative to the largest stored logit, that is rounding: one kernel against
 # another in fp32, and half precision against anything. Relative, because a fresh MLP head gives 1e-4.
 PROBE_TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-4, torch.bfloat16: 8e-2, torch.float16: 3e-2}
 
 
-class StrictLoading(PreTrainedModel):
-    """`from_pretrained` and `save_pretrained` that lose nothing silently. Base of every task-head model."""
+class StrictLoading(StrictSaving):
+    """`from_pretrained` that leaves out no tensor. Base of every task-head model."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -72,10 +76,10 @@ class StrictLoading(PreTrainedModel):
         if repo != path and (adapter_kwargs or {}).get("revision"):
             # A duplicated repo: the commit in `kwargs` is one of the repo it was duplicated from.
             hub["revision"] = (adapter_kwargs or {})["revision"]
-        own, has_adapter, has_weights = _inspect(cls, repo, hub)
+        own, adapter, has_weights = _inspect(cls, repo, hub)
         if config is None:
             config = cls.config_class.from_pretrained(repo, **hub)
-        if own and has_adapter and has_weights:
+        if own and adapter is not None and has_weights:
             raise refuse(
                 repo,
                 "adapter_config.json beside full weights",
@@ -84,11 +88,14 @@ class StrictLoading(PreTrainedModel):
             )
         quantized = kwargs.get("quantization_config") is not None
         with _without_load_report():  # every key of it is checked here
-            if own and has_adapter:
-                model, info = cls._from_adapter(repo, *args, config=config, hub=hub, verify=verify, **kwargs)
+            if own and adapter is not None:
+                place = hub | {"subfolder": adapter} if adapter else hub
+                model, info = cls._from_adapter(
+                    repo, *args, config=config, hub=place, verify=verify, **kwargs
+                )
             else:
                 if not own:
-                    kwargs.setdefault("key_mapping", _backbone_names(config))
+                    kwargs.setdefault("key_mapping", backbone_names(config))
                 elif not has_weights:  # transformers would look for a pickle
                     accepted = " or ".join(WEIGHTS)
                     raise refuse(
@@ -100,6 +107,10 @@ class StrictLoading(PreTrainedModel):
                 _check_keys(path, info, fresh_head=not own, keep=config.backbone_layers)
                 # transformers 5.23 makes what a checkpoint lacks in the dtype of the rest.
                 model.score.float()
+        if own:
+            model._source = (repo, hub)
+        if not own or adapter is not None:  # PEFT writes this name into an adapter that it saves by itself
+            model.name_or_path = SEE_SAVE
         if own and verify and not quantized and model.device.type != "meta":
             model.check_probe(repo)
         return (model, info) if output_loading_info else model
@@ -108,7 +119,7 @@ class StrictLoading(PreTrainedModel):
     def _from_adapter(
         cls, repo: str, *args: Any, config: Any, hub: dict[str, Any], verify: bool = True, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Load the true base named by the config, then the adapter at the root of `repo`."""
+        """Load the true base named by the config, then the adapter of `repo`; `hub` names its subfolder."""
         base = config.backbone_name_or_path
         if not base:
             raise refuse(
@@ -120,7 +131,7 @@ class StrictLoading(PreTrainedModel):
         if verify and Path(base).is_dir():
             check_base(base, config.backbone_files)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
-        kwargs.setdefault("key_mapping", _backbone_names(config))
+        kwargs.setdefault("key_mapping", backbone_names(config))
         if config.backbone_revision and not config.backbone_hub:  # else the newest, which the probe checks
             kwargs["revision"] = config.backbone_revision
         try:
@@ -140,80 +151,6 @@ class StrictLoading(PreTrainedModel):
         _load_adapter(model, repo, hub)
         return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
-    def save_pretrained(  # type: ignore[override]
-        self,
-        save_directory: str | PathLike[str],
-        is_main_process: bool = True,
-        state_dict: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Save weights (of a loaded adapter, those of the adapter), config, code and a fresh probe.
-
-        A given `state_dict` means sharded training (FSDP, ZeRO), where one process cannot run the
-        model: then no probe is stored rather than a stale one.
-        """
-        if is_main_process:
-            self.config.probe = self.make_probe() if state_dict is None else None
-        if self._hf_peft_config_loaded:
-            return self._save_adapter(save_directory, state_dict) if is_main_process else None
-        # Under the names of our modules: Trainer resumes by them, and knows of no renaming.
-        kwargs.setdefault("save_original_format", _backbone_names(self.config) is None)
-        with _portable(self.config, adapter=False):
-            result = super().save_pretrained(
-                save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
-            )
-        if is_main_process:
-            _copy_pipeline(save_directory)
-        return result
-
-    def _save_adapter(self, folder: str | PathLike[str], state_dict: dict[str, Any] | None) -> None:
-        """Save the loaded adapter. transformers 5.23 leaves the config out, and fails on a head alone."""
-        from peft.utils import get_peft_model_state_dict
-
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        name, adapter = next(iter(self.peft_config.items()))
-        tensors = get_peft_model_state_dict(self, state_dict=state_dict, adapter_name=name)
-        tensors = {f"base_model.model.{key}": value.contiguous() for key, value in tensors.items()}
-        save_file(tensors, Path(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
-        adapter.save_pretrained(folder)
-        custom_object_save(self, folder, config=self.config)
-        _copy_pipeline(folder)
-        self.save_adapter_config(folder)
-
-    def save_adapter_config(self, folder: str | PathLike[str], *, repo_id: str | None = None) -> None:
-        """Write `config.json` beside an adapter, and into `adapter_config.json` where its base is.
-
-        Args:
-            folder: holds an `adapter_config.json`.
-            repo_id: the hub repo that the folder becomes. There the Auto classes open what
-                `adapter_config.json` names as base, so it names the repo itself, whose code then loads
-                the true base of `config.json`. Without it the true base is named, as PEFT does.
-        """
-        path = Path(folder, "adapter_config.json")
-        adapter = json.loads(path.read_text(encoding="utf-8"))
-        adapter["base_model_name_or_path"] = repo_id or self.config.backbone_name_or_path
-        elsewhere = repo_id or self.config.backbone_hub
-        adapter["revision"] = None if elsewhere else self.config.backbone_revision
-        if isinstance(adapter["target_modules"], list):
-            adapter["target_modules"].sort()  # PEFT writes a set, in another order in every process
-        path.write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
-        self.config.architectures = [type(self).__name__]
-        self.config.dtype = str(self.dtype).split(".")[-1]
-        with _portable(self.config, adapter=True):
-            self.config.save_pretrained(folder)
-
-    def make_probe(self) -> dict[str, Any]:
-        """Token ids (4 rows of 12, spread over the vocabulary) and their logits, for `config.json`."""
-        vocabulary = embedding_rows(self)
-        steps = torch.arange(1, PROBE_ROWS * PROBE_LENGTH + 1) * 7919  # a prime: rows share no prefix
-        input_ids = (steps % vocabulary).view(PROBE_ROWS, PROBE_LENGTH)
-        logits = self._probe_logits(input_ids)
-        return {
-            "input_ids": input_ids.tolist(),
-            "logits": logits.tolist(),
-            "dtype": QUANTIZED if _is_quantized(self.config) else str(self.dtype).split(".")[-1],
-        }
-
     def check_probe(self, where: str = "config.json") -> None:
         """Recompute the stored probe; a model without one passes.
 
@@ -227,7 +164,7 @@ class StrictLoading(PreTrainedModel):
         if not probe:
             return
         expected = torch.tensor(probe["logits"], dtype=torch.float64)
-        found = self._probe_logits(torch.tensor(probe["input_ids"])).double()
+        found = self.probe_logits(torch.tensor(probe["input_ids"])).double()
         if found.shape != expected.shape:
             raise refuse(
                 f"{where} probe",
@@ -238,7 +175,7 @@ class StrictLoading(PreTrainedModel):
         by_name = {str(dtype).split(".")[-1]: limit for dtype, limit in PROBE_TOLERANCE.items()}
         dtypes = (str(self.dtype).split(".")[-1], str(probe.get("dtype")))
         tolerance = max(by_name.get(name, 8e-2) for name in dtypes)
-        if _is_quantized(self.config) or QUANTIZED in dtypes:
+        if is_quantized(self.config) or QUANTIZED in dtypes:
             tolerance = torch.finfo(torch.float64).max
         difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         if not difference <= tolerance:  # also true for NaN
@@ -249,29 +186,11 @@ class StrictLoading(PreTrainedModel):
                 "weights, base or code are not those that were saved: fetch them again, or pass verify=False",
             )
 
-    @torch.no_grad()
-    def _probe_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        training = self.training
-        self.eval()
-        logits = self(input_ids=input_ids.to(self.device), use_cache=False).logits.float().cpu()
-        self.train(training)
-        return logits
 
-
-def embedding_rows(model: PreTrainedModel) -> int:
-    """How many ids a model has an embedding for, also below an adapter on the embeddings."""
-    modules = model.get_input_embeddings().modules()
-    return next(module for module in modules if isinstance(module, torch.nn.Embedding)).num_embeddings
-
-
-def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, bool, bool]:
-    """Tell whether `repo` is one of ours, has an adapter at its root, has full weights."""
-
-    def exists(name: str) -> bool:
-        return cached_file(repo, name, **hub, _raise_exceptions_for_missing_entries=False) is not None
-
-    if not exists("config.json"):
-        return False, False, False
+def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, str | None, bool]:
+    """Return whether `repo` is one of ours, the subfolder of its adapter, whether it has full weights."""
+    if not _exists(repo, "config.json", hub):
+        return False, None, False
     model_type = cls.config_class.get_config_dict(repo, **hub)[0].get("model_type")
     own = model_type == cls.config_class.model_type
     if model_type in MODEL_TYPES and not own:
@@ -282,37 +201,35 @@ def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, bool, bool
             f"{cls.__name__} cannot open it: use load(), or an Auto class of transformers",
         )
     # Weights and adapter are looked for in our repos only: a plain backbone takes the stock path.
-    return own, own and exists("adapter_config.json"), own and any(exists(name) for name in WEIGHTS)
+    if not own:
+        return False, None, False
+    return True, find_adapter(repo, **hub), any(_exists(repo, name, hub) for name in WEIGHTS)
 
 
-def _copy_pipeline(folder: str | PathLike[str]) -> None:
-    """Transformers copies what the model file imports; the pipeline that the config names is not among it."""
-    pipeline = Path(__file__).with_name("pipeline_task_heads.py")
-    if pipeline.is_file():
-        shutil.copyfile(pipeline, Path(folder, pipeline.name))
+def find_adapter(repo: str, **hub: Any) -> str | None:
+    """Return the subfolder of the adapter of a model of ours, "" for the root, None without an adapter.
+
+    Version 0.1 saved the adapter at the root.
+
+    Args:
+        repo: folder or repo id.
+        **hub: options of transformers such as `revision` and `subfolder`, in which the adapter's lies.
+
+    Example:
+        >>> from qwen_task_heads.hubcode.loading_task_heads import find_adapter
+        >>> find_adapter(".") is None
+        True
+    """
+    outer = hub.get("subfolder") or ""
+    for inner in (ADAPTER, ""):
+        subfolder = "/".join(part for part in (outer, inner) if part)
+        if _exists(repo, ADAPTER_CONFIG, {**hub, "subfolder": subfolder}):
+            return subfolder
+    return None
 
 
-def _is_quantized(config: Any) -> bool:
-    return config.__dict__.get("quantization_config") is not None
-
-
-@contextmanager
-def _portable(config: Any, *, adapter: bool) -> Iterator[None]:
-    """Leave out of a config, while it is saved, what is true of this process or this machine alone."""
-    kept, text_name = dict(config.__dict__), config.text_config._name_or_path
-    base = config.backbone_name_or_path
-    config.text_config._name_or_path = ""
-    if adapter:  # its base is not quantised; this process had it so
-        config.__dict__.pop("quantization_config", None)
-    elif base and (Path(base).is_absolute() or Path(base).is_dir()):  # full weights need no base
-        config.backbone_name_or_path = config.backbone_files = None
-    try:
-        yield
-    finally:
-        config.text_config._name_or_path, config.backbone_name_or_path = text_name, base
-        config.backbone_files = kept["backbone_files"]
-        if "quantization_config" in kept:
-            config.quantization_config = kept["quantization_config"]
+def _exists(repo: str, name: str, hub: dict[str, Any]) -> bool:
+    return cached_file(repo, name, **hub, _raise_exceptions_for_missing_entries=False) is not None
 
 
 @contextmanager
@@ -324,13 +241,6 @@ def _without_load_report() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _backbone_names(config: Any) -> dict[str, str] | None:
-    """Rename the tensors of families that call their backbone otherwise (GPT-2: `transformer`) to `model`."""
-    backbone = MODEL_MAPPING.get(type(config.text_config), None)
-    prefix = "model" if backbone is None else backbone.base_model_prefix
-    return None if prefix == "model" else {rf"^{prefix}\.": "model."}
 
 
 def _check_keys(where: str, info: dict[str, Any], *, fresh_head: bool, keep: int | None = None) -> None:
@@ -362,7 +272,7 @@ def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
     """Inject the adapter of `repo` and set every one of its tensors, by name, shape and value."""
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-    path = cached_file(repo, "adapter_model.safetensors", **hub)
+    path = cached_file(repo, ADAPTER_WEIGHTS, **hub)
     saved = load_file(path)
     if not any("score." in key for key in saved):
         raise refuse(
@@ -373,7 +283,8 @@ def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
     names = model._weight_conversions
     model.load_adapter(repo, adapter_kwargs=hub)
     model._weight_conversions = names  # those of the adapter would rename the tensors of a merged model
-    expected = get_peft_model_state_dict(model)
+    # Of the embeddings what was trained: by default PEFT asks the hub for the vocabulary of the base.
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     saved = {key.removeprefix("base_model.model."): tensor for key, tensor in saved.items()}
     info = {
         "missing_keys": expected.keys() - saved.keys(),
@@ -389,7 +300,7 @@ def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
         if ".modules_to_save." in name or ".lora_" in name:
             parameter.data = parameter.data.float()
     set_peft_model_state_dict(model, saved)
-    loaded = get_peft_model_state_dict(model)
+    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
     if wrong := [
         key for key in saved if not torch.equal(loaded[key].cpu(), saved[key].to(loaded[key].dtype))
     ]:

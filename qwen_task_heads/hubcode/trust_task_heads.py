@@ -1,4 +1,6 @@
-"""A base that is a folder is pinned by the hashes of its files. This file travels with every published model.
+"""Hashes of files: the manifest of a model, and the base of an adapter. This file travels with every model.
+
+`manifest.json` lists the SHA-256 of the files of a folder. A base that is a folder is pinned by hashes too.
 
 A base on a hub is pinned by its commit. A folder has none, and a copy fetched from ModelScope may not say
 which it holds: there the config of what was trained on it keeps a hash of every file that answers hang on,
@@ -9,10 +11,16 @@ not say which file it is, and not by a fine-tuned twin whose rare tokens alone d
 from __future__ import annotations
 
 import hashlib
+import json
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from .configuration_task_heads import TaskHeadError, refuse
 
+MANIFEST = "manifest.json"
+DRAFT = "draft"  # key of a manifest: the folder was only saved, and its files may be edited
+INSIDE = ("adapter", "onnx", ".eval_results")  # subfolders that belong to a model
 PINNED = ("config.json", "tokenizer.json", "model.safetensors.index.json", "*.safetensors")
 
 
@@ -75,3 +83,38 @@ def refused_base(folder: str | Path, wrong: list[str]) -> TaskHeadError:
         "the files that the adapter was trained on",
         "restore the base, or pass verify=False and expect other answers",
     )
+
+
+def hash_files(folder: str | PathLike[str]) -> dict[str, str]:
+    """Return the SHA-256 of the files of a model by their path with `/`, except that of the manifest itself.
+
+    Other subfolders than those of a model, such as the checkpoints of a run, are left out.
+    """
+    root = Path(folder)
+    places = [root, *(root / name for name in INSIDE if (root / name).is_dir())]
+    return {
+        path.relative_to(root).as_posix(): sha256(path)
+        for place in places
+        for path in sorted(place.iterdir())
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def read_manifest(folder: str | PathLike[str]) -> dict[str, Any]:
+    """Return the content of `manifest.json`; {} if there is none with a table of files."""
+    try:
+        content = json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else {}
+
+
+def write_manifest(folder: str | PathLike[str], content: dict[str, Any]) -> None:
+    """Write `manifest.json` with the hashes of the files that are there now.
+
+    Args:
+        folder: of the model.
+        content: kept as it is, except the table of files.
+    """
+    text = json.dumps({**content, "files": hash_files(folder)}, indent=2, ensure_ascii=False)
+    Path(folder, MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from qwen_task_heads.generators import load_generator
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import load, load_tokenizer, merge
 from qwen_task_heads.publishing.cards import with_form
-from qwen_task_heads.publishing.export import save
+from qwen_task_heads.publishing.export import ADAPTERS, save
 from qwen_task_heads.publishing.reference import (
     REFERENCE,
     Reference,
@@ -44,7 +44,7 @@ class Finished(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.is_adapter = (folder / "adapter_config.json").is_file()
+        self.is_adapter = any((folder / name).is_file() for name in ADAPTERS)
 
     @property
     @abstractmethod

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.saving_task_heads import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qwen_task_heads.publishing.differences import (
     agreement,
     compare_facts,
@@ -201,8 +202,10 @@ def _missing(folder: Path, kind: str, *, named: str | Path) -> list[Problem]:
     wanted = ["tokenizer.json", "tokenizer_config.json"]
     wanted += ["label_prompt.json"] if kind in GENERATORS else []
     wanted += ["config.json"] if kind != "generator_adapter" else []
-    if kind in ("adapter", "generator_adapter"):
-        wanted += ["adapter_config.json", "adapter_model.safetensors"]
+    if kind == "adapter":
+        wanted += [f"{ADAPTER}/{ADAPTER_CONFIG}", f"{ADAPTER}/{ADAPTER_WEIGHTS}"]
+    elif kind == "generator_adapter":
+        wanted += [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
     elif kind in GRAPHS:
         wanted.append(GRAPHS[kind])
     elif not (folder / "model.safetensors.index.json").is_file():

@@ -115,7 +115,11 @@ class State:
 
 
 class Hub(ABC):
-    """A hub to publish to. `check` early, `push` at the end; both say plainly what is wrong."""
+    """A hub to publish to. `check` early, `push` at the end; both say plainly what is wrong.
+
+    Args:
+        token: of the hub; None for that of the login.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -123,11 +127,28 @@ class Hub(ABC):
     login: ClassVar[str]
     makes_branches: ClassVar[bool]
 
+    @abstractmethod
+    def __init__(self, *, token: bool | str | None = None) -> None: ...
+
+    def full_name(self, repo_id: str) -> str:
+        """Return `owner/name`; a name alone is a repo of whoever is logged in.
+
+        Raises:
+            TaskHeadsError: a name alone without a login.
+        """
+        if "/" in repo_id:
+            return repo_id
+        with self._told(repo_id):
+            return f"{self._user()}/{repo_id}"
+
+    @abstractmethod
+    def _user(self) -> str: ...
+
     def check(
         self,
         repo_id: str,
         *,
-        private: bool = True,
+        private: bool | None = True,
         revision: str | None = None,
         tag: str | None = None,
         again: bool = False,
@@ -146,7 +167,7 @@ class Hub(ABC):
         branch = revision or self.branch
         with self._told(repo_id):
             self._check(repo_id)
-            state = self._state(repo_id, branch) or State(private=private)
+            state = self._state(repo_id, branch) or State(private=bool(private))
         new_commit = not again or state.tags.get(tag or "") != state.head
         self._check_state(repo_id, state, private=private, branch=branch, tag=tag, new_commit=new_commit)
 
@@ -155,11 +176,12 @@ class Hub(ABC):
         staged: str | Path,
         *,
         repo_id: str,
-        private: bool = True,
+        private: bool | None = True,
         revision: str | None = None,
         tag: str | None = None,
         message: str | None = None,
         replace: bool = False,
+        create_pr: bool = False,
         say: Callable[[str], None] = quiet,
     ) -> Published:
         """Publish a staged folder as one commit; create the repo and the branch where they are absent.
@@ -167,12 +189,13 @@ class Hub(ABC):
         Args:
             staged: from `stage`, with nothing in it that should stay.
             repo_id: `owner/name`.
-            private: of a new repo. One that is there keeps what it is, and a public one is refused
-                where a private one was asked for.
+            private: of a new repo; None for the hub's default. One that is there keeps what it is, and a
+                public one is refused where a private one was asked for.
             revision: branch; None for the hub's own.
             tag: of the commit, or None.
             message: of the commit.
             replace: the repo's model may be replaced by one of another task.
+            create_pr: propose the commit as a pull request, if the hub has them.
             say: takes a line on what is replaced and removed, before anything is sent.
 
         Raises:
@@ -188,10 +211,10 @@ class Hub(ABC):
             asked: dict[str, Any] = {"private": private, "branch": branch, "tag": tag}
             new = state is None
             if state is None:
-                self._check_state(repo_id, State(private=private), new_commit=True, **asked)
+                self._check_state(repo_id, State(private=bool(private)), new_commit=True, **asked)
                 self._create(repo_id, private=private)
-                state = self._state(repo_id, branch) or State(private=private)
-            if state.private and not private:
+                state = self._state(repo_id, branch) or State(private=bool(private))
+            if state.private and private is False:
                 notes.append("The repo was private and is left so; make it public on its page.")
             changed = {n: path for n, path in files.items() if not self._same(path, state.files.get(n))}
             over = [name for name in state.files if travels(name, rows=True) and name not in files]
@@ -209,8 +232,9 @@ class Hub(ABC):
                 self._make_branch(repo_id, branch, head=state.head)
             if changed or gone:
                 commit = self._commit(
-                    repo_id, changed, stale=gone, branch=branch, head=state.head, message=message or "Publish"
-                )
+                    repo_id, changed, stale=gone, branch=branch, head=state.head,
+                    message=message or "Publish", create_pr=create_pr,
+                )  # fmt: skip
             else:
                 commit = str(state.head)
             if tag is not None and tag not in state.tags:
@@ -243,7 +267,7 @@ class Hub(ABC):
     def _state(self, repo_id: str, branch: str) -> State | None: ...
 
     @abstractmethod
-    def _create(self, repo_id: str, *, private: bool) -> None: ...
+    def _create(self, repo_id: str, *, private: bool | None) -> None: ...
 
     @abstractmethod
     def _make_branch(self, repo_id: str, branch: str, *, head: str) -> None: ...
@@ -264,6 +288,7 @@ class Hub(ABC):
         branch: str,
         head: str | None,
         message: str,
+        create_pr: bool,
     ) -> str: ...
 
     @abstractmethod
@@ -300,7 +325,14 @@ class Hub(ABC):
         return table if isinstance(table, dict) else {}
 
     def _check_state(
-        self, repo_id: str, state: State, *, private: bool, branch: str, tag: str | None, new_commit: bool
+        self,
+        repo_id: str,
+        state: State,
+        *,
+        private: bool | None,
+        branch: str,
+        tag: str | None,
+        new_commit: bool,
     ) -> None:
         """Refuse what a repo as it is does not take, with all reasons at once."""
         problems: list[Problem] = []

@@ -25,13 +25,22 @@ class HuggingFace(Hub):
     makes_branches = True
     login = "log in by `hf auth login`, or set HF_TOKEN to a token with write access"
 
-    def __init__(self) -> None:
+    def __init__(self, *, token: bool | str | None = None) -> None:
         from huggingface_hub import HfApi
 
-        self.api = HfApi()
+        self.api = HfApi(token=token)
+
+    def _user(self) -> str:
+        self._check_login()
+        return str(self.api.whoami()["name"])
+
+    def _check_login(self) -> None:
+        from huggingface_hub import get_token
+
+        if not isinstance(self.api.token, str) and get_token() is None:
+            raise self._not_logged_in()
 
     def _check(self, repo_id: str) -> None:
-        from huggingface_hub import get_token
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
 
@@ -42,8 +51,7 @@ class HuggingFace(Hub):
         owner, slash, _ = repo_id.partition("/")
         if not slash:
             raise self._bad_name(repo_id, "no owner")
-        if get_token() is None:
-            raise self._not_logged_in()
+        self._check_login()
         me = self.api.whoami()
         token = me.get("auth", {}).get("accessToken", {})
         organisations = {org["name"]: org.get("roleInOrg") for org in me.get("orgs", [])}
@@ -79,7 +87,7 @@ class HuggingFace(Hub):
             files={entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in entries},
         )
 
-    def _create(self, repo_id: str, *, private: bool) -> None:
+    def _create(self, repo_id: str, *, private: bool | None) -> None:
         self.api.create_repo(repo_id, private=private, exist_ok=True)
 
     def _make_branch(self, repo_id: str, branch: str, *, head: str) -> None:
@@ -103,6 +111,7 @@ class HuggingFace(Hub):
         branch: str,
         head: str | None,
         message: str,
+        create_pr: bool,
     ) -> str:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -110,8 +119,9 @@ class HuggingFace(Hub):
         operations += [CommitOperationDelete(name, is_folder=False) for name in stale]
         # With its parent: somebody else's commit in between is not overwritten.
         commit = self.api.create_commit(
-            repo_id, operations, commit_message=message, revision=branch, parent_commit=head
-        )
+            repo_id, operations, commit_message=message, revision=branch, parent_commit=head,
+            create_pr=create_pr,
+        )  # fmt: skip
         return str(commit.oid)
 
     def _tag(self, repo_id: str, tag: str, *, branch: str, commit: str) -> None:

@@ -29,7 +29,7 @@ class ModelScope(Hub):
     makes_branches = False
     login = "log in by `modelscope login`, or set MODELSCOPE_API_TOKEN"
 
-    def __init__(self) -> None:
+    def __init__(self, *, token: bool | str | None = None) -> None:
         try:
             from modelscope_hub import HubApi
             from modelscope_hub.config import HubConfig
@@ -37,8 +37,14 @@ class ModelScope(Hub):
             remedy = "pip install 'qwen-task-heads[modelscope]'"
             found = f"modelscope is not installed ({error})"
             raise TaskHeadsError.of("--hub modelscope", found, "its own client", remedy) from error
-        self.config = HubConfig()  # without one it would keep the environment of its first use
+        # Without a config it would keep the environment of its first use.
+        self.config = HubConfig(token=token) if isinstance(token, str) else HubConfig()
         self.api = HubApi(self.config)
+
+    def _user(self) -> str:
+        if not self.config.token:
+            raise self._not_logged_in()
+        return str(self.api.whoami().username)
 
     def _check(self, repo_id: str) -> None:
         if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo_id, flags=re.ASCII):
@@ -73,7 +79,7 @@ class ModelScope(Hub):
             visibility = self.api.get_repo(repo_id, "model").visibility
         return visibility in HIDDEN_FROM_MOST
 
-    def _create(self, repo_id: str, *, private: bool) -> None:
+    def _create(self, repo_id: str, *, private: bool | None) -> None:
         visibility = "private" if private else "public"
         # Without a licence its client would claim Apache-2.0; the card says which it is.
         self.api.create_repo(repo_id, "model", visibility=visibility, license="other")
@@ -96,7 +102,10 @@ class ModelScope(Hub):
         branch: str,
         head: str | None,
         message: str,
+        create_pr: bool,
     ) -> str:
+        if create_pr:
+            raise TaskHeadsError.of("create_pr", "True", "False: ModelScope takes commits alone", "drop it")
         operations = [self._operation(repo_id, name, path) for name, path in files.items()]
         operations += [{"action": "delete", "path": name, "type": "normal", "size": 0, "sha256": "",
                         "content": "", "encoding": ""} for name in stale]  # fmt: skip

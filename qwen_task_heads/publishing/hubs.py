@@ -46,7 +46,7 @@ def publish(
     repo_id: str,
     hub: str = HUGGINGFACE,
     form: str = SAVED,
-    private: bool = True,
+    private: bool | None = True,
     revision: str | None = None,
     tag: str | None = None,
     message: str | None = None,
@@ -57,6 +57,8 @@ def publish(
     dry_run: str | Path | None = None,
     replace: bool = False,
     facts: CardFacts = NOTHING_STATED,
+    token: bool | str | None = None,
+    create_pr: bool = False,
     say: Callable[[str], None] = quiet,
 ) -> Published:
     """Publish the folder of a finished run as one commit, or refuse with reasons and publish nothing.
@@ -67,7 +69,8 @@ def publish(
         hub: `huggingface` or `modelscope`.
         form: `saved` (as trained, adapter or full), `merged` (an adapter folded into its base) or `stock`
             (a class of transformers, which servers open).
-        private: of a new repo. A public one is refused where a private one is asked for.
+        private: of a new repo; None for the hub's default. A public one is refused where a private one is
+            asked for.
         revision: branch; None for the hub's own.
         tag: of the commit.
         message: of the commit.
@@ -78,6 +81,8 @@ def publish(
         dry_run: stage and prove in this folder, and send nothing.
         replace: the repo's model may be replaced by one of another task or other labels.
         facts: what is stated on the card now, in place of what the run said; the folder's own card stays.
+        token: of the hub; None for that of the login.
+        create_pr: propose the commit as a pull request of the Hugging Face Hub.
         say: takes a line at the beginning of each phase, such as `print`.
 
     Raises:
@@ -85,7 +90,7 @@ def publish(
             nobody else has, a difference to the trained model, a secret, or a failed call.
     """
     folder = Path(folder)
-    client = _client(hub)
+    client = _client(hub, token=token)
     if form not in FORMS:
         raise TaskHeadsError.of("--form", repr(form), ", ".join(FORMS), "choose one of them")
     run = finished(folder)
@@ -131,7 +136,7 @@ def publish(
             return Published(repo_id=repo_id, hub=hub, notes=(f"{did} in {staged}.", *notes))
         sent = client.push(
             staged, repo_id=repo_id, private=private, revision=revision, tag=tag, message=message,
-            replace=replace, say=say,
+            replace=replace, create_pr=create_pr, say=say,
         )  # fmt: skip
         return with_changes(sent, notes=(*sent.notes, *notes))
 
@@ -150,10 +155,10 @@ def check_publishable(backbone: str, *, adapter: bool) -> None:
         raise TaskHeadsError(nobody_has("--push_to_hub", backbone))
 
 
-def _client(hub: str) -> Hub:
+def _client(hub: str, *, token: bool | str | None = None) -> Hub:
     if hub not in HUBS:
         raise TaskHeadsError.of("--hub", repr(hub), ", ".join(HUBS), "choose one of them")
-    return HUBS[hub]()
+    return HUBS[hub](token=token)
 
 
 def _prove(

@@ -28,7 +28,8 @@ TIMEOUT = 3600  # seconds
 # What loaders ask for and a repo need not have: after a download the cache knows what is not there, and an
 # offline load of an adapter without `config.json` hangs on that.
 OPTIONAL = (
-    "adapter_config.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json",
+    "adapter_config.json", "adapter/adapter_config.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json",
     "custom_generate/generate.py", "generation_config.json", "model.safetensors",
     "model.safetensors.index.json", "preprocessor_config.json", "processor_config.json",
     "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
@@ -68,7 +69,7 @@ def lay_out(folder: Path, *, cache: Path, repo_id: str) -> str:
 def bring_base(folder: Path, cache: Path) -> None:
     """Link the base that an adapter names, from the user's cache or ModelScope's, into the new cache."""
     cache.mkdir(parents=True, exist_ok=True)
-    if not (folder / "adapter_config.json").is_file():
+    if not any((folder / name).is_file() for name in ("adapter_config.json", "adapter/adapter_config.json")):
         return
     if (folder / "label_prompt.json").is_file():  # of a language model, whose adapter has no config
         stated = json.loads((folder / "label_prompt.json").read_text(encoding="utf-8"))["base"]

@@ -22,7 +22,9 @@ from typing import Any
 
 from qwen_task_heads.batching.answers import LABEL_PROMPT
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.trust_task_heads import sha256
+from qwen_task_heads.hubcode.card_task_heads import name_card
+from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, move_adapter
+from qwen_task_heads.hubcode.trust_task_heads import DRAFT, sha256
 from qwen_task_heads.hubs import MODELSCOPE
 from qwen_task_heads.manifests import MANIFEST
 from qwen_task_heads.publishing.endings import EVAL_RESULTS, write_json
@@ -31,10 +33,12 @@ from qwen_task_heads.publishing.reference import REFERENCE
 
 CODE = ("*_task_heads.py", "handler.py")
 WEIGHTS = (
-    "adapter_model.safetensors", "model.safetensors", "model-*-of-*.safetensors", "onnx/*.onnx",
+    "adapter/adapter_model.safetensors", "adapter_model.safetensors", "model.safetensors",
+    "model-*-of-*.safetensors", "onnx/*.onnx",
 )  # fmt: skip
 MODEL = (
     *CODE, *WEIGHTS, "config.json", "generation_config.json", "adapter_config.json",
+    "adapter/adapter_config.json",
     "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja",
     "requirements.txt", "configuration.json", "onnx/*.data", "onnx/*.onnx_data",
@@ -47,7 +51,9 @@ ACCOUNT = (
 )  # fmt: skip
 ROWS = ("predictions.jsonl", "errors.md")  # they hold texts of the data
 # Two of these in one repo, and no loader could tell which form is meant.
-ONE_FORM = (*WEIGHTS, "adapter_config.json", "model.safetensors.index.json")
+ONE_FORM = (
+    *WEIGHTS, "adapter/adapter_config.json", "adapter_config.json", "model.safetensors.index.json",
+)  # fmt: skip
 CARD = "README.md"
 HEADS = ("TitleScorer", "PooledClassifier", "title_scorer", "pooled_classifier")
 DESCRIBED = ("config.json", LABEL_PROMPT)  # where a folder says what its model answers
@@ -165,8 +171,8 @@ def stage(
 ) -> Path:
     """Copy what travels of a finished folder, and make it that of a repo.
 
-    An adapter's base becomes the repo itself (`StrictLoading.save_adapter_config` says why), the card
-    names the repo, and the manifest lists the staged files with their SHA-256.
+    The card names the repo, and the manifest lists the staged files with their SHA-256. An adapter in the
+    layout of version 0.1 is moved to its subfolder (`hubcode.saving_task_heads` says why).
 
     Args:
         folder: of a finished run; left as it is.
@@ -205,8 +211,8 @@ def stage(
         # Code is that of the installed package: the proof is of it, and a run may be older.
         own = {file.name: file for file in OWN_CODE}.get(name, folder / name)
         shutil.copyfile(own, destination / name)
-    if {"config.json", "adapter_config.json"} <= set(chosen):  # PEFT's own alone names the true base
-        _name_repo(destination / "adapter_config.json", repo_id)
+    if {"config.json", ADAPTER_CONFIG} <= set(chosen):  # a label writer's has no config of ours
+        move_adapter(destination)
     if "README.md" in chosen:
         card = (destination / "README.md").read_text(encoding="utf-8")
         (destination / "README.md").write_text(
@@ -232,6 +238,7 @@ def seal(staged: str | Path) -> Path:
         name: digest for name, digest in files.items() if any(fnmatchcase(name, code) for code in CODE)
     }
     content["files"] = files
+    content.pop(DRAFT, None)  # from here on the files belong together
     write_json(path, content)
     return staged
 
@@ -287,17 +294,10 @@ def among(name: str, patterns: tuple[str, ...]) -> bool:
     return any(len(w) == len(parts) and all(map(fnmatchcase, parts, w)) for w in wanted)
 
 
-def _name_repo(path: Path, repo_id: str) -> None:
-    adapter = json.loads(path.read_text(encoding="utf-8"))
-    adapter["base_model_name_or_path"], adapter["revision"] = repo_id, None
-    path.write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
-
-
 def _card(card: str, repo_id: str, hub: str, *, rows: bool, revision: str | None) -> str:
     """The card of a run as that of a repo."""
     pinned = f", revision={json.dumps(revision)}" if revision else ""
-    card = re.sub(r'"path/to/[\w./-]+"', lambda _: f'"{repo_id}"{pinned}', card)
-    card = re.sub(r"path/to/[\w./-]+", lambda _: repo_id, card)
+    card = name_card(card, repo_id, revision=revision)
     if not rows:  # a sentence on files that stay at home
         card = re.sub(r"^.*\]\(errors\.md\).*\n\n?", "", card, flags=re.MULTILINE)
     if hub == MODELSCOPE:

@@ -34,7 +34,7 @@ from transformers import (
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, pad_rows, template_of
-from qwen_task_heads.hubcode.loading_task_heads import embedding_rows
+from qwen_task_heads.hubcode.saving_task_heads import embedding_rows
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import PooledClassifier, TaskHeadModel, has_adapter, load, load_tokenizer, merge
 from qwen_task_heads.publishing.reference import PROOF

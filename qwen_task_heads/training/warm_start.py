@@ -22,7 +22,12 @@ from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubs import MODELSCOPE, fetch_modelscope
 from qwen_task_heads.models import load_tokenizer
 
-FILES = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+FILES = (
+    "adapter/adapter_model.safetensors",
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
 # Fields of the config on which the meaning of a head hangs.
 FIELDS = (
     "pooling", "head", "head_sizes", "head_activation", "bidirectional", "problem_type",

@@ -127,7 +127,8 @@ def tensor_beyond_the_file(folder: Path, canary: Path) -> None:
 
 
 def adapter_beside_weights(folder: Path, canary: Path) -> None:
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    (folder / "adapter").mkdir()
+    for name in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors"):
         shutil.copy(folder.parent / "adapter" / name, folder / name)
 
 
@@ -145,24 +146,24 @@ def probe_without_end(folder: Path, canary: Path) -> None:
 
 
 def pattern_without_end(folder: Path, canary: Path) -> None:
-    _edit(folder, "adapter_config.json", target_modules=r"(([a-z._0-9])+.?)+$")
+    _edit(folder, "adapter/adapter_config.json", target_modules=r"(([a-z._0-9])+.?)+$")
 
 
 def pattern_of_ranks(folder: Path, canary: Path) -> None:
-    _edit(folder, "adapter_config.json", rank_pattern={r"(([a-z._0-9])+.?)+!": 4})
+    _edit(folder, "adapter/adapter_config.json", rank_pattern={r"(([a-z._0-9])+.?)+!": 4})
 
 
 def model_of_somebody(folder: Path, canary: Path) -> None:
     mapping = {"base_model_class": "Evil", "parent_library": "evil"}
-    _edit(folder, "adapter_config.json", auto_mapping=mapping)
+    _edit(folder, "adapter/adapter_config.json", auto_mapping=mapping)
 
 
 def other_kind_of_adapter(folder: Path, canary: Path) -> None:
-    _edit(folder, "adapter_config.json", peft_type="PROMPT_TUNING")
+    _edit(folder, "adapter/adapter_config.json", peft_type="PROMPT_TUNING")
 
 
 def pickled_adapter(folder: Path, canary: Path) -> None:
-    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter/adapter_model.safetensors").unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps({"score.weight": _Bomb(canary)}))
 
 

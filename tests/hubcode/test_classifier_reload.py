@@ -189,14 +189,14 @@ def test_an_adapter_on_the_embeddings(
     with torch.no_grad():
         wanted = adapted(ids).logits
     folder = save(adapted, tokenizer=tokenizer, folder=tmp_path / "adapter")
-    saved = load_file(folder / "adapter_model.safetensors")
+    saved = load_file(folder / "adapter/adapter_model.safetensors")
     shapes = {tuple(tensor.shape) for key, tensor in saved.items() if "embed_tokens" in key}
     assert shapes == {(2, 5026), (32, 2)} | ({(32,)} if kind == "dora" else set())  # not (5026, 32)
     with torch.no_grad():
         assert torch.equal(load(str(folder))(ids).logits, wanted)
         assert (merge(str(folder)).eval()(ids).logits - wanted).abs().max() <= 1e-5
     del saved["base_model.model.model.embed_tokens.lora_embedding_A"]
-    save_file(saved, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(saved, folder / "adapter/adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"embed_tokens\.lora_embedding_A is missing"):
         load(str(folder))
 

@@ -101,7 +101,7 @@ def test_a_folder_holds_the_layers_that_are_used(opened, family) -> None:
         names = load_file(root / f"{family}-{kind}" / "model.safetensors")
         assert any(name.startswith("model.layers.0.") for name in names)
         assert not any(name.startswith("model.layers.1.") for name in names)
-    head = load_file(root / f"{family}-head_only" / "adapter_model.safetensors")
+    head = load_file(root / f"{family}-head_only" / "adapter/adapter_model.safetensors")
     assert [name.removeprefix("base_model.model.") for name in head] == ["score.weight"]
 
 

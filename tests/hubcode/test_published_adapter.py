@@ -1,13 +1,14 @@
 """An adapter as it lies on a hub: in a cache of snapshots, under the id of its repo, without a network.
 
-On a hub the Auto classes open what `adapter_config.json` names as base, so the layout of a local
-folder would give a bare backbone there; only a cache laid out like the hub client's shows it.
+On a hub the Auto classes open what an `adapter_config.json` at the root names as base; only a cache laid out
+like the hub client's shows that. Adapters of today have it in a subfolder, those of version 0.1 at the root.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import pytest
 import torch
 from clean_process import CleanProcess
 from huggingface_hub import constants
-from peft import PeftModel, get_peft_model
+from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from qwen_task_heads import TitleScorer, adapter_config, build, load, merge, save
+from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
 
 REPO = "me/ad"
 # Without a network PEFT cannot ask the hub whether the vocabulary grew, and says so.
@@ -49,7 +51,7 @@ base = AutoModelForSequenceClassification.from_pretrained(
     config.backbone_name_or_path, config=config, trust_remote_code=True
 )
 with torch.no_grad():
-    found = PeftModel.from_pretrained(base, "me/ad").eval()(input_ids=ids).logits
+    found = PeftModel.from_pretrained(base, "me/ad", subfolder=sys.argv[2]).eval()(input_ids=ids).logits
 assert torch.equal(found, logits)
 # What is saved from here names the code beside it, not the repo that it came from.
 model.save_pretrained("again")
@@ -67,11 +69,30 @@ def _publish(cache: Path, repo: str, commit: str, folder: Path) -> None:
     shutil.copytree(folder, root / "snapshots" / commit)
 
 
-@pytest.fixture(scope="module")
+@dataclass(frozen=True)
+class Published:
+    """A cache with a base and an adapter of it, the adapter's subfolder, and its logits."""
+
+    cache: Path
+    subfolder: str
+    logits: torch.Tensor
+
+
+def _as_version_0_1(folder: Path) -> Path:
+    """Move the adapter to the root, where it names its own repo as base."""
+    for file in (folder / "adapter").iterdir():
+        file.rename(folder / file.name)
+    (folder / "adapter").rmdir()
+    (folder / "manifest.json").unlink()
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": REPO}))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["adapter", ""], ids=["today", "version 0.1"])
 def published(
-    bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, torch.Tensor]:
-    """Give the cache with a base and an adapter of it, and the adapter's logits."""
+    request: Any, bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Published:
     root = tmp_path_factory.mktemp("published")
     cache = root / "hub"
     _publish(cache, "base/qwen2", COMMITS[0], Path(bases["qwen2"]))
@@ -81,58 +102,69 @@ def published(
     adapted = shake(get_peft_model(model, adapter_config(model, r=2)))
     with torch.no_grad():
         logits = adapted(input_ids=IDS).logits
-    _publish(cache, REPO, COMMITS[1], save(adapted, tokenizer=tokenizer, folder=root / "ad", repo_id=REPO))
+    folder = save(adapted, tokenizer=tokenizer, folder=root / "ad")
+    _publish(cache, REPO, COMMITS[1], folder if request.param else _as_version_0_1(folder))
     save_file({"ids": IDS, "logits": logits}, root / "batch.safetensors")
-    return cache, logits
+    return Published(cache, request.param, logits)
 
 
 @pytest.fixture
-def _in_cache(published: tuple[Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(published[0]))
+def _in_cache(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(published.cache))
 
 
-def test_the_adapter_names_its_own_repo_and_the_config_the_true_base(
-    published: tuple[Path, torch.Tensor],
-) -> None:
-    folder = published[0] / "models--me--ad" / "snapshots" / COMMITS[1]
-    adapter = json.loads((folder / "adapter_config.json").read_text())
-    assert (adapter["base_model_name_or_path"], adapter["revision"]) == (REPO, None)
+def test_the_adapter_names_no_base_and_the_config_the_true_one(published: Published) -> None:
+    folder = published.cache / "models--me--ad" / "snapshots" / COMMITS[1]
+    adapter = json.loads((folder / published.subfolder / "adapter_config.json").read_text())
+    named = SEE_CONFIG if published.subfolder else REPO
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == (named, None)
     config = json.loads((folder / "config.json").read_text())
     assert (config["backbone_name_or_path"], config["backbone_revision"]) == ("base/qwen2", COMMITS[0])
 
 
 @torch.no_grad()
 @pytest.mark.usefixtures("_in_cache")
-def test_both_auto_classes_open_the_scorer_and_not_the_backbone(published: tuple[Path, Any]) -> None:
+def test_both_auto_classes_open_the_scorer_and_not_the_backbone(published: Published) -> None:
     for opened in (
         AutoModel.from_pretrained(REPO),
         AutoModelForSequenceClassification.from_pretrained(REPO),
         AutoModel.from_pretrained(REPO, revision=COMMITS[1]),
         load(REPO),
-        PeftModel.from_pretrained(build("base/qwen2"), REPO).eval(),
+        PeftModel.from_pretrained(build("base/qwen2"), REPO, subfolder=published.subfolder).eval(),
     ):
         inner = opened.get_base_model() if isinstance(opened, PeftModel) else opened
         assert type(inner) is TitleScorer
-        assert torch.equal(opened(input_ids=IDS).logits, published[1])
-    assert (merge(REPO)(input_ids=IDS).logits - published[1]).abs().max() <= 1e-5
+        assert torch.equal(opened(input_ids=IDS).logits, published.logits)
+    assert (merge(REPO)(input_ids=IDS).logits - published.logits).abs().max() <= 1e-5
+
+
+@pytest.mark.usefixtures("_in_cache")
+def test_the_subfolder_alone_opens_in_no_class(published: Published) -> None:
+    """Neither a stock class with a random head, nor the backbone."""
+    folder = published.cache / "models--me--ad" / "snapshots" / COMMITS[1] / "adapter"
+    if not published.subfolder:
+        return
+    for auto in (AutoModel, AutoModelForSequenceClassification, AutoPeftModelForSequenceClassification):
+        with pytest.raises((OSError, ValueError), match=r"config\.json"):
+            auto.from_pretrained(folder)
+        with pytest.raises((OSError, ValueError)):
+            auto.from_pretrained(REPO, subfolder="adapter")
 
 
 @torch.no_grad()
 @pytest.mark.usefixtures("_in_cache")
-def test_saved_again_to_a_folder_it_names_the_true_base(
-    published: tuple[Path, Any], tokenizer: Any, tmp_path: Path
+def test_saved_again_it_is_in_the_layout_of_today(
+    published: Published, tokenizer: Any, tmp_path: Path
 ) -> None:
     load(REPO).save_pretrained(tmp_path / "stock")
     save(load(REPO), tokenizer=tokenizer, folder=tmp_path / "ours")
     for name in ("stock", "ours"):
-        adapter = json.loads((tmp_path / name / "adapter_config.json").read_text())
-        assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("base/qwen2", COMMITS[0])
-        assert torch.equal(load(str(tmp_path / name))(input_ids=IDS).logits, published[1])
-    save(load(REPO), tokenizer=tokenizer, folder=tmp_path / "other", repo_id="me/other")
-    adapter = json.loads((tmp_path / "other" / "adapter_config.json").read_text())
-    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("me/other", None)
+        assert not (tmp_path / name / "adapter_config.json").exists()
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert (config["backbone_name_or_path"], config["backbone_revision"]) == ("base/qwen2", COMMITS[0])
+        assert torch.equal(load(str(tmp_path / name))(input_ids=IDS).logits, published.logits)
 
 
-def test_a_process_without_the_package_opens_it_too(published: tuple[Path, Any], clean: CleanProcess) -> None:
-    printed = clean.run(CHILD, published[0], folder=published[0].parent)
+def test_a_process_without_the_package_opens_it_too(published: Published, clean: CleanProcess) -> None:
+    printed = clean.run(CHILD, published.cache, published.subfolder, folder=published.cache.parent)
     assert "LOAD REPORT" not in printed + clean.logs[1].read_text()

@@ -78,7 +78,8 @@ for name, logits in expected.items():
         ours = get_class_from_dynamic_module("modeling_task_heads.TitleScorer", folder)
         base = ours.from_pretrained(config.backbone_name_or_path, config=config, dtype=config.dtype)
         with torch.no_grad():
-            compare("PeftModel", PeftModel.from_pretrained(base, folder).eval()(**batch).logits, logits)
+            wrapped = PeftModel.from_pretrained(base, folder, subfolder="adapter").eval()
+            compare("PeftModel", wrapped(**batch).logits, logits)
     if family != "qwen2":
         continue
     rows = pipeline("text-classification", model=model, tokenizer=tokenizer)(texts)
@@ -211,4 +212,6 @@ def test_reload_with_the_package_needs_no_trust(
     assert torch.equal(_logits(load(str(folder)), batch), wanted)
     if kind == "lora":
         base = build(bases["qwen2"])
-        assert torch.equal(_logits(PeftModel.from_pretrained(base, folder), batch), wanted)
+        assert torch.equal(
+            _logits(PeftModel.from_pretrained(base, folder, subfolder="adapter"), batch), wanted
+        )

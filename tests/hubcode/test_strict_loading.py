@@ -43,21 +43,18 @@ def base(tiny_config: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def folders(base: str, shake: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A saved full model and a saved adapter. Tests work on copies."""
-    from qwen_task_heads.publishing.export import _save_adapter
-
     root = tmp_path_factory.mktemp("strict")
     shake(build(base, **HEAD), seed=1).save_pretrained(root / "full")
     model = build(base, **HEAD)
     adapted = shake(
         get_peft_model(model, adapter_config(model, r=4, dora=True, targets=["q_proj", "down_proj"])), seed=2
     )
-    (root / "adapter").mkdir()
-    _save_adapter(adapted, model, root / "adapter")
+    adapted.save_pretrained(root / "adapter")
     return {"full": root / "full", "adapter": root / "adapter"}
 
 
 def _weights(kind: str) -> str:
-    return "model.safetensors" if kind == "full" else "adapter_model.safetensors"
+    return "model.safetensors" if kind == "full" else "adapter/adapter_model.safetensors"
 
 
 def _copy(folder: Path, target: Path, tensors: Tensors, kind: str) -> str:

@@ -12,18 +12,26 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoTokenizer
 
 from qwen_task_heads import TaskHeadsError, TitleScorer, TitleScorerConfig, adapter_config, build, load, save
+from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
 from qwen_task_heads.publishing.export import CODE
 
 OURS = {"config.json", "tokenizer.json", "tokenizer_config.json", "requirements.txt"}
+OURS |= {"README.md", "manifest.json"}
 OURS |= {file.name for file in CODE}
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def test_the_code_that_travels_is_all_of_hubcode() -> None:
     assert {file.name for file in CODE} == {
-        "attention_task_heads.py", "configuration_task_heads.py", "encoding_task_heads.py", "handler.py",
+        "attention_task_heads.py", "card_task_heads.py", "configuration_task_heads.py",
+        "encoding_task_heads.py", "handler.py",
         "last_layer_task_heads.py", "loading_task_heads.py", "modeling_task_heads.py",
         "packing_task_heads.py", "pipeline_task_heads.py", "pooling_task_heads.py",
-        "trust_task_heads.py",
+        "saving_task_heads.py", "trust_task_heads.py",
     }  # fmt: skip
 
 
@@ -33,10 +41,10 @@ def test_the_layout(bases: dict[str, str], tokenizer: Any, tmp_path: Path, kind:
     if kind == "adapter":
         model = get_peft_model(model, adapter_config(model, r=2))
     folder = save(model, tokenizer=tokenizer, folder=tmp_path / "a" / "b")
-    names = {path.name for path in folder.iterdir()}
-    weights = (
-        {"adapter_config.json", "adapter_model.safetensors"} if kind == "adapter" else {"model.safetensors"}
-    )
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    weights = {"model.safetensors"}
+    if kind == "adapter":
+        weights = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
     assert names >= OURS | weights
     assert names <= OURS | weights | {"chat_template.jinja", "special_tokens_map.json"}
     config = json.loads((folder / "config.json").read_text())
@@ -50,8 +58,8 @@ def test_the_layout(bases: dict[str, str], tokenizer: Any, tmp_path: Path, kind:
     assert config["text_config"]["pad_token_id"] == tokenizer.pad_token_id
     assert set(config["probe"]) == {"input_ids", "logits", "dtype"}
     if kind == "adapter":
-        adapter = json.loads((folder / "adapter_config.json").read_text())
-        assert adapter["base_model_name_or_path"] == bases["qwen2"]
+        adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+        assert adapter["base_model_name_or_path"] == SEE_CONFIG
         assert adapter["revision"] is None
         assert adapter["task_type"] == "SEQ_CLS"
 
@@ -60,9 +68,7 @@ def test_saving_twice_gives_the_same_bytes(bases: dict[str, str], tokenizer: Any
     model = build(bases["qwen3"])
     first = save(model, tokenizer=tokenizer, folder=tmp_path / "first")
     second = save(model, tokenizer=tokenizer, folder=tmp_path / "second")
-    assert {path.name: path.read_bytes() for path in first.iterdir()} == {
-        path.name: path.read_bytes() for path in second.iterdir()
-    }
+    assert _content(first) == _content(second)
 
 
 def test_the_tokenizer_gives_the_same_ids(bases: dict[str, str], tokenizer: Any, tmp_path: Path) -> None:
@@ -89,10 +95,10 @@ def test_a_saved_adapter_and_full_weights_do_not_mix(
     save(model, tokenizer=tokenizer, folder=tmp_path / "full")
     save(adapted, tokenizer=tokenizer, folder=tmp_path / "adapter")
     for wrong, folder in ((adapted, "full"), (model, "adapter")):
-        before = {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        before = _content(tmp_path / folder)
         with pytest.raises(TaskHeadsError, match="save to a new folder"):
             save(wrong, tokenizer=tokenizer, folder=tmp_path / folder)
-        assert {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} == before
+        assert _content(tmp_path / folder) == before
     # the same kind may be saved again, as a trainer does
     save(model, tokenizer=tokenizer, folder=tmp_path / "full")
     load(str(save(adapted, tokenizer=tokenizer, folder=tmp_path / "adapter")))

@@ -51,7 +51,8 @@ def test_exactly_the_files_of_a_model_are_staged(folder: Path, tmp_path: Path) -
     staged = stage(folder, tmp_path / "staged", repo_id="me/t", hub="huggingface")
     names = set(files_of(staged))
     assert not names & {*STAYS, *ROWS}
-    assert names >= {*TRAVELS, "config.json", "adapter_config.json", "adapter_model.safetensors",
+    assert names >= {*TRAVELS, "config.json", "adapter/adapter_config.json",
+                     "adapter/adapter_model.safetensors",
                      "tokenizer.json", "modeling_task_heads.py", "handler.py", "manifest.json"}  # fmt: skip
     assert {name: (folder / name).read_bytes() for name in files_of(folder)} == before
     with_rows = stage(folder, tmp_path / "rows", repo_id="me/t", hub="huggingface", rows=True)
@@ -60,7 +61,7 @@ def test_exactly_the_files_of_a_model_are_staged(folder: Path, tmp_path: Path) -
 
 def test_staged_files_name_the_repo_and_nothing_of_the_machine(folder: Path, tmp_path: Path) -> None:
     staged = stage(folder, tmp_path / "staged", repo_id="me/t", hub="huggingface")
-    adapter = json.loads((staged / "adapter_config.json").read_text())
+    adapter = json.loads((staged / "adapter/adapter_config.json").read_text())
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("me/t", None)
     card = (staged / "README.md").read_text()
     assert 'load("me/t")' in card
@@ -180,7 +181,12 @@ def test_merged_and_stock_forms_bring_the_account_of_the_run(folder: Path, tmp_p
         publish(folder, repo_id="me/t", form=form, verify=False, dry_run=staged)
         names = set(files_of(staged))
         assert names >= {"model.safetensors", "metrics.json", "training.png", ".eval_results/a.yaml"}
-        assert not names & {"adapter_config.json", "adapter_model.safetensors", "onnx/model.onnx", *STAYS}
+        assert not names & {
+            "adapter/adapter_config.json",
+            "adapter/adapter_model.safetensors",
+            "onnx/model.onnx",
+            *STAYS,
+        }
         assert ("modeling_task_heads.py" in names) == (form == "merged")
         assert "me/t" in (staged / "README.md").read_text()
         if form == "merged":

@@ -244,7 +244,7 @@ def test_a_preset_runs_under_accelerate_launch(preset, folders, bases, tmp_path)
     found = metrics_of(tmp_path / "run")
     assert found["problem_type"] == "single_label_classification"
     assert found["test"][MODEL]["accuracy"]["n"] == 30
-    assert (tmp_path / "run" / "adapter_config.json").exists() == ("full" not in preset)
+    assert (tmp_path / "run" / "adapter/adapter_config.json").exists() == ("full" not in preset)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ MODEL = "this model"
 def test_a_full_run_ends_in_a_folder_with_everything(full_run):
     folder, _ = full_run
     assert FILES | {"model.safetensors"} <= {path.name for path in folder.iterdir()}
-    assert not (folder / "adapter_config.json").exists()
+    assert not (folder / "adapter/adapter_config.json").exists()
 
 
 def test_metrics_card_screen_and_predictions_agree(full_run, pairs_folder):
@@ -159,7 +159,9 @@ def test_both_kinds_of_run_reload(full_run, published_run):
     for folder in (full_run[0], published_run):
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         again = Scorer(str(folder)).score([row["chosen"] for row in rows])
-        bound = 1e-5 if (folder / "adapter_config.json").exists() else 1e-6  # check 10: merged, and as saved
+        bound = (
+            1e-5 if (folder / "adapter/adapter_config.json").exists() else 1e-6
+        )  # check 10: merged, and as saved
         assert again == pytest.approx([row["chosen_score"] for row in rows], abs=bound)
         with_trust = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
         assert with_trust.config.model_type == "title_scorer"
@@ -190,7 +192,7 @@ def test_the_published_setting_is_what_was_published():
 def test_the_published_setting_trains_q_and_v_and_the_whole_head(published_run):
     from safetensors.torch import load_file
 
-    tensors = load_file(published_run / "adapter_model.safetensors")
+    tensors = load_file(published_run / "adapter/adapter_model.safetensors")
     adapted = {name.split(".")[-3] for name in tensors if ".lora_" in name}
     assert adapted == {"q_proj", "v_proj"}
     shapes = {tuple(tensor.shape) for name, tensor in tensors.items() if ".score." in name}
@@ -605,8 +607,8 @@ def test_the_head_is_trainable_and_saved_under_every_combination_of_flags(bases,
             for name in scores:
                 trainable[name].add_(0.25)
         folder = save(model.eval(), tokenizer=tokenizer, folder=tmp_path / str(number))
-        adapted = (folder / "adapter_model.safetensors").exists()
-        saved = load_file(folder / ("adapter_model.safetensors" if adapted else "model.safetensors"))
+        adapted = (folder / "adapter/adapter_model.safetensors").exists()
+        saved = load_file(folder / ("adapter/adapter_model.safetensors" if adapted else "model.safetensors"))
         assert sum("score." in name for name in saved) == len(scores), flags
         ids = torch.tensor([[5, 6, 7, 8]])
         with torch.inference_mode():

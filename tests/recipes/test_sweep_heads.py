@@ -66,7 +66,7 @@ def test_the_folder_is_a_model_like_any_other(swept, bases) -> None:
     model = load(str(folder))
     assert len(model.model.layers) == model.config.backbone_layers == 1
     assert model.config.backbone_name_or_path == bases["qwen3"]
-    names = list(load_file(folder / "adapter_model.safetensors"))
+    names = list(load_file(folder / "adapter/adapter_model.safetensors"))
     assert names
     assert all(name.startswith("base_model.model.score.") for name in names)
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -129,7 +129,7 @@ def test_a_full_model_of_all_layers_from_a_second_sweep_over_kept_features(
     assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == kept
     model = load(str(tmp_path / "full"))
     assert len(model.model.layers) == 2
-    assert not (tmp_path / "full" / "adapter_config.json").exists()
+    assert not (tmp_path / "full" / "adapter/adapter_config.json").exists()
 
 
 def test_the_preset_is_read() -> None:

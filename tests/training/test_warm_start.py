@@ -121,7 +121,7 @@ def test_damaged_tensors_are_refused(bases, tokenizer, folders, tmp_path, damage
     folder.mkdir()
     for file in folders["head_only"].iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    path = folder / "adapter_model.safetensors"
+    path = folder / "adapter/adapter_model.safetensors"
     tensors = load_file(path)
     key = next(name for name in tensors if name.endswith("score.0.weight"))
     if damage == "shape":

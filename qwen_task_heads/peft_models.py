@@ -1,0 +1,109 @@
+"""PEFT's model around a task head, saved and pushed in the layout of this project.
+
+PEFT writes an `adapter_config.json` that names the base, and neither config nor code of the head. Such a
+folder opens as the stock class of the base. `register` makes `get_peft_model` and `PeftModel.from_pretrained`
+wrap the models of this library in `TaskHeadPeftModel`, and leaves all other models as they are.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo
+from peft import PeftModelForSequenceClassification
+from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+
+from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
+from qwen_task_heads.hubcode.saving_task_heads import is_checkpoint, push
+
+
+class TaskHeadPeftModel(PeftModelForSequenceClassification):
+    """A `PeftModel` around a task head; made by `peft.get_peft_model`.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from qwen_task_heads import adapter_config, build
+        >>> model = build("embedded")
+        >>> type(get_peft_model(model, adapter_config(model))).__name__
+        'TaskHeadPeftModel'
+    """
+
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        save_embedding_layers: str | bool = "auto",
+        is_main_process: bool = True,
+        path_initial_model_for_weight_conversion: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save the adapter with its head as a folder that opens in one line.
+
+        A checkpoint of a Trainer keeps PEFT's layout, from which the Trainer resumes; its adapter names no
+        base, so that no loader puts it on another class.
+
+        Args:
+            save_directory: created if absent.
+            is_main_process: whether this process writes.
+            safe_serialization, selected_adapters, save_embedding_layers: as in PEFT, for checkpoints; else
+                there is one adapter, in safetensors, and embeddings are saved if they were trained.
+            path_initial_model_for_weight_conversion: as in PEFT, for checkpoints.
+            **kwargs: `state_dict`, the tensors collected from sharded training.
+        """
+        if not is_checkpoint(save_directory):
+            if is_main_process:
+                self.get_base_model().save_around(self, save_directory, state_dict=kwargs.get("state_dict"))
+            return
+        super().save_pretrained(
+            save_directory,
+            safe_serialization=safe_serialization,
+            selected_adapters=selected_adapters,
+            # "auto" asks the hub whether the base has the same vocabulary
+            save_embedding_layers=save_embedding_layers is True,
+            is_main_process=is_main_process,
+            path_initial_model_for_weight_conversion=path_initial_model_for_weight_conversion,
+            **kwargs,
+        )
+        Path(save_directory, "README.md").unlink(missing_ok=True)  # of PEFT, full of placeholders
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str | None = "50GB",
+        tags: list[str] | None = None,
+    ) -> CommitInfo:
+        """Push the adapter with its head, as `TaskHeadModel.push_to_hub` does."""
+        return push(
+            self.save_pretrained,
+            repo_id=repo_id,
+            publisher=self.get_base_model().publisher,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            tags=tags,
+        )
+
+
+@wraps(PeftModelForSequenceClassification, updated=())
+def _wrap(model: Any, *args: Any, **kwargs: Any) -> PeftModelForSequenceClassification:
+    """Wrap a model for `task_type="SEQ_CLS"`; PEFT compares the name of what it finds in its table."""
+    around = TaskHeadPeftModel if isinstance(model, TaskHeadModel) else PeftModelForSequenceClassification
+    return around(model, *args, **kwargs)
+
+
+def register() -> None:
+    """Enter `TaskHeadPeftModel` into PEFT's table of classes; a second call changes nothing."""
+    MODEL_TYPE_TO_PEFT_MODEL_MAPPING["SEQ_CLS"] = _wrap  # type: ignore[assignment]
