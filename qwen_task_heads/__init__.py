@@ -30,12 +30,19 @@ PIPELINE_REGISTRY.register_pipeline(
 )
 
 
-def _push_folder(folder: Any, **options: Any) -> Any:
-    """Push a folder that a model saved, with the checks of `publish`; imported when it is called."""
-    return import_module(f"{__name__}.publishing.pushing").push_folder(folder, **options)
+class _Publisher:
+    """The checks and pushes of `publishing.pushing`, which is imported when one is called."""
+
+    @staticmethod
+    def check(model: Any, **options: Any) -> str:
+        return import_module(f"{__name__}.publishing.pushing").check_push(model, **options)
+
+    @staticmethod
+    def push(folder: Any, **options: Any) -> Any:
+        return import_module(f"{__name__}.publishing.pushing").push_folder(folder, **options)
 
 
-TaskHeadModel.publisher = staticmethod(_push_folder)
+TaskHeadModel.publisher = _Publisher
 
 _LAZY = {
     "build": "models",

@@ -16,7 +16,8 @@ from peft import PeftModelForSequenceClassification
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
-from qwen_task_heads.hubcode.saving_task_heads import is_checkpoint, push
+from qwen_task_heads.hubcode.pushing_task_heads import push
+from qwen_task_heads.hubcode.saving_task_heads import is_checkpoint
 
 
 class TaskHeadPeftModel(PeftModelForSequenceClassification):

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 HERE = "."
 HERE_NOTE = 'Run this in the folder of the card, or put its path or the id of its repo in place of `"."`.'
 _CODE = re.compile(r"^```python\n.*?^```$", re.MULTILINE | re.DOTALL)
-_OPENED = re.compile(r'from_pretrained\("([^"\n]*)"')
+_OPENED = re.compile(r'\b(?:from_pretrained|load)\("([^"\n]*)"')
 
 
 def basic_card(

@@ -20,8 +20,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -29,20 +28,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 from safetensors.torch import save_file
 from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.utils import cached_file, logging
 
-from .card_task_heads import basic_card, name_card
+from .card_task_heads import basic_card
 from .configuration_task_heads import refuse
+from .pushing_task_heads import CARD, REFERENCE, ROWS, push
 from .trust_task_heads import DRAFT, MANIFEST, hash_files, read_manifest, write_manifest
 
 logger = logging.get_logger(__name__)
 
 ADAPTER = "adapter"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-CARD, REFERENCE = "README.md", "reference.json"
 # In `adapter_config.json` in place of a base. A loader that follows it without our config would put the
 # adapter on a stock class with another head; a name that no hub takes stops it, and says where to look.
 SEE_CONFIG = "see backbone_name_or_path in ../config.json"
@@ -53,7 +52,6 @@ TOKENIZER = (
 )  # fmt: skip
 # What describes certain weights, and is wrong of any others.
 DESCRIBES = (CARD, REFERENCE, "metrics.json", "parity.json", "*.png", ".eval_results/*.yaml")
-ROWS = ("predictions.jsonl", "errors.md")  # they hold texts of the data
 # A server with an older transformers installs these before it runs the code; torch is the server's own.
 REQUIREMENTS = "transformers>=5.3,<6\n"
 ADAPTER_REQUIREMENTS = REQUIREMENTS + "peft>=0.18\n"
@@ -66,11 +64,13 @@ class StrictSaving(PreTrainedModel):
 
     Attributes:
         tokenizer: saved with the model if set; the package's trainers and `save` set it.
+        evaluation: metrics, and logits of the weights that they belong to; see `record_evaluation`.
         publisher: pushes a saved folder; set by the package, which checks repo and model first.
     """
 
     tokenizer: Any = None
-    publisher: ClassVar[Callable[..., Any] | None] = None
+    evaluation: tuple[dict[str, float], list[list[float]]] | None = None
+    publisher: ClassVar[Any] = None
     _source: tuple[str, dict[str, Any]] | None = None  # where this model was loaded from, and its hub options
 
     def save_pretrained(  # type: ignore[override]
@@ -156,13 +156,7 @@ class StrictSaving(PreTrainedModel):
         with portable(self.config, adapter=True):
             self.config.save_pretrained(folder)
 
-    def complete(
-        self,
-        folder: str | PathLike[str],
-        *,
-        evaluation: dict[str, float] | None = None,
-        facts: dict[str, Any] | None = None,
-    ) -> None:
+    def complete(self, folder: str | PathLike[str]) -> None:
         """Write what belongs to saved weights: code, tokenizer, card and manifest.
 
         A card, metrics and plots of exactly these weights are kept, or copied from where the model was
@@ -170,8 +164,6 @@ class StrictSaving(PreTrainedModel):
 
         Args:
             folder: with the weights.
-            evaluation: metrics of the card; without any it says "Not evaluated".
-            facts: fields of the card's metadata, such as `license` and `language`.
         """
         folder = Path(folder)
         is_adapter = (folder / ADAPTER).is_dir()
@@ -192,10 +184,36 @@ class StrictSaving(PreTrainedModel):
                 if listed.get(name) == digest and matches_any(name, (*DESCRIBES, *ROWS)):
                     (folder / name).unlink()
             earlier = self._carry(folder, weights) or {DRAFT: True}
-        if evaluation is not None or facts or not (folder / CARD).is_file():
-            text = basic_card(self.config, is_adapter=is_adapter, evaluation=evaluation, facts=facts or {})
-            (folder / CARD).write_text(text, encoding="utf-8")
         write_manifest(folder, earlier)
+        if not (folder / CARD).is_file():
+            self.write_card(folder)
+
+    def record_evaluation(self, metrics: dict[str, float] | None) -> None:
+        """Keep metrics of the weights as they are now, for the card of these weights and no others.
+
+        Args:
+            metrics: name to value; None forgets them.
+        """
+        self.evaluation = None if metrics is None else (metrics, self.make_probe()["logits"])
+
+    def write_card(self, folder: str | PathLike[str], *, facts: dict[str, Any] | None = None) -> None:
+        """Write a card from the config and what was recorded of these weights; keep that of an evaluated run.
+
+        Args:
+            folder: of the model.
+            facts: fields of the metadata, such as `license`, `language` and `tags`.
+        """
+        folder, manifest = Path(folder), read_manifest(folder)
+        if manifest and not manifest.get(DRAFT):
+            return
+        is_adapter = self._hf_peft_config_loaded or (folder / ADAPTER).is_dir()
+        metrics, logits = self.evaluation or (None, None)
+        if metrics is not None and logits != self.make_probe()["logits"]:  # trained on since
+            metrics = None
+        text = basic_card(self.config, is_adapter=is_adapter, evaluation=metrics, facts=facts)
+        (folder / CARD).write_text(text, encoding="utf-8")
+        if manifest:
+            write_manifest(folder, manifest)
 
     def _carry(self, folder: Path, weights: dict[str, str]) -> dict[str, Any]:
         """Copy what is missing from where this model was loaded; give the manifest from there.
@@ -279,63 +297,6 @@ class StrictSaving(PreTrainedModel):
         logits = self(input_ids=input_ids.to(self.device), use_cache=False).logits.float().cpu()
         self.train(training)
         return logits
-
-
-def push(
-    save: Callable[[Path], None],
-    *,
-    repo_id: str,
-    publisher: Callable[..., Any] | None,
-    tags: list[str] | None = None,
-    **options: Any,
-) -> CommitInfo:
-    """Save a model to a temporary folder and push it.
-
-    Args:
-        save: writes the folder.
-        repo_id: of the repo.
-        publisher: of the installed package; None pushes through huggingface_hub alone.
-        tags: added to the card.
-        **options: of `StrictSaving.push_to_hub`.
-    """
-    with tempfile.TemporaryDirectory(prefix="push-") as root:
-        folder = Path(root)
-        save(folder)
-        card = folder / CARD
-        card.write_text(name_card(card.read_text(encoding="utf-8"), repo_id, tags=tags), encoding="utf-8")
-        manifest = read_manifest(folder)
-        write_manifest(folder, {key: manifest[key] for key in manifest if key != DRAFT})
-        if publisher is not None:
-            return publisher(folder, repo_id=repo_id, **options)
-        token, revision = options.pop("token"), options.pop("revision")
-        api = HfApi(token=token)
-        repo = api.create_repo(repo_id, private=options.pop("private"), exist_ok=True).repo_id
-        _refuse_other_model(api, repo, folder, revision=revision)
-        if revision is not None and not revision.startswith("refs/pr"):
-            api.create_branch(repo, branch=revision, exist_ok=True)
-        options["commit_message"] = options["commit_message"] or "Upload model"
-        return api.upload_folder(
-            repo_id=repo, folder_path=folder, revision=revision, ignore_patterns=[REFERENCE, *ROWS], **options
-        )
-
-
-def _refuse_other_model(api: HfApi, repo: str, folder: Path, *, revision: str | None) -> None:
-    """Refuse to replace a model that answers something else, before anything is sent."""
-    if not api.file_exists(repo, "config.json", revision=revision):
-        return
-    names = ("model_type", "architectures", "id2label")
-    with tempfile.TemporaryDirectory(prefix="there-") as place:
-        path = api.hf_hub_download(repo, "config.json", revision=revision, local_dir=place)
-        there, ours = (
-            json.loads(Path(file).read_text(encoding="utf-8")) for file in (path, folder / "config.json")
-        )
-    if any(there.get(name) != ours.get(name) for name in names):
-        raise refuse(
-            repo,
-            {name: there.get(name) for name in names},
-            "a repo without a model, or with the same task and labels",
-            "name another repo",
-        )
 
 
 def move_adapter(folder: str | PathLike[str]) -> None:

@@ -7,18 +7,56 @@ given.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitInfo, hf_api
+from huggingface_hub import hf_api
 from transformers.utils import logging
 
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.hubcode.saving_task_heads import REFERENCE
+from qwen_task_heads.hubcode.pushing_task_heads import REFERENCE
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE
+from qwen_task_heads.publishing.accounts import keep_reference
+from qwen_task_heads.publishing.forms import is_local, nobody_has
 from qwen_task_heads.publishing.hubs import HUBS, publish
+from qwen_task_heads.publishing.reference import take_reference
 
 logger = logging.get_logger(__name__)
+
+
+def hub_of_process() -> str:
+    """Return the hub that huggingface_hub's functions reach: ModelScope inside its `patch_hub`."""
+    return MODELSCOPE if "_create_commit_origin" in vars(hf_api) else HUGGINGFACE
+
+
+def check_push(model: Any, *, repo_id: str, token: bool | str | None, private: bool | None) -> str:
+    """Check before training what would refuse the push after it; return `owner/name`.
+
+    Args:
+        model: a model with a task head, or a `PeftModel` around one.
+        repo_id: `owner/name`, or a name of the user's own.
+        token: of the hub; None for that of the login.
+        private: of a new repo; None for the hub's default.
+
+    Raises:
+        TaskHeadsError: no login, no right to write, a repo that is not as asked for or holds another model,
+            or an adapter of a base that nobody else has.
+    """
+    from peft import PeftModel
+
+    client = HUBS[hub_of_process()](token=token)
+    repo_id = client.full_name(repo_id)
+    client.check(repo_id, private=private)
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if inner is not model and is_local(inner.config.backbone_name_or_path):
+        raise TaskHeadsError(nobody_has("push_to_hub", inner.config.backbone_name_or_path))
+    with tempfile.TemporaryDirectory(prefix="check-") as folder:
+        inner.config.save_pretrained(folder)
+        client.check_task(folder, repo_id=repo_id)
+    return repo_id
 
 
 def push_folder(
@@ -31,8 +69,10 @@ def push_folder(
     token: bool | str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-) -> CommitInfo:
-    """Push a saved folder; compare it with the trained model first if the folder holds a reference.
+    trained: Any = None,
+    tokenizer: Any = None,
+) -> Any:
+    """Push a saved folder; compare it with the trained model first, if that or its reference is there.
 
     Inside ModelScope's `patch_hub` or `patch_context` the repo is one of ModelScope.
 
@@ -41,15 +81,22 @@ def push_folder(
         repo_id: `owner/name`, or a name of the user's own.
         commit_message, private, token, revision, create_pr: as in `transformers.PreTrainedModel.push_to_hub`.
         commit_description: added to the message.
+        trained: the model that was saved, if it is in memory.
+        tokenizer: of that model.
 
     Returns:
-        The commit, as huggingface_hub gives it.
+        The `CommitInfo` of the hub's own library.
 
     Raises:
         TaskHeadsError: what `publish` refuses; nothing was sent.
     """
-    hub = MODELSCOPE if "_create_commit_origin" in vars(hf_api) else HUGGINGFACE
+    hub = hub_of_process()
     repo_id = HUBS[hub](token=token).full_name(repo_id)
+    if trained is not None:
+        template = trained.config.to_dict().get("template") or {}
+        paired: dict[str, Any] = {"text_pairs": []} if "between" in template else {}
+        take = partial(take_reference, trained, tokenizer=tokenizer, **paired)
+        keep_reference(Path(folder), take=take)
     verify = Path(folder, REFERENCE).is_file()
     message = commit_message or "Upload model"
     try:
@@ -67,7 +114,11 @@ def push_folder(
         "a finished run, and adds metrics with baselines"
     )  # fmt: skip
     logger.warning(f"{published.url}: pushed, {done}.")
-    return CommitInfo(
+    if hub == MODELSCOPE:  # huggingface_hub's class refuses the address of another hub
+        from modelscope.utils.repo_utils import CommitInfo as Commit
+    else:
+        from huggingface_hub import CommitInfo as Commit
+    return Commit(
         commit_url=str(published.url),
         commit_message=message,
         commit_description=commit_description or "",

@@ -25,13 +25,14 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.classification_losses import TEXT_LOSSES, TextLoss, resolve_text_loss
+from qwen_task_heads.training.hub_saving import HubSaving
 from qwen_task_heads.training.speed import ThroughputCallback
 from qwen_task_heads.training.updates import ExactUpdates, set_up
 
 COLUMNS = ["row", "input_ids", "attention_mask", "labels", "soft", "weight"]
 
 
-class ClassifierTrainer(ExactUpdates, Trainer):
+class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
     """Train a `PooledClassifier`.
 
     Args:
@@ -147,9 +148,6 @@ class ClassifierTrainer(ExactUpdates, Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = COLUMNS
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write nothing: the stock card names no base and no figures; the run's end writes ours."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

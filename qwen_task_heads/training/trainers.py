@@ -19,6 +19,7 @@ from qwen_task_heads.batching.collators import EVIDENCE, TitleCollator
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, pair_indices, resolve_group_loss
+from qwen_task_heads.training.hub_saving import HubSaving
 from qwen_task_heads.training.losses import center_rewards, resolve_pair_loss
 from qwen_task_heads.training.speed import ThroughputCallback
 from qwen_task_heads.training.updates import ExactUpdates, set_up
@@ -26,7 +27,7 @@ from qwen_task_heads.training.updates import ExactUpdates, set_up
 COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", "length", *EVIDENCE]
 
 
-class TitleTrainer(ExactUpdates, RewardTrainer):
+class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
     """Train a `TitleScorer` on pairs or groups.
 
     Args:
@@ -106,8 +107,8 @@ class TitleTrainer(ExactUpdates, RewardTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = COLUMNS
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write nothing: the stock card names no base and no figures; the run's end writes ours."""
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super(RewardTrainer, self)._save_checkpoint(model, trial)  # trl's writes a card at each checkpoint
 
     def rows_in(self, batch: dict[str, Any]) -> int:
         """Pairs or groups; trl's own collator gives pairs without `row`, both halves in `input_ids`."""

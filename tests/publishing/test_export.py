@@ -31,6 +31,7 @@ def test_the_code_that_travels_is_all_of_hubcode() -> None:
         "encoding_task_heads.py", "handler.py",
         "last_layer_task_heads.py", "loading_task_heads.py", "modeling_task_heads.py",
         "packing_task_heads.py", "pipeline_task_heads.py", "pooling_task_heads.py",
+        "pushing_task_heads.py",
         "saving_task_heads.py", "trust_task_heads.py",
     }  # fmt: skip
 

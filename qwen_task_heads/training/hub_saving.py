@@ -1,0 +1,231 @@
+"""Trainer's own ways to save and push, for a model with a task head.
+
+transformers' versions leave out config and code of an adapter, push `training_args.bin` with the hub token
+in clear, and write a card of placeholders. `HubSaving` gives `save_model`, `create_model_card`, `push_to_hub`
+and `TrainingArguments(push_to_hub=True)` the folder of `save_pretrained`, and the checks of `publish`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress, logging
+
+from qwen_task_heads.hubcode.card_task_heads import name_card
+from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
+from qwen_task_heads.hubcode.pushing_task_heads import CARD
+from qwen_task_heads.training.sharding import is_in_lockstep
+
+logger = logging.get_logger(__name__)
+
+TRAINING_ARGS = "training_args.bin"
+# What an evaluation logs beside the metrics.
+NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
+
+
+class WithoutTrainingArgs:
+    """Mixed into a Trainer: no folder that it saves holds `training_args.bin`.
+
+    The file is a pickle with the hub token in clear. Neither loading nor resuming reads it.
+    """
+
+    args: Any
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS).unlink(missing_ok=True)
+
+
+class HubSaving(WithoutTrainingArgs):
+    """Mixed into a Trainer of a `PooledClassifier` or `TitleScorer`, or of a `PeftModel` around one."""
+
+    model: Any
+    state: Any
+    accelerator: Any
+    processing_class: Any
+    hub_model_id: str | None
+    is_in_train: bool
+    push_in_progress: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.processing_class is not None:
+            self.task_head.tokenizer = self.processing_class
+            self.task_head.config.text_config.pad_token_id = self.processing_class.pad_token_id
+
+    @property
+    def task_head(self) -> TaskHeadModel:
+        """The model that has the head, below an adapter and the wrappers of distributed training."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model if isinstance(model, TaskHeadModel) else model.get_base_model()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as the parent does; the metrics of the final weights are kept for their card."""
+        output = super().train(*args, **kwargs)  # type: ignore[misc]
+        self._record_evaluation()
+        return output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, as the parent does; the metrics are kept for the card of these weights."""
+        metrics = super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        if not self.is_in_train:
+            self._record_evaluation()
+        return metrics
+
+    def _record_evaluation(self) -> None:
+        if self.args.should_save and not is_in_lockstep(self):
+            self.task_head.record_evaluation(self._last_metrics())
+
+    def _last_metrics(self) -> dict[str, float] | None:
+        """Return the logged metrics of the weights as they are now; None if they were not evaluated."""
+        step = self.state.global_step
+        if self.args.load_best_model_at_end and self.state.best_global_step:
+            step = self.state.best_global_step
+        logged = [entry for entry in self.state.log_history if entry["step"] == step and "eval_loss" in entry]
+        if not logged:
+            return None
+        found = {
+            key.removeprefix("eval_"): value for key, value in logged[-1].items() if key.startswith("eval_")
+        }
+        return {key: float(value) for key, value in found.items() if key not in NO_METRICS}
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write the card of the model into the output folder, with the metrics of its weights that exist.
+
+        The card of a finished recipe is kept. Base and task are read from the model: `finetuned_from`,
+        `tasks`, `model_name` and `dataset_args` are accepted because the parent has them, and not used.
+
+        Args:
+            language, license, tags: fields of the metadata.
+            dataset_tags: ids of the datasets on the hub.
+            dataset: used if there are no `dataset_tags`.
+        """
+        if not self.args.should_save:
+            return
+        facts = {"language": language, "license": license, "tags": tags, "datasets": dataset_tags or dataset}
+        lists = {"tags", "datasets"}
+        self.task_head.write_card(
+            self.args.output_dir,
+            facts={
+                name: [value] if name in lists and isinstance(value, str) else value
+                for name, value in facts.items()
+                if value
+            },
+        )
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repo, after checks of login, name, right to write and the model that is there."""
+        if not self.args.should_save:
+            return
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        token = token or self.args.hub_token
+        private = self.args.hub_private_repo if private is None else private
+        self.args.hub_model_id = self.task_head.publisher.check(
+            self.model, repo_id=name, token=token, private=private
+        )
+        super().init_hf_repo(token=token, private=private)  # type: ignore[misc]
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model, compare the saved folder with it in a clean process, and push it as one commit.
+
+        Args:
+            commit_message, token, revision, private: as in the parent.
+            blocking: False returns a `Future`, which is done already.
+            **kwargs: of `create_model_card`.
+
+        Raises:
+            TaskHeadsError: what `publish` refuses; nothing was sent.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)  # type: ignore[attr-defined]
+        self.save_model(_internal_call=True)  # type: ignore[attr-defined]
+        if not self.args.should_save:
+            return None
+        if kwargs:
+            self.create_model_card(**kwargs)
+        self._finish_current_push()  # type: ignore[attr-defined]
+        commit = self.task_head.publisher.push(
+            self.args.output_dir,
+            repo_id=self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            private=self.args.hub_private_repo if private is None else private,
+            trained=self.accelerator.unwrap_model(self.model),
+            tokenizer=self.processing_class,
+        )
+        if blocking:
+            return commit
+        done: Future[Any] = Future()
+        done.set_result(commit)
+        return done
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push the model as it is now, and the checkpoint if the strategy says so, in the background."""
+        args = self.args
+        if not args.should_save or args.hub_strategy == HubStrategy.END:
+            return
+        if (
+            not args.hub_always_push
+            and self.push_in_progress is not None
+            and not self.push_in_progress.is_done()
+        ):
+            return
+        if is_in_lockstep(self):
+            logger.warning_once("Weights are sharded: the model is pushed at the end of training only.")
+            return
+        from huggingface_hub import HfApi
+
+        self.callback_handler.on_push_begin(args, self.state, self.control)  # type: ignore[attr-defined]
+        folder = Path(tempfile.mkdtemp(prefix="push-"))
+        self._save(str(folder))
+        card = folder / CARD
+        card.write_text(name_card(card.read_text(encoding="utf-8"), str(self.hub_model_id)), encoding="utf-8")
+        message = f"Training in progress, step {self.state.global_step}"
+        send: Callable[..., Any] = partial(
+            HfApi(token=args.hub_token).upload_folder,
+            repo_id=str(self.hub_model_id),
+            run_as_future=True,
+            revision=args.hub_revision,
+        )
+        job = send(folder_path=folder, commit_message=message)
+        job.add_done_callback(lambda _: shutil.rmtree(folder))
+        jobs = [job]
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = args.hub_strategy == HubStrategy.CHECKPOINT
+            place = "last-checkpoint" if last else Path(checkpoint_folder).name
+            jobs.append(
+                send(
+                    folder_path=checkpoint_folder, path_in_repo=place, commit_message=f"{message}, checkpoint"
+                )
+            )
+        if self.push_in_progress is None or self.push_in_progress.is_done():
+            self.push_in_progress = PushInProgress(jobs)
+        else:
+            self.push_in_progress.jobs.extend(jobs)
