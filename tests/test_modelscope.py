@@ -20,6 +20,7 @@ from qwen_task_heads.data.formats import _modelscope_folder
 from qwen_task_heads.data.text_readers import read_inputs
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.generators import base_of, load_generator
+from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
 from qwen_task_heads.hubs import fetch_modelscope
 from qwen_task_heads.publishing.stock import export_stock
 
@@ -81,7 +82,7 @@ def test_an_adapter_finds_its_base_there_again(
     config = json.loads((folder / "config.json").read_text())
     assert (config["backbone_name_or_path"], config["backbone_hub"]) == (BASE, "modelscope")
     peft = json.loads((folder / "adapter/adapter_config.json").read_text())
-    assert (peft["base_model_name_or_path"], peft["revision"]) == (BASE, None)
+    assert (peft["base_model_name_or_path"], peft["revision"]) == (SEE_CONFIG, None)
     assert peft["target_modules"] == sorted(peft["target_modules"])
     assert str(tmp_path) not in (folder / "config.json").read_text() + json.dumps(peft)
 

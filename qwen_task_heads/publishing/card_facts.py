@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from qwen_task_heads import __version__
 from qwen_task_heads.backbones import EMBEDDED, locate
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE
 from qwen_task_heads.publishing.cards import (
     ADAPTER,
     ADAPTER_ALONE,
@@ -215,7 +216,8 @@ def card_fields(
         "revision": code(revision) if revision else None,
         "versions": known,
         "reported_on": _reported_on(reported, run, seen),
-        "repo": "path/to/" + re.sub(r"[^\w.-]", "-", one_line(folder.name), flags=re.ASCII),
+        "repo": HERE,
+        "here_note": HERE_NOTE,
         "adapter": adapter,
         "answers": model.answers,
         "stock": False,
@@ -295,7 +297,7 @@ def _hub_dataset(run: Account, role: str) -> str | None:
 
 def citations(run: Account, *, adapter: bool) -> list[str]:
     """BibTeX of this package and of the methods that the run used, from `model_cards/references.bib`."""
-    text = (resources.files("qwen_task_heads") / "model_cards" / "references.bib").read_text(encoding="utf-8")
+    text = (resources.files("qwen_task_heads.model_cards") / "references.bib").read_text(encoding="utf-8")
     entries = {re.match(r"@\w+\{([\w-]+)", entry)[1]: entry for entry in text.strip().split("\n\n")}  # type: ignore[index]
     settings = run.settings
     keys = ["qwen_task_heads", LOSS_PAPERS.get(str(settings.get("loss")))]

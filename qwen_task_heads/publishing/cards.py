@@ -1,7 +1,7 @@
 """Model cards: every number comes from the metrics of the run, every piece of free text is escaped.
 
 Design:
-- Templates are the Markdown files in `model_cards/`, inside the package so that they are installed with it:
+- Templates are the Markdown files in `model_cards/`, which is installed as `qwen_task_heads.model_cards`:
   one page of sections that all models share, and one page per kind of model that fills its blocks.
 - Free text goes through `plain` (one line, shown as itself), `code`, `link` or `fenced` (`shown.py`), and
   never into a template as it is.
@@ -17,6 +17,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE
 from qwen_task_heads.publishing.shown import (
     code,
     fenced,
@@ -151,7 +152,7 @@ def render(template: str, **fields: Any) -> str:
 def _environment() -> Any:
     import jinja2
 
-    folder = resources.files("qwen_task_heads") / "model_cards"
+    folder = resources.files("qwen_task_heads.model_cards")
     # Markdown, not HTML: `plain` escapes what autoescape would not.
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
@@ -230,7 +231,7 @@ def with_onnx(card: str, *, int8: bool) -> str:
 def _repo(card: str) -> str:
     """What the card's calls open."""
     found = re.search(r'from_pretrained\("([^"\n]*)"', card)
-    return found.group(1) if found else "path/to/this"
+    return found.group(1) if found else HERE
 
 
 def _asked(card: str) -> str:
@@ -266,6 +267,7 @@ def with_form(card: str, form: str) -> str:
     section = render(
         "load",
         repo=_repo(page.text),
+        here_note=HERE_NOTE,
         ranking=page.data.get("pipeline_tag") == "text-ranking",
         pipeline_input=inputs,
         adapter=False,

@@ -11,14 +11,17 @@ from typing import Any
 
 from qwen_task_heads import hubcode
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.card_task_heads import name_card
 from qwen_task_heads.hubcode.loading_task_heads import WEIGHTS
+from qwen_task_heads.hubcode.pushing_task_heads import CARD
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER, ADAPTER_CONFIG, embedding_rows
+from qwen_task_heads.hubcode.trust_task_heads import read_manifest, write_manifest
 
 ADAPTERS = (f"{ADAPTER}/{ADAPTER_CONFIG}", ADAPTER_CONFIG)  # today, and of version 0.1
 CODE = sorted(path for path in Path(hubcode.__file__).parent.glob("*.py") if path.stem != "__init__")
 
 
-def save(model: Any, *, tokenizer: Any, folder: str | Path) -> Path:
+def save(model: Any, *, tokenizer: Any, folder: str | Path, repo_id: str | None = None) -> Path:
     """Write a full model, or an adapter with its head, and all that is needed to open it.
 
     Args:
@@ -26,6 +29,7 @@ def save(model: Any, *, tokenizer: Any, folder: str | Path) -> Path:
             around one.
         tokenizer: with the compiled template; its pad id is written into the config.
         folder: created when absent; files of the same names are replaced.
+        repo_id: the repo that the folder will be uploaded to, which its card then names.
 
     Returns:
         The folder.
@@ -53,6 +57,10 @@ def save(model: Any, *, tokenizer: Any, folder: str | Path) -> Path:
         inner.save_pretrained(folder)
     else:
         inner.save_around(model, folder)
+    if repo_id is not None:
+        card = folder / CARD
+        card.write_text(name_card(card.read_text(encoding="utf-8"), repo_id), encoding="utf-8")
+        write_manifest(folder, read_manifest(folder))
     return folder
 
 

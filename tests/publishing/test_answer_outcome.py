@@ -74,7 +74,7 @@ def test_what_is_saved_gives_the_same_scores_and_tells_its_figures(
     right = sum(int(found) == n % 2 for n, found in enumerate(best)) / len(texts)
     assert metrics["dev"]["this model"]["accuracy"]["value"] == pytest.approx(right)
     card = (tmp_path / "README.md").read_text("utf-8")
-    assert 'LabelScorer.from_pretrained("path/to/' in card
+    assert 'LabelScorer.from_pretrained(".' in card
     assert "An adapter on" in card
     with pytest.raises(TaskHeadsError, match="a folder of this machine"):
         publish(tmp_path, repo_id="me/labels", dry_run=tmp_path / "staged")

@@ -201,17 +201,14 @@ def test_parity_and_form_leave_the_rest_of_a_hostile_card_alone(models, text):
 def test_the_card_of_a_merged_or_stock_model_says_so(models):
     card = text_page(replace(models[1], is_adapter=True), "calm")
     assert with_form(card, "saved") == card
-    assert "`AutoPeftModel` on a downloaded folder" in card
+    assert 'PEFT\'s loaders without `subfolder="adapter"`' in card
     merged, stock = with_form(card, "merged"), with_form(card, "stock")
-    assert "AutoPeftModel" not in merged + stock
+    assert "PEFT" not in merged + stock
     assert "\nA full model on `calm`" in with_form(text_page(models[1], "calm"), "merged")
     assert "\nA full model, merged from an adapter, on `calm`" in merged
-    assert 'pipeline("text-classification", model="path/to/calm", trust_remote_code=True)' in merged
+    assert 'pipeline("text-classification", model=".", trust_remote_code=True)' in merged
     assert "\nA full model in a stock class of transformers, on `calm`" in stock
-    assert (
-        'classify = pipeline("text-classification", model="path/to/calm")\nclassify(["A text"], top_k=None)'
-        in stock
-    )
+    assert 'classify = pipeline("text-classification", model=".")\nclassify(["A text"], top_k=None)' in stock
     assert "trust_remote_code" not in stock
     for prompt, asked in (
         ("", '["A plain title", "Another title"]'),
@@ -226,7 +223,7 @@ def test_a_repo_with_graphs_says_how_to_run_them(models):
     card = text_page(models[1], "calm")
     assert "onnxruntime" not in with_parity(card, rows[:1])
     once = with_parity(card, rows[:2])
-    branch = with_parity(card.replace('"path/to/calm"', '"me/t", revision="v9"'), rows[:2])
+    branch = with_parity(card.replace('"."', '"me/t", revision="v9"'), rows[:2])
     assert 'snapshot_download("me/t", revision="v9", ign' in branch
     assert "int8" not in once
     assert "the softmax over the logits" in once
@@ -322,7 +319,7 @@ def test_settings_that_play_no_part_are_left_out(models):
 def test_the_card_of_what_writes_labels_names_what_opens_it(models):
     card = judged(replace(models[1], answers=True, is_adapter=True))
     assert "`LabelScorer.predict(texts, abstain=0.5)` can abstain" in card
-    assert 'LabelScorer.from_pretrained("path/to/a")\nscorer.predict(["A text"])' in card
+    assert 'LabelScorer.from_pretrained(".")\nscorer.predict(["A text"])' in card
     assert "`Scorer" not in card
     assert "A new\nversion" not in card
     assert "A new\nversion of the following files was downloaded" in judged(models[1])

@@ -171,7 +171,7 @@ def _pooling(folder: Path) -> None:
 
 
 def _weights(folder: Path) -> Path:
-    return next(path for path in folder.glob("*.safetensors"))
+    return next(path for path in folder.rglob("*.safetensors"))
 
 
 def _scale(folder: Path) -> None:

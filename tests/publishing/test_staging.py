@@ -13,6 +13,7 @@ from peft import get_peft_model
 
 from qwen_task_heads import adapter_config, build, load, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
 from qwen_task_heads.manifests import hash_files
 from qwen_task_heads.publishing.hubs import check_publishable, publish
 from qwen_task_heads.publishing.staging import CONFIGURATION, check_run, files_of, stage, travels
@@ -62,7 +63,7 @@ def test_exactly_the_files_of_a_model_are_staged(folder: Path, tmp_path: Path) -
 def test_staged_files_name_the_repo_and_nothing_of_the_machine(folder: Path, tmp_path: Path) -> None:
     staged = stage(folder, tmp_path / "staged", repo_id="me/t", hub="huggingface")
     adapter = json.loads((staged / "adapter/adapter_config.json").read_text())
-    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("me/t", None)
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == (SEE_CONFIG, None)
     card = (staged / "README.md").read_text()
     assert 'load("me/t")' in card
     assert "path/to" not in card

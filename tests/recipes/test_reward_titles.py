@@ -132,8 +132,8 @@ def test_card_and_manifest_name_no_folder_of_the_machine(full_run, published_run
 
 def test_the_cards_snippets_name_the_model_as_it_is_called(full_run):
     card = (full_run[0] / "README.md").read_text()
-    assert 'from_pretrained("path/to/full_run_1", trust_remote_code=True)' in card
-    assert 'pipeline("title-ranking", model="path/to/full_run_1"' in card
+    assert 'from_pretrained(".", trust_remote_code=True)' in card
+    assert 'pipeline("title-ranking", model="."' in card
 
 
 def test_manifest_tells_settings_data_and_code(full_run):
