@@ -34,6 +34,7 @@ from qwen_task_heads.hubs import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.manifests import check_manifest
 from qwen_task_heads.repos import check_repo, check_tokenizer, commit_of, not_there
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
 HEAD_OPTIONS = (
     "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional", "problem_type",
@@ -217,17 +218,21 @@ def merge(
     *,
     revision: str | None = None,
     hub: str = HUGGINGFACE,
-    dtype: torch.dtype | str = torch.float32,
+    dtype: torch.dtype | str | None = None,
     **kwargs: Any,
 ) -> TaskHeadModel:
     """Fold an adapter into its base and give a full model.
+
+    A repo is folded in fp32 and then stored in the dtype of its base, so that it has the size of the base.
+    Its logits on the stored probe are within 2e-4 of the adapter's in fp32, 8e-2 in bf16 and 3e-2 in fp16,
+    relative to the largest; `publish` measures the difference on held texts.
 
     Args:
         repo_or_model: an adapter repo or folder, a `PeftModel` around one of our models, or one of our
             models with a loaded adapter. A model is changed in place.
         revision: of a repo.
         hub: where its id and that of its base are looked up.
-        dtype: dtype to load a repo in; fp32 keeps merged logits within 1e-5 of the adapter's.
+        dtype: of the backbone of a repo; None for that of the base in training. The head stays in fp32.
         **kwargs: passed on to transformers when the base is loaded (`attn_implementation`, ...).
 
     Raises:
@@ -256,7 +261,7 @@ def merge(
             at_hand.backbone_name_or_path,
             config=at_hand,
             revision=(None if at_hand.backbone_hub else at_hand.backbone_revision) or "main",
-            dtype=dtype,
+            dtype=torch.float32,
             **kwargs,
         )
         model = PeftModel.from_pretrained(
@@ -266,8 +271,32 @@ def merge(
     if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
         raise TaskHeadsError.of("model", "no adapter on it", "a model with one", "save it as it is")
     merged = _fold(model) if isinstance(model, TaskHeadModel) else model.merge_and_unload()
+    if isinstance(repo_or_model, (str, Path)):
+        store_in(merged, dtype=dtype or config.dtype or torch.float32)
+        merged.check_probe(f"{repo_or_model}, merged")
     merged.config.probe = None  # of the adapter; a save stores the merged model's own
     return merged
+
+
+def store_in(model: TaskHeadModel, *, dtype: torch.dtype | str) -> TaskHeadModel:
+    """Change the dtype of the backbone in place; the head stays in fp32.
+
+    Args:
+        model: without an adapter.
+        dtype: `float32`, `bfloat16` or `float16`.
+
+    Returns:
+        The model.
+
+    Raises:
+        TaskHeadsError: another dtype.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise TaskHeadsError.of("dtype", repr(name), ", ".join(DTYPES), "choose one of them")
+    for parameter in model.model.parameters():  # buffers, as those of rotary embeddings, stay exact
+        parameter.data = parameter.data.to(DTYPES[name])
+    return model
 
 
 def _fold(model: Any) -> Any:

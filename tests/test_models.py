@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig
 
 from qwen_task_heads import (
@@ -20,6 +20,7 @@ from qwen_task_heads import (
     TitleScorer,
     adapter_config,
     build,
+    export_stock,
     load,
     load_tokenizer,
     merge,
@@ -286,3 +287,23 @@ def test_a_fresh_head_is_in_fp32_on_a_backbone_in_half_precision(base: str) -> N
     model = build(base, dtype=torch.bfloat16, head="mlp", head_sizes=[8])
     assert model.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in model.score.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_merged_and_stock_exports_keep_the_dtype_of_the_base(
+    bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    model = build(bases["qwen2"], task="pooled_classifier", labels=["a", "b"], dtype=dtype)
+    adapted = shake(get_peft_model(model, adapter_config(model, r=2)))
+    folder = str(save(adapted, tokenizer=tokenizer, folder=tmp_path / "adapter"))
+    merged = merge(folder)
+    assert {parameter.dtype for parameter in merged.model.parameters()} == {dtype}
+    assert merged.score.weight.dtype == torch.float32
+    save(merged, tokenizer=tokenizer, folder=tmp_path / "merged")
+    export_stock(folder, folder=tmp_path / "stock")
+    for form in ("merged", "stock"):
+        stored = load_file(tmp_path / form / "model.safetensors")
+        assert {tensor.dtype for name, tensor in stored.items() if name.startswith("model.")} == {dtype}
+    assert merge(folder, dtype=torch.float32).dtype == torch.float32
+    with pytest.raises(TaskHeadsError, match="dtype: found 'int8'"):
+        merge(folder, dtype="int8")

@@ -28,7 +28,7 @@ from qwen_task_heads.publishing.reference import (
     take_reference,
 )
 from qwen_task_heads.publishing.staging import files_of, travels
-from qwen_task_heads.publishing.stock import export_stock, store_in
+from qwen_task_heads.publishing.stock import export_stock
 from qwen_task_heads.training.publish_arguments import FORMS
 
 SAVED, MERGED, STOCK = FORMS
@@ -113,10 +113,10 @@ class WithHead(Finished):
         """As saved, merged, or of a stock class."""
         return [form] if form != SAVED else ["adapter" if self.is_adapter else "full"]
 
-    def full(self) -> Any:
-        """The model without an adapter."""
+    def full(self, *, dtype: str) -> Any:
+        """Return the model without an adapter, its backbone in `dtype`."""
         open_full = merge if self.is_adapter else load
-        return open_full(str(self.folder), hub=self.hub)
+        return open_full(str(self.folder), hub=self.hub, dtype=dtype)
 
     def make(self, form: str, made: Path) -> None:
         """Fold the adapter, or write transformers' own class."""
@@ -125,7 +125,7 @@ class WithHead(Finished):
             export_stock(str(self.folder), folder=made, hub=self.hub, dtype=trained)
         else:
             tokenizer = load_tokenizer(str(self.folder))
-            save(store_in(self.full(), dtype=trained), tokenizer=tokenizer, folder=made)
+            save(self.full(dtype=trained), tokenizer=tokenizer, folder=made)
 
     def opened(self) -> Reference:
         """By `load`."""

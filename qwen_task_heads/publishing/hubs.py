@@ -120,7 +120,9 @@ def publish(
             from qwen_task_heads.publishing.onnx import export_onnx
 
             say("Exporting it to ONNX ...")
-            export_onnx(run.full(), tokenizer=load_tokenizer(str(folder)), folder=staged, int8=int8)
+            export_onnx(
+                run.full(dtype="float32"), tokenizer=load_tokenizer(str(folder)), folder=staged, int8=int8
+            )
             card = staged / "README.md"
             if card.is_file() and not verify:  # the proof would write it beside its table
                 text = with_onnx(card.read_text(encoding="utf-8"), int8=int8)

@@ -36,13 +36,20 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, pad_rows, template_of
 from qwen_task_heads.hubcode.saving_task_heads import embedding_rows
 from qwen_task_heads.hubs import HUGGINGFACE
-from qwen_task_heads.models import PooledClassifier, TaskHeadModel, has_adapter, load, load_tokenizer, merge
+from qwen_task_heads.models import (
+    PooledClassifier,
+    TaskHeadModel,
+    has_adapter,
+    load,
+    load_tokenizer,
+    merge,
+    store_in,
+)
 from qwen_task_heads.publishing.reference import PROOF
 
 # Of logits in fp32, relative to the largest one where that is above 1: another order of the same sums, which
 # in deep models and merged adapters is more than 1e-6.
 TOLERANCE = 1e-5
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The last is longer than most limits. One with control tokens is left out: a tokenizer without a compiled
 # template, which no recipe saves, reads them as such.
 PROOF_TEXTS = (*(text for text in PROOF if "<|" not in text), "word " * 600)
@@ -66,8 +73,8 @@ def export_stock(
         folder: where to; new or empty.
         revision: of a repo.
         hub: where ids are looked up, that of an adapter's base too: `huggingface` or `modelscope`.
-        dtype: of the backbone's weights in the files, as `store_in` takes it; None for that of the model,
-            which of a merged adapter is fp32.
+        dtype: of the backbone's weights in the files, as `models.store_in` takes it; None for that of the
+            model, which of an adapter is that of its base.
 
     Returns:
         The folder, which `AutoModelForSequenceClassification` and servers open.
@@ -161,27 +168,6 @@ def open_merged(
             Problem("tokenizer", "found none", "accepted: the tokenizer of the model", "pass tokenizer=")
         )
     return model, copy.deepcopy(tokenizer)  # its pad token may change
-
-
-def store_in(model: Any, *, dtype: str) -> Any:
-    """Give a model whose backbone is stored in `dtype`, changed in place; its head stays in fp32.
-
-    An adapter is folded in fp32, where its logits are within 1e-5 of what was trained. Stored in the half
-    precision of its base it has half the size, and logits that are rounded as those of the base were.
-
-    Args:
-        model: a `PooledClassifier` or `TitleScorer` without an adapter.
-        dtype: `float32`, `bfloat16` or `float16`.
-
-    Raises:
-        TaskHeadsError: another dtype.
-    """
-    if dtype not in DTYPES:
-        accepted = f"accepted: {', '.join(DTYPES)}"
-        raise TaskHeadsError(Problem("dtype", f"found {dtype!r}", accepted, "choose one of them"))
-    for parameter in model.model.parameters():  # buffers, as those of rotary embeddings, stay exact
-        parameter.data = parameter.data.to(DTYPES[dtype])
-    return model
 
 
 def last_token_reasons(model: Any, *, remedy: str) -> list[Problem]:

@@ -37,7 +37,6 @@ from qwen_task_heads.publishing.reference import (
     take_reference,
     write_reference,
 )
-from qwen_task_heads.publishing.stock import store_in
 
 LABELS = ["politics", "sport", "体育"]
 HELD = ["word " * count + "end" for count in range(1, 30)] + ["今天天气不错，适合出门"]
@@ -403,7 +402,7 @@ def test_a_base_of_a_hub_comes_from_the_cache_and_a_scorer_reads_pairs(
     merged = save(merge(str(folder)), tokenizer=tokenizer, folder=tmp_path / "merged")
     parity = prove(merged, reference=reference, kind="merged", repo_id="me/titles", run=open_in)
     assert all(row.bound is not None and row.bound < 1e-4 for row in parity.rows)
-    half = store_in(merge(str(folder)), dtype="bfloat16")  # folded in fp32, saved in the dtype of training
+    half = merge(str(folder), dtype="bfloat16")  # folded in fp32
     merged = save(half, tokenizer=tokenizer, folder=tmp_path / "half")
     parity = prove(merged, reference=reference, kind="merged", repo_id="me/titles", run=open_in)
     assert all(row.bound is not None and row.difference <= row.bound < 1 for row in parity.rows)
