@@ -93,7 +93,7 @@ def test_batches_give_the_figures_of_all_rows():
 def metrics():
     import evaluate
 
-    return {name: evaluate.load(metric_path(f"task_heads_{name}")) for name in FORMS}
+    return {name: evaluate.load(metric_path(f"task_heads_{name}"), keep_in_memory=True) for name in FORMS}
 
 
 def forms_of(values):
