@@ -40,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--dataset_name", required=True, help="labelled texts, as of classify.py; few-shot takes from train")
     add("--dev_dataset", help="measured on where there is no test set")
     add("--test_dataset", help="measured on")
+    add("--test_fraction", type=float, help="as in training, where that cut its test set from one file")
     add("--labels", help="labels.yaml or class file; told from the data when absent")
     add("--output_dir", required=True, help="for comparison.md, .json, .png and answers.jsonl")
     add(
@@ -70,7 +71,7 @@ def main() -> None:
     counts = {f"--{key}": vars(args)[key] for key in COUNTS}
     specs = parse_engines(args.engines, asking=asking, counts=counts)
     where = {"dev": args.dev_dataset, "test": args.test_dataset, "labels": args.labels, "hub": args.hub}
-    sets = read_text_sets(args.dataset_name, **where)
+    sets = read_text_sets(args.dataset_name, test_fraction=args.test_fraction, **where)
     labels, split = sets.labels, "test" if sets.test else "dev"
     rows = sets.test or sets.dev
     check_engines(specs, sets, hub=args.hub)

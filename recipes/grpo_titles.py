@@ -9,16 +9,15 @@ Each row of the data holds a text; the writer is asked for its title and paid by
 be fooled: look at the titles it likes (`titles.jsonl`), and at `title_characters` and `without_title`.
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import yaml
 
-from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 
 NEEDED = {
     "--model_name_or_path": (
@@ -76,10 +75,13 @@ def main() -> None:
     """Parse, load, train, save, and say what the titles were paid."""
     check_named(sys.argv[1:])
     from transformers import set_seed
-    from trl import GRPOTrainer, get_peft_config
+    from trl import get_peft_config
 
     from qwen_task_heads import TitleReward, load_tokenizer
     from qwen_task_heads.generators import load_generator
+    from qwen_task_heads.publishing.generator_card import GeneratorRun, generator_card
+    from qwen_task_heads.publishing.generator_outcome import finish_generator
+    from qwen_task_heads.training.generator_trainer import TitleGeneratorTrainer
     from qwen_task_heads.training.writer_arguments import parse_writer_arguments
 
     task, args, model_args = parse_writer_arguments()
@@ -92,28 +94,20 @@ def main() -> None:
     texts = prompts(task, chat=tokenizer.chat_template is not None)
     model = load_generator(where, revision=revision, dtype=model_args.dtype or "auto")
     told = {"processing_class": tokenizer, "peft_config": get_peft_config(model_args)}
-    trainer = GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=texts, **told)
+    run = GeneratorRun.of(
+        task, args, model_args, texts=texts["context"], chat=tokenizer.chat_template is not None
+    )
+    told["card"] = partial(generator_card, run, name=Path(args.output_dir).name)
+    trainer = TitleGeneratorTrainer(model, reward_funcs=reward, args=args, train_dataset=texts, **told)
     start = time.monotonic()
     trainer.train()
     trainer.save_model()
+    trainer.create_model_card()
     if trainer.accelerator.is_main_process:
-        steps, seconds = trainer.state.global_step, time.monotonic() - start
-        print(f"\nTrained a title writer for {steps} steps on {len(texts):,} texts in {seconds:.0f} s.")
-        paid = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-        if paid:
-            looks = f"{paid[0]:.2f} at the first look, {paid[-1]:.2f} at the last"
-            print(
-                f"Mean reward: {looks if len(paid) > 1 else f'{paid[0]:.2f} at the only look'} (0: an average"
-            )
-            print("title of the scorer's dev set, 1 a standard deviation better; no title gets -5 or less).")
-        last = sorted(reward.last, key=lambda one: -one.reward)
-        rows = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in last]
-        Path(args.output_dir, "titles.jsonl").write_text("".join(rows), encoding="utf-8")
-        print(f"Of the {len(last):,} titles of the last step, the best, the middling and the worst paid:")
-        for one in last and (last[0], last[len(last) // 2], last[-1]):
-            print(f"  {one.reward:6.2f}  {shorten(one.title or '(no title)', 90)}")
-        print(f"The writer is in {args.output_dir}, these titles beside their prompts in titles.jsonl.")
-        print("More reward is no better title yet: read some of them.")
+        seconds = time.monotonic() - start
+        finish_generator(
+            trainer.state, reward.last, texts=len(texts), seconds=seconds, folder=args.output_dir
+        )
 
 
 if __name__ == "__main__":

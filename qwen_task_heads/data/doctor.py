@@ -297,6 +297,14 @@ def find_overlaps(
     return result
 
 
+def shared_lines(
+    dev: Sequence[PairExample] | Sequence[TextExample], test: Sequence[PairExample] | Sequence[TextExample]
+) -> list[str]:
+    """State how many rows of a test set that was cut from train are also in a dev set that was given."""
+    shared = len(find_overlaps(dev, test))
+    return [f"test: {shared:,} rows are also in dev, by which the checkpoint is picked"] if shared else []
+
+
 def _texts(row: PairExample | TextExample) -> tuple[str, ...]:
     if isinstance(row, TextExample):
         return "", row.text, row.text_b

@@ -7,6 +7,8 @@ Design:
 - A defect of the whole file (wrong kind, unreadable) is a `FileProblem`: one message, not one per line,
   and `bad_rows="skip"` never passes over it.
 - Text is UTF-8, with or without a byte order mark. Guessing an encoding trains on mojibake without a word.
+- A `.json` file may hold one document or JSON lines: published data sets use the suffix for both. Its first
+  lines decide (`_holds_json_lines`), and a defective line is one row's problem, not the whole file's.
 - A JSON `null` stays `None` and is refused where it is used.
 - Memory: one line at a time for JSONL, the whole file for JSON.
 """
@@ -17,6 +19,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, BinaryIO
 
 from qwen_task_heads.errors import Problem, shorten
@@ -26,6 +29,7 @@ Row = tuple[str, "dict[str, Any] | Problem"]
 MAX_LINE_BYTES = 16 * 2**20  # no title is longer; a line without an end must not fill the memory
 MAX_JSON_BYTES = 2**30  # a JSON document is held whole, several times over
 SYNTAX_FAILURES = 20  # so many bad lines and not one good: the file is of another kind
+SNIFFED_LINES = 20  # of a .json file, to tell JSON lines from one document
 MAGIC = {
     b"\x1f\x8b": "a gzip archive",
     b"PK\x03\x04": "a zip archive or an Excel workbook",
@@ -210,9 +214,37 @@ def _check_object(where: str, value: Any) -> dict[str, Any] | Problem:
     return value
 
 
+def _holds_json_lines(path: str) -> bool:
+    """Return whether a `.json` file holds one object per line, told from its first lines.
+
+    At least half of them are whole objects, which leaves room for defective lines. A file of one line is a
+    document, and so is one whose first line ends with the bracket that it opens.
+    """
+    with open(path, "rb") as stream:
+        lines = (line for _, line in numbered_lines(stream) if line.strip())
+        head = list(islice(lines, SNIFFED_LINES))
+    opens = bool(head) and head[0].rstrip().endswith((b"[", b"{"))
+    return len(head) > 1 and not opens and 2 * sum(map(_is_object, head)) >= len(head)
+
+
+def _is_object(line: bytes) -> bool:
+    if len(line) > MAX_LINE_BYTES or not line.lstrip().startswith(b"{"):
+        return False
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def read_json(path: str) -> Iterator[Row]:
-    """Rows of a file that is one JSON array, or one object around an array; numbered from 1."""
-    accepted = "accepted: an array of objects, or an object with one such array"
+    """Rows of a file that is one JSON array, or one object around an array; numbered from 1.
+
+    JSON lines under this suffix are read as `read_jsonl` reads them, and keep their line numbers.
+    """
+    if _holds_json_lines(path):
+        yield from read_jsonl(path)
+        return
+    accepted = "accepted: an array of objects, an object with one such array, or an object per line"
     if os.path.getsize(path) > MAX_JSON_BYTES:
         yield (
             path,
@@ -231,7 +263,7 @@ def read_json(path: str) -> Iterator[Row]:
         return
     value = _parse_json(path, text)
     if isinstance(value, Problem):
-        remedy = "rename it to .jsonl if each line is one object, or correct the syntax"
+        remedy = "correct the syntax"
         yield path, FileProblem(path, value.found, accepted, remedy)
         return
     if isinstance(value, dict) and not isinstance(value, _DuplicateKeys):

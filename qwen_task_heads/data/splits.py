@@ -17,6 +17,8 @@ from qwen_task_heads.data.doctor import text_key
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
+TEST_GIVEN = "test_fraction is not used: there is a test set"
+
 
 def split_by_group(
     pairs: Sequence[PairExample],
@@ -25,6 +27,7 @@ def split_by_group(
     salt: str = "",
     titles_apart: bool = True,
     groups: Sequence[GroupExample] = (),
+    held_out: str = "dev",
 ) -> tuple[list[PairExample], list[PairExample]]:
     """Split into train and dev.
 
@@ -35,6 +38,7 @@ def split_by_group(
         titles_apart: also keep every title on one side. False keeps groups apart only: for data in which
             a few stock titles stand under many prompts and tie everything together.
         groups: tests of the same data; their titles are kept apart too, also those that no pair has.
+        held_out: name of the second side, for messages: `dev` or `test`.
 
     Returns:
         `(train, dev)`, each in the order of `pairs`, with every `group` filled.
@@ -48,7 +52,7 @@ def split_by_group(
         >>> len(train) + len(dev), {pair.group for pair in train} & {pair.group for pair in dev}
         (100, set())
     """
-    _check_fraction(dev_fraction)
+    check_fraction(dev_fraction, f"{held_out}_fraction")
     grouped = assign_groups(pairs)
     union = _Union()
     for pair in grouped:
@@ -66,9 +70,9 @@ def split_by_group(
     for pair in grouped:
         (dev if names["group:" + pair.group] in dev_names else train).append(pair)
     if not train or not dev:
-        found = f"the {'dev' if train else 'train'} split of {len(grouped):,} pairs would be empty"
+        found = f"the {held_out if train else 'train'} split of {len(grouped):,} pairs would be empty"
         found += f" ({len(set(names.values())):,} independent groups)"
-        remedy = "give a dev file, another dev_fraction or salt"
+        remedy = f"give a {held_out} file, another {held_out}_fraction or salt"
         remedy += ", or titles_apart=False where stock titles tie the groups together" if titles_apart else ""
         raise TaskHeadsError(Problem("split", found, "accepted: pairs on both sides", remedy))
     return train, dev
@@ -101,7 +105,7 @@ def _group_of(pair: PairExample, names: dict[str, str]) -> str:
 
 
 def split_texts(
-    examples: Sequence[TextExample], *, dev_fraction: float = 0.1, salt: str = ""
+    examples: Sequence[TextExample], *, dev_fraction: float = 0.1, salt: str = "", held_out: str = "dev"
 ) -> tuple[list[TextExample], list[TextExample], str]:
     """Split texts into train and dev, every label in about its share.
 
@@ -115,6 +119,7 @@ def split_texts(
         examples: any order. Several labels in a row count as the rarest of them; scores as one label.
         dev_fraction: expected share of rows in dev, between 0 and 1, both excluded.
         salt: another salt gives another split.
+        held_out: name of the second side, for messages: `dev` or `test`.
 
     Returns:
         `(train, dev, note)`, both in the order of `examples`. The note is "", or says that second texts are
@@ -129,7 +134,7 @@ def split_texts(
         >>> len(train), sorted(text.target for text in dev)
         (90, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
     """
-    _check_fraction(dev_fraction)
+    check_fraction(dev_fraction, f"{held_out}_fraction")
     names, note = _components(examples, second=True), ""
     if 2 * max(Counter(names).values(), default=0) > max(len(examples), 40):
         looser = _components(examples, second=False)
@@ -160,8 +165,8 @@ def split_texts(
     train = [example for example, name in zip(examples, names, strict=True) if name not in dev_names]
     dev = [example for example, name in zip(examples, names, strict=True) if name in dev_names]
     if not train or not dev:
-        found = f"no rows for dev among {len(examples):,} ({len(rows):,} independent groups)"
-        remedy = "give a dev file, another dev_fraction, or more rows"
+        found = f"no rows for {held_out} among {len(examples):,} ({len(rows):,} independent groups)"
+        remedy = f"give a {held_out} file, another {held_out}_fraction, or more rows"
         raise TaskHeadsError(Problem("split", found, "accepted: rows on both sides", remedy))
     return train, dev, note
 
@@ -192,12 +197,20 @@ def _labels(example: TextExample) -> tuple[int, ...]:
     return whole or (-1,)
 
 
-def _check_fraction(dev_fraction: float) -> None:
-    if not 0 < dev_fraction < 1:
-        found = f"found {dev_fraction}"
-        raise TaskHeadsError(
-            Problem("dev_fraction", found, "accepted: between 0 and 1", "choose such as 0.1")
-        )
+def check_fraction(fraction: float, where: str) -> None:
+    """Refuse a share that leaves one side of a split empty."""
+    if not 0 < fraction < 1:
+        raise TaskHeadsError.of(where, str(fraction), "between 0 and 1", "choose such as 0.1")
+
+
+def cut_line(role: str, cut: str, fraction: float) -> str:
+    """The line of a run's account on a set that was cut from the training data.
+
+    Example:
+        >>> cut_line("test", "150 texts", 0.15)
+        'no test set given: 150 texts were cut from train by hash (test_fraction 0.15)'
+    """
+    return f"no {role} set given: {cut} were cut from train by hash ({role}_fraction {fraction:g})"
 
 
 def hash_rows(rows: Iterable[tuple[object, ...]]) -> str:

@@ -28,7 +28,10 @@ FORMS: tuple[tuple[str, ...], ...] = (
     ("text", "text_pair"),
     ("text",),
     ("sentence",),
+    ("content",),
 )
+# A text only where no other column is one: beside a title, nothing says which of the two is meant.
+LAST, YIELDS_TO = ("content",), "title"
 # Target columns, and the problem types that each may serve; the first is what it means unasked.
 TARGETS: dict[str, tuple[str, ...]] = {
     "label": ("single_label_classification", "ordinal", "regression", "multi_label_classification"),
@@ -96,10 +99,12 @@ def forms_of(columns: Collection[str]) -> list[tuple[str, ...]]:
     """The text columns that are there; of `text` and `text` with `text_b`, the larger form only.
 
     Example:
-        >>> forms_of(["id", "text", "text_b"])
-        [('text', 'text_b')]
+        >>> forms_of(["id", "text", "text_b"]), forms_of(["text", "content"]), forms_of(["content"])
+        ([('text', 'text_b')], [('text',)], [('content',)])
     """
     complete = [form for form in FORMS if all(name in columns for name in form)]
+    if LAST in complete and (len(complete) > 1 or YIELDS_TO in columns):
+        complete.remove(LAST)
     return [form for form in complete if not any(set(form) < set(other) for other in complete)]
 
 

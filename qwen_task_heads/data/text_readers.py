@@ -4,7 +4,7 @@ Accepted columns (`weight` and one of `group_id`, `test_id`, `group` are optiona
 
 | text | columns |
 |---|---|
-| one text | text, or sentence |
+| one text | text, or sentence; content where there is neither, and no title |
 | two texts | text_a + text_b, sentence1 + sentence2, premise + hypothesis, question1 + question2, |
 | | text + text_b, text + text_pair |
 | conversation | messages: list of {"role", "content"}; the text is what the user says, joined by line ends |

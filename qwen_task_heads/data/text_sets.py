@@ -5,7 +5,8 @@ Design:
 - Labels come from what states them: given, or a label file next to the data, else from the training rows
   as a set (`text_targets.py`). A label file counts for single files as for folders, so that naming
   `data/train.jsonl` and naming `data` mean the same.
-- Without a dev set one is cut by a hash of the texts (`splits.split_texts`).
+- Without a dev set one is cut by a hash of the texts (`splits.split_texts`), and on request a test set before
+  it, with another hash: neither shares a text or a group with the others.
 - Rows of other sets (`mix`) come last, after the cut: none is ever measured on.
 - Examples of a label file are shown by `{examples}` of an instruction: those that stand in dev or test are
   counted, as overlaps of train are.
@@ -19,13 +20,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from qwen_task_heads.data.doctor import ReadReport, find_overlaps, text_key
+from qwen_task_heads.data.doctor import ReadReport, find_overlaps, shared_lines, text_key
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.labels import LabelMap, check_same
 from qwen_task_heads.data.mixing import check_ratio, mix_in, names_of, read_others, resolve_others
+from qwen_task_heads.data.quoted_ids import unquote_ids
 from qwen_task_heads.data.roles import read_roles
-from qwen_task_heads.data.splits import hash_rows, split_texts
+from qwen_task_heads.data.splits import TEST_GIVEN, check_fraction, cut_line, hash_rows, split_texts
 from qwen_task_heads.data.text_layout import PROBLEM_TYPES
 from qwen_task_heads.data.text_readers import RawTexts, read_texts
 from qwen_task_heads.data.text_targets import Scheme, derive_scheme, resolve_all, states_ids
@@ -46,6 +48,7 @@ class TextSets:
         labels: the labels in their order; `target` counts in it.
         lines: what was read, found and cut, in plain words.
         dev_was_cut: the dev set was cut from the training source.
+        test_was_cut: the test set was cut from the training source.
         test_seen: texts of test that also stand in train.
         mixed: rows of train that come from other sets (`mix`), the last ones.
     """
@@ -57,8 +60,14 @@ class TextSets:
     labels: LabelMap
     lines: list[str]
     dev_was_cut: bool
+    test_was_cut: bool = False
     test_seen: int = 0
     mixed: int = 0
+
+    @property
+    def were_cut(self) -> tuple[str, ...]:
+        """Names of the sets that were cut from the training source."""
+        return ("dev",) * self.dev_was_cut + ("test",) * self.test_was_cut
 
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 of all that trains a model or picks its checkpoint; a run resumes on the same data only."""
@@ -99,6 +108,7 @@ def read_text_sets(
     problem_type: str | None = None,
     labels: LabelMap | str | None = None,
     dev_fraction: float = 0.1,
+    test_fraction: float | None = None,
     hub: str = "huggingface",
     bad_rows: str = "raise",
     max_samples: int | None = None,
@@ -119,7 +129,8 @@ def read_text_sets(
         labels: the labels in their order, or the path of `labels.yaml` or a class file. None looks for such
             a file next to the data, else tells them from the training rows. A map is that of a model: where
             rows state ids, a file next to the data must say the same.
-        dev_fraction: share of rows cut for dev where there is none.
+        dev_fraction: share of rows cut for dev where there is none; of what a cut test set leaves.
+        test_fraction: share of rows cut for test where there is none; None cuts no test set.
         hub: `huggingface` or `modelscope`, for ids.
         bad_rows: `raise` names every refused row in one error; `skip` leaves them out and counts them.
         max_samples: read at most so many rows of the training set.
@@ -146,6 +157,8 @@ def read_text_sets(
     """
     _check_options(problem_type=problem_type, bad_rows=bad_rows, max_samples=max_samples)
     check_ratio(mix_ratio)
+    if test_fraction is not None:
+        check_fraction(test_fraction, "test_fraction")
     if streaming and (Path(source).exists() or "modelscope" in (hub, source.split(":", 1)[0])):
         found, accepted = "found true for other data", "accepted: for ids of the Hugging Face Hub"
         raise TaskHeadsError(
@@ -171,7 +184,10 @@ def read_text_sets(
     problems += more
     for raw in raws.values():
         problems += raw.file_problems
-    scheme, more = _scheme(raws.get("train"), source=source, labels=labels)
+    beside = [raw for role, raw in raws.items() if role != "train"]
+    scheme, more = _scheme(
+        raws.get("train"), source=source, labels=labels, others=[*beside, *others.values()]
+    )
     problems += more
     if scheme is None:
         for raw in raws.values():
@@ -201,9 +217,18 @@ def read_text_sets(
         lines.append("test: all labels are -1 (kept by the authors), so the set is left out")
     lines += _label_lines(sets["train"], scheme)
     train, dev_was_cut = sets["train"], "dev" not in sets
+    test_was_cut = "test" not in sets and test_fraction is not None
+    if test_fraction is not None and test_was_cut:
+        train, sets["test"], note = split_texts(
+            train, dev_fraction=test_fraction, salt="test", held_out="test"
+        )
+        lines.append(cut_line("test", f"{len(sets['test']):,} texts", test_fraction))
+        lines += [note] if note else []
+    elif test_fraction is not None:
+        lines.append(TEST_GIVEN)
     if dev_was_cut:
         train, sets["dev"], note = split_texts(train, dev_fraction=dev_fraction)
-        lines.append(f"no dev set given: {len(sets['dev']):,} texts were cut from train by hash")
+        lines.append(cut_line("dev", f"{len(sets['dev']):,} texts", dev_fraction))
         lines += [note] if note else []
     own = len(train)
     if others:
@@ -222,6 +247,8 @@ def read_text_sets(
                 f"{len(overlaps):,} {stand} in train: figures on {role} flatter (first: "
                 f"{seen} as {where}, {first.kind})"
             )
+    if test_was_cut and not dev_was_cut:
+        lines += shared_lines(sets["dev"], sets["test"])
     lines += _shown_lines(sets, scheme.labels)
     return TextSets(
         train=train,
@@ -231,6 +258,7 @@ def read_text_sets(
         labels=scheme.labels,
         lines=lines,
         dev_was_cut=dev_was_cut,
+        test_was_cut=test_was_cut,
         test_seen=seen_before["test"],
         mixed=len(train) - own,
     )
@@ -252,22 +280,27 @@ def _check_options(*, problem_type: str | None, bad_rows: str, max_samples: int 
 
 
 def _scheme(
-    train: RawTexts | None, *, source: str, labels: LabelMap | str | None
+    train: RawTexts | None, *, source: str, labels: LabelMap | str | None, others: Sequence[RawTexts]
 ) -> tuple[Scheme | None, list[Problem]]:
-    """The labels of the run, or None with problems (perhaps none, where others are at fault)."""
+    """The labels of the run, or None with problems (perhaps none, where others are at fault).
+
+    Ids that all training rows write in quotes become numbers, in `train` and in `others`.
+    """
     given_by = "the given labels"
+    stated = isinstance(labels, LabelMap)
     try:
         if labels is None and (train is None or train.kind != "regression"):
             labels = find_label_file(source)
-        elif isinstance(labels, LabelMap) and train is not None and states_ids(train.rows):
-            beside = find_label_file(source)
-            if beside is not None:  # ids of the data would be read as those of the model
-                check_same(LabelMap.read(beside), labels, where=beside)
         if isinstance(labels, str):
             given_by = Path(labels).name
             labels = LabelMap.read(labels)
         if train is None or not train.kind:
             return None, []
+        if unquote_ids(train, others, labels):
+            given_by += ", ids in quotes"
+        beside = find_label_file(source) if stated and states_ids(train.rows) else None
+        if beside is not None and labels is not None:  # ids of the data would be read as those of the model
+            check_same(LabelMap.read(beside), labels, where=beside)
         scheme = derive_scheme(
             train.rows,
             problem_type=train.kind,

@@ -1,7 +1,8 @@
 """Train, dev and test of a title scorer, from whatever the user has, with an account of all of it.
 
 A folder or hub data set may hold its splits; separate files may be named; without a dev set one is cut
-by a hash of the groups. Every defect of every file is collected before the one error is raised.
+by a hash of the groups, and on request a test set before it. Every defect of every file is collected before
+the one error is raised.
 """
 
 from __future__ import annotations
@@ -11,12 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_task_heads.backbones import EMBEDDED
-from qwen_task_heads.data.doctor import find_overlaps
+from qwen_task_heads.data.doctor import find_overlaps, shared_lines
 from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.readers import read_pairs
 from qwen_task_heads.data.roles import read_roles
-from qwen_task_heads.data.splits import assign_groups, hash_rows, split_by_group
+from qwen_task_heads.data.splits import (
+    TEST_GIVEN,
+    assign_groups,
+    check_fraction,
+    cut_line,
+    hash_rows,
+    split_by_group,
+)
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 EMBEDDED_PAIRS = Path(__file__).parents[1] / "assets" / "upworthy"
@@ -34,6 +42,7 @@ class TitleSets:
         test: pairs for reporting, perhaps none.
         lines: what was read, found and cut, in plain words.
         dev_was_cut: the dev set was cut from the training source.
+        test_was_cut: the test set was cut from the training source.
         test_seen: pairs of test that also stand in train.
     """
 
@@ -43,7 +52,13 @@ class TitleSets:
     test: list[PairExample]
     lines: list[str]
     dev_was_cut: bool
+    test_was_cut: bool = False
     test_seen: int = 0
+
+    @property
+    def were_cut(self) -> tuple[str, ...]:
+        """Names of the sets that were cut from the training source."""
+        return ("dev",) * self.dev_was_cut + ("test",) * self.test_was_cut
 
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 of all that trains a model or picks its checkpoint; a run resumes on the same data only."""
@@ -77,6 +92,7 @@ def read_title_sets(
     dev: str | None = None,
     test: str | None = None,
     dev_fraction: float = 0.1,
+    test_fraction: float | None = None,
     hub: str = "huggingface",
     bad_rows: str = "raise",
     min_impressions: int = 0,
@@ -90,7 +106,8 @@ def read_title_sets(
             None.
         dev: file, folder or id of the dev set; of several splits, the one called dev or validation.
         test: file, folder or id of the test set; of several splits, the one called test.
-        dev_fraction: share of groups cut for dev where there is none.
+        dev_fraction: share of groups cut for dev where there is none; of what a cut test set leaves.
+        test_fraction: share of groups cut for test where there is none; None cuts no test set.
         hub: `huggingface` or `modelscope`, for ids.
         bad_rows: `raise` or `skip`, as in `read_pairs`.
         min_impressions: of arms; both titles of a pair need as many.
@@ -106,6 +123,8 @@ def read_title_sets(
         >>> len(sets.train) > len(sets.dev) > 0
         True
     """
+    if test_fraction is not None:
+        check_fraction(test_fraction, "test_fraction")
     if source == EMBEDDED:
         source = str(EMBEDDED_PAIRS)
     read, places, problems = read_roles(
@@ -153,12 +172,19 @@ def read_title_sets(
         tests = f"{unclear:,} test{'' if unclear == 1 else 's'}"
         lines.append(f"train: {tests} without a clear difference (--max_p_value) left out of the groups")
     groups = [group for group in groups if group.group in paired]
-    if dev_was_cut:
-        train, pairs["dev"] = split_by_group(train, dev_fraction=dev_fraction, groups=groups)
-        taken = {pair.group for pair in pairs["dev"]}
+    test_was_cut = "test" not in pairs and test_fraction is not None
+    if test_fraction is not None and not test_was_cut:
+        lines.append(TEST_GIVEN)
+    for name, share in (("test", test_fraction if test_was_cut else None), ("dev", dev_fraction)):
+        if share is None or name in pairs:
+            continue
+        salt = "test" if name == "test" else ""
+        train, pairs[name] = split_by_group(
+            train, dev_fraction=share, salt=salt, groups=groups, held_out=name
+        )
+        taken = {pair.group for pair in pairs[name]}
         groups = [group for group in groups if group.group not in taken]
-        cut = f"{len(pairs['dev']):,} pairs of {len(taken):,} groups"
-        lines.append(f"no dev set given: {cut} were cut from train by hash")
+        lines.append(cut_line(name, f"{len(pairs[name]):,} pairs of {len(taken):,} groups", share))
     seen_before = {}
     for name in ("dev", "test"):
         overlaps = find_overlaps(train, pairs.get(name, []))
@@ -170,6 +196,8 @@ def read_title_sets(
                 f"{len(overlaps):,} pairs of {name} also stand in train: figures on {name} flatter (first: "
                 f"{seen} as {source}, {first.kind})"
             )
+    if test_was_cut and not dev_was_cut:
+        lines += shared_lines(pairs["dev"], pairs["test"])
     return TitleSets(
         train=train,
         groups=groups,
@@ -177,5 +205,6 @@ def read_title_sets(
         test=pairs.get("test", []),
         lines=lines,
         dev_was_cut=dev_was_cut,
+        test_was_cut=test_was_cut,
         test_seen=seen_before["test"],
     )

@@ -5,6 +5,8 @@ Design decisions:
 - `evaluate.load("accuracy")` fetches code from a hub; a file of the package needs none and is the version
   that is installed. Modules that take the same inputs combine: `evaluate.combine([path, path])`.
 - They compute nothing: every figure is that of `qwen_task_heads.training`, as in `metrics.json`.
+- `predictions` and `references` are label ids or names, as in the metrics of `evaluate`. Logits and
+  probabilities are `prediction_scores`, as in its `roc_auc` (`_inputs.py`).
 - `evaluate` reads the imports of a module line by line: one name per line there.
 """
 
@@ -17,7 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.classification_metrics import classification_figures
+from qwen_task_heads.evaluate_modules import _inputs
+from qwen_task_heads.evaluate_modules._inputs import TakesLabels
+from qwen_task_heads.training.classification_metrics import REGRESSION, classification_figures
+
+__all__ = ["TakesLabels", "describe", "describe_labels", "flat", "metric_path", "text_figures"]
 
 if TYPE_CHECKING:
     import evaluate
@@ -44,11 +50,14 @@ def metric_path(name: str) -> str:
         >>> import evaluate
         >>> from qwen_task_heads.evaluate_modules import metric_path
         >>> metric = evaluate.load(metric_path("task_heads_classification"))
-        >>> metric.compute(predictions=[[2.0, 0.0], [3.0, 0.0]], references=[0, 1])["accuracy"]
+        >>> metric.compute(predictions=["good", "bad"], references=["good", "good"])["accuracy"]
         0.5
+        >>> found = metric.compute(prediction_scores=[[2.0, 0.0], [3.0, 0.0]], references=[0, 1])
+        >>> found["accuracy"], round(found["log_loss"], 2)
+        (0.5, 1.59)
     """
     folder = Path(__file__).parent
-    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem[0] != "_")
     if name not in names:
         accepted = f"accepted: {', '.join(names)}"
         raise TaskHeadsError(Problem("metric", f"found {name!r}", accepted, "choose one of them"))
@@ -72,26 +81,27 @@ def flat(figures: Mapping[str, Any], *, intervals: bool) -> dict[str, float | No
     return found
 
 
-def describe(inputs: str, *, rows: bool = False, several: bool = False) -> evaluate.MetricInfo:
-    """What `evaluate` asks of a metric.
+def describe(inputs: str) -> evaluate.MetricInfo:
+    """What `evaluate` asks of a metric of numbers.
 
     Args:
         inputs: what predictions and references are.
-        rows: predictions are rows of numbers and references ids; else both are numbers.
-        several: references are rows of 0 and 1.
     """
     import datasets
     import evaluate
 
-    number, whole = datasets.Value("float64"), datasets.Value("int64")
-    references = datasets.Sequence(whole) if several else whole if rows else number
-    predictions = datasets.Sequence(number) if rows else number
+    number = datasets.Value("float64")
     return evaluate.MetricInfo(
         description=__doc__ or "",
         citation="",
         inputs_description=f"\nArgs:{inputs}{OPTIONS}",
-        features=datasets.Features({"predictions": predictions, "references": references}),
+        features=datasets.Features({"predictions": number, "references": number}),
     )
+
+
+def describe_labels(inputs: str) -> evaluate.MetricInfo:
+    """What `evaluate` asks of a metric of labels; `inputs` as in `describe`."""
+    return _inputs.describe(inputs, OPTIONS)
 
 
 def text_figures(
@@ -101,11 +111,14 @@ def text_figures(
 
     Args:
         problem_type: of the model.
-        predictions, references: as in `classification_figures`; of several labels, rows of 0 and 1.
+        predictions, references: values of a regression; else rows as `TakesLabels` stores them.
         intervals: as in `flat`.
-        options: `groups`, `threshold`.
+        options: `groups`; of labels also `labels`, of several labels in a row `threshold`.
     """
-    logits = np.asarray(predictions, np.float64)
-    names = [str(index) for index in range(logits.shape[1] if logits.ndim == 2 else 1)]
-    figures = classification_figures(problem_type, logits, np.asarray(references), labels=names, **options)
+    if problem_type == REGRESSION:
+        values = np.asarray(predictions, np.float64)
+        targets = np.asarray(references, np.float64)
+        figures = classification_figures(problem_type, values, targets, labels=["value"], **options)
+    else:
+        figures = _inputs.label_figures(problem_type, predictions, references, **options)
     return flat(figures, intervals=intervals)

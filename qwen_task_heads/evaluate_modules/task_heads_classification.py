@@ -9,16 +9,18 @@ import evaluate
 from qwen_task_heads import evaluate_modules as shared
 
 INPUTS = """
-    predictions: logits, one row of L numbers per text.
-    references: ids of the labels.
+    predictions: ids or names of labels; or none, and `prediction_scores`.
+    references: the true labels, in either form.
+    prediction_scores: logits or probabilities, one row of L numbers per text.
+    labels: names in the order of the ids, which relates names to ids or to columns.
 """
 
 
-class TaskHeadsClassification(evaluate.Metric):
-    """Figures of a single-label classifier, from logits."""
+class TaskHeadsClassification(shared.TakesLabels, evaluate.Metric):
+    """Figures of a single-label classifier, from labels or from scores."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return shared.describe(INPUTS, rows=True)
+        return shared.describe_labels(INPUTS)
 
     def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float | None]:
         return shared.text_figures("single_label_classification", predictions, references, **options)

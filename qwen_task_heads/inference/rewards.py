@@ -16,6 +16,7 @@ as what reward models overrate, Singhal et al. 2023, arXiv:2310.03716.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -25,13 +26,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from qwen_task_heads.data.columns import is_blank
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.inference.scorer import Scorer
 
 LOWEST = -5.0  # standard deviations under an average title
 THINK, THOUGHT = (re.compile(tag, re.IGNORECASE) for tag in ("<think>", "</think>"))
 OPENING, CLOSING = (re.compile(tag, re.IGNORECASE) for tag in ("<title>", "</title>"))
+KEYCAP = re.compile("[0-9#*]\ufe0f?\u20e3")  # an emoji that begins with a digit
+UNSEEN = frozenset("\u115f\u1160\u3164\uffa0")  # letters of Unicode without a glyph
+WORDS = ("Lu", "Ll", "Lt", "Lo", "Nd", "Nl", "No")  # categories of letters and numbers, of any script
 CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext)\|>")
 CONSTANTS = ("reward_mean", "reward_std", "reward_length_mean", "reward_length_slope")
 
@@ -75,7 +78,7 @@ def title_of(completion: Completion) -> str:
     Args:
         completion: text, or messages of which the assistant's are read. All up to `</think>` is thinking, and
             all after a `<think>` that is never closed. Of `<title>…</title>` the first is the title; without
-            the tags the whole answer is. What nobody would see is no title.
+            the tags the whole answer is. A title has a letter or a number, of any script.
 
     Example:
         >>> from qwen_task_heads.inference.rewards import title_of
@@ -89,7 +92,19 @@ def title_of(completion: Completion) -> str:
     text = CONTROL.sub(" ", THINK.split(text, maxsplit=1)[0])
     text = OPENING.split(text, maxsplit=1)[-1]
     text = OPENING.sub(" ", CLOSING.split(text, maxsplit=1)[0])
-    return "" if is_blank(text) else " ".join(text.split())
+    return " ".join(text.split()) if has_words(text) else ""
+
+
+def has_words(text: str) -> bool:
+    """Return whether a text holds a letter or a number of any script; marks and pictures alone are no title.
+
+    Example:
+        >>> from qwen_task_heads.inference.rewards import has_words
+        >>> [has_words(text) for text in ("休む", "7", "Ⅳ", "!?", "🎉🎉", "—")]
+        [True, True, True, False, False, False]
+    """
+    text = KEYCAP.sub("", text) if "\u20e3" in text else text
+    return any(char not in UNSEEN and unicodedata.category(char) in WORDS for char in text)
 
 
 def _text_of(content: Completion, *, role: str) -> str:

@@ -284,7 +284,7 @@ def reported_dataset(run: Account, reported: str, metrics: Mapping[str, Any]) ->
     role = {"test": "test_dataset", "dev": "dev_dataset"}[reported]
     if run.settings.get(role):
         return _hub_dataset(run, role)
-    if reported == "dev" and metrics["data"]["dev"].get("cut"):
+    if metrics["data"][reported].get("cut"):
         return None  # part of a training split is nobody's benchmark
     return run.card.dataset_id or _hub_dataset(run, "dataset_name")
 

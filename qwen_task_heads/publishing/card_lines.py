@@ -6,7 +6,7 @@ where the log's figure of that step is also the dev figure of the finished model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads.publishing.endings import MODEL
@@ -96,15 +96,15 @@ def picked_line(run: Account, metrics: Mapping[str, Any], *, main: str) -> str:
     return f"step {best['step']:,}, with {figure_name(main)} {figure(value)} there"
 
 
-def in_force(settings: Mapping[str, str], run: Account, *, dev_was_cut: bool) -> dict[str, str]:
+def in_force(settings: Mapping[str, str], run: Account, *, cut: Collection[str]) -> dict[str, str]:
     """The rows of the table of settings without those that play no part.
 
     Args:
         settings: rows as shown.
         run: its settings as they were.
-        dev_was_cut: from the training data, by `dev_fraction`.
+        cut: names of the sets that were cut from the training data, by `dev_fraction` and `test_fraction`.
     """
     idle = {plain(name) for name, rest in IDLE.items() if name in run.settings and rest(run.settings)}
     idle |= {"metric_for_best_model"} if not run.picked else set()
-    idle |= {"dev_fraction"} if not dev_was_cut else set()
+    idle |= {plain(f"{name}_fraction") for name in ("dev", "test") if name not in cut}
     return {name: value for name, value in settings.items() if name not in idle}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,18 +101,18 @@ def training_facts(run: Account) -> dict[str, Any]:
 
 
 def set_facts(
-    sets: Mapping[str, Sequence[Any]], dev_was_cut: bool, digest: Callable[[Any], str], counted: str
+    sets: Mapping[str, Sequence[Any]], cut: Collection[str], digest: Callable[[Any], str], counted: str
 ) -> dict[str, dict[str, Any]]:
     """The part of `metrics.json` on the data: size and SHA-256 of each set, and whether it was cut.
 
     Args:
         sets: name to examples; `train`, `dev`, `test`.
-        dev_was_cut: of the dev set.
+        cut: names of the sets that were cut from the training data.
         digest: from examples to their SHA-256.
         counted: what the sizes are called.
     """
     found = {name: {counted: len(rows), "sha256": digest(rows)} for name, rows in sets.items()}
-    return {name: {**entry, "cut": name == "dev" and dev_was_cut} for name, entry in found.items()}
+    return {name: {**entry, "cut": name in cut} for name, entry in found.items()}
 
 
 def write_account(

@@ -77,7 +77,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     metrics: dict[str, Any] = {
         "seed": run.seed,
         "train": {"pairs": len(run.sets.train), **training_facts(run)},
-        "data": set_facts({"train": run.sets.train, **named}, run.sets.dev_was_cut, hash_pairs, "pairs"),
+        "data": set_facts({"train": run.sets.train, **named}, run.sets.were_cut, hash_pairs, "pairs"),
     }
     scores = {}
     for name, pairs in named.items():

@@ -90,7 +90,7 @@ def text_card(
     main = ours[order[0]]
     compared = BEST_METRIC[kind][0].removeprefix("eval_")
     fields = card_fields(model, folder, run, metrics=metrics, reported=reported, seen=run.sets.test_seen)
-    fields["settings"] = in_force(fields["settings"], run, dev_was_cut=run.sets.dev_was_cut)
+    fields["settings"] = in_force(fields["settings"], run, cut=run.sets.were_cut)
     pairs = any(example.text_b for example in run.sets.train)
     groups = f" of {main['n_groups']:,} groups" if main["n_groups"] != main["n"] else ""
     classes = [] if kind == REGRESSION else _classes(run, ours["per_class"])

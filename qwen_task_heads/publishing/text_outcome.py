@@ -133,7 +133,7 @@ def account_texts(
         "problem_type": kind,
         "labels": list(names),
         "train": {"rows": len(run.sets.train), **training_facts(run)},
-        "data": set_facts({"train": run.sets.train, **sets}, run.sets.dev_was_cut, hash_texts, "rows"),
+        "data": set_facts({"train": run.sets.train, **sets}, run.sets.were_cut, hash_texts, "rows"),
     }
     said: dict[str, Floats] = {}
     found: dict[str, Floats] = {}

@@ -67,7 +67,7 @@ def title_card(
     accuracies = {name: entry["pair_accuracy"] for name, entry in metrics[reported].items()}
     prompted = any(pair.prompt for pair in run.sets.train)
     fields = card_fields(model, folder, run, metrics=metrics, reported=reported, seen=run.sets.test_seen)
-    fields["settings"] = in_force(fields["settings"], run, dev_was_cut=run.sets.dev_was_cut)
+    fields["settings"] = in_force(fields["settings"], run, cut=run.sets.were_cut)
     titles = '["A plain title", "Another title"]'
     return render(
         "title_scorer",

@@ -55,6 +55,10 @@ class DataArguments(PublishArguments):
     dev_fraction: float = field(
         default=0.1, metadata={"help": "Share of groups cut for dev where none is given."}
     )
+    test_fraction: float | None = field(
+        default=None,
+        metadata={"help": "Share of groups cut for test where none is given, before dev; no test if None."},
+    )
     hub: str = field(
         default="huggingface",
         metadata={"help": "Where ids are looked up, and where to publish: huggingface or modelscope."},

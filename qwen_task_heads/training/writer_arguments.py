@@ -41,8 +41,8 @@ class WriterConfig(GRPOConfig):
     save_strategy: str = field(default="no", metadata={"help": "Checkpoints: no, steps, epoch."})
 
     def __post_init__(self) -> None:
-        if self.push_to_hub or self.hub_token:  # trl would send training_args.bin, to everybody, unproven
-            remedy = "read its titles first; then upload the folder without training_args.bin"
+        if self.push_to_hub or self.hub_token:  # titles.jsonl holds texts of the training
+            remedy = "read its titles first; then upload the folder without titles.jsonl and checkpoints"
             raise TaskHeadsError.of("--push_to_hub", "it", "no upload of a writer", remedy)
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and not self.use_cpu

@@ -45,6 +45,12 @@ def scorer(bases):
         ("<title></title> Ten ways", ""),
         ("<title> \u200b </title>", ""),
         ("\u200b\u2060", ""),
+        *((title, title) for title in ("休む", "ﾔｽﾑ", "한", "7", "٣", "Ⅳ", "½", "é", "Ж!", "🎉 7")),
+        *((title, "") for title in ("!?", "…", "—", "🎉🎉", "👩\u200d🚀", "1\ufe0f\u20e3", "#\u20e3")),
+        *(
+            (title, "")
+            for title in ("。、", "「」", "ーー", "\u3164", "\u0301", "$ € +", "<title>***</title>")
+        ),
         ("Ten ways<|im_end|>", "Ten ways"),
         ("<|im_end|>", ""),
         ("", ""),
@@ -79,7 +85,7 @@ def test_a_reward_is_a_score_in_standard_deviations_without_its_taste_for_length
 
 
 def test_no_title_gets_less_than_every_title_and_nothing_is_none_or_nan(scorer):
-    completions = ["", "<title></title>", "<think>never ends", "\u200b", *TITLES]
+    completions = ["!!! 🎉", "<title>…</title>", "<think>never ends", "\u200b", *TITLES]
     of_titles = TitleReward(scorer)([""] * 4, TITLES)
     least = min(of_titles)
     for lowest in (least - 100, least + 3):

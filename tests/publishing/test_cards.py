@@ -246,7 +246,7 @@ def judged(model, *, ours: float = 0.61234, floor: float = 0.5, **changes):
     sets = TextSets(
         train=[row], dev=[row], test=[row], problem_type="single_label_classification",
         labels=LabelMap(("a", "b", "c")), lines=[],
-        dev_was_cut="dev_dataset" not in changes,
+        dev_was_cut="dev_dataset" not in changes, test_was_cut="test_dataset" not in changes,
     )  # fmt: skip
     own = {"label": "a", "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 4}
     figures = {**{name: {**BOTH, "value": ours} for name in CLASSES}, "per_class": [own] * 3}
@@ -297,13 +297,13 @@ def test_settings_that_play_no_part_are_left_out(models):
         "mix_ratio": 2.0, "window_aggregation": "mean", "window_overlap": 8, "truncation": "head",
         "head": "linear", "head_activation": "relu", "streaming": False, "token_dropout": 0.0,
         "min_impressions": 0, "max_p_value": 1.0, "label_smoothing_factor": 0.0, "dev_fraction": 0.1,
-        "dev_dataset": "dev.jsonl",
+        "dev_dataset": "dev.jsonl", "test_fraction": 0.15, "test_dataset": "test.jsonl",
     }  # fmt: skip
     at_work = {
         "mix_ratio": 2.0, "mix": "more.jsonl", "window_aggregation": "mean", "window_overlap": 8,
         "truncation": "windows", "head": "mlp", "head_activation": "relu", "streaming": True,
         "token_dropout": 0.1, "min_impressions": 9, "max_p_value": 0.1, "label_smoothing_factor": 0.1,
-        "dev_fraction": 0.1,
+        "dev_fraction": 0.1, "test_fraction": 0.15,
     }  # fmt: skip
     always = {"setting", "metric_for_best_model"}
 
@@ -311,7 +311,7 @@ def test_settings_that_play_no_part_are_left_out(models):
         (table,) = Rendered(judged(models[1], **settings)).titles["Training"]
         return {row[0] for row in table}
 
-    assert shown(**idle) == always | {"truncation", "head", "dev_dataset"}
+    assert shown(**idle) == always | {"truncation", "head", "dev_dataset", "test_dataset"}
     assert shown(**at_work) == always | set(at_work)
     assert shown(picked=False) == {"setting"}
 

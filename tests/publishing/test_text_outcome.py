@@ -90,6 +90,7 @@ def finished(
         labels=labels,
         lines=[f"train: {TEXTS[1]}"],
         dev_was_cut=True,
+        test_was_cut=test,
     )
     key = BEST_METRIC[kind][0]
     run = TextRun(
@@ -130,6 +131,8 @@ def test_everything_is_written_and_agrees(runs, kind):
     pairs, split = kind == REGRESSION, "dev" if kind == ORDINAL else "test"
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == metrics
     assert metrics["notes"] == []
+    cut = {name: entry["cut"] for name, entry in metrics["data"].items()}
+    assert cut == {"train": False, "dev": True, "test": split == "test"}
     labels = ("score",) if kind == REGRESSION else LABELS.names
     wanted = examples(kind, 9 if split == "dev" else 11, split, pairs=pairs)
 

@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "classify.py"
 CONFIGS = ROOT / "recipes" / "configs"
 PRESETS = {
-    "n24news_7b_lora": ("Qwen/Qwen2.5-7B", "85.26"),
+    "n24news_7b_lora": ("Qwen/Qwen2.5-7B-Instruct", "85.26"),
     "longnews_05b_full": ("Qwen/Qwen2.5-0.5B-Instruct", ".96"),
     "longnews_distill_15b_lora": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", ".70"),
-    "sentiment_3b_r64": ("Qwen/Qwen2.5-3B", ".9334"),
-    "transcripts_3b_r96": ("Qwen/Qwen2.5-3B", ".8848"),
+    "sentiment_3b_r64": ("Qwen/Qwen2.5-3B-Instruct", ".9334"),
+    "transcripts_3b_r96": ("Qwen/Qwen2.5-3B-Instruct", ".8848"),
 }
 MODEL = "this model"
 WORDS = {

@@ -14,6 +14,7 @@ import launching
 import pytest
 import torch
 import yaml
+from rendered_card import Rendered
 from transformers import AutoModelForCausalLM
 
 from qwen_task_heads import build, load_tokenizer, save
@@ -54,9 +55,10 @@ def words(scorer: Path, base: str, folder: Path, **changes: Any) -> list[object]
 
 
 def test_two_steps_move_the_writer_and_say_what_it_was_paid(scorer, tmp_path):
-    printed = launching.finished(RECIPE, words(scorer, "embedded", tmp_path), tmp_path / "log")
-    assert "Trained a title writer for 2 steps on 8 texts in " in printed
-    paid = re.search(r"Mean reward: (\S+) at the first look, (\S+) at the last", printed)
+    given = words(scorer, "embedded", tmp_path, save_strategy="steps", save_steps=1)
+    printed = launching.finished(RECIPE, given, tmp_path / "log")
+    assert "Trained a title generator for 2 steps on 8 texts in " in printed
+    paid = re.search(r"Mean reward: (\S+) at the first logging step, (\S+) at the last", printed)
     assert all(math.isfinite(float(value)) for value in paid.groups())
     # the titles of the last step, best paid first, of which three are shown
     rows = [json.loads(line) for line in (tmp_path / "run" / "titles.jsonl").read_text().splitlines()]
@@ -67,6 +69,17 @@ def test_two_steps_move_the_writer_and_say_what_it_was_paid(scorer, tmp_path):
     # the reward is logged under its own name, with what it counts
     for name in ("rewards/title_reward/mean", "title_characters", "without_title"):
         assert f"'{name}'" in printed
+    # the folder has a card with what was measured, and no pickle
+    assert (tmp_path / "run" / "checkpoint-1" / "optimizer.pt").is_file()
+    assert not list((tmp_path / "run").rglob("training_args.bin"))
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    shown = dict(row for table in Rendered(card).titles["Evaluation"] for row in table)
+    first, last = (float(value) for value in paid.groups())
+    ends = re.fullmatch(r"(\S+) at step 1, (\S+) at step 2", shown["mean reward"])
+    assert [float(value) for value in ends.groups()] == pytest.approx([first, last], abs=0.006)
+    assert shown["preference of readers"] == "not evaluated"
+    assert str(tmp_path) not in card
+    assert "Article " not in card
     before = AutoModelForCausalLM.from_pretrained(locate("embedded")).state_dict()
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "run").state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)

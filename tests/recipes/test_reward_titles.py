@@ -180,7 +180,7 @@ def test_the_instruction_lives_in_the_saved_tokenizer(full_run):
 
 def test_the_published_setting_is_what_was_published():
     config = yaml.safe_load((CONFIGS / "ad_titles_7b.yaml").read_text())
-    assert config["model_name_or_path"] == "Qwen/Qwen2.5-7B"
+    assert config["model_name_or_path"] == "Qwen/Qwen2.5-7B-Instruct"
     wanted = {
         "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "pooling": "mean", "head": "mlp",
         "head_sizes": [1024, 512], "head_dropout": 0.1, "loss": "margin_ranking", "loss_margin": 0.0,

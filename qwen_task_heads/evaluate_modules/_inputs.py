@@ -1,0 +1,285 @@
+"""Inputs of the metrics of labels: ids, names or sets of labels, and scores by another argument.
+
+Design decisions:
+
+- `predictions` and `references` are ids or names, as users of `evaluate` pass them. Logits and probabilities
+  are `prediction_scores`, the name that `evaluate`'s `roc_auc` gives them. A matrix of numbers in place of
+  labels is refused, and so are ids beside names without a list that relates them.
+- `evaluate` stores a batch under fixed types, which would read the name "1" as the id 1 and cut 0.7 to 0.
+  Rows are therefore checked here, and stored as JSON text; `add`, `add_batch` and several processes work as
+  in any metric.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from qwen_task_heads.errors import TaskHeadsError, shorten
+from qwen_task_heads.training.classification_metrics import MULTI, ORDINAL, classification_figures
+
+if TYPE_CHECKING:
+    import evaluate
+
+SCORES = "scores"  # key of a stored row of numbers
+SURE = 40.0  # logit of a label that is predicted without a score: log-loss is not shown then
+NEED_SCORES = ("log_loss", "ece", "map")
+MAX_ID = 10_000  # without scores or names, labels up to the largest id are counted
+SUM = 1e-3  # how far a row of probabilities may be from 1
+PREDICTIONS = "label ids or names; logits and probabilities go to prediction_scores"
+
+
+@runtime_checkable
+class _Array(Protocol):
+    """What NumPy, torch, pandas and Arrow give as plain lists."""
+
+    def tolist(self) -> Any:
+        """The values as Python objects."""
+
+
+def plain(value: Any) -> Any:
+    """Return lists, tuples, arrays, tensors and series as lists of Python objects.
+
+    Example:
+        >>> plain((np.arange(2), [np.float64(0.5)]))
+        [[0, 1], [0.5]]
+    """
+    if isinstance(value, _Array):
+        return value.tolist()
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def describe(inputs: str, options: str) -> evaluate.MetricInfo:
+    """Return what `evaluate` asks of a metric of labels."""
+    import datasets
+    import evaluate
+
+    text = datasets.Value("string")
+    return evaluate.MetricInfo(
+        description=__doc__ or "",
+        citation="",
+        inputs_description=f"\nArgs:{inputs}{options}",
+        features=datasets.Features({"predictions": text, "references": text}),
+    )
+
+
+class TakesLabels:
+    """Methods of a metric whose inputs are labels; stands before `evaluate.Metric` among the bases."""
+
+    several = False  # labels in a row
+
+    def compute(
+        self,
+        *,
+        predictions: Any = None,
+        references: Any = None,
+        prediction_scores: Any = None,
+        **options: Any,
+    ) -> dict[str, float | None] | None:
+        """Compute the metrics of these rows, or of all that were added.
+
+        Raises:
+            TaskHeadsError: scores among the predictions, labels in two forms, or lengths that differ.
+        """
+        if any(value is not None for value in (predictions, references, prediction_scores)):
+            self.add_batch(
+                predictions=predictions, references=references, prediction_scores=prediction_scores
+            )
+        return super().compute(**options)  # type: ignore[misc]
+
+    def add_batch(
+        self, *, predictions: Any = None, references: Any = None, prediction_scores: Any = None
+    ) -> None:
+        """Add a batch of rows.
+
+        Raises:
+            TaskHeadsError: as in `compute`.
+        """
+        super().add_batch(**self._encoded(predictions, references, prediction_scores))  # type: ignore[misc]
+
+    def add(self, *, prediction: Any = None, reference: Any = None, prediction_scores: Any = None) -> None:
+        """Add one row.
+
+        Raises:
+            TaskHeadsError: as in `compute`.
+        """
+        rows = (None if value is None else [value] for value in (prediction, reference, prediction_scores))
+        super().add_batch(**self._encoded(*rows))  # type: ignore[misc]
+
+    def _encoded(self, predictions: Any, references: Any, scores: Any) -> dict[str, list[str]]:
+        if (predictions is None) == (scores is None):
+            found = "both" if scores is not None else "neither"
+            remedy = "pass labels as predictions, or logits or probabilities as prediction_scores"
+            raise TaskHeadsError.of("predictions, prediction_scores", found, "one of the two", remedy)
+        if references is None:
+            raise TaskHeadsError.of("references", "nothing", "the true labels", "pass references")
+        truths = _labels("references", references, several=self.several)
+        if scores is not None:
+            answers: list[Any] = [{SCORES: row} for row in _scores(scores)]
+        else:
+            answers = _labels("predictions", predictions, several=self.several)
+        if len(answers) != len(truths):
+            found = f"{len(truths):,} for {len(answers):,} predictions"
+            raise TaskHeadsError.of("references", found, "as many", "pass one for each row")
+        return {"predictions": [*map(json.dumps, answers)], "references": [*map(json.dumps, truths)]}
+
+
+def _rows(where: str, value: Any, accepted: str) -> list[Any]:
+    rows = plain(value)
+    if not isinstance(rows, list):
+        raise TaskHeadsError.of(where, shorten(value), f"a list of {accepted}", "pass one value per row")
+    return rows
+
+
+def _labels(where: str, value: Any, *, several: bool) -> list[Any]:
+    """Check a column of labels; all rows are of one form."""
+    accepted = "rows of zeros and ones, or lists of names" if several else "label ids or names"
+    rows = _rows(where, value, accepted)
+    remedy = "pass one label per row" if not several else "pass one list per row"
+    for place, row in enumerate(rows):
+        items = row if isinstance(row, list) else [row]
+        if any(isinstance(item, float) for item in items):
+            remedy = "pass logits and probabilities as prediction_scores=, and ids as whole numbers"
+        whole = all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items)
+        named = all(isinstance(item, str) for item in items)
+        if isinstance(row, list) != several or not (whole or named):
+            raise TaskHeadsError.of(f"{where}[{place}]", shorten(row), accepted, remedy)
+    kinds = {_kind(row) for row in rows} - {None}
+    if len(kinds) > 1:
+        found = "ids in some rows and names in others"
+        raise TaskHeadsError.of(where, found, "one form", "write all labels as ids, or all as names")
+    return rows
+
+
+def _kind(row: Any) -> type | None:
+    """Return `int` or `str`, None for an empty list."""
+    items = row if isinstance(row, list) else [row]
+    return type(items[0]) if items else None
+
+
+def _scores(value: Any) -> list[list[float]]:
+    accepted = "rows of one number per label, logits or probabilities"
+    rows = _rows("prediction_scores", value, accepted)
+    for place, row in enumerate(rows):
+        numbers = isinstance(row, list) and row and all(isinstance(x, int | float) for x in row)
+        if not numbers or not all(map(math.isfinite, row)) or len(row) != len(rows[0]):
+            raise TaskHeadsError.of(
+                f"prediction_scores[{place}]", shorten(row), accepted, "pass labels as predictions="
+            )
+    return rows
+
+
+def label_figures(
+    problem_type: str,
+    predictions: Iterable[str],
+    references: Iterable[str],
+    *,
+    labels: Sequence[str] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return the figures of `classification_figures` from stored rows.
+
+    Args:
+        problem_type: of the model.
+        predictions, references: rows as `TakesLabels` stores them.
+        labels: names in the order of the ids; None takes ids as they are, and names sorted.
+        options: `groups`, `threshold`.
+
+    Raises:
+        TaskHeadsError: labels that `labels` lacks, ids beside names without it, or scores of other lengths.
+    """
+    answers, truths = [json.loads(row) for row in predictions], [json.loads(row) for row in references]
+    stored = [isinstance(row, dict) for row in answers]
+    if any(stored) and not all(stored):
+        found = "labels in some batches and scores in others"
+        raise TaskHeadsError.of("predictions", found, "one of the two", "pass the same argument each time")
+    scored = bool(stored) and stored[0]
+    width = len(answers[0][SCORES]) if scored else None
+    kinds = {_kind(row) for row in (*truths, *([] if scored else answers))} - {None}
+    if problem_type == ORDINAL and str in kinds and labels is None:
+        remedy = "pass labels=, from the lowest to the highest"
+        raise TaskHeadsError.of("labels", "nothing", "the order of the names", remedy)
+    names = _names(truths if scored else [*answers, *truths], kinds, given=labels, width=width)
+    several = problem_type == MULTI
+    targets = _ids("references", truths, names, several=several)
+    if scored:
+        rows = np.asarray([row[SCORES] for row in answers], np.float64)
+        logits = _logits(rows, several=several)
+    else:
+        chosen = _ids("predictions", answers, names, several=several)
+        hot = chosen if several else (chosen[:, None] == np.arange(len(names))).astype(np.float64)
+        logits = SURE * (2.0 * hot - 1.0)
+        options["threshold"] = 0.5  # the labels were chosen by the caller
+    figures = classification_figures(problem_type, logits, targets, labels=names, **options)
+    return {name: entry for name, entry in figures.items() if scored or name not in NEED_SCORES}
+
+
+def _names(
+    rows: Sequence[Any], kinds: set[type | None], *, given: Sequence[str] | None, width: int | None
+) -> list[str]:
+    """Return the names of all labels, in the order of their ids."""
+    if given is not None:
+        names = plain(given)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TaskHeadsError.of("labels", shorten(given), "names", "pass a list of texts")
+        if len(set(names)) < len(names) or width not in (None, len(names)):
+            found = f"{len(names):,} names for {width:,} columns" if width else "a name twice"
+            raise TaskHeadsError.of("labels", found, "one name per label", "pass each label once")
+        return names
+    if kinds == {int, str}:
+        found = "ids beside names"
+        remedy = "pass labels=, the names in the order of the ids"
+        raise TaskHeadsError.of("predictions, references", found, "one form", remedy)
+    if str in kinds and width:
+        remedy = "pass labels=, the names in the order of the columns"
+        raise TaskHeadsError.of("references", "names beside scores", "ids, or names with labels=", remedy)
+    items = [item for row in rows for item in (row if isinstance(row, list) else [row])]
+    if str in kinds:
+        return sorted(set(items))
+    if rows and isinstance(rows[0], list):
+        return [*map(str, range(width or len(rows[0])))]
+    largest = max(items, default=0)
+    if width is None and largest >= MAX_ID:
+        raise TaskHeadsError.of(
+            "predictions, references", f"the id {largest:,}", f"below {MAX_ID:,}", "check it"
+        )
+    return [*map(str, range(width or largest + 1))]
+
+
+def _ids(where: str, rows: Sequence[Any], names: Sequence[str], *, several: bool) -> Any:
+    """Return ids (N,), or zeros and ones (N, L) of several labels."""
+    place = {name: number for number, name in enumerate(names)}
+    wanted = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    found: list[Any] = []
+    for number, row in enumerate(rows):
+        hot = several and _kind(row) is int
+        if hot and (len(row) != len(names) or not set(row) <= {0, 1}):
+            accepted = f"{len(names):,} zeros and ones, or a list of names"
+            remedy = "pass one column per label, or names"
+            raise TaskHeadsError.of(f"{where}[{number}]", shorten(row), accepted, remedy)
+        items = row if isinstance(row, list) else [row]
+        unknown = [
+            item for item in items if item not in (place if isinstance(item, str) else range(len(names)))
+        ]
+        if unknown and not hot:
+            what = f"{shorten(unknown[0])}, none of the {len(names):,} labels"
+            remedy = "pass labels= with all names, in the order of the ids"
+            raise TaskHeadsError.of(f"{where}[{number}]", what, wanted, remedy)
+        ids = [place[item] if isinstance(item, str) else item for item in items]
+        found.append(row if hot else [float(n in ids) for n in range(len(names))] if several else ids[0])
+    return np.asarray(found, np.float64 if several else np.int64)
+
+
+def _logits(scores: Any, *, several: bool) -> Any:
+    """Return logits; rows that are probabilities are turned into those that give them."""
+    inside = bool(((scores >= 0) & (scores <= 1)).all())
+    tiny = np.finfo(np.float64).tiny
+    if several:
+        share = np.clip(scores, tiny, 1 - np.finfo(np.float64).epsneg)
+        return np.log(share) - np.log1p(-share) if inside else scores
+    sums = np.abs(scores.sum(1) - 1) <= SUM
+    return np.log(np.maximum(scores, tiny)) if inside and sums.all() else scores

@@ -1,0 +1,42 @@
+"""`TitleGeneratorTrainer`: trl's GRPOTrainer whose folders can be shared as they are.
+
+Trainer writes `training_args.bin`, a pickle that holds `hub_token` in clear, into every folder it saves, and
+trl a draft of a card before each checkpoint. Here the pickle is removed where it is written, which resuming
+does not need, and the card is the one that the recipe gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINING_ARGS_NAME
+from trl import GRPOTrainer
+
+CARD = "README.md"
+
+
+class TitleGeneratorTrainer(GRPOTrainer):
+    """trl's `GRPOTrainer` without `training_args.bin`, with a card of its own.
+
+    Args:
+        *args: of `GRPOTrainer`.
+        card: gives the card as Markdown from `log_history` and `steps`, those of the run so far.
+        **options: of `GRPOTrainer`.
+    """
+
+    def __init__(self, *args: Any, card: Callable[..., str], **options: Any) -> None:
+        self._card = card
+        super().__init__(*args, **options)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """Write the card of the run so far, in place of trl's draft; its arguments are not used."""
+        if self.is_world_process_zero():
+            text = self._card(log_history=self.state.log_history, steps=self.state.global_step)
+            Path(self.args.output_dir, CARD).write_text(text, encoding="utf-8")
