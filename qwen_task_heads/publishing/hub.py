@@ -21,11 +21,11 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.publishing.hub_records import Published, State
 from qwen_task_heads.publishing.secrets import redact
 from qwen_task_heads.publishing.staging import (
     CODE,
@@ -63,55 +63,6 @@ NAMED = 5  # removed files by name; of more the number
 
 def quiet(line: str) -> None:
     """Say nothing of what is being done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """Where a model was published, or staged.
-
-    Args:
-        repo_id: `owner/name`.
-        hub: its name.
-        url: of the commit's files; None where nothing was sent.
-        commit: its id; None where nothing was sent.
-        private: whether the repo is.
-        unchanged: the repo held these very files already, and got no commit.
-        notes: what else to know.
-    """
-
-    repo_id: str
-    hub: str
-    url: str | None = None
-    commit: str | None = None
-    private: bool = True
-    unchanged: bool = False
-    notes: tuple[str, ...] = ()
-
-    def lines(self) -> list[str]:
-        """What to say on the screen."""
-        if self.url is None:
-            return ["Nothing was sent.", *self.notes]
-        did = "Nothing to publish, the files are there already:" if self.unchanged else "Published:"
-        who = "private" if self.private else "public"
-        return [f"{did} {self.url} ({who}, commit {self.commit})", *self.notes]
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """What a repo holds.
-
-    Args:
-        private: whether the repo is.
-        head: commit of the branch at hand, or the one that a new branch will begin at.
-        branches, tags: name to commit.
-        files: of `head`: path to the hub's own digest of it.
-    """
-
-    private: bool
-    head: str | None = None
-    branches: Mapping[str, str] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
 
 
 class Hub(ABC):

@@ -15,7 +15,8 @@ from typing import Any
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubs import BRANCH, MODELSCOPE
-from qwen_task_heads.publishing.hub import Hub, State
+from qwen_task_heads.publishing.hub import Hub
+from qwen_task_heads.publishing.hub_records import State
 from qwen_task_heads.publishing.staging import sha256
 
 CONFLICT = 409

@@ -28,9 +28,10 @@ from qwen_task_heads.publishing.forms import (
     nobody_has,
 )
 from qwen_task_heads.publishing.gate import Parity, prove
-from qwen_task_heads.publishing.hub import Hub, Published, quiet
+from qwen_task_heads.publishing.hub import Hub, quiet
 from qwen_task_heads.publishing.hub_huggingface import HuggingFace
 from qwen_task_heads.publishing.hub_modelscope import ModelScope
+from qwen_task_heads.publishing.hub_records import Published
 from qwen_task_heads.publishing.secrets import scan
 from qwen_task_heads.publishing.staging import check_run, seal, stage
 from qwen_task_heads.training.publish_arguments import FORMS

@@ -21,6 +21,7 @@ from trl import SFTTrainer
 from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.training.hub_saving import WithoutTrainingArgs
 from qwen_task_heads.training.sharding import is_in_lockstep
 
 IGNORED = -100  # no loss on these tokens
@@ -106,7 +107,7 @@ class Clock(TrainerCallback):
         return f"speed: {self.tokens / self.seconds:,.0f} real tokens a second, looks at dev included"
 
 
-class AnswerTrainer(SFTTrainer):
+class AnswerTrainer(WithoutTrainingArgs, SFTTrainer):
     """Train a causal language model to write the label.
 
     Args:

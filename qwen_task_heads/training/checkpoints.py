@@ -18,7 +18,7 @@ number of processes and of threads are the same and `resume_hazards` finds nothi
 differ: Trainer restarts them. Not covered: DeepSpeed, folders on a disk per node, hyper-parameter search,
 a collator that draws from the global RNG, a run killed after early stopping had ended it.
 
-`training_args.bin` holds the hub token in clear: it is sealed like the rest, and never to be published.
+No checkpoint holds `training_args.bin`, with the hub token in clear: see `hub_saving`.
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer import TRAINING_ARGS_NAME
 from trl import GRPOTrainer
 
-CARD = "README.md"
+from qwen_task_heads.hubcode.pushing_task_heads import CARD
+from qwen_task_heads.training.hub_saving import WithoutTrainingArgs
 
 
-class TitleGeneratorTrainer(GRPOTrainer):
+class TitleGeneratorTrainer(WithoutTrainingArgs, GRPOTrainer):
     """trl's `GRPOTrainer` without `training_args.bin`, with a card of its own.
 
     Args:
@@ -29,11 +29,6 @@ class TitleGeneratorTrainer(GRPOTrainer):
     def __init__(self, *args: Any, card: Callable[..., str], **options: Any) -> None:
         self._card = card
         super().__init__(*args, **options)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def create_model_card(self, *args: Any, **options: Any) -> None:
         """Write the card of the run so far, in place of trl's draft; its arguments are not used."""

@@ -24,7 +24,8 @@ LEVELS = {
     "manifests": 2,
     "repos": 2,
     "data": 2,
-    "adapters": 2,
+    "peft_models": 2,
+    "adapters": 3,
     "throughput": 3,
     "batching": 3,
     "models": 4,
@@ -37,9 +38,9 @@ LEVELS = {
     "__main__": 8,
 }
 MAX_MODULE, MAX_RECIPE = 400, 120
-# safetensors and peft are what transformers itself loads adapters with: who can load one of our
-# adapters has both. peft is heavy, so it is imported where an adapter is loaded, and nowhere else.
-TRAVELS_WITH = {"torch", "transformers", "safetensors"}
+# transformers itself loads weights with safetensors, adapters with peft, and reaches hubs by huggingface_hub.
+# peft is heavy, so it is imported where an adapter is loaded, and nowhere else.
+TRAVELS_WITH = {"torch", "transformers", "safetensors", "huggingface_hub"}
 TRAVELS_WITH_LAZILY = {"peft"}
 
 
