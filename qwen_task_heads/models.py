@@ -8,6 +8,7 @@ open the folder that its client fetched, and the config still names the id.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -99,9 +100,10 @@ def build(
         >>> build("embedded", pooling="mean").config.pooling
         'mean'
     """
-    from qwen_task_heads.peft_models import register
+    if "peft" in sys.modules:  # else `adapter_config` or a trainer imports it, and registers
+        from qwen_task_heads.peft_models import register
 
-    register()  # what is built is trained, perhaps by PEFT
+        register()
     if task not in TASKS:
         raise TaskHeadsError.of("task", repr(task), ", ".join(TASKS), "choose one of them")
     path, fetched = _find(backbone, revision=revision, hub=hub)

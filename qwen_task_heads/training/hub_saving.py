@@ -21,9 +21,11 @@ from transformers.utils import PushInProgress, logging
 from qwen_task_heads.hubcode.card_task_heads import name_card
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.pushing_task_heads import CARD
+from qwen_task_heads.peft_models import register
 from qwen_task_heads.training.sharding import is_in_lockstep
 
 logger = logging.get_logger(__name__)
+register()  # trl wraps the model by PEFT itself
 
 TRAINING_ARGS = "training_args.bin"
 # What an evaluation logs beside the metrics.

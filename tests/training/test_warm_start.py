@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_the_head_is_the_saved_one(bases, tokenizer, folders, kind) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     take_head(model, str(folders[kind]), tokenizer=words)
     tensors: dict[str, torch.Tensor] = {}
-    for file in folders[kind].glob("*.safetensors"):
+    for file in folders[kind].rglob("*.safetensors"):
         tensors |= load_file(file)
     for name, tensor in model.state_dict().items():
         if name.startswith("score."):
@@ -118,9 +119,7 @@ def test_a_trained_model_keeps_its_own_head(tokenizer, folders) -> None:
 @pytest.mark.parametrize("damage", ["shape", "name", "nan", "gone"])
 def test_damaged_tensors_are_refused(bases, tokenizer, folders, tmp_path, damage) -> None:
     folder = tmp_path / "damaged"
-    folder.mkdir()
-    for file in folders["head_only"].iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folders["head_only"], folder)
     path = folder / "adapter/adapter_model.safetensors"
     tensors = load_file(path)
     key = next(name for name in tensors if name.endswith("score.0.weight"))
