@@ -1,0 +1,49 @@
+"""Work counted in function calls: a bound on it holds on any processor, idle or busy.
+
+Time depends on the machine and on its load; the number of calls of one input does not. A loop that takes
+quadratic time makes so many calls that the bound ends it at once. What C code does within one call is not
+counted: where that may be slow, a test gets a generous `pytest.mark.timeout`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+
+@dataclass
+class Work:
+    """How many calls of Python and C functions a block has made."""
+
+    calls: int = 0
+
+
+@contextmanager
+def at_most(calls: int) -> Iterator[Work]:
+    """Fail as soon as this thread has made more calls in the block.
+
+    Args:
+        calls: the bound, about twice what the block makes today.
+
+    Yields:
+        The count.
+    """
+    work, before = Work(), sys.getprofile()
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        if event in ("call", "c_call"):
+            work.calls += 1
+            if work.calls > calls:
+                sys.setprofile(before)
+                pytest.fail(f"more than {calls:,} calls")
+
+    sys.setprofile(count)
+    try:
+        yield work
+    finally:
+        sys.setprofile(before)
