@@ -107,6 +107,8 @@ def command(output: Path, *, lora: bool, kill: dict, **changes) -> None:
             if state.global_step == kill.get("before_seal"):
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    if "path" in kill:
+        launching.kill_once_there(output / kill["path"])
     if "audit" in kill:
         event, count = kill["audit"], [0]
 
@@ -147,12 +149,11 @@ def run_child(output: Path, *, lora: bool, kill: dict, **changes) -> int:
             os._exit(1)
         os._exit(0)
     deadline = time.monotonic() + kill["seconds"] if "seconds" in kill else None
-    path = output / kill["path"] if "path" in kill else None
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if (path is not None and path.exists()) or (deadline is not None and time.monotonic() > deadline):
+        if deadline is not None and time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         time.sleep(0.0002)

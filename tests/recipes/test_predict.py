@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from qwen_task_heads import build, save
 
 RECIPE = launching.RECIPES / "predict.py"
 ROWS = 160
-start, finished = partial(launching.start, RECIPE), partial(launching.finished, RECIPE)
+start, finished, killed = (
+    partial(run, RECIPE) for run in (launching.start, launching.finished, launching.killed)
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +69,10 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 ) -> None:
     output = tmp_path / "out.jsonl"
     parts = tmp_path / "out.jsonl.parts"
-    process = start(words(model, source, output), tmp_path / "log")
-    while process.is_alive() and not (parts / f"{block:08d}.jsonl").exists():
-        time.sleep(0.0005)
-    process.kill()
-    process.join()
-    assert process.exitcode == -9, (tmp_path / "log").read_text()
+    killed(words(model, source, output), tmp_path / "log", path=parts / f"{block:08d}.jsonl")
     assert not output.exists()
     before = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.jsonl")}
-    assert len(before) < ROWS // 8
+    assert len(before) == block + 1
     again = start(words(model, source, output), tmp_path / "again")
     again.join(120)
     assert again.exitcode == 0, (tmp_path / "again").read_text()
