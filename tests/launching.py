@@ -85,9 +85,9 @@ def fork_two(target: Callable[..., Any], *words: object, log: Path) -> list[Any]
     ]
 
 
-def join(process: Any, log: Path, *, seconds: float = 150) -> str:
+def join(process: Any, log: Path) -> str:
     """Wait for a child that must end well; give what it printed."""
-    process.join(seconds)
+    process.join()
     assert process.exitcode == 0, log.read_text()[-3000:]
     return log.read_text()
 

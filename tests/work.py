@@ -2,7 +2,7 @@
 
 Time depends on the machine and on its load; the number of calls of one input does not. A loop that takes
 quadratic time makes so many calls that the bound ends it at once. What C code does within one call is not
-counted: where that may be slow, a test gets a generous `pytest.mark.timeout`.
+counted: the inputs are so large that pytest's timeout, which guards against hangs, ends it there.
 """
 
 from __future__ import annotations

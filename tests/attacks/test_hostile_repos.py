@@ -1,8 +1,8 @@
 """Check 23: hostile repos. Each is refused by our own error, quickly, and nothing of it runs.
 
 Everything that carries code would create a canary; the Auto classes of transformers are held to that too,
-since with the package installed they are a safe way to load. Work is counted in calls; the timeout ends a
-hang within one call.
+since with the package installed they are a safe way to load. Work is counted in calls; pytest's timeout
+ends a hang within one call.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from qwen_task_heads import TaskHeadsError, adapter_config, build, load, load_to
 
 Attack = Callable[[Path, Path], None]
 CALLS = 1_000_000
-pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture(scope="module")

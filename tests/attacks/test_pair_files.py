@@ -1,6 +1,6 @@
 """Hostile pair files: each ends in a refusal that names the file, quickly, and never in a foreign error.
 
-Work is counted in calls, so that a busy machine fails nothing; the timeout ends a hang within one call.
+Work is counted in calls, so that a busy machine fails nothing; pytest's timeout ends a hang within one call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ LINE = '{"chosen": "Ten quiet beaches", "rejected": "Beaches"}\n'
 
 
 CALLS = 4_000_000  # a few of each character or column of the largest file here
-pytestmark = pytest.mark.timeout(60)
 
 
 def refused(path: Path, found: str) -> TaskHeadsError:

@@ -1,6 +1,6 @@
 """Hostile files of labelled texts: each is read or refused quickly, by name, never with a foreign error.
 
-Work is counted in calls, so that a busy machine fails nothing; the timeout ends a hang within one call.
+Work is counted in calls, so that a busy machine fails nothing; pytest's timeout ends a hang within one call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from qwen_task_heads.errors import TaskHeadsError
 LINES = "".join(f'{{"text": "text {n}", "label": {n % 2}}}\n' for n in range(20))
 MILLION = 10**6
 CALLS = 6 * MILLION  # a few of each character, label or column of the largest file here
-pytestmark = pytest.mark.timeout(60)
 
 
 def counted(path: Path, **options: object) -> TextSets:

@@ -182,7 +182,7 @@ def drive(work: Path, scenarios: list[dict]) -> None:
 
 def run_driver(work: Path, scenarios: list[dict]) -> dict[str, dict]:
     """Drive the scenarios in a child, and return its results by scenario."""
-    launching.join(launching.fork(drive, work, scenarios, log=work / "log"), work / "log", seconds=900)
+    launching.join(launching.fork(drive, work, scenarios, log=work / "log"), work / "log")
     return {result["name"]: result for result in json.loads((work / "results.json").read_text())}
 
 
@@ -223,7 +223,7 @@ def test_killed_runs_resume_to_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("lora", [True, False])
 def test_killed_runs_resume_to_the_same_bytes_sweep(tmp_path, lora):
     """Every kind of instant, over three epochs and at their boundaries; the last four at any instant."""
@@ -239,7 +239,6 @@ def test_killed_runs_resume_to_the_same_bytes_sweep(tmp_path, lora):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_each_hazard_is_one_and_the_defaults_are_none(tmp_path):
     """The settings that `resume_hazards` names do change the weights: nobody is warned for nothing."""
     changes = {
@@ -266,7 +265,6 @@ def arguments(folder: Path, **changes):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_two_processes_killed_and_resumed(tmp_path):
     """Both ranks' RNG states are sealed, and a killed rank 0 takes nobody's work with it."""
     variables = os.environ | {
@@ -285,9 +283,7 @@ def test_two_processes_killed_and_resumed(tmp_path):
             str(processes),
         ]
         command += [__file__, str(output), json.dumps(kill)]
-        return subprocess.run(
-            command, env=variables, capture_output=True, text=True, check=False, timeout=200
-        )
+        return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
     whole = launch(tmp_path / "whole", {})
     assert whole.returncode == 0, whole.stderr[-3000:]

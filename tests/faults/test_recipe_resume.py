@@ -93,7 +93,7 @@ def test_another_setting_does_not_resume_a_killed_run(data, bases, tmp_path):
     killed(words, log, path=output / "checkpoint-3/seal.json")
     before = (output / "checkpoint-3/model.safetensors").read_bytes()
     again = start([*words, "--learning_rate", "5e-4"], tmp_path / "again")
-    again.join(120)
+    again.join()
     assert again.exitcode == 2
     printed = (tmp_path / "again").read_text()
     assert "learning_rate" in printed
