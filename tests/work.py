@@ -1,4 +1,4 @@
-"""Work counted in function calls: a bound on it holds on any processor, idle or busy.
+"""Work counted in function calls and lines: a bound on it holds on any processor, idle or busy.
 
 Time depends on the machine and on its load; the number of calls of one input does not. A loop that takes
 quadratic time makes so many calls that the bound ends it at once. What C code does within one call is not
@@ -47,3 +47,27 @@ def at_most(calls: int) -> Iterator[Work]:
         yield work
     finally:
         sys.setprofile(before)
+
+
+@contextmanager
+def at_most_lines(lines: int) -> Iterator[None]:
+    """Fail as soon as this thread has executed more lines of Python in the block; sees loops without calls.
+
+    Args:
+        lines: the bound, about twice what the block executes today.
+    """
+    done, before = 0, sys.gettrace()
+
+    def count(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal done
+        done += event == "line"
+        if done > lines:
+            sys.settrace(before)
+            pytest.fail(f"more than {lines:,} lines")
+        return count
+
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
