@@ -115,6 +115,7 @@ def load_generator(
     hub: str = HUGGINGFACE,
     dtype: torch.dtype | str = "auto",
     verify: bool = True,
+    merge: bool = True,
     model_kwargs: dict[str, Any] | None = None,
 ) -> Any:
     """Load a chat model, or one with an adapter, which is merged.
@@ -125,6 +126,7 @@ def load_generator(
         hub: where ids are looked up, `huggingface` or `modelscope`; that of an adapter's base too.
         dtype: of the weights; as they were saved when `auto`.
         verify: hold the files against `manifest.json`, and a local base against its hashes.
+        merge: fold an adapter into its base; False returns PEFT's model, with the weights as they are stored.
         model_kwargs: passed on to transformers (`attn_implementation`, ...).
 
     Raises:
@@ -151,10 +153,11 @@ def load_generator(
 
         if (base := _stated_base(path, revision)) is None:  # an adapter of others
             opened = AutoPeftModelForCausalLM.from_pretrained(path, revision=revision or "main", **options)
-            return opened.merge_and_unload().eval()
+            return (opened.merge_and_unload() if merge else opened).eval()
         place, commit = _at_hand(base, hub=hub, verify=verify)
         model = AutoModelForCausalLM.from_pretrained(place, revision=commit or "main", **options)
-        return PeftModel.from_pretrained(model, path, revision=revision).merge_and_unload().eval()
+        opened = PeftModel.from_pretrained(model, path, revision=revision)
+        return (opened.merge_and_unload() if merge else opened).eval()
     except TaskHeadsError:
         raise
     except TaskHeadError as error:

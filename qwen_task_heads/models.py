@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import cached_file
 
 from qwen_task_heads.adapters import adapter_config
 from qwen_task_heads.backbones import locate
@@ -30,6 +31,7 @@ from qwen_task_heads.hubcode.configuration_task_heads import (
 )
 from qwen_task_heads.hubcode.loading_task_heads import find_adapter
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
+from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.manifests import check_manifest
@@ -266,9 +268,10 @@ def merge(
             dtype=torch.float32,
             **kwargs,
         )
-        model = PeftModel.from_pretrained(
-            _name_base(base, config), repo, revision=revision, subfolder=subfolder or None
-        )
+        # As a folder: offline, peft 0.21 looks for a repo's subfolder inside itself.
+        place = {"revision": revision, "subfolder": subfolder}
+        folder = {Path(cached_file(repo, name, **place)).parent for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+        model = PeftModel.from_pretrained(_name_base(base, config), str(folder.pop()))
         base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
     if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
         raise TaskHeadsError.of("model", "no adapter on it", "a model with one", "save it as it is")

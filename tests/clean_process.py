@@ -15,6 +15,8 @@ from pathlib import Path
 SERVER = r"""
 import gc, importlib.abc, json, os, sys, traceback
 
+sys.path.append(sys.argv[1])  # the folder of `equality`
+
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "qwen_task_heads":
@@ -68,7 +70,7 @@ class CleanProcess:
         """Run code in `folder`; give what it printed on standard output. Its failure is one of the test."""
         if self.server is None:
             self.server = subprocess.Popen(
-                [sys.executable, "-I", "-c", SERVER],
+                [sys.executable, "-I", "-c", SERVER, str(Path(__file__).parent)],
                 env={**os.environ, "HF_MODULES_CACHE": str(self.folder / "modules")},
                 cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip

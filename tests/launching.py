@@ -11,6 +11,7 @@ import gc
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -84,11 +85,37 @@ def fork_two(target: Callable[..., Any], *words: object, log: Path) -> list[Any]
     ]
 
 
-def join(process: Any, log: Path, *, seconds: float = 150) -> str:
+def join(process: Any, log: Path) -> str:
     """Wait for a child that must end well; give what it printed."""
-    process.join(seconds)
+    process.join()
     assert process.exitcode == 0, log.read_text()[-3000:]
     return log.read_text()
+
+
+def kill_once_there(path: Path) -> None:
+    """End this process by SIGKILL at its first audited event (a file, an import) after `path` exists.
+
+    A watcher in another process would come too late where the machine is busy.
+    """
+
+    def hook(event: str, arguments: Any) -> None:
+        if event != "os.kill" and os.path.exists(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def run_until(path: Path, recipe: Path, *argv: object) -> int:
+    """Run a recipe in this process until `path` exists; SIGKILL ends it then."""
+    kill_once_there(path)
+    return run(recipe, *argv)
+
+
+def killed(recipe: Path, words: list[object], log: Path, *, path: Path) -> None:
+    """Run a recipe in a child that SIGKILL ends once `path` exists."""
+    process = fork(run_until, path, recipe, *words, log=log)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, log.read_text()[-3000:]
 
 
 def start(recipe: Path, words: list[object], log: Path) -> Any:

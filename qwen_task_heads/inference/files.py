@@ -5,7 +5,8 @@ Design:
   hashes what was read; the second streams, one block of rows in memory at a time.
 - Block i (rows i*B to i*B+B-1) is computed by process i mod P. Every process parses the whole input,
   because parsing costs far less than a model, and nobody has to hand out work. Neither the blocks nor the
-  batches inside them hang on P, so any number of processes gives the same bytes, and resumes another's.
+  batches inside them depend on P, so any number of processes gives the same bytes on one machine, and
+  resumes another's. Machines with other processors may differ in the last decimal of a number.
 - A row comes out with all that it came in with, and the answer under names with a prefix, so that a `label`
   in the input stays what it was. A row without a usable text gets an `error` instead of an answer with
   `bad_rows="skip"`, and a row that cannot be read at all has nothing else: rows in = answers + errors.
@@ -28,6 +29,7 @@ from qwen_task_heads.data.parsers import FileProblem
 from qwen_task_heads.data.text_readers import InputProblem, TextInput, read_inputs
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.inference.identity import model_hash
 from qwen_task_heads.inference.opening import choose, labels_to_choose, open_scorer, with_offers
 from qwen_task_heads.inference.parts import SUFFIXES, Parts
 from qwen_task_heads.inference.predictions import DIGITS, answer_columns, check_options, problem_type_of
@@ -175,7 +177,8 @@ def predict_file(
         raise _problem(source, "found no second text in any row", "pairs of texts, as in training", remedy)
     check_options(problem_type_of(config), num_labels=config.num_labels, **options)
     identity = {
-        "input": scan.sha256, "model": _model_hash(model), "bad_rows": bad_rows, "prefix": prefix,
+        "input": scan.sha256, "model": model_hash(model, asked=_asked(model)), "bad_rows": bad_rows,
+        "prefix": prefix,
         "batch_tokens": model.batch_tokens, "dtype": str(model.dtype), "int8": model.int8,
         "candidates": candidates, **options,
     }  # fmt: skip
@@ -272,23 +275,13 @@ def _columns(scan: InputScan, config: Any, *, prefix: str) -> list[str]:
     return [*scan.columns, *names]
 
 
-def _model_hash(scorer: Scorer | LabelScorer) -> str:
-    """Hash of all that a config says, the stored probe included, but not of where the model lies.
-
-    A model that writes labels stores no probe: its prompt, and a few numbers of every tensor, stand for it.
-    """
-    told = scorer.model.config.to_dict()
-    if isinstance(scorer, LabelScorer):
-        asked = scorer.prompts
-        told["label_prompt"] = [*asked.around(), asdict(asked.labels), asked.max_length, asked.truncation]
-        told["label_prompt"] += [scorer.calibrate, scorer.length_normalized, scorer.answers]
-        told["weights"] = {
-            name: tensor.detach().flatten()[:: max(1, tensor.numel() // 16)].tolist()
-            for name, tensor in scorer.model.named_parameters()
-        }
-    for name in ("backbone_name_or_path", "backbone_revision", "transformers_version", "_name_or_path"):
-        told.pop(name, None)
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+def _asked(scorer: Scorer | LabelScorer) -> list[Any] | None:
+    """What a model that writes labels is asked; None of a head."""
+    if isinstance(scorer, Scorer):
+        return None
+    prompts = scorer.prompts
+    words = [*prompts.around(), asdict(prompts.labels), prompts.max_length, prompts.truncation]
+    return [*words, scorer.calibrate, scorer.length_normalized, scorer.answers]
 
 
 def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from qwen_task_heads.batching.answers import (
     LABEL_PROMPT,
@@ -34,9 +34,9 @@ from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.generators import file_of, load_generator
-from qwen_task_heads.hubcode.attention_task_heads import EXACT, rotates_by_length, window_of
 from qwen_task_heads.hubs import HUGGINGFACE
-from qwen_task_heads.inference.label_trie import Trie, logits_of, make_trie, score_alone, sum_edges
+from qwen_task_heads.inference.identity import Stored, sample_weights
+from qwen_task_heads.inference.label_trie import Trie, logits_of, make_trie, score_alone, sum_edges, why_alone
 from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
 from qwen_task_heads.inference.prefixes import state_of
 from qwen_task_heads.inference.scorer import check_texts
@@ -47,20 +47,6 @@ LOGITS_BUDGET = 2**27  # floats of logits at a time: 512 MB in fp32, twice that 
 MAX_KEPT = 256  # sets of candidates whose calibration is kept
 MIN_SHARED = 8  # tokens worth a pass of their own
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # per layer, (1, heads, P, D)
-
-
-def why_alone(model: Any) -> str | None:
-    """Why every label is scored by itself; None where the trie is exact."""
-    config = model.config.get_text_config()
-    if config.model_type not in EXACT:
-        return f"the attention of {config.model_type!r} takes no tree of labels"
-    if window_of(config) is not None:
-        return "a sliding window would cut the tree of labels"
-    if rotates_by_length(config):
-        return "positions turn with the length of the row, and a tree has none of its own"
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return f"attention {config._attn_implementation!r} takes no mask of four dimensions"
-    return None
 
 
 class LabelScorer:
@@ -105,6 +91,7 @@ class LabelScorer:
             found, remedy = f"found {batch_tokens}", "choose such as 32768"
             raise TaskHeadsError(Problem("batch_tokens", found, "accepted: 1 or more", remedy))
         self.model, self.prompts = model.eval(), prompts
+        self.stored: Stored = (None, {})
         self.length_normalized, self.calibrate = length_normalized, calibrate
         self.batch_tokens, self.progress = batch_tokens, progress
         ends = [prompts.end] if with_end else []
@@ -145,7 +132,10 @@ class LabelScorer:
             accepted = "a LabelMap, or None for the labels of a trained model"
             remedy = 'pass labels=LabelMap(("good", "bad"))'
             raise TaskHeadsError.of("labels", shorten(labels), accepted, remedy)
-        model = load_generator(name, revision=revision, hub=hub, dtype=dtype)
+        model = load_generator(name, revision=revision, hub=hub, dtype=dtype, merge=False)
+        samples = sample_weights(model)
+        if not isinstance(model, PreTrainedModel):  # PEFT's wrapper of an adapter
+            model = model.merge_and_unload().eval()
         tokenizer = load_tokenizer(name, revision=revision, hub=hub)
         family = model.config.get_text_config().model_type
         path = file_of(name, LABEL_PROMPT, revision=revision, hub=hub)
@@ -167,7 +157,9 @@ class LabelScorer:
                 max_length=prompts.max_length,
                 truncation=prompts.truncation,
             )
-        return cls(model if device is None else model.to(device), prompts=prompts, **options)
+        scorer = cls(model if device is None else model.to(device), prompts=prompts, **options)
+        scorer.stored = state_of(scorer.model), samples
+        return scorer
 
     @property
     def config(self) -> PreTrainedConfig:

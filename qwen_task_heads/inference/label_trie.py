@@ -15,9 +15,23 @@ import torch
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from qwen_task_heads.hubcode.attention_task_heads import EXACT
+from qwen_task_heads.hubcode.attention_task_heads import EXACT, rotates_by_length, window_of
 
 ROWS = 16384  # of the vocabulary, turned to fp32 at a time
+
+
+def why_alone(model: Any) -> str | None:
+    """Why every label is scored by itself; None where the trie is exact."""
+    config = model.config.get_text_config()
+    if config.model_type not in EXACT:
+        return f"the attention of {config.model_type!r} takes no tree of labels"
+    if window_of(config) is not None:
+        return "a sliding window would cut the tree of labels"
+    if rotates_by_length(config):
+        return "positions turn with the length of the row, and a tree has none of its own"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"attention {config._attn_implementation!r} takes no mask of four dimensions"
+    return None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ OPTIONS = {
     "ordinal": ("top_k", "abstain"),
 }
 THRESHOLD = 0.5
-DIGITS = 6  # decimals in files: float32 has no more to say, and two machines agree on these
+DIGITS = 6  # decimals in files; float32 has no more, and two machines may differ in the last one
 
 
 @dataclass(frozen=True)

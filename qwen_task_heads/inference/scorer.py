@@ -23,9 +23,10 @@ from transformers.utils import logging
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, template_of
+from qwen_task_heads.inference.identity import Samples, Stored, sample_weights
 from qwen_task_heads.inference.int8 import to_int8
 from qwen_task_heads.inference.predictions import Prediction, check_options, problem_type_of, to_predictions
-from qwen_task_heads.inference.prefixes import PrefixCache
+from qwen_task_heads.inference.prefixes import PrefixCache, state_of
 from qwen_task_heads.models import load, load_tokenizer, merge
 from qwen_task_heads.throughput import Throughput
 
@@ -89,9 +90,11 @@ class Scorer:
         if batch_tokens < 1:
             found, remedy = f"found {batch_tokens}", "choose such as 8192"
             raise TaskHeadsError(Problem("batch_tokens", found, "accepted: 1 or more", remedy))
+        samples: Samples = {}
         if isinstance(model, (str, Path)):
             tokenizer = tokenizer or load_tokenizer(str(model), revision=revision, hub=hub)
             model = load(str(model), revision=revision, hub=hub, dtype=dtype)
+            samples = sample_weights(model)
             if model._hf_peft_config_loaded:
                 model = merge(model)
         if tokenizer is None:
@@ -102,6 +105,7 @@ class Scorer:
         self.int8 = int8
         if int8:
             self.model = to_int8(self.model)
+        self.stored: Stored = (state_of(self.model) if samples else None, samples)
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.progress = progress

@@ -6,12 +6,13 @@ import the package: the id, the code, the adapter's way to its base and the toke
 the weights. One process per artefact, because its imports take 5 s. All differences come in one error, each
 by its name.
 
-Bounds are relative to the largest logit where that is above 1: 1e-6 for the same arithmetic (an adapter, a
-full model), 1e-5 for another order of the same sums (merged, stock classes), 1e-4 for an ONNX graph, and
-for what was opened on another kind of device. int8 has none: its agreement is told. Of a base that was
-quantised in training nobody can say how much that moves logits: there the bound is `QUANTIZED`, and the
-base's own tensors are not compared. What has no room in fp32, neither on the GPU nor on the CPU, is computed
-as it is stored, held to `HALF`, and said so.
+Weights are compared by their hash and logits within a bound, because a processor may round a product by where
+its weight lies in memory. Bounds are relative to the largest logit where that is above 1: 1e-6 for the same
+arithmetic (an adapter, a full model), 1e-5 for another order of the same sums (merged, stock classes), 1e-4
+for an ONNX graph, and for what was opened on another kind of device. int8 has none: its agreement is told. Of
+a base that was quantised in training nobody can say how much that moves logits: there the bound is
+`QUANTIZED`, and the base's own tensors are not compared. What has no room in fp32, neither on the GPU nor on
+the CPU, is computed as it is stored, held to `HALF`, and said so.
 """
 
 from __future__ import annotations

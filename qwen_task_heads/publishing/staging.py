@@ -7,7 +7,8 @@ Which files of an earlier publish are stale in a repo its own `manifest.json` sa
 by hand is left, whatever its name, but for weights and adapters, of which loaders would pick one.
 
 What is staged follows to the byte from the folder, the names of repo and hub, and the installed package,
-whose code it is; a retry gives the identical repo.
+whose code it is; a retry gives the identical repo. A merge and its probe are computed: on another processor
+their last bits may differ.
 """
 
 from __future__ import annotations

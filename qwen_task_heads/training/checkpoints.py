@@ -13,10 +13,11 @@ resumes, to other weights. Decisions:
   the debris of a killed run is known to be ours and is cleared; nothing else is ever deleted.
 - Resuming from an older checkpoint sets the newer, sealed ones aside (`abandoned-checkpoint-30`).
 
-A resumed run ends with the same bytes as an uninterrupted one if the command, the data, the versions, the
-number of processes and of threads are the same and `resume_hazards` finds nothing. Logged averages may
-differ: Trainer restarts them. Not covered: DeepSpeed, folders on a disk per node, hyper-parameter search,
-a collator that draws from the global RNG, a run killed after early stopping had ended it.
+A resumed run ends with the same bytes as an uninterrupted one if the command, the data, the machine, the
+versions, the number of processes and of threads are the same and `resume_hazards` finds nothing. Logged
+averages may differ: Trainer restarts them. Not covered: DeepSpeed, folders on a disk per node,
+hyper-parameter search, a collator that draws from the global RNG, a run killed after early stopping had ended
+it.
 
 No checkpoint holds `training_args.bin`, with the hub token in clear: see `hub_saving`.
 """

@@ -3,7 +3,7 @@
 Decisions:
 
 - The head is the module that the model has as `score` (`build_head`, the model's own initialisation), so
-  its state goes into `model.score` unchanged and gives the same logits.
+  its state goes into `model.score` unchanged and gives the same logits up to rounding.
 - The losses are those of the trainers, one value a row, and a step is the mean over its rows. With the same
   order of rows a head ends where `ClassifierTrainer` with a frozen backbone ends (AdamW, a linear fall after
   a linear warm-up, gradients clipped, no decay of biases: transformers' defaults).

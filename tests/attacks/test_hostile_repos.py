@@ -1,7 +1,8 @@
 """Check 23: hostile repos. Each is refused by our own error, quickly, and nothing of it runs.
 
 Everything that carries code would create a canary; the Auto classes of transformers are held to that too,
-since with the package installed they are a safe way to load. Times are of the processor.
+since with the package installed they are a safe way to load. Work is counted in calls; pytest's timeout
+ends a hang within one call.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any
 
 import pytest
 import torch
-from clock import at_most
 from peft import get_peft_model
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from work import at_most
 
 from qwen_task_heads import TaskHeadsError, adapter_config, build, load, load_tokenizer, merge, save
 
 Attack = Callable[[Path, Path], None]
+CALLS = 1_000_000
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +43,8 @@ def honest(bases: dict[str, str], tokenizer: Any, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(autouse=True)
-def at_most_two_seconds(honest: Path) -> Iterator[None]:
-    with at_most(4):  # the check asks for 2 s of opening; the files are made too
+def _counted(honest: Path) -> Iterator[None]:
+    with at_most(CALLS):  # the files are made too
         yield
 
 
@@ -211,7 +213,7 @@ def test_a_hostile_repo_is_refused_at_once(honest: Path, tmp_path: Path, attack:
         shutil.copytree(honest / name, tmp_path / name)
     canary = tmp_path / "canary"
     attack(tmp_path / kind, canary)
-    with at_most(2), pytest.raises(TaskHeadsError, match=message):
+    with pytest.raises(TaskHeadsError, match=message):
         entrance(str(tmp_path / kind))
     assert not canary.exists()
 
@@ -257,10 +259,9 @@ def test_a_template_that_never_ends_is_not_rendered(honest: Path, tmp_path: Path
     shutil.copytree(honest / "full", tmp_path / "it")
     bomb = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
     (tmp_path / "it" / "chat_template.jinja").write_text(bomb)
-    with at_most(2):
-        tokenizer = load_tokenizer(str(tmp_path / "it"))
-        model = load(str(tmp_path / "it"))
-        answer = pipeline("text-classification", model=model, tokenizer=tokenizer)("A title")
+    tokenizer = load_tokenizer(str(tmp_path / "it"))
+    model = load(str(tmp_path / "it"))
+    answer = pipeline("text-classification", model=model, tokenizer=tokenizer)("A title")
     assert tokenizer.chat_template == bomb
     assert answer[0]["label"] == "score"
 

@@ -1,17 +1,16 @@
 """Hostile pair files: each ends in a refusal that names the file, quickly, and never in a foreign error.
 
-Times are of the processor, so that a busy machine fails nothing.
+Work is counted in calls, so that a busy machine fails nothing; pytest's timeout ends a hang within one call.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clock import at_most
+from work import at_most
 
 from qwen_task_heads.data.columns import is_blank, strip_title
 from qwen_task_heads.data.parsers import MAX_LINE_BYTES
@@ -21,14 +20,11 @@ from qwen_task_heads.errors import TaskHeadsError
 LINE = '{"chosen": "Ten quiet beaches", "rejected": "Beaches"}\n'
 
 
-@pytest.fixture(autouse=True)
-def at_most_a_second() -> Iterator[None]:
-    with at_most(2):  # the check asks for 1 s of reading; the files are written too
-        yield
+CALLS = 4_000_000  # a few of each character or column of the largest file here
 
 
 def refused(path: Path, found: str) -> TaskHeadsError:
-    with at_most(1), pytest.raises(TaskHeadsError) as caught:
+    with at_most(CALLS), pytest.raises(TaskHeadsError) as caught:
         read_pairs(str(path))
     assert found in str(caught.value)
     assert str(path) in str(caught.value)
@@ -36,8 +32,8 @@ def refused(path: Path, found: str) -> TaskHeadsError:
     return caught.value
 
 
-def timed(path: Path) -> int:
-    with at_most(1):
+def counted(path: Path) -> int:
+    with at_most(CALLS):
         data = read_pairs(str(path), bad_rows="skip")
     return len(data.pairs)
 
@@ -52,10 +48,10 @@ def test_repeated_tags_are_linear(tmp_path: Path, tag: str) -> None:
         {"chosen": tag * 16_000 + "x" + tag * 16_000, "rejected": "y"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + LINE, encoding="utf-8")
-    assert timed(path) >= 1
-    with at_most(1):
-        strip_title(tag * 64_000)
-        is_blank(tag * 64_000)
+    assert counted(path) >= 1
+    with at_most(CALLS):
+        strip_title(tag * 320_000)
+        is_blank(tag * 320_000)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
@@ -66,7 +62,7 @@ def test_a_text_of_a_million_characters(tmp_path: Path, suffix: str) -> None:
     if suffix == ".csv":
         content = "chosen,rejected,prompt\n" + ",".join(map(str, row.values())) + "\n"
     path.write_text(content if suffix != ".json" else f"[{content}]", encoding="utf-8")
-    assert timed(path) == 1
+    assert counted(path) == 1
 
 
 @pytest.mark.parametrize("bracket", ["[", '{"a":'])
@@ -81,7 +77,7 @@ def test_deep_nesting_is_a_refusal(tmp_path: Path, bracket: str, suffix: str) ->
 def test_closed_nesting_below_the_parser_limit_is_checked_without_recursion(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(LINE[:-2] + ', "x": ' + "[" * 900 + "]" * 900 + "}\n" + LINE, encoding="utf-8")
-    assert timed(path) >= 1
+    assert counted(path) >= 1
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path) -> None:
@@ -129,7 +125,7 @@ def test_numbers_beyond_every_limit(tmp_path: Path) -> None:
         path.write_text(LINE + LINE[:-2] + f', "margin": {number}}}\n', encoding="utf-8")
         refused(path, "a.jsonl:2")
     path.write_text(LINE[:-2] + ', "group_id": ' + "7" * 4000 + "}\n", encoding="utf-8")
-    assert timed(path) == 1
+    assert counted(path) == 1
 
 
 def test_links_in_a_circle_and_pipes(tmp_path: Path) -> None:
@@ -152,7 +148,7 @@ def test_links_in_a_circle_and_pipes(tmp_path: Path) -> None:
 def test_a_link_to_a_good_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "good.jsonl").write_text(LINE, encoding="utf-8")
     (tmp_path / "linked.jsonl").symlink_to(tmp_path / "good.jsonl")
-    assert timed(tmp_path / "linked.jsonl") == 1
+    assert counted(tmp_path / "linked.jsonl") == 1
 
 
 def test_a_file_without_rights_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Checks 21 and 22: code in a folder does not run where the package is, and nothing runs what it reads.
 
-What that code may import is in `test_architecture.py`; that it opens without the package, bit-equal, is in
+What that code may import is in `test_architecture.py`; that it opens without the package, and is equal, is in
 `publishing/test_gate.py` and `hubcode/test_reload.py`.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from equality import assert_same_model
 from peft import get_peft_model
 from transformers import (
     AutoConfig,
@@ -42,10 +43,7 @@ def test_tampered_code_is_not_run_where_the_package_is(
     model = build(bases["qwen2"])
     if kind == "adapter":
         model = get_peft_model(model, adapter_config(model, r=2))
-    shake(model)
-    with torch.no_grad():
-        wanted = model(input_ids=IDS).logits
-    folder = save(model, tokenizer=tokenizer, folder=tmp_path / "it")
+    folder = save(shake(model), tokenizer=tokenizer, folder=tmp_path / "it")
     write_json(folder / "manifest.json", {"files": hash_files(folder)})
     for file in CODE:
         (folder / file.name).write_text(f"import os\nos.mkdir({str(tmp_path / 'canary')!r})\n")
@@ -69,8 +67,7 @@ def test_tampered_code_is_not_run_where_the_package_is(
     if kind == "adapter":
         merge(str(folder))
     for again in loaded:
-        with torch.no_grad():
-            assert torch.equal(again(input_ids=IDS).logits, wanted)
+        assert_same_model(again, model, input_ids=IDS)
     assert not (tmp_path / "canary").exists()
 
 

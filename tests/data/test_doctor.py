@@ -5,7 +5,7 @@ import random
 from importlib import import_module
 
 import pytest
-from clock import at_most
+from work import at_most
 
 from qwen_task_heads.data.doctor import Finding, ReadReport, find_overlaps, text_key
 from qwen_task_heads.data.examples import PairExample
@@ -44,7 +44,7 @@ def test_planted_overlaps_are_found_and_no_other() -> None:
         test.append(PairExample(chosen=chosen, rejected=rejected, prompt=pair.prompt, source=source))
         planted[source] = (kind, pair.source)
     rng.shuffle(test)
-    with at_most(2):
+    with at_most(500_000):
         found = find_overlaps(train, test)
     assert len(test) == 5000
     assert {overlap.test_source: (overlap.kind, overlap.train_source) for overlap in found} == planted

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from clock import at_most
+from work import at_most
 
 from qwen_task_heads.data.evidence import (
     preference_from_clicks,
@@ -45,8 +45,8 @@ def test_the_approximation_joins_the_exact_sum(monkeypatch: pytest.MonkeyPatch) 
     assert exact == sorted(exact)
 
 
-def test_huge_counts_are_finite_and_fast() -> None:
-    with at_most(0.5):
+def test_huge_counts_are_finite_and_not_summed_term_by_term() -> None:
+    with at_most(10_000):
         for counts in ((10**12, 10**12, 0, 10**12), (5, 10**12, 900, 10**12), (0, 10**12, 10**12, 10**12)):
             assert 0 <= preference_from_clicks(*counts) <= 1
             assert 0 <= two_proportion_p_value(*counts) <= 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clock import at_most
+from work import at_most
 
 from qwen_task_heads.data import hub_sets
 from qwen_task_heads.data.doctor import examine_texts, find_overlaps, text_key
@@ -442,7 +442,7 @@ def test_check_8_planted_overlaps_are_all_found() -> None:
             one, other = other.lower(), one
         test[place] = TextExample(text=one, text_b=other, target=1, source=f"test:{place}")
         planted[f"test:{place}"] = kind
-    with at_most(2):
+    with at_most(250_000):
         found = find_overlaps(train, test)
     assert {overlap.test_source: overlap.kind for overlap in found} == planted
     assert len(found) == 150

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,9 @@ import pytest
 
 RECIPE = launching.RECIPES / "reward_titles.py"
 SAMPLE = launching.RECIPES.parent / "qwen_task_heads" / "assets" / "upworthy"
-start, finished = partial(launching.start, RECIPE), partial(launching.finished, RECIPE)
+start, finished, killed = (
+    partial(run, RECIPE) for run in (launching.start, launching.finished, launching.killed)
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +60,6 @@ def uninterrupted(data, bases, tmp_path_factory):
     return of
 
 
-def kill_when(path: Path, words: list[str], log: Path) -> None:
-    process = start(words, log)
-    while process.is_alive() and not path.exists():
-        time.sleep(0.001)
-    process.kill()
-    process.join()
-    assert process.exitcode == -9, log.read_text()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "moment", "resumes"),
@@ -84,7 +76,7 @@ def test_a_killed_recipe_resumes_to_the_same_bytes(
 ):
     output, log = tmp_path / "run", tmp_path / "log"
     words = command(data, bases["qwen2"], output, *more)
-    kill_when(output / moment, words, log)
+    killed(words, log, path=output / moment)
     assert not (output / "manifest.json").exists()
     printed = finished(words, tmp_path / "again")
     assert weights(output) == uninterrupted(more)
@@ -98,10 +90,10 @@ def test_a_killed_recipe_resumes_to_the_same_bytes(
 def test_another_setting_does_not_resume_a_killed_run(data, bases, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     words = command(data, bases["qwen2"], output)
-    kill_when(output / "checkpoint-3/seal.json", words, log)
+    killed(words, log, path=output / "checkpoint-3/seal.json")
     before = (output / "checkpoint-3/model.safetensors").read_bytes()
     again = start([*words, "--learning_rate", "5e-4"], tmp_path / "again")
-    again.join(120)
+    again.join()
     assert again.exitcode == 2
     printed = (tmp_path / "again").read_text()
     assert "learning_rate" in printed

@@ -178,7 +178,7 @@ print(json.dumps({"loaded": loaded, "scores": {row.title: row.score for row in r
 def test_the_import_and_the_prediction_path_stay_light(folder, scorer):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LIGHT, str(folder), *HEAVY],
-        capture_output=True, text=True, timeout=120, cwd=folder,
+        capture_output=True, text=True, cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])

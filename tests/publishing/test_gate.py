@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from clean_process import CleanProcess
+from equality import LOGITS
 from huggingface_hub import constants
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
@@ -29,6 +30,7 @@ from qwen_task_heads import (
 )
 from qwen_task_heads.batching.text import Template, bind_template, compile_template
 from qwen_task_heads.publishing import opened
+from qwen_task_heads.publishing.differences import largest
 from qwen_task_heads.publishing.gate import HALF, OTHER_DEVICE, Parity, prove
 from qwen_task_heads.publishing.opening import in_subprocess
 from qwen_task_heads.publishing.reference import (
@@ -98,8 +100,9 @@ def test_what_was_trained_passes(prepared: Any, open_in: Any, kind: str) -> None
     assert parity.rows[0].opened_by.startswith(
         "Qwen2ForSequenceClassification" if kind == "stock" else "PooledClassifier"
     )
-    if kind in ("adapter", "full"):
-        assert max(row.difference for row in parity.rows) == 0
+    if kind in ("adapter", "full"):  # the same weights and the same operations
+        logits = [entry["logits"] for entry in reference.report["logits"]]
+        assert [row.bound for row in parity.rows] == [LOGITS * largest(rows) for rows in logits]
 
 
 def test_several_artefacts_make_one_table() -> None:
@@ -398,7 +401,7 @@ def test_a_base_of_a_hub_comes_from_the_cache_and_a_scorer_reads_pairs(
     )
     folder = save(model, tokenizer=tokenizer, folder=tmp_path / "run", repo_id="me/titles")
     parity = prove(folder, reference=reference, kind="adapter", repo_id="me/titles", run=open_in)
-    assert max(row.difference for row in parity.rows) == 0
+    assert all(row.bound is not None and row.bound < 1e-5 for row in parity.rows)
     wide = merge(str(folder), dtype=torch.float32)
     merged = save(wide, tokenizer=tokenizer, folder=tmp_path / "merged")
     parity = prove(merged, reference=reference, kind="merged", repo_id="me/titles", run=open_in)
@@ -492,7 +495,7 @@ def test_the_process_of_its_own(prepared: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     folder, reference = prepared["adapter"]
     parity = prove(folder, reference=reference, kind="adapter", repo_id="me/it")
-    assert max(row.difference for row in parity.rows) == 0
+    assert {row.artefact for row in parity.rows} == {"adapter"}
 
 
 # Memory

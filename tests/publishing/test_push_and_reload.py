@@ -18,6 +18,7 @@ import modelscope_server
 import pytest
 import torch
 from clean_process import CleanProcess
+from equality import assert_same_logits
 from peft import get_peft_model
 from transformers import AutoTokenizer
 
@@ -58,6 +59,7 @@ if job["hub"] == "huggingface":
 else:
     from modelscope.utils.hf_util.patcher import patch_context as context
 import torch
+from equality import assert_same_logits
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 @torch.no_grad()
@@ -66,7 +68,7 @@ def check(name, **where):
         model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
     logits = model(**tokenizer(job["texts"], padding=True, return_tensors="pt")).logits
-    assert torch.equal(logits, torch.tensor(job["logits"])), (name, where, logits)
+    assert_same_logits(logits, job["logits"], (name, where))
     assert type(model).__name__ == job["class"], type(model)
     assert model.config.id2label == {int(k): v for k, v in job["id2label"].items()}, model.config.id2label
     assert model.config.get_text_config().pad_token_id == job["pad"] == tokenizer.pad_token_id
@@ -80,7 +82,9 @@ with context():
     classify = pipeline("text-classification", model=job["repo"], trust_remote_code=True)
     for text, wanted in zip(job["texts"], job["answers"]):
         found = classify(text, top_k=None)
-        assert {row["label"]: round(row["score"], 5) for row in found} == wanted, (found, wanted)
+        assert [row["label"] for row in found] == sorted(wanted, key=wanted.get, reverse=True), found
+        # one row at a time here, and one batch there
+        assert max(abs(row["score"] - wanted[row["label"]]) for row in found) <= 5e-6, (found, wanted)
     place = job["repo"]
     if job["hub"] == "modelscope":  # its context does not reach the code of a pipeline; the card says so
         from modelscope import snapshot_download
@@ -143,7 +147,7 @@ def train(
         "class": type(model).__name__,
         "id2label": names,
         "pad": tokenizer.pad_token_id,
-        "answers": [{names[i]: round(v, 5) for i, v in enumerate(row)} for row in found.tolist()],
+        "answers": [{names[i]: v for i, v in enumerate(row)} for row in found.tolist()],
         "ranking": [TEXTS[i] for i in logits[:, 0].argsort(descending=True)] if head == "title" else [],
     }
     return Trained(folder, logits.tolist(), facts)
@@ -179,7 +183,7 @@ def test_pushed_and_loaded_in_one_line(
     with torch.no_grad():
         model = load(repo, hub=hub)
         batch = load_tokenizer(repo, hub=hub)(TEXTS, padding=True, return_tensors="pt")
-        assert torch.equal(model(**batch).logits, torch.tensor(trained.logits))
+        assert_same_logits(model(**batch).logits, trained.logits)
 
 
 @pytest.mark.slow
@@ -238,7 +242,7 @@ def test_the_line_of_a_branchs_card_opens_it_where_the_main_one_is_empty(
     assert 'revision="v9"' in line
     begin = CHILD[: CHILD.index("@torch.no_grad()")]
     end = "logits = model(**tokenizer(job['texts'], padding=True, return_tensors='pt')).logits\n"
-    end += "assert torch.equal(logits, torch.tensor(job['logits'])), logits\n"
+    end += "assert_same_logits(logits, job['logits'])\n"
     tokenizer = (
         f'tokenizer = AutoTokenizer.from_pretrained("{repo}", revision="v9", trust_remote_code=False)\n'
     )

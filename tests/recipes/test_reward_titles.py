@@ -15,6 +15,7 @@ import launching
 import pytest
 import torch
 import yaml
+from equality import assert_same_model
 from launching import MACHINE, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -266,7 +267,7 @@ def test_torchrun_gives_the_losses_of_one_process(one_process, pairs_folder, bas
     words = short(pairs_folder, bases["qwen2"], tmp_path / "two", max_steps=10, eval_steps=5, save_steps=5)
     launcher = ["--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", free_port()]
     command = [sys.executable, "-m", "torch.distributed.run", *launcher, str(RECIPE), *map(str, words)]
-    done = subprocess.run([*command, "--num_processes", "2"], capture_output=True, text=True, timeout=280)
+    done = subprocess.run([*command, "--num_processes", "2"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     same_run(one_process, tmp_path / "two")
 
@@ -277,7 +278,7 @@ def test_a_launcher_that_starts_one_of_two_processes_is_refused(pairs_folder, ba
     words = short(pairs_folder, bases["qwen2"], tmp_path / "run")
     command = [sys.executable, "-m", *launcher, str(RECIPE), *map(str, words)]
     for asked in (["--num_processes", "2"], []):
-        done = subprocess.run([*command, *asked], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([*command, *asked], capture_output=True, text=True)
         assert done.returncode != 0
         assert "torchrun --nproc_per_node 2" in done.stderr
         assert not (tmp_path / "run").exists()
@@ -432,7 +433,7 @@ def refused_words(folder: Path) -> list[str]:
 def test_the_message_is_all_that_a_refused_run_prints(tmp_path):
     """In a child, whose exit code is 2."""
     process = launching.start(RECIPE, refused_words(tmp_path), tmp_path / "log")
-    process.join(120)
+    process.join()
     assert process.exitcode == 2
     (line,) = (tmp_path / "log").read_text().strip().splitlines()
     assert line.startswith("error: --pooling: found 'nope'")
@@ -443,7 +444,7 @@ def test_the_message_is_all_that_a_refused_run_prints(tmp_path):
 def test_the_exit_code_reaches_the_shell(tmp_path):
     """The same of one true process, on standard error."""
     command = [sys.executable, str(RECIPE), *refused_words(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: --pooling: found 'nope'")
     assert "Traceback" not in done.stderr
@@ -610,7 +611,6 @@ def test_the_head_is_trainable_and_saved_under_every_combination_of_flags(bases,
         adapted = (folder / "adapter/adapter_model.safetensors").exists()
         saved = load_file(folder / ("adapter/adapter_model.safetensors" if adapted else "model.safetensors"))
         assert sum("score." in name for name in saved) == len(scores), flags
-        ids = torch.tensor([[5, 6, 7, 8]])
-        with torch.inference_mode():
-            assert torch.equal(load(str(folder))(input_ids=ids).logits, model(input_ids=ids).logits), flags
+        ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+        assert_same_model(load(str(folder)), model, input_ids=ids)
         shutil.rmtree(folder)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from clock import at_most
+from work import at_most
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.training import metrics
@@ -80,9 +80,9 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     assert 0.90 <= hits / 200 <= 0.985
 
 
-def test_bootstrap_of_841_pairs_takes_less_than_half_a_second():
+def test_bootstrap_of_841_pairs_has_no_loop_over_resamples():
     values, groups = np.random.default_rng(0).random(841), [f"t{i % 220}" for i in range(841)]
-    with at_most(0.5):
+    with at_most(2_000):
         bootstrap_interval(values, groups)
         bootstrap_interval(values)
 

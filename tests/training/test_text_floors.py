@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clock import at_most
+from work import at_most
 
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.errors import TaskHeadsError
@@ -134,10 +134,14 @@ def test_floors_are_deterministic():
     assert np.array_equal(first, second)
 
 
-@pytest.mark.slow
-def test_three_thousand_short_texts_take_seconds():
-    with at_most(20):  # it takes 2
-        TfidfFloor(SINGLE, 3).fit(rows(SINGLE, 3000, 0))
+@pytest.mark.slow  # thousands of texts
+def test_work_grows_no_faster_than_the_texts():
+    calls = []
+    for count in (750, 3000):
+        with at_most(10**8) as work:
+            TfidfFloor(SINGLE, 3).fit(rows(SINGLE, count, 0))
+        calls.append(work.calls)
+    assert calls[1] <= 5 * calls[0]
 
 
 def test_bad_input_is_refused():
