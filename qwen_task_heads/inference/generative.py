@@ -134,7 +134,7 @@ class LabelScorer:
             instruction: as of `AnswerPrompts`; None for that of the trained model, or the default.
             revision: branch, tag or commit.
             hub: `huggingface` or `modelscope`.
-            dtype: of the weights.
+            dtype: of the weights; as of `load_generator`, that of the card's metrics when `auto`.
             device: where to run.
             **options: of the scorer.
 
