@@ -1,9 +1,9 @@
 """Causal language models that answer with a label: the only callers of `from_pretrained` for them.
 
 A generator is a stock model of transformers, plain or with a stock PEFT adapter; nothing of ours travels
-with it but `label_prompt.json`: the labels, the words around a text (`AnswerPrompts.save`), the dtype in which
-its metrics were measured, and of an adapter the base it was trained on, pinned by its commit or by the hashes
-of its files.
+with it but `label_prompt.json`: the labels, the words around a text (`AnswerPrompts.save`), the dtype in
+which its metrics were measured, and of an adapter the base it was trained on, pinned by its commit or by the
+hashes of its files.
 """
 
 from __future__ import annotations

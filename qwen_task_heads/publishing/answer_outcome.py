@@ -5,7 +5,7 @@ same baselines, the same card. The logits are the labels' log-probabilities, so 
 calibration and confusions mean the same on both.
 
 What is measured is what `load_generator` opens: the adapter merged, in the dtype of the run, which
-`label_prompt.json` states. In half precision a merged adapter gives other answers than one that is not merged.
+`label_prompt.json` states. In half precision merging an adapter changes its answers.
 """
 
 from __future__ import annotations
