@@ -9,6 +9,7 @@ Design decisions:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -199,5 +200,12 @@ def save_figure(figure: Any, path: str | Path, *, grid: bool = True) -> Path:
         axes.title.set_fontsize(11)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    # It reports that a font has no normal weight, of fonts that have one weight alone.
+    fonts = logging.getLogger("matplotlib.font_manager")
+    level = fonts.level
+    fonts.setLevel(logging.ERROR)
+    try:
+        figure.savefig(path, dpi=150)
+    finally:
+        fonts.setLevel(level)
     return path
