@@ -173,7 +173,7 @@ def predict_file(
     if model.needs_pairs and not scan.pairs and scan.errors < scan.rows:
         remedy = "write the texts into the columns text_a and text_b"
         raise _problem(source, "found no second text in any row", "pairs of texts, as in training", remedy)
-    check_options(problem_type_of(config), num_labels=config.num_labels, **options)
+    check_options(problem_type_of(config), **options)
     identity = {
         "input": scan.sha256, "model": _model_hash(model), "bad_rows": bad_rows, "prefix": prefix,
         "batch_tokens": model.batch_tokens, "dtype": str(model.dtype), "int8": model.int8,

@@ -196,11 +196,11 @@ class LabelScorer:
         Args:
             texts: n texts, not empty.
             candidates: as of `log_scores`.
-            top_k: how many labels `ranked` holds; all when None.
+            top_k: how many labels `ranked` holds; all when None, or if there are fewer.
             abstain: no label where the best probability is below it.
         """
         options: dict[str, Any] = {"top_k": top_k, "abstain": abstain}
-        check_options("single_label_classification", num_labels=len(self.prompts.labels), **options)
+        check_options("single_label_classification", **options)
         scores = self.log_scores(texts, candidates=candidates)
         return to_predictions(scores, self.config, texts=texts, **options)
 
