@@ -4,8 +4,8 @@ From a fresh head the first updates of an adapter follow a random direction, and
 bent before the head can read it; a head trained on the frozen backbone first avoids that (Kumar et al. 2022,
 https://arxiv.org/abs/2202.10054). Options of the head and the template that are not given are those of the
 saved head: a sweep may have chosen fewer layers. Of the weights only the tensors of `score` are read,
-whatever else the folder holds, and only where they mean the same: same backbone, layer, pooling, head, labels and
-template.
+whatever else the folder holds, and only where they mean the same: same backbone, layer, pooling, head, labels
+and template.
 """
 
 from __future__ import annotations
