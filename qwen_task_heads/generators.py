@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
+from qwen_task_heads.adapters import quiet_peft
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import DTYPES, LABEL_PROMPT
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
@@ -159,11 +160,16 @@ def load_generator(
         from peft import AutoPeftModelForCausalLM, PeftModel
 
         if stated.get("base") is None:  # an adapter of others
-            opened = AutoPeftModelForCausalLM.from_pretrained(path, revision=revision or "main", **options)
+            with quiet_peft():
+                opened = AutoPeftModelForCausalLM.from_pretrained(
+                    path, revision=revision or "main", **options
+                )
             return opened.merge_and_unload().eval()
         place, commit = _at_hand(Base(**stated["base"]), hub=hub, verify=verify)
         model = AutoModelForCausalLM.from_pretrained(place, revision=commit or "main", **options)
-        return PeftModel.from_pretrained(model, path, revision=revision).merge_and_unload().eval()
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(model, path, revision=revision)
+        return adapted.merge_and_unload().eval()
     except TaskHeadsError:
         raise
     except TaskHeadError as error:

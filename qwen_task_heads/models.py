@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import find_adapter_config_file
 
-from qwen_task_heads.adapters import adapter_config
+from qwen_task_heads.adapters import adapter_config, quiet_peft
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
@@ -255,7 +255,8 @@ def merge(
             dtype=dtype,
             **kwargs,
         )
-        model = PeftModel.from_pretrained(_name_base(base, config), repo, revision=revision)
+        with quiet_peft():
+            model = PeftModel.from_pretrained(_name_base(base, config), repo, revision=revision)
         base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
     if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
         raise TaskHeadsError.of("model", "no adapter on it", "a model with one", "save it as it is")
