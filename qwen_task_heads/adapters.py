@@ -5,7 +5,9 @@ PEFT leaves a head out without a word when the task or `modules_to_save` is anot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -113,6 +115,48 @@ def adapter_config(
         use_rslora=rslora,
         modules_to_save=saved,
     )
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silence a warning of transformers about PEFT: 0.21 asks 5.23 for a property by its old name.
+
+    Nothing in a user's code causes it, and nothing there could prevent it.
+
+    Example:
+        >>> import warnings
+        >>> from qwen_task_heads.adapters import quiet_peft
+        >>> with quiet_peft():
+        ...     warnings.warn("`is_gradient_checkpointing` is deprecated", FutureWarning)
+    """
+    with warnings.catch_warnings():
+        message = "`is_gradient_checkpointing` is deprecated"
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+        yield
+
+
+def with_adapter(model: Any, config: Any, **options: Any) -> Any:
+    """Put an adapter on a model, as PEFT's `get_peft_model` does, without its deprecation warning.
+
+    Args:
+        model: of transformers, changed in place.
+        config: of PEFT, such as that of `adapter_config`.
+        **options: of `get_peft_model`.
+
+    Returns:
+        A `PeftModel`.
+
+    Example:
+        >>> from qwen_task_heads import adapter_config, build
+        >>> from qwen_task_heads.adapters import with_adapter
+        >>> model = build("embedded")
+        >>> type(with_adapter(model, adapter_config(model, r=4))).__name__
+        'PeftModelForSequenceClassification'
+    """
+    from peft import get_peft_model
+
+    with quiet_peft():
+        return get_peft_model(model, config, **options)
 
 
 def _with_embeddings(model: TaskHeadModel, chosen: list[str] | str) -> list[str]:

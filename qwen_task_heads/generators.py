@@ -1,8 +1,9 @@
 """Causal language models that answer with a label: the only callers of `from_pretrained` for them.
 
 A generator is a stock model of transformers, plain or with a stock PEFT adapter; nothing of ours travels
-with it but `label_prompt.json`: the labels, the words around a text (`AnswerPrompts.save`), and of an adapter
-the base it was trained on, pinned by its commit or by the hashes of its files.
+with it but `label_prompt.json`: the labels, the words around a text (`AnswerPrompts.save`), the dtype in
+which its metrics were measured, and of an adapter the base it was trained on, pinned by its commit or by the
+hashes of its files.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
+from qwen_task_heads.adapters import quiet_peft
 from qwen_task_heads.backbones import locate
-from qwen_task_heads.batching.answers import LABEL_PROMPT
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.batching.answers import DTYPES, LABEL_PROMPT
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import (
     PooledClassifierConfig,
     TaskHeadError,
@@ -124,7 +126,9 @@ def load_generator(
         name: repo id or folder; `"embedded"` for the small backbone in the package.
         revision: branch, tag or commit.
         hub: where ids are looked up, `huggingface` or `modelscope`; that of an adapter's base too.
-        dtype: of the weights; as they were saved when `auto`.
+        dtype: of the weights. `auto`: that of `label_prompt.json`, in which the metrics of the card were
+            measured, or without one as the weights were saved. A base may be stored in another dtype than
+            its adapter was trained with.
         verify: hold the files against `manifest.json`, and a local base against its hashes.
         merge: fold an adapter into its base; False returns PEFT's model, with the weights as they are stored.
         model_kwargs: passed on to transformers (`attn_implementation`, ...).
@@ -141,22 +145,31 @@ def load_generator(
     path = locate(name)
     if hub == MODELSCOPE and not Path(path).exists():
         path, revision = str(fetch_modelscope(path, revision=revision)[0]), None
-    options = {"dtype": dtype, "trust_remote_code": False, **(model_kwargs or {})}
     try:
         check_repo(path, revision=revision)
         if verify:
             check_manifest(path, revision=revision)
         _refuse_head(name, path, revision=revision)
+        stated = _stated(path, revision)
+        measured_in = stated.get("dtype") or "auto"
+        if measured_in not in ("auto", *DTYPES):
+            found = f"the dtype {shorten(measured_in)}"
+            raise TaskHeadsError.of(LABEL_PROMPT, found, ", ".join(DTYPES), "fetch the model again")
+        options = {"dtype": measured_in if dtype == "auto" else dtype, "trust_remote_code": False}
+        options |= model_kwargs or {}
         if find_adapter_config_file(path, revision=revision) is None:
             return AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", **options).eval()
         from peft import AutoPeftModelForCausalLM, PeftModel
 
-        if (base := _stated_base(path, revision)) is None:  # an adapter of others
-            opened = AutoPeftModelForCausalLM.from_pretrained(path, revision=revision or "main", **options)
-            return (opened.merge_and_unload() if merge else opened).eval()
-        place, commit = _at_hand(base, hub=hub, verify=verify)
-        model = AutoModelForCausalLM.from_pretrained(place, revision=commit or "main", **options)
-        opened = PeftModel.from_pretrained(model, path, revision=revision)
+        with quiet_peft():
+            if stated.get("base") is None:  # an adapter of others
+                opened = AutoPeftModelForCausalLM.from_pretrained(
+                    path, revision=revision or "main", **options
+                )
+            else:
+                place, commit = _at_hand(Base(**stated["base"]), hub=hub, verify=verify)
+                model = AutoModelForCausalLM.from_pretrained(place, revision=commit or "main", **options)
+                opened = PeftModel.from_pretrained(model, path, revision=revision)
         return (opened.merge_and_unload() if merge else opened).eval()
     except TaskHeadsError:
         raise
@@ -181,11 +194,11 @@ def _refuse_head(name: str, path: str, *, revision: str | None) -> None:
         raise TaskHeadsError.of(name, f"a {classes[0]}: a head that writes nothing", WRITES, remedy)
 
 
-def _stated_base(path: str, revision: str | None) -> Base | None:
-    """The base in `label_prompt.json`."""
+def _stated(path: str, revision: str | None) -> dict[str, Any]:
+    """What `label_prompt.json` holds; {} without one."""
     file = cached_file(path, LABEL_PROMPT, revision=revision, _raise_exceptions_for_missing_entries=False)
-    stated = None if file is None else json.loads(Path(file).read_text(encoding="utf-8")).get("base")
-    return None if stated is None else Base(**stated)
+    found: dict[str, Any] = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    return found
 
 
 def _at_hand(base: Base, *, hub: str, verify: bool) -> tuple[str, str | None]:

@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file
 
-from qwen_task_heads.adapters import adapter_config
+from qwen_task_heads.adapters import adapter_config, quiet_peft
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.dtypes import store_in
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import (
     PooledClassifierConfig,
@@ -37,7 +38,6 @@ from qwen_task_heads.hubs import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.manifests import check_manifest
 from qwen_task_heads.repos import check_repo, check_tokenizer, commit_of, not_there
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
 HEAD_OPTIONS = (
     "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional", "problem_type",
@@ -271,7 +271,8 @@ def merge(
         # As a folder: offline, peft 0.21 looks for a repo's subfolder inside itself.
         place = {"revision": revision, "subfolder": subfolder}
         folder = {Path(cached_file(repo, name, **place)).parent for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
-        model = PeftModel.from_pretrained(_name_base(base, config), str(folder.pop()))
+        with quiet_peft():
+            model = PeftModel.from_pretrained(_name_base(base, config), str(folder.pop()))
         base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
     if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
         raise TaskHeadsError.of("model", "no adapter on it", "a model with one", "save it as it is")
@@ -281,27 +282,6 @@ def merge(
         merged.check_probe(f"{repo_or_model}, merged")
     merged.config.probe = None  # of the adapter; a save stores the merged model's own
     return merged
-
-
-def store_in(model: TaskHeadModel, *, dtype: torch.dtype | str) -> TaskHeadModel:
-    """Change the dtype of the backbone in place; the head stays in fp32.
-
-    Args:
-        model: without an adapter.
-        dtype: `float32`, `bfloat16` or `float16`.
-
-    Returns:
-        The model.
-
-    Raises:
-        TaskHeadsError: another dtype.
-    """
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise TaskHeadsError.of("dtype", repr(name), ", ".join(DTYPES), "choose one of them")
-    for parameter in model.model.parameters():  # buffers, as those of rotary embeddings, stay exact
-        parameter.data = parameter.data.to(DTYPES[name])
-    return model
 
 
 def _fold(model: Any) -> Any:

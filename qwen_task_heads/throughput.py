@@ -2,15 +2,16 @@
 
 Counted are the tokens of the padded batches, the real ones among them, and those that the backbone
 computed: packed rows have no padding, and what rows begin with in common is computed once. Utilisation
-holds the multiplications of the computed tokens with the weights of the linear layers against the fastest
-matrix product of this machine in the same dtype, measured for a moment.
+compares the products of the linear layers with the fastest matrix product of this machine: same process, so
+same threads and load, same dtype, also in shapes of the model, measured before and after the work. Other
+programs can still take the machine during these measurements. A share above 1 shows it, and is not reported.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import nn
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 
 SIDE = {"cpu": 1024}  # of the matrices whose product is the peak; others need larger ones to be busy
+REPEATS = 5
+MAX_PRODUCT = {"cpu": 2**33}  # operations of a product of the model's shape that is tried: 0.2 s of a core
 
 
 class Throughput:
@@ -29,7 +32,7 @@ class Throughput:
         real: those of them that are no padding.
         computed: tokens that went through the backbone.
         seconds: of the work, as its caller measures it.
-        flops: floating-point operations of the linear layers.
+        flops: floating-point operations of the linear layers of the backbone.
 
     Example:
         >>> import torch
@@ -48,6 +51,8 @@ class Throughput:
         self.seconds = self.flops = 0.0
         self._real: list[torch.Tensor] = []  # on the device: asking at once would wait for it
         self._dtype, self._device = torch.float32, torch.device("cpu")
+        self._shapes: set[tuple[int, int]] = set()  # of the backbone's linear layers
+        self._peak = 0.0
 
     @property
     def real(self) -> int:
@@ -72,11 +77,14 @@ class Throughput:
             dtype: of the products; that of the weights if None.
         """
         self._dtype, self._device = dtype or model.model.dtype, model.device
-        # Two operations a weight and token: in the product forwards, in that for the gradient of its input,
-        # and, where it is trained, in that for its own.
-        weights = [module.weight for module in model.model.modules() if isinstance(module, nn.Linear)]
-        products = [1 + training * (1 + weight.requires_grad) for weight in weights]
-        per_token = sum(2.0 * w.numel() * n for w, n in zip(weights, products, strict=True))
+        linear = _linear_layers(model.model)
+        self._shapes = {(one.in_features, one.out_features) for one in linear}
+        # A last layer may compute pooled tokens alone, and training needs other products for each layer. The
+        # hooks of a prediction cost time on every layer, so there all others are computed from the tokens.
+        last = model.model._modules.get("layers")
+        each = linear if training else _linear_layers(last[-1]) if isinstance(last, nn.ModuleList) else []
+        known = {id(one) for one in each}
+        per_token = sum(_operations(one) for one in linear if id(one) not in known)
 
         # A thread that takes its hook away while another one calls it leaves that call without kwargs.
         def see_batch(module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> None:
@@ -91,43 +99,85 @@ class Throughput:
                 self.computed += ids.numel()
                 self.flops += per_token * ids.numel()
 
+        def see_product(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if module.training != training or not args:
+                return
+            # Forward; backward to the input; backward to the weight.
+            products = 1
+            if torch.is_grad_enabled():
+                products += args[0].requires_grad + module.weight.requires_grad
+            self.flops += products * _operations(module) * (args[0].numel() // args[0].shape[-1])
+
         hooks = [
             model.register_forward_pre_hook(see_batch, with_kwargs=True),
             model.model.register_forward_pre_hook(see_tokens, with_kwargs=True),
+            *(one.register_forward_pre_hook(see_product) for one in each),
         ]
-        try:
-            yield
-        finally:
+        with ExitStack() as open_hooks:
             for hook in hooks:
-                hook.remove()
+                open_hooks.callback(hook.remove)
+            yield
 
-    def line(self, *, peak: float | None = None) -> str:
-        """Say it in one sentence.
+    def measure_peak(self) -> None:
+        """Measure the matrix peak of this machine now; the best of all measurements counts."""
+        found = matrix_peak(self._device, dtype=self._dtype, shapes=self._shapes)
+        self._peak = max(self._peak, found)
 
-        Args:
-            peak: operations a second that this machine can do; measured if None.
-        """
+    @property
+    def utilization(self) -> float | None:
+        """Share of the measured matrix peak; None if there is none, or if the measurement was disturbed."""
+        if not self.flops or not self.seconds or not self._peak:
+            return None
+        share = self.flops / self.seconds / self._peak
+        return share if share <= 1 else None
+
+    def line(self) -> str:
+        """Describe speed and avoided work in one sentence; measure the matrix peak once more."""
         if not self.padded or not self.seconds:
             return "speed: nothing was computed"
-        peak = peak or matrix_peak(self._device, dtype=self._dtype)
+        self.measure_peak()
+        share = self.utilization
+        of_peak = "" if share is None else f", {share:.0%} of this machine's matrix peak"
         return (
-            f"speed: {self.real / self.seconds:,.0f} real tokens a second, "
-            f"{self.flops / self.seconds / peak:.0%} of this machine's matrix peak; {self.avoided:.0%} of the"
+            f"speed: {self.real / self.seconds:,.0f} real tokens a second{of_peak}; {self.avoided:.0%} of the"
             f" padded batches' {self.padded:,} tokens had not to be computed (padding, and beginnings that"
             " rows share)"
         )
 
 
-def matrix_peak(device: torch.device, *, dtype: torch.dtype = torch.float32) -> float:
-    """The floating-point operations a second of the best of five products of two large matrices."""
+def matrix_peak(
+    device: torch.device, *, dtype: torch.dtype = torch.float32, shapes: Iterable[tuple[int, int]] = ()
+) -> float:
+    """Return the floating-point operations a second of the fastest of several matrix products.
+
+    Args:
+        device: where they are computed.
+        dtype: of the matrices.
+        shapes: inputs and outputs of linear layers, which are tried beside two square matrices.
+    """
     own = torch.Generator(device).manual_seed(0)  # looking at the speed must move no draw of the caller's
     side = SIDE.get(device.type, 4096)
-    a, b = torch.randn(2, side, side, device=device, generator=own).to(dtype)
-    best = float("inf")
-    for _ in range(5):
-        begin = time.monotonic()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.monotonic() - begin)
-    return 2 * side**3 / best
+    most = MAX_PRODUCT.get(device.type, float("inf"))
+    best = 0.0
+    for inputs, outputs in [(side, side), *sorted(shapes)]:
+        operations = 2 * side * inputs * outputs
+        if operations > most:
+            continue
+        a = torch.randn(side, inputs, device=device, generator=own).to(dtype)  # (tokens, inputs)
+        b = torch.randn(outputs, inputs, device=device, generator=own).to(dtype)
+        for _ in range(REPEATS):
+            begin = time.perf_counter()
+            nn.functional.linear(a, b)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            best = max(best, operations / (time.perf_counter() - begin))
+    return best
+
+
+def _linear_layers(module: nn.Module) -> list[nn.Linear]:
+    return [one for one in module.modules() if isinstance(one, nn.Linear)]
+
+
+def _operations(module: Any) -> float:
+    """Operations of one product of a linear layer for a token; a quantized weight has other sizes."""
+    return 2.0 * module.in_features * module.out_features

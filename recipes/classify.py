@@ -29,7 +29,7 @@ from qwen_task_heads.training.classification_metrics import dev_metrics
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
 from qwen_task_heads.training.sharding import whole_model
-from qwen_task_heads.training.warm_start import take_head
+from qwen_task_heads.training.warm_start import take_head, take_template
 
 
 def main() -> None:
@@ -64,6 +64,7 @@ def main() -> None:
     model = make()
     tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision, **where)
     pairs, template = any(text.text_b for text in sets.train), texts.template_for(sets.labels)
+    take_template(tokenizer, None if template else texts.init_head, **where)
     bind_template(tokenizer, model.config, template=template, pairs=pairs)
     take_head(model, texts.init_head, tokenizer=tokenizer, **where)
     encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": len(sets.labels)}

@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
         choices=("raise", "skip"),
         help="skip: they get an 'error' in the output",
     )
-    add("--top_k", type=int, help="labels with their probabilities per row; all when absent")
+    add("--top_k", type=int, help="labels with their probabilities per row; all when absent, or if fewer")
     add("--threshold", type=float, help="multi-label: predict labels at or over it (default: 0.5)")
     add("--abstain", type=float, help="single-label, ordinal: no label where the best probability is below")
     add("--prefix", default="predicted_", help="before the names of the answer's columns")

@@ -30,7 +30,7 @@ from qwen_task_heads.training.group_losses import GROUP_LOSSES, unused_evidence
 from qwen_task_heads.training.sharding import whole_model
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 from qwen_task_heads.training.trainers import TitleTrainer
-from qwen_task_heads.training.warm_start import take_head
+from qwen_task_heads.training.warm_start import take_head, take_template
 
 
 def main() -> None:
@@ -56,8 +56,9 @@ def main() -> None:
     make = partial(build, backbone, **model_args.load_options(), **titles.head_options(), hub=titles.hub)
     model = make()
     tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision, hub=titles.hub)
-    family = model.model.config.model_type
-    compile_template(tokenizer, template=titles.template(), model_type=family, max_length=args.max_length)
+    family, template = model.model.config.model_type, titles.template()
+    take_template(tokenizer, None if template else titles.init_head, hub=titles.hub)
+    compile_template(tokenizer, template=template, model_type=family, max_length=args.max_length)
     take_head(model, titles.init_head, tokenizer=tokenizer, hub=titles.hub)
     encode = {"tokenizer": tokenizer, "max_length": args.max_length}
     train, cut = group_dataset(sets.groups, **encode) if grouped else pair_dataset(sets.train, **encode)

@@ -12,9 +12,9 @@ import sys
 import time
 from functools import partial
 
-from peft import get_peft_model
 from transformers import set_seed
 
+from qwen_task_heads.adapters import with_adapter
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.collators import text_dataset
 from qwen_task_heads.batching.text import bind_template
@@ -101,7 +101,7 @@ def main() -> None:
     trained.score.load_state_dict(chosen.fitted.state)
     told = {**vars(texts), **texts.settled(trained.config), "loss": best.loss, "base": base}
     if texts.save_as == "adapter":
-        trained = get_peft_model(trained, adapter_config(trained, head_only=True))
+        trained = with_adapter(trained, adapter_config(trained, head_only=True))
     run = TextRun(
         sets=sets, cut=cut.line(), card=card_facts(texts), backbone=base, seed=chosen.seed, seconds=seconds,
         settings=settings_of(args, {**told, "dtype": model_args.dtype or "float32", "seed": chosen.seed}),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qwen_task_heads import build
+from qwen_task_heads.adapters import adapter_config
 from qwen_task_heads.batching.collators import text_dataset
 from qwen_task_heads.batching.text import Template, bind_template
 from qwen_task_heads.data.examples import TextExample
@@ -53,12 +58,70 @@ def test_tokens_are_counted(bases: dict[str, str], tmp_path: Path, packing: bool
         assert 0.3 < found.avoided < 1
     else:
         assert found.computed == found.padded
-    weights = sum(m.weight.numel() for m in model.model.modules() if isinstance(m, torch.nn.Linear))
-    assert found.flops == 6 * weights * found.computed
-    line = found.line(peak=1e12)
+    line = found.line()
     assert f"{found.padded:,} tokens" in line
     assert f"{found.avoided:.0%} of the" in line
     assert not model._forward_pre_hooks  # nobody listens any more
+
+
+def counted(model: Any, *, training: bool) -> tuple[float, float]:
+    """Operations of the linear layers as `Throughput` counts them, and of all products as torch does."""
+    speed, ids = Throughput(), torch.arange(3, 27).view(3, 8)
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    with (
+        speed.listening(inner, training=training),
+        FlopCounterMode(display=False) as counter,
+        nullcontext() if training else torch.inference_mode(),
+    ):
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        if training:
+            output.logits.sum().backward()
+    assert not inner._forward_pre_hooks
+    assert not any(module._forward_pre_hooks for module in inner.modules())
+    products = counter.get_flop_counts()["Global"]
+    return speed.flops, sum(products.get(name, 0) for name in (torch.ops.aten.mm, torch.ops.aten.addmm))
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])  # the last layer of `last` computes pooled tokens alone
+@pytest.mark.parametrize("kind", ["full", "frozen", "lora", "predict"])
+def test_operations_are_those_that_torch_counts(bases: dict[str, str], kind: str, pooling: str) -> None:
+    model: Any = build(bases["qwen2"], task="pooled_classifier", labels=["a", "b"], pooling=pooling)
+    head = 2 * 3 * model.score.weight.numel()  # which is no part of the backbone
+    if kind == "frozen":
+        model.model.requires_grad_(False)
+    if kind == "lora":
+        model = get_peft_model(model, adapter_config(model))
+    training = kind != "predict"
+    ours, theirs = counted(model.train(training), training=training)
+    assert 0 <= theirs - ours <= 3 * head
+
+
+def test_a_share_above_the_peak_is_never_printed(bases: dict[str, str], tmp_path: Path) -> None:
+    found, _, _ = trained(bases["qwen2"], tmp_path, before="Is it? ")
+    found.seconds = 1.0
+    for factor, shown in (
+        (0.43, ", 43% of this machine's matrix peak;"),
+        (5.98, "second; "),
+        (1.0001, "second; "),
+    ):
+        found.flops, found._peak = factor * 1e18, 1e18  # no machine's own measurement is higher
+        line = found.line()
+        assert shown in line
+        assert all(float(share) <= 100 for share in re.findall(r"([\d.]+)%", line))
+    found.flops = 0.0  # as of layers that multiply in int8
+    assert "peak" not in found.line()
+    assert found.utilization is None
+
+
+def test_the_best_of_all_measurements_is_the_peak(bases: dict[str, str], tmp_path: Path) -> None:
+    found, _, _ = trained(bases["qwen2"], tmp_path, before="Is it? ")
+    before = found._peak
+    assert before > 1e8  # measured before the training
+    found.line()
+    assert found._peak >= before
+    found._peak = 1e18
+    found.measure_peak()
+    assert found._peak == 1e18
 
 
 def test_a_run_without_an_update_says_so() -> None:

@@ -38,8 +38,11 @@ MAX_KEPT = 256  # sets of candidates whose beginning is kept
 LABEL_PROMPT = "label_prompt.json"
 KINDS = {  # of what it states
     "labels": (LabelMap,), "instruction": (str,), "max_length": (int,), "truncation": (str,),
-    "base": (dict, type(None)), "length_normalized": (bool,),
+    "base": (dict, type(None)), "length_normalized": (bool,), "dtype": (str, type(None)),
 }  # fmt: skip
+# What files of older versions do not state, and what holds for them.
+USUAL: dict[str, Any] = {"base": None, "length_normalized": False, "dtype": None}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -114,14 +117,20 @@ class AnswerPrompts:
         self.room = max(map(len, self.answers)) + 1  # of the longest answer with its end
 
     def save(
-        self, folder: str | Path, *, base: dict[str, Any] | None = None, length_normalized: bool = False
+        self,
+        folder: str | Path,
+        *,
+        base: dict[str, Any] | None = None,
+        length_normalized: bool = False,
+        dtype: str | None = None,
     ) -> None:
         """Write `label_prompt.json`: labels, instruction and limits, all that `load` needs.
 
         Args:
             folder: of the model.
             base: of an adapter, what it was trained on (`generators.Base`).
-            length_normalized: how the model's figures were measured; who loads it scores the same way.
+            length_normalized: how the model's metrics were measured; loading it uses the same setting.
+            dtype: of the weights in that measurement, such as `float32`; None if it is not known.
         """
         content = {
             "labels": asdict(self.labels),
@@ -130,6 +139,7 @@ class AnswerPrompts:
             "truncation": self.truncation,
             "base": base,
             "length_normalized": length_normalized,
+            "dtype": dtype,
         }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         Path(folder, LABEL_PROMPT).write_text(text, encoding="utf-8")
@@ -143,7 +153,8 @@ class AnswerPrompts:
         """
         stated = read_label_prompt(path)
         labels = stated.pop("labels")
-        del stated["base"], stated["length_normalized"]
+        for name in USUAL:  # of the model, not of its prompts
+            del stated[name]
         return cls(tokenizer, labels, model_type=model_type, **stated)
 
     @property
@@ -225,12 +236,14 @@ def read_label_prompt(path: str | Path) -> dict[str, Any]:
         TaskHeadsError: a file that `save` did not write.
     """
     try:
-        content = {"base": None, "length_normalized": False, **json.loads(Path(path).read_bytes())}
+        content = {**USUAL, **json.loads(Path(path).read_bytes())}
         content["labels"] = LabelMap(**{name: _tuples(value) for name, value in content["labels"].items()})
         wrong = sorted(content.keys() ^ KINDS.keys())
         wrong += [name for name, kind in KINDS.items() if name in content and type(content[name]) not in kind]
-        if wrong or content["truncation"] not in ("head", "tail"):
-            raise ValueError(f"in {', '.join(wrong) or 'truncation'}")
+        wrong += [] if content["truncation"] in ("head", "tail") else ["truncation"]
+        wrong += [] if content["dtype"] in (None, *DTYPES) else ["dtype"]
+        if wrong:
+            raise ValueError(f"in {', '.join(wrong)}")
         return content
     except TaskHeadsError:
         raise

@@ -61,8 +61,8 @@ class EndpointHandler:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model_class.from_pretrained(folder).eval().to(device)
         self.config = self.model.config
-        # None of the tokenizer is code; without the argument transformers would ask at the terminal.
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # None of the tokenizer is code. Without the config transformers reads it again, and warns or asks.
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config)
         self.scores_titles = self.config.model_type == "title_scorer"
         template = {} if self.scores_titles else self.config.template or {}
         self.needs_pairs = "between" in template

@@ -175,7 +175,7 @@ def predict_file(
     if model.needs_pairs and not scan.pairs and scan.errors < scan.rows:
         remedy = "write the texts into the columns text_a and text_b"
         raise _problem(source, "found no second text in any row", "pairs of texts, as in training", remedy)
-    check_options(problem_type_of(config), num_labels=config.num_labels, **options)
+    check_options(problem_type_of(config), **options)
     identity = {
         "input": scan.sha256, "model": model_hash(model, asked=_asked(model)), "bad_rows": bad_rows,
         "prefix": prefix,

@@ -121,7 +121,7 @@ class LabelScorer:
             instruction: as of `AnswerPrompts`; None for that of the trained model, or the default.
             revision: branch, tag or commit.
             hub: `huggingface` or `modelscope`.
-            dtype: of the weights.
+            dtype: of the weights; as of `load_generator`, that of the card's metrics when `auto`.
             device: where to run.
             **options: of the scorer.
 
@@ -188,11 +188,11 @@ class LabelScorer:
         Args:
             texts: n texts, not empty.
             candidates: as of `log_scores`.
-            top_k: how many labels `ranked` holds; all when None.
+            top_k: how many labels `ranked` holds; all when None, or if there are fewer.
             abstain: no label where the best probability is below it.
         """
         options: dict[str, Any] = {"top_k": top_k, "abstain": abstain}
-        check_options("single_label_classification", num_labels=len(self.prompts.labels), **options)
+        check_options("single_label_classification", **options)
         scores = self.log_scores(texts, candidates=candidates)
         return to_predictions(scores, self.config, texts=texts, **options)
 

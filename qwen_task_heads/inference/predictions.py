@@ -90,7 +90,6 @@ def answer_columns(config: Any) -> list[str]:
 def check_options(
     problem_type: str,
     *,
-    num_labels: int,
     top_k: int | None = None,
     threshold: float | None = None,
     abstain: float | None = None,
@@ -115,8 +114,8 @@ def check_options(
                 )
             )
         elif name == "top_k":
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= num_labels:
-                accepted = f"accepted: a whole number from 1 to {num_labels}, the number of labels"
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                accepted = "accepted: a whole number from 1; all labels if there are fewer"
                 problems.append(Problem(name, f"found {shorten(value)}", accepted, "correct it"))
         elif not 0 <= value <= 1:
             problems.append(
@@ -148,7 +147,7 @@ def to_predictions(
         config: its config, for the problem type and the names of the labels.
         texts: the N texts.
         text_pairs: the N second texts, or None.
-        top_k: how many labels `ranked` holds; all when None.
+        top_k: how many labels `ranked` holds; all when None, or if there are fewer.
         threshold: of multi-label: labels at or over it are predicted; 0.5 when None.
         abstain: `label` is None where the best probability is below it.
 
@@ -167,7 +166,7 @@ def to_predictions(
         ('sport', 0.881, None)
     """
     kind = problem_type_of(config)
-    check_options(kind, num_labels=config.num_labels, top_k=top_k, threshold=threshold, abstain=abstain)
+    check_options(kind, top_k=top_k, threshold=threshold, abstain=abstain)
     names = [config.id2label[index] for index in range(config.num_labels)]
     pairs = text_pairs if text_pairs is not None else [""] * len(texts)
     values = logits.double()

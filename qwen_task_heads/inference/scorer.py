@@ -215,7 +215,7 @@ class Scorer:
         Args:
             texts: n texts, not empty.
             text_pairs: as of `logits`.
-            top_k: how many labels `ranked` holds; all when None.
+            top_k: how many labels `ranked` holds; all when None, or if there are fewer.
             threshold: of multi-label models: labels at or over it are predicted; 0.5 when None.
             abstain: of single-label and ordinal models: no label where the best probability is below it.
 
@@ -226,7 +226,7 @@ class Scorer:
         config = self.model.config
         options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
         # Before the logits, which may take hours.
-        check_options(problem_type_of(config), num_labels=config.num_labels, **options)
+        check_options(problem_type_of(config), **options)
         logits = self.logits(texts, text_pairs=text_pairs)
         return to_predictions(logits, config, texts=texts, text_pairs=text_pairs, **options)
 

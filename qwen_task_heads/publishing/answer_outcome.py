@@ -1,8 +1,11 @@
 """The end of a run of `recipes/sft_classify.py`: a language model that writes the label, saved and measured.
 
-Everything but the engine is as at the end of a classification run (`text_outcome.py`): the same figures, the
-same floors, the same card. The logits are the labels' log-probabilities, so that probabilities, calibration
-and confusions mean the same on both.
+Everything but the engine is as at the end of a classification run (`text_outcome.py`): the same metrics, the
+same baselines, the same card. The logits are the labels' log-probabilities, so that probabilities,
+calibration and confusions mean the same on both.
+
+What is measured is what `load_generator` opens: the adapter merged, in the dtype of the run, which
+`label_prompt.json` states. In half precision merging an adapter changes its answers.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from qwen_task_heads.inference.generative import LabelScorer
 from qwen_task_heads.publishing.accounts import keep_reference
 from qwen_task_heads.publishing.card_facts import Trained
 from qwen_task_heads.publishing.endings import first_notes
-from qwen_task_heads.publishing.reference import take_answer_reference
+from qwen_task_heads.publishing.reference import is_quantized, take_answer_reference
 from qwen_task_heads.publishing.text_outcome import TextRun, account_texts
 
 
@@ -34,7 +37,8 @@ def finish_answers(
     """Save the model and everything that is known about it; print the summary; return the metrics.
 
     Args:
-        model: a causal language model, or a `PeftModel` around one.
+        model: a causal language model, or a `PeftModel` around one, whose adapter is merged afterwards unless
+            the base is quantized.
         scorer: of the run; it goes on with `model`, whose weights are whole also where they were sharded.
         tokenizer: the model's own.
         folder: where the model goes; also `label_prompt.json`, and `decision.json` where every label is one
@@ -54,7 +58,8 @@ def finish_answers(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     stated = base.as_dict() if is_adapter else None
-    scorer.prompts.save(folder, base=stated, length_normalized=scorer.length_normalized)
+    dtype = str(scorer.model.dtype).removeprefix("torch.")
+    scorer.prompts.save(folder, base=stated, length_normalized=scorer.length_normalized, dtype=dtype)
     with suppress(TaskHeadsError):  # of labels of several tokens, which `LabelScorer` alone reads
         write_decision(folder, prompts=scorer.prompts)
     labels = scorer.prompts.labels
@@ -71,14 +76,16 @@ def finish_answers(
         offered = [example.candidates or None for example in examples]
         return scorer.log_scores([example.text for example in examples], candidates=offered)
 
-    metrics = account_texts(
+    # Before the merge: the reference describes the adapter and its base one by one.
+    held = [example.text for example in run.sets.dev]
+    take = partial(take_answer_reference, model, tokenizer=tokenizer, prompts=scorer.prompts, texts=held)
+    keep_reference(folder, take=take)
+    if is_adapter and not is_quantized(model):
+        model.merge_adapter()
+    return account_texts(
         Trained(config=config, is_adapter=is_adapter, answers=True),
         logits=logits,
         folder=folder,
         run=run,
         notes=first_notes(model, run),
     )
-    held = [example.text for example in run.sets.dev]
-    take = partial(take_answer_reference, model, tokenizer=tokenizer, prompts=scorer.prompts, texts=held)
-    keep_reference(folder, take=take)
-    return metrics

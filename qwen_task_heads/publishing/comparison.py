@@ -25,7 +25,7 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.training.classification_metrics import SINGLE, classification_figures
 from qwen_task_heads.training.metrics import Floats
-from qwen_task_heads.training.weighted_measures import bootstrap, of_classes
+from qwen_task_heads.training.weighted_measures import bootstrap, interval, of_classes
 
 FLOOR = "floor"
 FIGURES = ("accuracy", "macro_f1", "log_loss", "ece")
@@ -160,7 +160,7 @@ def compare(
     Args:
         measured: engines and floors, on the same rows.
         examples: the N rows.
-        resamples, seed: of the bootstrap over groups, percentile intervals of 95%.
+        resamples, seed: of the bootstrap over groups; percentile intervals of 95%.
 
     Returns:
         `{"a", "b", "accuracy", "macro_f1", "mcnemar"}` for each pair; a figure is `{difference, low, high,
@@ -201,7 +201,8 @@ def compare(
             pair[key] = {"difference": value, "low": None, "high": None, "differs": False}
             # Not so of one group; and equal answers on all rows show nothing of others.
             if np.isfinite(differences).all() and differences.any():
-                low, high = np.quantile(differences, [0.025, 0.975]).tolist()
+                # The biases of two macro F1 cancel; a correction would move draws of exactly 0 off it.
+                low, high = interval(value, differences, is_mean=True)
                 pair[key] |= {"low": low, "high": high, "differs": not low <= 0 <= high}
         pair["mcnemar"] = _mcnemar(hits[a], hits[b]) if len(numbers) == len(examples) else None
         pairs.append(pair)

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.inference.engine_options import TRAINED
 from qwen_task_heads.publishing.comparison import FLOOR, Measured
+from qwen_task_heads.training.text_floors import MAJORITY
 
 UNSURE = 0.1  # calibration error from which probabilities are not to be taken at their word
 FASTER = 1.05  # times, below which two are about as fast
@@ -27,7 +29,9 @@ def advise(
     2. Where none is, the floor is advised; for now, where the best engine is ahead of it by what may be
        chance.
     3. What needed no training is named where rule 1 did not pass it over for the floor.
-    4. An advised engine with a calibration error of `UNSURE` or more is not to be taken at its word.
+    4. If nothing is above the most frequent label by more than chance, that baseline is advised. If no engine
+       is, the advice says so, and what to do.
+    5. An advised engine with a calibration error of `UNSURE` or more is not to be taken at its word.
 
     Args:
         measured: engines and floors.
@@ -42,6 +46,17 @@ def advise(
     if best.figures[figure]["n_groups"] < 2:
         return ["All rows are of one group: there is no telling a difference from chance.", last]
     floor, chosen = _best_floor(measured, figure), chosen_of(measured, pairs, figure=figure)
+    majority = next((one for one in measured if one.name == MAJORITY), None)
+    if majority is not None and not _above_floor(_engines(measured), pairs, floor=majority, figure=figure):
+        last = f"{_what_to_do(measured, pairs, majority=majority, best=best, figure=figure)} {last}"
+    if chosen is majority and majority is not None:
+        others = [one.name for one in measured if one.kind == FLOOR and one is not majority]
+        also = f", and neither is {' or '.join(others)}" if others else ""
+        return [
+            f"Use {majority.name} for now: no engine is above it by more than chance{also}. {best.name}, the "
+            f"best engine, has {told} {value[best.name]:.3f} against {value[majority.name]:.3f}.",
+            last,
+        ]
     if chosen is floor:
         gap = _between(pairs, floor, best, figure)
         against = f"({told} {value[best.name]:.3f} against {value[floor.name]:.3f})"
@@ -67,7 +82,7 @@ def advise(
             f"{chosen.name} is {_gap(gap)} above the best floor, {floor.name} "
             f"({told} {value[floor.name]:.3f})."
         )
-    quick = _fastest([one for one in measured if one.kind != FLOOR])
+    quick = _fastest(_engines(measured))
     if quick not in alike and _ratio(chosen, quick) >= FASTER:
         gap = _between(pairs, chosen, quick, figure)
         if gap["difference"] > 0:
@@ -87,11 +102,16 @@ def advise(
 def chosen_of(
     measured: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], *, figure: str = "accuracy"
 ) -> Measured:
-    """What `advise` advises: the engine of rule 1, or the floor of rule 2."""
+    """What `advise` advises: the engine of rule 1, or the baseline of rule 2 or 4."""
+    majority = next((one for one in measured if one.name == MAJORITY), None)
+    if majority is not None:
+        rest = [one for one in measured if one is not majority]
+        if not _above_floor(rest, pairs, floor=majority, figure=figure):
+            return majority
     _, alike = _best(measured, pairs, figure)
     floor = _best_floor(measured, figure)
     passed = _above_floor(alike, pairs, floor=floor, figure=figure)
-    engines = [one for one in measured if one.kind != FLOOR]
+    engines = _engines(measured)
     unbeaten = [one for one in passed if not any(_beats(other, one, figure) for other in engines)]
     return floor if floor and not passed else _fastest(unbeaten or passed)
 
@@ -131,10 +151,35 @@ def _best(
     measured: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], figure: str
 ) -> tuple[Measured, list[Measured]]:
     """The engine with the highest figure; it, and all that the rows do not tell from it."""
-    engines = [one for one in measured if one.kind != FLOOR]
+    engines = _engines(measured)
     best = max(engines, key=lambda one: one.figures[figure]["value"])
     others = [one for one in engines if one is not best]
     return best, [best, *(one for one in others if not _between(pairs, best, one, figure)["differs"])]
+
+
+def _engines(measured: Sequence[Measured]) -> list[Measured]:
+    return [one for one in measured if one.kind != FLOOR]
+
+
+def _what_to_do(
+    measured: Sequence[Measured],
+    pairs: Sequence[Mapping[str, Any]],
+    *,
+    majority: Measured,
+    best: Measured,
+    figure: str,
+) -> str:
+    """Name the next steps if no engine is above the most frequent label."""
+    steps = ["check that texts and labels of the data belong together"]
+    if any(one.kind in TRAINED for one in _engines(measured)):
+        steps.append("train longer, on more rows or with a higher --learning_rate")
+    if any(one.kind not in TRAINED for one in _engines(measured)):
+        steps.append("ask a larger model that follows instructions, with descriptions of the labels")
+    if _between(pairs, best, majority, figure)["difference"] > 0:
+        steps.append("measure more rows")
+    if figure == "accuracy":
+        steps.append("compare by --figure macro_f1 if rare labels matter")
+    return f"No engine is above {majority.name} by more than chance. Next: {'; '.join(steps)}."
 
 
 def _best_floor(measured: Sequence[Measured], figure: str) -> Measured | None:

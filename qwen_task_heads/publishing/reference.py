@@ -113,7 +113,7 @@ def _describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]
     Raises:
         torch.OutOfMemoryError: not even that.
     """
-    home, training, quantized = model.device, model.training, _is_quantized(model)
+    home, training, quantized = model.device, model.training, is_quantized(model)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     # What is quantised stays where it is.
     ways = [way for way in attempts(home.type, numbers=numbers) if way[0] == home.type or not quantized]
@@ -133,7 +133,8 @@ def _describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]
             torch.cuda.empty_cache()  # once the failed computation is let go of
 
 
-def _is_quantized(model: Any) -> bool:
+def is_quantized(model: Any) -> bool:
+    """Return whether the weights of a model, or of the base of its adapter, are quantized."""
     return model.config.__dict__.get("quantization_config") is not None
 
 

@@ -32,6 +32,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from qwen_task_heads.dtypes import store_in
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, pad_rows, template_of
 from qwen_task_heads.hubcode.saving_task_heads import embedding_rows
@@ -43,7 +44,6 @@ from qwen_task_heads.models import (
     load,
     load_tokenizer,
     merge,
-    store_in,
 )
 from qwen_task_heads.publishing.reference import PROOF
 
@@ -73,7 +73,7 @@ def export_stock(
         folder: where to; new or empty.
         revision: of a repo.
         hub: where ids are looked up, that of an adapter's base too: `huggingface` or `modelscope`.
-        dtype: of the backbone's weights in the files, as `models.store_in` takes it; None for that of the
+        dtype: of the backbone's weights in the files, as `dtypes.store_in` takes it; None for that of the
             model, which of an adapter is that of its base.
 
     Returns:

@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from qwen_task_heads.adapters import quiet_peft
 from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.errors import TaskHeadsError
@@ -119,7 +120,8 @@ class AnswerTrainer(WithoutTrainingArgs, SFTTrainer):
 
     def __init__(self, model: Any, *, scorer: Scores, dev: Sequence[TextExample] = (), **kwargs: Any) -> None:
         self.throughput = Clock()
-        super().__init__(model, **kwargs)
+        with quiet_peft():
+            super().__init__(model, **kwargs)
         self.scorer, self.dev = scorer, list(dev)
         self.add_callback(self.throughput)
 

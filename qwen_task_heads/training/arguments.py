@@ -22,6 +22,7 @@ from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
 from qwen_task_heads.training.publish_arguments import PublishArguments, publish_problems
+from qwen_task_heads.training.warm_start import head_options_of
 
 # Options that move no weight: a run may be resumed with other values of them. Any other option counts, so
 # that one which a new version brings is held against the first run until somebody has thought about it.
@@ -99,7 +100,10 @@ class HeadArguments(DataArguments):
         default=None, metadata={"help": "Early exit: keep that many layers of the backbone; all if None."}
     )
     init_head: str | None = field(
-        default=None, metadata={"help": "Model of ours whose head to start from, such as one of sweep_heads."}
+        default=None,
+        metadata={
+            "help": "Start from the head of this model, as of sweep_heads; its options are the defaults."
+        },
     )
     between: str | None = field(
         default=None, metadata={"help": "Text between the two texts of a row; a line break if None."}
@@ -112,8 +116,11 @@ class HeadArguments(DataArguments):
     )
 
     def head_options(self) -> dict[str, Any]:
-        """Fields of the model's config that were given."""
-        return {
+        """Return fields of the model's config: those that were given, else those of `init_head`."""
+        saved = (
+            {} if self.init_head is None else head_options_of(self.init_head, self.HEAD_OPTIONS, hub=self.hub)
+        )
+        return saved | {
             name: self.__dict__[name] for name in self.HEAD_OPTIONS if self.__dict__.get(name) is not None
         }
 

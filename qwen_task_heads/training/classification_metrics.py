@@ -5,6 +5,8 @@ Design decisions:
 - Every figure is a function of row weights. The value is that function at weights of one, the interval
   the same function at bootstrap counts of whole groups, so that value and interval cannot differ in kind.
   Tests hold the values equal to scikit-learn's and scipy's.
+- Intervals of means over rows are percentile intervals; those of other metrics are corrected for the bias of
+  resampling (`weighted_measures.interval`). Each holds its value.
 - What the data do not define (a class that never occurs, the correlation of a constant) is None, never a
   warning and never a zero that looks measured. Macro averages run over the classes that occur among the
   truths or the predictions, as scikit-learn's do; there an undefined precision or recall counts as 0.
@@ -25,6 +27,7 @@ from qwen_task_heads.training.metrics import Figure, Floats, check_finite, wilso
 from qwen_task_heads.training.weighted_measures import (
     Measures,
     bootstrap,
+    interval,
     log_softmax,
     number,
     of_classes,
@@ -56,7 +59,12 @@ DEV_METRICS: dict[str, tuple[str, ...]] = {
 }
 RESAMPLES = 500
 MAX_CONFUSED = 1000  # labels of a whole confusion matrix; nobody reads a larger one
-SHARES = ("accuracy", "subset_accuracy")  # figures that are a share of rows
+SHARES = ("accuracy", "subset_accuracy", "coarse_accuracy")  # metrics that are a share of rows
+MEANS = (*SHARES, "log_loss", "mse", "mae")  # metrics that are a mean over rows
+# Of one label per row these are the accuracy under other names.
+SAME_AS_ACCURACY = ("micro_precision", "micro_recall", "micro_f1", "weighted_recall")
+# Smallest and largest value of the other metrics, where it is not 0 and 1.
+BOUNDS = {name: (-1.0, 1.0) for name in ("pearson", "spearman", "quadratic_kappa")} | {"r2": (-np.inf, 1.0)}
 RANKING_WORK = 30_000_000  # resamples x rows x labels of mAP's bootstrap, which sorts: about a second
 
 _MEASURES: dict[str, Callable[[Floats, Any, float], Measures]] = {
@@ -88,7 +96,7 @@ def classification_figures(
         labels: L names, in the order of the ids.
         groups: key of each row's group (N,), "" for a row on its own; None makes every row its own group.
         threshold: P(label) from which a label of a multi-label model counts as predicted.
-        resamples, seed: of the bootstrap, percentile intervals of 95%.
+        resamples, seed: of the bootstrap; intervals of 95%, see `weighted_measures.interval`.
 
     Returns:
         Single: `accuracy`, `macro_`, `micro_` and `weighted_` `precision`, `recall`, `f1`, `log_loss`, `ece`.
@@ -120,7 +128,8 @@ def classification_figures(
     drawn = bootstrap(weighted, member, width=scores.shape[1], resamples=resamples, seed=seed)
     figures: dict[str, Any] = {}
     for name, value in values.items():
-        low, high = _ends(drawn[name], trials=count if name in SHARES else 0)
+        same = SAME_AS_ACCURACY if problem_type in (SINGLE, ORDINAL) else ()
+        low, high = _ends(name, value[0], drawn[name], groups=count, is_mean=name in (*MEANS, *same))
         figures[name] = Figure(number(value[0]), low, high, len(scores), count).as_dict()
     for name, single in plain.items():
         figures[name] = Figure(single, None, None, len(scores), count).as_dict()
@@ -170,9 +179,10 @@ def coarse_accuracy(
         return {"coarse_accuracy": weights @ hit / weights.sum(1)}
 
     member = _members(groups, len(hit))
-    drawn = bootstrap(weighted, member, width=1, resamples=resamples, seed=seed)["coarse_accuracy"]
-    count = int(member.max()) + 1
-    return Figure(float(hit.mean()), *_ends(drawn, trials=count), len(hit), count).as_dict()
+    name = "coarse_accuracy"
+    drawn = bootstrap(weighted, member, width=1, resamples=resamples, seed=seed)[name]
+    value, count = float(hit.mean()), int(member.max()) + 1
+    return Figure(value, *_ends(name, value, drawn, groups=count, is_mean=True), len(hit), count).as_dict()
 
 
 def dev_metrics(problem_type: str) -> Callable[[Any], dict[str, float]]:
@@ -289,15 +299,18 @@ def _members(groups: Sequence[str] | None, count: int) -> NDArray[np.int64]:
     return np.array([numbers.setdefault(key or row, len(numbers)) for row, key in enumerate(groups)])
 
 
-def _ends(values: Floats, *, trials: int) -> tuple[float | None, float | None]:
-    """95% percentile interval of the defined values; None and None where most are not, or all are the same.
+def _ends(
+    name: str, value: float, draws: Floats, *, groups: int, is_mean: bool
+) -> tuple[float | None, float | None]:
+    """95% interval of a metric; None and None if most draws are undefined, or all are the same.
 
-    Of a share of `trials` groups that is 0 or 1 in every draw it is Wilson's.
+    Of a share of rows that is the same in every draw, such as 0 or 1, it is Wilson's, of `groups` trials.
     """
-    defined = values[np.isfinite(values)]
-    if 2 * len(defined) < len(values):
+    defined = draws[np.isfinite(draws)]
+    if not np.isfinite(value) or 2 * len(defined) < len(draws):
         return None, None
     if defined.min() == defined.max():
-        return wilson_interval(float(defined[0]), count=trials) if trials > 1 else (None, None)
-    low, high = np.quantile(defined, [0.025, 0.975])
-    return float(low), float(high)
+        is_share = name in SHARES and groups > 1
+        return wilson_interval(float(value), count=groups) if is_share else (None, None)
+    bounds = (-np.inf, np.inf) if is_mean else BOUNDS.get(name, (0.0, 1.0))
+    return interval(float(value), defined, is_mean=is_mean, bounds=bounds)

@@ -3,39 +3,38 @@
 Design decisions:
 
 - Rows of the confusion matrix are shares of the true label, so that rare labels can be read; counts are
-  written into the cells of up to 20 labels, names of up to 60 stand at the axes, ids beyond.
-- matplotlib's own font has no Chinese, Japanese or Korean signs and would draw boxes, with a warning for
-  each. A font of the machine that has every sign is looked for; without one, ids stand at the axes and the
-  title says where the names are.
+  written into the cells of up to 20 labels. Of more than 60 labels only those in most errors are drawn, and
+  a column for all others: a name at an axis must be readable.
+- Names are drawn in fonts of this machine that have their characters (`fonts.py`). Without such fonts ids
+  stand at the axes, and the axis names the file with the names: never a box for a character.
 - The bins of the reliability diagram are as wide as those of `ece`, with intervals, over a histogram.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.fonts import DEFAULT, families_for
 from qwen_task_heads.training.metrics import wilson_interval
 from qwen_task_heads.training.plots import BLUE, GREY, new_figure, save_figure
 from qwen_task_heads.training.weighted_measures import ECE_BINS
 
 MAX_NUMBERS = 20  # labels up to which counts fit into the cells
-MAX_NAMES = 60  # labels up to which names fit beside the axes
+MAX_NAMES = 60  # labels up to which all are drawn
+MOST_CONFUSED = 30  # labels that are drawn of more
 MAX_NAME = 24  # characters of a name at an axis
-# Fonts with the signs of East Asia, as Linux, macOS and Windows name them
-EAST_ASIAN = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
-    "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS",
-    "Microsoft YaHei", "SimHei", "Malgun Gothic", "Yu Gothic",
-)  # fmt: skip
+OTHERS = "(all others)"  # the column of the labels that are not drawn
 
 
 def confusion_plot(matrix: ArrayLike, path: str | Path, *, labels: Sequence[str]) -> Path:
     """Confusion matrix as an image: rows are truths and sum to one, columns are predictions.
+
+    Of more than `MAX_NAMES` labels, the `MOST_CONFUSED` in most errors, as truth or as prediction.
 
     Args:
         matrix: counts (L, L) of `confusion_matrix`.
@@ -55,25 +54,33 @@ def confusion_plot(matrix: ArrayLike, path: str | Path, *, labels: Sequence[str]
     size = len(labels)
     total = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
-    names, family = _axis_names(labels)
-    by_id = "" if family else " by id (names: README.md)"
-    side = min(18.0, 3.2 + 0.42 * size if names else 7.0)
+    names, families = _axis_names(labels)
+    by_id = "" if families else " by id (names: README.md)"
+    title = f"Confusion ({int(counts.sum()):,} rows)"
+    columns = names
+    if size > MAX_NAMES:
+        errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+        kept = np.sort(np.argsort(-errors, kind="stable")[:MOST_CONFUSED])
+        title += f", the {len(kept)} of {size:,} labels in most errors"
+        names = [names[place] for place in kept]
+        columns, size = [*names, OTHERS], len(kept)
+        inside = share[np.ix_(kept, kept)]
+        # Of a label without rows all shares are 0.
+        share = np.column_stack([inside, (total[kept, 0] > 0) - inside.sum(axis=1)]).clip(0.0, 1.0)
+    side = min(18.0, 3.2 + 0.42 * size)
     figure = new_figure(side + 1.2, side)
     axes = figure.subplots()
     image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100, interpolation="nearest", aspect="equal")
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true label (%)")
-    font = {"fontfamily": family or "DejaVu Sans", "parse_math": False}
-    if names:
-        axes.set_xticks(range(size), names, rotation=90, fontsize=8, **font)
-        axes.set_yticks(range(size), names, fontsize=8, **font)
+    font = {"fontfamily": families or [DEFAULT], "parse_math": False}
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8, **font)
+    axes.set_yticks(range(size), names, fontsize=8, **font)
     if size <= MAX_NUMBERS:
         for row, column in np.argwhere(counts > 0):
             color = "white" if share[row, column] > 0.5 else "black"
             text = f"{int(counts[row, column])}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
-    axes.set(
-        xlabel="predicted" + by_id, ylabel="true" + by_id, title=f"Confusion ({int(counts.sum()):,} rows)"
-    )
+    axes.set(xlabel="predicted" + by_id, ylabel="true" + by_id, title=title)
     return save_figure(figure, path, grid=False)
 
 
@@ -153,24 +160,9 @@ def scatter_plot(predicted: ArrayLike, truth: ArrayLike, path: str | Path) -> Pa
     return save_figure(figure, path)
 
 
-def _axis_names(labels: Sequence[str]) -> tuple[list[str], str | None]:
-    """What stands at the axes: names and the font family that has them; else ids; beyond that nothing."""
-    if len(labels) > MAX_NAMES:
-        return [], None
+def _axis_names(labels: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """Return names and the font families that have them; ids and None if no font has them."""
     names = [" ".join(label.split()) for label in labels]
     names = [name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…" for name in names]
-    family = _family_for(sign for name in names for sign in name)
-    return (names, family) if family else ([str(place) for place in range(len(labels))], None)
-
-
-def _family_for(signs: Iterable[str]) -> str | None:
-    """A font family of this machine that has all the signs, or None."""
-    from matplotlib import font_manager
-    from matplotlib.ft2font import FT2Font
-
-    needed = {ord(sign) for sign in signs}
-    installed = {font.name: font.fname for font in font_manager.fontManager.ttflist}
-    for family in ("DejaVu Sans", *EAST_ASIAN):
-        if family in installed and needed <= set(FT2Font(installed[family]).get_charmap()):
-            return family
-    return None
+    families = families_for(names)
+    return (names, families) if families else ([str(place) for place in range(len(labels))], None)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import Trainer, set_seed
 
+from qwen_task_heads.adapters import with_adapter
 from qwen_task_heads.batching.collators import TextCollator
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
@@ -246,7 +247,7 @@ def put_adapter(model: Any, peft_config: Any, *, args: Any) -> Any:
 
     Source: trl 1.16, `RewardTrainer.__init__`.
     """
-    from peft import PeftModel, get_peft_model
+    from peft import PeftModel
 
     if isinstance(model, PeftModel):
         found = "found a model that has an adapter, and peft_config"
@@ -257,7 +258,7 @@ def put_adapter(model: Any, peft_config: Any, *, args: Any) -> Any:
     sharded = plugin is not None and plugin.zero_stage == 3
     # ZeRO-3 gathers parameters into one buffer of one dtype (trl issue 6089), and needs reentrant
     # checkpointing with PEFT (trl issue 2514).
-    adapted = get_peft_model(model, peft_config, autocast_adapter_dtype=not sharded)
+    adapted = with_adapter(model, peft_config, autocast_adapter_dtype=not sharded)
     if args.gradient_checkpointing:
         if sharded:
             for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):  # old, new

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.fonts import DEFAULT, families_for, readable
 from qwen_task_heads.training.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 
 MARKERS = "osD^vP*X"
@@ -55,12 +56,14 @@ def engines_plot(points: Sequence[Point], path: str | Path, *, label: str, title
     """
     if not points:
         raise TaskHeadsError(Problem("engines plot", "found no point", "at least one", "measure an engine"))
+    families = families_for([*(point.name for point in points), title, label])
     figure = new_figure(8.4, 4.6)
     axes = figure.subplots()
     for place, point in enumerate(sorted(points, key=lambda point: -point.value)):
         low = point.value if point.low is None else point.low
         high = point.value if point.high is None else point.high
-        name = point.name if len(point.name) <= MAX_NAME else "…" + point.name[1 - MAX_NAME :]
+        name = point.name if families else readable(point.name)
+        name = name if len(name) <= MAX_NAME else "…" + name[1 - MAX_NAME :]
         axes.errorbar(
             1000 * point.seconds,
             100 * point.value,
@@ -75,5 +78,5 @@ def engines_plot(points: Sequence[Point], path: str | Path, *, label: str, title
         )
     axes.set_xscale("log")
     axes.set(xlabel="time of one text (ms, batches of one)", ylabel=f"{label} (%)", title=title)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, prop={"family": families or [DEFAULT], "size": 8})
     return save_figure(figure, path)

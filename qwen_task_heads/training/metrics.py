@@ -132,7 +132,8 @@ def bootstrap_interval(
     if array.min() == array.max() and array[0] in (0.0, 1.0):
         return wilson_interval(float(array[0]), count=len(sums))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    value = array.mean()  # which rounding may leave outside
+    return float(min(low, value)), float(max(high, value))
 
 
 def wilson_interval(share: float, *, count: int) -> tuple[float, float]:

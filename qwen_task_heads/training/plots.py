@@ -9,6 +9,7 @@ Design decisions:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -23,6 +24,11 @@ from qwen_task_heads.training.metrics import wilson_interval
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # Okabe & Ito 2008
 HISTOGRAM_BINS = 30
+LEGEND: dict[str, Any] = {"edgecolor": "none", "framealpha": 0.9}  # over a line it can still be read
+# Values above the rest that may leave the loss axis, as a share of all, and the share of the axis that the
+# rest must take up without it.
+OUTLIERS, REST = 0.05, 0.25
+FEW = 8  # values, of which none is an outlier
 
 
 def training_curves(
@@ -37,6 +43,8 @@ def training_curves(
     floors: Mapping[str, float] | None = None,
 ) -> Path:
     """Training and dev loss, and dev accuracy, over optimizer steps, as one image.
+
+    Few losses far above all others do not set the scale: they are marked at the upper edge, with the largest.
 
     Args:
         log_history: `trainer.state.log_history`: dicts with `step` and some of `loss`, `eval_loss` and
@@ -65,8 +73,11 @@ def training_curves(
     _draw_series(axes[0], series["loss"], BLUE, "-", "train")
     _draw_series(axes[0], series["eval_loss"], ORANGE, "--", "dev")
     axes[0].set(xlabel="optimizer step", ylabel=loss_label, title="Loss")
+    _limit_outliers(axes[0], [series["loss"], series["eval_loss"]])
+    for one in axes:
+        one.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if axes[0].lines:
-        axes[0].legend(frameon=False)
+        axes[0].legend(**LEGEND)
     if has_accuracy:
         scaled = [scale * value for value in series[accuracy_key][1]]
         _draw_series(axes[1], (series[accuracy_key][0], scaled), ORANGE, "--", "dev")
@@ -75,7 +86,7 @@ def training_curves(
         ):
             axes[1].axhline(scale * value, color=GREY, linestyle=style, linewidth=1.5, label=name)
         axes[1].set(xlabel="optimizer step", ylabel=accuracy_label, title=title)
-        axes[1].legend(frameon=False)
+        axes[1].legend(**LEGEND)
     return save_figure(figure, path)
 
 
@@ -151,6 +162,24 @@ def _draw_series(
         axes.plot(steps, values, color=color, linestyle=line, marker=marker, markersize=4, label=label)
 
 
+def _limit_outliers(axes: Any, drawn: Sequence[tuple[list[float], list[float]]]) -> None:
+    """End the axis above the bulk of the values; mark those above it, and name the largest."""
+    points = [(step, value) for steps, values in drawn for step, value in zip(steps, values, strict=True)]
+    values = np.sort([value for _, value in points])
+    if len(values) < FEW:
+        return
+    cut = max(1, int(OUTLIERS * len(values)))
+    low, top, largest = values[0], values[-1 - cut], values[-1]
+    if top - low >= REST * (largest - low):
+        return
+    span = (top - low) or 0.1 * abs(top) or 1.0
+    end = top + 0.15 * span
+    axes.set_ylim(low - 0.05 * span, end)
+    above = [step for step, value in points if value > end]
+    label = f"above the axis: {len(above)} (up to {largest:.3g})"
+    axes.plot(above, [end] * len(above), "^", color=GREY, markersize=6, clip_on=False, label=label)
+
+
 def new_figure(width: float, height: float) -> Any:
     """An empty Agg figure; width and height in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -171,5 +200,12 @@ def save_figure(figure: Any, path: str | Path, *, grid: bool = True) -> Path:
         axes.title.set_fontsize(11)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    # It reports that a font has no normal weight, of fonts that have one weight alone.
+    fonts = logging.getLogger("matplotlib.font_manager")
+    level = fonts.level
+    fonts.setLevel(logging.ERROR)
+    try:
+        figure.savefig(path, dpi=150)
+    finally:
+        fonts.setLevel(level)
     return path

@@ -1,7 +1,8 @@
 """Defaults of a run, laid over those of trl or transformers.
 
 They differ where the stock ones would fail or mislead: bf16 only where there is a GPU, no gradient
-checkpointing for small models, dev figures every epoch and the best checkpoint kept.
+checkpointing for small models, dev metrics every epoch and the best checkpoint kept, and logging steps that
+follow the length of the run: with transformers' 500 a short run logs no training loss at all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ from dataclasses import dataclass, field
 import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+
+# Shares of the optimizer steps of a run, which transformers rounds up to a step.
+LOG_EVERY = 0.025  # 21 to 40 points of the training loss, or one per step
+LOOK_EVERY = 0.1
 
 
 @dataclass
@@ -22,6 +27,9 @@ class RunDefaults:
         default=None, metadata={"help": "Old name of activation_checkpointing."}
     )
     bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; on where there is a GPU."})
+    logging_steps: float | None = field(
+        default=None, metadata={"help": "Steps between logged losses; a fortieth of the run if None."}
+    )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to look at dev: no, steps, epoch."})
     save_strategy: str | None = field(
         default=None, metadata={"help": "When to save: no, steps, epoch, best; as eval_strategy if None."}
@@ -51,12 +59,17 @@ class RunDefaults:
             raise TaskHeadsError(Problem("--output_dir", "found nothing", accepted, remedy))
         if self.bf16 is None:  # `use_cpu` and `fp16` are fields of the parent
             self.bf16 = torch.cuda.is_available() and not self.use_cpu and not self.fp16  # type: ignore[attr-defined]
+        if self.logging_steps is None:
+            self.logging_steps = LOG_EVERY
+            no_steps = self.eval_steps is None  # type: ignore[has-type]  # a field of the parent
+            if self.eval_strategy == "steps" and no_steps:  # transformers would take the logging steps
+                self.eval_steps = LOOK_EVERY
         self._settle_saving()
         super().__post_init__()  # type: ignore[misc]
 
     def _settle_saving(self) -> None:
         """Save where dev is looked at, unless told otherwise; refuse what could not save the best."""
-        looks = self.eval_steps or self.logging_steps  # type: ignore[attr-defined]  # as transformers does
+        looks = self.eval_steps or self.logging_steps or LOG_EVERY  # as transformers does
         if self.save_strategy is None:
             self.save_strategy = "epoch" if self.eval_strategy == "no" else self.eval_strategy
         in_steps = self.eval_strategy == self.save_strategy == "steps"

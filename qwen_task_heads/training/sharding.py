@@ -11,6 +11,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from qwen_task_heads.adapters import with_adapter
+
 ZERO_3 = 3
 
 
@@ -48,9 +50,7 @@ def whole_model(trainer: Any, *, make: Callable[[], Any], peft_config: Any = Non
     whole = make()
     whole.config = model.get_base_model().config if peft_config is not None else model.config
     if peft_config is not None:
-        from peft import get_peft_model
-
-        whole = get_peft_model(whole, peft_config)
+        whole = with_adapter(whole, peft_config)
     whole.load_state_dict(state, strict=True)
     return whole
 

@@ -43,6 +43,7 @@ class ThroughputCallback(TrainerCallback):
             print(f"note: batches are padded: {model.why_padded}", flush=True)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self._open.enter_context(self.result.listening(model, training=True, dtype=dtype))
+        self.result.measure_peak()  # again at the end, by `line`: the load may have changed
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

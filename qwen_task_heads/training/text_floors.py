@@ -137,6 +137,9 @@ class TfidfFloor:
         return np.stack(columns, axis=1)
 
 
+MAJORITY = "the most frequent label"
+
+
 class TrivialFloor:
     """The same answer for every row: the most frequent label, or the mean of the values.
 
@@ -159,7 +162,7 @@ class TrivialFloor:
     @property
     def name(self) -> str:
         """What the floor does, for tables."""
-        return "the mean" if self.problem_type == REGRESSION else "the most frequent label"
+        return "the mean" if self.problem_type == REGRESSION else MAJORITY
 
     def fit(self, examples: Sequence[TextExample]) -> TrivialFloor:
         """Count the training rows and return self."""

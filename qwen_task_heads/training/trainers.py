@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from trl import RewardTrainer
 
+from qwen_task_heads.adapters import quiet_peft
 from qwen_task_heads.batching.collators import EVIDENCE, TitleCollator
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
@@ -75,7 +76,8 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         kwargs.setdefault("data_collator", TitleCollator(kwargs["processing_class"].pad_token_id))
         if args is not None:
             set_up(model, args)
-        super().__init__(model, **kwargs)
+        with quiet_peft():
+            super().__init__(model, **kwargs)
         self.add_callback(self.guard)
         self.add_callback(self.throughput)
 

@@ -2,13 +2,16 @@
 
 From a fresh head the first updates of an adapter follow a random direction, and what the backbone knew is
 bent before the head can read it; a head trained on the frozen backbone first avoids that (Kumar et al. 2022,
-https://arxiv.org/abs/2202.10054). Only the tensors of `score` are read, whatever else the folder
-holds, and only where they mean the same: same backbone, layer, pooling, head, labels and template.
+https://arxiv.org/abs/2202.10054). Options of the head and the template that are not given are those of the
+saved head: a sweep may have chosen fewer layers. Of the weights only the tensors of `score` are read,
+whatever else the folder holds, and only where they mean the same: same backbone, layer, pooling, head, labels
+and template.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,11 @@ from safetensors import safe_open
 from transformers.utils import cached_file
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.encoding_task_heads import template_of
+from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadConfig
+from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY, template_of
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
-from qwen_task_heads.hubs import MODELSCOPE, fetch_modelscope
-from qwen_task_heads.models import load_tokenizer
+from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
+from qwen_task_heads.models import TASKS, load_tokenizer
 
 FILES = (
     "adapter/adapter_model.safetensors",
@@ -36,8 +40,55 @@ FIELDS = (
 OPTIONS = {"backbone_name_or_path": "--model_name_or_path", "backbone_revision": "--model_revision"}
 
 
+def head_options_of(repo: str, names: Sequence[str], *, hub: str = HUGGINGFACE) -> dict[str, Any]:
+    """Return the options of a saved head, so that a run with `--init_head` alone builds the same.
+
+    Args:
+        repo: folder or id of a model of this library.
+        names: fields of the config.
+        hub: where an id is looked up.
+
+    Returns:
+        Name to value of those that are set; {} of what is no such model, which `take_head` refuses.
+
+    Example:
+        >>> import tempfile
+        >>> from qwen_task_heads import build, load_tokenizer, save
+        >>> from qwen_task_heads.training.warm_start import head_options_of
+        >>> model = build("embedded", pooling="mean", backbone_layers=1)
+        >>> folder = save(model, tokenizer=load_tokenizer("embedded"), folder=tempfile.mkdtemp())
+        >>> head_options_of(str(folder), ("pooling", "backbone_layers", "bidirectional"))
+        {'pooling': 'mean', 'backbone_layers': 1}
+    """
+    try:
+        fields, _ = TaskHeadConfig.get_config_dict(_place(repo, hub))
+    except OSError:
+        return {}
+    if fields.get("model_type") not in TASKS:
+        return {}
+    return {name: fields[name] for name in names if fields.get(name)}
+
+
+def take_template(tokenizer: Any, repo: str | None, *, hub: str = HUGGINGFACE) -> None:
+    """Give a plain tokenizer the template of a saved head, before the template is compiled.
+
+    Args:
+        tokenizer: of the backbone, changed in place.
+        repo: folder or id of a model of this library; None, or one with another vocabulary, changes nothing.
+        hub: where an id is looked up.
+
+    Raises:
+        TaskHeadsError: no such model.
+    """
+    if repo is None:
+        return
+    saved = load_tokenizer(repo, hub=hub)
+    if saved.get_vocab() == tokenizer.get_vocab() and TEMPLATE_KEY in saved.init_kwargs:
+        tokenizer.init_kwargs[TEMPLATE_KEY] = saved.init_kwargs[TEMPLATE_KEY]
+
+
 def take_head(
-    model: TaskHeadModel, repo: str | None, *, tokenizer: Any, hub: str = "huggingface"
+    model: TaskHeadModel, repo: str | None, *, tokenizer: Any, hub: str = HUGGINGFACE
 ) -> TaskHeadModel:
     """Set the head of a fresh model to that of a saved one.
 
@@ -66,9 +117,7 @@ def take_head(
     if repo is None:
         return model
     saved_tokenizer = load_tokenizer(repo, hub=hub)
-    path = repo
-    if hub == MODELSCOPE and not Path(repo).exists():
-        path = str(fetch_modelscope(repo)[0])
+    path = _place(repo, hub)
     fields, _ = type(model.config).get_config_dict(path)
     if fields.get("model_type") != model.config.model_type:
         found = f"found a {fields.get('model_type')!r} model in {repo}"
@@ -121,6 +170,11 @@ def read_head(repo: str) -> dict[str, torch.Tensor]:
                 if short.startswith("score."):
                     state[short.removeprefix("score.")] = tensors.get_tensor(key).float()
     return state
+
+
+def _place(repo: str, hub: str) -> str:
+    """Where transformers opens a model."""
+    return str(fetch_modelscope(repo)[0]) if hub == MODELSCOPE and not Path(repo).exists() else repo
 
 
 def _file(repo: str, name: str) -> str | None:

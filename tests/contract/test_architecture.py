@@ -24,6 +24,7 @@ LEVELS = {
     "manifests": 2,
     "repos": 2,
     "data": 2,
+    "dtypes": 2,
     "peft_models": 2,
     "adapters": 3,
     "throughput": 3,

@@ -274,7 +274,7 @@ def test_a_damaged_file_is_no_bad_row(tmp_path: Path) -> None:
     [
         ({"output": "out.txt"}, "suffix '.txt'"),
         ({"threshold": 0.5}, "threshold: found 0.5 with a single_label_classification model"),
-        ({"top_k": 4}, "top_k: found 4"),
+        ({"top_k": 0}, "top_k: found 0"),
         ({"bad_rows": "drop"}, "bad_rows"),
         ({"block_rows": 0}, "block_rows: found 0"),
         ({"prefix": ""}, "--prefix: .*'label'"),
@@ -287,6 +287,15 @@ def test_bad_options_are_refused(
     with pytest.raises(TaskHeadsError, match=named):
         predict_file(scorers["single"], source=source, output=output, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_top_k_above_the_number_of_labels_gives_all(scorers: Any, source: str, tmp_path: Path) -> None:
+    found = []
+    for top_k in (None, 99):
+        output = tmp_path / f"{top_k}.jsonl"
+        predict_file(scorers["single"], source=source, output=output, top_k=top_k)
+        found.append(output.read_text(encoding="utf-8"))
+    assert found[0] == found[1]
 
 
 def test_pairs_of_texts_reach_the_model_as_pairs(scorers: Any, tmp_path: Path) -> None:

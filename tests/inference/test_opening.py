@@ -241,6 +241,11 @@ def test_the_command_line_offers_labels(
     assert "did you mean 'the arts'?" in told
 
 
+def test_top_k_above_the_number_of_labels_gives_all(writer: Path) -> None:
+    [answer] = LabelScorer.from_pretrained(str(writer)).predict(["A late goal"], top_k=99)
+    assert {name for name, _ in answer.ranked} == {*LABELS.names}
+
+
 def test_the_command_line_asks_it(writer: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     argv = ["qwen_task_heads", str(writer), "A late goal", "A new tax", "--top_k", "1"]
     monkeypatch.setattr(sys, "argv", argv)

@@ -44,6 +44,13 @@ def test_single_label_names_the_most_probable_and_abstains_below() -> None:
     assert json.loads(json.dumps(second.as_dict())) == second.as_dict()
 
 
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "ordinal"])
+def test_top_k_above_the_number_of_labels_gives_all(kind: str) -> None:
+    for answer, whole in zip(answers(kind, top_k=99), answers(kind), strict=True):
+        assert answer.ranked == whole.ranked
+        assert len(answer.ranked) == len(LABELS)
+
+
 def test_multi_label_takes_those_over_the_threshold_best_first() -> None:
     first, second = answers("multi_label_classification", threshold=0.52)
     assert (first.labels, second.labels, first.label) == (("sport", "art"), ("trade", "sport"), None)
@@ -81,8 +88,8 @@ def test_the_columns_are_the_keys(kind: str) -> None:
         ("multi_label_classification", {"abstain": 0.5}, ["abstain: .*single_label.*ordinal"]),
         ("regression", {"top_k": 1, "threshold": 0.5, "abstain": 0.5}, ["top_k", "threshold", "abstain"]),
         ("ordinal", {"threshold": 0.5}, ["threshold"]),
-        ("ordinal", {"top_k": 0}, ["top_k: .*from 1 to 3"]),
-        ("ordinal", {"top_k": 4}, ["top_k"]),
+        ("ordinal", {"top_k": 0}, ["top_k: found 0"]),
+        ("ordinal", {"top_k": -1}, ["top_k: found -1"]),
         ("ordinal", {"top_k": True, "abstain": 1.5}, ["top_k: found True", "abstain: found 1.5"]),
         ("multi_label_classification", {"threshold": float("nan")}, ["threshold: found nan"]),
     ],
@@ -176,6 +183,12 @@ def test_the_command_line_labels_texts(
     for line, answer in zip(lines, scorer.predict(TEXTS), strict=True):
         name, probability = answer.ranked[0]
         assert line == f"{name}  |  {name} {probability:.3f}  |  {answer.text}"
+    monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), TEXTS[0], "--top_k", "99"])
+    assert run_recipe(command.main) == 0
+    shown = capsys.readouterr().out.split("  |  ")[1].split("  ")
+    assert [one.rsplit(" ", 1)[0] for one in shown] == [
+        name for name, _ in scorer.predict(TEXTS[:1])[0].ranked
+    ]
     monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), *TEXTS, "--prompt", "x"])
     assert run_recipe(command.main) == 2
     assert "--prompt: found with a classifier" in capsys.readouterr().err

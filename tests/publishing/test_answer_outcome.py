@@ -15,12 +15,17 @@ from peft import LoraConfig, get_peft_model
 from qwen_task_heads import LabelMap, LabelScorer, TaskHeadsError, load_tokenizer, read_text_sets
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.generators import base_of, load_generator
+from qwen_task_heads.inference.engine_options import EngineSpec
+from qwen_task_heads.inference.engines import open_engine
+from qwen_task_heads.inference.opening import open_scorer
 from qwen_task_heads.publishing.answer_outcome import finish_answers
 from qwen_task_heads.publishing.hubs import publish
 from qwen_task_heads.publishing.opening import lay_out
 from qwen_task_heads.publishing.reference import take_answer_reference
 from qwen_task_heads.publishing.text_outcome import TextRun
+from qwen_task_heads.training.classification_metrics import SINGLE, classification_figures
 
 LABELS = LabelMap(("sport", "the trade of goods"))
 
@@ -78,6 +83,42 @@ def test_what_is_saved_gives_the_same_scores_and_tells_its_figures(
     assert "An adapter on" in card
     with pytest.raises(TaskHeadsError, match="a folder of this machine"):
         publish(tmp_path, repo_id="me/labels", dry_run=tmp_path / "staged")
+
+
+@pytest.mark.parametrize("trained_in", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_reopened_folder_has_the_metrics_of_its_card(
+    tmp_path: Path, data: Path, trained_in: torch.dtype, lora: bool
+) -> None:
+    """Also where the base is stored in another dtype than the run was trained and measured in."""
+    base = tmp_path / "base"
+    load_generator("embedded", dtype=torch.bfloat16).save_pretrained(base)
+    load_tokenizer("embedded").save_pretrained(base)
+    folder = tmp_path / "run"
+    _, metrics = finish(folder, data, lora=lora, base=str(base), dtype=trained_in)
+    rows = [json.loads(row) for row in (data / "dev.jsonl").read_text("utf-8").splitlines()]
+    targets = [LABELS.label2id[row["output"]] for row in rows]
+    engine = open_engine(EngineSpec("sft", str(folder)), LABELS)
+    openers = {
+        "LabelScorer": LabelScorer.from_pretrained(str(folder)).log_scores,
+        "predict.py": open_scorer(str(folder)).log_scores,  # type: ignore[union-attr]
+        "compare.py": lambda texts: engine.log_scores([TextExample(text=text, target=0) for text in texts]),
+    }
+    for name, log_scores in openers.items():
+        scores = log_scores([row["text"] for row in rows]).numpy()
+        found = classification_figures(SINGLE, scores, targets, labels=LABELS.names)
+        wanted = metrics["dev"]["this model"]
+        for figure in ("log_loss", "accuracy"):  # the loss moves with every logit
+            assert found[figure]["value"] == pytest.approx(wanted[figure]["value"], rel=1e-6), (name, figure)
+    assert load_generator(str(folder)).dtype == trained_in
+    assert load_generator(str(folder), dtype=torch.float16).dtype == torch.float16  # what is asked for wins
+    stated = json.loads((folder / "label_prompt.json").read_text("utf-8"))
+    for wrong in ("float99", 3):
+        (folder / "label_prompt.json").write_text(json.dumps({**stated, "dtype": wrong}), "utf-8")
+        (folder / "manifest.json").unlink(missing_ok=True)
+        with pytest.raises(TaskHeadsError, match=r"label_prompt\.json") as refused:
+            load_generator(str(folder))
+        assert refused.value.problems[0].where == "label_prompt.json"
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from qwen_task_heads.publishing.comparison import Measured, compare, draw_groups
 from qwen_task_heads.publishing.comparison_advice import advise, chosen_of
 from qwen_task_heads.publishing.comparison_engines import measure_floors, neighbour_scores, trained_on
 from qwen_task_heads.publishing.comparison_pages import write_comparison
+from qwen_task_heads.training.text_floors import MAJORITY
 
 LABELS = LabelMap(("a", "b"))
 ROWS = "the 200 rows of test"
@@ -83,6 +84,42 @@ def test_no_engine_is_advised_that_no_floor_is_below() -> None:
     told = advice(engine("TF-IDF", 0.5, kind="floor"), engine("one", 0.9))
     assert "Use one, the only engine that was measured (accuracy 0.900)." in told
     assert "one is 40.0 points" in told
+
+
+def ties(*engines: Measured, tfidf: float = 0.5, figure: str = "accuracy") -> tuple[str, str]:
+    """The advice beside a majority baseline of .5, and the name of what is advised."""
+    measured = [engine("TF-IDF", tfidf, kind="floor"), engine(MAJORITY, 0.5, kind="floor"), *engines]
+    pairs = compare(measured, examples())
+    told = "\n".join(advise(measured, pairs, figure=figure, rows=ROWS))
+    return told, chosen_of(measured, pairs, figure=figure).name
+
+
+def test_what_ties_the_most_frequent_label_is_said_to_and_what_to_do() -> None:
+    nothing = f"No engine is above {MAJORITY} by more than chance. Next: "
+    for figure in ("accuracy", "macro_f1"):  # all equal; TF-IDF a row ahead; an engine ahead by chance
+        for right, tfidf in ((0.5, 0.5), (0.5, 0.505), (0.505, 0.5), (0.45, 0.5)):
+            told, chosen = ties(
+                engine("one", right), engine("ask", 0.4, kind="zero_shot"), tfidf=tfidf, figure=figure
+            )
+            assert chosen == MAJORITY, (right, tfidf)
+            assert told.startswith(f"Use {MAJORITY} for now: ")
+            assert ", and neither is TF-IDF." in told
+            assert nothing in told
+            assert "--learning_rate" in told
+            assert "follows instructions" in told
+            assert ("measure more rows" in told) == (right > 0.5)
+            assert ("--figure macro_f1" in told) == (figure == "accuracy")
+    told, chosen = ties(engine("ask", 0.5, kind="few_shot"))
+    assert "--learning_rate" not in told  # nothing was trained
+    # TF-IDF learns what no engine does: it is advised, and the engines are told apart from it
+    told, chosen = ties(engine("one", 0.5), tfidf=0.9)
+    assert chosen == "TF-IDF"
+    assert told.startswith("Use TF-IDF: no engine is worth its cost yet.")
+    assert nothing in told
+    # one engine above it, and nothing of this is said
+    told, chosen = ties(engine("one", 0.9), engine("ask", 0.5, kind="zero_shot"))
+    assert chosen == "one"
+    assert nothing not in told
 
 
 def test_what_is_not_above_the_floor_is_not_advised_for_being_fast() -> None:

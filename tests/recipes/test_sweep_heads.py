@@ -95,6 +95,25 @@ def test_it_says_what_was_tried_and_what_to_type(swept) -> None:
 
 
 @pytest.mark.slow
+def test_the_command_of_the_readme_is_enough(swept, data, bases, tmp_path) -> None:
+    """`--use_peft --init_head runs/head` on a sweep that chose one layer of two, and a template."""
+    folder, _ = swept
+    options = {"model_name_or_path": bases["qwen3"], "dataset_name": data, "output_dir": tmp_path / "lora"}
+    options |= {"init_head": folder, "max_steps": 1, "eval_strategy": "epoch", "lora_r": 4}
+    given = [word for name, value in options.items() for word in (f"--{name}", value)]
+    launching.finished(
+        CLASSIFY, ["--use_peft", *given, *MACHINE, "--eval_on_start", "true"], tmp_path / "log"
+    )
+    entries = json.loads((tmp_path / "lora" / "checkpoint-1" / "trainer_state.json").read_text())[
+        "log_history"
+    ]
+    won = json.loads((folder / "metrics.json").read_text())["dev"]["this model"]
+    assert entries[0]["eval_accuracy"] == pytest.approx(won["accuracy"]["value"])
+    model = load(str(tmp_path / "lora"))
+    assert model.config.backbone_layers == load(str(folder)).config.backbone_layers == 1
+
+
+@pytest.mark.slow
 def test_lora_starts_where_the_sweep_ended(swept, tmp_path) -> None:
     """The command that the sweep prints, with a few steps: its first look at dev is the sweep's last."""
     folder, printed = swept

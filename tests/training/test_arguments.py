@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import TrainerState
 
 from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.training.arguments import HeadModelConfig, run_identity
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
+from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.title_arguments import TitleArguments, TitleConfig, parse_title_arguments
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -164,6 +166,7 @@ def test_what_moves_no_weight_does_not_stop_a_resume(tmp_path, change):
         ("", "epoch", 500),
         ("--eval_strategy steps --eval_steps 7", "steps", 7),
         ("--eval_strategy steps --logging_steps 6", "steps", 6),
+        ("--eval_strategy steps", "steps", 0.1),
         ("--eval_strategy steps --eval_steps 0.1", "steps", 0.1),
         ("--eval_strategy steps --eval_steps 7 --save_steps 14", "steps", 14),
         ("--eval_strategy steps --eval_steps 7 --save_strategy best", "best", 500),
@@ -175,6 +178,18 @@ def test_what_moves_no_weight_does_not_stop_a_resume(tmp_path, change):
 def test_checkpoints_are_kept_where_dev_is_looked_at(parse, words, strategy, steps):
     _, training, _ = parse([*words.split(), "--output_dir", "x", "--dataset_name", "y", *CPU])
     assert (training.save_strategy, training.save_steps) == (strategy, steps)
+
+
+@pytest.mark.parametrize("parse", [parse_title_arguments, parse_classifier_arguments, parse_sft_arguments])
+@pytest.mark.parametrize("steps", [1, 3, 20, 40, 41, 100, 999, 20_000])
+def test_logged_losses_follow_the_length_of_the_run(parse, steps):
+    _, training, _ = parse(["--output_dir", "x", "--dataset_name", "y", *CPU])
+    state = TrainerState()
+    state.compute_steps(training, steps)
+    points = steps // state.logging_steps
+    assert points == steps if steps <= 40 else 20 <= points <= 50
+    _, training, _ = parse(["--output_dir", "x", "--dataset_name", "y", "--logging_steps", "7", *CPU])
+    assert training.logging_steps == 7
 
 
 @pytest.mark.parametrize(

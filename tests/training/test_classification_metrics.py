@@ -12,6 +12,7 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.training.classification_metrics import (
     BEST_METRIC,
     DEV_METRICS,
+    MEANS,
     MULTI,
     ORDINAL,
     REGRESSION,
@@ -23,7 +24,7 @@ from qwen_task_heads.training.classification_metrics import (
     probabilities,
 )
 from qwen_task_heads.training.metrics import wilson_interval
-from qwen_task_heads.training.weighted_measures import of_label_sets, of_steps, of_values
+from qwen_task_heads.training.weighted_measures import bootstrap, of_label_sets, of_steps, of_values
 
 
 def names(count: int) -> list[str]:
@@ -228,6 +229,82 @@ def test_ten_thousand_rows_are_counted_without_a_loop_over_them():
         classification_figures(ORDINAL, logits, truth, labels=names(20))
         logits, truth = label_sets(10_000, 20)
         classification_figures(MULTI, logits, truth, labels=names(20))
+
+
+def small_set(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    """Scores and truths of a few rows: rare labels, ties, constants, groups of unequal size."""
+    rows, count = int(rng.integers(2, 40)), int(rng.integers(2, 12))
+    scores = np.round(rng.normal(size=(rows, count)), int(rng.integers(0, 3)))
+    groups = [f"g{n}" for n in rng.integers(max(2, rows // 3), size=rows)] if rng.random() < 0.5 else None
+    chance = rng.dirichlet(np.full(count, 0.3))
+    if kind == MULTI:
+        return scores, (rng.random((rows, count)) < 0.7 * rng.random(count) ** 3).astype(int), groups
+    if kind == REGRESSION:
+        return (
+            scores[:, :2],
+            np.round(scores[:, :2] + rng.normal(size=(rows, 2)) * rng.integers(0, 3), 1),
+            groups,
+        )
+    return scores, rng.choice(count, size=rows, p=chance), groups
+
+
+@pytest.mark.parametrize("kind", list(BEST_METRIC))
+def test_every_interval_holds_its_value(kind):
+    rng, seen = np.random.default_rng(5), set()
+    for _ in range(150):
+        scores, truth, groups = small_set(kind, rng)
+        options = {"labels": names(scores.shape[1]), "groups": groups, "resamples": 100}
+        found = classification_figures(kind, scores, truth, **options)
+        if kind in (SINGLE, ORDINAL):
+            parents = ["a", "b"] * 6
+            found["coarse"] = coarse_accuracy(
+                scores, truth, parents=parents[: scores.shape[1]], groups=groups
+            )
+        for name, entry in found.items():
+            if name != "per_class" and entry["low"] is not None:
+                seen.add(name)
+                assert entry["low"] <= entry["value"] <= entry["high"], name
+                least, most = {"r2": (-math.inf, 1)}.get(name, (-1, 1))
+                if name not in MEANS:
+                    assert least <= entry["low"], name
+                    assert entry["high"] <= most, name
+    assert seen == {*found} - {"per_class", "ece"}
+
+
+def test_intervals_of_means_are_percentiles_and_others_are_corrected_for_bias():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(150, 40))
+    truth = (rng.random((150, 40)) < 0.05).astype(int)
+    found = classification_figures(MULTI, scores, truth, labels=names(40))
+    drawn = bootstrap(of_label_sets(scores, truth, 0.5)[0], np.arange(150), width=40, resamples=200, seed=0)
+    wanted = np.quantile(drawn["log_loss"], [0.025, 0.975])
+    again = classification_figures(MULTI, scores, truth, labels=names(40), resamples=200)
+    assert [again["log_loss"][end] for end in ("low", "high")] == pytest.approx(wanted)
+    mean_ap = found["map"]
+    assert np.quantile(drawn["map"], 0.025) > 0.95 * mean_ap["value"]  # resampling alone raises it
+    assert mean_ap["low"] < 0.05  # what a random ranking has on all rows there are
+    # Of one label per row four metrics are the accuracy under other names, intervals included.
+    found = classification_figures(SINGLE, *classes(80, 5), labels=names(5))
+    for name in ("micro_precision", "micro_recall", "micro_f1", "weighted_recall"):
+        assert found[name] == pytest.approx(found["accuracy"])
+
+
+@pytest.mark.slow
+def test_intervals_of_biased_metrics_cover_what_all_rows_would_give():
+    def draw(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        truth = (rng.random((rows, 40)) < 0.05).astype(float)
+        return 1.5 * truth + rng.normal(size=truth.shape) - 1, truth
+
+    ones, trials = np.ones((1, 40_000)), 60
+    whole = of_label_sets(*draw(np.random.default_rng(1), 40_000), 0.5)[0](ones)
+    covered = dict.fromkeys(("map", "macro_f1"), 0)
+    for trial in range(trials):
+        scores, truth = draw(np.random.default_rng(2 + trial), 150)
+        found = classification_figures(MULTI, scores, truth, labels=names(40), resamples=300)
+        for name in covered:
+            covered[name] += found[name]["low"] <= whole[name][0] <= found[name]["high"]
+    assert covered["map"] >= 0.7 * trials  # the percentile interval has .07, and .77 of macro F1
+    assert covered["macro_f1"] >= 0.85 * trials
 
 
 def test_bad_input_is_refused():

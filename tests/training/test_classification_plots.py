@@ -1,10 +1,15 @@
 """The plots of classifiers: written, readable for any number of labels, without a box for a sign."""
 
+import warnings
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib import font_manager
 
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.training import classification_plots
+from qwen_task_heads.training import classification_plots, fonts
 from qwen_task_heads.training.classification_plots import confusion_plot, reliability_plot, scatter_plot
 
 
@@ -22,15 +27,22 @@ def drawn(monkeypatch):
     return figures
 
 
+def own_fonts() -> dict[str, str]:
+    """The fonts that come with matplotlib: those of a machine without others."""
+    place = Path(matplotlib.get_data_path())
+    listed = font_manager.fontManager.ttflist
+    return {font.name: font.fname for font in listed if Path(font.fname).is_relative_to(place)}
+
+
 def ticks(axes) -> list[str]:
     return [tick.get_text() for tick in axes.get_yticklabels()]
 
 
 @pytest.mark.parametrize(
     ("count", "names", "numbers"),
-    [(2, True, 4), pytest.param(20, True, 400, marks=pytest.mark.slow), (21, True, 0), (61, False, 0)],
+    [(2, True, 4), pytest.param(20, True, 400, marks=pytest.mark.slow), (21, True, 0)],
 )
-def test_numbers_and_names_stand_where_they_can_be_read(tmp_path, drawn, count, names, numbers):
+def test_numbers_and_names_are_drawn_if_they_can_be_read(tmp_path, drawn, count, names, numbers):
     labels = [f"label {index}" for index in range(count)]
     matrix = np.ones((count, count), int) + 8 * np.eye(count, dtype=int)
     path = confusion_plot(matrix, tmp_path / "new" / "confusion.png", labels=labels)
@@ -38,7 +50,7 @@ def test_numbers_and_names_stand_where_they_can_be_read(tmp_path, drawn, count, 
     axes = drawn[0].axes[0]
     assert len(axes.texts) == numbers
     assert (ticks(axes) == labels) == names
-    assert axes.get_ylabel() == ("true" if names else "true by id (names: README.md)")
+    assert axes.get_ylabel() == "true"
     if numbers:
         assert {text.get_text() for text in axes.texts} == {"1", "9"}
     width, height = drawn[0].get_size_inches()
@@ -50,20 +62,62 @@ def test_rows_are_shares_of_the_true_label(tmp_path, drawn):
     assert drawn[0].axes[0].images[0].get_array().tolist() == [[75.0, 25.0], [0.0, 0.0]]
 
 
-def test_signs_that_no_font_has_make_ids_and_no_boxes(tmp_path, drawn, monkeypatch):
-    monkeypatch.setattr(classification_plots, "EAST_ASIAN", ())  # as on a machine without such fonts
-    confusion_plot(np.eye(2), tmp_path / "a.png", labels=["体育", "Trade"])
+def families(figure) -> list[str]:
+    return figure.axes[0].get_yticklabels()[0].get_fontfamily()
+
+
+@pytest.mark.parametrize("labels", [["体育", "Trade"], ["スポーツ", "경제 😀"], ["体育" * 20, "財經"]])
+def test_no_box_is_drawn_for_a_character(tmp_path, drawn, monkeypatch, labels):
+    """On this machine, whatever fonts it has, and without any of its own; a missing glyph warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        confusion_plot(np.eye(2), tmp_path / "a.png", labels=labels)
+        monkeypatch.setattr(fonts, "installed", own_fonts)
+        confusion_plot(np.eye(2), tmp_path / "b.png", labels=labels)
+    here, without = drawn
+    assert ticks(without.axes[0]) == ["0", "1"]
+    assert "names: README.md" in without.axes[0].get_xlabel()
+    assert "names: README.md" in without.axes[0].get_ylabel()
+    if families(here) == ["DejaVu Sans"]:
+        assert ticks(here.axes[0]) == ["0", "1"]
+    else:
+        assert ticks(here.axes[0])[0][:2] == labels[0][:2]
+
+
+def test_chinese_names_are_drawn_where_a_font_has_them(tmp_path, drawn, caplog):
+    if fonts.families_for(["体育"]) is None:
+        pytest.skip("no installed font has Chinese characters")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        confusion_plot(np.eye(2), tmp_path / "a.png", labels=["体育", "Größe"])
+    assert not caplog.records  # such as of a weight that the font does not have
+    assert ticks(drawn[0].axes[0]) == ["体育", "Größe"]
+    assert drawn[0].axes[0].get_xlabel() == "predicted"
+    assert len(families(drawn[0])) > 1
+
+
+@pytest.mark.parametrize("count", [61, 77, 300])
+def test_of_many_labels_the_most_confused_are_drawn(tmp_path, drawn, count):
+    matrix = 50 * np.eye(count, dtype=int)
+    wrong = [(5, 40), (40, 5), (count - 1, 7), *((3 * n, 3 * n + 1) for n in range(12))]
+    for row, column in wrong:
+        matrix[row, column] += 10
+    matrix[5, 20:60] += 1  # each of them in one error
+    confusion_plot(matrix, tmp_path / "a.png", labels=[f"label {n}" for n in range(count)])
     axes = drawn[0].axes[0]
-    assert ticks(axes) == ["0", "1"]
-    assert "names: README.md" in axes.get_xlabel()
-
-
-def test_a_font_of_the_machine_is_used_where_it_has_the_signs(monkeypatch):
-    assert classification_plots._family_for("Größe – Ñandú, Спорт") == "DejaVu Sans"
-    # STIX comes with matplotlib and has this sign, DejaVu has not
-    monkeypatch.setattr(classification_plots, "EAST_ASIAN", ("No Such Font", "STIXGeneral"))
-    assert classification_plots._family_for("a\u20dd") == "STIXGeneral"
-    assert classification_plots._family_for("体") is None
+    kept = [int(name.split()[1]) for name in ticks(axes)]
+    assert len(kept) == 30
+    assert kept == sorted(kept)
+    assert {place for pair in wrong for place in pair} <= {*kept}
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [*ticks(axes), "(all others)"]
+    assert f"the 30 of {count} labels in most errors" in axes.get_title()
+    shown = np.asarray(axes.images[0].get_array())
+    assert shown.shape == (30, 31)
+    assert shown.sum(axis=1) == pytest.approx(np.full(30, 100.0))  # no row loses a prediction
+    row = kept.index(5)
+    assert shown[row, kept.index(40)] == pytest.approx(100 * 11 / 100)
+    inside = [place for place in kept if 20 <= place < 60]
+    assert shown[row, -1] == pytest.approx(40 - len(inside))
 
 
 def test_names_stay_text_and_short(tmp_path, drawn):

@@ -253,3 +253,22 @@ def test_values_that_are_all_one_have_the_interval_of_a_share():
     assert bootstrap_interval([1.0] * 18) == wilson_interval(1.0, count=18)
     assert bootstrap_interval([0.0] * 6, ["a", "b", "c"] * 2) == wilson_interval(0.0, count=3)
     assert bootstrap_interval([0.5] * 6) == (0.5, 0.5)  # ties, all of them
+
+
+def test_every_interval_of_a_scorer_holds_its_value():
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        rows = int(rng.integers(2, 30))
+        first, second = np.round(rng.normal(size=(2, rows)), 1)
+        groups = [f"g{n}" for n in rng.integers(max(2, rows // 2), size=rows)]
+        found = ranking_metrics(first, second, groups=groups, resamples=100)
+        found |= group_metrics(
+            [*first, *second], np.abs([*second, *first]), [*groups, *groups], resamples=100
+        )
+        for name, entry in found.items():
+            if entry["low"] is not None:
+                assert entry["low"] <= entry["value"] <= entry["high"], name
+    for value in (0.1, 0.7, 1.3):  # of which a sum over rows is not exact
+        for rows in range(2, 40):
+            found = mean_figure([value] * 3 * rows, groups=[f"g{row // 3}" for row in range(3 * rows)])
+            assert found.low <= found.value <= found.high

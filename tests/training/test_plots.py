@@ -87,6 +87,50 @@ def test_training_curves_without_evaluation_and_with_a_diverged_step(tmp_path, d
     assert (tmp_path / "b.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [10.8, *(0.7 - 0.002 * n for n in range(40))],
+        [*(0.7 - 0.002 * n for n in range(30)), 55.0, 0.64, 0.63],
+        [0.5] * 12 + [9.0],
+        [0.0] * 12 + [9.0],
+    ],
+)
+def test_one_outlier_does_not_set_the_scale_of_the_loss(tmp_path, drawn, losses):
+    history = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+    training_curves(history, tmp_path / "a.png")
+    axes = drawn[0].axes[0]
+    low, high = axes.get_ylim()
+    rest = sorted(losses)[:-1]
+    assert low <= rest[0] <= rest[-1] <= high  # all others are there
+    assert high < max(losses)
+    spread = rest[-1] - rest[0]
+    assert not spread or spread > 0.7 * (high - low)
+    label = axes.get_legend().get_texts()[-1].get_text()
+    assert label == f"above the axis: 1 (up to {max(losses):.3g})"  # and what is not, is said
+    mark = axes.get_lines()[-1]
+    assert (mark.get_xdata().tolist(), mark.get_ydata().tolist()) == ([1 + losses.index(max(losses))], [high])
+
+
+@pytest.mark.parametrize("losses", [[8, 4, 2, 1, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7], [9.0, 0.5, 0.5], [0.5] * 20])
+def test_a_loss_that_falls_is_drawn_whole(tmp_path, drawn, losses):
+    training_curves([{"step": step, "loss": loss} for step, loss in enumerate(losses)], tmp_path / "a.png")
+    axes = drawn[0].axes[0]
+    assert axes.get_ylim()[1] >= max(line.get_ydata().max() for line in axes.get_lines())
+    assert "above" not in str(axes.get_legend().get_texts())
+
+
+@pytest.mark.parametrize("steps", [[1], [1, 2], [1, 2, 3], [2, 4, 6, 8], list(range(1, 200, 7))])
+def test_steps_are_whole_numbers(tmp_path, drawn, steps):
+    history = [{"step": step, "loss": 0.5, "eval_accuracy": 0.5} for step in steps]
+    training_curves(history, tmp_path / "a.png")
+    drawn[0].canvas.draw()
+    for axes in drawn[0].axes:
+        shown = [tick for tick in axes.get_xticklabels() if _is_drawn(tick, axes)]
+        assert shown
+        assert all(float(tick.get_text().replace("\u2212", "-")).is_integer() for tick in shown)
+
+
 @pytest.mark.parametrize("history", [[], [{"step": 1}], [{"step": 1, "loss": math.nan}], [{"loss": 0.7}]])
 def test_a_history_without_values_is_refused(history, tmp_path):
     with pytest.raises(TaskHeadsError, match="logging_steps"):

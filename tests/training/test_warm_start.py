@@ -12,10 +12,12 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-from qwen_task_heads import adapter_config, bind_template, build, save
+from qwen_task_heads import LabelMap, adapter_config, bind_template, build, save
 from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.training.warm_start import read_head, take_head
+from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY
+from qwen_task_heads.training.classifier_arguments import ClassifierArguments
+from qwen_task_heads.training.warm_start import head_options_of, read_head, take_head, take_template
 
 LABELS = ("sport", "money", "health")
 HEAD = {"head": "mlp", "head_sizes": [8], "pooling": "mean", "backbone_layers": 1}
@@ -59,6 +61,48 @@ def test_the_head_is_the_saved_one(bases, tokenizer, folders, kind) -> None:
             assert not torch.equal(tensor, before[name])
         else:
             assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("kind", ["full", "head_only", "lora", "sharded"])
+def test_options_that_are_not_given_are_those_of_the_head(bases, tokenizer, folders, kind) -> None:
+    """Fewer layers than the backbone has, another pooling, a template: `--init_head` alone is enough."""
+    folder = str(folders[kind])
+    arguments = ClassifierArguments(dataset_name="x", init_head=folder)
+    options = arguments.head_options()
+    assert HEAD.items() <= options.items()
+    model = build(bases["qwen2"], task="pooled_classifier", labels=LABELS, **options)
+    assert len(model.model.layers) == 1
+    words = copy.deepcopy(tokenizer)
+    take_template(words, folder)
+    bind_template(words, model.config, template=arguments.template_for(LabelMap(LABELS)))
+    take_head(model, folder, tokenizer=words)
+    tensors = {
+        name: tensor
+        for file in folders[kind].glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+    for name, tensor in model.score.state_dict().items():
+        [saved] = [tensors[key] for key in tensors if key.endswith(f"score.{name}")]
+        assert torch.equal(tensor, saved)
+    given = ClassifierArguments(dataset_name="x", init_head=folder, backbone_layers=2, pooling="max")
+    assert given.head_options() == options | {
+        "backbone_layers": 2,
+        "pooling": "max",
+    }  # refused by `take_head`
+
+
+def test_a_head_that_is_not_there_or_not_ours_has_no_options(bases, tmp_path) -> None:
+    assert head_options_of(str(tmp_path / "nowhere"), ("pooling",)) == {}
+    assert head_options_of(bases["qwen2"], ("pooling",)) == {}
+
+
+def test_a_template_of_another_vocabulary_is_not_taken(tokenizer, folders) -> None:
+    words = copy.deepcopy(tokenizer)
+    take_template(words, None)
+    assert TEMPLATE_KEY not in words.init_kwargs
+    words.add_tokens(["another"])
+    take_template(words, str(folders["full"]))
+    assert TEMPLATE_KEY not in words.init_kwargs
 
 
 def test_none_changes_nothing(bases, tokenizer) -> None:

@@ -1,0 +1,31 @@
+"""Dtypes of weights by their names, and a change of the dtype of a backbone."""
+
+from __future__ import annotations
+
+import torch
+
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def store_in(model: TaskHeadModel, *, dtype: torch.dtype | str) -> TaskHeadModel:
+    """Change the dtype of the backbone in place; the head stays in fp32.
+
+    Args:
+        model: without an adapter.
+        dtype: `float32`, `bfloat16` or `float16`.
+
+    Returns:
+        The model.
+
+    Raises:
+        TaskHeadsError: another dtype.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise TaskHeadsError.of("dtype", repr(name), ", ".join(DTYPES), "choose one of them")
+    for parameter in model.model.parameters():  # buffers, as those of rotary embeddings, stay exact
+        parameter.data = parameter.data.to(DTYPES[name])
+    return model
