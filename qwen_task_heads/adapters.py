@@ -151,7 +151,7 @@ def with_adapter(model: Any, config: Any, **options: Any) -> Any:
         >>> from qwen_task_heads.adapters import with_adapter
         >>> model = build("embedded")
         >>> type(with_adapter(model, adapter_config(model, r=4))).__name__
-        'PeftModelForSequenceClassification'
+        'TaskHeadPeftModel'
     """
     from peft import get_peft_model
 
