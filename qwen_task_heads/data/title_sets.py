@@ -10,16 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.doctor import find_overlaps
+from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.readers import read_pairs
 from qwen_task_heads.data.roles import read_roles
 from qwen_task_heads.data.splits import assign_groups, hash_rows, split_by_group
 from qwen_task_heads.errors import Problem, TaskHeadsError
-
-EMBEDDED_PAIRS = Path(__file__).parents[1] / "assets" / "upworthy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +104,7 @@ def read_title_sets(
         >>> len(sets.train) > len(sets.dev) > 0
         True
     """
-    if source == EMBEDDED:
-        source = str(EMBEDDED_PAIRS)
+    source = locate_set(source, "titles")
     read, places, problems = read_roles(
         source,
         dev=dev,
