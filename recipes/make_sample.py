@@ -4,8 +4,8 @@
     python recipes/make_sample.py --sample texts --data_dir data/banking77
 
 Titles: the columns that training reads, without `<title>` tags (the readers take both forms). Texts: the
-rows of ten intents, with the name of the intent as label. Rows keep their order. Both sources are CC BY 4.0;
-the attribution is in the `LICENSE.md` of each folder.
+rows of ten intents on transfers, with the name of the intent as label. Rows keep their order. Both sources
+are CC BY 4.0; the attribution is in the `LICENSE.md` of each folder.
 """
 
 import json
@@ -23,10 +23,10 @@ FILES = {"titles": "pairs_{}.jsonl", "texts": "{}.jsonl"}
 PAIR_COLUMNS = ["chosen", "rejected", "test_id", "chosen_impressions", "chosen_clicks"]
 PAIR_COLUMNS += ["rejected_impressions", "rejected_clicks"]
 COLUMNS = {"titles": PAIR_COLUMNS, "texts": ["text", "label_name"]}
-# Ten of 77: everyday intents, of which some share their words (cards, charges, what failed).
-INTENTS = ["activate_my_card", "card_arrival", "card_payment_fee_charged", "cash_withdrawal_charge"]
-INTENTS += ["change_pin", "declined_card_payment", "exchange_rate", "pending_transfer", "request_refund"]
-INTENTS += ["top_up_failed"]
+# Ten of 77: those on transfers, which share most of their words.
+INTENTS = ["balance_not_updated_after_bank_transfer", "beneficiary_not_allowed", "cancel_transfer"]
+INTENTS += ["declined_transfer", "failed_transfer", "pending_transfer", "transfer_fee_charged"]
+INTENTS += ["transfer_into_account", "transfer_not_received_by_recipient", "transfer_timing"]
 
 
 @dataclass

@@ -37,8 +37,9 @@ EMBEDDED_SETS = {
     ),
     "texts": EmbeddedSet(
         ASSETS / "banking77",
-        "questions of bank customers with ten of the 77 intents of BANKING77 (Casanueva,\n"
-        "Temčinas, Gerz, Henderson and Vulić 2020), CC BY 4.0, <https://doi.org/10.18653/v1/2020.nlp4convai-1.5>",
+        "questions of bank customers on transfers, ten of the 77 intents of BANKING77\n"
+        "(Casanueva, Temčinas, Gerz, Henderson and Vulić 2020), CC BY 4.0,\n"
+        "<https://doi.org/10.18653/v1/2020.nlp4convai-1.5>",
         "banking77",
     ),
 }

@@ -1,7 +1,7 @@
 """Hyper-parameters by backbone and recipe: the values of a run that states no others.
 
-Recipes go by the name of their runs: `titles`, `classifier`, `sft`, `heads`. All backbones but the embedded one
-keep the defaults of the dataclasses, which are those of trl and transformers but for `run_defaults.py`.
+Recipes go by the name of their runs: `titles`, `classifier`, `sft`, `heads`. All backbones but the embedded
+one keep the defaults of the dataclasses, which are those of trl and transformers but for `run_defaults.py`.
 
 The embedded backbone has 1.7 million parameters: it learns at rates that would ruin a pretrained model, on
 short texts, and its options are chosen so that a run takes one to two minutes of two CPU cores.
@@ -32,8 +32,13 @@ EMBEDDED_OPTIONS: dict[str, dict[str, Any]] = {
         "loss": "bradley_terry", "learning_rate": 1e-3, "num_train_epochs": 2, "logging_steps": 21,
     },
     "classifier": {**_SCHEDULE, **_BATCHES, "pooling": "mean", "num_train_epochs": 5, "logging_steps": 21},
-    "sft": {**_SCHEDULE, **_BATCHES, "num_train_epochs": 3, "logging_steps": 21},
-    "heads": {},
+    # A list of the labels in every prompt is for models that read it; here it is most of the tokens. Larger
+    # batches are slower: the logits of the whole vocabulary are kept for each token.
+    "sft": {
+        **_SCHEDULE, **_BATCHES, "instruction": "Classify the text.\n\n", "per_device_train_batch_size": 8,
+        "num_train_epochs": 3, "logging_steps": 43,
+    },
+    "heads": {"num_train_epochs": 30},  # over cached features: seconds
 }  # fmt: skip
 
 
