@@ -28,8 +28,8 @@ _SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 0.1, "weight_decay":
 _BATCHES = {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 64}
 EMBEDDED_OPTIONS: dict[str, dict[str, Any]] = {
     "titles": {
-        **_SCHEDULE, **_BATCHES, "max_length": 64, "pooling": "mean", "head": "linear",
-        "loss": "bradley_terry", "learning_rate": 1e-3, "num_train_epochs": 2, "logging_steps": 21,
+        **_SCHEDULE, **_BATCHES, "max_length": 64, "pooling": "mean", "learning_rate": 1e-3,
+        "num_train_epochs": 2, "logging_steps": 21,
     },
     "classifier": {**_SCHEDULE, **_BATCHES, "pooling": "mean", "num_train_epochs": 5, "logging_steps": 21},
     # A list of the labels in every prompt is for models that read it; here it is most of the tokens. Larger
