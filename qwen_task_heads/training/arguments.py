@@ -260,8 +260,8 @@ def run_identity(*groups: Any) -> dict[str, str | int | float | bool | None]:
         >>> from qwen_task_heads.training.arguments import run_identity
         >>> from qwen_task_heads.training.title_arguments import parse_title_arguments
         >>> parsed = parse_title_arguments(["--output_dir", "runs/x", "--use_cpu", "true"])
-        >>> run_identity(*parsed)["num_train_epochs"]
-        3.0
+        >>> run_identity(*parsed)["num_train_epochs"]  # of the embedded backbone
+        2.0
     """
     named: dict[str, Any] = {
         item.name: group.__dict__[item.name]
