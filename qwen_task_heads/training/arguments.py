@@ -261,7 +261,7 @@ def run_identity(*groups: Any) -> dict[str, str | int | float | bool | None]:
         >>> from qwen_task_heads.training.title_arguments import parse_title_arguments
         >>> parsed = parse_title_arguments(["--output_dir", "runs/x", "--use_cpu", "true"])
         >>> run_identity(*parsed)["num_train_epochs"]  # of the embedded backbone
-        2.0
+        2
     """
     named: dict[str, Any] = {
         item.name: group.__dict__[item.name]
