@@ -4,7 +4,7 @@ RUN ?= runs/titles
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/single.yaml
+LAUNCH := $(BIN)/accelerate launch --quiet --config_file recipes/accelerate/single.yaml
 
 # The tests start many processes; each would compile the package again where nothing may be kept.
 test test-slow: export PYTHONDONTWRITEBYTECODE =

@@ -7,9 +7,12 @@ Code in `hubcode/` travels without this package and raises `ValueError` in the s
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 MAX_SHOWN = 50  # problems printed in one message; `TaskHeadsError.problems` always holds all of them
 
@@ -76,13 +79,47 @@ def run_recipe(main: Callable[[], None], *, interrupted: str = RESUME) -> int:
     """Run a recipe; bad input ends it with its message alone and exit code 2, Ctrl-C with how to go on.
 
     Anything but a `TaskHeadsError` is a defect of ours or of the machine and keeps its traceback.
+    Under accelerate's launcher of one process the message is the last line; see `end_launcher`.
     """
+    # Exit functions run in reverse order: those that `main` registers, such as a tracker's, come first.
+    atexit.register(end_launcher)
     try:
         main()
     except TaskHeadsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
-        print(f"interrupted: {interrupted}", file=sys.stderr)
+        print(f"interrupted: {interrupted}", file=sys.stderr, flush=True)
+        end_launcher()  # now: the launcher got the signal too, and prints its traceback after 0.25 seconds
         return 130  # what shells report for SIGINT
+    atexit.unregister(end_launcher)
     return 0
+
+
+def end_launcher() -> None:
+    """End the `accelerate launch` that waits for this process and would print a traceback after our message.
+
+    When the script ends with another code than 0, accelerate 1.15 (`simple_launcher`) raises a
+    CalledProcessError unless it was given `--quiet`. Neither the script nor a variable of the environment can
+    set that, exit code 0 would hide the failure from a Makefile, and SIGINT prints a traceback too. SIGTERM
+    prints nothing, and the launcher's exit code stays other than 0: 143 in a shell.
+
+    Only a parent is ended that is known to be this launcher: its command line names accelerate and ends with
+    exactly the words that started this process. Left alone are `accelerate launch --quiet`, which exits with
+    code 1, and torchrun and accelerate's launchers of several processes, which report on their own.
+    """
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    import psutil  # comes with accelerate
+
+    own = sys.orig_argv[1:]
+    try:
+        launcher = psutil.Process(os.getppid())
+        words = launcher.cmdline()
+        begin, end = words[: -len(own)], words[-len(own) :]
+        names = {"accelerate", "accelerate-launch", "accelerate.commands.accelerate_cli"}
+        names |= {"accelerate.commands.launch"}
+        if end == own and names & {Path(word).name for word in begin} and not {"-q", "--quiet"} & set(begin):
+            launcher.terminate()
+    except psutil.Error:  # it has ended, or belongs to another user
+        return

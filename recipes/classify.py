@@ -2,7 +2,7 @@
 
 Requires: pip install "qwen-task-heads[train]"
 
-accelerate launch recipes/classify.py --dataset_name reviews.jsonl --output_dir runs/reviews
+accelerate launch recipes/classify.py  # the embedded sample and backbone
 accelerate launch recipes/classify.py --use_peft --dataset_name news/ --labels labels.yaml --output_dir runs/n
 """
 
@@ -35,6 +35,7 @@ from qwen_task_heads.training.warm_start import take_head, take_template
 def main() -> None:
     """Parse, load, train, save, and say how good it is."""
     texts, args, model_args = parse_classifier_arguments()
+    args.announce(texts, model_args)
     check_world(texts.num_processes, running=args.world_size)
     destination, is_main = destination_of(texts, args, model_args), args.process_index == 0
     trackers = track(args, task=texts)

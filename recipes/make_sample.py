@@ -1,9 +1,11 @@
-"""Cut the Upworthy sample that ships in `qwen_task_heads/assets/upworthy` from the prepared pairs.
+"""Cut the two samples that ship in `qwen_task_heads/assets` from the prepared data.
 
-    python recipes/make_sample.py --data_dir data/upworthy
+    python recipes/make_sample.py --sample titles --data_dir data/upworthy
+    python recipes/make_sample.py --sample texts --data_dir data/banking77
 
-Only the columns that training reads are kept, `<title>` tags are dropped (the readers take both forms), rows
-keep their order. The archive is CC BY 4.0 and its attribution travels in `LICENSE.md` beside the rows.
+Titles: the columns that training reads, without `<title>` tags (the readers take both forms). Texts: the
+rows of ten intents on transfers, with the name of the intent as label. Rows keep their order. Both sources
+are CC BY 4.0; the attribution is in the `LICENSE.md` of each folder.
 """
 
 import json
@@ -13,46 +15,65 @@ from pathlib import Path
 
 from trl import TrlParser
 
+from qwen_task_heads.data.embedded_sets import EMBEDDED_SETS
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 
-COLUMNS = ["chosen", "rejected", "test_id", "chosen_impressions", "chosen_clicks"]
-COLUMNS += ["rejected_impressions", "rejected_clicks"]
+SPLITS = ("train", "dev", "test_public")
+FILES = {"titles": "pairs_{}.jsonl", "texts": "{}.jsonl"}
+PAIR_COLUMNS = ["chosen", "rejected", "test_id", "chosen_impressions", "chosen_clicks"]
+PAIR_COLUMNS += ["rejected_impressions", "rejected_clicks"]
+COLUMNS = {"titles": PAIR_COLUMNS, "texts": ["text", "label_name"]}
+# Ten of 77: those on transfers, which share most of their words.
+INTENTS = ["balance_not_updated_after_bank_transfer", "beneficiary_not_allowed", "cancel_transfer"]
+INTENTS += ["declined_transfer", "failed_transfer", "pending_transfer", "transfer_fee_charged"]
+INTENTS += ["transfer_into_account", "transfer_not_received_by_recipient", "transfer_timing"]
 
 
 @dataclass
 class SampleArguments:
-    """Where the prepared pairs are and where the sample goes."""
+    """Which sample, where the prepared data is and where the sample goes."""
 
+    sample: str = "titles"
     data_dir: str = "."
-    output_dir: str = "qwen_task_heads/assets/upworthy"
+    output_dir: str | None = None
+
+
+def sample_row(row, *, sample):
+    """Return the row of the sample, or None for a row that is left out."""
+    if sample == "texts":
+        return {"text": row["text"], "label": row["label_name"]} if row["label_name"] in INTENTS else None
+    plain = {
+        name: row[name].removeprefix("<title>").removesuffix("</title>").strip() for name in PAIR_COLUMNS[:2]
+    }
+    return {name: plain.get(name, row[name]) for name in PAIR_COLUMNS}
 
 
 def main() -> None:
     """Write train, dev and test_public; refuse rows without the columns, all of them at once."""
     (args,) = TrlParser(SampleArguments).parse_args_and_config()
+    if args.sample not in FILES:
+        raise TaskHeadsError.of("--sample", repr(args.sample), ", ".join(FILES), "choose one of them")
     problems: list[Problem] = []
-    samples: dict[str, list[str]] = {}
-    for split in ("train", "dev", "test_public"):
-        path = Path(args.data_dir, f"pairs_{split}.jsonl")
+    samples: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        path = Path(args.data_dir, FILES[args.sample].format(split))
         if not path.is_file():
-            problems.append(Problem(str(path), "no such file", "the prepared pairs", "correct --data_dir"))
+            problems.append(Problem(str(path), "no such file", "the prepared data", "correct --data_dir"))
             continue
         for number, row in enumerate(map(json.loads, path.read_bytes().splitlines()), 1):
-            if missing := [column for column in COLUMNS if column not in row]:
+            if missing := [column for column in COLUMNS[args.sample] if column not in row]:
                 there = f"columns: {', '.join(row)}"
                 problems.append(Problem(f"{path}:{number}", f"no column {missing}", there, "use other files"))
-                continue
-            for column in ("chosen", "rejected"):
-                row[column] = row[column].removeprefix("<title>").removesuffix("</title>").strip()
-            # ASCII-safe: a tool with another encoding, or one that splits at U+2028, reads the same rows.
-            samples.setdefault(split, []).append(json.dumps({column: row[column] for column in COLUMNS}))
+            elif kept := sample_row(row, sample=args.sample):
+                # ASCII-safe: a tool with another encoding, or one that splits at U+2028, reads the same rows.
+                samples[split].append(json.dumps(kept))
     if problems:
         raise TaskHeadsError(problems)
-    out = Path(args.output_dir)
+    out = Path(args.output_dir or EMBEDDED_SETS[args.sample].folder)
     out.mkdir(parents=True, exist_ok=True)
     for split, lines in samples.items():
         (out / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="ascii")
-        print(f"{out / split}.jsonl: {len(lines)} pairs")
+        print(f"{out / split}.jsonl: {len(lines)} rows")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Requires: pip install "qwen-task-heads[train]"
 
-accelerate launch recipes/reward_titles.py --config recipes/configs/quick_start.yaml --output_dir runs/titles
+accelerate launch recipes/reward_titles.py  # the embedded sample and backbone
 accelerate launch recipes/reward_titles.py --model_name_or_path Qwen/Qwen2.5-7B-Instruct --use_peft \
     --dtype bfloat16 --dataset_name clicks.jsonl --output_dir runs/clicks
 """
@@ -36,6 +36,7 @@ from qwen_task_heads.training.warm_start import take_head, take_template
 def main() -> None:
     """Parse, load, train, save, and say how good it is."""
     titles, args, model_args = parse_title_arguments()
+    args.announce(titles, model_args)
     check_world(titles.num_processes, running=args.world_size)
     destination, is_main = destination_of(titles, args, model_args), args.process_index == 0
     trackers = track(args, task=titles)

@@ -2,6 +2,7 @@
 
 Requires: pip install "qwen-task-heads[train]"
 
+accelerate launch recipes/sft_classify.py  # the embedded sample and backbone
 accelerate launch recipes/sft_classify.py --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --use_peft \
     --dtype bfloat16 --dataset_name reviews.jsonl --output_dir runs/reviews
 accelerate launch recipes/sft_classify.py --config recipes/configs/fudan_news_sft.yaml \
@@ -43,6 +44,7 @@ from qwen_task_heads.training.sharding import whole_model
 def main() -> None:
     """Parse, load, train, save, and say how good it is."""
     texts, args, model_args = parse_sft_arguments()
+    args.announce(texts, model_args)
     check_world(texts.num_processes, running=args.world_size)
     destination, is_main = destination_of(texts, args, model_args), args.process_index == 0
     trackers = track(args, task=texts)

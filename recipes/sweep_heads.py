@@ -2,9 +2,8 @@
 
 Requires: pip install "qwen-task-heads[train]"
 
-python recipes/sweep_heads.py --dataset_name reviews.jsonl --output_dir runs/head
-python recipes/sweep_heads.py --config recipes/configs/sweep.yaml --model_name_or_path Qwen/Qwen2.5-0.5B \
-    --dtype bfloat16 --dataset_name reviews.jsonl --feature_cache features --output_dir runs/head
+accelerate launch recipes/sweep_heads.py  # the embedded sample and backbone
+accelerate launch recipes/sweep_heads.py --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name reviews.jsonl
 """
 
 import shlex
@@ -39,6 +38,7 @@ from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments, warm
 def main() -> None:
     """Parse, load, run the backbone once, try the heads, save the best, and say how good it is."""
     texts, args, model_args = parse_sweep_arguments()
+    args.announce(texts, model_args)
     check_world(1, running=args.world_size)  # features and heads are made by one process
     destination, trackers = destination_of(texts, args, model_args), track(args, task=texts)
     base, where = model_args.model_name_or_path, {"hub": texts.hub}
@@ -110,8 +110,8 @@ def main() -> None:
     metrics = finish_texts(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
     said = {"chosen": chosen, "points": points, "figure": figure, "floor": metrics["dev"].get(TFIDF)}
     command = shlex.join(warm_start_command(texts, model_args, folder=args.output_dir, chosen=best))
-    told = [*sweep_table(results, **said), "", "Next, LoRA that starts from this head:", f"  {command}"]
-    print("\n".join(["", *told]), flush=True)
+    following = ["", "Next, LoRA that starts from this head:", f"  {command}"]
+    print("", *sweep_table(results, **said), *following, sep="\n", flush=True)
     if destination:
         destination.push(args.output_dir)
 

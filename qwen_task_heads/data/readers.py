@@ -31,10 +31,11 @@ from qwen_task_heads.data.doctor import Finding, ReadReport, examine, swapped_pr
 from qwen_task_heads.data.evidence import groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.formats import Row, collect_rows, open_source
+from qwen_task_heads.data.hub_sets import HubRows
 from qwen_task_heads.data.layout import GROUP, HEADLINE, Layout, read_layout
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
-__all__ = ["PairData", "groups_to_pairs", "pair_to_row", "read_pairs"]
+__all__ = ["PairData", "groups_to_pairs", "pair_to_row", "pairs_of_rows", "read_pairs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,26 @@ def read_pairs(
         _read_part(name, rows, found_so_far)
     groups = _close_groups(found_so_far)
     return _finish(os.fspath(source), found_so_far, groups, skip=bad_rows == "skip")
+
+
+def pairs_of_rows(rows: Any, *, name: str) -> PairData:
+    """Read preferences from rows in memory, held against the same rules as those of a file.
+
+    Args:
+        rows: a data set of `datasets`, or dicts, with the columns that are listed above.
+        name: what the rows are called in messages: `name:row 17`, counted from 1.
+
+    Raises:
+        TaskHeadsError: as `read_pairs`; any refused row is named.
+
+    Example:
+        >>> from qwen_task_heads.data.readers import pairs_of_rows
+        >>> pairs_of_rows([{"chosen": "A", "rejected": "B"}], name="train_dataset").pairs[0].source
+        'train_dataset:row 1'
+    """
+    collected = _Collected()
+    _read_part(name, HubRows(name, rows), collected)
+    return _finish(name, collected, _close_groups(collected), skip=False)
 
 
 def _read_part(name: str, rows: Iterator[Row], collected: _Collected) -> None:

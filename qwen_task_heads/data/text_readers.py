@@ -106,6 +106,24 @@ def read_texts(
     return result
 
 
+def texts_of_rows(rows: Any, *, name: str, problem_type: str | None = None) -> RawTexts:
+    """Read labelled texts from rows in memory, held against the same rules as those of a file.
+
+    Args:
+        rows: a data set of `datasets`, or dicts, with the columns that are listed above.
+        name: what the rows are called in messages: `name:row 17`, counted from 1.
+        problem_type: what is trained, or None to tell it by the target column.
+
+    Example:
+        >>> from qwen_task_heads.data.text_readers import texts_of_rows
+        >>> texts_of_rows([{"text": "Cold food.", "label": "bad"}], name="train_dataset").rows[0].where
+        'train_dataset:row 1'
+    """
+    result = RawTexts(source=name)
+    _read_part(name, HubRows(name, rows), result, problem_type=problem_type, left=None)
+    return result
+
+
 def _read_part(
     name: str, rows: Iterator[Row], result: RawTexts, *, problem_type: str | None, left: int | None
 ) -> None:
@@ -239,3 +257,4 @@ def _input(where: str, row: dict[str, Any], layout: TextLayout) -> TextInput | P
 
 
 __all__ = ["FileProblem", "InputProblem", "RawTexts", "TextInput", "read_inputs", "read_texts"]
+__all__ += ["texts_of_rows"]

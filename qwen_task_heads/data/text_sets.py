@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 
 from qwen_task_heads.data.doctor import ReadReport, find_overlaps, shared_lines, text_key
+from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.labels import LabelMap, check_same
@@ -119,8 +120,9 @@ def read_text_sets(
     """Read the sets of a text classifier; `text_readers.py` lists the columns that are accepted.
 
     Args:
-        source: file, folder or data set id of the training set. Splits found in a folder or data set are
-            used where `dev` and `test` are None.
+        source: file, folder or data set id of the training set; `"embedded"` for the sample that ships
+            with the package. Splits found in a folder or data set are used where `dev` and `test` are
+            None.
         dev: file, folder or id of the dev set; of several splits, the one called dev or validation.
         test: file, folder or id of the test set; of several splits, the one called test. A test split that is
             merely found, and whose labels are all -1, is left out.
@@ -159,6 +161,7 @@ def read_text_sets(
     check_ratio(mix_ratio)
     if test_fraction is not None:
         check_fraction(test_fraction, "test_fraction")
+    source = locate_set(source, "texts")
     if streaming and (Path(source).exists() or "modelscope" in (hub, source.split(":", 1)[0])):
         found, accepted = "found true for other data", "accepted: for ids of the Hugging Face Hub"
         raise TaskHeadsError(

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.doctor import find_overlaps, shared_lines
+from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.readers import read_pairs
@@ -26,8 +26,6 @@ from qwen_task_heads.data.splits import (
     split_by_group,
 )
 from qwen_task_heads.errors import Problem, TaskHeadsError
-
-EMBEDDED_PAIRS = Path(__file__).parents[1] / "assets" / "upworthy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +123,7 @@ def read_title_sets(
     """
     if test_fraction is not None:
         check_fraction(test_fraction, "test_fraction")
-    if source == EMBEDDED:
-        source = str(EMBEDDED_PAIRS)
+    source = locate_set(source, "titles")
     read, places, problems = read_roles(
         source,
         dev=dev,

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads import __version__
 from qwen_task_heads.backbones import EMBEDDED, locate
+from qwen_task_heads.data.embedded_sets import EMBEDDED_SETS, EmbeddedSet
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE
+from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.publishing.cards import (
     ADAPTER,
     ADAPTER_ALONE,
@@ -209,6 +211,7 @@ def card_fields(
     base = Path(run.backbone).name if local else run.backbone
     embedded = run.backbone == EMBEDDED
     facts, revision, known = run.card, model.config.backbone_revision, versions()
+    sample = embedded_set(model, run)
     return {
         "title": plain(folder.name),
         "kind": ADAPTER_ALONE if adapter and model.answers else ADAPTER if adapter else FULL,
@@ -233,10 +236,11 @@ def card_fields(
         "intended_use": plain(facts.intended_use),
         "data_licence": plain(facts.dataset_license) if facts.dataset_license else None,
         "data_url": link(facts.dataset_url) if facts.dataset_url else None,
-        "own_data": run.settings.get("dataset_name") == EMBEDDED,
+        "own_data": sample.statement if sample else None,
         "time_line": _time_line(metrics["train"]),
         "citation": fenced(
-            "\n\n".join([*citations(run, adapter=adapter), facts.citation.strip()]), language="bibtex"
+            "\n\n".join([*citations(run, adapter=adapter, sample=sample), facts.citation.strip()]),
+            language="bibtex",
         ),
     }
 
@@ -295,7 +299,14 @@ def _hub_dataset(run: Account, role: str) -> str | None:
     return name if run.settings.get("hub") != "modelscope" and is_dataset_id(name) else None
 
 
-def citations(run: Account, *, adapter: bool) -> list[str]:
+def embedded_set(model: Trained, run: Account) -> EmbeddedSet | None:
+    """Return the sample of the package that the run was trained on, None for other data."""
+    if run.settings.get("dataset_name") != EMBEDDED:
+        return None
+    return EMBEDDED_SETS["titles" if model.config.model_type == TitleScorerConfig.model_type else "texts"]
+
+
+def citations(run: Account, *, adapter: bool, sample: EmbeddedSet | None) -> list[str]:
     """BibTeX of this package and of the methods that the run used, from `model_cards/references.bib`."""
     text = (resources.files("qwen_task_heads.model_cards") / "references.bib").read_text(encoding="utf-8")
     entries = {re.match(r"@\w+\{([\w-]+)", entry)[1]: entry for entry in text.strip().split("\n\n")}  # type: ignore[index]
@@ -303,7 +314,9 @@ def citations(run: Account, *, adapter: bool) -> list[str]:
     keys = ["qwen_task_heads", LOSS_PAPERS.get(str(settings.get("loss")))]
     if adapter and "lora_r" in settings and not settings.get("freeze_backbone"):
         keys.append("dora" if settings.get("lora_dora") else "lora")
-    keys += ["upworthy"] * (EMBEDDED in (settings.get("dataset_name"), run.backbone))
+    # The embedded backbone was pretrained on the headlines of this archive.
+    sources = [*([sample.citation] if sample else []), *(["upworthy"] if run.backbone == EMBEDDED else [])]
+    keys += dict.fromkeys(sources)
     return [entries[key].replace("VERSION", __version__) for key in keys if key]
 
 

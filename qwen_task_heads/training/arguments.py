@@ -7,6 +7,7 @@ keys are errors that name the nearest known one. What only titles or only classi
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,9 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
+from qwen_task_heads.training.backbone_defaults import options_for
 from qwen_task_heads.training.publish_arguments import PublishArguments, publish_problems
+from qwen_task_heads.training.run_defaults import RunDefaults
 from qwen_task_heads.training.warm_start import head_options_of
 
 # Options that move no weight: a run may be resumed with other values of them. Any other option counts, so
@@ -185,15 +188,18 @@ class HeadModelConfig(ModelConfig):
 
 
 def parse_arguments(
-    groups: Sequence[type],
+    groups: tuple[type, type[RunDefaults], type],
     argv: Sequence[str] | None,
     *,
     check: Callable[..., list[Problem]],
 ) -> tuple[Any, Any, Any]:
     """Parse the command line and the `--config` YAML into (task, training, model); the command line wins.
 
+    Options that neither states are those of `backbone_defaults.py`, then those of the dataclasses.
+
     Args:
-        groups: dataclasses of the task (a `HeadArguments`), of the training and of the model.
+        groups: dataclasses of the task (a `HeadArguments`), of the training (a `RunDefaults`) and of the
+            model.
         argv: words of the command line; None for those of this process.
         check: problems of the parsed three, beside those that every recipe has.
 
@@ -206,7 +212,8 @@ def parse_arguments(
         part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]
     known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
-    problems = _config_problems(argv, known) + [
+    stated, problems = _read_config(argv, known)
+    problems += [
         _unknown(f"--{name}", name, known)
         for name in (word[2:].split("=")[0] for word in argv if word.startswith("--"))
         if name.replace("-", "_") not in known
@@ -216,7 +223,10 @@ def parse_arguments(
     if problems:
         raise TaskHeadsError(problems)
     try:
-        task, training, model = TrlParser(groups).parse_args_and_config(argv)
+        parser = TrlParser(groups)
+        usual = stated.get("model_name_or_path", parser.get_default("model_name_or_path"))
+        parser.set_defaults_with_config(**options_for(groups[1].RECIPE, _stated_backbone(argv, usual)))
+        task, training, model = parser.parse_args_and_config(argv)
     except TaskHeadsError:
         raise
     except (ValueError, TypeError) as error:
@@ -261,8 +271,8 @@ def run_identity(*groups: Any) -> dict[str, str | int | float | bool | None]:
         >>> from qwen_task_heads.training.arguments import run_identity
         >>> from qwen_task_heads.training.title_arguments import parse_title_arguments
         >>> parsed = parse_title_arguments(["--output_dir", "runs/x", "--use_cpu", "true"])
-        >>> run_identity(*parsed)["num_train_epochs"]
-        3.0
+        >>> run_identity(*parsed)["num_train_epochs"]  # of the embedded backbone
+        2
     """
     named: dict[str, Any] = {
         item.name: group.__dict__[item.name]
@@ -323,29 +333,29 @@ def _contradictions(training: Any) -> list[Problem]:
     return problems
 
 
-def _config_problems(argv: list[str], known: list[str]) -> list[Problem]:
-    """Defects of the YAML file, all at once, before trl reads it."""
+def _stated_backbone(argv: list[str], default: str) -> str:
+    """Return the backbone of a command line, or the default."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model_name_or_path", "--model-name-or-path", default=default)
+    return parser.parse_known_args(argv)[0].model_name_or_path
+
+
+def _read_config(argv: list[str], known: list[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """Read the YAML file before trl does: what it states, and its defects, all at once."""
     if "--config" not in argv[:-1]:
-        return []
+        return {}, []
     path = Path(argv[argv.index("--config") + 1])
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:8]) or "none"
         found = " ".join(str(error).split())[:200]
-        return [
-            Problem(str(path), found, "accepted: a YAML file", f"check the path (YAML files there: {there})")
-        ]
+        remedy = f"check the path (YAML files there: {there})"
+        return {}, [Problem(str(path), found, "accepted: a YAML file", remedy)]
     if not isinstance(content, dict):
-        return [
-            Problem(
-                str(path),
-                f"found {shorten(content)}",
-                "accepted: a mapping, option: value",
-                "correct the file",
-            )
-        ]
-    return [_unknown(f"{path}: {key}", str(key), known) for key in content if key not in known]
+        found, accepted = f"found {shorten(content)}", "accepted: a mapping, option: value"
+        return {}, [Problem(str(path), found, accepted, "correct the file")]
+    return content, [_unknown(f"{path}: {key}", str(key), known) for key in content if key not in known]
 
 
 def _unknown(where: str, name: str, known: list[str]) -> Problem:

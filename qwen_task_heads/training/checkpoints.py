@@ -37,6 +37,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.training.run_folders import read_resume
 from qwen_task_heads.training.seals import (
     SEAL,
     WEIGHTS,
@@ -91,7 +92,7 @@ def resolve_resume(
     Raises:
         TaskHeadsError: the checkpoint is damaged, unsealed, incomplete, or of another run.
     """
-    asked = _read_value(value)
+    asked = read_resume(value)
     if asked is False:
         return None
     if isinstance(asked, str):
@@ -129,7 +130,7 @@ def refuse_foreign_output(output_dir: str | Path, resume: str | bool | None) -> 
     Raises:
         TaskHeadsError: the folder is not empty and the run does not resume from it; names what is there.
     """
-    output, asked = Path(output_dir), _read_value(resume)
+    output, asked = Path(output_dir), read_resume(resume)
     if output.exists() and not output.is_dir():
         raise TaskHeadsError(
             Problem(str(output), "is a file", "a new or empty folder", "choose another --output_dir")
@@ -323,14 +324,6 @@ def resume_hazards(args: TrainingArguments, *, early_stopping: bool = False) -> 
     ]
     accepted, remedy = "a setting that resumes exactly", "change it, or accept other weights on resume"
     return [Problem(where, found, accepted, remedy) for present, where, found in hazards if present]
-
-
-def _read_value(value: str | bool | None) -> str | bool:
-    """`--resume_from_checkpoint true` arrives as the string "true"."""
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    words = {"true": True, "auto": True, "false": False, "none": False, "": False}
-    return words.get(value.strip().lower(), value)
 
 
 def _refuse_fresh_start(output: Path) -> None:

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.batching.text import Template, label_template
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem
@@ -23,13 +22,10 @@ from qwen_task_heads.training.arguments import (
     not_among,
     parse_arguments,
 )
+from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.classification_metrics import BEST_METRIC
 from qwen_task_heads.training.run_defaults import RunDefaults
 
-# transformers' default for all weights; adapters and heads learn at higher rates (Biderman et al. 2024,
-# https://arxiv.org/abs/2405.09673), and so does a backbone of a few million parameters.
-LEARNING_RATES = {"full": 5e-5, "lora": 2e-4, "head": 1e-3}
-EMBEDDED_RATES = {"full": 2e-3, "lora": 5e-3, "head": 1e-2}
 MAX_SEQ_LENGTH = 512  # on a plain backbone; a saved model keeps its own
 
 
@@ -45,8 +41,11 @@ class ClassifierArguments(HeadArguments):
         "window_aggregation",
     )
 
-    dataset_name: str | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "File, folder or data set id of labelled texts."}
+    dataset_name: str = field(
+        default="embedded",
+        metadata={
+            "help": "File, folder or data set id of labelled texts; 'embedded' for the sample in the package."
+        },
     )
     problem_type: str | None = field(
         default=None, metadata={"help": ", ".join(PROBLEM_TYPES) + "; told by the columns if None."}
@@ -145,6 +144,10 @@ class ClassifierArguments(HeadArguments):
 class ClassifierConfig(RunDefaults, TrainingArguments):
     """transformers' `TrainingArguments` with defaults for classifiers."""
 
+    RECIPE: ClassVar[str] = "classifier"
+    TRAINS: ClassVar[str] = "a text classifier"
+    SAMPLE: ClassVar[str] = "BANKING77, ten intents"
+
     learning_rate: float | None = field(
         default=None,
         metadata={
@@ -178,8 +181,7 @@ def parse_classifier_arguments(
     )
     if training.learning_rate is None:
         kind = "head" if texts.freeze_backbone else "lora" if model.use_peft else "full"
-        rates = EMBEDDED_RATES if model.model_name_or_path == EMBEDDED else LEARNING_RATES
-        training.learning_rate = rates[kind]
+        training.learning_rate = rates_for("classifier", model.model_name_or_path)[kind]
     return texts, training, model
 
 
@@ -192,9 +194,6 @@ def check_texts(
         ("--truncation", texts.truncation, TRUNCATIONS),
         ("--window_aggregation", texts.window_aggregation, AGGREGATIONS),
     )
-    if texts.dataset_name is None:
-        accepted = "accepted: a file, a folder, or a data set id of labelled texts"
-        problems.append(Problem("--dataset_name", "found nothing", accepted, "name your data"))
     for name in ("class_weights", "pos_weight"):
         given = texts.__dict__[name]
         if given is not None and given != ["balanced"] and not all(map(_is_number, given)):

@@ -26,8 +26,10 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.classification_losses import TEXT_LOSSES, TextLoss, resolve_text_loss
+from qwen_task_heads.training.classification_metrics import dev_metrics
 from qwen_task_heads.training.hub_saving import HubSaving
 from qwen_task_heads.training.speed import ThroughputCallback
+from qwen_task_heads.training.text_inputs import encode_texts
 from qwen_task_heads.training.updates import ExactUpdates, set_up
 
 COLUMNS = ["row", "input_ids", "attention_mask", "labels", "soft", "weight"]
@@ -48,7 +50,9 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
         token_dropout: share of a text's tokens that training hides, anew at every step; see `hide_tokens`.
         train_sources: where each row of the training set was read, by its `row`.
         eval_sources: the same of the dev set.
-        **kwargs: as in `transformers.Trainer`; data sets come from `batching.collators.text_dataset`.
+        **kwargs: as in `transformers.Trainer`. Data sets hold the columns of `data.text_readers` (`text`,
+            `label`, ...), or `TextExample` objects, or come from `batching.collators.text_dataset`.
+            `compute_metrics` is `dev_metrics` of the problem type, if not given.
 
     Attributes:
         loss: the `TextLoss`; its `lines` belong into the run's report.
@@ -86,6 +90,12 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
                 Problem("problem_type", found, "accepted: that of the model", "build the model with it")
             )
         self.sources = {"train": train_sources, "eval": eval_sources}
+        for split, name in (("train", "train_dataset"), ("eval", "eval_dataset")):
+            kwargs[name], read = encode_texts(
+                kwargs.get(name), name=name, config=config, tokenizer=kwargs["processing_class"]
+            )
+            self.sources[split] = self.sources[split] or read
+        kwargs.setdefault("compute_metrics", dev_metrics(self.problem_type))
         sets = {"train": kwargs.get("train_dataset"), "eval": kwargs.get("eval_dataset")}
         counts = self._check_labels(sets, num_labels=config.num_labels)
         options = dict(loss_options or {})

@@ -8,10 +8,13 @@ follow the length of the run: with transformers' 500 a short run logs no trainin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 
+from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.run_folders import default_folder
 
 # Shares of the optimizer steps of a run, which transformers rounds up to a step.
 LOG_EVERY = 0.025  # 21 to 40 points of the training loss, or one per step
@@ -20,9 +23,19 @@ LOOK_EVERY = 0.1
 
 @dataclass
 class RunDefaults:
-    """Defaults of a run, laid over those of trl or transformers: `class Config(RunDefaults, Parent)`."""
+    """Defaults of a run, laid over those of trl or transformers: `class Config(RunDefaults, Parent)`.
 
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run; new or empty."})
+    A subclass names its runs (`RECIPE`, also the key of `backbone_defaults.py`) and what it trains.
+    """
+
+    RECIPE: ClassVar[str]
+    TRAINS: ClassVar[str]
+    SAMPLE: ClassVar[str]
+
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the run, new or empty; a numbered one in runs/ if None."},
+    )
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Old name of activation_checkpointing."}
     )
@@ -53,10 +66,8 @@ class RunDefaults:
     )
 
     def __post_init__(self) -> None:
-        if self.output_dir is None:  # transformers would write into ./trainer_output
-            remedy = "name the folder of the run"
-            accepted = "accepted: a new or empty folder"
-            raise TaskHeadsError(Problem("--output_dir", "found nothing", accepted, remedy))
+        if self.output_dir is None:  # transformers would write into ./trainer_output, run over run
+            self.output_dir = default_folder(self.RECIPE, self.resume_from_checkpoint)  # type: ignore[attr-defined]
         if self.bf16 is None:  # `use_cpu` and `fp16` are fields of the parent
             self.bf16 = torch.cuda.is_available() and not self.use_cpu and not self.fp16  # type: ignore[attr-defined]
         if self.logging_steps is None:
@@ -66,6 +77,23 @@ class RunDefaults:
                 self.eval_steps = LOOK_EVERY
         self._settle_saving()
         super().__post_init__()  # type: ignore[misc]
+
+    def announce(self, task: Any, model: Any) -> None:
+        """Print, as the first line of a run, what it trains on what, where to, and how to change that.
+
+        Args:
+            task: options of the data, with `dataset_name`.
+            model: options of the model, with `model_name_or_path`.
+        """
+        if self.process_index:  # type: ignore[attr-defined]
+            return
+        name, source = model.model_name_or_path, task.dataset_name
+        data = f"the embedded sample ({self.SAMPLE})" if source == EMBEDDED else source
+        backbone = "the embedded backbone" if name == EMBEDDED else name
+        line = f"Train {self.TRAINS} on {data} with {backbone}; output in {self.output_dir}."
+        if EMBEDDED in (name, source):
+            line += " Change it by --dataset_name, --model_name_or_path and --output_dir; all options: --help"
+        print(line, flush=True)
 
     def _settle_saving(self) -> None:
         """Save where dev is looked at, unless told otherwise; refuse what could not save the best."""

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from trl import SFTConfig
 
-from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.batching.answers import MAX_LENGTH, instruction_for
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem
 from qwen_task_heads.training.arguments import DataArguments, HeadModelConfig, not_among, parse_arguments
+from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.run_defaults import RunDefaults
 
 ENDS = ("head", "tail")
-# Full training and LoRA (Biderman et al. 2024, https://arxiv.org/abs/2405.09673), as of the classifiers.
-LEARNING_RATES = {"full": 2e-5, "lora": 1e-4}
-EMBEDDED_RATES = {"full": 2e-3, "lora": 5e-3}
 ROWS = "rows come as token ids, with the loss on the answer alone"
 TEMPLATE = "prompts are those of the tokenizer that is saved; give a model whose template it is"
 TIED = "a language model's embeddings are also what it answers with"
@@ -37,8 +34,11 @@ UNUSED = {
 class SftArguments(DataArguments):
     """Data, labels and prompt of a generative classifier."""
 
-    dataset_name: str | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "File, folder or data set id of labelled texts."}
+    dataset_name: str = field(
+        default="embedded",
+        metadata={
+            "help": "File, folder or data set id of labelled texts; 'embedded' for the sample in the package."
+        },
     )
     labels: str | None = field(
         default=None,
@@ -98,6 +98,10 @@ class SftModelConfig(HeadModelConfig):
 class SftClassifyConfig(RunDefaults, SFTConfig):
     """trl's `SFTConfig`; `max_length` cuts the text and never the answer."""
 
+    RECIPE: ClassVar[str] = "sft"
+    TRAINS: ClassVar[str] = "a model that writes the label of a text"
+    SAMPLE: ClassVar[str] = "BANKING77, ten intents"
+
     max_length: int | None = field(
         default=MAX_LENGTH, metadata={"help": "Longest row in tokens, prompt and answer together."}
     )
@@ -129,16 +133,13 @@ def parse_sft_arguments(
     if model.use_peft and model.lora_target_modules is None:  # PEFT would take q and v alone
         model.lora_target_modules = "all-linear"  # type: ignore[assignment]
     if training.learning_rate is None:
-        rates = EMBEDDED_RATES if model.model_name_or_path == EMBEDDED else LEARNING_RATES
-        training.learning_rate = rates["lora" if model.use_peft else "full"]
+        kind = "lora" if model.use_peft else "full"
+        training.learning_rate = rates_for("sft", model.model_name_or_path)[kind]
     return texts, training, model
 
 
 def _check(texts: SftArguments, training: SftClassifyConfig, model: SftModelConfig) -> list[Problem]:
     problems = not_among(("--truncation", texts.truncation, ENDS))
-    if texts.dataset_name is None:
-        accepted = "accepted: a file, a folder, or a data set id of labelled texts"
-        problems.append(Problem("--dataset_name", "found nothing", accepted, "name your data"))
     if training.max_length is None:
         problems.append(Problem("--max_length", "found none", "accepted: a length", "choose such as 1024"))
     if model.lora_task_type != "CAUSAL_LM":

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedConfig
 
-from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import CAN_EXIT
 from qwen_task_heads.training.arguments import HeadModelConfig, not_among, parse_arguments
+from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.classification_losses import FLAGS, TEXT_LOSSES
 from qwen_task_heads.training.classifier_arguments import (
-    EMBEDDED_RATES,
-    LEARNING_RATES,
     ClassifierArguments,
     ClassifierConfig,
     check_texts,
@@ -158,6 +156,9 @@ def warm_start_command(
 class SweepConfig(ClassifierConfig):
     """Of the training options, those that hold for a head on features; more epochs than of a whole model."""
 
+    RECIPE: ClassVar[str] = "heads"
+    TRAINS: ClassVar[str] = "heads on a frozen backbone"
+
     num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the features."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows a step."})
 
@@ -185,8 +186,7 @@ def parse_sweep_arguments(
         (SweepArguments, SweepConfig, HeadModelConfig), argv, check=_check
     )
     if training.learning_rate is None:
-        rates = EMBEDDED_RATES if model.model_name_or_path == EMBEDDED else LEARNING_RATES
-        training.learning_rate = rates["head"]
+        training.learning_rate = rates_for("classifier", model.model_name_or_path)["head"]
     return texts, training, model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from trl import RewardConfig
 
@@ -63,6 +63,10 @@ class TitleArguments(HeadArguments):
 @dataclass
 class TitleConfig(RunDefaults, RewardConfig):
     """trl's `RewardConfig` with defaults for titles; `max_length` cuts texts and drops no pair."""
+
+    RECIPE: ClassVar[str] = "titles"
+    TRAINS: ClassVar[str] = "a title scorer"
+    SAMPLE: ClassVar[str] = "Upworthy A/B tests"
 
     max_length: int | None = field(
         default=128, metadata={"help": "Longest title with prompt and template, in tokens."}

@@ -23,6 +23,7 @@ from qwen_task_heads.training.group_losses import GROUP_LOSSES, pair_indices, re
 from qwen_task_heads.training.hub_saving import HubSaving
 from qwen_task_heads.training.losses import center_rewards, resolve_pair_loss
 from qwen_task_heads.training.speed import ThroughputCallback
+from qwen_task_heads.training.text_inputs import encode_titles
 from qwen_task_heads.training.updates import ExactUpdates, set_up
 
 COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", "length", *EVIDENCE]
@@ -38,7 +39,8 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         loss_options: scalar options of the loss, such as `{"margin": 0.1}` or `{"nu": 0.5}`.
         train_sources: where each row of the training set was read, by its `row`.
         eval_sources: the same of the dev set.
-        **kwargs: as in `trl.RewardTrainer`; data sets come from `batching.collators`.
+        **kwargs: as in `trl.RewardTrainer`. Data sets hold the columns of `data.readers` (`chosen`,
+            `rejected`, ...), or `PairExample` or `GroupExample` objects, or come from `batching.collators`.
 
     Raises:
         TaskHeadsError: an unknown loss, data without the columns it needs, or numbers that are not finite.
@@ -65,15 +67,22 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         self.loss_options = dict(loss_options or {})
         self.guard, self.throughput = NonFiniteGuard(), ThroughputCallback()
         self.sources = {"train": train_sources, "eval": eval_sources}
+        args, tokenizer = kwargs.get("args"), kwargs["processing_class"]
+        limit = None if args is None else args.max_length
+        for split, name in (("train", "train_dataset"), ("eval", "eval_dataset")):
+            kwargs[name], read = encode_titles(
+                kwargs.get(name), name=name, model=model, tokenizer=tokenizer, max_length=limit,
+                grouped=self.grouped and split == "train",
+            )  # fmt: skip
+            self.sources[split] = self.sources[split] or read
         self._check_loss(
             loss, {"training set": kwargs["train_dataset"], "dev set": kwargs.get("eval_dataset")}
         )
-        args = kwargs.get("args")
         if self.grouped and args is not None and args.center_rewards_coefficient is not None:
             found = f"found {args.center_rewards_coefficient} with loss {loss!r}, which takes groups"
             where, accepted = "--center_rewards_coefficient", "accepted: with a loss over pairs"
             raise TaskHeadsError(Problem(where, found, accepted, "drop it, or choose such a loss"))
-        kwargs.setdefault("data_collator", TitleCollator(kwargs["processing_class"].pad_token_id))
+        kwargs.setdefault("data_collator", TitleCollator(tokenizer.pad_token_id))
         if args is not None:
             set_up(model, args)
         with quiet_peft():

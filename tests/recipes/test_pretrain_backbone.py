@@ -52,8 +52,8 @@ PLAIN = [
 ]
 
 
-def read(split: str) -> list[dict]:
-    return [json.loads(line) for line in (ASSETS / "upworthy" / f"{split}.jsonl").read_text().splitlines()]
+def read(split: str, sample: str = "upworthy") -> list[dict]:
+    return [json.loads(line) for line in (ASSETS / sample / f"{split}.jsonl").read_text().splitlines()]
 
 
 def headlines(split: str) -> set[str]:
@@ -198,6 +198,28 @@ def test_the_recipe_names_all_missing_files_and_columns_at_once(
             "--bf16", "false",
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+def test_no_held_out_text_of_the_classification_sample_was_learned() -> None:
+    splits = ("train", "dev", "test_public")
+    texts = {split: {row["text"] for row in read(split, "banking77")} for split in splits}
+    assert learned(texts["dev"] | texts["test_public"], BACKBONE) == set()
+    assert learned(texts["train"], BACKBONE)  # the test can see texts that were learned
+
+
+def test_the_sample_recipe_writes_the_sample_of_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {"text": "Where is my transfer?", "label": 5, "label_name": "pending_transfer"}
+    other = {"text": "I lost my card", "label": 7, "label_name": "lost_or_stolen_card"}
+    for split in ("train", "dev", "test_public"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(kept) + "\n" + json.dumps(other) + "\n")
+    words = ["--sample", "texts", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    run_main("make_sample", monkeypatch, *words)
+    rows = (tmp_path / "out" / "dev.jsonl").read_text().splitlines()
+    assert [json.loads(row) for row in rows] == [{"text": kept["text"], "label": "pending_transfer"}]
+    with pytest.raises(TaskHeadsError, match="--sample"):
+        run_main("make_sample", monkeypatch, "--sample", "none", "--data_dir", str(tmp_path))
 
 
 def test_the_sample_recipe_writes_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

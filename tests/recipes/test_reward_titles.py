@@ -400,10 +400,6 @@ def test_a_config_that_cannot_be_read_is_named(pairs_folder, bases, tmp_path, ca
     assert named in message
 
 
-def test_without_an_output_folder_the_option_is_named(capfd):
-    assert "--output_dir" in refused(capfd, *MACHINE)
-
-
 @pytest.mark.parametrize("resume", [(), ("--resume_from_checkpoint", "true")])
 def test_an_output_folder_with_other_work_is_left_alone(pairs_folder, bases, tmp_path, capfd, resume):
     work = tmp_path / "run"

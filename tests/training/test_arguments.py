@@ -50,7 +50,7 @@ def test_defaults_run_on_a_machine_without_a_gpu(tmp_path):
     assert (training.bf16, training.activation_checkpointing) == (False, False)
     assert (model.model_name_or_path, titles.dataset_name) == ("embedded", "embedded")
     assert model.lora_task_type == "SEQ_CLS"
-    assert (titles.head_options(), titles.loss_options(), titles.template()) == ({}, {}, None)
+    assert (titles.loss_options(), titles.template()) == ({}, None)
     assert training.load_best_model_at_end
     assert training.metric_for_best_model == "eval_accuracy"
 
@@ -88,7 +88,6 @@ def test_options_of_loss_and_adapter_reach_their_calls():
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ([], "--output_dir"),
         (["--output_dir", "x", "--poolin", "mean"], "--poolin.*pooling"),
         (["--output_dir", "x", "--pooling=nope"], "--pooling.*'nope'"),
         (["--output_dir", "x", "--push_to_hub", "true"], "--hub_model_id"),
@@ -132,7 +131,7 @@ def test_the_identity_of_a_run_is_all_that_moves_its_weights(tmp_path):
         {"head_dropout": 0.5}, {"head_sizes": 8}, {"boundary": "x"}, {"between": "x"},
         {"lora_target_modules": "q_proj", "use_peft": "true"},
         # the learning rate falls towards the end of the run
-        {"max_steps": 5}, {"num_train_epochs": 2}, {"warmup_steps": 3}, {"adam_beta2": 0.95},
+        {"max_steps": 5}, {"num_train_epochs": 4}, {"warmup_steps": 3}, {"adam_beta2": 0.95},
         {"adam_epsilon": 1e-6}, {"max_grad_norm": 0.5}, {"disable_dropout": "false"}, {"data_seed": 4},
         {"model_revision": "abc"}, {"metric_for_best_model": "eval_loss"},
         {"train_sampling_strategy": "sequential"}, {"neftune_noise_alpha": 5.0},

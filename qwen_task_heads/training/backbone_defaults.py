@@ -1,0 +1,62 @@
+"""Hyper-parameters by backbone and recipe: the values of a run that states no others.
+
+Recipes go by the name of their runs: `titles`, `classifier`, `sft`, `heads`. All backbones but the embedded
+one keep the defaults of the dataclasses, which are those of trl and transformers but for `run_defaults.py`.
+
+The embedded backbone has 1.7 million parameters: it learns at rates that would ruin a pretrained model, on
+short texts, and its options are chosen so that a run takes one to two minutes of two CPU cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwen_task_heads.backbones import EMBEDDED
+
+# All weights: transformers' default. Adapters and heads learn at higher rates (Biderman et al. 2024,
+# https://arxiv.org/abs/2405.09673).
+LEARNING_RATES = {
+    "classifier": {"full": 5e-5, "lora": 2e-4, "head": 1e-3},
+    "sft": {"full": 2e-5, "lora": 1e-4},
+}
+EMBEDDED_RATES = {
+    "classifier": {"full": 2e-3, "lora": 5e-3, "head": 1e-2},
+    "sft": {"full": 2e-3, "lora": 5e-3},
+}
+_SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 0.1, "weight_decay": 0.01, "seed": 0}
+_BATCHES = {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 64}
+EMBEDDED_OPTIONS: dict[str, dict[str, Any]] = {
+    "titles": {
+        **_SCHEDULE, **_BATCHES, "max_length": 64, "pooling": "mean", "learning_rate": 1e-3,
+        "num_train_epochs": 2, "logging_steps": 21,
+    },
+    "classifier": {**_SCHEDULE, **_BATCHES, "pooling": "mean", "num_train_epochs": 5, "logging_steps": 21},
+    # A list of the labels in every prompt is for models that read it; here it is most of the tokens. Larger
+    # batches are slower: the logits of the whole vocabulary are kept for each token.
+    "sft": {
+        **_SCHEDULE, **_BATCHES, "instruction": "Classify the text.\n\n", "per_device_train_batch_size": 8,
+        "num_train_epochs": 3, "logging_steps": 43,
+    },
+    "heads": {"num_train_epochs": 30},  # over cached features: seconds
+}  # fmt: skip
+
+
+def options_for(recipe: str, backbone: str | None) -> dict[str, Any]:
+    """Return the options that a backbone has other defaults for; the command line and a YAML file win.
+
+    Args:
+        recipe: `titles`, `classifier`, `sft` or `heads`.
+        backbone: as the user named it.
+
+    Example:
+        >>> from qwen_task_heads.training.backbone_defaults import options_for
+        >>> options_for("titles", "embedded")["pooling"], options_for("titles", "Qwen/Qwen2.5-7B")
+        ('mean', {})
+    """
+    return dict(EMBEDDED_OPTIONS[recipe]) if backbone == EMBEDDED else {}
+
+
+def rates_for(recipe: str, backbone: str | None) -> Mapping[str, float]:
+    """Return the default learning rates by method: `full`, `lora` and `head`."""
+    return (EMBEDDED_RATES if backbone == EMBEDDED else LEARNING_RATES)[recipe]

@@ -1,0 +1,126 @@
+"""Data sets of texts for the trainers: validated, and encoded by the tokenizer of the run.
+
+trl's trainers take data sets with the columns of a text and encode these themselves; so do ours. The
+recipes encode before they build a trainer, because they report what was cut: what holds token ids already
+is taken as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qwen_task_heads.batching.collators import group_dataset, pair_dataset, text_dataset
+from qwen_task_heads.batching.text import bind_template, compile_template
+from qwen_task_heads.data.evidence import groups_to_pairs
+from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.readers import pairs_of_rows
+from qwen_task_heads.data.text_readers import texts_of_rows
+from qwen_task_heads.data.text_targets import derive_scheme, resolve_all
+from qwen_task_heads.errors import TaskHeadsError
+
+ENCODED = {"input_ids", "chosen_ids", "chosen_input_ids", "title_ids"}
+
+
+def holds_rows(data: Any) -> bool:
+    """Return whether a data set holds rows of text: dicts, or columns without token ids."""
+    from datasets import Dataset
+
+    if isinstance(data, Dataset):
+        return not ENCODED & set(data.column_names)
+    return isinstance(data, list) and all(isinstance(row, dict) and not ENCODED & row.keys() for row in data)
+
+
+def holds_examples(data: Any, kinds: tuple[type, ...]) -> bool:
+    """Return whether a data set is a list of examples."""
+    return isinstance(data, list) and len(data) > 0 and all(isinstance(row, kinds) for row in data)
+
+
+def encode_titles(
+    data: Any, *, name: str, model: Any, tokenizer: Any, max_length: int | None, grouped: bool = False
+) -> tuple[Any, list[str]]:
+    """Encode a data set of titles.
+
+    Args:
+        data: `PairExample` or `GroupExample` objects; or rows, as dicts or a `datasets.Dataset`, with the
+            columns of `data.readers`; anything else is returned as it is.
+        name: of the data set, for messages.
+        model: a `TitleScorer`, or a `PeftModel` around one.
+        tokenizer: the template is compiled into it, unless it has one.
+        max_length: longest row in tokens; None for no limit.
+        grouped: whether groups are wanted, for a loss over lists.
+
+    Returns:
+        The encoded data set, and where each of its rows was read.
+
+    Raises:
+        TaskHeadsError: unknown columns or defective rows, all of them at once.
+    """
+    if holds_rows(data):
+        data = _title_rows(data, name, grouped=grouped)
+    elif not holds_examples(data, (PairExample, GroupExample)):
+        return data, []
+    compile_template(
+        tokenizer, template=None, model_type=model.config.text_config.model_type, max_length=max_length
+    )
+    limit = tokenizer.model_max_length if max_length is None else max_length
+    if isinstance(data[0], GroupExample):
+        encoded, _ = group_dataset(data, tokenizer=tokenizer, max_length=limit)
+        return encoded, [group.sources[0] if group.sources else "" for group in data]
+    encoded, _ = pair_dataset(data, tokenizer=tokenizer, max_length=limit)
+    return encoded, [pair.source for pair in data]
+
+
+def _title_rows(rows: Any, name: str, *, grouped: bool) -> list[Any]:
+    read = pairs_of_rows(rows, name=name)
+    if grouped and read.groups:
+        return list(read.groups)
+    return [*read.pairs, *groups_to_pairs(read.groups)]
+
+
+def encode_texts(data: Any, *, name: str, config: Any, tokenizer: Any) -> tuple[Any, list[str]]:
+    """Encode a data set of labelled texts.
+
+    Args:
+        data: `TextExample` objects; or rows, as dicts or a `datasets.Dataset`, with the columns of
+            `data.text_readers`; anything else is returned as it is.
+        name: of the data set, for messages.
+        config: of the classifier; its labels are those of the rows, and its template is bound.
+        tokenizer: the template is compiled into it, unless it has one.
+
+    Returns:
+        The encoded data set, and where each of its rows was read.
+
+    Raises:
+        TaskHeadsError: unknown columns, labels that the model has not, or defective rows; all at once.
+    """
+    if isinstance(data, dict):  # several dev sets by their names
+        given = {"config": config, "tokenizer": tokenizer}
+        return {key: encode_texts(rows, name=key, **given)[0] for key, rows in data.items()}, []
+    if holds_rows(data):
+        data = _text_rows(data, name, config)
+    elif not holds_examples(data, (TextExample,)):
+        return data, []
+    pairs = any(example.text_b for example in data) or "between" in (config.template or {})
+    bind_template(tokenizer, config, pairs=pairs)
+    encoded, _ = text_dataset(data, tokenizer=tokenizer, config=config, num_labels=config.num_labels)
+    return encoded, [example.source for example in data]
+
+
+def _text_rows(rows: Any, name: str, config: Any) -> list[TextExample]:
+    problem_type = config.problem_type or "single_label_classification"
+    raw = texts_of_rows(rows, name=name, problem_type=problem_type)
+    if raw.file_problems:
+        raise TaskHeadsError(raw.file_problems)
+    scheme = derive_scheme(
+        raw.rows,
+        problem_type=problem_type,
+        source=name,
+        given=LabelMap.of_config(config),
+        given_by="the model",
+        class_names=raw.class_names,
+    )
+    examples, report = resolve_all(raw, scheme, place=name)
+    if report.refusals:
+        raise TaskHeadsError(report.refusals)
+    return examples

@@ -1,0 +1,111 @@
+"""Launches without options: each training recipe runs on what is embedded, into a folder of its own.
+
+The quick variants run in this process for two steps; those marked slow are real launches to the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import launching
+import pytest
+from launching import MACHINE, RECIPES
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+NAMES = {"reward_titles": "titles", "classify": "classifier", "sft_classify": "sft", "sweep_heads": "heads"}
+SHORT = {
+    "classify": ["--max_steps", 2, "--max_samples", 64],
+    "sweep_heads": ["--max_samples", 64, "--num_train_epochs", 1, "--seeds", 0],
+}
+ROOT = RECIPES.parent
+
+
+def launch(recipe: str, *words: object, cwd: Path) -> tuple[list[str], subprocess.CompletedProcess[str]]:
+    """Start a recipe by `accelerate launch`, as a user does; give its lines on standard output."""
+    done = subprocess.run(
+        [*LAUNCH, str(RECIPES / f"{recipe}.py"), *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+    )
+    return done.stdout.splitlines(), done
+
+
+@pytest.mark.parametrize("recipe", ["classify", pytest.param("sweep_heads", marks=pytest.mark.slow)])
+def test_a_recipe_runs_with_its_defaults(recipe, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
+    assert launching.run(RECIPES / f"{recipe}.py", *MACHINE, *SHORT[recipe]) == 0
+    printed = capfd.readouterr().out.splitlines()
+    folder = f"runs/{NAMES[recipe]}"
+    assert printed[0].startswith("Train ")
+    assert folder in printed[0]
+    assert json.loads((tmp_path / folder / "metrics.json").read_text())["data"]["test"]["rows"] == 200
+    card = (tmp_path / folder / "README.md").read_text()
+    assert "BANKING77" in card
+    assert "Upworthy A/B" not in card
+
+
+@pytest.mark.slow
+def test_a_second_run_gets_a_folder_of_its_own_and_a_third_resumes_it(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    words = [*MACHINE, *SHORT["classify"], "--eval_strategy", "steps", "--eval_steps", 1]
+    for number in (1, 2):
+        assert launching.run(RECIPES / "classify.py", *words, "--learning_rate", number * 1e-3) == 0
+    assert sorted(os.listdir("runs")) == ["classifier", "classifier-2"]
+    capfd.readouterr()
+    again = [*words, "--learning_rate", 2e-3, "--resume_from_checkpoint", "true"]
+    assert launching.run(RECIPES / "classify.py", *again) == 0
+    assert "runs/classifier-2" in capfd.readouterr().out.splitlines()[0]
+    assert sorted(os.listdir("runs")) == ["classifier", "classifier-2"]
+    # the newest folder is that of another run: named, and left as it is
+    message = launching.refused(
+        RECIPES / "classify.py", capfd, *words, "--learning_rate", 1e-3, "--resume_from_checkpoint", "true"
+    )
+    assert "classifier-2" in message
+    assert "learning_rate" in message
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("recipe", ["classify", "sft_classify", "sweep_heads"])
+def test_a_bare_launch_ends_with_a_result(recipe, tmp_path):
+    lines, done = launch(recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert lines[0].startswith("Train ")
+    assert any(line.split()[:1] == ["accuracy"] for line in lines)
+    metrics = json.loads((tmp_path / "runs" / NAMES[recipe] / "metrics.json").read_text())
+    [ours] = [figures for name, figures in metrics["test"].items() if name == "this model"]
+    assert ours["accuracy"]["value"] > 0.5  # ten labels
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_bare_launch_gives_what_make_titles_gives(tmp_path):
+    lines, done = launch("reward_titles", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert lines[0].startswith("Train a title scorer")
+    words = ["--config", ROOT / "recipes" / "configs" / "quick_start.yaml", "--output_dir", "make"]
+    _, made = launch("reward_titles", *words, "--resume_from_checkpoint", "true", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr[-3000:]
+    bare, quick = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("runs/titles", "make")
+    )
+    for metrics in (bare, quick):
+        metrics["train"].pop("seconds")
+    assert bare == quick
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", NAMES)
+def test_a_refusal_ends_a_bare_launch_with_its_message(recipe, tmp_path):
+    _, done = launch(recipe, "--no_such_option", "1", cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("error: --no_such_option")
+    assert not (tmp_path / "runs").exists()

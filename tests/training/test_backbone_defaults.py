@@ -1,0 +1,94 @@
+"""Defaults by backbone: those of the quick start for the embedded one, under whatever a user states."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from qwen_task_heads.training.backbone_defaults import EMBEDDED_OPTIONS
+from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
+from qwen_task_heads.training.sft_arguments import parse_sft_arguments
+from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
+from qwen_task_heads.training.title_arguments import parse_title_arguments
+
+QUICK_START = Path(__file__).parents[2] / "recipes" / "configs" / "quick_start.yaml"
+CPU = ["--use_cpu", "true"]
+PARSERS = {
+    "titles": parse_title_arguments,
+    "classifier": parse_classifier_arguments,
+    "sft": parse_sft_arguments,
+    "heads": parse_sweep_arguments,
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def parsed(recipe: str, *words: str) -> dict:
+    """All options of the three groups by their names."""
+    return {name: value for group in PARSERS[recipe](words) for name, value in vars(group).items()}
+
+
+def test_a_launch_without_options_is_the_quick_start():
+    bare = [asdict(group) for group in parse_title_arguments(CPU)]
+    file = [asdict(group) for group in parse_title_arguments(["--config", str(QUICK_START), *CPU])]
+    assert bare == file
+
+
+@pytest.mark.parametrize("recipe", PARSERS)
+def test_every_recipe_runs_without_options_on_what_is_embedded(recipe):
+    options = parsed(recipe, *CPU)
+    assert (options["dataset_name"], options["model_name_or_path"]) == ("embedded", "embedded")
+    assert options["output_dir"] == f"runs/{recipe}"
+    assert {name: options[name] for name in EMBEDDED_OPTIONS[recipe]} == EMBEDDED_OPTIONS[recipe]
+    assert options["learning_rate"] > 5e-4  # a backbone of 1.7 M parameters learns nothing at the usual rates
+
+
+@pytest.mark.parametrize("recipe", PARSERS)
+def test_other_backbones_keep_the_usual_defaults(recipe):
+    options = parsed(recipe, "--model_name_or_path", "Qwen/Qwen2.5-0.5B", *CPU)
+    usual = {"heads": 10.0}.get(recipe, 3.0)
+    assert (options["num_train_epochs"], options.get("pooling"), options["seed"]) == (usual, None, 42)
+
+
+def test_other_data_keeps_the_defaults_of_the_backbone():
+    assert parsed("titles", "--dataset_name", "clicks.jsonl", *CPU)["pooling"] == "mean"
+
+
+def test_what_is_stated_wins(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("pooling: last\nseed: 5\n")
+    options = parsed("titles", "--config", str(file), "--seed", "7", "--learning_rate", "3e-4", *CPU)
+    assert (options["pooling"], options["seed"], options["learning_rate"]) == ("last", 7, 3e-4)
+    assert options["max_length"] == EMBEDDED_OPTIONS["titles"]["max_length"]
+
+
+@pytest.mark.parametrize("words", [["--model-name-or-path", "X/y"], ["--model_name_or_path=X/y"]])
+def test_a_backbone_is_recognised_in_every_spelling(words):
+    assert parsed("titles", *words, *CPU)["pooling"] is None
+
+
+def test_a_backbone_of_the_file_counts_and_the_command_line_wins_over_it(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("model_name_or_path: X/y\n")
+    words = ["--config", str(file), *CPU]
+    assert parsed("titles", *words)["pooling"] is None
+    assert parsed("titles", *words, "--model_name_or_path", "embedded")["pooling"] == "mean"
+
+
+def test_the_first_line_says_what_is_done_and_how_to_change_it(capfd):
+    titles, training, model = parse_title_arguments(CPU)
+    training.announce(titles, model)
+    line = capfd.readouterr().out
+    assert line.count("\n") == 1
+    assert all(word in line for word in ("title scorer", "runs/titles", "--dataset_name", "--help"))
+    words = ["--model_name_or_path", "X/y", "--dataset_name", "mine.jsonl", "--output_dir", "there", *CPU]
+    titles, training, model = parse_title_arguments(words)
+    training.announce(titles, model)
+    line = capfd.readouterr().out
+    assert all(word in line for word in ("X/y", "mine.jsonl", "there"))
+    assert "embedded" not in line
