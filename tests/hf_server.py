@@ -20,6 +20,7 @@ from urllib.parse import parse_qs
 import pytest
 import yaml
 from loopback import LoopbackHandler, LoopbackHub, serve_hub
+from pathspec import GitIgnoreSpec
 
 LFS = (".safetensors", ".bin", ".onnx", ".png")
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
@@ -198,12 +199,14 @@ class _Handler(LoopbackHandler):
         self.send(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def preupload(self, repo: Repo, sha: str, named: dict[str, str], body: bytes) -> None:
-        there, answers = repo.commits[sha], []
-        for file in json.loads(body)["files"]:
+        there, answers, asked = repo.commits[sha], [], json.loads(body)
+        ignored = GitIgnoreSpec.from_lines(asked.get("gitIgnore", "").splitlines())
+        for file in asked["files"]:
             path, large = file["path"], file["path"].endswith(LFS) or file["size"] > 100_000
             oid = there[path].oid if path in there else None
             mode = "lfs" if large else "regular"
-            answers.append({"path": path, "shouldIgnore": False, "oid": oid, "uploadMode": mode})
+            skip = ignored.match_file(path)
+            answers.append({"path": path, "shouldIgnore": skip, "oid": oid, "uploadMode": mode})
         self.send(200, {"files": answers, "commitOid": sha})
 
     def batch(self, repo: Repo, sha: None, named: dict[str, str], body: bytes) -> None:

@@ -20,6 +20,7 @@ from qwen_task_heads.publishing.cards import figure
 from qwen_task_heads.publishing.eval_results import write_eval_results
 from qwen_task_heads.publishing.manifest import hash_code, hash_files, versions
 from qwen_task_heads.publishing.trackers import Tracker, finish_trackers
+from qwen_task_heads.training.hub_saving import write_gitignore
 
 T = TypeVar("T")
 MODEL = "this model"
@@ -128,6 +129,7 @@ def write_account(
         reported: the split that the card reports.
         main: the figure that stands for the model.
     """
+    write_gitignore(folder)
     write_json(folder / "metrics.json", metrics)
     (folder / "README.md").write_text(card, encoding="utf-8")
     entry, dataset = metrics[reported][MODEL][main], reported_dataset(run, reported, metrics)

@@ -25,7 +25,7 @@ from qwen_task_heads.batching.answers import LABEL_PROMPT
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.card_task_heads import name_card
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, move_adapter
-from qwen_task_heads.hubcode.trust_task_heads import DRAFT, sha256
+from qwen_task_heads.hubcode.trust_task_heads import DRAFT, read_manifest, sha256
 from qwen_task_heads.hubs import MODELSCOPE
 from qwen_task_heads.manifests import MANIFEST
 from qwen_task_heads.publishing.endings import EVAL_RESULTS, write_json
@@ -130,7 +130,7 @@ def check_run(folder: str | Path) -> tuple[str, ...]:
     """
     folder = Path(folder)
     names, notes = files_of(folder), []
-    if MANIFEST not in names:
+    if MANIFEST not in names or read_manifest(folder).get(DRAFT):  # none, or that of `save`
         problems = [
             Problem.of(str(folder / name), f"it without {MANIFEST}", "a run as it ended", AGAIN)
             for name in names

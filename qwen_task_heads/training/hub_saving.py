@@ -20,7 +20,8 @@ from transformers.utils import PushInProgress, logging
 
 from qwen_task_heads.hubcode.card_task_heads import name_card
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
-from qwen_task_heads.hubcode.pushing_task_heads import CARD
+from qwen_task_heads.hubcode.pushing_task_heads import CARD, REFERENCE, ROWS
+from qwen_task_heads.hubcode.saving_task_heads import is_checkpoint
 from qwen_task_heads.peft_models import register
 from qwen_task_heads.training.sharding import is_in_lockstep
 
@@ -28,8 +29,23 @@ logger = logging.get_logger(__name__)
 register()  # trl wraps the model by PEFT itself
 
 TRAINING_ARGS = "training_args.bin"
+# In the folder of a run, and no part of the model. The Hugging Face Hub leaves them out of an upload.
+PRIVATE = (
+    *ROWS, REFERENCE, TRAINING_ARGS, "checkpoint-*/", ".task_heads_run", "runs/", "swanlog/", "trackio/",
+    "wandb/",
+)  # fmt: skip
 # What an evaluation logs beside the metrics.
 NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
+
+
+def write_gitignore(folder: str | Path) -> None:
+    """Write the `.gitignore` that keeps rows of the data and checkpoints out of an upload by hand.
+
+    Args:
+        folder: of a run.
+    """
+    lines = ["# Files of the run that are no part of the model", *(f"/{name}" for name in PRIVATE)]
+    Path(folder, ".gitignore").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 class WithoutTrainingArgs:
@@ -43,7 +59,10 @@ class WithoutTrainingArgs:
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
         if self.args.should_save:
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS).unlink(missing_ok=True)
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / TRAINING_ARGS).unlink(missing_ok=True)
+            if not is_checkpoint(folder):
+                write_gitignore(folder)
 
 
 class HubSaving(WithoutTrainingArgs):

@@ -165,9 +165,13 @@ def save_model_moved_and_uploaded(it: Trained, repo: str) -> None:
 
 @way
 def create_model_card_and_upload(it: Trained, repo: str) -> None:
+    folder = Path(it.trainer.args.output_dir)
     it.trainer.save_model()
     it.trainer.create_model_card(license="mit", language="en", tags="mine")
-    upload(Path(it.trainer.args.output_dir), repo)
+    (folder / "checkpoint-2").mkdir()
+    for name in ("predictions.jsonl", "errors.md", "checkpoint-2/optimizer.pt"):  # as a run leaves them
+        (folder / name).write_text("a text of the data")
+    upload(folder, repo)
 
 
 @way
@@ -293,6 +297,7 @@ def test_every_way_gives_a_repo_that_opens(
         there = it.server.files(repo)
         assert not [name for name in there if name.endswith((".bin", "training_args.bin"))]
         assert "adapter_config.json" not in there
+        assert not [name for name in there if name.startswith(("predictions", "errors", "checkpoint"))]
         manifest = json.loads(there["manifest.json"])
         assert {name for name in there if name.endswith(".safetensors")} <= manifest["files"].keys()
         by_hand = repo.endswith(("upload", "uploaded"))

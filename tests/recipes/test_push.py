@@ -9,6 +9,8 @@ from typing import Any
 import hf_server
 import launching
 import pytest
+from clean_process import CleanProcess
+from huggingface_hub import HfApi
 
 from qwen_task_heads import Scorer, load
 
@@ -145,6 +147,49 @@ def test_recipes_that_make_no_stock_model_say_so(
     told = launching.refused(RECIPES / recipe, capfd, *words)
     assert ("found 'stock' of a model that writes labels" in told) == (recipe == "sft_classify.py")
     assert ("--poolings: found 'mean'" in told) == (recipe == "sweep_heads.py")
+
+
+UPLOADED = r"""
+import json, os, sys
+job = json.loads(sys.argv[1])
+os.environ["HF_TOKEN"] = job["token"]
+from huggingface_hub import constants
+constants.ENDPOINT, constants.HF_HUB_CACHE = job["endpoint"], job["cache"]
+constants.HUGGINGFACE_CO_URL_TEMPLATE = job["endpoint"] + "/{repo_id}/resolve/{revision}/{filename}"
+constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = True, False
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+model = AutoModelForSequenceClassification.from_pretrained("me/by-hand", trust_remote_code=True)
+assert type(model).__name__ == "PooledClassifier", type(model)
+classify = pipeline("text-classification", model="me/by-hand", trust_remote_code=True)
+print(json.dumps({row["label"]: row["score"] for row in classify("a good text", top_k=None)}))
+"""
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("head", marks=pytest.mark.slow)])
+def test_the_folder_of_a_run_survives_an_upload_by_hand(
+    hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, clean: CleanProcess, method: str
+) -> None:
+    """With an MLP head, which a stock class would open at random; by the command line of the hub's client."""
+    hub.put("base/tiny", {path.name: path.read_bytes() for path in Path(bases["qwen2"]).iterdir()})
+    options = {"use_peft": "true"} if method == "lora" else {"freeze_backbone": "true"}
+    run = tmp_path / "run"
+    words = launching.short(
+        texts, "base/tiny", run, max_steps=2, head="mlp", head_sizes=8, save_strategy="steps", save_steps=1,
+        eval_strategy="steps", eval_steps=1, **options,
+    )  # fmt: skip
+    assert launching.run(RECIPES / "classify.py", *words) == 0
+    HfApi().create_repo("me/by-hand")
+    HfApi().upload_folder(repo_id="me/by-hand", folder_path=run)
+    there = hub.files("me/by-hand")
+    assert {"config.json", "adapter/adapter_model.safetensors", "README.md", "metrics.json"} <= there.keys()
+    assert not [name for name in there if "training_args" in name or name.startswith("checkpoint-")]
+    assert not {"predictions.jsonl", "errors.md", "reference.json"} & there.keys()
+    assert "path/to" not in there["README.md"].decode()
+    local = Scorer(str(run)).predict(["a good text"])[0].probabilities
+    job = {"token": hub.token, "endpoint": hub.endpoint, "cache": str(tmp_path / "empty")}
+    found = json.loads(clean.run(UPLOADED, json.dumps(job), folder=tmp_path).splitlines()[-1])
+    assert found == pytest.approx(local, abs=1e-6)
+    assert load("me/by-hand").config.head == "mlp"
 
 
 @pytest.mark.slow
