@@ -108,19 +108,19 @@ def test_a_launch_that_ends_well_is_left_alone(tmp_path):
 
 PARENT = """
 import subprocess, sys
-done = subprocess.run([sys.executable, *sys.argv[1:], *{more}])
+done = subprocess.run([sys.executable, *sys.argv[1:{end}]])
 print("survived", done.returncode)
 """
 
 
 @pytest.mark.parametrize(
-    ("name", "more"),
-    [("tool.py", []), ("accelerate", ["--more"])],
+    ("name", "end"),
+    [("tool.py", None), ("accelerate", 2)],
     ids=["the words of the launch, by another program", "its name, and other words"],
 )
-def test_no_other_parent_is_ended(tmp_path, name, more):
+def test_no_other_parent_is_ended(tmp_path, name, end):
     parent = tmp_path / name
-    parent.write_text(PARENT.format(more=more))
+    parent.write_text(PARENT.format(end=end))
     done = launched(tmp_path, REFUSED, launcher=[str(parent)], ACCELERATE_MIXED_PRECISION="no")
     assert done.stdout.splitlines()[-1] == "survived 2"
 
