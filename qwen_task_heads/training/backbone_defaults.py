@@ -29,14 +29,14 @@ _BATCHES = {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 64}
 EMBEDDED_OPTIONS: dict[str, dict[str, Any]] = {
     "titles": {
         **_SCHEDULE, **_BATCHES, "max_length": 64, "pooling": "mean", "learning_rate": 1e-3,
-        "num_train_epochs": 2, "logging_steps": 21,
+        "num_train_epochs": 2,
     },
-    "classifier": {**_SCHEDULE, **_BATCHES, "pooling": "mean", "num_train_epochs": 5, "logging_steps": 21},
+    "classifier": {**_SCHEDULE, **_BATCHES, "pooling": "mean", "num_train_epochs": 5},
     # A list of the labels in every prompt is for models that read it; here it is most of the tokens. Larger
     # batches are slower: the logits of the whole vocabulary are kept for each token.
     "sft": {
         **_SCHEDULE, **_BATCHES, "instruction": "Classify the text.\n\n", "per_device_train_batch_size": 8,
-        "num_train_epochs": 3, "logging_steps": 43,
+        "num_train_epochs": 3,
     },
     "heads": {"num_train_epochs": 30},  # over cached features: seconds
 }  # fmt: skip

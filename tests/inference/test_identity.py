@@ -23,8 +23,6 @@ from qwen_task_heads.inference.identity import model_hash
 from qwen_task_heads.inference.opening import open_scorer
 from qwen_task_heads.inference.parts import Parts
 
-ADAPTER = "adapter_model.safetensors"
-
 
 @pytest.fixture
 def head(bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path: Path) -> Path:
@@ -47,9 +45,10 @@ def writer(bases: dict[str, str], shake: Any, tmp_path: Path) -> Path:
 
 
 def change_adapter(folder: Path) -> None:
-    tensors = load_file(folder / ADAPTER)
+    [path] = folder.rglob("adapter_model.safetensors")  # a head's is in a subfolder
+    tensors = load_file(path)
     changed = {name: tensor * 1.5 if "lora_B" in name else tensor for name, tensor in tensors.items()}
-    save_file(changed, folder / ADAPTER, metadata={"format": "pt"})
+    save_file(changed, path, metadata={"format": "pt"})
     if (path := folder / "config.json").exists():  # its probe is of the adapter before
         path.write_text(json.dumps({**json.loads(path.read_text()), "probe": None}))
 

@@ -78,7 +78,7 @@ def test_options_that_are_not_given_are_those_of_the_head(bases, tokenizer, fold
     take_head(model, folder, tokenizer=words)
     tensors = {
         name: tensor
-        for file in folders[kind].glob("*.safetensors")
+        for file in folders[kind].rglob("*.safetensors")
         for name, tensor in load_file(file).items()
     }
     for name, tensor in model.score.state_dict().items():
