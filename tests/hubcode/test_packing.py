@@ -243,6 +243,7 @@ def test_rotations_that_hang_on_the_longest_row_allow_packing_and_no_prefix(
 ) -> None:
     sizes = {"max_position_embeddings": 32, "original_max_position_embeddings": 32, "rope_parameters": rope}
     model, inputs = scorer(family, **sizes), batch()
+    model.model.double()  # in fp32 the rounding of other shapes alone is 1.1e-6 on some processors
     logits = [model(**inputs).logits for _ in ways(model)]
     for other in logits:
         assert_same_logits(other, logits[0])

@@ -205,10 +205,11 @@ def test_the_published_settings_mean_ignores_padding(published_run):
     from qwen_task_heads import Scorer
 
     scorer = Scorer(str(published_run))
-    # Two rows each: on some processors the product of a wide head with one row rounds otherwise.
-    short, long = "Ten ways to rest", "A very much longer title " * 6
-    assert scorer.score([short, long])[0] == pytest.approx(scorer.score([short, short])[0], abs=1e-6)
-    alone = scorer.score([short])[0]
+    # In fp64, because other products for other company round a trained backbone by 2e-6 on some processors.
+    scorer.model.model.double()
+    alone = scorer.score(["Ten ways to rest"])[0]
+    beside = scorer.score(["Ten ways to rest", "A very much longer title " * 6])[0]
+    assert beside == pytest.approx(alone, abs=1e-6)
     ids = torch.tensor([scorer.tokenizer("Ten ways to rest")["input_ids"]])
     padded = torch.nn.functional.pad(ids, (0, 40), value=scorer.tokenizer.pad_token_id)
     mask = torch.nn.functional.pad(torch.ones_like(ids), (0, 40))
