@@ -217,7 +217,7 @@ def stage(
     if "README.md" in chosen:
         card = (destination / "README.md").read_text(encoding="utf-8")
         (destination / "README.md").write_text(
-            _card(card, repo_id, hub, rows=rows, revision=revision), encoding="utf-8"
+            card_of_repo(card, repo_id, hub, rows=rows, revision=revision), encoding="utf-8"
         )
     if hub == MODELSCOPE:
         writes = {"task": "text-generation"} if "label_prompt.json" in chosen else {}
@@ -295,8 +295,10 @@ def among(name: str, patterns: tuple[str, ...]) -> bool:
     return any(len(w) == len(parts) and all(map(fnmatchcase, parts, w)) for w in wanted)
 
 
-def _card(card: str, repo_id: str, hub: str, *, rows: bool, revision: str | None) -> str:
-    """The card of a run as that of a repo."""
+def card_of_repo(
+    card: str, repo_id: str, hub: str, *, rows: bool = False, revision: str | None = None
+) -> str:
+    """Return the card of a run as that of a repo; arguments as of `stage`."""
     pinned = f", revision={json.dumps(revision)}" if revision else ""
     card = name_card(card, repo_id, revision=revision)
     if not rows:  # a sentence on files that stay at home

@@ -26,13 +26,14 @@ from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_sets import TextSets
 from qwen_task_heads.data.title_sets import TitleSets
-from qwen_task_heads.hubcode.card_task_heads import name_card
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.publishing import card_facts
 from qwen_task_heads.publishing.card_facts import CardFacts, Trained
 from qwen_task_heads.publishing.cards import with_form, with_parity
 from qwen_task_heads.publishing.endings import Account
 from qwen_task_heads.publishing.outcome import Run
+from qwen_task_heads.publishing.staging import card_of_repo
 from qwen_task_heads.publishing.text_card import text_card
 from qwen_task_heads.publishing.text_outcome import TextRun
 from qwen_task_heads.publishing.title_card import title_card
@@ -76,11 +77,10 @@ def render_example(name: str) -> str:
         text_sets = TextSets(train=texts, dev=texts, test=texts, **problem, **cuts)
         run = TextRun(sets=text_sets, cut=record["cut"], **kept)
     with patch.object(card_facts, "versions", return_value=record["versions"]):
-        card = page(
-            trained, Path(record["folder"]), record["metrics"], record["reported"], run, plots=record["plots"]
-        )
-    card = name_card(with_form(card, record["form"]), f"your-name/{name.replace('_', '-')}")
-    return with_parity(card, record["parity"])
+        # Without the plots: a repo has them beside its card.
+        card = page(trained, Path(record["folder"]), record["metrics"], record["reported"], run, plots={})
+    repo = f"your-name/{name.replace('_', '-')}"
+    return with_parity(card_of_repo(with_form(card, record["form"]), repo, HUGGINGFACE), record["parity"])
 
 
 def names() -> list[str]:
@@ -101,7 +101,6 @@ def dump(path: str, kind: Callable[..., str]) -> Callable[..., str]:
             "form": "saved",
             "folder": folder.name,
             "reported": reported,
-            "plots": plots,
             "cut": run.cut if isinstance(run, TextRun) else "",
             "config": {"model_type": model.config.model_type}
             | {key: value for key, value in config.items() if key in known - left_out and value is not None},

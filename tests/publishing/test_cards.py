@@ -201,7 +201,7 @@ def test_parity_and_form_leave_the_rest_of_a_hostile_card_alone(models, text):
 def test_the_card_of_a_merged_or_stock_model_says_so(models):
     card = text_page(replace(models[1], is_adapter=True), "calm")
     assert with_form(card, "saved") == card
-    assert 'PEFT\'s loaders without `subfolder="adapter"`' in card
+    assert "PEFT's loaders on the base in a stock class" in card
     merged, stock = with_form(card, "merged"), with_form(card, "stock")
     assert "PEFT" not in merged + stock
     assert "\nA full model on `calm`" in with_form(text_page(models[1], "calm"), "merged")
