@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 from transformers.pipelines import PIPELINE_REGISTRY
+from wrapt import register_post_import_hook
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
@@ -43,6 +44,8 @@ class _Publisher:
 
 
 TaskHeadModel.publisher = _Publisher
+# When PEFT is imported, and not before: it takes seconds, and the prediction path has no use for it.
+register_post_import_hook(lambda _: import_module(f"{__name__}.peft_models").register(), "peft")
 
 _LAZY = {
     "build": "models",

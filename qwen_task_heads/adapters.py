@@ -55,11 +55,8 @@ def adapter_config(
     """
     from peft import LoraConfig
 
-    from qwen_task_heads.peft_models import register
-
-    register()
     saved = list(modules_to_save or ["score"])
-    if model.config.probe is not None:  # its weights are no plain base's, and an adapter names its base only
+    if not model.on_plain_base:  # an adapter names its base only
         raise TaskHeadsError.of(
             "--use_peft",
             f"a {model.config.model_type} that is trained already, as the base of an adapter",

@@ -8,7 +8,6 @@ open the folder that its client fetched, and the config still names the id.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -102,10 +101,6 @@ def build(
         >>> build("embedded", pooling="mean").config.pooling
         'mean'
     """
-    if "peft" in sys.modules:  # else `adapter_config` or a trainer imports it, and registers
-        from qwen_task_heads.peft_models import register
-
-        register()
     if task not in TASKS:
         raise TaskHeadsError.of("task", repr(task), ", ".join(TASKS), "choose one of them")
     path, fetched = _find(backbone, revision=revision, hub=hub)
@@ -173,10 +168,10 @@ def load(
         )
     if verify:
         check_manifest(path, revision=revision)
-    is_adapter = find_adapter(path, revision=revision) is not None
+    moved = hub != HUGGINGFACE and find_adapter(path, revision=revision) is not None
     model = TASKS[config.model_type].from_pretrained(
         path,
-        config=_base_at_hand(config, hub=hub) if is_adapter else config,
+        config=_base_at_hand(config, hub=hub) if moved else config,
         revision=revision or "main",
         dtype=dtype,
         verify=verify,
@@ -281,6 +276,7 @@ def merge(
         store_in(merged, dtype=dtype or config.dtype or torch.float32)
         merged.check_probe(f"{repo_or_model}, merged")
     merged.config.probe = None  # of the adapter; a save stores the merged model's own
+    merged.on_plain_base, merged.source = False, None
     return merged
 
 
@@ -319,7 +315,6 @@ def _take_up(path: str, config: Any, *, task: str, head: dict, hub: str, kwargs:
     if find_adapter(path, revision=kwargs["revision"]) is not None:
         merged = merge(path, hub=hub, **kwargs)
         merged.requires_grad_(True)  # PEFT froze the base
-        merged.config.probe = merged.make_probe()  # these weights are no plain base's: see adapter_config
         return merged
     check_manifest(path, revision=kwargs["revision"])
     return TASKS[task].from_pretrained(path, **{**kwargs, "revision": kwargs["revision"] or "main"})

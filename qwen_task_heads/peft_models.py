@@ -15,9 +15,9 @@ from huggingface_hub import CommitInfo
 from peft import PeftModelForSequenceClassification
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
+from qwen_task_heads.hubcode.folder_task_heads import is_checkpoint
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.pushing_task_heads import push
-from qwen_task_heads.hubcode.saving_task_heads import is_checkpoint
 
 
 class TaskHeadPeftModel(PeftModelForSequenceClassification):
@@ -85,9 +85,9 @@ class TaskHeadPeftModel(PeftModelForSequenceClassification):
     ) -> CommitInfo:
         """Push the adapter with its head, as `TaskHeadModel.push_to_hub` does."""
         return push(
+            self.get_base_model(),
             self.save_pretrained,
             repo_id=repo_id,
-            publisher=self.get_base_model().publisher,
             commit_message=commit_message,
             commit_description=commit_description,
             private=private,

@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 from qwen_task_heads.backbones import ALL_LINEAR, EMBEDDED
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import MODEL_TYPES
-from qwen_task_heads.hubcode.saving_task_heads import ADAPTER
+from qwen_task_heads.hubcode.folder_task_heads import ADAPTER
 
 NEAR = 5  # names of other folders in a message
 LARGEST = {  # bytes

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from transformers.utils import cached_file, logging
 
 from .configuration_task_heads import MODEL_TYPES, refuse
+from .folder_task_heads import ADAPTER
 from .saving_task_heads import (
-    ADAPTER,
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     QUANTIZED,
@@ -107,9 +107,10 @@ class StrictLoading(StrictSaving):
                 _check_keys(path, info, fresh_head=not own, keep=config.backbone_layers)
                 # transformers 5.23 makes what a checkpoint lacks in the dtype of the rest.
                 model.score.float()
+        model.on_plain_base = not own or adapter is not None
         if own:
-            model._source = (repo, hub)
-        if not own or adapter is not None:  # PEFT writes this name into an adapter that it saves by itself
+            model.source = (repo, _pinned(repo, hub))
+        if model.on_plain_base:  # PEFT writes this name into an adapter that it saves by itself
             model.name_or_path = SEE_SAVE
         if own and verify and not quantized and model.device.type != "meta":
             model.check_probe(repo)
@@ -226,6 +227,19 @@ def find_adapter(repo: str, **hub: Any) -> str | None:
         if _exists(repo, ADAPTER_CONFIG, {**hub, "subfolder": subfolder}):
             return subfolder
     return None
+
+
+def _pinned(repo: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that give files of the commit that was loaded, whatever the branch is by then."""
+    kept: dict[str, Any] = {
+        key: hub[key] for key in ("cache_dir", "token", "revision", "subfolder") if key in hub
+    }
+    path = cached_file(
+        repo, "config.json", **kept, local_files_only=True, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    found = re.search(r"/snapshots/([0-9a-f]{40})/", Path(path or "").as_posix())
+    return {**kept, "revision": found[1]} if found else kept
 
 
 def _exists(repo: str, name: str, hub: dict[str, Any]) -> bool:

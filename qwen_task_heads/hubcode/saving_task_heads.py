@@ -18,11 +18,8 @@ Source: transformers 5.23, `_BaseAutoModelClass.from_pretrained`; peft 0.21, `Pe
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,30 +28,20 @@ import torch
 from huggingface_hub import CommitInfo
 from safetensors.torch import save_file
 from transformers import MODEL_MAPPING, PreTrainedModel
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
-from .card_task_heads import basic_card
 from .configuration_task_heads import refuse
-from .pushing_task_heads import CARD, REFERENCE, ROWS, push
-from .trust_task_heads import DRAFT, MANIFEST, hash_files, read_manifest, write_manifest
+from .folder_task_heads import ADAPTER, complete
+from .pushing_task_heads import push
 
 logger = logging.get_logger(__name__)
 
-ADAPTER = "adapter"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # In `adapter_config.json` in place of a base. A loader that follows it without our config would put the
 # adapter on a stock class with another head; a name that no hub takes stops it, and says where to look.
 SEE_CONFIG = "see backbone_name_or_path in ../config.json"
 SEE_SAVE = "not a base: save this model with qwen_task_heads.save"
-TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
-# What describes certain weights, and is wrong of any others.
-DESCRIBES = (CARD, REFERENCE, "metrics.json", "parity.json", "*.png", ".eval_results/*.yaml")
-# A server with an older transformers installs these before it runs the code; torch is the server's own.
-REQUIREMENTS = "transformers>=5.3,<6\n"
-ADAPTER_REQUIREMENTS = REQUIREMENTS + "peft>=0.18\n"
+FULL = ("model.safetensors", "model.safetensors.index.json")
 PROBE_ROWS, PROBE_LENGTH = 4, 12
 QUANTIZED = "quantized"  # in place of a dtype
 
@@ -64,14 +51,19 @@ class StrictSaving(PreTrainedModel):
 
     Attributes:
         tokenizer: saved with the model if set; the package's trainers and `save` set it.
-        evaluation: metrics, and logits of the weights that they belong to; see `record_evaluation`.
+        evaluations: metrics, each with logits of the weights that they belong to; see `record_evaluation`.
+        card_facts: fields of the card's metadata that its owner stated.
+        on_plain_base: an adapter of this model needs only the backbone that `config` names.
+        source: the folder or repo that this model was loaded from, and options of the hub.
         publisher: pushes a saved folder; set by the package, which checks repo and model first.
     """
 
     tokenizer: Any = None
-    evaluation: tuple[dict[str, float], list[list[float]]] | None = None
+    evaluations: tuple[tuple[dict[str, float], list[list[float]]], ...] = ()
+    card_facts: ClassVar[dict[str, Any]] = {}
+    on_plain_base: bool = True
+    source: tuple[str, dict[str, Any]] | None = None
     publisher: ClassVar[Any] = None
-    _source: tuple[str, dict[str, Any]] | None = None  # where this model was loaded from, and its hub options
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -101,6 +93,7 @@ class StrictSaving(PreTrainedModel):
             if is_main_process:
                 self.write_adapter(folder, state_dict=state_dict)
         else:
+            _clear_weights(folder, adapter=False)
             # Under the names of our modules: Trainer resumes by them, and knows of no renaming.
             kwargs.setdefault("save_original_format", backbone_names(self.config) is None)
             with portable(self.config, adapter=False):
@@ -108,7 +101,7 @@ class StrictSaving(PreTrainedModel):
                     folder, is_main_process=is_main_process, state_dict=state_dict, **kwargs
                 )
         if is_main_process:
-            self.complete(folder)
+            complete(self, folder)
             if push_to_hub:
                 self.push_to_hub(push.pop("repo_id", folder.name), **push)
 
@@ -118,7 +111,7 @@ class StrictSaving(PreTrainedModel):
         """Save the adapter of a `PeftModel` around this model, as `save_pretrained` saves a loaded one."""
         self.config.probe = self.make_probe() if state_dict is None else None
         self.write_adapter(folder, peft_model=peft_model, state_dict=state_dict)
-        self.complete(folder)
+        complete(self, folder)
 
     def write_adapter(
         self, folder: str | PathLike[str], *, peft_model: Any = None, state_dict: dict[str, Any] | None = None
@@ -132,6 +125,13 @@ class StrictSaving(PreTrainedModel):
         """
         from peft.utils import get_peft_model_state_dict
 
+        if not self.on_plain_base:
+            raise refuse(
+                "adapter",
+                "one on a model that is trained already",
+                "one on a plain backbone, which others can fetch",
+                "merge it (qwen_task_heads.merge) and save the full model",
+            )
         around = self if peft_model is None else peft_model
         if len(around.peft_config) != 1:
             raise refuse("adapters", sorted(around.peft_config), "one adapter", "merge or delete the others")
@@ -141,9 +141,8 @@ class StrictSaving(PreTrainedModel):
         )
         prefix = "base_model.model." if peft_model is None else ""  # PEFT's loader wants its own names
         inside = Path(folder, ADAPTER)
+        _clear_weights(Path(folder), adapter=True)
         inside.mkdir(parents=True, exist_ok=True)
-        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):  # the layout of version 0.1
-            Path(folder, name).unlink(missing_ok=True)
         save_file(
             {f"{prefix}{key}": value.contiguous() for key, value in tensors.items()},
             inside / ADAPTER_WEIGHTS,
@@ -156,88 +155,16 @@ class StrictSaving(PreTrainedModel):
         with portable(self.config, adapter=True):
             self.config.save_pretrained(folder)
 
-    def complete(self, folder: str | PathLike[str]) -> None:
-        """Write what belongs to saved weights: code, tokenizer, card and manifest.
+    def record_evaluation(self, metrics: dict[str, float]) -> None:
+        """Keep metrics of the weights as they are now, for the card of these weights and no others."""
+        self.evaluations = (*self.evaluations, (metrics, self.make_probe()["logits"]))
 
-        A card, metrics and plots of exactly these weights are kept, or copied from where the model was
-        loaded. Those of other weights are removed, unless the folder's manifest shows that they were edited.
-
-        Args:
-            folder: with the weights.
-        """
-        folder = Path(folder)
-        is_adapter = (folder / ADAPTER).is_dir()
-        for file in sorted(Path(__file__).parent.glob("*.py")):
-            if file.stem != "__init__":
-                shutil.copyfile(file, folder / file.name)
-        needed = ADAPTER_REQUIREMENTS if is_adapter else REQUIREMENTS
-        (folder / "requirements.txt").write_text(needed, encoding="utf-8")
-        if is_checkpoint(folder):  # of a Trainer, which wants back what it wrote
-            return
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
-        earlier = read_manifest(folder)
-        listed, found = earlier.get("files", {}), hash_files(folder)
-        weights = {name: digest for name, digest in found.items() if name.endswith(".safetensors")}
-        if not weights.items() <= listed.items():
-            for name, digest in found.items():
-                if listed.get(name) == digest and matches_any(name, (*DESCRIBES, *ROWS)):
-                    (folder / name).unlink()
-            earlier = self._carry(folder, weights) or {DRAFT: True}
-        write_manifest(folder, earlier)
-        if not (folder / CARD).is_file():
-            self.write_card(folder)
-
-    def record_evaluation(self, metrics: dict[str, float] | None) -> None:
-        """Keep metrics of the weights as they are now, for the card of these weights and no others.
-
-        Args:
-            metrics: name to value; None forgets them.
-        """
-        self.evaluation = None if metrics is None else (metrics, self.make_probe()["logits"])
-
-    def write_card(self, folder: str | PathLike[str], *, facts: dict[str, Any] | None = None) -> None:
-        """Write a card from the config and what was recorded of these weights; keep that of an evaluated run.
-
-        Args:
-            folder: of the model.
-            facts: fields of the metadata, such as `license`, `language` and `tags`.
-        """
-        folder, manifest = Path(folder), read_manifest(folder)
-        if manifest and not manifest.get(DRAFT):
-            return
-        is_adapter = self._hf_peft_config_loaded or (folder / ADAPTER).is_dir()
-        metrics, logits = self.evaluation or (None, None)
-        if metrics is not None and logits != self.make_probe()["logits"]:  # trained on since
-            metrics = None
-        text = basic_card(self.config, is_adapter=is_adapter, evaluation=metrics, facts=facts)
-        (folder / CARD).write_text(text, encoding="utf-8")
-        if manifest:
-            write_manifest(folder, manifest)
-
-    def _carry(self, folder: Path, weights: dict[str, str]) -> dict[str, Any]:
-        """Copy what is missing from where this model was loaded; give the manifest from there.
-
-        The tokenizer is copied always, what describes weights only if they are the same to the byte.
-        """
-        if self._source is None:
-            return {}
-        repo, hub = self._source
-
-        def find(name: str) -> Path | None:
-            path = cached_file(repo, name, **hub, _raise_exceptions_for_missing_entries=False)
-            return None if path is None else Path(path)
-
-        there = find(MANIFEST)
-        manifest = {} if there is None else read_manifest(there.parent)
-        listed = manifest.get("files", {})
-        same = weights.items() <= listed.items()
-        names = [name for name in listed if same and matches_any(name, DESCRIBES)]
-        for name in (*TOKENIZER, *names):
-            if not (folder / name).exists() and (path := find(name)) is not None:
-                (folder / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, folder / name)
-        return manifest if same else {}
+    def recorded_evaluation(self) -> dict[str, float] | None:
+        """Return the metrics that were recorded of the weights as they are now; None if there are none."""
+        if not self.evaluations:
+            return None
+        now = self.make_probe()["logits"]
+        return next((metrics for metrics, logits in reversed(self.evaluations) if logits == now), None)
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -265,9 +192,9 @@ class StrictSaving(PreTrainedModel):
                 base that nobody else has; nothing was sent.
         """
         return push(
+            self,
             lambda folder: self.save_pretrained(folder, max_shard_size=max_shard_size),
             repo_id=repo_id,
-            publisher=self.publisher,
             commit_message=commit_message,
             commit_description=commit_description,
             private=private,
@@ -316,14 +243,15 @@ def _name_no_base(path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def is_checkpoint(folder: str | PathLike[str]) -> bool:
-    """Return whether a Trainer gave a folder its name, as one of its own checkpoints."""
-    return re.fullmatch(r"checkpoint-\d+", Path(folder).name) is not None
-
-
-def matches_any(name: str, patterns: tuple[str, ...]) -> bool:
-    """Return whether a path relative to the folder matches one of the patterns."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _clear_weights(folder: Path, *, adapter: bool) -> None:
+    """Remove weights that the next save would leave beside its own; refuse weights of the other form."""
+    full = [*(folder / name for name in FULL), *folder.glob("model-*-of-*.safetensors")]
+    adapters = [folder / ADAPTER / ADAPTER_CONFIG, folder / ADAPTER_CONFIG]  # of today, of version 0.1
+    others = [path for path in (full if adapter else adapters) if path.is_file()]
+    if others:
+        raise refuse(str(folder), others[0].name, "full weights or an adapter", "save to a new folder")
+    for path in [folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS] if adapter else full:
+        path.unlink(missing_ok=True)
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .configuration_task_heads import TaskHeadError, refuse
@@ -85,19 +87,37 @@ def refused_base(folder: str | Path, wrong: list[str]) -> TaskHeadError:
     )
 
 
-def hash_files(folder: str | PathLike[str]) -> dict[str, str]:
+def matches_any(name: str, patterns: Collection[str]) -> bool:
+    """Return whether a path matches one of the patterns (`fnmatch`, with `/`), folder by folder.
+
+    Example:
+        >>> from qwen_task_heads.hubcode.trust_task_heads import matches_any
+        >>> matches_any("a/b.png", ["*.png"]), matches_any("b.png", ["*.png"])
+        (False, True)
+    """
+    parts = PurePosixPath(name).parts
+    wanted = [PurePosixPath(pattern).parts for pattern in patterns]
+    return any(len(w) == len(parts) and all(map(fnmatchcase, parts, w)) for w in wanted)
+
+
+def hash_files(folder: str | PathLike[str], *, known: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the SHA-256 of the files of a model by their path with `/`, except that of the manifest itself.
 
     Other subfolders than those of a model, such as the checkpoints of a run, are left out.
+
+    Args:
+        folder: of the model.
+        known: digests of files that have not changed, which are not read again.
     """
     root = Path(folder)
     places = [root, *(root / name for name in INSIDE if (root / name).is_dir())]
-    return {
-        path.relative_to(root).as_posix(): sha256(path)
+    files = {
+        path.relative_to(root).as_posix(): path
         for place in places
         for path in sorted(place.iterdir())
         if path.is_file() and path.name != MANIFEST
     }
+    return {name: (known or {}).get(name) or sha256(path) for name, path in files.items()}
 
 
 def read_manifest(folder: str | PathLike[str]) -> dict[str, Any]:
@@ -109,12 +129,15 @@ def read_manifest(folder: str | PathLike[str]) -> dict[str, Any]:
     return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else {}
 
 
-def write_manifest(folder: str | PathLike[str], content: dict[str, Any]) -> None:
+def write_manifest(
+    folder: str | PathLike[str], content: dict[str, Any], *, known: Mapping[str, str] | None = None
+) -> None:
     """Write `manifest.json` with the hashes of the files that are there now.
 
     Args:
         folder: of the model.
         content: kept as it is, except the table of files.
+        known: as of `hash_files`.
     """
-    text = json.dumps({**content, "files": hash_files(folder)}, indent=2, ensure_ascii=False)
+    text = json.dumps({**content, "files": hash_files(folder, known=known)}, indent=2, ensure_ascii=False)
     Path(folder, MANIFEST).write_text(text + "\n", encoding="utf-8")

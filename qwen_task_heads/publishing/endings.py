@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.hubcode.folder_task_heads import write_gitignore
 from qwen_task_heads.hubcode.trust_task_heads import sha256
 from qwen_task_heads.publishing.card_facts import NOTHING_STATED, CardFacts, reported_dataset
 from qwen_task_heads.publishing.cards import figure
 from qwen_task_heads.publishing.eval_results import write_eval_results
 from qwen_task_heads.publishing.manifest import hash_code, hash_files, versions
 from qwen_task_heads.publishing.trackers import Tracker, finish_trackers
-from qwen_task_heads.training.hub_saving import write_gitignore
 
 T = TypeVar("T")
 MODEL = "this model"

@@ -28,7 +28,8 @@ import numpy as np
 import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.saving_task_heads import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from qwen_task_heads.hubcode.folder_task_heads import ADAPTER
+from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qwen_task_heads.publishing.differences import (
     agreement,
     compare_facts,

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.trust_task_heads import matches_any
 from qwen_task_heads.publishing.hub_records import Published, State
 from qwen_task_heads.publishing.secrets import redact
 from qwen_task_heads.publishing.staging import (
     CODE,
     DESCRIBED,
     MANIFEST,
-    among,
     files_of,
     stale,
     task_of,
@@ -349,7 +349,7 @@ def _replaced(there: Mapping[str, str], *, changed: Collection[str], gone: Colle
     over = sum(name in there for name in changed)
     if not over and not gone:
         return ""
-    code = [name for name in gone if among(name, CODE)]
+    code = [name for name in gone if matches_any(name, CODE)]
     named = [name for name in gone if name not in code]
     removed = named[:NAMED] + [f"{_files(len(named) - NAMED)} more"] * (len(named) > NAMED)
     removed += [_files(len(code), "code file")] * bool(code)

@@ -17,7 +17,7 @@ from huggingface_hub import hf_api
 from transformers.utils import logging
 
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.hubcode.pushing_task_heads import REFERENCE
+from qwen_task_heads.hubcode.folder_task_heads import REFERENCE
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE
 from qwen_task_heads.publishing.accounts import keep_reference
 from qwen_task_heads.publishing.forms import is_local, nobody_has
@@ -51,6 +51,9 @@ def check_push(model: Any, *, repo_id: str, token: bool | str | None, private: b
     repo_id = client.full_name(repo_id)
     client.check(repo_id, private=private)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if inner is not model and not inner.on_plain_base:
+        found, accepted = "an adapter on a model that is trained already", "an adapter on a plain backbone"
+        raise TaskHeadsError.of("push_to_hub", found, accepted, "train in full, or start from the backbone")
     if inner is not model and is_local(inner.config.backbone_name_or_path):
         raise TaskHeadsError(nobody_has("push_to_hub", inner.config.backbone_name_or_path))
     with tempfile.TemporaryDirectory(prefix="check-") as folder:
@@ -104,7 +107,7 @@ def push_folder(
             folder, repo_id=repo_id, hub=hub, private=private, token=token, revision=revision, verify=verify,
             create_pr=create_pr, message="\n\n".join(filter(None, [message, commit_description])),
         )  # fmt: skip
-    except TaskHeadsError as error:  # the folder is a temporary one that nobody named
+    except TaskHeadsError as error:  # the folder is a temporary one, which no user named
         problems = [
             replace(problem, where=problem.where.replace(str(folder), repo_id)) for problem in error.problems
         ]

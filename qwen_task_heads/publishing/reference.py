@@ -18,10 +18,10 @@ import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.attention_task_heads import EXACT, PACKED
+from qwen_task_heads.hubcode.folder_task_heads import REFERENCE
 from qwen_task_heads.publishing.opened import describe
 from qwen_task_heads.publishing.opening import attempts
 
-REFERENCE = "reference.json"
 HELD, LONGEST = 16, 2000  # texts of dev, and characters of one
 # Of many lengths and scripts, with a control token in one of them.
 PROOF = (

@@ -18,19 +18,19 @@ import re
 import shutil
 from collections.abc import Collection
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.batching.answers import LABEL_PROMPT
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.card_task_heads import name_card
+from qwen_task_heads.hubcode.folder_task_heads import CARD, REFERENCE, ROWS, TERMS
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, move_adapter
-from qwen_task_heads.hubcode.trust_task_heads import DRAFT, read_manifest, sha256
+from qwen_task_heads.hubcode.trust_task_heads import DRAFT, matches_any, read_manifest, sha256
 from qwen_task_heads.hubs import MODELSCOPE
 from qwen_task_heads.manifests import MANIFEST
 from qwen_task_heads.publishing.endings import EVAL_RESULTS, write_json
 from qwen_task_heads.publishing.export import CODE as OWN_CODE
-from qwen_task_heads.publishing.reference import REFERENCE
 
 CODE = ("*_task_heads.py", "handler.py")
 WEIGHTS = (
@@ -45,17 +45,14 @@ MODEL = (
     "requirements.txt", "configuration.json", "onnx/*.data", "onnx/*.onnx_data",
     "label_prompt.json", "decision.json", "decision_template.jinja",
 )  # fmt: skip
-TERMS = ("LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
 # What is told of a model, in whatever form it is published.
 ACCOUNT = (
     "README.md", "*.png", "metrics.json", "parity.json", "manifest.json", EVAL_RESULTS, *TERMS,
 )  # fmt: skip
-ROWS = ("predictions.jsonl", "errors.md")  # they hold texts of the data
 # Two of these in one repo, and no loader could tell which form is meant.
 ONE_FORM = (
     *WEIGHTS, "adapter/adapter_config.json", "adapter_config.json", "model.safetensors.index.json",
 )  # fmt: skip
-CARD = "README.md"
 HEADS = ("TitleScorer", "PooledClassifier", "title_scorer", "pooled_classifier")
 DESCRIBED = ("config.json", LABEL_PROMPT)  # where a folder says what its model answers
 # What only a run writes: with one of these and no manifest, nothing says that they belong together.
@@ -94,7 +91,7 @@ def travels(name: str, *, rows: bool = False, model: bool = True) -> bool:
         >>> [travels(name) for name in ("config.json", "training_args.bin", "checkpoint-5/config.json")]
         [True, False, False]
     """
-    return among(name, ACCOUNT + MODEL * model + ROWS * rows)
+    return matches_any(name, ACCOUNT + MODEL * model + ROWS * rows)
 
 
 def stale(name: str, *, earlier: Collection[str]) -> bool:
@@ -109,9 +106,9 @@ def stale(name: str, *, earlier: Collection[str]) -> bool:
         >>> [stale(n, earlier=["old.png"]) for n in ("old.png", "by_hand.png", "model.safetensors")]
         [True, False, True]
     """
-    if among(name, ONE_FORM):
+    if matches_any(name, ONE_FORM):
         return True
-    return name in earlier and travels(name, rows=True) and not among(name, TERMS)
+    return name in earlier and travels(name, rows=True) and not matches_any(name, TERMS)
 
 
 def check_run(folder: str | Path) -> tuple[str, ...]:
@@ -134,7 +131,7 @@ def check_run(folder: str | Path) -> tuple[str, ...]:
         problems = [
             Problem.of(str(folder / name), f"it without {MANIFEST}", "a run as it ended", AGAIN)
             for name in names
-            if among(name, OF_A_RUN)
+            if matches_any(name, OF_A_RUN)
         ]
         if problems:
             raise TaskHeadsError(problems)
@@ -286,13 +283,6 @@ def _object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def among(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a name fits one of the patterns (`fnmatch`, with `/`), folder by folder."""
-    parts = PurePosixPath(name).parts
-    wanted = [PurePosixPath(pattern).parts for pattern in patterns]
-    return any(len(w) == len(parts) and all(map(fnmatchcase, parts, w)) for w in wanted)
 
 
 def card_of_repo(

@@ -18,34 +18,17 @@ from typing import Any
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
 
-from qwen_task_heads.hubcode.card_task_heads import name_card
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.hubcode.folder_task_heads import is_checkpoint, write_card, write_gitignore
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
-from qwen_task_heads.hubcode.pushing_task_heads import CARD, REFERENCE, ROWS
-from qwen_task_heads.hubcode.saving_task_heads import is_checkpoint
-from qwen_task_heads.peft_models import register
+from qwen_task_heads.hubcode.pushing_task_heads import name_folder
 from qwen_task_heads.training.sharding import is_in_lockstep
 
 logger = logging.get_logger(__name__)
-register()  # trl wraps the model by PEFT itself
 
 TRAINING_ARGS = "training_args.bin"
-# In the folder of a run, and no part of the model. The Hugging Face Hub leaves them out of an upload.
-PRIVATE = (
-    *ROWS, REFERENCE, TRAINING_ARGS, "checkpoint-*/", ".task_heads_run", "runs/", "swanlog/", "trackio/",
-    "wandb/",
-)  # fmt: skip
-# What an evaluation logs beside the metrics.
-NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
-
-
-def write_gitignore(folder: str | Path) -> None:
-    """Write the `.gitignore` that keeps rows of the data and checkpoints out of an upload by hand.
-
-    Args:
-        folder: of a run.
-    """
-    lines = ["# Files of the run that are no part of the model", *(f"/{name}" for name in PRIVATE)]
-    Path(folder, ".gitignore").write_text("\n".join(lines) + "\n", encoding="utf-8")
+# What an evaluation logs that is no metric.
+NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "num_tokens", "epoch")
 
 
 class WithoutTrainingArgs:
@@ -73,11 +56,14 @@ class HubSaving(WithoutTrainingArgs):
     accelerator: Any
     processing_class: Any
     hub_model_id: str | None
-    is_in_train: bool
     push_in_progress: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.task_head._hf_peft_config_loaded:  # whose checkpoints no Trainer resumes from
+            found = "a model that has loaded its adapter"
+            remedy = "merge it (qwen_task_heads.merge), or train the plain backbone with peft_config"
+            raise TaskHeadsError.of("model", found, "a full model, or a PeftModel", remedy)
         if self.processing_class is not None:
             self.task_head.tokenizer = self.processing_class
             self.task_head.config.text_config.pad_token_id = self.processing_class.pad_token_id
@@ -88,35 +74,22 @@ class HubSaving(WithoutTrainingArgs):
         model = self.accelerator.unwrap_model(self.model)
         return model if isinstance(model, TaskHeadModel) else model.get_base_model()
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as the parent does; the metrics of the final weights are kept for their card."""
-        output = super().train(*args, **kwargs)  # type: ignore[misc]
-        self._record_evaluation()
-        return output
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate, as the parent does; the metrics are kept for the card of these weights."""
-        metrics = super().evaluate(*args, **kwargs)  # type: ignore[misc]
-        if not self.is_in_train:
-            self._record_evaluation()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate, as the parent does; the metrics of the dev set are kept for the card of these weights."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[misc]
+        own = eval_dataset is None and metric_key_prefix == "eval"
+        if own and self.args.should_save and not is_in_lockstep(self):
+            named = {key.removeprefix("eval_"): value for key, value in metrics.items()}
+            self.task_head.record_evaluation(
+                {
+                    key: float(value)
+                    for key, value in named.items()
+                    if isinstance(value, (int, float)) and key not in NO_METRICS
+                }
+            )
         return metrics
-
-    def _record_evaluation(self) -> None:
-        if self.args.should_save and not is_in_lockstep(self):
-            self.task_head.record_evaluation(self._last_metrics())
-
-    def _last_metrics(self) -> dict[str, float] | None:
-        """Return the logged metrics of the weights as they are now; None if they were not evaluated."""
-        step = self.state.global_step
-        if self.args.load_best_model_at_end and self.state.best_global_step:
-            step = self.state.best_global_step
-        logged = [entry for entry in self.state.log_history if entry["step"] == step and "eval_loss" in entry]
-        if not logged:
-            return None
-        found = {
-            key.removeprefix("eval_"): value for key, value in logged[-1].items() if key.startswith("eval_")
-        }
-        return {key: float(value) for key, value in found.items() if key not in NO_METRICS}
 
     def create_model_card(
         self,
@@ -144,8 +117,10 @@ class HubSaving(WithoutTrainingArgs):
             return
         facts = {"language": language, "license": license, "tags": tags, "datasets": dataset_tags or dataset}
         lists = {"tags", "datasets"}
-        self.task_head.write_card(
+        write_card(
+            self.task_head,
             self.args.output_dir,
+            is_adapter=self.accelerator.unwrap_model(self.model) is not self.task_head,
             facts={
                 name: [value] if name in lists and isinstance(value, str) else value
                 for name, value in facts.items()
@@ -226,8 +201,7 @@ class HubSaving(WithoutTrainingArgs):
         self.callback_handler.on_push_begin(args, self.state, self.control)  # type: ignore[attr-defined]
         folder = Path(tempfile.mkdtemp(prefix="push-"))
         self._save(str(folder))
-        card = folder / CARD
-        card.write_text(name_card(card.read_text(encoding="utf-8"), str(self.hub_model_id)), encoding="utf-8")
+        name_folder(folder, str(self.hub_model_id))
         message = f"Training in progress, step {self.state.global_step}"
         send: Callable[..., Any] = partial(
             HfApi(token=args.hub_token).upload_folder,
@@ -235,7 +209,7 @@ class HubSaving(WithoutTrainingArgs):
             run_as_future=True,
             revision=args.hub_revision,
         )
-        job = send(folder_path=folder, commit_message=message)
+        job = send(folder_path=folder, commit_message=message, ignore_patterns=[".gitignore"])
         job.add_done_callback(lambda _: shutil.rmtree(folder))
         jobs = [job]
         if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):

@@ -128,7 +128,7 @@ def take_head(
         found = f"found another template than that of {repo}"
         remedy = "give the --instruction, --between and --boundary it was trained with"
         problems.append(Problem("--init_head", found, "accepted: the same", remedy))
-    if model.config.probe is not None:
+    if not model.on_plain_base:
         found = "found it beside a model of ours, which has a head"
         problems.append(Problem("--init_head", found, "accepted: a plain backbone", "drop one of the two"))
     if problems:

@@ -17,7 +17,7 @@ from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
 from qwen_task_heads.publishing.export import CODE
 
 OURS = {"config.json", "tokenizer.json", "tokenizer_config.json", "requirements.txt"}
-OURS |= {"README.md", "manifest.json"}
+OURS |= {"README.md", "manifest.json", ".gitignore"}
 OURS |= {file.name for file in CODE}
 
 
@@ -29,7 +29,7 @@ def _content(folder: Path) -> dict[str, bytes]:
 def test_the_code_that_travels_is_all_of_hubcode() -> None:
     assert {file.name for file in CODE} == {
         "attention_task_heads.py", "card_task_heads.py", "configuration_task_heads.py",
-        "encoding_task_heads.py", "handler.py",
+        "encoding_task_heads.py", "folder_task_heads.py", "handler.py",
         "last_layer_task_heads.py", "loading_task_heads.py", "modeling_task_heads.py",
         "packing_task_heads.py", "pipeline_task_heads.py", "pooling_task_heads.py",
         "pushing_task_heads.py",
