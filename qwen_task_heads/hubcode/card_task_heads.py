@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 HERE = "."
 HERE_NOTE = 'Run this in the folder of the card, or put its path or the id of its repo in place of `"."`.'
 _CODE = re.compile(r"^```python\n.*?^```$", re.MULTILINE | re.DOTALL)
-_OPENED = re.compile(r'\b(?:from_pretrained|load)\("([^"\n]*)"')
+_OF_0_1 = r'"path/to/[^"\n]*"'  # what the snippets of version 0.1 opened
 
 
 def basic_card(
@@ -162,24 +162,28 @@ def name_card(text: str, repo_id: str, *, revision: str | None = None, tags: lis
         load.from_pretrained("me/b")
         ```
     """
-    names = set()
+    found = re.search(r"^# (.*)$", text, re.MULTILINE)
+    title = found[1].replace("\\", "") if found else ""
+    own = {"Title scorer", "Text classifier"}  # titles that were not written by hand
+    if any(json.dumps(title) in block for block in _CODE.findall(text)):  # the id of another repo
+        own.add(title)
     if text.startswith("---\n"):
         page = ModelCard(text, ignore_metadata_errors=True)
         metadata = page.data.to_dict()
         if "model-index" in metadata:
-            names.add(page.data["model_name"])
+            own.add(page.data["model_name"])
             page.data["model_name"] = repo_id
         if tags:
             page.data["tags"] = list(dict.fromkeys([*(metadata.get("tags") or []), *tags]))
         if tags or "model-index" in metadata:
             text = str(page)
-    if opened := _OPENED.search(text):
-        pinned = f", revision={json.dumps(revision)}" if revision else ""
-        old, new = json.dumps(opened[1]), json.dumps(repo_id) + pinned
-        text = _CODE.sub(lambda block: block[0].replace(old, new), text)
-    heading = re.search(r"^# (.*)$", text, re.MULTILINE)
-    if heading and heading[1].replace("\\", "") in names:
-        text = f"{text[: heading.start()]}# {repo_id}{text[heading.end() :]}"
+    pinned = f", revision={json.dumps(revision)}" if revision else ""
+    new = json.dumps(repo_id) + pinned
+    names = {HERE, *own, title} - {""}
+    old = re.compile("|".join([*(re.escape(json.dumps(name)) for name in sorted(names)), _OF_0_1]))
+    text = _CODE.sub(lambda block: old.sub(lambda _: new, block[0]), text)
+    if title in own:
+        text = re.sub(r"^# .*$", lambda _: f"# {repo_id}", text, count=1, flags=re.MULTILINE)
     return text.replace(f"{HERE_NOTE}\n\n", "")
 
 

@@ -10,8 +10,8 @@ nothing changed, makes no second commit and only sets the tag.
 What is replaced and removed is said before it is sent, and a repo that holds a model of another task (what
 it answers, or its labels) is refused without `replace`: a mistyped name would cost somebody's model.
 
-Tokens come from the environment or a login, never from an argument. Errors of the clients are told in our
-words, without a chain: their own texts may quote a header.
+Tokens come from the environment, a login, or the argument of an ordinary verb; no option of a recipe takes
+one. Errors of the clients are told in our words, without a chain: their own texts may quote a header.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Hub(ABC):
     def __init__(self, *, token: bool | str | None = None) -> None: ...
 
     def full_name(self, repo_id: str) -> str:
-        """Return `owner/name`; a name alone is a repo of whoever is logged in.
+        """Return `owner/name`; a name alone is a repo of the user who is logged in.
 
         Raises:
             TaskHeadsError: a name alone without a login.

@@ -131,6 +131,11 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
         self.add_callback(self.guard)
         self.add_callback(self.throughput)
 
+    def encode_rows(self, data: Any) -> Any:
+        """Return texts as token ids; a data set that holds them already is returned as it is."""
+        config, tokenizer = self.task_head.config, self.processing_class
+        return encode_texts(data, name="eval_dataset", config=config, tokenizer=tokenizer)[0]
+
     def _check_labels(self, sets: Mapping[str, Any], *, num_labels: int) -> list[int] | None:
         """Counts of the labels of the training set; None for a stream, which nobody has seen yet."""
         from datasets import Dataset

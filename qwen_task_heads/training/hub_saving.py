@@ -78,6 +78,8 @@ class HubSaving(WithoutTrainingArgs):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Evaluate, as the parent does; the metrics of the dev set are kept for the card of these weights."""
+        if eval_dataset is not None and not isinstance(eval_dataset, (str, dict)):
+            eval_dataset = self.encode_rows(eval_dataset)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[misc]
         own = eval_dataset is None and metric_key_prefix == "eval"
         if own and self.args.should_save and not is_in_lockstep(self):
@@ -90,6 +92,10 @@ class HubSaving(WithoutTrainingArgs):
                 }
             )
         return metrics
+
+    def encode_rows(self, data: Any) -> Any:
+        """Return a data set as token ids; one that holds them already is returned as it is."""
+        raise NotImplementedError
 
     def create_model_card(
         self,

@@ -90,6 +90,13 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         self.add_callback(self.guard)
         self.add_callback(self.throughput)
 
+    def encode_rows(self, data: Any) -> Any:
+        """Return pairs as token ids; a data set that holds them already is returned as it is."""
+        return encode_titles(
+            data, name="eval_dataset", model=self.model, tokenizer=self.processing_class,
+            max_length=self.args.max_length,
+        )[0]  # fmt: skip
+
     def _check_loss(self, loss: str, datasets: Mapping[str, Any]) -> None:
         """Refuse, before training, what would fail at the first step or at the first look at dev."""
         accepted = () if self.grouped else (*self.pair_loss.uses, *self.pair_loss.options)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -337,6 +339,10 @@ def test_training_arguments_that_push(
     )  # fmt: skip
     before = it.server.files(repo)
     assert ("config.json" in before) == (strategy != "end")
+    if before:  # pushed during training: as a whole, with the metrics of that step
+        assert "draft" not in json.loads(before["manifest.json"])
+        assert ("| accuracy |" if task == "titles" else "| loss |") in before["README.md"].decode()
+        check_card(before["README.md"].decode(), repo=repo)
     it.trainer.save_model()  # which pushes
     there = it.server.files(repo)
     assert not [name for name in there if "training_args" in name]
@@ -437,6 +443,90 @@ def test_a_configuration_of_somebody_elses_peft_is_saved_in_our_layout(
         wanted = adapted(input_ids=ids).logits
         for opened in (load(str(tmp_path / "saved")), AutoModel.from_pretrained(tmp_path / "saved")):
             assert (opened(input_ids=ids).logits - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+
+
+def test_peft_that_is_imported_late_wraps_our_model_too(bases: dict[str, str], tmp_path: Path) -> None:
+    """In a process of its own: this one has imported PEFT before it built a model."""
+    code = (
+        "import sys\n"
+        "from qwen_task_heads import build, load\n"
+        f"model = build({bases['qwen2']!r})\n"
+        "assert 'peft' not in sys.modules\n"
+        "from peft import LoraConfig, get_peft_model\n"
+        "config = LoraConfig(task_type='SEQ_CLS', target_modules=['q_proj'], modules_to_save=['score'])\n"
+        f"get_peft_model(model, config).save_pretrained({str(tmp_path / 'saved')!r})\n"
+        f"load({str(tmp_path / 'saved')!r})\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    assert (tmp_path / "saved" / "adapter" / "adapter_config.json").is_file()
+
+
+def test_an_adapter_on_a_trained_model_is_refused(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
+    """Its config could name the plain backbone only, whose weights are others."""
+    shake(build(bases["qwen2"])).save_pretrained(tmp_path / "trained")
+    plain = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], modules_to_save=["score"])
+    adapted = get_peft_model(load(str(tmp_path / "trained")), plain)
+    with pytest.raises(ValueError, match="adapter: found"):
+        adapted.save_pretrained(tmp_path / "adapter")
+    fresh = build(bases["qwen2"])
+    fresh.save_pretrained(tmp_path / "fresh")
+    get_peft_model(fresh, adapter_config(fresh, r=2)).save_pretrained(tmp_path / "adapter")
+
+
+def test_weights_of_the_other_form_are_refused_and_older_ones_replaced(
+    bases: dict[str, str], shake: Any, tmp_path: Path
+) -> None:
+    model = shake(build(bases["qwen2"]))
+    adapted = shake(get_peft_model(build(bases["qwen2"]), adapter_config(model, r=2)))
+    model.save_pretrained(tmp_path / "full")
+    adapted.save_pretrained(tmp_path / "adapter")
+    for wrong, folder in ((adapted, "full"), (model, "adapter")):
+        with pytest.raises(ValueError, match="save to a new folder"):
+            wrong.save_pretrained(tmp_path / folder)
+    model.save_pretrained(tmp_path / "full", max_shard_size="100KB")
+    load(str(tmp_path / "full"))
+    model.save_pretrained(tmp_path / "full")
+    load(str(tmp_path / "full"))
+
+
+def test_answers_on_rows_of_the_data_are_not_copied(
+    bases: dict[str, str], shake: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    save(shake(build(bases["qwen2"])), tokenizer=load_tokenizer("embedded"), folder=run)
+    (run / "reference.json").write_text('"a text of the data"')
+    (run / "LICENSE").write_text("terms")
+    write_manifest(run, {"seed": 1})
+    load(str(run)).save_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "copy" / "reference.json").exists()
+    assert (tmp_path / "copy" / "LICENSE").read_text() == "terms"
+    assert "/reference.json" in (tmp_path / "copy" / ".gitignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize("place", ["huggingface"], indirect=True)
+def test_a_card_holds_metrics_of_its_own_weights_alone(place: tuple[str, Any], tmp_path: Path) -> None:
+    it = train(place, tmp_path, "titles", "lora", eval_strategy="no")
+    card = Path(it.trainer.args.output_dir, "README.md")
+    it.trainer.create_model_card(license="mit")  # before anything is saved
+    assert "An adapter with its head" in card.read_text()
+    it.trainer.save_model()
+    assert "Not evaluated." in card.read_text()
+    rows = [{"chosen": "A bad one 1", "rejected": "Good way 1"}] * 3
+    it.trainer.evaluate(rows)  # of another set
+    it.trainer.save_model()
+    assert "Not evaluated." in card.read_text()
+    it.trainer.evaluate()
+    it.trainer.save_model()
+    assert "| accuracy | 1.0000 |" in card.read_text()
+    assert ModelCard(card.read_text()).data.license == "mit"
+    with torch.no_grad():
+        it.trainer.task_head.score.modules_to_save["default"][0].weight.mul_(1.5)
+    it.trainer.save_model()
+    assert "Not evaluated." in card.read_text()
+    edited = card.read_text().replace("## Limitations", "## My words")
+    card.write_text(edited)
+    it.trainer.create_model_card(language="en")
+    assert "## My words" in card.read_text()
 
 
 def test_a_card_of_other_weights_does_not_stay(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
