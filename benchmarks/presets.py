@@ -1,8 +1,8 @@
-"""Every value of the presets beside that of the published system, with the reason where they differ.
+"""Every value of the presets and that of the published system, with the reason where they differ.
 
     python benchmarks/presets.py    # writes benchmarks/results/presets.md
 
-Values of the sources stand in `configs/preset_sources.yaml`. Ours are what the recipes' parsers make of each
+Values of the sources are in `configs/preset_sources.yaml`. Ours are what the recipes' parsers make of each
 preset, defaults included, so that the table shows what a run uses. A test compares the file with the table.
 """
 
@@ -34,7 +34,7 @@ COMMON = (
 )  # fmt: skip
 # Of `head_options`, what the model's config makes of an option that is not given.
 MODEL_DEFAULTS = {"head_activation": "relu"}
-HEADER = """# Presets beside their sources
+HEADER = """# Presets and their sources
 
 `python benchmarks/presets.py`. Values of the sources are read from the pages named. Ours are those in force,
 defaults of transformers and trl included. "not stated" means that no page states the value. Published figures

@@ -93,12 +93,12 @@ def main() -> None:
     tokenizer = load_tokenizer(where, revision=revision)
     texts = prompts(task, chat=tokenizer.chat_template is not None)
     model = load_generator(where, revision=revision, dtype=model_args.dtype or "auto")
-    told = {"processing_class": tokenizer, "peft_config": get_peft_config(model_args)}
+    options = {"processing_class": tokenizer, "peft_config": get_peft_config(model_args)}
     run = GeneratorRun.of(
         task, args, model_args, texts=texts["context"], chat=tokenizer.chat_template is not None
     )
-    told["card"] = partial(generator_card, run, name=Path(args.output_dir).name)
-    trainer = TitleGeneratorTrainer(model, reward_funcs=reward, args=args, train_dataset=texts, **told)
+    options["card"] = partial(generator_card, run, name=Path(args.output_dir).name)
+    trainer = TitleGeneratorTrainer(model, reward_funcs=reward, args=args, train_dataset=texts, **options)
     start = time.monotonic()
     trainer.train()
     trainer.save_model()

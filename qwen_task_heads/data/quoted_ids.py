@@ -1,4 +1,4 @@
-"""Label ids that a file writes in quotes, as published data sets beside a class file do.
+"""Label ids that a file writes in quotes, as published data sets with a class file do.
 
 `"label": "5"` is refused elsewhere: without a list of names nothing says whether `5` is an id or a name.
 Where a label file names the labels, none of them by a number, and every training row states a number in

@@ -4,7 +4,7 @@ Design decisions:
 
 - `predictions` and `references` are ids or names, as users of `evaluate` pass them. Logits and probabilities
   are `prediction_scores`, the name that `evaluate`'s `roc_auc` gives them. A matrix of numbers in place of
-  labels is refused, and so are ids beside names without a list that relates them.
+  labels is refused, and so are ids together with names without a list that relates them.
 - `evaluate` stores a batch under fixed types, which would read the name "1" as the id 1 and cut 0.7 to 0.
   Rows are therefore checked here, and stored as JSON text; `add`, `add_batch` and several processes work as
   in any metric.
@@ -190,7 +190,7 @@ def label_figures(
         options: `groups`, `threshold`.
 
     Raises:
-        TaskHeadsError: labels that `labels` lacks, ids beside names without it, or scores of other lengths.
+        TaskHeadsError: labels that `labels` lacks, ids and names without it, or scores of other lengths.
     """
     answers, truths = [json.loads(row) for row in predictions], [json.loads(row) for row in references]
     stored = [isinstance(row, dict) for row in answers]
@@ -231,12 +231,14 @@ def _names(
             raise TaskHeadsError.of("labels", found, "one name per label", "pass each label once")
         return names
     if kinds == {int, str}:
-        found = "ids beside names"
+        found = "ids together with names"
         remedy = "pass labels=, the names in the order of the ids"
         raise TaskHeadsError.of("predictions, references", found, "one form", remedy)
     if str in kinds and width:
         remedy = "pass labels=, the names in the order of the columns"
-        raise TaskHeadsError.of("references", "names beside scores", "ids, or names with labels=", remedy)
+        raise TaskHeadsError.of(
+            "references", "names together with scores", "ids, or names with labels=", remedy
+        )
     items = [item for row in rows for item in (row if isinstance(row, list) else [row])]
     if str in kinds:
         return sorted(set(items))

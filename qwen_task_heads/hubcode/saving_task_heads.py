@@ -2,7 +2,7 @@
 
 | path | content |
 |---|---|
-| `config.json` | backbone, pooling, head, labels, template, true base, and `auto_map` to the code beside it |
+| `config.json` | backbone, pooling, head, labels, template, true base, and `auto_map` to the code |
 | `*_task_heads.py`, `handler.py` | the code that opens it in a process without the package |
 | `model.safetensors`, or `adapter/` | all weights, or what was trained on the base that `config.json` names |
 | tokenizer files | if the model knows its tokenizer |
@@ -189,7 +189,7 @@ class StrictSaving(PreTrainedModel):
 
         Raises:
             ValueError: no login, no right to write there, a repo that holds another model, or an adapter of a
-                base that nobody else has; nothing was sent.
+                base that no hub has; nothing was sent.
         """
         return push(
             self,
@@ -244,7 +244,7 @@ def _name_no_base(path: Path) -> None:
 
 
 def _clear_weights(folder: Path, *, adapter: bool) -> None:
-    """Remove weights that the next save would leave beside its own; refuse weights of the other form."""
+    """Remove weights that the next save would not replace; refuse weights of the other form."""
     full = [*(folder / name for name in FULL), *folder.glob("model-*-of-*.safetensors")]
     adapters = [folder / ADAPTER / ADAPTER_CONFIG, folder / ADAPTER_CONFIG]  # of today, of version 0.1
     others = [path for path in (full if adapter else adapters) if path.is_file()]

@@ -59,8 +59,10 @@ def model_hash(scorer: Scorer | LabelScorer, *, asked: Any = None) -> str:
             otherwise as they are now.
         asked: the prompt of a model that writes labels, as JSON; None of a head.
     """
-    told = {name: value for name, value in scorer.model.config.to_dict().items() if name not in NOT_THE_MODEL}
-    told["asked"] = asked
+    content = {
+        name: value for name, value in scorer.model.config.to_dict().items() if name not in NOT_THE_MODEL
+    }
+    content["asked"] = asked
     made, samples = scorer.stored
-    told["weights"] = samples if made == state_of(scorer.model) else sample_weights(scorer.model)
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    content["weights"] = samples if made == state_of(scorer.model) else sample_weights(scorer.model)
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

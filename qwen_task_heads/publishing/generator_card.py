@@ -27,7 +27,7 @@ SHOWN = {  # column of the log to its name on the card
     "title_characters": "mean length of a title, in characters",
     "without_title": "share of completions without a title",
 }
-TOLD = (
+SETTINGS = (
     "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps",
     "num_generations", "max_completion_length", "temperature", "beta", "seed",
 )  # fmt: skip
@@ -35,7 +35,7 @@ TOLD = (
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorRun:
-    """What the card says of a run, beside its log.
+    """What the card says of a run, apart from its log.
 
     Args:
         base: id or folder of the model that was trained.
@@ -74,15 +74,15 @@ class GeneratorRun:
         chat: bool,
     ) -> GeneratorRun:
         """Gather a run from the options of `recipes/grpo_titles.py` and its texts."""
-        told = {name: args.to_dict()[name] for name in TOLD}
-        told |= {"length_penalty": task.length_penalty, "with_context": task.with_context}
+        shown = {name: args.to_dict()[name] for name in SETTINGS}
+        shown |= {"length_penalty": task.length_penalty, "with_context": task.with_context}
         if model_args.use_peft:
-            told |= {"lora_r": model_args.lora_r, "lora_alpha": model_args.lora_alpha}
+            shown |= {"lora_r": model_args.lora_r, "lora_alpha": model_args.lora_alpha}
         return cls(
             base=str(model_args.model_name_or_path), reward_model=task.reward_model,
             dataset=task.dataset_name, column=task.text_column, instruction=task.instruction,
             rows=len(texts), sha256=hash_rows((text,) for text in texts), chat=chat,
-            max_tokens=int(args.max_completion_length or 0), adapter=model_args.use_peft, settings=told,
+            max_tokens=int(args.max_completion_length or 0), adapter=model_args.use_peft, settings=shown,
         )  # fmt: skip
 
 
@@ -141,8 +141,8 @@ def measures_of(log_history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for column, name in SHOWN.items():
         logged = [entry for entry in log_history if column in entry]
         ends = logged[:1] + logged[1:][-1:]
-        said = [f"{figure(float(entry[column]))} at step {entry['step']:,}" for entry in ends]
-        found[name] = ", ".join(said) or NOT_EVALUATED
+        ends_shown = [f"{figure(float(entry[column]))} at step {entry['step']:,}" for entry in ends]
+        found[name] = ", ".join(ends_shown) or NOT_EVALUATED
     return found | {
         "reward on texts outside of training": NOT_EVALUATED,
         "preference of readers": NOT_EVALUATED,

@@ -43,7 +43,7 @@ def check_push(model: Any, *, repo_id: str, token: bool | str | None, private: b
 
     Raises:
         TaskHeadsError: no login, no right to write, a repo that is not as asked for or holds another model,
-            or an adapter of a base that nobody else has.
+            or an adapter of a base that no hub has.
     """
     from peft import PeftModel
 
