@@ -276,7 +276,9 @@ def merge(
         store_in(merged, dtype=dtype or config.dtype or torch.float32)
         merged.check_probe(f"{repo_or_model}, merged")
     merged.config.probe = None  # of the adapter; a save stores the merged model's own
-    merged.on_plain_base, merged.source = False, None
+    merged.on_plain_base = False
+    if isinstance(repo_or_model, (str, Path)):  # where its tokenizer is
+        merged.source = (repo, {"revision": revision or "main"})
     return merged
 
 

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 # What the load snippet of a folder without a repo opens, and the note under it that `name_card` removes.
 HERE = "."
 HERE_NOTE = 'Run this in the folder of the card, or put its path or the id of its repo in place of `"."`.'
+UNSTATED_USE = "Texts like those that it was trained on. Its owner stated nothing else."
 _CODE = re.compile(r"^```python\n.*?^```$", re.MULTILINE | re.DOTALL)
 _OF_0_1 = r'"path/to/[^"\n]*"'  # what the snippets of version 0.1 opened
 
@@ -67,6 +68,8 @@ def basic_card(
         + f", with {config.pooling} pooling and a {config.head} head.",
         "",
     ]  # fmt: skip
+    if is_adapter and not has_id:
+        page += ["Its base is a folder of the machine that trained it: it opens there alone.", ""]
     if not ranks:
         labels = [config.id2label[index] for index in sorted(config.id2label)]
         page += ["Labels, in the order of their ids:", "", *_fenced(labels), ""]
@@ -75,7 +78,7 @@ def basic_card(
     page += [
         "## Intended use",
         "",
-        "Texts like those that it was trained on. Its owner stated nothing else.",
+        UNSTATED_USE,
         "",
         "## How to load it",
         "",
@@ -84,6 +87,7 @@ def basic_card(
         "",
         f"model = AutoModelForSequenceClassification.from_pretrained({quoted}, trust_remote_code=True)",
         f"predict = pipeline({pipe}, model={quoted}, trust_remote_code=True)",
+        'predict(["A plain title", "Another title"])' if ranks else 'predict(["A text"], top_k=None)',
         "```",
         "",
         "`trust_remote_code=True` runs code of this repo; after `import qwen_task_heads` nothing needs it.",

@@ -19,7 +19,7 @@ from qwen_task_heads import __version__
 from qwen_task_heads.backbones import EMBEDDED, locate
 from qwen_task_heads.data.embedded_sets import EMBEDDED_SETS, EmbeddedSet
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE
+from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE, UNSTATED_USE
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.publishing.cards import (
     ADAPTER,
@@ -139,10 +139,11 @@ def _restated(card: str, facts: CardFacts, *, said: Mapping[str, Any]) -> tuple[
 
     page = ModelCard(card, ignore_metadata_errors=True)
     missing: list[str] = []
+    is_short = UNSTATED_USE in page.text  # `hubcode.card_task_heads`, of a model that no recipe evaluated
 
     def put(what: str, line: re.Pattern[str], new: Callable[[re.Match[str]], str]) -> None:
         page.text, count = line.subn(new, page.text, count=1)
-        missing.extend([what] * (not count))
+        missing.extend([what] * (not count and not is_short))
 
     if facts.license:
         shown = plain(facts.license.removeprefix(OWN_LICENCE))
@@ -173,7 +174,25 @@ def _restated(card: str, facts: CardFacts, *, said: Mapping[str, Any]) -> tuple[
                 f"{m[3].replace(before, '') if before else m[3]}\n\n{facts.citation}", language="bibtex"
             ),
         )  # fmt: skip
+    if is_short:
+        page.text = f"{page.text.rstrip()}\n\n{_owner_section(facts)}"
+        if facts.intended_use:
+            page.text = page.text.replace(UNSTATED_USE, plain(facts.intended_use))
     return str(page).rstrip("\n") + "\n", missing
+
+
+def _owner_section(facts: CardFacts) -> str:
+    """Return what an owner states of a model whose card has no section for it."""
+    shown = ["## Terms and citation", ""]
+    if facts.license:
+        shown += [f"Licence: {plain(facts.license.removeprefix(OWN_LICENCE))}.", ""]
+    if facts.dataset_license:
+        shown += [f"Licence of the data: {plain(facts.dataset_license)}.", ""]
+    if facts.dataset_url:
+        shown += [f"Source of the data: {link(facts.dataset_url)}", ""]
+    if facts.citation:
+        shown += [fenced(facts.citation, language="bibtex"), ""]
+    return "\n".join(shown) if len(shown) > 2 else ""
 
 
 def _inner(citation: str) -> str:

@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.folder_task_heads import write_gitignore
-from qwen_task_heads.hubcode.trust_task_heads import sha256
+from qwen_task_heads.hubcode.trust_task_heads import MANIFEST, sha256
 from qwen_task_heads.publishing.card_facts import NOTHING_STATED, CardFacts, reported_dataset
 from qwen_task_heads.publishing.cards import figure
 from qwen_task_heads.publishing.eval_results import write_eval_results
+from qwen_task_heads.publishing.export import save
 from qwen_task_heads.publishing.manifest import hash_code, hash_files, versions
 from qwen_task_heads.publishing.trackers import Tracker, finish_trackers
 
@@ -66,6 +67,16 @@ def attempt(make: Callable[[], T], what: str, notes: list[str]) -> T | None:
     except TaskHeadsError as error:
         notes.append(f"{what}: {error}")
         return None
+
+
+def save_first(model: Any, *, tokenizer: Any, folder: str | Path) -> Path:
+    """Save the model of a run, before it is measured; arguments as of `export.save`.
+
+    The manifest of the run is written last of all: without one the run was interrupted.
+    """
+    folder = save(model, tokenizer=tokenizer, folder=folder)
+    (folder / MANIFEST).unlink()
+    return folder
 
 
 def first_notes(model: Any, run: Account) -> list[str]:

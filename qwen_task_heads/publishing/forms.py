@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.backbones import locate
+from qwen_task_heads.backbones import EMBEDDED, locate
 from qwen_task_heads.batching.answers import LABEL_PROMPT, AnswerPrompts
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.generators import load_generator
@@ -187,7 +187,14 @@ def nobody_has(where: str, base: str | None) -> Problem:
     """The problem of such an adapter."""
     return Problem(
         where,
-        f"found an adapter of {Path(base or '').name!r}, a folder of this machine",
+        f"found an adapter of {_shown(base)}, a folder of this machine",
         "accepted: an adapter of a base that others can fetch by its id, or a full model",
-        "publish it merged (--form merged, when training --publish_form merged), or train from a repo id",
+        "publish it merged (recipes/publish.py --form merged, when training --publish_form merged; in Python "
+        "qwen_task_heads.merge(folder).push_to_hub(repo)), or train from a repo id",
     )
+
+
+def _shown(base: str | None) -> str:
+    """Return a base as its user named it."""
+    embedded = base and Path(locate(base)).resolve() == Path(locate(EMBEDDED)).resolve()
+    return repr(EMBEDDED if embedded else Path(base or "").name)

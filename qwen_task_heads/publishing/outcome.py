@@ -32,12 +32,12 @@ from qwen_task_heads.publishing.endings import (
     attempt,
     first_notes,
     python_command,
+    save_first,
     set_facts,
     trained_line,
     training_facts,
     write_account,
 )
-from qwen_task_heads.publishing.export import save
 from qwen_task_heads.publishing.reference import take_reference
 from qwen_task_heads.publishing.title_card import accuracy_rows, title_card
 from qwen_task_heads.training.floors import TfidfBradleyTerry, longer_title
@@ -69,7 +69,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
         run: the account of the run.
     """
 
-    folder = save(model.eval(), tokenizer=tokenizer, folder=folder)
+    folder = save_first(model.eval(), tokenizer=tokenizer, folder=folder)
     scorer = Scorer(model, tokenizer=tokenizer)
     notes = first_notes(model, run)
     tfidf = attempt(lambda: TfidfBradleyTerry().fit(run.sets.train), "no TF-IDF floor", notes)

@@ -116,7 +116,8 @@ def push_folder(
         "not compared with a trained model; `recipes/publish.py --model FOLDER` does that for the folder of "
         "a finished run, and adds metrics with baselines"
     )  # fmt: skip
-    logger.warning(f"{published.url}: pushed, {done}.")
+    seen = "private" if published.private else "public"
+    logger.warning(f"{published.url} ({seen}): pushed, {done}.")
     if hub == MODELSCOPE:  # huggingface_hub's class refuses the address of another hub
         from modelscope.utils.repo_utils import CommitInfo as Commit
     else:

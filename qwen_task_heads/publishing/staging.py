@@ -291,8 +291,8 @@ def card_of_repo(
     """Return the card of a run as that of a repo; arguments as of `stage`."""
     pinned = f", revision={json.dumps(revision)}" if revision else ""
     card = name_card(card, repo_id, revision=revision)
-    if not rows:  # a sentence on files that stay at home
-        card = re.sub(r"^.*\]\(errors\.md\).*\n\n?", "", card, flags=re.MULTILINE)
+    if not rows:  # a sentence on files that are not published
+        card = re.sub(r"^.*(?:\]\(errors\.md\)|`errors\.md`).*\n\n?", "", card, flags=re.MULTILINE)
     if hub == MODELSCOPE:
         card = re.sub(
             r"^## How to load.*\n",

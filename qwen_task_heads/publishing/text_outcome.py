@@ -36,12 +36,12 @@ from qwen_task_heads.publishing.endings import (
     attempt,
     first_notes,
     python_command,
+    save_first,
     set_facts,
     trained_line,
     training_facts,
     write_account,
 )
-from qwen_task_heads.publishing.export import save
 from qwen_task_heads.publishing.reference import take_reference
 from qwen_task_heads.publishing.text_card import HEADLINES, figure_rows, text_card
 from qwen_task_heads.publishing.text_rows import hardest_errors, write_predictions
@@ -91,7 +91,7 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
             `manifest.json`, `README.md` and plots.
         run: the account of the run.
     """
-    folder = save(model.eval(), tokenizer=tokenizer, folder=folder)
+    folder = save_first(model.eval(), tokenizer=tokenizer, folder=folder)
     scorer = Scorer(model, tokenizer=tokenizer)
 
     def logits(examples: Sequence[TextExample]) -> torch.Tensor:

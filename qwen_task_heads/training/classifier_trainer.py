@@ -15,14 +15,17 @@ Dropout is as the model's and the adapter's configs say. trl's RewardTrainer swi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer, set_seed
 
 from qwen_task_heads.adapters import with_adapter
+from qwen_task_heads.backbones import EMBEDDED, locate
 from qwen_task_heads.batching.collators import TextCollator
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.classification_losses import TEXT_LOSSES, TextLoss, resolve_text_loss
@@ -89,6 +92,8 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
             raise TaskHeadsError(
                 Problem("problem_type", found, "accepted: that of the model", "build the model with it")
             )
+        if args.learning_rate is None:  # a `ClassifierConfig` from Python: the recipe has set it
+            args.learning_rate = default_rate(model, adapted=peft_config is not None)
         self.sources = {"train": train_sources, "eval": eval_sources}
         for split, name in (("train", "train_dataset"), ("eval", "eval_dataset")):
             kwargs[name], read = encode_texts(
@@ -221,6 +226,13 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
         if self._losses:
             output.metrics[f"{metric_key_prefix}_loss"] = torch.cat(self._losses).double().mean().item()
         return output
+
+
+def default_rate(model: Any, *, adapted: bool) -> float:
+    """Return the learning rate of a run that names none, by what is trained and on which backbone."""
+    base = model.config.backbone_name_or_path
+    embedded = base is not None and base == str(Path(locate(EMBEDDED)).resolve())
+    return rates_for("classifier", EMBEDDED if embedded else base)["lora" if adapted else "full"]
 
 
 def hide_tokens(mask: torch.Tensor, *, share: float, template: tuple[int, int]) -> torch.Tensor:

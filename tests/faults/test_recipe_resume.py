@@ -40,7 +40,8 @@ LORA = ("--use_peft", "true", "--lora_r", "2")
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    found = {path.name: path.read_bytes() for path in folder.glob("*model.safetensors")}
+    places = (folder, folder / "adapter")
+    found = {path.name: path.read_bytes() for place in places for path in place.glob("*model.safetensors")}
     assert len(found) == 1
     return found
 

@@ -24,5 +24,5 @@ def test_an_example_is_what_the_code_renders(name: str) -> None:
     assert page.heading == repo
     assert card.data.model_name == repo
     assert f'("{repo}"' in written
-    for placeholder in ("path/to", 'pretrained(".")', "more information needed", "No proof was made"):
+    for placeholder in ("path/to", 'pretrained(".")', "more information needed", "before a comparison"):
         assert placeholder not in written

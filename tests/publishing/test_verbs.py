@@ -25,6 +25,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 
 from qwen_task_heads import (
+    ClassifierConfig,
     ClassifierTrainer,
     TaskHeadsError,
     Template,
@@ -35,11 +36,14 @@ from qwen_task_heads import (
     compile_template,
     load,
     load_tokenizer,
+    merge,
     save,
 )
 from qwen_task_heads.batching.collators import pair_dataset, text_dataset
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.hubcode.trust_task_heads import write_manifest
+from qwen_task_heads.publishing.card_facts import CardFacts, state_facts
+from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.title_arguments import TitleConfig
 
 pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
@@ -550,3 +554,38 @@ def test_a_card_of_other_weights_does_not_stay(bases: dict[str, str], shake: Any
     changed.save_pretrained(folder)
     assert "Not evaluated." in (folder / "README.md").read_text()
     assert (folder / "metrics.json").exists()
+
+
+def test_facts_are_stated_on_a_short_card_too(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
+    folder = save(shake(build(bases["qwen2"])), tokenizer=load_tokenizer("embedded"), folder=tmp_path / "it")
+    facts = CardFacts(license="mit", language="en", intended_use="Titles of *news*.", citation="@misc{a}")
+    state_facts(folder, facts, named=folder)
+    text = (folder / "README.md").read_text()
+    assert ModelCard(text).data.license == "mit"
+    for line in ("Licence: mit.", "Titles of \\*news\\*.", "@misc{a}"):
+        assert line in text
+    assert "Its owner stated nothing else" not in text
+
+
+def test_a_merged_model_keeps_the_tokenizer_of_its_adapter(
+    bases: dict[str, str], shake: Any, tmp_path: Path
+) -> None:
+    adapted = shake(get_peft_model(build(bases["qwen2"]), LoraConfig(
+        task_type="SEQ_CLS", r=2, target_modules=["q_proj"], modules_to_save=["score"])))  # fmt: skip
+    folder = save(adapted, tokenizer=load_tokenizer("embedded"), folder=tmp_path / "adapter")
+    merge(folder).save_pretrained(tmp_path / "merged")
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()
+    load(str(tmp_path / "merged"))
+
+
+def test_a_config_without_a_rate_trains_at_that_of_its_method(tmp_path: Path) -> None:
+    model = build("embedded", task="pooled_classifier", labels=LABELS)
+    rows = [{"text": f"{LABELS[i % 3]} news {i}", "label": LABELS[i % 3]} for i in range(6)]
+    args = ClassifierConfig(
+        str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none", bf16=False, disable_tqdm=True,
+        save_strategy="no", eval_strategy="no", load_best_model_at_end=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+    tokenizer = load_tokenizer("embedded")
+    trainer = ClassifierTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    assert trainer.args.learning_rate == rates_for("classifier", "embedded")["full"]
