@@ -1,1 +1,1 @@
-"""The only code that travels with a published model. Flat; imports torch, transformers and siblings only."""
+"""The only code that travels with a published model: flat, on transformers, its dependencies and siblings."""
