@@ -19,8 +19,8 @@ from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_fil
 
 from qwen_task_heads.adapters import quiet_peft
 from qwen_task_heads.backbones import locate
-from qwen_task_heads.batching.answers import DTYPES, LABEL_PROMPT
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.batching.answers import LABEL_PROMPT, read_label_prompt
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import (
     PooledClassifierConfig,
     TaskHeadError,
@@ -152,9 +152,6 @@ def load_generator(
         _refuse_head(name, path, revision=revision)
         stated = _stated(path, revision)
         measured_in = stated.get("dtype") or "auto"
-        if measured_in not in ("auto", *DTYPES):
-            found = f"the dtype {shorten(measured_in)}"
-            raise TaskHeadsError.of(LABEL_PROMPT, found, ", ".join(DTYPES), "fetch the model again")
         options = {"dtype": measured_in if dtype == "auto" else dtype, "trust_remote_code": False}
         options |= model_kwargs or {}
         if find_adapter_config_file(path, revision=revision) is None:
@@ -197,8 +194,7 @@ def _refuse_head(name: str, path: str, *, revision: str | None) -> None:
 def _stated(path: str, revision: str | None) -> dict[str, Any]:
     """What `label_prompt.json` holds; {} without one."""
     file = cached_file(path, LABEL_PROMPT, revision=revision, _raise_exceptions_for_missing_entries=False)
-    found: dict[str, Any] = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-    return found
+    return {} if file is None else read_label_prompt(file)
 
 
 def _at_hand(base: Base, *, hub: str, verify: bool) -> tuple[str, str | None]:

@@ -256,5 +256,5 @@ def _input(where: str, row: dict[str, Any], layout: TextLayout) -> TextInput | P
     return TextInput(text=raw.text, text_b=raw.text_b, row=row, source=where)
 
 
-__all__ = ["FileProblem", "InputProblem", "RawTexts", "TextInput", "read_inputs", "read_texts"]
-__all__ += ["texts_of_rows"]
+__all__ = ["FileProblem", "InputProblem", "RawTexts", "TextInput", "read_inputs", "read_texts",
+           "texts_of_rows"]  # fmt: skip

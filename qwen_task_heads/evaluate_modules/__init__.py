@@ -81,27 +81,28 @@ def flat(figures: Mapping[str, Any], *, intervals: bool) -> dict[str, float | No
     return found
 
 
-def describe(inputs: str) -> evaluate.MetricInfo:
+def describe(inputs: str, *, stored: str = "float64") -> evaluate.MetricInfo:
     """What `evaluate` asks of a metric of numbers.
 
     Args:
         inputs: what predictions and references are.
+        stored: dtype of `datasets` that rows are stored in.
     """
     import datasets
     import evaluate
 
-    number = datasets.Value("float64")
+    value = datasets.Value(stored)
     return evaluate.MetricInfo(
         description=__doc__ or "",
         citation="",
         inputs_description=f"\nArgs:{inputs}{OPTIONS}",
-        features=datasets.Features({"predictions": number, "references": number}),
+        features=datasets.Features({"predictions": value, "references": value}),
     )
 
 
 def describe_labels(inputs: str) -> evaluate.MetricInfo:
-    """What `evaluate` asks of a metric of labels; `inputs` as in `describe`."""
-    return _inputs.describe(inputs, OPTIONS)
+    """What `evaluate` asks of a metric of labels, whose rows are JSON text; `inputs` as in `describe`."""
+    return describe(inputs, stored="string")
 
 
 def text_figures(

@@ -15,15 +15,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from qwen_task_heads.errors import TaskHeadsError, shorten
 from qwen_task_heads.training.classification_metrics import MULTI, ORDINAL, classification_figures
-
-if TYPE_CHECKING:
-    import evaluate
 
 SCORES = "scores"  # key of a stored row of numbers
 SURE = 40.0  # logit of a label that is predicted without a score: log-loss is not shown then
@@ -51,20 +48,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, _Array):
         return value.tolist()
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def describe(inputs: str, options: str) -> evaluate.MetricInfo:
-    """Return what `evaluate` asks of a metric of labels."""
-    import datasets
-    import evaluate
-
-    text = datasets.Value("string")
-    return evaluate.MetricInfo(
-        description=__doc__ or "",
-        citation="",
-        inputs_description=f"\nArgs:{inputs}{options}",
-        features=datasets.Features({"predictions": text, "references": text}),
-    )
 
 
 class TakesLabels:

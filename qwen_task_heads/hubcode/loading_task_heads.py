@@ -27,6 +27,7 @@ from .saving_task_heads import (
     ADAPTER_WEIGHTS,
     QUANTIZED,
     SEE_SAVE,
+    WEIGHTS,
     StrictSaving,
     backbone_names,
     is_quantized,
@@ -34,7 +35,6 @@ from .saving_task_heads import (
 from .trust_task_heads import check_base
 
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # Largest difference, relative to the largest stored logit, that is rounding: one kernel against
 # another in fp32, and half precision against anything. Relative, because a fresh MLP head gives 1e-4.
 PROBE_TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-4, torch.bfloat16: 8e-2, torch.float16: 3e-2}

@@ -28,22 +28,22 @@ import torch
 from huggingface_hub import CommitInfo
 from safetensors.torch import save_file
 from transformers import MODEL_MAPPING, PreTrainedModel
-from transformers.utils import logging
 
 from .configuration_task_heads import refuse
 from .folder_task_heads import ADAPTER, complete
 from .pushing_task_heads import push
-
-logger = logging.get_logger(__name__)
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # In `adapter_config.json` in place of a base. A loader that follows it without our config would put the
 # adapter on a stock class with another head; a name that no hub takes stops it, and says where to look.
 SEE_CONFIG = "see backbone_name_or_path in ../config.json"
 SEE_SAVE = "not a base: save this model with qwen_task_heads.save"
-FULL = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # of a full model
 PROBE_ROWS, PROBE_LENGTH = 4, 12
 QUANTIZED = "quantized"  # in place of a dtype
+PUSH_OPTIONS = (
+    "repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags",
+)  # fmt: skip
 
 
 class StrictSaving(PreTrainedModel):
@@ -81,12 +81,10 @@ class StrictSaving(PreTrainedModel):
             state_dict: tensors collected from sharded training (FSDP, ZeRO), where one process cannot run the
                 model. No probe is stored then, because it could not be computed.
             push_to_hub: push the model too, to `repo_id` or a repo named as the folder.
-            **kwargs: as in transformers: `max_shard_size`, and for a push `repo_id`, `private`, `token`,
-                `commit_message`, `revision`, `create_pr`.
+            **kwargs: as in transformers: `max_shard_size`, and for a push those of `push_to_hub`.
         """
         folder = Path(save_directory)
-        names = ("repo_id", "private", "token", "commit_message", "revision", "create_pr")
-        push = {name: kwargs.pop(name) for name in names if name in kwargs}
+        options = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         if is_main_process:
             self.config.probe = self.make_probe() if state_dict is None else None
         if self._hf_peft_config_loaded:
@@ -103,7 +101,7 @@ class StrictSaving(PreTrainedModel):
         if is_main_process:
             complete(self, folder)
             if push_to_hub:
-                self.push_to_hub(push.pop("repo_id", folder.name), **push)
+                self.push_to_hub(options.pop("repo_id", folder.name), **options)
 
     def save_around(
         self, peft_model: Any, folder: str | PathLike[str], *, state_dict: dict[str, Any] | None = None
@@ -245,7 +243,7 @@ def _name_no_base(path: Path) -> None:
 
 def _clear_weights(folder: Path, *, adapter: bool) -> None:
     """Remove weights that the next save would not replace; refuse weights of the other form."""
-    full = [*(folder / name for name in FULL), *folder.glob("model-*-of-*.safetensors")]
+    full = [*(folder / name for name in WEIGHTS), *folder.glob("model-*-of-*.safetensors")]
     adapters = [folder / ADAPTER / ADAPTER_CONFIG, folder / ADAPTER_CONFIG]  # of today, of version 0.1
     others = [path for path in (full if adapter else adapters) if path.is_file()]
     if others:

@@ -13,8 +13,7 @@ from qwen_task_heads import hubcode
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.card_task_heads import name_card
 from qwen_task_heads.hubcode.folder_task_heads import ADAPTER, CARD
-from qwen_task_heads.hubcode.loading_task_heads import WEIGHTS
-from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, embedding_rows
+from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, WEIGHTS, embedding_rows
 from qwen_task_heads.hubcode.trust_task_heads import read_manifest, write_manifest
 
 ADAPTERS = (f"{ADAPTER}/{ADAPTER_CONFIG}", ADAPTER_CONFIG)  # today, and of version 0.1

@@ -65,15 +65,8 @@ class SftArguments(DataArguments):
     def data_options(self) -> dict[str, Any]:
         """Arguments of `read_text_sets` that were given, beside the source."""
         names = (
-            "labels",
-            "dev_fraction",
-            "test_fraction",
-            "hub",
-            "bad_rows",
-            "max_samples",
-            "mix",
-            "mix_ratio",
-        )
+            "labels", "dev_fraction", "test_fraction", "hub", "bad_rows", "max_samples", "mix", "mix_ratio",
+        )  # fmt: skip
         options = {name: self.__dict__[name] for name in names}
         options |= {"dev": self.dev_dataset, "test": self.test_dataset}
         return {name: value for name, value in options.items() if value is not None}

@@ -118,7 +118,7 @@ def test_a_reopened_folder_has_the_metrics_of_its_card(
         (folder / "manifest.json").unlink(missing_ok=True)
         with pytest.raises(TaskHeadsError, match=r"label_prompt\.json") as refused:
             load_generator(str(folder))
-        assert refused.value.problems[0].where == "label_prompt.json"
+        assert refused.value.problems[0].where == str(folder / "label_prompt.json")
 
 
 @pytest.mark.slow
