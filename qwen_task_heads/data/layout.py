@@ -113,6 +113,17 @@ def _missing_sets(kind: str, columns: Collection[str]) -> list[tuple[str, ...]]:
     return [names for names in needed if not any(name in columns for name in names)]
 
 
+def unread_columns(columns: Collection[str], read: Collection[str]) -> tuple[str, ...]:
+    """Return the columns of a file that are not among those that are read, nor its group column.
+
+    Example:
+        >>> unread_columns(["text", "label", "id", "group"], ["text", "label"])
+        ('id',)
+    """
+    group = next((name for name in GROUP if name in columns), "")
+    return tuple(name for name in columns if name and name not in read and name != group)
+
+
 def nearly(
     columns: Collection[str], accepted: tuple[str, ...], *, alternatives: tuple[tuple[str, ...], ...]
 ) -> dict[str, str]:

@@ -32,7 +32,8 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.splits import hash_rows
 from qwen_task_heads.data.text_columns import RawText
 from qwen_task_heads.data.text_readers import RawTexts
-from qwen_task_heads.data.text_targets import Scheme, labels_of, resolve_all, states_ids
+from qwen_task_heads.data.text_schemes import Scheme, labels_of, states_ids
+from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 RATIO = 2.0  # own rows for one other

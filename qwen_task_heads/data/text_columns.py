@@ -1,25 +1,26 @@
 """Columns of a row -> a text and what is said of it, or every problem of that row.
 
 Design:
-- A target stays as it was written (`RawText.value`) until the labels are known (`text_targets.py`), because
-  the meaning of `3` or `"sport"` is a matter of all rows, not of one.
-- Nothing is coerced: `true` and `1.0` are no label ids. Only CSV, TSV and class files, where all is text,
-  have their cells parsed.
+- A target stays as it was written (`RawText.value`) until all files are read, because the meaning of `3`,
+  `"3"` or `"sport"` is a matter of all rows (`label_values.py`, `text_targets.py`).
+- Nothing is coerced: `true` is no label id. CSV, TSV and class files, where all is text, have their cells
+  parsed, and so have texts that hold a list or a conversation (`cells.py`).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_task_heads.data.cells import MISSING, looks_like_list, parse_cell, parse_list, parse_number
 from qwen_task_heads.data.columns import MAX_NUMBER, RowReader, require
+from qwen_task_heads.data.conversations import CONVERSATIONS, MESSAGES, read_messages
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.parsers import TextRow
-from qwen_task_heads.data.text_layout import TextLayout
+from qwen_task_heads.data.text_layout import ALPACA, TextLayout
 from qwen_task_heads.errors import shorten
 
 
@@ -36,6 +37,8 @@ class RawText:
         weight: of the row, positive.
         group: key of what belongs together, "" without one.
         where: file and line.
+        textual: the row is one of CSV, TSV or a class file: `3` there is what `"3"` is in JSON.
+        is_split: several labels came as one text, which other separators than `|` may part further.
     """
 
     text: str
@@ -46,20 +49,27 @@ class RawText:
     weight: float = 1.0
     group: str = ""
     where: str = ""
+    textual: bool = False
+    is_split: bool = False
 
 
 def read_text(row: RowReader, layout: TextLayout) -> RawText | None:
     """One row; None with `row.problems` filled."""
-    needed = (*layout.texts, *((layout.target,) if layout.target else ()))
-    complete = require(row, layout, needed)
-    texts = [read_content(row, name) for name in layout.texts if name in row.values]
+    is_alpaca = layout.texts[:1] == (ALPACA,)
+    needed = dict.fromkeys((*(layout.texts[:1] if is_alpaca else layout.texts), layout.target))
+    complete = require(row, layout, tuple(name for name in needed if name))
+    texts = [
+        read_content(row, name) for name in layout.texts if name in row.values and not _is_void(row, name)
+    ]
+    texts = ["\n".join(texts)] if is_alpaca else texts
     value = _read_target(row, layout) if layout.target in row.values else None
-    name = _read_name(row) if layout.target == "label" else ""
+    name = _read_name(row, layout.name) if layout.name else ""
     candidates = read_candidates(row, value) if layout.target == "output" else ()
     weight = row.number("weight", low=1e-6, high=MAX_NUMBER, accepted="a number over 0, to 1e6")
     group = row.group()
     if row.problems or not complete:
         return None
+    stated = row.values.get(layout.target)
     return RawText(
         text=texts[0],
         text_b=texts[1] if len(texts) > 1 else "",
@@ -69,14 +79,21 @@ def read_text(row: RowReader, layout: TextLayout) -> RawText | None:
         weight=1.0 if weight is None else weight,
         group=group,
         where=row.where,
+        textual=isinstance(row.values, TextRow),
+        is_split=isinstance(stated, str) and not looks_like_list(stated),
     )
 
 
+def _is_void(row: RowReader, column: str) -> bool:
+    """Whether this is the `input` of an Alpaca row whose instruction is the whole text."""
+    return column == "input" and not row.values[column]
+
+
 def read_content(row: RowReader, column: str) -> str:
-    """A text, stripped; of `messages`, what the user said, joined by line ends. "" where it is refused."""
+    """A text, stripped; of a conversation what the user said, joined by line ends. "" if it is refused."""
     value = row.values[column]
-    if column == "messages":
-        value = _user_text(row, value)
+    if column in CONVERSATIONS:
+        value = _user_text(row, column)
         if value is None:
             return ""
     if not isinstance(value, str):
@@ -91,81 +108,57 @@ def read_content(row: RowReader, column: str) -> str:
     return text
 
 
-def _user_text(row: RowReader, messages: Any) -> str | None:
+def _user_text(row: RowReader, column: str) -> str | None:
     """The contents of the user's messages; what system and assistant say is no part of the text."""
-    accepted = 'messages such as {"role": "user", "content": "A text"}'
-    if isinstance(row.values, TextRow):
-        messages = _json_cell(messages)
-    if not isinstance(messages, list) or not messages:
-        row.refuse(f"'messages' is {shorten(messages)}", accepted, "write a list of messages")
+    messages = read_messages(row, column)
+    if messages is None:
         return None
-    contents = []
-    for place, message in enumerate(messages, start=1):
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(role, str) or not isinstance(content, str):
-            row.refuse(
-                f"message {place} of 'messages' is {shorten(message)}", accepted, "correct the message"
-            )
-            return None
-        if role == "user":
-            contents.append(content)
+    contents = [content for role, content in messages if role == "user"]
     if not contents:
-        row.refuse("no message of the user", accepted, "add the text as a message of the user")
+        row.refuse("no message of the user", MESSAGES, "add the text as a message of the user")
         return None
     return "\n".join(contents)
 
 
-def _json_cell(cell: str) -> Any:
-    """A cell of a table that holds a JSON list or mapping; itself where it does not."""
-    try:
-        return json.loads(cell) if cell.lstrip()[:1] in ("[", "{") else cell
-    except (ValueError, RecursionError):
-        return cell
-
-
 def _read_target(row: RowReader, layout: TextLayout) -> Any:
     """The value of the target column, checked for its type only."""
+    if layout.target in CONVERSATIONS:
+        return _last_answer(row, layout.target)
     value = row.values[layout.target]
     if isinstance(row.values, TextRow):
-        value = _parse_cell(value, layout)
+        value = value.strip()
     if layout.kind == "regression":
-        return _read_scores(row, layout.target, value)
+        value = parse_cell(value) if isinstance(value, str) else value
+        return _read_scores(row, layout.target, parse_number(value) if isinstance(value, str) else value)
     if layout.target == "probabilities":
-        return _read_probabilities(row, value)
+        return _read_probabilities(row, parse_cell(value) if isinstance(value, str) else value)
     if layout.kind == "multi_label_classification":
         return _read_list(row, layout.target, value)
-    return value if _is_label(row, layout.target, value) else None
+    if isinstance(value, str) and looks_like_list(value) and parse_list(value) is not None:
+        value = parse_list(value)
+    elif isinstance(row.values, TextRow):
+        # What pandas writes for a label that is missing is no name.
+        value = math.nan if value.lower() == "nan" else _parse_whole(value)
+    number = int(value) if isinstance(value, float) and value.is_integer() else value  # as pandas beside gaps
+    return value if _is_label(row, layout.target, number) else None
 
 
-def _parse_cell(cell: str, layout: TextLayout) -> Any:
-    """What a cell of CSV, TSV or a class file stands for; refused later where it stands for nothing."""
-    cell = cell.strip()
-    if layout.kind == "multi_label_classification":
-        value = _json_cell(cell)
-        if isinstance(value, str) and value:
-            parts = [part.strip() for part in value.split("|")]
-            return [_parse_whole(part) for part in parts]
-        return value
-    if layout.kind == "regression":
-        value = _json_cell(cell)
-        return value if not isinstance(value, str) else _parse_float(value)
-    if layout.target == "probabilities":
-        return _json_cell(cell)
-    # What pandas writes for a label that is missing is no name.
-    return math.nan if cell.lower() == "nan" else _parse_whole(cell)
+def _last_answer(row: RowReader, column: str) -> str | None:
+    """The label of a conversation without a target column: what the assistant says last."""
+    messages = read_messages(row, column)
+    if not messages:
+        return None
+    role, content = messages[-1]
+    if role != "assistant" or not content.strip():
+        found = f"the last message of {column!r} is from {shorten(role)}" if content.strip() else "no answer"
+        row.refuse(found, "the label as the last message of the assistant", "add it, or a 'label' column")
+        return None
+    return content.strip()
 
 
 def _parse_whole(text: str) -> int | str:
     """A number that is written as Python writes it; `007` is a name."""
     return int(text) if is_whole(text) and len(text) < 19 and str(int(text)) == text else text
-
-
-def _parse_float(text: str) -> float | str:
-    try:
-        return float(text) if text.isascii() and "_" not in text else text
-    except ValueError:
-        return text
 
 
 def _is_label(row: RowReader, column: str, value: Any) -> bool:
@@ -188,8 +181,10 @@ def _is_label(row: RowReader, column: str, value: Any) -> bool:
 
 
 def _read_list(row: RowReader, column: str, value: Any) -> list[Any] | None:
-    """Ids or names, none twice; an empty list states that no label holds."""
-    accepted = "a list of ids or of names, perhaps empty"
+    """Ids or names, none twice; an empty list states that no label holds. A text holds a list, or `a|b`."""
+    accepted = "a list of ids or of names, perhaps empty, or text such as a|b"
+    if isinstance(value, str) and value.strip():
+        value = _split_list(value)
     if not isinstance(value, list):
         remedy = "rename the column to 'label' for one label in a row, or write a list ([] for none)"
         row.refuse(f"{column!r} is {shorten(value)}", accepted, remedy)
@@ -205,6 +200,16 @@ def _read_list(row: RowReader, column: str, value: Any) -> list[Any] | None:
         row.refuse(f"{column!r} names a label twice: {shorten(value)}", accepted, remedy)
         return None
     return keys
+
+
+def _split_list(text: str) -> list[Any] | str:
+    """The labels of a text: a list, or parts between `|`; other separators are told from all rows."""
+    if looks_like_list(text):
+        found = parse_list(text)
+        return text if found is None else found
+    parts = [part.strip() for part in text.split("|")]
+    whole = [_parse_whole(part) for part in parts]
+    return whole if all(isinstance(part, int) for part in whole) else parts
 
 
 def _read_scores(row: RowReader, column: str, value: Any) -> tuple[float, ...] | None:
@@ -241,13 +246,13 @@ def _read_probabilities(row: RowReader, value: Any) -> list[float] | dict[str, f
     return [number / total for number in value]
 
 
-def _read_name(row: RowReader) -> str:
+def _read_name(row: RowReader, column: str) -> str:
     """The name beside an id, "" where there is none."""
-    name = row.values.get("label_name", "")
-    if not isinstance(name, str) or ("label_name" in row.values and not name.strip()):
-        row.refuse(
-            f"'label_name' is {shorten(name)}", "the name of the label", "write it as text, or drop it"
-        )
+    name = row.values.get(column, "")
+    if isinstance(row.values, TextRow) and name.strip() in MISSING - {"None"}:
+        return ""
+    if not isinstance(name, str) or (column in row.values and not name.strip()):
+        row.refuse(f"{column!r} is {shorten(name)}", "the name of the label", "write it as text, or drop it")
         return ""
     return name.strip()
 
@@ -263,8 +268,8 @@ def read_candidates(row: RowReader, output: Any, *, column: str = "category") ->
     value = row.values.get(column, "")
     accepted = "candidate labels, as a list or separated by commas"
     if isinstance(value, str):
-        parsed = _json_cell(value)
-        value = parsed if isinstance(parsed, list) else _split_candidates(value)
+        parsed = parse_list(value)
+        value = _split_candidates(value) if parsed is None else parsed
     # A row may offer 100,000 candidates: one pass of C code for each question.
     texts = isinstance(value, list) and set(map(type, value)) == {str}
     names = tuple(map(str.strip, value)) if texts else ()

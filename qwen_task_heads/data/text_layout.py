@@ -3,7 +3,10 @@
 Design:
 - The columns tell, once per file. Two kinds of target in one file are refused unless the problem type
   decides: guessing trains on the wrong one.
-- Columns that mean nothing here are left alone; one that looks misspelt is refused, once per file.
+- Columns that mean nothing here are left alone and named (`TextLayout.unread`); one that looks misspelt is
+  refused, once per file.
+- Rows of instruction tuning have their label as the answer: `output` of Alpaca, the last message of a
+  conversation. A column that is made for labels wins over that.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from qwen_task_heads.data.layout import GROUP, Layout, nearly
+from qwen_task_heads.data.conversations import CONVERSATIONS
+from qwen_task_heads.data.layout import GROUP, Layout, nearly, unread_columns
 from qwen_task_heads.data.parsers import FileProblem
 from qwen_task_heads.errors import shorten
 
@@ -20,6 +24,7 @@ PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "r
 # Where the text stands: the first form that the columns of a file complete.
 FORMS: tuple[tuple[str, ...], ...] = (
     ("messages",),
+    ("conversations",),
     ("text_a", "text_b"),
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -29,9 +34,17 @@ FORMS: tuple[tuple[str, ...], ...] = (
     ("text",),
     ("sentence",),
     ("content",),
+    ("instruction", "input"),
+    ("instruction",),
 )
+ALPACA = "instruction"  # joined with `input` by a line end, as Alpaca's prompt has them
 # A text only where no other column is one: beside a title, nothing says which of the two is meant.
 LAST, YIELDS_TO = ("content",), "title"
+NAMES = (
+    "label_name",
+    "label_text",
+    "label_desc",
+)  # of labels, beside codes or alone; the first that is there
 # Target columns, and the problem types that each may serve; the first is what it means unasked.
 TARGETS: dict[str, tuple[str, ...]] = {
     "label": ("single_label_classification", "ordinal", "regression", "multi_label_classification"),
@@ -40,6 +53,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "probabilities": ("single_label_classification",),
     "output": ("single_label_classification", "ordinal"),
 }
+ANSWERS = ("single_label_classification", "ordinal")  # of names alone, and of answers
 
 
 @dataclass(frozen=True)
@@ -49,10 +63,14 @@ class TextLayout(Layout):
     Args:
         texts: one or two text columns.
         target: the target column, "" where there is none.
+        name: the column of names beside the codes of the target, "" where there is none.
+        unread: columns that mean nothing here.
     """
 
     texts: tuple[str, ...] = ()
     target: str = ""
+    name: str = ""
+    unread: tuple[str, ...] = ()
 
 
 def read_text_layout(
@@ -70,9 +88,10 @@ def read_text_layout(
     problems: list[FileProblem] = []
     complete = forms_of(columns)
     texts = complete[0] if complete else ()
-    targets = _targets(columns, problem_type) if with_target else []
+    targets = _targets(columns, problem_type, texts) if with_target else []
     target = targets[0] if targets else ""
-    accepted = _accepted(texts, target, with_target=with_target)
+    named_by = next((name for name in NAMES if name in columns), "") if target == "label" else ""
+    accepted = _accepted(texts, target, named_by, with_target=with_target)
     near = nearly(columns, accepted, alternatives=(GROUP,))
     if len(complete) != 1:
         forms = "; ".join(" and ".join(form) for form in FORMS)
@@ -90,9 +109,13 @@ def read_text_layout(
             said = f"accepted: {', '.join(accepted)}"
             remedy = f"did you mean {meant!r}? rename it, or drop it"
             problems.append(FileProblem(where, f"unknown column {name!r}", said, remedy))
-    kind = (problem_type or TARGETS[target][0]) if target else ""
+    kind = (problem_type or TARGETS.get(target, ANSWERS)[0]) if target else ""
     absent = frozenset(accepted) - set(columns)
-    return TextLayout(kind, tuple(problems), near, absent, texts=texts, target=target)
+    read = (*texts, target, named_by, "weight", *(("category",) if target == "output" else ()))
+    return TextLayout(
+        kind, tuple(problems), near, absent,
+        texts=texts, target=target, name=named_by, unread=unread_columns(columns, read),
+    )  # fmt: skip
 
 
 def forms_of(columns: Collection[str]) -> list[tuple[str, ...]]:
@@ -105,20 +128,26 @@ def forms_of(columns: Collection[str]) -> list[tuple[str, ...]]:
     complete = [form for form in FORMS if all(name in columns for name in form)]
     if LAST in complete and (len(complete) > 1 or YIELDS_TO in columns):
         complete.remove(LAST)
+    plain = [form for form in complete if form[0] != ALPACA]
+    complete = plain or complete  # an instruction beside a text is a prompt of somebody's
     return [form for form in complete if not any(set(form) < set(other) for other in complete)]
 
 
-def _accepted(texts: tuple[str, ...], target: str, *, with_target: bool) -> tuple[str, ...]:
+def _accepted(texts: tuple[str, ...], target: str, name: str, *, with_target: bool) -> tuple[str, ...]:
     """Columns that mean something in a file of this form; others are left alone."""
     if not with_target:
         return texts
-    beside = {"label": ("label_name",), "output": ("category",)}.get(target, ())
+    beside = {"label": (name or "label_name",), "output": ("category",)}.get(target, ())
     return (*(texts or ("text",)), *((target,) if target else TARGETS), *beside, "weight", *GROUP)
 
 
-def _targets(columns: Collection[str], problem_type: str | None) -> list[str]:
-    """The target columns that serve the problem type; `output` is one only beside `category`."""
+def _targets(columns: Collection[str], problem_type: str | None, texts: tuple[str, ...]) -> list[str]:
+    """The target columns that serve the problem type; `output` is one beside `category`, and of Alpaca."""
     there = [name for name in TARGETS if name in columns and (name != "output" or "category" in columns)]
+    if not there and problem_type in (None, *ANSWERS):
+        there = [name for name in NAMES if name in columns][:1]
+        there = there or ["output"] * (texts[:1] == (ALPACA,) and "output" in columns)
+        return there or [name for name in texts if name in CONVERSATIONS]
     if problem_type is None:
         return there
     fit = [name for name in there if problem_type in TARGETS[name]]

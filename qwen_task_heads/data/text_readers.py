@@ -28,11 +28,12 @@ from itertools import islice
 from typing import Any
 
 from qwen_task_heads.data.columns import RowReader
+from qwen_task_heads.data.conversations import CONVERSATIONS, read_messages
 from qwen_task_heads.data.formats import TEXT_KINDS, collect_rows, open_source
 from qwen_task_heads.data.hub_sets import HubRows
 from qwen_task_heads.data.parsers import FileProblem, Row
 from qwen_task_heads.data.text_columns import RawText, read_text
-from qwen_task_heads.data.text_layout import TextLayout, forms_of, read_text_layout
+from qwen_task_heads.data.text_layout import ALPACA, TextLayout, forms_of, read_text_layout
 from qwen_task_heads.errors import Problem
 
 
@@ -52,6 +53,7 @@ class RawTexts:
         file_problems: of whole files, which are never skipped.
         spoken: rows in which others than the user speak; what they say is no part of the text.
         hidden: rows whose label is -1, as benchmarks mark a test set whose labels they keep.
+        unread: columns that mean nothing here, in order of appearance.
         cut_at: `max_samples`, where it left rows unread.
     """
 
@@ -66,6 +68,7 @@ class RawTexts:
     file_problems: list[Problem] = field(default_factory=list)
     spoken: list[str] = field(default_factory=list)
     hidden: int = 0
+    unread: dict[str, None] = field(default_factory=dict)
     cut_at: int | None = None
 
 
@@ -141,6 +144,7 @@ def _read_part(
         result.refused += len(part.good)
         return
     result.kind, result.target = result.kind or layout.kind, result.target or layout.target
+    result.unread.update(dict.fromkeys(layout.unread))
     names = rows.class_names.get(layout.target, ()) if isinstance(rows, HubRows) else ()
     result.class_names = result.class_names or names
     for where, values in part.good:
@@ -154,12 +158,14 @@ def _read_part(
         if names and isinstance(raw.value, int) and not raw.name and raw.value < len(names):
             raw = replace(raw, name=names[raw.value])
         result.rows.append(raw)
-        if layout.texts == ("messages",) and _others_speak(values["messages"]):
+        if layout.texts[0] in CONVERSATIONS and _others_speak(reader, layout):
             result.spoken.append(where)
 
 
-def _others_speak(messages: Any) -> bool:
-    return isinstance(messages, list) and any(message["role"] != "user" for message in messages)
+def _others_speak(row: RowReader, layout: TextLayout) -> bool:
+    messages = read_messages(row, layout.texts[0]) or []
+    spoken = messages[:-1] if layout.target == layout.texts[0] else messages  # without the label
+    return any(role != "user" for role, _ in spoken)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +250,7 @@ def _inputs(opened: Iterable[tuple[str, Iterator[Row]]]) -> Iterator[tuple[str, 
 
 def _input(where: str, row: dict[str, Any], layout: TextLayout) -> TextInput | Problem:
     forms = forms_of(row)
-    if forms and forms != [layout.texts]:
+    if forms and forms != [layout.texts] and forms[0][0] != ALPACA:
         found = f"the text stands in {' and '.join(forms[0])}, and above in {' and '.join(layout.texts)}"
         accepted, remedy = "accepted: the same columns in all rows", "write the file in one form"
         return InputProblem(where, found, accepted, remedy, row)

@@ -14,24 +14,24 @@ Design:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-from qwen_task_heads.data.doctor import ReadReport, find_overlaps, shared_lines, text_key
+from qwen_task_heads.data.doctor import ReadReport, find_overlaps, shared_lines
 from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.label_files import find_label_file
+from qwen_task_heads.data.label_values import settle_labels
 from qwen_task_heads.data.labels import LabelMap, check_same
 from qwen_task_heads.data.mixing import check_ratio, mix_in, names_of, read_others, resolve_others
-from qwen_task_heads.data.quoted_ids import unquote_ids
 from qwen_task_heads.data.roles import read_roles
 from qwen_task_heads.data.splits import TEST_GIVEN, check_fraction, cut_line, hash_rows, split_texts
+from qwen_task_heads.data.text_account import label_lines, one_class, shown_lines, unread_lines
 from qwen_task_heads.data.text_layout import PROBLEM_TYPES
 from qwen_task_heads.data.text_readers import RawTexts, read_texts
-from qwen_task_heads.data.text_targets import Scheme, derive_scheme, resolve_all, states_ids
+from qwen_task_heads.data.text_schemes import Scheme, derive_scheme, states_ids
+from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 SHOWN = 8  # names in a line
@@ -189,8 +189,9 @@ def read_text_sets(
         problems += raw.file_problems
     beside = [raw for role, raw in raws.items() if role != "train"]
     scheme, more = _scheme(
-        raws.get("train"), source=source, labels=labels, others=[*beside, *others.values()]
-    )
+        raws.get("train"), source=source, labels=labels, others=beside, mixed=[*others.values()],
+        is_class=problem_type is not None,
+    )  # fmt: skip
     problems += more
     if scheme is None:
         for raw in raws.values():
@@ -209,7 +210,7 @@ def read_text_sets(
     )
     problems += more
     if not problems:
-        problems += _one_class(sets["train"], scheme, source)
+        problems += one_class(sets["train"], scheme, source)
     if problems:
         raise TaskHeadsError(problems)
     lines = [f"{role}: {line}" for role, report in reports.items() for line in report.lines()]
@@ -218,7 +219,8 @@ def read_text_sets(
             lines.append(f"{role}: only the first {raw.cut_at:,} rows were read")
     if hidden:
         lines.append("test: all labels are -1 (kept by the authors), so the set is left out")
-    lines += _label_lines(sets["train"], scheme)
+    lines += unread_lines({role: raw.unread for role, raw in raws.items()})
+    lines += label_lines(sets["train"], scheme)
     train, dev_was_cut = sets["train"], "dev" not in sets
     test_was_cut = "test" not in sets and test_fraction is not None
     if test_fraction is not None and test_was_cut:
@@ -252,7 +254,7 @@ def read_text_sets(
             )
     if test_was_cut and not dev_was_cut:
         lines += shared_lines(sets["dev"], sets["test"])
-    lines += _shown_lines(sets, scheme.labels)
+    lines += shown_lines(sets, scheme.labels)
     return TextSets(
         train=train,
         dev=sets["dev"],
@@ -283,11 +285,17 @@ def _check_options(*, problem_type: str | None, bad_rows: str, max_samples: int 
 
 
 def _scheme(
-    train: RawTexts | None, *, source: str, labels: LabelMap | str | None, others: Sequence[RawTexts]
+    train: RawTexts | None,
+    *,
+    source: str,
+    labels: LabelMap | str | None,
+    others: Sequence[RawTexts],
+    mixed: Sequence[RawTexts],
+    is_class: bool,
 ) -> tuple[Scheme | None, list[Problem]]:
     """The labels of the run, or None with problems (perhaps none, where others are at fault).
 
-    Ids that all training rows write in quotes become numbers, in `train` and in `others`.
+    Values of labels get one form in all of these sets, see `label_values`.
     """
     given_by = "the given labels"
     stated = isinstance(labels, LabelMap)
@@ -299,8 +307,8 @@ def _scheme(
             labels = LabelMap.read(labels)
         if train is None or not train.kind:
             return None, []
-        if unquote_ids(train, others, labels):
-            given_by += ", ids in quotes"
+        by_file = labels is not None and not stated
+        given_by += settle_labels(train, others, labels, mixed=mixed, by_file=by_file, is_class=is_class)
         beside = find_label_file(source) if stated and states_ids(train.rows) else None
         if beside is not None and labels is not None:  # ids of the data would be read as those of the model
             check_same(LabelMap.read(beside), labels, where=beside)
@@ -328,72 +336,3 @@ def _refusals(reports: Mapping[str, ReadReport], places: Mapping[str, str], *, s
             continue
         problems += report.refusals
     return problems
-
-
-def _one_class(train: list[TextExample], scheme: Scheme, source: str) -> list[Problem]:
-    """Nothing can be learnt where all rows say the same."""
-    if scheme.problem_type == "regression" or any(example.soft for example in train):
-        return []
-    counts = _counts(train)
-    if scheme.problem_type == "multi_label_classification":
-        found = "no row has a label" if not counts else ""
-    else:
-        found = f"every row is {shorten(scheme.labels.names[next(iter(counts))])}" if len(counts) == 1 else ""
-    accepted = "accepted: rows of at least two labels"
-    return (
-        [Problem(source, found, accepted, "check the label column, or add the other rows")] if found else []
-    )
-
-
-def _counts(examples: Iterable[TextExample]) -> Counter[int]:
-    """Rows per label."""
-    counts: Counter[int] = Counter()
-    for example in examples:
-        targets = example.target if isinstance(example.target, tuple) else (example.target,)
-        counts.update(label for label in targets if isinstance(label, int))
-    return counts
-
-
-def _label_lines(train: Iterable[TextExample], scheme: Scheme) -> list[str]:
-    """What the labels are, where they come from, and which of them are odd."""
-    names = scheme.labels.names
-    if scheme.problem_type == "regression":
-        scores = f"{len(names):,} score{'' if len(names) == 1 else 's'}"
-        return [f"labels: {scores} ({_few(names)}), by {scheme.origin}"]
-    lines = [f"labels: {len(names):,} by {scheme.origin} ({_few(names)})"]
-    counts = _counts(train)
-    never = [name for place, name in enumerate(names) if place not in counts]
-    if never:
-        lines.append(f"labels: {len(never):,} never stand in train ({_few(never)})")
-    folded = scheme.labels.folded
-    if len(folded) < len(names):
-        alike = [name for name in names if folded[text_key(name)] != name]
-        found = f"{len(alike):,} differ from others only in case, width or spacing"
-        lines.append(f"labels: {found} ({_few(alike)})")
-    return lines
-
-
-def _shown_lines(sets: Mapping[str, Sequence[TextExample]], labels: LabelMap) -> list[str]:
-    """Examples of labels that are also measured on, per set."""
-    own = zip(labels.names, labels.examples, strict=False)  # without any, they are ()
-    shown = [(name, text_key(text)) for name, texts in own for text in texts]
-    lines: list[str] = []
-    for role in ("dev", "test") if shown else ():
-        measured = {
-            # as few_shot shows a pair
-            text_key(f"{row.text}\n{row.text_b}" if row.text_b else row.text): row.source
-            for row in reversed(sets.get(role, []))  # the first of several is named
-        }
-        if seen := [(name, measured[key]) for name, key in shown if key in measured]:
-            stand = "example of a label stands" if len(seen) == 1 else "examples of labels stand"
-            name, where = seen[0]
-            lines.append(
-                f"labels: {len(seen):,} {stand} in {role}: with {{examples}} in the instruction, figures on "
-                f"{role} flatter (first: of {shorten(name, 40)}, as {Path(where).name})"
-            )
-    return lines
-
-
-def _few(names: Iterable[str]) -> str:
-    listed = [shorten(name, 40) for name in islice(names, SHOWN + 1)]
-    return ", ".join(listed[:SHOWN]) + (", …" if len(listed) > SHOWN else "")

@@ -16,7 +16,8 @@ from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.readers import pairs_of_rows
 from qwen_task_heads.data.text_readers import texts_of_rows
-from qwen_task_heads.data.text_targets import derive_scheme, resolve_all
+from qwen_task_heads.data.text_schemes import derive_scheme
+from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import TaskHeadsError
 
 ENCODED = {"input_ids", "chosen_ids", "chosen_input_ids", "title_ids"}

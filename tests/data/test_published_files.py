@@ -103,7 +103,10 @@ def test_system_b_parquet_splits(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     for name, count in (("train", 80), ("test", 16)):
-        rows = [{"text": f"{name} story {n}", "label": n % 8, "label_text": "acq"} for n in range(count)]
+        rows = [
+            {"text": f"{name} story {n}", "label": n % 8, "label_text": f"topic {n % 8}"}
+            for n in range(count)
+        ]
         path = tmp_path / "r8/data" / f"{name}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -200,7 +203,6 @@ def test_json_lines_of_the_wrong_kind_stay_one_problem(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "classes"),
     [
-        (["0", "1", "0", "1"], ""),  # no file says what the ids mean
         (["0", "1", "0", "1"], "1\n0"),  # names that are numbers
         (["0", "1", 0, 1], "a\nb"),  # two ways of writing
         (["0", "1", "2", "1"], "a\nb"),  # an id that the file lacks

@@ -139,7 +139,8 @@ def test_fingerprints_cover_candidates_and_aliases_and_stay_where_there_are_none
 
 def test_class_names_of_a_hub_may_be_aliases() -> None:
     from qwen_task_heads.data.text_columns import RawText
-    from qwen_task_heads.data.text_targets import derive_scheme, resolve
+    from qwen_task_heads.data.text_schemes import derive_scheme
+    from qwen_task_heads.data.text_targets import resolve
 
     rows = [
         RawText(text=f"t{n}", value=n % 2, name=("Sport", "World")[n % 2], where=f"r{n}") for n in range(4)

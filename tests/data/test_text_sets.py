@@ -132,14 +132,19 @@ def test_check_5_bad_labels_are_refused_with_their_line(tmp_path: Path, value: A
     assert found in str(error)
 
 
-def test_csv_cells_are_parsed_and_json_strings_are_not(tmp_path: Path) -> None:
+def test_whole_numbers_are_ids_however_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_text("text,label\n" + "".join(f"t{n},{n % 3}\n" for n in range(30)), encoding="utf-8")
     assert read_text_sets(str(path)).labels.names == ("0", "1", "2")
-    for rows in (rows_of(["0", "1"] * 9), rows_of([["0"], ["1", "0"]] * 9, "labels")):
-        message = refused(tmp_path, rows)
-        assert message.startswith("18 problems:")
-        assert "train.jsonl:18: the label '1' is a number in quotes" in message
+    for rows in (
+        rows_of(["0", "1"] * 9),
+        rows_of([["0"], ["1", "0"]] * 9, "labels"),
+        rows_of([0.0, 1.0] * 9),
+    ):
+        assert read(tmp_path, rows).labels.names == ("0", "1")
+    for odd in ("1", 1.0):  # among plain numbers
+        message = refused(tmp_path, [*rows_of([0, 1] * 9), {"text": "x", "label": odd}])
+        assert "train.jsonl:19: " in message
 
 
 def test_a_missing_label_of_a_table_is_no_label(tmp_path: Path) -> None:
