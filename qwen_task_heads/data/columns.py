@@ -13,8 +13,8 @@ import math
 import unicodedata
 from typing import Any
 
+from qwen_task_heads.data.cells import MISSING, parse_number, whole_number
 from qwen_task_heads.data.evidence import preference_from_clicks, preference_from_votes
-from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.layout import CLICKS, GROUP, VOTES, Layout
 from qwen_task_heads.data.parsers import TextRow
 from qwen_task_heads.errors import Problem, shorten
@@ -70,7 +70,10 @@ class RowReader:
 
     def title(self, column: str) -> str:
         """A title without tags; refused where nothing is left of it."""
-        value = self.values[column]
+        return self.one_title(column, self.values[column])
+
+    def one_title(self, column: str, value: Any) -> str:
+        """One of the titles of a column, without tags; refused where nothing is left of it."""
         if not isinstance(value, str):
             self.refuse(f"{column!r} is {shorten(value)}", "text", "write the title as a string")
             return ""
@@ -85,14 +88,6 @@ class RowReader:
             self.refuse(f"{column!r} is {what}", "a title with text", "fill in the title or remove the row")
             return ""
         return strip_title(value)
-
-    def prompt(self) -> str:
-        """The prompt, "" where there is none."""
-        value = self.values.get("prompt", "")
-        if not isinstance(value, str):
-            self.refuse(f"'prompt' is {shorten(value)}", "text", "write a string, or leave the key out")
-            return ""
-        return value.strip()
 
     def number(self, column: str, *, low: float, high: float, accepted: str) -> float | None:
         """A finite number in [low, high], None where the row has none."""
@@ -127,10 +122,8 @@ class RowReader:
         if isinstance(self.values, TextRow):
             if not value.strip():
                 return None
-            try:
-                return kind(value) if value.isascii() and "_" not in value else value
-            except ValueError:
-                return value  # refused by the caller, as any other text
+            whole = whole_number(value.strip())  # pandas has whole numbers beside gaps as floats
+            return whole if kind is int and whole is not None else parse_number(value)
         if value is None:
             self.refuse(f"{column!r} is null", "a number", "write the number, or leave the key out")
         return value
@@ -139,6 +132,8 @@ class RowReader:
         """The key of the group, "" where there is none."""
         column = next((name for name in GROUP if name in self.values), None)
         value = "" if column is None else self.values[column]
+        if isinstance(self.values, TextRow) and value.strip() in MISSING:
+            return ""
         if (
             isinstance(value, bool)
             or not isinstance(value, str | int)
@@ -151,38 +146,6 @@ class RowReader:
         return (
             value.strip() if isinstance(value, str) else f"{value:d}" if abs(value) < 10**18 else f"{value:x}"
         )
-
-    def conversation(self, column: str) -> tuple[str, str]:
-        """(earlier content joined by line ends, the last assistant content) of a list of messages."""
-        messages = self.values[column]
-        accepted = 'messages such as {"role": "assistant", "content": "A title"}'
-        contents = []
-        for place, message in enumerate(messages):
-            content = message.get("content") if isinstance(message, dict) else None
-            role = message.get("role") if isinstance(message, dict) else None
-            if not isinstance(content, str) or not isinstance(role, str):
-                self.refuse(
-                    f"message {place + 1} of {column!r} is {shorten(message)}",
-                    accepted,
-                    "correct the message",
-                )
-                return "", ""
-            contents.append((role, content))
-        if column == "prompt":
-            return "\n".join(content for _, content in contents), ""
-        if not contents or contents[-1][0] != "assistant":
-            found = (
-                f"the last message of {column!r} is from {shorten(contents[-1][0])}"
-                if contents
-                else "no message"
-            )
-            self.refuse(f"{found} in {column!r}" if not contents else found, accepted, "end with the title")
-            return "", ""
-        title = contents[-1][1]
-        if is_blank(title):
-            self.refuse(f"the title in {column!r} is empty", "a title with text", "fill in the title")
-            return "", ""
-        return "\n".join(content for _, content in contents[:-1]), strip_title(title)
 
 
 def require(row: RowReader, layout: Layout, columns: tuple[str, ...]) -> bool:
@@ -214,61 +177,7 @@ def collapse(text: str) -> str:
     return " ".join(text.split())
 
 
-def read_pair(row: RowReader, layout: Layout) -> tuple[PairExample | None, bool | None]:
-    """One row of a pair file.
-
-    Returns:
-        `(pair, swapped)`: the pair, or None with `row.problems` filled; and whether the row's own votes
-        or clicks prefer the rejected title, None where it has no such evidence.
-    """
-    refuse_misspelt(row, layout, ("chosen", "rejected"))
-    prompt = chosen = rejected = ""
-    if require(row, layout, ("chosen", "rejected")):
-        prompt, chosen, rejected = _read_texts(row)
-    margin = row.number(
-        "margin", low=-MAX_NUMBER, high=MAX_NUMBER, accepted="a finite number to 1e6 either way"
-    )
-    weight = row.number("weight", low=1e-6, high=MAX_NUMBER, accepted="a number over 0, to 1e6")
-    preference, swapped = _read_evidence(row, layout)
-    group = row.group()
-    if row.problems or not chosen:
-        return None, None
-    pair = PairExample(
-        chosen=chosen,
-        rejected=rejected,
-        prompt=prompt,
-        margin=margin,
-        preference=preference,
-        weight=1.0 if weight is None else weight,
-        group=group,
-        source=row.where,
-    )
-    return pair, swapped
-
-
-def _read_texts(row: RowReader) -> tuple[str, str, str]:
-    """(prompt, chosen, rejected) from strings, or from messages with the prompt apart or in front."""
-    lists = [name for name in ("chosen", "rejected") if isinstance(row.values[name], list)]
-    if len(lists) == 1:
-        row.refuse(f"only {lists[0]!r} is a list of messages", "both or neither", "write both in one form")
-        return "", "", ""
-    messages = isinstance(row.values.get("prompt"), list)
-    prompt = row.conversation("prompt")[0] if messages else row.prompt()
-    if lists:
-        before, chosen = row.conversation("chosen")
-        before_rejected, rejected = row.conversation("rejected")
-        if chosen and rejected and before != before_rejected:
-            found = "'chosen' and 'rejected' answer different conversations"
-            row.refuse(found, "the same messages before the title", "correct or remove the row")
-        prompt = "\n".join(part for part in (prompt, before) if part).strip()
-    else:
-        chosen, rejected = row.title("chosen"), row.title("rejected")
-    if chosen and rejected and collapse(chosen) == collapse(rejected):
-        row.refuse(f"'chosen' and 'rejected' are equal ({shorten(chosen)})", "two titles", "remove the row")
-    return prompt, chosen, rejected
-
-
-def _read_evidence(row: RowReader, layout: Layout) -> tuple[float | None, bool | None]:
+def read_evidence(row: RowReader, layout: Layout) -> tuple[float | None, bool | None]:
     """(P(chosen preferred), whether the evidence prefers the rejected title) from the columns of the row."""
     present = [
         names for names in (VOTES, CLICKS, ("preference",)) if any(_filled(row, name) for name in names)

@@ -102,6 +102,7 @@ class ReadReport:
         pairs: pairs read.
         groups: different groups among the pairs, and tests among the arms.
         texts: labelled texts read.
+        several: pairs beyond the first of their row.
         refusals: the defects of rows left out; one row may have several.
         findings: rows that deserve a look; kinds without a row are left out.
     """
@@ -113,6 +114,7 @@ class ReadReport:
     pairs: int = 0
     groups: int = 0
     texts: int = 0
+    several: int = 0
     refusals: tuple[Problem, ...] = ()
     findings: tuple[Finding, ...] = ()
 
@@ -131,7 +133,7 @@ class ReadReport:
             1 duplicate of an earlier pair (train.jsonl:17)
         """
         tests = f" of {self.groups:,} {'test' if self.groups == 1 else 'tests'}" if self.groups else ""
-        arms = self.used - self.pairs - self.texts
+        arms = self.used - (self.pairs - self.several) - self.texts
         counts = ((self.texts, "text"), (self.pairs, "pair"), (arms, "arm"))
         parts = [f"{count:,} {noun}{'' if count == 1 else 's'}" for count, noun in counts if count]
         parts = parts or ["0 pairs"]

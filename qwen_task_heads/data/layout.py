@@ -10,7 +10,7 @@ Design:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from qwen_task_heads.data.parsers import FileProblem
@@ -32,7 +32,15 @@ PAIR_COLUMNS = (
     *GROUP,
 )
 HEADLINE = ("headline", "title")
+# Where the prompt of a row is, the first form that is there; see `pair_texts.py`.
+HISTORY = ("conversations", "messages")
+ALPACA = ("instruction", "input")
+PROMPTS = (("prompt",), (HISTORY[0],), ALPACA, ("question",), ("query",))
+SYSTEM = "system"
+TITLES = ("chosen", "rejected")
+SWIFT = ("messages", "rejected_response")
 ARM_COLUMNS = (*HEADLINE, "impressions", "clicks", "prompt", *GROUP)
+MAX_UNREAD = 20  # columns that are named in a line
 MAX_HINTS = 200  # a hostile file may hold 100,000 columns; did-you-mean looks at so many
 
 
@@ -45,12 +53,18 @@ class Layout:
         problems: problems of the file.
         near: misspelt column -> the accepted column it resembles.
         absent: accepted columns that no row has.
+        titles: the columns of the chosen and of the rejected title.
+        prompt: the columns that make the prompt, in their order.
+        unread: columns that mean nothing here.
     """
 
     kind: str
     problems: tuple[FileProblem, ...]
     near: dict[str, str]
     absent: frozenset[str]
+    titles: tuple[str, str] = TITLES
+    prompt: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 def read_layout(where: str, columns: Collection[str]) -> Layout:
@@ -65,7 +79,8 @@ def read_layout(where: str, columns: Collection[str]) -> Layout:
         for kind, accepted in _ACCEPTED.items()
     }
     arms = "headline" in columns or {"impressions", "clicks"} & set(columns)
-    if "chosen" in columns or "rejected" in columns:
+    titles = SWIFT if SWIFT[1] in columns and "rejected" not in columns else TITLES
+    if {"chosen", *titles[1:]} & set(columns):
         kind = "pairs"
     elif arms:
         kind = "arms"
@@ -80,33 +95,45 @@ def read_layout(where: str, columns: Collection[str]) -> Layout:
         )
         return Layout("", (problem,), {}, frozenset())
     accepted_columns = _ACCEPTED[kind]
+    prompt = _prompt_columns(columns, titles)
     absent = frozenset(accepted_columns) - set(columns)
     problems = []
-    hints = near[kind]
-    for needed in _missing_sets(kind, columns):
+    hints = {name: target for name, target in near[kind].items() if name not in (*titles, *prompt)}
+    for needed in _missing_sets(kind, columns, titles):
         hint = next((name for name, target in hints.items() if target in needed), None)
         remedy = f"did you mean {needed[0]!r} by {hint!r}? rename it" if hint else "add or rename the column"
         found = f"no row has {' or '.join(map(repr, needed))} (columns: {shorten(shown, 200)})"
         problems.append(FileProblem(where, found, f"accepted: {', '.join(accepted_columns)}", remedy))
-    named = {name for needed in _missing_sets(kind, columns) for name in needed}
+    named = {name for needed in _missing_sets(kind, columns, titles) for name in needed}
     for name, target in hints.items():
         if target in absent and target not in named:
             found, accepted = f"unknown column {name!r}", f"accepted: {', '.join(accepted_columns)}"
             problems.append(
                 FileProblem(where, found, accepted, f"did you mean {target!r}? rename it, or drop it")
             )
-    return Layout(kind, tuple(problems), hints, absent)
+    headline = next((name for name in HEADLINE if name in columns), "")
+    own = {*accepted_columns, *titles} - {*HEADLINE, *GROUP} if kind == "pairs" else {"impressions", "clicks"}
+    unread = unread_columns(columns, {*own, *prompt, headline if kind == "arms" else ""})
+    return Layout(kind, tuple(problems), hints, absent, titles, prompt, unread)
+
+
+def _prompt_columns(columns: Collection[str], titles: tuple[str, str]) -> tuple[str, ...]:
+    """The first form of prompt that is there, after a system message of its own column."""
+    form = next((form for form in PROMPTS if form[0] in columns), ())
+    system = (SYSTEM,) if SYSTEM in columns else ()
+    found = (*system, *(name for name in form if name in columns))
+    return tuple(name for name in found if name not in titles)
 
 
 _ACCEPTED = {"pairs": PAIR_COLUMNS, "arms": ARM_COLUMNS}
 
 
-def _missing_sets(kind: str, columns: Collection[str]) -> list[tuple[str, ...]]:
+def _missing_sets(kind: str, columns: Collection[str], titles: tuple[str, str]) -> list[tuple[str, ...]]:
     """Sets of columns of which the file has none; evidence counts as needed once a part of it is there."""
     if kind == "arms":
         needed: list[tuple[str, ...]] = [HEADLINE, ("impressions",), ("clicks",), GROUP]
     else:
-        needed = [("chosen",), ("rejected",)]
+        needed = [(name,) for name in titles]
         for evidence in (VOTES, CLICKS):
             if any(name in columns for name in evidence):
                 needed += [(name,) for name in evidence]
@@ -122,6 +149,25 @@ def unread_columns(columns: Collection[str], read: Collection[str]) -> tuple[str
     """
     group = next((name for name in GROUP if name in columns), "")
     return tuple(name for name in columns if name and name not in read and name != group)
+
+
+def unread_lines(unread: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return the line that names columns which mean nothing here, with the sets that have them.
+
+    Args:
+        unread: role -> its columns.
+
+    Example:
+        >>> unread_lines({"train": ["id", "date"], "dev": ["id"], "test": []})
+        ['columns not read: id (train, dev), date (train)']
+    """
+    roles: dict[str, list[str]] = {}
+    for role, columns in unread.items():
+        for column in columns:
+            roles.setdefault(column, []).append(role)
+    named = [f"{shorten(column, 40)[1:-1]} ({', '.join(found)})" for column, found in roles.items()]
+    more = [f"and {len(named) - MAX_UNREAD:,} more"] if len(named) > MAX_UNREAD else []
+    return [f"columns not read: {', '.join(named[:MAX_UNREAD] + more)}"] if named else []
 
 
 def nearly(

@@ -11,11 +11,10 @@ Accepted rows (`prompt`, `margin`, `weight` and one of `group_id`, `test_id`, `g
 
 | row | columns |
 |---|---|
-| pair | chosen, rejected: text, with or without <title>…</title> |
+| pair | chosen, rejected: text, with or without <title>…</title>; other layouts: `pair_texts.py` |
 | pair with votes | … votes_chosen, votes_rejected, perhaps votes_skip |
 | pair with clicks | … chosen_clicks, chosen_impressions, rejected_clicks, rejected_impressions |
 | pair with a probability | … preference, from 0 to 1 |
-| conversation | chosen, rejected, perhaps prompt: lists of {"role", "content"}, the title last |
 | arm of a test | headline or title, impressions, clicks, and one of the group columns |
 """
 
@@ -26,13 +25,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_task_heads.data.columns import RowReader, collapse, read_pair, refuse_misspelt, require
+from qwen_task_heads.data.columns import (
+    MAX_NUMBER,
+    RowReader,
+    collapse,
+    read_evidence,
+    refuse_misspelt,
+    require,
+)
 from qwen_task_heads.data.doctor import Finding, ReadReport, examine, swapped_problem
 from qwen_task_heads.data.evidence import groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.formats import Row, collect_rows, open_source
 from qwen_task_heads.data.hub_sets import HubRows
 from qwen_task_heads.data.layout import GROUP, HEADLINE, Layout, read_layout
+from qwen_task_heads.data.pair_texts import read_prompt, read_texts
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 __all__ = ["PairData", "groups_to_pairs", "pair_to_row", "pairs_of_rows", "read_pairs"]
@@ -46,11 +53,13 @@ class PairData:
         pairs: pairs, in reading order.
         groups: tests with their arms, in order of first appearance; empty unless a file holds arms.
         report: the account of every row.
+        unread: columns that mean nothing here, in order of appearance.
     """
 
     pairs: list[PairExample]
     groups: list[GroupExample]
     report: ReadReport
+    unread: tuple[str, ...] = ()
 
 
 @dataclass
@@ -79,6 +88,8 @@ class _Collected:
     pooled: list[str] = field(default_factory=list)
     lone: list[str] = field(default_factory=list)
     conversations: list[str] = field(default_factory=list)
+    unread: dict[str, None] = field(default_factory=dict)
+    several: int = 0  # pairs beyond the first of their row
 
 
 def read_pairs(
@@ -156,21 +167,49 @@ def _read_part(name: str, rows: Iterator[Row], collected: _Collected) -> None:
         return
     layout = read_layout(good[0][0], part.columns)
     collected.file_problems += layout.problems
+    collected.unread.update(dict.fromkeys(layout.unread))
     for where, values in good:
         reader = RowReader(where, values)
         if layout.kind == "pairs":
-            pair, swapped = read_pair(reader, layout)
-            if pair is not None:
-                collected.pairs.append(pair)
-                collected.with_evidence += swapped is not None
-                collected.swapped += [where] if swapped else []
-                spoken = any(isinstance(values.get(name), list) for name in ("prompt", "chosen"))
-                collected.conversations += [where] if spoken and pair.prompt else []
+            _read_pairs(reader, layout, collected)
         elif layout.kind == "arms":
             _read_arm(reader, layout, collected)
         if reader.problems:
             collected.refused += 1
             collected.problems += reader.problems
+
+
+def _read_pairs(row: RowReader, layout: Layout, collected: _Collected) -> None:
+    """Add the pairs of a row, one for each rejected title, or fill `row.problems`."""
+    refuse_misspelt(row, layout, layout.titles)
+    texts = read_texts(row, layout) if require(row, layout, layout.titles) else None
+    margin = row.number(
+        "margin", low=-MAX_NUMBER, high=MAX_NUMBER, accepted="a finite number to 1e6 either way"
+    )
+    weight = row.number("weight", low=1e-6, high=MAX_NUMBER, accepted="a number over 0, to 1e6")
+    preference, swapped = read_evidence(row, layout)
+    group = row.group()
+    if texts is not None and len(texts.rejected) > 1 and preference is not None:
+        found = f"votes, clicks or a preference beside {len(texts.rejected):,} rejected titles"
+        row.refuse(found, "evidence on one pair", "write one pair per row")
+    if row.problems or texts is None:
+        return
+    for rejected in texts.rejected:
+        pair = PairExample(
+            chosen=texts.chosen,
+            rejected=rejected,
+            prompt=texts.prompt,
+            margin=margin,
+            preference=preference,
+            weight=1.0 if weight is None else weight,
+            group=group,
+            source=row.where,
+        )
+        collected.pairs.append(pair)
+    collected.several += len(texts.rejected) - 1
+    collected.with_evidence += swapped is not None
+    collected.swapped += [row.where] if swapped else []
+    collected.conversations += [row.where] if texts.spoken else []
 
 
 def _read_arm(row: RowReader, layout: Layout, collected: _Collected) -> None:
@@ -182,7 +221,7 @@ def _read_arm(row: RowReader, layout: Layout, collected: _Collected) -> None:
     complete = require(row, layout, needed)
     title = row.title(headline) if headline in row.values else ""
     clicks, impressions = row.count("clicks"), row.count("impressions")
-    prompt, key = row.prompt(), row.group()
+    prompt, key = "\n".join(read_prompt(row, layout)[0]).strip(), row.group()
     for column, value in (("clicks", clicks), ("impressions", impressions)):
         if column in row.values and value is None and not row.problems:
             row.refuse(f"{column!r} is empty", "a whole number from 0", "fill in the count")
@@ -266,11 +305,12 @@ def _finish(source: str, collected: _Collected, groups: list[GroupExample], *, s
         used=used,
         refused=collected.refused,
         pairs=len(collected.pairs),
+        several=collected.several,
         groups=len(keys),
         refusals=tuple(collected.problems),
         findings=findings,
     )
-    return PairData(pairs=collected.pairs, groups=groups, report=report)
+    return PairData(pairs=collected.pairs, groups=groups, report=report, unread=tuple(collected.unread))
 
 
 def pair_to_row(pair: PairExample) -> dict[str, Any]:

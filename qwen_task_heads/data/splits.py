@@ -54,17 +54,14 @@ def split_by_group(
     """
     check_fraction(dev_fraction, f"{held_out}_fraction")
     grouped = assign_groups(pairs)
-    union = _Union()
-    for pair in grouped:
-        union.join("group:" + pair.group, "group:" + pair.group)
-        if titles_apart:
-            union.join("group:" + pair.group, "title:" + text_key(pair.chosen))
-            union.join("group:" + pair.group, "title:" + text_key(pair.rejected))
-    for group in groups if titles_apart else ():
-        for title in group.titles:
-            union.join("group:" + group.group, "title:" + text_key(title))
-    names = union.names()
-    dev_names = {name for name in set(names.values()) if _share(salt, name) < dev_fraction}
+    names = _group_names(grouped, groups if titles_apart else (), titles_apart=titles_apart)
+    shares = {name: _share(salt, name) for name in {*names.values()}}
+    dev_names = {name for name, share in shares.items() if share < dev_fraction}
+    if len(shares) > 1:  # of few groups the draw may leave a side empty: the nearest one goes there
+        dev_names = dev_names or {min(shares, key=lambda name: (shares[name], name))}
+        dev_names -= (
+            {max(shares, key=lambda name: (shares[name], name))} if len(dev_names) == len(shares) else set()
+        )
     train: list[PairExample] = []
     dev: list[PairExample] = []
     for pair in grouped:
@@ -76,6 +73,36 @@ def split_by_group(
         remedy += ", or titles_apart=False where stock titles tie the groups together" if titles_apart else ""
         raise TaskHeadsError(Problem("split", found, "accepted: pairs on both sides", remedy))
     return train, dev
+
+
+def titles_tie(pairs: Sequence[PairExample], groups: Sequence[GroupExample] = ()) -> bool:
+    """Return whether shared titles tie more than half of the groups together, so that no split is left.
+
+    Example:
+        >>> pairs = [PairExample(chosen=f"a{i}", rejected="A plain title", group=f"t{i}") for i in range(9)]
+        >>> titles_tie(pairs)
+        True
+    """
+    apart = _group_names(pairs, (), titles_apart=False)
+    tied = _group_names(pairs, groups, titles_apart=True)
+    sizes = Counter(tied[key] for key in apart)
+    return max(sizes.values(), default=0) > max(len(apart) / 2, 1)
+
+
+def _group_names(
+    pairs: Sequence[PairExample], groups: Sequence[GroupExample], *, titles_apart: bool
+) -> dict[str, str]:
+    """`group:KEY` -> the name of what the group stays together with."""
+    union = _Union()
+    for pair in pairs:
+        union.join("group:" + pair.group, "group:" + pair.group)
+        if titles_apart:
+            union.join("group:" + pair.group, "title:" + text_key(pair.chosen))
+            union.join("group:" + pair.group, "title:" + text_key(pair.rejected))
+    for group in groups:
+        for title in group.titles:
+            union.join("group:" + group.group, "title:" + text_key(title))
+    return union.names()
 
 
 def assign_groups(pairs: Sequence[PairExample]) -> list[PairExample]:

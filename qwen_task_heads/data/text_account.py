@@ -1,4 +1,4 @@
-"""What a run is told of the labels of its texts, and of columns that are not read."""
+"""What a run is told of the labels of its texts."""
 
 from __future__ import annotations
 
@@ -12,28 +12,6 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_schemes import SHOWN, Scheme
 from qwen_task_heads.errors import Problem, shorten
-
-MAX_UNREAD = 20  # columns that are named
-QUOTES = "'\""
-
-
-def unread_lines(unread: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return the line that names columns which mean nothing here, with the sets that have them.
-
-    Args:
-        unread: role -> its columns.
-
-    Example:
-        >>> unread_lines({"train": ["id", "date"], "dev": ["id"], "test": []})
-        ['columns not read: id (train, dev), date (train)']
-    """
-    roles: dict[str, list[str]] = {}
-    for role, columns in unread.items():
-        for column in columns:
-            roles.setdefault(column, []).append(role)
-    named = [f"{shorten(column, 40).strip(QUOTES)} ({', '.join(found)})" for column, found in roles.items()]
-    more = [f"and {len(named) - MAX_UNREAD:,} more"] if len(named) > MAX_UNREAD else []
-    return [f"columns not read: {', '.join(named[:MAX_UNREAD] + more)}"] if named else []
 
 
 def one_class(train: list[TextExample], scheme: Scheme, source: str) -> list[Problem]:

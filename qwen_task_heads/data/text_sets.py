@@ -24,10 +24,11 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.label_values import settle_labels
 from qwen_task_heads.data.labels import LabelMap, check_same
+from qwen_task_heads.data.layout import unread_lines
 from qwen_task_heads.data.mixing import check_ratio, mix_in, names_of, read_others, resolve_others
 from qwen_task_heads.data.roles import read_roles
 from qwen_task_heads.data.splits import TEST_GIVEN, check_fraction, cut_line, hash_rows, split_texts
-from qwen_task_heads.data.text_account import label_lines, one_class, shown_lines, unread_lines
+from qwen_task_heads.data.text_account import label_lines, one_class, shown_lines
 from qwen_task_heads.data.text_layout import PROBLEM_TYPES
 from qwen_task_heads.data.text_readers import RawTexts, read_texts
 from qwen_task_heads.data.text_schemes import Scheme, derive_scheme, states_ids

@@ -15,6 +15,7 @@ from qwen_task_heads.data.doctor import find_overlaps, shared_lines
 from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
+from qwen_task_heads.data.layout import unread_lines
 from qwen_task_heads.data.readers import read_pairs
 from qwen_task_heads.data.roles import read_roles
 from qwen_task_heads.data.splits import (
@@ -24,6 +25,7 @@ from qwen_task_heads.data.splits import (
     cut_line,
     hash_rows,
     split_by_group,
+    titles_tie,
 )
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
@@ -160,6 +162,7 @@ def read_title_sets(
         place = places[name]
         report = replace(data.report, source=Path(place).name if Path(place).exists() else place)
         lines += [f"{name}: {line}" for line in report.lines()]
+    lines += unread_lines({name: data.unread for name, data in read.items()})
     lines += unmade
     train, dev_was_cut = pairs["train"], "dev" not in pairs
     groups, left_out = comparable_groups(read["train"].groups, min_impressions=min_impressions)
@@ -172,12 +175,15 @@ def read_title_sets(
     test_was_cut = "test" not in pairs and test_fraction is not None
     if test_fraction is not None and not test_was_cut:
         lines.append(TEST_GIVEN)
+    apart = not titles_tie(train, groups)
+    if not apart and (dev_was_cut or test_was_cut):
+        lines.append("a few titles tie most groups together, and are not kept apart when sets are cut")
     for name, share in (("test", test_fraction if test_was_cut else None), ("dev", dev_fraction)):
         if share is None or name in pairs:
             continue
         salt = "test" if name == "test" else ""
         train, pairs[name] = split_by_group(
-            train, dev_fraction=share, salt=salt, groups=groups, held_out=name
+            train, dev_fraction=share, salt=salt, titles_apart=apart, groups=groups, held_out=name
         )
         taken = {pair.group for pair in pairs[name]}
         groups = [group for group in groups if group.group not in taken]

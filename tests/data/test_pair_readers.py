@@ -89,7 +89,7 @@ def test_conversations_explicit_and_implicit(tmp_path: Path) -> None:
     [
         ({"chosen": [], "rejected": [said("x")]}, "no message in 'chosen'"),
         ({"chosen": [said("x", "user")], "rejected": [said("y")]}, "last message of 'chosen' is from 'user'"),
-        ({"chosen": [{"from": "gpt", "value": "x"}], "rejected": [said("y")]}, "message 1 of 'chosen'"),
+        ({"chosen": [{"from": "gpt", "text": "x"}], "rejected": [said("y")]}, "message 1 of 'chosen'"),
         ({"chosen": [said(" ")], "rejected": [said("y")]}, "the title in 'chosen' is empty"),
         ({"chosen": [said("x")], "rejected": ["y"]}, "message 1 of 'rejected'"),
         (
