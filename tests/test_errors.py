@@ -66,6 +66,8 @@ def launched(tmp_path: Path, script: str, *words: str, launcher: list[str] = LAU
         text=True,
         timeout=120,
         start_new_session=True,
+        # A job of a shell in the background ignores Ctrl-C, and so would all its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, **environment},
     )
 
