@@ -36,6 +36,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--input", required=True, help="JSONL, JSON, CSV, TSV or Parquet file, folder, or data set id")
     add("--output", required=True, help="new file: .jsonl, .csv or .tsv")
     add("--split", help="split of a folder or data set")
+    add("--encoding", default="utf-8", help="of text files, such as gb18030 (default: %(default)s)")
+    add("--columns", nargs="+", default=(), help="of CSV and TSV without a header: label,title,text")
     add("--hub", default=HUBS[0], choices=HUBS, help="where ids are looked up (default: %(default)s)")
     add("--revision", help="branch, tag or commit of the model")
     add(
@@ -74,6 +76,8 @@ def main() -> None:
             source=args.input,
             output=args.output,
             split=args.split,
+            encoding=args.encoding,
+            columns=args.columns,
             hub=args.hub,
             bad_rows=args.bad_rows,
             top_k=args.top_k,

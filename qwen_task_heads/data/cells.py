@@ -18,6 +18,7 @@ MISSING = frozenset({
     "", "nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NA", "N/A", "n/a", "#N/A", "#NA", "NaT", "None", "NULL",
     "Null", "null",
 })  # fmt: skip
+DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*)?(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.0+)?")
 VALUES = (tokenize.STRING, tokenize.NUMBER, tokenize.NAME)
 OPENING, CLOSING = ("[", "(", "{"), ("]", ")", "}")
@@ -31,6 +32,16 @@ def whole_number(text: str) -> int | None:
         (11, 11, None, None)
     """
     return int(text.split(".", 1)[0]) if WHOLE.fullmatch(text) else None
+
+
+def is_decimal(text: str) -> bool:
+    """Return whether a text is a number as scores are written; `01` and `2.21.1` are codes.
+
+    Example:
+        >>> is_decimal("4.64"), is_decimal(".5"), is_decimal("01"), is_decimal("nan")
+        (True, True, False, False)
+    """
+    return bool(text.strip("+-")) and DECIMAL.fullmatch(text) is not None
 
 
 def parse_number(text: str) -> float | str:

@@ -19,16 +19,22 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from qwen_task_heads.data.class_files import read_class_lines
+from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.hub_sets import (
     NoSuchSplit,
     canonical_split,
     error_at,
     first_few,
+    is_saved_dataset,
+    open_arrow,
     open_huggingface,
+    open_saved,
     split_name,
 )
 from qwen_task_heads.data.parsers import FileProblem, Row, TextRow, read_json, read_jsonl, wrong_kind
-from qwen_task_heads.data.tables import read_class_lines, read_csv, read_parquet, read_tsv
+from qwen_task_heads.data.sheets import read_excel
+from qwen_task_heads.data.tables import parquet_class_names, read_csv, read_parquet, read_tsv
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubs import HUBS, MODELSCOPE, fetch_modelscope
 
@@ -52,15 +58,18 @@ KINDS = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".xlsx": "xlsx",
 }
 # Of texts with labels, `train.txt` is data too; of preferences it is somebody's notes.
 TEXT_KINDS = {**KINDS, ".txt": "lines"}
-PARSERS: dict[str, Callable[[str], Iterator[Row]]] = {
+PARSERS: dict[str, Callable[[str, FileOptions], Iterator[Row]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "csv": read_csv,
     "tsv": read_tsv,
     "parquet": read_parquet,
+    "xlsx": read_excel,
     "lines": read_class_lines,
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
@@ -70,8 +79,8 @@ def read_rows(source: str, *, split: str | None = None, hub: str = "huggingface"
     """Read all rows of a source, in order.
 
     Args:
-        source: a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`), a folder of such files, a data set
-            id `owner/name`, or `modelscope:owner/name`.
+        source: a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.arrow`, `.xlsx`), a folder of such
+            files or one by `save_to_disk`, a data set id `owner/name`, or `modelscope:owner/name`.
         split: `train`, `dev` (also `validation`), `test`, or another split name of a hub data set.
             None reads the only split there is.
         hub: where ids without a prefix are looked up, `huggingface` or `modelscope`.
@@ -103,20 +112,24 @@ def open_source(
     hub: str = "huggingface",
     kinds: Mapping[str, str] = KINDS,
     streaming: bool = False,
+    options: FileOptions = PLAIN,
 ) -> list[tuple[str, Iterator[Row]]]:
     """Like `read_rows`, one `(name, rows)` per file, because columns are checked file by file.
 
-    `kinds` says which suffixes are data (`KINDS` or `TEXT_KINDS`); with `streaming`, rows of the Hugging Face
-    Hub are read as they arrive. Of ModelScope all files are fetched, and read as any folder (or its `data/`).
+    `kinds` says which suffixes are data (`KINDS` or `TEXT_KINDS`), and `options` how files are read. With
+    `streaming`, rows of the Hugging Face Hub are read as they arrive. Of ModelScope all files are fetched,
+    and read as any folder (or its `data/`).
     """
     source = os.fspath(source)
     if hub not in HUBS:
         raise error_at("hub", f"found {shorten(hub)}", f"accepted: {', '.join(HUBS)}", "choose one of them")
+    if os.path.isdir(source) and is_saved_dataset(source):
+        return [open_saved(source, split)]
     if os.path.isdir(source):
-        return [(path, _read_path(path, kinds)) for path in _folder_files(source, split, kinds)]
+        return [(path, _open_path(path, kinds, options)) for path in _folder_files(source, split, kinds)]
     if os.path.exists(source):
         _check_file_split(source, split)
-        return [(source, _read_path(source, kinds))]
+        return [(source, _open_path(source, kinds, options))]
     if source.startswith("modelscope:"):
         source, hub = source.removeprefix("modelscope:"), "modelscope"
     elif not _looks_like_id(source, kinds):
@@ -124,7 +137,7 @@ def open_source(
     if not HUB_ID.fullmatch(source):
         raise error_at(source, "no data set id", "accepted: owner/name", "check the id")
     if hub == MODELSCOPE:
-        return open_source(_modelscope_folder(source), split=split, kinds=kinds)
+        return open_source(_modelscope_folder(source), split=split, kinds=kinds, options=options)
     return [open_huggingface(source, split, streaming=streaming)]
 
 
@@ -172,7 +185,30 @@ def collect_rows(rows: Iterable[Row]) -> FileRows:
     return part
 
 
-def _read_path(path: str, kinds: Mapping[str, str]) -> Iterator[Row]:
+class _ParquetRows(Iterator[Row]):
+    """The rows of a Parquet file, and the class names of its schema."""
+
+    def __init__(self, path: str, rows: Iterator[Row]) -> None:
+        self._path, self._rows = path, rows
+
+    def __next__(self) -> Row:
+        return next(self._rows)
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Column -> names, as `datasets` wrote them."""
+        return parquet_class_names(self._path)
+
+
+def _open_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Iterator[Row]:
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".arrow" and os.path.isfile(path):
+        return open_arrow(path)
+    rows = _read_path(path, kinds, options)
+    return _ParquetRows(path, rows) if suffix == ".parquet" else rows
+
+
+def _read_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Iterator[Row]:
     kind = kinds.get(os.path.splitext(path)[1].lower())
     if kind is None:
         suffix = os.path.splitext(path)[1]
@@ -183,15 +219,16 @@ def _read_path(path: str, kinds: Mapping[str, str]) -> Iterator[Row]:
         found = "a broken link" if os.path.islink(path) else "no regular file"
         yield path, FileProblem(path, found, "accepted: regular files", "remove it or replace it")
     else:
-        yield from _read_file(path, kind)
+        yield from _read_file(path, kind, options)
 
 
-def _read_file(path: str, kind: str) -> Iterator[Row]:
+def _read_file(path: str, kind: str, options: FileOptions) -> Iterator[Row]:
     """Read one file.
 
     Args:
         path: as the user gave it; it stands in every source.
-        kind: `jsonl`, `json`, `csv`, `tsv` or `parquet`.
+        kind: a key of `PARSERS`.
+        options: encoding, and columns of tables without a header.
 
     Yields:
         `(source, dict)` or `(source, Problem)`; a `FileProblem` where the whole file is at fault.
@@ -201,7 +238,7 @@ def _read_file(path: str, kind: str) -> Iterator[Row]:
         if problem:
             yield path, problem
             return
-        yield from PARSERS[kind](path)
+        yield from PARSERS[kind](path, options)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         yield (

@@ -1,4 +1,4 @@
-"""A data set id of the Hugging Face Hub -> rows; and the names that splits go by.
+"""A data set of `datasets`, on the Hugging Face Hub or saved to disk -> rows; and the names of splits.
 
 Design: `datasets` is imported on use, code of a data set is never run
 (`trust_remote_code` is not passed), and whatever the network does becomes one `TaskHeadsError`.
@@ -7,9 +7,11 @@ Rows are numbered from 1, as in `owner/name[train]:row 17`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,42 @@ def _load_huggingface(name: str, *, streaming: bool) -> Any:
         raise _unfetched(name, "the Hugging Face Hub", error) from error
 
 
+def is_saved_dataset(folder: str) -> bool:
+    """Return whether a folder was written by `save_to_disk` of `datasets`."""
+    there = (os.path.isfile(os.path.join(folder, name)) for name in ("dataset_info.json", "state.json"))
+    return os.path.isfile(os.path.join(folder, "dataset_dict.json")) or all(there)
+
+
+def open_saved(folder: str, split: str | None) -> tuple[str, Iterator[Row]]:
+    """`(name, rows)` of a folder that was written by `save_to_disk`; rows are `HubRows`."""
+    return _pick_split(folder, _load_saved(folder, "load_from_disk"), split)
+
+
+def open_arrow(path: str) -> Iterator[Row]:
+    """Rows of an Arrow file of `datasets`, such as one of its cache."""
+    try:
+        return HubRows(path, _load_saved(path, "Dataset.from_file"))
+    except TaskHeadsError as error:
+        (problem,) = error.problems
+        found = FileProblem(problem.where, problem.found, problem.accepted, problem.remedy)
+        return iter([(path, found)])
+
+
+def _load_saved(path: str, loader: str) -> Any:
+    try:
+        import datasets
+        import pyarrow as pa
+    except ImportError as error:
+        raise _missing(path, "datasets", "train", error) from error
+    try:
+        return attrgetter(loader)(datasets)(path)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        reason = shorten(str(error).split("\n", 1)[0], 120)
+        found = f"what datasets cannot open ({type(error).__name__}: {reason})"
+        accepted = "accepted: what save_to_disk of datasets wrote, as a whole"
+        raise error_at(path, found, accepted, "save it again, or as Parquet by to_parquet") from error
+
+
 def _missing(where: str, package: str, extra: str, error: ImportError) -> TaskHeadsError:
     found = f"a data set id, but {package} is not installed ({error})"
     return error_at(
@@ -107,23 +145,25 @@ class HubRows(Iterator[Row]):
     """
 
     def __init__(self, part: str, rows: Any) -> None:
-        self.class_names: dict[str, tuple[str, ...]] = _class_names(rows)
+        self.class_names = names_of_classes(getattr(rows, "features", None))
         self._rows = _hub_rows(part, rows)
 
     def __next__(self) -> Row:
         return next(self._rows)
 
 
-def _class_names(rows: Any) -> dict[str, tuple[str, ...]]:
-    """Column -> names, for the columns of `ClassLabel`, and for lists of these."""
+def names_of_classes(features: Any) -> dict[str, tuple[str, ...]]:
+    """Return column -> names, for the columns of `ClassLabel`, and for lists of these.
+
+    Args:
+        features: of `datasets`; None where nothing declares them.
+    """
     try:
         import datasets
     except ImportError:  # plain rows need no datasets, and declare nothing
         return {}
-    if not isinstance(rows, datasets.Dataset | datasets.IterableDataset):
-        return {}
     result = {}
-    for column, feature in (rows.features or {}).items():  # None where a stream does not say
+    for column, feature in features.items() if isinstance(features, datasets.Features) else ():
         inner = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
         if isinstance(inner, datasets.ClassLabel) and inner.names:
             result[column] = tuple(inner.names)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen_task_heads.data.hub_sets import is_saved_dataset
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 LabelTexts = dict[str, tuple[Any, ...]]  # fields of `LabelMap`
@@ -40,7 +41,7 @@ def read_label_file(path: str | os.PathLike[str]) -> LabelTexts:
 
 
 def find_label_file(source: str) -> str | None:
-    """The label file of a local source: in its folder, or next to the file.
+    """The label file of a local source: in its folder, or next to the file or what `save_to_disk` wrote.
 
     Returns:
         Its path, the first of `LABEL_FILES` that is there; None without one, and for ids of a hub.
@@ -49,7 +50,8 @@ def find_label_file(source: str) -> str | None:
         TaskHeadsError: several are there and do not say the same.
     """
     place = Path(source)
-    folder = place if place.is_dir() else place.parent if place.is_file() else None
+    is_folder = place.is_dir() and not is_saved_dataset(source)  # which is one thing, as a file is
+    folder = place if is_folder else place.parent if place.exists() else None
     found = [folder / name for name in LABEL_FILES if (folder / name).is_file()] if folder else []
     if len(found) > 1 and len({read_label_file(path)["names"] for path in found}) > 1:
         names = " and ".join(path.name for path in found)

@@ -19,11 +19,12 @@ that `Food, drink` is not torn.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from qwen_task_heads.data.cells import MISSING, parse_number, whole_number
+from qwen_task_heads.data.cells import MISSING, is_decimal, whole_number
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_columns import RawText
@@ -100,7 +101,7 @@ def are_codes(names: Iterable[str]) -> bool:
         >>> are_codes(["2", "2.1", "V15"]), are_codes(["2", "sport"]), are_codes(["1", "2"])
         (True, False, False)
     """
-    others = [name for name in names if not is_whole(name)]
+    others = [name for name in names if whole_number(name) is None]
     return bool(others) and all(DIGIT.search(name) for name in others)
 
 
@@ -164,12 +165,13 @@ def _conversion(train: RawTexts, labels: LabelMap | None, *, is_class: bool) -> 
         return _as_number
     if labels is not None and texts.keys() <= labels.spelled.keys():
         # In a table nothing tells the name 1 from the id 1; in JSON the quotes do.
-        return None if textual and all(map(is_whole, labels.names)) else _as_name
+        numbered = all(whole_number(name) is not None for name in labels.names)
+        return None if textual and numbered else partial(_as_spelled, labels.spelled.keys())
     if all(whole_number(text) is not None for text in texts):
         return _as_number
     if labels is not None:
         return None
-    if all(isinstance(parse_number(text), float) for text in texts):
+    if all(map(is_decimal, texts)):
         if is_class:
             return _as_name
         text = next(text for text in texts if whole_number(text) is None)
@@ -185,6 +187,11 @@ def _conversion(train: RawTexts, labels: LabelMap | None, *, is_class: bool) -> 
 def _as_number(label: Any) -> Any:
     number = whole_number(label.strip()) if isinstance(label, str) else None
     return label if number is None else number
+
+
+def _as_spelled(known: Collection[str], label: Any) -> Any:
+    """A name of the given labels; what is none of them may be an id."""
+    return str(label) if str(label).strip() in known else _as_number(label)
 
 
 def _one_less(label: Any) -> Any:

@@ -6,7 +6,7 @@ Design:
   the row, counted from 1 (`train.parquet:row 17`).
 - A defect of the whole file (wrong kind, unreadable) is a `FileProblem`: one message, not one per line,
   and `bad_rows="skip"` never passes over it.
-- Text is UTF-8, with or without a byte order mark. Guessing an encoding trains on mojibake without a word.
+- Text is UTF-8, with or without a byte order mark, or of the encoding that is named (`file_options.py`).
 - A `.json` file may hold one document or JSON lines: published data sets use the suffix for both. Its first
   lines decide (`_holds_json_lines`), and a defective line is one row's problem, not the whole file's.
 - A JSON `null` stays `None` and is refused where it is used.
@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, BinaryIO
 
+from qwen_task_heads.data.file_options import PLAIN, FileOptions, bad_byte
 from qwen_task_heads.errors import Problem, shorten
 
 Row = tuple[str, "dict[str, Any] | Problem"]
@@ -41,6 +42,7 @@ MAGIC = {
     b"\xfe\xff": "UTF-16 text",
     b"SQLite format 3": "an SQLite database",
 }
+KIND_NAMES = {"parquet": "a Parquet file", "xlsx": "an Excel workbook (.xlsx)", "arrow": "an Arrow file"}
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -64,7 +66,9 @@ def wrong_kind(path: str, kind: str) -> FileProblem | None:
         head = stream.read(4096)
     if not head:
         return FileProblem(path, "the file is empty", "accepted: at least one row", "check what wrote it")
-    accepted = "accepted: " + ("a Parquet file" if kind == "parquet" else f"UTF-8 text in {kind.upper()}")
+    if kind == "xlsx" and head.startswith(b"PK\x03\x04"):
+        return None
+    accepted = "accepted: " + KIND_NAMES.get(kind, f"UTF-8 text in {kind.upper()}")
     found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
     if kind == "parquet":
         if found == "a Parquet file":
@@ -109,13 +113,7 @@ def line_too_long(where: str) -> Problem:
     return Problem(where, "the line is too long", limit, "cut the text, or check for missing line ends")
 
 
-def bad_byte(where: str, byte: int, position: int) -> Problem:
-    """The problem of a byte that is not UTF-8; `position` counts from 1."""
-    found = f"byte 0x{byte:02x} at position {position:,} of the line is not UTF-8"
-    return Problem(where, found, "accepted: UTF-8", "save the file as UTF-8")
-
-
-def read_jsonl(path: str) -> Iterator[Row]:
+def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
     """Rows of a file with one JSON object per line; blank lines are passed over."""
     held: list[tuple[str, Problem]] = []  # errors before the first good line: maybe a file of another kind
     good = False
@@ -124,7 +122,7 @@ def read_jsonl(path: str) -> Iterator[Row]:
             if not line.strip():
                 continue
             where = f"{path}:{number}"
-            row = _json_line(where, line)
+            row = _json_line(where, line, options)
             if isinstance(row, Problem) and not good:
                 held.append((where, row))
                 continue
@@ -146,13 +144,12 @@ def read_jsonl(path: str) -> Iterator[Row]:
     yield where, FileProblem(where, found, accepted, "give the file the suffix of its kind, or convert it")
 
 
-def _json_line(where: str, line: bytes) -> dict[str, Any] | Problem:
+def _json_line(where: str, line: bytes, options: FileOptions) -> dict[str, Any] | Problem:
     if len(line) > MAX_LINE_BYTES:
         return line_too_long(where)
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return bad_byte(where, line[error.start], error.start + 1)
+    text = options.decode(line, where)
+    if isinstance(text, Problem):
+        return text
     value = _parse_json(where, text)
     if isinstance(value, Problem) and not line.endswith(b"\n"):
         return Problem(
@@ -236,13 +233,13 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def read_json(path: str) -> Iterator[Row]:
+def read_json(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
     """Rows of a file that is one JSON array, or one object around an array; numbered from 1.
 
     JSON lines under this suffix are read as `read_jsonl` reads them, and keep their line numbers.
     """
     if _holds_json_lines(path):
-        yield from read_jsonl(path)
+        yield from read_jsonl(path, options)
         return
     accepted = "accepted: an array of objects, an object with one such array, or an object per line"
     if os.path.getsize(path) > MAX_JSON_BYTES:
@@ -254,11 +251,13 @@ def read_json(path: str) -> Iterator[Row]:
     with open(path, "rb") as stream:
         content = stream.read().removeprefix(b"\xef\xbb\xbf")
     try:
-        text = content.decode("utf-8")
+        text = content.decode(options.encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start)
-        position = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
-        bad = bad_byte(f"{path}:{line + 1}", content[error.start], position)
+        begin = content.rfind(b"\n", 0, error.start) + 1
+        end = content.find(b"\n", error.start)
+        around = content[begin : end if end >= 0 else len(content)][:MAX_LINE_BYTES]
+        bad = bad_byte(f"{path}:{line + 1}", around, error.start - begin, encoding=options.encoding)
         yield path, FileProblem(bad.where, bad.found, bad.accepted, bad.remedy)
         return
     value = _parse_json(path, text)

@@ -36,6 +36,7 @@ from qwen_task_heads.data.columns import (
 from qwen_task_heads.data.doctor import Finding, ReadReport, examine, swapped_problem
 from qwen_task_heads.data.evidence import groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
+from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.formats import Row, collect_rows, open_source
 from qwen_task_heads.data.hub_sets import HubRows
 from qwen_task_heads.data.layout import GROUP, HEADLINE, Layout, read_layout
@@ -93,7 +94,12 @@ class _Collected:
 
 
 def read_pairs(
-    source: str, *, split: str | None = None, hub: str = "huggingface", bad_rows: str = "raise"
+    source: str,
+    *,
+    split: str | None = None,
+    hub: str = "huggingface",
+    bad_rows: str = "raise",
+    options: FileOptions = PLAIN,
 ) -> PairData:
     """Read preferences from a file, a folder, or a data set id.
 
@@ -101,11 +107,12 @@ def read_pairs(
     their roles, and no chat template is applied. The report counts such rows.
 
     Args:
-        source: JSONL, JSON, CSV, TSV or Parquet; a folder of these; `owner/name` of a hub, also as
-            `modelscope:owner/name`. An existing path wins over an id.
+        source: JSONL, JSON, CSV, TSV, Parquet, Arrow or Excel; a folder of these, or one by `save_to_disk`;
+            `owner/name` of a hub, also as `modelscope:owner/name`. An existing path wins over an id.
         split: `train`, `dev` or `test` of a folder or hub data set that holds several.
         hub: where an id without prefix is looked up, `huggingface` or `modelscope`.
         bad_rows: `raise` names every refused row in one error; `skip` leaves them out and counts them.
+        options: encoding of text files, and columns of tables without a header.
 
     Returns:
         Pairs, groups and the report, with `report.rows_read == report.used + report.refused`.
@@ -129,7 +136,7 @@ def read_pairs(
         found = f"found {shorten(bad_rows)}"
         raise TaskHeadsError(Problem("bad_rows", found, "accepted: raise, skip", "choose one of them"))
     found_so_far = _Collected()
-    for name, rows in open_source(source, split=split, hub=hub):
+    for name, rows in open_source(source, split=split, hub=hub, options=options):
         _read_part(name, rows, found_so_far)
     groups = _close_groups(found_so_far)
     return _finish(os.fspath(source), found_so_far, groups, skip=bad_rows == "skip")

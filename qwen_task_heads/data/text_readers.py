@@ -22,13 +22,16 @@ A class file (`train.txt`) holds `text<TAB>label` lines, with `class.txt` or `la
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from qwen_task_heads.data.class_files import is_label_first
 from qwen_task_heads.data.columns import RowReader
 from qwen_task_heads.data.conversations import CONVERSATIONS, read_messages
+from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.formats import TEXT_KINDS, collect_rows, open_source
 from qwen_task_heads.data.hub_sets import HubRows
 from qwen_task_heads.data.parsers import FileProblem, Row
@@ -54,6 +57,7 @@ class RawTexts:
         spoken: rows in which others than the user speak; what they say is no part of the text.
         hidden: rows whose label is -1, as benchmarks mark a test set whose labels they keep.
         unread: columns that mean nothing here, in order of appearance.
+        notes: what else to know of how the files were read.
         cut_at: `max_samples`, where it left rows unread.
     """
 
@@ -69,6 +73,7 @@ class RawTexts:
     spoken: list[str] = field(default_factory=list)
     hidden: int = 0
     unread: dict[str, None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     cut_at: int | None = None
 
 
@@ -80,30 +85,34 @@ def read_texts(
     problem_type: str | None = None,
     max_samples: int | None = None,
     streaming: bool = False,
+    options: FileOptions = PLAIN,
 ) -> RawTexts:
     """Read labelled texts from a file, a folder, or a data set id; labels are resolved later.
 
     Args:
-        source: JSONL, JSON, CSV, TSV, Parquet or a class file; a folder of these; `owner/name` of a hub, also
-            as `modelscope:owner/name`. An existing path wins over an id.
+        source: JSONL, JSON, CSV, TSV, Parquet, Arrow, Excel or a class file; a folder of these, or one by
+            `save_to_disk`; `owner/name` of a hub, also as `modelscope:owner/name`. An existing path wins.
         split: `train`, `dev` or `test` of a folder or hub data set that holds several.
         hub: where an id without prefix is looked up, `huggingface` or `modelscope`.
         problem_type: what is trained, or None to tell it by the target column.
         max_samples: read no more rows than this, or None for all.
         streaming: read the rows of a hub as they arrive.
+        options: encoding of text files, and columns of tables without a header.
 
     Raises:
         TaskHeadsError: the source, split or hub does not exist or cannot be fetched. Defects of files and
             rows are collected, not raised.
     """
     result = RawTexts(source=source)
-    opened = open_source(source, split=split, hub=hub, kinds=TEXT_KINDS, streaming=streaming)
+    opened = open_source(source, split=split, hub=hub, kinds=TEXT_KINDS, streaming=streaming, options=options)
     for name, rows in opened:
         left = None if max_samples is None else max_samples - result.rows_read
         if left == 0:
             result.cut_at = max_samples
             break
         _read_part(name, rows, result, problem_type=problem_type or result.kind or None, left=left)
+        if name.endswith(".txt") and os.path.isfile(name) and is_label_first(name, options):
+            result.notes.append(f"each line of {os.path.basename(name)} begins with its label")
         if left is not None and next(iter(rows), None) is not None:
             result.cut_at = max_samples
     return result
@@ -145,7 +154,7 @@ def _read_part(
         return
     result.kind, result.target = result.kind or layout.kind, result.target or layout.target
     result.unread.update(dict.fromkeys(layout.unread))
-    names = rows.class_names.get(layout.target, ()) if isinstance(rows, HubRows) else ()
+    names = getattr(rows, "class_names", {}).get(layout.target, ())
     result.class_names = result.class_names or names
     for where, values in part.good:
         reader = RowReader(where, values)
@@ -195,7 +204,12 @@ class InputProblem(Problem):
 
 
 def read_inputs(
-    source: str, *, split: str | None = None, hub: str = "huggingface", streaming: bool = False
+    source: str,
+    *,
+    split: str | None = None,
+    hub: str = "huggingface",
+    streaming: bool = False,
+    options: FileOptions = PLAIN,
 ) -> Iterator[tuple[str, TextInput | Problem]]:
     """Read texts to predict, as the rows come: JSONL, Parquet and class files in constant memory.
 
@@ -207,6 +221,7 @@ def read_inputs(
         split: split of a folder or hub data set that holds several.
         hub: where an id without prefix is looked up.
         streaming: read the rows of a hub as they arrive.
+        options: encoding of text files, and columns of tables without a header.
 
     Returns:
         An iterator of `(where, text)`, or `(where, problem)` for a row without a text (an `InputProblem`
@@ -225,7 +240,7 @@ def read_inputs(
         >>> one.text, one.row["id"], two.found
         ('fine', 7, "no 'text'")
     """
-    opened = open_source(source, split=split, hub=hub, kinds=TEXT_KINDS, streaming=streaming)
+    opened = open_source(source, split=split, hub=hub, kinds=TEXT_KINDS, streaming=streaming, options=options)
     return _inputs(opened)
 
 

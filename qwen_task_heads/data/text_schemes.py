@@ -81,7 +81,9 @@ def derive_scheme(
         found = f"{given_by} says {shorten(given.names)}, and the data set {shorten(class_names)}"
         raise error_at(source, found, "the labels of the data set", "remove the label file, or correct it")
     if given is None and class_names:
-        return _checked(Scheme(problem_type, LabelMap(class_names), "declared by the data set"), source)
+        return _checked(
+            Scheme(problem_type, LabelMap(class_names), "the class names of the data set"), source
+        )
     if given is not None:
         by_name = given.are_numbers and _numbers_are_names(rows, given, source=source)
         return _checked(Scheme(problem_type, given, given_by, by_name), source)

@@ -21,6 +21,7 @@ from pathlib import Path
 from qwen_task_heads.data.doctor import ReadReport, find_overlaps, shared_lines
 from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.label_values import settle_labels
 from qwen_task_heads.data.labels import LabelMap, check_same
@@ -117,6 +118,8 @@ def read_text_sets(
     streaming: bool = False,
     mix: str | Sequence[str] | None = None,
     mix_ratio: float = 2.0,
+    encoding: str = UTF_8,
+    columns: Sequence[str] = (),
 ) -> TextSets:
     """Read the sets of a text classifier; `text_readers.py` lists the columns that are accepted.
 
@@ -141,6 +144,8 @@ def read_text_sets(
         mix: files, folders or ids of other training sets with the same labels, rows of which are added to
             train (`mixing.py`); a set's training split where it has several.
         mix_ratio: own rows for one row of these.
+        encoding: of text files, such as `gb18030`.
+        columns: names of the columns of CSV and TSV files without a header.
 
     Raises:
         TaskHeadsError: all the problems of all the files: unreadable sources, unknown or ambiguous columns,
@@ -168,6 +173,7 @@ def read_text_sets(
         raise TaskHeadsError(
             Problem("streaming", found, accepted, "drop it: the data is read from its files")
         )
+    options = options_of(encoding, columns)
     told = [problem_type]  # the training set, read first, says what the others are read as
     limit = [max_samples]  # of the training set
 
@@ -179,6 +185,7 @@ def read_text_sets(
             problem_type=told[0],
             max_samples=limit[0],
             streaming=streaming,
+            options=options,
         )
         told[0], limit[0] = told[0] or texts.kind or None, None
         return texts
@@ -216,6 +223,7 @@ def read_text_sets(
         raise TaskHeadsError(problems)
     lines = [f"{role}: {line}" for role, report in reports.items() for line in report.lines()]
     for role, raw in raws.items():
+        lines += [f"{role}: {note}" for note in raw.notes]
         if raw.cut_at is not None:
             lines.append(f"{role}: only the first {raw.cut_at:,} rows were read")
     if hidden:

@@ -7,7 +7,7 @@ the one error is raised.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from qwen_task_heads.data.doctor import find_overlaps, shared_lines
 from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample
+from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.layout import unread_lines
 from qwen_task_heads.data.readers import read_pairs
 from qwen_task_heads.data.roles import read_roles
@@ -97,6 +98,8 @@ def read_title_sets(
     bad_rows: str = "raise",
     min_impressions: int = 0,
     max_p_value: float = 1.0,
+    encoding: str = UTF_8,
+    columns: Sequence[str] = (),
 ) -> TitleSets:
     """Read the sets of a title scorer.
 
@@ -113,6 +116,8 @@ def read_title_sets(
         min_impressions: of arms; both titles of a pair need as many.
         max_p_value: of arms; pairs whose clicks differ less clearly are left out, and from the groups the
             tests without any other pair.
+        encoding: of text files, such as `gb18030`.
+        columns: names of the columns of CSV and TSV files without a header.
 
     Raises:
         TaskHeadsError: all the problems of all the files, or an empty set.
@@ -125,12 +130,12 @@ def read_title_sets(
     """
     if test_fraction is not None:
         check_fraction(test_fraction, "test_fraction")
-    source = locate_set(source, "titles")
+    source, options = locate_set(source, "titles"), options_of(encoding, columns)
     read, places, problems = read_roles(
         source,
         dev=dev,
         test=test,
-        read=lambda place, split: read_pairs(place, split=split, hub=hub, bad_rows=bad_rows),
+        read=lambda place, split: read_pairs(place, split=split, hub=hub, bad_rows=bad_rows, options=options),
     )
     if problems:
         raise TaskHeadsError(problems)

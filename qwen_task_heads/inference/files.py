@@ -18,12 +18,13 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from qwen_task_heads.data.file_options import PLAIN, UTF_8, FileOptions, options_of
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.parsers import FileProblem
 from qwen_task_heads.data.text_readers import InputProblem, TextInput, read_inputs
@@ -59,6 +60,7 @@ def scan_inputs(
     bad_rows: str = "raise",
     candidates: str | None = None,
     labels: LabelMap | None = None,
+    files: FileOptions = PLAIN,
 ) -> InputScan:
     """Read a whole input without a model.
 
@@ -69,6 +71,7 @@ def scan_inputs(
         bad_rows: `raise`: every bad row is named, in one error; `skip`: they are counted.
         candidates: the column with the labels that a row offers, which are held against `labels`.
         labels: those of a model that writes them.
+        files: encoding of text files, and columns of tables without a header.
 
     Raises:
         TaskHeadsError: bad rows, a column that no row has, or a file that is damaged as a whole, which is
@@ -78,7 +81,7 @@ def scan_inputs(
         raise _problem("bad_rows", f"found {bad_rows!r}", "raise, skip", "choose one of them")
     digest, columns, problems = hashlib.sha256(), dict[str, None](), []
     rows = errors = pairs = without = 0
-    for _, item in _inputs(source, split=split, hub=hub, candidates=candidates, labels=labels):
+    for _, item in _inputs(source, split=split, hub=hub, candidates=candidates, labels=labels, files=files):
         rows += 1
         if isinstance(item, Problem):
             errors += 1
@@ -116,6 +119,8 @@ def predict_file(
     abstain: float | None = None,
     prefix: str = "predicted_",
     candidates: str | None = None,
+    encoding: str = UTF_8,
+    columns: Sequence[str] = (),
     block_rows: int = 2048,
     process_index: int = 0,
     num_processes: int = 1,
@@ -137,6 +142,8 @@ def predict_file(
         prefix: before the names of the answer's columns.
         candidates: of models that give one label, the column with the labels that a row offers (a list, or
             separated by commas; empty for all): the answer is one of these.
+        encoding: of text files, such as `gb18030`.
+        columns: names of the columns of CSV and TSV files without a header.
         block_rows: rows that are computed and written at a time.
         process_index: which of the processes this is.
         num_processes: how many there are.
@@ -160,6 +167,7 @@ def predict_file(
     if candidates is not None:
         labels = labels_to_choose(model, revision=scorer.get("revision"), hub=hub)
     read: dict[str, Any] = {"split": split, "hub": hub, "candidates": candidates, "labels": labels}
+    read["files"] = options_of(encoding, columns)
     scan = scan_inputs(source, bad_rows=bad_rows, **read)
     if isinstance(model, (str, Path)):
         model = open_scorer(str(model), hub=hub, progress=False, **scorer)
@@ -183,7 +191,7 @@ def predict_file(
         "candidates": candidates, **options,
     }  # fmt: skip
     parts = Parts(output, rows=scan.rows, block_rows=block_rows, identity=identity)
-    columns = _columns(scan, config, prefix=prefix)
+    header = _columns(scan, config, prefix=prefix)
     parts.check()
     wait()  # nobody writes before everybody has looked
     missing: list[int] = []
@@ -210,7 +218,7 @@ def predict_file(
     if process_index != 0:
         return None
     report = FileReport(output)
-    parts.assemble(columns=columns, rows=report.counted(parts.read(), prefix=prefix))
+    parts.assemble(columns=header, rows=report.counted(parts.read(), prefix=prefix))
     report.seconds = time.monotonic() - started
     report.resumed = scan.rows - sum(min(block_rows, scan.rows - block * block_rows) for block in missing)
     report.notes = _notes(scan, model, candidates=candidates)
@@ -220,10 +228,16 @@ def predict_file(
 
 
 def _inputs(
-    source: str, *, split: str | None, hub: str, candidates: str | None, labels: LabelMap | None
+    source: str,
+    *,
+    split: str | None,
+    hub: str,
+    candidates: str | None,
+    labels: LabelMap | None,
+    files: FileOptions,
 ) -> Iterator[tuple[str, TextInput | Problem]]:
     """The rows of a file, with the labels that they offer."""
-    items = read_inputs(source, split=split, hub=hub)
+    items = read_inputs(source, split=split, hub=hub, options=files)
     if candidates is None or labels is None:
         return items
     return with_offers(items, column=candidates, labels=labels)

@@ -70,6 +70,13 @@ class DataArguments(PublishArguments):
     bad_rows: str = field(
         default="raise", metadata={"help": "raise: refuse the file; skip: leave rows out, counted."}
     )
+    encoding: str = field(
+        default="utf-8", metadata={"help": "Of text files, such as gb18030, gbk, big5 or cp1252."}
+    )
+    columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the columns of CSV and TSV without a header, such as label,title,text."},
+    )
     instruction: str | None = field(
         default=None, metadata={"help": "Text before every text; control tokens are meant."}
     )

@@ -113,7 +113,7 @@ class ClassifierArguments(HeadArguments):
         """Arguments of `read_text_sets` that were given, beside the source."""
         names = (
             "problem_type", "labels", "dev_fraction", "test_fraction", "hub", "bad_rows", "max_samples",
-            "streaming", "mix", "mix_ratio",
+            "streaming", "mix", "mix_ratio", "encoding", "columns",
         )  # fmt: skip
         options = {name: self.__dict__[name] for name in names}
         options |= {"dev": self.dev_dataset, "test": self.test_dataset}

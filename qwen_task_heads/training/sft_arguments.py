@@ -66,6 +66,7 @@ class SftArguments(DataArguments):
         """Arguments of `read_text_sets` that were given, beside the source."""
         names = (
             "labels", "dev_fraction", "test_fraction", "hub", "bad_rows", "max_samples", "mix", "mix_ratio",
+            "encoding", "columns",
         )  # fmt: skip
         options = {name: self.__dict__[name] for name in names}
         options |= {"dev": self.dev_dataset, "test": self.test_dataset}

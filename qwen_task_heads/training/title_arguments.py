@@ -47,8 +47,11 @@ class TitleArguments(HeadArguments):
 
     def data_options(self) -> dict[str, Any]:
         """Arguments of `read_title_sets` beside the source."""
-        names = ("dev_fraction", "test_fraction", "hub", "bad_rows", "min_impressions", "max_p_value")
+        names = (
+            "dev_fraction", "test_fraction", "hub", "bad_rows", "min_impressions", "max_p_value", "encoding",
+        )  # fmt: skip
         options = {name: self.__dict__[name] for name in names}
+        options["columns"] = self.columns or ()
         return {"dev": self.dev_dataset, "test": self.test_dataset, **options}
 
     def loss_options(self) -> dict[str, float]:

@@ -121,7 +121,10 @@ def test_numbers_are_parsed_in_csv_only(tmp_path: Path) -> None:
         ("a.csv", 'chosen,"rejected\na,b\n', "header: malformed"),
         ("a.parquet", b"PAR1 and nothing else", "damaged after row 0"),
         ("a.parquet", LINE, "no Parquet file"),
-        ("a.xlsx", b"PK\x03\x04", "the suffix '.xlsx'"),
+        ("a.xlsx", b"PK\x03\x04", "no workbook"),
+        ("a.xlsx", LINE, "no workbook"),
+        ("a.xls", LINE, "the suffix '.xls'"),
+        ("a.arrow", LINE, "cannot open"),
         ("rows", LINE, "no suffix"),
     ],
 )
