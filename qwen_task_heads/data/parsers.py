@@ -140,8 +140,13 @@ def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
         return
     where, first = held[0]
     found = f"not one of {len(held):,} lines is a JSON object (the first: {first.found})"
-    accepted = "accepted: one JSON object per line"
-    yield where, FileProblem(where, found, accepted, "give the file the suffix of its kind, or convert it")
+    accepted, remedy = (
+        "accepted: one JSON object per line",
+        "give the file the suffix of its kind, or convert it",
+    )
+    if "--encoding" in first.remedy:
+        accepted, remedy = first.accepted, first.remedy
+    yield where, FileProblem(where, found, accepted, remedy)
 
 
 def _json_line(where: str, line: bytes, options: FileOptions) -> dict[str, Any] | Problem:

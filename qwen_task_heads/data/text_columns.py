@@ -64,7 +64,8 @@ def read_text(row: RowReader, layout: TextLayout) -> RawText | None:
     texts = ["\n".join(texts)] if is_alpaca else texts
     value = _read_target(row, layout) if layout.target in row.values else None
     name = _read_name(row, layout.name) if layout.name else ""
-    candidates = read_candidates(row, value) if layout.target == "output" else ()
+    offers = layout.target == "output" and "category" not in layout.absent
+    candidates = read_candidates(row, value) if offers else ()
     weight = row.number("weight", low=1e-6, high=MAX_NUMBER, accepted="a number over 0, to 1e6")
     group = row.group()
     if row.problems or not complete:

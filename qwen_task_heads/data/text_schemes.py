@@ -25,9 +25,11 @@ from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.label_values import are_codes
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_columns import RawText
+from qwen_task_heads.data.text_layout import ANSWERS
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 SHOWN = 8
+FREE_ROWS = 20  # rows from which as many labels as texts are a mistake
 MEND_NAMES = "correct one of the two, or drop the column of names"
 ANOTHER = "correct it, or name a label file that has it with --labels"
 
@@ -122,6 +124,10 @@ def derive_scheme(
     if not stated:
         found = "no label in any row"
         raise error_at(source, found, "at least two labels", "check the label column")
+    if len(rows) >= FREE_ROWS and 2 * len(stated) > len(rows) and problem_type in ANSWERS:
+        found = f"{len(stated):,} different labels in {len(rows):,} rows, which look like texts"
+        remedy = "check the label column, or name the labels in labels.yaml (--labels)"
+        raise error_at(source, found, "labels that several rows have", remedy)
     labels = LabelMap(tuple(sorted(stated)))
     return _checked(Scheme(problem_type, labels, "the names in train, sorted", has_ids=False), source)
 
