@@ -7,17 +7,20 @@ Accepted columns (`weight` and one of `group_id`, `test_id`, `group` are optiona
 | one text | text, or sentence; content where there is neither, and no title |
 | two texts | text_a + text_b, sentence1 + sentence2, premise + hypothesis, question1 + question2, |
 | | text + text_b, text + text_pair |
-| conversation | messages: list of {"role", "content"}; the text is what the user says, joined by line ends |
+| conversation | messages, or conversations of ShareGPT: what the user says, joined by line ends |
+| Alpaca | instruction, perhaps input: joined by a line end |
 
 | target | columns | in CSV and TSV |
 |---|---|---|
-| one label | label: an id from 0, or a name; perhaps label_name beside an id | as they stand |
-| several labels | labels: list of ids or of names, perhaps empty | `a|b`, or a JSON list, `[]` for none |
+| one label | label: an id, or a name; perhaps label_name, label_text or label_desc beside it | the same |
+| | output of Alpaca; the last message of a conversation | the same |
+| several labels | labels: list of ids or of names, perhaps empty; or text, `a|b` | `a|b`, a list, `[]` |
 | score | score (or label, where regression is asked for): a number, or a list | a number, or a JSON list |
 | soft label | probabilities: list by id, or mapping of names, that sums to 1 | JSON |
-| candidates | category: names, as list or separated by commas; output: one of them | as they stand |
+| candidates | category: names, as list or separated by commas; output: one of them | the same |
 
-A class file (`train.txt`) holds `text<TAB>label` lines, with `class.txt` or `labels.txt` next to it.
+A class file (`train.txt`) holds `text<TAB>label` lines, or others of `class_files.py`, with `class.txt` or
+`labels.txt` next to it. What the values of labels mean is in `label_values.py`.
 """
 
 from __future__ import annotations
