@@ -22,6 +22,7 @@ from typing import Any
 from qwen_task_heads.data.class_files import read_class_lines
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.hub_sets import (
+    NamedRows,
     NoSuchSplit,
     canonical_split,
     error_at,
@@ -185,7 +186,7 @@ def collect_rows(rows: Iterable[Row]) -> FileRows:
     return part
 
 
-class _ParquetRows(Iterator[Row]):
+class _ParquetRows(NamedRows):
     """The rows of a Parquet file, and the class names of its schema."""
 
     def __init__(self, path: str, rows: Iterator[Row]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from operator import attrgetter
@@ -136,7 +137,16 @@ def _pick_split(name: str, found: Any, split: str | None) -> tuple[str, Iterator
     return part, HubRows(part, splits[wanted[0]])
 
 
-class HubRows(Iterator[Row]):
+class NamedRows(Iterator[Row]):
+    """Rows whose columns may declare the names of their classes."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Column -> names of its classes."""
+
+
+class HubRows(NamedRows):
     """The rows of one split, and the class names that its columns declare.
 
     Args:
@@ -145,25 +155,37 @@ class HubRows(Iterator[Row]):
     """
 
     def __init__(self, part: str, rows: Any) -> None:
-        self.class_names = names_of_classes(getattr(rows, "features", None))
+        self._class_names = _declared(rows)
         self._rows = _hub_rows(part, rows)
 
     def __next__(self) -> Row:
         return next(self._rows)
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Column -> names of its classes."""
+        return self._class_names
+
+
+def _declared(rows: Any) -> dict[str, tuple[str, ...]]:
+    try:
+        import datasets
+    except ImportError:  # plain rows need no datasets, and declare nothing
+        return {}
+    is_set = isinstance(rows, datasets.Dataset | datasets.IterableDataset)
+    return names_of_classes(rows.features) if is_set and rows.features else {}  # a stream may not say
 
 
 def names_of_classes(features: Any) -> dict[str, tuple[str, ...]]:
     """Return column -> names, for the columns of `ClassLabel`, and for lists of these.
 
     Args:
-        features: of `datasets`; None where nothing declares them.
+        features: of `datasets`.
     """
-    try:
-        import datasets
-    except ImportError:  # plain rows need no datasets, and declare nothing
-        return {}
+    import datasets
+
     result = {}
-    for column, feature in features.items() if isinstance(features, datasets.Features) else ():
+    for column, feature in features.items():
         inner = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
         if isinstance(inner, datasets.ClassLabel) and inner.names:
             result[column] = tuple(inner.names)

@@ -36,7 +36,7 @@ from qwen_task_heads.data.columns import RowReader
 from qwen_task_heads.data.conversations import CONVERSATIONS, read_messages
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.formats import TEXT_KINDS, collect_rows, open_source
-from qwen_task_heads.data.hub_sets import HubRows
+from qwen_task_heads.data.hub_sets import HubRows, NamedRows
 from qwen_task_heads.data.parsers import FileProblem, Row
 from qwen_task_heads.data.text_columns import RawText, read_text
 from qwen_task_heads.data.text_layout import ALPACA, TextLayout, forms_of, read_text_layout
@@ -157,7 +157,7 @@ def _read_part(
         return
     result.kind, result.target = result.kind or layout.kind, result.target or layout.target
     result.unread.update(dict.fromkeys(layout.unread))
-    names = getattr(rows, "class_names", {}).get(layout.target, ())
+    names = rows.class_names.get(layout.target, ()) if isinstance(rows, NamedRows) else ()
     result.class_names = result.class_names or names
     for where, values in part.good:
         reader = RowReader(where, values)
