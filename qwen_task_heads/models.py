@@ -24,6 +24,7 @@ from qwen_task_heads.backbones import locate
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.dtypes import store_in
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.head_rows import LABEL_FIELDS, check_added, relabeled, set_labels
 from qwen_task_heads.hubcode.configuration_task_heads import (
     PooledClassifierConfig,
     TaskHeadError,
@@ -87,7 +88,9 @@ def build(
         task: `title_scorer` or `pooled_classifier`.
         revision: branch, tag or commit of the backbone; the commit is stored in the config.
         hub: where ids are looked up, `huggingface` or `modelscope`.
-        labels: label names of a classifier, in the order of their ids.
+        labels: label names of a classifier, in the order of their ids. Those of a saved classifier must be
+            among them, in any order if others are added: rows of its head move by name, and a new one
+            starts as the mean of these (`head_rows`).
         dtype: of the backbone; the head is always fp32.
         model_kwargs: passed on to transformers (`attn_implementation`, `device_map`, ...).
         **head: fields of the config: `pooling`, `head`, `head_sizes`, `problem_type`, ...; with
@@ -110,12 +113,12 @@ def build(
         raise TaskHeadsError.of(
             f"--{unknown[0]}", "an option that no head has", ", ".join(HEAD_OPTIONS), "correct its name"
         )
+    if base.model_type in TASKS:
+        kwargs = {"revision": revision, "dtype": dtype, **(model_kwargs or {})}
+        return _take_up(path, base, task=task, labels=labels, head=head, hub=hub, kwargs=kwargs)
     if labels is not None:
         head["id2label"] = dict(enumerate(labels))
         head["label2id"] = {label: index for index, label in enumerate(labels)}
-    if base.model_type in TASKS:
-        kwargs = {"revision": revision, "dtype": dtype, **(model_kwargs or {})}
-        return _take_up(path, base, task=task, head=head, hub=hub, kwargs=kwargs)
     commit = fetched or commit_of(path, revision)
     try:
         config = TASKS[task].config_class(
@@ -299,12 +302,24 @@ def _fold(model: Any) -> Any:
     return model
 
 
-def _take_up(path: str, config: Any, *, task: str, head: dict, hub: str, kwargs: dict) -> Any:
-    """Continue from a model of ours: its head is kept, so options that contradict it are refused."""
+def _take_up(
+    path: str, config: Any, *, task: str, labels: Sequence[str] | None, head: dict, hub: str, kwargs: dict
+) -> Any:
+    """Continue from a model of ours: its head is kept, so options that contradict it are refused.
+
+    Labels may be added to it, and what is said of labels may change.
+    """
     if config.model_type != task:
         raise TaskHeadsError.of(
             path, f"a {config.model_type}", f"a {task} or a plain backbone", "choose the right recipe"
         )
+    wanted = None
+    if labels is not None:
+        own = LabelMap.of_config(config)
+        said = {name.removeprefix("label_"): head.pop(name) for name in LABEL_FIELDS if name in head}
+        wanted = relabeled(own, labels, **said)
+        base = config.backbone_name_or_path or ""
+        check_added(wanted, own, problem_type=config.problem_type, base=base)
     saved = {**config.to_dict(), "num_labels": config.num_labels, "id2label": config.id2label}
     for field, value in head.items():
         if saved[field] != (list(value) if isinstance(value, tuple) else value):
@@ -315,11 +330,15 @@ def _take_up(path: str, config: Any, *, task: str, head: dict, hub: str, kwargs:
                 f"{path} was saved with it: drop the option",
             )
     if find_adapter(path, revision=kwargs["revision"]) is not None:
-        merged = merge(path, hub=hub, **kwargs)
-        merged.requires_grad_(True)  # PEFT froze the base
-        return merged
-    check_manifest(path, revision=kwargs["revision"])
-    return TASKS[task].from_pretrained(path, **{**kwargs, "revision": kwargs["revision"] or "main"})
+        model = merge(path, hub=hub, **kwargs)
+        model.requires_grad_(True)  # PEFT froze the base
+    else:
+        check_manifest(path, revision=kwargs["revision"])
+        kwargs |= {"revision": kwargs["revision"] or "main"}
+        model = TASKS[task].from_pretrained(path, **kwargs)
+    if wanted is not None:
+        set_labels(model, wanted)
+    return model
 
 
 def _find(name: str, *, revision: str | None, hub: str) -> tuple[str, str | None]:
