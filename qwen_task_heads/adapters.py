@@ -57,25 +57,26 @@ def adapter_config(
 
     saved = list(modules_to_save or ["score"])
     if not model.on_plain_base:  # an adapter names its base only
+        option = "--freeze_backbone" if head_only else "--use_peft"
         raise TaskHeadsError.of(
-            "--use_peft",
+            option,
             f"a {model.config.model_type} that is trained already, as the base of an adapter",
             "a plain backbone",
-            "train it on in full (its own adapter is merged first), or start from the plain backbone",
+            "drop it: the model is trained on in full, its own adapter merged; or start from its backbone",
         )
     if task_type != "SEQ_CLS":
         raise TaskHeadsError.of(
             "--lora_task_type",
             repr(task_type),
             "SEQ_CLS",
-            "the head would stay untrained and unsaved: drop it",
+            "drop it: the head would stay untrained and unsaved",
         )
     if "score" not in saved:
         raise TaskHeadsError.of(
             "--lora_modules_to_save",
             repr(saved),
-            "a list with 'score'",
-            "the head would stay untrained: add score",
+            "a list with 'score', the head, which would stay untrained",
+            "choose such as score",
         )
     family = backbone_of(model.model.config.model_type)
     if head_only:
@@ -98,7 +99,7 @@ def adapter_config(
                 }
             )
             raise TaskHeadsError.of(
-                "--lora_target_modules", repr(unknown), ", ".join(linear), "name modules the backbone has"
+                "--lora_target_modules", repr(unknown), ", ".join(linear), "choose among them"
             )
     if embeddings:
         chosen = _with_embeddings(model, [] if chosen == NO_TARGETS else chosen)

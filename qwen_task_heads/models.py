@@ -327,7 +327,7 @@ def _take_up(
                 f"--{field}",
                 repr(value),
                 repr(saved[field]),
-                f"{path} was saved with it: drop the option",
+                f"drop the option: {path} was saved with the other value",
             )
     if find_adapter(path, revision=kwargs["revision"]) is not None:
         model = merge(path, hub=hub, **kwargs)

@@ -117,11 +117,11 @@ def changes(problem: Problem, argv: Words, typed: dict[str, Words] | None = None
     option = problem.where
     accepted = problem.accepted.removeprefix("accepted: ")
     found: list[Words] = []
-    remedy = problem.remedy.split(": ", 1)[0] if problem.remedy.startswith("drop") else problem.remedy
-    for way in re.split(r",? or (?=drop|give|name|add|choose|see)|; ", remedy):
+    remedy = re.sub(r"^(drop it|drop the option|raise it): .*", r"\1", problem.remedy)  # what follows is the reason
+    for way in re.split(r",? or (?=drop|give|name|add|choose|see|set)|; ", remedy):
         if way in (typed or {}):
             found.append([*without(argv, option), *(typed or {})[way]])
-        elif re.match(r"drop (it|one)\b", way):
+        elif re.match(r"drop (it|one|the option)\b", way):
             found.append(without(argv, option))
         elif match := re.match(r"add (--\w+(?: [\w/]+)?)$", way):
             found.append([*argv, *match[1].split()])
@@ -129,10 +129,16 @@ def changes(problem: Problem, argv: Words, typed: dict[str, Words] | None = None
             found.append([*without(argv, option), match[1], *match[2].split()])
         elif match := re.match(r"give (--\w+(?: [\w./:-]+)*)$", way):
             found.append([*argv, *match[1].split()])
-        elif match := re.match(r"choose such as (\S+)$", way):
+        elif match := re.match(r"set (\w+): (\w+)$", way):  # as in a config file
+            found.append([*argv, f"--{match[1]}", match[2]])
+        elif match := re.match(r"choose such as ([\w.,: -]+)$", way):
+            found.append([*without(argv, option), option, *match[1].split()])
+        elif way == "raise it":
+            match = re.match(r"(\d+) or more", accepted)
+            assert match, f"no bound is named by: {problem}"
             found.append([*without(argv, option), option, match[1]])
         elif way.startswith(("choose one of them", "choose among them")):
-            found.append([*without(argv, option), option, accepted.split(", ")[0]])
+            found.append([*without(argv, option), option, re.split(", | or ", accepted)[0]])
         elif match := re.match(r"did you mean (\S+)\?$", way):
             found.append([*without(argv, option), option, match[1]])
         elif way.startswith("see --help"):

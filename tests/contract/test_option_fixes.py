@@ -11,13 +11,18 @@ from typing import Any
 import pytest
 from fixes import Words, changes, made
 
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from qwen_task_heads import adapter_config, bind_template, build, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
+from qwen_task_heads.models import saved_task
+from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 from qwen_task_heads.training.writer_arguments import parse_writer_arguments
 
+KIND = "single_label_classification"
 CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
 
 
@@ -30,6 +35,20 @@ def losses(argv: Words) -> Any:
     parsed = parse_sweep_arguments(argv)
     parsed[0].losses_for("single_label_classification")
     return parsed
+
+
+def built(argv: Words) -> Any:
+    """With the model, as the recipe builds it; `BASE` in the words is a small backbone."""
+    texts, _, model = parse_classifier_arguments(argv)
+    repo = str(model.model_name_or_path)
+    usual = {} if saved_task(repo) else {"max_seq_length": MAX_SEQ_LENGTH}
+    task = {"task": "pooled_classifier", "labels": ["a", "b", "c"], "problem_type": KIND}
+    made = build(repo, **task, **usual | texts.head_options(), **model.load_options())
+    tokenizer = load_tokenizer("embedded")
+    bind_template(tokenizer, made.config, template=texts.template(), pairs=texts.between is not None)
+    if model.use_peft or texts.freeze_backbone:
+        adapter_config(made, head_only=texts.freeze_backbone, **model.adapter_options())
+    return made
 
 
 TITLES, TEXTS, SFT, SWEEP = (
@@ -62,6 +81,8 @@ ARGUMENTS, LINES, CLASSIFIER, PUBLISH, RUN, SFT_CHECK, SWEEP_CHECK = (
     "training/sft_arguments.py::_check::", "training/sweep_arguments.py::_check::",
 )  # fmt: skip
 OPTION = "f'--{name}'"
+HUBCODE = "hubcode/configuration_task_heads.py::"
+CONFIG, POOLED = f"{HUBCODE}TaskHeadConfig.", f"{HUBCODE}PooledClassifierConfig._check"
 CASES = [
     Case(f"{ARGUMENTS}not_among::option", TITLES, "--pooling avg"),
     Case(f"{ARGUMENTS}_head_problems::--pooling", TEXTS, "--pooling avg"),
@@ -149,6 +170,30 @@ CASES = [
     Case("training/sweep_arguments.py::SweepArguments.losses_for::--losses", losses, "--losses bce"),
     Case("training/sweep_arguments.py::SweepArguments.losses_for::FLAGS[name]", losses,
          "--losses cross_entropy --focal_gamma 2"),
+    *several(f"{CONFIG}_check::field", built, "--head_activation tanhh"),
+    Case(f"{CONFIG}_check::head_sizes", built, "--head mlp --head_sizes 8 0"),
+    Case(f"{CONFIG}_check::head_sizes#2", built, "--head mlp"),
+    Case(f"{CONFIG}_check::head_sizes#3", built, "--head_sizes 8"),
+    Case(f"{CONFIG}_check::head_dropout", built, "--head_dropout 1"),
+    *several(f"{HUBCODE}cut_layers::backbone_layers", built, "--backbone_layers 9", "--backbone_layers 0"),
+    Case(f"{HUBCODE}cut_layers::backbone_layers#2", built, "--backbone_layers 1 --model_name_or_path GPT2"),
+    *several(f"{POOLED}::max_seq_length#2", built, "--max_seq_length 3"),
+    *several(f"{POOLED}::max_seq_length#3", built,
+             "--max_seq_length 16 --instruction " + "_".join(["word"] * 16)),
+    *several(f"{POOLED}::truncation", built, "--between x --truncation head_tail"),
+    *several(f"{POOLED}::window_overlap", built,
+             "--truncation windows --max_seq_length 32 --window_overlap 30"),
+    Case("models.py::_from_config_error::f'--{where}'", built, "--head_dropout 1"),
+    Case("batching/text.py::as_option::f'--{error.where}'", built, "--between x --truncation head_tail"),
+    Case("adapters.py::adapter_config::--lora_task_type", built, "--use_peft --lora_task_type CAUSAL_LM"),
+    Case("adapters.py::adapter_config::--lora_modules_to_save", built,
+         "--use_peft --lora_modules_to_save embed_tokens"),
+    Case("adapters.py::adapter_config::--lora_target_modules", built,
+         "--use_peft --lora_target_modules q_porj v_proj"),
+    Case("adapters.py::adapter_config::option", built, "--use_peft --model_name_or_path RUN"),
+    Case("adapters.py::adapter_config::option", built, "--freeze_backbone true --model_name_or_path RUN"),
+    *several("models.py::_take_up::f'--{field}'", built, "--model_name_or_path RUN --pooling max",
+             "--model_name_or_path RUN --max_seq_length 32"),
     Case("training/title_arguments.py::_check::--loss", TITLES, "--loss bt"),
     Case("training/title_arguments.py::_check::--trust_remote_code", TITLES, "--trust_remote_code true"),
     Case("training/writer_arguments.py::WriterConfig.__post_init__::option", grpo, "--push_to_hub true"),
@@ -197,9 +242,29 @@ def refusal(parse: Callable[[Words], Any], argv: Words) -> TaskHeadsError:
     return caught.value
 
 
+@pytest.fixture(scope="module")
+def models(bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What stands for BASE, GPT2 and RUN in a command line."""
+    root = tmp_path_factory.mktemp("models")
+    gpt2 = AutoModelForCausalLM.from_config(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=5026))
+    gpt2.save_pretrained(root / "gpt2")
+    tokenizer = load_tokenizer("embedded")
+    labels = {"task": "pooled_classifier", "labels": ["a", "b", "c"], "max_seq_length": 64}
+    run = build(bases["qwen2"], problem_type=KIND, **labels)
+    bind_template(tokenizer, run.config)
+    save(run, tokenizer=tokenizer, folder=root / "run")
+    return {"BASE": bases["qwen2"], "GPT2": str(root / "gpt2"), "RUN": str(root / "run")}
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_the_message_says_to_type_passes(case: Case, tmp_path: Path) -> None:
+def test_what_the_message_says_to_type_passes(
+    case: Case, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     argv = ["--output_dir", str(tmp_path / "run"), *CPU, *case.words.split()]
+    if case.parse is built:
+        models = request.getfixturevalue("models")
+        argv = ["--model_name_or_path", "BASE", *argv]
+        argv = [models.get(word, word) for word in argv]
     if case.config:
         (tmp_path / "run.yaml").write_text(case.config)
         argv += ["--config", str(tmp_path / "run.yaml")]
