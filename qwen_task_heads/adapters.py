@@ -157,6 +157,30 @@ def with_adapter(model: Any, config: Any, **options: Any) -> Any:
         return get_peft_model(model, config, **options)
 
 
+def fold_adapter(model: Any) -> Any:
+    """Do what PEFT's `merge_and_unload` does, for an adapter that transformers put on the model itself.
+
+    Args:
+        model: with a loaded adapter, changed in place.
+
+    Returns:
+        The model without it.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
+    for adapter in list(model.peft_config):
+        del model.peft_config[adapter]
+    model._hf_peft_config_loaded = False
+    return model
+
+
 def _with_embeddings(model: TaskHeadModel, chosen: list[str] | str) -> list[str]:
     """Add the token embeddings to the targets of an adapter.
 

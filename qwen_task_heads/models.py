@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file
 
-from qwen_task_heads.adapters import adapter_config, quiet_peft
+from qwen_task_heads.adapters import adapter_config, fold_adapter, quiet_peft
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.dtypes import store_in
@@ -39,6 +39,7 @@ from qwen_task_heads.manifests import check_manifest
 from qwen_task_heads.repos import check_repo, check_tokenizer, commit_of, not_there
 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
+RECIPES = {"title_scorer": "recipes/reward_titles.py", "pooled_classifier": "recipes/classify.py"}
 HEAD_OPTIONS = (
     "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional", "problem_type",
     "num_labels", "max_seq_length", "truncation", "window_overlap", "window_aggregation", "backbone_layers",
@@ -221,6 +222,7 @@ def merge(
     revision: str | None = None,
     hub: str = HUGGINGFACE,
     dtype: torch.dtype | str | None = None,
+    verify: bool = True,
     **kwargs: Any,
 ) -> TaskHeadModel:
     """Fold an adapter into its base and give a full model.
@@ -235,6 +237,7 @@ def merge(
         revision: of a repo.
         hub: where its id and that of its base are looked up.
         dtype: of the backbone of a repo; None for that of the base in training. The head stays in fp32.
+        verify: of a repo, hold files and base against their hashes, and recompute the stored probe.
         **kwargs: passed on to transformers when the base is loaded (`attn_implementation`, ...).
 
     Raises:
@@ -253,11 +256,12 @@ def merge(
                 str(model),
                 "no adapter of this library",
                 "a folder or repo with an adapter",
-                "check the name",
+                "name one; a full model needs no merge, and is opened by load()",
             )
-        check_manifest(repo, revision=revision)
+        if verify:
+            check_manifest(repo, revision=revision)
         at_hand = _base_at_hand(config, hub=hub)
-        if Path(at_hand.backbone_name_or_path or "").is_dir():
+        if verify and Path(at_hand.backbone_name_or_path or "").is_dir():
             check_base(at_hand.backbone_name_or_path, config.backbone_files)
         base = TASKS[config.model_type].from_pretrained(
             at_hand.backbone_name_or_path,
@@ -271,35 +275,20 @@ def merge(
         folder = {Path(cached_file(repo, name, **place)).parent for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
         with quiet_peft():
             model = PeftModel.from_pretrained(_name_base(base, config), str(folder.pop()))
-        base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
+        if verify:
+            base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
     if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
         raise TaskHeadsError.of("model", "no adapter on it", "a model with one", "save it as it is")
-    merged = _fold(model) if isinstance(model, TaskHeadModel) else model.merge_and_unload()
+    merged = fold_adapter(model) if isinstance(model, TaskHeadModel) else model.merge_and_unload()
     if isinstance(repo_or_model, (str, Path)):
         store_in(merged, dtype=dtype or config.dtype or torch.float32)
-        merged.check_probe(f"{repo_or_model}, merged")
+        if verify:
+            merged.check_probe(f"{repo_or_model}, merged")
     merged.config.probe = None  # of the adapter; a save stores the merged model's own
     merged.on_plain_base = False
     if isinstance(repo_or_model, (str, Path)):  # where its tokenizer is
         merged.source = (repo, {"revision": revision or "main"})
     return merged
-
-
-def _fold(model: Any) -> Any:
-    """Do what PEFT's `merge_and_unload` does, for an adapter that transformers put on the model itself."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            model.set_submodule(name, module.get_base_layer())
-        elif isinstance(module, ModulesToSaveWrapper):
-            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
-    for adapter in list(model.peft_config):
-        del model.peft_config[adapter]
-    model._hf_peft_config_loaded = False
-    return model
 
 
 def _take_up(
@@ -311,7 +300,10 @@ def _take_up(
     """
     if config.model_type != task:
         raise TaskHeadsError.of(
-            path, f"a {config.model_type}", f"a {task} or a plain backbone", "choose the right recipe"
+            path,
+            f"a {config.model_type}",
+            f"a {task} or a plain backbone",
+            f"train it on by {RECIPES[config.model_type]}, in Python build(..., task={config.model_type!r})",
         )
     wanted = None
     if labels is not None:

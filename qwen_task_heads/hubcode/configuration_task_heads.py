@@ -149,9 +149,7 @@ class TaskHeadConfig(PreTrainedConfig):
                 "head_sizes", self.head_sizes, "at least one width for head 'mlp'", "choose such as 1024 512"
             )
         if self.head == "linear" and self.head_sizes:
-            raise refuse(
-                "head_sizes", self.head_sizes, "none for head 'linear'", "drop it, or set head: mlp"
-            )
+            raise refuse("head_sizes", self.head_sizes, "none for head 'linear'", "drop it, or set head: mlp")
         if not 0 <= self.head_dropout < 1:
             raise refuse("head_dropout", self.head_dropout, "0 <= p < 1", "choose such as 0.1")
 

@@ -16,8 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
+
 import qwen_task_heads
-from qwen_task_heads.errors import Problem
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
 
 PACKAGE = Path(qwen_task_heads.__file__).parent
@@ -85,6 +87,17 @@ def made() -> Iterator[list[str]]:
             maker.__init__ = init  # type: ignore[method-assign]
 
 
+@contextmanager
+def refused(site: str) -> Iterator[list[Any]]:
+    """Expect a refusal that is made at a site; the list that it gives holds its problems afterwards."""
+    problems: list[Any] = []
+    with made() as sites, pytest.raises((TaskHeadsError, TaskHeadError)) as caught:
+        yield problems
+    assert site in sites, f"{site} is none of {sites}"
+    error = caught.value
+    problems.extend(error.problems if isinstance(error, TaskHeadsError) else [error])
+
+
 def _sites_on(frame: FrameType | None) -> Iterator[str]:
     """The sites that a stack of calls stands at."""
     while frame is not None:
@@ -117,7 +130,9 @@ def changes(problem: Problem, argv: Words, typed: dict[str, Words] | None = None
     option = problem.where
     accepted = problem.accepted.removeprefix("accepted: ")
     found: list[Words] = []
-    remedy = re.sub(r"^(drop it|drop the option|raise it): .*", r"\1", problem.remedy)  # what follows is the reason
+    remedy = re.sub(
+        r"^(drop it|drop the option|raise it): .*", r"\1", problem.remedy
+    )  # what follows is the reason
     for way in re.split(r",? or (?=drop|give|name|add|choose|see|set)|; ", remedy):
         if way in (typed or {}):
             found.append([*without(argv, option), *(typed or {})[way]])

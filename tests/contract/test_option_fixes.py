@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from fixes import Words, changes, made
-
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from qwen_task_heads import adapter_config, bind_template, build, load_tokenizer, save
