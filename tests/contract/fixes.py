@@ -146,14 +146,14 @@ def changes(problem: Problem, argv: Words, typed: dict[str, Words] | None = None
             found.append([*argv, *match[1].split()])
         elif match := re.match(r"set (\w+): (\w+)$", way):  # as in a config file
             found.append([*argv, f"--{match[1]}", match[2]])
-        elif match := re.match(r"choose such as ([\w.,: -]+)$", way):
+        elif match := re.match(r"choose such as ([\w.,:/ -]+)$", way):
             found.append([*without(argv, option), option, *match[1].split()])
         elif way == "raise it":
             match = re.match(r"(\d+) or more", accepted)
             assert match, f"no bound is named by: {problem}"
             found.append([*without(argv, option), option, match[1]])
         elif way.startswith(("choose one of them", "choose among them")):
-            found.append([*without(argv, option), option, re.split(", | or ", accepted)[0]])
+            found.append([*without(argv, option), option, re.split("[, ]", accepted)[0]])
         elif match := re.match(r"did you mean (\S+)\?$", way):
             found.append([*without(argv, option), option, match[1]])
         elif way.startswith("see --help"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixes import refused
+from fixes import changes, refused
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, GPT2Config, Qwen2Config, pipeline
@@ -31,6 +32,7 @@ from qwen_task_heads import (
     merge,
     save,
 )
+from qwen_task_heads.__main__ import main
 from qwen_task_heads.batching.text import Template
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.head_rows import check_added
@@ -578,3 +580,29 @@ def test_a_name_of_no_model(bases: dict[str, str], tmp_path: Path) -> None:
     assert "check the name" in found[0].remedy
     assert load_generator(bases["qwen2"])
     assert file_of(bases["qwen2"], "config.json")
+
+
+# --- the command that asks a model ---
+
+
+def ask(*words: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["qwen_task_heads", *words])
+        main()
+
+
+def test_an_option_that_a_scorer_has_not(saved: Any) -> None:
+    words = [saved("scorer"), "One title", "Another", "--threshold", "0.5"]
+    with refused("__main__.py::main::f'--{name}'") as found:
+        ask(*words)
+    [changed] = changes(found[0], words)
+    ask(*changed)
+
+
+def test_a_pair_without_its_second_text(bases: dict[str, str], tokenizer: Any, tmp_path: Path) -> None:
+    model, words = build(bases["qwen2"], **TASK, max_seq_length=64), copy.deepcopy(tokenizer)
+    bind_template(words, model.config, pairs=True)
+    folder = str(save(model, tokenizer=words, folder=tmp_path))
+    with refused("__main__.py::main::--text_pair") as found:
+        ask(folder, "One text")
+    ask(folder, "One text", *shlex.split(found[0].remedy.removeprefix("give ")))
