@@ -57,25 +57,26 @@ def adapter_config(
 
     saved = list(modules_to_save or ["score"])
     if not model.on_plain_base:  # an adapter names its base only
+        option = "--freeze_backbone" if head_only else "--use_peft"
         raise TaskHeadsError.of(
-            "--use_peft",
+            option,
             f"a {model.config.model_type} that is trained already, as the base of an adapter",
             "a plain backbone",
-            "train it on in full (its own adapter is merged first), or start from the plain backbone",
+            "drop it: the model is trained on in full, its own adapter merged; or start from its backbone",
         )
     if task_type != "SEQ_CLS":
         raise TaskHeadsError.of(
             "--lora_task_type",
             repr(task_type),
             "SEQ_CLS",
-            "the head would stay untrained and unsaved: drop it",
+            "drop it: the head would stay untrained and unsaved",
         )
     if "score" not in saved:
         raise TaskHeadsError.of(
             "--lora_modules_to_save",
             repr(saved),
-            "a list with 'score'",
-            "the head would stay untrained: add score",
+            "a list with 'score', the head, which would stay untrained",
+            "choose such as score",
         )
     family = backbone_of(model.model.config.model_type)
     if head_only:
@@ -98,7 +99,7 @@ def adapter_config(
                 }
             )
             raise TaskHeadsError.of(
-                "--lora_target_modules", repr(unknown), ", ".join(linear), "name modules the backbone has"
+                "--lora_target_modules", repr(unknown), ", ".join(linear), "choose among them"
             )
     if embeddings:
         chosen = _with_embeddings(model, [] if chosen == NO_TARGETS else chosen)
@@ -154,6 +155,30 @@ def with_adapter(model: Any, config: Any, **options: Any) -> Any:
 
     with quiet_peft():
         return get_peft_model(model, config, **options)
+
+
+def fold_adapter(model: Any) -> Any:
+    """Do what PEFT's `merge_and_unload` does, for an adapter that transformers put on the model itself.
+
+    Args:
+        model: with a loaded adapter, changed in place.
+
+    Returns:
+        The model without it.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
+    for adapter in list(model.peft_config):
+        del model.peft_config[adapter]
+    model._hf_peft_config_loaded = False
+    return model
 
 
 def _with_embeddings(model: TaskHeadModel, chosen: list[str] | str) -> list[str]:

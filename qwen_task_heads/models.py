@@ -19,11 +19,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file
 
-from qwen_task_heads.adapters import adapter_config, quiet_peft
+from qwen_task_heads.adapters import adapter_config, fold_adapter, quiet_peft
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.dtypes import store_in
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.head_rows import LABEL_FIELDS, check_added, relabeled, set_labels
 from qwen_task_heads.hubcode.configuration_task_heads import (
     PooledClassifierConfig,
     TaskHeadError,
@@ -38,6 +39,7 @@ from qwen_task_heads.manifests import check_manifest
 from qwen_task_heads.repos import check_repo, check_tokenizer, commit_of, not_there
 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
+RECIPES = {"title_scorer": "recipes/reward_titles.py", "pooled_classifier": "recipes/classify.py"}
 HEAD_OPTIONS = (
     "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional", "problem_type",
     "num_labels", "max_seq_length", "truncation", "window_overlap", "window_aggregation", "backbone_layers",
@@ -87,7 +89,9 @@ def build(
         task: `title_scorer` or `pooled_classifier`.
         revision: branch, tag or commit of the backbone; the commit is stored in the config.
         hub: where ids are looked up, `huggingface` or `modelscope`.
-        labels: label names of a classifier, in the order of their ids.
+        labels: label names of a classifier, in the order of their ids. Those of a saved classifier must be
+            among them, in any order if others are added: rows of its head move by name, and a new one
+            starts as the mean of these (`head_rows`).
         dtype: of the backbone; the head is always fp32.
         model_kwargs: passed on to transformers (`attn_implementation`, `device_map`, ...).
         **head: fields of the config: `pooling`, `head`, `head_sizes`, `problem_type`, ...; with
@@ -110,12 +114,12 @@ def build(
         raise TaskHeadsError.of(
             f"--{unknown[0]}", "an option that no head has", ", ".join(HEAD_OPTIONS), "correct its name"
         )
+    if base.model_type in TASKS:
+        kwargs = {"revision": revision, "dtype": dtype, **(model_kwargs or {})}
+        return _take_up(path, base, task=task, labels=labels, head=head, hub=hub, kwargs=kwargs)
     if labels is not None:
         head["id2label"] = dict(enumerate(labels))
         head["label2id"] = {label: index for index, label in enumerate(labels)}
-    if base.model_type in TASKS:
-        kwargs = {"revision": revision, "dtype": dtype, **(model_kwargs or {})}
-        return _take_up(path, base, task=task, head=head, hub=hub, kwargs=kwargs)
     commit = fetched or commit_of(path, revision)
     try:
         config = TASKS[task].config_class(
@@ -218,6 +222,7 @@ def merge(
     revision: str | None = None,
     hub: str = HUGGINGFACE,
     dtype: torch.dtype | str | None = None,
+    verify: bool = True,
     **kwargs: Any,
 ) -> TaskHeadModel:
     """Fold an adapter into its base and give a full model.
@@ -232,6 +237,7 @@ def merge(
         revision: of a repo.
         hub: where its id and that of its base are looked up.
         dtype: of the backbone of a repo; None for that of the base in training. The head stays in fp32.
+        verify: of a repo, hold files and base against their hashes, and recompute the stored probe.
         **kwargs: passed on to transformers when the base is loaded (`attn_implementation`, ...).
 
     Raises:
@@ -250,11 +256,12 @@ def merge(
                 str(model),
                 "no adapter of this library",
                 "a folder or repo with an adapter",
-                "check the name",
+                "name one; a full model needs no merge, and is opened by load()",
             )
-        check_manifest(repo, revision=revision)
+        if verify:
+            check_manifest(repo, revision=revision)
         at_hand = _base_at_hand(config, hub=hub)
-        if Path(at_hand.backbone_name_or_path or "").is_dir():
+        if verify and Path(at_hand.backbone_name_or_path or "").is_dir():
             check_base(at_hand.backbone_name_or_path, config.backbone_files)
         base = TASKS[config.model_type].from_pretrained(
             at_hand.backbone_name_or_path,
@@ -268,13 +275,15 @@ def merge(
         folder = {Path(cached_file(repo, name, **place)).parent for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
         with quiet_peft():
             model = PeftModel.from_pretrained(_name_base(base, config), str(folder.pop()))
-        base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
+        if verify:
+            base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
     if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
         raise TaskHeadsError.of("model", "no adapter on it", "a model with one", "save it as it is")
-    merged = _fold(model) if isinstance(model, TaskHeadModel) else model.merge_and_unload()
+    merged = fold_adapter(model) if isinstance(model, TaskHeadModel) else model.merge_and_unload()
     if isinstance(repo_or_model, (str, Path)):
         store_in(merged, dtype=dtype or config.dtype or torch.float32)
-        merged.check_probe(f"{repo_or_model}, merged")
+        if verify:
+            merged.check_probe(f"{repo_or_model}, merged")
     merged.config.probe = None  # of the adapter; a save stores the merged model's own
     merged.on_plain_base = False
     if isinstance(repo_or_model, (str, Path)):  # where its tokenizer is
@@ -282,29 +291,27 @@ def merge(
     return merged
 
 
-def _fold(model: Any) -> Any:
-    """Do what PEFT's `merge_and_unload` does, for an adapter that transformers put on the model itself."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
+def _take_up(
+    path: str, config: Any, *, task: str, labels: Sequence[str] | None, head: dict, hub: str, kwargs: dict
+) -> Any:
+    """Continue from a model of ours: its head is kept, so options that contradict it are refused.
 
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            model.set_submodule(name, module.get_base_layer())
-        elif isinstance(module, ModulesToSaveWrapper):
-            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
-    for adapter in list(model.peft_config):
-        del model.peft_config[adapter]
-    model._hf_peft_config_loaded = False
-    return model
-
-
-def _take_up(path: str, config: Any, *, task: str, head: dict, hub: str, kwargs: dict) -> Any:
-    """Continue from a model of ours: its head is kept, so options that contradict it are refused."""
+    Labels may be added to it, and what is said of labels may change.
+    """
     if config.model_type != task:
         raise TaskHeadsError.of(
-            path, f"a {config.model_type}", f"a {task} or a plain backbone", "choose the right recipe"
+            path,
+            f"a {config.model_type}",
+            f"a {task} or a plain backbone",
+            f"train it on by {RECIPES[config.model_type]}, in Python build(..., task={config.model_type!r})",
         )
+    wanted = None
+    if labels is not None:
+        own = LabelMap.of_config(config)
+        said = {name.removeprefix("label_"): head.pop(name) for name in LABEL_FIELDS if name in head}
+        wanted = relabeled(own, labels, **said)
+        base = config.backbone_name_or_path or ""
+        check_added(wanted, own, problem_type=config.problem_type, base=base)
     saved = {**config.to_dict(), "num_labels": config.num_labels, "id2label": config.id2label}
     for field, value in head.items():
         if saved[field] != (list(value) if isinstance(value, tuple) else value):
@@ -312,14 +319,18 @@ def _take_up(path: str, config: Any, *, task: str, head: dict, hub: str, kwargs:
                 f"--{field}",
                 repr(value),
                 repr(saved[field]),
-                f"{path} was saved with it: drop the option",
+                f"drop the option: {path} was saved with the other value",
             )
     if find_adapter(path, revision=kwargs["revision"]) is not None:
-        merged = merge(path, hub=hub, **kwargs)
-        merged.requires_grad_(True)  # PEFT froze the base
-        return merged
-    check_manifest(path, revision=kwargs["revision"])
-    return TASKS[task].from_pretrained(path, **{**kwargs, "revision": kwargs["revision"] or "main"})
+        model = merge(path, hub=hub, **kwargs)
+        model.requires_grad_(True)  # PEFT froze the base
+    else:
+        check_manifest(path, revision=kwargs["revision"])
+        kwargs |= {"revision": kwargs["revision"] or "main"}
+        model = TASKS[task].from_pretrained(path, **kwargs)
+    if wanted is not None:
+        set_labels(model, wanted)
+    return model
 
 
 def _find(name: str, *, revision: str | None, hub: str) -> tuple[str, str | None]:

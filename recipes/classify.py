@@ -14,13 +14,13 @@ from transformers import EarlyStoppingCallback, set_seed
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.collators import TextCollator, text_dataset
 from qwen_task_heads.batching.text import bind_template
-from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_task
 from qwen_task_heads.publishing.accounts import account_of
 from qwen_task_heads.publishing.destination import destination_of
 from qwen_task_heads.publishing.text_outcome import TextRun, finish_texts
 from qwen_task_heads.publishing.trackers import track
+from qwen_task_heads.training.added_labels import read_sets_for
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
 from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
@@ -44,7 +44,7 @@ def main() -> None:
 
     # Data first: it is where most runs fail, and a run is resumed on the same data only
     known = saved_task(backbone, revision=revision, **where)
-    sets = read_text_sets(texts.dataset_name, **{**known, **texts.data_options()})
+    sets = read_sets_for(texts.dataset_name, known, **texts.data_options())
     args.choose_metric(sets.problem_type)
     identity = {**run_identity(texts, args, model_args), **sets.fingerprint()}
     resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
@@ -67,7 +67,7 @@ def main() -> None:
     pairs, template = any(text.text_b for text in sets.train), texts.template_for(sets.labels)
     take_template(tokenizer, None if template else texts.init_head, **where)
     bind_template(tokenizer, model.config, template=template, pairs=pairs)
-    take_head(model, texts.init_head, tokenizer=tokenizer, **where)
+    take_head(model, texts.init_head, tokenizer=tokenizer, lines=sets.lines, **where)
     encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": len(sets.labels)}
     (train, cut), (dev, _) = text_dataset(sets.train, **encode), text_dataset(sets.dev, **encode)
 

@@ -231,7 +231,7 @@ def test_other_labels_for_a_model_that_has_its_own_are_refused(
     assert saved_task(folder)["labels"] == labels
     again = build(folder, task="pooled_classifier", labels=labels.names, **labels.described())
     assert again.config.id2label == {0: "yes", 1: "no"}
-    with pytest.raises(TaskHeadsError, match="--id2label"):
+    with pytest.raises(TaskHeadsError, match="--labels"):
         build(folder, task="pooled_classifier", labels=["no", "yes"])
 
 

@@ -143,17 +143,15 @@ class TaskHeadConfig(PreTrainedConfig):
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise refuse("problem_type", self.problem_type, ", ".join(PROBLEM_TYPES), "choose one of them")
         if any(not isinstance(size, int) or size < 1 for size in self.head_sizes or []):
-            raise refuse("head_sizes", self.head_sizes, "positive whole numbers", "e.g. [1024, 512]")
+            raise refuse("head_sizes", self.head_sizes, "positive whole numbers", "choose such as 1024 512")
         if self.head == "mlp" and not self.head_sizes:
             raise refuse(
-                "head_sizes", self.head_sizes, "at least one width for head 'mlp'", "e.g. [1024, 512]"
+                "head_sizes", self.head_sizes, "at least one width for head 'mlp'", "choose such as 1024 512"
             )
         if self.head == "linear" and self.head_sizes:
-            raise refuse(
-                "head_sizes", self.head_sizes, "none for head 'linear'", "set head: mlp, or drop them"
-            )
+            raise refuse("head_sizes", self.head_sizes, "none for head 'linear'", "drop it, or set head: mlp")
         if not 0 <= self.head_dropout < 1:
-            raise refuse("head_dropout", self.head_dropout, "0 <= p < 1", "use 0 for no dropout")
+            raise refuse("head_dropout", self.head_dropout, "0 <= p < 1", "choose such as 0.1")
 
 
 def cut_layers(text_config: PreTrainedConfig, *, keep: int) -> PreTrainedConfig:
@@ -172,13 +170,16 @@ def cut_layers(text_config: PreTrainedConfig, *, keep: int) -> PreTrainedConfig:
     depth = text_config.num_hidden_layers
     if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= depth:
         raise refuse(
-            "backbone_layers", keep, f"1 to {depth}, the layers of the backbone", "choose one of them"
+            "backbone_layers",
+            keep,
+            f"1 to {depth}, the layers of the backbone",
+            f"choose such as {max(1, depth // 2)}",
         )
     if keep == depth:
         return text_config
     if text_config.model_type not in CAN_EXIT:
         accepted = f"all {depth} layers, or a backbone of {', '.join(CAN_EXIT)}"
-        raise refuse("backbone_layers", f"{keep} of a {text_config.model_type}", accepted, "leave it out")
+        raise refuse("backbone_layers", f"{keep} of a {text_config.model_type}", accepted, "drop it")
     cut = copy.deepcopy(text_config)
     cut.num_hidden_layers = keep
     if text_config.to_dict().get("layer_types") is not None:
@@ -247,18 +248,21 @@ class PooledClassifierConfig(TaskHeadConfig):
                 raise refuse(field, value, ", ".join(choices), "choose one of them")
         limit, policy = self.max_seq_length, self.truncation
         if limit is None and policy != "head":
-            raise refuse("max_seq_length", None, f"a length for truncation {policy!r}", "set it, e.g. 512")
+            raise refuse("max_seq_length", None, f"a length for truncation {policy!r}", "choose such as 512")
         if limit is not None and limit < MIN_SEQ_LENGTH:
             raise refuse("max_seq_length", limit, f"{MIN_SEQ_LENGTH} or more", "raise it")
         if "between" in (self.template or {}) and policy in ("head_tail", "windows"):
             raise refuse("truncation", policy, "head or tail for pairs of texts", "choose one of them")
         room = (limit or 0) - sum(len((self.template or {}).get(part, [])) for part in ("before", "after"))
+        long = "the template has so many tokens, and a text needs one"
         if limit is not None and room < 1:
-            raise refuse("max_seq_length", limit, f"{limit - room + 1} or more", "the template is that long")
+            raise refuse("max_seq_length", limit, f"{limit - room + 1} or more", f"raise it: {long}")
         largest = room // 2 if policy == "windows" else 0
         if not 0 <= self.window_overlap <= largest:
             accepted = f"0 to {largest}, half of the text in a window, and 0 without windows"
-            raise refuse("window_overlap", self.window_overlap, accepted, "lower it")
+            # Half of it: the template, which may be compiled later, takes of the room too.
+            remedy = f"choose such as {largest // 2}"
+            raise refuse("window_overlap", self.window_overlap, accepted, remedy)
 
     def to_dict(self) -> dict[str, Any]:
         """Give all fields; what is saved names the code that is saved beside it."""

@@ -153,7 +153,7 @@ def build_head(config: TaskHeadConfig, *, hidden_size: int) -> nn.Module:
     if config.problem_type == "ordinal":
         if config.num_labels < 3:
             raise refuse(
-                "num_labels", config.num_labels, "3 or more for 'ordinal'", "use a single-label problem"
+                "num_labels", config.num_labels, "3 or more for 'ordinal'", "use single_label_classification"
             )
         layers.append(CumulativeLink(width, config.num_labels))
     else:

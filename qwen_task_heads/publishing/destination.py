@@ -89,10 +89,11 @@ def _not_stock(task: Any) -> list[Problem]:
 
     A saved model that is trained further may still have such a head: that is found at the end.
     """
-    remedy = "publish it as saved or merged (--publish_form), or train with what the stock class has"
+    remedy = "give --publish_form saved, or choose one of them"
     if not isinstance(task, HeadArguments):
         found, accepted = "found 'stock' of a model that writes labels", "accepted: saved, merged"
-        return [Problem("--publish_form", found, accepted, "it is a class of transformers already: drop it")]
+        remedy = "drop it: what such a run saves is a class of transformers already"
+        return [Problem("--publish_form", found, accepted, remedy)]
     options = vars(task)  # a recipe has some of these
     problems = []
     for name, takes in _STOCK_TAKES.items():

@@ -100,7 +100,7 @@ class WithHead(Finished):
         path = folder / "config.json"
         if not path.is_file():
             found, wanted = "no config.json", "the folder that a run finished in"
-            raise TaskHeadsError.of(str(folder), found, wanted, "check the name")
+            raise TaskHeadsError.of(str(folder), found, wanted, "name that folder")
         self.config = json.loads(path.read_text(encoding="utf-8"))
         self.hub = self.config.get("backbone_hub") or HUGGINGFACE
 

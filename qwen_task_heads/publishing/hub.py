@@ -17,6 +17,7 @@ one. Errors of the clients are told in our words, without a chain: their own tex
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
@@ -288,7 +289,10 @@ class Hub(ABC):
         """Refuse what a repo as it is does not take, with all reasons at once."""
         problems: list[Problem] = []
         if private and not state.private:
-            remedy = "ask for public, make the repo private on its page, or name another"
+            remedy = (
+                "give --public (of a training --hub_private_repo false), make the repo private on its page, "
+                "or name another"
+            )
             problems += TaskHeadsError.of(
                 repo_id, "a public repo", "a private one, as was asked for", remedy
             ).problems
@@ -335,7 +339,10 @@ class Hub(ABC):
 
     def _bad_name(self, repo_id: str, reason: str) -> TaskHeadsError:
         accepted = "owner/name of letters, digits, '-', '_' and '.'"
-        return TaskHeadsError.of("--hub_model_id", f"{repo_id!r} ({reason})", accepted, "correct it")
+        parts = [re.sub(r"[^\w.]+", "-", part, flags=re.ASCII).strip("-.") for part in repo_id.split("/")]
+        name = "/".join(["owner", *filter(None, parts)][-2:])
+        remedy = f"choose such as {name}"
+        return TaskHeadsError.of("--hub_model_id", f"{repo_id!r} ({reason})", accepted, remedy)
 
 
 def _replaced(there: Mapping[str, str], *, changed: Collection[str], gone: Collection[str]) -> str:

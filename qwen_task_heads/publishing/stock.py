@@ -203,7 +203,7 @@ def truncation_rules(model: Any) -> list[tuple[str, Any, bool, str]]:
 def _reasons(model: Any) -> list[Problem]:
     """Why the stock class cannot compute what this model does; all reasons."""
     config = model.config
-    remedy = "the stock class has no such thing: publish the model with save()"
+    remedy = "the stock class has no such thing: publish the model with save(), or publish.py --form saved"
     problems = last_token_reasons(model, remedy=remedy)
     if config.head != "linear":
         other = "export_reward_model() writes a two-layer head as vLLM reads it; or publish with save()"

@@ -7,22 +7,19 @@ keys are errors that name the nearest known one. What only titles or only classi
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from qwen_task_heads.batching.text import Template
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
 from qwen_task_heads.training.backbone_defaults import options_for
+from qwen_task_heads.training.command_lines import read_config, stated_backbone, unknown_option, unusable
 from qwen_task_heads.training.publish_arguments import PublishArguments, publish_problems
 from qwen_task_heads.training.run_defaults import RunDefaults
 from qwen_task_heads.training.warm_start import head_options_of
@@ -219,9 +216,9 @@ def parse_arguments(
         part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]
     known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
-    stated, problems = _read_config(argv, known)
+    stated, problems = read_config(argv, known)
     problems += [
-        _unknown(f"--{name}", name, known)
+        unknown_option(f"--{name}", name, known)
         for name in (word[2:].split("=")[0] for word in argv if word.startswith("--"))
         if name.replace("-", "_") not in known
         and name.replace("-", "_").removeprefix("no_") not in known
@@ -232,15 +229,12 @@ def parse_arguments(
     try:
         parser = TrlParser(groups)
         usual = stated.get("model_name_or_path", parser.get_default("model_name_or_path"))
-        parser.set_defaults_with_config(**options_for(groups[1].RECIPE, _stated_backbone(argv, usual)))
+        parser.set_defaults_with_config(**options_for(groups[1].RECIPE, stated_backbone(argv, usual)))
         task, training, model = parser.parse_args_and_config(argv)
     except TaskHeadsError:
         raise
     except (ValueError, TypeError) as error:
-        remedy = "see --help for what each option takes"
-        raise TaskHeadsError(
-            Problem("arguments", shorten(str(error), 300), "values as in --help", remedy)
-        ) from error
+        raise TaskHeadsError(unusable(argv, str(error))) from error
     problems = _contradictions(training)
     frozen = False
     if isinstance(task, HeadArguments):
@@ -319,7 +313,8 @@ def _lora_problems(model: HeadModelConfig, *, head_only: bool) -> list[Problem]:
                 problems.append(Problem(f"--{name}", found, "accepted: both", "add --use_peft, or drop it"))
     if model.lora_target_parameters:
         found, accepted = f"found {model.lora_target_parameters}", "accepted: --lora_target_modules"
-        problems.append(Problem("--lora_target_parameters", found, accepted, "name modules"))
+        remedy = "drop it, or name modules by --lora_target_modules"
+        problems.append(Problem("--lora_target_parameters", found, accepted, remedy))
     return problems
 
 
@@ -338,38 +333,3 @@ def _contradictions(training: Any) -> list[Problem]:
             found = f"found {training.__dict__[name]}"
             problems.append(Problem(f"--{name}", found, "accepted: 1 or more", "choose such as 16"))
     return problems
-
-
-def _stated_backbone(argv: list[str], default: str) -> str:
-    """Return the backbone of a command line, or the default."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--model_name_or_path", "--model-name-or-path", default=default)
-    return parser.parse_known_args(argv)[0].model_name_or_path
-
-
-def _read_config(argv: list[str], known: list[str]) -> tuple[dict[str, Any], list[Problem]]:
-    """Read the YAML file before trl does: what it states, and its defects, all at once."""
-    if "--config" not in argv[:-1]:
-        return {}, []
-    path = Path(argv[argv.index("--config") + 1])
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:8]) or "none"
-        found = " ".join(str(error).split())[:200]
-        remedy = f"check the path (YAML files there: {there})"
-        return {}, [Problem(str(path), found, "accepted: a YAML file", remedy)]
-    if not isinstance(content, dict):
-        found, accepted = f"found {shorten(content)}", "accepted: a mapping, option: value"
-        return {}, [Problem(str(path), found, accepted, "correct the file")]
-    return content, [_unknown(f"{path}: {key}", str(key), known) for key in content if key not in known]
-
-
-def _unknown(where: str, name: str, known: list[str]) -> Problem:
-    near = difflib.get_close_matches(name.replace("-", "_"), known, n=2)
-    return Problem(
-        where,
-        "found an unknown option",
-        "accepted: " + (", ".join(near) or "those of --help"),
-        "correct or drop it",
-    )

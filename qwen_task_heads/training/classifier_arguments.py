@@ -179,6 +179,9 @@ def parse_classifier_arguments(
     texts, training, model = parse_arguments(
         (ClassifierArguments, ClassifierConfig, HeadModelConfig), argv, check=check_texts
     )
+    if texts.early_stopping_patience is not None:
+        # Or a resumed run would count its patience from the start, and end with other weights.
+        training.restore_callback_states_from_checkpoint = True
     if training.learning_rate is None:
         kind = "head" if texts.freeze_backbone else "lora" if model.use_peft else "full"
         training.learning_rate = rates_for("classifier", model.model_name_or_path)[kind]
@@ -198,7 +201,7 @@ def check_texts(
         given = texts.__dict__[name]
         if given is not None and given != ["balanced"] and not all(map(_is_number, given)):
             accepted = "accepted: balanced, or one positive number per label"
-            problems.append(Problem(f"--{name}", f"found {given}", accepted, "correct it"))
+            problems.append(Problem(f"--{name}", f"found {given}", accepted, "choose such as balanced"))
     if not 0 <= texts.token_dropout < 1:
         found, remedy = f"found {texts.token_dropout}", "choose such as 0.1"
         problems.append(Problem("--token_dropout", found, "accepted: 0 <= p < 1", remedy))
@@ -211,14 +214,12 @@ def check_texts(
     if texts.early_stopping_patience is not None:
         if texts.early_stopping_patience < 1:
             found = f"found {texts.early_stopping_patience}"
-            remedy = "raise it, or drop it to train to the end"
+            remedy = "choose such as 3, or drop it to train to the end"
             problems.append(Problem("--early_stopping_patience", found, "accepted: 1 or more", remedy))
         if not training.load_best_model_at_end:
             found = "found it without --load_best_model_at_end"
             remedy = "add --load_best_model_at_end true"
             problems.append(Problem("--early_stopping_patience", found, "accepted: both", remedy))
-        # Or a resumed run would count its patience from the start, and end with other weights.
-        training.restore_callback_states_from_checkpoint = True
     return problems
 
 

@@ -112,7 +112,7 @@ def parse_head(text: str) -> tuple[int, ...]:
     if (kind == "linear" and not sizes) or (kind == "mlp" and sizes and all(_is_width(w) for w in sizes)):
         return tuple(map(int, sizes))
     accepted = "accepted: linear, or mlp with its widths, as mlp:256 or mlp:1024,512"
-    raise TaskHeadsError(Problem("--heads", f"found {text!r}", accepted, "correct it"))
+    raise TaskHeadsError(Problem("--heads", f"found {text!r}", accepted, "choose such as mlp:256"))
 
 
 def _is_width(text: str) -> bool:

@@ -95,28 +95,27 @@ def card_problems(facts: Mapping[str, Any], *, prefix: str = "") -> list[Problem
     own = licence.lower().startswith(OWN_LICENCE) and licence[len(OWN_LICENCE) :].strip()
     if licence and not own and licence.lower() not in LICENCES:
         near = get_close_matches(licence.lower(), sorted(LICENCES), n=1, cutoff=0.5)
-        remedy = f"did you mean {near[0]}?" if near else "see huggingface.co/docs/hub/repositories-licenses"
+        name = re.sub(f"^{OWN_LICENCE}", "", licence, flags=re.IGNORECASE).strip() or "NAME"
+        remedy = f"did you mean {near[0] if near else OWN_LICENCE + name}?"
         accepted = "an id of the hub's list, or other:NAME"
         problems.append(Problem.of(f"{prefix}license", shorten(licence), accepted, remedy))
     language = facts.get("language") or ()
     for code in (language,) if isinstance(language, str) else language:
         meant = LANGUAGES.get(code.lower())
         if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", code) or meant:
-            remedy = f"did you mean {meant}?" if meant else "name one"
+            remedy = f"did you mean {meant}?" if meant else "choose such as en"
             accepted = "codes of two or three letters, such as en or zh"
             problems.append(Problem.of(f"{prefix}language", shorten(code), accepted, remedy))
     url = facts.get("dataset_url") or ""
     if url and not re.match(r"https?://[^\s/]", url, re.IGNORECASE):
         accepted = "an address that begins with https:// or http://"
-        problems.append(
-            Problem.of(f"{prefix}dataset_url", shorten(url), accepted, "write the whole, or leave it out")
-        )
+        host = re.fullmatch(r"[\w-]+(\.[\w-]+)+(/\S*)?", url)
+        remedy = f"did you mean https://{url}?" if host else "drop it"
+        problems.append(Problem.of(f"{prefix}dataset_url", shorten(url), accepted, remedy))
     dataset = facts.get("dataset_id")
     if dataset and not is_dataset_id(dataset):
         accepted = "owner/name of a data set on the Hugging Face Hub"
-        problems.append(
-            Problem.of(f"{prefix}dataset_id", shorten(dataset), accepted, "leave it out, or mend it")
-        )
+        problems.append(Problem.of(f"{prefix}dataset_id", shorten(dataset), accepted, "drop it"))
     return problems
 
 
@@ -146,7 +145,7 @@ def publish_problems(task: PublishArguments, training: Any) -> list[Problem]:
         )
     if training.hub_token is not None:
         # Not quoted: it is a secret, and this message goes to logs.
-        remedy = "take it back there, and log in by `hf auth login` or set HF_TOKEN or MODELSCOPE_API_TOKEN"
+        remedy = "drop it: revoke it there, and log in by `hf auth login`, HF_TOKEN or MODELSCOPE_API_TOKEN"
         problems.append(
             Problem("--hub_token", "found a token", "accepted: none on a command line or in a file", remedy)
         )
@@ -156,7 +155,8 @@ def publish_problems(task: PublishArguments, training: Any) -> list[Problem]:
             problems.append(Problem.of("--hub_model_id", found, "both or neither", "add --push_to_hub true"))
         return problems
     if training.hub_model_id is None:
-        problems.append(Problem("--hub_model_id", "found none", "accepted: owner/name of the repo", "add it"))
+        accepted, remedy = "owner/name of the repo", "add --hub_model_id owner/name"
+        problems.append(Problem.of("--hub_model_id", "none", accepted, remedy))
     if HubStrategy(training.hub_strategy) in DURING_TRAINING:
         accepted = "accepted: end; what is published is the finished model, proven equal"
         problems.append(Problem("--hub_strategy", f"found {training.hub_strategy!s}", accepted, "drop it"))

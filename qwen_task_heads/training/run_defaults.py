@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from transformers.trainer_utils import SaveStrategy
 
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import Problem, TaskHeadsError
@@ -103,7 +104,8 @@ class RunDefaults:
         in_steps = self.eval_strategy == self.save_strategy == "steps"
         if self.save_steps is None:
             self.save_steps = looks if in_steps else 500
-        if not self.load_best_model_at_end or self.save_strategy == "best":
+        known = self.save_strategy in [*SaveStrategy]  # of another value the parent says what it takes
+        if not self.load_best_model_at_end or self.save_strategy == "best" or not known:
             return
         remedy = "drop it, or give --load_best_model_at_end false"
         if self.eval_strategy == "no":

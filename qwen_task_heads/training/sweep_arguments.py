@@ -31,9 +31,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAVED_AS = ("adapter", "full")
 # One value of what is swept, and what needs tokens in every step.
 REPLACED = {
-    "pooling": "--poolings", "head": "--heads", "head_sizes": "--heads", "loss": "--losses",
-    "backbone_layers": "--layers", "freeze_backbone": "", "init_head": "", "token_dropout": "",
-    "early_stopping_patience": "",
+    "pooling": "--poolings {pooling}", "head": "--heads {head}", "head_sizes": "--heads {head}",
+    "loss": "--losses {loss}", "backbone_layers": "--layers {backbone_layers}", "freeze_backbone": "",
+    "init_head": "", "token_dropout": "", "early_stopping_patience": "",
 }  # fmt: skip
 USED = (
     "output_dir", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "weight_decay",
@@ -195,7 +195,7 @@ def _check(texts: SweepArguments, training: SweepConfig, model: HeadModelConfig)
     usual = {item.name: item.default for item in fields(texts)}
     for name, instead in REPLACED.items():
         if texts.__dict__[name] != usual[name]:
-            remedy = f"give {instead}" if instead else "drop it"
+            remedy = f"give {instead} instead".format(**_swept(texts)) if instead else "drop it"
             found = f"found {texts.__dict__[name]!r}"
             problems.append(
                 Problem(f"--{name}", found, "accepted: nothing; a sweep tries heads on features", remedy)
@@ -220,16 +220,23 @@ def _check(texts: SweepArguments, training: SweepConfig, model: HeadModelConfig)
         except TaskHeadsError as error:
             problems += error.problems
     if texts.truncation == "windows":
-        accepted, remedy = "accepted: head, tail, head_tail", "a head on windows is trained by classify.py"
+        accepted = "accepted: head, tail, head_tail"
+        remedy = "choose one of them: a head on windows is trained by classify.py"
         problems.append(Problem("--truncation", "found 'windows'", accepted, remedy))
     if not texts.seeds:
-        problems.append(Problem("--seeds", "found none", "accepted: one or more", "name some"))
+        problems.append(Problem("--seeds", "found none", "accepted: one or more", "choose such as 0"))
     if training.num_train_epochs < 1 or training.num_train_epochs != int(training.num_train_epochs):
         found = f"found {training.num_train_epochs}"
         problems.append(
-            Problem("--num_train_epochs", found, "accepted: whole epochs, 1 or more", "correct it")
+            Problem("--num_train_epochs", found, "accepted: whole epochs, 1 or more", "choose such as 10")
         )
     if texts.tolerance < 0:
         found = f"found {texts.tolerance}"
-        problems.append(Problem("--tolerance", found, "accepted: 0 or more", "correct it"))
+        problems.append(Problem("--tolerance", found, "accepted: 0 or more", "choose such as 0.005"))
     return problems
+
+
+def _swept(texts: SweepArguments) -> dict[str, Any]:
+    """Values of the options that take one, as those of a sweep take them."""
+    widths = ",".join(map(str, texts.head_sizes or [256]))
+    return {**vars(texts), "head": "linear" if texts.head == "linear" else f"mlp:{widths}"}

@@ -94,7 +94,6 @@ def _check(title: TitleArguments, training: TitleConfig, model: HeadModelConfig)
     problems = not_among(("--loss", title.loss, [*PAIR_LOSSES, *GROUP_LOSSES]))
     if training.trust_remote_code:
         found = "found true: no code of a backbone's repo is run"
-        problems.append(
-            Problem("--trust_remote_code", found, "accepted: false", "use a backbone of transformers")
-        )
+        remedy = "drop it: a backbone of transformers needs none"
+        problems.append(Problem("--trust_remote_code", found, "accepted: false", remedy))
     return problems

@@ -4,8 +4,8 @@ From a fresh head the first updates of an adapter follow a random direction, and
 bent before the head can read it; a head trained on the frozen backbone first avoids that (Kumar et al. 2022,
 https://arxiv.org/abs/2202.10054). Options of the head and the template that are not given are those of the
 saved head: a sweep may have chosen fewer layers. Of the weights only the tensors of `score` are read,
-whatever else the folder holds, and only where they mean the same: same backbone, layer, pooling, head, labels
-and template.
+whatever else the folder holds, and only where they mean the same: same backbone, layer, pooling, head and
+template. Labels may be added to those of the saved head, whose rows then move by name (`head_rows`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 from safetensors import safe_open
 from transformers.utils import cached_file
 
+from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.head_rows import added_line, check_added, rows_by_name
 from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadConfig
 from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY, template_of
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
@@ -88,7 +90,12 @@ def take_template(tokenizer: Any, repo: str | None, *, hub: str = HUGGINGFACE) -
 
 
 def take_head(
-    model: TaskHeadModel, repo: str | None, *, tokenizer: Any, hub: str = HUGGINGFACE
+    model: TaskHeadModel,
+    repo: str | None,
+    *,
+    tokenizer: Any,
+    hub: str = HUGGINGFACE,
+    lines: list[str] | None = None,
 ) -> TaskHeadModel:
     """Set the head of a fresh model to that of a saved one.
 
@@ -97,6 +104,7 @@ def take_head(
         repo: folder or id of a model of this library, full or adapter; None changes nothing.
         tokenizer: with the template of this run.
         hub: where an id is looked up.
+        lines: of the run's report; gets a line that says which labels are added to those of the head.
 
     Returns:
         The model.
@@ -123,7 +131,8 @@ def take_head(
         found = f"found a {fields.get('model_type')!r} model in {repo}"
         accepted = f"accepted: a {model.config.model_type}"
         raise TaskHeadsError(Problem("--init_head", found, accepted, "name a model of this kind"))
-    problems = _differences(model.config, type(model.config).from_dict(fields))
+    saved = type(model.config).from_dict(fields)
+    problems = _differences(model.config, saved)
     if template_of(tokenizer) != template_of(saved_tokenizer):
         found = f"found another template than that of {repo}"
         remedy = "give the --instruction, --between and --boundary it was trained with"
@@ -133,7 +142,12 @@ def take_head(
         problems.append(Problem("--init_head", found, "accepted: a plain backbone", "drop one of the two"))
     if problems:
         raise TaskHeadsError(problems)
-    state, own = read_head(path), model.score.state_dict()
+    own, state = model.score.state_dict(), read_head(path)
+    if model.config.id2label != saved.id2label:
+        labels, before = LabelMap.of_config(model.config), LabelMap.of_config(saved)
+        state = rows_by_name(state, model.score, saved=before, labels=labels)
+        if lines is not None:
+            lines.append(added_line(labels, before, name="--init_head"))
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
         found = f"found tensors {sorted(state)} of other names or shapes in {repo}"
@@ -191,10 +205,14 @@ def _differences(config: Any, saved: Any) -> list[Problem]:
         if None in values[name]:  # a full model on a folder does not name it
             del values[name]
     layers = config.text_config.num_hidden_layers, saved.text_config.num_hidden_layers
-    labels = config.id2label, saved.id2label
-    for name, (own, theirs) in {**values, "backbone_layers": layers, "labels": labels}.items():
+    for name, (own, theirs) in {**values, "backbone_layers": layers}.items():
         if own != theirs:
             option = OPTIONS.get(name, f"--{name}")
             accepted = f"accepted: {theirs!r}, with which the head of --init_head was trained"
             problems.append(Problem(option, f"found {own!r}", accepted, f"give {option} as it was there"))
+    try:
+        labels, before = LabelMap.of_config(config), LabelMap.of_config(saved)
+        check_added(labels, before, problem_type=saved.problem_type, kept=False)
+    except TaskHeadsError as error:
+        problems += error.problems
     return problems

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from trl import GRPOConfig, ModelConfig, TrlParser
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.training.command_lines import read_config, unusable
 
 
 @dataclass
@@ -42,8 +43,9 @@ class WriterConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         if self.push_to_hub or self.hub_token:  # titles.jsonl holds texts of the training
-            remedy = "read its titles first; then upload the folder without titles.jsonl and checkpoints"
-            raise TaskHeadsError.of("--push_to_hub", "it", "no upload of a writer", remedy)
+            option = "--push_to_hub" if self.push_to_hub else "--hub_token"
+            remedy = "drop it: upload the folder later, without titles.jsonl and checkpoints"
+            raise TaskHeadsError.of(option, "it", "no upload of a writer", remedy)
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and not self.use_cpu
         super().__post_init__()
@@ -62,16 +64,17 @@ def parse_writer_arguments(
     words = [
         part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]
+    groups = (WriterArguments, WriterConfig, ModelConfig)
+    known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
+    _, problems = read_config(words, known)
+    if problems:
+        raise TaskHeadsError(problems)
     try:
-        task, args, model_args = TrlParser(
-            (WriterArguments, WriterConfig, ModelConfig)
-        ).parse_args_and_config(words)
+        task, args, model_args = TrlParser(groups).parse_args_and_config(words)
     except TaskHeadsError:
         raise
-    except (ValueError, OSError) as error:
-        raise TaskHeadsError(
-            Problem("arguments", str(error), "accepted: values as in --help", "correct them")
-        ) from error
+    except (ValueError, TypeError) as error:
+        raise TaskHeadsError(unusable(words, str(error))) from error
     if not 0 <= task.length_penalty <= 1:
         raise TaskHeadsError.of("--length_penalty", str(task.length_penalty), "0 to 1", "choose such as 0.5")
     return task, args, model_args

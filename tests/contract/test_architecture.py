@@ -27,6 +27,7 @@ LEVELS = {
     "dtypes": 2,
     "peft_models": 2,
     "adapters": 3,
+    "head_rows": 3,
     "throughput": 3,
     "batching": 3,
     "models": 4,

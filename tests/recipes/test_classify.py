@@ -154,6 +154,50 @@ def test_training_goes_on_with_the_labels_of_the_saved_model(learned, folders, t
     assert "money" in message
 
 
+MORE = ["law", *WORDS, "art"]  # another order than that of the saved model
+
+
+@pytest.mark.parametrize(
+    ("start", "named"),
+    [
+        ("saved", False),
+        pytest.param("saved", True, marks=pytest.mark.slow),
+        pytest.param("init_head", False, marks=pytest.mark.slow),
+        pytest.param("init_head", True, marks=pytest.mark.slow),
+    ],
+)
+def test_labels_are_added_to_a_saved_model(learned, tmp_path, start, named):
+    """Rows of the head by name: before anything is trained, old labels have the logits of the old model."""
+    from qwen_task_heads import Scorer, load
+
+    folder, _ = learned
+    rows = [
+        {"text": f"{word} number {number}", "label": name}
+        for number in range(16)
+        for name, word in zip(MORE, ("court", "goal", "bank", "doctor", "museum"), strict=True)
+    ]
+    data, options = write(tmp_path, "more.jsonl", rows), {"max_steps": 1, "learning_rate": 1e-9}
+    if named:
+        (tmp_path / "labels.yaml").write_text(json.dumps(MORE))
+        options["labels"] = tmp_path / "labels.yaml"
+    if start == "init_head":
+        options |= {"init_head": folder, "pooling": "mean"}
+    base = str(folder) if start == "saved" else "embedded"
+    printed = finished(short(data, base, tmp_path / "run", **options), tmp_path / "log")
+    [line] = [line for line in printed.splitlines() if "are new (" in line]
+    assert line.index("'sport'") < line.index("'art'")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    new = MORE if named else [*sorted(WORDS), "art", "law"] if start == "saved" else sorted(MORE)
+    assert list(config["id2label"].values()) == new
+    assert config["label2id"] == {name: place for place, name in enumerate(new)}
+    old, grown = load(str(folder)), load(str(tmp_path / "run"))
+    for place, name in enumerate(new):
+        row = old.score.weight[old.config.label2id[name]] if name in WORDS else old.score.weight.mean(0)
+        assert grown.score.weight[place].sub(row).abs().max() < 1e-6
+    [answer] = Scorer(str(tmp_path / "run")).predict(["goal match team"])
+    assert set(answer.probabilities) == set(MORE)
+
+
 # --- every problem type and method ---
 
 

@@ -133,6 +133,40 @@ def test_a_head_for_something_else_is_refused(bases, tokenizer, folders, option)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.score.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["full", "head_only", "lora", "sharded"])
+def test_labels_that_are_added_leave_the_others_their_rows(bases, tokenizer, folders, kind) -> None:
+    wider, lines = ("art", "health", "sport", "cars", "money"), []
+    model, words = fresh(bases["qwen2"], tokenizer, labels=wider)
+    take_head(model, str(folders[kind]), tokenizer=words, lines=lines)
+    state = read_head(str(folders[kind]))
+    for name, tensor in model.score.state_dict().items():
+        saved = state[name]
+        if name.startswith("3."):  # the last layer of the MLP
+            for place, label in enumerate(wider):
+                own = saved[LABELS.index(label)] if label in LABELS else saved.mean(0)
+                assert torch.equal(tensor[place], own), (name, label)
+        else:
+            assert torch.equal(tensor, saved)
+    assert len(lines) == 1
+    assert all(repr(label) in lines[0] for label in wider)
+
+
+@pytest.mark.parametrize("labels", [("sport", "money"), ("sport", "money", "art", "cars"), ("a", "b")])
+def test_labels_without_all_of_the_head_are_refused(bases, tokenizer, folders, labels) -> None:
+    model, words = fresh(bases["qwen2"], tokenizer, labels=labels)
+    with pytest.raises(TaskHeadsError) as caught:
+        take_head(model, str(folders["full"]), tokenizer=words)
+    assert [problem.where for problem in caught.value.problems] == ["--labels"]
+
+
+def test_an_ordinal_head_takes_no_further_label(bases, tokenizer, shake, tmp_path) -> None:
+    model, words = fresh(bases["qwen2"], tokenizer, problem_type="ordinal")
+    folder = str(save(shake(model), tokenizer=words, folder=tmp_path))
+    model, words = fresh(bases["qwen2"], tokenizer, problem_type="ordinal", labels=(*LABELS, "art"))
+    with pytest.raises(TaskHeadsError, match="no row per label"):
+        take_head(model, folder, tokenizer=words)
+
+
 def test_all_differences_are_said_at_once(bases, tokenizer, folders) -> None:
     model, words = fresh(bases["qwen2"], tokenizer, pooling="max", labels=("a", "b"), before="Of: ")
     with pytest.raises(TaskHeadsError) as caught:

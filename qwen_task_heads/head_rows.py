@@ -1,0 +1,210 @@
+"""The rows of a head by the names of their labels: a trained head goes on with labels that are added to it.
+
+Design:
+- The last layer of a linear or MLP head has one row per label. A row moves with the name of its label, so
+  the new labels may stand anywhere in the new order.
+- A new row starts as the mean of the old ones, as transformers starts new token embeddings. Its logit is then
+  the mean of the old logits, so that on no text is a new label the most probable one before it is trained
+  (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+- Labels are added only. A list that leaves out a label of the head, or states the same labels in another
+  order, is refused: it was more likely written for another model.
+- An ordinal head has no row per label: one latent value and K - 1 thresholds, which new labels would move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.pooling_task_heads import FloatLinear, build_head
+
+SHOWN = 8  # names in a line
+LIST = "name a file by --labels that holds them, one a line"
+LABEL_FIELDS = ("label_descriptions", "label_examples", "label_aliases", "label_parents")  # of a config
+
+
+def relabeled(saved: LabelMap, names: Sequence[str], **said: Sequence[Any]) -> LabelMap:
+    """Make the map of other names, in which saved labels keep what is said of them.
+
+    Args:
+        saved: labels of a model.
+        names: the names wanted, in their order.
+        **said: `descriptions`, `examples`, `aliases` or `parents`, one per name, in place of the saved ones.
+
+    Raises:
+        TaskHeadsError: a blank or repeated name, or a field of another length.
+
+    Example:
+        >>> from qwen_task_heads.data.labels import LabelMap
+        >>> from qwen_task_heads.head_rows import relabeled
+        >>> relabeled(LabelMap(("a",), descriptions=("first",)), ["b", "a"]).descriptions
+        ('', 'first')
+    """
+    fields: dict[str, Any] = {}
+    for field, empty in (("descriptions", ""), ("examples", ()), ("aliases", ()), ("parents", "")):
+        values = vars(saved)[field]
+        known = dict(zip(saved.names, values, strict=False))
+        if field in said:
+            values = said[field] or ()
+            fields[field] = tuple(value if isinstance(value, str) else tuple(value) for value in values)
+        elif values:
+            fields[field] = tuple(known.get(name, empty) for name in names)
+    return LabelMap(tuple(names), **fields)
+
+
+def check_added(
+    labels: LabelMap,
+    saved: LabelMap,
+    *,
+    problem_type: str | None,
+    where: str = "--labels",
+    base: str = "",
+    kept: bool = True,
+) -> None:
+    """Refuse labels that a head cannot take over by adding rows.
+
+    Args:
+        labels: of the run.
+        saved: of the head, in the order of its rows.
+        problem_type: of the head.
+        where: what `labels` was read from, for the message.
+        base: name of the backbone, which an ordinal model is trained again on; "" if it is not known.
+        kept: whether a run that states no labels has those of the head.
+
+    Raises:
+        TaskHeadsError: a label of the head is not among `labels`, the same labels stand in another order, or
+            labels are added to an ordinal head.
+
+    Example:
+        >>> from qwen_task_heads.data.labels import LabelMap
+        >>> from qwen_task_heads.head_rows import check_added
+        >>> check_added(LabelMap(("c", "a", "b")), LabelMap(("a", "b")), problem_type=None)
+    """
+    if labels.names == saved.names:
+        return
+    accepted, found = f"all labels of the head ({_few(saved.names)}), and new ones", ""
+    remedy = "leave the label file out: the model keeps its own labels"
+    if lost := [name for name in saved.names if name not in labels.label2id]:
+        found = f"{len(labels):,} labels without {_few(lost)}"
+        remedy = f"add the missing ones, or {remedy}" if kept else f"{LIST}, and new ones after them"
+    elif len(labels) == len(saved):
+        found = f"the labels of the head in another order, {_few(labels.names)}"
+        accepted = f"their order in the head, {_few(saved.names)}, or new labels beside them"
+        remedy = remedy if kept else f"{LIST}, in the order of id2label in its config.json"
+    elif problem_type == "ordinal":
+        new = [name for name in labels.names if name not in saved.label2id]
+        found = f"new labels ({_few(new)}) for an ordinal head of {len(saved):,}"
+        accepted = "its own labels: an ordinal head has K - 1 thresholds, and no row per label"
+        plain = f"the backbone, {base}" if base else "a plain backbone"
+        remedy = f"leave them out, or train a new model: give {plain} as --model_name_or_path"
+        remedy = remedy if kept else "drop --init_head"
+    if found:
+        raise TaskHeadsError(Problem.of(where, found, accepted, remedy))
+
+
+def rows_by_name(
+    state: Mapping[str, torch.Tensor], head: nn.Module, *, saved: LabelMap, labels: LabelMap
+) -> dict[str, torch.Tensor]:
+    """Arrange the tensors of a saved head for other labels.
+
+    Args:
+        state: tensors of the saved head, by their names in `head`; those of its last layer are (L, in) and
+            (L,), with L labels.
+        head: a linear or MLP head, of which the names of the last layer are read.
+        saved: the L labels of `state`.
+        labels: the labels wanted.
+
+    Returns:
+        The tensors, of which those of the last layer have a row per wanted label: the saved row of its name,
+        or the mean of all saved rows. A tensor without a row per saved label is returned as it is.
+
+    Example:
+        >>> import torch
+        >>> from qwen_task_heads.data.labels import LabelMap
+        >>> from qwen_task_heads.head_rows import rows_by_name
+        >>> from qwen_task_heads.hubcode.pooling_task_heads import FloatLinear
+        >>> old, new = LabelMap(("a", "b")), LabelMap(("new", "b", "a"))
+        >>> state = {"weight": torch.tensor([[1.0], [5.0]])}
+        >>> rows_by_name(state, FloatLinear(1, 3, bias=False), saved=old, labels=new)["weight"].flatten()
+        tensor([3., 5., 1.])
+    """
+    *_, last = (name for name, module in head.named_modules() if isinstance(module, FloatLinear))
+    names = {".".join(filter(None, (last, kind))) for kind in ("weight", "bias")}
+    moved = dict(state)
+    for name in names & state.keys():
+        rows = state[name]
+        if len(rows) == len(saved):
+            mean = rows.float().mean(0).to(rows.dtype)
+            moved[name] = torch.stack(
+                [rows[saved.label2id[label]] if label in saved.label2id else mean for label in labels.names]
+            )
+    return moved
+
+
+def set_labels(model: Any, labels: LabelMap) -> None:
+    """Give a model, in place, other labels that hold all of its own; their rows of the head move by name.
+
+    Args:
+        model: a `PooledClassifier` without an adapter.
+        labels: as `check_added` accepts them. What they say of descriptions, examples, aliases and parents
+            replaces what the model's config says.
+
+    Example:
+        >>> from qwen_task_heads import LabelMap, build
+        >>> from qwen_task_heads.head_rows import set_labels
+        >>> model = build("embedded", task="pooled_classifier", labels=["bad", "good"])
+        >>> old = model.score.weight.clone()
+        >>> set_labels(model, LabelMap(("bad", "fair", "good")))
+        >>> model.config.num_labels, bool((model.score.weight[2] == old[1]).all())
+        (3, True)
+    """
+    config, old = model.config, model.score
+    saved = LabelMap.of_config(config)
+    for name in LABEL_FIELDS:
+        setattr(config, name, labels.described().get(name))
+    if labels.names == saved.names:
+        return
+    config.id2label, config.label2id = dict(labels.id2label), dict(labels.label2id)
+    config.probe = None  # of the old labels; a save stores its own
+    model.num_labels = config.num_labels
+    with torch.device("meta"):  # no draw of initial values, which would move every draw after it
+        head = build_head(config, hidden_size=model.model.config.hidden_size)
+    state = rows_by_name(old.state_dict(), old, saved=saved, labels=labels)
+    head.load_state_dict(state, assign=True)
+    model.score = head.train(old.training).requires_grad_(True)
+
+
+def added_line(labels: LabelMap, saved: LabelMap, *, name: str) -> str:
+    """Say which labels keep their rows of a head, and how the others start.
+
+    Args:
+        labels: of the run.
+        saved: of the head.
+        name: what the head is called in the line.
+
+    Returns:
+        The line; "" without new labels.
+
+    Example:
+        >>> from qwen_task_heads.data.labels import LabelMap
+        >>> from qwen_task_heads.head_rows import added_line
+        >>> added_line(LabelMap(("a", "b", "c")), LabelMap(("b", "a")), name="the saved model")
+        "labels: 2 of the saved model keep their rows of the head ('b', 'a'), 1 is new ('c'): its row starts
+        as the mean of these"
+    """
+    new = [label for label in labels.names if label not in saved.label2id]
+    if not new:
+        return ""
+    kept = f"labels: {len(saved):,} of {name} keep their rows of the head ({_few(saved.names)})"
+    start = "is new ({}): its row starts" if len(new) == 1 else "are new ({}): their rows start"
+    return f"{kept}, {len(new):,} {start.format(_few(new))} as the mean of these"
+
+
+def _few(names: Any) -> str:
+    shown = [shorten(name, 40) for name in names[:SHOWN]]
+    return ", ".join(shown) + (", …" if len(names) > SHOWN else "")

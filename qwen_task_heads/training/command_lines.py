@@ -1,0 +1,87 @@
+"""A command line and its `--config` file before they are parsed, and what other parsers refuse of them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qwen_task_heads.errors import Problem, shorten
+
+
+def unusable(argv: Sequence[str], reason: str) -> Problem:
+    """Turn a refusal of transformers or trl into a problem of the option that it names.
+
+    Args:
+        argv: words of the command line.
+        reason: text of their error; it may name an option, or quote a value.
+
+    Example:
+        >>> from qwen_task_heads.training.command_lines import unusable
+        >>> unusable(["--warmup_steps", "-1"], "Got warmup_steps = -1.0").where
+        '--warmup_steps'
+    """
+    words = set(re.findall(r"[\w.-]+", reason))
+    named = [word for word in argv if word.startswith("--") and words & {word, word[2:].replace("-", "_")}]
+    quoted = [
+        option
+        for option, value in pairwise(argv)
+        if option.startswith("--") and len(value) > 2 and value in words
+    ]
+    where, *_ = [*named, *reversed(quoted), "arguments"]
+    remedy = "see --help for what each option takes"
+    remedy = remedy if where == "arguments" else f"drop it, or {remedy}"
+    return Problem.of(where, shorten(" ".join(reason.split()), 300), "values as in --help", remedy)
+
+
+def stated_backbone(argv: Sequence[str], default: str) -> str:
+    """Return the backbone of a command line, or the default."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model_name_or_path", "--model-name-or-path", default=default)
+    return parser.parse_known_args([*argv])[0].model_name_or_path
+
+
+def read_config(argv: Sequence[str], known: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """Read the file of `--config` before trl does: what it states, and its defects, all at once.
+
+    Args:
+        argv: words of the command line.
+        known: names of all options.
+    """
+    if "--config" not in argv[:-1]:
+        return {}, []
+    path = Path(argv[[*argv].index("--config") + 1])
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:8]) or "none"
+        found = " ".join(str(error).split())[:200]
+        remedy = f"check the path (YAML files there: {there})"
+        return {}, [Problem(str(path), found, "accepted: a YAML file", remedy)]
+    if not isinstance(content, dict):
+        found, accepted = f"found {shorten(content)}", "accepted: a mapping, option: value"
+        return {}, [Problem(str(path), found, accepted, "correct the file")]
+    return content, [unknown_option(f"{path}: {key}", str(key), known) for key in content if key not in known]
+
+
+def unknown_option(where: str, name: str, known: Sequence[str]) -> Problem:
+    """Return the problem of an option or a key that is not known, with the nearest ones.
+
+    Args:
+        where: `--name`, or file and key.
+        name: of the option.
+        known: names of all options.
+    """
+    near = difflib.get_close_matches(name.replace("-", "_"), known, n=2)
+    return Problem(
+        where,
+        "found an unknown option",
+        "accepted: " + (", ".join(near) or "those of --help"),
+        "correct its name, or drop it" if near else "drop it",
+    )

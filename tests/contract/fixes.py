@@ -1,0 +1,179 @@
+"""Refusals of the package and the fixes that they name: where they are made, and how one is followed.
+
+A site is a call in the source that makes a `Problem`. Its name is `module::function::where`, with `where` as
+the source writes it, and `#2` for the second one of that name; a line number would change with every edit.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import qwen_task_heads
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
+
+PACKAGE = Path(qwen_task_heads.__file__).parent
+MAKERS = {"Problem", "Problem.of", "TaskHeadsError.of", "TaskHeadError", "refuse", "not_among"}
+
+
+@cache
+def sites_of(module: str) -> dict[str, tuple[int, int]]:
+    """Name -> first and last line of every site of a module, in the order of the source."""
+    calls: list[tuple[str, str, ast.Call]] = []
+
+    def visit(node: ast.AST, scope: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            inner = scope
+            if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+                inner = f"{scope}.{child.name}".lstrip(".")
+            if isinstance(child, ast.Call) and ast.unparse(child.func) in MAKERS:
+                for where in _wheres(child):
+                    calls.append((scope, where, child))
+            visit(child, inner)
+
+    visit(ast.parse((PACKAGE / module).read_text(encoding="utf-8")), "")
+    found: dict[str, tuple[int, int]] = {}
+    for scope, where, call in sorted(calls, key=lambda item: item[2].lineno):
+        name = base = f"{module}::{scope}::{where}"
+        number = 1
+        while name in found:
+            number += 1
+            name = f"{base}#{number}"
+        found[name] = (call.lineno, call.end_lineno or call.lineno)
+    return found
+
+
+def _wheres(call: ast.Call) -> list[str]:
+    """The place that a call names; of `not_among`, which checks several options, each of them."""
+    if ast.unparse(call.func) == "not_among":
+        return [_text(item.elts[0]) for item in call.args if isinstance(item, ast.Tuple)]
+    return [_text(call.args[0])] if call.args else []
+
+
+def _text(node: ast.expr) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ast.unparse(node)
+
+
+@contextmanager
+def made() -> Iterator[list[str]]:
+    """Note the sites at which problems are made meanwhile."""
+    found: list[str] = []
+    makers = (Problem, TaskHeadError)
+    before = [maker.__init__ for maker in makers]
+
+    def noting(init: Any) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> None:
+            found.extend(_sites_on(sys._getframe(1)))
+            init(self, *args, **kwargs)
+
+        return call
+
+    for maker, init in zip(makers, before, strict=True):
+        maker.__init__ = noting(init)  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        for maker, init in zip(makers, before, strict=True):
+            maker.__init__ = init  # type: ignore[method-assign]
+
+
+@contextmanager
+def refused(site: str) -> Iterator[list[Any]]:
+    """Expect a refusal that is made at a site; the list that it gives holds its problems afterwards."""
+    problems: list[Any] = []
+    with made() as sites, pytest.raises((TaskHeadsError, TaskHeadError)) as caught:
+        yield problems
+    assert site in sites, f"{site} is none of {sites}"
+    error = caught.value
+    problems.extend(error.problems if isinstance(error, TaskHeadsError) else [error])
+
+
+def _sites_on(frame: FrameType | None) -> Iterator[str]:
+    """The sites that a stack of calls stands at."""
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(PACKAGE):
+            module = path.relative_to(PACKAGE).as_posix()
+            yield from (
+                name
+                for name, (first, last) in sites_of(module).items()
+                if first <= frame.f_lineno <= last and module != "errors.py"
+            )
+        frame = frame.f_back
+
+
+Words = list[str]
+
+
+def changes(problem: Problem, argv: Words, typed: dict[str, Words] | None = None) -> list[Words]:
+    """The command lines that the remedy of a problem of an option leads to, one per way that it names.
+
+    Args:
+        problem: of an option, `--name`.
+        argv: the command line that was refused.
+        typed: what a way of the remedy, in these words, takes in place of the option, if it asks for a value
+            that only the user knows.
+
+    Raises:
+        AssertionError: a way that no rule below turns into a command line.
+    """
+    option = problem.where
+    accepted = problem.accepted.removeprefix("accepted: ")
+    found: list[Words] = []
+    remedy = re.sub(
+        r"^(drop it|drop the option|raise it): .*", r"\1", problem.remedy
+    )  # what follows is the reason
+    for way in re.split(r",? or (?=drop|give|name|add|choose|see|set)|; ", remedy):
+        if way in (typed or {}):
+            found.append([*without(argv, option), *(typed or {})[way]])
+        elif re.match(r"drop (it|one|the option)\b", way):
+            found.append(without(argv, option))
+        elif match := re.match(r"add (--\w+(?: [\w/]+)?)$", way):
+            found.append([*argv, *match[1].split()])
+        elif match := re.match(r"give (--\w+) (.+) instead$", way):
+            found.append([*without(argv, option), match[1], *match[2].split()])
+        elif match := re.match(r"give (--\w+(?: [\w./:-]+)*)$", way):
+            found.append([*argv, *match[1].split()])
+        elif match := re.match(r"set (\w+): (\w+)$", way):  # as in a config file
+            found.append([*argv, f"--{match[1]}", match[2]])
+        elif match := re.match(r"choose such as ([\w.,:/ -]+)$", way):
+            found.append([*without(argv, option), option, *match[1].split()])
+        elif way == "raise it":
+            match = re.match(r"(\d+) or more", accepted)
+            assert match, f"no bound is named by: {problem}"
+            found.append([*without(argv, option), option, match[1]])
+        elif way.startswith(("choose one of them", "choose among them")):
+            found.append([*without(argv, option), option, re.split("[, ]", accepted)[0]])
+        elif match := re.match(r"did you mean (\S+)\?$", way):
+            found.append([*without(argv, option), option, match[1]])
+        elif way.startswith("see --help"):
+            found.append([*argv, "--help"])
+        elif way.startswith("correct its name"):
+            name = f"--{accepted.split(', ')[0]}"
+            found.append([name if word == option else word for word in argv])
+        else:
+            raise AssertionError(f"no rule types {way!r}, a way of: {problem}")
+    assert found, f"nothing can be typed after: {problem}"
+    return found
+
+
+def without(argv: Words, option: str) -> Words:
+    """A command line without an option and its values."""
+    kept: Words = []
+    dropping = False
+    for word in argv:
+        if word.startswith("--"):
+            dropping = word == option
+        if not dropping:
+            kept.append(word)
+    return kept

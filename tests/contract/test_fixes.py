@@ -1,0 +1,119 @@
+"""Every refusal in scope has a test that follows its fix, or a reason why it has none.
+
+`test_option_fixes`, `test_model_fixes` and `test_publishing_fixes` name the sites that they follow.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from fixes import PACKAGE, sites_of
+
+SITE = re.compile(r"[\w/]+\.py::[\w.]*::.+")
+TESTS = ("test_option_fixes", "test_model_fixes", "test_publishing_fixes")
+
+# Modules whose refusals are followed elsewhere, or not yet.
+COMPARED = "what a comparison found; tests/publishing/test_gate.py has each beside what passes"
+OUTSIDE = {
+    "errors.py": "makes problems for others",
+    "data/": "rows, files and label files; tests/data",
+    "batching/": "templates, prompts and rows of a run; tests/batching",
+    "evaluate_modules/": "arguments of metrics; tests/evaluate_modules",
+    "inference/": "opening and asking a model; tests/inference",
+    "hubcode/attention_task_heads.py": "arguments of a forward pass",
+    "hubcode/encoding_task_heads.py": "arguments of a tokenizer",
+    "hubcode/modeling_task_heads.py": "arguments of a forward pass",
+    "hubcode/pipeline_task_heads.py": "arguments of a pipeline",
+    "hubcode/pushing_task_heads.py": "a push without the package; tests/publishing/test_verbs.py",
+    "publishing/differences.py": COMPARED,
+    "publishing/gate.py": COMPARED,
+}
+# Modules of a run, whose refusals come while it trains, measures or draws.
+RUNNING = (
+    "callbacks", "checkpoints", "class_balance", "classification_losses", "classification_metrics",
+    "classification_plots", "classifier_trainer", "comparison_plots", "features", "floors", "frozen_heads",
+    "group_losses", "hub_saving", "losses", "metrics", "plots", "seals", "text_floors", "trainers", "updates",
+)  # fmt: skip
+OUTSIDE |= {f"training/{name}.py": "comes while a run trains; tests/training" for name in RUNNING}
+
+PIP = "a package is missing: the fix installs one"
+WRAPPED = "tells an error of another site, which is followed"
+MODELSCOPE = "a hub out of reach; tests/test_modelscope.py"
+WITHOUT = {
+    "generators.py::load_generator::error.where": WRAPPED,
+    "hubcode/configuration_task_heads.py::refuse::where": WRAPPED,
+    "hubcode/loading_task_heads.py::_load_adapter::path#3": "a fault of PEFT: the fix upgrades it",
+    "hubcode/pooling_task_heads.py::real_tokens::attention_mask": "an argument of a forward pass",
+    "hubcode/pooling_task_heads.py::real_tokens::attention_mask#2": "an argument of a forward pass",
+    "hubcode/pooling_task_heads.py::pool::pooling": "no config has another value",
+    "hubs.py::fetch_modelscope::name": PIP,
+    "hubs.py::_unfetched::name": MODELSCOPE,
+    "models.py::_told::error.where": WRAPPED,
+    "publishing/comparison_advice.py::_between::comparison": "an argument between our own functions",
+    "publishing/hub_modelscope.py::ModelScope.__init__::--hub modelscope": PIP,
+    "publishing/onnx.py::check_packages::onnx": PIP,
+    "publishing/onnx.py::_trace::text_config": "a family that none traces, after an export",
+    "publishing/stock.py::_convert::text_config": "no family of this transformers has another layout",
+    "publishing/stock.py::check_difference::where": "what a comparison found; tests/publishing/test_stock.py",
+    "publishing/trackers.py::track::--report_to#2": PIP,
+    "training/head_sweep.py::sweep_heads::sweep": "an argument between our own functions",
+}
+
+
+def in_scope() -> dict[str, tuple[int, int]]:
+    """Every site of the package outside of `OUTSIDE`."""
+    modules = [path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py"))]
+    chosen = [name for name in modules if not name.startswith(tuple(OUTSIDE))]
+    return {site: lines for name in chosen for site, lines in sites_of(name).items()}
+
+
+def named_in(test: str) -> set[str]:
+    """Every text of a test module that has the form of a site."""
+    module = importlib.import_module(test)
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr | ast.Constant):
+            try:
+                value = eval(compile(ast.Expression(node), test, "eval"), vars(module))  # of constants
+            except NameError:  # of a local variable
+                continue
+            found |= {value} if isinstance(value, str) and SITE.fullmatch(value) else set()
+    return found
+
+
+@pytest.fixture(scope="module")
+def followed() -> set[str]:
+    return {site for test in TESTS for site in named_in(test)}
+
+
+def test_every_refusal_has_a_test_of_its_fix_or_a_reason(followed: set[str]) -> None:
+    """Name the site of a new refusal in one of `TESTS`, and type there what its message says."""
+    assert sorted(in_scope().keys() - followed - WITHOUT.keys()) == []
+
+
+def test_what_is_named_is_there(followed: set[str]) -> None:
+    modules = [path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")]
+    sites = {site for module in modules for site in sites_of(module)}
+    assert sorted(followed - sites) == []
+    assert sorted(WITHOUT.keys() - sites) == []
+    assert sorted(WITHOUT.keys() & followed) == []
+    assert all(any(site.startswith(place) for site in sites) for place in OUTSIDE)
+
+
+def test_a_new_refusal_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "new.py"
+    path.write_text(
+        "def f(x):\n    raise TaskHeadsError.of('--x', 'a', 'b', 'c')\n\n"
+        "class G:\n    def g(self):\n        return [Problem(f'--{n}', '', '', '') for n in 'ab'], "
+        "Problem(f'--{n}', '', '', '')\n\n"
+        "def h(x):\n    return not_among(('--y', x, 'ab'), ('--z', x, 'ab'))\n"
+    )
+    assert {site.split("::", 1)[1]: lines for site, lines in sites_of(str(path)).items()} == {
+        "f::--x": (2, 2), "G.g::f'--{n}'": (6, 6), "G.g::f'--{n}'#2": (6, 6), "h::--y": (9, 9),
+        "h::--z": (9, 9),
+    }  # fmt: skip

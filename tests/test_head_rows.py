@@ -1,0 +1,174 @@
+"""Labels that are added to a saved classifier: old rows of its head by name, new ones in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from equality import assert_same_logits
+from peft import get_peft_model
+
+from qwen_task_heads import Scorer, TaskHeadsError, adapter_config, bind_template, build, load, save
+from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.head_rows import added_line, check_added, relabeled
+from qwen_task_heads.models import saved_task
+
+IDS = torch.randint(1, 128, (3, 9), generator=torch.Generator().manual_seed(0))
+OLD = ("sport", "money", "health")
+WIDER = ("art", "health", "sport", "cars", "money")  # in another order, with new ones between
+HEADS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "dropout": {"head_dropout": 0.1, "pooling": "mean"},
+    "mlp": {"head": "mlp", "head_sizes": [8, 6]},
+    "attention": {"pooling": "attention", "head": "mlp", "head_sizes": [8]},
+    "multi_label": {"problem_type": "multi_label_classification"},
+    "scores": {"problem_type": "regression"},
+}
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def saved_run(base: str, tokenizer: Any, shake: Any, folder: Path, *, kind: str = "full", **head: Any) -> Any:
+    """A classifier of the old labels in a folder, and its logits."""
+    model: Any = build(base, task="pooled_classifier", labels=OLD, **head)
+    bind_template(tokenizer, model.config)
+    if kind != "full":
+        config = adapter_config(model, r=2, dora=kind == "dora", head_only=kind == "head_only")
+        model = get_peft_model(model, config)
+    wanted = logits(shake(model))
+    return str(save(model, tokenizer=tokenizer, folder=folder)), wanted
+
+
+@pytest.fixture
+def words(tokenizer: Any) -> Any:
+    import copy
+
+    return copy.deepcopy(tokenizer)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_old_rows_move_by_name_and_new_ones_start_as_their_mean(
+    bases: dict[str, str], words: Any, shake: Any, tmp_path: Path, head: str
+) -> None:
+    folder, before = saved_run(bases["qwen2"], words, shake, tmp_path / "old", **HEADS[head])
+    old = load(folder)
+    model = build(folder, task="pooled_classifier", labels=WIDER)
+    state, rows = old.score.state_dict(), 0
+    for name, tensor in model.score.state_dict().items():
+        if len(state[name]) == len(OLD) and tensor.shape[:1] == (len(WIDER),):
+            rows += 1
+            for place, label in enumerate(WIDER):
+                own = state[name][OLD.index(label)] if label in OLD else state[name].mean(0)
+                assert torch.equal(tensor[place], own), (name, label)
+        else:
+            assert torch.equal(tensor, state[name]), name
+    assert rows == (2 if "mlp" in HEADS[head].values() else 1)  # a bias, too
+    assert (model.num_labels, model.config.probe) == (5, None)
+    model.check_probe()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    after = logits(model)
+    assert_same_logits(after[:, [WIDER.index(label) for label in OLD]], before)
+    mean = before.mean(1, keepdim=True).expand(-1, 2)
+    torch.testing.assert_close(after[:, [0, 3]], mean, atol=1e-5 * float(before.abs().max()), rtol=0)
+    # No answer changes before anything is trained.
+    assert [WIDER[k] for k in after.argmax(1)] == [OLD[k] for k in before.argmax(1)]
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "dora", "head_only"])
+def test_the_result_is_saved_with_its_labels_and_reloads(
+    bases: dict[str, str], words: Any, shake: Any, tmp_path: Path, kind: str
+) -> None:
+    folder, before = saved_run(bases["qwen2"], words, shake, tmp_path / "old", kind=kind)
+    model = shake(build(folder, task="pooled_classifier", labels=WIDER), seed=1)
+    wanted = logits(model)
+    save(model, tokenizer=words, folder=tmp_path / "new")
+    again = load(str(tmp_path / "new"))  # recomputes the probe, which has a logit per label
+    assert_same_logits(logits(again), wanted)
+    assert again.config.id2label == dict(enumerate(WIDER))
+    assert again.config.label2id == {label: place for place, label in enumerate(WIDER)}
+    assert (again.config.num_labels, again.num_labels) == (5, 5)
+    assert {len(row) for row in again.config.probe["logits"]} == {5}
+    assert saved_task(str(tmp_path / "new"))["labels"].names == WIDER
+    [answer] = Scorer(str(tmp_path / "new")).predict(["A text."])
+    assert set(answer.probabilities) == set(WIDER)
+    assert_same_logits(logits(load(folder)), before)  # what was there is as it was
+
+
+def test_nothing_is_drawn(bases: dict[str, str], words: Any, shake: Any, tmp_path: Path) -> None:
+    """Two builds are equal whatever the seed, and later draws are those of a build without new labels."""
+    folder, _ = saved_run(bases["qwen2"], words, shake, tmp_path)
+    drawn = []
+    for labels in (OLD, WIDER):
+        torch.manual_seed(3)
+        build(folder, task="pooled_classifier", labels=labels)
+        drawn.append(torch.rand(1))
+    assert torch.equal(*drawn)
+
+
+def test_what_is_said_of_labels_moves_with_them(bases: dict[str, str], words: Any, tmp_path: Path) -> None:
+    labels = LabelMap(OLD, ("games", "", ""), aliases=((), ("cash",), ()))
+    model = build(bases["qwen2"], task="pooled_classifier", labels=OLD, **labels.described())
+    folder = str(save(model, tokenizer=words, folder=tmp_path))
+    kept = build(folder, task="pooled_classifier", labels=WIDER).config
+    assert LabelMap.of_config(kept) == relabeled(labels, WIDER)
+    assert kept.label_descriptions == ["", "", "games", "", ""]
+    assert kept.label_aliases == [[], [], [], [], ["cash"]]
+    told = LabelMap(WIDER, tuple(f"about {name}" for name in WIDER))
+    config = build(folder, task="pooled_classifier", labels=WIDER, **told.described()).config
+    assert config.label_descriptions == [*told.descriptions]
+    same = LabelMap(OLD, ("balls", "coins", "doctors"))
+    config = build(folder, task="pooled_classifier", labels=OLD, **same.described()).config
+    assert config.label_descriptions == [*same.descriptions]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("money", "sport", "health"),  # the same in another order
+        ("sport", "money"),
+        ("sport", "money", "art", "cars"),
+        ("art", "cars"),
+    ],
+)
+def test_labels_that_leave_one_out_or_only_change_the_order_are_refused(
+    bases: dict[str, str], words: Any, shake: Any, tmp_path: Path, labels: tuple[str, ...]
+) -> None:
+    folder, _ = saved_run(bases["qwen2"], words, shake, tmp_path)
+    with pytest.raises(TaskHeadsError) as caught:
+        build(folder, task="pooled_classifier", labels=labels)
+    assert [problem.where for problem in caught.value.problems] == ["--labels"]
+    assert build(folder, task="pooled_classifier").config.id2label == dict(enumerate(OLD))  # the remedy
+
+
+def test_labels_that_stand_twice_are_refused(
+    bases: dict[str, str], words: Any, shake: Any, tmp_path: Path
+) -> None:
+    folder, _ = saved_run(bases["qwen2"], words, shake, tmp_path)
+    with pytest.raises(TaskHeadsError, match="stands twice"):
+        build(folder, task="pooled_classifier", labels=[*OLD, "art", "art"])
+
+
+def test_an_ordinal_head_takes_no_further_label(
+    bases: dict[str, str], words: Any, shake: Any, tmp_path: Path
+) -> None:
+    folder, _ = saved_run(bases["qwen2"], words, shake, tmp_path, kind="lora", problem_type="ordinal")
+    with pytest.raises(TaskHeadsError, match="no row per label") as caught:
+        build(folder, task="pooled_classifier", labels=[*OLD, "art"])
+    [problem] = caught.value.problems
+    assert bases["qwen2"] in problem.remedy  # the base of the adapter: the run that starts anew works
+    again = build(bases["qwen2"], task="pooled_classifier", labels=[*OLD, "art"], problem_type="ordinal")
+    assert again.config.num_labels == 4
+    check_added(LabelMap(OLD), LabelMap(OLD), problem_type="ordinal")
+
+
+def test_the_line_says_what_is_kept_and_what_is_new() -> None:
+    line = added_line(LabelMap(WIDER), LabelMap(OLD), name="the saved model")
+    for name in WIDER:
+        assert repr(name) in line
+    assert line.index("'health'") < line.index("'art'")  # kept ones first
+    assert added_line(LabelMap(OLD), LabelMap(OLD), name="the saved model") == ""
