@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -185,7 +185,7 @@ class TextCutReport:
     windows: int
     max_length: int | None
     truncation: str
-    equal: EqualRows | None = None
+    equal: EqualRows | None = field(default=None, compare=False)
 
     def line(self) -> str:
         """Say it in one sentence."""

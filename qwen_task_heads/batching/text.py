@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import AddedToken, processors
@@ -297,7 +297,7 @@ class CutReport:
     cut_prompts: int
     cut_titles: int
     max_length: int
-    equal: EqualRows | None = None
+    equal: EqualRows | None = field(default=None, compare=False)
 
     def line(self) -> str:
         """Say it in one sentence."""

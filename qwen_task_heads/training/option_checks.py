@@ -25,7 +25,10 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers import Trainer, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
@@ -42,6 +45,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
     "warmup_stable_decay": {"num_decay_steps": 10},
 }
+NOT_LISTED = ("azure_ml", "flyte")  # trackers of which transformers does not say whether they are installed
 FOLLOW_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 STEPS = 100  # of a run, where its length is not known yet
 # What optimizers and schedules raise for options that do not fit, or on a machine that they do not run on.
@@ -109,7 +113,8 @@ def saving_problems(args: Any) -> list[Problem]:
     """Problems of when and how often to save."""
     problems = []
     if args.save_total_limit is not None and args.save_total_limit < 1:
-        remedy = "give --save_total_limit 1; --save_strategy no --load_best_model_at_end false saves none"
+        none = "--save_strategy no --load_best_model_at_end false"
+        remedy = f"give --save_total_limit 1, or {none} to save none"
         problems.append(Problem.of("--save_total_limit", str(args.save_total_limit), "1 or more", remedy))
     if args.save_strategy == SaveStrategy.BEST and args.eval_strategy == "no":
         found, accepted = "'best' without an evaluation, so that nothing would be saved", "no, steps, epoch"
@@ -130,17 +135,19 @@ def _machine_problems(args: Any) -> list[Problem]:
 
 def tracker_problems(args: Any) -> list[Problem]:
     """Refuse a `--report_to` that transformers does not know, or whose library is not installed."""
-    problems = []
+    problems, installed = [], get_available_reporting_integrations()
     for name in args.report_to:
         try:
-            for tracker in get_reporting_integration_callbacks([name]):
-                tracker()
-        except FAILURES as error:
-            reason = " ".join(str(error).split())
-            remedy = _install(reason) + "give --report_to none"
-            problems.append(
-                Problem.of("--report_to", f"{name!r}: {reason}", "a tracker that runs here", remedy)
-            )
+            get_reporting_integration_callbacks([name])
+        except ValueError as error:
+            found = f"{name!r}: {error}"
+        else:
+            if name in installed or name in NOT_LISTED:
+                continue
+            found = f"{name!r}, not installed"
+        install = f"pip install {name}, or " if "installed" in found else ""
+        accepted, remedy = "a tracker that is installed", f"{install}give --report_to none"
+        problems.append(Problem.of("--report_to", found, accepted, remedy))
     return problems
 
 
