@@ -330,6 +330,9 @@ def _lora_problems(model: HeadModelConfig, *, head_only: bool) -> list[Problem]:
 def _contradictions(training: Any) -> list[Problem]:
     """Options that would drop rows or figures, and sizes that train nothing."""
     problems = []
+    if not training.eval_do_concat_batches:
+        found = "false: metrics are of all rows of dev together"
+        problems.append(Problem.of("--eval_do_concat_batches", found, "true", "drop it"))
     for name, why in (
         ("dataloader_drop_last", "rows would be left out uncounted, those of dev too"),
         ("prediction_loss_only", "dev would have no figures"),

@@ -45,6 +45,11 @@ NEEDED: dict[str, dict[str, Any]] = {
     "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
     "warmup_stable_decay": {"num_decay_steps": 10},
 }
+# Options that an optimizer may not take, with a value that all take.
+NUMBERS = {
+    "optim_args": None, "learning_rate": 1e-4, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
+    "weight_decay": 0.0,
+}  # fmt: skip
 NOT_LISTED = ("azure_ml", "flyte")  # trackers of which transformers does not say whether they are installed
 FOLLOW_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 STEPS = 100  # of a run, where its length is not known yet
@@ -210,14 +215,23 @@ def _optimizer_problem(args: Any, error: Exception) -> Problem:
     if "optim_target_modules" in reason:
         accepted, remedy = "names of modules, or all-linear", "add --optim_target_modules all-linear"
         return Problem.of("--optim_target_modules", f"none with --optim {name}", accepted, remedy)
-    if args.optim_args:
-        without = copy.copy(args)
-        without.optim_args = None
-        if not try_optimizer(without)[1]:
-            accepted = f"values that {name} takes"
-            return Problem.of("--optim_args", f"{args.optim_args!r}: {reason[:200]}", accepted, "drop it")
+    for option, usual in NUMBERS.items():
+        given, without = vars(args)[option], copy.copy(args)
+        setattr(without, option, usual)
+        if given not in (None, "", usual) and _runs(without):
+            found, accepted = f"{given!r}: {reason[:200]}", f"values that {name} takes"
+            return Problem.of(f"--{option}", found, accepted, "drop it")
     remedy = _install(reason) + f"give --optim {USUAL_OPTIMIZER}"
     return Problem.of("--optim", found, "an optimizer that runs here", remedy)
+
+
+def _runs(args: Any) -> bool:
+    """Whether the optimizer runs with these options."""
+    try:
+        step_on_zeros(args)
+    except FAILURES:
+        return False
+    return True
 
 
 def _install(reason: str) -> str:
@@ -357,7 +371,7 @@ def _schedule_error(
     try:
         schedule = get_scheduler(
             args.lr_scheduler_type,
-            optimizer=optimizer or _plain_optimizer(args.learning_rate or 1e-4),
+            optimizer=optimizer or _plain_optimizer(args.learning_rate),
             num_warmup_steps=args.get_warmup_steps(steps),
             num_training_steps=steps,
             scheduler_specific_kwargs=given,
@@ -373,5 +387,5 @@ def _schedule_error(
     return ""
 
 
-def _plain_optimizer(rate: float = 1e-4) -> torch.optim.Optimizer:
-    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
+def _plain_optimizer(rate: float | None = None) -> torch.optim.Optimizer:
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate if rate and rate > 0 else 1e-4)

@@ -41,12 +41,14 @@ def test_no_row_loses_its_answer_on_the_way_into_a_batch(bases: dict[str, str], 
     )
     trainer = AnswerTrainer(
         model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer,
-        scorer=LabelScorer(model, prompts=prompts),
+        scorer=LabelScorer(model, prompts=prompts), dev=texts,
     )  # fmt: skip
     [batch] = trainer.get_train_dataloader()
     learned = sorted([token for token in row.tolist() if token != IGNORED] for row in batch["labels"])
     answers = [[*prompts.answers[text.target], prompts.end] for text in texts]  # type: ignore[index]
     assert learned == sorted(answers)
+    given = trainer.evaluate()
+    assert {f"eval_{name}" for name in SftClassifyConfig.METRICS or ()} <= given.keys()
 
 
 def test_rows_that_offer_too_many_labels_are_named_all_at_once(bases: dict[str, str]) -> None:

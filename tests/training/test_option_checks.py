@@ -138,6 +138,17 @@ def test_optimizers_of_torch_and_transformers_run(name: str) -> None:
     assert option_problems(arguments(optim=name)) == []
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"adam_beta1": 2.0}, {"adam_beta2": -0.5}, {"adam_epsilon": -1.0}, {"learning_rate": -1.0}],
+    ids=str,
+)
+def test_a_number_that_no_optimizer_takes_is_named(options: dict[str, float]) -> None:
+    [problem] = option_problems(arguments(**options))
+    assert [problem.where] == [f"--{name}" for name in options]
+    assert problem.remedy == "drop it"
+
+
 def test_trying_an_optimizer_moves_no_random_number() -> None:
     torch.manual_seed(3)
     wanted = torch.rand(4)

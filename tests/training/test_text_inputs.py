@@ -145,7 +145,9 @@ def test_both_trainers_take_texts_and_name_rows(scorer, classifier, tmp_path):
         eval_dataset=PAIRS,
     )  # fmt: skip
     assert trainer.sources["train"][0] == "train_dataset:row 1"
-    assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+    metrics = trainer.evaluate()
+    assert 0 <= metrics["eval_accuracy"] <= 1
+    assert {f"eval_{name}" for name in TitleConfig.METRICS} <= metrics.keys()
     args = ClassifierConfig(str(tmp_path / "texts"), max_steps=1, learning_rate=1e-3, eval_strategy="no",
                             load_best_model_at_end=False, save_strategy="no", **CPU)  # fmt: skip
     trainer = ClassifierTrainer(
