@@ -177,10 +177,12 @@ class ClassifierConfig(RunDefaults, TrainingArguments):
             or self.lr_scheduler_type in FOLLOW_A_METRIC
         ):
             self.metric_for_best_model, self.greater_is_better = BEST_METRIC[problem_type]
-        given = (*DEV_METRICS[problem_type], "loss")
-        problems = metric_problems(self, given, where=f" ({problem_type})") + direction_problems(self)
-        if problems:
+        if problems := [*self.metric_problems(problem_type), *direction_problems(self)]:
             raise TaskHeadsError(problems)
+
+    def metric_problems(self, problem_type: str) -> list[Problem]:
+        """Refuse a metric that the evaluation of a problem type does not give."""
+        return metric_problems(self, (*DEV_METRICS[problem_type], "loss"), where=f" ({problem_type})")
 
 
 def parse_classifier_arguments(
@@ -209,6 +211,8 @@ def check_texts(
         ("--truncation", texts.truncation, TRUNCATIONS),
         ("--window_aggregation", texts.window_aggregation, AGGREGATIONS),
     )
+    if texts.problem_type in DEV_METRICS:  # else the data tell
+        problems += training.metric_problems(texts.problem_type)
     for name in ("class_weights", "pos_weight"):
         given = texts.__dict__[name]
         if given is not None and given != ["balanced"] and not all(map(_is_number, given)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from qwen_task_heads import build, load_tokenizer, save
 
 BEGIN = "The council met again on Monday and spoke about the new bridge over the river. "
 MAX_REFUSALS = 5
+Usage = namedtuple("Usage", "total used free")
 
 
 def write(folder: Path, **splits: list[dict[str, Any]]) -> Path:
@@ -36,6 +39,14 @@ def texts(count: int) -> list[dict[str, Any]]:
         {"text": f"{BEGIN}{('sun', 'rain', 'snow')[n % 3]} {n}", "label": ("a", "b", "c")[n % 3]}
         for n in range(count)
     ]
+
+
+def title_scorer(bases: Any, folder: Path) -> Path:
+    """A scorer that pays a writer."""
+    model = build(bases["qwen2"], pooling="mean")
+    names = ("reward_mean", "reward_std", "reward_length_mean", "reward_length_slope")
+    model.config.update(dict.fromkeys(names, 1.0))
+    return save(model, tokenizer=load_tokenizer(bases["qwen2"]), folder=folder / "scorer")
 
 
 def typed(words: list[str], message: str) -> list[str]:
@@ -131,10 +142,7 @@ def test_a_sweep_takes_no_metric_and_names_equal_texts(bases: Any, tmp_path: Pat
 
 
 def test_a_writer_has_no_evaluation_to_count_on(bases: Any, tmp_path: Path) -> None:
-    model = build(bases["qwen2"], pooling="mean")
-    names = ("reward_mean", "reward_std", "reward_length_mean", "reward_length_slope")
-    model.config.update(dict.fromkeys(names, 1.0))
-    scorer = save(model, tokenizer=load_tokenizer(bases["qwen2"]), folder=tmp_path / "scorer")
+    scorer = title_scorer(bases, tmp_path)
     rows = [{"text": f"Article {number} on rest."} for number in range(8)]
     data = write(tmp_path / "data", train=rows) / "train.jsonl"
     options = {
@@ -177,3 +185,29 @@ def test_every_fix_of_a_single_fault_leads_on(
     words = launching.short(data, bases["qwen2"], tmp_path / "run", **changes)
     [said] = walk(recipe, words, tmp_path)
     assert named in said
+
+
+@pytest.mark.parametrize("recipe", ["reward_titles", "classify", "sft_classify", "grpo_titles"])
+def test_a_full_disk_is_found_before_the_first_step(
+    recipe: str,
+    bases: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    rows = {"reward_titles": titles, "grpo_titles": titles}.get(recipe, texts)
+    data = write(tmp_path / "data", train=rows(24), dev=rows(12))
+    options: dict[str, Any] = {"max_length": 64}
+    if recipe == "classify":
+        options = {}
+    if recipe == "grpo_titles":
+        options = {
+            "dataset_name": data / "train.jsonl", "text_column": "chosen", "num_generations": 4,
+            "eval_strategy": "no", "reward_model": title_scorer(bases, tmp_path),
+        }  # fmt: skip
+    words = launching.short(data, "embedded", tmp_path / "run", **options)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 1_000))
+    message = launching.refused(launching.RECIPES / f"{recipe}.py", capfd, *words)
+    assert "1,000 bytes free for " in message
+    assert f"{tmp_path / 'run'}: found" in message
+    assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -86,6 +86,17 @@ def test_a_classifiers_metrics_are_those_of_its_problem_type(problem_type: str) 
             args.choose_metric(problem_type)
 
 
+def test_a_problem_type_that_is_given_tells_its_metrics_before_the_data() -> None:
+    words = [*CPU, "--problem_type", "regression", "--token_dropout", "2", "--metric_for_best_model"]
+    with pytest.raises(TaskHeadsError) as refused:
+        parse_classifier_arguments([*words, "accuracy"])
+    assert {problem.where for problem in refused.value.problems} == {
+        "--metric_for_best_model", "--token_dropout",
+    }  # fmt: skip
+    [problem] = [one for one in refused.value.problems if "metric" in one.where]
+    assert "spearman" in problem.accepted
+
+
 def test_the_metrics_of_a_classifier_are_what_it_computes() -> None:
     for problem_type, names in DEV_METRICS.items():
         width = 1 if problem_type == "regression" else 2
