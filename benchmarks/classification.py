@@ -239,8 +239,10 @@ def scores_of(row: Row, output: Path, truth: Any) -> Any:
 
 def figure(metric: str, side: str, scores: Any, targets: Any) -> Any:
     """A function of row counts (N,): the metric of one run on a resample of the test set."""
+    from qwen_task_heads.training.ties import merge_ties, top_credit
+
     if metric == "accuracy":
-        right = (scores.argmax(1) == np.array(targets)).astype(float)
+        right = top_credit(scores, targets)
         return lambda counts: float((right * counts).sum() / counts.sum())
     if metric == "micro_f1":
         guess = scores > (0.0 if side == STOCK else 0.5)  # logits of stock, probabilities of ours
@@ -249,7 +251,7 @@ def figure(metric: str, side: str, scores: Any, targets: Any) -> Any:
             truth[index, list(target)] = True
         both, either = (guess & truth).sum(1), guess.sum(1) + truth.sum(1)
         return lambda counts: float(2 * (both * counts).sum() / (either * counts).sum())
-    values = scores[:, 0], np.array([target[0] for target in targets])
+    values = merge_ties(scores[:, 0]), np.array([target[0] for target in targets])
 
     def spearman(counts: Any) -> float:
         from scipy.stats import spearmanr

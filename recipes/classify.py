@@ -12,7 +12,7 @@ from functools import partial
 from transformers import EarlyStoppingCallback, set_seed
 
 from qwen_task_heads.backbones import locate
-from qwen_task_heads.batching.collators import TextCollator, text_dataset
+from qwen_task_heads.batching.collators import TextCollator, text_datasets
 from qwen_task_heads.batching.text import bind_template
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_task
@@ -69,7 +69,7 @@ def main() -> None:
     bind_template(tokenizer, model.config, template=template, pairs=pairs)
     take_head(model, texts.init_head, tokenizer=tokenizer, lines=sets.lines, **where)
     encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": len(sets.labels)}
-    (train, cut), (dev, _) = text_dataset(sets.train, **encode), text_dataset(sets.dev, **encode)
+    (train, cut), (dev, _), lines = text_datasets(sets.train, sets.dev, sets.test, **encode)
 
     # Train
     adapter = None
@@ -94,7 +94,7 @@ def main() -> None:
         callbacks=[SealingCallback(limit, run=identity), *trackers]
         + [EarlyStoppingCallback(patience)] * bool(patience),
     )
-    sets.lines.extend([cut.line(), *trainer.loss.lines])
+    sets.lines.extend([cut.line(), *lines, *trainer.loss.lines])
     if is_main:
         hazards = [*resume_hazards(args, early_stopping=patience is not None), *texts.notes()]
         print("\n".join([*sets.lines, *(f"note: {hazard}" for hazard in hazards)]), flush=True)

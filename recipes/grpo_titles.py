@@ -82,6 +82,7 @@ def main() -> None:
     from qwen_task_heads.publishing.generator_card import GeneratorRun, generator_card
     from qwen_task_heads.publishing.generator_outcome import finish_generator
     from qwen_task_heads.training.generator_trainer import TitleGeneratorTrainer
+    from qwen_task_heads.training.run_checks import check_run
     from qwen_task_heads.training.writer_arguments import parse_writer_arguments
 
     task, args, model_args = parse_writer_arguments()
@@ -99,6 +100,7 @@ def main() -> None:
     )
     options["card"] = partial(generator_card, run, name=Path(args.output_dir).name)
     trainer = TitleGeneratorTrainer(model, reward_funcs=reward, args=args, train_dataset=texts, **options)
+    check_run(trainer, save_total_limit=args.save_total_limit, loader=trainer.get_train_dataloader())
     start = time.monotonic()
     trainer.train()
     trainer.save_model()

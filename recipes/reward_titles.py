@@ -8,12 +8,14 @@ accelerate launch recipes/reward_titles.py --model_name_or_path Qwen/Qwen2.5-7B-
 """
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 from transformers import set_seed
 
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.collators import group_dataset, pair_dataset
+from qwen_task_heads.batching.equal_rows import check_equal
 from qwen_task_heads.batching.text import compile_template
 from qwen_task_heads.data.title_sets import read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
@@ -62,9 +64,14 @@ def main() -> None:
     compile_template(tokenizer, template=template, model_type=family, max_length=args.max_length)
     take_head(model, titles.init_head, tokenizer=tokenizer, hub=titles.hub)
     encode = {"tokenizer": tokenizer, "max_length": args.max_length}
-    train, cut = group_dataset(sets.groups, **encode) if grouped else pair_dataset(sets.train, **encode)
-    dev, _ = pair_dataset(sets.dev, **encode)
-    sets.lines.append(cut.line())
+    train, cut = (
+        group_dataset(sets.groups, **encode)
+        if grouped
+        else pair_dataset(sets.train, drop_equal=True, **encode)
+    )
+    (dev, of_dev), (_, of_test) = pair_dataset(sets.dev, **encode), pair_dataset(sets.test, **encode)
+    equal = {"train": cut.equal, "dev": of_dev.equal, "test": of_test.equal}
+    sets.lines.extend([cut.line(), *check_equal(equal, option="--max_length ")])
     if is_main:
         notes = [*resume_hazards(args), unused_evidence(titles.loss, train.column_names)]
         print("\n".join([*sets.lines, *(f"note: {note}" for note in notes if note)]), flush=True)
@@ -99,6 +106,8 @@ def main() -> None:
             trainer, task=titles, model_args=model_args, config=model.config, adapter=adapter,
             resumed=resume is not None,
         )  # fmt: skip
+        if not grouped:  # equal pairs were left out
+            sets = replace(sets, train=[sets.train[row] for row in train["row"]])
         run = Run(sets=sets, warning=swapped.finding, **account)
         finish_titles(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
         if destination:

@@ -17,6 +17,7 @@ from trl import get_peft_config
 
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.batching.equal_rows import check_equal
 from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.generators import base_of, load_generator
@@ -27,7 +28,7 @@ from qwen_task_heads.publishing.answer_outcome import finish_answers
 from qwen_task_heads.publishing.destination import destination_of
 from qwen_task_heads.publishing.text_outcome import TextRun
 from qwen_task_heads.publishing.trackers import track
-from qwen_task_heads.training.answer_trainer import AnswerTrainer, answer_dataset
+from qwen_task_heads.training.answer_trainer import AnswerTrainer, answer_dataset, equal_answers
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
 from qwen_task_heads.training.checkpoints import (
@@ -70,7 +71,9 @@ def main() -> None:
     )
     scorer = LabelScorer(model, prompts=prompts, length_normalized=texts.length_normalized)
     (train, cut), (dev, _) = (answer_dataset(rows, prompts=prompts) for rows in (sets.train, sets.dev))
-    sets.lines.append(cut)
+    splits = {"train": sets.train, "dev": sets.dev, "test": sets.test}
+    equal = {name: equal_answers(rows, prompts=prompts) for name, rows in splits.items()}
+    sets.lines.extend([cut, *check_equal(equal, option="--max_length ")])
     # Now: what was refused above leaves no folder behind
     resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
     if is_main:

@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from qwen_task_heads.adapters import with_adapter
 from qwen_task_heads.backbones import locate
-from qwen_task_heads.batching.collators import text_dataset
+from qwen_task_heads.batching.collators import text_datasets
 from qwen_task_heads.batching.text import bind_template
 from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
@@ -73,8 +73,8 @@ def main() -> None:
 
     start, model, shown = time.monotonic(), with_head(), {"progress": not args.disable_tqdm}
     encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": len(sets.labels)}
-    (train, cut), (dev, _) = text_dataset(sets.train, **encode), text_dataset(sets.dev, **encode)
-    print("\n".join([*sets.lines, cut.line()]), flush=True)
+    (train, cut), (dev, _), lines = text_datasets(sets.train, sets.dev, sets.test, **encode)
+    print("\n".join([*sets.lines, cut.line(), *lines]), flush=True)
 
     # The backbone once, then the heads
     rows, layers = [*train["input_ids"], *dev["input_ids"]], texts.layers_of(model.config.text_config)

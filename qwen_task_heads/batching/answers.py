@@ -162,6 +162,11 @@ class AnswerPrompts:
         """What the prompts of all texts begin with, where all labels are candidates."""
         return self._prefix_of(self.labels)
 
+    @property
+    def behind(self) -> int:
+        """How many tokens a prompt has behind its text."""
+        return len(self._after)
+
     def encode(
         self,
         texts: Sequence[str],

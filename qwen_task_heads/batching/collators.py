@@ -1,18 +1,26 @@
 """Examples to data sets of token ids, and data sets to padded batches.
 
 A batch keeps the order of its rows and carries the index of each row in its data set (`row`), so that
-an error or a prediction can name the line it came from. Nothing is dropped here.
+an error or a prediction can name the line it came from. Nothing is dropped here but what no cut row can
+teach: titles that have become equal (`equal_rows.py`), and these for training alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from qwen_task_heads.batching.equal_rows import (
+    EqualRows,
+    check_equal,
+    equal_classified,
+    equal_pairs,
+    merge_groups,
+)
 from qwen_task_heads.batching.text import CutReport, as_option, encode_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.errors import Problem, TaskHeadsError
@@ -29,7 +37,9 @@ from qwen_task_heads.hubcode.encoding_task_heads import (
 EVIDENCE = ("margin", "preference", "weight")  # optional columns of a pair, floats
 
 
-def pair_dataset(pairs: Sequence[PairExample], *, tokenizer: Any, max_length: int) -> tuple[Any, CutReport]:
+def pair_dataset(
+    pairs: Sequence[PairExample], *, tokenizer: Any, max_length: int, drop_equal: bool = False
+) -> tuple[Any, CutReport]:
     """Make a `datasets.Dataset`: `chosen_ids`, `rejected_ids`, `row`, `length`, the evidence that all have.
 
     `length` (tokens of both titles) is what `train_sampling_strategy` balances batches by.
@@ -38,6 +48,11 @@ def pair_dataset(pairs: Sequence[PairExample], *, tokenizer: Any, max_length: in
         pairs: of `data.readers`, or made by hand.
         tokenizer: with a template, see `batching.text.compile_template`.
         max_length: longest row in tokens, template included; longer prompts are cut first.
+        drop_equal: leave out pairs whose titles have become equal, for training; else they stay, as ties.
+            `row` counts all pairs either way.
+
+    Returns:
+        The data set, and what the cut did; `check_equal` says its `equal`, and refuses a set of equal pairs.
 
     Example:
         >>> from qwen_task_heads import load_tokenizer
@@ -61,13 +76,26 @@ def pair_dataset(pairs: Sequence[PairExample], *, tokenizer: Any, max_length: in
         constant_weight = name == "weight" and all(value == 1 for value in values)
         if all(value is not None for value in values) and not constant_weight:
             table[name] = values
-    return Dataset.from_dict(table), report
+    equal = equal_pairs(
+        pairs,
+        (columns["chosen_ids"], columns["rejected_ids"]),
+        tokenizer=tokenizer,
+        max_length=max_length,
+        left_out=drop_equal,
+    )
+    if drop_equal and equal.places:
+        kept = sorted(set(table["row"]) - set(equal.places))
+        table = {name: [values[place] for place in kept] for name, values in table.items()}
+    return Dataset.from_dict(table), replace(report, equal=equal)
 
 
 def group_dataset(
     groups: Sequence[GroupExample], *, tokenizer: Any, max_length: int
 ) -> tuple[Any, CutReport]:
     """Give a `datasets.Dataset`: `title_ids` (k lists of ids), `gains` (k click rates), `row` and `length`.
+
+    Titles of a group that the cut has made equal count as one, with their clicks and impressions together;
+    groups with one title left are left out. `row` counts all groups.
 
     Raises:
         TaskHeadsError: titles that nobody was shown, all of them; `evidence.comparable_groups` drops them.
@@ -91,17 +119,15 @@ def group_dataset(
     encoded = encode(tokenizer, titles, prompts=prompts if any(prompts) else None, max_length=max_length)
     ids = iter(encoded.input_ids)
     title_ids = [[next(ids) for _ in group.titles] for group in groups]
+    kept, equal = merge_groups(groups, title_ids, tokenizer=tokenizer, max_length=max_length)
     table = {
-        "title_ids": title_ids,
-        "length": [sum(map(len, titles)) for titles in title_ids],
-        "gains": [
-            [clicks / shown for clicks, shown in zip(group.clicks, group.impressions, strict=True)]
-            for group in groups
-        ],
-        "row": list(range(len(groups))),
+        "title_ids": [rows for _, rows, _ in kept],
+        "length": [sum(map(len, rows)) for _, rows, _ in kept],
+        "gains": [gains for _, _, gains in kept],
+        "row": [place for place, _, _ in kept],
     }
     return Dataset.from_dict(table), CutReport(
-        len(groups), encoded.cut_prompts, encoded.cut_titles, max_length
+        len(groups), encoded.cut_prompts, encoded.cut_titles, max_length, equal
     )
 
 
@@ -149,6 +175,7 @@ class TextCutReport:
         windows: in how many windows the long texts are read; 0 for the other policies.
         max_length: the limit, template included; None for no limit.
         truncation: the policy.
+        equal: texts that are equal to one of another label.
     """
 
     texts: int
@@ -158,6 +185,7 @@ class TextCutReport:
     windows: int
     max_length: int | None
     truncation: str
+    equal: EqualRows | None = field(default=None, compare=False)
 
     def line(self) -> str:
         """Say it in one sentence."""
@@ -224,7 +252,33 @@ def text_dataset(
             list(example.soft or (label if isinstance(label, list) else _multi_hot([label], num_labels)))
             for example, label in zip(examples, labels, strict=True)
         ]
-    return Dataset.from_dict(table), _text_report(encoded, tokenizer=tokenizer, config=config)
+    report = _text_report(encoded, tokenizer=tokenizer, config=config)
+    equal = equal_classified(examples, encoded.input_ids, tokenizer=tokenizer, config=config)
+    return Dataset.from_dict(table), replace(report, equal=equal)
+
+
+def text_datasets(
+    train: Sequence[TextExample], dev: Sequence[TextExample], test: Sequence[TextExample], **options: Any
+) -> tuple[tuple[Any, TextCutReport], tuple[Any, TextCutReport], list[str]]:
+    """Make the data sets of a recipe, and say which texts the cut has made equal; test is looked at for that.
+
+    Args:
+        train, dev, test: examples; test may be empty.
+        **options: of `text_dataset`.
+
+    Returns:
+        Train and dev as `text_dataset` gives them, and lines of text.
+
+    Raises:
+        TaskHeadsError: as of `text_dataset`; a set whose texts are all equal to one of another label.
+    """
+    made = {
+        name: text_dataset(rows, **options)
+        for name, rows in (("train", train), ("dev", dev), ("test", test))
+        if rows
+    }
+    equal = {name: report.equal for name, (_, report) in made.items()}
+    return made["train"], made["dev"], check_equal(equal, option="--max_seq_length ")
 
 
 def _label(target: Any, *, problem_type: str, num_labels: int) -> Any:

@@ -249,7 +249,14 @@ class Scorer:
         raise TaskHeadsError(Problem(f"Scorer.{method}", found, accepted, remedy))
 
     def _run(self, rows: list[list[int]], *, of_list: bool = False) -> torch.Tensor:
-        """Logits (n, L) of n rows of ids, fp32 on the CPU, in their order."""
+        """Logits (n, L) of n rows of ids, fp32 on the CPU, in their order.
+
+        Equal rows are computed once: in another batch one would differ by rounding, and not be a tie.
+        """
+        places: dict[tuple[int, ...], int] = {}
+        index = [places.setdefault(tuple(row), len(places)) for row in rows]
+        if len(places) < len(rows):
+            return self._run([list(row) for row in places], of_list=of_list)[index]
         result = torch.empty(len(rows), self.model.config.num_labels)
         limit = None if self.is_title_scorer else self.model.config.max_seq_length
         # The model cuts longer rows itself, and has to see them whole.

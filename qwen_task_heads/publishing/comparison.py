@@ -25,6 +25,7 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.training.classification_metrics import SINGLE, classification_figures
 from qwen_task_heads.training.metrics import Floats
+from qwen_task_heads.training.ties import top_credit
 from qwen_task_heads.training.weighted_measures import bootstrap, interval, of_classes
 
 FLOOR = "floor"
@@ -191,7 +192,7 @@ def compare(
         options = {"width": one.scores.shape[1], "resamples": resamples, "seed": seed}
         drawn[one.name] = bootstrap(weighted, member, **options)
         values[one.name] = weighted(ones)
-        hits[one.name] = one.scores.argmax(1) == truth
+        hits[one.name] = top_credit(one.scores, truth)
     pairs = []
     for a, b in combinations((one.name for one in measured), 2):
         pair: dict[str, Any] = {"a": a, "b": b}
@@ -213,7 +214,7 @@ def _mcnemar(a: Any, b: Any) -> dict[str, Any]:
     """Exact two-sided test that the rows which only one of two has right fall evenly."""
     from scipy.stats import binomtest
 
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    only_a, only_b = int((a > b).sum()), int((b > a).sum())
     p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return {"a_only": only_a, "b_only": only_b, "p": p}
 

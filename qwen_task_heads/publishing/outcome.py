@@ -41,7 +41,7 @@ from qwen_task_heads.publishing.endings import (
 from qwen_task_heads.publishing.reference import take_reference
 from qwen_task_heads.publishing.title_card import accuracy_rows, title_card
 from qwen_task_heads.training.floors import TfidfBradleyTerry, longer_title
-from qwen_task_heads.training.metrics import mean_figure, pair_accuracy, ranking_metrics
+from qwen_task_heads.training.metrics import mean_figure, pair_accuracy, pair_credit, ranking_metrics
 from qwen_task_heads.training.plots import gap_against_accuracy, training_curves
 
 LONGER, TFIDF = "the longer title wins", "TF-IDF Bradley-Terry"
@@ -91,7 +91,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     }
     curves, bins = folder / "training.png", folder / "gap_against_accuracy.png"
     gaps = np.subtract(*scores[reported])
-    credit = 0.5 + 0.5 * np.sign(gaps)
+    credit = pair_credit(*scores[reported])
     plots = {
         "Score gap against accuracy": attempt(
             lambda: gap_against_accuracy(gaps, credit, bins), "no plot", notes
@@ -158,12 +158,17 @@ def _write_predictions(
     path: Path, pairs: Sequence[PairExample], chosen: np.ndarray, rejected: np.ndarray
 ) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for pair, c, r in zip(pairs, chosen.tolist(), rejected.tolist(), strict=True):
+        credits = pair_credit(chosen, rejected)
+        for pair, c, r, credit in zip(
+            pairs, chosen.tolist(), rejected.tolist(), credits.tolist(), strict=True
+        ):
             row = {
                 "chosen": pair.chosen, "rejected": pair.rejected, "chosen_score": c, "rejected_score": r,
-                "p_preferred": 1 / (1 + float(np.exp(np.clip(r - c, -700, 700)))), "correct": c > r,
+                "p_preferred": 1 / (1 + float(np.exp(np.clip(r - c, -700, 700)))), "correct": credit == 1,
                 "group": pair.group, "source": Path(pair.source).name,
             }  # fmt: skip
+            if credit == 0.5:
+                row["tie"] = True
             if pair.prompt:
                 row["prompt"] = pair.prompt
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -62,6 +62,7 @@ from qwen_task_heads.training.early_exits import aligned
 from qwen_task_heads.training.metrics import Floats
 from qwen_task_heads.training.plots import training_curves
 from qwen_task_heads.training.text_floors import TfidfFloor, TrivialFloor
+from qwen_task_heads.training.ties import top_credit
 
 TFIDF = "TF-IDF, linear"
 NEED_PROBABILITIES = ("log_loss", "ece")  # floors give scores
@@ -225,7 +226,7 @@ def _plots(
         )
     else:
         sure = probabilities(kind, scores)
-        right = truth if kind == MULTI else scores.argmax(1) == truth
+        right = truth if kind == MULTI else top_credit(scores, truth)
         answers = sure.ravel() if kind == MULTI else sure.max(1)
         if kind != MULTI:
             wanted["Confusion"] = (

@@ -24,8 +24,8 @@ from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.label_files import find_label_file, is_whole
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_readers import RawTexts, read_texts
+from qwen_task_heads.data.text_schemes import labels_of
 from qwen_task_heads.data.text_sets import TextSets, read_text_sets
-from qwen_task_heads.data.text_targets import labels_of
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.head_rows import added_line, check_added, relabeled
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,10 +22,12 @@ from trl import SFTTrainer
 
 from qwen_task_heads.adapters import quiet_peft
 from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.batching.equal_rows import WHOLE, EqualRows, equal_texts
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.training.hub_saving import WithoutTrainingArgs
 from qwen_task_heads.training.sharding import is_in_lockstep
+from qwen_task_heads.training.ties import top_credit
 
 IGNORED = -100  # no loss on these tokens
 
@@ -63,6 +67,37 @@ def answer_dataset(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -
     said = f"of {len(examples):,} texts, {cut:,} were cut to fit into {prompts.max_length:,} tokens"
     line = f"{said} with their prompt; no answer was" if cut else f"all {len(examples):,} texts fit whole"
     return Dataset.from_dict(columns), line
+
+
+def equal_answers(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -> EqualRows:
+    """Find texts whose prompt, as it was cut, is that of another text with another label.
+
+    Args:
+        examples: with one label each.
+        prompts: of the model.
+    """
+    whole = copy(prompts)
+    whole.max_length = WHOLE
+
+    def encode(places: Sequence[int], *, by: AnswerPrompts) -> list[list[int]]:
+        rows: dict[int, list[int]] = {}
+        offered: dict[tuple[str, ...], list[int]] = {}
+        for place in places:
+            offered.setdefault(examples[place].candidates, []).append(place)
+        for names, alike in offered.items():
+            found = by.encode([examples[place].text for place in alike], candidates=names or None)
+            rows |= zip(alike, found.input_ids, strict=True)
+        return [rows[place] for place in places]
+
+    return equal_texts(
+        examples,
+        encode(range(len(examples)), by=prompts),
+        whole=partial(encode, by=whole),
+        limit=prompts.max_length,
+        behind=prompts.behind,
+        answer=prompts.room,
+        keeps_head=prompts.truncation == "head",
+    )
 
 
 class Scores(Protocol):
@@ -148,14 +183,14 @@ class AnswerTrainer(WithoutTrainingArgs, SFTTrainer):
         if is_in_lockstep(self):  # weights are gathered where the whole model is called, adapter and all
             world, self.scorer.model = 1, self.model
         mine = self.dev[self.args.process_index % world :: world]
-        right = 0
+        right = 0.0
         if mine:
             texts = [example.text for example in mine]
             offered = [example.candidates or None for example in mine]
-            best = self.scorer.log_scores(texts, candidates=offered).argmax(1).tolist()
-            right = sum(found == _label(example) for found, example in zip(best, mine, strict=True))
+            found = self.scorer.log_scores(texts, candidates=offered).numpy()
+            right = float(top_credit(found, [_label(example) for example in mine]).sum())
         total = self.accelerator.reduce(torch.tensor(right, device=self.args.device), reduction="sum")
-        return int(total) * world / self.args.world_size / len(self.dev)
+        return float(total) * world / self.args.world_size / len(self.dev)
 
 
 def _label(example: TextExample) -> int:

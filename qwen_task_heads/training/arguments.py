@@ -20,6 +20,12 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
 from qwen_task_heads.training.backbone_defaults import options_for
 from qwen_task_heads.training.command_lines import read_config, stated_backbone, unknown_option, unusable
+from qwen_task_heads.training.option_checks import (
+    direction_problems,
+    metric_problems,
+    option_problems,
+    saving_problems,
+)
 from qwen_task_heads.training.publish_arguments import PublishArguments, publish_problems
 from qwen_task_heads.training.run_defaults import RunDefaults
 from qwen_task_heads.training.warm_start import head_options_of
@@ -204,13 +210,15 @@ def parse_arguments(
     Args:
         groups: dataclasses of the task (a `HeadArguments`), of the training (a `RunDefaults`) and of the
             model.
-        argv: words of the command line; None for those of this process.
+        argv: words of the command line; None for those of this process. It trains here, so that optimizer
+            and schedule are tried out then.
         check: problems of the parsed three, beside those that every recipe has.
 
     Raises:
         TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
+            What only the first step, an evaluation or a save would refuse (`option_checks.py`).
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    own, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     # trl looks for the word --config alone, and would take `--config=file` for an unknown option.
     argv = [
         part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
@@ -233,9 +241,12 @@ def parse_arguments(
         task, training, model = parser.parse_args_and_config(argv)
     except TaskHeadsError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         raise TaskHeadsError(unusable(argv, str(error))) from error
-    problems = _contradictions(training)
+    problems = [*_contradictions(training), *saving_problems(training)]
+    problems += option_problems(training) if own else []
+    if training.METRICS is not None:
+        problems += [*metric_problems(training, training.METRICS), *direction_problems(training)]
     frozen = False
     if isinstance(task, HeadArguments):
         frozen = task.freeze_backbone
@@ -321,6 +332,9 @@ def _lora_problems(model: HeadModelConfig, *, head_only: bool) -> list[Problem]:
 def _contradictions(training: Any) -> list[Problem]:
     """Options that would drop rows or figures, and sizes that train nothing."""
     problems = []
+    if not training.eval_do_concat_batches:
+        found = "false: metrics are of all rows of dev together"
+        problems.append(Problem.of("--eval_do_concat_batches", found, "true", "drop it"))
     for name, why in (
         ("dataloader_drop_last", "rows would be left out uncounted, those of dev too"),
         ("prediction_loss_only", "dev would have no figures"),
@@ -328,6 +342,11 @@ def _contradictions(training: Any) -> list[Problem]:
     ):
         if training.__dict__[name]:
             problems.append(Problem(f"--{name}", f"found true: {why}", "accepted: false", "drop it"))
+    if training.max_steps == 0 or (training.max_steps < 0 and training.num_train_epochs <= 0):
+        name = "max_steps" if training.max_steps == 0 else "num_train_epochs"
+        problems.append(
+            Problem.of(f"--{name}", f"{vars(training)[name]:g}", "1 or more", "raise it, or drop it")
+        )
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if training.__dict__[name] < 1:
             found = f"found {training.__dict__[name]}"

@@ -37,6 +37,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.training.run_checks import check_run, raise_everywhere
 from qwen_task_heads.training.run_folders import read_resume
 from qwen_task_heads.training.seals import (
     SEAL,
@@ -179,7 +180,7 @@ def open_output(
                 raise TaskHeadsError(disk_problem(error, claim, wanted=0)) from error
         except TaskHeadsError as error:
             problems = list(error.problems)
-    _raise_everywhere(problems)
+    raise_everywhere(problems)
     if dist.is_available() and dist.is_initialized():
         dist.broadcast_object_list(answer, src=0)
     return answer[0]
@@ -194,8 +195,13 @@ def train(trainer: Trainer, *, checkpoint: str | None) -> TrainOutput:
     Args:
         trainer: with a training set that has a length.
         checkpoint: from `open_output`; None starts afresh.
+
+    Raises:
+        TaskHeadsError: what `check_run` refuses before the first step.
     """
     args = trainer.args
+    sealing = [one for one in trainer.callback_handler.callbacks if isinstance(one, SealingCallback)]
+    check_run(trainer, save_total_limit=sealing[0].save_total_limit if sealing else args.save_total_limit)
     if checkpoint is None:
         return trainer.train()
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
@@ -252,7 +258,7 @@ class SealingCallback(TrainerCallback):
                 self._rotate(_output(args), best=state.best_model_checkpoint)  # a kill may have prevented it
             except OSError as error:
                 problems.append(disk_problem(error, Path(error.filename or _output(args))))
-        _raise_everywhere(problems)
+        raise_everywhere(problems)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -274,7 +280,7 @@ class SealingCallback(TrainerCallback):
                 problems = list(error.problems)
             except OSError as error:
                 problems = [disk_problem(error, Path(error.filename or folder))]
-        _raise_everywhere(problems)
+        raise_everywhere(problems)
 
     def _rotate(self, output: Path, *, best: str | None) -> None:
         """Delete all but the newest sealed checkpoints and the best one."""
@@ -382,12 +388,3 @@ def _rank() -> int:
 
 def _processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _raise_everywhere(problems: list[Problem]) -> None:
-    """Raise the first process's problems on all: a process that fails alone leaves the others waiting."""
-    box = [problems]
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast_object_list(box, src=0)
-    if box[0]:
-        raise TaskHeadsError(box[0])

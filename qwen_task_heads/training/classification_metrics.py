@@ -10,6 +10,8 @@ Design decisions:
 - What the data do not define (a class that never occurs, the correlation of a constant) is None, never a
   warning and never a zero that looks measured. Macro averages run over the classes that occur among the
   truths or the predictions, as scikit-learn's do; there an undefined precision or recall counts as 0.
+- k labels that tie at the top of a row (`ties.py`) are each predicted by 1/k of it: a model that gives all
+  texts one score for all labels is right in 1/k of them, and not in as many as have the first label.
 - Inputs are whole arrays, gathered over processes beforehand: a mean of batch means is another figure.
 - numpy only: the figures can be recomputed from `predictions.jsonl` without torch.
 """
@@ -24,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.metrics import Figure, Floats, check_finite, wilson_interval
+from qwen_task_heads.training.ties import top_shares
 from qwen_task_heads.training.weighted_measures import (
     Measures,
     bootstrap,
@@ -173,7 +176,7 @@ def coarse_accuracy(
         return None
     scores, truth = check_scores(SINGLE, logits, targets, num_labels=len(parents))
     family = np.unique(parents, return_inverse=True)[1]  # (L,)
-    hit = (family[scores.argmax(1)] == family[truth]).astype(np.float64)
+    hit = (top_shares(scores) * (family == family[truth][:, None])).sum(1)
 
     def weighted(weights: Floats) -> dict[str, Floats]:
         return {"coarse_accuracy": weights @ hit / weights.sum(1)}

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from qwen_task_heads.batching.text import Template, label_template
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.errors import Problem
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import AGGREGATIONS, PROBLEM_TYPES, TRUNCATIONS
 from qwen_task_heads.training.arguments import (
     HeadArguments,
@@ -23,7 +24,8 @@ from qwen_task_heads.training.arguments import (
     parse_arguments,
 )
 from qwen_task_heads.training.backbone_defaults import rates_for
-from qwen_task_heads.training.classification_metrics import BEST_METRIC
+from qwen_task_heads.training.classification_metrics import BEST_METRIC, DEV_METRICS
+from qwen_task_heads.training.option_checks import FOLLOW_A_METRIC, direction_problems, metric_problems
 from qwen_task_heads.training.run_defaults import RunDefaults
 
 MAX_SEQ_LENGTH = 512  # on a plain backbone; a saved model keeps its own
@@ -163,9 +165,24 @@ class ClassifierConfig(RunDefaults, TrainingArguments):
         super().__post_init__()
 
     def choose_metric(self, problem_type: str) -> None:
-        """Set what is best on dev for a problem type, unless the user has said it."""
-        if not self._metric_was_given and self.load_best_model_at_end:
+        """Set what is best on dev for a problem type, unless the user has said it.
+
+        Raises:
+            TaskHeadsError: the user has named a metric that its evaluation does not give, or a schedule of
+                the learning rate follows the metric in the wrong direction.
+        """
+        if not self._metric_was_given and (
+            self.load_best_model_at_end
+            or self.save_strategy == SaveStrategy.BEST
+            or self.lr_scheduler_type in FOLLOW_A_METRIC
+        ):
             self.metric_for_best_model, self.greater_is_better = BEST_METRIC[problem_type]
+        if problems := [*self.metric_problems(problem_type), *direction_problems(self)]:
+            raise TaskHeadsError(problems)
+
+    def metric_problems(self, problem_type: str) -> list[Problem]:
+        """Refuse a metric that the evaluation of a problem type does not give."""
+        return metric_problems(self, (*DEV_METRICS[problem_type], "loss"), where=f" ({problem_type})")
 
 
 def parse_classifier_arguments(
@@ -197,6 +214,8 @@ def check_texts(
         ("--truncation", texts.truncation, TRUNCATIONS),
         ("--window_aggregation", texts.window_aggregation, AGGREGATIONS),
     )
+    if texts.problem_type in DEV_METRICS:  # else the data tell
+        problems += training.metric_problems(texts.problem_type)
     for name in ("class_weights", "pos_weight"):
         given = texts.__dict__[name]
         if given is not None and given != ["balanced"] and not all(map(_is_number, given)):

@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +31,7 @@ from qwen_task_heads.hubcode.pooling_task_heads import build_head
 from qwen_task_heads.training.classification_losses import TextLoss
 from qwen_task_heads.training.classification_metrics import BEST_METRIC, dev_metrics
 from qwen_task_heads.training.losses import PairLoss
+from qwen_task_heads.training.metrics import pair_credit
 
 EVIDENCE = ("margin", "preference")
 ROWS_PER_PASS = 65_536  # of dev, through the head
@@ -188,7 +188,7 @@ class PairRows:
         scores = logits_of(head, torch.cat([self.chosen, self.rejected])).squeeze(-1)
         losses = self._losses(scores, torch.arange(len(self), device=scores.device))
         chosen, rejected = scores.double().cpu().numpy().reshape(2, -1)
-        right = 0.5 + 0.5 * np.sign(chosen - rejected)  # an equal score is half right
+        right = pair_credit(chosen, rejected)  # an equal score is half right
         return {"eval_loss": float(losses.double().mean()), "eval_accuracy": float(right.mean())}
 
 

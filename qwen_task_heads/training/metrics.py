@@ -6,6 +6,7 @@ Design decisions:
 - Intervals resample whole groups (A/B tests, prompts): pairs of one test share titles and are not
   independent. A percentile bootstrap of the ratio of sums, seeded.
 - P(preferred) is `σ(c - r)`. A score that is not finite is an error: comparisons would count it as a loss.
+- Scores that differ by less than the rounding of fp32 are a tie, half a point: see `ties.py`.
 - numpy only, so that the figures can be recomputed from `predictions.jsonl` without torch.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.ties import gap_signs, merge_ties, tie_bound
 
 Floats = NDArray[np.float64]
 Z_95 = 1.959964  # two-sided 95% of the normal distribution
@@ -51,12 +53,17 @@ class Figure:
 
 
 def pair_credit(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
-    """1 where chosen scores higher, 0 where lower, .5 where equal, (B,) float64.
+    """1 where chosen scores higher, 0 where lower, .5 where equal up to rounding (`ties.TIE`), (B,) float64.
 
     Raises:
         TaskHeadsError: shapes differ, no rows, or scores that are not finite.
+
+    Example:
+        >>> from qwen_task_heads.training.metrics import pair_credit
+        >>> pair_credit([2.0, 1.0, 1.0], [1.0, 1.0 + 1e-9, 3.0]).tolist()
+        [1.0, 0.5, 0.0]
     """
-    return 0.5 + 0.5 * np.sign(_gap(chosen, rejected))
+    return 0.5 + 0.5 * gap_signs(_gap(chosen, rejected), bound=tie_bound(chosen, rejected))
 
 
 def pair_accuracy(
@@ -173,7 +180,7 @@ def expected_calibration_error(chosen: ArrayLike, rejected: ArrayLike, *, bins: 
     Source: Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599.
     """
     gap = _gap(chosen, rejected)
-    confidence, credit = _sigmoid(np.abs(gap)), 0.5 + 0.5 * np.sign(gap)
+    confidence, credit = _sigmoid(np.abs(gap)), pair_credit(chosen, rejected)
     slot = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
     missing = np.bincount(slot, weights=credit - confidence, minlength=bins)  # (bins,)
     return float(np.abs(missing).sum() / len(gap))
@@ -181,7 +188,7 @@ def expected_calibration_error(chosen: ArrayLike, rejected: ArrayLike, *, bins: 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
     """Spearman's rank correlation of two arrays (B,), mean ranks for ties; None if one is constant."""
-    ranks_x, ranks_y = _ranks(np.asarray(x, np.float64)), _ranks(np.asarray(y, np.float64))
+    ranks_x, ranks_y = _ranks(merge_ties(x)), _ranks(merge_ties(y))
     a, b = ranks_x - ranks_x.mean(), ranks_y - ranks_y.mean()
     scale = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / scale if scale > 0 else None
@@ -202,9 +209,11 @@ def length_bias(
         unequal length. None where undefined.
     """
     gap = _gap(chosen, rejected)
+    sign = gap_signs(gap, bound=tie_bound(chosen, rejected))
+    gap = np.where(sign == 0, 0.0, gap)
     longer = _gap(chosen_lengths, rejected_lengths)
     unequal = longer != 0
-    agrees, wins = 0.5 + 0.5 * np.sign(gap * longer)[unequal], (longer > 0)[unequal]
+    agrees, wins = 0.5 + 0.5 * (sign * np.sign(longer))[unequal], (longer > 0)[unequal]
     return {
         "spearman": spearman(np.concatenate([gap, -gap]), np.concatenate([longer, -longer])),
         "scorer_prefers_longer": float(agrees.mean()) if unequal.any() else None,
@@ -266,7 +275,7 @@ def group_metrics(
     Returns:
         `best_pick`: share of groups whose top title by score has the highest gain; `ndcg_at_1`: gain of that
         title over the highest gain (groups without any gain are left out); `kendall_tau`: tau-b, over groups
-        in which neither side is constant. Titles tied at the top share the pick.
+        in which neither side is constant. Titles tied at the top share the pick (ties as in `ties.py`).
         Source: Järvelin & Kekäläinen 2002 (NDCG), Kendall 1945 (tau-b).
 
     Raises:
@@ -276,6 +285,7 @@ def group_metrics(
     g, _ = _values_and_groups(gains, groups)
     if (g < 0).any():
         raise TaskHeadsError(Problem("gains", f"minimum {g.min():.6g}", "0 or more", "give CTR or votes"))
+    bound = tie_bound(s)
     best: list[float] = []
     ndcg: list[float] = []
     tau: list[float] = []
@@ -284,11 +294,12 @@ def group_metrics(
         if len(rows) < 2:
             continue
         score, gain = s[rows], g[rows]
-        top = score == score.max()
+        top = score >= score.max() - bound
         best.append(float((gain[top] == gain.max()).mean()))
         if gain.max() > 0:
             ndcg.append(float(gain[top].mean() / gain.max()))
-        a, b = (np.sign(v[:, None] - v[None, :]) for v in (score, gain))  # (k, k)
+        a = gap_signs(score[:, None] - score[None, :], bound=bound)  # (k, k)
+        b = np.sign(gain[:, None] - gain[None, :])
         scale = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
         if scale > 0:
             tau.append(float((a * b).sum()) / scale)

@@ -15,6 +15,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.option_checks import prefers_less
 from qwen_task_heads.training.run_folders import default_folder
 
 # Shares of the optimizer steps of a run, which transformers rounds up to a step.
@@ -32,6 +33,7 @@ class RunDefaults:
     RECIPE: ClassVar[str]
     TRAINS: ClassVar[str]
     SAMPLE: ClassVar[str]
+    METRICS: ClassVar[tuple[str, ...] | None] = None  # that its evaluation gives; None if data tell
 
     output_dir: str | None = field(
         default=None,
@@ -67,6 +69,8 @@ class RunDefaults:
     )
 
     def __post_init__(self) -> None:
+        self.greater_is_better: bool | None
+        self.metric_for_best_model: str | None
         if self.output_dir is None:  # transformers would write into ./trainer_output, run over run
             self.output_dir = default_folder(self.RECIPE, self.resume_from_checkpoint)  # type: ignore[attr-defined]
         if self.bf16 is None:  # `use_cpu` and `fp16` are fields of the parent
@@ -77,6 +81,8 @@ class RunDefaults:
             if self.eval_strategy == "steps" and no_steps:  # transformers would take the logging steps
                 self.eval_steps = LOOK_EVERY
         self._settle_saving()
+        if self.greater_is_better is None and prefers_less(self.metric_for_best_model):
+            self.greater_is_better = False  # of mse and mae transformers would keep the largest
         super().__post_init__()  # type: ignore[misc]
 
     def announce(self, task: Any, model: Any) -> None:

@@ -95,6 +95,7 @@ class SftClassifyConfig(RunDefaults, SFTConfig):
     RECIPE: ClassVar[str] = "sft"
     TRAINS: ClassVar[str] = "a model that writes the label of a text"
     SAMPLE: ClassVar[str] = "BANKING77, ten intents"
+    METRICS: ClassVar[tuple[str, ...] | None] = ("accuracy", "loss", "mean_token_accuracy", "entropy")
 
     max_length: int | None = field(
         default=MAX_LENGTH, metadata={"help": "Longest row in tokens, prompt and answer together."}

@@ -35,6 +35,10 @@ REPLACED = {
     "loss": "--losses {loss}", "backbone_layers": "--layers {backbone_layers}", "freeze_backbone": "",
     "init_head": "", "token_dropout": "", "early_stopping_patience": "",
 }  # fmt: skip
+FOLLOWS = {
+    "greater_is_better": "metric_for_best_model", "do_eval": "eval_strategy", "eval_steps": "eval_strategy",
+    "save_strategy": "eval_strategy", "save_steps": "eval_strategy",
+}  # fmt: skip
 USED = (
     "output_dir", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "weight_decay",
     "warmup_steps", "max_grad_norm", "label_smoothing_factor", "seed", "use_cpu", "disable_tqdm",
@@ -201,9 +205,12 @@ def _check(texts: SweepArguments, training: SweepConfig, model: HeadModelConfig)
                 Problem(f"--{name}", found, "accepted: nothing; a sweep tries heads on features", remedy)
             )
     plain = SweepConfig(output_dir=training.output_dir, use_cpu=training.use_cpu)
+    changed = {item.name for item in fields(training) if vars(training)[item.name] != vars(plain)[item.name]}
     for item in fields(training):
         value = training.__dict__[item.name]
-        if item.name not in USED and item.init and value != plain.__dict__[item.name]:
+        # What another option sets cannot be dropped: that option is named.
+        is_set = FOLLOWS.get(item.name) in changed
+        if item.name not in USED and item.init and item.name in changed and not is_set:
             found, accepted = f"found {value!r}", f"accepted of the training options: {', '.join(USED)}"
             problems.append(Problem(f"--{item.name}", found, accepted, "drop it"))
     if model.use_peft:

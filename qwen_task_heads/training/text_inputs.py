@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers.utils import logging
+
 from qwen_task_heads.batching.collators import group_dataset, pair_dataset, text_dataset
+from qwen_task_heads.batching.equal_rows import EqualRows, check_equal
 from qwen_task_heads.batching.text import bind_template, compile_template
 from qwen_task_heads.data.evidence import groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
@@ -19,6 +22,8 @@ from qwen_task_heads.data.text_readers import texts_of_rows
 from qwen_task_heads.data.text_schemes import derive_scheme
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import TaskHeadsError
+
+logger = logging.get_logger(__name__)
 
 ENCODED = {"input_ids", "chosen_ids", "chosen_input_ids", "title_ids"}
 
@@ -38,7 +43,14 @@ def holds_examples(data: Any, kinds: tuple[type, ...]) -> bool:
 
 
 def encode_titles(
-    data: Any, *, name: str, model: Any, tokenizer: Any, max_length: int | None, grouped: bool = False
+    data: Any,
+    *,
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    max_length: int | None,
+    grouped: bool = False,
+    training: bool = False,
 ) -> tuple[Any, list[str]]:
     """Encode a data set of titles.
 
@@ -50,12 +62,14 @@ def encode_titles(
         tokenizer: the template is compiled into it, unless it has one.
         max_length: longest row in tokens; None for no limit.
         grouped: whether groups are wanted, for a loss over lists.
+        training: whether pairs that the cut has made equal are left out, with a warning; else they stay.
 
     Returns:
-        The encoded data set, and where each of its rows was read.
+        The encoded data set, and where each row of the data was read, by the column `row`.
 
     Raises:
-        TaskHeadsError: unknown columns or defective rows, all of them at once.
+        TaskHeadsError: unknown columns or defective rows, all of them at once; pairs that are all equal after
+            the cut.
     """
     if holds_rows(data):
         data = _title_rows(data, name, grouped=grouped)
@@ -66,10 +80,18 @@ def encode_titles(
     )
     limit = tokenizer.model_max_length if max_length is None else max_length
     if isinstance(data[0], GroupExample):
-        encoded, _ = group_dataset(data, tokenizer=tokenizer, max_length=limit)
-        return encoded, [group.sources[0] if group.sources else "" for group in data]
-    encoded, _ = pair_dataset(data, tokenizer=tokenizer, max_length=limit)
-    return encoded, [pair.source for pair in data]
+        encoded, cut = group_dataset(data, tokenizer=tokenizer, max_length=limit)
+        sources = [group.sources[0] if group.sources else "" for group in data]
+    else:
+        encoded, cut = pair_dataset(data, tokenizer=tokenizer, max_length=limit, drop_equal=training)
+        sources = [pair.source for pair in data]
+    _warn_of_equal(name, cut.equal, option="max_length=")
+    return encoded, sources
+
+
+def _warn_of_equal(name: str, equal: EqualRows | None, *, option: str) -> None:
+    for line in check_equal({name: equal}, option=option):
+        logger.warning(line)
 
 
 def _title_rows(rows: Any, name: str, *, grouped: bool) -> list[Any]:
@@ -93,7 +115,8 @@ def encode_texts(data: Any, *, name: str, config: Any, tokenizer: Any) -> tuple[
         The encoded data set, and where each of its rows was read.
 
     Raises:
-        TaskHeadsError: unknown columns, labels that the model has not, or defective rows; all at once.
+        TaskHeadsError: unknown columns, labels that the model has not, or defective rows; all at once. Texts
+            that are all equal to one of another label after the cut.
     """
     if isinstance(data, dict):  # several dev sets by their names
         given = {"config": config, "tokenizer": tokenizer}
@@ -104,7 +127,8 @@ def encode_texts(data: Any, *, name: str, config: Any, tokenizer: Any) -> tuple[
         return data, []
     pairs = any(example.text_b for example in data) or "between" in (config.template or {})
     bind_template(tokenizer, config, pairs=pairs)
-    encoded, _ = text_dataset(data, tokenizer=tokenizer, config=config, num_labels=config.num_labels)
+    encoded, cut = text_dataset(data, tokenizer=tokenizer, config=config, num_labels=config.num_labels)
+    _warn_of_equal(name, cut.equal, option="max_seq_length=")
     return encoded, [example.source for example in data]
 
 

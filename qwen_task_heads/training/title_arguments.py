@@ -70,6 +70,9 @@ class TitleConfig(RunDefaults, RewardConfig):
     RECIPE: ClassVar[str] = "titles"
     TRAINS: ClassVar[str] = "a title scorer"
     SAMPLE: ClassVar[str] = "Upworthy A/B tests"
+    METRICS: ClassVar[tuple[str, ...] | None] = (
+        "accuracy", "loss", "margin", "mean_reward", "min_reward", "max_reward",
+    )  # fmt: skip
 
     max_length: int | None = field(
         default=128, metadata={"help": "Longest title with prompt and template, in tokens."}

@@ -3,7 +3,8 @@
 What differs from its parent: any loss of `PAIR_LOSSES` or `GROUP_LOSSES` (per row, in fp32, weighted),
 averaged over all rows of an update, however they are cut into batches (`updates`);
 no pair is dropped for its length; dev accuracy is the mean over pairs and not over batches, on any
-number of processes; a loss that is not finite stops the run and names the rows; no stock card.
+number of processes, and equal titles or scores are half right; a loss that is not finite stops the run and
+names the rows; no stock card.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from qwen_task_heads.training.hub_saving import HubSaving
 from qwen_task_heads.training.losses import center_rewards, resolve_pair_loss
 from qwen_task_heads.training.speed import ThroughputCallback
 from qwen_task_heads.training.text_inputs import encode_titles
+from qwen_task_heads.training.ties import TIE
 from qwen_task_heads.training.updates import ExactUpdates, set_up
 
 COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", "length", *EVIDENCE]
@@ -41,9 +43,11 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         eval_sources: the same of the dev set.
         **kwargs: as in `trl.RewardTrainer`. Data sets hold the columns of `data.readers` (`chosen`,
             `rejected`, ...), or `PairExample` or `GroupExample` objects, or come from `batching.collators`.
+            Of rows and examples for training, pairs that the cut to `max_length` has made equal are left out.
 
     Raises:
-        TaskHeadsError: an unknown loss, data without the columns it needs, or numbers that are not finite.
+        TaskHeadsError: an unknown loss, data without the columns it needs, pairs that are all equal after the
+            cut, or numbers that are not finite.
 
     Example:
         trainer = TitleTrainer(model=model, args=args, train_dataset=train, eval_dataset=dev,
@@ -72,7 +76,7 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         for split, name in (("train", "train_dataset"), ("eval", "eval_dataset")):
             kwargs[name], read = encode_titles(
                 kwargs.get(name), name=name, model=model, tokenizer=tokenizer, max_length=limit,
-                grouped=self.grouped and split == "train",
+                grouped=self.grouped and split == "train", training=split == "train",
             )  # fmt: skip
             self.sources[split] = self.sources[split] or read
         self._check_loss(
@@ -144,7 +148,8 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         outputs = model(**inputs, use_cache=False)
         scores = outputs.logits.squeeze(-1).float()  # (2B,) or (N,)
         if sizes is None:
-            losses, credit, gap = self._of_pairs(scores, evidence)
+            same = _equal_halves(inputs["input_ids"], inputs["attention_mask"])
+            losses, credit, gap = self._of_pairs(scores, evidence, same)
         else:
             losses, credit, gap = self._of_groups(scores, sizes.tolist(), gains)
         sources = name_sources(rows, self.sources[mode])
@@ -160,8 +165,10 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         self._record(mode, inputs["attention_mask"], scores.detach(), figures)
         return (loss, outputs) if return_outputs else loss
 
-    def _of_pairs(self, scores: torch.Tensor, evidence: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Losses, credit (1, .5 or 0) and score gaps per pair, each (B,)."""
+    def _of_pairs(
+        self, scores: torch.Tensor, evidence: dict[str, torch.Tensor], same: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Losses, credit (1, .5 or 0) and score gaps per pair, each (B,); `same` (B,) marks equal titles."""
         chosen, rejected = scores.chunk(2)
         inputs: dict[str, Any] = {}
         if not self.grouped:
@@ -173,7 +180,8 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
             losses = losses + center_rewards(
                 chosen, rejected, coefficient=self.args.center_rewards_coefficient
             )
-        return losses, 0.5 + 0.5 * torch.sign(chosen - rejected), chosen - rejected
+        gap = (chosen - rejected).masked_fill(same, 0.0)  # two rows of one batch may differ by rounding
+        return losses, _credit(gap, scores), gap
 
     def _of_groups(
         self, scores: torch.Tensor, sizes: list[int], gains: torch.Tensor
@@ -183,7 +191,7 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         left, right = (index.to(scores.device) for index in pair_indices(sizes))
         direction = torch.sign(gains[left] - gains[right])
         gap = (scores[left] - scores[right]) * direction
-        return losses, (0.5 + 0.5 * torch.sign(gap))[direction != 0], gap[direction != 0]
+        return losses, _credit(gap, scores)[direction != 0], gap[direction != 0]
 
     @torch.no_grad()
     def _record(
@@ -209,3 +217,14 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
             ("mean_reward", scores.mean()),
         ):
             metrics[name].append(float(self.accelerator.gather(value).mean()))
+
+
+def _equal_halves(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Whether both titles of a pair are the same tokens, (B,), in rows (2B, T) with the chosen half first."""
+    chosen, rejected = (input_ids * mask).chunk(2)
+    return (chosen == rejected).all(1) & (mask.chunk(2)[0] == mask.chunk(2)[1]).all(1)
+
+
+def _credit(gap: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Credit per gap, 1 or 0, and .5 of ties as in `ties.py`, relative to the largest score of the batch."""
+    return 0.5 + 0.5 * torch.sign(gap).masked_fill(gap.abs() <= TIE * scores.abs().max(), 0.0)

@@ -5,6 +5,7 @@ Design decisions:
 - A measure takes the scores and truths of one set and gives `weighted`, which maps row weights (R, N) to
   figures (R,): R resamples are computed at once, and the value is the same function at weights of one.
 - NaN stands for "undefined" inside this module, and no division warns.
+- Labels that tie at the top of a row (`ties.py`) share its prediction: k labels count 1/k each.
 - Sorting (average precision, ranks) is done once; resamples only change the weights of the sorted rows.
 - Metrics that are no means of rows are biased on resamples: these hold some rows twice, which raises average
   precision, and miss rare labels. `interval` subtracts that bias.
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.training.metrics import CHUNK, Floats
+from qwen_task_heads.training.ties import merge_ties, top_credit, top_shares
 
 ECE_BINS = 15
 Weighted = Callable[[Floats], dict[str, Floats]]  # row weights (R, N) to figures (R,), NaN where undefined
@@ -28,17 +30,19 @@ Measures = tuple[Weighted, dict[str, float], list[dict[str, Any]]]
 
 def of_classes(scores: Floats, truth: NDArray[Any], threshold: float) -> Measures:
     """Measures of one label per row: scores (N, L), ids (N,)."""
-    guess, count = scores.argmax(1), scores.shape[1]
+    shares, count = top_shares(scores), scores.shape[1]
+    rows, guess = np.nonzero(shares)  # one place per row, or one per tied label
+    share = shares[rows, guess]
     log_p = log_softmax(scores)
     sure = np.exp(log_p.max(1))
-    loss, hit = -log_p[np.arange(len(truth)), truth], (guess == truth).astype(np.float64)
+    loss, hit = -log_p[np.arange(len(truth)), truth], top_credit(scores, truth)
 
     def parts(weights: Floats) -> tuple[Floats, Floats, Floats]:
         """Weight of hits, predictions and truths per label, each (R, L)."""
-        columns = ((truth, weights * hit), (guess, weights), (truth, weights))
+        columns = ((truth, weights * hit), (guess, weights[:, rows] * share), (truth, weights))
         hits, guessed, true = (
-            np.array([np.bincount(ids, weights=row, minlength=count) for row in rows])
-            for ids, rows in columns
+            np.array([np.bincount(ids, weights=row, minlength=count) for row in each])
+            for ids, each in columns
         )
         return hits, guessed, true
 
@@ -55,8 +59,11 @@ def of_classes(scores: Floats, truth: NDArray[Any], threshold: float) -> Measure
 def of_steps(scores: Floats, truth: NDArray[Any], threshold: float) -> Measures:
     """Measures of ordered labels: log-probabilities (N, L), ids (N,)."""
     classes, plain, per_class = of_classes(scores, truth, threshold)
-    t, p = truth.astype(np.float64), scores.argmax(1).astype(np.float64)
-    columns = np.stack([t, p, t * t, p * p, (t - p) ** 2, np.abs(t - p)], axis=1)  # (N, 6)
+    t, steps = truth.astype(np.float64), np.arange(scores.shape[1], dtype=np.float64)
+    shares, away = top_shares(scores), t[:, None] - steps  # (N, L)
+    p = shares @ steps, shares @ steps**2
+    distance = (shares * away**2).sum(1), (shares * np.abs(away)).sum(1)
+    columns = np.stack([t, p[0], t * t, p[1], *distance], axis=1)  # (N, 6), the mean over tied labels
 
     def weighted(weights: Floats) -> dict[str, Floats]:
         t1, p1, t2, p2, observed, steps = (weights @ columns / weights.sum(1, keepdims=True)).T
@@ -73,12 +80,13 @@ def of_label_sets(scores: Floats, truth: Floats, threshold: float) -> Measures:
     chosen = (sigmoid(scores) >= threshold).astype(np.float64)
     exact = (chosen == truth).all(1).astype(np.float64)
     loss = (np.logaddexp(0.0, scores) - truth * scores).mean(1)  # (N,) binary cross-entropy
+    merged = np.stack([merge_ties(column) for column in scores.T], axis=1)
 
     def parts(weights: Floats) -> tuple[Floats, Floats, Floats]:
         return weights @ (chosen * truth), weights @ chosen, weights @ truth
 
     def ranked(weights: Floats) -> Floats:
-        columns = zip(scores.T, truth.T, strict=True)
+        columns = zip(merged.T, truth.T, strict=True)
         return np.stack([_average_precision(s, y, weights) for s, y in columns], axis=1)  # (R, L)
 
     def weighted(weights: Floats) -> dict[str, Floats]:
@@ -95,11 +103,12 @@ def of_label_sets(scores: Floats, truth: Floats, threshold: float) -> Measures:
 
 def of_values(scores: Floats, truth: Floats, threshold: float) -> Measures:
     """Measures of one or more values per row, (N, L) each; of several the mean over them."""
+    merged = np.stack([merge_ties(column) for column in scores.T], axis=1)
 
-    def of_column(x: Floats, y: Floats, weights: Floats) -> dict[str, Floats]:
+    def of_column(x: Floats, tied: Floats, y: Floats, weights: Floats) -> dict[str, Floats]:
         total = weights.sum(1)
         mse = weights @ (x - y) ** 2 / total
-        ranks = _weighted_ranks(x, weights), _weighted_ranks(y, weights)
+        ranks = _weighted_ranks(tied, weights), _weighted_ranks(y, weights)
         return {
             "pearson": _correlation(x[None], y[None], weights),
             "spearman": _correlation(*ranks, weights),
@@ -109,7 +118,7 @@ def of_values(scores: Floats, truth: Floats, threshold: float) -> Measures:
         }
 
     def columns(weights: Floats) -> list[dict[str, Floats]]:
-        return [of_column(x, y, weights) for x, y in zip(scores.T, truth.T, strict=True)]
+        return [of_column(*column, weights) for column in zip(scores.T, merged.T, truth.T, strict=True)]
 
     def weighted(weights: Floats) -> dict[str, Floats]:
         each = columns(weights)
@@ -202,10 +211,16 @@ def _per_class(hits: Floats, guessed: Floats, true: Floats) -> list[dict[str, An
     return [
         {
             "precision": number(p), "recall": number(r), "f1": number(f),
-            "support": int(support), "predicted": int(predicted),
+            "support": int(support), "predicted": _whole(predicted),
         }
         for p, r, f, support, predicted in zip(*figures, true[0], guessed[0], strict=True)
     ]  # fmt: skip
+
+
+def _whole(count: float) -> int | float:
+    """A count as an int; of shares of tied labels a float."""
+    nearest = round(count)
+    return nearest if abs(count - nearest) < 1e-6 else float(count)
 
 
 def _average_precision(scores: Floats, truth: Floats, weights: Floats) -> Floats:

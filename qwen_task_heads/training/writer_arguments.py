@@ -10,10 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
+from transformers.trainer_utils import IntervalStrategy
 from trl import GRPOConfig, ModelConfig, TrlParser
 
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.training.command_lines import read_config, unusable
+from qwen_task_heads.training.option_checks import (
+    metric_problems,
+    option_problems,
+    saving_problems,
+    tracker_problems,
+)
 
 
 @dataclass
@@ -57,7 +64,8 @@ def parse_writer_arguments(
     """Parse the command line and the `--config` YAML; the command line wins.
 
     Raises:
-        TaskHeadsError: a config file that is not there, unknown keys, unusable values.
+        TaskHeadsError: a config file that is not there, unknown keys, unusable values; what only the first
+            step or a save would refuse (`option_checks.py`).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     # trl looks for the word --config alone
@@ -73,8 +81,31 @@ def parse_writer_arguments(
         task, args, model_args = TrlParser(groups).parse_args_and_config(words)
     except TaskHeadsError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         raise TaskHeadsError(unusable(words, str(error))) from error
+    problems = [*_evaluation_problems(args), *saving_problems(args)]
+    if argv is None:  # the run of this process, which trains here
+        problems += [*option_problems(args), *tracker_problems(args)]
     if not 0 <= task.length_penalty <= 1:
-        raise TaskHeadsError.of("--length_penalty", str(task.length_penalty), "0 to 1", "choose such as 0.5")
+        found, remedy = str(task.length_penalty), "choose such as 0.5"
+        problems.append(Problem.of("--length_penalty", found, "0 to 1", remedy))
+    if problems:
+        raise TaskHeadsError(problems)
     return task, args, model_args
+
+
+def _evaluation_problems(args: WriterConfig) -> list[Problem]:
+    """Refuse what counts on an evaluation: a writer has no dev set."""
+    none = "nothing: a writer has no dev set"
+    problems = [
+        Problem.of(f"--{name}", str(value), none, "drop it")
+        for name, value, counts in (
+            ("eval_strategy", args.eval_strategy.value, args.eval_strategy != IntervalStrategy.NO),
+            ("load_best_model_at_end", "true", args.load_best_model_at_end),
+        )
+        if counts
+    ]
+    # Set by `load_best_model_at_end` too, which is told of already.
+    if args.metric_for_best_model is not None and not args.load_best_model_at_end:
+        problems += metric_problems(args, ())
+    return problems

@@ -51,6 +51,16 @@ def test_a_score_does_not_depend_on_its_batch_and_keeps_its_place(scorer, prompt
     assert len({round(score, 4) for score in alone}) >= len(set(TITLES))  # scores that differ
 
 
+def test_equal_titles_have_equal_scores_to_the_bit(folder):
+    """In batches of other shapes they would differ by rounding, and in bf16 by more."""
+    scorer = Scorer(str(folder), batch_tokens=40, dtype=torch.bfloat16)
+    rows = [title for other in TITLES for title in ("Ten ways to rest", other)]
+    scores = scorer.score(rows)
+    assert len(set(scores[::2])) == 1
+    assert scores[1::2] == [scores[1 + 2 * TITLES.index(title)] for title in TITLES]
+    assert scores[1] == scores[0]
+
+
 def test_the_score_is_the_models_own(scorer):
     for title, prompt in zip(TITLES, PROMPTS, strict=True):
         texts = (prompt, title) if prompt else (title,)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,7 +20,7 @@ from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.title_sets import TitleSets
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.cards import figure_name
-from qwen_task_heads.publishing.outcome import Run, finish_titles
+from qwen_task_heads.publishing.outcome import Run, _write_predictions, finish_titles
 
 MODEL = "this model"
 TITLES = (
@@ -162,6 +163,17 @@ def test_a_constant_scorer_is_reported_as_one(bases, tmp_path):
     assert accuracy["ties"] == 11
     assert metrics["test"][MODEL]["length_spearman"]["value"] is None
     assert "–" in (tmp_path / "run/README.md").read_text()
+
+
+def test_predictions_say_what_is_a_tie(tmp_path):
+    """A gap below the rounding of fp32 is neither right nor wrong."""
+    pairs, chosen = hostile_pairs(3, "test"), np.array([2.0, 2.0, -1.0])
+    path = tmp_path / "predictions.jsonl"
+    _write_predictions(path, pairs, chosen, np.array([1.0, 2.0 - 1e-7, 0.5]))
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(row["correct"], row.get("tie", False)) for row in rows] == [
+        (True, False), (False, True), (False, False),
+    ]  # fmt: skip
 
 
 def test_a_figure_on_a_data_set_of_the_hub_is_written_for_the_hub(bases, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from qwen_task_heads import LabelMap, LabelScorer, TaskHeadsError, load_tokenizer
 from qwen_task_heads.batching.answers import AnswerPrompts
+from qwen_task_heads.batching.equal_rows import EqualRows, check_equal
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.training.answer_trainer import IGNORED, AnswerTrainer, answer_dataset
+from qwen_task_heads.training.answer_trainer import IGNORED, AnswerTrainer, answer_dataset, equal_answers
 from qwen_task_heads.training.sft_arguments import SftClassifyConfig
 
 LABELS = LabelMap(("sport", "foreign trade", *(f"label number {n}" for n in range(40))))
@@ -39,12 +41,14 @@ def test_no_row_loses_its_answer_on_the_way_into_a_batch(bases: dict[str, str], 
     )
     trainer = AnswerTrainer(
         model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer,
-        scorer=LabelScorer(model, prompts=prompts),
+        scorer=LabelScorer(model, prompts=prompts), dev=texts,
     )  # fmt: skip
     [batch] = trainer.get_train_dataloader()
     learned = sorted([token for token in row.tolist() if token != IGNORED] for row in batch["labels"])
     answers = [[*prompts.answers[text.target], prompts.end] for text in texts]  # type: ignore[index]
     assert learned == sorted(answers)
+    given = trainer.evaluate()
+    assert {f"eval_{name}" for name in SftClassifyConfig.METRICS or ()} <= given.keys()
 
 
 def test_rows_that_offer_too_many_labels_are_named_all_at_once(bases: dict[str, str]) -> None:
@@ -62,3 +66,30 @@ def test_rows_that_offer_too_many_labels_are_named_all_at_once(bases: dict[str, 
     ]  # fmt: skip
     rows, _ = answer_dataset(texts[:1] + texts[2:3], prompts=prompts)
     assert rows[0] == rows[1]
+
+
+def test_prompts_that_the_cut_has_made_equal_are_named_with_a_limit_that_helps(bases: dict[str, str]) -> None:
+    tokenizer, begin = load_tokenizer(bases["qwen2"]), "The council spoke about the new bridge. " * 5
+    words = ("red", "blue", "green", "red again")
+    rows = [
+        TextExample(text=begin + word, target=place % 2, source=f"train.jsonl:{place + 1}")
+        for place, word in enumerate(words)
+    ]
+    rows.append(TextExample(text=begin + "x", target=1, candidates=LABELS.names[:2], source="train.jsonl:5"))
+    for truncation in ("head", "tail"):
+        texts = rows if truncation == "head" else [replace(row, text=row.text + begin) for row in rows]
+        options = {"instruction": "One of {labels}?\n", "truncation": truncation}
+        labels = LabelMap(LABELS.names[:4])
+
+        def found(limit: int, texts=texts, options=options, labels=labels) -> EqualRows:
+            prompts = AnswerPrompts(tokenizer, labels, model_type="qwen2", max_length=limit, **options)
+            return equal_answers(texts, prompts=prompts)
+
+        equal = found(LIMIT)
+        assert equal.places == (0, 1, 2, 3)  # the fifth is asked with fewer labels
+        assert equal.needed is not None
+        assert found(equal.needed).places == ()
+        if truncation == "head":
+            assert found(equal.needed - 1).places != ()
+    with pytest.raises(TaskHeadsError, match="--max_length"):
+        check_equal({"train": equal_answers(rows[:2], prompts=make(tokenizer))}, option="--max_length ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
@@ -143,7 +145,9 @@ def test_both_trainers_take_texts_and_name_rows(scorer, classifier, tmp_path):
         eval_dataset=PAIRS,
     )  # fmt: skip
     assert trainer.sources["train"][0] == "train_dataset:row 1"
-    assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+    metrics = trainer.evaluate()
+    assert 0 <= metrics["eval_accuracy"] <= 1
+    assert {f"eval_{name}" for name in TitleConfig.METRICS} <= metrics.keys()
     args = ClassifierConfig(str(tmp_path / "texts"), max_steps=1, learning_rate=1e-3, eval_strategy="no",
                             load_best_model_at_end=False, save_strategy="no", **CPU)  # fmt: skip
     trainer = ClassifierTrainer(
@@ -152,3 +156,54 @@ def test_both_trainers_take_texts_and_name_rows(scorer, classifier, tmp_path):
     )  # fmt: skip
     assert trainer.sources["eval"][1] == "eval_dataset:row 2"
     assert {"eval_accuracy", "eval_macro_f1"} <= trainer.evaluate().keys()
+
+
+# --- what the cut to max_length has made equal ---
+
+BEGIN = "The council met again on Monday and spoke about the new bridge over the river. "
+
+
+def title_trainer(model, folder, *, train, dev, **options):
+    options = {"max_length": 16, **options, **CPU}
+    args = TitleConfig(str(folder), max_steps=2, eval_strategy="no", load_best_model_at_end=False,
+                       save_strategy="no", learning_rate=1e-3, **options)  # fmt: skip
+    tokenizer = load_tokenizer("embedded")
+    return TitleTrainer(model, args=args, processing_class=tokenizer, train_dataset=train, eval_dataset=dev)
+
+
+def test_equal_pairs_are_left_out_of_training_and_are_ties_of_dev(scorer, tmp_path):
+    lost = [{"chosen": f"{BEGIN}red {n}", "rejected": f"{BEGIN}blue {n}"} for n in range(3)]
+    trainer = title_trainer(scorer, tmp_path / "a", train=[*lost, *PAIRS], dev=lost + PAIRS[:1])
+    assert trainer.train_dataset["row"] == [3, 4, 5, 6, 7, 8]
+    assert trainer.sources["train"][trainer.train_dataset["row"][0]] == "train_dataset:row 4"
+    metrics = trainer.evaluate()
+    assert metrics["eval_accuracy"] in (1.5 / 4, 2.5 / 4)
+    trainer.train()
+
+
+def test_pairs_that_are_all_equal_name_a_limit_that_helps(scorer, tmp_path):
+    lost = [{"chosen": f"{BEGIN}red {n}", "rejected": f"{BEGIN}blue {n}"} for n in range(3)]
+    with pytest.raises(TaskHeadsError, match=r"3 of 3 pairs are equal after the cut to 16 tokens") as refused:
+        title_trainer(scorer, tmp_path / "a", train=lost, dev=PAIRS)
+    limit = int(re.search(r"max_length=(\d+)", str(refused.value))[1])
+    trainer = title_trainer(scorer, tmp_path / "b", train=lost, dev=lost, max_length=limit)
+    assert trainer.train_dataset["row"] == [0, 1, 2]
+
+
+def test_equal_titles_of_dev_are_ties_however_their_batch_is_computed(scorer, tmp_path):
+    lost = [PairExample(chosen=f"{BEGIN}red {n}", rejected=f"{BEGIN}blue {n}") for n in range(9)]
+    for packing in (True, False):
+        trainer = title_trainer(scorer, tmp_path / str(packing), train=PAIRS, dev=PAIRS, packing=packing)
+        trainer.eval_dataset = pair_dataset(lost, tokenizer=trainer.processing_class, max_length=16)[0]
+        metrics = trainer.evaluate()
+        assert (metrics["eval_accuracy"], metrics["eval_margin"]) == (0.5, 0.0)
+
+
+def test_texts_of_all_labels_that_have_become_equal_are_refused():
+    model = build("embedded", task="pooled_classifier", labels=["no", "yes"], max_seq_length=16)
+    rows = [{"text": f"{BEGIN}{n}", "label": ("no", "yes")[n % 2]} for n in range(4)]
+    with pytest.raises(TaskHeadsError, match="4 of 4 texts are equal to a text of another label") as refused:
+        texts(rows, model)
+    limit = int(re.search(r"max_seq_length=(\d+)", str(refused.value))[1])
+    model = build("embedded", task="pooled_classifier", labels=["no", "yes"], max_seq_length=limit)
+    assert len(texts(rows, model)[0]) == 4
