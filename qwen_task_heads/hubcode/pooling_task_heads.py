@@ -65,10 +65,10 @@ def real_tokens(attention_mask: torch.Tensor | None, tokens: torch.Tensor) -> to
 
 def mask_for(model: Any, input_ids: torch.Tensor | None) -> torch.Tensor | None:
     """Derive the mask of a call without one; see `derive_mask`."""
-    pad_id = getattr(model.config.text_config, "pad_token_id", None)
+    pad_id = model.config.text_config.__dict__.get("pad_token_id")
     if pad_id is None and model.tokenizer is not None:
         pad_id = model.tokenizer.pad_token_id
-    return derive_mask(input_ids, pad_id=pad_id, template=getattr(model.config, "template", None))
+    return derive_mask(input_ids, pad_id=pad_id, template=model.config.__dict__.get("template"))
 
 
 def derive_mask(
