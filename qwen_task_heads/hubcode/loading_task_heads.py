@@ -9,6 +9,7 @@ swapped under the right names or a base that changed.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.utils import cached_file, logging
 
 from .configuration_task_heads import MODEL_TYPES, refuse
@@ -104,7 +108,7 @@ class StrictLoading(StrictSaving):
                 model, info = super().from_pretrained(
                     path, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
                 )
-                _check_keys(path, info, fresh_head=not own, keep=config.backbone_layers)
+                _check_keys(path, info, plain=None if own else config)
                 # transformers 5.23 makes what a checkpoint lacks in the dtype of the rest.
                 model.score.float()
         model.on_plain_base = not own or adapter is not None
@@ -148,7 +152,7 @@ class StrictLoading(StrictSaving):
                 if config.backbone_hub
                 else "fetch the base, or set backbone_name_or_path to where it is",
             ) from error
-        _check_keys(base, info, fresh_head=True, keep=config.backbone_layers)
+        _check_keys(base, info, plain=config)
         _load_adapter(model, repo, hub)
         return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
@@ -257,15 +261,17 @@ def _without_load_report() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _check_keys(where: str, info: dict[str, Any], *, fresh_head: bool, keep: int | None = None) -> None:
-    """Refuse a load that left a tensor out. A plain backbone may lack `score`, and bring its `lm_head`.
+def _check_keys(where: str, info: dict[str, Any], *, plain: Any = None) -> None:
+    """Refuse a load that left a tensor out.
 
-    It may also bring layers from number `keep` on, where the model is an early exit of so many.
+    A plain backbone, loaded with the config `plain`, may lack `score`, and bring its output layer and the
+    layers above an early exit.
     """
     missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    if fresh_head:
+    if plain is not None:
         missing = [key for key in missing if not key.startswith("score.")]
-        extra = [key for key in extra if not key.startswith("lm_head.") and not _is_above(key, keep)]
+        extra = [key for key in extra if not _is_above(key, plain.backbone_layers)]
+        extra = _without_output_layer(extra, plain.text_config) if extra else []
     problems = [f"{key} is missing" for key in missing]
     problems += [f"{key} is not part of the model" for key in extra]
     problems += [f"{key} has another shape" for key in sorted(map(str, info.get("mismatched_keys") or []))]
@@ -274,6 +280,33 @@ def _check_keys(where: str, info: dict[str, Any], *, fresh_head: bool, keep: int
         raise refuse(
             where, shown, "exactly the tensors of the config's model", "save or fetch the model again"
         )
+
+
+def _without_output_layer(keys: list[str], text_config: Any) -> list[str]:
+    """Return the keys that the family's causal language model does not have above its backbone either.
+
+    The names are those of the class (GPT-NeoX: `embed_out`, RWKV: `head`), today's and those that it renames.
+    """
+    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text_config), None)
+    if family is None:
+        return [key for key in keys if not key.startswith("lm_head.")]
+    with torch.device("meta"):
+        causal = family(copy.deepcopy(text_config))
+    inside = tuple(f"{name}." for name, part in causal.named_children() if isinstance(part, PreTrainedModel))
+    tensors = [name for name in causal.state_dict() if not name.startswith(inside)]
+    modules = tuple({name[: name.rfind(".") + 1] or name for name in tensors})
+    ignored = [*(family._keys_to_ignore_on_load_unexpected or ())]
+    renamings = [
+        transform
+        for transform in get_model_conversion_mapping(causal)
+        if isinstance(transform, WeightRenaming)
+    ]
+
+    def is_known(key: str) -> bool:
+        names = {key, *(transform.rename_source_key(key)[0] for transform in renamings)}
+        return any(name.startswith(modules) for name in names) or any(re.search(p, key) for p in ignored)
+
+    return [key for key in keys if not is_known(key)]
 
 
 def _is_above(key: str, keep: int | None) -> bool:
@@ -307,7 +340,7 @@ def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
             key for key in expected.keys() & saved.keys() if expected[key].shape != saved[key].shape
         },
     }
-    _check_keys(path, info, fresh_head=False)
+    _check_keys(path, info)
     # transformers 5.23 casts the adapter to the base's dtype and leaves DoRA's magnitudes at their
     # initial values. Training had it in fp32, and PEFT's own loader sets every tensor.
     for name, parameter in model.named_parameters():

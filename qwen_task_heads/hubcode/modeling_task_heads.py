@@ -23,7 +23,15 @@ from .encoding_task_heads import cut_row, pad_rows
 from .last_layer_task_heads import PLAIN_LAYERS, prepare
 from .loading_task_heads import StrictLoading
 from .packing_task_heads import KeysAndValues, PackedRows, Store, pack
-from .pooling_task_heads import AttentionPool, CumulativeLink, build_head, pool, real_tokens, rows_of
+from .pooling_task_heads import (
+    AttentionPool,
+    CumulativeLink,
+    build_head,
+    mask_for,
+    pool,
+    real_tokens,
+    rows_of,
+)
 
 # Windows per pass in evaluation on one process. More processes must make equally many passes (FSDP and
 # ZeRO-3 gather weights in each), and training keeps all activations anyway.
@@ -101,7 +109,7 @@ class TaskHeadModel(StrictLoading):
 
         Args:
             input_ids: (B, T) int64 token ids, padded on any side.
-            attention_mask: (B, T), 1 for real tokens; None means that all are real.
+            attention_mask: (B, T), 1 for real tokens; without it, see `derive_mask`.
             position_ids: (B, T); derived from the mask when None, so that padding cannot move a score.
             inputs_embeds: (B, T, H) instead of `input_ids`.
             labels: (B,) int64 for single-label and ordinal, (B, L) floats for multi-label,
@@ -120,6 +128,8 @@ class TaskHeadModel(StrictLoading):
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         if tokens is None:
             raise refuse("input_ids", None, "input_ids or inputs_embeds", "pass one of them")
+        if attention_mask is None:
+            attention_mask = mask_for(self, input_ids)
         mask = real_tokens(attention_mask, tokens)
         kwargs.pop("return_dict", None)  # PEFT always passes it; what is returned is this class anyway
         # Not by truth: an empty cache is false, and wants to be filled; a tensor is neither.
@@ -287,6 +297,8 @@ class PooledClassifier(TaskHeadModel):
         Raises:
             ValueError: also a long row that cannot be cut: a pair, or one without the template.
         """
+        if attention_mask is None and (input_ids is not None or inputs_embeds is not None):
+            attention_mask = mask_for(self, input_ids)
         given = {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         if prefix is not None or not self._is_long(tokens, attention_mask):

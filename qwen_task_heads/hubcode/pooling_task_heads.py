@@ -1,18 +1,25 @@
 """Pooling and heads: hidden states in, logits out. This file travels with every published model.
 
 Two decisions are made here for every model. Pooling looks at the attention mask and never at token
-ids, so a pad id, a missing pad id or eos == pad cannot move a score.
+ids, so a pad id, a missing pad id or eos == pad cannot move a score; only a call without a mask has it
+read from the pad ids at the edges of its rows, and says so.
 Heads compute in fp32 whatever the backbone's dtype and autocast say, because bf16 scores near 8
 tie for titles 0.04 apart.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.utils import logging
 
 from .configuration_task_heads import TaskHeadConfig, refuse
+
+logger = logging.get_logger(__name__)
+PASS_MASK = "Pass the attention_mask of the tokenizer if that is not meant."
 
 
 def rows_of(
@@ -54,6 +61,72 @@ def real_tokens(attention_mask: torch.Tensor | None, tokens: torch.Tensor) -> to
             "attention_mask", f"no real token in row {row}", "at least one 1 in a row", "drop empty texts"
         )
     return mask
+
+
+def mask_for(model: Any, input_ids: torch.Tensor | None) -> torch.Tensor | None:
+    """Derive the mask of a call without one; see `derive_mask`."""
+    pad_id = model.config.text_config.__dict__.get("pad_token_id")
+    if pad_id is None and model.tokenizer is not None:
+        pad_id = model.tokenizer.pad_token_id
+    return derive_mask(input_ids, pad_id=pad_id, template=model.config.__dict__.get("template"))
+
+
+def derive_mask(
+    input_ids: torch.Tensor | None, *, pad_id: int | None, template: dict | None = None
+) -> torch.Tensor | None:
+    """Give the attention mask (B, T) int64 of a call without one, read from the pad ids at the edges of rows.
+
+    Real is what lies between the first and the last other token of a row, pad ids among it too, and the pad
+    ids with which the template itself begins or ends. What is derived or cannot be derived is logged once.
+
+    Source: `GenericForSequenceClassification` of transformers 5.23, which pools the last token other than
+    the pad id. It lets tokens attend to padding on the left, which is masked here.
+
+    Args:
+        input_ids: (B, T) int64; None for a call with `inputs_embeds`.
+        pad_id: of the backbone's config or the tokenizer.
+        template: `TaskHeadConfig.template`.
+
+    Returns:
+        None if no row is padded or nothing tells: all tokens are real then.
+
+    Example:
+        >>> import torch
+        >>> from qwen_task_heads.hubcode.pooling_task_heads import derive_mask
+        >>> derive_mask(torch.tensor([[5, 0, 6, 0], [5, 6, 7, 8]]), pad_id=0)
+        tensor([[1, 1, 1, 0],
+                [1, 1, 1, 1]])
+    """
+    if input_ids is None or pad_id is None:
+        known = "inputs_embeds" if input_ids is None else "a model without a pad id"
+        if input_ids is None or len(input_ids) > 1:
+            logger.warning_once(
+                f"Without an attention_mask, all tokens of {known} count as real. " + PASS_MASK
+            )
+        return None
+    if input_ids.numel() == 0:
+        return None
+    other = (input_ids != pad_id).long()
+    position = torch.arange(input_ids.shape[1], device=input_ids.device)
+    first = input_ids.shape[1] - 1 - (other * position.flip(0)).amax(1, keepdim=True)
+    last = (other * position).amax(1, keepdim=True)
+    before, after = ((template or {}).get(part) or [] for part in ("before", "after"))
+    real = (position >= first - _run_of(pad_id, before)) & (position <= last + _run_of(pad_id, after[::-1]))
+    real &= other.any(1, keepdim=True)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return real.long()  # what is traced must not hang on one batch
+    if bool(real.all()):
+        return None
+    logger.warning_once(
+        f"Without an attention_mask, tokens with the pad id {pad_id} at the edges of rows count as padding. "
+        + PASS_MASK
+    )
+    return real.long()
+
+
+def _run_of(token: int, ids: list[int]) -> int:
+    """Return how many ids at the beginning are this token."""
+    return next((index for index, found in enumerate(ids) if found != token), len(ids))
 
 
 def pool(rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, *, pooling: str) -> torch.Tensor:

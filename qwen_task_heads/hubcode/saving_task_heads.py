@@ -219,7 +219,9 @@ class StrictSaving(PreTrainedModel):
         """Return the logits (B, L) of `input_ids` (B, T) in evaluation mode, in fp32 on the CPU."""
         training = self.training
         self.eval()
-        logits = self(input_ids=input_ids.to(self.device), use_cache=False).logits.float().cpu()
+        input_ids = input_ids.to(self.device)
+        mask = torch.ones_like(input_ids)  # a pad id among them is a token like others
+        logits = self(input_ids=input_ids, attention_mask=mask, use_cache=False).logits.float().cpu()
         self.train(training)
         return logits
 

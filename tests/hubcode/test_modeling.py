@@ -16,6 +16,7 @@ from transformers import (
     BloomConfig,
     Gemma2Config,
     GPT2Config,
+    GPTNeoXConfig,
     MambaConfig,
     MistralConfig,
     pipeline,
@@ -218,6 +219,9 @@ DECODERS = {
         vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
     ),
     "bloom": BloomConfig(vocab_size=128, hidden_size=32, n_layer=2, n_head=4),
+    "gpt_neox": GPTNeoXConfig(
+        vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    ),
     "mamba": MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=2, state_size=4),
 }  # fmt: skip
 
