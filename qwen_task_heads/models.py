@@ -29,6 +29,7 @@ from qwen_task_heads.hubcode.configuration_task_heads import (
     TaskHeadError,
     TitleScorerConfig,
 )
+from qwen_task_heads.hubcode.encoding_task_heads import as_list
 from qwen_task_heads.hubcode.loading_task_heads import find_adapter
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -111,6 +112,7 @@ def build(
             f"--{unknown[0]}", "an option that no head has", ", ".join(HEAD_OPTIONS), "correct its name"
         )
     if labels is not None:
+        labels = as_list(labels) or labels
         head["id2label"] = dict(enumerate(labels))
         head["label2id"] = {label: index for index, label in enumerate(labels)}
     if base.model_type in TASKS:

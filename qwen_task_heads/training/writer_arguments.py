@@ -13,6 +13,7 @@ import torch
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.arguments import with_line_breaks
 
 
 @dataclass
@@ -62,6 +63,7 @@ def parse_writer_arguments(
     words = [
         part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]
+    words = with_line_breaks(words)
     try:
         task, args, model_args = TrlParser(
             (WriterArguments, WriterConfig, ModelConfig)
