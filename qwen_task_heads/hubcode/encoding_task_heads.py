@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -42,6 +42,41 @@ class EncodedTexts:
     lost: int
 
 
+@runtime_checkable
+class _Arrow(Protocol):
+    """Arrow arrays."""
+
+    def to_pylist(self) -> Any: ...
+
+
+@runtime_checkable
+class _Series(Protocol):
+    """Series of polars, and of pandas."""
+
+    def to_list(self) -> Any: ...
+
+
+@runtime_checkable
+class _Array(Protocol):
+    """Arrays of NumPy and torch, and those that pandas keeps."""
+
+    def tolist(self) -> Any: ...
+
+
+@runtime_checkable
+class _Scalar(Protocol):
+    """Scalars of Arrow."""
+
+    def as_py(self) -> Any: ...
+
+
+@runtime_checkable
+class Table(Protocol):
+    """Tables of pandas, polars and Arrow."""
+
+    columns: Any
+
+
 def as_list(values: Any) -> list[Any] | None:
     """Return the values of a list-like object as Python objects; None for what is no list of values.
 
@@ -54,10 +89,15 @@ def as_list(values: Any) -> list[Any] | None:
         >>> as_list(text for text in ("a", "b")), as_list("a")
         (['a', 'b'], None)
     """
-    if isinstance(values, (str, bytes, bytearray, Mapping, set, frozenset)) or hasattr(values, "columns"):
+    if isinstance(values, (str, bytes, bytearray, Mapping, set, frozenset, Table)):
         return None
-    method = next((name for name in ("to_pylist", "to_list", "tolist") if hasattr(values, name)), None)
-    found = values if method is None else getattr(values, method)()
+    found = values
+    if isinstance(values, _Arrow):
+        found = values.to_pylist()
+    elif isinstance(values, _Series):
+        found = values.to_list()
+    elif isinstance(values, _Array):
+        found = values.tolist()
     if isinstance(found, (str, bytes)):  # of an array without a dimension
         return None
     try:
@@ -69,7 +109,9 @@ def as_list(values: Any) -> list[Any] | None:
 
 def _as_python(value: Any) -> Any:
     """Return a plain string for a subclass of `str` such as NumPy's, and the value of an Arrow scalar."""
-    value = value.as_py() if hasattr(value, "as_py") else value
+    if type(value) is str:
+        return value
+    value = value.as_py() if isinstance(value, _Scalar) else value
     return str.__str__(value) if isinstance(value, str) else value
 
 

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.hubcode.encoding_task_heads import as_list, strip_title
+from qwen_task_heads.hubcode.encoding_task_heads import Table, as_list, strip_title
 
 logger = logging.get_logger(__name__)
 
@@ -42,7 +42,7 @@ def rows_of(name: str, values: Any) -> list[Any]:
     accepted = "a list of texts, a tuple, a generator, a Series or an array"
     if isinstance(values, str):
         raise TaskHeadsError.of(name, "one text", accepted, "put it into a list")
-    if hasattr(values, "columns"):
+    if isinstance(values, Table):
         found, remedy = f"a table ({type(values).__name__})", 'pass one column, such as table["text"]'
         raise TaskHeadsError.of(name, found, accepted, remedy)
     found = f"a {type(values).__name__}, {shorten(values)}"
