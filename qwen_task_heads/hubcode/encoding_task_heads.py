@@ -152,7 +152,7 @@ def encode(
 
     Args:
         tokenizer: a fast tokenizer, with or without a compiled template.
-        titles: n texts, read without outer white space and `<title>` tags. Control tokens stay plain text.
+        titles: n texts, without `<title>` tags (`strip_title`). Control tokens in them stay plain text.
         prompts: n texts, "" for none; or None.
         max_length: longest row in tokens, template included; None for the tokenizer's own limit.
 
@@ -167,7 +167,7 @@ def encode(
         raise refuse(
             "max_length", limit, f"at least {fixed + len(between) + 1}", "the template alone is that long"
         )
-    title_ids = _plain_ids(tokenizer, [strip_title(title) for title in titles])
+    title_ids = _plain_ids(tokenizer, titles)
     prompt_ids = _plain_ids(tokenizer, prompts) if prompts is not None else [[]] * len(titles)
     rows, cut_prompts, cut_titles = [], 0, 0
     for title, prompt, has_prompt in zip(title_ids, prompt_ids, prompts or [""] * len(titles), strict=True):

@@ -184,7 +184,7 @@ class EndpointHandler:
 
     def _score(self, titles: Sequence[str], prompt: str) -> list[float]:
         prompts = [prompt] * len(titles) if prompt else None
-        rows = self._encode(self.tokenizer, titles, prompts=prompts).input_ids
+        rows = self._encode(self.tokenizer, self._bare(titles), prompts=prompts).input_ids
         return self._run(rows)[:, 0].tolist()
 
     @torch.inference_mode()

@@ -58,7 +58,7 @@ class TitleRankingPipeline(Pipeline):
         if not titles or not all(isinstance(title, str) and strip_title(title) for title in titles):
             raise refuse("title-ranking", inputs, ACCEPTED, "give texts")
         prompts = [inputs["prompt"]] * len(titles) if inputs.get("prompt") else None
-        encoded = encode(self.tokenizer, titles, prompts=prompts)
+        encoded = encode(self.tokenizer, [strip_title(title) for title in titles], prompts=prompts)
         pad_id = self.tokenizer.pad_token_id or 0  # masked out, so any id will do
         return {"titles": titles, **pad_rows(encoded.input_ids, pad_id=pad_id)}
 

@@ -22,7 +22,13 @@ from transformers.utils import logging
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
-from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, template_of
+from qwen_task_heads.hubcode.encoding_task_heads import (
+    encode,
+    encode_texts,
+    pad_rows,
+    strip_title,
+    template_of,
+)
 from qwen_task_heads.inference.identity import Samples, Stored, sample_weights
 from qwen_task_heads.inference.inputs import RAISE, check_rows, device_of, in_place, rows_of, without
 from qwen_task_heads.inference.int8 import to_int8
@@ -197,7 +203,8 @@ class Scorer:
         self._check_model("score", of_titles=True)
         bad = check_rows(titles, prompts, names=("titles", "prompts"), on_error=on_error, titles=True)
         good, contexts = without(titles, bad), None if prompts is None else without(prompts, bad)
-        encoded = encode(self.tokenizer, good, prompts=contexts)
+        bare = [strip_title(title) for title in good]  # as the readers of training give them
+        encoded = encode(self.tokenizer, bare, prompts=contexts)
         if encoded.cut_prompts or encoded.cut_titles:
             limit = self.tokenizer.model_max_length
             cut = f"{encoded.cut_prompts:,} prompts and {encoded.cut_titles:,} titles"
