@@ -30,6 +30,7 @@ from qwen_task_heads.hubcode.configuration_task_heads import (
     TaskHeadError,
     TitleScorerConfig,
 )
+from qwen_task_heads.hubcode.encoding_task_heads import as_list
 from qwen_task_heads.hubcode.loading_task_heads import find_adapter
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -118,6 +119,7 @@ def build(
         kwargs = {"revision": revision, "dtype": dtype, **(model_kwargs or {})}
         return _take_up(path, base, task=task, labels=labels, head=head, hub=hub, kwargs=kwargs)
     if labels is not None:
+        labels = as_list(labels) or labels
         head["id2label"] = dict(enumerate(labels))
         head["label2id"] = {label: index for index, label in enumerate(labels)}
     commit = fetched or commit_of(path, revision)

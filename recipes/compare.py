@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 
 from qwen_task_heads.batching.answers import MAX_LENGTH
+from qwen_task_heads.batching.text import from_shell
 from qwen_task_heads.data.few_shot import WAYS, choose_shots, shots_line
 from qwen_task_heads.data.formats import HUBS
 from qwen_task_heads.data.text_sets import read_text_sets
@@ -49,7 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--figure", default=COMPARED[0], choices=COMPARED, help="the advice goes by (default: %(default)s)")
     add("--shots", type=int, default=8, help="few_shot: examples in a prompt (default: %(default)s)")
     add("--shots_by", default=WAYS[0], choices=WAYS, help="same ones for all, or the nearest to each text")
-    add("--instruction", help="zero_shot, few_shot: may hold {labels}, {descriptions} and {examples}")
+    words = "zero_shot, few_shot: may hold {labels}, {descriptions} and {examples}"
+    add("--instruction", type=from_shell, help=words)
     add("--max_length", type=int, default=MAX_LENGTH, help="zero_shot, few_shot: tokens of a prompt at most")
     add("--calibrate", action="store_true", help="zero_shot, few_shot: by answers to texts without content")
     add("--length_normalized", action="store_true", help="score a label by the mean over its tokens")

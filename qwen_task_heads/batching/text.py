@@ -27,6 +27,8 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TaskHeadError
 from qwen_task_heads.hubcode.encoding_task_heads import PARTS, TEMPLATE_KEY, encode
 
+SHELL_TEXTS = ("instruction", "between", "boundary")  # options of text that stands around others
+SHELL_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 PLACEHOLDERS = ("labels", "descriptions", "examples")
 OWN_PREFIX = "own"  # beside before, between, after: what the tokenizer began every text with by itself
 
@@ -105,6 +107,30 @@ def label_template(
     if problems:
         raise TaskHeadsError(problems)
     return Template(before=tuple(piece for piece in pieces if piece), between=between, after=after)
+
+
+def from_shell(text: str) -> str:
+    r"""Read an option of text as it is typed in a shell: `\n` and `\t` are a line break and a tab.
+
+    A doubled backslash is one backslash; before any other character a backslash stays.
+
+    Example:
+        >>> from qwen_task_heads.batching.text import from_shell
+        >>> from_shell(r"Rate:\n") == "Rate:" + chr(10), from_shell(r"\\n") == r"\n"
+        (True, True)
+    """
+    return re.sub(r"\\([nt\\])", lambda found: SHELL_ESCAPES[found[1]], text)
+
+
+def for_shell(text: str) -> str:
+    r"""Write a text so that `from_shell` reads it back: backslashes are doubled.
+
+    Example:
+        >>> from qwen_task_heads.batching.text import for_shell, from_shell
+        >>> from_shell(for_shell(r"C:\new")) == r"C:\new"
+        True
+    """
+    return text.replace("\\", "\\\\")
 
 
 def bind_template(

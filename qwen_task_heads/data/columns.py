@@ -18,35 +18,10 @@ from qwen_task_heads.data.evidence import preference_from_clicks, preference_fro
 from qwen_task_heads.data.layout import CLICKS, GROUP, VOTES, Layout
 from qwen_task_heads.data.parsers import TextRow
 from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.hubcode.encoding_task_heads import CLOSING, OPENING, strip_title
 
 MAX_COUNT = 10**12
 MAX_NUMBER = 1e6  # margins and weights beyond this overflow a loss in half precision, and are mistakes
-OPENING, CLOSING = "<title>", "</title>"
-
-
-def strip_title(text: str) -> str:
-    """Remove outer white space and `<title>` tags, in linear time.
-
-    Example:
-        >>> strip_title(" <title>Ten ways to rest</title> ")
-        'Ten ways to rest'
-    """
-    start, end = 0, len(text)
-    while start < end:
-        if text[start].isspace():
-            start += 1
-        elif text[start : start + len(OPENING)].lower() == OPENING:
-            start += len(OPENING)
-        else:
-            break
-    while start < end:
-        if text[end - 1].isspace():
-            end -= 1
-        elif text[max(start, end - len(CLOSING)) : end].lower() == CLOSING:
-            end -= len(CLOSING)
-        else:
-            break
-    return text[start:end]
 
 
 def is_blank(text: str) -> bool:

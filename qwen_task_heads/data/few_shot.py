@@ -16,7 +16,7 @@ stands in train with several labels. Dev and test rows are not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.splits import hash_rows
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.encoding_task_heads import as_list
 
 Shots = tuple[tuple[str, str], ...]  # (text, label name)
 
@@ -54,7 +55,7 @@ def choose_shots(
     by: str = "balance",
     each: bool = True,
     seed: int = 0,
-    texts: Sequence[str] | None = None,
+    texts: Iterable[str] | None = None,
     max_chars: int = MAX_CHARS,
 ) -> tuple[Shots, ...]:
     """Choose examples for the prompts of n texts.
@@ -91,6 +92,7 @@ def choose_shots(
         >>> [label for _, label in choose_shots(train, labels, k=2)[0]]
         ['sport', 'trade', 'sport', 'trade']
     """
+    texts = as_list(texts)
     _check(k=k, by=by, texts=texts, max_chars=max_chars)
     rows = _usable(train, labels)
     if by == "balance":

@@ -28,6 +28,7 @@ from qwen_task_heads.data.label_files import (
     read_label_file,
 )
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.encoding_task_heads import as_list
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -61,6 +62,8 @@ class LabelMap:
     parents: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for field, values in self._fields().items():  # lists, arrays and Series
+            object.__setattr__(self, field, _as_tuple(values))
         problems = name_problems(self.names, "labels[{}]", first=0)
         problems += alias_problems(self.names, self.aliases, "labels[{}]", first=0)
         problems += parent_problems(self.parents, "labels[{}]", first=0)
@@ -274,3 +277,9 @@ def check_same(labels: LabelMap, model: LabelMap, *, where: str = "labels") -> N
     accepted = "accepted: the labels of the model, in its order"
     remedy = "remove the label file, or train a new model for it"
     raise TaskHeadsError(Problem(where, found, accepted, remedy))
+
+
+def _as_tuple(values: Any) -> Any:
+    """A tuple of a list-like field, and of the list-like entries in it; a text stays."""
+    rows = as_list(values)
+    return values if rows is None else tuple(map(_as_tuple, rows))

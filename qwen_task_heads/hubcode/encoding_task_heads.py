@@ -11,9 +11,9 @@ stock callers hand over whole rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -21,6 +21,7 @@ from .configuration_task_heads import refuse
 
 TEMPLATE_KEY = "task_template"  # in tokenizer_config.json: {"before": ids, "between": ids, "after": ids}
 PARTS = ("before", "between", "after")
+OPENING, CLOSING = "<title>", "</title>"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,105 @@ class EncodedTexts:
     lost: int
 
 
+@runtime_checkable
+class _Arrow(Protocol):
+    """Arrow arrays."""
+
+    def to_pylist(self) -> Any: ...
+
+
+@runtime_checkable
+class _Series(Protocol):
+    """Series of polars, and of pandas."""
+
+    def to_list(self) -> Any: ...
+
+
+@runtime_checkable
+class _Array(Protocol):
+    """Arrays of NumPy and torch, and those that pandas keeps."""
+
+    def tolist(self) -> Any: ...
+
+
+@runtime_checkable
+class _Scalar(Protocol):
+    """Scalars of Arrow."""
+
+    def as_py(self) -> Any: ...
+
+
+@runtime_checkable
+class Table(Protocol):
+    """Tables of pandas, polars and Arrow."""
+
+    columns: Any
+
+
+def as_list(values: Any) -> list[Any] | None:
+    """Return the values of a list-like object as Python objects; None for what is no list of values.
+
+    Lists, tuples, generators, NumPy arrays, pandas and polars Series, Arrow arrays and their scalars are read
+    by their methods, so none of these libraries is imported. No list of values are one text, bytes, a
+    mapping, a set (it has no order) and a table.
+
+    Example:
+        >>> from qwen_task_heads.hubcode.encoding_task_heads import as_list
+        >>> as_list(text for text in ("a", "b")), as_list("a")
+        (['a', 'b'], None)
+    """
+    if isinstance(values, (str, bytes, bytearray, Mapping, set, frozenset, Table)):
+        return None
+    found = values
+    if isinstance(values, _Arrow):
+        found = values.to_pylist()
+    elif isinstance(values, _Series):
+        found = values.to_list()
+    elif isinstance(values, _Array):
+        found = values.tolist()
+    if isinstance(found, (str, bytes)):  # of an array without a dimension
+        return None
+    try:
+        rest = iter(found)
+    except TypeError:
+        return None
+    return [_as_python(value) for value in rest]
+
+
+def _as_python(value: Any) -> Any:
+    """Return a plain string for a subclass of `str` such as NumPy's, and the value of an Arrow scalar."""
+    if type(value) is str:
+        return value
+    value = value.as_py() if isinstance(value, _Scalar) else value
+    return str.__str__(value) if isinstance(value, str) else value
+
+
+def strip_title(text: str) -> str:
+    """Remove outer white space and `<title>` tags, in linear time.
+
+    Example:
+        >>> from qwen_task_heads.hubcode.encoding_task_heads import strip_title
+        >>> strip_title(" <title>Ten ways to rest</title> ")
+        'Ten ways to rest'
+    """
+    start, end = 0, len(text)
+    while start < end:
+        if text[start].isspace():
+            start += 1
+        elif text[start : start + len(OPENING)].lower() == OPENING:
+            start += len(OPENING)
+        else:
+            break
+    while start < end:
+        if text[end - 1].isspace():
+            end -= 1
+        elif text[max(start, end - len(CLOSING)) : end].lower() == CLOSING:
+            end -= len(CLOSING)
+        else:
+            break
+    return text[start:end]
+
+
 def encode(
     tokenizer: Any,
     titles: Sequence[str],
@@ -52,7 +152,7 @@ def encode(
 
     Args:
         tokenizer: a fast tokenizer, with or without a compiled template.
-        titles: n texts. Control tokens in them stay plain text.
+        titles: n texts, without `<title>` tags (`strip_title`). Control tokens in them stay plain text.
         prompts: n texts, "" for none; or None.
         max_length: longest row in tokens, template included; None for the tokenizer's own limit.
 

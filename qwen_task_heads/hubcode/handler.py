@@ -54,9 +54,9 @@ class EndpointHandler:
         config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
         model = config["auto_map"]["AutoModelForSequenceClassification"]
         model_class: Any = get_class_from_dynamic_module(model, folder)
-        self._encode, self._encode_texts, self._pad_rows = (
+        self._encode, self._encode_texts, self._pad_rows, self._strip_title = (
             get_class_from_dynamic_module(f"encoding_task_heads.{name}", folder)
-            for name in ("encode", "encode_texts", "pad_rows")
+            for name in ("encode", "encode_texts", "pad_rows", "strip_title")
         )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model_class.from_pretrained(folder).eval().to(device)
@@ -92,7 +92,9 @@ class EndpointHandler:
         """Score titles, in their order."""
         prompt = parameters.pop("prompt", None) or ""
         problems = _unknown(parameters, "prompt; top_k goes with titles in an object")
-        problems += _texts(titles, "inputs") + ([] if isinstance(prompt, str) else _texts([prompt], "prompt"))
+        problems += _texts(self._bare(titles), "inputs") + (
+            [] if isinstance(prompt, str) else _texts([prompt], "prompt")
+        )
         _raise(problems)
         scores = self._score(titles, prompt)
         return [{"title": title, "score": score} for title, score in zip(titles, scores, strict=True)]
@@ -107,7 +109,7 @@ class EndpointHandler:
             if not isinstance(titles, list) or not titles or item.keys() - {"titles", "prompt"}:
                 problems.append(_problem(where, item, '{"titles": [...], "prompt": "..."}', "give titles"))
                 continue
-            problems += _texts(titles, f"{where}.titles")
+            problems += _texts(self._bare(titles), f"{where}.titles")
             if not isinstance(item.get("prompt") or "", str):
                 problems += _texts([item["prompt"]], f"{where}.prompt")
         _raise(problems)
@@ -176,9 +178,13 @@ class EndpointHandler:
             answers.append(kept[:top_k])
         return answers
 
+    def _bare(self, titles: Sequence[Any]) -> list[Any]:
+        """Titles as they are read, without tags."""
+        return [self._strip_title(title) if isinstance(title, str) else title for title in titles]
+
     def _score(self, titles: Sequence[str], prompt: str) -> list[float]:
         prompts = [prompt] * len(titles) if prompt else None
-        rows = self._encode(self.tokenizer, titles, prompts=prompts).input_ids
+        rows = self._encode(self.tokenizer, self._bare(titles), prompts=prompts).input_ids
         return self._run(rows)[:, 0].tolist()
 
     @torch.inference_mode()

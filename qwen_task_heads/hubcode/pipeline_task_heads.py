@@ -6,12 +6,14 @@ it, and `loading_task_heads` copies it.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
+from torch.utils.data import Dataset
 from transformers import Pipeline
 
 from .configuration_task_heads import refuse
-from .encoding_task_heads import encode, pad_rows
+from .encoding_task_heads import as_list, encode, pad_rows, strip_title
 
 ACCEPTED = '["title", ...] or {"titles": [...], "prompt": "..."}'
 
@@ -19,10 +21,10 @@ ACCEPTED = '["title", ...] or {"titles": [...], "prompt": "..."}'
 class TitleRankingPipeline(Pipeline):
     """Rank titles, best first.
 
-    One input is a list of titles, or `{"titles": [...], "prompt": "..."}`; a list of such dictionaries
-    is a list of inputs. Each answer is a list of `{"title", "score", "probability", "rank"}`:
-    `probability` is the softmax of the scores, P(this title is the best of the list) under the
-    Plackett-Luce model, which for two titles is P(preferred).
+    One input is a list of titles (or a Series or an array), or `{"titles": [...], "prompt": "..."}`. A list
+    of such dictionaries is a list of inputs, and a generator of them is streamed. Each answer is a list of
+    `{"title", "score", "probability", "rank"}`: `probability` is the softmax of the scores, P(this title is
+    the best of the list) under the Plackett-Luce model, which for two titles is P(preferred).
 
     Example:
         ranker = pipeline("title-ranking", model="me/title-scorer", trust_remote_code=True)
@@ -31,10 +33,15 @@ class TitleRankingPipeline(Pipeline):
 
     def __call__(self, inputs: Any, *, prompt: str | None = None, **kwargs: Any) -> Any:
         """Rank one list of titles, perhaps under a prompt, or several inputs."""
-        if isinstance(inputs, (list, tuple)) and not inputs:  # transformers looks at the first input
+        # What transformers streams is left to it, one input at a time.
+        streams = isinstance(inputs, (Generator, Dataset))
+        several = None if streams else as_list(inputs)
+        if several is not None:
+            inputs = several
+        if several == []:  # transformers looks at the first input
             raise refuse("title-ranking", inputs, ACCEPTED, "give texts")
-        if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str):
-            inputs = {"titles": list(inputs), "prompt": prompt or ""}
+        if several and isinstance(several[0], str):
+            inputs = {"titles": several, "prompt": prompt or ""}
         elif prompt is not None:
             accepted = "a list of titles beside prompt="
             raise refuse("title-ranking", inputs, accepted, 'give {"titles": [...], "prompt": "..."} alone')
@@ -47,13 +54,13 @@ class TitleRankingPipeline(Pipeline):
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
         """Tokenize the titles of one input into a right-padded batch."""
-        titles = inputs.get("titles") if isinstance(inputs, dict) else None
-        if not titles or not all(isinstance(title, str) and title.strip() for title in titles):
+        titles = as_list(inputs.get("titles")) if isinstance(inputs, dict) else None
+        if not titles or not all(isinstance(title, str) and strip_title(title) for title in titles):
             raise refuse("title-ranking", inputs, ACCEPTED, "give texts")
         prompts = [inputs["prompt"]] * len(titles) if inputs.get("prompt") else None
-        encoded = encode(self.tokenizer, titles, prompts=prompts)
+        encoded = encode(self.tokenizer, [strip_title(title) for title in titles], prompts=prompts)
         pad_id = self.tokenizer.pad_token_id or 0  # masked out, so any id will do
-        return {"titles": list(titles), **pad_rows(encoded.input_ids, pad_id=pad_id)}
+        return {"titles": titles, **pad_rows(encoded.input_ids, pad_id=pad_id)}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         titles = model_inputs.pop("titles")

@@ -42,6 +42,7 @@ from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.engine_options import FEW_SHOT, HEAD, SFT, TRAINED, Asking, EngineSpec
 from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.inference.inputs import device_of
 from qwen_task_heads.inference.opening import ONE_LABEL
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import load_tokenizer, saved_task
@@ -168,7 +169,8 @@ def open_engine(spec: EngineSpec, labels: LabelMap, *, asking: Asking | None = N
         found, accepted = "found no examples", "accepted: examples from train"
         raise TaskHeadsError(Problem(spec.name, found, accepted, "choose some, or use zero_shot"))
     model = load_generator(spec.source, hub=asking.hub, dtype=asking.dtype)
-    model = model if asking.device is None else model.to(asking.device)
+    device = device_of(asking.device)
+    model = model if device is None else model.to(device)
     tokenizer, family = load_tokenizer(spec.source, hub=asking.hub), model.config.get_text_config().model_type
     prompts = _prompts(spec, tokenizer, labels, asking=asking, model_type=family)
     answers = LabelScorer(model, prompts=prompts, calibrate=asking.calibrate, **common)

@@ -17,8 +17,7 @@ Options that change the question, each off by default:
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,10 +35,18 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.identity import Stored, sample_weights
+from qwen_task_heads.inference.inputs import (
+    RAISE,
+    candidate_problems,
+    candidate_rows,
+    check_rows,
+    device_of,
+    rows_of,
+    without,
+)
 from qwen_task_heads.inference.label_trie import Trie, logits_of, make_trie, score_alone, sum_edges, why_alone
 from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
 from qwen_task_heads.inference.prefixes import state_of
-from qwen_task_heads.inference.scorer import check_texts
 from qwen_task_heads.models import load_tokenizer
 
 CONTENT_FREE = ("N/A", "[MASK]", "-")
@@ -122,12 +129,13 @@ class LabelScorer:
             revision: branch, tag or commit.
             hub: `huggingface` or `modelscope`.
             dtype: of the weights; as of `load_generator`, that of the card's metrics when `auto`.
-            device: where to run.
+            device: where to run; the GPU if there is one when `auto`.
             **options: of the scorer.
 
         Raises:
             TaskHeadsError: no such model, a head (which `Scorer` opens), or no labels.
         """
+        device = device_of(device)
         if not (labels is None or isinstance(labels, LabelMap)):
             accepted = "a LabelMap, or None for the labels of a trained model"
             remedy = 'pass labels=LabelMap(("good", "bad"))'
@@ -177,11 +185,12 @@ class LabelScorer:
 
     def predict(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
-        candidates: Sequence[Sequence[str] | None] | None = None,
+        candidates: Iterable[Iterable[str] | None] | None = None,
         top_k: int | None = None,
         abstain: float | None = None,
+        on_error: str = RAISE,
     ) -> list[Prediction]:
         """Labels with probabilities for n texts, as `Scorer.predict` gives them.
 
@@ -190,18 +199,24 @@ class LabelScorer:
             candidates: as of `log_scores`.
             top_k: how many labels `ranked` holds; all when None, or if there are fewer.
             abstain: no label where the best probability is below it.
+            on_error: `raise` refuses bad rows; `keep` gives a `Prediction` with an `error` in their place.
+
+        Raises:
+            TaskHeadsError: as of `log_scores`.
         """
         options: dict[str, Any] = {"top_k": top_k, "abstain": abstain}
         check_options("single_label_classification", **options)
-        scores = self.log_scores(texts, candidates=candidates)
-        return to_predictions(scores, self.config, texts=texts, **options)
+        rows = rows_of("texts", texts)
+        offered = candidate_rows(candidates, count=len(rows))
+        scores, bad = self._log_scores(rows, offered, on_error=on_error)
+        return to_predictions(scores, self.config, texts=rows, errors=bad, **options)
 
     def log_scores(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
-        candidates: Sequence[Sequence[str] | None] | None = None,
-        shots: Sequence[Shots] | None = None,
+        candidates: Iterable[Iterable[str] | None] | None = None,
+        shots: Iterable[Shots] | None = None,
     ) -> torch.Tensor:
         """Log-scores of all labels: (n, L) float64 on the CPU; -inf for labels that are no candidates.
 
@@ -217,14 +232,27 @@ class LabelScorer:
             TaskHeadsError: an empty text; candidates that are no labels, or name one twice; or calibration
                 with such examples.
         """
-        check_texts(texts, None, names=("texts", "texts"))
-        if candidates is not None:
-            _check_candidates(candidates, count=len(texts), labels=self.prompts.labels)
+        rows = rows_of("texts", texts)
+        offered = candidate_rows(candidates, count=len(rows))
+        return self._log_scores(rows, offered, None if shots is None else rows_of("shots", shots))[0]
+
+    def _log_scores(
+        self,
+        texts: list[Any],
+        candidates: list[Any],
+        shots: Sequence[Shots] | None = None,
+        *,
+        on_error: str = RAISE,
+    ) -> tuple[torch.Tensor, Mapping[int, str]]:
+        """Log-scores of the good rows, and the errors of the bad ones by their place."""
+        wrong = candidate_problems(candidates, labels=self.prompts.labels)
+        bad = check_rows(texts, None, names=("texts", "texts"), on_error=on_error, more=wrong)
         if self.calibrate and shots is not None:  # it is the context that is calibrated
             accepted, remedy = "accepted: the same examples for all", "drop it, or choose them by balance"
             raise TaskHeadsError(Problem("calibrate", "found true with examples per text", accepted, remedy))
+        texts, candidates = without(texts, bad), without(candidates, bad)
         labels = self.prompts.labels
-        given = [None if one is None else tuple(one) for one in candidates or [None] * len(texts)]
+        given = [None if one is None else tuple(one) for one in candidates]
         # In the order of the schema, once for all rows that offer the same.
         ordered = {
             one: labels.names if one is None else labels.subset(one).names for one in dict.fromkeys(given)
@@ -241,10 +269,10 @@ class LabelScorer:
             if self.calibrate:
                 found = found - self._content_free(names, places)
             result[torch.tensor(rows)[:, None], torch.tensor(places)] = found
-        return result
+        return result, bad
 
     def probabilities(
-        self, texts: Sequence[str], *, candidates: Sequence[Sequence[str] | None] | None = None
+        self, texts: Iterable[str], *, candidates: Iterable[Iterable[str] | None] | None = None
     ) -> torch.Tensor:
         """P(label) among the candidates: (n, L) float64, rows sum to 1."""
         return self.log_scores(texts, candidates=candidates).softmax(-1)
@@ -358,28 +386,6 @@ class LabelScorer:
         from tqdm.auto import tqdm
 
         return tqdm(batches, desc="Scoring labels", unit="batch")
-
-
-def _check_candidates(candidates: Sequence[Sequence[str] | None], *, count: int, labels: LabelMap) -> None:
-    """Refuse other numbers of candidates than of texts, and a row that is one text or names a label twice."""
-    if len(candidates) != count:
-        found, accepted = f"{len(candidates):,} for {count:,} texts", "one list of names per text, or None"
-        raise TaskHeadsError.of("candidates", found, accepted, "pass one for each")
-    accepted, problems = "a list of different names of labels", []
-    for place, names in enumerate(candidates):
-        if isinstance(names, str):
-            problems.append(Problem.of(f"candidates[{place}]", shorten(names), accepted, "put it in a list"))
-        elif names is not None and not names:
-            remedy = "name some, or pass None for all labels"
-            problems.append(Problem.of(f"candidates[{place}]", "none", accepted, remedy))
-        elif names is not None and len(set(names)) < len(names):
-            found = f"{shorten(Counter(names).most_common(1)[0][0])} twice"
-            problems.append(Problem.of(f"candidates[{place}]", found, accepted, "name each label once"))
-        elif unknown := [name for name in names or () if name not in labels.label2id]:
-            found, remedy = ", ".join(map(shorten, unknown)), "give names as in labels.names, and no aliases"
-            problems.append(Problem.of(f"candidates[{place}]", found, accepted, remedy))
-    if problems:
-        raise TaskHeadsError(problems)
 
 
 def _shared(rows: list[list[int]]) -> int:

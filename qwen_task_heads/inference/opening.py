@@ -5,7 +5,7 @@ Also the labels that rows of a file offer, to which the answers of either are he
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.generators import file_of
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.inference.inputs import candidate_rows, rows_of
 from qwen_task_heads.inference.predictions import Prediction, to_predictions
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import saved_task
@@ -153,10 +154,10 @@ def _wrong_names(names: Iterable[str], *, where: str, column: str, labels: Label
 
 def choose(
     scorer: Scorer | LabelScorer,
-    texts: Sequence[str],
+    texts: Iterable[str],
     *,
-    candidates: Sequence[tuple[str, ...]],
-    text_pairs: Sequence[str] | None = None,
+    candidates: Iterable[Iterable[str]],
+    text_pairs: Iterable[str] | None = None,
     **options: Any,
 ) -> list[Prediction]:
     """Answers that are held to what each text offers: the probabilities are over these labels.
@@ -176,13 +177,16 @@ def choose(
         >>> answer.label, answer.probabilities["trade"]
         ('trade', 1.0)
     """
+    given = rows_of("texts", texts)
+    pairs = None if text_pairs is None else rows_of("text_pairs", text_pairs)
+    offered = [tuple(one) if one else () for one in candidate_rows(candidates, count=len(given))]
     if isinstance(scorer, LabelScorer):
         options = {name: value for name, value in options.items() if value is not None}
-        return scorer.predict(texts, candidates=[one or None for one in candidates], **options)
-    if not any(candidates):
-        return scorer.predict(texts, text_pairs=text_pairs, **options)
-    offers = zip(texts, candidates, strict=True)
+        return scorer.predict(given, candidates=[one or None for one in offered], **options)
+    if not any(offered):
+        return scorer.predict(given, text_pairs=pairs, **options)
+    offers = zip(given, offered, strict=True)
     rows = [TextExample(text=text, target=0, candidates=one) for text, one in offers]
-    logits = scorer.logits(texts, text_pairs=text_pairs)
+    logits = scorer.logits(given, text_pairs=pairs)
     held = torch.from_numpy(within(logits.numpy(), rows, labels=LabelMap.of_config(scorer.config)))
-    return to_predictions(held, scorer.config, texts=texts, text_pairs=text_pairs, **options)
+    return to_predictions(held, scorer.config, texts=given, text_pairs=pairs, **options)

@@ -13,13 +13,14 @@ silence looks like one that was obeyed. Probabilities are computed in float64, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.inference.inputs import in_place, rows_of, without
 
 OPTIONS = {
     "single_label_classification": ("top_k", "abstain"),
@@ -45,6 +46,7 @@ class Prediction:
         probabilities: of every label, by name, in the order of the ids.
         ranked: (name, probability), best first; the first `top_k`, or all.
         expected_rank: of ordinal, the mean of the label's id (0..K-1) under the probabilities.
+        error: why a bad row has no answer, where it was kept; else None.
     """
 
     text: str
@@ -56,21 +58,32 @@ class Prediction:
     probabilities: dict[str, float] = field(default_factory=dict)
     ranked: tuple[tuple[str, float], ...] = ()
     expected_rank: float | None = None
+    error: str | None = None
+
+    @property
+    def probability(self) -> float | None:
+        """The best label's probability, of single-label and ordinal models; else None."""
+        if self.labels is not None or not self.probabilities:
+            return None
+        return max(self.probabilities.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Give the answer without the text, for JSON: only what applies, rounded to 6 decimals.
 
-        `probabilities` are those of `ranked`, best first; an abstention is a `label` of null.
+        `probabilities` are those of `ranked`, best first; an abstention is a `label` of null. A bad row that
+        was kept has its `error` alone.
         """
+        if self.error is not None:
+            return {"error": self.error}
         if self.scores:
             scores = {name: round(score, DIGITS) for name, score in self.scores.items()}
             return {"score": next(iter(scores.values()))} if len(scores) == 1 else {"scores": scores}
         row: dict[str, Any] = {}
         if self.labels is not None:
             row["labels"] = list(self.labels)
-        else:
+        elif self.probability is not None:
             row["label"] = self.label
-            row["probability"] = round(max(self.probabilities.values()), DIGITS)
+            row["probability"] = round(self.probability, DIGITS)
         if self.expected_rank is not None:
             row["expected_rank"] = round(self.expected_rank, DIGITS)
         row["probabilities"] = {name: round(probability, DIGITS) for name, probability in self.ranked}
@@ -134,22 +147,24 @@ def to_predictions(
     logits: torch.Tensor,
     config: Any,
     *,
-    texts: Sequence[str],
-    text_pairs: Sequence[str] | None = None,
+    texts: Iterable[str],
+    text_pairs: Iterable[str] | None = None,
     top_k: int | None = None,
     threshold: float | None = None,
     abstain: float | None = None,
+    errors: Mapping[int, str] | None = None,
 ) -> list[Prediction]:
-    """Turn logits (N, L) into N predictions.
+    """Turn logits (N, L) into N predictions; with errors, into one more for each bad row.
 
     Args:
         logits: of a `PooledClassifier`; of an ordinal one they are log-probabilities.
         config: its config, for the problem type and the names of the labels.
-        texts: the N texts.
-        text_pairs: the N second texts, or None.
+        texts: the N texts, with the bad rows at their places.
+        text_pairs: as many second texts, or None.
         top_k: how many labels `ranked` holds; all when None, or if there are fewer.
         threshold: of multi-label: labels at or over it are predicted; 0.5 when None.
         abstain: `label` is None where the best probability is below it.
+        errors: of bad rows, which have no logits, by their place.
 
     Raises:
         TaskHeadsError: an option that does not fit the problem type, or a value out of range.
@@ -168,20 +183,24 @@ def to_predictions(
     kind = problem_type_of(config)
     check_options(kind, top_k=top_k, threshold=threshold, abstain=abstain)
     names = [config.id2label[index] for index in range(config.num_labels)]
-    pairs = text_pairs if text_pairs is not None else [""] * len(texts)
+    bad, rows = errors or {}, rows_of("texts", texts)
+    seconds = [""] * len(rows) if text_pairs is None else rows_of("text_pairs", text_pairs)
+    failed = {place: Prediction(rows[place], seconds[place], error=error) for place, error in bad.items()}
+    given = list(zip(without(rows, bad), without(seconds, bad), strict=True))
     values = logits.double()
     if kind == "regression":
-        return [
+        found = [
             Prediction(
                 text, pair, score=row[0] if len(row) == 1 else None, scores=dict(zip(names, row, strict=True))
             )
-            for text, pair, row in zip(texts, pairs, values.tolist(), strict=True)
+            for (text, pair), row in zip(given, values.tolist(), strict=True)
         ]
+        return in_place(found, failed)
     several = kind == "multi_label_classification"
     probabilities = values.sigmoid() if several else values.softmax(1)  # (N, L)
     least = THRESHOLD if threshold is None else threshold
     answers = []
-    for text, pair, row in zip(texts, pairs, probabilities.tolist(), strict=True):
+    for (text, pair), row in zip(given, probabilities.tolist(), strict=True):
         best = sorted(range(len(row)), key=lambda index: -row[index])  # equal ones keep the order of the ids
         common: dict[str, Any] = {
             "probabilities": dict(zip(names, row, strict=True)),
@@ -195,4 +214,4 @@ def to_predictions(
         rank = sum(index * value for index, value in enumerate(row)) if kind == "ordinal" else None
         label = names[best[0]] if sure else None
         answers.append(Prediction(text, pair, label=label, expected_rank=rank, **common))
-    return answers
+    return in_place(answers, failed)

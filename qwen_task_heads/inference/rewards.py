@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.encoding_task_heads import as_list
+from qwen_task_heads.inference.inputs import rows_of
 from qwen_task_heads.inference.scorer import Scorer
 
 LOWEST = -5.0  # standard deviations under an average title
@@ -123,20 +125,23 @@ def _text_of(content: Completion, *, role: str) -> str:
     return "\n".join(parts)
 
 
-def _check_completions(where: str, completions: Any) -> None:
-    """Refuse one text in place of several, and what is neither a text nor the messages of a conversation."""
+def _read_completions(where: str, completions: Any) -> list[Any]:
+    """Texts or conversations of a list, an array or a Series; anything else, and one text, is refused."""
     accepted = "texts, or conversations: lists of messages"
-    if isinstance(completions, str | Mapping) or not isinstance(completions, Sequence):
+    rows = as_list(completions)
+    if rows is None:
         found = "one text" if isinstance(completions, str) else type(completions).__name__
         raise TaskHeadsError.of(where, found, f"a list of {accepted}", "put it in a list")
+    rows = [row if (messages := as_list(row)) is None else messages for row in rows]
     problems = [
         Problem.of(f"{where}[{place}]", shorten(one), accepted, "pass what the writer wrote")
-        for place, one in enumerate(completions)
+        for place, one in enumerate(rows)
         if not isinstance(one, str)
-        and not (isinstance(one, list | tuple) and all(isinstance(message, Mapping) for message in one))
+        and not (isinstance(one, list) and all(isinstance(message, Mapping) for message in one))
     ]
     if problems:
         raise TaskHeadsError(problems)
+    return rows
 
 
 def _check_numbers(*, lowest: Any, length_penalty: Any) -> None:
@@ -270,7 +275,8 @@ class TitleReward:
             TaskHeadsError: completions that are no texts or conversations, `context` names no column, or the
                 numbers of prompts and completions differ.
         """
-        _check_completions("completions", completions)
+        completions = _read_completions("completions", completions)
+        prompts = rows_of("prompts", prompts)
         titles = [title_of(completion) for completion in completions]
         contexts = [""] * len(titles)
         if self.context == "prompt":
@@ -280,7 +286,8 @@ class TitleReward:
                 found = f"found no column {self.context!r}"
                 accepted = "accepted: prompt, " + ", ".join(sorted(columns))
                 raise TaskHeadsError(Problem("context", found, accepted, "name a column of the data"))
-            contexts = [str(value or "") for value in columns[self.context]]
+            values = rows_of(self.context, columns[self.context])
+            contexts = ["" if not value or value != value else str(value) for value in values]  # NaN: none
         if len(contexts) != len(titles):
             found = f"found {len(contexts)} prompts for {len(titles)} completions"
             raise TaskHeadsError(Problem("TitleReward", found, "accepted: as many", "pass one for each"))
@@ -307,7 +314,7 @@ class TitleReward:
             >>> best.title, best.index
             ('A title', 1)
         """
-        _check_completions("best_of_n", completions)
+        completions = _read_completions("best_of_n", completions)
         titles = [title_of(completion) for completion in completions]
         if not any(titles):
             found = f"found no title in {len(titles)} completions"

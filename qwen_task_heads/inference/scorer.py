@@ -12,7 +12,7 @@ None of it but `int8` moves a score by more than rounding.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,17 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
-from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, template_of
+from qwen_task_heads.hubcode.encoding_task_heads import (
+    encode,
+    encode_texts,
+    pad_rows,
+    strip_title,
+    template_of,
+)
 from qwen_task_heads.inference.identity import Samples, Stored, sample_weights
+from qwen_task_heads.inference.inputs import RAISE, check_rows, device_of, in_place, rows_of, without
 from qwen_task_heads.inference.int8 import to_int8
 from qwen_task_heads.inference.predictions import Prediction, check_options, problem_type_of, to_predictions
 from qwen_task_heads.inference.prefixes import PrefixCache, state_of
@@ -35,24 +42,55 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class RankedTitle:
-    """A title with its score, its rank (1 is best) and P(it is the best of its list)."""
+    """A title as it was given, with its score, its rank (1 is best) and P(it is the best of its list).
+
+    A bad row that was kept has an `error`, no rank, and NaN for score and probability.
+    """
 
     title: str
     score: float
     probability: float
-    rank: int
+    rank: int | None
+    error: str | None = None
+
+
+class FailedScore(float):
+    """The score of a bad row that was kept: NaN, with its `error`.
+
+    Example:
+        >>> from qwen_task_heads.inference.scorer import FailedScore
+        >>> score = FailedScore("titles[0]: found ''")
+        >>> score == score, score.error
+        (False, "titles[0]: found ''")
+    """
+
+    error: str
+
+    def __new__(cls, error: str) -> FailedScore:
+        """Make NaN with an error."""
+        score = super().__new__(cls, "nan")
+        score.error = error
+        return score
+
+    def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]  # float's gives its value
+        return (self.error,)
+
+    def __repr__(self) -> str:
+        return f"FailedScore({self.error!r})"
 
 
 class Scorer:
     """Score and rank titles with a trained `TitleScorer`, or label texts with a `PooledClassifier`.
 
-    `score`, `rank` and `prefer` are of title scorers, `logits` and `predict` of classifiers.
+    `score`, `rank` and `prefer` are of title scorers, `logits` and `predict` of classifiers. All take lists,
+    tuples, generators, NumPy and Arrow arrays and Series. Titles are read without `<title>` tags. With
+    `on_error="keep"` a bad row keeps its place as an answer with an `error`, and the others are answered.
 
     Args:
         model: repo id, folder, or a loaded model (then give `tokenizer`).
         tokenizer: the tokenizer saved with the model.
         batch_tokens: tokens per batch; bounds the memory, changes no score but with `int8`.
-        device: where to run; the model's own device when None.
+        device: where to run; the model's own device when None, the GPU if there is one when `auto`.
         progress: show a bar over more than a thousand texts.
         revision: of a repo id: branch, tag or commit.
         hub: where ids are looked up, `huggingface` or `modelscope`.
@@ -90,6 +128,7 @@ class Scorer:
         if batch_tokens < 1:
             found, remedy = f"found {batch_tokens}", "choose such as 8192"
             raise TaskHeadsError(Problem("batch_tokens", found, "accepted: 1 or more", remedy))
+        device = device_of("cpu" if int8 and device == "auto" else device)
         samples: Samples = {}
         if isinstance(model, (str, Path)):
             tokenizer = tokenizer or load_tokenizer(str(model), revision=revision, hub=hub)
@@ -139,45 +178,76 @@ class Scorer:
         """Whether the model was trained on pairs, so that who gives single texts alone has to say so."""
         return not self.is_title_scorer and "between" in (self.model.config.template or {})
 
-    def score(self, titles: Sequence[str], *, prompts: Sequence[str] | None = None) -> list[float]:
+    def score(
+        self, titles: Iterable[str], *, prompts: Iterable[str] | None = None, on_error: str = RAISE
+    ) -> list[float]:
         """Score n titles, higher is better, in their order.
 
         Args:
             titles: n texts, not empty.
             prompts: n contexts, "" for none; or None.
+            on_error: `raise` refuses bad rows; `keep` gives a `FailedScore` in their place.
 
         Raises:
             TaskHeadsError: an empty title, another number of prompts, or a model that is no title scorer.
         """
-        return self._score(titles, prompts, of_list=False)
+        rows = rows_of("titles", titles)
+        contexts = None if prompts is None else rows_of("prompts", prompts)
+        scores, bad = self._score(rows, contexts, on_error=on_error)
+        return in_place(scores, {place: FailedScore(error) for place, error in bad.items()})
 
-    def _score(self, titles: Sequence[str], prompts: Sequence[str] | None, *, of_list: bool) -> list[float]:
+    def _score(
+        self, titles: list[Any], prompts: list[Any] | None, *, on_error: str, of_list: bool = False
+    ) -> tuple[list[float], Mapping[int, str]]:
+        """Scores of the good rows, and the errors of the bad ones by their place."""
         self._check_model("score", of_titles=True)
-        check_texts(titles, prompts, names=("titles", "prompts"))
-        encoded = encode(self.tokenizer, titles, prompts=prompts)
+        bad = check_rows(titles, prompts, names=("titles", "prompts"), on_error=on_error, titles=True)
+        good, contexts = without(titles, bad), None if prompts is None else without(prompts, bad)
+        bare = [strip_title(title) for title in good]  # as the readers of training give them
+        encoded = encode(self.tokenizer, bare, prompts=contexts)
         if encoded.cut_prompts or encoded.cut_titles:
             limit = self.tokenizer.model_max_length
             cut = f"{encoded.cut_prompts:,} prompts and {encoded.cut_titles:,} titles"
-            logger.warning(f"{cut} of {len(titles):,} rows were cut to {limit:,} tokens, as in training")
-        return self._run(encoded.input_ids, of_list=of_list)[:, 0].tolist()
+            logger.warning(f"{cut} of {len(good):,} rows were cut to {limit:,} tokens, as in training")
+        return self._run(encoded.input_ids, of_list=of_list)[:, 0].tolist(), bad
 
-    def rank(self, titles: Sequence[str], *, prompt: str = "", top_k: int | None = None) -> list[RankedTitle]:
-        """Rank the titles of one list, best first; equal scores keep their order."""
-        scores = self._score(titles, [prompt] * len(titles) if prompt else None, of_list=bool(prompt))
+    def rank(
+        self, titles: Iterable[str], *, prompt: str = "", top_k: int | None = None, on_error: str = RAISE
+    ) -> list[RankedTitle]:
+        """Rank the titles of one list, best first; equal scores keep their order.
+
+        Args:
+            titles: n texts, not empty.
+            prompt: the context that all share.
+            top_k: how many of the best to give; all when None.
+            on_error: `raise` refuses bad rows; `keep` gives them after the ranked ones, in their order, with
+                an `error`.
+
+        Raises:
+            TaskHeadsError: as of `score`.
+        """
+        if prompt and not isinstance(prompt, str):
+            raise TaskHeadsError.of("prompt", f"a {type(prompt).__name__}", "a text", 'use "" for none')
+        rows = rows_of("titles", titles)
+        contexts = [prompt] * len(rows) if prompt else None
+        scores, bad = self._score(rows, contexts, on_error=on_error, of_list=bool(prompt))
+        good = without(rows, bad)
         probabilities = torch.tensor(scores).softmax(0).tolist() if scores else []
-        best = sorted(range(len(titles)), key=lambda index: -scores[index])
+        best = sorted(range(len(good)), key=lambda index: -scores[index])
         ranked = [
-            RankedTitle(titles[index], scores[index], probabilities[index], rank)
+            RankedTitle(good[index], scores[index], probabilities[index], rank)
             for rank, index in enumerate(best, start=1)
         ]
-        return ranked[:top_k]
+        nan = float("nan")
+        failed = [RankedTitle(rows[place], nan, nan, None, error) for place, error in bad.items()]
+        return ranked[:top_k] + failed
 
     def prefer(self, first: str, second: str, *, prompt: str = "") -> float:
         """P(first preferred to second) = sigmoid(score difference)."""
         a, b = self.score([first, second], prompts=[prompt, prompt] if prompt else None)
         return float(torch.sigmoid(torch.tensor(a - b)))
 
-    def logits(self, texts: Sequence[str], *, text_pairs: Sequence[str] | None = None) -> torch.Tensor:
+    def logits(self, texts: Iterable[str], *, text_pairs: Iterable[str] | None = None) -> torch.Tensor:
         """Logits of n texts: (n, labels) fp32 on the CPU, in their order.
 
         Args:
@@ -189,26 +259,35 @@ class Scorer:
                 none for a model of pairs, or a title scorer.
         """
         self._check_model("logits", of_titles=False)
-        check_texts(texts, text_pairs, names=("texts", "text_pairs"))
-        if any(text_pairs or ()) and not self.takes_pairs:
+        rows = rows_of("texts", texts)
+        return self._logits(rows, None if text_pairs is None else rows_of("text_pairs", text_pairs))[0]
+
+    def _logits(
+        self, texts: list[Any], text_pairs: list[Any] | None, *, on_error: str = RAISE
+    ) -> tuple[torch.Tensor, Mapping[int, str]]:
+        """Logits of the good rows, and the errors of the bad ones by their place."""
+        bad = check_rows(texts, text_pairs, names=("texts", "text_pairs"), on_error=on_error)
+        good, pairs = without(texts, bad), None if text_pairs is None else without(text_pairs, bad)
+        if any(pairs or ()) and not self.takes_pairs:
             accepted, remedy = "accepted: single texts, as in training", "drop them"
             raise TaskHeadsError(Problem("text_pairs", "found second texts", accepted, remedy))
-        if len(texts) and text_pairs is None and self.needs_pairs:
+        if texts and text_pairs is None and self.needs_pairs:
             accepted, remedy = (
                 "accepted: pairs, as in training",
                 'give text_pairs=[...], "" where there is none',
             )
             raise TaskHeadsError(Problem("text_pairs", "found no second texts", accepted, remedy))
-        return self._run(self._encode_texts(texts, text_pairs))
+        return self._run(self._encode_texts(good, pairs)), bad
 
     def predict(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
-        text_pairs: Sequence[str] | None = None,
+        text_pairs: Iterable[str] | None = None,
         top_k: int | None = None,
         threshold: float | None = None,
         abstain: float | None = None,
+        on_error: str = RAISE,
     ) -> list[Prediction]:
         """Answers with label names and probabilities (or scores) for n texts, in their order.
 
@@ -218,6 +297,7 @@ class Scorer:
             top_k: how many labels `ranked` holds; all when None, or if there are fewer.
             threshold: of multi-label models: labels at or over it are predicted; 0.5 when None.
             abstain: of single-label and ordinal models: no label where the best probability is below it.
+            on_error: `raise` refuses bad rows; `keep` gives a `Prediction` with an `error` in their place.
 
         Raises:
             TaskHeadsError: as of `logits`, or an option that the problem type does not have.
@@ -227,8 +307,10 @@ class Scorer:
         options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
         # Before the logits, which may take hours.
         check_options(problem_type_of(config), **options)
-        logits = self.logits(texts, text_pairs=text_pairs)
-        return to_predictions(logits, config, texts=texts, text_pairs=text_pairs, **options)
+        rows = rows_of("texts", texts)
+        pairs = None if text_pairs is None else rows_of("text_pairs", text_pairs)
+        logits, bad = self._logits(rows, pairs, on_error=on_error)
+        return to_predictions(logits, config, texts=rows, text_pairs=pairs, errors=bad, **options)
 
     def _encode_texts(self, texts: Sequence[str], text_pairs: Sequence[str] | None) -> list[list[int]]:
         config = self.model.config
@@ -294,32 +376,3 @@ class Scorer:
         from tqdm.auto import tqdm
 
         return tqdm(batches, desc="Scoring", unit="batch")
-
-
-def check_texts(texts: Sequence[str], others: Sequence[str] | None, *, names: tuple[str, str]) -> None:
-    """Refuse empty texts and what is no text, all at once; `others` are prompts or second texts."""
-    name, other = names
-    problems = []
-    for index, text in enumerate(texts):
-        where = f"{name}[{index}]"
-        if isinstance(text, tuple | list | dict):  # as pipelines take pairs
-            found, what = (
-                f"found a {type(text).__name__}, {shorten(text)}",
-                other.replace("text_pairs", "second texts"),
-            )
-            problems.append(Problem(where, found, "accepted: a text", f"give {what} by {other}=[...]"))
-        elif not isinstance(text, str) or not text.strip():
-            accepted = "accepted: a text that is not empty"
-            problems.append(Problem(where, f"found {shorten(text)}", accepted, "drop it"))
-    if isinstance(texts, str):
-        problems = [Problem(name, "found one text", "accepted: a list of texts", "put it into a list")]
-    if others is not None and len(others) != len(texts):
-        found = f"found {len(others)} {other} for {len(texts)} {name}"
-        problems.append(Problem(other, found, "accepted: one each", 'use "" where there is none'))
-    problems += [
-        Problem(f"{other}[{index}]", f"found {shorten(text)}", "accepted: a text", 'use "" for none')
-        for index, text in enumerate(others or [])
-        if not isinstance(text, str)
-    ]
-    if problems:
-        raise TaskHeadsError(problems)

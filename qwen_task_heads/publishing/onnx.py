@@ -21,7 +21,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +31,9 @@ import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.attention_task_heads import PACKED, rotates_by_length
-from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows
+from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, strip_title
 from qwen_task_heads.inference import int8 as torch_int8
+from qwen_task_heads.inference.inputs import rows_of
 from qwen_task_heads.inference.predictions import problem_type_of
 from qwen_task_heads.models import PooledClassifier
 from qwen_task_heads.publishing.stock import (
@@ -142,8 +143,8 @@ def agreement(
     *,
     model: Any,
     tokenizer: Any,
-    texts: Sequence[str],
-    text_pairs: Sequence[str] | None = None,
+    texts: Iterable[str],
+    text_pairs: Iterable[str] | None = None,
 ) -> Agreement:
     """Compare an ONNX file with the model on texts, in batches of 16 of similar length.
 
@@ -160,6 +161,8 @@ def agreement(
         TaskHeadsError: no texts, or a missing package.
     """
     check_packages("onnxruntime")
+    texts = rows_of("texts", texts)
+    text_pairs = None if text_pairs is None else rows_of("text_pairs", text_pairs)
     if not texts:
         raise TaskHeadsError(Problem("texts", "found none", "accepted: one or more", "give held-out texts"))
     if isinstance(model, PooledClassifier):
@@ -172,7 +175,7 @@ def agreement(
             truncation=config.truncation,
         ).input_ids
     else:
-        rows = encode(tokenizer, texts, prompts=text_pairs).input_ids
+        rows = encode(tokenizer, [strip_title(text) for text in texts], prompts=text_pairs).input_ids
     rows.sort(key=len)
     plain = model if model.dtype == torch.float32 else copy.deepcopy(model).float()  # once for all batches
     session, ours, theirs = _session(path), [], []

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedConfig
 
+from qwen_task_heads.batching.text import SHELL_TEXTS, for_shell
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import CAN_EXIT
 from qwen_task_heads.training.arguments import HeadModelConfig, not_among, parse_arguments
@@ -152,6 +153,7 @@ def warm_start_command(
     words += ["--model_name_or_path", str(model.model_name_or_path), "--use_peft"]
     for name, value in given.items():
         values = value if isinstance(value, list) else ["true" if value is True else value]
+        values = [for_shell(value)] if name in SHELL_TEXTS else values
         words += [f"--{name}", *map(str, values)]
     return words
 
@@ -232,7 +234,7 @@ def _check(texts: SweepArguments, training: SweepConfig, model: HeadModelConfig)
         problems.append(Problem("--truncation", "found 'windows'", accepted, remedy))
     if not texts.seeds:
         problems.append(Problem("--seeds", "found none", "accepted: one or more", "choose such as 0"))
-    if training.num_train_epochs < 1 or training.num_train_epochs != int(training.num_train_epochs):
+    if training.num_train_epochs > 0 and training.num_train_epochs != int(training.num_train_epochs):
         found = f"found {training.num_train_epochs}"
         problems.append(
             Problem("--num_train_epochs", found, "accepted: whole epochs, 1 or more", "choose such as 10")

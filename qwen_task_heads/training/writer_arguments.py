@@ -14,6 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.arguments import with_line_breaks
 from qwen_task_heads.training.command_lines import read_config, unusable
 from qwen_task_heads.training.option_checks import (
     metric_problems,
@@ -72,6 +73,7 @@ def parse_writer_arguments(
     words = [
         part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]
+    words = with_line_breaks(words)
     groups = (WriterArguments, WriterConfig, ModelConfig)
     known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
     _, problems = read_config(words, known)

@@ -32,6 +32,8 @@ OUTSIDE = {
     "publishing/differences.py": COMPARED,
     "publishing/gate.py": COMPARED,
 }
+CHECKED = "checked before the first step; its fixes are followed in tests/training"
+OUTSIDE |= {f"training/{name}_checks.py": CHECKED for name in ("option", "run")}
 # Modules of a run, whose refusals come while it trains, measures or draws.
 RUNNING = (
     "callbacks", "checkpoints", "class_balance", "classification_losses", "classification_metrics",
@@ -60,6 +62,7 @@ WITHOUT = {
     "publishing/stock.py::_convert::text_config": "no family of this transformers has another layout",
     "publishing/stock.py::check_difference::where": "what a comparison found; tests/publishing/test_stock.py",
     "publishing/trackers.py::track::--report_to#2": PIP,
+    "training/writer_arguments.py::_evaluation_problems::f'--{name}'": CHECKED,
     "training/head_sweep.py::sweep_heads::sweep": "an argument between our own functions",
 }
 

@@ -104,7 +104,7 @@ CASES = [
         "--prediction_loss_only true", "--batch_eval_metrics true",
     ),
     *several(
-        f"{ARGUMENTS}_contradictions::{OPTION}#2", SFT, "--per_device_train_batch_size 0",
+        f"{ARGUMENTS}_contradictions::{OPTION}#3", SFT, "--per_device_train_batch_size 0",
         "--per_device_eval_batch_size -1", "--gradient_accumulation_steps 0",
     ),
     *several(
@@ -162,7 +162,9 @@ CASES = [
     Case(f"{SWEEP_CHECK}--poolings", SWEEP, "--poolings mean attention"),
     Case(f"{SWEEP_CHECK}--truncation", SWEEP, "--truncation windows"),
     Case(f"{SWEEP_CHECK}--seeds", SWEEP, "", config="seeds: []"),
-    *several(f"{SWEEP_CHECK}--num_train_epochs", SWEEP, "--num_train_epochs 0", "--num_train_epochs 2.5"),
+    *several(f"{SWEEP_CHECK}--num_train_epochs", SWEEP, "--num_train_epochs 0.5", "--num_train_epochs 2.5"),
+    *several(f"{ARGUMENTS}_contradictions::{OPTION}#2", SWEEP, "--num_train_epochs 0", "--max_steps 0"),
+    Case(f"{ARGUMENTS}_contradictions::--eval_do_concat_batches", TEXTS, "--eval_do_concat_batches false"),
     Case(f"{SWEEP_CHECK}--tolerance", SWEEP, "--tolerance -1"),
     *several("training/head_sweep.py::parse_head::--heads", SWEEP, "--heads mlp", "--heads linear:4",
              "--heads linear mlp:0"),

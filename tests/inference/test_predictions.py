@@ -77,6 +77,26 @@ def test_ordinal_gives_the_most_probable_and_the_expected_rank() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_a_dictionary_shows_is_an_attribute_of_the_same_name(kind: str) -> None:
+    for answer in answers(kind):
+        for name, value in answer.as_dict().items():
+            attribute = getattr(answer, name)
+            if isinstance(attribute, (float, dict)):
+                assert attribute == pytest.approx(value, abs=1e-6)
+            else:
+                assert attribute == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_stands_at_its_place(kind: str) -> None:
+    options: dict[str, Any] = {"errors": {1: "texts[1]: found ''"}, "text_pairs": ["", "x", ""]}
+    found = to_predictions(LOGITS, config(kind), texts=["a match", "", "a fair"], **options)
+    assert [answer.error for answer in found] == [None, "texts[1]: found ''", None]
+    assert (found[1].text_b, found[1].as_dict()) == ("x", {"error": "texts[1]: found ''"})
+    assert [found[0].as_dict(), found[2].as_dict()] == [answer.as_dict() for answer in answers(kind)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_columns_are_the_keys(kind: str) -> None:
     assert list(answers(kind)[0].as_dict()) == answer_columns(config(kind))
 

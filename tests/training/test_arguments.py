@@ -13,8 +13,11 @@ from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.training.arguments import HeadModelConfig, run_identity
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
+from qwen_task_heads.training.head_sweep import Combination
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
+from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments, warm_start_command
 from qwen_task_heads.training.title_arguments import TitleArguments, TitleConfig, parse_title_arguments
+from qwen_task_heads.training.writer_arguments import parse_writer_arguments
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 PRESETS = ("quick_start", "ad_titles_7b", "recommended_7b_16gb", "soft_clicks")
@@ -291,3 +294,39 @@ def test_a_refused_token_is_not_told():
     with pytest.raises(TaskHeadsError) as refused:
         parse_title_arguments(["--output_dir", "x", "--hub_token", "hf_secret"])
     assert "hf_secret" not in str(refused.value)
+
+
+TYPED = {r"Rate:\n": "Rate:\n", r"a\tb": "a\tb", r"\\n": r"\n", r"\d\\": "\\d\\", "real\n": "real\n"}
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("typed", TYPED)
+@pytest.mark.parametrize("parse", [parse_title_arguments, parse_classifier_arguments, parse_sweep_arguments])
+def test_typed_line_breaks_are_line_breaks(parse, typed, joined):
+    words = ["--output_dir", r"runs\new", *CPU]
+    for name in ("instruction", "between", "boundary"):
+        words += [f"--{name}={typed}"] if joined else [f"--{name}", typed]
+    task, training, model = parse(words)
+    meant = TYPED[typed]
+    assert (task.instruction, task.between, task.boundary) == (meant,) * 3
+    assert training.output_dir == r"runs\new"
+    if parse is parse_sweep_arguments:  # the command that is printed reads back as what was meant
+        chosen = Combination(layer=1, pooling="last", head_sizes=(), loss="cross_entropy")
+        printed = warm_start_command(task, model, folder="x", chosen=chosen)
+        again, *_ = parse_classifier_arguments([*printed[3:], *CPU])
+        assert (again.instruction, again.between, again.boundary) == (meant,) * 3
+
+
+def test_an_instruction_of_a_chat_model_is_typed_alike(tmp_path):
+    texts, *_ = parse_sft_arguments(["--instruction", r"Sort:\n", "--output_dir", str(tmp_path), *CPU])
+    assert texts.instruction == "Sort:\n"
+    options = ["--reward_model", "x", "--dataset_name", "y", "--output_dir", str(tmp_path), *CPU]
+    writer, *_ = parse_writer_arguments([*options, "--instruction", r"Title:\n{text}", "--bf16", "false"])
+    assert writer.instruction == "Title:\n{text}"
+
+
+def test_line_breaks_of_a_file_stand_there_already(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"instruction": "Rate:\n", "between": r"\n", "boundary": r"a\\b"}))
+    task, *_ = parse_title_arguments(["--config", str(file), "--output_dir", "x", *CPU])
+    assert (task.instruction, task.between, task.boundary) == ("Rate:\n", r"\n", r"a\\b")
