@@ -148,7 +148,12 @@ def refuse_misspelt(row: RowReader, layout: Layout, required: tuple[str, ...]) -
 
 
 def collapse(text: str) -> str:
-    """White space runs as one blank: how two titles are compared for equality."""
+    """White space runs as one blank: how two titles are compared for equality.
+
+    Example:
+        >>> collapse(" Ten  ways to rest ")
+        'Ten ways to rest'
+    """
     return " ".join(text.split())
 
 

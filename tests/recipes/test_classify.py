@@ -177,6 +177,7 @@ def test_labels_are_added_to_a_saved_model(learned, tmp_path, start, named):
         for name, word in zip(MORE, ("court", "goal", "bank", "doctor", "museum"), strict=True)
     ]
     data, options = write(tmp_path, "more.jsonl", rows), {"max_steps": 1, "learning_rate": 1e-9}
+    options |= {"eval_steps": 1, "save_steps": 1}
     if named:
         (tmp_path / "labels.yaml").write_text(json.dumps(MORE))
         options["labels"] = tmp_path / "labels.yaml"
