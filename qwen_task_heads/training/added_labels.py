@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.data.embedded_sets import locate_set
+from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.label_files import find_label_file, is_whole
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_readers import RawTexts, read_texts
@@ -100,6 +101,7 @@ def _train_rows(source: str, given: Mapping[str, Any]) -> RawTexts | None:
     """The training rows with the labels they state; None of what cannot be opened."""
     place = locate_set(source, "texts")
     options = {name: given[name] for name in READING if name in given}
+    options["options"] = options_of(given.get("encoding", UTF_8), given.get("columns", ()))
     try:
         return read_texts(place, split=None if Path(place).is_file() else "train", **options)
     except TaskHeadsError:  # with a message of `read_text_sets`
