@@ -92,7 +92,7 @@ def read_number(value: Any, *, flag: str, below: float) -> list[Problem]:
         return []
     limit = "" if below == math.inf else f", less than {below:g}"
     accepted = f"accepted: a number of 0 or more{limit}"
-    return [Problem(flag, f"found {shorten(value)}", accepted, "correct or drop it")]
+    return [Problem(flag, f"found {shorten(value)}", accepted, "drop it")]
 
 
 def read_weights(

@@ -347,7 +347,9 @@ def resolve_text_loss(
         if key not in form.options:
             takes = ", ".join(FLAGS[option] for option in form.options) or "no option"
             found = f"found {shorten(value)} with loss {chosen!r}"
-            problems.append(Problem(flag, found, f"accepted: {takes}", "drop it, or choose another loss"))
+            other = next((loss for loss, one in forms.items() if key in one.options), None)
+            remedy = "drop it" if other is None else f"drop it, or give --loss {other}"
+            problems.append(Problem(flag, found, f"accepted: {takes}", remedy))
         elif key in ("class_weights", "pos_weight"):
             numbers, wrong = read_weights(
                 value, flag=flag, num_labels=num_labels, class_counts=class_counts, rows=rows

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from qwen_task_heads import adapter_config, bind_template, build, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import saved_task
+from qwen_task_heads.training.classification_losses import resolve_text_loss
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
@@ -48,6 +49,13 @@ def built(argv: Words) -> Any:
     if model.use_peft or texts.freeze_backbone:
         adapter_config(made, head_only=texts.freeze_backbone, **model.adapter_options())
     return made
+
+
+def trained(argv: Words) -> Any:
+    """With the loss, as the trainer takes it of data with three labels."""
+    texts = parse_classifier_arguments(argv)[0]
+    given = {"num_labels": 3, "class_counts": [3, 4, 5], "rows": 12, "labels": ["a", "b", "c"]}
+    return resolve_text_loss(texts.loss, problem_type=KIND, options=texts.loss_options(), **given)
 
 
 TITLES, TEXTS, SFT, SWEEP = (
@@ -196,6 +204,12 @@ CASES = [
     Case("adapters.py::adapter_config::option", built, "--freeze_backbone true --model_name_or_path RUN"),
     *several("models.py::_take_up::f'--{field}'", built, "--model_name_or_path RUN --pooling max",
              "--model_name_or_path RUN --max_seq_length 32"),
+    Case("training/classification_losses.py::resolve_text_loss::--loss", trained, "--loss bce"),
+    *several("training/classification_losses.py::resolve_text_loss::flag", trained, "--focal_gamma 2",
+             "--loss focal --logit_adjustment_tau 1", "--pos_weight balanced"),
+    Case("training/class_balance.py::read_number::flag", trained, "--loss focal --focal_gamma -1"),
+    Case("training/class_balance.py::read_weights::flag#2", trained, "--class_weights 1 2",
+         {"give one per label, in the order of the label ids": "--class_weights 1 2 3"}),
     Case("training/title_arguments.py::_check::--loss", TITLES, "--loss bt"),
     Case("training/title_arguments.py::_check::--trust_remote_code", TITLES, "--trust_remote_code true"),
     Case("training/writer_arguments.py::WriterConfig.__post_init__::option", grpo, "--push_to_hub true"),
