@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from transformers.trainer_utils import SaveStrategy
 
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import Problem, TaskHeadsError
@@ -109,6 +110,9 @@ class RunDefaults:
         in_steps = self.eval_strategy == self.save_strategy == "steps"
         if self.save_steps is None:
             self.save_steps = looks if in_steps else 500
+        names = [one.value for one in SaveStrategy]
+        if self.eval_strategy not in names or self.save_strategy not in names:
+            return  # transformers names those that there are
         if not self.load_best_model_at_end or self.save_strategy == "best":
             return
         remedy = "drop it, or give --load_best_model_at_end false"
