@@ -110,8 +110,10 @@ class RunDefaults:
         in_steps = self.eval_strategy == self.save_strategy == "steps"
         if self.save_steps is None:
             self.save_steps = looks if in_steps else 500
-        known = self.save_strategy in [*SaveStrategy]  # of another value the parent says what it takes
-        if not self.load_best_model_at_end or self.save_strategy == "best" or not known:
+        names = [one.value for one in SaveStrategy]
+        if self.eval_strategy not in names or self.save_strategy not in names:
+            return  # transformers names those that there are
+        if not self.load_best_model_at_end or self.save_strategy == "best":
             return
         remedy = "drop it, or give --load_best_model_at_end false"
         if self.eval_strategy == "no":

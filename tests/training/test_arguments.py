@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from transformers import TrainerState
+from transformers.trainer_utils import IntervalStrategy
 
 from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import TaskHeadsError
@@ -213,6 +214,18 @@ def test_logged_losses_follow_the_length_of_the_run(parse, steps):
 def test_a_best_checkpoint_that_could_not_be_saved_is_refused(words, named):
     with pytest.raises(TaskHeadsError, match=f"^{named}.*--load_best_model_at_end false$"):
         parse_classifier_arguments([*words.split(), "--output_dir", "x", "--dataset_name", "y", *CPU])
+
+
+def test_strategies_may_be_members_of_their_enum():
+    with pytest.raises(TaskHeadsError, match="--eval_strategy"):
+        TitleConfig("x", use_cpu=True, eval_strategy=IntervalStrategy.NO)
+    assert TitleConfig("x", use_cpu=True, eval_strategy=IntervalStrategy.EPOCH).save_strategy == "epoch"
+
+
+@pytest.mark.parametrize("name", ["eval_strategy", "save_strategy"])
+def test_a_strategy_that_there_is_not_names_those_that_there_are(name):
+    with pytest.raises(TaskHeadsError, match="'no', 'steps', 'epoch'"):
+        parse_classifier_arguments([f"--{name}", "sometimes", "--output_dir", "x", *CPU])
 
 
 @pytest.mark.parametrize("form", ["--config={}", "--config {}"])
