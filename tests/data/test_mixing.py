@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qwen_task_heads.data.doctor import text_key
+from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.mixing import mix_in
