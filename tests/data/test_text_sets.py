@@ -14,8 +14,8 @@ from work import at_most
 
 from qwen_task_heads.data import hub_sets
 from qwen_task_heads.data.doctor import examine_texts, find_overlaps
-from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.splits import split_texts
 from qwen_task_heads.data.text_sets import TextSets, read_text_sets
