@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qwen_task_heads.data.example_columns import hashed, rows_containing
-from qwen_task_heads.data.example_tables import pick
+from qwen_task_heads.data.example_tables import blocks, index, pick
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.keys import Hashes, combine, repeated, text_key, within
 from qwen_task_heads.errors import Problem
@@ -212,7 +212,10 @@ def examine_texts(examples: Sequence[TextExample], *, spoken: Sequence[str] = ()
     """
     first: dict[tuple[str, str], object] = {}
     found: dict[str, list[str]] = {"duplicate_text": [], "contradictory_text": [], "control": []}
-    for example in pick(examples, repeated(combine(hashed(examples, "text"), hashed(examples, "text_b")))):
+    keys, seconds = hashed(examples, "text"), hashed(examples, "text_b")
+    several = repeated(keys)  # a pair that repeats another one repeats its first text
+    several = several[repeated(combine(keys[several], seconds[several]))]
+    for example in pick(examples, several):
         stated = example.soft if example.soft is not None else example.target
         key = (" ".join(example.text.split()), " ".join(example.text_b.split()))
         known = key in first
@@ -275,13 +278,14 @@ def find_overlaps(
     """
     if not len(train) or not len(test):
         return []
-    own, (stated, turned) = _pair_keys(train)[0], _pair_keys(test)
-    known = np.unique(own)
+    stated, turned = _pair_keys(test)
+    keys = np.unique(np.concatenate([stated, turned]))
+    alike = index(np.concatenate([within(_pair_keys(part)[0], keys) for part in blocks(train)]))
+    known = np.unique(_pair_keys(pick(train, alike))[0]) if len(alike) else keys[:0]
     seen = np.flatnonzero(within(stated, known) | within(turned, known))
-    keys = np.unique(np.concatenate([stated[seen], turned[seen]]))
     exact: dict[tuple[str, ...], str] = {}
     normalised: dict[tuple[str, ...], str] = {}
-    for row in pick(train, np.flatnonzero(within(own, keys))):
+    for row in pick(train, alike):
         exact.setdefault(_texts(row), row.source)
         normalised.setdefault(tuple(map(text_key, _texts(row))), row.source)
     result = []

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qwen_task_heads.data.example_tables import (
     Example,
@@ -17,7 +18,6 @@ from qwen_task_heads.data.example_tables import (
     Table,
     Target,
     TextTable,
-    spans,
 )
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.data.keys import KEYS, Hashes, hash_keys
@@ -73,25 +73,46 @@ def with_groups(pairs: Sequence[PairExample], groups: Mapping[int, str]) -> Sequ
     return [replace(pair, group=groups[row]) if row in groups else pair for row, pair in enumerate(pairs)]
 
 
-def label_rows(examples: Sequence[TextExample]) -> tuple[Numbers, Numbers]:
-    """Return `(rows, labels)`: a row of each label that a row has; -1 for scores, and for no label."""
+def labels_at(examples: Sequence[TextExample], row: int) -> tuple[int, ...]:
+    """Return the labels of a row; -1 for scores, and for no label."""
     if isinstance(examples, Joined):
-        found = [label_rows(part) for part in examples.parts]
-        starts = [0, *examples.ends.tolist()]
-        moved = [rows + start for (rows, _), start in zip(found, starts, strict=False)]
-        return np.concatenate(moved), np.concatenate([labels for _, labels in found])
-    targets = (
-        [target for target, *_ in examples.targets]
-        if isinstance(examples, TextTable)
-        else [example.target for example in examples]
-    )
-    codes = examples.codes[examples.rows] if isinstance(examples, TextTable) else np.arange(len(targets))
-    labels = [_labels(target) for target in targets]
-    sizes = np.array([len(own) for own in labels], np.int64)
-    flat = np.array([label for own in labels for label in own], np.int64)
-    first = np.cumsum(sizes) - sizes
-    places = spans(first[codes], first[codes] + sizes[codes])
-    return np.repeat(np.arange(len(codes)), sizes[codes]), flat[places]
+        part = int(np.searchsorted(examples.ends, row, side="right"))
+        return labels_at(examples.parts[part], row - (int(examples.ends[part - 1]) if part else 0))
+    if isinstance(examples, TextTable):
+        return _labels(examples.targets[examples.row_codes_at(row)][0])
+    return _labels(examples[row].target)
+
+
+def label_counts(examples: Sequence[TextExample]) -> Counter[int]:
+    """Return the number of rows that have each label; -1 for scores, and for no label."""
+    if isinstance(examples, Joined):
+        return sum(map(label_counts, examples.parts), Counter())
+    counts: Counter[int] = Counter()
+    if isinstance(examples, TextTable):
+        for code, count in enumerate(np.bincount(examples.row_codes()).tolist()):
+            counts.update(dict.fromkeys(_labels(examples.targets[code][0]) if count else (), count))
+        return counts
+    for example in examples:
+        counts.update(_labels(example.target))
+    return counts
+
+
+def rarest_labels(examples: Sequence[TextExample], counts: Mapping[int, int]) -> NDArray[np.int64 | np.int32]:
+    """Return the label of each row that the fewest rows have, of several the smallest number."""
+
+    def rarest(target: Target) -> int:
+        return min(_labels(target), key=lambda label: (counts[label], label))
+
+    if isinstance(examples, Joined):
+        return np.concatenate([rarest_labels(part, counts) for part in examples.parts])
+    if isinstance(examples, TextTable):
+        codes = examples.row_codes()
+        used = set(np.flatnonzero(np.bincount(codes)).tolist())
+        of_code = [
+            rarest(target) if code in used else -1 for code, (target, *_) in enumerate(examples.targets)
+        ]
+        return np.array(of_code, np.int32)[codes]
+    return np.array([rarest(example.target) for example in examples], np.int32)
 
 
 def _labels(target: Target) -> tuple[int, ...]:
@@ -100,20 +121,12 @@ def _labels(target: Target) -> tuple[int, ...]:
     return tuple(label for label in target if isinstance(label, int)) or (-1,)
 
 
-def label_counts(examples: Sequence[TextExample]) -> Counter[int]:
-    """Return the number of rows that have each label."""
-    labels, counts = np.unique(label_rows(examples)[1], return_counts=True)
-    return Counter(
-        {label: n for label, n in zip(labels.tolist(), counts.tolist(), strict=True) if label >= 0}
-    )
-
-
 def are_soft(examples: Sequence[TextExample]) -> bool:
     """Return whether some row states probabilities."""
     if isinstance(examples, Joined):
         return any(map(are_soft, examples.parts))
     if isinstance(examples, TextTable):
-        used = np.unique(examples.codes[examples.rows]).tolist()
+        used = np.unique(examples.row_codes()).tolist()
         return any(examples.targets[code][1] for code in used)
     return any(example.soft for example in examples)
 
@@ -122,6 +135,8 @@ def rows_containing(examples: Sequence[TextExample], mark: str) -> Numbers:
     """Return the rows of which one of the texts contains `mark`, in their order."""
     if isinstance(examples, TextTable):
         stored = np.union1d(examples.text.containing(mark), examples.text_b.containing(mark))
-        return np.flatnonzero(np.isin(examples.rows, stored)) if len(stored) else stored
+        if examples.rows is None or not len(stored):
+            return stored
+        return np.flatnonzero(np.isin(examples.rows, stored))
     found = (row for row, one in enumerate(examples) if mark in one.text or mark in one.text_b)
     return np.fromiter(found, np.int64)

@@ -71,7 +71,7 @@ class TextTable(Table[TextExample]):
         codes: of the rows of the store: which of `targets` each has.
         targets: `(target, soft, candidates)` of an example.
         places: of the rows of the store.
-        rows: numbers of the rows that the table holds.
+        rows: numbers of the rows that the table holds; None for all, in their order.
     """
 
     text: Texts
@@ -81,14 +81,14 @@ class TextTable(Table[TextExample]):
     codes: NDArray[np.int32]
     targets: Sequence[tuple[Target, tuple[float, ...] | None, tuple[str, ...]]]
     places: Places
-    rows: Numbers
+    rows: Numbers | None
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.codes) if self.rows is None else len(self.rows)
 
     def examples(self, rows: Numbers) -> list[TextExample]:
         """Return the examples of some rows, in their order."""
-        stored = self.rows[rows]
+        stored = self.stored(rows)
         made = []
         for text, text_b, group, weight, code, place in zip(
             self.text.take(stored), self.text_b.take(stored), self.group.take(stored),
@@ -111,11 +111,23 @@ class TextTable(Table[TextExample]):
 
     def pick(self, rows: Numbers) -> TextTable:
         """Return a table of some rows, in their order."""
-        return replace(self, rows=self.rows[rows])
+        return replace(self, rows=self.stored(rows))
+
+    def stored(self, rows: Numbers) -> Numbers:
+        """Return the rows of the store that some rows of the table are."""
+        return rows if self.rows is None else self.rows[rows]
+
+    def row_codes_at(self, row: int) -> int:
+        """Return the code of one row of the table."""
+        return int(self.codes[row if self.rows is None else self.rows[row]])
+
+    def row_codes(self) -> NDArray[np.int32]:
+        """Return the code of each row of the table."""
+        return self.codes if self.rows is None else self.codes[self.rows]
 
     def hashes(self, name: str) -> Hashes:
         """Return 64 bits per row of a column, equal for texts of equal `text_key`."""
-        return vars(self)[name].hashes()[self.rows]
+        return hashes_at(vars(self)[name], self.rows)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -182,7 +194,7 @@ class PairTable(Table[PairExample]):
     def hashes(self, name: str) -> Hashes:
         """Return 64 bits per row of a column, equal for texts of equal `text_key`."""
         rows = self.rejected_rows if name == "rejected" else self.chosen_rows
-        return vars(self)[name].hashes()[rows]
+        return hashes_at(vars(self)[name], rows)
 
     def with_groups(self, groups: Mapping[int, str]) -> PairTable:
         """Return the same pairs, some rows of them with another group."""
@@ -277,7 +289,7 @@ class GroupTable(Table[GroupExample]):
 
     def hashes(self, name: str) -> Hashes:
         """Return 64 bits per test: of its group, or of the prompt."""
-        return vars(self)[name].hashes()[self.order[self.starts]]
+        return hashes_at(vars(self)[name], self.order[self.starts])
 
 
 class Joined(Table[Example]):
@@ -317,6 +329,33 @@ def pick(examples: Sequence[Example], rows: Numbers) -> Sequence[Example]:
     if isinstance(examples, Table):
         return examples.pick(rows)
     return [examples[row] for row in rows.tolist()]
+
+
+def hashes_at(column: Texts, rows: Numbers | None) -> Hashes:
+    """Return the hashes of some rows of a column, None for all; an empty column costs no memory."""
+    found = column.hashes()
+    if rows is None:
+        return found
+    return np.broadcast_to(found[:1], len(rows)) if column.are_empty else found[rows]
+
+
+def blocks(examples: Sequence[Example], rows: int = 2**18) -> Iterator[Sequence[Example]]:
+    """Yield the examples in parts of at most so many rows, in their order."""
+    for start in range(0, len(examples), rows):
+        yield pick(examples, np.arange(start, min(start + rows, len(examples))))
+
+
+def index(mask: NDArray[np.bool_]) -> Numbers:
+    """Return the places where a mask holds, in half the memory where they fit.
+
+    Example:
+        >>> index(np.array([True, False, True])).tolist()
+        [0, 2]
+    """
+    kind = np.int32 if len(mask) < 2**31 else np.int64
+    blocks = range(0, len(mask), 2**20)
+    parts = [(np.flatnonzero(mask[start : start + 2**20]) + start).astype(kind) for start in blocks]
+    return np.concatenate([np.zeros(0, kind), *parts])
 
 
 def spans(starts: Numbers, ends: Numbers) -> Numbers:

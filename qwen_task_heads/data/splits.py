@@ -9,16 +9,26 @@ and that adding rows moves nothing, because a new row may join two components.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_task_heads.data.example_columns import arm_hashes, hashed, label_rows, with_groups
-from qwen_task_heads.data.example_tables import pick
+from qwen_task_heads.data.example_columns import (
+    arm_hashes,
+    hashed,
+    label_counts,
+    labels_at,
+    rarest_labels,
+    with_groups,
+)
+from qwen_task_heads.data.example_tables import index, pick
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
-from qwen_task_heads.data.keys import KEYS, Hashes, components, hash_keys, text_key
+from qwen_task_heads.data.keys import KEYS, Hashes, components, hash_keys, repeated, text_key
+from qwen_task_heads.data.stores import Numbers
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 TEST_GIVEN = "test_fraction is not used: there is a test set"
@@ -168,45 +178,85 @@ def split_texts(
         (90, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
     """
     check_fraction(dev_fraction, f"{held_out}_fraction")
-    names, note = _components(examples, second=True), ""
-    units, unit_of, sizes = np.unique(names, return_inverse=True, return_counts=True)
-    if 2 * sizes.max(initial=0) > max(len(examples), 40):
-        looser = _components(examples, second=False)
-        if len(np.unique(looser)) > len(units):
-            note = "second texts of pairs tie most rows together, and are not kept apart"
-            units, unit_of, sizes = np.unique(looser, return_inverse=True, return_counts=True)
-    owners, labels = label_rows(examples)  # a row of each label that a row has
-    units_of, counts = unit_of[owners], np.bincount(labels + 1)
-    rarest = np.lexsort((labels, counts[labels + 1], units_of))
-    stratum = np.empty(len(units), np.int64)  # each unit under the rarest label of its rows
-    stratum[units_of[rarest[::-1]]] = labels[rarest[::-1]]
-    shares = _shares(salt, units)
-    order = np.lexsort((units, shares, stratum))
-    by_unit = np.argsort(units_of, kind="stable")
-    bounds = np.searchsorted(units_of[by_unit], np.arange(len(units) + 1))
-    left = counts.tolist()  # rows of each label that are still in train
-    in_dev = np.zeros(len(units), bool)
-    quota = 0.0
-    starts = np.flatnonzero(np.diff(stratum[order], prepend=-2))
-    for group in np.split(order, starts[1:]):
-        quota += dev_fraction * int(sizes[group].sum())
-        for unit in group:
-            if quota < 0.5:  # too little for one row
-                break
-            taken = Counter((labels[by_unit[bounds[unit] : bounds[unit + 1]]] + 1).tolist())
-            if quota < sizes[unit] - 0.5 or any(left[label] <= count for label, count in taken.items()):
-                continue
-            in_dev[unit] = True
-            quota -= int(sizes[unit])
-            for label, count in taken.items():
-                left[label] -= count
-    dev_rows = in_dev[unit_of]
-    train, dev = pick(examples, np.flatnonzero(~dev_rows)), pick(examples, np.flatnonzero(dev_rows))
+    units, note = _Units(_components(examples, second=True)), ""
+    if 2 * units.largest > max(len(examples), 40):
+        looser = _Units(_components(examples, second=False))
+        if looser.count > units.count:
+            units, note = looser, "second texts of pairs tie most rows together, and are not kept apart"
+    dev_rows = _draw(examples, units, dev_fraction=dev_fraction, salt=salt)
+    train, dev = pick(examples, index(~dev_rows)), pick(examples, index(dev_rows))
     if not train or not dev:
-        found = f"no rows for {held_out} among {len(examples):,} ({len(units):,} independent groups)"
+        found = f"no rows for {held_out} among {len(examples):,} ({units.count:,} independent groups)"
         remedy = f"give a {held_out} file, another {held_out}_fraction, or more rows"
         raise TaskHeadsError(Problem("split", found, "accepted: rows on both sides", remedy))
     return train, dev, note
+
+
+class _Units:
+    """What stays together: each unit goes by its first row; most are one row, which costs nothing.
+
+    Args:
+        names: of what each row stays together with.
+    """
+
+    def __init__(self, names: Hashes) -> None:
+        self.names = names
+        self.tied = repeated(names)  # rows that are not alone
+        _, first, places, sizes = np.unique(
+            names[self.tied], return_index=True, return_inverse=True, return_counts=True
+        )
+        self.first_of_tied = self.tied[first][places]
+        order = np.argsort(self.first_of_tied, kind="stable")
+        self._members, self._units = self.tied[order], self.first_of_tied[order]
+        self.count = len(names) - len(self.tied) + len(first)
+        self.largest = int(sizes.max(initial=min(len(names), 1)))
+
+    def rows(self, unit: int) -> list[int]:
+        """Return the rows of a unit."""
+        start, end = np.searchsorted(self._units, [unit, unit + 1])
+        return self._members[start:end].tolist() or [unit]
+
+    def give_rarest(self, labels: NDArray[Any], counts: Mapping[int, int]) -> Numbers:
+        """Give each row the label of its unit that the fewest rows have, in place; return the tied units."""
+        own = labels[self.tied]
+        different, places = np.unique(own, return_inverse=True)
+        rows = np.array([counts[label] for label in different.tolist()], np.int64)[places]
+        order = np.lexsort((own, rows, self.first_of_tied))
+        units, first = np.unique(self.first_of_tied[order], return_index=True)
+        labels[units] = own[order][first]
+        labels[self.tied] = labels[self.first_of_tied]
+        return units
+
+
+def _draw(
+    examples: Sequence[TextExample], units: _Units, *, dev_fraction: float, salt: str
+) -> NDArray[np.bool_]:
+    """Which rows go to dev."""
+    left = label_counts(examples)  # rows of each label that are still in train
+    stratum = rarest_labels(examples, left)  # each unit under the rarest label of its rows
+    alike = units.give_rarest(stratum, left)
+    shares = _shares(salt, units.names)
+    shares[units.tied] = np.inf  # but of the first row of each unit
+    shares[alike] = _shares(salt, units.names[alike])
+    order = np.lexsort((units.names, shares, stratum))
+    bounds = [*np.flatnonzero(np.diff(stratum[order], prepend=-2)).tolist(), len(order)]
+    in_dev = np.zeros(len(examples), bool)
+    quota = 0.0
+    for start, end in pairwise(bounds):
+        quota += dev_fraction * (end - start)
+        for place in range(start, end):
+            unit = int(order[place])
+            if quota < 0.5 or shares[unit] == np.inf:  # too little for one row, or no unit is left
+                break
+            rows = units.rows(unit)
+            taken = Counter(label for row in rows for label in labels_at(examples, row))
+            if quota < len(rows) - 0.5 or any(left[label] <= count for label, count in taken.items()):
+                continue
+            in_dev[unit] = True
+            quota -= len(rows)
+            left.subtract(taken)
+    in_dev[units.tied] = in_dev[units.first_of_tied]
+    return in_dev
 
 
 def _components(examples: Sequence[TextExample], *, second: bool) -> Hashes:
@@ -260,9 +310,8 @@ def _shares(salt: str, names: Hashes) -> NDArray[np.float64]:
     The name of a component is the smallest hash of its members; hashing it again removes the bias that
     would send large components to dev.
     """
-    keys = (hash_keys(f"{salt}\0{name:016x}" for name in block.tolist()) for block in _blocks(names))
-    return np.concatenate([np.zeros(0), *(block / 2.0**64 for block in keys)])
-
-
-def _blocks(names: Hashes) -> Iterator[Hashes]:
-    yield from (names[start : start + 2**16] for start in range(0, len(names), 2**16))
+    shares = np.empty(len(names))
+    for start in range(0, len(names), 2**16):
+        block = names[start : start + 2**16].tolist()
+        shares[start : start + 2**16] = hash_keys(f"{salt}\0{name:016x}" for name in block) / 2.0**64
+    return shares

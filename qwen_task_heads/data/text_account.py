@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ def one_class(train: Sequence[TextExample], scheme: Scheme, source: str) -> list
     """Nothing can be learnt where all rows say the same."""
     if scheme.problem_type == "regression" or are_soft(train):
         return []
-    counts = label_counts(train)
+    counts = label_counts(train) - Counter({-1: len(train)})
     if scheme.problem_type == "multi_label_classification":
         found = "no row has a label" if not counts else ""
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen_task_heads.data.doctor import Finding, ReadReport, examine_texts
-from qwen_task_heads.data.example_tables import TextTable
+from qwen_task_heads.data.example_tables import TextTable, index
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
@@ -94,7 +94,7 @@ def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[TextTable
     codes = raw.codes
     examples = TextTable(
         text=raw.text, text_b=raw.text_b, group=raw.group, weights=raw.weights.values(), codes=codes,
-        targets=targets, places=raw.places, rows=np.flatnonzero(~np.isin(codes, [*refused])),
+        targets=targets, places=raw.places, rows=index(~np.isin(codes, [*refused])) if refused else None,
     )  # fmt: skip
     odd = tuple(raw.places[row] for row in np.flatnonzero(np.isin(codes, strange)).tolist())
     findings = (*examine_texts(examples, spoken=raw.spoken), *([Finding("strange", odd)] if odd else []))
