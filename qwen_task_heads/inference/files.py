@@ -99,7 +99,7 @@ def scan_inputs(
     if problems:
         raise TaskHeadsError(problems)
     if not rows:
-        raise _problem(source, "found no rows", "at least one", "check what wrote it")
+        raise _problem(source, "found no rows", "at least one", "add rows")
     if candidates is not None and candidates not in columns:
         found = f"found {candidates!r}, which no row of {source} has"
         raise _problem("--candidates", found, ", ".join(columns), "name the column of the labels")
