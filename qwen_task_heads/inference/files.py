@@ -19,7 +19,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,10 @@ def scan_inputs(
         rows += 1
         if isinstance(item, Problem):
             errors += 1
-            if bad_rows == "raise" or isinstance(item, FileProblem):
+            if isinstance(item, FileProblem):
                 problems.append(item)
+            elif bad_rows == "raise":
+                problems.append(replace(item, remedy=f"{item.remedy}, or keep it unanswered: --bad_rows skip"))
             digest.update(str(item).encode())
             if isinstance(item, InputProblem):
                 columns.update(dict.fromkeys(item.row))
