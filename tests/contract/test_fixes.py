@@ -20,7 +20,6 @@ TESTS = ("test_option_fixes", "test_model_fixes", "test_publishing_fixes")
 COMPARED = "what a comparison found; tests/publishing/test_gate.py has each beside what passes"
 OUTSIDE = {
     "errors.py": "makes problems for others",
-    "data/": "rows, files and label files; tests/data",
     "batching/": "templates, prompts and rows of a run; tests/batching",
     "evaluate_modules/": "arguments of metrics; tests/evaluate_modules",
     "inference/": "opening and asking a model; tests/inference",
