@@ -69,8 +69,9 @@ def split_by_group(
     if not train or not dev:
         found = f"the {held_out if train else 'train'} split of {len(grouped):,} pairs would be empty"
         found += f" ({len(set(names.values())):,} independent groups)"
-        remedy = f"give a {held_out} file, another {held_out}_fraction or salt"
-        remedy += ", or titles_apart=False where stock titles tie the groups together" if titles_apart else ""
+        remedy = f"give a {held_out} file (--{held_out}_dataset), or add pairs of other titles"
+        if titles_apart and len({pair.group for pair in grouped}) > 1:
+            remedy += ", or pass titles_apart=False, as stock titles tie the groups together"
         raise TaskHeadsError(Problem("split", found, "accepted: pairs on both sides", remedy))
     return train, dev
 
@@ -193,7 +194,7 @@ def split_texts(
     dev = [example for example, name in zip(examples, names, strict=True) if name in dev_names]
     if not train or not dev:
         found = f"no rows for {held_out} among {len(examples):,} ({len(rows):,} independent groups)"
-        remedy = f"give a {held_out} file, another {held_out}_fraction, or more rows"
+        remedy = f"give a {held_out} file (--{held_out}_dataset), or another {held_out}_fraction, or add rows"
         raise TaskHeadsError(Problem("split", found, "accepted: rows on both sides", remedy))
     return train, dev, note
 
