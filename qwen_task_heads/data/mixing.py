@@ -87,7 +87,9 @@ def mix_in(
     usable, repeated, contradicted = _once(new, seed=seed)
     if new and not usable:
         found, accepted = "no text without contradictory labels", "accepted: one label for one text"
-        raise TaskHeadsError(Problem(name, found, accepted, "mend the labels, or name another set"))
+        raise TaskHeadsError(
+            Problem(name, found, accepted, "correct the labels, or name another set with --mix")
+        )
     if not usable:
         found = "no row that is not already in train, dev or test" if others else "no usable row"
         accepted = "accepted: a set with rows of its own"

@@ -131,9 +131,7 @@ def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
             held.clear()
             yield where, row
     if not good and not held:
-        problem = FileProblem(
-            path, "the file holds no rows", "accepted: at least one row", "add rows"
-        )
+        problem = FileProblem(path, "the file holds no rows", "accepted: at least one row", "add rows")
         yield path, problem
     if len(held) < SYNTAX_FAILURES:
         yield from held

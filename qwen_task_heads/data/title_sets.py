@@ -149,7 +149,9 @@ def read_title_sets(
             unmade.append(f"{name}: {left} left out: equal click rates, --min_impressions or --max_p_value")
         if 2 * len(data.report.refusals) > data.report.rows_read:
             defects = f"{len(data.report.refusals):,} defects in {data.report.rows_read:,} rows"
-            problem = Problem(places[name], defects, "at most half of the rows", "mend the file")
+            problem = Problem(
+                places[name], defects, "accepted: at most half of the rows", "correct the rows below"
+            )
             raise TaskHeadsError([problem, *data.report.refusals])
     for name, found in pairs.items():
         if not found:
@@ -157,8 +159,8 @@ def read_title_sets(
                 Problem(
                     places[name],
                     "no pair is left",
-                    "at least one",
-                    "lower --min_impressions, or check the file",
+                    "accepted: at least one",
+                    "lower --min_impressions, or raise --max_p_value, or add tests whose click rates differ",
                 )
             )
     lines = []

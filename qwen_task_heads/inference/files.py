@@ -88,7 +88,9 @@ def scan_inputs(
             if isinstance(item, FileProblem):
                 problems.append(item)
             elif bad_rows == "raise":
-                problems.append(replace(item, remedy=f"{item.remedy}, or keep it unanswered: --bad_rows skip"))
+                problems.append(
+                    replace(item, remedy=f"{item.remedy}, or keep it unanswered: --bad_rows skip")
+                )
             digest.update(str(item).encode())
             if isinstance(item, InputProblem):
                 columns.update(dict.fromkeys(item.row))
