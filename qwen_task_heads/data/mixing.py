@@ -220,7 +220,7 @@ def _named(
     names = raw.class_names
     if not names and beside is not None and beside != find_label_file(source):
         names = LabelMap.read(beside).names
-    if names == scheme.labels.names:
+    if names == scheme.labels.names and scheme.has_ids:
         return raw.rows, []
     rows = [_with_names(row, names) for row in raw.rows]
     if not states_ids(rows):

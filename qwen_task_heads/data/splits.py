@@ -194,7 +194,12 @@ def split_texts(
     dev = [example for example, name in zip(examples, names, strict=True) if name in dev_names]
     if not train or not dev:
         found = f"no rows for {held_out} among {len(examples):,} ({len(rows):,} independent groups)"
-        remedy = f"give a {held_out} file (--{held_out}_dataset), or another {held_out}_fraction, or add rows"
+        remedy = f"give a {held_out} file (--{held_out}_dataset), or add rows"
+        if dev_fraction < 0.5 and any(  # taking it would leave every label a row
+            all(counts[label] > count for label, count in Counter(own).items())
+            for own in ([label for place in places for label in labels[place]] for places in rows.values())
+        ):
+            remedy += f", or raise {held_out}_fraction"
         raise TaskHeadsError(Problem("split", found, "accepted: rows on both sides", remedy))
     return train, dev, note
 

@@ -83,7 +83,7 @@ def derive_scheme(
     if given is not None and class_names and [*map(given.spelled.get, class_names)] != [*given.id2label]:
         found = f"{given_by} says {shorten(given.names)}, and the data set {shorten(class_names)}"
         raise error_at(
-            source, found, "the labels of the data set", _of_labels("write names for ids", given_by)
+            source, found, "the labels of the data set", _of_labels("write names in place of the ids", given_by)
         )
     if given is None and class_names:
         return _checked(
@@ -155,7 +155,8 @@ def in_quotes(raw: RawText, value: int | str) -> Problem:
 def _of_labels(remedy: str, given_by: str) -> str:
     """A remedy of rows, or another one for the labels that are given by a file or by a saved model."""
     other = "train a new model: give a plain backbone as --model_name_or_path"
-    return f"{remedy}, or {other if given_by.startswith((GIVEN, "the model")) else 'correct the label file'}"
+    of_model = given_by.startswith((GIVEN, "the model"))
+    return f"{remedy}, or {other if of_model else 'correct the label file'}"
 
 
 def is_soft(value: list[object]) -> bool:

@@ -1,8 +1,8 @@
 """Refusals of the package and the fixes that they name: where they are made, and how one is followed.
 
 A site is a call in the source that makes a `Problem`. Its name is `module::function::where`, with `where` as
-the source writes it, and `#2` for the second one of that name; a line number would change with every edit. Where a
-reader refuses a row, by `row.refuse(...)`, the place is `row`.
+the source writes it, and `#2` for the second one of that name; a line number would change with every edit.
+The place of `row.refuse(...)`, by which a reader refuses a row, is `row`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Files that a reader refuses, and what becomes of them when its message is followed.
 
-A `Case` names, for each way of a remedy in its words, the files that are written or the options that are typed.
+A `Case` names, for each way of a remedy in its words, the files that are written or the options that are
+typed.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from qwen_task_heads.training.title_arguments import parse_title_arguments
 
 Row = dict[str, Any]
 Files = dict[str, str | bytes | None]  # name -> content; None for a file that is not there any more
-# Files that are written, or words that are typed in place of those of the case.
-Change = Files | str
+# Files that are written, words that are typed in place of those of the case, or both.
+Change = Files | str | tuple[Files, str]
 SKIPPED: dict[str, Change] = {"keep it unanswered: --bad_rows skip": "--bad_rows skip"}  # of a row to predict
 HALF = ["--dev_fraction", "0.5"]  # so that a few rows are enough
 
@@ -116,17 +117,23 @@ def of_row(
     base: list[Row] | None = None,
     read: Callable[[str, str], Any] = texts,
     words: str = "",
+    labels_yaml: str | None = None,
 ) -> Case:
-    """A case of one bad row after good ones; a way is a row in its place, several, or None to remove it."""
+    """A case of one bad row after good ones; a way is a row in its place, None, or a change.
+
+    Files are told from a row by their names, which have a dot.
+    """
     good = {texts: LABELED, titles: PAIRS, inputs: [{"text": "fine"}]}[read] if base is None else base
     changes: dict[str, Change] = {}
     for way, change in ways.items():
-        if isinstance(change, str):
+        if isinstance(change, str | tuple) or (
+            isinstance(change, dict) and all("." in name for name in change)
+        ):
             changes[way] = change
         else:
             rows = [] if change is None else change if isinstance(change, list) else [change]
             changes[way] = {"train.jsonl": lines(*good, *rows)}
-    files: Files = {"train.jsonl": lines(*good, bad)}
+    files: Files = {"train.jsonl": lines(*good, bad), "labels.yaml": labels_yaml}
     return Case(site, files, f"train.jsonl:{len(good) + 1}", changes, read, words)
 
 
@@ -142,7 +149,7 @@ def of_table(
 
 def ways_of(remedy: str) -> list[str]:
     """The ways that a remedy names."""
-    return [way for way in re.split(r"; |,? or ", remedy) if way]
+    return [way for way in re.split(r"; (?:or )?|,? or ", remedy) if way]
 
 
 def follow(case: Case, folder: Path) -> None:
@@ -155,9 +162,10 @@ def follow(case: Case, folder: Path) -> None:
     assert sorted(ways) == sorted(known), problem
     for number, way in enumerate(ways, start=1):
         change, here = known[way], folder / str(number)
-        files = case.files if isinstance(change, str) else {**case.files, **change}
-        source = write(here, files)
-        case.read(source, _typed(change if isinstance(change, str) else case.words, here))
+        if isinstance(change, str):
+            change = ({}, change)
+        files, words = change if isinstance(change, tuple) else (change, case.words)
+        case.read(write(here, {**case.files, **files}), _typed(words, here))
 
 
 def problem_at(problems: list[Problem], at: str, folder: Path) -> Problem:

@@ -83,8 +83,9 @@ CASES = [
     *(Case("data/file_options.py::bad_byte::where", {name: text.encode("gbk")}, f"{name}:{row}",
            {"save the file as UTF-8": {name: text}, "read it with --encoding gb18030": "--encoding gb18030"},
            read=read)
-      for name, text, row, read in (("train.jsonl", NEWS, 1, texts), ("train.txt", f"{CLASSES}体育\ta", 5, texts),
-                                    ("new.jsonl", NEWS, 1, inputs))),
+      for name, text, row, read in (
+          ("train.jsonl", NEWS, 1, texts), ("train.txt", f"{CLASSES}体育\ta", 5, texts),
+          ("new.jsonl", NEWS, 1, inputs))),
     Case("data/file_options.py::bad_byte::where",
          {"train.jsonl": lines(*PAIRS, {"chosen": "Très déçu", "rejected": "Zut"}).encode("cp1252")},
          "train.jsonl:5",
@@ -131,7 +132,8 @@ CASES = [
          {"keep one of the two": {"train.jsonl": GOOD + '{"text": "x", "label": "b"}\n'}}),
     Case(f"{PARSERS}_check_object::where#3",
          {"train.jsonl": GOOD + '{"text": "\\ud83d", "label": "a"}\n'}, "train.jsonl:5",
-         {"write the text again from its origin": {"train.jsonl": GOOD + lines({"text": "😀", "label": "a"})}}),
+         {"write the text again from its origin":
+          {"train.jsonl": GOOD + lines({"text": "😀", "label": "a"})}}),
     Case(f"{PARSERS}read_json::bad.where", {"train.json": DOCUMENT.encode("gbk")}, "train.json:3",
          {"save the file as UTF-8": {"train.json": DOCUMENT},
           "read it with --encoding gb18030": "--encoding gb18030"}),
@@ -141,7 +143,8 @@ CASES = [
          {"write the rows as one array": {"train.json": json.dumps(LABELED)},
           "as JSONL": moved("train.json", "train.jsonl")}),
     Case(SHEETS + "#2", {"train.xlsx": b"PK\x03\x04rest"}, "train.xlsx",
-         {"save it again": {"train.xlsx": workbook(SHEET)}, "as CSV": moved("train.xlsx", "train.csv", TABLE)}),
+         {"save it again": {"train.xlsx": workbook(SHEET)},
+          "as CSV": moved("train.xlsx", "train.csv", TABLE)}),
     Case(SHEETS + "#3", {"train.xlsx": workbook(SHEET, SHEET)}, "train.xlsx",
          {"save the sheet that is meant as a file of its own": {"train.xlsx": workbook(SHEET)}}),
     Case(SHEETS + "#3", {"train.xlsx": workbook([])}, "train.xlsx",
