@@ -83,7 +83,10 @@ def derive_scheme(
     if given is not None and class_names and [*map(given.spelled.get, class_names)] != [*given.id2label]:
         found = f"{given_by} says {shorten(given.names)}, and the data set {shorten(class_names)}"
         raise error_at(
-            source, found, "the labels of the data set", _of_labels("write names in place of the ids", given_by)
+            source,
+            found,
+            "the labels of the data set",
+            _of_labels("write names in place of the ids", given_by),
         )
     if given is None and class_names:
         return _checked(

@@ -155,14 +155,10 @@ def read_title_sets(
             raise TaskHeadsError([problem, *data.report.refusals])
     for name, found in pairs.items():
         if not found:
-            raise TaskHeadsError(
-                Problem(
-                    places[name],
-                    "no pair is left",
-                    "accepted: at least one",
-                    "lower --min_impressions, or raise --max_p_value, or add tests whose click rates differ",
-                )
-            )
+            remedies = ["lower --min_impressions"] * (min_impressions > 0)
+            remedies += ["raise --max_p_value"] * (max_p_value < 1)
+            remedy = ", or ".join([*remedies, "add tests whose click rates differ"])
+            raise TaskHeadsError(Problem(places[name], "no pair is left", "accepted: at least one", remedy))
     lines = []
     for name, data in read.items():
         # The card shows these lines: a file's name, not the folders of somebody's machine.

@@ -23,6 +23,7 @@ from qwen_task_heads.data.formats import read_rows
 from qwen_task_heads.data.parsers import MAX_LINE_BYTES
 from qwen_task_heads.data.readers import pairs_of_rows, read_pairs
 from qwen_task_heads.data.text_sets import read_text_sets
+from qwen_task_heads.errors import TaskHeadsError
 
 GOOD = lines(*LABELED)
 TABLE = "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in LABELED)
@@ -64,7 +65,7 @@ PARQUET = parquet(text=TEXT, label=LABEL)
 EMPTY = {"add rows": {"train.jsonl": GOOD}}
 KIND = "give the file the suffix of its kind"
 CLASS, PARSERS, TABLES = "data/class_files.py::", "data/parsers.py::", "data/tables.py::"
-FORMATS, SHEETS = "data/formats.py::", "data/sheets.py::read_excel::path"
+FORMATS, SHEETS = "data/formats.py::", "data/sheets.py::read_excel::"
 CASES = [
     Case(f"{CLASS}read_class_lines::path", {"train.txt": "\n\n"}, "train.txt",
          {"add rows": {"train.txt": CLASSES}}),
@@ -142,12 +143,12 @@ CASES = [
     Case(f"{PARSERS}read_json::path#3", {"train.json": json.dumps(LABELED[0])}, "train.json",
          {"write the rows as one array": {"train.json": json.dumps(LABELED)},
           "as JSONL": moved("train.json", "train.jsonl")}),
-    Case(SHEETS + "#2", {"train.xlsx": b"PK\x03\x04rest"}, "train.xlsx",
+    Case(f"{SHEETS}path#2", {"train.xlsx": b"PK\x03\x04rest"}, "train.xlsx",
          {"save it again": {"train.xlsx": workbook(SHEET)},
           "as CSV": moved("train.xlsx", "train.csv", TABLE)}),
-    Case(SHEETS + "#3", {"train.xlsx": workbook(SHEET, SHEET)}, "train.xlsx",
+    Case(f"{SHEETS}path#3", {"train.xlsx": workbook(SHEET, SHEET)}, "train.xlsx",
          {"save the sheet that is meant as a file of its own": {"train.xlsx": workbook(SHEET)}}),
-    Case(SHEETS + "#3", {"train.xlsx": workbook([])}, "train.xlsx",
+    Case(f"{SHEETS}path#3", {"train.xlsx": workbook([])}, "train.xlsx",
          {"add rows": {"train.xlsx": workbook(SHEET)}}),
     of_table(f"{TABLES}_table_rows::where", TABLE + 'an "odd" one,a\n"5" screen",a\n', "train.csv:7",
              {'close the quotes, and write " inside a quoted field as ""': TABLE + '"5"" screen",a\n'}),
@@ -200,8 +201,11 @@ def test_an_id_that_is_none() -> None:
         list(read_rows("modelscope:news"))
     assert "owner/name" in found[0].accepted
     assert found[0].remedy == "check the id"
-    with refused("hubs.py::_unfetched::name"):
+    with pytest.raises(TaskHeadsError) as caught:
         list(read_rows("modelscope:owner/news"))
+    [problem] = caught.value.problems
+    assert problem.where == "owner/news"
+    assert problem.remedy != found[0].remedy
 
 
 def test_a_data_set_that_cannot_be_fetched(tmp_path: Path) -> None:

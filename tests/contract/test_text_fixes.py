@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
 from fixes import refused
-from reading import LABELED, Case, Change, Files, follow, inputs, lines, of_row, stated, texts, ways_of, write
+from reading import LABELED, Case, Change, Files, follow, inputs, lines, of_row, stated, texts, write
 
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_sets import read_text_sets
-from qwen_task_heads.training.added_labels import read_sets_for
-from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 
 MULTI = stated("labels", ["a"], ["b"])
 SCORES = [{"text": f"Text {number}", "score": number / 2} for number in range(4)]
@@ -69,7 +65,7 @@ def of_mix(
 ) -> Case:
     """A case of a set that is mixed in."""
     files = {"train.jsonl": lines(*LABELED), "in/more.jsonl": lines(*rows)}
-    return Case(f"data/mixing.py::{site}", files, at, ways, words=words)
+    return Case(site, files, at, ways, words=words)
 
 
 def crossed(name: str) -> list[dict[str, Any]]:
@@ -97,6 +93,7 @@ def having(rows: list[dict[str, Any]], **more: Any) -> list[dict[str, Any]]:
 
 
 COLUMNS, LAYOUT = "data/text_columns.py::", "data/text_layout.py::"
+MIXING = "data/mixing.py::"
 SCHEMES, TARGETS, VALUES = "data/text_schemes.py::", "data/text_targets.py::", "data/label_values.py::"
 ORDINAL = "--problem_type ordinal"
 DEV = "--dev_dataset HERE/dev.jsonl"
@@ -287,20 +284,21 @@ CASES = [
     of_set("data/text_sets.py::_refusals::places[role]", [*LABELED, *[{"text": "", "label": "a"}] * 5],
            {"correct the rows below": [*LABELED, *[{"text": "x", "label": "a"}] * 5]},
            words="--bad_rows skip"),
-    of_mix("mix_in::name", having(NEW, text="Same"), {"correct the labels": {"in/more.jsonl": lines(*NEW)},
+    of_mix(f"{MIXING}mix_in::name", having(NEW, text="Same"),
+           {"correct the labels": {"in/more.jsonl": lines(*NEW)},
            "name another set with --mix": ({"new.jsonl": lines(*NEW)}, "--mix HERE/new.jsonl")}),
-    of_mix("mix_in::name#2", LABELED, {"name another set with --mix":
+    of_mix(f"{MIXING}mix_in::name#2", LABELED, {"name another set with --mix":
            ({"new.jsonl": lines(*NEW)}, "--mix HERE/new.jsonl"), "drop it": ""}),
-    of_mix("check_ratio::mix_ratio", NEW, {"choose such as 2: two own rows to one other":
+    of_mix(f"{MIXING}check_ratio::mix_ratio", NEW, {"choose such as 2: two own rows to one other":
            "--mix HERE/in/more.jsonl --mix_ratio 2"}, at="mix_ratio",
            words="--mix HERE/in/more.jsonl --mix_ratio 0"),
-    of_mix("_named::first", renamed_values(renamed_values(NEW, "a", 0), "b", 1),
+    of_mix(f"{MIXING}_named::first", renamed_values(renamed_values(NEW, "a", 0), "b", 1),
            {"write 'label_name' beside the ids":
             {"in/more.jsonl": lines(*(
                 {**row, "label": "ab".index(row["label"]), "label_name": row["label"]} for row in NEW))},
             "put class.txt": {"in/class.txt": "a\nb\n"}, "labels.yaml next to the file":
             {"in/labels.yaml": "[a, b]"}}, at="in/more.jsonl:1"),
-    of_mix("_unknown::where[0]", renamed_values(NEW, "a", "c"),
+    of_mix(f"{MIXING}_unknown::where[0]", renamed_values(NEW, "a", "c"),
            {"make it an alias in labels.yaml": {"labels.yaml": "- {name: a, aliases: [c]}\n- b\n"},
             "leave these rows out with --bad_rows skip": "--mix HERE/in/more.jsonl --bad_rows skip"},
            at="in/more.jsonl:1"),
@@ -319,70 +317,6 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_the_message_says_to_do_is_read(case: Case, tmp_path: Path) -> None:
     follow(case, tmp_path)
-
-
-def test_class_names_that_a_label_file_contradicts(tmp_path: Path) -> None:
-    site = f"{SCHEMES}derive_scheme::source"
-    classes = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
-    source = str(tmp_path / "train.parquet")
-    Dataset.from_list(LABELED, features=classes).to_parquet(source)
-    (tmp_path / "labels.yaml").write_text("[b, a]")
-    with refused(site) as found:
-        texts(source)
-    assert found[0].where == source
-    assert ways_of(found[0].remedy) == ["write names in place of the ids", "correct the label file"]
-    (tmp_path / "labels.yaml").write_text("[a, b]")
-    assert texts(source)
-    (tmp_path / "labels.yaml").write_text("[b, a]")
-    Dataset.from_list(LABELED).to_parquet(source)
-    assert texts(source).labels.names == ("b", "a")
-
-
-SAVED = {"labels": LabelMap(("a", "b")), "problem_type": "single_label_classification"}
-
-
-def test_class_names_that_a_saved_model_contradicts(tmp_path: Path) -> None:
-    classes = Features({"text": Value("string"), "label": ClassLabel(names=["b", "a"])})
-    source = str(tmp_path / "train.parquet")
-    Dataset.from_list(LABELED, features=classes).to_parquet(source)
-    with refused(f"{SCHEMES}derive_scheme::source") as found:
-        read_sets_for(source, SAVED, dev_fraction=0.5)
-    first, second = ways_of(found[0].remedy)
-    assert first == "write names in place of the ids"
-    assert second == "train a new model: give a plain backbone as --model_name_or_path"
-    assert read_sets_for(source, {}, dev_fraction=0.5).labels.names == ("b", "a")
-    Dataset.from_list(LABELED).to_parquet(source)
-    assert read_sets_for(source, SAVED, dev_fraction=0.5).labels.names == ("a", "b")
-
-
-@pytest.mark.parametrize("names", [("b", "a"), ("c", "b")])
-def test_a_label_file_of_another_model(names: tuple[str, str], tmp_path: Path) -> None:
-    """Ids of the rows count in the order of the file beside them, whatever the model says."""
-    named = stated("label", *names)
-    rows = [{**row, "label": names.index(row["label"])} for row in named]
-    folder = tmp_path / "rows"
-    source = write(folder, {"train.jsonl": lines(*rows), "class.txt": "".join(f"{name}\n" for name in names)})
-    with refused("data/labels.py::check_same::where") as found:
-        read_sets_for(source, SAVED, dev_fraction=0.5)
-    assert found[0].where == str(folder / "class.txt")
-    ways = ways_of(found[0].remedy)
-    assert ways[0] == "write names in place of the ids"
-    assert ways[-1] == "train a new model: give a plain backbone as --model_name_or_path"
-    assert read_sets_for(source, {}, dev_fraction=0.5).labels.names == names
-    wanted = [row["label"] for row in named]
-    if len(ways) == 3:
-        assert ways[1] == "name by --labels a file of these labels and then those of the model that it lacks"
-        (tmp_path / "all.yaml").write_text(f"[{', '.join(names)}, a]")
-        options = parse_classifier_arguments(
-            ["--dev_fraction", "0.5", "--labels", str(tmp_path / "all.yaml")]
-        )[0]
-        sets = read_sets_for(source, SAVED, **options.data_options())
-        assert sorted(sets.labels.names[one.target] for one in [*sets.train, *sets.dev]) == sorted(wanted)
-    else:
-        assert sorted(names) == ["a", "b"]  # a list in another order is refused as `--labels` too
-    (folder / "train.jsonl").write_text(lines(*named))
-    sets = read_sets_for(source, SAVED, dev_fraction=0.5)
-    assert sorted(sets.labels.names[one.target] for one in [*sets.train, *sets.dev]) == sorted(wanted)
 
 
 @pytest.mark.parametrize(
