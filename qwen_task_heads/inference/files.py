@@ -79,7 +79,8 @@ def scan_inputs(
     """
     if bad_rows not in ("raise", "skip"):
         raise _problem("bad_rows", f"found {bad_rows!r}", "raise, skip", "choose one of them")
-    digest, columns, problems = hashlib.sha256(), dict[str, None](), []
+    digest, columns = hashlib.sha256(), dict[str, None]()
+    problems: list[Problem] = []
     rows = errors = pairs = without = 0
     for _, item in _inputs(source, split=split, hub=hub, candidates=candidates, labels=labels, files=files):
         rows += 1

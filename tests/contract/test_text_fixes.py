@@ -14,9 +14,7 @@ from qwen_task_heads.data.text_sets import read_text_sets
 MULTI = stated("labels", ["a"], ["b"])
 SCORES = [{"text": f"Text {number}", "score": number / 2} for number in range(4)]
 SOFT = [{"text": f"Text {number}", "probabilities": [0.75, 0.25]} for number in range(4)]
-NAMED = stated("label", "a", "b")
 OFFERS = [{"text": f"Text {n}", "category": ["a", "b"], "output": "ab"[n % 2]} for n in range(4)]
-ALPACA = [{"instruction": f"Text {n}", "input": "", "output": "ab"[n % 2]} for n in range(4)]
 
 
 def talk(text: str, answer: str) -> dict[str, Any]:
@@ -147,7 +145,9 @@ CASES = [
     of_row(f"{SPEAK}#2", {"messages": [SAID, "a"]}, {"correct the message": talk("Hi", "a")}, base=CHAT),
     # its target
     of_row(f"{COLUMNS}_is_label::row", {"text": "x", "label": None},
-           {"write a whole number from 0": None, "a name": {"text": "x", "label": "a"}}),
+           {"write the label as in the other rows": {"text": "x", "label": "a"}}),
+    of_row(f"{COLUMNS}_is_label::row", {"text": "x", "label": True},
+           {"write the label as in the other rows": {"text": "x", "label": 1}}, base=stated("label", 0, 1)),
     of_row(f"{COLUMNS}_is_label::row", {"text": "x", "label": 0.5},
            {"write whole numbers": {"text": "x", "label": 1},
             "train on scores: --problem_type regression": "--problem_type regression"},
@@ -159,8 +159,9 @@ CASES = [
     of_set(f"{COLUMNS}_is_label::row", stated("label", ["a"], ["b"]),
            {"rename the column to 'labels' for several labels in a row": MULTI}, at="train.jsonl:1"),
     of_row(f"{COLUMNS}_read_list::row", {"text": "x", "labels": 1},
-           {"rename the column to 'label' for one label in a row": None, "write a list ([] for none)":
-            {"text": "x", "labels": []}}, base=MULTI),
+           {"rename the column to 'label' for one label in a row":
+            {"train.jsonl": lines(*stated("label", 0, 1), {"text": "x", "label": 1})},
+            "write a list ([] for none)": {"text": "x", "labels": []}}, base=stated("labels", [0], [1])),
     of_row(f"{COLUMNS}_read_list::row#2", {"text": "x", "labels": ["a", 1]},
            {"write all of them in one form": {"text": "x", "labels": ["a", "b"]}}, base=MULTI),
     of_row(f"{COLUMNS}_read_list::row#3", {"text": "x", "labels": ["a", "a"]},
