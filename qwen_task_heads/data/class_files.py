@@ -16,12 +16,11 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
+from qwen_task_heads.data.batches import Row, TextRow
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.parsers import (
     MAX_LINE_BYTES,
     FileProblem,
-    Row,
-    TextRow,
     line_too_long,
     numbered_lines,
 )

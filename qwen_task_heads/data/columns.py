@@ -13,14 +13,15 @@ import math
 import unicodedata
 from typing import Any
 
+from qwen_task_heads.data.batches import TextRow
 from qwen_task_heads.data.cells import MISSING, parse_number, whole_number
 from qwen_task_heads.data.evidence import preference_from_clicks, preference_from_votes
 from qwen_task_heads.data.layout import CLICKS, GROUP, VOTES, Layout
-from qwen_task_heads.data.parsers import TextRow
 from qwen_task_heads.errors import Problem, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import CLOSING, OPENING, strip_title
 
 MAX_COUNT = 10**12
+MIN_WEIGHT = 1e-6
 MAX_NUMBER = 1e6  # margins and weights beyond this overflow a loss in half precision, and are mistakes
 
 

@@ -8,11 +8,14 @@ then learn the opposite of what is meant. All checks are linear in the number of
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from qwen_task_heads.data.example_tables import hashed, pick, rows_containing
 from qwen_task_heads.data.examples import PairExample, TextExample
+from qwen_task_heads.data.keys import Hashes, combine, repeated, text_key, within
 from qwen_task_heads.errors import Problem
 
 SHOWN = 3  # sources named in a line of a report
@@ -154,19 +157,7 @@ def _places(sources: Sequence[str]) -> str:
     return ", ".join(shown) + (", …" if len(sources) > SHOWN else "")
 
 
-def text_key(text: str) -> str:
-    """The form in which texts count as the same: NFKC, case folded, white space runs as one blank.
-
-    Example:
-        >>> text_key("Ｈello   World")
-        'hello world'
-    """
-    if text.isascii():
-        return " ".join(text.casefold().split())
-    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
-
-
-def examine(pairs: Iterable[PairExample], *, swapped: Sequence[str] = ()) -> tuple[Finding, ...]:
+def examine(pairs: Sequence[PairExample], *, swapped: Sequence[str] = ()) -> tuple[Finding, ...]:
     """Find duplicate, contradictory and nearly equal pairs.
 
     Duplicates and contradictions are told by the exact text (white space aside) and the prompt, in any
@@ -179,6 +170,9 @@ def examine(pairs: Iterable[PairExample], *, swapped: Sequence[str] = ()) -> tup
     Returns:
         The kinds that occur, each with the sources of all its rows.
     """
+    chosen, rejected, prompt = (hashed(pairs, name) for name in ("chosen", "rejected", "prompt"))
+    alike = combine(prompt, np.minimum(chosen, rejected), np.maximum(chosen, rejected))
+    odd = np.union1d(repeated(alike), np.flatnonzero(chosen == rejected))
     seen: set[tuple[str, str, str]] = set()
     found: dict[str, list[str]] = {
         "duplicate": [],
@@ -186,21 +180,20 @@ def examine(pairs: Iterable[PairExample], *, swapped: Sequence[str] = ()) -> tup
         "near_equal": [],
         "swapped": list(swapped),
     }
-    for pair in pairs:
-        prompt, chosen, rejected = (
-            " ".join(text.split()) for text in (pair.prompt, pair.chosen, pair.rejected)
-        )
-        if (prompt, chosen, rejected) in seen:
+    for pair in pick(pairs, odd):
+        texts = (" ".join(text.split()) for text in (pair.prompt, pair.chosen, pair.rejected))
+        context, one, other = texts
+        if (context, one, other) in seen:
             found["duplicate"].append(pair.source)
-        if (prompt, rejected, chosen) in seen:
+        if (context, other, one) in seen:
             found["contradictory"].append(pair.source)
-        if text_key(chosen) == text_key(rejected):
+        if text_key(one) == text_key(other):
             found["near_equal"].append(pair.source)
-        seen.add((prompt, chosen, rejected))
+        seen.add((context, one, other))
     return tuple(Finding(kind, tuple(sources)) for kind, sources in found.items() if sources)
 
 
-def examine_texts(examples: Iterable[TextExample], *, spoken: Sequence[str] = ()) -> tuple[Finding, ...]:
+def examine_texts(examples: Sequence[TextExample], *, spoken: Sequence[str] = ()) -> tuple[Finding, ...]:
     """Find duplicate and contradictory texts, and texts that hold forged control tokens.
 
     Texts are compared white space aside; two texts of a pair in their order.
@@ -217,16 +210,16 @@ def examine_texts(examples: Iterable[TextExample], *, spoken: Sequence[str] = ()
         1 text stands with another label above (a.jsonl:2)
     """
     first: dict[tuple[str, str], object] = {}
-    seen: set[tuple[str, str]] = set()
     found: dict[str, list[str]] = {"duplicate_text": [], "contradictory_text": [], "control": []}
-    for example in examples:
+    for example in pick(examples, repeated(combine(hashed(examples, "text"), hashed(examples, "text_b")))):
         stated = example.soft if example.soft is not None else example.target
         key = (" ".join(example.text.split()), " ".join(example.text_b.split()))
+        known = key in first
         if first.setdefault(key, stated) != stated:
             found["contradictory_text"].append(example.source)
-        elif key in seen:
+        elif known:
             found["duplicate_text"].append(example.source)
-        seen.add(key)
+    for example in pick(examples, rows_containing(examples, "<")):
         if CONTROL.search(example.text) or CONTROL.search(example.text_b):
             found["control"].append(example.source)
     found["spoken"] = list(spoken)
@@ -268,7 +261,7 @@ class Overlap:
 
 
 def find_overlaps(
-    train: Iterable[PairExample] | Iterable[TextExample], test: Iterable[PairExample] | Iterable[TextExample]
+    train: Sequence[PairExample | TextExample], test: Sequence[PairExample | TextExample]
 ) -> list[Overlap]:
     """Test rows that training has seen: the same prompt and the same two titles or texts, in either order.
 
@@ -282,18 +275,24 @@ def find_overlaps(
         >>> find_overlaps(train, test)
         [Overlap(kind='swapped', train_source='train.jsonl:1', test_source='test.jsonl:1')]
     """
+    if not len(train) or not len(test):
+        return []
+    own, (stated, turned) = _pair_keys(train)[0], _pair_keys(test)
+    known = np.unique(own)
+    seen = np.flatnonzero(within(stated, known) | within(turned, known))
+    keys = np.unique(np.concatenate([stated[seen], turned[seen]]))
     exact: dict[tuple[str, ...], str] = {}
     normalised: dict[tuple[str, ...], str] = {}
-    for row in train:
+    for row in pick(train, np.flatnonzero(within(own, keys))):
         exact.setdefault(_texts(row), row.source)
         normalised.setdefault(tuple(map(text_key, _texts(row))), row.source)
     result = []
-    for row in test:
+    for row in pick(test, seen):
         texts = _texts(row)
-        prompt, one, other = keys = tuple(map(text_key, texts))
+        prompt, one, other = normal = tuple(map(text_key, texts))
         for kind, table, key in (
             ("exact", exact, texts),
-            ("normalised", normalised, keys),
+            ("normalised", normalised, normal),
             ("swapped", normalised, (prompt, other, one)),
         ):
             if key in table:
@@ -302,8 +301,17 @@ def find_overlaps(
     return result
 
 
+def _pair_keys(rows: Sequence[PairExample | TextExample]) -> tuple[Hashes, Hashes]:
+    """A key of the texts of each row in their order, and one with the two titles or texts exchanged."""
+    if isinstance(rows[0], TextExample):
+        one, other = hashed(rows, "text"), hashed(rows, "text_b")
+        return combine(one, other), combine(other, one)
+    prompt, one, other = hashed(rows, "prompt"), hashed(rows, "chosen"), hashed(rows, "rejected")
+    return combine(prompt, one, other), combine(prompt, other, one)
+
+
 def shared_lines(
-    dev: Sequence[PairExample] | Sequence[TextExample], test: Sequence[PairExample] | Sequence[TextExample]
+    dev: Sequence[PairExample | TextExample], test: Sequence[PairExample | TextExample]
 ) -> list[str]:
     """State how many rows of a test set that was cut from train are also in a dev set that was given."""
     shared = len(find_overlaps(dev, test))

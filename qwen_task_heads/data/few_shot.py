@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from qwen_task_heads.data.doctor import text_key
 from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.splits import hash_rows
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten

@@ -14,15 +14,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any
 
+from qwen_task_heads.data.batches import Item, Row, RowSource, TextRow, in_batches
 from qwen_task_heads.data.class_files import read_class_lines
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.hub_sets import (
-    NamedRows,
     NoSuchSplit,
     canonical_split,
     error_at,
@@ -33,7 +31,7 @@ from qwen_task_heads.data.hub_sets import (
     open_saved,
     split_name,
 )
-from qwen_task_heads.data.parsers import FileProblem, Row, TextRow, read_json, read_jsonl, wrong_kind
+from qwen_task_heads.data.parsers import FileProblem, read_json, read_jsonl, wrong_kind
 from qwen_task_heads.data.sheets import read_excel
 from qwen_task_heads.data.tables import parquet_class_names, read_csv, read_parquet, read_tsv
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
@@ -44,10 +42,8 @@ __all__ = [
     "KINDS",
     "TEXT_KINDS",
     "FileProblem",
-    "FileRows",
     "Row",
     "TextRow",
-    "collect_rows",
     "open_source",
     "read_rows",
 ]
@@ -64,14 +60,14 @@ KINDS = {
 }
 # Of texts with labels, `train.txt` is data too; of preferences it is somebody's notes.
 TEXT_KINDS = {**KINDS, ".txt": "lines"}
-PARSERS: dict[str, Callable[[str, FileOptions], Iterator[Row]]] = {
+PARSERS: dict[str, Callable[[str, FileOptions], Iterator[Item]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "csv": read_csv,
     "tsv": read_tsv,
     "parquet": read_parquet,
-    "xlsx": read_excel,
-    "lines": read_class_lines,
+    "xlsx": lambda path, options: in_batches(read_excel(path, options)),
+    "lines": lambda path, options: in_batches(read_class_lines(path, options)),
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 
@@ -102,7 +98,7 @@ def read_rows(source: str, *, split: str | None = None, hub: str = "huggingface"
         ...     [row for _, row in read_rows(str(path))]
         [{'label': '1', 'text': 'hello'}]
     """
-    for _, rows in open_source(source, split=split, hub=hub):
+    for rows in open_source(source, split=split, hub=hub):
         yield from rows
 
 
@@ -114,8 +110,8 @@ def open_source(
     kinds: Mapping[str, str] = KINDS,
     streaming: bool = False,
     options: FileOptions = PLAIN,
-) -> list[tuple[str, Iterator[Row]]]:
-    """Like `read_rows`, one `(name, rows)` per file, because columns are checked file by file.
+) -> list[RowSource]:
+    """Like `read_rows`, one `RowSource` per file, because columns are checked file by file.
 
     `kinds` says which suffixes are data (`KINDS` or `TEXT_KINDS`), and `options` how files are read. With
     `streaming`, rows of the Hugging Face Hub are read as they arrive. Of ModelScope all files are fetched,
@@ -127,10 +123,10 @@ def open_source(
     if os.path.isdir(source) and is_saved_dataset(source):
         return [open_saved(source, split)]
     if os.path.isdir(source):
-        return [(path, _open_path(path, kinds, options)) for path in _folder_files(source, split, kinds)]
+        return [_open_path(path, kinds, options) for path in _folder_files(source, split, kinds)]
     if os.path.exists(source):
         _check_file_split(source, split)
-        return [(source, _open_path(source, kinds, options))]
+        return [_open_path(source, kinds, options)]
     if source.startswith("modelscope:"):
         source, hub = source.removeprefix("modelscope:"), "modelscope"
     elif not _looks_like_id(source, kinds):
@@ -150,66 +146,15 @@ def _modelscope_folder(name: str) -> str:
     return str(folder / "data" if not at_top and (folder / "data").is_dir() else folder)
 
 
-@dataclass
-class FileRows:
-    """The rows of one file, sorted by what became of them.
-
-    Args:
-        good: `(source, row)` of the rows that could be read.
-        columns: every column of these, in order of first appearance.
-        problems: of rows that could not be read.
-        file_problems: of the file.
-    """
-
-    good: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    columns: dict[str, None] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    file_problems: list[FileProblem] = field(default_factory=list)
-
-    @property
-    def rows_read(self) -> int:
-        """Rows of data, good or not."""
-        return len(self.good) + len(self.problems)
-
-
-def collect_rows(rows: Iterable[Row]) -> FileRows:
-    """Hold the rows of a file: its columns are known once all of them are read."""
-    part = FileRows()
-    for where, row in rows:
-        if isinstance(row, FileProblem):
-            part.file_problems.append(row)
-        elif isinstance(row, Problem):
-            part.problems.append(row)
-        else:
-            part.good.append((where, row))
-            part.columns.update(dict.fromkeys(row))
-    return part
-
-
-class _ParquetRows(NamedRows):
-    """The rows of a Parquet file, and the class names of its schema."""
-
-    def __init__(self, path: str, rows: Iterator[Row]) -> None:
-        self._path, self._rows = path, rows
-
-    def __next__(self) -> Row:
-        return next(self._rows)
-
-    @property
-    def class_names(self) -> dict[str, tuple[str, ...]]:
-        """Column -> names, as `datasets` wrote them."""
-        return parquet_class_names(self._path)
-
-
-def _open_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Iterator[Row]:
+def _open_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> RowSource:
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".arrow" and os.path.isfile(path):
         return open_arrow(path)
-    rows = _read_path(path, kinds, options)
-    return _ParquetRows(path, rows) if suffix == ".parquet" else rows
+    named = (lambda: parquet_class_names(path)) if suffix == ".parquet" else dict
+    return RowSource(path, lambda: _read_path(path, kinds, options), named)
 
 
-def _read_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Iterator[Row]:
+def _read_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Iterator[Item]:
     kind = kinds.get(os.path.splitext(path)[1].lower())
     if kind is None:
         suffix = os.path.splitext(path)[1]
@@ -223,7 +168,7 @@ def _read_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Ite
         yield from _read_file(path, kind, options)
 
 
-def _read_file(path: str, kind: str, options: FileOptions) -> Iterator[Row]:
+def _read_file(path: str, kind: str, options: FileOptions) -> Iterator[Item]:
     """Read one file.
 
     Args:
@@ -232,7 +177,7 @@ def _read_file(path: str, kind: str, options: FileOptions) -> Iterator[Row]:
         options: encoding, and columns of tables without a header.
 
     Yields:
-        `(source, dict)` or `(source, Problem)`; a `FileProblem` where the whole file is at fault.
+        Batches of rows, and `(source, Problem)`; a `FileProblem` where the whole file is at fault.
     """
     try:
         problem = wrong_kind(path, kind)

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import os
 import re
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.data.parsers import FileProblem, Row
+from qwen_task_heads.data.batches import (
+    ABSENT,
+    BATCH_ROWS,
+    ColumnBatch,
+    Item,
+    Kept,
+    Row,
+    RowSource,
+    in_batches,
+)
+from qwen_task_heads.data.parsers import FileProblem
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 SPLITS = {
@@ -24,6 +33,7 @@ SPLITS = {
     "dev": ("dev", "val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+STREAMED = 64  # rows of a stream that are held before they are read
 
 
 class NoSuchSplit(TaskHeadsError):
@@ -51,8 +61,8 @@ def first_few(names: list[str]) -> str:
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
 
 
-def open_huggingface(name: str, split: str | None, *, streaming: bool = False) -> tuple[str, Iterator[Row]]:
-    """`(name, rows)` of a data set on the Hugging Face Hub, or in its local cache; rows are `HubRows`."""
+def open_huggingface(name: str, split: str | None, *, streaming: bool = False) -> RowSource:
+    """The rows of a data set on the Hugging Face Hub, or in its local cache."""
     return _pick_split(name, _load_huggingface(name, streaming=streaming), split)
 
 
@@ -76,19 +86,19 @@ def is_saved_dataset(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, "dataset_dict.json")) or all(there)
 
 
-def open_saved(folder: str, split: str | None) -> tuple[str, Iterator[Row]]:
-    """`(name, rows)` of a folder that was written by `save_to_disk`; rows are `HubRows`."""
+def open_saved(folder: str, split: str | None) -> RowSource:
+    """The rows of a folder that was written by `save_to_disk`."""
     return _pick_split(folder, _load_saved(folder, "load_from_disk"), split)
 
 
-def open_arrow(path: str) -> Iterator[Row]:
+def open_arrow(path: str) -> RowSource:
     """Rows of an Arrow file of `datasets`, such as one of its cache."""
     try:
-        return HubRows(path, _load_saved(path, "Dataset.from_file"))
+        return rows_of(path, _load_saved(path, "Dataset.from_file"))
     except TaskHeadsError as error:
         (problem,) = error.problems
         found = FileProblem(problem.where, problem.found, problem.accepted, problem.remedy)
-        return iter([(path, found)])
+        return RowSource(path, lambda: iter([(path, found)]))
 
 
 def _load_saved(path: str, loader: str) -> Any:
@@ -122,7 +132,7 @@ def _unfetched(where: str, hub: str, error: Exception) -> TaskHeadsError:
     return error_at(where, found, "accepted: a data set that this machine can reach or has cached", remedy)
 
 
-def _pick_split(name: str, found: Any, split: str | None) -> tuple[str, Iterator[Row]]:
+def _pick_split(name: str, found: Any, split: str | None) -> RowSource:
     """One split of what a hub gave: a mapping of splits, or rows without splits."""
     splits: Mapping[str, Any] = found if isinstance(found, Mapping) else {"train": found}
     wanted = [key for key in splits if split is not None and canonical_split(key) == canonical_split(split)]
@@ -135,37 +145,43 @@ def _pick_split(name: str, found: Any, split: str | None) -> tuple[str, Iterator
         problem = Problem(name, f"found {what}", accepted, remedy)
         raise TaskHeadsError(problem) if split is None or wanted else NoSuchSplit(problem)
     part = f"{name}[{wanted[0]}]"
-    return part, HubRows(part, splits[wanted[0]])
+    return rows_of(part, splits[wanted[0]])
 
 
-class NamedRows(Iterator[Row]):
-    """Rows whose columns may declare the names of their classes."""
-
-    @property
-    @abstractmethod
-    def class_names(self) -> dict[str, tuple[str, ...]]:
-        """Column -> names of its classes."""
-
-
-class HubRows(NamedRows):
-    """The rows of one split, and the class names that its columns declare.
+def rows_of(part: str, rows: Any) -> RowSource:
+    """Return the rows of one split, with the class names that its columns declare.
 
     Args:
         part: name of the split, for messages.
         rows: a data set of `datasets`, or plain rows.
     """
+    once = iter(rows) is rows or not hasattr(rows, "__len__")  # a stream or a generator
+    items: Any = Kept(in_batches(_hub_rows(part, rows), size=STREAMED)) if once else None
+    return RowSource(part, lambda: iter(items) if once else _hub_items(part, rows), lambda: _declared(rows))
 
-    def __init__(self, part: str, rows: Any) -> None:
-        self._class_names = _declared(rows)
-        self._rows = _hub_rows(part, rows)
 
-    def __next__(self) -> Row:
-        return next(self._rows)
-
-    @property
-    def class_names(self) -> dict[str, tuple[str, ...]]:
-        """Column -> names of its classes."""
-        return self._class_names
+def _hub_items(part: str, rows: Any) -> Iterator[Item]:
+    """Rows in batches: of a data set by its columns, which costs a tenth of its rows one by one."""
+    try:
+        import datasets
+    except ImportError:  # plain rows need no datasets
+        datasets = None  # type: ignore[assignment]
+    if datasets is None or not isinstance(rows, datasets.Dataset) or not len(rows):
+        yield from in_batches(_hub_rows(part, rows))
+        return
+    number = 0
+    try:
+        for columns in rows.iter(BATCH_ROWS):
+            count = len(next(iter(columns.values()), ()))
+            made = {
+                name: [ABSENT if value is None else value for value in values]
+                for name, values in columns.items()
+                if any(value is not None for value in values)
+            }
+            yield ColumnBatch(made, range(number + 1, number + count + 1), f"{part}:row ")
+            number += count
+    except (OSError, ValueError) as error:
+        yield _broken(part, number, error)
 
 
 def _declared(rows: Any) -> dict[str, tuple[str, ...]]:
@@ -202,12 +218,16 @@ def _hub_rows(part: str, rows: Any) -> Iterator[Row]:
             # Arrow fills columns that a row left out with nulls: absent, as in Parquet.
             yield f"{part}:row {number}", {key: value for key, value in row.items() if value is not None}
     except (OSError, ValueError, HTTPError) as error:  # a stream that breaks off
-        reason = shorten(str(error).split("\n", 1)[0], 160)
-        found = f"broke off after row {number:,} ({type(error).__name__}: {reason})"
-        yield part, FileProblem(part, found, "accepted: a whole split", "run again, or download it first")
+        yield _broken(part, number, error)
         return
     if not number:
         problem = FileProblem(
             part, "the split holds no rows", "accepted: at least one row", "add rows, or name another split"
         )
         yield part, problem
+
+
+def _broken(part: str, number: int, error: Exception) -> Row:
+    reason = shorten(str(error).split("\n", 1)[0], 160)
+    found = f"broke off after row {number:,} ({type(error).__name__}: {reason})"
+    return part, FileProblem(part, found, "accepted: a whole split", "run again, or download it first")

@@ -27,9 +27,8 @@ from typing import Any
 from qwen_task_heads.data.cells import MISSING, is_decimal, whole_number
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.data.text_columns import RawText
-from qwen_task_heads.data.text_readers import RawTexts
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
+from qwen_task_heads.errors import TaskHeadsError, shorten
 
 SEPARATORS = {";": re.compile("[;；]"), ",": re.compile("[,，、]")}
 DIGIT = re.compile(r"\d")
@@ -64,9 +63,9 @@ def settle_labels(
             the names; once per run.
 
     Example:
-        >>> rows = [RawText(text="a", value="1"), RawText(text="b", value="0")]
-        >>> raw = RawTexts(source="train.json", rows=rows, kind="single_label_classification")
-        >>> settle_labels(raw, [], LabelMap(("sport", "trade"))), [row.value for row in raw.rows]
+        >>> targets = [RawTarget(value="1"), RawTarget(value="0")]
+        >>> raw = RawTexts(source="train.json", targets=targets, kind="single_label_classification")
+        >>> settle_labels(raw, [], LabelMap(("sport", "trade"))), [target.value for target in raw.targets]
         (', ids in quotes', [1, 0])
     """
     if train.kind == "regression" or train.target == "probabilities":
@@ -80,17 +79,17 @@ def settle_labels(
         _refuse_zeros_and_ones(train)
     said = ""
     if convert := _conversion(train, labels, is_class=is_class):
-        before = [row.value for row in train.rows if not row.textual]
+        before = [row.value for row in train.stated if not row.textual]
         for raw in sets:
             _convert(raw, convert)
-        quoted = convert is _as_number and before != [row.value for row in train.rows if not row.textual]
+        quoted = convert is _as_number and before != [row.value for row in train.stated if not row.textual]
         said = ", ids in quotes" if quoted and labels is not None else ""
     own = [train, *others]
     if by_file and labels is not None and _count_from_one(own, labels):
         said += ", ids from 1"
         made: dict[Any, Any] = {}
         for raw in own:
-            raw.rows[:] = [_mapped(row, _one_less, made) for row in raw.rows]
+            raw.change(lambda row: _mapped(row, _one_less, made))
     return said
 
 
@@ -105,50 +104,42 @@ def are_codes(names: Iterable[str]) -> bool:
     return bool(others) and all(DIGIT.search(name) for name in others)
 
 
-def _labels(row: RawText) -> Sequence[int | str]:
+def _labels(row: RawTarget) -> Sequence[int | str]:
     """Every id or name of a row, names stripped; a list holds ids or names, and may hold 100,000."""
     if isinstance(row.value, list):
         return row.value
     return [row.value.strip()] if isinstance(row.value, str) else [row.value]
 
 
-def _file_of(row: RawText) -> str:
-    return row.where.rsplit(":", 1)[0]
-
-
 def _settle_floats(raw: RawTexts) -> None:
     """Whole numbers that pandas wrote as floats become numbers; among plain numbers they are refused."""
-    if not any(isinstance(row.value, float) for row in raw.rows):
-        return
-    plain, kept = _files_with_numbers(raw), []
-    for row in raw.rows:
+    plain = _files_with_numbers(raw)
+
+    def settled(row: RawTarget) -> RawTarget | RowProblem:
         if not isinstance(row.value, float):
-            kept.append(row)
-        elif _file_of(row) not in plain:
-            kept.append(replace(row, value=int(row.value)))
-        else:
-            found, accepted = (
-                f"{raw.target!r} is {row.value}",
-                "accepted: whole numbers, as in the other rows",
-            )
-            raw.problems.append(Problem(row.where, found, accepted, "write all labels in one form"))
-    raw.rows[:] = kept
+            return row
+        if row.file not in plain:
+            return replace(row, value=int(row.value))
+        found, accepted = f"{raw.target!r} is {row.value}", "accepted: whole numbers, as in the other rows"
+        return RowProblem(row.where, found, accepted, "write all labels in one form")
+
+    raw.change(settled)
 
 
 def _refuse_missing(raw: RawTexts, labels: LabelMap | None) -> None:
     """Refuse rows whose label is a word for a value that is not there, unless it is the name of a label."""
     words = MISSING if labels is None else MISSING - labels.spelled.keys()
-    kept = []
-    for row in raw.rows:
+
+    def checked(row: RawTarget) -> RawTarget | RowProblem:
         if row.candidates or words.isdisjoint(_labels(row)):
-            kept.append(row)
-            continue
+            return row
         word = next(label for label in _labels(row) if label in words)
         shown = word if str(word).lower() == "nan" else repr(word)
         remedy = "fill it in or remove the row; a label of this name must be in labels.yaml (--labels)"
         found = f"{raw.target!r} is {shown}, which says that the value is missing"
-        raw.problems.append(Problem(row.where, found, "accepted: the id of a label, or its name", remedy))
-    raw.rows[:] = kept
+        return RowProblem(row.where, found, "accepted: the id of a label, or its name", remedy)
+
+    raw.change(checked)
 
 
 # Numbers and names
@@ -157,9 +148,9 @@ def _refuse_missing(raw: RawTexts, labels: LabelMap | None) -> None:
 def _conversion(train: RawTexts, labels: LabelMap | None, *, is_class: bool) -> Callable[[Any], Any] | None:
     """How the texts of the target column are to be read, or None to leave them as they are."""
     texts: dict[str, str] = {}  # spelling -> where it is first
-    plain, textual = _files_with_numbers(train), any(row.textual for row in train.rows)
-    for row in train.rows:
-        if row.textual or _file_of(row) not in plain:
+    plain, textual = _files_with_numbers(train), any(row.textual for row in train.stated)
+    for row in train.stated:
+        if row.textual or row.file not in plain:
             texts.update({str(label): row.where for label in {*_labels(row)} if str(label) not in texts})
     if not texts:
         return _as_number
@@ -205,20 +196,23 @@ def _as_name(label: Any) -> Any:
 def _files_with_numbers(raw: RawTexts) -> set[str]:
     """Files that state plain numbers: a number in quotes there is a defect of its row."""
     return {
-        _file_of(row) for row in raw.rows if not row.textual and isinstance(next(iter(_labels(row)), ""), int)
+        row.file for row in raw.stated if not row.textual and isinstance(next(iter(_labels(row)), ""), int)
     }
 
 
 def _convert(raw: RawTexts, convert: Callable[[Any], Any]) -> None:
     plain = _files_with_numbers(raw)
     made: dict[Any, Any] = {}
-    for place, row in enumerate(raw.rows):
+
+    def converted(row: RawTarget) -> RawTarget:
         # Plain numbers are no text, and so never names; in quotes beside them, a defect.
-        if row.textual or (_file_of(row) not in plain and not row.candidates):
-            raw.rows[place] = _mapped(row, convert, made)
+        is_text = row.textual or (row.file not in plain and not row.candidates)
+        return _mapped(row, convert, made) if is_text else row
+
+    raw.change(converted)
 
 
-def _mapped(row: RawText, change: Callable[[Any], Any], made: dict[Any, Any]) -> RawText:
+def _mapped(row: RawTarget, change: Callable[[Any], Any], made: dict[Any, Any]) -> RawTarget:
     """A row with its labels changed; `made` holds what was changed before."""
     labels = row.value if isinstance(row.value, list) else [row.value]
     made.update({label: change(label) for label in {*labels} - made.keys()})
@@ -234,7 +228,7 @@ def _count_from_one(sets: Sequence[RawTexts], labels: LabelMap) -> bool:
         return False
     wanted = set(range(1, len(labels) + 1))
     ids = [
-        {label for row in raw.rows if not row.name for label in _labels(row) if isinstance(label, int)}
+        {label for row in raw.stated if not row.name for label in _labels(row) if isinstance(label, int)}
         for raw in sets
     ]
     return ids[0] == wanted and all(found <= wanted for found in ids)
@@ -250,14 +244,14 @@ def _split_labels(sets: Sequence[RawTexts], labels: LabelMap | None) -> None:
         held = {  # names with the mark that no label is spelled by -> where
             name: row.where
             for raw in sets
-            for row in reversed(raw.rows)
+            for row in reversed(raw.stated)
             if row.is_split
             for name in _labels(row)
             if isinstance(name, str) and name not in known and pattern.search(name)
         }
         if not held:
             continue
-        rows = [row for raw in sets for row in raw.rows]
+        rows = [row for raw in sets for row in raw.stated]
         uses_bar = any(row.is_split and len(_labels(row)) > 1 for row in rows)
         cells: dict[str, set[str]] = {}  # part -> the texts that it is in
         for name in {name for row in rows for name in _labels(row) if isinstance(name, str)}:
@@ -271,7 +265,7 @@ def _split_labels(sets: Sequence[RawTexts], labels: LabelMap | None) -> None:
         clear = each and len(stated) >= CLEAR * len(parts) and not uses_bar
         if clear or all(whole_number(part) is not None for part in parts):
             for raw in sets:
-                raw.rows[:] = [_split_row(row, pattern, known) for row in raw.rows]
+                raw.change(partial(_split_row, pattern=pattern, known=known))
         elif stated or not uses_bar:
             name, where = min(held.items(), key=lambda item: item[1])
             found = f"{shorten(name)}, in which {mark!r} may separate labels or be part of a name"
@@ -279,7 +273,7 @@ def _split_labels(sets: Sequence[RawTexts], labels: LabelMap | None) -> None:
             raise TaskHeadsError.of(where, found, "labels separated by '|', or a list", remedy)
 
 
-def _split_row(row: RawText, pattern: re.Pattern[str], known: Iterable[str]) -> RawText:
+def _split_row(row: RawTarget, *, pattern: re.Pattern[str], known: Iterable[str]) -> RawTarget:
     if not row.is_split or not isinstance(row.value, list):
         return row
     parts: dict[Any, None] = {}
@@ -292,9 +286,9 @@ def _split_row(row: RawText, pattern: re.Pattern[str], known: Iterable[str]) -> 
 
 def _refuse_zeros_and_ones(train: RawTexts) -> None:
     """Refuse lists of two zeros and ones: read as ids they would be other labels. Longer ones are no ids."""
-    lists = [row.value for row in train.rows]
+    lists = [row.value for row in train.stated]
     if lists and all(len(value) == 2 and set(value) == {0, 1} for value in lists):
         found = f"a 0 and a 1 in {train.target!r} of every row, as of a row of zeros and ones"
         remedy = "write the ids that hold, such as [1] for [0, 1]"
         accepted = "the ids or names of the labels that hold"
-        raise TaskHeadsError.of(train.rows[0].where, found, accepted, remedy)
+        raise TaskHeadsError.of(train.stated[0].where, found, accepted, remedy)

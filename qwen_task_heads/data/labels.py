@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from qwen_task_heads.data.doctor import text_key
+from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.label_files import (
     alias_problems,
     is_whole,

@@ -24,14 +24,16 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from qwen_task_heads.data.doctor import text_key
+import numpy as np
+
+from qwen_task_heads.data.example_tables import TextTable, hashed, joined, pick
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.hub_sets import NoSuchSplit
+from qwen_task_heads.data.keys import Hashes, combine, text_key, within
 from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.raw_texts import RawTarget, RawTexts
 from qwen_task_heads.data.splits import hash_rows
-from qwen_task_heads.data.text_columns import RawText
-from qwen_task_heads.data.text_readers import RawTexts
 from qwen_task_heads.data.text_schemes import Scheme, labels_of, states_ids
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
@@ -46,9 +48,9 @@ def mix_in(
     *,
     ratio: float = RATIO,
     seed: int = 0,
-    apart: Iterable[TextExample] = (),
+    apart: Sequence[TextExample] = (),
     name: str = "the other set",
-) -> tuple[list[TextExample], list[str]]:
+) -> tuple[Sequence[TextExample], list[str]]:
     """Add rows of another set to a training set.
 
     Args:
@@ -79,11 +81,10 @@ def mix_in(
         (15, 'mix: 5 of 90 rows of the other set added to 10 own rows (2:1)')
     """
     check_ratio(ratio)
-    measured = {_key(row) for row in apart}
-    own = {_key(row) for row in train}
-    keys = [_key(row) for row in others]
-    new = [row for row, key in zip(others, keys, strict=True) if key not in measured and key not in own]
-    seen = sum(key in measured for key in keys)
+    keys = _keys(others)
+    measured, own = (within(keys, np.unique(_keys(rows))) for rows in (apart, train))
+    new = pick(others, np.flatnonzero(~measured & ~own))
+    seen = int(measured.sum())
     usable, repeated, contradicted = _once(new, seed=seed)
     if new and not usable:
         found, accepted = "no text without contradictory labels", "accepted: one label for one text"
@@ -110,7 +111,7 @@ def mix_in(
         if count:
             row = f"row left out, {one}" if count == 1 else f"rows left out, {several}"
             lines.append(f"mix: {count:,} {row}")
-    return [*train, *taken], [*lines, _length_line(train, taken, name)]
+    return joined([train, taken]), [*lines, _length_line(train, taken, name)]
 
 
 def check_ratio(ratio: float) -> None:
@@ -120,18 +121,20 @@ def check_ratio(ratio: float) -> None:
         raise TaskHeadsError(Problem("mix_ratio", f"found {ratio}", accepted, remedy))
 
 
-def _key(row: TextExample) -> tuple[str, ...]:
-    return tuple(sorted((text_key(row.text), text_key(row.text_b))))
+def _keys(rows: Sequence[TextExample]) -> Hashes:
+    """Equal for rows of equal texts, in either order."""
+    one, other = hashed(rows, "text"), hashed(rows, "text_b")
+    return combine(np.minimum(one, other), np.maximum(one, other))
 
 
 def _once(rows: Sequence[TextExample], *, seed: int) -> tuple[list[TextExample], int, int]:
     """One row of each text, by its hash; how many repeat one, and how many contradict each other."""
-    hashed = sorted(
+    order = sorted(
         (hash_rows([(seed, row.text, row.text_b, row.target, row.soft)]), row.weight, place)
         for place, row in enumerate(rows)
     )
     by_text: dict[tuple[str, str], list[TextExample]] = {}
-    for *_, place in hashed:
+    for *_, place in order:
         row = rows[place]
         by_text.setdefault((text_key(row.text), text_key(row.text_b)), []).append(row)
     agreed = [same for same in by_text.values() if len({(row.target, row.soft) for row in same}) == 1]
@@ -177,64 +180,64 @@ def names_of(places: Iterable[str]) -> str:
 
 
 def resolve_others(
-    others: dict[str, RawTexts], scheme: Scheme, *, source: str, own: Sequence[RawText], skip: bool
-) -> tuple[list[TextExample], list[str], list[Problem]]:
+    others: dict[str, RawTexts], scheme: Scheme, *, source: str, own: Sequence[RawTarget], skip: bool
+) -> tuple[Sequence[TextExample], list[str], list[Problem]]:
     """Give the rows of other sets the labels of the run.
 
     Args:
         others: what `read_others` found.
         scheme: labels of the run.
         source: the training set as the user named it.
-        own: its rows.
+        own: its targets.
         skip: leave refused rows out and count them, however many: a set may have labels that the run has not.
 
     Returns:
         `(rows, lines, problems)`. A label that the map lacks is one problem, with its first row and their
         number.
     """
-    examples: list[TextExample] = []
+    tables: list[TextTable] = []
     lines: list[str] = []
     problems: list[Problem] = []
     for place, raw in others.items():
         try:
-            rows, note = _named(raw, scheme, place=place, source=source, own=own)
+            named, note = _named(raw, scheme, place=place, source=source, own=own)
         except TaskHeadsError as error:
             problems += error.problems
             continue
-        found, report = resolve_all(replace(raw, rows=rows), scheme, place=place)
-        examples += found
+        found, report = resolve_all(named, scheme, place=place)
+        tables.append(found)
         lines += [f"mix: {line}" for line in (*report.lines(), *note)]
         if not skip:
-            unknown, where = _unknown(rows, scheme)
+            unknown, where = _unknown(named, scheme)
             problems += unknown + [problem for problem in report.refusals if problem.where not in where]
-    return examples, lines, problems
+    return joined(tables), lines, problems
 
 
 def _named(
-    raw: RawTexts, scheme: Scheme, *, place: str, source: str, own: Sequence[RawText]
-) -> tuple[list[RawText], list[str]]:
+    raw: RawTexts, scheme: Scheme, *, place: str, source: str, own: Sequence[RawTarget]
+) -> tuple[RawTexts, list[str]]:
     """The rows with names for ids, and a line where ids stay ids."""
-    if not states_ids(raw.rows):
-        return raw.rows, []
+    if not states_ids(raw.stated):
+        return raw, []
     beside = find_label_file(place)
     names = raw.class_names
     if not names and beside is not None and beside != find_label_file(source):
         names = LabelMap.read(beside).names
     if names == scheme.labels.names and scheme.has_ids:
-        return raw.rows, []
-    rows = [_with_names(row, names) for row in raw.rows]
-    if not states_ids(rows):
-        return rows, []
+        return raw, []
+    named = raw.with_targets([_with_names(row, names) for row in raw.targets])
+    if not states_ids(named.stated):
+        return named, []
     if names or not states_ids(own):
-        first = next(row.where for row in rows if states_ids([row]))
+        first = next(row.where for row in named.stated if states_ids([row]))
         found = "a label by its id, which may be another in this set"
         accepted = "accepted: names or aliases of the labels, or ids with their names"
         remedy = "write 'label_name' beside the ids, or put class.txt or labels.yaml next to the file"
         raise TaskHeadsError(Problem(first, found, accepted, remedy))
-    return rows, [f"the ids of {names_of([place])} are read as those of train: it does not name them"]
+    return named, [f"the ids of {names_of([place])} are read as those of train: it does not name them"]
 
 
-def _with_names(row: RawText, names: Sequence[str]) -> RawText:
+def _with_names(row: RawTarget, names: Sequence[str]) -> RawTarget:
     """A row that says names where it says ids, as far as these are known."""
     if row.name and isinstance(row.value, int):
         return replace(row, value=row.name, name="")
@@ -249,13 +252,14 @@ def _with_names(row: RawText, names: Sequence[str]) -> RawText:
     return row
 
 
-def _unknown(rows: Sequence[RawText], scheme: Scheme) -> tuple[list[Problem], set[str]]:
+def _unknown(raw: RawTexts, scheme: Scheme) -> tuple[list[Problem], set[str]]:
     """One problem per name that is no label, and the places of all rows that say one."""
     places: dict[str, list[str]] = {}
-    for row in rows:
-        for label in labels_of(row):
+    for code, target in enumerate(raw.targets):
+        for label in labels_of(target) if code not in raw.refused_targets else ():
             if isinstance(label, str) and label not in scheme.labels.spelled:
-                places.setdefault(label, []).append(row.where)
+                stand = [raw.places[row] for row in raw.rows_with(code).tolist()]
+                places.setdefault(label, []).extend(stand)
     accepted = f"accepted: {shorten(scheme.labels.names[:8], 120)}"
     remedy = "make it an alias in labels.yaml, or leave these rows out with --bad_rows skip"
     problems = []

@@ -22,10 +22,9 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, BinaryIO
 
+from qwen_task_heads.data.batches import BATCH_ROWS, Item, Row, RowBatch, in_batches
 from qwen_task_heads.data.file_options import PLAIN, FileOptions, bad_byte
 from qwen_task_heads.errors import Problem, shorten
-
-Row = tuple[str, "dict[str, Any] | Problem"]
 
 MAX_LINE_BYTES = 16 * 2**20  # no title is longer; a line without an end must not fill the memory
 MAX_JSON_BYTES = 2**30  # a JSON document is held whole, several times over
@@ -43,15 +42,14 @@ MAGIC = {
     b"SQLite format 3": "an SQLite database",
 }
 KIND_NAMES = {"parquet": "a Parquet file", "xlsx": "an Excel workbook (.xlsx)", "arrow": "an Arrow file"}
+SCAN = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
+SCALARS = frozenset({str, int, float, bool, type(None)})
+ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class FileProblem(Problem):
     """A defect of a whole file; never skipped."""
-
-
-class TextRow(dict[str, Any]):
-    """A row of CSV or TSV: every value is text, numbers are still to be parsed."""
 
 
 class _DuplicateKeys(dict[str, Any]):
@@ -113,23 +111,39 @@ def line_too_long(where: str) -> Problem:
     return Problem(where, "the line is too long", limit, "cut the text, or check for missing line ends")
 
 
-def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
+def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
     """Rows of a file with one JSON object per line; blank lines are passed over."""
     held: list[tuple[str, Problem]] = []  # errors before the first good line: maybe a file of another kind
     good = False
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
     with open(path, "rb") as stream:
         for number, line in numbered_lines(stream):
-            if not line.strip():
+            row: dict[str, Any] | Problem | None = _plain_object(line, options.encoding)
+            if row is None:
+                if not line.strip():
+                    continue
+                row = _json_line(f"{path}:{number}", line, options)
+            if isinstance(row, Problem):
+                if rows:
+                    yield RowBatch(rows, numbers, f"{path}:")
+                    rows, numbers = [], []
+                if good:
+                    yield row.where, row
+                else:
+                    held.append((row.where, row))
                 continue
-            where = f"{path}:{number}"
-            row = _json_line(where, line, options)
-            if isinstance(row, Problem) and not good:
-                held.append((where, row))
-                continue
-            good = True
-            yield from held
-            held.clear()
-            yield where, row
+            if not good:
+                good = True
+                yield from held
+                held.clear()
+            rows.append(row)
+            numbers.append(number)
+            if len(rows) == BATCH_ROWS:
+                yield RowBatch(rows, numbers, f"{path}:")
+                rows, numbers = [], []
+    if rows:
+        yield RowBatch(rows, numbers, f"{path}:")
     if not good and not held:
         problem = FileProblem(path, "the file holds no rows", "accepted: at least one row", "add rows")
         yield path, problem
@@ -145,6 +159,23 @@ def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
     if "--encoding" in first.remedy:
         accepted, remedy = first.accepted, first.remedy
     yield where, FileProblem(where, found, accepted, remedy)
+
+
+def _plain_object(line: bytes, encoding: str) -> dict[str, Any] | None:
+    """The object of a line whose values are no lists and no objects; None where `_json_line` must look.
+
+    One pass of C code: objects come as tuples of pairs, which tells a key that stands twice.
+    """
+    try:
+        text = line.decode(encoding) if len(line) <= MAX_LINE_BYTES else ""
+        value, end = SCAN(text, 0)
+    except (ValueError, RecursionError):
+        return None
+    if type(value) is not tuple or text[end:] not in ("\n", "", "\r\n"):
+        return None
+    row = dict(value)
+    plain = len(row) == len(value) and SCALARS.issuperset(map(type, row.values()))
+    return row if plain and not ("\\u" in text and ESCAPED_SURROGATE.search(text)) else None
 
 
 def _json_line(where: str, line: bytes, options: FileOptions) -> dict[str, Any] | Problem:
@@ -236,7 +267,7 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def read_json(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
+def read_json(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
     """Rows of a file that is one JSON array, or one object around an array; numbered from 1.
 
     JSON lines under this suffix are read as `read_jsonl` reads them, and keep their line numbers.
@@ -244,6 +275,10 @@ def read_json(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
     if _holds_json_lines(path):
         yield from read_jsonl(path, options)
         return
+    yield from in_batches(_read_document(path, options))
+
+
+def _read_document(path: str, options: FileOptions) -> Iterator[Row]:
     accepted = "accepted: an array of objects, an object with one such array, or an object per line"
     if os.path.getsize(path) > MAX_JSON_BYTES:
         yield (

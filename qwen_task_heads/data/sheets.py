@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+from qwen_task_heads.data.batches import Row
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
-from qwen_task_heads.data.parsers import FileProblem, Row
+from qwen_task_heads.data.parsers import FileProblem
 from qwen_task_heads.data.tables import bad_header
 from qwen_task_heads.errors import shorten
 

@@ -9,12 +9,15 @@ and that adding rows moves nothing, because a new row may join two components.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from hashlib import blake2b, sha256
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
 
-from qwen_task_heads.data.doctor import text_key
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_task_heads.data.example_tables import arm_hashes, hashed, label_rows, pick, with_groups
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
+from qwen_task_heads.data.keys import KEYS, Hashes, components, hash_keys, text_key
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 TEST_GIVEN = "test_fraction is not used: there is a test set"
@@ -28,7 +31,7 @@ def split_by_group(
     titles_apart: bool = True,
     groups: Sequence[GroupExample] = (),
     held_out: str = "dev",
-) -> tuple[list[PairExample], list[PairExample]]:
+) -> tuple[Sequence[PairExample], Sequence[PairExample]]:
     """Split into train and dev.
 
     Args:
@@ -55,20 +58,17 @@ def split_by_group(
     check_fraction(dev_fraction, f"{held_out}_fraction")
     grouped = assign_groups(pairs)
     names = _group_names(grouped, groups if titles_apart else (), titles_apart=titles_apart)
-    shares = {name: _share(salt, name) for name in {*names.values()}}
-    dev_names = {name for name, share in shares.items() if share < dev_fraction}
-    if len(shares) > 1:  # of few groups the draw may leave a side empty: the nearest one goes there
-        dev_names = dev_names or {min(shares, key=lambda name: (shares[name], name))}
-        dev_names -= (
-            {max(shares, key=lambda name: (shares[name], name))} if len(dev_names) == len(shares) else set()
-        )
-    train: list[PairExample] = []
-    dev: list[PairExample] = []
-    for pair in grouped:
-        (dev if names["group:" + pair.group] in dev_names else train).append(pair)
+    units = np.unique(names)
+    shares = _shares(salt, units)
+    in_dev = shares < dev_fraction
+    if len(units) > 1 and in_dev.all() | ~in_dev.any():  # of few groups the draw may leave a side empty:
+        order = np.lexsort((units, shares))  # the nearest one goes there
+        in_dev[order[0]], in_dev[order[-1]] = True, False
+    dev_rows = in_dev[np.searchsorted(units, names)]
+    train, dev = pick(grouped, np.flatnonzero(~dev_rows)), pick(grouped, np.flatnonzero(dev_rows))
     if not train or not dev:
         found = f"the {held_out if train else 'train'} split of {len(grouped):,} pairs would be empty"
-        found += f" ({len(set(names.values())):,} independent groups)"
+        found += f" ({len(units):,} independent groups)"
         remedy = f"give a {held_out} file (--{held_out}_dataset), or add pairs of other titles"
         if titles_apart and len({pair.group for pair in grouped}) > 1:
             remedy += ", or pass titles_apart=False, as stock titles tie the groups together"
@@ -84,29 +84,27 @@ def titles_tie(pairs: Sequence[PairExample], groups: Sequence[GroupExample] = ()
         >>> titles_tie(pairs)
         True
     """
-    apart = _group_names(pairs, (), titles_apart=False)
-    tied = _group_names(pairs, groups, titles_apart=True)
-    sizes = Counter(tied[key] for key in apart)
-    return max(sizes.values(), default=0) > max(len(apart) / 2, 1)
+    groups_apart, places = np.unique(hashed(pairs, "group"), return_index=True)
+    tied = _group_names(pairs, groups, titles_apart=True)[places]
+    largest = np.unique(tied, return_counts=True)[1].max(initial=0)
+    return bool(largest > max(len(groups_apart) / 2, 1))
 
 
 def _group_names(
     pairs: Sequence[PairExample], groups: Sequence[GroupExample], *, titles_apart: bool
-) -> dict[str, str]:
-    """`group:KEY` -> the name of what the group stays together with."""
-    union = _Union()
-    for pair in pairs:
-        union.join("group:" + pair.group, "group:" + pair.group)
-        if titles_apart:
-            union.join("group:" + pair.group, "title:" + text_key(pair.chosen))
-            union.join("group:" + pair.group, "title:" + text_key(pair.rejected))
-    for group in groups:
-        for title in group.titles:
-            union.join("group:" + group.group, "title:" + text_key(title))
-    return union.names()
+) -> Hashes:
+    """Per pair, the name of what its group stays together with."""
+    own = hashed(pairs, "group")
+    edges = [(own, own)]
+    if titles_apart:
+        edges += [(own, hashed(pairs, "chosen")), (own, hashed(pairs, "rejected"))]
+    if len(groups):
+        edges.append(arm_hashes(groups))
+    nodes, names = components(edges)
+    return names[np.searchsorted(nodes, own)]
 
 
-def assign_groups(pairs: Sequence[PairExample]) -> list[PairExample]:
+def assign_groups(pairs: Sequence[PairExample]) -> Sequence[PairExample]:
     """Fill missing groups: the prompt where there is one, else pairs connected by shared titles.
 
     The key is a hash of the prompt, or the smallest hash of the connected titles, so that the order of the
@@ -118,23 +116,30 @@ def assign_groups(pairs: Sequence[PairExample]) -> list[PairExample]:
         >>> one.group == two.group
         True
     """
-    union = _Union()
-    for pair in pairs:
-        if not pair.group and not pair.prompt:
-            union.join(text_key(pair.chosen), text_key(pair.rejected))
-    names = union.names()
-    return [pair if pair.group else replace(pair, group=_group_of(pair, names)) for pair in pairs]
-
-
-def _group_of(pair: PairExample, names: dict[str, str]) -> str:
-    if pair.prompt:
-        return "prompt-" + _hash(text_key(pair.prompt))
-    return "titles-" + names[text_key(pair.chosen)]
+    bare = hash_keys([KEYS["group"]("")])[0]
+    missing = np.flatnonzero(hashed(pairs, "group") == bare)
+    if not len(missing):
+        return pairs
+    lacking = pick(pairs, missing)
+    prompts = hashed(lacking, "prompt")
+    alone = prompts == hash_keys([""])[0]
+    names = [f"prompt-{key:016x}" for key in prompts.tolist()]
+    if alone.any():
+        titles = [
+            (text_key(pair.chosen), text_key(pair.rejected)) for pair in pick(lacking, np.flatnonzero(alone))
+        ]
+        chosen, rejected = (hash_keys(side) for side in zip(*titles, strict=True))
+        nodes, smallest = components([(chosen, rejected)])
+        for place, key in zip(
+            np.flatnonzero(alone), smallest[np.searchsorted(nodes, chosen)].tolist(), strict=True
+        ):
+            names[place] = f"titles-{key:016x}"
+    return with_groups(pairs, dict(zip(missing.tolist(), names, strict=True)))
 
 
 def split_texts(
     examples: Sequence[TextExample], *, dev_fraction: float = 0.1, salt: str = "", held_out: str = "dev"
-) -> tuple[list[TextExample], list[TextExample], str]:
+) -> tuple[Sequence[TextExample], Sequence[TextExample], str]:
     """Split texts into train and dev, every label in about its share.
 
     Rows of one `group`, rows with an equal text (up to case, width, spacing) and rows with an equal second
@@ -164,70 +169,68 @@ def split_texts(
     """
     check_fraction(dev_fraction, f"{held_out}_fraction")
     names, note = _components(examples, second=True), ""
-    if 2 * max(Counter(names).values(), default=0) > max(len(examples), 40):
+    units, unit_of, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    if 2 * sizes.max(initial=0) > max(len(examples), 40):
         looser = _components(examples, second=False)
-        if len(set(looser)) > len(set(names)):
-            names, note = looser, "second texts of pairs tie most rows together, and are not kept apart"
-    labels = [_labels(example) for example in examples]
-    counts = Counter(label for row in labels for label in row)
-    rows: dict[str, list[int]] = {}  # component -> its rows
-    for place, name in enumerate(names):
-        rows.setdefault(name, []).append(place)
-    strata: dict[int, list[str]] = {}  # label -> components, each under the rarest label of its rows
-    for name, places in rows.items():
-        label = min((counts[label], label) for place in places for label in labels[place])[1]
-        strata.setdefault(label, []).append(name)
-    left = dict(counts)  # rows of each label that are still in train
-    dev_names: set[str] = set()
+        if len(np.unique(looser)) > len(units):
+            note = "second texts of pairs tie most rows together, and are not kept apart"
+            units, unit_of, sizes = np.unique(looser, return_inverse=True, return_counts=True)
+    owners, labels = label_rows(examples)  # a row of each label that a row has
+    units_of, counts = unit_of[owners], np.bincount(labels + 1)
+    rarest = np.lexsort((labels, counts[labels + 1], units_of))
+    stratum = np.empty(len(units), np.int64)  # each unit under the rarest label of its rows
+    stratum[units_of[rarest[::-1]]] = labels[rarest[::-1]]
+    shares = _shares(salt, units)
+    order = np.lexsort((units, shares, stratum))
+    by_unit = np.argsort(units_of, kind="stable")
+    bounds = np.searchsorted(units_of[by_unit], np.arange(len(units) + 1))
+    left = counts.tolist()  # rows of each label that are still in train
+    in_dev = np.zeros(len(units), bool)
     quota = 0.0
-    for label in sorted(strata):
-        quota += dev_fraction * sum(len(rows[name]) for name in strata[label])
-        for name in sorted(strata[label], key=lambda name: (_share(salt, name), name)):
-            taken = Counter(label for place in rows[name] for label in labels[place])
-            if quota < len(rows[name]) - 0.5 or any(left[label] <= count for label, count in taken.items()):
+    starts = np.flatnonzero(np.diff(stratum[order], prepend=-2))
+    for group in np.split(order, starts[1:]):
+        quota += dev_fraction * int(sizes[group].sum())
+        for unit in group:
+            if quota < 0.5:  # too little for one row
+                break
+            taken = Counter((labels[by_unit[bounds[unit] : bounds[unit + 1]]] + 1).tolist())
+            if quota < sizes[unit] - 0.5 or any(left[label] <= count for label, count in taken.items()):
                 continue
-            dev_names.add(name)
-            quota -= len(rows[name])
+            in_dev[unit] = True
+            quota -= int(sizes[unit])
             for label, count in taken.items():
                 left[label] -= count
-    train = [example for example, name in zip(examples, names, strict=True) if name not in dev_names]
-    dev = [example for example, name in zip(examples, names, strict=True) if name in dev_names]
+    dev_rows = in_dev[unit_of]
+    train, dev = pick(examples, np.flatnonzero(~dev_rows)), pick(examples, np.flatnonzero(dev_rows))
     if not train or not dev:
-        found = f"no rows for {held_out} among {len(examples):,} ({len(rows):,} independent groups)"
+        found = f"no rows for {held_out} among {len(examples):,} ({len(units):,} independent groups)"
         remedy = f"give a {held_out} file (--{held_out}_dataset), or add rows"
-        if dev_fraction < 0.5 and any(  # taking it would leave every label a row
-            all(counts[label] > count for label, count in Counter(own).items())
-            for own in ([label for place in places for label in labels[place]] for places in rows.values())
-        ):
-            remedy += f", or raise {held_out}_fraction"
+        own = (labels[by_unit[bounds[unit] : bounds[unit + 1]]] + 1 for unit in range(len(units)))
+        if dev_fraction < 0.5 and any((counts[one] > np.bincount(one)[one]).all() for one in own):
+            remedy += f", or raise {held_out}_fraction"  # a unit may go without the last row of a label
         raise TaskHeadsError(Problem("split", found, "accepted: rows on both sides", remedy))
     return train, dev, note
 
 
-def _components(examples: Sequence[TextExample], *, second: bool) -> list[str]:
+def _components(examples: Sequence[TextExample], *, second: bool) -> Hashes:
     """The name of what each row stays together with, through any chain of groups and texts."""
-    union = _Union()
-    keys = []
-    for example in examples:
-        key = "text:" + text_key(example.text)
-        if example.text_b and not second:  # pairs of texts as a whole, in either order
-            key = "\0".join(sorted((key, "text:" + text_key(example.text_b))))
-        union.join(key, key)
-        if example.text_b and second:
-            union.join(key, "text:" + text_key(example.text_b))
-        if example.group:
-            union.join(key, "group:" + example.group)
-        keys.append(key)
-    names = union.names()
-    return [names[key] for key in keys]
-
-
-def _labels(example: TextExample) -> tuple[int, ...]:
-    """The labels of a row for counting; -1 for scores, and for no label."""
-    if isinstance(example.target, int):
-        return (example.target,)
-    whole = tuple(label for label in example.target if isinstance(label, int))
-    return whole or (-1,)
+    keys, edges = hashed(examples, "text"), []
+    others, groups = hashed(examples, "text_b"), hashed(examples, "group")
+    has_b = others != hash_keys([KEYS["text_b"]("")])[0]
+    in_group = groups != hash_keys([KEYS["group"]("")])[0]
+    if second and has_b.any():
+        edges.append((keys[has_b], others[has_b]))
+    elif has_b.any():  # pairs of texts as a whole, in either order
+        keys = keys.copy()
+        both = pick(examples, np.flatnonzero(has_b))
+        sides = ((KEYS["text"](row.text), KEYS["text_b"](row.text_b)) for row in both)
+        keys[has_b] = hash_keys("\0".join(sorted(side)) for side in sides)
+    if in_group.any():
+        edges.append((keys[in_group], groups[in_group]))
+    if not edges:
+        return keys
+    nodes, names = components([(keys, keys), *edges])
+    return names[np.searchsorted(nodes, keys)]
 
 
 def check_fraction(fraction: float, where: str) -> None:
@@ -254,42 +257,15 @@ def hash_rows(rows: Iterable[tuple[object, ...]]) -> str:
     return digest.hexdigest()
 
 
-def _hash(text: str) -> str:
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-
-
-def _share(salt: str, name: str) -> float:
-    """A number in [0, 1) that depends on the salt and the name only.
+def _shares(salt: str, names: Hashes) -> NDArray[np.float64]:
+    """Numbers in [0, 1) that depend on the salt and the names only.
 
     The name of a component is the smallest hash of its members; hashing it again removes the bias that
     would send large components to dev.
     """
-    return int(_hash(f"{salt}\0{name}"), 16) / 2**64
+    keys = (hash_keys(f"{salt}\0{name:016x}" for name in block.tolist()) for block in _blocks(names))
+    return np.concatenate([np.zeros(0), *(block / 2.0**64 for block in keys)])
 
 
-class _Union:
-    """Union-find over texts; a component is named by the smallest hash of its members."""
-
-    def __init__(self) -> None:
-        self.parent: dict[str, str] = {}
-
-    def find(self, item: str) -> str:
-        """The root of an item, halving the path on the way (no recursion: chains may be long)."""
-        parent = self.parent
-        parent.setdefault(item, item)
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
-
-    def join(self, one: str, other: str) -> None:
-        """Put two items into one component."""
-        self.parent[self.find(one)] = self.find(other)
-
-    def names(self) -> dict[str, str]:
-        """Item -> name of its component."""
-        smallest: dict[str, str] = {}
-        for item in self.parent:
-            root, name = self.find(item), _hash(item)
-            smallest[root] = min(name, smallest.get(root, name))
-        return {item: smallest[self.find(item)] for item in self.parent}
+def _blocks(names: Hashes) -> Iterator[Hashes]:
+    yield from (names[start : start + 2**16] for start in range(0, len(names), 2**16))

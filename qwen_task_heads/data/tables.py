@@ -4,94 +4,156 @@ Design:
 - CSV and TSV are read strictly: a stray quote is refused where it stands, before it swallows the lines below.
   All values stay text (`TextRow`), because only the column knows whether `007` is a number.
 - Nulls of Parquet are absent values: a columnar file has no other way to leave a value out.
-- Memory: the whole file for CSV and TSV, a batch of rows for Parquet.
+- Memory: a batch of rows.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, BinaryIO
 
+from qwen_task_heads.data.batches import ABSENT, BATCH_ROWS, ColumnBatch, Item, Row, in_batches
 from qwen_task_heads.data.file_options import PLAIN, FileOptions, bad_byte
 from qwen_task_heads.data.hub_sets import names_of_classes
 from qwen_task_heads.data.parsers import (
     LONE_SURROGATE,
     MAX_LINE_BYTES,
     FileProblem,
-    Row,
-    TextRow,
     line_too_long,
     numbered_lines,
 )
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 
-def read_csv(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
+def read_csv(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
     """Rows of a file with commas, each named by the line it starts on."""
-    return iter(_read_table(path, ",", options))
+    return _read_table(path, ",", options)
 
 
-def read_tsv(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
+def read_tsv(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
     """Rows of a file with tabs; quotes mean what they mean in CSV."""
-    return iter(_read_table(path, "\t", options))
+    return _read_table(path, "\t", options)
 
 
-def _read_table(path: str, delimiter: str, options: FileOptions) -> list[Row]:
-    """All rows at once: the field limit of `csv` is global to the process, so it is set and put back."""
-    limit = csv.field_size_limit(MAX_LINE_BYTES)
-    too_long: set[int] = set()  # physical lines that were cut
-    try:
-        with open(path, "rb") as stream:
-            # Bytes that are no text become lone surrogates, so that their row can be named below.
-            lines = (line.decode(options.encoding, "surrogateescape") for _, line in _noted(stream, too_long))
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
-            return _table_rows(path, reader, delimiter, too_long, options)
-    finally:
-        csv.field_size_limit(limit)
+def _read_table(path: str, delimiter: str, options: FileOptions) -> Iterator[Item]:
+    """Batches; the field limit of `csv` is global to the process, so it is set and put back for each."""
+    odd = _OddLines(set(), set())
+    with open(path, "rb") as stream:
+        reader = csv.reader(_lines(stream, odd, options.encoding), delimiter=delimiter, strict=True)
+        table = _Table(path, reader, delimiter, odd, options)
+        while True:
+            limit = csv.field_size_limit(MAX_LINE_BYTES)
+            try:
+                rows = list(islice(table, BATCH_ROWS))
+            finally:
+                csv.field_size_limit(limit)
+            yield from table.items(rows)
+            if len(rows) < BATCH_ROWS:
+                break
+    if table.is_empty:
+        found = "no rows below the header"
+        yield path, FileProblem(path, found, "accepted: at least one row", "add rows")
 
 
-def _noted(stream: BinaryIO, too_long: set[int]) -> Iterator[tuple[int, bytes]]:
+@dataclass(frozen=True)
+class _OddLines:
+    """Numbers of physical lines that were cut, and of those with bytes that are no text."""
+
+    cut: set[int]
+    broken: set[int]
+
+
+def _lines(stream: BinaryIO, odd: _OddLines, encoding: str) -> Iterator[str]:
+    """Lines as text; bytes that are none become lone surrogates, so that their row can be named."""
     for number, line in numbered_lines(stream):
         if len(line) > MAX_LINE_BYTES:
-            too_long.add(number)
-        yield number, line
-
-
-def _table_rows(
-    path: str, reader: Any, delimiter: str, too_long: set[int], options: FileOptions
-) -> list[Row]:
-    header: list[str] | None = [*options.columns] or None
-    rows: list[Row] = []
-    while True:
-        first_line = reader.line_num + 1
-        where = f"{path}:{first_line}"
-        problem: Problem | None = None
-        fields: list[str] = []
+            odd.cut.add(number)
         try:
-            fields = next(reader)
+            yield line.decode(encoding)
+        except UnicodeDecodeError:
+            odd.broken.add(number)
+            yield line.decode(encoding, "surrogateescape")
+
+
+class _Table(Iterator["tuple[int, list[str] | Problem]"]):
+    """The rows below the header of a table: the line each starts on, with its fields or its problem."""
+
+    def __init__(self, path: str, reader: Any, delimiter: str, odd: _OddLines, options: FileOptions) -> None:
+        self.path, self.options, self.is_empty = path, options, True
+        self._reader, self._delimiter, self._odd = reader, delimiter, odd
+        self._header: list[str] | None = [*options.columns] or None
+        self._ended = False
+
+    def __next__(self) -> tuple[int, list[str] | Problem]:
+        while not self._ended:
+            first = self._reader.line_num + 1
+            found = self._fields(first)
+            if self._header is None:
+                self._ended = isinstance(found, Problem)
+                if isinstance(found, list) and found:
+                    self._header = [name.strip() for name in found]
+                    problem = bad_header(self.path, self._header, self._delimiter)
+                    self._ended, found = problem is not None, problem or []
+                elif isinstance(found, Problem):
+                    told = f"header: {found.found}"
+                    found = FileProblem(found.where, told, found.accepted, found.remedy)
+            if found:
+                self.is_empty = False
+                return first, found
+        raise StopIteration
+
+    def _fields(self, first: int) -> list[str] | Problem:
+        """The fields of the next row, [] of a blank line and at the end."""
+        where = f"{self.path}:{first}"
+        fields: list[str] = []
+        problem: Problem | None = None
+        try:
+            fields = next(self._reader)
         except StopIteration:
-            break
+            self._ended = True
         except csv.Error as error:
             remedy = 'close the quotes, and write " inside a quoted field as ""'
             problem = Problem(where, f"malformed row ({error})", "accepted: quoted or plain fields", remedy)
-        if too_long and not too_long.isdisjoint(range(first_line, reader.line_num + 1)):
+        lines = range(first, self._reader.line_num + 1)
+        if self._odd.cut and not self._odd.cut.isdisjoint(lines):
             problem = line_too_long(where)
-        if header is None and problem:
-            return [(path, FileProblem(where, f"header: {problem.found}", problem.accepted, problem.remedy))]
-        if problem:
-            rows.append((where, problem))
-        elif header is None and fields:
-            header = [name.strip() for name in fields]
-            problem = bad_header(path, header, delimiter)
-            if problem:
-                return [(path, problem)]
-        elif header is not None and fields:
-            rows.append((where, _table_row(where, header, fields, options)))
-    if not rows:
-        found = "no rows below the header"
-        rows.append((path, FileProblem(path, found, "accepted: at least one row", "add rows")))
-    return rows
+        elif problem is None and self._odd.broken and not self._odd.broken.isdisjoint(lines):
+            problem = _bad_text(where, fields, self.options)
+        if problem is None and self._header and fields and len(fields) != len(self._header):
+            problem = self._miscounted(where, fields)
+        return problem or fields
+
+    def _miscounted(self, where: str, fields: list[str]) -> Problem:
+        found, count = f"found {len(fields)} fields", len(self._header or ())
+        if self.options.columns:
+            remedy = "name as many columns in --columns"
+            return Problem(where, found, f"accepted: {count}, as --columns names", remedy)
+        remedy = "quote fields that hold the separator; a cut last line must be written again"
+        return Problem(where, found, f"accepted: {count}, as in the header", remedy)
+
+    def items(self, rows: Sequence[tuple[int, list[str] | Problem]]) -> Iterator[Item]:
+        """Rows as batches, and as problems."""
+        good: list[list[str]] = []
+        numbers: list[int] = []
+        for number, row in rows:
+            if isinstance(row, Problem):
+                if good:
+                    yield self._batch(good, numbers)
+                    good, numbers = [], []
+                yield (self.path if isinstance(row, FileProblem) else row.where), row
+            else:
+                good.append(row)
+                numbers.append(number)
+        if good:
+            yield self._batch(good, numbers)
+
+    def _batch(self, rows: list[list[str]], numbers: list[int]) -> ColumnBatch:
+        named = zip(self._header or (), zip(*rows, strict=True), strict=True)
+        columns = {name: values for name, values in named if name}
+        return ColumnBatch(columns, numbers, f"{self.path}:", textual=True)
 
 
 def bad_header(path: str, header: list[str], delimiter: str) -> FileProblem | None:
@@ -116,7 +178,8 @@ def bad_header(path: str, header: list[str], delimiter: str) -> FileProblem | No
     return None
 
 
-def _table_row(where: str, header: list[str], fields: list[str], options: FileOptions) -> TextRow | Problem:
+def _bad_text(where: str, fields: list[str], options: FileOptions) -> Problem | None:
+    """The problem of the first byte that is no text, None where there is none."""
     for field in fields:
         bad = LONE_SURROGATE.search(field)
         if bad:
@@ -126,17 +189,10 @@ def _table_row(where: str, header: list[str], fields: list[str], options: FileOp
             before = shorten(field[max(0, bad.start() - 20) : bad.start()])
             found = f"byte 0x{ord(bad.group()) & 0xFF:02x} after {before} is not UTF-8"
             return Problem(where, found, told.accepted, told.remedy)
-    if len(fields) != len(header):
-        found = f"found {len(fields)} fields"
-        if options.columns:
-            remedy = "name as many columns in --columns"
-            return Problem(where, found, f"accepted: {len(header)}, as --columns names", remedy)
-        remedy = "quote fields that hold the separator; a cut last line must be written again"
-        return Problem(where, found, f"accepted: {len(header)}, as in the header", remedy)
-    return TextRow((name, field) for name, field in zip(header, fields, strict=True) if name)
+    return None
 
 
-def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
+def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
     """Rows of a Parquet file, batch by batch, without their nulls."""
     try:
         import pyarrow as pa
@@ -157,20 +213,41 @@ def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
                     path,
                     FileProblem(path, "the file holds no rows", "accepted: at least one row", "add rows"),
                 )
-            for batch in table.iter_batches(batch_size=1024):
-                for index in range(batch.num_rows):
-                    number += 1
-                    where = f"{path}:row {number}"
-                    try:
-                        row = batch.slice(index, 1).to_pylist()[0]
-                    except UnicodeDecodeError as error:  # Parquet does not check its strings
-                        yield where, bad_byte(where, error.object, error.start)
-                        continue
-                    yield where, {name: value for name, value in row.items() if value is not None}
+            for batch in table.iter_batches(batch_size=BATCH_ROWS):
+                first, number = number + 1, number + batch.num_rows
+                numbers = range(first, number + 1)
+                try:
+                    columns = {
+                        name: column_values(batch.column(place))
+                        for place, name in enumerate(names)
+                        if batch.column(place).null_count < batch.num_rows
+                    }
+                except UnicodeDecodeError:  # Parquet does not check its strings
+                    yield from in_batches(_parquet_rows(path, batch, numbers))
+                    continue
+                yield ColumnBatch(columns, numbers, f"{path}:row ")
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:  # the last: column names
         reason = shorten(str(error).split("\n", 1)[0], 100)
         found = f"damaged after row {number} ({reason})"
         yield path, FileProblem(path, found, "accepted: a whole Parquet file", "copy or write it again")
+
+
+def column_values(column: Any) -> list[Any]:
+    """Return the values of an Arrow column, `ABSENT` for its nulls."""
+    values: list[Any] = column.to_pylist()
+    return [ABSENT if value is None else value for value in values] if column.null_count else values
+
+
+def _parquet_rows(path: str, batch: Any, numbers: Sequence[int]) -> Iterator[Row]:
+    """Rows one by one, of which some hold strings that are no text."""
+    for place, number in enumerate(numbers):
+        where = f"{path}:row {number}"
+        try:
+            row = batch.slice(place, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            yield where, bad_byte(where, error.object, error.start)
+            continue
+        yield where, {name: value for name, value in row.items() if value is not None}
 
 
 def parquet_class_names(path: str) -> dict[str, tuple[str, ...]]:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from qwen_task_heads.data.doctor import text_key
+from qwen_task_heads.data.example_tables import are_soft, label_counts
 from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_schemes import SHOWN, Scheme
 from qwen_task_heads.errors import Problem, shorten
 
 
-def one_class(train: list[TextExample], scheme: Scheme, source: str) -> list[Problem]:
+def one_class(train: Sequence[TextExample], scheme: Scheme, source: str) -> list[Problem]:
     """Nothing can be learnt where all rows say the same."""
-    if scheme.problem_type == "regression" or any(example.soft for example in train):
+    if scheme.problem_type == "regression" or are_soft(train):
         return []
-    counts = _counts(train)
+    counts = label_counts(train)
     if scheme.problem_type == "multi_label_classification":
         found = "no row has a label" if not counts else ""
     else:
@@ -27,23 +27,14 @@ def one_class(train: list[TextExample], scheme: Scheme, source: str) -> list[Pro
     return [Problem(source, found, accepted, "add rows of other labels")] if found else []
 
 
-def _counts(examples: Iterable[TextExample]) -> Counter[int]:
-    """Rows per label."""
-    counts: Counter[int] = Counter()
-    for example in examples:
-        targets = example.target if isinstance(example.target, tuple) else (example.target,)
-        counts.update(label for label in targets if isinstance(label, int))
-    return counts
-
-
-def label_lines(train: Iterable[TextExample], scheme: Scheme) -> list[str]:
+def label_lines(train: Sequence[TextExample], scheme: Scheme) -> list[str]:
     """What the labels are, where they come from, and which of them are odd."""
     names = scheme.labels.names
     if scheme.problem_type == "regression":
         scores = f"{len(names):,} score{'' if len(names) == 1 else 's'}"
         return [f"labels: {scores} ({_few(names)}), by {scheme.origin}"]
     lines = [f"labels: {len(names):,} by {scheme.origin} ({_few(names)})"]
-    counts = _counts(train)
+    counts = label_counts(train)
     never = [name for place, name in enumerate(names) if place not in counts]
     if never:
         lines.append(f"labels: {len(never):,} never stand in train ({_few(never)})")

@@ -1,7 +1,7 @@
 """Columns of a row -> a text and what is said of it, or every problem of that row.
 
 Design:
-- A target stays as it was written (`RawText.value`) until all files are read, because the meaning of `3`,
+- A target stays as it was written (`RawTarget.value`) until all files are read, because the meaning of `3`,
   `"3"` or `"sport"` is a matter of all rows (`label_values.py`, `text_targets.py`).
 - Nothing is coerced: `true` is no label id. CSV, TSV and class files, where all is text, have their cells
   parsed, and so have texts that hold a list or a conversation (`cells.py`).
@@ -12,45 +12,16 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
+from qwen_task_heads.data.batches import TextRow
 from qwen_task_heads.data.cells import MISSING, looks_like_list, parse_cell, parse_list, parse_number
-from qwen_task_heads.data.columns import MAX_NUMBER, RowReader, require
+from qwen_task_heads.data.columns import MAX_NUMBER, MIN_WEIGHT, RowReader, require
 from qwen_task_heads.data.conversations import CONVERSATIONS, MESSAGES, read_messages
 from qwen_task_heads.data.label_files import is_whole
-from qwen_task_heads.data.parsers import TextRow
+from qwen_task_heads.data.raw_texts import RawTarget, RawText
 from qwen_task_heads.data.text_layout import ALPACA, TextLayout
 from qwen_task_heads.errors import shorten
-
-
-@dataclass(frozen=True, kw_only=True)
-class RawText:
-    """A row whose target is not resolved yet.
-
-    Args:
-        text: stripped, not empty.
-        text_b: the second text of a pair, "" for single texts.
-        value: id or name; list of these; tuple of scores; list or mapping of probabilities; by `kind`.
-        name: the `label_name` beside an id, "" without one.
-        candidates: names that the row offers (`category`), () without.
-        weight: of the row, positive.
-        group: key of what belongs together, "" without one.
-        where: file and line.
-        textual: the row is one of CSV, TSV or a class file: `3` there is what `"3"` is in JSON.
-        is_split: several labels came as one text, which other separators than `|` may part further.
-    """
-
-    text: str
-    text_b: str = ""
-    value: Any = None
-    name: str = ""
-    candidates: tuple[str, ...] = ()
-    weight: float = 1.0
-    group: str = ""
-    where: str = ""
-    textual: bool = False
-    is_split: bool = False
 
 
 def read_text(row: RowReader, layout: TextLayout) -> RawText | None:
@@ -66,7 +37,7 @@ def read_text(row: RowReader, layout: TextLayout) -> RawText | None:
     name = _read_name(row, layout.name) if layout.name else ""
     offers = layout.target == "output" and "category" not in layout.absent
     candidates = read_candidates(row, value) if offers else ()
-    weight = row.number("weight", low=1e-6, high=MAX_NUMBER, accepted="a number over 0, to 1e6")
+    weight = row.number("weight", low=MIN_WEIGHT, high=MAX_NUMBER, accepted="a number over 0, to 1e6")
     group = row.group()
     if row.problems or not complete:
         return None
@@ -74,14 +45,16 @@ def read_text(row: RowReader, layout: TextLayout) -> RawText | None:
     return RawText(
         text=texts[0],
         text_b=texts[1] if len(texts) > 1 else "",
-        value=value,
-        name=name,
-        candidates=candidates,
         weight=1.0 if weight is None else weight,
         group=group,
-        where=row.where,
-        textual=isinstance(row.values, TextRow),
-        is_split=isinstance(stated, str) and not looks_like_list(stated),
+        target=RawTarget(
+            value=value,
+            name=name,
+            candidates=candidates,
+            where=row.where,
+            textual=isinstance(row.values, TextRow),
+            is_split=isinstance(stated, str) and not looks_like_list(stated),
+        ),
     )
 
 

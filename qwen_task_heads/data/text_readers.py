@@ -26,58 +26,23 @@ A class file (`train.txt`) holds `text<TAB>label` lines, or others of `class_fil
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
+from qwen_task_heads.data.batches import RowSource
 from qwen_task_heads.data.class_files import is_label_first
 from qwen_task_heads.data.columns import RowReader
-from qwen_task_heads.data.conversations import CONVERSATIONS, read_messages
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
-from qwen_task_heads.data.formats import TEXT_KINDS, collect_rows, open_source
-from qwen_task_heads.data.hub_sets import HubRows, NamedRows
-from qwen_task_heads.data.parsers import FileProblem, Row
-from qwen_task_heads.data.text_columns import RawText, read_text
+from qwen_task_heads.data.formats import TEXT_KINDS, open_source
+from qwen_task_heads.data.hub_sets import rows_of
+from qwen_task_heads.data.parsers import FileProblem
+from qwen_task_heads.data.raw_texts import RawTexts
+from qwen_task_heads.data.scanning import scan_file
+from qwen_task_heads.data.text_columns import read_text
 from qwen_task_heads.data.text_layout import ALPACA, TextLayout, forms_of, read_text_layout
+from qwen_task_heads.data.text_scan import TextScan
 from qwen_task_heads.errors import Problem
-
-
-@dataclass(kw_only=True)
-class RawTexts:
-    """All rows of a source, their targets not resolved yet.
-
-    Args:
-        source: what was read, as the user named it.
-        rows: the rows that are whole, in reading order.
-        kind: problem type that the target column serves, "" where no file says.
-        target: the target column of the first file.
-        class_names: names that a hub's columns declare for the target, () without.
-        rows_read: rows of data, good or not; `rows_read == len(rows) + refused`.
-        refused: rows with a problem.
-        problems: of rows; one row may have several.
-        file_problems: of whole files, which are never skipped.
-        spoken: rows in which others than the user speak; what they say is no part of the text.
-        hidden: rows whose label is -1, as benchmarks mark a test set whose labels they keep.
-        unread: columns that mean nothing here, in order of appearance.
-        notes: what else to know of how the files were read.
-        cut_at: `max_samples`, where it left rows unread.
-    """
-
-    source: str
-    rows: list[RawText] = field(default_factory=list)
-    kind: str = ""
-    target: str = ""
-    class_names: tuple[str, ...] = ()
-    rows_read: int = 0
-    refused: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    file_problems: list[Problem] = field(default_factory=list)
-    spoken: list[str] = field(default_factory=list)
-    hidden: int = 0
-    unread: dict[str, None] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    cut_at: int | None = None
 
 
 def read_texts(
@@ -108,16 +73,15 @@ def read_texts(
     """
     result = RawTexts(source=source)
     opened = open_source(source, split=split, hub=hub, kinds=TEXT_KINDS, streaming=streaming, options=options)
-    for name, rows in opened:
+    for rows in opened:
         left = None if max_samples is None else max_samples - result.rows_read
         if left == 0:
             result.cut_at = max_samples
             break
-        _read_part(name, rows, result, problem_type=problem_type or result.kind or None, left=left)
-        if name.endswith(".txt") and os.path.isfile(name) and is_label_first(name, options):
-            result.notes.append(f"each line of {os.path.basename(name)} begins with its label")
-        if left is not None and next(iter(rows), None) is not None:
+        if _read_part(rows, result, problem_type=problem_type or result.kind or None, left=left):
             result.cut_at = max_samples
+        if rows.name.endswith(".txt") and os.path.isfile(rows.name) and is_label_first(rows.name, options):
+            result.notes.append(f"each line of {os.path.basename(rows.name)} begins with its label")
     return result
 
 
@@ -131,53 +95,28 @@ def texts_of_rows(rows: Any, *, name: str, problem_type: str | None = None) -> R
 
     Example:
         >>> from qwen_task_heads.data.text_readers import texts_of_rows
-        >>> texts_of_rows([{"text": "Cold food.", "label": "bad"}], name="train_dataset").rows[0].where
+        >>> texts_of_rows([{"text": "Cold food.", "label": "bad"}], name="train_dataset").places[0]
         'train_dataset:row 1'
     """
     result = RawTexts(source=name)
-    _read_part(name, HubRows(name, rows), result, problem_type=problem_type, left=None)
+    _read_part(rows_of(name, rows), result, problem_type=problem_type, left=None)
     return result
 
 
-def _read_part(
-    name: str, rows: Iterator[Row], result: RawTexts, *, problem_type: str | None, left: int | None
-) -> None:
-    """One file, at most `left` rows of it."""
-    part = collect_rows(islice(rows, left))
-    result.file_problems += part.file_problems
-    result.rows_read += part.rows_read
-    result.refused += len(part.problems)
-    result.problems += part.problems
-    if not part.good:
-        return
-    layout = read_text_layout(part.good[0][0], part.columns, problem_type=problem_type)
-    if layout.problems:
-        result.file_problems += layout.problems
-        result.refused += len(part.good)
-        return
-    result.kind, result.target = result.kind or layout.kind, result.target or layout.target
-    result.unread.update(dict.fromkeys(layout.unread))
-    names = rows.class_names.get(layout.target, ()) if isinstance(rows, NamedRows) else ()
-    result.class_names = result.class_names or names
-    for where, values in part.good:
-        reader = RowReader(where, values)
-        raw = read_text(reader, layout)
-        if raw is None:
-            result.refused += 1
-            result.problems += reader.problems
-            result.hidden += values.get(layout.target) in (-1, "-1")
-            continue
-        if names and isinstance(raw.value, int) and not raw.name and raw.value < len(names):
-            raw = replace(raw, name=names[raw.value])
-        result.rows.append(raw)
-        if layout.texts[0] in CONVERSATIONS and _others_speak(reader, layout):
-            result.spoken.append(where)
+def _read_part(rows: RowSource, result: RawTexts, *, problem_type: str | None, left: int | None) -> bool:
+    """One file, at most `left` rows of it; whether there are more."""
 
+    def start(where: str, columns: Collection[str]) -> TextScan:
+        layout = read_text_layout(where, columns, problem_type=problem_type)
+        return TextScan(result, layout, rows.class_names.get(layout.target, ()))
 
-def _others_speak(row: RowReader, layout: TextLayout) -> bool:
-    messages = read_messages(row, layout.texts[0]) or []
-    spoken = messages[:-1] if layout.target == layout.texts[0] else messages  # without the label
-    return any(role != "user" for role, _ in spoken)
+    scan, more = scan_file(rows, result, start=start, left=left)
+    if scan is not None and not scan.layout.problems:
+        layout = scan.layout
+        result.kind, result.target = result.kind or layout.kind, result.target or layout.target
+        result.unread.update(dict.fromkeys(layout.unread))
+        result.class_names = result.class_names or scan.class_names
+    return more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,8 +186,8 @@ def read_inputs(
     return _inputs(opened)
 
 
-def _inputs(opened: Iterable[tuple[str, Iterator[Row]]]) -> Iterator[tuple[str, TextInput | Problem]]:
-    for _, rows in opened:
+def _inputs(opened: Iterable[RowSource]) -> Iterator[tuple[str, TextInput | Problem]]:
+    for rows in opened:
         layout: TextLayout | None = None
         for where, row in rows:
             if isinstance(row, Problem):

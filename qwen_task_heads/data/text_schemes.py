@@ -24,7 +24,7 @@ from itertools import chain
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.label_values import are_codes
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.data.text_columns import RawText
+from qwen_task_heads.data.raw_texts import RawTarget, RowProblem
 from qwen_task_heads.data.text_layout import ANSWERS
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
@@ -57,10 +57,11 @@ class Scheme:
 
 
 def derive_scheme(
-    rows: Sequence[RawText],
+    rows: Sequence[RawTarget],
     *,
     problem_type: str,
     source: str,
+    count: int,
     given: LabelMap | None = None,
     given_by: str = "given labels",
     class_names: tuple[str, ...] = (),
@@ -68,9 +69,10 @@ def derive_scheme(
     """Tell the labels of a run from its training rows, or from what is given.
 
     Args:
-        rows: all training rows.
+        rows: each different target of the training rows.
         problem_type: one of `PROBLEM_TYPES`.
         source: name of the training set, for messages.
+        count: number of training rows.
         given: labels that are stated already; they win over everything else.
         given_by: what states them, for messages.
         class_names: names that a hub declares for the target column.
@@ -79,7 +81,7 @@ def derive_scheme(
         TaskHeadsError: the rows do not say which labels there are; all problems at once.
     """
     if problem_type == "regression":
-        return _scores_scheme(rows, source=source, given=given, given_by=given_by)
+        return _scores_scheme(rows, source=source, count=count, given=given, given_by=given_by)
     if given is not None and class_names and [*map(given.spelled.get, class_names)] != [*given.id2label]:
         found = f"{given_by} says {shorten(given.names)}, and the data set {shorten(class_names)}"
         raise error_at(
@@ -135,8 +137,8 @@ def derive_scheme(
     if not stated:
         found = "no label in any row"
         raise error_at(source, found, "at least two labels", "write the labels into the rows")
-    if len(rows) >= FREE_ROWS and 2 * len(stated) > len(rows) and problem_type in ANSWERS:
-        found = f"{len(stated):,} different labels in {len(rows):,} rows, which look like texts"
+    if count >= FREE_ROWS and 2 * len(stated) > count and problem_type in ANSWERS:
+        found = f"{len(stated):,} different labels in {count:,} rows, which look like texts"
         remedy = "rename the column of the labels to 'label', or name them in labels.yaml (--labels)"
         raise error_at(source, found, "labels that several rows have", remedy)
     labels = LabelMap(tuple(sorted(stated)))
@@ -148,11 +150,11 @@ def error_at(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsErr
     return TaskHeadsError(Problem(where, found, f"accepted: {accepted}", remedy))
 
 
-def in_quotes(raw: RawText, value: int | str) -> Problem:
+def in_quotes(raw: RawTarget, value: int | str) -> Problem:
     """The problem of a number in quotes among plain numbers or words."""
     found = f"the label {shorten(value)} is a number in quotes"
     accepted = "accepted: a number, or the name of a label"
-    return Problem(raw.where, found, accepted, "write it without quotes")
+    return RowProblem(raw.where, found, accepted, "write it without quotes")
 
 
 def _of_labels(remedy: str, given_by: str) -> str:
@@ -167,7 +169,7 @@ def is_soft(value: list[object]) -> bool:
     return bool(value) and isinstance(value[0], float)
 
 
-def labels_of(raw: RawText) -> Iterator[int | str]:
+def labels_of(raw: RawTarget) -> Iterator[int | str]:
     """Every id or name that a row states, beside its candidates."""
     if isinstance(raw.value, list | dict):
         for label in raw.value:
@@ -178,7 +180,7 @@ def labels_of(raw: RawText) -> Iterator[int | str]:
         yield raw.value
 
 
-def states_ids(rows: Sequence[RawText]) -> bool:
+def states_ids(rows: Sequence[RawTarget]) -> bool:
     """Whether any row states its label by an id, or its probabilities in the order of ids."""
     return any(isinstance(label, int | float) for raw in rows for label in labels_of(raw))
 
@@ -198,7 +200,7 @@ def _checked(scheme: Scheme, source: str) -> Scheme:
     return scheme
 
 
-def _numbers_are_names(rows: Sequence[RawText], given: LabelMap, *, source: str) -> bool:
+def _numbers_are_names(rows: Sequence[RawTarget], given: LabelMap, *, source: str) -> bool:
     """Whether the numbers of the training rows are names of `given`, and not its ids."""
     numbers = {label for raw in rows if not raw.name for label in labels_of(raw) if isinstance(label, int)}
     as_names = all(str(number) in given.label2id for number in numbers)
@@ -209,11 +211,11 @@ def _numbers_are_names(rows: Sequence[RawText], given: LabelMap, *, source: str)
     return as_names and bool(numbers)
 
 
-def _bijection(rows: Sequence[RawText], problem_type: str, source: str) -> Scheme:
+def _bijection(rows: Sequence[RawTarget], problem_type: str, source: str) -> Scheme:
     names: dict[int | str, tuple[str, str]] = {}  # code -> (name, where)
     codes: dict[str, tuple[int | str, str]] = {}
     unnamed: dict[int | str, str] = {}
-    problems = []
+    problems: list[Problem] = []
     accepted = "accepted: one name per id, and one id per name"
     for raw in rows:
         if not raw.name:
@@ -222,12 +224,12 @@ def _bijection(rows: Sequence[RawText], problem_type: str, source: str) -> Schem
         name, first = names.setdefault(raw.value, (raw.name, raw.where))
         if name != raw.name:
             found = f"label {raw.value} is called {shorten(raw.name)} here, and {shorten(name)} at {first}"
-            problems.append(Problem(raw.where, found, accepted, MEND_NAMES))
+            problems.append(RowProblem(raw.where, found, accepted, MEND_NAMES))
             continue
         code, first = codes.setdefault(raw.name, (raw.value, raw.where))
         if code != raw.value:
             found = f"{shorten(raw.name)} is label {raw.value} here, and {code} at {first}"
-            problems.append(Problem(raw.where, found, accepted, MEND_NAMES))
+            problems.append(RowProblem(raw.where, found, accepted, MEND_NAMES))
     for code, where in unnamed.items():
         if code not in names and code not in codes:
             found = f"label {code} has no 'label_name' in any row"
@@ -258,7 +260,9 @@ def _from_ids(ids: dict[int, str], source: str) -> LabelMap:
     return LabelMap(tuple(str(label) for label in range(least, largest + 1)))
 
 
-def _soft_scheme(rows: Sequence[RawText], lengths: dict[int, str], problem_type: str, source: str) -> Scheme:
+def _soft_scheme(
+    rows: Sequence[RawTarget], lengths: dict[int, str], problem_type: str, source: str
+) -> Scheme:
     """Labels of lists of probabilities; mappings go by their names like any other."""
     if len(lengths) > 1 or any(isinstance(raw.value, dict) for raw in rows):
         found = f"probabilities in several forms ({', '.join(list(lengths.values())[:2])})"
@@ -267,7 +271,9 @@ def _soft_scheme(rows: Sequence[RawText], lengths: dict[int, str], problem_type:
     return Scheme(problem_type, LabelMap(names), "the probabilities in train")
 
 
-def _scores_scheme(rows: Sequence[RawText], *, source: str, given: LabelMap | None, given_by: str) -> Scheme:
+def _scores_scheme(
+    rows: Sequence[RawTarget], *, source: str, count: int, given: LabelMap | None, given_by: str
+) -> Scheme:
     lengths = {len(raw.value): raw.where for raw in rows}
     if len(lengths) > 1:
         places = ", ".join(f"{length} at {where}" for length, where in sorted(lengths.items())[:2])
@@ -278,7 +284,7 @@ def _scores_scheme(rows: Sequence[RawText], *, source: str, given: LabelMap | No
         found = f"{len(given):,} labels ({given_by}) and {length:,} scores in a row"
         remedy = _of_labels(f"write {len(given):,} scores in every row", given_by)
         raise error_at(source, found, "one label per score", remedy)
-    if len(rows) > 1 and len({raw.value for raw in rows}) == 1:
+    if count > 1 and len({raw.value for raw in rows}) == 1:
         found = f"every row has the score {shorten(rows[0].value)}"
         raise error_at(source, found, "at least two different scores", "add rows of other scores")
     names = ("score",) if length == 1 else tuple(f"score_{place}" for place in range(length))

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from qwen_task_heads.data.doctor import ReadReport, find_overlaps, shared_lines
 from qwen_task_heads.data.embedded_sets import locate_set
+from qwen_task_heads.data.example_tables import joined
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.label_files import find_label_file
@@ -27,11 +28,12 @@ from qwen_task_heads.data.label_values import settle_labels
 from qwen_task_heads.data.labels import LabelMap, check_same
 from qwen_task_heads.data.layout import unread_lines
 from qwen_task_heads.data.mixing import check_ratio, mix_in, names_of, read_others, resolve_others
+from qwen_task_heads.data.raw_texts import RawTexts
 from qwen_task_heads.data.roles import read_roles
 from qwen_task_heads.data.splits import TEST_GIVEN, check_fraction, cut_line, hash_rows, split_texts
 from qwen_task_heads.data.text_account import label_lines, one_class, shown_lines
 from qwen_task_heads.data.text_layout import PROBLEM_TYPES
-from qwen_task_heads.data.text_readers import RawTexts, read_texts
+from qwen_task_heads.data.text_readers import read_texts
 from qwen_task_heads.data.text_schemes import GIVEN, Scheme, derive_scheme, states_ids
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
@@ -56,9 +58,9 @@ class TextSets:
         mixed: rows of train that come from other sets (`mix`), the last ones.
     """
 
-    train: list[TextExample]
-    dev: list[TextExample]
-    test: list[TextExample]
+    train: Sequence[TextExample]
+    dev: Sequence[TextExample]
+    test: Sequence[TextExample]
     problem_type: str
     labels: LabelMap
     lines: list[str]
@@ -203,18 +205,18 @@ def read_text_sets(
     problems += more
     if scheme is None:
         for raw in raws.values():
-            problems += raw.problems
+            problems += raw.row_problems()
         raise TaskHeadsError(problems)
     hidden = test is None and "test" in raws and 0 < raws["test"].hidden == raws["test"].rows_read
     if hidden:
         del raws["test"]
-    sets: dict[str, list[TextExample]] = {}
+    sets: dict[str, Sequence[TextExample]] = {}
     reports: dict[str, ReadReport] = {}
     for role, raw in raws.items():
         sets[role], reports[role] = resolve_all(raw, scheme, place=places[role])
     problems += _refusals(reports, places, skip=bad_rows == "skip")
     mixed, mix_lines, more = resolve_others(
-        others, scheme, source=source, own=raws["train"].rows, skip=bad_rows == "skip"
+        others, scheme, source=source, own=raws["train"].stated, skip=bad_rows == "skip"
     )
     problems += more
     if not problems:
@@ -246,7 +248,7 @@ def read_text_sets(
         lines += [note] if note else []
     own = len(train)
     if others:
-        apart = [*sets["dev"], *sets.get("test", [])]
+        apart = joined([sets["dev"], sets.get("test", [])])
         train, more_lines = mix_in(train, mixed, ratio=mix_ratio, apart=apart, name=names_of(others))
         lines += mix_lines + more_lines
     seen_before = {}
@@ -318,19 +320,20 @@ def _scheme(
             return None, []
         by_file = labels is not None and not stated
         given_by += settle_labels(train, others, labels, mixed=mixed, by_file=by_file, is_class=is_class)
-        beside = find_label_file(source) if stated and states_ids(train.rows) else None
+        beside = find_label_file(source) if stated and states_ids(train.stated) else None
         if beside is not None and labels is not None:  # ids of the data would be read as those of the model
             check_same(LabelMap.read(beside), labels, where=beside)
         scheme = derive_scheme(
-            train.rows,
+            train.stated,
             problem_type=train.kind,
             source=source,
+            count=len(train),
             given=labels,
             given_by=given_by,
             class_names=train.class_names,
         )
     except TaskHeadsError as error:
-        return None, list(error.problems)
+        return None, list(error.problems) if train is None else train.of_rows(error.problems)
     return scheme, []
 
 

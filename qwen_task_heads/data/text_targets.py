@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from qwen_task_heads.data.doctor import Finding, ReadReport, examine_texts
-from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.example_tables import TextTable
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.data.text_columns import RawText
-from qwen_task_heads.data.text_readers import RawTexts
+from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
 from qwen_task_heads.data.text_schemes import ANOTHER, SHOWN, Scheme, error_at, in_quotes, is_soft, key_of
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 Offers = dict[tuple[str, ...], tuple[tuple[str, ...], bool]]  # rows offer the same, maybe 100,000
 
 
-def resolve(raw: RawText, scheme: Scheme, *, offers: Offers | None = None) -> TextExample | Problem:
-    """A row with its target as ids, scores or probabilities, or what is wrong with it.
+Resolved = tuple[int | tuple[int, ...] | tuple[float, ...], tuple[float, ...] | None, tuple[str, ...]]
+
+
+def resolve(raw: RawTarget, scheme: Scheme, *, offers: Offers | None = None) -> Resolved | RowProblem:
+    """A target as ids, scores or probabilities, or what is wrong with it.
 
     Args:
-        raw: the row.
+        raw: what a row says.
         scheme: labels of the run.
         offers: what is known of candidates; filled.
+
+    Returns:
+        `(target, soft, candidates)` of a `TextExample`.
     """
     try:
         target, soft = _resolve_target(raw, scheme)
         _check_offered(raw, scheme.labels)
     except TaskHeadsError as error:
-        return error.problems[0]
-    return TextExample(
-        text=raw.text,
-        text_b=raw.text_b,
-        target=target,
-        soft=soft,
-        candidates=_offered(raw.candidates, scheme.labels, {} if offers is None else offers)[0],
-        weight=raw.weight,
-        group=raw.group,
-        source=raw.where,
-    )
+        problem = error.problems[0]
+        return RowProblem(problem.where, problem.found, problem.accepted, problem.remedy)
+    return target, soft, _offered(raw.candidates, scheme.labels, {} if offers is None else offers)[0]
 
 
-def _check_offered(raw: RawText, labels: LabelMap) -> None:
+def _check_offered(raw: RawTarget, labels: LabelMap) -> None:
     """Refuse candidates of which two spell one label; that none stands twice the reader has seen."""
     if not labels.aliases or not raw.candidates:
         return
@@ -72,7 +70,7 @@ def _ordered(candidates: tuple[str, ...], labels: LabelMap) -> tuple[tuple[str, 
     return tuple(labels.names[place] for place in sorted(places)), strange
 
 
-def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[list[TextExample], ReadReport]:
+def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[TextTable, ReadReport]:
     """The examples of a set, and the account of its rows.
 
     Args:
@@ -80,15 +78,26 @@ def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[list[Text
         scheme: labels of the run.
         place: what was read, as the user named it.
     """
-    examples: list[TextExample] = []
-    refusals, offers = list(raw.problems), Offers()
-    for row in raw.rows:
-        example = resolve(row, scheme, offers=offers)
-        if isinstance(example, Problem):
-            refusals.append(example)
-        else:
-            examples.append(example)
-    strange = _strangers(raw.rows, scheme.labels, offers)
+    offers = Offers()
+    targets: list[Resolved] = []
+    refused = dict(raw.refused_targets)
+    strange = []
+    for code, stated in enumerate(raw.targets):
+        made = refused.get(code) or resolve(stated, scheme, offers=offers)
+        if isinstance(made, Problem):
+            refused[code] = made
+            targets.append((-1, None, ()))
+            continue
+        targets.append(made)
+        if _offered(stated.candidates, scheme.labels, offers)[1]:
+            strange.append(code)
+    codes = raw.codes
+    examples = TextTable(
+        text=raw.text, text_b=raw.text_b, group=raw.group, weights=raw.weights.values(), codes=codes,
+        targets=targets, places=raw.places, rows=np.flatnonzero(~np.isin(codes, [*refused])),
+    )  # fmt: skip
+    odd = tuple(raw.places[row] for row in np.flatnonzero(np.isin(codes, strange)).tolist())
+    findings = (*examine_texts(examples, spoken=raw.spoken), *([Finding("strange", odd)] if odd else []))
     report = ReadReport(
         # The card shows this: a file's name, not the folders of somebody's machine.
         source=Path(place).name if Path(place).exists() else place,
@@ -96,20 +105,14 @@ def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[list[Text
         used=len(examples),
         refused=raw.rows_read - len(examples),
         texts=len(examples),
-        refusals=tuple(refusals),
-        findings=(*examine_texts(examples, spoken=raw.spoken), *([strange] if strange.count else [])),
+        refusals=(*raw.problems, *raw.of_rows(refused.values())),
+        findings=findings,
     )
     return examples, report
 
 
-def _strangers(rows: Iterable[RawText], labels: LabelMap, offers: Offers) -> Finding:
-    """The rows whose candidates are not all labels, where labels are given: a finding for the account."""
-    sources = (row.where for row in rows if _offered(row.candidates, labels, offers)[1])
-    return Finding("strange", tuple(sources))
-
-
 def _resolve_target(
-    raw: RawText, scheme: Scheme
+    raw: RawTarget, scheme: Scheme
 ) -> tuple[int | tuple[int, ...] | tuple[float, ...], tuple[float, ...] | None]:
     if scheme.problem_type == "regression":
         if len(raw.value) != len(scheme.labels):
@@ -127,7 +130,7 @@ def _resolve_target(
     return _resolve_label(raw, raw.value, scheme), None
 
 
-def _resolve_soft(raw: RawText, scheme: Scheme) -> tuple[float, ...]:
+def _resolve_soft(raw: RawTarget, scheme: Scheme) -> tuple[float, ...]:
     if isinstance(raw.value, list):
         if len(raw.value) != len(scheme.labels):
             found = f"{len(raw.value):,} probabilities"
@@ -139,7 +142,7 @@ def _resolve_soft(raw: RawText, scheme: Scheme) -> tuple[float, ...]:
     return tuple(soft)
 
 
-def _resolve_label(raw: RawText, value: int | str, scheme: Scheme) -> int:
+def _resolve_label(raw: RawTarget, value: int | str, scheme: Scheme) -> int:
     """The id of one label of a row."""
     labels = scheme.labels
     place = _place_of_id(raw, value, scheme) if isinstance(value, int) else _place_of_name(raw, value, scheme)
@@ -151,7 +154,7 @@ def _resolve_label(raw: RawText, value: int | str, scheme: Scheme) -> int:
     return place
 
 
-def _place_of_id(raw: RawText, value: int, scheme: Scheme) -> int:
+def _place_of_id(raw: RawTarget, value: int, scheme: Scheme) -> int:
     labels = scheme.labels
     if not scheme.has_ids:
         if raw.name in labels.spelled:
@@ -175,7 +178,7 @@ def _place_of_id(raw: RawText, value: int, scheme: Scheme) -> int:
     return place
 
 
-def _place_of_name(raw: RawText, value: str, scheme: Scheme) -> int:
+def _place_of_name(raw: RawTarget, value: str, scheme: Scheme) -> int:
     labels, name = scheme.labels, value.strip()
     by_code, by_name = scheme.codes.get(name), labels.spelled.get(name)
     if by_code is not None and by_name not in (None, by_code):

@@ -11,11 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from qwen_task_heads.data.click_pairs import arms_of
 from qwen_task_heads.data.doctor import find_overlaps, shared_lines
 from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
+from qwen_task_heads.data.example_tables import hashed, joined, pick
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.file_options import UTF_8, options_of
+from qwen_task_heads.data.keys import within
 from qwen_task_heads.data.layout import unread_lines
 from qwen_task_heads.data.readers import read_pairs
 from qwen_task_heads.data.roles import read_roles
@@ -47,10 +52,10 @@ class TitleSets:
         test_seen: pairs of test that also stand in train.
     """
 
-    train: list[PairExample]
-    groups: list[GroupExample]
-    dev: list[PairExample]
-    test: list[PairExample]
+    train: Sequence[PairExample]
+    groups: Sequence[GroupExample]
+    dev: Sequence[PairExample]
+    test: Sequence[PairExample]
     lines: list[str]
     dev_was_cut: bool
     test_was_cut: bool = False
@@ -142,8 +147,9 @@ def read_title_sets(
     pairs, unmade = {}, []
     for name, data in read.items():
         made = groups_to_pairs(data.groups, min_impressions=min_impressions, max_p_value=max_p_value)
-        pairs[name] = assign_groups([*data.pairs, *made])
-        possible = sum(len(group.titles) * (len(group.titles) - 1) // 2 for group in data.groups)
+        pairs[name] = assign_groups(joined([data.pairs, made]))
+        sizes = np.bincount(arms_of(data.groups).tests)
+        possible = int((sizes * (sizes - 1) // 2).sum())
         if possible > len(made):
             left = f"{possible - len(made):,} of {possible:,} pairs of arms"
             unmade.append(f"{name}: {left} left out: equal click rates, --min_impressions or --max_p_value")
@@ -170,11 +176,11 @@ def read_title_sets(
     train, dev_was_cut = pairs["train"], "dev" not in pairs
     groups, left_out = comparable_groups(read["train"].groups, min_impressions=min_impressions)
     lines += [f"train: {line}" for line in left_out]
-    paired = {pair.group for pair in train}
-    if unclear := sum(group.group not in paired for group in groups):
+    paired = within(hashed(groups, "group"), np.unique(hashed(train, "group")))
+    if unclear := int((~paired).sum()):
         tests = f"{unclear:,} test{'' if unclear == 1 else 's'}"
         lines.append(f"train: {tests} without a clear difference (--max_p_value) left out of the groups")
-    groups = [group for group in groups if group.group in paired]
+    groups = pick(groups, np.flatnonzero(paired))
     test_was_cut = "test" not in pairs and test_fraction is not None
     if test_fraction is not None and not test_was_cut:
         lines.append(TEST_GIVEN)
@@ -188,8 +194,8 @@ def read_title_sets(
         train, pairs[name] = split_by_group(
             train, dev_fraction=share, salt=salt, titles_apart=apart, groups=groups, held_out=name
         )
-        taken = {pair.group for pair in pairs[name]}
-        groups = [group for group in groups if group.group not in taken]
+        taken = np.unique(hashed(pairs[name], "group"))
+        groups = pick(groups, np.flatnonzero(~within(hashed(groups, "group"), taken)))
         lines.append(cut_line(name, f"{len(pairs[name]):,} pairs of {len(taken):,} groups", share))
     seen_before = {}
     for name in ("dev", "test"):

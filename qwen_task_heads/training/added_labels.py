@@ -24,7 +24,8 @@ from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.label_files import find_label_file, is_whole
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.data.text_readers import RawTexts, read_texts
+from qwen_task_heads.data.raw_texts import RawTexts
+from qwen_task_heads.data.text_readers import read_texts
 from qwen_task_heads.data.text_schemes import labels_of
 from qwen_task_heads.data.text_sets import TextSets, read_text_sets
 from qwen_task_heads.errors import TaskHeadsError
@@ -115,7 +116,7 @@ def _names_with(own: LabelMap, train: RawTexts | None) -> tuple[str, ...]:
     by_id = dict(enumerate(train.class_names))
     stated: set[str] = set()
     ids: set[int] = set()
-    for row in train.rows:
+    for row in train.stated:
         if row.name and isinstance(row.value, int):
             by_id.setdefault(row.value, row.name)
         for label in (*labels_of(row), *row.candidates):

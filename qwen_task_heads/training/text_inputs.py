@@ -7,6 +7,7 @@ is taken as it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers.utils import logging
@@ -132,15 +133,16 @@ def encode_texts(data: Any, *, name: str, config: Any, tokenizer: Any) -> tuple[
     return encoded, [example.source for example in data]
 
 
-def _text_rows(rows: Any, name: str, config: Any) -> list[TextExample]:
+def _text_rows(rows: Any, name: str, config: Any) -> Sequence[TextExample]:
     problem_type = config.problem_type or "single_label_classification"
     raw = texts_of_rows(rows, name=name, problem_type=problem_type)
     if raw.file_problems:
         raise TaskHeadsError(raw.file_problems)
     scheme = derive_scheme(
-        raw.rows,
+        raw.stated,
         problem_type=problem_type,
         source=name,
+        count=len(raw),
         given=LabelMap.of_config(config),
         given_by="the model",
         class_names=raw.class_names,

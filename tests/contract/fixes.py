@@ -26,8 +26,8 @@ from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
 
 PACKAGE = Path(qwen_task_heads.__file__).parent
 MAKERS = {
-    "Problem", "FileProblem", "InputProblem", "Problem.of", "TaskHeadsError.of", "TaskHeadError", "refuse",
-    "not_among", "error_at", "_refusal",
+    "Problem", "FileProblem", "InputProblem", "RowProblem", "Problem.of", "TaskHeadsError.of",
+    "TaskHeadError", "refuse", "not_among", "error_at", "_refusal",
 }  # fmt: skip
 
 

@@ -96,6 +96,7 @@ NEW: Row = {"chosen": "A new title", "rejected": "Another one"}
 RENAME = "did you mean 'rejected' by 'rejectd'? rename it"
 GONE, DROP = "remove the row", "drop it"
 COLUMNS, TEXTS, READERS = "data/columns.py::", "data/pair_texts.py::", "data/readers.py::"
+ROWS = "data/pair_rows.py::"
 CASES = [
     # columns of a file
     whole("data/layout.py::read_layout::where", renamed(PAIRS, chosen="good", rejected="bad"),
@@ -143,14 +144,14 @@ CASES = [
         {"end with the title": {"chosen": talk("x")}}, base=TALKS),
     row(f"{TEXTS}_talk::row#3", {"chosen": talk(" "), "rejected": talk("y")},
         {"fill in the title": {"chosen": talk("x")}}, base=TALKS),
-    row(f"{READERS}_read_pairs::row", {**NEW, "rejected": ["x", "y"], "preference": 0.9},
+    row(f"{ROWS}read_pair::row", {**NEW, "rejected": ["x", "y"], "preference": 0.9},
         {"write one pair per row": {"rejected": "x"}}),
     # arms
-    arm(f"{READERS}_read_arm::row", ("New", "", 100, "t1"), {"fill in the count": ("New", 5, 100, "t1")}),
-    arm(f"{READERS}_read_arm::row#2", ("New", 5, 100, ""), {"fill in the key": ("New", 5, 100, "t1")}),
-    arm(f"{READERS}_read_arm::row#3", ("New", 101, 100, "t1"),
+    arm(f"{ROWS}read_arm::row", ("New", "", 100, "t1"), {"fill in the count": ("New", 5, 100, "t1")}),
+    arm(f"{ROWS}read_arm::row#2", ("New", 5, 100, ""), {"fill in the key": ("New", 5, 100, "t1")}),
+    arm(f"{ROWS}read_arm::row#3", ("New", 101, 100, "t1"),
         {"correct the counts": ("New", 10, 100, "t1")}),
-    whole(f"{READERS}_read_arm::row#4",
+    whole("data/raw_pairs.py::ArmColumns._of_one_prompt::self.places[row]",
           [{"headline": f"Title {n}", "clicks": n, "impressions": 9, "test_id": 0, "prompt": f"About {n}"}
            for n in range(2)],
           {"give the tests different keys":
@@ -218,7 +219,7 @@ def test_what_becomes_of_bad_rows(tmp_path: Path) -> None:
     ],
 )
 def test_counts(measure: Callable[..., float], wrong: tuple[int, ...], right: tuple[int, ...]) -> None:
-    with refused("data/evidence.py::_bad_counts::counts") as found:
+    with refused("data/click_rates.py::bad_counts::counts") as found:
         measure(*wrong)
     assert (found[0].where, found[0].remedy) == ("counts", "correct the counts")
     assert measure(*right) > 0

@@ -135,12 +135,12 @@ CASES = [
          {"train.jsonl": GOOD + '{"text": "\\ud83d", "label": "a"}\n'}, "train.jsonl:5",
          {"write the text again from its origin":
           {"train.jsonl": GOOD + lines({"text": "😀", "label": "a"})}}),
-    Case(f"{PARSERS}read_json::bad.where", {"train.json": DOCUMENT.encode("gbk")}, "train.json:3",
+    Case(f"{PARSERS}_read_document::bad.where", {"train.json": DOCUMENT.encode("gbk")}, "train.json:3",
          {"save the file as UTF-8": {"train.json": DOCUMENT},
           "read it with --encoding gb18030": "--encoding gb18030"}),
-    Case(f"{PARSERS}read_json::path#2", {"train.json": json.dumps(LABELED)[:-1]}, "train.json",
+    Case(f"{PARSERS}_read_document::path#2", {"train.json": json.dumps(LABELED)[:-1]}, "train.json",
          {"correct the syntax": {"train.json": json.dumps(LABELED)}}),
-    Case(f"{PARSERS}read_json::path#3", {"train.json": json.dumps(LABELED[0])}, "train.json",
+    Case(f"{PARSERS}_read_document::path#3", {"train.json": json.dumps(LABELED[0])}, "train.json",
          {"write the rows as one array": {"train.json": json.dumps(LABELED)},
           "as JSONL": moved("train.json", "train.jsonl")}),
     Case(f"{SHEETS}path#2", {"train.xlsx": b"PK\x03\x04rest"}, "train.xlsx",
@@ -150,11 +150,11 @@ CASES = [
          {"save the sheet that is meant as a file of its own": {"train.xlsx": workbook(SHEET)}}),
     Case(f"{SHEETS}path#3", {"train.xlsx": workbook([])}, "train.xlsx",
          {"add rows": {"train.xlsx": workbook(SHEET)}}),
-    of_table(f"{TABLES}_table_rows::where", TABLE + 'an "odd" one,a\n"5" screen",a\n', "train.csv:7",
+    of_table(f"{TABLES}_Table._fields::where", TABLE + 'an "odd" one,a\n"5" screen",a\n', "train.csv:7",
              {'close the quotes, and write " inside a quoted field as ""': TABLE + '"5"" screen",a\n'}),
-    of_table(f"{TABLES}_table_rows::where#2", '"te"xt,label\nx,a\n', "train.csv:1",
+    of_table(f"{TABLES}_Table.__next__::found.where", '"te"xt,label\nx,a\n', "train.csv:1",
              {'close the quotes, and write " inside a quoted field as ""': TABLE}),
-    of_table(f"{TABLES}_table_rows::path", "text,label\n", "train.csv", {"add rows": TABLE}),
+    of_table(f"{TABLES}_read_table::path", "text,label\n", "train.csv", {"add rows": TABLE}),
     of_table(f"{TABLES}bad_header::f'{{path}}:1'", "text,label,label\nx,a,a\n", "train.csv:1",
              {"rename one of the two": TABLE.replace(",", ",a,").replace(",a,", ",other,", 1)}),
     *(Case(f"{TABLES}bad_header::f'{{path}}:1'#3", {f"train.{old}": TABLE.replace(",", mark)},
@@ -164,12 +164,12 @@ CASES = [
           ("csv", ";", "write it again with ',' between the columns", "csv", TABLE))),
     Case(f"{TABLES}bad_header::f'{{path}}:1'#2", {"train.xlsx": workbook([["text,label"], ["x,a"]])},
          "train.xlsx:1", {"split the cells into columns": {"train.xlsx": workbook(SHEET)}}),
-    Case(f"{TABLES}_table_row::where", {"train.csv": f"{TABLE}体育新闻,a\n".encode("gbk")}, "train.csv:6",
+    Case(f"{TABLES}_bad_text::where", {"train.csv": f"{TABLE}体育新闻,a\n".encode("gbk")}, "train.csv:6",
          {"save the file as UTF-8": {"train.csv": TABLE},
           "read it with --encoding gb18030": "--encoding gb18030"}),
-    of_table(f"{TABLES}_table_row::where#2", TABLE[11:], "train.csv:1",
+    of_table(f"{TABLES}_Table._miscounted::where", TABLE[11:], "train.csv:1",
              {"name as many columns in --columns": "--columns text,label"}, words="--columns text"),
-    of_table(f"{TABLES}_table_row::where#3", TABLE + "one, two,a\n", "train.csv:6",
+    of_table(f"{TABLES}_Table._miscounted::where#2", TABLE + "one, two,a\n", "train.csv:6",
              {"quote fields that hold the separator": TABLE + '"one, two",a\n',
               "a cut last line must be written again": TABLE + "one two,a\n"}),
     Case(f"{TABLES}read_parquet::path#2", {"train.parquet": parquet(text=TEXT, label=LABEL, label_=LABEL)},
@@ -338,7 +338,7 @@ def test_rows_that_break_off() -> None:
         yield PAIRS[0]
         raise OSError("connection reset")
 
-    with refused("data/hub_sets.py::_hub_rows::part") as found:
+    with refused("data/hub_sets.py::_broken::part") as found:
         pairs_of_rows(broken(), name="rows")
     assert found[0].where == "rows"
     assert found[0].remedy == "run again, or download it first"
@@ -346,7 +346,7 @@ def test_rows_that_break_off() -> None:
 
 
 def test_a_split_without_rows() -> None:
-    with refused("data/hub_sets.py::_hub_rows::part#2") as found:
+    with refused("data/hub_sets.py::_hub_rows::part") as found:
         pairs_of_rows([], name="rows")
     assert found[0].remedy == "add rows, or name another split"
     assert pairs_of_rows(PAIRS, name="rows").pairs
@@ -355,7 +355,7 @@ def test_a_split_without_rows() -> None:
 def test_a_document_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "a", {"train.json": json.dumps(LABELED)})
     monkeypatch.setattr(parsers, "MAX_JSON_BYTES", 100)
-    with refused("data/parsers.py::read_json::path") as found:
+    with refused("data/parsers.py::_read_document::path") as found:
         texts(source)
     assert found[0].where == source
     assert found[0].remedy == "write JSONL, read line by line"

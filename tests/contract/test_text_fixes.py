@@ -191,9 +191,9 @@ CASES = [
     of_row(f"{COLUMNS}read_candidates::row#4", {**OFFERS[0], "output": 1},
            {"write one of the candidates": {**OFFERS[0], "output": "a"}}, base=OFFERS),
     # values of labels over all rows
-    of_row(f"{VALUES}_settle_floats::row.where", {"text": "x", "label": 1.0},
+    of_row(f"{VALUES}_settle_floats.settled::row.where", {"text": "x", "label": 1.0},
            {"write all labels in one form": {"text": "x", "label": 1}}, base=stated("label", 0, 1)),
-    of_row(f"{VALUES}_refuse_missing::row.where", {"text": "x", "label": "NA"},
+    of_row(f"{VALUES}_refuse_missing.checked::row.where", {"text": "x", "label": "NA"},
            {"fill it in": {"text": "x", "label": "a"}, GONE: None,
             "a label of this name must be in labels.yaml (--labels)": by("a", "b", "NA")}),
     of_set(f"{VALUES}_conversion::texts[text]", stated("label", "0.5", "1.25"),
@@ -205,7 +205,7 @@ CASES = [
            {"write a|b": stated("labels", "Food|drink", "Sport"),
             "a list for several labels": stated("labels", ["Food", "drink"], ["Sport"]),
             "name all labels in labels.yaml (--labels)": by("Food, drink", "Sport")}, at="train.jsonl:1"),
-    of_set(f"{VALUES}_refuse_zeros_and_ones::train.rows[0].where", stated("labels", [0, 1], [1, 0]),
+    of_set(f"{VALUES}_refuse_zeros_and_ones::train.stated[0].where", stated("labels", [0, 1], [1, 0]),
            {"write the ids that hold, such as [1] for [0, 1]": stated("labels", [1], [0])},
            at="train.jsonl:1"),
     # the labels of a run

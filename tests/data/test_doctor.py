@@ -7,8 +7,9 @@ from importlib import import_module
 import pytest
 from work import at_most
 
-from qwen_task_heads.data.doctor import Finding, ReadReport, find_overlaps, text_key
+from qwen_task_heads.data.doctor import Finding, ReadReport, find_overlaps
 from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.keys import text_key
 
 
 def test_planted_overlaps_are_found_and_no_other() -> None:

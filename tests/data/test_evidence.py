@@ -39,7 +39,7 @@ def test_clicks_agree_with_monte_carlo(counts: tuple[int, int, int, int]) -> Non
 
 def test_the_approximation_joins_the_exact_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = [preference_from_clicks(c, 20_000, 250, 21_000) for c in range(200, 255, 6)]
-    monkeypatch.setattr("qwen_task_heads.data.evidence.EXACT_TERMS", 0)
+    monkeypatch.setattr("qwen_task_heads.data.click_rates.EXACT_TERMS", 0)
     near = [preference_from_clicks(c, 20_000, 250, 21_000) for c in range(200, 255, 6)]
     assert exact == pytest.approx(near, abs=5e-4)
     assert exact == sorted(exact)

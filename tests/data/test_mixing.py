@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from qwen_task_heads.data.doctor import text_key
 from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.mixing import mix_in
 from qwen_task_heads.data.text_sets import TextSets, read_text_sets

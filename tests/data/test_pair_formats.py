@@ -280,8 +280,8 @@ def test_splits_and_rows_of_a_hub_data_set() -> None:
     from datasets import Dataset, DatasetDict
 
     rows = Dataset.from_list([{**ROW, "margin": 0.5}, {**ROW, "margin": None}])
-    name, read = _pick_split("owner/name", DatasetDict(train=rows, validation=rows), "dev")
-    assert name == "owner/name[validation]"
+    read = _pick_split("owner/name", DatasetDict(train=rows, validation=rows), "dev")
+    assert read.name == "owner/name[validation]"
     assert list(read) == [
         ("owner/name[validation]:row 1", {**ROW, "margin": 0.5}),
         ("owner/name[validation]:row 2", ROW),
@@ -290,9 +290,9 @@ def test_splits_and_rows_of_a_hub_data_set() -> None:
         _pick_split("owner/name", DatasetDict(train=rows, validation=rows), None)
     with pytest.raises(TaskHeadsError, match="no split 'test'"):
         _pick_split("owner/name", DatasetDict(train=rows), "test")
-    assert _pick_split("owner/name", DatasetDict(only=rows), None)[0] == "owner/name[only]"
-    assert _pick_split("owner/name", rows, None)[0] == "owner/name[train]"
-    (problem,) = [row for _, row in _pick_split("owner/name", Dataset.from_list([]), None)[1]]
+    assert _pick_split("owner/name", DatasetDict(only=rows), None).name == "owner/name[only]"
+    assert _pick_split("owner/name", rows, None).name == "owner/name[train]"
+    (problem,) = [row for _, row in _pick_split("owner/name", Dataset.from_list([]), None)]
     assert isinstance(problem, FileProblem)
 
 

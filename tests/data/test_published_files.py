@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qwen_task_heads.data.doctor import text_key
+from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.readers import read_pairs
 from qwen_task_heads.data.text_readers import read_inputs
 from qwen_task_heads.data.text_sets import TextSets, read_text_sets

@@ -5,8 +5,8 @@ import random
 import pytest
 from work import at_most_lines
 
-from qwen_task_heads.data.doctor import text_key
 from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.splits import assign_groups, split_by_group
 from qwen_task_heads.errors import TaskHeadsError
 

@@ -12,9 +12,9 @@ import pytest
 
 from qwen_task_heads.data.conversations import CONVERSATIONS
 from qwen_task_heads.data.parsers import FileProblem
-from qwen_task_heads.data.text_columns import RawText
+from qwen_task_heads.data.raw_texts import RawText, RawTexts
 from qwen_task_heads.data.text_layout import ALPACA, FORMS, PROBLEM_TYPES, TARGETS
-from qwen_task_heads.data.text_readers import RawTexts, TextInput, read_inputs, read_texts
+from qwen_task_heads.data.text_readers import TextInput, read_inputs, read_texts
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode import configuration_task_heads
 
@@ -26,13 +26,13 @@ def write_rows(path: Path, rows: Iterable[object]) -> str:
 
 def read_rows(tmp_path: Path, *rows: dict[str, Any], **options: Any) -> RawTexts:
     texts = read_texts(write_rows(tmp_path / "a.jsonl", rows), **options)
-    assert texts.rows_read == len(texts.rows) + texts.refused
+    assert texts.rows_read == len(texts) + texts.refused
     return texts
 
 
 def only(texts: RawTexts) -> RawText:
     assert (texts.problems, texts.file_problems) == ([], [])
-    return texts.rows[0]
+    return next(iter(texts))
 
 
 def said(content: str, role: str = "user") -> dict[str, str]:
@@ -51,7 +51,7 @@ def test_every_form_of_text(tmp_path: Path, form: tuple[str, ...]) -> None:
     raw = only(read_rows(tmp_path, row))
     texts = ("\n".join(form), "") if form[0] == ALPACA else (*form, "")[:2]
     assert (raw.text, raw.text_b) == texts
-    assert raw.where == f"{tmp_path}/a.jsonl:1"
+    assert raw.target.where == f"{tmp_path}/a.jsonl:1"
 
 
 def test_a_conversation_is_what_the_user_says(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_conversation_is_what_the_user_says(tmp_path: Path) -> None:
 )
 def test_every_kind_of_target(tmp_path: Path, row: dict[str, Any], kind: str, value: Any) -> None:
     texts = read_rows(tmp_path, {"text": "x"} | row)
-    assert (texts.kind, only(texts).value) == (kind, value)
+    assert (texts.kind, only(texts).target.value) == (kind, value)
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_cells_of_tables_are_parsed(
 ) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"text,{header}\nx,{cell}\n", encoding="utf-8")
-    assert only(read_texts(str(path), problem_type=problem_type)).value == value
+    assert only(read_texts(str(path), problem_type=problem_type)).target.value == value
 
 
 @pytest.mark.parametrize("category", ["a, b", "a|b", "['a', 'b']", '["a", "b"]', "a，b", ["a", "b "], "a、b"])
 def test_candidates_in_every_spelling(tmp_path: Path, category: object) -> None:
     raw = only(read_rows(tmp_path, {"text": "x", "category": category, "output": "b"}))
-    assert (raw.candidates, raw.value) == (("a", "b"), "b")
+    assert (raw.target.candidates, raw.target.value) == (("a", "b"), "b")
 
 
 BAD_ROWS: list[tuple[dict[str, Any], str]] = [
@@ -178,7 +178,7 @@ def test_all_problems_of_a_row_are_named(tmp_path: Path) -> None:
         "'label' is -1",
         "'weight' is 0",
     ]
-    assert (texts.refused, len(texts.rows), texts.hidden) == (1, 1, 1)
+    assert (texts.refused, len(texts), texts.hidden) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_what_is_wrong_with_all_rows_is_said_once(
 def test_the_problem_type_decides_between_targets(tmp_path: Path) -> None:
     row = {"text": "x", "label": 0, "score": 1.5, "labels": [1], "id": 3, "idx": 4, "source": "y"}
     for problem_type, value in (("regression", (1.5,)), ("multi_label_classification", [1]), ("ordinal", 0)):
-        assert only(read_rows(tmp_path, row, problem_type=problem_type)).value == value
+        assert only(read_rows(tmp_path, row, problem_type=problem_type)).target.value == value
 
 
 def test_weights_and_groups(tmp_path: Path) -> None:
@@ -222,11 +222,11 @@ def test_class_files(tmp_path: Path) -> None:
     path = tmp_path / "train.txt"
     path.write_bytes("\ufeff词汇阅读\t3\r\n\nno label\na\tb\t1\nlast\tsport".encode() + b"\n\xff\t1\n")
     texts = read_texts(str(path))
-    assert [(raw.text, raw.value) for raw in texts.rows] == [("词汇阅读", 3), ("last", "sport")]
+    assert [(raw.text, raw.target.value) for raw in texts] == [("词汇阅读", 3), ("last", "sport")]
     assert [(problem.where.rsplit(":")[-1], problem.found) for problem in texts.problems] == [
+        ("3", "no 'label'"),
         ("4", "found 2 tabs"),
         ("6", "byte 0xff at position 1 of the line is not UTF-8"),
-        ("3", "no 'label'"),
     ]
     assert texts.rows_read == 5
 
@@ -236,7 +236,7 @@ def test_a_folder_of_class_files_leaves_notes_and_labels_alone(tmp_path: Path) -
         (tmp_path / name).write_text("x\t0\n", encoding="utf-8")
     assert read_texts(str(tmp_path), split="train").rows_read == 1
     write_rows(tmp_path / "train.jsonl", [{"text": "y", "label": 1}])
-    assert [raw.text for raw in read_texts(str(tmp_path), split="train").rows] == ["y"]
+    assert [raw.text for raw in read_texts(str(tmp_path), split="train")] == ["y"]
 
 
 def test_max_samples_stops_reading(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_max_samples_stops_reading(tmp_path: Path) -> None:
         write_rows(tmp_path / name, rows)
     for wanted, cut_at in ((4, 4), (10, 10), (15, 15), (20, None), (99, None)):
         texts = read_texts(str(tmp_path), split="train", max_samples=wanted)
-        assert (len(texts.rows), texts.cut_at) == (min(wanted, 20), cut_at)
+        assert (len(texts), texts.cut_at) == (min(wanted, 20), cut_at)
 
 
 def inputs(source: Path | str, **options: Any) -> list[TextInput | Problem]:

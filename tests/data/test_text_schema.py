@@ -138,21 +138,20 @@ def test_fingerprints_cover_candidates_and_aliases_and_stay_where_there_are_none
 
 
 def test_class_names_of_a_hub_may_be_aliases() -> None:
-    from qwen_task_heads.data.text_columns import RawText
+    from qwen_task_heads.data.raw_texts import RawTarget
     from qwen_task_heads.data.text_schemes import derive_scheme
     from qwen_task_heads.data.text_targets import resolve
 
-    rows = [
-        RawText(text=f"t{n}", value=n % 2, name=("Sport", "World")[n % 2], where=f"r{n}") for n in range(4)
-    ]
+    rows = [RawTarget(value=n % 2, name=("Sport", "World")[n % 2], where=f"r{n}") for n in range(4)]
     given = LabelMap(("体育", "国际"), aliases=(("Sport",), ("World",)))
     options = {
         "problem_type": "single_label_classification",
         "source": "s",
         "class_names": ("Sport", "World"),
+        "count": 4,
     }
     scheme = derive_scheme(rows, given=given, **options)
-    assert [resolve(row, scheme).target for row in rows] == [0, 1, 0, 1]
+    assert [resolve(row, scheme)[0] for row in rows] == [0, 1, 0, 1]
     with pytest.raises(TaskHeadsError, match="the labels of the data set"):
         derive_scheme(rows, given=given.subset(given.names[:1]), **options)
     swapped = LabelMap(("国际", "体育"), aliases=(("World",), ("Sport",)))

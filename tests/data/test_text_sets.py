@@ -13,8 +13,9 @@ import pytest
 from work import at_most
 
 from qwen_task_heads.data import hub_sets
-from qwen_task_heads.data.doctor import examine_texts, find_overlaps, text_key
+from qwen_task_heads.data.doctor import examine_texts, find_overlaps
 from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.splits import split_texts
 from qwen_task_heads.data.text_sets import TextSets, read_text_sets
@@ -538,7 +539,7 @@ def test_a_stream_that_breaks_off_is_a_defect_of_the_source() -> None:
         yield {"text": "a", "label": 0}
         raise ConnectionError("the other side is gone")
 
-    first, second = hub_sets.HubRows("owner/set[train]", rows())
+    first, second = hub_sets.rows_of("owner/set[train]", rows())
     assert first[0] == "owner/set[train]:row 1"
     assert "broke off after row 1 (ConnectionError: 'the other side is gone')" in str(second[1])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwen_task_heads.data import hub_sets
-from qwen_task_heads.data.doctor import text_key
+from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.title_sets import read_title_sets
 from qwen_task_heads.errors import TaskHeadsError
 
@@ -193,7 +193,7 @@ def test_a_title_of_dev_is_in_no_group_that_is_trained_on(tmp_path):
             arm(f"t{number}", f"SHARED {number // 2}" if number % 2 else f"Shared {number // 2}", 50, 1000),
         ]
     sets = read_title_sets(write(tmp_path / "arms.jsonl", *rows), max_p_value=1e-9, dev_fraction=0.3)
-    assert not any("shared" in text_key(pair.chosen + pair.rejected) for pair in sets.train + sets.dev)
+    assert not any("shared" in text_key(pair.chosen + pair.rejected) for pair in [*sets.train, *sets.dev])
     sides = [{pair.group for pair in part} for part in (sets.train, sets.dev)]
     assert {group.group for group in sets.groups} == sides[0]
     for number in range(0, 200, 2):  # both tests of a shared title are on one side

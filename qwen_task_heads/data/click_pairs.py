@@ -1,0 +1,99 @@
+"""Arms of tests -> which of them make pairs, as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_task_heads.data.click_rates import Counts, Floats, bad_counts, p_values, preferences_from_clicks
+from qwen_task_heads.data.example_tables import GroupTable
+from qwen_task_heads.data.examples import GroupExample
+from qwen_task_heads.data.stores import Numbers
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Arms of many tests, those of a test side by side.
+
+    Args:
+        tests: number of the test of each arm, ascending.
+        clicks: of each arm.
+        impressions: of each arm.
+    """
+
+    tests: Numbers
+    clicks: Counts
+    impressions: Counts
+
+    def that_differ(self, shown: NDArray[np.bool_]) -> Numbers:
+        """Return the tests of which two of the arms that are `shown` differ in their click rate."""
+        tests, clicks, impressions = self.tests[shown], self.clicks[shown], self.impressions[shown]
+        first = np.searchsorted(tests, tests)  # the first arm of each test
+        differ = _products(clicks, impressions[first]) != _products(clicks[first], impressions)
+        return np.unique(tests[differ])
+
+
+def arms_of(groups: Sequence[GroupExample]) -> Arms:
+    """Return the arms of a list or table of tests."""
+    if isinstance(groups, GroupTable):
+        rows, tests = groups.arms()
+        return Arms(tests, groups.clicks[rows], groups.impressions[rows])
+    tests = np.repeat(np.arange(len(groups)), [len(group.titles) for group in groups])
+    counts = [[count for group in groups for count in side(group)] for side in (_clicks, _impressions)]
+    return Arms(tests, *(np.array(column, np.int64) for column in counts))
+
+
+def _clicks(group: GroupExample) -> Sequence[int]:
+    return group.clicks
+
+
+def _impressions(group: GroupExample) -> Sequence[int]:
+    return group.impressions
+
+
+def pair_arms(
+    arms: Arms, *, least: int, max_p_value: float, all_pairs: bool
+) -> tuple[Numbers, Numbers, Floats]:
+    """Pair the arms of each test: the one of the higher click rate first.
+
+    Args:
+        arms: n of them.
+        least: impressions that both arms need.
+        max_p_value: of the two-proportion z test.
+        all_pairs: every pair of a test, or only the best arm with each other one.
+
+    Returns:
+        `(better, worse, preferences)`: numbers of arms, and P(better > worse).
+
+    Raises:
+        TaskHeadsError: clicks that are negative or exceed the impressions.
+    """
+    wrong = np.flatnonzero((arms.clicks < 0) | (arms.clicks > arms.impressions))
+    if len(wrong):
+        clicks, impressions = arms.clicks[wrong[0]], arms.impressions[wrong[0]]
+        raise bad_counts(f"{clicks} clicks of {impressions} impressions", "0 <= clicks <= impressions")
+    shown = np.flatnonzero(arms.impressions >= least)
+    rates = arms.clicks[shown] / arms.impressions[shown]
+    order = shown[np.lexsort((-rates, arms.tests[shown]))]  # best first; equal rates in the order of the file
+    tests = arms.tests[order]
+    starts, ends = np.searchsorted(tests, tests), np.searchsorted(tests, tests, side="right")
+    places = np.arange(len(order))
+    below = np.where(all_pairs | (places == starts), ends - 1 - places, 0)
+    one = np.repeat(places, below)
+    two = one + 1 + np.arange(len(one)) - np.repeat(np.cumsum(below) - below, below)
+    better, worse = order[one], order[two]
+    counts = (arms.clicks[better], arms.impressions[better], arms.clicks[worse], arms.impressions[worse])
+    kept = _products(counts[0], counts[3]) != _products(counts[2], counts[1])
+    if max_p_value < 1:
+        kept &= p_values(*counts) <= max_p_value
+    return better[kept], worse[kept], preferences_from_clicks(*(column[kept] for column in counts))
+
+
+def _products(one: Counts, other: Counts) -> Any:
+    """Exact products; counts over 3e9 need the whole numbers of Python."""
+    largest = max(int(one.max(initial=0)), int(other.max(initial=0)))
+    return one * other if largest < 3 * 10**9 else one.astype(object) * other.astype(object)

@@ -1,0 +1,120 @@
+"""When texts count as the same, as 64 bits per text; and what is tied together by shared ones.
+
+Design: a split must not move when a file is shuffled, read on another machine, or read in batches, so that
+keys are hashes of the text alone. Two of ten million texts share a hash with a probability below 1e-5; where
+a message would name them, the texts themselves are compared.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio, as of Fibonacci hashing (Knuth 6.4)
+BLOCK = 2**16
+
+
+def text_key(text: str) -> str:
+    """The form in which texts count as the same: NFKC, case folded, white space runs as one blank.
+
+    Example:
+        >>> text_key("Ｈello   World")
+        'hello world'
+    """
+    if text.isascii():
+        folded = text.lower()
+    else:
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    if folded.isprintable() and "  " not in folded and folded[:1] != " " != folded[-1:]:
+        return folded  # all other white space is not printable
+    return " ".join(folded.split())
+
+
+# Column of an example -> what is hashed of it: titles and texts never count as the same, nor as groups.
+KEYS: Mapping[str, Callable[[str], str]] = {
+    "text": lambda text: "text:" + text_key(text),
+    "text_b": lambda text: "text:" + text_key(text),
+    "chosen": lambda text: "title:" + text_key(text),
+    "rejected": lambda text: "title:" + text_key(text),
+    "prompt": text_key,
+    "group": lambda group: "group:" + group,
+}
+
+
+def hash_keys(texts: Iterable[str]) -> Hashes:
+    """Return the first 64 bits of BLAKE2b of each text.
+
+    Example:
+        >>> [f"{key:016x}" for key in hash_keys(["Tea"])]
+        ['6fdd9d86fe2fc3cc']
+    """
+    encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
+    digests = b"".join([blake2b(text, digest_size=8).digest() for text in encoded])
+    return np.frombuffer(digests, ">u8").astype(np.uint64)
+
+
+def combine(*columns: Hashes) -> Hashes:
+    """Return 64 bits per row of several hashes, in their order.
+
+    Example:
+        >>> one, two = np.array([1, 2], np.uint64), np.array([2, 1], np.uint64)
+        >>> mixed, turned = combine(one, two), combine(two, one)
+        >>> bool(mixed[0] == turned[1]), bool(mixed[0] == turned[0])
+        (True, False)
+    """
+    mixed = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        mixed = (mixed ^ column) * FACTOR
+        mixed ^= mixed >> np.uint64(29)
+    return mixed
+
+
+def repeated(keys: Hashes) -> NDArray[np.int64]:
+    """Return the rows whose key stands in several rows, in their order."""
+    ordered = np.sort(keys)
+    several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    del ordered
+    if not len(several):
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(within(keys, several))
+
+
+def within(keys: Hashes, known: Hashes) -> NDArray[np.bool_]:
+    """Return which keys are among some sorted ones."""
+    if not len(known):
+        return np.zeros(len(keys), bool)
+    found = np.zeros(len(keys), bool)
+    for start in range(0, len(keys), BLOCK):  # a whole column of positions would double the memory
+        block = keys[start : start + BLOCK]
+        places = np.minimum(np.searchsorted(known, block), len(known) - 1)
+        found[start : start + BLOCK] = known[places] == block
+    return found
+
+
+def components(edges: Sequence[tuple[Hashes, Hashes]]) -> tuple[Hashes, Hashes]:
+    """Return `(nodes, names)`: every node once, sorted, and the smallest node that edges tie it to.
+
+    Args:
+        edges: arrays of the two ends.
+
+    Example:
+        >>> ends = np.array([5, 7, 9], np.uint64), np.array([7, 8, 9], np.uint64)
+        >>> [array.tolist() for array in components([ends])]
+        [[5, 7, 8, 9], [5, 5, 5, 9]]
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    one, other = (np.concatenate([edge[side] for edge in edges]) for side in (0, 1))
+    nodes = np.unique(np.concatenate([one, other]))
+    ends = np.searchsorted(nodes, one), np.searchsorted(nodes, other)
+    graph = coo_array((np.ones(len(one), np.int8), ends), shape=(len(nodes), len(nodes)))
+    count, labels = connected_components(graph, directed=False)
+    smallest = np.empty(count, np.uint64)
+    smallest[labels[::-1]] = nodes[::-1]  # nodes ascend: the last assignment to a label is its smallest
+    return nodes, smallest[labels]

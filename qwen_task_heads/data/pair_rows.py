@@ -1,0 +1,97 @@
+"""One row of preferences -> a pair or an arm, or every problem of that row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwen_task_heads.data.columns import (
+    MAX_NUMBER,
+    MIN_WEIGHT,
+    RowReader,
+    read_evidence,
+    refuse_misspelt,
+    require,
+)
+from qwen_task_heads.data.layout import GROUP, HEADLINE, Layout
+from qwen_task_heads.data.pair_texts import PairTexts, read_prompt, read_texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRow:
+    """A row of pairs.
+
+    Args:
+        texts: the titles, of which the rejected ones may be several.
+        margin, preference, weight, group: as of a `PairExample`.
+        swapped: whether the evidence of the row prefers the rejected title, None without evidence.
+    """
+
+    texts: PairTexts
+    margin: float | None
+    preference: float | None
+    weight: float
+    group: str
+    swapped: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmRow:
+    """A row of arms: a title of a test, with its counts."""
+
+    title: str
+    prompt: str
+    group: str
+    clicks: int
+    impressions: int
+
+
+def read_pair(row: RowReader, layout: Layout) -> PairRow | None:
+    """Read a pair, one for each rejected title; None with `row.problems` filled."""
+    refuse_misspelt(row, layout, layout.titles)
+    texts = read_texts(row, layout) if require(row, layout, layout.titles) else None
+    margin = row.number(
+        "margin", low=-MAX_NUMBER, high=MAX_NUMBER, accepted="a finite number to 1e6 either way"
+    )
+    weight = row.number("weight", low=MIN_WEIGHT, high=MAX_NUMBER, accepted="a number over 0, to 1e6")
+    preference, swapped = read_evidence(row, layout)
+    group = row.group()
+    if texts is not None and len(texts.rejected) > 1 and preference is not None:
+        found = f"votes, clicks or a preference beside {len(texts.rejected):,} rejected titles"
+        row.refuse(found, "evidence on one pair", "write one pair per row")
+    if row.problems or texts is None:
+        return None
+    return PairRow(
+        texts=texts,
+        margin=margin,
+        preference=preference,
+        weight=1.0 if weight is None else weight,
+        group=group,
+        swapped=swapped,
+    )
+
+
+def read_arm(row: RowReader, layout: Layout) -> ArmRow | None:
+    """Read an arm; None with `row.problems` filled."""
+    headline = next((name for name in HEADLINE if name in row.values), HEADLINE[0])
+    group = next((name for name in GROUP if name in row.values), _first_present(GROUP, layout))
+    needed = (headline, "impressions", "clicks", group)
+    refuse_misspelt(row, layout, needed)
+    complete = require(row, layout, needed)
+    title = row.title(headline) if headline in row.values else ""
+    clicks, impressions = row.count("clicks"), row.count("impressions")
+    prompt, key = "\n".join(read_prompt(row, layout)[0]).strip(), row.group()
+    for column, value in (("clicks", clicks), ("impressions", impressions)):
+        if column in row.values and value is None and not row.problems:
+            row.refuse(f"{column!r} is empty", "a whole number from 0", "fill in the count")
+    if group in row.values and not key and not row.problems:
+        row.refuse(f"{group!r} is empty", "the key of the test", "fill in the key")
+    if clicks is not None and impressions is not None and clicks > impressions:
+        found = f"{clicks:,} clicks of {impressions:,} impressions"
+        row.refuse(found, "clicks up to the impressions", "correct the counts")
+    if row.problems or not complete or clicks is None or impressions is None:
+        return None
+    return ArmRow(title=title, prompt=prompt, group=key, clicks=clicks, impressions=impressions)
+
+
+def _first_present(names: tuple[str, ...], layout: Layout) -> str:
+    return next((name for name in names if name not in layout.absent), names[0])

@@ -1,0 +1,192 @@
+"""Batches of preferences -> columns. Plain rows are read column by column; all others by `pair_rows`.
+
+A pair is plain if both titles are texts without marks of tags, lists or conversations, and its numbers are
+numbers. An arm is plain if its title is such a text, and its counts are whole numbers of which the clicks are
+the smaller one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from qwen_task_heads.data.batches import ABSENT, Batch
+from qwen_task_heads.data.columns import MAX_COUNT, MAX_NUMBER, RowReader, collapse
+from qwen_task_heads.data.layout import CLICKS, HEADLINE, HISTORY, VOTES, Layout
+from qwen_task_heads.data.pair_rows import PairRow, read_arm, read_pair
+from qwen_task_heads.data.raw_pairs import ArmColumns, PairColumns
+from qwen_task_heads.data.text_scan import plain_groups, plain_numbers, plain_texts, plain_weights
+from qwen_task_heads.errors import Problem
+
+NAN = float("nan")
+MARKS = frozenset("[{(<")  # a list, messages or a tag begin with one of these
+COUNTS = {*VOTES, *CLICKS, "votes_skip"}
+
+
+class Collected(Protocol):
+    """Where rows go, and what is counted of them."""
+
+    pairs: PairColumns
+    arms: ArmColumns
+    refused: int
+    problems: list[Problem]
+    swapped: list[str]
+    with_evidence: int
+    conversations: list[str]
+    several: int
+
+
+class PairScan:
+    """The rows of one file, added to `collected`.
+
+    Args:
+        collected: where they go.
+        layout: of the file.
+    """
+
+    def __init__(self, collected: Collected, layout: Layout) -> None:
+        self.collected, self.layout = collected, layout
+        special = {*HISTORY} & {*layout.titles, *layout.prompt}
+        self._is_plain = not layout.near and not special and len(layout.prompt) < 2
+
+    def add(self, batch: Batch) -> None:
+        """Add the rows of a batch."""
+        if self.layout.kind == "pairs":
+            self._add_pairs(batch)
+        elif self.layout.kind == "arms":
+            self._add_arms(batch)
+
+    def _add_pairs(self, batch: Batch) -> None:
+        chosen, rejected = (plain_titles(batch, name) for name in self.layout.titles)
+        columns: dict[str, Sequence[Any]] = {
+            "chosen": chosen,
+            "rejected": rejected,
+            "prompt": self._plain_prompts(batch),
+            "group": plain_groups(batch),
+            "margin": _plain(batch, "margin", -MAX_NUMBER, MAX_NUMBER),
+            "preference": _plain(batch, "preference", 0, 1),
+            "weight": plain_weights(batch),
+        }
+        is_plain = self._is_plain and COUNTS.isdisjoint(batch.names)
+        rows: dict[int, list[dict[str, Any]]] = {}  # place of an odd row -> its pairs
+        for place, (one, two, *others) in enumerate(zip(*columns.values(), strict=True)):
+            if not is_plain or not one or not two or None in others or _may_be_equal(one, two):
+                rows[place] = self._read_pair(batch, place)
+            elif (preference := others[3]) == preference:
+                self.collected.with_evidence += 1
+                self.collected.swapped += [batch.where(place)] if preference < 0.5 else []
+        columns, numbers = _merged(columns, batch.numbers, rows)
+        self.collected.pairs.extend(columns, source=batch.source, numbers=numbers)
+
+    def _read_pair(self, batch: Batch, place: int) -> list[dict[str, Any]]:
+        """The pairs of a row that is read by itself."""
+        row = RowReader(batch.where(place), batch.row(place))
+        pair = read_pair(row, self.layout)
+        if pair is None:
+            self._refuse(row)
+            return []
+        self.collected.several += len(pair.texts.rejected) - 1
+        self.collected.with_evidence += pair.swapped is not None
+        self.collected.swapped += [row.where] if pair.swapped else []
+        self.collected.conversations += [row.where] if pair.texts.spoken else []
+        return _pairs_of(pair)
+
+    def _add_arms(self, batch: Batch) -> None:
+        names = [name for name in HEADLINE if name in batch.names]
+        clicks, impressions = (_plain_counts(batch, name) for name in ("clicks", "impressions"))
+        columns: dict[str, Sequence[Any]] = {
+            "title": plain_titles(batch, names[0]) if len(names) == 1 else [""] * len(batch),
+            "prompt": self._plain_prompts(batch),
+            "group": plain_groups(batch),
+            "clicks": clicks,
+            "impressions": impressions,
+        }
+        rows: dict[int, list[dict[str, Any]]] = {}
+        for place, (title, prompt, group, clicked, shown) in enumerate(zip(*columns.values(), strict=True)):
+            whole = title and group and prompt is not None and clicked is not None and shown is not None
+            if not self._is_plain or not whole or clicked > shown:
+                row = RowReader(batch.where(place), batch.row(place))
+                arm = read_arm(row, self.layout)
+                rows[place] = [] if arm is None else [vars(arm)]
+                if arm is None:
+                    self._refuse(row)
+        columns, numbers = _merged(columns, batch.numbers, rows)
+        self.collected.arms.extend(columns, source=batch.source, numbers=numbers)
+
+    def _refuse(self, row: RowReader) -> None:
+        self.collected.refused += 1
+        self.collected.problems += row.problems
+
+    def _plain_prompts(self, batch: Batch) -> list[str | None]:
+        """The prompt of each row; None where a row has to be read by itself."""
+        name = next(iter(self.layout.prompt), "")
+        values = batch.column(name)
+        stripped = (
+            "" if value is ABSENT else value.strip() if type(value) is str else None for value in values
+        )
+        return [None if text is None or text[:1] in MARKS else text for text in stripped]
+
+
+def _pairs_of(pair: PairRow) -> list[dict[str, Any]]:
+    return [
+        {
+            "chosen": pair.texts.chosen,
+            "rejected": rejected,
+            "prompt": pair.texts.prompt,
+            "group": pair.group,
+            "margin": NAN if pair.margin is None else pair.margin,
+            "preference": NAN if pair.preference is None else pair.preference,
+            "weight": pair.weight,
+        }
+        for rejected in pair.texts.rejected
+    ]
+
+
+def _merged(
+    columns: dict[str, Sequence[Any]], numbers: Sequence[int], rows: dict[int, list[dict[str, Any]]]
+) -> tuple[dict[str, Sequence[Any]], Sequence[int]]:
+    """Columns with other rows in the places of some: none, one or several for each."""
+    if not rows:
+        return columns, numbers
+    merged: dict[str, list[Any]] = {name: [] for name in columns}
+    places: list[int] = []
+    for place, number in enumerate(numbers):
+        plain = [{name: values[place] for name, values in columns.items()}] if place not in rows else []
+        for row in rows.get(place, plain):
+            places.append(number)
+            for name, values in merged.items():
+                values.append(row[name])
+    return dict(merged), places
+
+
+def plain_titles(batch: Batch, column: str) -> list[str]:
+    """Return the titles of a column; "" where a row has to be read by itself."""
+    return [
+        "" if text[:1] in MARKS or text[-1:] == ">" or text.startswith("Human:") else text
+        for text in plain_texts(batch, column)
+    ]
+
+
+def _may_be_equal(one: str, other: str) -> bool:
+    """Whether two titles may be equal but for white space; such rows are read by themselves."""
+    return one[0] == other[0] and one[-1] == other[-1] and collapse(one) == collapse(other)
+
+
+def _plain(batch: Batch, name: str, low: float, high: float) -> list[float | None]:
+    return plain_numbers(batch, name, low=low, high=high, absent=NAN)
+
+
+def _plain_counts(batch: Batch, name: str) -> list[int | None]:
+    """Whole numbers, in text as digits; None where a row has to be read by itself."""
+    values = batch.column(name)
+    if batch.textual:
+        digits = (
+            value if type(value) is str and value.isascii() and value.isdigit() else "" for value in values
+        )
+        counts = [
+            int(text) if text and (text == "0" or text[0] != "0") and len(text) < 13 else None
+            for text in digits
+        ]
+    else:
+        counts = [value if type(value) is int and 0 <= value <= MAX_COUNT else None for value in values]
+    return counts

@@ -1,0 +1,177 @@
+"""Preferences as they were read: columns of pairs, and columns of arms that are still to be paired."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_task_heads.data.example_tables import GroupTable, PairTable
+from qwen_task_heads.data.keys import KEYS, Hashes, combine, repeated
+from qwen_task_heads.data.stores import Column, Numbers, Places, Texts
+from qwen_task_heads.errors import Problem, shorten
+
+
+class PairColumns:
+    """Pairs, in reading order."""
+
+    def __init__(self) -> None:
+        self.texts = {name: Texts(KEYS[name]) for name in ("chosen", "rejected", "prompt", "group")}
+        self.numbers = {name: Column("d", np.nan) for name in ("margin", "preference")}
+        self.numbers["weight"] = Column("d", 1.0)
+        self.places = Places()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def extend(self, columns: dict[str, Sequence[Any]], *, source: str, numbers: Sequence[int]) -> None:
+        """Add rows of one file; `source` and `numbers` are those of a `Batch`."""
+        for name, texts in self.texts.items():
+            texts.extend(columns[name])
+        for name, values in self.numbers.items():
+            values.extend(columns[name])
+        self.places.extend(source, numbers)
+
+    def truncate(self, rows: int) -> None:
+        """Forget all rows but the first ones."""
+        for texts in self.texts.values():
+            texts.truncate(rows)
+        for values in self.numbers.values():
+            values.truncate(rows)
+        self.places.truncate(rows)
+
+    def table(self) -> PairTable:
+        """Return the pairs."""
+        rows = np.arange(len(self))
+        margins, preferences, weights = (column.values() for column in self.numbers.values())
+        return PairTable(
+            **self.texts, chosen_rows=rows, rejected_rows=rows, margins=margins, preferences=preferences,
+            weights=weights, places=self.places,
+        )  # fmt: skip
+
+
+class ArmColumns:
+    """Arms of tests, in reading order."""
+
+    def __init__(self) -> None:
+        self.title, self.prompt, self.group = (
+            Texts(KEYS["chosen"]),
+            Texts(KEYS["prompt"]),
+            Texts(KEYS["group"]),
+        )
+        self._clicks, self._impressions = array("q"), array("q")
+        self.places = Places()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def extend(self, columns: dict[str, Sequence[Any]], *, source: str, numbers: Sequence[int]) -> None:
+        """Add rows of one file; `source` and `numbers` are those of a `Batch`."""
+        self.title.extend(columns["title"])
+        self.prompt.extend(columns["prompt"])
+        self.group.extend(columns["group"])
+        self._clicks.extend(columns["clicks"])
+        self._impressions.extend(columns["impressions"])
+        self.places.extend(source, numbers)
+
+    def truncate(self, rows: int) -> None:
+        """Forget all rows but the first ones."""
+        for column in (self.title, self.prompt, self.group, self.places):
+            column.truncate(rows)
+        del self._clicks[rows:], self._impressions[rows:]
+
+    def tests(self) -> Tests:
+        """Put the arms of each test together."""
+        clicks, impressions = (
+            np.frombuffer(column, np.int64).copy() for column in (self._clicks, self._impressions)
+        )
+        groups = self.group.hashes()
+        order = _by_first(groups)
+        order, conflicts = self._of_one_prompt(order, groups)
+        order, pooled = self._pool(order, groups, clicks, impressions)
+        ids = groups[order]
+        starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1])[: len(ids)])
+        ends = np.append(starts[1:], len(order))[: len(starts)]
+        alone = ends - starts < 2
+        lone = {int(row) for row in order[starts[alone]]}
+        table = GroupTable(
+            title=self.title, prompt=self.prompt, group=self.group, clicks=clicks, impressions=impressions,
+            places=self.places, order=order, starts=starts[~alone], ends=ends[~alone],
+        )  # fmt: skip
+        with_lone = [row for row, first in pooled if first in lone]
+        return Tests(
+            table,
+            conflicts=conflicts,
+            pooled=[self.places[row] for row, first in sorted(pooled) if first not in lone],
+            lone=[self.places[row] for row in sorted([*lone, *with_lone])],
+        )
+
+    def _of_one_prompt(self, order: Numbers, groups: Hashes) -> tuple[Numbers, list[Problem]]:
+        """The arms whose prompt is that of the first arm of their test, and a problem of each other one."""
+        if self.prompt.are_empty:
+            return order, []
+        problems: list[Problem] = []
+        kept = np.ones(len(order), bool)
+        first, group, prompt = 0, None, ""
+        for place, (row, own) in enumerate(zip(order.tolist(), self.prompt.take(order), strict=True)):
+            if group != groups[row]:
+                first, group, prompt = row, groups[row], own
+            elif own != prompt:
+                kept[place] = False
+                found = f"test {shorten(self.group[row])} has another prompt at {self.places[first]}"
+                problems.append(
+                    Problem(
+                        self.places[row],
+                        found,
+                        "accepted: one prompt per test",
+                        "give the tests different keys",
+                    )
+                )
+        return order[kept], problems
+
+    def _pool(
+        self, order: Numbers, groups: Hashes, clicks: NDArray[np.int64], impressions: NDArray[np.int64]
+    ) -> tuple[Numbers, list[tuple[int, int]]]:
+        """Add the counts of arms that repeat a headline of their test to those of the first one.
+
+        Returns:
+            The arms that are left, and `(row, row of the first)` of the others.
+        """
+        alike = order[repeated(combine(groups[order], self.title.hashes()[order]))]
+        first: dict[tuple[int, str], int] = {}
+        pooled: list[tuple[int, int]] = []
+        keys = zip(alike.tolist(), groups[alike].tolist(), self.title.take(alike), strict=True)
+        for row, group, title in keys:
+            kept = first.setdefault((group, " ".join(title.split())), row)
+            if kept != row:
+                clicks[kept] += clicks[row]
+                impressions[kept] += impressions[row]
+                pooled.append((row, kept))
+        return order[~np.isin(order, [row for row, _ in pooled])], pooled
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Tests of at least two arms, and what became of the other arms.
+
+    Args:
+        table: the tests, in the order of their first arms.
+        conflicts: a problem of each arm with another prompt than its test.
+        pooled: places of the arms that repeat a headline of their test.
+        lone: places of the arms of tests that have one headline.
+    """
+
+    table: GroupTable
+    conflicts: list[Problem] = field(default_factory=list)
+    pooled: list[str] = field(default_factory=list)
+    lone: list[str] = field(default_factory=list)
+
+
+def _by_first(groups: Hashes) -> Numbers:
+    """Rows with equal groups side by side, both in the order of their first rows."""
+    _, first, number = np.unique(groups, return_index=True, return_inverse=True)
+    return np.argsort(first[number], kind="stable")

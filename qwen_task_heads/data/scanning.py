@@ -1,0 +1,114 @@
+"""One file -> columns, in one pass where its first rows have the columns of all of them.
+
+What a column means hangs on all columns of a file. Those of the first batch are taken for all; where a later
+row has another one, the file is read again from the start, so that nothing has to be held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Protocol, TypeVar
+
+from qwen_task_heads.data.batches import Batch, RowSource
+from qwen_task_heads.data.layout import Layout
+from qwen_task_heads.data.parsers import FileProblem
+from qwen_task_heads.errors import Problem
+
+
+class Collected(Protocol):
+    """Where the rows of all files of a source go."""
+
+    rows_read: int
+    refused: int
+    problems: list[Problem]
+    file_problems: list[Problem]
+
+    def mark(self) -> Any:
+        """Return what `rollback` needs to forget all that is added from now on."""
+
+    def rollback(self, mark: Any) -> None:
+        """Forget what was added since `mark`."""
+
+
+class Scan(Protocol):
+    """How the rows of one file are read."""
+
+    @property
+    def layout(self) -> Layout:
+        """What the columns of the file mean."""
+
+    def add(self, batch: Batch) -> None:
+        """Read the rows of a batch."""
+
+
+AnyScan = TypeVar("AnyScan", bound=Scan)
+
+
+def scan_file(
+    rows: RowSource,
+    into: Collected,
+    *,
+    start: Callable[[str, Collection[str]], AnyScan],
+    left: int | None = None,
+) -> tuple[AnyScan | None, bool]:
+    """Read a file.
+
+    Args:
+        rows: of the file.
+        into: where they go.
+        start: place of the first row, columns of the file -> how its rows are read.
+        left: rows that are read at most.
+
+    Returns:
+        How the rows were read, None where no row can be read; and whether rows are left.
+    """
+    columns: dict[str, None] = {}
+    mark = into.mark()
+    while True:
+        found: dict[str, None] = {}
+        scan, more = _scan(rows, into, columns=columns, found=found, start=start, left=left)
+        if scan is None or found.keys() == columns.keys():
+            break
+        into.rollback(mark)
+        columns = found
+    if scan is not None:
+        into.file_problems += scan.layout.problems
+    return scan, more
+
+
+def _scan(
+    rows: RowSource,
+    into: Collected,
+    *,
+    columns: dict[str, None],
+    found: dict[str, None],
+    start: Callable[[str, Collection[str]], AnyScan],
+    left: int | None,
+) -> tuple[AnyScan | None, bool]:
+    """One pass, by `columns`, or those of the first rows, which are then added; `found` gets all of them."""
+    scan: AnyScan | None = None
+    end = None if left is None else into.rows_read + left
+    for item in rows.items():
+        if isinstance(item, tuple) and isinstance(item[1], FileProblem):
+            into.file_problems.append(item[1])
+            continue
+        if into.rows_read == end:
+            return scan, True
+        if not isinstance(item, Batch):
+            into.rows_read += 1
+            into.refused += 1
+            if isinstance(item[1], Problem):
+                into.problems.append(item[1])
+            continue
+        room = len(item) if end is None else min(len(item), end - into.rows_read)
+        batch = item if room == len(item) else item.first(room)
+        found.update(dict.fromkeys(batch.names))
+        if scan is None:
+            columns.update({} if columns else found)
+            scan = start(batch.where(0), columns)
+        into.rows_read += len(batch)
+        if found.keys() <= columns.keys():  # else the file is read again
+            scan.add(batch)
+        if room < len(item):
+            return scan, True
+    return scan, False

@@ -1,0 +1,251 @@
+"""Columns of many rows outside of Python objects: texts in Arrow, numbers in arrays, places as numbers.
+
+Design:
+- Texts stand in chunks of `CHUNK` rows. Beyond `SPOOL_BYTES` of them, chunks go to a file without a name in
+  the cache of `datasets`, which vanishes with the process, and are read back one at a time.
+- Nothing changes once it is stored; a table of examples is a store and the numbers of its rows
+  (`example_tables.py`).
+- pyarrow comes with `datasets`, of the extra `train`, and is imported on use.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_task_heads.data.keys import Hashes, hash_keys
+
+CHUNK = 4096
+SPOOL_BYTES = 128 * 2**20
+Numbers = NDArray[np.int64]
+
+
+class Texts:
+    """A column of texts, to which rows are added at the end. While all are empty, they cost nothing.
+
+    Args:
+        key: text -> what is hashed of it, for `hashes`; None for a column without.
+
+    Example:
+        >>> texts = Texts()
+        >>> texts.extend(["Tea", "On tea"])
+        >>> len(texts), texts[1], texts.take(np.array([1, 0]))
+        (2, 'On tea', ['On tea', 'Tea'])
+    """
+
+    def __init__(self, key: Callable[[str], str] | None = None) -> None:
+        self._key = key
+        self._empty = 0  # rows of a column that is empty so far
+        self._pending: list[str] = []
+        self._chunks: list[Any] = []  # Arrow arrays, or (position, sizes of offsets and data) in the file
+        self._hashes = array("Q")
+        self._bytes = 0
+        self._file: Any = None
+        self._load = lru_cache(maxsize=4)(self._load_chunk)
+
+    def __len__(self) -> int:
+        return self._empty + CHUNK * len(self._chunks) + len(self._pending)
+
+    @property
+    def are_empty(self) -> bool:
+        """Whether no row has a text."""
+        return not self._chunks and not self._pending
+
+    def extend(self, texts: Sequence[str]) -> None:
+        """Add rows."""
+        if self.are_empty and not any(texts):
+            self._empty += len(texts)
+            return
+        self._append([""] * self._empty)
+        self._empty = 0
+        self._append(texts)
+
+    def _append(self, texts: Sequence[str]) -> None:
+        if self._key is not None:
+            self._hashes.frombytes(hash_keys(map(self._key, texts)).tobytes())
+        self._pending += texts
+        while len(self._pending) >= CHUNK:
+            self._store(self._pending[:CHUNK])
+            del self._pending[:CHUNK]
+
+    def truncate(self, rows: int) -> None:
+        """Forget all rows but the first ones."""
+        self._empty = min(self._empty, rows)
+        if rows < CHUNK * len(self._chunks):
+            whole = rows // CHUNK
+            self._pending = self._chunk(whole)
+            del self._chunks[whole:]
+            self._load.cache_clear()
+        del self._pending[max(rows - CHUNK * len(self._chunks), 0) :]
+        del self._hashes[rows:]
+
+    def __getitem__(self, place: int) -> str:
+        chunk, offset = divmod(place, CHUNK)
+        if self._empty:
+            return ""
+        if chunk == len(self._chunks):
+            return self._pending[offset]
+        return self._load(chunk)[offset].as_py()
+
+    def take(self, rows: Numbers) -> list[str]:
+        """Return the texts of some rows, in their order."""
+        if self.are_empty or not len(rows):
+            return [""] * len(rows)
+        chunks = rows // CHUNK
+        bounds = np.flatnonzero(np.diff(chunks)) + 1
+        result: list[str] = []
+        for part in np.split(rows, bounds):
+            chunk = int(part[0]) // CHUNK
+            if chunk == len(self._chunks):
+                result += [self._pending[place] for place in (part - CHUNK * chunk).tolist()]
+            elif len(part) == 1:
+                result.append(self._load(chunk)[int(part[0]) - CHUNK * chunk].as_py())
+            else:
+                result += self._load(chunk).take(part - CHUNK * chunk).to_pylist()
+        return result
+
+    def containing(self, mark: str) -> Numbers:
+        """Return the rows whose text contains a text, in their order."""
+        import pyarrow.compute as pc
+
+        found = [
+            np.flatnonzero(pc.match_substring(self._load(number), mark)) + CHUNK * number
+            for number in range(len(self._chunks))
+        ]
+        start = CHUNK * len(self._chunks)
+        last = [start + place for place, text in enumerate(self._pending) if mark in text]
+        return np.concatenate([*found, np.array(last, np.int64)])
+
+    def hashes(self) -> Hashes:
+        """Return 64 bits per row, equal for rows of an equal key."""
+        if self._key is None:
+            raise ValueError("a column without a key")
+        if self.are_empty:
+            return np.broadcast_to(hash_keys([self._key("")]), (self._empty,))
+        return np.frombuffer(self._hashes, np.uint64)
+
+    def _store(self, texts: list[str]) -> None:
+        import pyarrow as pa
+
+        chunk = pa.array(texts, pa.large_string())
+        self._chunks.append(chunk)
+        self._bytes += chunk.nbytes
+        if self._file is None and self._bytes > SPOOL_BYTES:
+            self._file = tempfile.TemporaryFile(dir=_cache_folder())  # noqa: SIM115 (lives as long as this)
+            self._chunks = [self._write(chunk) for chunk in self._chunks]
+        elif self._file is not None:
+            self._chunks[-1] = self._write(chunk)
+
+    def _write(self, chunk: Any) -> tuple[int, int, int]:
+        _, offsets, data = (b"" if buffer is None else buffer for buffer in chunk.buffers())
+        position = self._file.tell()
+        self._file.write(offsets)
+        self._file.write(data)
+        return position, len(offsets), len(data)
+
+    def _load_chunk(self, number: int) -> Any:
+        chunk = self._chunks[number]
+        if not isinstance(chunk, tuple):
+            return chunk
+        import pyarrow as pa
+
+        position, offsets, data = chunk
+        self._file.flush()
+        content = os.pread(self._file.fileno(), offsets + data, position)
+        buffers = [None, pa.py_buffer(content[:offsets]), pa.py_buffer(content[offsets:])]
+        return pa.Array.from_buffers(pa.large_string(), CHUNK, buffers)
+
+    def _chunk(self, number: int) -> list[str]:
+        return list(self._load(number).to_pylist())
+
+
+def _cache_folder() -> str:
+    from datasets import config
+
+    folder = os.path.join(config.HF_DATASETS_CACHE, "qwen_task_heads")
+    os.makedirs(folder, exist_ok=True)
+    return folder
+
+
+class Places:
+    """Where each row stands: a file and a number, as `train.jsonl:17`.
+
+    Example:
+        >>> places = Places()
+        >>> places.extend("train.jsonl:", [1, 2])
+        >>> places.extend("more.parquet:row ", [1])
+        >>> [places[row] for row in range(3)]
+        ['train.jsonl:1', 'train.jsonl:2', 'more.parquet:row 1']
+    """
+
+    def __init__(self) -> None:
+        self._sources: list[str] = []
+        self._starts: list[int] = []
+        self._numbers = array("I")
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def extend(self, source: str, numbers: Sequence[int]) -> None:
+        """Add rows of a file."""
+        if not self._sources or self._sources[-1] != source:
+            self._sources.append(source)
+            self._starts.append(len(self._numbers))
+        self._numbers.extend(numbers)
+
+    def truncate(self, rows: int) -> None:
+        """Forget all rows but the first ones."""
+        del self._numbers[rows:]
+
+    def __getitem__(self, row: int) -> str:
+        return f"{self._sources[bisect_right(self._starts, row) - 1]}{self._numbers[row]}"
+
+
+class Column:
+    """Numbers of rows that are mostly one value, which costs nothing until another one comes.
+
+    Example:
+        >>> weights = Column("d", 1.0)
+        >>> weights.extend([1.0, 1.0]); weights.is_constant
+        True
+        >>> weights.extend([2.0]); weights.values().tolist()
+        [1.0, 1.0, 2.0]
+    """
+
+    def __init__(self, kind: str, default: float) -> None:
+        self._kind, self.default = kind, default
+        self._values: Any = array(kind)
+        self._rows = 0
+        self.is_constant = True
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def extend(self, values: Sequence[float]) -> None:
+        """Add rows."""
+        default, nan = self.default, self.default != self.default
+        if self.is_constant and any(value != default and not (nan and value != value) for value in values):
+            self._values = array(self._kind, [self.default]) * self._rows
+            self.is_constant = False
+        self._rows += len(values)
+        if not self.is_constant:
+            self._values.extend(values)
+
+    def truncate(self, rows: int) -> None:
+        """Forget all rows but the first ones."""
+        self._rows = rows
+        del self._values[rows:]
+
+    def values(self) -> NDArray[Any]:
+        """Return all rows, without a copy."""
+        if self.is_constant:
+            return np.broadcast_to(np.array(self.default, self._kind), (self._rows,))
+        return np.frombuffer(self._values, self._kind)
