@@ -3,13 +3,12 @@
 Design:
 - A table is a `Sequence`: what reads a list of examples reads a table. Iteration makes objects in blocks.
 - A part of a table (a split, a shuffle) is the same columns with other row numbers.
-- `pick`, `hashed` and `numbers_of` take lists of examples as well, so that nothing has to be written twice.
+- `example_columns.py` asks lists and tables alike, so that nothing has to be written twice.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, overload
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
-from qwen_task_heads.data.keys import KEYS, Hashes, hash_keys
+from qwen_task_heads.data.keys import KEYS, Hashes
 from qwen_task_heads.data.stores import Numbers, Places, Texts
 
 Example = TypeVar("Example")
@@ -116,7 +115,7 @@ class TextTable(Table[TextExample]):
 
     def hashes(self, name: str) -> Hashes:
         """Return 64 bits per row of a column, equal for texts of equal `text_key`."""
-        return getattr(self, name).hashes()[self.rows]
+        return vars(self)[name].hashes()[self.rows]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -183,7 +182,7 @@ class PairTable(Table[PairExample]):
     def hashes(self, name: str) -> Hashes:
         """Return 64 bits per row of a column, equal for texts of equal `text_key`."""
         rows = self.rejected_rows if name == "rejected" else self.chosen_rows
-        return getattr(self, name).hashes()[rows]
+        return vars(self)[name].hashes()[rows]
 
     def with_groups(self, groups: Mapping[int, str]) -> PairTable:
         """Return the same pairs, some rows of them with another group."""
@@ -278,7 +277,7 @@ class GroupTable(Table[GroupExample]):
 
     def hashes(self, name: str) -> Hashes:
         """Return 64 bits per test: of its group, or of the prompt."""
-        return getattr(self, name).hashes()[self.order[self.starts]]
+        return vars(self)[name].hashes()[self.order[self.starts]]
 
 
 class Joined(Table[Example]):
@@ -308,16 +307,6 @@ class Joined(Table[Example]):
                 yield self.parts[number], rows[run] - start
 
 
-def joined(parts: Sequence[Sequence[Example]]) -> Sequence[Example]:
-    """Return sequences one after the other, as a table where one of them is a table."""
-    full = [part for part in parts if len(part)]
-    if len(full) == 1:
-        return full[0]
-    if any(isinstance(part, Table) for part in full):
-        return Joined(full)
-    return [example for part in full for example in part]
-
-
 def pick(examples: Sequence[Example], rows: Numbers) -> Sequence[Example]:
     """Return some rows of a list or table, in their order.
 
@@ -330,16 +319,6 @@ def pick(examples: Sequence[Example], rows: Numbers) -> Sequence[Example]:
     return [examples[row] for row in rows.tolist()]
 
 
-def hashed(examples: Sequence[Any], name: str) -> Hashes:
-    """Return 64 bits per example of one of its texts, equal where the texts count as the same (`KEYS`)."""
-    if isinstance(examples, Joined):
-        return np.concatenate([np.zeros(0, np.uint64), *(hashed(part, name) for part in examples.parts)])
-    if isinstance(examples, TextTable | PairTable | GroupTable):
-        return examples.hashes(name)
-    key = KEYS[name]
-    return hash_keys(key(getattr(example, name)) for example in examples)
-
-
 def spans(starts: Numbers, ends: Numbers) -> Numbers:
     """Return the numbers from each start to before its end, one span after the other.
 
@@ -350,86 +329,3 @@ def spans(starts: Numbers, ends: Numbers) -> Numbers:
     sizes = ends - starts
     before = np.repeat(np.cumsum(sizes) - sizes, sizes)
     return np.repeat(starts, sizes) + np.arange(int(sizes.sum())) - before
-
-
-def arm_hashes(groups: Sequence[GroupExample]) -> tuple[Hashes, Hashes]:
-    """Return the hashes of group and title of every arm of some tests."""
-    if isinstance(groups, GroupTable):
-        arms, tests = groups.arms()
-        return groups.hashes("group")[tests], groups.title.hashes()[arms]
-    titles = [KEYS["chosen"](title) for group in groups for title in group.titles]
-    names = [KEYS["group"](group.group) for group in groups for _ in group.titles]
-    return hash_keys(names), hash_keys(titles)
-
-
-def with_groups(pairs: Sequence[PairExample], groups: Mapping[int, str]) -> Sequence[PairExample]:
-    """Return the same pairs, some of them with another group.
-
-    Args:
-        pairs: a table or list.
-        groups: row -> its group.
-    """
-    if isinstance(pairs, Joined):
-        starts = [0, *pairs.ends.tolist()]
-        parts = [
-            {row - start: group for row, group in groups.items() if start <= row < start + len(part)}
-            for start, part in zip(starts, pairs.parts, strict=False)
-        ]
-        return Joined([with_groups(part, own) for part, own in zip(pairs.parts, parts, strict=True)])
-    if isinstance(pairs, PairTable):
-        return pairs.with_groups(groups) if groups else pairs
-    return [replace(pair, group=groups[row]) if row in groups else pair for row, pair in enumerate(pairs)]
-
-
-def label_rows(examples: Sequence[TextExample]) -> tuple[Numbers, Numbers]:
-    """Return `(rows, labels)`: a row of each label that a row has; -1 for scores, and for no label."""
-    if isinstance(examples, Joined):
-        found = [label_rows(part) for part in examples.parts]
-        starts = [0, *examples.ends.tolist()]
-        moved = [rows + start for (rows, _), start in zip(found, starts, strict=False)]
-        return np.concatenate(moved), np.concatenate([labels for _, labels in found])
-    targets = (
-        [target for target, *_ in examples.targets]
-        if isinstance(examples, TextTable)
-        else [example.target for example in examples]
-    )
-    codes = examples.codes[examples.rows] if isinstance(examples, TextTable) else np.arange(len(targets))
-    labels = [_labels(target) for target in targets]
-    sizes = np.array([len(own) for own in labels], np.int64)
-    flat = np.array([label for own in labels for label in own], np.int64)
-    first = np.cumsum(sizes) - sizes
-    places = spans(first[codes], first[codes] + sizes[codes])
-    return np.repeat(np.arange(len(codes)), sizes[codes]), flat[places]
-
-
-def _labels(target: Target) -> tuple[int, ...]:
-    if isinstance(target, int):
-        return (target,)
-    return tuple(label for label in target if isinstance(label, int)) or (-1,)
-
-
-def label_counts(examples: Sequence[TextExample]) -> Counter[int]:
-    """Return the number of rows that have each label."""
-    labels, counts = np.unique(label_rows(examples)[1], return_counts=True)
-    return Counter(
-        {label: n for label, n in zip(labels.tolist(), counts.tolist(), strict=True) if label >= 0}
-    )
-
-
-def are_soft(examples: Sequence[TextExample]) -> bool:
-    """Return whether some row states probabilities."""
-    if isinstance(examples, Joined):
-        return any(map(are_soft, examples.parts))
-    if isinstance(examples, TextTable):
-        used = np.unique(examples.codes[examples.rows]).tolist()
-        return any(examples.targets[code][1] for code in used)
-    return any(example.soft for example in examples)
-
-
-def rows_containing(examples: Sequence[TextExample], mark: str) -> Numbers:
-    """Return the rows of which one of the texts contains `mark`, in their order."""
-    if isinstance(examples, TextTable):
-        stored = np.union1d(examples.text.containing(mark), examples.text_b.containing(mark))
-        return np.flatnonzero(np.isin(examples.rows, stored)) if len(stored) else stored
-    found = (row for row, one in enumerate(examples) if mark in one.text or mark in one.text_b)
-    return np.fromiter(found, np.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
@@ -155,7 +155,7 @@ def rows_of(part: str, rows: Any) -> RowSource:
         part: name of the split, for messages.
         rows: a data set of `datasets`, or plain rows.
     """
-    once = iter(rows) is rows or not hasattr(rows, "__len__")  # a stream or a generator
+    once = not isinstance(rows, Sized)  # a stream or a generator
     items: Any = Kept(in_batches(_hub_rows(part, rows), size=STREAMED)) if once else None
     return RowSource(part, lambda: iter(items) if once else _hub_items(part, rows), lambda: _declared(rows))
 

@@ -26,7 +26,8 @@ from statistics import median
 
 import numpy as np
 
-from qwen_task_heads.data.example_tables import TextTable, hashed, joined, pick
+from qwen_task_heads.data.example_columns import hashed, joined
+from qwen_task_heads.data.example_tables import TextTable, pick
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.hub_sets import NoSuchSplit
 from qwen_task_heads.data.keys import Hashes, combine, text_key, within

@@ -181,7 +181,7 @@ class RawTexts:
     def with_targets(self, targets: Sequence[RawTarget]) -> RawTexts:
         """Return the same rows with other targets, one for each."""
         other = replace(self, targets=[*targets])
-        vars(other).update({name: getattr(self, name) for name in (*COLUMNS, "_codes")})
+        vars(other).update({name: vars(self)[name] for name in (*COLUMNS, "_codes")})
         return other
 
     def rows_with(self, code: int) -> Numbers:
@@ -208,16 +208,16 @@ class RawTexts:
 
     def mark(self) -> dict[str, Any]:
         """Return what `rollback` needs to forget all that is added from now on."""
-        lists = {name: len(getattr(self, name)) for name in (*LISTS, "_codes")}
-        return {**lists, **{name: getattr(self, name) for name in SCALARS}, "unread": dict(self.unread)}
+        lists = {name: len(vars(self)[name]) for name in (*LISTS, "_codes")}
+        return {**lists, **{name: vars(self)[name] for name in SCALARS}, "unread": dict(self.unread)}
 
     def rollback(self, mark: dict[str, Any]) -> None:
         """Forget what was added since `mark`."""
         rows = mark["_codes"]
         for name in COLUMNS:
-            getattr(self, name).truncate(rows)
+            vars(self)[name].truncate(rows)
         for name in (*LISTS, "_codes"):
-            del getattr(self, name)[mark[name] :]
+            del vars(self)[name][mark[name] :]
         for name in (*SCALARS, "unread"):
             setattr(self, name, mark[name])
         self._code_of = {key: code for key, code in self._code_of.items() if code < len(self.targets)}

@@ -30,7 +30,7 @@ import numpy as np
 from qwen_task_heads.data.batches import RowSource
 from qwen_task_heads.data.doctor import Finding, ReadReport, examine, swapped_problem
 from qwen_task_heads.data.evidence import groups_to_pairs
-from qwen_task_heads.data.example_tables import hashed
+from qwen_task_heads.data.example_columns import hashed
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.formats import open_source
@@ -81,13 +81,13 @@ class _Collected:
         """Return what `rollback` needs to forget all that is added from now on."""
         return {
             name: value if isinstance(value, int) else len(value)
-            for name, value in ((part.name, getattr(self, part.name)) for part in fields(self))
+            for name, value in ((part.name, vars(self)[part.name]) for part in fields(self))
         }
 
     def rollback(self, mark: dict[str, Any]) -> None:
         """Forget what was added since `mark`."""
         for name, stood in mark.items():
-            value = getattr(self, name)
+            value = vars(self)[name]
             if isinstance(value, int):
                 setattr(self, name, stood)
             elif isinstance(value, list):

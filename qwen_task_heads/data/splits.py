@@ -15,7 +15,8 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_task_heads.data.example_tables import arm_hashes, hashed, label_rows, pick, with_groups
+from qwen_task_heads.data.example_columns import arm_hashes, hashed, label_rows, with_groups
+from qwen_task_heads.data.example_tables import pick
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.data.keys import KEYS, Hashes, components, hash_keys, text_key
 from qwen_task_heads.errors import Problem, TaskHeadsError

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from qwen_task_heads.data.example_tables import are_soft, label_counts
+from qwen_task_heads.data.example_columns import are_soft, label_counts
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.labels import LabelMap

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from qwen_task_heads.data.doctor import ReadReport, find_overlaps, shared_lines
 from qwen_task_heads.data.embedded_sets import locate_set
-from qwen_task_heads.data.example_tables import joined
+from qwen_task_heads.data.example_columns import joined
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.label_files import find_label_file

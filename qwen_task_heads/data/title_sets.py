@@ -17,7 +17,8 @@ from qwen_task_heads.data.click_pairs import arms_of
 from qwen_task_heads.data.doctor import find_overlaps, shared_lines
 from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
-from qwen_task_heads.data.example_tables import hashed, joined, pick
+from qwen_task_heads.data.example_columns import hashed, joined
+from qwen_task_heads.data.example_tables import pick
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.keys import within
