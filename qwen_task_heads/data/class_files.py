@@ -51,7 +51,7 @@ def read_class_lines(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
             yield where, _row(where, text.rstrip("\r\n"), several=several, label_first=first)
     if empty:
         found = "the file holds no rows"
-        yield path, FileProblem(path, found, "accepted: at least one row", "check what wrote it")
+        yield path, FileProblem(path, found, "accepted: at least one row", "add rows")
 
 
 def is_label_first(path: str, options: FileOptions = PLAIN) -> bool:

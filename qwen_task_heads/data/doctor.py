@@ -241,7 +241,10 @@ def swapped_problem(source: str, *, swapped: int, with_evidence: int) -> Problem
     if with_evidence < SWAPPED_ROWS or 2 * swapped <= with_evidence:
         return None
     found = f"in {swapped:,} of {with_evidence:,} rows, the votes or clicks prefer the rejected title"
-    remedy = "the columns look swapped: exchange the names 'chosen' and 'rejected', or those of the counts"
+    remedy = (
+        "the columns look swapped: exchange 'chosen' and 'rejected' in the names of all of them, or of the "
+        "counts alone"
+    )
     return Problem(source, found, "accepted: evidence that mostly agrees with 'chosen'", remedy)
 
 

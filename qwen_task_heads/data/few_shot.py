@@ -165,7 +165,7 @@ def _usable(train: Sequence[TextExample], labels: LabelMap) -> list[_Row]:
             found = f"the target {shorten(example.target)}"
             accepted = f"accepted: the id of one of the {len(labels):,} labels"
             where = example.source or "few-shot"
-            raise TaskHeadsError(Problem(where, found, accepted, "few-shot examples show one label each"))
+            raise TaskHeadsError(Problem(where, found, accepted, "give rows of one label each"))
         text = f"{example.text}\n{example.text_b}" if example.text_b else example.text
         key = text_key(text)
         row = _Row(text, key, example.target)

@@ -218,7 +218,9 @@ def _folder_files(folder: str, split: str | None, kinds: Mapping[str, str]) -> l
     if split is None:
         if len(stated) > 1:
             found = f"the folder holds several splits ({', '.join(stated)})"
-            raise error_at(folder, found, "accepted: one split at a time", "name one, such as split='train'")
+            raise error_at(
+                folder, found, "accepted: one split at a time", "name one by split=, or name its file"
+            )
         chosen = names
     else:
         wanted = canonical_split(split)
@@ -227,7 +229,7 @@ def _folder_files(folder: str, split: str | None, kinds: Mapping[str, str]) -> l
             chosen = names  # without split files, all of a folder is for training
         if not chosen:
             found = f"no file for the split {shorten(split)} (files: {first_few(names)})"
-            remedy = f"add {split}.jsonl, or name another split"
+            remedy = f"add {split}.jsonl, or name a file of this folder"
             raise NoSuchSplit(Problem(folder, found, "accepted: names with train, dev or test", remedy))
     return [os.path.join(folder, name) for name in chosen]
 

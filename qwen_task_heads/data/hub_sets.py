@@ -141,7 +141,8 @@ def _pick_split(name: str, found: Any, split: str | None) -> RowSource:
     if len(wanted) != 1:
         what = "several splits" if split is None or wanted else f"no split {shorten(split)}"
         accepted = f"accepted: one of {first_few([shorten(key) for key in wanted or splits])}"
-        problem = Problem(name, f"found {what}", accepted, "name one by split=")
+        remedy = "name one by split=, or save it as a file of its own (to_parquet) and name that"
+        problem = Problem(name, f"found {what}", accepted, remedy)
         raise TaskHeadsError(problem) if split is None or wanted else NoSuchSplit(problem)
     part = f"{name}[{wanted[0]}]"
     return rows_of(part, splits[wanted[0]])
@@ -221,7 +222,7 @@ def _hub_rows(part: str, rows: Any) -> Iterator[Row]:
         return
     if not number:
         problem = FileProblem(
-            part, "the split holds no rows", "accepted: at least one row", "name another split"
+            part, "the split holds no rows", "accepted: at least one row", "add rows, or name another split"
         )
         yield part, problem
 

@@ -223,7 +223,9 @@ class LabelMap:
         if not id2label or sorted(id2label) != list(range(len(id2label))):
             found = f"the ids {shorten(sorted(id2label))}"
             raise TaskHeadsError(
-                Problem("config.id2label", found, "accepted: 0 to K-1, each once", "mend config.json")
+                Problem(
+                    "config.id2label", found, "accepted: 0 to K-1, each once", "correct it in config.json"
+                )
             )
         names = tuple(id2label[place] for place in range(len(id2label)))
         said = vars(config)
@@ -240,7 +242,8 @@ class LabelMap:
         if stated and stated != labels.label2id:
             found = f"label2id is {shorten(stated)}"
             accepted = f"accepted: the inverse of id2label, {shorten(labels.label2id)}"
-            raise TaskHeadsError(Problem("config.label2id", found, accepted, "mend config.json"))
+            remedy = "correct it in config.json, or remove it there"
+            raise TaskHeadsError(Problem("config.label2id", found, accepted, remedy))
         return labels
 
 
@@ -260,8 +263,8 @@ def check_same(labels: LabelMap, model: LabelMap, *, where: str = "labels") -> N
         Traceback (most recent call last):
         ...
         qwen_task_heads.errors.TaskHeadsError: labels: label 0 is 'a', and 'b' in the model (the same names in
-        another order); accepted: the labels of the model, in its order; remove the label file, or train a new
-        model for it
+        another order); accepted: the labels of the model, in its order; write names in place of the ids, or
+        train a new model: give a plain backbone as --model_name_or_path
     """
     if labels.names == model.names:
         return
@@ -275,7 +278,10 @@ def check_same(labels: LabelMap, model: LabelMap, *, where: str = "labels") -> N
         if sorted(labels.names) == sorted(model.names):
             found += " (the same names in another order)"
     accepted = "accepted: the labels of the model, in its order"
-    remedy = "remove the label file, or train a new model for it"
+    remedy = "write names in place of the ids"
+    if set(labels.names) != set(model.names):
+        remedy += ", or name by --labels a file of these labels and then those of the model that it lacks"
+    remedy += ", or train a new model: give a plain backbone as --model_name_or_path"
     raise TaskHeadsError(Problem(where, found, accepted, remedy))
 
 

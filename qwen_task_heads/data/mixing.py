@@ -89,7 +89,9 @@ def mix_in(
     usable, repeated, contradicted = _once(new, seed=seed)
     if new and not usable:
         found, accepted = "no text without contradictory labels", "accepted: one label for one text"
-        raise TaskHeadsError(Problem(name, found, accepted, "mend the labels, or name another set"))
+        raise TaskHeadsError(
+            Problem(name, found, accepted, "correct the labels, or name another set with --mix")
+        )
     if not usable:
         found = "no row that is not already in train, dev or test" if others else "no usable row"
         accepted = "accepted: a set with rows of its own"
@@ -222,7 +224,7 @@ def _named(
     names = raw.class_names
     if not names and beside is not None and beside != find_label_file(source):
         names = LabelMap.read(beside).names
-    if names == scheme.labels.names:
+    if names == scheme.labels.names and scheme.has_ids:
         return raw, []
     named = raw.with_targets([_with_names(row, names) for row in raw.targets])
     if not states_ids(named.stated):

@@ -63,7 +63,7 @@ def wrong_kind(path: str, kind: str) -> FileProblem | None:
     with open(path, "rb") as stream:
         head = stream.read(4096)
     if not head:
-        return FileProblem(path, "the file is empty", "accepted: at least one row", "check what wrote it")
+        return FileProblem(path, "the file is empty", "accepted: at least one row", "add rows")
     if kind == "xlsx" and head.startswith(b"PK\x03\x04"):
         return None
     accepted = "accepted: " + KIND_NAMES.get(kind, f"UTF-8 text in {kind.upper()}")
@@ -90,7 +90,7 @@ def wrong_kind(path: str, kind: str) -> FileProblem | None:
             path, f"found {found}", accepted, "rename it to .json, or write one object per line"
         )
     if kind in ("csv", "tsv") and first[:1] in (b"{", b"["):
-        return FileProblem(path, "found JSON", accepted, "rename it to .json or .jsonl")
+        return FileProblem(path, "found JSON", accepted, "rename it to .json")  # which takes JSON lines too
     return None
 
 
@@ -145,9 +145,7 @@ def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
     if rows:
         yield RowBatch(rows, numbers, f"{path}:")
     if not good and not held:
-        problem = FileProblem(
-            path, "the file holds no rows", "accepted: at least one row", "check what wrote it"
-        )
+        problem = FileProblem(path, "the file holds no rows", "accepted: at least one row", "add rows")
         yield path, problem
     if len(held) < SYNTAX_FAILURES:
         yield from held

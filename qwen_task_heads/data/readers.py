@@ -187,9 +187,9 @@ def _finish(source: str, collected: _Collected, unread: Iterable[str], *, skip: 
         found = f"none of {collected.rows_read:,} rows can be used"
         if tests.lone:
             found += f" ({len(tests.lone):,} arms stand alone in their tests)"
-        nothing = Problem(
-            source, found, "accepted: at least one pair, or one test of two headlines", "check the rows"
-        )
+        accepted = "accepted: at least one pair, or one test of two headlines"
+        remedy = "correct the rows below" if collected.problems else "add the other headlines of a test"
+        nothing = Problem(source, found, accepted, remedy)
         problems = [nothing, *collected.problems]
     if problems:
         raise TaskHeadsError(problems)

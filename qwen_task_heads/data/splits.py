@@ -9,7 +9,7 @@ and that adding rows moves nothing, because a new row may join two components.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any
@@ -80,8 +80,9 @@ def split_by_group(
     if not train or not dev:
         found = f"the {held_out if train else 'train'} split of {len(grouped):,} pairs would be empty"
         found += f" ({len(units):,} independent groups)"
-        remedy = f"give a {held_out} file, another {held_out}_fraction or salt"
-        remedy += ", or titles_apart=False where stock titles tie the groups together" if titles_apart else ""
+        remedy = f"give a {held_out} file (--{held_out}_dataset), or add pairs of other titles"
+        if titles_apart and len({pair.group for pair in grouped}) > 1:
+            remedy += ", or pass titles_apart=False, as stock titles tie the groups together"
         raise TaskHeadsError(Problem("split", found, "accepted: pairs on both sides", remedy))
     return train, dev
 
@@ -187,7 +188,9 @@ def split_texts(
     train, dev = pick(examples, index(~dev_rows)), pick(examples, index(dev_rows))
     if not train or not dev:
         found = f"no rows for {held_out} among {len(examples):,} ({units.count:,} independent groups)"
-        remedy = f"give a {held_out} file, another {held_out}_fraction, or more rows"
+        remedy = f"give a {held_out} file (--{held_out}_dataset), or add rows"
+        if dev_fraction < 0.5 and _may_go(examples, units):
+            remedy += f", or raise {held_out}_fraction"
         raise TaskHeadsError(Problem("split", found, "accepted: rows on both sides", remedy))
     return train, dev, note
 
@@ -215,6 +218,11 @@ class _Units:
         """Return the rows of a unit."""
         start, end = np.searchsorted(self._units, [unit, unit + 1])
         return self._members[start:end].tolist() or [unit]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the rows of each unit."""
+        first = np.setdiff1d(np.arange(len(self.names)), self.tied)
+        yield from (self.rows(unit) for unit in [*first.tolist(), *np.unique(self.first_of_tied).tolist()])
 
     def give_rarest(self, labels: NDArray[Any], counts: Mapping[int, int]) -> Numbers:
         """Give each row the label of its unit that the fewest rows have, in place; return the tied units."""
@@ -257,6 +265,13 @@ def _draw(
             left.subtract(taken)
     in_dev[units.tied] = in_dev[units.first_of_tied]
     return in_dev
+
+
+def _may_go(examples: Sequence[TextExample], units: _Units) -> bool:
+    """Whether there is a unit without which every label keeps a row."""
+    counts = label_counts(examples)
+    taken = (Counter(label for row in rows for label in labels_at(examples, row)) for rows in units)
+    return any(all(counts[label] > count for label, count in own.items()) for own in taken)
 
 
 def _components(examples: Sequence[TextExample], *, second: bool) -> Hashes:

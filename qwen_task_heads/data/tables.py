@@ -168,7 +168,12 @@ def bad_header(path: str, header: list[str], delimiter: str) -> FileProblem | No
     )
     if other is not None:
         found = f"the header is separated by {other!r}"
-        remedy = {"\t": "rename it to .tsv", ",": "rename it to .csv"}.get(other, "convert it")
+        if not delimiter:  # of a sheet
+            accepted, remedy = "accepted: a column in a cell", "split the cells into columns"
+            return FileProblem(f"{path}:1", found, accepted, remedy)
+        remedy = {"\t": "rename it to .tsv", ",": "rename it to .csv"}.get(
+            other, f"write it again with {delimiter!r} between the columns"
+        )
         return FileProblem(f"{path}:1", found, f"accepted: columns separated by {delimiter!r}", remedy)
     return None
 

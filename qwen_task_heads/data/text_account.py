@@ -25,9 +25,7 @@ def one_class(train: Sequence[TextExample], scheme: Scheme, source: str) -> list
     else:
         found = f"every row is {shorten(scheme.labels.names[next(iter(counts))])}" if len(counts) == 1 else ""
     accepted = "accepted: rows of at least two labels"
-    return (
-        [Problem(source, found, accepted, "check the label column, or add the other rows")] if found else []
-    )
+    return [Problem(source, found, accepted, "add rows of other labels")] if found else []
 
 
 def label_lines(train: Sequence[TextExample], scheme: Scheme) -> list[str]:

@@ -143,11 +143,11 @@ def _is_label(row: RowReader, column: str, value: Any) -> bool:
     if whole and 0 <= value < 10**9:
         return True
     accepted = "the id of a label, or its name"
-    remedy = "write a whole number from 0, or a name"
+    remedy = "write the label as in the other rows"
     if isinstance(value, list):
         remedy = "rename the column to 'labels' for several labels in a row"
     elif isinstance(value, float) and math.isfinite(value):
-        remedy = "write whole numbers, or ask for problem_type regression"
+        remedy = "write whole numbers, or train on scores: --problem_type regression"
     elif whole:
         accepted, remedy = "ids from 0", "correct the id, or remove the row (-100 and -1 mark hidden labels)"
     row.refuse(f"{column!r} is {shorten(value)}", accepted, remedy)

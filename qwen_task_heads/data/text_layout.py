@@ -168,11 +168,14 @@ def _target_problem(
     accepted = f"accepted: {', '.join(served)}" + (f" for {problem_type}" if problem_type else "")
     if targets:
         found = f"several targets: {', '.join(targets)}"
-        remedy = "name the problem type, or drop the other columns"
+        deciding = [name for name in PROBLEM_TYPES if len(_targets(columns, name, ())) == 1]
+        remedy = "drop the other columns"
+        if problem_type is None and deciding:
+            remedy = f"name the problem type, such as --problem_type {deciding[0]}, or {remedy}"
         return FileProblem(where, found, accepted, remedy)
     hint = next((name for name, meant in near.items() if meant in TARGETS), "")
     remedy = f"did you mean {near[hint]!r} by {hint!r}? rename it" if hint else "add or rename the column"
     unfit = [name for name in TARGETS if name in columns and name != "output"]
     if unfit:
-        remedy = f"name another problem type for {unfit[0]!r}, or add the column"
+        remedy = f"train on {unfit[0]!r} with --problem_type {TARGETS[unfit[0]][0]}, or add the column"
     return FileProblem(where, f"no target column (columns: {shown})", accepted, remedy)

@@ -31,6 +31,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 SHOWN = 8
 FREE_ROWS = 20  # rows from which as many labels as texts are a mistake
 MEND_NAMES = "correct one of the two, or drop the column of names"
+GIVEN = "the given labels"  # of a map that no file states, as that of a saved model
 ANOTHER = "correct it, or name a label file that has it with --labels"
 
 
@@ -83,7 +84,12 @@ def derive_scheme(
         return _scores_scheme(rows, source=source, count=count, given=given, given_by=given_by)
     if given is not None and class_names and [*map(given.spelled.get, class_names)] != [*given.id2label]:
         found = f"{given_by} says {shorten(given.names)}, and the data set {shorten(class_names)}"
-        raise error_at(source, found, "the labels of the data set", "remove the label file, or correct it")
+        raise error_at(
+            source,
+            found,
+            "the labels of the data set",
+            _of_labels("write names in place of the ids", given_by),
+        )
     if given is None and class_names:
         return _checked(
             Scheme(problem_type, LabelMap(class_names), "the class names of the data set"), source
@@ -111,7 +117,12 @@ def derive_scheme(
     if ids and stated:
         name = min(stated)
         found = f"labels are numbers ({next(iter(ids.values()))}) and names ({names[name]})"
-        raise error_at(source, found, "one of the two", "write all labels in one form, or give labels.yaml")
+        raise error_at(
+            source,
+            found,
+            "one of the two",
+            "write all labels in one form, or name them in labels.yaml (--labels)",
+        )
     if ids:
         labels = _from_ids(ids, source)
         numbers = Scheme(problem_type, labels, "the whole numbers in train", by_name=labels.are_numbers)
@@ -119,16 +130,16 @@ def derive_scheme(
     if stated and problem_type == "ordinal":
         found = f"the names {shorten(sorted(stated)[:SHOWN])} without an order"
         accepted = "whole numbers from 0, or names in the order of labels.yaml"
-        raise error_at(source, found, accepted, "state it")
+        raise error_at(source, found, accepted, "name them in their order in labels.yaml (--labels)")
     if not stated and names:
         first_of_row = [(raw, next(chain(labels_of(raw), raw.candidates), None)) for raw in rows]
         raise TaskHeadsError([in_quotes(raw, value) for raw, value in first_of_row if value is not None])
     if not stated:
         found = "no label in any row"
-        raise error_at(source, found, "at least two labels", "check the label column")
+        raise error_at(source, found, "at least two labels", "write the labels into the rows")
     if count >= FREE_ROWS and 2 * len(stated) > count and problem_type in ANSWERS:
         found = f"{len(stated):,} different labels in {count:,} rows, which look like texts"
-        remedy = "check the label column, or name the labels in labels.yaml (--labels)"
+        remedy = "rename the column of the labels to 'label', or name them in labels.yaml (--labels)"
         raise error_at(source, found, "labels that several rows have", remedy)
     labels = LabelMap(tuple(sorted(stated)))
     return _checked(Scheme(problem_type, labels, "the names in train, sorted", has_ids=False), source)
@@ -144,6 +155,13 @@ def in_quotes(raw: RawTarget, value: int | str) -> Problem:
     found = f"the label {shorten(value)} is a number in quotes"
     accepted = "accepted: a number, or the name of a label"
     return RowProblem(raw.where, found, accepted, "write it without quotes")
+
+
+def _of_labels(remedy: str, given_by: str) -> str:
+    """A remedy of rows, or another one for the labels that are given by a file or by a saved model."""
+    other = "train a new model: give a plain backbone as --model_name_or_path"
+    of_model = given_by.startswith((GIVEN, "the model"))
+    return f"{remedy}, or {other if of_model else 'correct the label file'}"
 
 
 def is_soft(value: list[object]) -> bool:
@@ -176,7 +194,9 @@ def key_of(name: str) -> int | str:
 def _checked(scheme: Scheme, source: str) -> Scheme:
     if len(scheme.labels) < 2 and scheme.problem_type != "multi_label_classification":
         found = f"only one label, {shorten(scheme.labels.names[0])} ({scheme.origin})"
-        raise error_at(source, found, "at least two", "check the label column, or add the other rows")
+        derived = scheme.origin.endswith(("in train", "in train, sorted"))
+        remedy = "add rows of other labels" if derived else "name the other labels there"
+        raise error_at(source, found, "at least two", remedy)
     return scheme
 
 
@@ -258,14 +278,15 @@ def _scores_scheme(
     if len(lengths) > 1:
         places = ", ".join(f"{length} at {where}" for length, where in sorted(lengths.items())[:2])
         found = f"rows of different numbers of scores ({places})"
-        raise error_at(source, found, "one number", "correct them")
+        raise error_at(source, found, "one number", "write as many scores in every row")
     length = next(iter(lengths), 1)
     if given is not None and len(given) != length:
         found = f"{len(given):,} labels ({given_by}) and {length:,} scores in a row"
-        raise error_at(source, found, "one label per score", "remove the label file, or correct it")
+        remedy = _of_labels(f"write {len(given):,} scores in every row", given_by)
+        raise error_at(source, found, "one label per score", remedy)
     if count > 1 and len({raw.value for raw in rows}) == 1:
         found = f"every row has the score {shorten(rows[0].value)}"
-        raise error_at(source, found, "at least two different scores", "check the column")
+        raise error_at(source, found, "at least two different scores", "add rows of other scores")
     names = ("score",) if length == 1 else tuple(f"score_{place}" for place in range(length))
     origin = given_by if given is not None else "the numbers in train"
     return Scheme("regression", given or LabelMap(names), origin)

@@ -34,7 +34,7 @@ from qwen_task_heads.data.splits import TEST_GIVEN, check_fraction, cut_line, ha
 from qwen_task_heads.data.text_account import label_lines, one_class, shown_lines
 from qwen_task_heads.data.text_layout import PROBLEM_TYPES
 from qwen_task_heads.data.text_readers import read_texts
-from qwen_task_heads.data.text_schemes import Scheme, derive_scheme, states_ids
+from qwen_task_heads.data.text_schemes import GIVEN, Scheme, derive_scheme, states_ids
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
@@ -308,7 +308,7 @@ def _scheme(
 
     Values of labels get one form in all of these sets, see `label_values`.
     """
-    given_by = "the given labels"
+    given_by = GIVEN
     stated = isinstance(labels, LabelMap)
     try:
         if labels is None and (train is None or train.kind != "regression"):
@@ -343,7 +343,7 @@ def _refusals(reports: Mapping[str, ReadReport], places: Mapping[str, str], *, s
     for role, report in reports.items():
         if skip and 2 * report.refused > report.rows_read:
             found = f"{report.refused:,} of {report.rows_read:,} rows are refused"
-            problems.append(Problem(places[role], found, "accepted: at most half", "mend the file"))
+            problems.append(Problem(places[role], found, "accepted: at most half", "correct the rows below"))
         elif skip:
             continue
         problems += report.refusals

@@ -160,7 +160,9 @@ def _place_of_id(raw: RawTarget, value: int, scheme: Scheme) -> int:
         if raw.name in labels.spelled:
             return labels.spelled[raw.name]
         found = f"label {value} is an id, and nothing says which of the {len(labels):,} labels has it"
-        remedy = "write the name, put class.txt or labels.yaml beside the data, or add 'label_name' to all"
+        remedy = (
+            "write the name, or name the labels in their order in labels.yaml (--labels), or add 'label_name'"
+        )
         raise error_at(raw.where, found, f"names, as in train ({scheme.origin})", remedy)
     if scheme.codes:
         place = scheme.codes.get(value)

@@ -156,18 +156,16 @@ def read_title_sets(
             unmade.append(f"{name}: {left} left out: equal click rates, --min_impressions or --max_p_value")
         if 2 * len(data.report.refusals) > data.report.rows_read:
             defects = f"{len(data.report.refusals):,} defects in {data.report.rows_read:,} rows"
-            problem = Problem(places[name], defects, "at most half of the rows", "mend the file")
+            problem = Problem(
+                places[name], defects, "accepted: at most half of the rows", "correct the rows below"
+            )
             raise TaskHeadsError([problem, *data.report.refusals])
     for name, found in pairs.items():
         if not found:
-            raise TaskHeadsError(
-                Problem(
-                    places[name],
-                    "no pair is left",
-                    "at least one",
-                    "lower --min_impressions, or check the file",
-                )
-            )
+            remedies = ["lower --min_impressions"] * (min_impressions > 0)
+            remedies += ["raise --max_p_value"] * (max_p_value < 1)
+            remedy = ", or ".join([*remedies, "add tests whose click rates differ"])
+            raise TaskHeadsError(Problem(places[name], "no pair is left", "accepted: at least one", remedy))
     lines = []
     for name, data in read.items():
         # The card shows these lines: a file's name, not the folders of somebody's machine.

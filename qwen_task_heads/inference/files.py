@@ -19,7 +19,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,19 @@ def scan_inputs(
     """
     if bad_rows not in ("raise", "skip"):
         raise _problem("bad_rows", f"found {bad_rows!r}", "raise, skip", "choose one of them")
-    digest, columns, problems = hashlib.sha256(), dict[str, None](), []
+    digest, columns = hashlib.sha256(), dict[str, None]()
+    problems: list[Problem] = []
     rows = errors = pairs = without = 0
     for _, item in _inputs(source, split=split, hub=hub, candidates=candidates, labels=labels, files=files):
         rows += 1
         if isinstance(item, Problem):
             errors += 1
-            if bad_rows == "raise" or isinstance(item, FileProblem):
+            if isinstance(item, FileProblem):
                 problems.append(item)
+            elif bad_rows == "raise":
+                problems.append(
+                    replace(item, remedy=f"{item.remedy}, or keep it unanswered: --bad_rows skip")
+                )
             digest.update(str(item).encode())
             if isinstance(item, InputProblem):
                 columns.update(dict.fromkeys(item.row))
@@ -99,7 +104,7 @@ def scan_inputs(
     if problems:
         raise TaskHeadsError(problems)
     if not rows:
-        raise _problem(source, "found no rows", "at least one", "check what wrote it")
+        raise _problem(source, "found no rows", "at least one", "add rows")
     if candidates is not None and candidates not in columns:
         found = f"found {candidates!r}, which no row of {source} has"
         raise _problem("--candidates", found, ", ".join(columns), "name the column of the labels")

@@ -242,7 +242,7 @@ class LabelScorer:
         candidates: list[Any],
         shots: Sequence[Shots] | None = None,
         *,
-        on_error: str = RAISE,
+        on_error: str | None = None,
     ) -> tuple[torch.Tensor, Mapping[int, str]]:
         """Log-scores of the good rows, and the errors of the bad ones by their place."""
         wrong = candidate_problems(candidates, labels=self.prompts.labels)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -54,7 +55,7 @@ def check_rows(
     others: Sequence[Any] | None,
     *,
     names: tuple[str, str],
-    on_error: str = RAISE,
+    on_error: str | None = None,
     titles: bool = False,
     more: Mapping[int, Problem] | None = None,
 ) -> dict[int, str]:
@@ -64,14 +65,15 @@ def check_rows(
         texts: n texts, not empty.
         others: n prompts or second texts, "" for none; or None.
         names: what the caller calls the two.
-        on_error: `raise` names all bad rows in one error; `keep` returns them.
+        on_error: `raise` names all bad rows in one error; `keep` returns them; None raises where the caller
+            does not offer `keep`.
         titles: a text of tags alone is empty.
         more: problems of rows that the caller found.
 
     Raises:
         TaskHeadsError: another number of `others`, an unknown `on_error`, or bad rows that are not kept.
     """
-    if on_error not in ON_ERROR:
+    if on_error is not None and on_error not in ON_ERROR:
         raise TaskHeadsError.of("on_error", shorten(on_error), ", ".join(ON_ERROR), "choose one of them")
     (name, other), general = names, []
     if others is not None and len(others) != len(texts):
@@ -86,8 +88,11 @@ def check_rows(
             problems.setdefault(place, []).append(problem)
     for place, problem in (more or {}).items():
         problems.setdefault(place, []).append(problem)
-    if general or (problems and on_error == RAISE):
-        raise TaskHeadsError(general + [problem for found in problems.values() for problem in found])
+    if general or (problems and on_error != KEEP):
+        bad = [problem for found in problems.values() for problem in found]
+        if on_error == RAISE:
+            bad = [replace(problem, remedy=f'{problem.remedy}, or pass on_error="keep"') for problem in bad]
+        raise TaskHeadsError(general + bad)
     return {place: "\n".join(map(str, found)) for place, found in problems.items()}
 
 

@@ -197,7 +197,7 @@ class Scorer:
         return in_place(scores, {place: FailedScore(error) for place, error in bad.items()})
 
     def _score(
-        self, titles: list[Any], prompts: list[Any] | None, *, on_error: str, of_list: bool = False
+        self, titles: list[Any], prompts: list[Any] | None, *, on_error: str | None, of_list: bool = False
     ) -> tuple[list[float], Mapping[int, str]]:
         """Scores of the good rows, and the errors of the bad ones by their place."""
         self._check_model("score", of_titles=True)
@@ -244,7 +244,8 @@ class Scorer:
 
     def prefer(self, first: str, second: str, *, prompt: str = "") -> float:
         """P(first preferred to second) = sigmoid(score difference)."""
-        a, b = self.score([first, second], prompts=[prompt, prompt] if prompt else None)
+        contexts = [prompt, prompt] if prompt else None
+        (a, b), _ = self._score([first, second], contexts, on_error=None)
         return float(torch.sigmoid(torch.tensor(a - b)))
 
     def logits(self, texts: Iterable[str], *, text_pairs: Iterable[str] | None = None) -> torch.Tensor:
@@ -263,7 +264,7 @@ class Scorer:
         return self._logits(rows, None if text_pairs is None else rows_of("text_pairs", text_pairs))[0]
 
     def _logits(
-        self, texts: list[Any], text_pairs: list[Any] | None, *, on_error: str = RAISE
+        self, texts: list[Any], text_pairs: list[Any] | None, *, on_error: str | None = None
     ) -> tuple[torch.Tensor, Mapping[int, str]]:
         """Logits of the good rows, and the errors of the bad ones by their place."""
         bad = check_rows(texts, text_pairs, names=("texts", "text_pairs"), on_error=on_error)

@@ -16,6 +16,7 @@ from qwen_task_heads.batching.collators import group_dataset, pair_dataset, text
 from qwen_task_heads.batching.equal_rows import EqualRows, check_equal
 from qwen_task_heads.batching.text import bind_template, compile_template
 from qwen_task_heads.data.evidence import groups_to_pairs
+from qwen_task_heads.data.example_tables import Table
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.readers import pairs_of_rows
@@ -39,7 +40,9 @@ def holds_rows(data: Any) -> bool:
 
 
 def holds_examples(data: Any, kinds: tuple[type, ...]) -> bool:
-    """Return whether a data set is a list of examples."""
+    """Return whether a data set is a list or a table of examples."""
+    if isinstance(data, Table):
+        return len(data) > 0 and isinstance(data[0], kinds)
     return isinstance(data, list) and len(data) > 0 and all(isinstance(row, kinds) for row in data)
 
 

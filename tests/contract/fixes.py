@@ -2,6 +2,7 @@
 
 A site is a call in the source that makes a `Problem`. Its name is `module::function::where`, with `where` as
 the source writes it, and `#2` for the second one of that name; a line number would change with every edit.
+The place of `row.refuse(...)`, by which a reader refuses a row, is `row`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from typing import Any
 import pytest
 
 import qwen_task_heads
+from qwen_task_heads.data.text_readers import InputProblem
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
 
 PACKAGE = Path(qwen_task_heads.__file__).parent
-MAKERS = {"Problem", "Problem.of", "TaskHeadsError.of", "TaskHeadError", "refuse", "not_among"}
+MAKERS = {
+    "Problem", "FileProblem", "InputProblem", "RowProblem", "Problem.of", "TaskHeadsError.of",
+    "TaskHeadError", "refuse", "not_among", "error_at", "_refusal",
+}  # fmt: skip
 
 
 @cache
@@ -36,7 +41,7 @@ def sites_of(module: str) -> dict[str, tuple[int, int]]:
             inner = scope
             if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
                 inner = f"{scope}.{child.name}".lstrip(".")
-            if isinstance(child, ast.Call) and ast.unparse(child.func) in MAKERS:
+            if isinstance(child, ast.Call) and (ast.unparse(child.func) in MAKERS or _is_of_row(child)):
                 for where in _wheres(child):
                     calls.append((scope, where, child))
             visit(child, inner)
@@ -55,9 +60,16 @@ def sites_of(module: str) -> dict[str, tuple[int, int]]:
 
 def _wheres(call: ast.Call) -> list[str]:
     """The place that a call names; of `not_among`, which checks several options, each of them."""
+    if _is_of_row(call):
+        return ["row"]
     if ast.unparse(call.func) == "not_among":
         return [_text(item.elts[0]) for item in call.args if isinstance(item, ast.Tuple)]
     return [_text(call.args[0])] if call.args else []
+
+
+def _is_of_row(call: ast.Call) -> bool:
+    """Whether a call is `row.refuse(...)`, whose place is that of the row."""
+    return isinstance(call.func, ast.Attribute) and call.func.attr == "refuse"
 
 
 def _text(node: ast.expr) -> str:
@@ -68,7 +80,7 @@ def _text(node: ast.expr) -> str:
 def made() -> Iterator[list[str]]:
     """Note the sites at which problems are made meanwhile."""
     found: list[str] = []
-    makers = (Problem, TaskHeadError)
+    makers = (Problem, InputProblem, TaskHeadError)  # the last two do not call the first
     before = [maker.__init__ for maker in makers]
 
     def noting(init: Any) -> Any:

@@ -1,6 +1,6 @@
 """Every refusal in scope has a test that follows its fix, or a reason why it has none.
 
-`test_option_fixes`, `test_model_fixes` and `test_publishing_fixes` name the sites that they follow.
+The modules of `TESTS` name the sites that they follow.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import pytest
 from fixes import PACKAGE, sites_of
 
 SITE = re.compile(r"[\w/]+\.py::[\w.]*::.+")
-TESTS = ("test_option_fixes", "test_model_fixes", "test_publishing_fixes")
+TESTS = (
+    "test_option_fixes", "test_model_fixes", "test_publishing_fixes", "test_reader_fixes", "test_text_fixes",
+    "test_label_fixes", "test_pair_fixes",
+)  # fmt: skip
 
 # Modules whose refusals are followed elsewhere, or not yet.
 COMPARED = "what a comparison found; tests/publishing/test_gate.py has each beside what passes"
 OUTSIDE = {
     "errors.py": "makes problems for others",
-    "data/": "rows, files and label files; tests/data",
     "batching/": "templates, prompts and rows of a run; tests/batching",
     "evaluate_modules/": "arguments of metrics; tests/evaluate_modules",
     "inference/": "opening and asking a model; tests/inference",
@@ -46,6 +48,16 @@ PIP = "a package is missing: the fix installs one"
 WRAPPED = "tells an error of another site, which is followed"
 MODELSCOPE = "a hub out of reach; tests/test_modelscope.py"
 WITHOUT = {
+    "data/columns.py::RowReader.refuse::self.where": WRAPPED,
+    "data/hub_sets.py::_missing::where": PIP,
+    "data/hub_sets.py::error_at::where": WRAPPED,
+    "data/hub_sets.py::open_arrow::problem.where": WRAPPED,
+    "data/label_files.py::_refusal::where": WRAPPED,
+    "data/raw_texts.py::RawTexts.of_rows::where": "tells a problem of a target for all of its rows",
+    "data/sheets.py::read_excel::path": PIP,
+    "data/tables.py::read_parquet::path": PIP,
+    "data/text_schemes.py::error_at::where": WRAPPED,
+    "data/text_targets.py::resolve::problem.where": WRAPPED,
     "generators.py::load_generator::error.where": WRAPPED,
     "hubcode/configuration_task_heads.py::refuse::where": WRAPPED,
     "hubcode/loading_task_heads.py::_load_adapter::path#3": "a fault of PEFT: the fix upgrades it",
