@@ -8,7 +8,7 @@ a message would name them, the texts themselves are compared.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -68,10 +68,23 @@ def combine(*columns: Hashes) -> Hashes:
         (True, False)
     """
     mixed = np.zeros(len(columns[0]), np.uint64)
-    for column in columns:
-        mixed = (mixed ^ column) * FACTOR
-        mixed ^= mixed >> np.uint64(29)
+    for part in slices(len(mixed)):
+        block = mixed[part]
+        for column in columns:
+            block = (block ^ column[part]) * FACTOR
+            block ^= block >> np.uint64(29)
+        mixed[part] = block
     return mixed
+
+
+def slices(rows: int) -> Iterator[slice]:
+    """Yield blocks of rows: whole columns in between would double the memory.
+
+    Example:
+        >>> [part.stop for part in slices(100_000)]
+        [65536, 131072]
+    """
+    yield from (slice(start, start + BLOCK) for start in range(0, rows, BLOCK))
 
 
 def repeated(keys: Hashes) -> NDArray[np.int64]:
@@ -89,10 +102,9 @@ def within(keys: Hashes, known: Hashes) -> NDArray[np.bool_]:
     if not len(known):
         return np.zeros(len(keys), bool)
     found = np.zeros(len(keys), bool)
-    for start in range(0, len(keys), BLOCK):  # a whole column of positions would double the memory
-        block = keys[start : start + BLOCK]
-        places = np.minimum(np.searchsorted(known, block), len(known) - 1)
-        found[start : start + BLOCK] = known[places] == block
+    for part in slices(len(keys)):
+        places = np.minimum(np.searchsorted(known, keys[part]), len(known) - 1)
+        found[part] = known[places] == keys[part]
     return found
 
 

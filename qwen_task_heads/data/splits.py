@@ -27,7 +27,7 @@ from qwen_task_heads.data.example_columns import (
 )
 from qwen_task_heads.data.example_tables import index, pick
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
-from qwen_task_heads.data.keys import KEYS, Hashes, components, hash_keys, repeated, text_key
+from qwen_task_heads.data.keys import KEYS, Hashes, components, hash_keys, repeated, slices, text_key
 from qwen_task_heads.data.stores import Numbers
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
@@ -247,7 +247,10 @@ def _draw(
     shares[units.tied] = np.inf  # but of the first row of each unit
     shares[alike] = _shares(salt, units.names[alike])
     order = np.lexsort((units.names, shares, stratum))
-    bounds = [*np.flatnonzero(np.diff(stratum[order], prepend=-2)).tolist(), len(order)]
+    sizes = np.zeros(max(left) + 2, np.int64)
+    for part in slices(len(order)):
+        sizes += np.bincount(stratum[part] + 1, minlength=len(sizes))
+    bounds = np.cumsum([0, *sizes]).tolist()  # of the strata in `order`
     in_dev = np.zeros(len(examples), bool)
     quota = 0.0
     for start, end in pairwise(bounds):
@@ -326,7 +329,6 @@ def _shares(salt: str, names: Hashes) -> NDArray[np.float64]:
     would send large components to dev.
     """
     shares = np.empty(len(names))
-    for start in range(0, len(names), 2**16):
-        block = names[start : start + 2**16].tolist()
-        shares[start : start + 2**16] = hash_keys(f"{salt}\0{name:016x}" for name in block) / 2.0**64
+    for part in slices(len(names)):
+        shares[part] = hash_keys(f"{salt}\0{name:016x}" for name in names[part].tolist()) / 2.0**64
     return shares

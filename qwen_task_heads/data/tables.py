@@ -202,7 +202,9 @@ def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
         raise TaskHeadsError(Problem(path, "pyarrow is not installed", "Parquet needs it", remedy)) from error
     number = 0
     try:
-        with pq.ParquetFile(path) as table:
+        with pq.ParquetFile(
+            path, pre_buffer=False, buffer_size=2**20
+        ) as table:  # else the whole file is kept
             names = table.schema_arrow.names
             if len(set(names)) < len(names):
                 found = "a column stands twice"
