@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.collators import TextCollator, text_datasets
 from qwen_task_heads.batching.text import bind_template
+from qwen_task_heads.data.sequences import sources_of
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_task
 from qwen_task_heads.publishing.accounts import account_of
@@ -64,7 +65,7 @@ def main() -> None:
     )
     model = make()
     tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision, **where)
-    pairs, template = any(text.text_b for text in sets.train), texts.template_for(sets.labels)
+    pairs, template = sets.have_pairs, texts.template_for(sets.labels)
     take_template(tokenizer, None if template else texts.init_head, **where)
     bind_template(tokenizer, model.config, template=template, pairs=pairs)
     take_head(model, texts.init_head, tokenizer=tokenizer, lines=sets.lines, **where)
@@ -89,8 +90,8 @@ def main() -> None:
         loss=texts.loss,
         loss_options=texts.loss_options(),
         token_dropout=texts.token_dropout,
-        train_sources=[text.source for text in sets.train],
-        eval_sources=[text.source for text in sets.dev],
+        train_sources=sources_of(sets.train),
+        eval_sources=sources_of(sets.dev),
         callbacks=[SealingCallback(limit, run=identity), *trackers]
         + [EarlyStoppingCallback(patience)] * bool(patience),
     )

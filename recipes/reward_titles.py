@@ -17,6 +17,7 @@ from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.collators import group_dataset, pair_dataset
 from qwen_task_heads.batching.equal_rows import check_equal
 from qwen_task_heads.batching.text import compile_template
+from qwen_task_heads.data.sequences import pick, sources_of
 from qwen_task_heads.data.title_sets import read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer
@@ -91,8 +92,8 @@ def main() -> None:
         peft_config=adapter,
         loss=titles.loss,
         loss_options=titles.loss_options(),
-        train_sources=[g.sources[0] for g in sets.groups] if grouped else [p.source for p in sets.train],
-        eval_sources=[pair.source for pair in sets.dev],
+        train_sources=sources_of(sets.groups if grouped else sets.train),
+        eval_sources=sources_of(sets.dev),
         callbacks=[SealingCallback(limit, run=identity), swapped, *trackers],
     )
     train_or_resume(trainer, checkpoint=resume)
@@ -107,7 +108,7 @@ def main() -> None:
             resumed=resume is not None,
         )  # fmt: skip
         if not grouped:  # equal pairs were left out
-            sets = replace(sets, train=[sets.train[row] for row in train["row"]])
+            sets = replace(sets, train=pick(sets.train, train["row"]))
         run = Run(sets=sets, warning=swapped.finding, **account)
         finish_titles(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
         if destination:

@@ -52,7 +52,7 @@ def main() -> None:
     kind, losses = sets.problem_type, texts.losses_for(sets.problem_type)
     open_output(args.output_dir, None)
     tokenizer = load_tokenizer(backbone, revision=revision, **where)
-    pairs, template = any(text.text_b for text in sets.train), texts.template_for(sets.labels)
+    pairs, template = sets.have_pairs, texts.template_for(sets.labels)
     make = partial(
         build,
         backbone,

@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from qwen_task_heads.batching.cut_reports import CutReport, TextCutReport
 from qwen_task_heads.batching.equal_rows import (
-    EqualRows,
     check_equal,
     equal_classified,
     equal_pairs,
     merge_groups,
 )
-from qwen_task_heads.batching.text import CutReport, as_option, encode_pairs
+from qwen_task_heads.batching.text import as_option, encode_pairs
+from qwen_task_heads.batching.token_sets import TokenSet, hash_ids, parts, set_name
+from qwen_task_heads.data.example_columns import are_soft, numbers_of
+from qwen_task_heads.data.example_tables import have_second
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
+from qwen_task_heads.data.keys import repeated
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TaskHeadError
 from qwen_task_heads.hubcode.encoding_task_heads import (
@@ -62,31 +68,34 @@ def pair_dataset(
         >>> pair_dataset(pairs, tokenizer=load_tokenizer("embedded"), max_length=64)[0].column_names
         ['chosen_ids', 'rejected_ids', 'row', 'length']
     """
-    from datasets import Dataset
+    evidence = _evidence(pairs)
+    name = repr((set_name(pairs), tokenizer.name_or_path, max_length, drop_equal))
+    made, reports = TokenSet(rows=len(pairs), name=name), []
+    for start, block in parts(pairs):
+        columns, report = encode_pairs(tokenizer, block, max_length=max_length)
+        ids = columns["chosen_ids"], columns["rejected_ids"]
+        equal = equal_pairs(block, ids, tokenizer=tokenizer, max_length=max_length, left_out=drop_equal)
+        reports.append(replace(report, equal=equal))
+        table: dict[str, list[Any]] = {
+            **columns,
+            "row": list(range(start, start + len(block))),
+            "length": [len(chosen) + len(rejected) for chosen, rejected in zip(*ids, strict=True)],
+            **{name: values[start : start + len(block)].tolist() for name, values in evidence.items()},
+        }
+        if drop_equal and equal.places:
+            kept = sorted({*range(len(block))} - {*equal.places})
+            table = {name: [values[place] for place in kept] for name, values in table.items()}
+        made.add(table)
+    return made.finish(), CutReport.of(reports, max_length)
 
-    columns, report = encode_pairs(tokenizer, pairs, max_length=max_length)
-    both = zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)
-    length = [len(chosen) + len(rejected) for chosen, rejected in both]
-    table: dict[str, list[Any]] = {**columns, "row": list(range(len(pairs))), "length": length}
-    for name, values in (
-        ("margin", [pair.margin for pair in pairs]),
-        ("preference", [pair.preference for pair in pairs]),
-        ("weight", [pair.weight for pair in pairs]),
-    ):
-        constant_weight = name == "weight" and all(value == 1 for value in values)
-        if all(value is not None for value in values) and not constant_weight:
-            table[name] = values
-    equal = equal_pairs(
-        pairs,
-        (columns["chosen_ids"], columns["rejected_ids"]),
-        tokenizer=tokenizer,
-        max_length=max_length,
-        left_out=drop_equal,
-    )
-    if drop_equal and equal.places:
-        kept = sorted(set(table["row"]) - set(equal.places))
-        table = {name: [values[place] for place in kept] for name, values in table.items()}
-    return Dataset.from_dict(table), replace(report, equal=equal)
+
+def _evidence(pairs: Sequence[PairExample]) -> dict[str, NDArray[np.float64]]:
+    """The columns of evidence that all pairs have."""
+    stated = ((name, numbers_of(pairs, name)) for name in EVIDENCE)
+    columns = {name: values for name, values in stated if values is not None}
+    if (columns["weight"] == 1).all():
+        del columns["weight"]
+    return columns
 
 
 def group_dataset(
@@ -100,9 +109,35 @@ def group_dataset(
     Raises:
         TaskHeadsError: titles that nobody was shown, all of them; `evidence.comparable_groups` drops them.
     """
-    from datasets import Dataset
+    name = repr((set_name(groups), tokenizer.name_or_path, max_length, "groups"))
+    made, reports, problems = TokenSet(rows=len(groups), name=name), [], list[Problem]()
+    for start, block in parts(groups):
+        problems += _unshown(block)
+        if problems:
+            continue
+        titles = [title for group in block for title in group.titles]
+        prompts = [group.prompt for group in block for _ in group.titles]
+        encoded = encode(tokenizer, titles, prompts=prompts if any(prompts) else None, max_length=max_length)
+        ids = iter(encoded.input_ids)
+        title_ids = [[next(ids) for _ in group.titles] for group in block]
+        kept, equal = merge_groups(block, title_ids, tokenizer=tokenizer, max_length=max_length)
+        made.add(
+            {
+                "title_ids": [rows for _, rows, _ in kept],
+                "length": [sum(map(len, rows)) for _, rows, _ in kept],
+                "gains": [gains for _, _, gains in kept],
+                "row": [start + place for place, _, _ in kept],
+            }
+        )
+        counts = (encoded.cut_prompts, encoded.cut_titles)
+        reports.append(CutReport(len(block), *counts, max_length, equal))
+    if problems:
+        raise TaskHeadsError(problems)
+    return made.finish(), CutReport.of(reports, max_length)
 
-    if problems := [
+
+def _unshown(groups: Sequence[GroupExample]) -> list[Problem]:
+    return [
         Problem(
             group.sources[place] if place < len(group.sources) else f"group {group.group!r}",
             f"found {group.titles[place]!r} with 0 impressions",
@@ -112,23 +147,7 @@ def group_dataset(
         for group in groups
         for place, shown in enumerate(group.impressions)
         if not shown
-    ]:
-        raise TaskHeadsError(problems)
-    titles = [title for group in groups for title in group.titles]
-    prompts = [group.prompt for group in groups for _ in group.titles]
-    encoded = encode(tokenizer, titles, prompts=prompts if any(prompts) else None, max_length=max_length)
-    ids = iter(encoded.input_ids)
-    title_ids = [[next(ids) for _ in group.titles] for group in groups]
-    kept, equal = merge_groups(groups, title_ids, tokenizer=tokenizer, max_length=max_length)
-    table = {
-        "title_ids": [rows for _, rows, _ in kept],
-        "length": [sum(map(len, rows)) for _, rows, _ in kept],
-        "gains": [gains for _, _, gains in kept],
-        "row": [place for place, _, _ in kept],
-    }
-    return Dataset.from_dict(table), CutReport(
-        len(groups), encoded.cut_prompts, encoded.cut_titles, max_length, equal
-    )
+    ]
 
 
 @dataclass(frozen=True)
@@ -163,49 +182,6 @@ class TitleCollator:
         return {"row": rows, **pad_rows(ids, pad_id=self.pad_id), **extra}
 
 
-@dataclass(frozen=True)
-class TextCutReport:
-    """What `max_seq_length` did to the texts of a data set; every text is still there.
-
-    Args:
-        texts: how many there are.
-        cut: how many are longer than the limit.
-        lost: tokens that were cut off, of all texts.
-        tokens: tokens of all texts before the cut, templates apart.
-        windows: in how many windows the long texts are read; 0 for the other policies.
-        max_length: the limit, template included; None for no limit.
-        truncation: the policy.
-        equal: texts that are equal to one of another label.
-    """
-
-    texts: int
-    cut: int
-    lost: int
-    tokens: int
-    windows: int
-    max_length: int | None
-    truncation: str
-    equal: EqualRows | None = field(default=None, compare=False)
-
-    def line(self) -> str:
-        """Say it in one sentence."""
-        if self.max_length is None:
-            return f"{self.texts:,} texts, none cut (no --max_seq_length)"
-        if not self.cut:
-            return f"all {self.texts:,} texts fit into {self.max_length:,} tokens"
-        if self.truncation == "windows":
-            return (
-                f"of {self.texts:,} texts, {self.cut:,} are longer than {self.max_length:,} tokens and are "
-                f"read whole, in {self.windows:,} windows"
-            )
-        share = 100 * self.lost / self.tokens
-        return (
-            f"of {self.texts:,} texts, {self.cut:,} were cut to {self.max_length:,} tokens (kept: "
-            f"{self.truncation.replace('_', ' and ')}); {self.lost:,} tokens were lost, {share:.1f}% of all "
-            "(no text was dropped; --truncation windows or a larger --max_seq_length keeps more)"
-        )
-
-
 def text_dataset(
     examples: Sequence[TextExample], *, tokenizer: Any, config: PooledClassifierConfig, num_labels: int
 ) -> tuple[Any, TextCutReport]:
@@ -227,34 +203,48 @@ def text_dataset(
         TaskHeadsError: targets that do not fit the problem type, a tokenizer with another template, or
             pairs with a policy for single texts.
     """
-    from datasets import Dataset
 
     problem_type = config.problem_type or "single_label_classification"
-    labels, problems = [], []
-    for index, example in enumerate(examples):
-        try:
-            labels.append(_label(example.target, problem_type=problem_type, num_labels=num_labels))
-        except ValueError as error:
-            where = example.source or f"examples[{index}]"
-            problems.append(Problem(where, f"found {example.target!r}", str(error), "correct the label"))
+    pairs, soft = have_second(examples), are_soft(examples)
+    weights = numbers_of(examples, "weight")
+    weighted = weights is not None and bool((weights != 1).any())
+    name = repr((set_name(examples), tokenizer.name_or_path, config.max_seq_length, config.truncation))
+    made, problems = TokenSet(rows=len(examples), name=name), list[Problem]()
+    reports: list[TextCutReport] = []
+    keys: list[NDArray[np.uint64]] = []  # of the ids of each row
+    for start, block in parts(examples):
+        labels = []
+        for index, example in enumerate(block, start):
+            try:
+                labels.append(_label(example.target, problem_type=problem_type, num_labels=num_labels))
+            except ValueError as error:
+                where = example.source or f"examples[{index}]"
+                problems.append(Problem(where, f"found {example.target!r}", str(error), "correct the label"))
+        if problems:
+            continue
+        encoded = _encode_all(block, tokenizer=tokenizer, config=config, pairs=pairs)
+        table: dict[str, list[Any]] = {
+            "input_ids": encoded.input_ids,
+            "labels": labels,
+            "row": list(range(start, start + len(block))),
+        }
+        if weights is not None and weighted:
+            table["weight"] = weights[start : start + len(block)].tolist()
+        if soft:
+            table["soft"] = [
+                list(example.soft or (label if isinstance(label, list) else _multi_hot([label], num_labels)))
+                for example, label in zip(block, labels, strict=True)
+            ]
+        made.add(table)
+        reports.append(_text_report(encoded, tokenizer=tokenizer, config=config))
+        keys.append(hash_ids(encoded.input_ids))
     if problems:
         raise TaskHeadsError(problems)
-    encoded = _encode_all(examples, tokenizer=tokenizer, config=config)
-    table: dict[str, list[Any]] = {
-        "input_ids": encoded.input_ids,
-        "labels": labels,
-        "row": list(range(len(examples))),
-    }
-    if any(example.weight != 1 for example in examples):
-        table["weight"] = [example.weight for example in examples]
-    if any(example.soft is not None for example in examples):
-        table["soft"] = [
-            list(example.soft or (label if isinstance(label, list) else _multi_hot([label], num_labels)))
-            for example, label in zip(examples, labels, strict=True)
-        ]
-    report = _text_report(encoded, tokenizer=tokenizer, config=config)
-    equal = equal_classified(examples, encoded.input_ids, tokenizer=tokenizer, config=config)
-    return Dataset.from_dict(table), replace(report, equal=equal)
+    dataset = made.finish()
+    among = repeated(np.concatenate(keys)).tolist()
+    ids = dataset[among]["input_ids"] if among else []
+    equal = equal_classified(examples, ids, tokenizer=tokenizer, config=config, pairs=pairs, among=among)
+    return dataset, replace(TextCutReport.of(reports), equal=equal)
 
 
 def text_datasets(
@@ -301,10 +291,9 @@ def _multi_hot(ids: Sequence[int], num_labels: int) -> list[float]:
 
 
 def _encode_all(
-    examples: Sequence[TextExample], *, tokenizer: Any, config: PooledClassifierConfig
+    examples: Sequence[TextExample], *, tokenizer: Any, config: PooledClassifierConfig, pairs: bool
 ) -> EncodedTexts:
     """Encode by the policy of the config, once tokenizer and config are known to agree."""
-    pairs = any(example.text_b for example in examples)
     before, between, after = template_of(tokenizer)
     wanted = {"before": before, **({"between": between} if pairs else {}), "after": after}
     if config.max_seq_length is not None and wanted != {

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,21 @@ class EqualRows:
     same: int = 0
     titles: int = 0
     left_out: bool = False
+
+    @classmethod
+    def of(cls, parts: Sequence[EqualRows]) -> EqualRows:
+        """Return the report of a set that was looked at in parts, in their order; there is at least one."""
+        starts = accumulate((part.rows for part in parts), initial=0)
+        places = [place + start for part, start in zip(parts, starts, strict=False) for place in part.places]
+        return replace(
+            parts[0],
+            rows=sum(part.rows for part in parts),
+            places=tuple(places),
+            sources=tuple(source for part in parts for source in part.sources),
+            needed=max((part.needed for part in parts if part.needed), default=None),
+            same=sum(part.same for part in parts),
+            titles=sum(part.titles for part in parts),
+        )
 
     @property
     def are_all(self) -> bool:
@@ -221,20 +236,22 @@ def equal_texts(
     behind: int,
     answer: int = 0,
     keeps_head: bool,
+    among: Sequence[int] | None = None,
 ) -> EqualRows:
     """Find the texts that have the ids of another text with another target.
 
     Args:
         examples: n texts or pairs of texts.
-        ids: n rows, as they were cut.
+        ids: n rows, as they were cut; of `among` alone, if it is given.
         whole: gives the rows of some indices without a cut.
         limit: that they were cut to.
         behind: tokens that a row has behind its text.
         answer: tokens that the limit leaves behind a row, for the answer of a generative model.
         keeps_head: whether the beginning of a row is what a cut keeps.
+        among: indices of the only rows that may be equal to others.
     """
     members: dict[tuple[int, ...], list[int]] = {}
-    for place, row in enumerate(ids):
+    for place, row in zip(range(len(examples)) if among is None else among, ids, strict=True):
         members.setdefault(tuple(row), []).append(place)
     groups = [found for places in members.values() if (found := _conflicting(examples, places))]
     rows = iter(whole([place for places in groups for place in places]))
@@ -266,16 +283,19 @@ def equal_classified(
     *,
     tokenizer: Any,
     config: PooledClassifierConfig,
+    pairs: bool,
+    among: Sequence[int],
 ) -> EqualRows:
     """Find the texts of a classifier that its cut has made equal to one of another label.
 
     Args:
         examples: n texts or pairs of texts.
-        ids: n rows, as the config cuts them.
+        ids: of the rows `among`, as the config cuts them.
         tokenizer: with the template of the config.
         config: of the classifier.
+        pairs: whether some are pairs.
+        among: indices of the rows whose ids are those of another row.
     """
-    pairs = any(example.text_b for example in examples)
 
     def whole(places: list[int]) -> list[Ids]:
         texts, seconds = ([vars(examples[place])[name] for place in places] for name in ("text", "text_b"))
@@ -288,6 +308,7 @@ def equal_classified(
         limit=config.max_seq_length,
         behind=len(template_of(tokenizer)[2]),
         keeps_head=config.truncation == "head" and not pairs,
+        among=among,
     )
 
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import AddedToken, processors
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from qwen_task_heads.backbones import backbone_of
-from qwen_task_heads.batching.equal_rows import EqualRows
+from qwen_task_heads.batching.cut_reports import CutReport
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
@@ -313,26 +313,6 @@ def _boundary(tokenizer: Any, model_type: str) -> str:
             )
         )
     return tokenizer.eos_token
-
-
-@dataclass(frozen=True)
-class CutReport:
-    """How many texts lost tokens to `max_length`, and which rows became equal by that."""
-
-    pairs: int
-    cut_prompts: int
-    cut_titles: int
-    max_length: int
-    equal: EqualRows | None = field(default=None, compare=False)
-
-    def line(self) -> str:
-        """Say it in one sentence."""
-        if not self.cut_prompts and not self.cut_titles:
-            return f"all texts of {self.pairs:,} pairs fit into {self.max_length} tokens"
-        return (
-            f"of {self.pairs:,} pairs, {self.cut_prompts:,} prompts and {self.cut_titles:,} titles were cut "
-            f"to fit into {self.max_length} tokens (raise --max_length to keep more)"
-        )
 
 
 def encode_pairs(

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qwen_task_heads.data.example_columns import hashed, rows_containing
-from qwen_task_heads.data.example_tables import blocks, index, pick
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.keys import Hashes, combine, repeated, text_key, within
+from qwen_task_heads.data.sequences import blocks, index, pick
 from qwen_task_heads.errors import Problem
 
 SHOWN = 3  # sources named in a line of a report

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from qwen_task_heads.data.click_pairs import arms_of, pair_arms
 from qwen_task_heads.data.click_rates import bad_counts, preference_from_clicks, two_proportion_p_value
-from qwen_task_heads.data.example_tables import GroupTable, pick
+from qwen_task_heads.data.example_tables import GroupTable
 from qwen_task_heads.data.examples import GroupExample, PairExample
+from qwen_task_heads.data.sequences import pick
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 __all__ = [

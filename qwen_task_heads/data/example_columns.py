@@ -10,17 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_task_heads.data.example_tables import (
-    Example,
-    GroupTable,
-    Joined,
-    PairTable,
-    Table,
-    Target,
-    TextTable,
-)
+from qwen_task_heads.data.example_tables import GroupTable, PairTable, Target, TextTable
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.data.keys import KEYS, Hashes, hash_keys
+from qwen_task_heads.data.sequences import Example, Joined, Table
 from qwen_task_heads.data.stores import Numbers
 
 
@@ -119,6 +112,18 @@ def _labels(target: Target) -> tuple[int, ...]:
     if isinstance(target, int):
         return (target,)
     return tuple(label for label in target if isinstance(label, int)) or (-1,)
+
+
+def numbers_of(examples: Sequence[Any], name: str) -> NDArray[np.float64] | None:
+    """Return `margin`, `preference` or `weight` of each example; None where an example has none."""
+    if isinstance(examples, Joined):
+        parts = [numbers_of(part, name) for part in examples.parts]
+        return None if any(part is None for part in parts) else np.concatenate(parts)  # type: ignore[arg-type]
+    if isinstance(examples, PairTable | TextTable):
+        values = examples.numbers(name)
+        return None if np.isnan(values).any() else values
+    given = [vars(example)[name] for example in examples]
+    return None if any(value is None for value in given) else np.array(given, np.float64)
 
 
 def are_soft(examples: Sequence[TextExample]) -> bool:

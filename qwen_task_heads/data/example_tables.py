@@ -1,64 +1,23 @@
-"""Examples of many rows, kept in columns: an object is made for a row when somebody asks for it.
+"""Texts, pairs and tests of many rows, kept in columns.
 
-Design:
-- A table is a `Sequence`: what reads a list of examples reads a table. Iteration makes objects in blocks.
-- A part of a table (a split, a shuffle) is the same columns with other row numbers.
-- `example_columns.py` asks lists and tables alike, so that nothing has to be written twice.
+A part of a table (a split, a shuffle) is the same columns with other row numbers.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.data.keys import KEYS, Hashes
+from qwen_task_heads.data.sequences import Table, hashes_at, spans
 from qwen_task_heads.data.stores import Numbers, Places, Texts
 
-Example = TypeVar("Example")
-BLOCK = 4096  # rows of which objects are made at a time
 Target = Any  # of a `TextExample`
-
-
-class Table(Sequence[Example], Generic[Example]):
-    """Rows of which examples are made on access; equal to a list of equal examples."""
-
-    @abstractmethod
-    def examples(self, rows: Numbers) -> list[Example]:
-        """Return the examples of some rows, in their order."""
-
-    @abstractmethod
-    def pick(self, rows: Numbers) -> Table[Example]:
-        """Return a table of some rows, in their order."""
-
-    @overload
-    def __getitem__(self, place: int) -> Example: ...
-    @overload
-    def __getitem__(self, place: slice) -> Table[Example]: ...
-    def __getitem__(self, place: int | slice) -> Example | Table[Example]:
-        if isinstance(place, slice):
-            return self.pick(np.arange(*place.indices(len(self))))
-        row = range(len(self))[place]  # with the IndexError of a list
-        return self.examples(np.array([row]))[0]
-
-    def __iter__(self) -> Iterator[Example]:
-        for start in range(0, len(self), BLOCK):
-            yield from self.examples(np.arange(start, min(start + BLOCK, len(self))))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str | bytes):
-            return NotImplemented
-        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]  # as of a list
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self):,} rows)"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,6 +72,10 @@ class TextTable(Table[TextExample]):
         """Return a table of some rows, in their order."""
         return replace(self, rows=self.stored(rows))
 
+    def source(self, row: int) -> str:
+        """Return where a row was read."""
+        return self.places[row if self.rows is None else int(self.rows[row])]
+
     def stored(self, rows: Numbers) -> Numbers:
         """Return the rows of the store that some rows of the table are."""
         return rows if self.rows is None else self.rows[rows]
@@ -120,6 +83,10 @@ class TextTable(Table[TextExample]):
     def row_codes_at(self, row: int) -> int:
         """Return the code of one row of the table."""
         return int(self.codes[row if self.rows is None else self.rows[row]])
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """Return the `weight` of each row."""
+        return self.weights if self.rows is None else self.weights[self.rows]
 
     def row_codes(self) -> NDArray[np.int32]:
         """Return the code of each row of the table."""
@@ -165,7 +132,6 @@ class PairTable(Table[PairExample]):
             self.margins[rows].tolist(), self.preferences[rows].tolist(), self.weights[rows].tolist(),
             one.tolist(), two.tolist(), strict=True,
         ):  # fmt: skip
-            source = self.places[first]
             made.append(
                 PairExample(
                     chosen=chosen,
@@ -175,7 +141,7 @@ class PairTable(Table[PairExample]):
                     preference=None if preference != preference else preference,
                     weight=weight,
                     group=group,
-                    source=source if first == second else f"{source} + {self.places[second]}",
+                    source=self._source(first, second),
                 )
             )
         return made
@@ -195,6 +161,18 @@ class PairTable(Table[PairExample]):
         """Return 64 bits per row of a column, equal for texts of equal `text_key`."""
         rows = self.rejected_rows if name == "rejected" else self.chosen_rows
         return hashes_at(vars(self)[name], rows)
+
+    def source(self, row: int) -> str:
+        """Return where a pair was read, both arms of a test."""
+        return self._source(int(self.chosen_rows[row]), int(self.rejected_rows[row]))
+
+    def _source(self, first: int, second: int) -> str:
+        source = self.places[first]
+        return source if first == second else f"{source} + {self.places[second]}"
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """Return `margin`, `preference` or `weight` of each pair, NaN for None."""
+        return {"margin": self.margins, "preference": self.preferences, "weight": self.weights}[name]
 
     def with_groups(self, groups: Mapping[int, str]) -> PairTable:
         """Return the same pairs, some rows of them with another group."""
@@ -258,6 +236,10 @@ class GroupTable(Table[GroupExample]):
         """Return a table of some tests, in their order."""
         return replace(self, starts=self.starts[rows], ends=self.ends[rows])
 
+    def source(self, row: int) -> str:
+        """Return where the first arm of a test was read."""
+        return self.places[int(self.order[self.starts[row]])]
+
     def arms(self) -> tuple[Numbers, Numbers]:
         """Return `(rows, tests)` of all arms: rows of the store, and the number of the test of each."""
         return self.order[spans(self.starts, self.ends)], np.repeat(
@@ -292,79 +274,8 @@ class GroupTable(Table[GroupExample]):
         return hashes_at(vars(self)[name], self.order[self.starts])
 
 
-class Joined(Table[Example]):
-    """Several sequences one after the other."""
-
-    def __init__(self, parts: Sequence[Sequence[Example]]) -> None:
-        self.parts = [part for part in parts if len(part)]
-        self.ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return int(self.ends[-1]) if self.parts else 0
-
-    def examples(self, rows: Numbers) -> list[Example]:
-        """Return the examples of some rows, in their order."""
-        return [example for part, places in self._runs(rows) for example in pick(part, places)]
-
-    def pick(self, rows: Numbers) -> Joined[Example]:
-        """Return a table of some rows, in their order."""
-        return Joined([pick(part, places) for part, places in self._runs(rows)])
-
-    def _runs(self, rows: Numbers) -> Iterator[tuple[Sequence[Example], Numbers]]:
-        parts = np.searchsorted(self.ends, rows, side="right")
-        for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(parts)) + 1):
-            if len(run):
-                number = int(parts[run[0]])
-                start = self.ends[number] - len(self.parts[number])
-                yield self.parts[number], rows[run] - start
-
-
-def pick(examples: Sequence[Example], rows: Numbers) -> Sequence[Example]:
-    """Return some rows of a list or table, in their order.
-
-    Example:
-        >>> pick(["a", "b", "c"], np.array([2, 0]))
-        ['c', 'a']
-    """
-    if isinstance(examples, Table):
-        return examples.pick(rows)
-    return [examples[row] for row in rows.tolist()]
-
-
-def hashes_at(column: Texts, rows: Numbers | None) -> Hashes:
-    """Return the hashes of some rows of a column, None for all; an empty column costs no memory."""
-    found = column.hashes()
-    if rows is None:
-        return found
-    return np.broadcast_to(found[:1], len(rows)) if column.are_empty else found[rows]
-
-
-def blocks(examples: Sequence[Example], rows: int = 2**18) -> Iterator[Sequence[Example]]:
-    """Yield the examples in parts of at most so many rows, in their order."""
-    for start in range(0, len(examples), rows):
-        yield pick(examples, np.arange(start, min(start + rows, len(examples))))
-
-
-def index(mask: NDArray[np.bool_]) -> Numbers:
-    """Return the places where a mask holds, in half the memory where they fit.
-
-    Example:
-        >>> index(np.array([True, False, True])).tolist()
-        [0, 2]
-    """
-    kind = np.int32 if len(mask) < 2**31 else np.int64
-    blocks = range(0, len(mask), 2**20)
-    parts = [(np.flatnonzero(mask[start : start + 2**20]) + start).astype(kind) for start in blocks]
-    return np.concatenate([np.zeros(0, kind), *parts])
-
-
-def spans(starts: Numbers, ends: Numbers) -> Numbers:
-    """Return the numbers from each start to before its end, one span after the other.
-
-    Example:
-        >>> spans(np.array([3, 8]), np.array([5, 9])).tolist()
-        [3, 4, 8]
-    """
-    sizes = ends - starts
-    before = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.repeat(starts, sizes) + np.arange(int(sizes.sum())) - before
+def have_second(examples: Sequence[TextExample]) -> bool:
+    """Return whether some example is a pair of texts."""
+    if isinstance(examples, TextTable) and examples.text_b.are_empty:
+        return False
+    return any(example.text_b for example in examples)

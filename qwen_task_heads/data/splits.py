@@ -25,9 +25,9 @@ from qwen_task_heads.data.example_columns import (
     rarest_labels,
     with_groups,
 )
-from qwen_task_heads.data.example_tables import index, pick
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.data.keys import KEYS, Hashes, components, hash_keys, repeated, slices, text_key
+from qwen_task_heads.data.sequences import index, pick
 from qwen_task_heads.data.stores import Numbers
 from qwen_task_heads.errors import Problem, TaskHeadsError
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from qwen_task_heads.data.doctor import ReadReport, find_overlaps, shared_lines
 from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.example_columns import joined
+from qwen_task_heads.data.example_tables import have_second
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.label_files import find_label_file
@@ -73,6 +74,11 @@ class TextSets:
     def were_cut(self) -> tuple[str, ...]:
         """Names of the sets that were cut from the training source."""
         return ("dev",) * self.dev_was_cut + ("test",) * self.test_was_cut
+
+    @property
+    def have_pairs(self) -> bool:
+        """Whether the training set holds pairs of texts."""
+        return have_second(self.train)
 
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 of all that trains a model or picks its checkpoint; a run resumes on the same data only."""

@@ -18,13 +18,13 @@ from qwen_task_heads.data.doctor import find_overlaps, shared_lines
 from qwen_task_heads.data.embedded_sets import locate_set
 from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.example_columns import hashed, joined
-from qwen_task_heads.data.example_tables import pick
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.keys import within
 from qwen_task_heads.data.layout import unread_lines
 from qwen_task_heads.data.readers import read_pairs
 from qwen_task_heads.data.roles import read_roles
+from qwen_task_heads.data.sequences import pick
 from qwen_task_heads.data.splits import (
     TEST_GIVEN,
     assign_groups,

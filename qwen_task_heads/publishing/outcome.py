@@ -40,7 +40,7 @@ from qwen_task_heads.publishing.endings import (
 )
 from qwen_task_heads.publishing.reference import take_reference
 from qwen_task_heads.publishing.title_card import accuracy_rows, title_card
-from qwen_task_heads.training.floors import TfidfBradleyTerry, longer_title
+from qwen_task_heads.training.floors import TfidfBradleyTerry, baseline_rows, longer_title
 from qwen_task_heads.training.metrics import mean_figure, pair_accuracy, pair_credit, ranking_metrics
 from qwen_task_heads.training.plots import gap_against_accuracy, training_curves
 
@@ -72,7 +72,8 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     folder = save_first(model.eval(), tokenizer=tokenizer, folder=folder)
     scorer = Scorer(model, tokenizer=tokenizer)
     notes = first_notes(model, run)
-    tfidf = attempt(lambda: TfidfBradleyTerry().fit(run.sets.train), "no TF-IDF floor", notes)
+    fitted = baseline_rows(run.sets.train, notes)
+    tfidf = attempt(lambda: TfidfBradleyTerry().fit(fitted), "no TF-IDF floor", notes)
     named = {"dev": run.sets.dev, "test": run.sets.test}
     metrics: dict[str, Any] = {
         "seed": run.seed,

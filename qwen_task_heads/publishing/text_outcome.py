@@ -59,6 +59,7 @@ from qwen_task_heads.training.classification_metrics import (
 )
 from qwen_task_heads.training.classification_plots import confusion_plot, reliability_plot, scatter_plot
 from qwen_task_heads.training.early_exits import aligned
+from qwen_task_heads.training.floors import baseline_rows
 from qwen_task_heads.training.metrics import Floats
 from qwen_task_heads.training.plots import training_curves
 from qwen_task_heads.training.text_floors import TfidfFloor, TrivialFloor
@@ -175,7 +176,8 @@ def _floors(run: TextRun, notes: list[str]) -> dict[str, TfidfFloor | TrivialFlo
     """Name to fitted floor; one that cannot be fitted is left out with a note."""
     kind, count, train = run.sets.problem_type, len(run.sets.labels), run.sets.train
     floors: dict[str, TfidfFloor | TrivialFloor] = {}
-    tfidf = attempt(lambda: TfidfFloor(kind, count).fit(train), "no TF-IDF floor", notes)
+    fitted = baseline_rows(train, notes)
+    tfidf = attempt(lambda: TfidfFloor(kind, count).fit(fitted), "no TF-IDF floor", notes)
     if tfidf is not None:
         floors[TFIDF] = tfidf
     trivial = TrivialFloor(kind, count).fit(train)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.sequences import Example, pick
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 # Scripts written without spaces: Thai, Lao, Myanmar, Khmer, Kana and Han with extensions.
@@ -31,37 +32,57 @@ _NO_SPACES = re.compile(
 _LETTER = re.compile(r"[^\W\d_]")
 GRID = (0.0003, 0.001, 0.003, 0.01)  # penalties to choose from; rows have norms of 20 to 60
 FOLDS = 3
+MOST_ROWS = 100_000  # that TF-IDF is fitted on
 
 
 def longer_title(pairs: Sequence[PairExample]) -> NDArray[np.float64]:
     """Credit (B,) of the rule "the longer title wins", in characters: 1 right, 0 wrong, .5 of equal length.
 
-    Example:
-        >>> from qwen_task_heads.data.examples import PairExample
-        >>> from qwen_task_heads.training.floors import longer_title
-        >>> longer_title([PairExample(chosen="ten", rejected="a"), PairExample(chosen="a", rejected="b")])
-        array([1. , 0.5])
+        Example:
+            >>> from qwen_task_heads.data.sequences import Example, pick
+    from qwen_task_heads.data.examples import PairExample
+            >>> from qwen_task_heads.training.floors import longer_title
+            >>> longer_title([PairExample(chosen="ten", rejected="a"), PairExample(chosen="a", rejected="b")])
+            array([1. , 0.5])
     """
     gaps = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs], dtype=np.float64)
     return 0.5 + 0.5 * np.sign(gaps)
 
 
+def baseline_rows(train: Sequence[Example], notes: list[str]) -> Sequence[Example]:
+    """Return the training rows that a TF-IDF baseline is fitted on: all, or `MOST_ROWS` evenly spaced ones.
+
+    Args:
+        train: examples.
+        notes: gets a line where some are left out, because their n-grams would not fit into the memory.
+
+    Example:
+        >>> len(baseline_rows(range(250_000), notes := [])), notes[0][:55]
+        (100000, 'the TF-IDF baseline was fitted on 100,000 of 250,000 tr')
+    """
+    if len(train) <= MOST_ROWS:
+        return train
+    notes.append(f"the TF-IDF baseline was fitted on {MOST_ROWS:,} of {len(train):,} training rows")
+    return pick(train, np.linspace(0, len(train) - 1, MOST_ROWS).astype(np.int64))
+
+
 class TfidfBradleyTerry:
     """Bradley-Terry scorer, linear in TF-IDF n-grams: logistic regression on differences, no intercept.
 
-    Words 1-2 and characters 3-5 within words; for scripts without spaces, characters 1-4.
-    Source: Bradley & Terry 1952; TF-IDF and the solver are scikit-learn's.
+        Words 1-2 and characters 3-5 within words; for scripts without spaces, characters 1-4.
+        Source: Bradley & Terry 1952; TF-IDF and the solver are scikit-learn's.
 
-    Args:
-        C: inverse strength of the L2 penalty; None chooses from `GRID`.
+        Args:
+            C: inverse strength of the L2 penalty; None chooses from `GRID`.
 
-    Example:
-        >>> from qwen_task_heads.data.examples import PairExample
-        >>> from qwen_task_heads.training.floors import TfidfBradleyTerry
-        >>> pairs = [PairExample(chosen=f"good {x}", rejected=f"bad {x}") for x in ("cat", "dog", "hat")]
-        >>> good, bad = TfidfBradleyTerry().fit(pairs).score(["good bird", "bad bird"])
-        >>> bool(good > bad)
-        True
+        Example:
+            >>> from qwen_task_heads.data.sequences import Example, pick
+    from qwen_task_heads.data.examples import PairExample
+            >>> from qwen_task_heads.training.floors import TfidfBradleyTerry
+            >>> pairs = [PairExample(chosen=f"good {x}", rejected=f"bad {x}") for x in ("cat", "dog", "hat")]
+            >>> good, bad = TfidfBradleyTerry().fit(pairs).score(["good bird", "bad bird"])
+            >>> bool(good > bad)
+            True
     """
 
     def __init__(self, *, C: float | None = None) -> None:

@@ -16,10 +16,10 @@ from qwen_task_heads.batching.collators import group_dataset, pair_dataset, text
 from qwen_task_heads.batching.equal_rows import EqualRows, check_equal
 from qwen_task_heads.batching.text import bind_template, compile_template
 from qwen_task_heads.data.evidence import groups_to_pairs
-from qwen_task_heads.data.example_tables import Table
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.readers import pairs_of_rows
+from qwen_task_heads.data.sequences import Table, sources_of
 from qwen_task_heads.data.text_readers import texts_of_rows
 from qwen_task_heads.data.text_schemes import derive_scheme
 from qwen_task_heads.data.text_targets import resolve_all
@@ -55,7 +55,7 @@ def encode_titles(
     max_length: int | None,
     grouped: bool = False,
     training: bool = False,
-) -> tuple[Any, list[str]]:
+) -> tuple[Any, Sequence[str]]:
     """Encode a data set of titles.
 
     Args:
@@ -85,12 +85,10 @@ def encode_titles(
     limit = tokenizer.model_max_length if max_length is None else max_length
     if isinstance(data[0], GroupExample):
         encoded, cut = group_dataset(data, tokenizer=tokenizer, max_length=limit)
-        sources = [group.sources[0] if group.sources else "" for group in data]
     else:
         encoded, cut = pair_dataset(data, tokenizer=tokenizer, max_length=limit, drop_equal=training)
-        sources = [pair.source for pair in data]
     _warn_of_equal(name, cut.equal, option="max_length=")
-    return encoded, sources
+    return encoded, sources_of(data)
 
 
 def _warn_of_equal(name: str, equal: EqualRows | None, *, option: str) -> None:
@@ -105,7 +103,7 @@ def _title_rows(rows: Any, name: str, *, grouped: bool) -> list[Any]:
     return [*read.pairs, *groups_to_pairs(read.groups)]
 
 
-def encode_texts(data: Any, *, name: str, config: Any, tokenizer: Any) -> tuple[Any, list[str]]:
+def encode_texts(data: Any, *, name: str, config: Any, tokenizer: Any) -> tuple[Any, Sequence[str]]:
     """Encode a data set of labelled texts.
 
     Args:
@@ -133,7 +131,7 @@ def encode_texts(data: Any, *, name: str, config: Any, tokenizer: Any) -> tuple[
     bind_template(tokenizer, config, pairs=pairs)
     encoded, cut = text_dataset(data, tokenizer=tokenizer, config=config, num_labels=config.num_labels)
     _warn_of_equal(name, cut.equal, option="max_seq_length=")
-    return encoded, [example.source for example in data]
+    return encoded, sources_of(data)
 
 
 def _text_rows(rows: Any, name: str, config: Any) -> Sequence[TextExample]:
