@@ -83,9 +83,9 @@ def preferences_from_clicks(
     smallest, largest = counts.min(0), counts.max(0)
     result = np.empty(len(a1))
     normal = (smallest > EXACT_TERMS) | (largest > EXACT_COUNT)
-    parts = [column[normal] for column in (a1, a2, b1, b2)]
-    mean = _each(_digamma, parts[0]) - _each(_digamma, parts[2])
-    mean = mean - _each(_digamma, parts[1]) + _each(_digamma, parts[3])
+    parts = [column[normal] for column in (a1, b1, a2, b2)]  # summed in the order of one pair
+    mean = _each(_digamma, parts[0]) - _each(_digamma, parts[1])
+    mean = mean - _each(_digamma, parts[2]) + _each(_digamma, parts[3])
     variance = sum((_each(_trigamma, part) for part in parts), np.zeros(len(mean)))
     result[normal] = 0.5 * _every(math.erfc, -mean / np.sqrt(2 * variance))
     exact = ~normal

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -139,7 +140,8 @@ class Texts:
         self._chunks.append(chunk)
         self._bytes += chunk.nbytes
         if self._file is None and self._bytes > SPOOL_BYTES:
-            self._file = tempfile.TemporaryFile(dir=_cache_folder())  # noqa: SIM115 (lives as long as this)
+            self._file = tempfile.TemporaryFile(dir=_cache_folder())  # noqa: SIM115 (closed below)
+            weakref.finalize(self, self._file.close)
             self._chunks = [self._write(chunk) for chunk in self._chunks]
         elif self._file is not None:
             self._chunks[-1] = self._write(chunk)

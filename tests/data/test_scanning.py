@@ -1,0 +1,97 @@
+"""A file is read in one pass where its first rows have all columns, and in two where they have not."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from qwen_task_heads.data.batches import BATCH_ROWS
+from qwen_task_heads.data.readers import read_pairs
+from qwen_task_heads.data.text_readers import read_texts
+from qwen_task_heads.errors import TaskHeadsError
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_a_column_of_late_rows_counts_for_all(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"text": f"t{n}", "label": n % 3} for n in range(2 * BATCH_ROWS)]
+    rows[7]["label"], rows[-1] = None, {"text": "a", "text_b": "b", "label": 1}
+    texts = read_texts(write(tmp_path / "a.jsonl", rows))
+    assert (len(texts), texts.rows_read) == (1, len(rows))  # the form has two texts, which others lack
+    assert texts.refused == len(texts.problems) - 1 == len(rows) - 1  # row 8 has two defects
+    assert [raw.text_b for raw in texts] == ["b"]
+    assert len({(problem.where, problem.found) for problem in texts.problems}) == len(texts.problems)
+    assert texts.places[0] == f"{tmp_path}/a.jsonl:{len(rows)}"
+
+
+def test_a_late_column_that_means_nothing_changes_nothing(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"text": f"t{n}", "label": n % 3, "weight": 2} for n in range(BATCH_ROWS + 9)
+    ]
+    plain = read_texts(write(tmp_path / "a.jsonl", rows))
+    rows[-1] = rows[-1] | {"note": 1}
+    noted = read_texts(write(tmp_path / "b.jsonl", rows))
+    assert [raw.text for raw in noted] == [raw.text for raw in plain]
+    assert noted.codes.tolist() == plain.codes.tolist()
+    assert (noted.targets[0].value, len(noted.targets), noted.unread) == (0, 3, {"note": None})
+    assert noted.weights.values().tolist() == [2.0] * len(rows)
+
+
+def test_evidence_of_late_rows_is_counted_once(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"chosen": f"a{n}", "rejected": f"b{n}", "preference": 0.9} for n in range(5000)
+    ]
+    rows[3]["rejected"] = ["x", "y"]  # two pairs, and evidence that is then refused
+    rows[9]["preference"] = 0.1
+    rows[-1]["margin"] = 1.0
+    data = read_pairs(write(tmp_path / "a.jsonl", rows), bad_rows="skip")
+    assert (data.report.rows_read, data.report.used, data.report.refused) == (5000, 4999, 1)
+    assert data.report.count("swapped") == 1
+    assert data.pairs[-1].margin == 1.0
+
+
+@pytest.mark.parametrize("limit", [1, BATCH_ROWS, BATCH_ROWS + 1, 9000])
+def test_a_limit_of_rows_holds_over_batches(tmp_path: Path, limit: int) -> None:
+    rows: list[dict[str, object]] = [{"text": f"t{n}", "label": n % 3} for n in range(9000)]
+    texts = read_texts(write(tmp_path / "a.jsonl", rows), max_samples=limit)
+    assert (texts.rows_read, len(texts)) == (limit, limit)
+    assert texts.cut_at == (limit if limit < 9000 else None)
+
+
+def test_problems_come_in_the_order_of_the_lines(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    lines = [json.dumps({"text": f"t{n}", "label": n % 2}) for n in range(9000)]
+    bad = sorted(rng.sample(range(9000), 200))
+    for place in bad:
+        lines[place] = rng.choice(
+            ["{", '{"text": "", "label": 0}', '{"text": "t", "label": true}', '{"text": "t"}']
+        )
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    texts = read_texts(str(tmp_path / "a.jsonl"))
+    assert [int(problem.where.rsplit(":", 1)[1]) - 1 for problem in texts.problems] == bad
+
+
+def test_arms_of_two_files_are_one_test(tmp_path: Path) -> None:
+    for name, titles in (("a", ["A", "B"]), ("b", ["C", "a "])):
+        arms = [{"title": title, "clicks": 3, "impressions": 90, "test_id": "t"} for title in titles]
+        write(tmp_path / f"{name}.jsonl", arms)  # type: ignore[arg-type]
+    (group,) = read_pairs(str(tmp_path)).groups
+    assert (group.titles, group.clicks) == (("A", "B", "C", "a"), (3, 3, 3, 3))
+
+
+def test_arms_of_another_prompt_are_refused_by_line(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"title": f"T{n}", "clicks": n, "impressions": 90, "test_id": f"t{n // 3}", "prompt": f"p{n // 3}"}
+        for n in range(60)
+    ]
+    rows[4]["prompt"], rows[31]["prompt"] = "P1", "other"
+    with pytest.raises(TaskHeadsError) as caught:
+        read_pairs(write(tmp_path / "a.jsonl", rows))
+    assert [problem.where.rsplit(":", 1)[1] for problem in caught.value.problems] == ["5", "32"]
+    assert "another prompt at" in caught.value.problems[0].found
