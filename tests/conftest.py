@@ -60,7 +60,7 @@ def group_of(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if re.search(r"^import launching$", text, re.MULTILINE):
         return "fork"
-    return "clean" if re.search(r"\bclean(: |,|\))", text) else str(path)
+    return "clean" if re.search(r"\b(clean|open_in)(: |,|\))|\"quick_proof\"", text) else str(path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
