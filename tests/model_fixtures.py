@@ -72,7 +72,7 @@ def open_in(clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory) -> Ca
 def quick_proof(open_in: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Proofs open what is published in the process that is warm: one of their own imports for 4 s each.
 
-    That process of its own runs in `test_gate.py`, and in one push of `test_verbs.py`.
+    That process of its own runs in `test_gate.py`, and for both hubs in slow tests of pushes.
     """
     monkeypatch.setattr(gate, "in_subprocess", open_in)
 

@@ -286,21 +286,15 @@ def check_card(text: str, *, repo: str | None = None) -> None:
         assert f'from_pretrained("{repo}", trust_remote_code=True)' in text
 
 
+@pytest.mark.usefixtures("quick_proof")
 @pytest.mark.parametrize("place", ["huggingface"], indirect=True)
 @pytest.mark.parametrize(
     ("task", "kind"),
     [pytest.param(*pair, marks=[] if pair in DAILY else pytest.mark.slow) for pair in KINDS],
 )
 def test_every_way_gives_a_repo_that_opens(
-    request: pytest.FixtureRequest,
-    place: tuple[str, Any],
-    clean: CleanProcess,
-    tmp_path: Path,
-    task: str,
-    kind: str,
+    place: tuple[str, Any], clean: CleanProcess, tmp_path: Path, task: str, kind: str
 ) -> None:
-    if (task, kind) != DAILY[0]:  # that one is proven in a process of its own
-        request.getfixturevalue("quick_proof")
     it = train(place, tmp_path, task, kind)
     repos = {f"me/{task}-{kind}-{name.replace('_', '-')}": push for name, push in WAYS.items()}
     for repo, push in repos.items():
