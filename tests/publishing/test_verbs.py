@@ -295,8 +295,10 @@ def check_card(text: str, *, repo: str | None = None) -> None:
 def test_every_way_gives_a_repo_that_opens(
     place: tuple[str, Any], clean: CleanProcess, tmp_path: Path, task: str, kind: str
 ) -> None:
-    it = train(place, tmp_path, task, kind)
-    repos = {f"me/{task}-{kind}-{name.replace('_', '-')}": push for name, push in WAYS.items()}
+    it, ways = train(place, tmp_path, task, kind), list(WAYS)
+    if (task, kind) in DAILY:  # each of the two takes its half of the ways; the slow ones take them all
+        ways = ways[DAILY.index((task, kind)) :: 2]
+    repos = {f"me/{task}-{kind}-{name.replace('_', '-')}": WAYS[name] for name in ways}
     for repo, push in repos.items():
         push(it, repo)
     opened = open_without_the_package(list(repos), it, place[0], clean, tmp_path / "reader")
@@ -314,8 +316,9 @@ def test_every_way_gives_a_repo_that_opens(
         measured = "| accuracy |" if task == "titles" else "| loss |"
         assert measured in card or "loaded" in repo  # what was loaded was not evaluated in this process
         assert load(repo).config.model_type in ("title_scorer", "pooled_classifier")
-    pushed = it.server.files(f"me/{task}-{kind}-trainer-push-to-hub")
-    assert json.loads(pushed["parity.json"])["rows"]  # compared with the trained model
+    if "trainer_push_to_hub" in ways:
+        pushed = it.server.files(f"me/{task}-{kind}-trainer-push-to-hub")
+        assert json.loads(pushed["parity.json"])["rows"]  # compared with the trained model
 
 
 # Every strategy with an adapter; with full weights those that push the least and the most.
