@@ -58,9 +58,9 @@ def group_of(path: Path) -> str:
     Such a server takes long to start, and lives as long as the worker.
     """
     text = path.read_text(encoding="utf-8")
-    if re.search(r"^import launching$", text, re.MULTILINE):
+    if re.search(r"\blaunching\.(fork|fork_two|start|finished|killed)\b", text):
         return "fork"
-    return "clean" if re.search(r"\bclean(: |,|\))", text) else str(path)
+    return "clean" if re.search(r"\b(clean|open_in)(: |,|\))|\"quick_proof\"", text) else str(path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,13 +13,26 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
 FAULTS = ("503", "cut", "lost", "half")
+SLEEP = time.sleep
+
+
+def no_waiting(patch: pytest.MonkeyPatch) -> None:
+    """Let the clients try as often as they do, and wait a thousandth of a second between tries."""
+    patch.setattr(time, "sleep", lambda seconds: SLEEP(min(seconds, 0.001)))
+    # ModelScope's client waits for an event in place of a sleep where it reads.
+    patch.setattr(
+        "modelscope_hub._download_control._DownloadControl.sleep", lambda self, seconds: self.check()
+    )
 
 
 class LoopbackHub:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from qwen_task_heads import load_tokenizer
+from qwen_task_heads import load_tokenizer, throughput
+from qwen_task_heads.publishing import gate, opened
 
 # The embedded tokenizer has 5026 ids; a backbone that it feeds needs as many rows.
 VOCABULARY = 5026
@@ -40,6 +42,8 @@ FAMILIES: dict[str, Callable[..., PreTrainedConfig]] = {
 
 # A figure must not depend on how many cores there are, nor slow down its neighbours.
 torch.set_num_threads(1)
+# One thread reaches its matrix peak, which each training measures twice, with small matrices too.
+throughput.SIDE["cpu"] = 256
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +52,31 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanProcess]:
     process = CleanProcess(tmp_path_factory.mktemp("clean"))
     yield process
     process.close()
+
+
+@pytest.fixture(scope="session")
+def open_in(clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Give `open_in(job)`: run `opened.py` as a proof does, in the process without the package."""
+    folder = tmp_path_factory.mktemp("opened")
+    code = Path(opened.__file__).read_text(encoding="utf-8")
+
+    def run(job: Path) -> str:
+        try:
+            clean.run(code, job, folder=folder)
+        except AssertionError as error:
+            return str(error)
+        return ""
+
+    return run
+
+
+@pytest.fixture
+def quick_proof(open_in: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proofs open what is published in the process that is warm: one of their own imports for 4 s each.
+
+    That process of its own runs in `test_gate.py`, and for both hubs in slow tests of pushes.
+    """
+    monkeypatch.setattr(gate, "in_subprocess", open_in)
 
 
 @pytest.fixture(scope="session")

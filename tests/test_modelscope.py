@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from equality import assert_same_logits, assert_same_model, assert_same_weights
+from loopback import no_waiting
 from modelscope_server import Hub, serve
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
@@ -171,12 +172,12 @@ def test_an_unknown_hub_and_a_missing_package_are_refused(hub: Hub, monkeypatch:
         build(BASE, hub="modelscope")
 
 
-@pytest.mark.slow  # modelscope tries for 15 seconds
 def test_without_a_network_what_is_cached_is_used(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, commit = fetch_modelscope(BASE)
     with serve() as gone:
         pass
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", gone.endpoint)
+    no_waiting(monkeypatch)
     assert fetch_modelscope(BASE) == (folder, commit)
     with pytest.raises(TaskHeadsError, match="me/none: the model cannot be fetched"):
         fetch_modelscope("me/none")

@@ -8,22 +8,12 @@ import importlib
 from pathlib import Path
 
 import pytest
+from sources import MODULES, REPO, name_of, text_of, tree_of
 
-import qwen_task_heads
-
-PACKAGE = Path(qwen_task_heads.__file__).parent
-NAMES = [
-    ".".join((PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts))
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path.name not in ("__init__.py", "__main__.py")
+DOCUMENTED = [path for path in MODULES if path.name not in ("__init__.py", "__main__.py")]
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(REPO).with_suffix("").parts) for path in DOCUMENTED if ">>>" in text_of(path)
 ]
-
-
-def _path(name: str) -> Path:
-    return PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
-
-
-WITH_EXAMPLES = [name for name in NAMES if ">>>" in _path(name).read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
@@ -35,22 +25,23 @@ def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_public_functions_are_documented_and_typed(name: str) -> None:
+def test_public_functions_are_documented_and_typed() -> None:
     undocumented = []
-    for node in ast.parse(_path(name).read_text(encoding="utf-8")).body:
-        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
-            continue
-        functions = [node] if isinstance(node, ast.FunctionDef) else []
-        if not ast.get_docstring(node):
-            undocumented.append(node.name)
-        if isinstance(node, ast.ClassDef):
-            functions = [
-                n for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")
-            ]
-        for function in functions:
-            arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
-            untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
-            if untyped or function.returns is None:
-                undocumented.append(f"{node.name}.{function.name}: {untyped}")
-    assert undocumented == []
+    for path in DOCUMENTED:
+        for node in tree_of(path).body:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+                continue
+            where = f"{name_of(path)}:{node.lineno}: {node.name}"
+            functions = [node] if isinstance(node, ast.FunctionDef) else []
+            if not ast.get_docstring(node):
+                undocumented.append(where)
+            if isinstance(node, ast.ClassDef):
+                functions = [
+                    n for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")
+                ]
+            for function in functions:
+                arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+                untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+                if untyped or function.returns is None:
+                    undocumented.append(f"{where}.{function.name}: {untyped}")
+    assert not undocumented, "\n".join(undocumented)

@@ -122,6 +122,7 @@ def test_a_reopened_folder_has_the_metrics_of_its_card(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_proof")
 def test_published_models_that_write_labels_are_proven(tmp_path: Path, data: Path) -> None:
     half = tmp_path / "half"
     finish(half, data, lora=True, dtype=torch.bfloat16)

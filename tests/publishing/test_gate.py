@@ -47,21 +47,6 @@ KINDS = ("adapter", "full", "merged", "stock")
 
 
 @pytest.fixture(scope="module")
-def open_in(clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
-    """Run `opened.py` as the gate does, in the process that is warm already."""
-    folder = tmp_path_factory.mktemp("opened")
-
-    def run(job: Path) -> str:
-        try:
-            clean.run(CODE, job, folder=folder)
-        except AssertionError as error:
-            return str(error)
-        return ""
-
-    return run
-
-
-@pytest.fixture(scope="module")
 def prepared(
     bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, Reference]]:

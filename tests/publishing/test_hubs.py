@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import hf_server
 import modelscope_server
 import pytest
-from loopback import FAULTS
+from loopback import FAULTS, no_waiting
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.publishing.hub import Hub
@@ -25,7 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 REPO = "me/titles"
 CHANGED = b'{"model_type": "title_scorer", "pooling": "mean"}'
 MAIN = {"huggingface": "main", "modelscope": "master"}
-SLEEP = time.sleep
 
 
 class Place:
@@ -50,7 +48,7 @@ class Place:
 @pytest.fixture(params=["huggingface", "modelscope"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A hub with nobody's repos, and a login of this test alone; waiting between tries costs nothing."""
-    monkeypatch.setattr(time, "sleep", lambda seconds: SLEEP(min(seconds, 0.001)))
+    no_waiting(monkeypatch)
     if request.param == "huggingface":
         with hf_server.serve() as server:
             hf_server.point_client(server, monkeypatch, cache=tmp_path / "cache")

@@ -196,15 +196,20 @@ def test_a_missing_package_is_a_plain_error(
         run_onnx(tmp_path / "model.onnx", [[1]], [[1]])
 
 
+# Every family, pooling, head, kind of attention and problem type in at least one row, and more than
+# one layer in one: each layer of each export takes seconds to trace.
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "last-linear": ("qwen2", {"truncation": "tail"}),
-    "scorer": ("qwen3", {"task": "title_scorer"}),
-    "mean-mlp": ("qwen3", {"pooling": "mean", "head": "mlp", "head_sizes": [8, 4]}),
-    "max": ("llama", {"pooling": "max", "problem_type": "multi_label_classification"}),
-    "attention": ("qwen2", {"pooling": "attention", **MLP}),
-    "bidirectional": ("qwen3", {"bidirectional": True, "pooling": "mean"}),
-    "ordinal": ("llama", {"problem_type": "ordinal"}),
-    "eager": ("qwen2", {"model_kwargs": {"attn_implementation": "eager"}}),
+    "last-tail-eager": ("qwen2", {"truncation": "tail", "model_kwargs": {"attn_implementation": "eager"}}),
+    "scorer": ("qwen3", {"task": "title_scorer", "backbone_layers": 2}),
+    "mean-mlp-bidirectional": (
+        "qwen3",
+        {"pooling": "mean", "head": "mlp", "head_sizes": [8, 4], "bidirectional": True},
+    ),
+    "max-ordinal": ("llama", {"pooling": "max", "problem_type": "ordinal"}),
+    "attention-multi-label": (
+        "qwen2",
+        {"pooling": "attention", "problem_type": "multi_label_classification", **MLP},
+    ),
 }
 
 
@@ -213,7 +218,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_poolings_and_heads(bases: dict[str, str], shake: Any, tmp_path: Path, name: str) -> None:
     """The export compares left, right and no padding itself, to 1e-5; here with our own ids once more."""
     family, options = OTHERS[name]
-    model, tokenizer = prepared(bases[family], shake, **options)
+    model, tokenizer = prepared(bases[family], shake, **{"backbone_layers": 1, **options})
     wanted = logits_of(model, tokenizer, side=options.get("truncation", "head"))
     path = export_onnx(model, tokenizer=tokenizer, folder=tmp_path, int8=True)
     side = options.get("truncation", "head")
@@ -230,7 +235,7 @@ def test_half_precision_is_exported_in_full_and_large_weights_lie_beside_the_gra
     bases: dict[str, str], shake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx, "MAX_INLINE", 1000)
-    model, tokenizer = prepared(bases["qwen2"], shake, dtype=torch.bfloat16)
+    model, tokenizer = prepared(bases["qwen2"], shake, backbone_layers=1, dtype=torch.bfloat16)
     path = export_onnx(model, tokenizer=tokenizer, folder=tmp_path / "a", int8=True)
     names = {file.name for file in path.parent.iterdir()}
     assert names == {"model.onnx", "model.onnx.data", "model_int8.onnx", "model_int8.onnx.data"}
@@ -244,7 +249,7 @@ def test_another_graph_is_refused(
     bases: dict[str, str], shake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the proof is for: a graph of another model."""
-    model, tokenizer = prepared(bases["qwen2"], shake)
+    model, tokenizer = prepared(bases["qwen2"], shake, backbone_layers=1)
     traced = onnx._trace
 
     def scaled(model: Any) -> Any:

@@ -189,8 +189,12 @@ def test_pushed_and_loaded_in_one_line(
 @pytest.mark.slow
 @pytest.mark.parametrize("place", BOTH, indirect=True)
 @pytest.mark.parametrize("form", ["saved", "merged", "stock"])
-def test_what_is_pushed_was_proven(place: tuple[str, Any], shake: Any, tmp_path: Path, form: str) -> None:
+def test_what_is_pushed_was_proven(
+    request: pytest.FixtureRequest, place: tuple[str, Any], shake: Any, tmp_path: Path, form: str
+) -> None:
     hub, server = place
+    if (hub, form) != ("modelscope", "saved"):  # that one in a process of its own
+        request.getfixturevalue("quick_proof")
     trained = train(place, tmp_path / "run", "classifier", "adapter", shake, width=0.01)
     onnx = form == "merged"
     repo = f"me/proven-{form}"
@@ -209,6 +213,7 @@ def test_what_is_pushed_was_proven(place: tuple[str, Any], shake: Any, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_proof")
 @pytest.mark.parametrize("place", BOTH, indirect=True)
 def test_a_model_that_changed_after_the_run_is_not_pushed(
     place: tuple[str, Any], shake: Any, tmp_path: Path

@@ -274,18 +274,16 @@ def preset_words(preset: str, data: Path, base: str, output: Path) -> list[objec
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_runs_under_accelerate_launch(preset, folders, bases, tmp_path):
-    launcher = ["accelerate.commands.accelerate_cli", "launch", "--config_file"]
-    command = [
-        sys.executable,
-        "-m",
-        *launcher,
-        str(ROOT / "recipes" / "accelerate" / "single.yaml"),
-        str(RECIPE),
-    ]
+def test_a_preset_runs(preset, folders, bases, tmp_path):
+    """One of them under `accelerate launch`, as their headers say; the others as its child would run."""
     words = preset_words(preset, folders["single_label_classification"], bases["qwen2"], tmp_path / "run")
-    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    if preset == "longnews_05b_full":
+        launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
+        command = [*launcher, ROOT / "recipes" / "accelerate" / "single.yaml", RECIPE, *words]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        finished(words, tmp_path / "log")
     found = metrics_of(tmp_path / "run")
     assert found["problem_type"] == "single_label_classification"
     assert found["test"][MODEL]["accuracy"]["n"] == 30

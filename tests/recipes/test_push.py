@@ -193,6 +193,7 @@ def test_the_folder_of_a_run_survives_an_upload_by_hand(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_proof")
 def test_a_finished_folder_is_published_and_a_changed_one_is_not(
     hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -244,20 +244,17 @@ def test_number_of_processes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("processes", "message"), [(2, "asked for several processes and started one"), (1, "")]
-)
-def test_accelerate_launch_that_drops_a_process_is_noticed(tmp_path, processes, message):
+def test_accelerate_launch_of_one_process_is_no_dropped_one(tmp_path):
+    """A launch that drops one is in `recipes/test_reward_titles.py`."""
     script = tmp_path / "script.py"
     script.write_text(
         "from qwen_task_heads.training.callbacks import check_world\n"
         "from accelerate import PartialState\n"
         "check_world(None, running=PartialState(cpu=True).num_processes)\n"
     )
-    options = ["--cpu", "--num_processes", str(processes), "--num_machines", "1"]
+    options = ["--cpu", "--num_processes", "1", "--num_machines", "1"]
     options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     clean = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "MASTER_PORT")}
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, str(script)]
     done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
-    assert (done.returncode == 0) is (not message), done.stderr
-    assert message in done.stderr
+    assert done.returncode == 0, done.stderr
