@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from qwen_task_heads.data.click_rates import Counts, Floats, bad_counts, p_value
 from qwen_task_heads.data.example_tables import GroupTable
 from qwen_task_heads.data.examples import GroupExample
 from qwen_task_heads.data.stores import Numbers
+
+BLOCK = 2**15  # arms that are paired at a time: what lies between would take ten times the memory
+NO_PAIRS = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class Arms:
     tests: Numbers
     clicks: Counts
     impressions: Counts
+
+    def bounds(self, most: int) -> list[int]:
+        """Return where to part the arms, so that tests stay whole and parts hold about `most` arms."""
+        found = np.searchsorted(self.tests, self.tests[most::most])  # the first arm of a test
+        return np.unique([0, *found.tolist(), len(self.tests)]).tolist()
 
     def that_differ(self, shown: NDArray[np.bool_]) -> Numbers:
         """Return the tests of which two of the arms that are `shown` differ in their click rate."""
@@ -72,25 +81,42 @@ def pair_arms(
     Raises:
         TaskHeadsError: clicks that are negative or exceed the impressions.
     """
-    wrong = np.flatnonzero((arms.clicks < 0) | (arms.clicks > arms.impressions))
+    parts = [
+        _pair(arms, start, end, least=least, max_p_value=max_p_value, all_pairs=all_pairs)
+        for start, end in pairwise(arms.bounds(BLOCK))
+    ]
+    better, worse, preferences = (np.concatenate(columns) for columns in zip(NO_PAIRS, *parts, strict=True))
+    return better, worse, preferences
+
+
+def _pair(
+    arms: Arms, start: int, end: int, *, least: int, max_p_value: float, all_pairs: bool
+) -> tuple[Numbers, Numbers, Floats]:
+    """The pairs of some arms, which are whole tests."""
+    clicks, impressions, numbers = (
+        column[start:end] for column in (arms.clicks, arms.impressions, arms.tests)
+    )
+    wrong = np.flatnonzero((clicks < 0) | (clicks > impressions))
     if len(wrong):
-        clicks, impressions = arms.clicks[wrong[0]], arms.impressions[wrong[0]]
-        raise bad_counts(f"{clicks} clicks of {impressions} impressions", "0 <= clicks <= impressions")
-    shown = np.flatnonzero(arms.impressions >= least)
-    rates = arms.clicks[shown] / arms.impressions[shown]
-    order = shown[np.lexsort((-rates, arms.tests[shown]))]  # best first; equal rates in the order of the file
-    tests = arms.tests[order]
-    starts, ends = np.searchsorted(tests, tests), np.searchsorted(tests, tests, side="right")
+        found = f"{clicks[wrong[0]]} clicks of {impressions[wrong[0]]} impressions"
+        raise bad_counts(found, "0 <= clicks <= impressions")
+    shown = np.flatnonzero(impressions >= least)
+    rates = clicks[shown] / impressions[shown]
+    order = shown[np.lexsort((-rates, numbers[shown]))]  # best first; equal rates in the order of the file
+    tests = numbers[order]
+    firsts, ends = np.searchsorted(tests, tests), np.searchsorted(tests, tests, side="right")
     places = np.arange(len(order))
-    below = np.where(all_pairs | (places == starts), ends - 1 - places, 0)
+    below = np.where(all_pairs | (places == firsts), ends - 1 - places, 0)
     one = np.repeat(places, below)
     two = one + 1 + np.arange(len(one)) - np.repeat(np.cumsum(below) - below, below)
     better, worse = order[one], order[two]
-    counts = (arms.clicks[better], arms.impressions[better], arms.clicks[worse], arms.impressions[worse])
+    counts = (clicks[better], impressions[better], clicks[worse], impressions[worse])
     kept = _products(counts[0], counts[3]) != _products(counts[2], counts[1])
     if max_p_value < 1:
         kept &= p_values(*counts) <= max_p_value
-    return better[kept], worse[kept], preferences_from_clicks(*(column[kept] for column in counts))
+    preferences = preferences_from_clicks(*(column[kept] for column in counts))
+    better, worse = ((side[kept] + start).astype(np.int32) for side in (better, worse))
+    return better, worse, preferences
 
 
 def _products(one: Counts, other: Counts) -> Any:

@@ -87,7 +87,7 @@ class ArmColumns:
     def tests(self) -> Tests:
         """Put the arms of each test together."""
         clicks, impressions = (
-            np.frombuffer(column, np.int64).copy() for column in (self._clicks, self._impressions)
+            np.frombuffer(column, np.int64) for column in (self._clicks, self._impressions)
         )
         groups = self.group.hashes()
         order = _by_first(groups)
@@ -174,4 +174,5 @@ class Tests:
 def _by_first(groups: Hashes) -> Numbers:
     """Rows with equal groups side by side, both in the order of their first rows."""
     _, first, number = np.unique(groups, return_index=True, return_inverse=True)
-    return np.argsort(first[number], kind="stable")
+    kind = np.int32 if len(groups) < 2**31 else np.int64
+    return np.argsort(first[number], kind="stable").astype(kind)

@@ -26,8 +26,8 @@ from qwen_task_heads.data.example_columns import (
     with_groups,
 )
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
-from qwen_task_heads.data.keys import KEYS, Hashes, components, hash_keys, repeated, slices, text_key
-from qwen_task_heads.data.sequences import index, pick
+from qwen_task_heads.data.keys import KEYS, Hashes, combine, components, hash_keys, repeated, slices, text_key
+from qwen_task_heads.data.sequences import blocks, index, pick
 from qwen_task_heads.data.stores import Numbers
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
@@ -106,13 +106,20 @@ def _group_names(
 ) -> Hashes:
     """Per pair, the name of what its group stays together with."""
     own = hashed(pairs, "group")
-    edges = [(own, own)]
+    edges = [_once(own, own)]
     if titles_apart:
-        edges += [(own, hashed(pairs, "chosen")), (own, hashed(pairs, "rejected"))]
+        for name in ("chosen", "rejected"):
+            edges += [_once(hashed(part, "group"), hashed(part, name)) for part in blocks(pairs)]
     if len(groups):
         edges.append(arm_hashes(groups))
     nodes, names = components(edges)
     return names[np.searchsorted(nodes, own)]
+
+
+def _once(one: Hashes, other: Hashes) -> tuple[Hashes, Hashes]:
+    """Edges without those that repeat others."""
+    _, first = np.unique(combine(one, other), return_index=True)
+    return one[first], other[first]
 
 
 def assign_groups(pairs: Sequence[PairExample]) -> Sequence[PairExample]:
