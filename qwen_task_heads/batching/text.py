@@ -25,7 +25,7 @@ from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TaskHeadError
-from qwen_task_heads.hubcode.encoding_task_heads import PARTS, TEMPLATE_KEY, encode
+from qwen_task_heads.hubcode.encoding_task_heads import PARTS, TEMPLATE_KEY, Encoded, encode
 
 SHELL_TEXTS = ("instruction", "between", "boundary")  # options of text that stands around others
 SHELL_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
@@ -322,14 +322,22 @@ def encode_pairs(
 
     Both columns keep the order of `pairs`, and no pair is left out.
     """
-    prompts = [pair.prompt for pair in pairs]
-    has_prompts = any(prompts)
-    both = encode(
-        tokenizer,
-        [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs],
-        prompts=prompts + prompts if has_prompts else None,
-        max_length=max_length,
-    )
+    rows = [(pair.chosen, pair.prompt) for pair in pairs] + [(pair.rejected, pair.prompt) for pair in pairs]
+    once = list(dict.fromkeys(rows))  # an arm of a test is in a pair with each other one
+    found = _encode_rows(tokenizer, once, max_length=max_length)
+    if found.cut_prompts or found.cut_titles:  # which are counted per pair
+        once, found = rows, _encode_rows(tokenizer, rows, max_length=max_length)
+    ids = dict(zip(once, found.input_ids, strict=True))
     half = len(pairs)
-    columns = {"chosen_ids": both.input_ids[:half], "rejected_ids": both.input_ids[half:]}
-    return columns, CutReport(half, both.cut_prompts, both.cut_titles, max_length)
+    columns = {
+        "chosen_ids": [ids[row] for row in rows[:half]],
+        "rejected_ids": [ids[row] for row in rows[half:]],
+    }
+    return columns, CutReport(half, found.cut_prompts, found.cut_titles, max_length)
+
+
+def _encode_rows(tokenizer: Any, rows: Sequence[tuple[str, str]], *, max_length: int) -> Encoded:
+    """Encode titles, each with its prompt, "" for none."""
+    prompts = [prompt for _, prompt in rows]
+    titles = [title for title, _ in rows]
+    return encode(tokenizer, titles, prompts=prompts if any(prompts) else None, max_length=max_length)

@@ -117,6 +117,7 @@ def sources_of(examples: Sequence[Any]) -> Sequence[str]:
     """Return where each example was read; of a test, its first arm.
 
     Example:
+        >>> from qwen_task_heads.data.examples import TextExample
         >>> sources_of([TextExample(text="A", target=0, source="train.jsonl:1")])
         ['train.jsonl:1']
     """

@@ -38,12 +38,11 @@ MOST_ROWS = 100_000  # that TF-IDF is fitted on
 def longer_title(pairs: Sequence[PairExample]) -> NDArray[np.float64]:
     """Credit (B,) of the rule "the longer title wins", in characters: 1 right, 0 wrong, .5 of equal length.
 
-        Example:
-            >>> from qwen_task_heads.data.sequences import Example, pick
-    from qwen_task_heads.data.examples import PairExample
-            >>> from qwen_task_heads.training.floors import longer_title
-            >>> longer_title([PairExample(chosen="ten", rejected="a"), PairExample(chosen="a", rejected="b")])
-            array([1. , 0.5])
+    Example:
+        >>> from qwen_task_heads.data.examples import PairExample
+        >>> from qwen_task_heads.training.floors import longer_title
+        >>> longer_title([PairExample(chosen="ten", rejected="a"), PairExample(chosen="a", rejected="b")])
+        array([1. , 0.5])
     """
     gaps = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs], dtype=np.float64)
     return 0.5 + 0.5 * np.sign(gaps)
@@ -69,20 +68,19 @@ def baseline_rows(train: Sequence[Example], notes: list[str]) -> Sequence[Exampl
 class TfidfBradleyTerry:
     """Bradley-Terry scorer, linear in TF-IDF n-grams: logistic regression on differences, no intercept.
 
-        Words 1-2 and characters 3-5 within words; for scripts without spaces, characters 1-4.
-        Source: Bradley & Terry 1952; TF-IDF and the solver are scikit-learn's.
+    Words 1-2 and characters 3-5 within words; for scripts without spaces, characters 1-4.
+    Source: Bradley & Terry 1952; TF-IDF and the solver are scikit-learn's.
 
-        Args:
-            C: inverse strength of the L2 penalty; None chooses from `GRID`.
+    Args:
+        C: inverse strength of the L2 penalty; None chooses from `GRID`.
 
-        Example:
-            >>> from qwen_task_heads.data.sequences import Example, pick
-    from qwen_task_heads.data.examples import PairExample
-            >>> from qwen_task_heads.training.floors import TfidfBradleyTerry
-            >>> pairs = [PairExample(chosen=f"good {x}", rejected=f"bad {x}") for x in ("cat", "dog", "hat")]
-            >>> good, bad = TfidfBradleyTerry().fit(pairs).score(["good bird", "bad bird"])
-            >>> bool(good > bad)
-            True
+    Example:
+        >>> from qwen_task_heads.data.examples import PairExample
+        >>> from qwen_task_heads.training.floors import TfidfBradleyTerry
+        >>> pairs = [PairExample(chosen=f"good {x}", rejected=f"bad {x}") for x in ("cat", "dog", "hat")]
+        >>> good, bad = TfidfBradleyTerry().fit(pairs).score(["good bird", "bad bird"])
+        >>> bool(good > bad)
+        True
     """
 
     def __init__(self, *, C: float | None = None) -> None:
