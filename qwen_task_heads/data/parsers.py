@@ -96,13 +96,14 @@ def wrong_kind(path: str, kind: str) -> FileProblem | None:
 
 def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Numbered lines with their ends; of a line over the limit, the first `MAX_LINE_BYTES` + 1 bytes."""
-    number = 0
-    while line := stream.readline(MAX_LINE_BYTES + 1):
+    number, most = 0, MAX_LINE_BYTES + 1
+    while line := stream.readline(most):
         number += 1
-        rest = line
-        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
-            rest = stream.readline(MAX_LINE_BYTES + 1)
-        yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if len(line) == most:
+            rest = line
+            while len(rest) == most and not rest.endswith(b"\n"):
+                rest = stream.readline(most)
+        yield number, line if number > 1 else line.removeprefix(b"\xef\xbb\xbf")
 
 
 def line_too_long(where: str) -> Problem:

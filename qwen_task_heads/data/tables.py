@@ -69,34 +69,40 @@ class _OddLines:
 def _lines(stream: BinaryIO, odd: _OddLines, encoding: str) -> Iterator[str]:
     """Lines as text; bytes that are none become lone surrogates, so that their row can be named."""
     for number, line in numbered_lines(stream):
-        if len(line) > MAX_LINE_BYTES:
-            odd.cut.add(number)
         try:
-            yield line.decode(encoding)
+            text = line.decode(encoding)
         except UnicodeDecodeError:
             odd.broken.add(number)
-            yield line.decode(encoding, "surrogateescape")
+            text = line.decode(encoding, "surrogateescape")
+        if len(line) > MAX_LINE_BYTES:
+            odd.cut.add(number)
+        yield text
 
 
-class _Table(Iterator["tuple[int, list[str] | Problem]"]):
+Fields = tuple[str, ...]
+
+
+class _Table(Iterator["tuple[int, Fields | Problem]"]):
     """The rows below the header of a table: the line each starts on, with its fields or its problem."""
 
     def __init__(self, path: str, reader: Any, delimiter: str, odd: _OddLines, options: FileOptions) -> None:
         self.path, self.options, self.is_empty = path, options, True
         self._reader, self._delimiter, self._odd = reader, delimiter, odd
         self._header: list[str] | None = [*options.columns] or None
+        self._count = len(options.columns)
         self._ended = False
 
-    def __next__(self) -> tuple[int, list[str] | Problem]:
+    def __next__(self) -> tuple[int, Fields | Problem]:
         while not self._ended:
             first = self._reader.line_num + 1
             found = self._fields(first)
             if self._header is None:
                 self._ended = isinstance(found, Problem)
-                if isinstance(found, list) and found:
+                if isinstance(found, tuple) and found:
                     self._header = [name.strip() for name in found]
+                    self._count = len(found)
                     problem = bad_header(self.path, self._header, self._delimiter)
-                    self._ended, found = problem is not None, problem or []
+                    self._ended, found = problem is not None, problem or ()
                 elif isinstance(found, Problem):
                     told = f"header: {found.found}"
                     found = FileProblem(found.where, told, found.accepted, found.remedy)
@@ -105,38 +111,41 @@ class _Table(Iterator["tuple[int, list[str] | Problem]"]):
                 return first, found
         raise StopIteration
 
-    def _fields(self, first: int) -> list[str] | Problem:
-        """The fields of the next row, [] of a blank line and at the end."""
-        where = f"{self.path}:{first}"
-        fields: list[str] = []
+    def _fields(self, first: int) -> Fields | Problem:
+        """The fields of the next row, () of a blank line and at the end."""
+        fields: tuple[str, ...] = ()
         problem: Problem | None = None
         try:
-            fields = next(self._reader)
+            fields = tuple(next(self._reader))  # of texts: nothing that the garbage collector follows
+            if len(fields) == self._count and not self._odd.cut and not self._odd.broken:
+                return fields
         except StopIteration:
             self._ended = True
         except csv.Error as error:
             remedy = 'close the quotes, and write " inside a quoted field as ""'
-            problem = Problem(where, f"malformed row ({error})", "accepted: quoted or plain fields", remedy)
+            found, accepted = f"malformed row ({error})", "accepted: quoted or plain fields"
+            problem = Problem(f"{self.path}:{first}", found, accepted, remedy)
+        where = f"{self.path}:{first}"
         lines = range(first, self._reader.line_num + 1)
         if self._odd.cut and not self._odd.cut.isdisjoint(lines):
             problem = line_too_long(where)
         elif problem is None and self._odd.broken and not self._odd.broken.isdisjoint(lines):
             problem = _bad_text(where, fields, self.options)
-        if problem is None and self._header and fields and len(fields) != len(self._header):
+        if problem is None and self._header and fields and len(fields) != self._count:
             problem = self._miscounted(where, fields)
         return problem or fields
 
-    def _miscounted(self, where: str, fields: list[str]) -> Problem:
-        found, count = f"found {len(fields)} fields", len(self._header or ())
+    def _miscounted(self, where: str, fields: Fields) -> Problem:
+        found, count = f"found {len(fields)} fields", self._count
         if self.options.columns:
             remedy = "name as many columns in --columns"
             return Problem(where, found, f"accepted: {count}, as --columns names", remedy)
         remedy = "quote fields that hold the separator; a cut last line must be written again"
         return Problem(where, found, f"accepted: {count}, as in the header", remedy)
 
-    def items(self, rows: Sequence[tuple[int, list[str] | Problem]]) -> Iterator[Item]:
+    def items(self, rows: Sequence[tuple[int, Fields | Problem]]) -> Iterator[Item]:
         """Rows as batches, and as problems."""
-        good: list[list[str]] = []
+        good: list[Fields] = []
         numbers: list[int] = []
         for number, row in rows:
             if isinstance(row, Problem):
@@ -150,7 +159,7 @@ class _Table(Iterator["tuple[int, list[str] | Problem]"]):
         if good:
             yield self._batch(good, numbers)
 
-    def _batch(self, rows: list[list[str]], numbers: list[int]) -> ColumnBatch:
+    def _batch(self, rows: list[Fields], numbers: list[int]) -> ColumnBatch:
         named = zip(self._header or (), zip(*rows, strict=True), strict=True)
         columns = {name: values for name, values in named if name}
         return ColumnBatch(columns, numbers, f"{self.path}:", textual=True)
@@ -178,7 +187,7 @@ def bad_header(path: str, header: list[str], delimiter: str) -> FileProblem | No
     return None
 
 
-def _bad_text(where: str, fields: list[str], options: FileOptions) -> Problem | None:
+def _bad_text(where: str, fields: Fields, options: FileOptions) -> Problem | None:
     """The problem of the first byte that is no text, None where there is none."""
     for field in fields:
         bad = LONE_SURROGATE.search(field)
