@@ -42,7 +42,7 @@ class Arms:
         """Return the tests of which two of the arms that are `shown` differ in their click rate."""
         tests, clicks, impressions = self.tests[shown], self.clicks[shown], self.impressions[shown]
         first = np.searchsorted(tests, tests)  # the first arm of each test
-        differ = _products(clicks, impressions[first]) != _products(clicks[first], impressions)
+        differ = exact_products(clicks, impressions[first]) != exact_products(clicks[first], impressions)
         return np.unique(tests[differ])
 
 
@@ -111,7 +111,7 @@ def _pair(
     two = one + 1 + np.arange(len(one)) - np.repeat(np.cumsum(below) - below, below)
     better, worse = order[one], order[two]
     counts = (clicks[better], impressions[better], clicks[worse], impressions[worse])
-    kept = _products(counts[0], counts[3]) != _products(counts[2], counts[1])
+    kept = exact_products(counts[0], counts[3]) != exact_products(counts[2], counts[1])
     if max_p_value < 1:
         kept &= p_values(*counts) <= max_p_value
     preferences = preferences_from_clicks(*(column[kept] for column in counts))
@@ -119,7 +119,7 @@ def _pair(
     return better, worse, preferences
 
 
-def _products(one: Counts, other: Counts) -> Any:
-    """Exact products; counts over 3e9 need the whole numbers of Python."""
+def exact_products(one: Counts, other: Counts) -> Any:
+    """Return products of counts; those over 3e9 need the whole numbers of Python."""
     largest = max(int(one.max(initial=0)), int(other.max(initial=0)))
     return one * other if largest < 3 * 10**9 else one.astype(object) * other.astype(object)

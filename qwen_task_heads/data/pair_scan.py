@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from qwen_task_heads.data.batches import ABSENT, Batch
+from qwen_task_heads.data.click_pairs import exact_products
+from qwen_task_heads.data.click_rates import preferences_from_clicks
 from qwen_task_heads.data.columns import MAX_COUNT, MAX_NUMBER, RowReader, collapse
 from qwen_task_heads.data.layout import CLICKS, HEADLINE, HISTORY, VOTES, Layout
 from qwen_task_heads.data.pair_rows import PairRow, read_arm, read_pair
@@ -20,7 +24,6 @@ from qwen_task_heads.errors import Problem
 
 NAN = float("nan")
 MARKS = frozenset("[{(<")  # a list, messages or a tag begin with one of these
-COUNTS = {*VOTES, *CLICKS, "votes_skip"}
 
 
 class Collected(Protocol):
@@ -58,23 +61,23 @@ class PairScan:
 
     def _add_pairs(self, batch: Batch) -> None:
         chosen, rejected = (plain_titles(batch, name) for name in self.layout.titles)
+        preferences, swapped = _plain_evidence(batch)
         columns: dict[str, Sequence[Any]] = {
             "chosen": chosen,
             "rejected": rejected,
             "prompt": self._plain_prompts(batch),
             "group": plain_groups(batch),
             "margin": _plain(batch, "margin", -MAX_NUMBER, MAX_NUMBER),
-            "preference": _plain(batch, "preference", 0, 1),
+            "preference": preferences,
             "weight": plain_weights(batch),
         }
-        is_plain = self._is_plain and COUNTS.isdisjoint(batch.names)
         rows: dict[int, list[dict[str, Any]]] = {}  # place of an odd row -> its pairs
         for place, (one, two, *others) in enumerate(zip(*columns.values(), strict=True)):
-            if not is_plain or not one or not two or None in others or _may_be_equal(one, two):
+            if not self._is_plain or not one or not two or None in others or _may_be_equal(one, two):
                 rows[place] = self._read_pair(batch, place)
             elif (preference := others[3]) == preference:
                 self.collected.with_evidence += 1
-                self.collected.swapped += [batch.where(place)] if preference < 0.5 else []
+                self.collected.swapped += [batch.where(place)] if swapped[place] else []
         columns, numbers = _merged(columns, batch.numbers, rows)
         self.collected.pairs.extend(columns, source=batch.source, numbers=numbers)
 
@@ -174,6 +177,25 @@ def _may_be_equal(one: str, other: str) -> bool:
 
 def _plain(batch: Batch, name: str, low: float, high: float) -> list[float | None]:
     return plain_numbers(batch, name, low=low, high=high, absent=NAN)
+
+
+def _plain_evidence(batch: Batch) -> tuple[list[float | None], Sequence[bool]]:
+    """(P(chosen preferred) of each row, None where it has to be read by itself; whether that is swapped)."""
+    known = [names for names in (("preference",), CLICKS) if not {*names}.isdisjoint(batch.names)]
+    if not {*VOTES, "votes_skip"}.isdisjoint(batch.names) or len(known) > 1:
+        return [None] * len(batch), [False] * len(batch)
+    if known != [CLICKS]:
+        stated = _plain(batch, "preference", 0, 1)
+        return stated, [value is not None and value < 0.5 for value in stated]
+    counts = [*zip(*(_plain_counts(batch, name) for name in CLICKS), strict=True)]
+    plain = [None not in row and row[0] <= row[1] and row[2] <= row[3] for row in counts]  # type: ignore[operator]
+    columns = np.array(
+        [row if ok else (0, 0, 0, 0) for row, ok in zip(counts, plain, strict=True)], np.int64
+    ).T
+    found = preferences_from_clicks(*columns).tolist()
+    # Raw rates decide what is called swapped, as in `read_evidence`.
+    swapped = exact_products(columns[0], columns[3]) < exact_products(columns[2], columns[1])
+    return [value if ok else None for value, ok in zip(found, plain, strict=True)], swapped.tolist()
 
 
 def _plain_counts(batch: Batch, name: str) -> list[int | None]:

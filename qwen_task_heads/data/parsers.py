@@ -163,7 +163,7 @@ def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
 
 
 def _plain_object(line: bytes, encoding: str) -> dict[str, Any] | None:
-    """The object of a line whose values are no lists and no objects; None where `_json_line` must look.
+    """The object of a line that holds no other one; None where `_json_line` must look.
 
     One pass of C code: objects come as tuples of pairs, which tells a key that stands twice.
     """
@@ -175,7 +175,10 @@ def _plain_object(line: bytes, encoding: str) -> dict[str, Any] | None:
     if type(value) is not tuple or text[end:] not in ("\n", "", "\r\n"):
         return None
     row = dict(value)
-    plain = len(row) == len(value) and SCALARS.issuperset(map(type, row.values()))
+    plain = len(row) == len(value) and all(
+        type(item) in SCALARS or (type(item) is list and SCALARS.issuperset(map(type, item)))
+        for item in row.values()
+    )
     return row if plain and not ("\\u" in text and ESCAPED_SURROGATE.search(text)) else None
 
 
