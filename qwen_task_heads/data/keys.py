@@ -123,9 +123,10 @@ def components(edges: Sequence[tuple[Hashes, Hashes]]) -> tuple[Hashes, Hashes]:
     from scipy.sparse.csgraph import connected_components
 
     one, other = (np.concatenate([edge[side] for edge in edges]) for side in (0, 1))
-    nodes = np.unique(np.concatenate([one, other]))
-    ends = np.searchsorted(nodes, one), np.searchsorted(nodes, other)
-    graph = coo_array((np.ones(len(one), np.int8), ends), shape=(len(nodes), len(nodes)))
+    nodes = np.union1d(np.unique(one), np.unique(other))
+    ends = [np.searchsorted(nodes, side).astype(np.int32) for side in (one, other)]
+    del one, other
+    graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(len(nodes), len(nodes)))
     count, labels = connected_components(graph, directed=False)
     smallest = np.empty(count, np.uint64)
     smallest[labels[::-1]] = nodes[::-1]  # nodes ascend: the last assignment to a label is its smallest

@@ -26,7 +26,17 @@ from qwen_task_heads.data.example_columns import (
     with_groups,
 )
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
-from qwen_task_heads.data.keys import KEYS, Hashes, combine, components, hash_keys, repeated, slices, text_key
+from qwen_task_heads.data.keys import (
+    KEYS,
+    Hashes,
+    combine,
+    components,
+    hash_keys,
+    repeated,
+    slices,
+    text_key,
+    within,
+)
 from qwen_task_heads.data.sequences import blocks, index, pick
 from qwen_task_heads.data.stores import Numbers
 from qwen_task_heads.errors import Problem, TaskHeadsError
@@ -107,11 +117,15 @@ def _group_names(
     """Per pair, the name of what its group stays together with."""
     own = hashed(pairs, "group")
     edges = [_once(own, own)]
-    if titles_apart:
-        for name in ("chosen", "rejected"):
-            edges += [_once(hashed(part, "group"), hashed(part, name)) for part in blocks(pairs)]
+    known = np.zeros(0, np.uint64)  # edges of arms, among which are those of their pairs
     if len(groups):
         edges.append(arm_hashes(groups))
+        known = np.sort(combine(*edges[-1]))
+    for part in blocks(pairs) if titles_apart else ():
+        for name in ("chosen", "rejected"):
+            one, other = _once(hashed(part, "group"), hashed(part, name))
+            new = ~within(combine(one, other), known)
+            edges.append((one[new], other[new]))
     nodes, names = components(edges)
     return names[np.searchsorted(nodes, own)]
 
