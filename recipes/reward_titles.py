@@ -108,7 +108,7 @@ def main() -> None:
             resumed=resume is not None,
         )  # fmt: skip
         if not grouped:  # equal pairs were left out
-            sets = replace(sets, train=pick(sets.train, train["row"]))
+            sets = replace(sets, train=pick(sets.train, train.with_format("numpy")["row"][:]))
         run = Run(sets=sets, warning=swapped.finding, **account)
         finish_titles(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
         if destination:

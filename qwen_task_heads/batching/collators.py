@@ -24,7 +24,7 @@ from qwen_task_heads.batching.equal_rows import (
     merge_groups,
 )
 from qwen_task_heads.batching.text import as_option, encode_pairs
-from qwen_task_heads.batching.token_sets import TokenSet, hash_ids, parts, set_name
+from qwen_task_heads.batching.token_sets import TokenSet, hash_ids, parts
 from qwen_task_heads.data.example_columns import are_soft, numbers_of
 from qwen_task_heads.data.example_tables import have_second
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
@@ -69,12 +69,13 @@ def pair_dataset(
         ['chosen_ids', 'rejected_ids', 'row', 'length']
     """
     evidence = _evidence(pairs)
-    name = repr((set_name(pairs), tokenizer.name_or_path, max_length, drop_equal))
-    made, reports = TokenSet(rows=len(pairs), name=name), []
+    made, reports = TokenSet(rows=len(pairs)), []
     for start, block in parts(pairs):
         columns, report = encode_pairs(tokenizer, block, max_length=max_length)
         ids = columns["chosen_ids"], columns["rejected_ids"]
-        equal = equal_pairs(block, ids, tokenizer=tokenizer, max_length=max_length, left_out=drop_equal)
+        equal = equal_pairs(
+            block, ids, tokenizer=tokenizer, max_length=max_length, left_out=drop_equal, start=start
+        )
         reports.append(replace(report, equal=equal))
         table: dict[str, list[Any]] = {
             **columns,
@@ -109,8 +110,7 @@ def group_dataset(
     Raises:
         TaskHeadsError: titles that nobody was shown, all of them; `evidence.comparable_groups` drops them.
     """
-    name = repr((set_name(groups), tokenizer.name_or_path, max_length, "groups"))
-    made, reports, problems = TokenSet(rows=len(groups), name=name), [], list[Problem]()
+    made, reports, problems = TokenSet(rows=len(groups)), [], list[Problem]()
     for start, block in parts(groups):
         problems += _unshown(block)
         if problems:
@@ -120,7 +120,7 @@ def group_dataset(
         encoded = encode(tokenizer, titles, prompts=prompts if any(prompts) else None, max_length=max_length)
         ids = iter(encoded.input_ids)
         title_ids = [[next(ids) for _ in group.titles] for group in block]
-        kept, equal = merge_groups(block, title_ids, tokenizer=tokenizer, max_length=max_length)
+        kept, equal = merge_groups(block, title_ids, tokenizer=tokenizer, max_length=max_length, start=start)
         made.add(
             {
                 "title_ids": [rows for _, rows, _ in kept],
@@ -208,8 +208,7 @@ def text_dataset(
     pairs, soft = have_second(examples), are_soft(examples)
     weights = numbers_of(examples, "weight")
     weighted = weights is not None and bool((weights != 1).any())
-    name = repr((set_name(examples), tokenizer.name_or_path, config.max_seq_length, config.truncation))
-    made, problems = TokenSet(rows=len(examples), name=name), list[Problem]()
+    made, problems = TokenSet(rows=len(examples)), list[Problem]()
     reports: list[TextCutReport] = []
     keys: list[NDArray[np.uint64]] = []  # of the ids of each row
     for start, block in parts(examples):

@@ -153,6 +153,7 @@ def equal_pairs(
     tokenizer: Any,
     max_length: int,
     left_out: bool = False,
+    start: int = 0,
 ) -> EqualRows:
     """Find the pairs whose titles have the same ids.
 
@@ -162,6 +163,7 @@ def equal_pairs(
         tokenizer: that made them.
         max_length: that they were cut to.
         left_out: what becomes of them.
+        start: number of the first pair, which names pairs without a source.
     """
     places = [place for place, (one, other) in enumerate(zip(*ids, strict=True)) if one == other]
     prompts = [pairs[place].prompt for place in places]
@@ -170,7 +172,7 @@ def equal_pairs(
         kind="pairs",
         rows=len(pairs),
         places=tuple(places),
-        sources=tuple(_source(pairs[place].source, place) for place in places),
+        sources=tuple(_source(pairs[place].source, place + start) for place in places),
         limit=max_length,
         needed=_largest(limits),
         same=limits.count(None),
@@ -179,7 +181,12 @@ def equal_pairs(
 
 
 def merge_groups(
-    groups: Sequence[GroupExample], ids: Sequence[Sequence[Ids]], *, tokenizer: Any, max_length: int
+    groups: Sequence[GroupExample],
+    ids: Sequence[Sequence[Ids]],
+    *,
+    tokenizer: Any,
+    max_length: int,
+    start: int = 0,
 ) -> tuple[list[tuple[int, list[Ids], list[float]]], EqualRows]:
     """Make one title of the titles of a group that have the same ids, and leave out groups of one title.
 
@@ -188,6 +195,7 @@ def merge_groups(
         ids: of each title of each group, as they were cut.
         tokenizer: that made them.
         max_length: that they were cut to.
+        start: number of the first group, which names groups without a source.
 
     Returns:
         Of each group that is left its index, the ids of its titles and their gains: the click rate of the
@@ -218,7 +226,7 @@ def merge_groups(
         kind="groups",
         rows=len(groups),
         places=tuple(out),
-        sources=tuple(_source("".join(groups[place].sources[:1]), place) for place in out),
+        sources=tuple(_source("".join(groups[place].sources[:1]), place + start) for place in out),
         limit=max_length,
         needed=_largest(limits),
         same=len(never.intersection(out)),

@@ -10,6 +10,7 @@ from typing import Any, Final
 from qwen_task_heads.errors import Problem
 
 BATCH_ROWS = 4096
+BATCH_BYTES = 4 * 2**20  # of a file, about: a batch of long texts has fewer rows
 
 
 class TextRow(dict[str, Any]):

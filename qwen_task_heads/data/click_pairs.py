@@ -15,7 +15,7 @@ from qwen_task_heads.data.example_tables import GroupTable
 from qwen_task_heads.data.examples import GroupExample
 from qwen_task_heads.data.stores import Numbers
 
-BLOCK = 2**15  # arms that are paired at a time: what lies between would take ten times the memory
+BLOCK = 2**15  # arms that are paired at a time: pairs in the making take ten times the memory
 NO_PAIRS = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))
 
 

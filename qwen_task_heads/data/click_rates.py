@@ -4,7 +4,7 @@ Design:
 - Uniform rather than Jeffreys priors, because whole-number Beta parameters give P(CTR 1 > CTR 2) as a finite
   sum, without scipy.
 - Each figure comes for two titles and for columns of many, bit by bit the same: the fingerprint of a run's
-  data must not hang on how many rows were read at a time. Sums are products and divisions of doubles, which
+  data must not depend on how many rows were read at a time. Sums are products and divisions of doubles, which
   every processor rounds alike; logarithms and exponentials are those of `math`, once per different count.
 """
 

@@ -5,8 +5,10 @@ A part of a table (a split, a shuffle) is the same columns with other row number
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ class TextTable(Table[TextExample]):
     Args:
         text, text_b, group: columns of a store.
         weights: of the rows of the store.
+        scores: of the rows of the store, if their target is one score; NaN for others; None if all are.
         codes: of the rows of the store: which of `targets` each has.
         targets: `(target, soft, candidates)` of an example.
         places: of the rows of the store.
@@ -37,6 +40,7 @@ class TextTable(Table[TextExample]):
     text_b: Texts
     group: Texts
     weights: NDArray[np.float64]
+    scores: NDArray[np.float64] | None
     codes: NDArray[np.int32]
     targets: Sequence[tuple[Target, tuple[float, ...] | None, tuple[str, ...]]]
     places: Places
@@ -48,12 +52,14 @@ class TextTable(Table[TextExample]):
     def examples(self, rows: Numbers) -> list[TextExample]:
         """Return the examples of some rows, in their order."""
         stored = self.stored(rows)
+        scores = repeat(math.nan, len(stored)) if self.scores is None else self.scores[stored].tolist()
         made = []
-        for text, text_b, group, weight, code, place in zip(
+        for text, text_b, group, weight, score, code, place in zip(
             self.text.take(stored), self.text_b.take(stored), self.group.take(stored),
-            self.weights[stored].tolist(), self.codes[stored].tolist(), stored.tolist(), strict=True,
+            self.weights[stored].tolist(), scores, self.codes[stored].tolist(), stored.tolist(), strict=True,
         ):  # fmt: skip
             target, soft, candidates = self.targets[code]
+            target = target if math.isnan(score) else (score,)
             made.append(
                 TextExample(
                     text=text,
@@ -86,7 +92,8 @@ class TextTable(Table[TextExample]):
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """Return the `weight` of each row."""
-        return self.weights if self.rows is None else self.weights[self.rows]
+        values = {"weight": self.weights}[name]
+        return values if self.rows is None else values[self.rows]
 
     def row_codes(self) -> NDArray[np.int32]:
         """Return the code of each row of the table."""

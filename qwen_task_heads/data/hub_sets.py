@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 
 from qwen_task_heads.data.batches import (
     ABSENT,
-    BATCH_ROWS,
     ColumnBatch,
     Item,
     Kept,
@@ -25,7 +24,7 @@ from qwen_task_heads.data.batches import (
     RowSource,
     in_batches,
 )
-from qwen_task_heads.data.parsers import FileProblem
+from qwen_task_heads.data.parsers import FileProblem, check_object
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 SPLITS = {
@@ -33,7 +32,7 @@ SPLITS = {
     "dev": ("dev", "val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-STREAMED = 64  # rows of a stream that are held before they are read
+HELD = 256  # rows that are held at a time: they may have columns of images
 
 
 class NoSuchSplit(TaskHeadsError):
@@ -155,8 +154,8 @@ def rows_of(part: str, rows: Any) -> RowSource:
         part: name of the split, for messages.
         rows: a data set of `datasets`, or plain rows.
     """
-    once = not isinstance(rows, Sized)  # a stream or a generator
-    items: Any = Kept(in_batches(_hub_rows(part, rows), size=STREAMED)) if once else None
+    once = iter(rows) is rows  # a generator, which no second pass could read
+    items: Any = Kept(in_batches(_hub_rows(part, rows), size=HELD)) if once else None
     return RowSource(part, lambda: iter(items) if once else _hub_items(part, rows), lambda: _declared(rows))
 
 
@@ -167,11 +166,11 @@ def _hub_items(part: str, rows: Any) -> Iterator[Item]:
     except ImportError:  # plain rows need no datasets
         datasets = None  # type: ignore[assignment]
     if datasets is None or not isinstance(rows, datasets.Dataset) or not len(rows):
-        yield from in_batches(_hub_rows(part, rows))
+        yield from in_batches(_hub_rows(part, rows), size=HELD)
         return
     number = 0
     try:
-        for columns in rows.iter(BATCH_ROWS):
+        for columns in rows.iter(HELD):
             count = len(next(iter(columns.values()), ()))
             made = {
                 name: [ABSENT if value is None else value for value in values]
@@ -216,7 +215,8 @@ def _hub_rows(part: str, rows: Any) -> Iterator[Row]:
     try:
         for number, row in enumerate(rows, start=1):
             # Arrow fills columns that a row left out with nulls: absent, as in Parquet.
-            yield f"{part}:row {number}", {key: value for key, value in row.items() if value is not None}
+            where = f"{part}:row {number}"
+            yield where, check_object(where, {key: value for key, value in row.items() if value is not None})
     except (OSError, ValueError, HTTPError) as error:  # a stream that breaks off
         yield _broken(part, number, error)
         return

@@ -35,14 +35,26 @@ def text_key(text: str) -> str:
     return " ".join(folded.split())
 
 
+def _of_text(text: str) -> str:
+    return "text:" + text_key(text)
+
+
+def _of_title(title: str) -> str:
+    return "title:" + text_key(title)
+
+
+def _of_group(group: str) -> str:
+    return "group:" + group
+
+
 # Column of an example -> what is hashed of it: titles and texts never count as the same, nor as groups.
 KEYS: Mapping[str, Callable[[str], str]] = {
-    "text": lambda text: "text:" + text_key(text),
-    "text_b": lambda text: "text:" + text_key(text),
-    "chosen": lambda text: "title:" + text_key(text),
-    "rejected": lambda text: "title:" + text_key(text),
+    "text": _of_text,
+    "text_b": _of_text,
+    "chosen": _of_title,
+    "rejected": _of_title,
     "prompt": text_key,
-    "group": lambda group: "group:" + group,
+    "group": _of_group,
 }
 
 

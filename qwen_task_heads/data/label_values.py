@@ -106,8 +106,8 @@ def are_codes(names: Iterable[str]) -> bool:
 
 def _labels(row: RawTarget) -> Sequence[int | str]:
     """Every id or name of a row, names stripped; a list holds ids or names, and may hold 100,000."""
-    if isinstance(row.value, list):
-        return row.value
+    if isinstance(row.value, list | dict):
+        return [*row.value]
     return [row.value.strip()] if isinstance(row.value, str) else [row.value]
 
 
@@ -214,6 +214,8 @@ def _convert(raw: RawTexts, convert: Callable[[Any], Any]) -> None:
 
 def _mapped(row: RawTarget, change: Callable[[Any], Any], made: dict[Any, Any]) -> RawTarget:
     """A row with its labels changed; `made` holds what was changed before."""
+    if isinstance(row.value, dict):  # probabilities by name, whose keys are read as JSON writes them
+        return row
     labels = row.value if isinstance(row.value, list) else [row.value]
     made.update({label: change(label) for label in {*labels} - made.keys()})
     changed = [made[label] for label in labels]

@@ -30,7 +30,7 @@ from qwen_task_heads.data.example_columns import hashed, joined
 from qwen_task_heads.data.example_tables import TextTable
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.hub_sets import NoSuchSplit
-from qwen_task_heads.data.keys import Hashes, combine, text_key, within
+from qwen_task_heads.data.keys import Hashes, combine, within
 from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts
@@ -98,7 +98,9 @@ def mix_in(
         accepted = "accepted: a set with rows of its own"
         raise TaskHeadsError(Problem(name, found, accepted, "name another set with --mix, or drop it"))
     wanted = max(1, round(len(train) / ratio))
-    taken = usable[:wanted]
+    chosen = np.sort(usable[:wanted])
+    there = dict(zip(chosen.tolist(), pick(new, chosen), strict=True))  # read in the order of the file
+    taken = [there[place] for place in usable[:wanted]]
     got = f"{len(train) / len(taken):.3g}:1"
     asked = "" if len(taken) == wanted else f", where {ratio:g}:1 was asked: there are no more"
     added = f"{len(taken):,} of {len(others):,} rows of {name} added to {len(train):,} own rows"
@@ -129,19 +131,19 @@ def _keys(rows: Sequence[TextExample]) -> Hashes:
     return combine(np.minimum(one, other), np.maximum(one, other))
 
 
-def _once(rows: Sequence[TextExample], *, seed: int) -> tuple[list[TextExample], int, int]:
-    """One row of each text, by its hash; how many repeat one, and how many contradict each other."""
-    order = sorted(
-        (hash_rows([(seed, row.text, row.text_b, row.target, row.soft)]), row.weight, place)
-        for place, row in enumerate(rows)
-    )
-    by_text: dict[tuple[str, str], list[TextExample]] = {}
-    for *_, place in order:
-        row = rows[place]
-        by_text.setdefault((text_key(row.text), text_key(row.text_b)), []).append(row)
-    agreed = [same for same in by_text.values() if len({(row.target, row.soft) for row in same}) == 1]
-    repeated = sum(len(same) - 1 for same in agreed)
-    return [same[0] for same in agreed], repeated, len(rows) - len(agreed) - repeated
+def _once(rows: Sequence[TextExample], *, seed: int) -> tuple[list[int], int, int]:
+    """The place of one row of each text, in the order of their hashes; how many repeat one, and how many contradict each other."""
+    keys = combine(hashed(rows, "text"), hashed(rows, "text_b")).tolist()
+    same: dict[int, list[tuple[str, float, int]]] = {}  # text -> hash, weight and place of its rows
+    stated: dict[int, set[object]] = {}
+    for place, (key, row) in enumerate(zip(keys, rows, strict=True)):
+        digest = hash_rows([(seed, row.text, row.text_b, row.target, row.soft)])
+        same.setdefault(key, []).append((digest, row.weight, place))
+        stated.setdefault(key, set()).add((row.target, row.soft))
+    agreed = {key: min(found) for key, found in same.items() if len(stated[key]) == 1}
+    repeated = sum(len(same[key]) - 1 for key in agreed)
+    places = [place for *_, place in sorted(agreed.values())]
+    return places, repeated, len(rows) - len(agreed) - repeated
 
 
 def _length_line(train: Sequence[TextExample], taken: Sequence[TextExample], name: str) -> str:

@@ -72,7 +72,7 @@ def read_pair(row: RowReader, layout: Layout) -> PairRow | None:
 
 def read_arm(row: RowReader, layout: Layout) -> ArmRow | None:
     """Read an arm; None with `row.problems` filled."""
-    headline = next((name for name in HEADLINE if name in row.values), HEADLINE[0])
+    headline = next((name for name in HEADLINE if name in row.values), _first_present(HEADLINE, layout))
     group = next((name for name in GROUP if name in row.values), _first_present(GROUP, layout))
     needed = (headline, "impressions", "clicks", group)
     refuse_misspelt(row, layout, needed)

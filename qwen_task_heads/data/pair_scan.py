@@ -122,8 +122,9 @@ class PairScan:
 
     def _plain_prompts(self, batch: Batch) -> list[str | None]:
         """The prompt of each row; None where a row has to be read by itself."""
-        name = next(iter(self.layout.prompt), "")
-        values = batch.column(name)
+        if not self.layout.prompt:
+            return [""] * len(batch)
+        values = batch.column(self.layout.prompt[0])
         stripped = (
             "" if value is ABSENT else value.strip() if type(value) is str else None for value in values
         )

@@ -10,7 +10,7 @@ Design:
 - A `.json` file may hold one document or JSON lines: published data sets use the suffix for both. Its first
   lines decide (`_holds_json_lines`), and a defective line is one row's problem, not the whole file's.
 - A JSON `null` stays `None` and is refused where it is used.
-- Memory: one line at a time for JSONL, the whole file for JSON.
+- Memory: a batch of lines for JSONL, the whole file for JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, BinaryIO
 
-from qwen_task_heads.data.batches import BATCH_ROWS, Item, Row, RowBatch, in_batches
+from qwen_task_heads.data.batches import BATCH_BYTES, BATCH_ROWS, Item, Row, RowBatch, in_batches
 from qwen_task_heads.data.file_options import PLAIN, FileOptions, bad_byte
 from qwen_task_heads.errors import Problem, shorten
 
@@ -118,6 +118,7 @@ def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
     good = False
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
+    size = 0
     with open(path, "rb") as stream:
         for number, line in numbered_lines(stream):
             row: dict[str, Any] | Problem | None = _plain_object(line, options.encoding)
@@ -140,9 +141,10 @@ def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
                 held.clear()
             rows.append(row)
             numbers.append(number)
-            if len(rows) == BATCH_ROWS:
+            size += len(line)
+            if len(rows) == BATCH_ROWS or size > BATCH_BYTES:
                 yield RowBatch(rows, numbers, f"{path}:")
-                rows, numbers = [], []
+                rows, numbers, size = [], [], 0
     if rows:
         yield RowBatch(rows, numbers, f"{path}:")
     if not good and not held:
@@ -193,7 +195,7 @@ def _json_line(where: str, line: bytes, options: FileOptions) -> dict[str, Any] 
         return Problem(
             where, f"the last line is cut off or malformed: {value.found}", value.accepted, value.remedy
         )
-    return value if isinstance(value, Problem) else _check_object(where, value)
+    return value if isinstance(value, Problem) else check_object(where, value)
 
 
 def _parse_json(where: str, text: str) -> Any:
@@ -224,7 +226,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return marked
 
 
-def _check_object(where: str, value: Any) -> dict[str, Any] | Problem:
+def check_object(where: str, value: Any) -> dict[str, Any] | Problem:
     """Refuse what is no object, duplicate keys and lone surrogates, at any depth."""
     if not isinstance(value, dict):
         found = f"found {shorten(value)}" if not isinstance(value, list) else "found a JSON array"
@@ -316,4 +318,4 @@ def _read_document(path: str, options: FileOptions) -> Iterator[Row]:
         return
     for number, item in enumerate(value, start=1):
         where = f"{path}:row {number}"
-        yield where, _check_object(where, item)
+        yield where, check_object(where, item)

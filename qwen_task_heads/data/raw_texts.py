@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,10 @@ class RawTarget:
 
 
 class RowProblem(Problem):
-    """What is wrong with a target, and so with every row that has it; `where` is the first of them."""
+    """What is wrong with a target, and so with every row that has it.
+
+    `where` is `RawTarget.where`: `RawTexts.of_rows` finds the rows by it.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +112,10 @@ class RawTexts:
     def __post_init__(self) -> None:
         self.text, self.text_b = Texts(KEYS["text"]), Texts(KEYS["text_b"])
         self.group, self.weights, self.places = Texts(KEYS["group"]), Column("d", 1.0), Places()
+        self.scores = Column("d", np.nan)  # of targets that are one score
+        self._score_codes: tuple[int | None, int | None] = (None, None)
         self._codes = array("i")  # per row, its place in `targets`
-        self._code_of: dict[Any, int] = {}
+        self._code_of: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -121,6 +127,8 @@ class RawTexts:
             weights = self.weights.values()[rows].tolist()
             for row, weight, text, text_b, group in zip(rows.tolist(), weights, *columns, strict=True):
                 target = replace(self.targets[self.codes[row]], where=self.places[row])
+                if (score := self.scores.values()[row]) == score:
+                    target = replace(target, value=(float(score),))
                 yield RawText(text=text, text_b=text_b, group=group, weight=weight, target=target)
 
     @property
@@ -130,18 +138,27 @@ class RawTexts:
 
     def code_of(self, target: RawTarget) -> int:
         """Return the place of a target, which is added where it is a new one."""
-        key = (
-            repr(target.value),
-            target.name,
-            target.candidates,
-            target.file,
-            target.textual,
-            target.is_split,
-        )
+        parts = (
+            target.value, target.name, target.candidates, target.file, target.textual, target.is_split
+        )  # fmt: skip
+        key = blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
         code = self._code_of.setdefault(key, len(self.targets))
         if code == len(self.targets):
             self.targets.append(target)
         return code
+
+    def code_of_score(self, target: RawTarget) -> int:
+        """Return the place of a target that is one score: the first score, or one for all others.
+
+        Each row has its own score in `scores`; of the targets it is only asked whether they differ.
+        """
+        first, other = self._score_codes
+        if first is None:
+            first = self.code_of(target)
+        elif other is None and target.value != self.targets[first].value:
+            other = self.code_of(target)
+        self._score_codes = first, other
+        return first if other is None or target.value == self.targets[first].value else other
 
     def extend(
         self,
@@ -150,6 +167,7 @@ class RawTexts:
         groups: Sequence[str],
         *,
         weights: Sequence[float],
+        scores: Sequence[float],
         codes: Sequence[int],
         source: str,
         numbers: Sequence[int],
@@ -159,6 +177,7 @@ class RawTexts:
         self.text_b.extend(texts_b)
         self.group.extend(groups)
         self.weights.extend(weights)
+        self.scores.extend(scores)
         self._codes.extend(codes)
         self.places.extend(source, numbers)
 
@@ -220,9 +239,13 @@ class RawTexts:
             del vars(self)[name][mark[name] :]
         for name in (*SCALARS, "unread"):
             setattr(self, name, mark[name])
+        first, other = (
+            None if code is None or code >= len(self.targets) else code for code in self._score_codes
+        )
+        self._score_codes = first, other
         self._code_of = {key: code for key, code in self._code_of.items() if code < len(self.targets)}
 
 
-COLUMNS = ("text", "text_b", "group", "weights", "places")
+COLUMNS = ("text", "text_b", "group", "weights", "scores", "places")
 LISTS = ("targets", "problems", "file_problems", "spoken")
 SCALARS = ("rows_read", "refused", "hidden", "cut_at")

@@ -1,7 +1,7 @@
 """One file -> columns, in one pass where its first rows have the columns of all of them.
 
-What a column means hangs on all columns of a file. Those of the first batch are taken for all; where a later
-row has another one, the file is read again from the start, so that nothing has to be held.
+What a column means depends on all columns of a file. Those of the first batch are taken for all; where a
+later row has another one, the file is read again from the start, so that nothing has to be held.
 """
 
 from __future__ import annotations

@@ -78,13 +78,16 @@ class Joined(Table[Example]):
 
     def pick(self, rows: Numbers) -> Joined[Example]:
         """Return a table of some rows, in their order."""
-        return Joined([pick(part, places) for part, places in self._runs(rows)])
+        runs = [*self._runs(rows)]
+        if len(runs) > len(rows) // 8:  # a shuffle: tables of single rows would take more than the rows
+            return Joined([[example for part, places in runs for example in pick(part, places)]])
+        return Joined([pick(part, places) for part, places in runs])
 
     def source(self, row: int) -> str:
         """Return where a row was read; of a test, its first arm."""
-        for part, places in self._runs(np.array([row])):
-            return sources_of(part)[int(places[0])]
-        raise IndexError(row)
+        ((part, places),) = self._runs(np.array([row]))
+        place = int(places[0])
+        return part.source(place) if isinstance(part, Table) else sources_of([part[place]])[0]
 
     def _runs(self, rows: Numbers) -> Iterator[tuple[Sequence[Example], Numbers]]:
         parts = np.searchsorted(self.ends, rows, side="right")
@@ -96,7 +99,7 @@ class Joined(Table[Example]):
 
 
 class Sources(Sequence[str]):
-    """Where the rows of a table were read, made when somebody asks."""
+    """Where the rows of a table were read, as texts that are made on access."""
 
     def __init__(self, table: Table[Any]) -> None:
         self._table = table
@@ -160,8 +163,8 @@ def index(mask: NDArray[np.bool_]) -> Numbers:
         [0, 2]
     """
     kind = np.int32 if len(mask) < 2**31 else np.int64
-    blocks = range(0, len(mask), 2**20)
-    parts = [(np.flatnonzero(mask[start : start + 2**20]) + start).astype(kind) for start in blocks]
+    starts = range(0, len(mask), 2**20)
+    parts = [(np.flatnonzero(mask[start : start + 2**20]) + start).astype(kind) for start in starts]
     return np.concatenate([np.zeros(0, kind), *parts])
 
 

@@ -268,7 +268,7 @@ def _draw(
     shares[units.tied] = np.inf  # but of the first row of each unit
     shares[alike] = _shares(salt, units.names[alike])
     order = np.lexsort((units.names, shares, stratum))
-    sizes = np.zeros(max(left) + 2, np.int64)
+    sizes = np.zeros(max(left, default=-1) + 2, np.int64)
     for part in slices(len(order)):
         sizes += np.bincount(stratum[part] + 1, minlength=len(sizes))
     bounds = np.cumsum([0, *sizes]).tolist()  # of the strata in `order`

@@ -2,7 +2,7 @@
 
 Design:
 - Texts stand in chunks of `CHUNK` rows. Beyond `SPOOL_BYTES` of them, chunks go to a file without a name in
-  the cache of `datasets`, which vanishes with the process, and are read back one at a time.
+  the cache of `datasets`, which the system removes when the process ends, and are read back one at a time.
 - Nothing changes once it is stored; a table of examples is a store and the numbers of its rows
   (`example_tables.py`).
 - pyarrow comes with `datasets`, of the extra `train`, and is imported on use.
@@ -17,12 +17,14 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.keys import Hashes, hash_keys
+from qwen_task_heads.errors import TaskHeadsError
 
 CHUNK = 4096
 SPOOL_BYTES = 64 * 2**20
@@ -30,7 +32,7 @@ Numbers = NDArray[np.int64]
 
 
 class Texts:
-    """A column of texts, to which rows are added at the end. While all are empty, they cost nothing.
+    """A column of texts, to which rows are added at the end. Rows that are all empty take no memory.
 
     Args:
         key: text -> what is hashed of it, for `hashes`; None for a column without.
@@ -50,7 +52,11 @@ class Texts:
         self._hashes = array("Q")
         self._bytes = 0
         self._file: Any = None
+        self._lock = Lock()  # of the place in the file
         self._load = lru_cache(maxsize=4)(self._load_chunk)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return texts_with, (self._key, self.take(np.arange(len(self))))
 
     def __len__(self) -> int:
         return self._empty + CHUNK * len(self._chunks) + len(self._pending)
@@ -140,7 +146,7 @@ class Texts:
         self._chunks.append(chunk)
         self._bytes += chunk.nbytes
         if self._file is None and self._bytes > SPOOL_BYTES:
-            self._file = tempfile.TemporaryFile(dir=_cache_folder())  # noqa: SIM115 (closed below)
+            self._file = tempfile.TemporaryFile(dir=cache_folder())  # noqa: SIM115 (closed below)
             weakref.finalize(self, self._file.close)
             self._chunks = [self._write(chunk) for chunk in self._chunks]
         elif self._file is not None:
@@ -148,9 +154,14 @@ class Texts:
 
     def _write(self, chunk: Any) -> tuple[int, int, int]:
         _, offsets, data = (b"" if buffer is None else buffer for buffer in chunk.buffers())
-        position = self._file.tell()
-        self._file.write(offsets)
-        self._file.write(data)
+        try:
+            with self._lock:
+                position = self._file.seek(0, os.SEEK_END)
+                self._file.write(offsets)
+                self._file.write(data)
+                self._file.flush()
+        except OSError as error:
+            raise no_room(error) from error
         return position, len(offsets), len(data)
 
     def _load_chunk(self, number: int) -> Any:
@@ -160,8 +171,9 @@ class Texts:
         import pyarrow as pa
 
         position, offsets, data = chunk
-        self._file.flush()
-        content = os.pread(self._file.fileno(), offsets + data, position)
+        with self._lock:
+            self._file.seek(position)
+            content = self._file.read(offsets + data)
         buffers = [None, pa.py_buffer(content[:offsets]), pa.py_buffer(content[offsets:])]
         return pa.Array.from_buffers(pa.large_string(), CHUNK, buffers)
 
@@ -169,12 +181,30 @@ class Texts:
         return list(self._load(number).to_pylist())
 
 
-def _cache_folder() -> str:
+def texts_with(key: Callable[[str], str] | None, texts: Sequence[str]) -> Texts:
+    """Return a column of some texts."""
+    made = Texts(key)
+    made.extend(texts)
+    return made
+
+
+def cache_folder() -> str:
+    """Return our folder in the cache of `datasets`, or that of temporary files if it cannot be written."""
     from datasets import config
 
     folder = os.path.join(config.HF_DATASETS_CACHE, "qwen_task_heads")
-    os.makedirs(folder, exist_ok=True)
-    return folder
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return tempfile.gettempdir()
+    return folder if os.access(folder, os.W_OK) else tempfile.gettempdir()
+
+
+def no_room(error: OSError) -> TaskHeadsError:
+    """Return the error of a disk that takes no more."""
+    found = f"no room for the data of the run ({error.strerror or type(error).__name__})"
+    accepted = "a folder on a disk with about as much room as the data take"
+    return TaskHeadsError.of(cache_folder(), found, accepted, "set HF_DATASETS_CACHE to such a folder")
 
 
 class Places:
@@ -229,7 +259,7 @@ class Places:
 
 
 class Column:
-    """Numbers of rows that are mostly one value, which costs nothing until another one comes.
+    """A column of numbers. Rows that all have the default take no memory.
 
     Example:
         >>> weights = Column("d", 1.0)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
 
-from qwen_task_heads.data.batches import ABSENT, BATCH_ROWS, ColumnBatch, Item, Row, in_batches
+from qwen_task_heads.data.batches import ABSENT, BATCH_BYTES, BATCH_ROWS, ColumnBatch, Item, Row, in_batches
 from qwen_task_heads.data.file_options import PLAIN, FileOptions, bad_byte
 from qwen_task_heads.data.hub_sets import names_of_classes
 from qwen_task_heads.data.parsers import (
@@ -46,12 +46,17 @@ def _read_table(path: str, delimiter: str, options: FileOptions) -> Iterator[Ite
         table = _Table(path, reader, delimiter, odd, options)
         while True:
             limit = csv.field_size_limit(MAX_LINE_BYTES)
+            rows, size = [], 0
             try:
-                rows = list(islice(table, BATCH_ROWS))
+                for number, row in islice(table, BATCH_ROWS):
+                    rows.append((number, row))
+                    size += 0 if isinstance(row, Problem) else sum(map(len, row))
+                    if size > BATCH_BYTES:
+                        break
             finally:
                 csv.field_size_limit(limit)
             yield from table.items(rows)
-            if len(rows) < BATCH_ROWS:
+            if not rows:
                 break
     if table.is_empty:
         found = "no rows below the header"
@@ -113,8 +118,8 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
 
     def _fields(self, first: int) -> Fields | Problem:
         """The fields of the next row, () of a blank line and at the end."""
-        fields: tuple[str, ...] = ()
-        problem: Problem | None = None
+        fields: Fields = ()
+        malformed = ""
         try:
             fields = tuple(next(self._reader))  # of texts: nothing that the garbage collector follows
             if len(fields) == self._count and not self._odd.cut and not self._odd.broken:
@@ -122,10 +127,12 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
         except StopIteration:
             self._ended = True
         except csv.Error as error:
-            remedy = 'close the quotes, and write " inside a quoted field as ""'
-            found, accepted = f"malformed row ({error})", "accepted: quoted or plain fields"
-            problem = Problem(f"{self.path}:{first}", found, accepted, remedy)
+            malformed = f"malformed row ({error})"
         where = f"{self.path}:{first}"
+        problem: Problem | None = None
+        if malformed:
+            remedy = 'close the quotes, and write " inside a quoted field as ""'
+            problem = Problem(where, malformed, "accepted: quoted or plain fields", remedy)
         lines = range(first, self._reader.line_num + 1)
         if self._odd.cut and not self._odd.cut.isdisjoint(lines):
             problem = line_too_long(where)
@@ -224,7 +231,11 @@ def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
                     path,
                     FileProblem(path, "the file holds no rows", "accepted: at least one row", "add rows"),
                 )
-            for batch in table.iter_batches(batch_size=BATCH_ROWS):
+            bytes_of_row = 1 + sum(
+                table.metadata.row_group(group).total_byte_size for group in range(table.num_row_groups)
+            ) // max(1, table.metadata.num_rows)
+            size = max(1, min(BATCH_ROWS, BATCH_BYTES // bytes_of_row))
+            for batch in table.iter_batches(batch_size=size):
                 first, number = number + 1, number + batch.num_rows
                 numbers = range(first, number + 1)
                 try:

@@ -7,6 +7,7 @@ then on.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,12 @@ from qwen_task_heads.data.cells import MISSING
 from qwen_task_heads.data.columns import MAX_NUMBER, MIN_WEIGHT, RowReader
 from qwen_task_heads.data.conversations import CONVERSATIONS, read_messages
 from qwen_task_heads.data.layout import GROUP
-from qwen_task_heads.data.raw_texts import RawText, RawTexts
+from qwen_task_heads.data.raw_texts import RawTarget, RawText, RawTexts
 from qwen_task_heads.data.text_columns import read_text
 from qwen_task_heads.data.text_layout import ALPACA, TextLayout
 
 MAX_KNOWN = 100_000  # targets that are looked up
+MAX_CELL = 200  # characters of one that is: a long list hardly comes again
 
 
 class TextScan:
@@ -47,6 +49,11 @@ class TextScan:
             return
         keys = self._keys(batch)
         codes: list[int | None] = [self._known.get(key) for key in keys]
+        scores = self._plain_scores(batch)
+        for place, score in enumerate(scores):
+            if score == score:
+                where = batch.where(place) if self._raw.scores.is_constant else ""
+                codes[place] = self._raw.code_of_score(RawTarget(value=(score,), where=where))
         columns = [plain_texts(batch, name) for name in layout.texts]
         texts = columns[0] if self._is_plain else [""] * len(batch)
         texts_b = columns[1] if len(columns) > 1 else [""] * len(batch)
@@ -64,16 +71,31 @@ class TextScan:
             if row is None:
                 refused.add(place)
                 continue
-            code = raw.code_of(row.target)
-            if len(self._known) < MAX_KNOWN:
-                self._known[keys[place]] = code
+            value = row.target.value
+            if isinstance(value, tuple) and len(value) == 1:
+                scores[place], code = value[0], raw.code_of_score(row.target)
+            else:
+                code = raw.code_of(row.target)
+                if len(self._known) < MAX_KNOWN and len(str(keys[place])) < MAX_CELL:
+                    self._known[keys[place]] = code
             texts[place], texts_b[place], groups[place] = row.text, row.text_b, row.group
             weights[place], codes[place] = row.weight, code
-        kept: list[Any] = [texts, texts_b, groups, weights, codes, batch.numbers]
+        kept: list[Any] = [texts, texts_b, groups, weights, scores, codes, batch.numbers]
         if refused:
             places = [place for place in range(len(batch)) if place not in refused]
             kept = [[values[place] for place in places] for values in kept]
-        raw.extend(*kept[:3], weights=kept[3], codes=kept[4], source=batch.source, numbers=kept[5])
+        raw.extend(
+            *kept[:3], weights=kept[3], scores=kept[4], codes=kept[5], source=batch.source, numbers=kept[6]
+        )
+
+    def _plain_scores(self, batch: Batch) -> list[float]:
+        """The score of each row, NaN where there is none, or the row has to be read by itself."""
+        if self.layout.kind != "regression" or not self._is_plain:
+            return [math.nan] * len(batch)
+        return [
+            float(cell) if type(cell) in (int, float) and -MAX_NUMBER <= cell <= MAX_NUMBER else math.nan
+            for cell in batch.column(self.layout.target)
+        ]
 
     def _keys(self, batch: Batch) -> list[Any]:
         """The cells of the target of each row; texts as they are, others with their type."""

@@ -95,6 +95,7 @@ def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[TextTable
     codes = raw.codes
     examples = TextTable(
         text=raw.text, text_b=raw.text_b, group=raw.group, weights=raw.weights.values(), codes=codes,
+        scores=None if raw.scores.is_constant else raw.scores.values(),
         targets=targets, places=raw.places, rows=index(~np.isin(codes, [*refused])) if refused else None,
     )  # fmt: skip
     odd = tuple(raw.places[row] for row in np.flatnonzero(np.isin(codes, strange)).tolist())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from qwen_task_heads import load_tokenizer
 from qwen_task_heads.batching import token_sets
 from qwen_task_heads.batching.collators import group_dataset, pair_dataset, text_dataset
-from qwen_task_heads.batching.token_sets import TokenSet, parts, set_name
+from qwen_task_heads.batching.token_sets import TokenSet, parts
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 
@@ -77,25 +79,54 @@ def test_equal_rows_are_named_in_the_whole_set(cache: Path) -> None:
     assert list(report.equal.places) == []  # equal texts are no matter of a cut
 
 
-def test_data_of_one_name_take_one_file_and_an_unfinished_one_is_no_data(
+def test_sets_of_equal_ids_share_a_file_and_no_other_does(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_sets, "IN_MEMORY", 1)
-    for number in (1, 2):
-        made = TokenSet(rows=9, name="train")
-        made.add({"row": [number]})
-        first = made.finish()
-    assert first["row"][:] == [2]
+
+    def made(row: int) -> Any:
+        tokens = TokenSet(rows=9)
+        tokens.add({"row": [row]})
+        return tokens.finish()
+
+    one, other, again = made(1), made(2), made(1)
+    assert [found["row"][0] for found in (one, other, again)] == [1, 2, 1]
+    assert one.cache_files == again.cache_files != other.cache_files
+    assert pickle.loads(pickle.dumps(one))["row"][0] == 1
+    assert sorted(path.suffix for path in cache.iterdir()) == [".arrow", ".arrow"]
+
+
+def test_a_set_that_is_not_finished_leaves_no_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_sets, "IN_MEMORY", 1)
+    tokens = TokenSet(rows=9)
+    tokens.add({"row": [1]})
     assert len(list(cache.iterdir())) == 1
-    TokenSet(rows=9, name="dev").add({"row": [1]})
-    assert sorted(path.suffix for path in cache.iterdir()) == [".arrow", ".unfinished"]
+    del tokens
+    gc.collect()
+    assert list(cache.iterdir()) == []
 
 
-def test_parts_and_names() -> None:
+def test_a_large_set_of_equal_pairs_is_refused_as_a_small_one(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_sets, "IN_MEMORY", 1)
+    pairs = [PairExample(chosen=f"Tea at {n}", rejected=f"Tea at {n + 9}") for n in range(6)]
+    made, report = pair_dataset(pairs, tokenizer=load_tokenizer("embedded"), max_length=4, drop_equal=True)
+    assert (len(made), report.equal.are_all) == (0, True)
+
+
+def test_pairs_without_a_source_are_named_by_their_place(cache: Path) -> None:
+    pairs = [
+        PairExample(chosen=f"Tea {n}", rejected="Rest" if n != 4500 else "Tea 4500") for n in range(5000)
+    ]
+    equal = pair_dataset(pairs, tokenizer=load_tokenizer("embedded"), max_length=64)[1].equal
+    assert (equal.places, equal.sources) == ((4500,), ("row 4501",))
+
+
+def test_parts() -> None:
     assert [(start, len(part)) for start, part in parts(PAIRS, 4000)] == [
         (0, 4000),
         (4000, 4000),
         (8000, 1000),
     ]
     assert list(parts([])) == [(0, [])]
-    assert len({set_name(rows) for rows in (PAIRS, PAIRS[:-1], PAIRS[1:], [])}) == 4

@@ -48,6 +48,7 @@ PIP = "a package is missing: the fix installs one"
 WRAPPED = "tells an error of another site, which is followed"
 MODELSCOPE = "a hub out of reach; tests/test_modelscope.py"
 WITHOUT = {
+    "data/stores.py::no_room::cache_folder()": "a full disk; tests/data/test_stores.py follows it",
     "data/columns.py::RowReader.refuse::self.where": WRAPPED,
     "data/hub_sets.py::_missing::where": PIP,
     "data/hub_sets.py::error_at::where": WRAPPED,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,3 +186,8 @@ def test_joined_parts_of_one_kind_stay_what_they_are(texts: Table[Any]) -> None:
     assert joined([[1], [2]]) == [1, 2]
     assert list(joined([texts[:2], list(texts[2:4])])) == list(texts[:4])
     assert len(joined([])) == 0
+
+
+def test_tables_are_pickled(texts: Table[Any], data: PairData) -> None:
+    for table in (texts[:50], data.pairs[:50], data.groups[:50]):
+        assert pickle.loads(pickle.dumps(table)) == table

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from qwen_task_heads.data.batches import BATCH_ROWS
+from qwen_task_heads.data.hub_sets import rows_of
 from qwen_task_heads.data.readers import read_pairs
-from qwen_task_heads.data.text_readers import read_texts
+from qwen_task_heads.data.text_readers import read_texts, texts_of_rows
+from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.errors import TaskHeadsError
+
+
+class Row(dict[str, object]):
+    """A row that can be watched."""
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> str:
@@ -95,3 +103,81 @@ def test_arms_of_another_prompt_are_refused_by_line(tmp_path: Path) -> None:
         read_pairs(write(tmp_path / "a.jsonl", rows))
     assert [problem.where.rsplit(":", 1)[1] for problem in caught.value.problems] == ["5", "32"]
     assert "another prompt at" in caught.value.problems[0].found
+
+
+def test_a_column_without_a_name_is_no_prompt(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"": str(n), "chosen": "A tale", "rejected": "Bee"} for n in range(9)]
+    data = read_pairs(write(tmp_path / "a.jsonl", rows))
+    assert {pair.prompt for pair in data.pairs} == {""}
+    assert data.report.count("duplicate") == 8
+    arms: list[dict[str, object]] = [
+        {"": str(n), "title": f"T{n}", "clicks": 1, "impressions": 9, "test_id": "t"} for n in range(3)
+    ]
+    assert len(read_pairs(write(tmp_path / "b.jsonl", arms)).groups[0].titles) == 3
+
+
+def test_an_arm_without_a_title_is_refused(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"title": f"T{n}", "clicks": n, "impressions": 90, "test_id": "t"} for n in range(4)
+    ]
+    rows.append({"clicks": 3, "impressions": 10, "test_id": "t"})
+    with pytest.raises(TaskHeadsError) as caught:
+        read_pairs(write(tmp_path / "a.jsonl", rows))
+    assert [problem.where.rsplit(":", 1)[1] for problem in caught.value.problems] == ["5"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_each_row_has_its_own_score(tmp_path: Path, suffix: str) -> None:
+    scores = [random.Random(n).choice([1, 2.5, n / 7, -1e5]) for n in range(5000)]
+    rows: list[dict[str, object]] = [{"text": f"t{n}", "score": score} for n, score in enumerate(scores)]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "jsonl":
+        write(path, rows)
+    else:
+        path.write_text("text,score\n" + "".join(f"{row['text']},{row['score']}\n" for row in rows))
+    texts = read_texts(str(path))
+    assert [raw.target.value for raw in texts] == [(float(score),) for score in scores]
+    assert len(texts.targets) == 2
+    sets = read_text_sets(str(path), dev=str(path))
+    assert [text.target for text in sets.train] == [(float(score),) for score in scores]
+
+
+def test_equal_scores_and_scores_of_several_lengths_are_refused(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"text": f"t{n}", "score": 2.5} for n in range(300)]
+    with pytest.raises(TaskHeadsError, match="every row has the score"):
+        read_text_sets(write(tmp_path / "a.jsonl", rows))
+    rows[200]["score"] = [1.0, 2.0]
+    with pytest.raises(TaskHeadsError, match="different numbers of scores"):
+        read_text_sets(write(tmp_path / "b.jsonl", rows))
+
+
+def test_probabilities_by_name_in_dev_alone_are_read(tmp_path: Path) -> None:
+    train: list[dict[str, object]] = [{"text": f"t{n}", "label": "ab"[n % 2]} for n in range(30)]
+    dev: list[dict[str, object]] = [
+        {"text": f"d{n}", "probabilities": {"a": 0.25, "b": 0.75}} for n in range(9)
+    ]
+    sets = read_text_sets(write(tmp_path / "a.jsonl", train), dev=write(tmp_path / "d.jsonl", dev))
+    assert sets.dev[0].soft == (0.25, 0.75)
+
+
+def test_surrogates_of_rows_in_memory_are_refused_by_row() -> None:
+    texts = texts_of_rows(
+        [{"text": f"t{n}", "label": n % 2} for n in range(5000)] + [{"text": "\ud800", "label": 1}],
+        name="rows",
+    )
+    assert [problem.where for problem in texts.problems] == ["rows:row 5001"]
+
+
+def test_a_stream_is_not_held(tmp_path: Path) -> None:
+    held = []
+
+    class Rows(Iterable[dict[str, object]]):
+        def __iter__(self) -> Iterator[dict[str, object]]:
+            for number in range(2000):
+                row = Row({"text": f"t{number}", "label": number % 2})
+                held.append(weakref.ref(row))
+                yield row
+
+    for number, _ in enumerate(rows_of("stream", Rows())):
+        if number % 500 == 499:
+            assert sum(one() is not None for one in held) < 600

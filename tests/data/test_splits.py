@@ -7,7 +7,7 @@ from work import at_most_lines
 
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.keys import text_key
-from qwen_task_heads.data.splits import assign_groups, split_by_group
+from qwen_task_heads.data.splits import assign_groups, split_by_group, split_texts
 from qwen_task_heads.errors import TaskHeadsError
 
 
@@ -107,3 +107,8 @@ def test_a_long_chain_is_one_component_in_linear_time() -> None:
     with at_most_lines(4_000_000):
         groups = {pair.group for pair in assign_groups(chain)}
     assert len(groups) == 1
+
+
+def test_no_texts_are_no_split() -> None:
+    with pytest.raises(TaskHeadsError, match="no rows for dev"):
+        split_texts([])

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import pickle
 import random
+import resource
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
 from qwen_task_heads.data import stores
 from qwen_task_heads.data.keys import hash_keys
-from qwen_task_heads.data.stores import CHUNK, Column, Places, Texts
+from qwen_task_heads.data.stores import CHUNK, Column, Places, Texts, cache_folder
+from qwen_task_heads.errors import TaskHeadsError
 
 
 def words(count: int, *, seed: int = 0) -> list[str]:
@@ -87,3 +92,41 @@ def test_numbers_take_memory_from_the_first_that_differs(default: float) -> None
     column.truncate(2)
     assert len(column) == 2
     np.testing.assert_array_equal(column.values(), [default] * 2)
+
+
+def test_a_column_is_pickled_with_its_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "SPOOL_BYTES", 0)
+    texts, given = Texts(str.lower), words(CHUNK + 9)
+    texts.extend(given)
+    again = pickle.loads(pickle.dumps(texts))
+    assert again.take(np.arange(len(given))) == given
+    assert (again.hashes() == texts.hashes()).all()
+
+
+def test_a_full_disk_is_told_with_the_variable_that_names_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(stores, "SPOOL_BYTES", 0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(TaskHeadsError, match="HF_DATASETS_CACHE"):
+            Texts().extend(["a text"] * 9000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # as the variable does
+    texts = Texts()
+    texts.extend(["a text"] * 9000)
+    assert texts[8999] == "a text"
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    monkeypatch.setattr(stores, "SPOOL_BYTES", 0)
+    assert Path(cache_folder()).is_dir()
+    texts = Texts()
+    texts.extend(["a text"] * 9000)
+    assert texts[8999] == "a text"
