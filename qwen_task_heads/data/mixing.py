@@ -132,7 +132,7 @@ def _keys(rows: Sequence[TextExample]) -> Hashes:
 
 
 def _once(rows: Sequence[TextExample], *, seed: int) -> tuple[list[int], int, int]:
-    """The place of one row of each text, in the order of their hashes; how many repeat one, and how many contradict each other."""
+    """The place of one row of each text, ordered by hash; how many repeat one, and how many contradict."""
     keys = combine(hashed(rows, "text"), hashed(rows, "text_b")).tolist()
     same: dict[int, list[tuple[str, float, int]]] = {}  # text -> hash, weight and place of its rows
     stated: dict[int, set[object]] = {}
