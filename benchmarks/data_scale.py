@@ -35,6 +35,8 @@ CASES: dict[str, tuple[str, int, str, float | None, int | None, int | None]] = {
     "500,000 texts, JSONL": ("texts", 500_000, "jsonl", 6.0, 350, None),
     "500,000 texts, CSV": ("texts", 500_000, "csv", 6.0, 350, None),
     "500,000 texts, Parquet": ("texts", 500_000, "parquet", 6.0, 350, None),
+    "500,000 texts with scores, JSONL": ("scores", 500_000, "jsonl", None, None, None),
+    "500,000 texts with several labels, JSONL": ("several", 500_000, "jsonl", None, None, None),
     "300,000 arms, JSONL": ("arms", 300_000, "jsonl", 6.0, 350, None),
     "300,000 arms, Parquet": ("arms", 300_000, "parquet", 6.0, 350, None),
     "1 million texts, Parquet": ("texts", 1_000_000, "parquet", None, None, 1000),
@@ -57,9 +59,19 @@ def blocks(kind: str, rows: int, *, seed: int = 0) -> Iterator[dict[str, list[An
     words = np.array(SYLLABLES)
     for start in range(0, rows, BLOCK):
         count = min(BLOCK, rows - start)
-        sizes = rng.integers(8, 21 if kind == "texts" else 14, count)
+        sizes = rng.integers(8, 14 if kind == "arms" else 21, count)
         drawn = iter(rng.choice(words, int(sizes.sum())).tolist())
         texts = [" ".join(next(drawn) for _ in range(size)) + f" {start + n}" for n, size in enumerate(sizes)]
+        if kind == "scores":
+            yield {"text": texts, "score": rng.uniform(0, 5, count).tolist()}
+            continue
+        if kind == "several":
+            held = rng.integers(0, 2, (count, len(LABELS)))
+            yield {
+                "text": texts,
+                "labels": [[LABELS[place] for place in np.flatnonzero(row)] for row in held],
+            }
+            continue
         if kind == "texts":
             yield {"text": texts, "label": rng.choice(LABELS, count).tolist()}
             continue
@@ -111,7 +123,7 @@ def measure(kind: str, path: str) -> dict[str, Any]:
     from qwen_task_heads.data.title_sets import read_title_sets
 
     before, start = peak(), time.process_time()
-    sets = read_text_sets(path) if kind == "texts" else read_title_sets(path)
+    sets = read_title_sets(path) if kind == "arms" else read_text_sets(path)
     spent = time.process_time() - start
     return {
         "cpu_s": round(spent, 2), "above_mb": round(peak() - before), "peak_mb": round(peak()),

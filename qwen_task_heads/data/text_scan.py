@@ -21,6 +21,7 @@ from qwen_task_heads.data.text_columns import read_text
 from qwen_task_heads.data.text_layout import ALPACA, TextLayout
 
 MAX_KNOWN = 100_000  # targets that are looked up
+SCORE = -1  # in the place of a code until it is known which rows are kept
 MAX_CELL = 200  # characters of one that is: a long list hardly comes again
 
 
@@ -48,12 +49,10 @@ class TextScan:
             raw.refused += len(batch)
             return
         keys = self._keys(batch)
-        codes: list[int | None] = [self._known.get(key) for key in keys]
         scores = self._plain_scores(batch)
-        for place, score in enumerate(scores):
-            if score == score:
-                where = batch.where(place) if self._raw.scores.is_constant else ""
-                codes[place] = self._raw.code_of_score(RawTarget(value=(score,), where=where))
+        codes: list[int | None] = [
+            self._known.get(key) if score != score else SCORE for key, score in zip(keys, scores, strict=True)
+        ]
         columns = [plain_texts(batch, name) for name in layout.texts]
         texts = columns[0] if self._is_plain else [""] * len(batch)
         texts_b = columns[1] if len(columns) > 1 else [""] * len(batch)
@@ -73,7 +72,7 @@ class TextScan:
                 continue
             value = row.target.value
             if isinstance(value, tuple) and len(value) == 1:
-                scores[place], code = value[0], raw.code_of_score(row.target)
+                scores[place], code = value[0], SCORE
             else:
                 code = raw.code_of(row.target)
                 if len(self._known) < MAX_KNOWN and len(str(keys[place])) < MAX_CELL:
@@ -84,6 +83,10 @@ class TextScan:
         if refused:
             places = [place for place in range(len(batch)) if place not in refused]
             kept = [[values[place] for place in places] for values in kept]
+        for place, score in enumerate(kept[4]):
+            if score == score:
+                target = RawTarget(value=(score,), where=f"{batch.source}{kept[6][place]}")
+                kept[5][place] = raw.code_of_score(target)
         raw.extend(
             *kept[:3], weights=kept[3], scores=kept[4], codes=kept[5], source=batch.source, numbers=kept[6]
         )

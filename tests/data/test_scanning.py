@@ -146,6 +146,10 @@ def test_equal_scores_and_scores_of_several_lengths_are_refused(tmp_path: Path) 
     rows: list[dict[str, object]] = [{"text": f"t{n}", "score": 2.5} for n in range(300)]
     with pytest.raises(TaskHeadsError, match="every row has the score"):
         read_text_sets(write(tmp_path / "a.jsonl", rows))
+    rows[7] = {"text": "", "score": 9.0}
+    with pytest.raises(TaskHeadsError) as caught:
+        read_text_sets(write(tmp_path / "c.jsonl", rows), bad_rows="skip")
+    assert any("every row has the score" in problem.found for problem in caught.value.problems)
     rows[200]["score"] = [1.0, 2.0]
     with pytest.raises(TaskHeadsError, match="different numbers of scores"):
         read_text_sets(write(tmp_path / "b.jsonl", rows))
