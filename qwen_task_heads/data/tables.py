@@ -111,7 +111,7 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
                 elif isinstance(found, Problem):
                     told = f"header: {found.found}"
                     found = FileProblem(found.where, told, found.accepted, found.remedy)
-            if found:
+            if found and found != self.options.columns:  # a header that says what --columns says
                 self.is_empty = False
                 return first, found
         raise StopIteration
@@ -130,10 +130,11 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
             malformed = f"malformed row ({error})"
         where = f"{self.path}:{first}"
         problem: Problem | None = None
+        lines = range(first, self._reader.line_num + 1)
         if malformed:
             remedy = 'close the quotes, and write " inside a quoted field as ""'
-            problem = Problem(where, malformed, "accepted: quoted or plain fields", remedy)
-        lines = range(first, self._reader.line_num + 1)
+            taken = f", which takes lines {first:,} to {lines[-1]:,}" if len(lines) > 1 else ""
+            problem = Problem(where, malformed + taken, "accepted: quoted or plain fields", remedy)
         if self._odd.cut and not self._odd.cut.isdisjoint(lines):
             problem = line_too_long(where)
         elif problem is None and self._odd.broken and not self._odd.broken.isdisjoint(lines):

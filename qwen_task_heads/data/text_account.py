@@ -39,6 +39,10 @@ def label_lines(train: Sequence[TextExample], scheme: Scheme) -> list[str]:
     never = [name for place, name in enumerate(names) if place not in counts]
     if never:
         lines.append(f"labels: {len(never):,} never stand in train ({_few(never)})")
+    joined = [name for name in names if "|" in name and {*map(str.strip, name.split("|"))} <= {*names}]
+    if joined and scheme.problem_type != "multi_label_classification":
+        found = f"{len(joined):,} are others joined by '|' ({_few(joined)})"
+        lines.append(f"labels: {found}: a column 'labels' has several in a row")
     folded = scheme.labels.folded
     if len(folded) < len(names):
         alike = [name for name in names if folded[text_key(name)] != name]

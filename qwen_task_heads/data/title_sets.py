@@ -20,9 +20,9 @@ from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.example_columns import hashed, joined
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.file_options import UTF_8, options_of
-from qwen_task_heads.data.keys import within
+from qwen_task_heads.data.keys import KEYS, Hashes, hash_keys, within
 from qwen_task_heads.data.layout import unread_lines
-from qwen_task_heads.data.readers import read_pairs
+from qwen_task_heads.data.readers import PairData, read_pairs
 from qwen_task_heads.data.roles import read_roles
 from qwen_task_heads.data.sequences import pick
 from qwen_task_heads.data.splits import (
@@ -209,6 +209,13 @@ def read_title_sets(
                 f"{len(overlaps):,} pairs of {name} also stand in train: figures on {name} flatter (first: "
                 f"{seen} as {source}, {first.kind})"
             )
+    for name in ("dev", "test"):
+        if name in read:
+            known = _stated_groups(read["train"])
+            shared = int(within(_stated_groups(read[name]), known).sum())
+            if shared > seen_before.get(name, 0):  # more than the pairs that are told above
+                tests = f"{shared:,} test{'' if shared == 1 else 's'} of {name}"
+                lines.append(f"{tests} have the key of a test of train: figures on {name} may flatter")
     if test_was_cut and not dev_was_cut:
         lines += shared_lines(pairs["dev"], pairs["test"])
     return TitleSets(
@@ -221,3 +228,9 @@ def read_title_sets(
         test_was_cut=test_was_cut,
         test_seen=seen_before["test"],
     )
+
+
+def _stated_groups(data: PairData) -> Hashes:
+    """The keys of tests that the rows state, each once, sorted."""
+    stated = np.union1d(hashed(data.pairs, "group"), hashed(data.groups, "group"))
+    return stated[stated != hash_keys([KEYS["group"]("")])[0]]

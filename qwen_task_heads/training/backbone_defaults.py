@@ -9,10 +9,12 @@ short texts, and its options are chosen so that a run takes one to two minutes o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.backbones import EMBEDDED
+from qwen_task_heads.backbones import EMBEDDED, locate
 
 # All weights: transformers' default. Adapters and heads learn at higher rates (Biderman et al. 2024,
 # https://arxiv.org/abs/2405.09673).
@@ -41,6 +43,8 @@ EMBEDDED_OPTIONS: dict[str, dict[str, Any]] = {
     "heads": {"num_train_epochs": 30},  # over cached features: seconds
 }  # fmt: skip
 
+OF_THE_MODEL = ("pooling", "max_length", "instruction")  # which a saved model has already
+
 
 def options_for(recipe: str, backbone: str | None) -> dict[str, Any]:
     """Return the options that a backbone has other defaults for; the command line and a YAML file win.
@@ -54,9 +58,25 @@ def options_for(recipe: str, backbone: str | None) -> dict[str, Any]:
         >>> options_for("titles", "embedded")["pooling"], options_for("titles", "Qwen/Qwen2.5-7B")
         ('mean', {})
     """
-    return dict(EMBEDDED_OPTIONS[recipe]) if backbone == EMBEDDED else {}
+    if not _is_embedded(backbone):
+        return {}
+    options = EMBEDDED_OPTIONS[recipe]
+    if backbone == EMBEDDED:
+        return dict(options)
+    return {name: value for name, value in options.items() if name not in OF_THE_MODEL}
+
+
+def _is_embedded(backbone: str | None) -> bool:
+    """Whether this is the embedded backbone, or a model that was trained on it."""
+    if backbone is None or backbone == EMBEDDED:
+        return backbone == EMBEDDED
+    try:
+        config = json.loads(Path(backbone, "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("backbone_name_or_path") == locate(EMBEDDED)
 
 
 def rates_for(recipe: str, backbone: str | None) -> Mapping[str, float]:
     """Return the default learning rates by method: `full`, `lora` and `head`."""
-    return (EMBEDDED_RATES if backbone == EMBEDDED else LEARNING_RATES)[recipe]
+    return (EMBEDDED_RATES if _is_embedded(backbone) else LEARNING_RATES)[recipe]

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from qwen_task_heads.data.batches import BATCH_ROWS
+from qwen_task_heads.data.file_options import FileOptions
 from qwen_task_heads.data.hub_sets import rows_of
 from qwen_task_heads.data.readers import read_pairs
 from qwen_task_heads.data.text_readers import read_texts, texts_of_rows
 from qwen_task_heads.data.text_sets import read_text_sets
+from qwen_task_heads.data.title_sets import read_title_sets
 from qwen_task_heads.errors import TaskHeadsError
 
 
@@ -185,3 +187,44 @@ def test_a_stream_is_not_held(tmp_path: Path) -> None:
     for number, _ in enumerate(rows_of("stream", Rows())):
         if number % 500 == 499:
             assert sum(one() is not None for one in held) < 600
+
+
+def test_lines_that_an_open_quote_takes_are_said(tmp_path: Path) -> None:
+    rows = [f"text {n},{'ab'[n % 2]}\n" for n in range(40)]
+    rows[20], rows[22] = '"open quote,a\n', 'the "only" one,zebra\n'
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(rows))
+    (problem,) = read_texts(str(path)).problems
+    assert problem.where == f"{path}:22"
+    assert "lines 22 to 24" in problem.found
+
+
+def test_a_header_that_says_what_columns_says_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"t{n},{'ab'[n % 2]}\n" for n in range(9)))
+    texts = read_texts(str(path), options=FileOptions(columns=("text", "label")))
+    assert (len(texts), texts.places[0]) == (9, f"{path}:2")
+
+
+def test_labels_that_are_others_joined_are_said(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"text": f"t{n}", "label": ["a", "b", "a|b", "x|y"][n % 4]} for n in range(60)
+    ]
+    lines = read_text_sets(write(tmp_path / "a.jsonl", rows)).lines
+    assert [line for line in lines if "joined" in line] == [
+        "labels: 1 are others joined by '|' ('a|b'): a column 'labels' has several in a row"
+    ]
+
+
+def test_tests_of_dev_that_stand_in_train_are_counted(tmp_path: Path) -> None:
+    def arms(name: str, tests: range) -> str:
+        rows: list[dict[str, object]] = [
+            {"title": f"{name} {n} {k}", "clicks": k, "impressions": 90, "test_id": f"t{n}"}
+            for n in tests for k in range(3)
+        ]  # fmt: skip
+        return write(tmp_path / f"{name}.jsonl", rows)
+
+    lines = read_title_sets(arms("train", range(9)), dev=arms("dev", range(7, 12))).lines
+    assert "2 tests of dev have the key of a test of train: figures on dev may flatter" in lines
+    lines = read_title_sets(arms("train", range(9)), dev=arms("dev", range(9, 12))).lines
+    assert not any("the key of" in line for line in lines)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from qwen_task_heads.training.backbone_defaults import EMBEDDED_OPTIONS
+from qwen_task_heads.backbones import EMBEDDED, locate
+from qwen_task_heads.training.backbone_defaults import (
+    EMBEDDED_OPTIONS,
+    EMBEDDED_RATES,
+    LEARNING_RATES,
+    options_for,
+    rates_for,
+)
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
@@ -92,3 +100,15 @@ def test_the_first_line_says_what_is_done_and_how_to_change_it(capfd):
     line = capfd.readouterr().out
     assert all(word in line for word in ("X/y", "mine.jsonl", "there"))
     assert "embedded" not in line
+
+
+@pytest.mark.parametrize("base", [EMBEDDED, "another"])
+def test_a_model_that_was_trained_on_the_embedded_backbone_goes_on_at_its_rates(tmp_path, base):
+    (tmp_path / "config.json").write_text(json.dumps({"backbone_name_or_path": locate(base)}))
+    options = options_for("classifier", str(tmp_path))
+    if base != EMBEDDED:
+        assert (options, rates_for("classifier", str(tmp_path))) == ({}, LEARNING_RATES["classifier"])
+        return
+    assert rates_for("classifier", str(tmp_path)) == EMBEDDED_RATES["classifier"]
+    assert options["warmup_steps"] == EMBEDDED_OPTIONS["classifier"]["warmup_steps"]
+    assert "pooling" not in options  # that of the model
