@@ -1,7 +1,7 @@
 """Data sets of token ids, written as they are made.
 
-Small sets stand in memory. From `IN_MEMORY` rows on they are written to the cache of `datasets` and mapped
-into memory, so that a set larger than the memory can be trained on.
+Small sets are kept in memory. Those of more than `IN_MEMORY` rows are written to the cache of `datasets` and
+mapped into memory, so that a set larger than the memory can be trained on.
 """
 
 from __future__ import annotations

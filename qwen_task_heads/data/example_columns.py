@@ -1,4 +1,4 @@
-"""Columns of examples, whether they stand in a list or in a table: what checks and splits are made of."""
+"""Columns of examples, of lists and of tables alike, as checks and splits read them."""
 
 from __future__ import annotations
 

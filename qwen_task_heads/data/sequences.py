@@ -2,7 +2,7 @@
 
 Design:
 - A table is a `Sequence`: what reads a list of examples reads a table. Iteration makes objects in blocks.
-- `pick`, `blocks` and `sources_of` take lists as well, so that nothing has to be written twice.
+- `pick`, `blocks` and `sources_of` take lists as well, so that callers are written once.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ def split_texts(
 
 
 class _Units:
-    """What stays together: each unit goes by its first row; most are one row, which costs nothing.
+    """What stays together: each unit goes by its first row. Units of one row take no memory.
 
     Args:
         names: of what each row stays together with.

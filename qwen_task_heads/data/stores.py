@@ -78,17 +78,18 @@ class Texts:
     def _append(self, texts: Sequence[str]) -> None:
         if self._key is not None:
             self._hashes.frombytes(hash_keys(map(self._key, texts)).tobytes())
-        self._pending += texts
-        while len(self._pending) >= CHUNK:
-            self._store(self._pending[:CHUNK])
-            del self._pending[:CHUNK]
+        held = [*self._pending, *texts]
+        whole = len(held) - len(held) % CHUNK
+        for start in range(0, whole, CHUNK):
+            self._store(held[start : start + CHUNK])
+        self._pending = held[whole:]
 
     def truncate(self, rows: int) -> None:
         """Forget all rows but the first ones."""
         self._empty = min(self._empty, rows)
         if rows < CHUNK * len(self._chunks):
             whole = rows // CHUNK
-            self._pending = self._chunk(whole)
+            self._pending = self._load(whole).to_pylist()
             del self._chunks[whole:]
             self._load.cache_clear()
         del self._pending[max(rows - CHUNK * len(self._chunks), 0) :]
@@ -177,9 +178,6 @@ class Texts:
         buffers = [None, pa.py_buffer(content[:offsets]), pa.py_buffer(content[offsets:])]
         return pa.Array.from_buffers(pa.large_string(), CHUNK, buffers)
 
-    def _chunk(self, number: int) -> list[str]:
-        return list(self._load(number).to_pylist())
-
 
 def texts_with(key: Callable[[str], str] | None, texts: Sequence[str]) -> Texts:
     """Return a column of some texts."""
@@ -208,7 +206,7 @@ def no_room(error: OSError) -> TaskHeadsError:
 
 
 class Places:
-    """Where each row stands: a file and a number, as `train.jsonl:17`. Rows side by side cost one entry.
+    """Where each row stands: a file and a number, as `train.jsonl:17`. Consecutive rows are one entry.
 
     Example:
         >>> places = Places()

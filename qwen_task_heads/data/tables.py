@@ -111,7 +111,8 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
                 elif isinstance(found, Problem):
                     told = f"header: {found.found}"
                     found = FileProblem(found.where, told, found.accepted, found.remedy)
-            if found and found != self.options.columns:  # a header that says what --columns says
+            is_header = self.is_empty and found == self.options.columns  # which says what --columns says
+            if found and not is_header:
                 self.is_empty = False
                 return first, found
         raise StopIteration
@@ -219,9 +220,8 @@ def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
         raise TaskHeadsError(Problem(path, "pyarrow is not installed", "Parquet needs it", remedy)) from error
     number = 0
     try:
-        with pq.ParquetFile(
-            path, pre_buffer=False, buffer_size=2**20
-        ) as table:  # else the whole file is kept
+        # Without these two, all of the file that has been read stays in memory.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as table:
             names = table.schema_arrow.names
             if len(set(names)) < len(names):
                 found = "a column stands twice"

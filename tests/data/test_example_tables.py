@@ -125,7 +125,7 @@ def test_columns_of_texts(texts: Table[Any]) -> None:
         assert [labels_at(table, row) for row in range(40)] == [labels_at(rows, row) for row in range(40)]
         np.testing.assert_array_equal(numbers_of(table, "weight"), numbers_of(rows, "weight"))
         assert have_second(table) == have_second(rows)
-        assert are_soft(table) == are_soft(rows) == False  # noqa: E712
+        assert not are_soft(table)
         assert rows_containing(table, "<").tolist() == rows_containing(rows, "<").tolist()
 
 

@@ -201,9 +201,12 @@ def test_lines_that_an_open_quote_takes_are_said(tmp_path: Path) -> None:
 
 def test_a_header_that_says_what_columns_says_is_no_row(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("text,label\n" + "".join(f"t{n},{'ab'[n % 2]}\n" for n in range(9)))
+    rows = "".join(f"t{n},{'ab'[n % 2]}\n" for n in range(9))
+    path.write_text(
+        "text,label\n" + rows + "text,label\n"
+    )  # the last line is a row: only the first may be a header
     texts = read_texts(str(path), options=FileOptions(columns=("text", "label")))
-    assert (len(texts), texts.places[0]) == (9, f"{path}:2")
+    assert (len(texts), texts.rows_read, texts.places[0]) == (10, 10, f"{path}:2")
 
 
 def test_labels_that_are_others_joined_are_said(tmp_path: Path) -> None:
@@ -225,6 +228,6 @@ def test_tests_of_dev_that_stand_in_train_are_counted(tmp_path: Path) -> None:
         return write(tmp_path / f"{name}.jsonl", rows)
 
     lines = read_title_sets(arms("train", range(9)), dev=arms("dev", range(7, 12))).lines
-    assert "2 tests of dev have the key of a test of train: figures on dev may flatter" in lines
+    assert "2 tests of dev with the key of a test of train: metrics on dev may flatter" in lines
     lines = read_title_sets(arms("train", range(9)), dev=arms("dev", range(9, 12))).lines
     assert not any("the key of" in line for line in lines)

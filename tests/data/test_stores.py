@@ -17,9 +17,7 @@ from qwen_task_heads.errors import TaskHeadsError
 
 def words(count: int, *, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
-    return [
-        rng.choice(["", "a", "中文", "Tea in five minutes", "\udcff" if False else "é"]) for _ in range(count)
-    ]
+    return [rng.choice(["", "a", "中文", "Tea in five minutes", "é"]) for _ in range(count)]
 
 
 @pytest.mark.parametrize("spool", [stores.SPOOL_BYTES, 0], ids=["memory", "file"])
