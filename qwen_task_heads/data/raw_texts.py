@@ -113,7 +113,7 @@ class RawTexts:
         self.text, self.text_b = Texts(KEYS["text"]), Texts(KEYS["text_b"])
         self.group, self.weights, self.places = Texts(KEYS["group"]), Column("d", 1.0), Places()
         self.scores = Column("d", np.nan)  # of targets that are one score
-        self._score_codes: tuple[int | None, int | None] = (None, None)
+        self._score_codes: list[int] = []  # of the first score, and of all others
         self._codes = array("i")  # per row, its place in `targets`
         self._code_of: dict[bytes, int] = {}
 
@@ -152,13 +152,12 @@ class RawTexts:
 
         Each row has its own score in `scores`; of the targets it is only asked whether they differ.
         """
-        first, other = self._score_codes
-        if first is None:
-            first = self.code_of(target)
-        elif other is None and target.value != self.targets[first].value:
-            other = self.code_of(target)
-        self._score_codes = first, other
-        return first if other is None or target.value == self.targets[first].value else other
+        for code in self._score_codes:
+            if self.targets[code].value == target.value:
+                return code
+        if len(self._score_codes) < 2:
+            self._score_codes.append(self.code_of(target))
+        return self._score_codes[-1]
 
     def extend(
         self,
@@ -225,27 +224,5 @@ class RawTexts:
         """Return the problems of all rows: those found while they were read, then those of their targets."""
         return self.problems + self.of_rows(self.refused_targets.values())
 
-    def mark(self) -> dict[str, Any]:
-        """Return what `rollback` needs to forget all that is added from now on."""
-        lists = {name: len(vars(self)[name]) for name in (*LISTS, "_codes")}
-        return {**lists, **{name: vars(self)[name] for name in SCALARS}, "unread": dict(self.unread)}
-
-    def rollback(self, mark: dict[str, Any]) -> None:
-        """Forget what was added since `mark`."""
-        rows = mark["_codes"]
-        for name in COLUMNS:
-            vars(self)[name].truncate(rows)
-        for name in (*LISTS, "_codes"):
-            del vars(self)[name][mark[name] :]
-        for name in (*SCALARS, "unread"):
-            setattr(self, name, mark[name])
-        first, other = (
-            None if code is None or code >= len(self.targets) else code for code in self._score_codes
-        )
-        self._score_codes = first, other
-        self._code_of = {key: code for key, code in self._code_of.items() if code < len(self.targets)}
-
 
 COLUMNS = ("text", "text_b", "group", "weights", "scores", "places")
-LISTS = ("targets", "problems", "file_problems", "spoken")
-SCALARS = ("rows_read", "refused", "hidden", "cut_at")

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -76,24 +76,6 @@ class _Collected:
     with_evidence: int = 0
     conversations: list[str] = field(default_factory=list)
     several: int = 0  # pairs beyond the first of their row
-
-    def mark(self) -> dict[str, Any]:
-        """Return what `rollback` needs to forget all that is added from now on."""
-        return {
-            name: value if isinstance(value, int) else len(value)
-            for name, value in ((part.name, vars(self)[part.name]) for part in fields(self))
-        }
-
-    def rollback(self, mark: dict[str, Any]) -> None:
-        """Forget what was added since `mark`."""
-        for name, stood in mark.items():
-            value = vars(self)[name]
-            if isinstance(value, int):
-                setattr(self, name, stood)
-            elif isinstance(value, list):
-                del value[stood:]
-            else:
-                value.truncate(stood)
 
 
 def read_pairs(

@@ -6,8 +6,9 @@ later row has another one, the file is read again from the start, so that nothin
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from qwen_task_heads.data.batches import Batch, RowSource
 from qwen_task_heads.data.layout import Layout
@@ -16,18 +17,12 @@ from qwen_task_heads.errors import Problem
 
 
 class Collected(Protocol):
-    """Where the rows of all files of a source go."""
+    """Where the rows of all files of a source go: attributes that only grow while a file is read."""
 
     rows_read: int
     refused: int
     problems: list[Problem]
     file_problems: list[Problem]
-
-    def mark(self) -> Any:
-        """Return what `rollback` needs to forget all that is added from now on."""
-
-    def rollback(self, mark: Any) -> None:
-        """Forget what was added since `mark`."""
 
 
 class Scan(Protocol):
@@ -63,13 +58,13 @@ def scan_file(
         How the rows were read, None where no row can be read; and whether rows are left.
     """
     columns: dict[str, None] = {}
-    mark = into.mark()
+    before = _sizes(into)
     while True:
         found: dict[str, None] = {}
         scan, more = _scan(rows, into, columns=columns, found=found, start=start, left=left)
         if scan is None or found.keys() == columns.keys():
             break
-        into.rollback(mark)
+        _forget(into, before)
         columns = found
     if scan is not None:
         into.file_problems += scan.layout.problems
@@ -112,3 +107,37 @@ def _scan(
         if room < len(item):
             return scan, True
     return scan, False
+
+
+@runtime_checkable
+class _Columns(Protocol):
+    """What rows are added to at the end."""
+
+    def __len__(self) -> int: ...
+
+    def truncate(self, rows: int) -> None:
+        """Forget all rows but the first ones."""
+
+
+def _sizes(into: Collected) -> dict[str, int]:
+    """What `_forget` needs: each number, and the length of all that grows."""
+    return {
+        name: value if isinstance(value, int) else len(value)
+        for name, value in vars(into).items()
+        if isinstance(value, int | list | dict | array | _Columns)
+    }
+
+
+def _forget(into: Collected, sizes: dict[str, int]) -> None:
+    """Forget what was added since `_sizes`."""
+    for name, size in sizes.items():
+        value = vars(into)[name]
+        if isinstance(value, int):
+            setattr(into, name, size)
+        elif isinstance(value, dict):  # in the order in which it grew
+            for key in [*value][size:]:
+                del value[key]
+        elif isinstance(value, _Columns):
+            value.truncate(size)
+        else:
+            del value[size:]
