@@ -222,3 +222,13 @@ def test_windows_have_no_features(bases, rows) -> None:
     with pytest.raises(TaskHeadsError, match="rows over 16 tokens, and truncation 'windows'"):
         extract_features(model, rows)
     assert extract_features(model, [row[:16] for row in rows])
+
+
+def test_equal_rows_are_computed_once_and_stand_in_their_places(bases, rows, monkeypatch) -> None:
+    model, seen = classifier(bases["qwen2"]), []
+    monkeypatch.setattr(module, "pad_rows", lambda given, **k: seen.extend(given) or pad_rows(given, **k))
+    twice = [*rows, *rows[::-1]]
+    found = extract_features(model, twice, poolings=["mean"])[2, "mean"]
+    assert len(seen) == len({tuple(row) for row in rows})
+    torch.testing.assert_close(found[40:].flip(0), found[:40], rtol=0, atol=0)
+    assert difference(classifier(bases["qwen2"], pooling="mean"), twice, found) <= 1e-6
