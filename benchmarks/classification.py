@@ -177,8 +177,8 @@ def stock(name: str, *, seed: int, data: Path, backbone: str, output: Path) -> N
         set_seed,
     )
 
-    from qwen_task_heads.backbones import locate
     from qwen_task_heads.data.text_sets import read_text_sets
+    from qwen_task_heads.pretrained import locate
     from qwen_task_heads.training.classification_metrics import dev_metrics
     from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 

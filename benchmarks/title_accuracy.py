@@ -35,7 +35,7 @@ def random_start(folder: Path) -> None:
     from transformers import AutoConfig, AutoModel, set_seed
 
     from qwen_task_heads import load_tokenizer
-    from qwen_task_heads.backbones import locate
+    from qwen_task_heads.pretrained import locate
 
     set_seed(0)
     AutoModel.from_config(AutoConfig.from_pretrained(locate("embedded"))).save_pretrained(folder)

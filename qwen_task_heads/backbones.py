@@ -7,12 +7,11 @@ boundary is the tokenizer's eos token. Pooling never depends on this table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 # PEFT takes this string as "all linear layers but the output and the classification head".
 ALL_LINEAR = "all-linear"
-SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EMBEDDED = "embedded"
+SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,3 @@ def backbone_of(model_type: str) -> Backbone:
         ('q_proj', 'v_proj')
     """
     return BACKBONES.get(model_type, Backbone())
-
-
-def locate(name_or_path: str) -> str:
-    """Turn `embedded` into the folder of the small backbone that ships with the package."""
-    return str(Path(__file__).parent / "assets" / "backbone") if name_or_path == EMBEDDED else name_or_path

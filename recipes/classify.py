@@ -11,7 +11,6 @@ from functools import partial
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.collators import TextCollator, text_datasets
 from qwen_task_heads.batching.text import bind_template
 from qwen_task_heads.data.sequences import sources_of
@@ -41,7 +40,7 @@ def main() -> None:
     destination, is_main = destination_of(texts, args, model_args), args.process_index == 0
     trackers = track(args, task=texts)
     base, where = model_args.model_name_or_path, {"hub": texts.hub}
-    backbone, revision = locate(base), model_args.load_options()["revision"]
+    backbone, revision = base, model_args.load_options()["revision"]
 
     # Data first: it is where most runs fail, and a run is resumed on the same data only
     known = saved_task(backbone, revision=revision, **where)

@@ -13,7 +13,6 @@ from functools import partial
 
 from transformers import set_seed
 
-from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.collators import group_dataset, pair_dataset
 from qwen_task_heads.batching.equal_rows import check_equal
 from qwen_task_heads.batching.text import compile_template
@@ -56,7 +55,7 @@ def main() -> None:
             Problem("--loss", found, accepted, "give such a file, or choose a loss over pairs")
         )
     set_seed(args.seed)  # before the head is drawn
-    backbone = locate(model_args.model_name_or_path)
+    backbone = model_args.model_name_or_path
     make = partial(build, backbone, **model_args.load_options(), **titles.head_options(), hub=titles.hub)
     model = make()
     tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision, hub=titles.hub)

@@ -15,7 +15,6 @@ from functools import partial
 from transformers import set_seed
 from trl import get_peft_config
 
-from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.batching.equal_rows import check_equal
 from qwen_task_heads.data.text_sets import read_text_sets
@@ -61,10 +60,10 @@ def main() -> None:
 
     # Model, prompts and token ids
     set_seed(args.seed)
-    base = base_of(locate(name), revision=options["revision"], hub=texts.hub)
-    make = partial(load_generator, locate(name), hub=texts.hub, **options)
+    base = base_of(name, revision=options["revision"], hub=texts.hub)
+    make = partial(load_generator, name, hub=texts.hub, **options)
     model = make()
-    tokenizer = load_tokenizer(locate(name), revision=options["revision"], hub=texts.hub)
+    tokenizer = load_tokenizer(name, revision=options["revision"], hub=texts.hub)
     family = model.config.get_text_config().model_type
     prompts = AnswerPrompts(
         tokenizer, sets.labels, model_type=family, **texts.prompt_options(sets.labels, args.max_length)

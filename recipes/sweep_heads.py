@@ -14,7 +14,6 @@ from functools import partial
 from transformers import set_seed
 
 from qwen_task_heads.adapters import with_adapter
-from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.collators import text_datasets
 from qwen_task_heads.batching.text import bind_template
 from qwen_task_heads.data.text_sets import read_text_sets
@@ -42,7 +41,7 @@ def main() -> None:
     check_world(1, running=args.world_size)  # features and heads are made by one process
     destination, trackers = destination_of(texts, args, model_args), track(args, task=texts)
     base, where = model_args.model_name_or_path, {"hub": texts.hub}
-    backbone, revision = locate(base), model_args.load_options()["revision"]
+    backbone, revision = base, model_args.load_options()["revision"]
     if saved_task(backbone, revision=revision, **where):
         found, accepted = "found a model of ours, which has a head", "accepted: a plain backbone"
         raise TaskHeadsError(Problem("--model_name_or_path", found, accepted, "name its base"))

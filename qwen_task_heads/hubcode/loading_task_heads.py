@@ -10,6 +10,7 @@ swapped under the right names or a base that changed.
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,6 +134,7 @@ class StrictLoading(StrictSaving):
                 "the name or folder of the base model",
                 "publish the adapter again, or set the field",
             )
+        base = cached_base(base)
         if verify and Path(base).is_dir():
             check_base(base, config.backbone_files)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
@@ -209,6 +211,15 @@ def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, str | None
     if not own:
         return False, None, False
     return True, find_adapter(repo, **hub), any(_exists(repo, name, hub) for name in WEIGHTS)
+
+
+def cached_base(name: str) -> str:
+    """Return the folder of a base that qwen-task-heads keeps in its cache by name; another name as it is."""
+    cache = os.environ.get("QWEN_TASK_HEADS_CACHE")
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "qwen-task-heads"
+    folder = (Path(cache) if cache else user).expanduser() / "models" / name
+    is_name = re.fullmatch(r"[\w.-]+", name) is not None and not Path(name).is_dir()
+    return str(folder) if is_name and folder.is_dir() else name
 
 
 def find_adapter(repo: str, **hub: Any) -> str | None:

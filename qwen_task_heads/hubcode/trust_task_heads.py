@@ -22,6 +22,7 @@ from .configuration_task_heads import TaskHeadError, refuse
 
 MANIFEST = "manifest.json"
 DRAFT = "draft"  # key of a manifest: the folder was only saved, and its files may be edited
+GGUF_SOURCE = "gguf.json"  # in a folder that was dequantised from a GGUF file: the file, and what was written
 INSIDE = ("adapter", "onnx", ".eval_results")  # subfolders that belong to a model
 PINNED = ("config.json", "tokenizer.json", "model.safetensors.index.json", "*.safetensors")
 
@@ -36,7 +37,10 @@ def sha256(path: str | Path) -> str:
 
 
 def hash_base(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of the files of a base that answers hang on, by name.
+    """SHA-256 of the files of a base that answers hang on, by name; of a dequantised one, of its GGUF file.
+
+    Other versions of transformers write other bytes around the same dequantised weights, so the GGUF file is
+    the identity as long as the folder is what was written. After a change it is that of the files.
 
     Example:
         >>> import tempfile
@@ -48,8 +52,24 @@ def hash_base(folder: str | Path) -> dict[str, str]:
         ...     sorted(hash_base(folder))
         ['config.json']
     """
+    files, source = hash_folder(folder), read_gguf_source(folder)
+    return {source["file"]: source["sha256"]} if source and source["files"] == files else files
+
+
+def hash_folder(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of the files of a folder that answers hang on, by name."""
     found = {path.name: path for pattern in PINNED for path in Path(folder).glob(pattern) if path.is_file()}
     return {name: sha256(path) for name, path in sorted(found.items())}
+
+
+def read_gguf_source(folder: str | Path) -> dict[str, Any] | None:
+    """Return what a folder says of the GGUF file that it was dequantised from; None for any other folder."""
+    try:
+        source = json.loads(Path(folder, GGUF_SOURCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_source = isinstance(source, dict) and {"file", "sha256", "files"} <= source.keys()
+    return source if is_source else None
 
 
 def check_base(folder: str | Path, files: dict[str, str] | None) -> None:

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import (
     LABEL_PROMPT,
     AnswerPrompts,
@@ -199,7 +198,7 @@ def training_cost(spec: EngineSpec, *, hub: str = HUGGINGFACE) -> dict[str, Any]
 def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
     """Labels that a trained model was saved with; None for prompted ones."""
     if spec.kind == HEAD:
-        task = saved_task(locate(spec.source), hub=hub)
+        task = saved_task(spec.source, hub=hub)
         if not task or task["problem_type"] not in ONE_LABEL:
             found = f"found {task['problem_type']}" if task else "found no classifier of this library"
             accepted = "accepted: a head that gives every text one label"

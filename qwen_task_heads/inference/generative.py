@@ -71,7 +71,7 @@ class LabelScorer:
     Example:
         >>> from transformers import AutoModelForCausalLM
         >>> from qwen_task_heads import LabelMap, load_tokenizer
-        >>> from qwen_task_heads.backbones import locate
+        >>> from qwen_task_heads.pretrained import locate
         >>> from qwen_task_heads.batching.answers import AnswerPrompts
         >>> from qwen_task_heads.inference.generative import LabelScorer
         >>> model = AutoModelForCausalLM.from_pretrained(locate("embedded"))

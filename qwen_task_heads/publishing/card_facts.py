@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads import __version__
-from qwen_task_heads.backbones import EMBEDDED, locate
+from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.embedded_sets import EMBEDDED_SETS, EmbeddedSet
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE, UNSTATED_USE
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
+from qwen_task_heads.pretrained import hub_id
 from qwen_task_heads.publishing.cards import (
     ADAPTER,
     ADAPTER_ALONE,
@@ -226,8 +227,8 @@ def card_fields(
     model: Trained, folder: Path, run: Account, *, metrics: Mapping[str, Any], reported: str, seen: int
 ) -> dict[str, Any]:
     """The fields that the cards of all models have in common; `seen` rows of test stand in train too."""
-    adapter, local = model.is_adapter, Path(locate(run.backbone)).is_dir()
-    base = Path(run.backbone).name if local else run.backbone
+    adapter, named = model.is_adapter, hub_id(run.backbone)
+    base = named or Path(run.backbone).name
     embedded = run.backbone == EMBEDDED
     facts, revision, known = run.card, model.config.backbone_revision, versions()
     sample = embedded_set(model, run)
@@ -292,7 +293,7 @@ def metadata_fields(
     trained = run.card.dataset_id or _hub_dataset(run, "dataset_name")
     named = run.settings.get("test_dataset") if reported == "test" else None
     return {
-        "base": None if Path(locate(run.backbone)).is_dir() else one_line(run.backbone),
+        "base": one_line(hub_id(run.backbone)) if hub_id(run.backbone) else None,
         "relation": "adapter" if model.is_adapter else "finetune",
         "language": run.card.language or (("en",) if run.settings.get("dataset_name") == EMBEDDED else ()),
         "license": run.card.license,

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qwen_task_heads.backbones import locate
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.folder_task_heads import write_gitignore
 from qwen_task_heads.hubcode.trust_task_heads import MANIFEST, sha256
+from qwen_task_heads.pretrained import is_folder
 from qwen_task_heads.publishing.card_facts import NOTHING_STATED, CardFacts, reported_dataset
 from qwen_task_heads.publishing.cards import figure
 from qwen_task_heads.publishing.eval_results import write_eval_results
@@ -86,7 +86,7 @@ def first_notes(model: Any, run: Account) -> list[str]:
     from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 
     notes = [run.warning] if run.warning else []
-    if isinstance(model, PeftModel) and Path(locate(run.backbone)).is_dir():
+    if isinstance(model, PeftModel) and is_folder(run.backbone):
         has_head = isinstance(model.get_base_model(), TaskHeadModel)
         how = "merge it (qwen_task_heads.merge) and save the full model" if has_head else "publish it merged"
         notes.append(f"this adapter needs its base, a folder of this machine: to hand it on, {how}")

@@ -12,12 +12,13 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.backbones import EMBEDDED, locate
+from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.batching.answers import LABEL_PROMPT, AnswerPrompts
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.generators import load_generator
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import load, load_tokenizer, merge
+from qwen_task_heads.pretrained import EMBEDDED_FOLDER, is_folder
 from qwen_task_heads.publishing.cards import with_form
 from qwen_task_heads.publishing.export import ADAPTERS, save
 from qwen_task_heads.publishing.reference import (
@@ -179,8 +180,7 @@ def finished(folder: Path) -> Finished:
 
 def is_local(base: str | None) -> bool:
     """Whether a base is a folder of this machine."""
-    path = Path(locate(base or ""))
-    return bool(base) and (path.is_absolute() or path.is_dir())
+    return bool(base) and (is_folder(base) or Path(base or "").is_absolute())
 
 
 def nobody_has(where: str, base: str | None) -> Problem:
@@ -196,5 +196,5 @@ def nobody_has(where: str, base: str | None) -> Problem:
 
 def _shown(base: str | None) -> str:
     """Return a base as its user named it."""
-    embedded = base and Path(locate(base)).resolve() == Path(locate(EMBEDDED)).resolve()
+    embedded = base and Path(base).resolve() == EMBEDDED_FOLDER.resolve()
     return repr(EMBEDDED if embedded else Path(base or "").name)

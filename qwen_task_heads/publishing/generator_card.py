@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_task_heads.backbones import locate
 from qwen_task_heads.data.splits import hash_rows
+from qwen_task_heads.pretrained import hub_id
 from qwen_task_heads.publishing.cards import code, fenced, figure, one_line, plain, render
 from qwen_task_heads.publishing.manifest import versions
 
@@ -153,7 +153,8 @@ def _metadata(run: GeneratorRun, name: str) -> str:
     """Return the front matter; a base in a folder is named on the card alone, since the hub knows it not."""
     from huggingface_hub import ModelCardData
 
-    base = None if Path(locate(run.base)).exists() else one_line(run.base)
+    named = hub_id(run.base)
+    base = one_line(named) if named else None
     data = ModelCardData(
         model_name=one_line(name),
         library_name="peft" if run.adapter else "transformers",

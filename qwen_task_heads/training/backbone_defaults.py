@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.backbones import EMBEDDED, locate
+from qwen_task_heads.backbones import EMBEDDED
+from qwen_task_heads.pretrained import EMBEDDED_FOLDER
 
 # All weights: transformers' default. Adapters and heads learn at higher rates (Biderman et al. 2024,
 # https://arxiv.org/abs/2405.09673).
@@ -74,7 +75,7 @@ def _is_embedded(backbone: str | None) -> bool:
         config = json.loads(Path(backbone, "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("backbone_name_or_path") == locate(EMBEDDED)
+    return isinstance(config, dict) and config.get("backbone_name_or_path") == str(EMBEDDED_FOLDER)
 
 
 def rates_for(recipe: str, backbone: str | None) -> Mapping[str, float]:

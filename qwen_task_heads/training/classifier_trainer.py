@@ -15,16 +15,16 @@ Dropout is as the model's and the adapter's configs say. trl's RewardTrainer swi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer, set_seed
 
 from qwen_task_heads.adapters import with_adapter
-from qwen_task_heads.backbones import EMBEDDED, locate
+from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.batching.collators import TextCollator
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.pretrained import EMBEDDED_FOLDER
 from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.class_balance import count_labels
@@ -231,7 +231,7 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
 def default_rate(model: Any, *, adapted: bool) -> float:
     """Return the learning rate of a run that names none, by what is trained and on which backbone."""
     base = model.config.backbone_name_or_path
-    embedded = base is not None and base == str(Path(locate(EMBEDDED)).resolve())
+    embedded = base is not None and base == str(EMBEDDED_FOLDER.resolve())
     return rates_for("classifier", EMBEDDED if embedded else base)["lora" if adapted else "full"]
 
 

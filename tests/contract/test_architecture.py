@@ -13,6 +13,8 @@ from sources import MODULES, PACKAGE, RECIPES, name_of, text_of, tree_of
 LEVELS = {
     "errors": 0,
     "backbones": 1,
+    "gguf_weights": 2,
+    "pretrained": 3,
     "hubs": 1,
     "hubcode": 1,
     "manifests": 2,

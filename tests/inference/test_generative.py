@@ -14,12 +14,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config, pipeline
 
 from qwen_task_heads import LabelMap, TaskHeadsError, load_tokenizer
-from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import FEW_SHOT_INSTRUCTION, AnswerPrompts
 from qwen_task_heads.data.few_shot import with_shots
 from qwen_task_heads.inference.decisions import question, write_decision
 from qwen_task_heads.inference.generative import LabelScorer, why_alone
 from qwen_task_heads.inference.label_trie import logits_of, make_trie, score_alone
+from qwen_task_heads.pretrained import locate
 
 SHORT = "Text: "
 

@@ -13,13 +13,13 @@ from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 
 from qwen_task_heads import LabelMap, LabelScorer, TaskHeadsError, load_tokenizer, read_text_sets
-from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.inference.engine_options import EngineSpec
 from qwen_task_heads.inference.engines import open_engine
 from qwen_task_heads.inference.opening import open_scorer
+from qwen_task_heads.pretrained import locate
 from qwen_task_heads.publishing.answer_outcome import finish_answers
 from qwen_task_heads.publishing.hubs import publish
 from qwen_task_heads.publishing.opening import lay_out

@@ -23,10 +23,10 @@ from qwen_task_heads import (
     save,
 )
 from qwen_task_heads.adapters import with_adapter
-from qwen_task_heads.backbones import locate
 from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.batching.text import Template, compile_template
 from qwen_task_heads.generators import base_of, load_generator
+from qwen_task_heads.pretrained import locate
 from qwen_task_heads.publishing.cards import render
 
 QUIET = "from transformers.utils import logging\nlogging.disable_progress_bar()\n"

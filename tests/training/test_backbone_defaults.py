@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen_task_heads.backbones import EMBEDDED, locate
+from qwen_task_heads.backbones import EMBEDDED
+from qwen_task_heads.pretrained import locate
 from qwen_task_heads.training.backbone_defaults import (
     EMBEDDED_OPTIONS,
     EMBEDDED_RATES,
