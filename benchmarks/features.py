@@ -26,8 +26,9 @@ from transformers import AutoTokenizer, Qwen2Config, TrainingArguments
 from qwen_task_heads import ClassifierTrainer, PooledClassifier, PooledClassifierConfig, adapter_config
 from qwen_task_heads.batching.collators import TextCollator
 from qwen_task_heads.training.classification_losses import resolve_text_loss
+from qwen_task_heads.training.feature_rows import TextRows, logits_of
 from qwen_task_heads.training.features import extract_features
-from qwen_task_heads.training.frozen_heads import HeadTraining, TextRows, fit_head, logits_of
+from qwen_task_heads.training.frozen_heads import HeadTraining, fit_head
 from qwen_task_heads.training.head_sweep import sweep_heads, text_rows
 
 RESULTS = Path(__file__).parent / "results" / "features.json"

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.folder_task_heads import write_gitignore
 from qwen_task_heads.hubcode.trust_task_heads import MANIFEST, sha256
-from qwen_task_heads.pretrained import is_folder
+from qwen_task_heads.pretrained import is_folder, is_packaged
 from qwen_task_heads.publishing.card_facts import NOTHING_STATED, CardFacts, reported_dataset
 from qwen_task_heads.publishing.cards import figure
 from qwen_task_heads.publishing.eval_results import write_eval_results
@@ -89,7 +89,10 @@ def first_notes(model: Any, run: Account) -> list[str]:
     if isinstance(model, PeftModel) and is_folder(run.backbone):
         has_head = isinstance(model.get_base_model(), TaskHeadModel)
         how = "merge it (qwen_task_heads.merge) and save the full model" if has_head else "publish it merged"
-        notes.append(f"this adapter needs its base, a folder of this machine: to hand it on, {how}")
+        where = (
+            "which this package opens by name" if is_packaged(run.backbone) else "a folder of this machine"
+        )
+        notes.append(f"this adapter needs its base, {where}: to hand it on, {how}")
     return notes
 
 

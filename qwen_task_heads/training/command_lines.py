@@ -47,6 +47,28 @@ def stated_backbone(argv: Sequence[str], default: str) -> str:
     return parser.parse_known_args([*argv])[0].model_name_or_path
 
 
+def stated_value(name: str, argv: Sequence[str]) -> str | None:
+    """Return what the command line, or else its `--config` file, states for one option; None for nothing.
+
+    What is wrong with the file or the words is left to `read_config` and the parser.
+
+    Example:
+        >>> from qwen_task_heads.training.command_lines import stated_value
+        >>> stated_value("task", ["--task", "titles"]), stated_value("task", ["--tasks", "titles"])
+        ('titles', None)
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(f"--{name}")
+    parser.add_argument("--config")
+    try:
+        found, _ = parser.parse_known_args([*argv])
+        content = yaml.safe_load(Path(found.config).read_text(encoding="utf-8")) if found.config else {}
+    except (argparse.ArgumentError, OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    value = vars(found)[name] or (content.get(name) if isinstance(content, dict) else None)
+    return None if value is None else str(value)
+
+
 def read_config(argv: Sequence[str], known: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
     """Read the file of `--config` before trl does: what it states, and its defects, all at once.
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,168 +28,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadConfig
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.pooling_task_heads import build_head
-from qwen_task_heads.training.classification_losses import TextLoss
-from qwen_task_heads.training.classification_metrics import BEST_METRIC, dev_metrics
-from qwen_task_heads.training.losses import PairLoss
-from qwen_task_heads.training.metrics import pair_credit
-
-EVIDENCE = ("margin", "preference")
-ROWS_PER_PASS = 65_536  # of dev, through the head
-
-
-class FeatureRows(Protocol):
-    """What a head is trained or measured on: N rows, their losses and their figures."""
-
-    @property
-    def best(self) -> tuple[str, bool]:
-        """The figure that picks an epoch, and whether more of it is better."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def losses(self, head: nn.Module, index: Tensor) -> Tensor:
-        """Losses (B,) of the rows at `index` (B,), weighted."""
-        ...
-
-    def figures(self, head: nn.Module) -> dict[str, float]:
-        """`eval_loss` and the dev figures of all rows, as Trainer names them."""
-        ...
-
-
-@dataclass(frozen=True)
-class TextRows:
-    """Features of labelled texts.
-
-    Args:
-        features: (N, H), any float dtype.
-        labels: as `TextCollator` gives them: (N,) int64, or (N, L) floats.
-        loss: from `resolve_text_loss`.
-        problem_type: of the config.
-        soft: (N, L) probabilities, or None.
-        weight: (N,) floats, or None.
-    """
-
-    features: Tensor
-    labels: Tensor
-    loss: TextLoss
-    problem_type: str
-    soft: Tensor | None = None
-    weight: Tensor | None = None
-
-    @classmethod
-    def of_table(cls, features: Tensor, table: Any, *, loss: TextLoss, problem_type: str) -> TextRows:
-        """Take labels, soft labels and weights from a data set of `batching.collators.text_dataset`.
-
-        Raises:
-            TaskHeadsError: soft labels that the loss would leave out.
-        """
-        if "soft" in table.column_names and "soft" not in loss.form.uses:
-            found, accepted = f"found {loss.name!r}, and soft labels", "accepted: a loss that takes them"
-            raise TaskHeadsError(Problem("--losses", found, accepted, "choose such a loss, or drop them"))
-        whole = problem_type in ("single_label_classification", "ordinal")
-        columns = {
-            name: torch.tensor(list(table[name]), dtype=torch.float32, device=features.device)
-            for name in ("soft", "weight")
-            if name in table.column_names
-        }
-        labels = torch.tensor(list(table["labels"]), dtype=torch.int64 if whole else torch.float32)
-        return cls(features, labels.to(features.device), loss, problem_type, **columns)
-
-    @property
-    def best(self) -> tuple[str, bool]:
-        """That of the problem type."""
-        return BEST_METRIC[self.problem_type]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def losses(self, head: nn.Module, index: Tensor) -> Tensor:
-        """See `FeatureRows`."""
-        columns = {} if self.soft is None else {"soft": self.soft[index]}
-        losses = self.loss(head(self.features[index]), self.labels[index], **columns)
-        return losses if self.weight is None else losses * self.weight[index]
-
-    def figures(self, head: nn.Module) -> dict[str, float]:
-        """See `FeatureRows`."""
-        from transformers import EvalPrediction
-
-        logits = logits_of(head, self.features)
-        columns = {} if self.soft is None else {"soft": self.soft}
-        losses = self.loss(logits, self.labels, **columns)
-        losses = losses if self.weight is None else losses * self.weight
-        prediction = EvalPrediction(logits.cpu().numpy(), self.labels.cpu().numpy())
-        found = {f"eval_{name}": value for name, value in dev_metrics(self.problem_type)(prediction).items()}
-        return {"eval_loss": float(losses.double().mean()), **found}
-
-
-@dataclass(frozen=True)
-class PairRows:
-    """Features of pairs of titles.
-
-    Args:
-        chosen: (N, H), any float dtype.
-        rejected: (N, H).
-        loss: out of `PAIR_LOSSES`.
-        evidence: `margin` or `preference`, (N,) floats; what the loss does not use is left out.
-        weight: (N,) floats, or None.
-        options: scalar options of the loss; one that is a column of it is the same for all rows.
-    """
-
-    chosen: Tensor
-    rejected: Tensor
-    loss: PairLoss
-    evidence: Mapping[str, Tensor] = field(default_factory=dict)
-    weight: Tensor | None = None
-    options: Mapping[str, float] = field(default_factory=dict)
-    best: tuple[str, bool] = ("eval_accuracy", True)
-
-    @classmethod
-    def of_table(
-        cls, features: Tensor, table: Any, *, loss: PairLoss, options: Mapping[str, float] | None = None
-    ) -> PairRows:
-        """Take the evidence from a data set of `batching.collators.pair_dataset`.
-
-        Args:
-            features: (2N, H) of `chosen_ids`, then of `rejected_ids`.
-            table: the data set.
-            loss: out of `PAIR_LOSSES`.
-            options: of the loss.
-        """
-        chosen, rejected = features.chunk(2)
-        columns = {
-            name: torch.tensor(list(table[name]), dtype=torch.float32, device=features.device)
-            for name in (*EVIDENCE, "weight")
-            if name in table.column_names
-        }
-        weight = columns.pop("weight", None)
-        loss.check([*columns, *(options or {})])
-        return cls(chosen, rejected, loss, columns, weight, options or {})
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def losses(self, head: nn.Module, index: Tensor) -> Tensor:
-        """See `FeatureRows`."""
-        both = torch.cat([self.chosen[index], self.rejected[index]])
-        return self._losses(head(both).squeeze(-1), index)
-
-    def _losses(self, scores: Tensor, index: Tensor) -> Tensor:
-        chosen, rejected = scores.chunk(2)
-        inputs: dict[str, Any] = {
-            name: torch.full_like(chosen, value) if name in self.loss.uses else value
-            for name, value in self.options.items()
-        }
-        inputs |= {name: self.evidence[name][index] for name in self.loss.uses if name in self.evidence}
-        losses = self.loss(chosen, rejected, **inputs)
-        return losses if self.weight is None else losses * self.weight[index]
-
-    def figures(self, head: nn.Module) -> dict[str, float]:
-        """See `FeatureRows`."""
-        scores = logits_of(head, torch.cat([self.chosen, self.rejected])).squeeze(-1)
-        losses = self._losses(scores, torch.arange(len(self), device=scores.device))
-        chosen, rejected = scores.double().cpu().numpy().reshape(2, -1)
-        right = pair_credit(chosen, rejected)  # an equal score is half right
-        return {"eval_loss": float(losses.double().mean()), "eval_accuracy": float(right.mean())}
+from qwen_task_heads.training.feature_rows import FeatureRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +73,7 @@ class FittedHead:
         epoch: that epoch, from 1.
         history: log entries as Trainer's: `step`, `epoch`, `loss`; `eval_loss` and figures.
         seconds: it took.
+        penalty: of the L2 path of `convex_heads`; None for a head that was trained step by step.
     """
 
     state: dict[str, Tensor]
@@ -241,6 +81,7 @@ class FittedHead:
     epoch: int
     history: tuple[dict[str, float], ...]
     seconds: float
+    penalty: float | None = None
 
 
 def head_config(
@@ -260,20 +101,16 @@ def head_config(
     return config
 
 
-def fresh_head(model: TaskHeadModel, config: TaskHeadConfig) -> nn.Module:
-    """Draw the module `score` of a config, as `build` draws it; on the CPU, from the global generator."""
-    head = build_head(config, hidden_size=model.model.config.hidden_size)
+def fresh_head(model: TaskHeadModel, config: TaskHeadConfig, *, layers: int = 1) -> nn.Module:
+    """Draw the module `score` of a config, as `build` draws it; on the CPU, from the global generator.
+
+    Args:
+        model: names the backbone, and draws.
+        config: of the head.
+        layers: how many layers' states it reads at once.
+    """
+    head = build_head(config, hidden_size=layers * model.model.config.hidden_size)
     return head.apply(model._init_weights)
-
-
-@torch.no_grad()
-def logits_of(head: nn.Module, features: Tensor) -> Tensor:
-    """Logits (N, L) of features (N, H), in fp32, without dropout."""
-    was_training = head.training
-    head.eval()
-    logits = torch.cat([head(part) for part in features.split(ROWS_PER_PASS)])
-    head.train(was_training)
-    return logits
 
 
 def fit_head(
@@ -300,7 +137,8 @@ def fit_head(
         >>> import torch
         >>> from qwen_task_heads.models import build
         >>> from qwen_task_heads.training.classification_losses import resolve_text_loss
-        >>> from qwen_task_heads.training.frozen_heads import TextRows, fit_head, fresh_head
+        >>> from qwen_task_heads.training.feature_rows import TextRows
+        >>> from qwen_task_heads.training.frozen_heads import fit_head, fresh_head
         >>> model = build("embedded", task="pooled_classifier", labels=["no", "yes"])
         >>> loss = resolve_text_loss(None, problem_type="single_label_classification", num_labels=2)
         >>> rows = TextRows(torch.randn(8, 192), torch.arange(8) % 2, loss, "single_label_classification")

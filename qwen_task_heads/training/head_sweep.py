@@ -2,8 +2,9 @@
 
 Decisions:
 
-- Every combination is trained with every seed; the mean over the seeds ranks it. Differences between
-  combinations are often smaller than those between seeds, so the table shows the spread too.
+- A linear head is solved, once, for a path of penalties. Every other combination is trained with every seed;
+  the mean over the seeds ranks it. Differences between combinations are often smaller than those between
+  seeds, so the table shows the spread too.
 - Dev picks, and only dev: the figure of the winner on dev is therefore a little too good, the more so the
   more was tried. Test is not looked at here.
 - The winner is the best by the mean, or, with a tolerance, the shallowest within it: a head on half the
@@ -25,16 +26,10 @@ from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierCon
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.classification_losses import resolve_text_loss
+from qwen_task_heads.training.convex_heads import PENALTIES, fit_path
+from qwen_task_heads.training.feature_rows import FeatureRows, TextRows
 from qwen_task_heads.training.features import Features
-from qwen_task_heads.training.frozen_heads import (
-    FeatureRows,
-    FittedHead,
-    HeadTraining,
-    TextRows,
-    fit_head,
-    fresh_head,
-    head_config,
-)
+from qwen_task_heads.training.frozen_heads import FittedHead, HeadTraining, fit_head, fresh_head, head_config
 
 # From features (N, H) and the name of a loss to rows of train and of dev.
 MakeRows = Callable[[torch.Tensor, str], tuple[FeatureRows, FeatureRows]]
@@ -45,16 +40,26 @@ class Combination:
     """One way to put a head on a backbone.
 
     Args:
-        layer: whose states it reads, from 1.
+        layers: whose states it reads, from 1; of several, one after the other.
         pooling: `last`, `mean`, `max`.
         head_sizes: widths of an MLP; () for the linear head.
         loss: name of it.
     """
 
-    layer: int
+    layers: tuple[int, ...]
     pooling: str
     head_sizes: tuple[int, ...]
     loss: str
+
+    @property
+    def layer(self) -> int:
+        """The deepest of the layers, which is how many the model keeps."""
+        return max(self.layers)
+
+    @property
+    def read(self) -> str:
+        """The layers as `parse_layers` reads them: `20`, `15+20`."""
+        return "+".join(map(str, self.layers))
 
     @property
     def head(self) -> str:
@@ -64,6 +69,8 @@ class Combination:
     def head_options(self) -> dict[str, Any]:
         """Arguments of `models.build`."""
         options: dict[str, Any] = {"backbone_layers": self.layer, "pooling": self.pooling}
+        if len(self.layers) > 1:
+            options["head_layers"] = list(self.layers)
         if not self.head_sizes:
             return {**options, "head": "linear"}
         return {**options, "head": "mlp", "head_sizes": list(self.head_sizes)}
@@ -115,6 +122,24 @@ def parse_head(text: str) -> tuple[int, ...]:
     raise TaskHeadsError(Problem("--heads", f"found {text!r}", accepted, "choose such as mlp:256"))
 
 
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Read `20`, or several layers whose states are concatenated: `15+20`.
+
+    Raises:
+        TaskHeadsError: it is neither.
+
+    Example:
+        >>> from qwen_task_heads.training.head_sweep import parse_layers
+        >>> parse_layers("20"), parse_layers("20+15")
+        ((20,), (15, 20))
+    """
+    numbers = text.split("+")
+    if not all(map(_is_width, numbers)):
+        accepted = "layers from 1, several by +, as 20 or 15+20"
+        raise TaskHeadsError(Problem.of("--layers", f"{text!r}", accepted, "choose such as 20"))
+    return tuple(sorted(set(map(int, numbers))))
+
+
 def _is_width(text: str) -> bool:
     return text.isdecimal() and int(text) > 0
 
@@ -158,50 +183,71 @@ def sweep_heads(
     features: Features,
     rows: MakeRows,
     *,
+    layers: Sequence[tuple[int, ...]] | None = None,
     heads: Sequence[tuple[int, ...]] = ((),),
     losses: Sequence[str],
     seeds: Sequence[int] = (0,),
     settings: HeadTraining | None = None,
+    penalties: Sequence[float] = PENALTIES,
     progress: bool = True,
 ) -> list[Result]:
-    """Train every combination of layer, pooling, head, loss and seed; give them best first.
+    """Train every combination of layers, pooling, head, loss and seed; give them best first.
+
+    A linear head is the solution of a convex problem, the same for each seed (`convex_heads.fit_path`). An
+    MLP is trained by steps from each seed (`frozen_heads.fit_head`).
 
     Args:
         model: names the task, the labels and how heads are drawn.
         features: from `extract_features`, of train and dev together or however `rows` takes them.
         rows: makes rows of train and dev of features and a loss.
+        layers: each a layer of `features`, or several that are concatenated; None for each by itself.
         heads: widths of each head, see `parse_head`.
         losses: names that `rows` knows.
         seeds: each draws another head and another order of rows.
-        settings: of every training.
+        settings: of every training by steps.
+        penalties: of the path of linear heads.
         progress: show a bar.
 
     Raises:
         TaskHeadsError: nothing to try, or a loss that is not finite.
     """
-    grid = list(product(features, dict.fromkeys(losses), dict.fromkeys(heads)))
+    states = _states(features, layers)
+    grid = list(product(states, dict.fromkeys(losses), dict.fromkeys(heads)))
     if not grid or not seeds:
         accepted = "accepted: a layer, a pooling, a head, a loss and a seed at least"
         raise TaskHeadsError(Problem("sweep", "found nothing to try", accepted, "name some"))
     made: dict[Any, tuple[FeatureRows, FeatureRows]] = {}
     results = []
-    for (layer, pooling), loss, sizes in _bar(grid, progress=progress):
-        if (layer, pooling, loss) not in made:
-            made = {(layer, pooling, loss): rows(features[layer, pooling].to(model.device), loss)}
-        train, dev = made[layer, pooling, loss]
+    for (read, pooling), loss, sizes in _bar(grid, progress=progress):
+        if (read, pooling, loss) not in made:
+            joined = torch.cat([features[layer, pooling].to(model.device) for layer in read], dim=1)
+            made = {(read, pooling, loss): rows(joined, loss)}
+        train, dev = made[read, pooling, loss]
         config = head_config(model.config, pooling=pooling, head_sizes=sizes)
         found: dict[int, FittedHead] = {}
         for seed in dict.fromkeys(seeds):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                head = fresh_head(model, config).to(model.device)
+                head = fresh_head(model, config, layers=len(read)).to(model.device)
+            if not sizes:
+                found[seed] = fit_path(head, train, dev=dev, penalties=penalties)
+                break  # every seed has this solution
             found[seed] = fit_head(head, train, dev=dev, settings=settings, seed=seed)
         sign = 1 if dev.best[1] else -1
         seed = max(found, key=lambda number: sign * found[number].value)
-        combination = Combination(layer=layer, pooling=pooling, head_sizes=sizes, loss=loss)
+        combination = Combination(layers=read, pooling=pooling, head_sizes=sizes, loss=loss)
         values = {number: fitted.value for number, fitted in found.items()}
         results.append(Result(combination=combination, values=values, seed=seed, fitted=found[seed]))
     return sorted(results, key=lambda result: (-sign * result.mean, result.combination))
+
+
+def _states(
+    features: Features, layers: Sequence[tuple[int, ...]] | None
+) -> list[tuple[tuple[int, ...], str]]:
+    """What heads read: layers and a pooling."""
+    poolings = list(dict.fromkeys(pooling for _, pooling in features))
+    single = [(layer,) for layer in dict.fromkeys(layer for layer, _ in features)]
+    return list(product(single if layers is None else dict.fromkeys(layers), poolings))
 
 
 def choose(results: Sequence[Result], *, tolerance: float = 0.0) -> Result:

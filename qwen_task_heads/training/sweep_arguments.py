@@ -6,6 +6,7 @@ option that changes nothing is one that somebody relies on.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -24,9 +25,14 @@ from qwen_task_heads.training.classifier_arguments import (
     ClassifierConfig,
     check_texts,
 )
+from qwen_task_heads.training.command_lines import stated_value
+from qwen_task_heads.training.convex_heads import PENALTIES
 from qwen_task_heads.training.features import POOLINGS
 from qwen_task_heads.training.frozen_heads import HeadTraining
-from qwen_task_heads.training.head_sweep import Combination, parse_head
+from qwen_task_heads.training.group_losses import GROUP_LOSSES
+from qwen_task_heads.training.head_sweep import Combination, parse_head, parse_layers
+from qwen_task_heads.training.losses import PAIR_LOSSES
+from qwen_task_heads.training.title_arguments import TitleArguments, TitleConfig, check_titles
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAVED_AS = ("adapter", "full")
@@ -48,12 +54,22 @@ USED = (
 
 
 @dataclass
-class SweepArguments(ClassifierArguments):
-    """Data, labels and template as of the classification recipe, and what to try."""
+class SweepOptions:
+    """What a sweep tries and how it saves: lists where a training takes one value."""
 
-    layers: list[int] | None = field(
+    TRAINS_ON: ClassVar[str]  # the recipe that goes on from a head, and its arguments
+    PARENT: ClassVar[type]
+
+    task: str = field(
+        default="classification",
+        metadata={"help": "classification, or titles: pairs, votes, clicks or arms of tests."},
+    )
+    layers: list[str] | None = field(
         default=None,
-        metadata={"help": "Layers to put heads on; a quarter, half, three quarters and all if None."},
+        metadata={
+            "help": "Layers to put heads on, several at once as 15+20; a quarter, half, three quarters and "
+            "all if None."
+        },
     )
     poolings: list[str] = field(
         default_factory=lambda: list(POOLINGS), metadata={"help": ", ".join(POOLINGS)}
@@ -62,14 +78,18 @@ class SweepArguments(ClassifierArguments):
         default_factory=lambda: ["linear", "mlp:256"], metadata={"help": "linear, mlp:256, mlp:1024,512, ..."}
     )
     losses: list[str] | None = field(
-        default=None, metadata={"help": "Those of --loss of classify.py; that of the problem type if None."}
+        default=None, metadata={"help": "Those of --loss of the training recipe; its first one if None."}
+    )
+    penalties: list[float] = field(
+        default_factory=lambda: list(PENALTIES),
+        metadata={"help": "L2 penalties of linear heads, on features of unit variance; dev picks one."},
     )
     seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Each head is trained with each of them."}
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Each MLP head is trained with each of them."}
     )
     tolerance: float = field(
         default=0.0,
-        metadata={"help": "Take the shallowest layer whose dev figure is at most this far from the best."},
+        metadata={"help": "Take the shallowest layer whose dev metric is at most this far from the best."},
     )
     save_as: str = field(
         default="adapter", metadata={"help": "adapter: the head alone, over its base; full: all weights."}
@@ -81,18 +101,27 @@ class SweepArguments(ClassifierArguments):
         default="float32", metadata={"help": "float32; bfloat16 halves memory and runs under autocast."}
     )
 
-    def layers_of(self, backbone: PreTrainedConfig) -> list[int]:
+    def layers_of(self, backbone: PreTrainedConfig) -> list[tuple[int, ...]]:
         """Layers to try on a backbone; of a family without early exit, the last one."""
         depth = backbone.num_hidden_layers
-        if backbone.model_type not in CAN_EXIT and self.layers is None:
-            return [depth]
-        quarters = {max(1, round(depth * quarter / 4)) for quarter in (1, 2, 3, 4)}
-        return sorted(quarters if self.layers is None else set(self.layers))
+        if self.layers is not None:
+            return list(dict.fromkeys(parse_layers(text) for text in self.layers))
+        if backbone.model_type not in CAN_EXIT:
+            return [(depth,)]
+        return [(layer,) for layer in sorted({max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)})]
 
     def feature_options(self) -> dict[str, Any]:
         """Arguments of `extract_features`, the layers apart."""
         dtype = DTYPES[self.feature_dtype]
         return {"poolings": self.poolings, "cache_dir": self.feature_cache, "dtype": dtype}
+
+
+@dataclass
+class SweepArguments(SweepOptions, ClassifierArguments):
+    """Data, labels and template as of the classification recipe, and what to try."""
+
+    TRAINS_ON: ClassVar[str] = "recipes/classify.py"
+    PARENT: ClassVar[type] = ClassifierArguments
 
     def options_of(self, loss: str, *, problem_type: str, label_smoothing: float = 0.0) -> dict[str, Any]:
         """The options of the losses that one of them takes."""
@@ -126,10 +155,40 @@ class SweepArguments(ClassifierArguments):
         return names
 
 
+@dataclass
+class TitleSweepArguments(SweepOptions, TitleArguments):
+    """Data and template as of the title recipe, and what to try."""
+
+    TRAINS_ON: ClassVar[str] = "recipes/reward_titles.py"
+    PARENT: ClassVar[type] = TitleArguments
+
+    def losses_for(self, *, has_groups: bool) -> list[str]:
+        """Names of the losses to try; those over groups need arms of tests.
+
+        Raises:
+            TaskHeadsError: an unknown loss, one over groups where there are pairs only, or an option that
+                none of them takes.
+        """
+        known = [*PAIR_LOSSES, *(GROUP_LOSSES if has_groups else ())]
+        names = list(dict.fromkeys(self.losses or [known[0]]))
+        problems = not_among(*(("--losses", name, known) for name in names))
+        pairwise = [PAIR_LOSSES[name] for name in names if name in PAIR_LOSSES]
+        problems += [
+            Problem.of(
+                f"--loss_{name}", f"it with {', '.join(names)}", "with a loss that takes it", "drop it"
+            )
+            for name in self.loss_options()
+            if not any(name in (*loss.options, *loss.uses) for loss in pairwise)
+        ]
+        if problems:
+            raise TaskHeadsError(problems)
+        return names
+
+
 def warm_start_command(
-    texts: SweepArguments, model: HeadModelConfig, *, folder: str, chosen: Combination
+    texts: SweepArguments | TitleSweepArguments, model: HeadModelConfig, *, folder: str, chosen: Combination
 ) -> list[str]:
-    """The words of a LoRA run of `classify.py` that starts from the head of a sweep.
+    """The words of a LoRA run that starts from the head of a sweep.
 
     Args:
         texts: the options of the sweep; those of data, labels and template are the same there.
@@ -137,7 +196,7 @@ def warm_start_command(
         folder: of the sweep's model.
         chosen: the combination that was saved.
     """
-    own = {item.name for item in fields(SweepArguments)} - {item.name for item in fields(ClassifierArguments)}
+    own = {item.name for item in fields(SweepOptions)}
     given = {
         item.name: texts.__dict__[item.name]
         for item in fields(texts)
@@ -149,7 +208,7 @@ def warm_start_command(
         "init_head": folder,
         "output_dir": f"{folder.rstrip('/')}-lora",
     }
-    words = ["accelerate", "launch", "recipes/classify.py"]
+    words = ["accelerate", "launch", texts.TRAINS_ON]
     words += ["--model_name_or_path", str(model.model_name_or_path), "--use_peft"]
     for name, value in given.items():
         values = value if isinstance(value, list) else ["true" if value is True else value]
@@ -158,61 +217,88 @@ def warm_start_command(
     return words
 
 
+class HeadTrainings:
+    """Of the training options, those that hold for a head on features."""
+
+    def head_training(self) -> HeadTraining:
+        """Give the same to `fit_head`."""
+        options: Any = self
+        return HeadTraining(
+            epochs=int(options.num_train_epochs),
+            batch_size=options.per_device_train_batch_size,
+            learning_rate=options.learning_rate or 0.0,
+            warmup=options.warmup_steps or 0.0,
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.max_grad_norm,
+        )
+
+
 @dataclass
-class SweepConfig(ClassifierConfig):
-    """Of the training options, those that hold for a head on features; more epochs than of a whole model."""
+class SweepConfig(HeadTrainings, ClassifierConfig):
+    """The training options of a sweep over texts; more epochs than of a whole model."""
 
     RECIPE: ClassVar[str] = "heads"
     TRAINS: ClassVar[str] = "heads on a frozen backbone"
 
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the features."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows a step."})
-
-    def head_training(self) -> HeadTraining:
-        """Give the same to `fit_head`."""
-        return HeadTraining(
-            epochs=int(self.num_train_epochs),
-            batch_size=self.per_device_train_batch_size,
-            learning_rate=self.learning_rate or 0.0,
-            warmup=self.warmup_steps or 0.0,
-            weight_decay=self.weight_decay,
-            max_grad_norm=self.max_grad_norm,
-        )
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes of an MLP over the features."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows a step of an MLP."})
 
 
-def parse_sweep_arguments(
-    argv: Sequence[str] | None = None,
-) -> tuple[SweepArguments, SweepConfig, HeadModelConfig]:
-    """Parse the command line and the `--config` YAML; the command line wins.
+@dataclass
+class TitleSweepConfig(HeadTrainings, TitleConfig):
+    """The training options of a sweep over titles."""
+
+    RECIPE: ClassVar[str] = "heads"
+    TRAINS: ClassVar[str] = "title scorers on a frozen backbone"
+
+    learning_rate: float | None = field(default=None, metadata={"help": "Of an MLP; 1e-3 if None."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes of an MLP over the features."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs a step of an MLP."})
+
+
+TASKS: dict[str, tuple[type, type]] = {
+    "classification": (SweepArguments, SweepConfig),
+    "titles": (TitleSweepArguments, TitleSweepConfig),
+}
+
+
+def parse_sweep_arguments(argv: Sequence[str] | None = None) -> tuple[Any, Any, HeadModelConfig]:
+    """Parse the command line and the `--config` YAML; the command line wins. `--task` tells which options.
+
+    Returns:
+        `SweepArguments` and `SweepConfig`, or `TitleSweepArguments` and `TitleSweepConfig`; the model's.
 
     Raises:
         TaskHeadsError: unknown keys, unusable values, or options that a sweep has no use for.
     """
-    texts, training, model = parse_arguments(
-        (SweepArguments, SweepConfig, HeadModelConfig), argv, check=_check
-    )
+    task = stated_value("task", sys.argv[1:] if argv is None else argv) or "classification"
+    if problems := not_among(("--task", task, list(TASKS))):
+        raise TaskHeadsError(problems)
+    options, training, model = parse_arguments((*TASKS[task], HeadModelConfig), argv, check=_check)
     if training.learning_rate is None:
         training.learning_rate = rates_for("classifier", model.model_name_or_path)["head"]
-    return texts, training, model
+    return options, training, model
 
 
-def _check(texts: SweepArguments, training: SweepConfig, model: HeadModelConfig) -> list[Problem]:
-    problems = check_texts(texts, training, model)
+def _check(texts: Any, training: Any, model: HeadModelConfig) -> list[Problem]:
+    are_titles = isinstance(texts, TitleSweepArguments)
+    problems = check_titles(texts, training, model) if are_titles else check_texts(texts, training, model)
     usual = {item.name: item.default for item in fields(texts)}
     for name, instead in REPLACED.items():
-        if texts.__dict__[name] != usual[name]:
+        if name in usual and texts.__dict__[name] != usual[name]:
             remedy = f"give {instead} instead".format(**_swept(texts)) if instead else "drop it"
             found = f"found {texts.__dict__[name]!r}"
             problems.append(
                 Problem(f"--{name}", found, "accepted: nothing; a sweep tries heads on features", remedy)
             )
-    plain = SweepConfig(output_dir=training.output_dir, use_cpu=training.use_cpu)
+    plain = type(training)(output_dir=training.output_dir, use_cpu=training.use_cpu)
     changed = {item.name for item in fields(training) if vars(training)[item.name] != vars(plain)[item.name]}
     for item in fields(training):
         value = training.__dict__[item.name]
         # What another option sets cannot be dropped: that option is named.
         is_set = FOLLOWS.get(item.name) in changed
-        if item.name not in USED and item.init and item.name in changed and not is_set:
+        used = item.name in USED or (are_titles and item.name == "max_length")
+        if not used and item.init and item.name in changed and not is_set:
             found, accepted = f"found {value!r}", f"accepted of the training options: {', '.join(USED)}"
             problems.append(Problem(f"--{item.name}", found, accepted, "drop it"))
     if model.use_peft:
@@ -223,12 +309,13 @@ def _check(texts: SweepArguments, training: SweepConfig, model: HeadModelConfig)
     )
     for pooling in texts.poolings:
         problems += not_among(("--poolings", pooling, POOLINGS))
-    for head in texts.heads:
-        try:
-            parse_head(head)
-        except TaskHeadsError as error:
-            problems += error.problems
-    if texts.truncation == "windows":
+    for parse, values in ((parse_head, texts.heads), (parse_layers, texts.layers or [])):
+        for value in values:
+            try:
+                parse(value)
+            except TaskHeadsError as error:
+                problems += error.problems
+    if not are_titles and texts.truncation == "windows":
         accepted = "accepted: head, tail, head_tail"
         remedy = "choose one of them: a head on windows is trained by classify.py"
         problems.append(Problem("--truncation", "found 'windows'", accepted, remedy))
@@ -245,7 +332,7 @@ def _check(texts: SweepArguments, training: SweepConfig, model: HeadModelConfig)
     return problems
 
 
-def _swept(texts: SweepArguments) -> dict[str, Any]:
+def _swept(texts: Any) -> dict[str, Any]:
     """Values of the options that take one, as those of a sweep take them."""
     widths = ",".join(map(str, texts.head_sizes or [256]))
     return {**vars(texts), "head": "linear" if texts.head == "linear" else f"mlp:{widths}"}

@@ -90,10 +90,11 @@ def parse_title_arguments(
     Raises:
         TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
     """
-    return parse_arguments((TitleArguments, TitleConfig, HeadModelConfig), argv, check=_check)
+    return parse_arguments((TitleArguments, TitleConfig, HeadModelConfig), argv, check=check_titles)
 
 
-def _check(title: TitleArguments, training: TitleConfig, model: HeadModelConfig) -> list[Problem]:
+def check_titles(title: TitleArguments, training: TitleConfig, model: HeadModelConfig) -> list[Problem]:
+    """What is wrong with the options of a run over titles, beside what `parse_arguments` finds."""
     problems = not_among(("--loss", title.loss, [*PAIR_LOSSES, *GROUP_LOSSES]))
     if training.trust_remote_code:
         found = "found true: no code of a backbone's repo is run"

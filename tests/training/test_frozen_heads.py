@@ -17,16 +17,9 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
 from qwen_task_heads.training.classification_losses import TEXT_LOSSES, resolve_text_loss
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
+from qwen_task_heads.training.feature_rows import PairRows, TextRows, logits_of
 from qwen_task_heads.training.features import extract_features
-from qwen_task_heads.training.frozen_heads import (
-    HeadTraining,
-    PairRows,
-    TextRows,
-    fit_head,
-    fresh_head,
-    head_config,
-    logits_of,
-)
+from qwen_task_heads.training.frozen_heads import HeadTraining, fit_head, fresh_head, head_config
 from qwen_task_heads.training.losses import PAIR_LOSSES
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES

@@ -37,7 +37,7 @@ QUICK = HeadTraining(epochs=2, batch_size=16, learning_rate=2e-2)
 
 
 def result(layer: int, *values: float, pooling: str = "last") -> Result:
-    combination = Combination(layer=layer, pooling=pooling, head_sizes=(), loss="cross_entropy")
+    combination = Combination(layers=(layer,), pooling=pooling, head_sizes=(), loss="cross_entropy")
     fitted = FittedHead(state={}, value=max(values), epoch=1, history=(), seconds=0.0)
     return Result(combination=combination, values=dict(enumerate(values)), seed=0, fitted=fitted)
 
@@ -88,7 +88,7 @@ def test_a_sweep_is_repeated_to_the_bit(swept) -> None:
     [first] = [
         found
         for found in swept["results"]
-        if found.combination == Combination(layer=1, pooling="mean", head_sizes=(8,), loss="focal")
+        if found.combination == Combination(layers=(1,), pooling="mean", head_sizes=(8,), loss="focal")
     ]
     assert again.values[1] == first.values[1]
 

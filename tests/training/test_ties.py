@@ -12,8 +12,8 @@ from scipy import stats
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.publishing.comparison import compare, measure
 from qwen_task_heads.training.classification_metrics import classification_figures, coarse_accuracy
+from qwen_task_heads.training.feature_rows import PairRows
 from qwen_task_heads.training.floors import TfidfBradleyTerry
-from qwen_task_heads.training.frozen_heads import PairRows
 from qwen_task_heads.training.losses import resolve_pair_loss
 from qwen_task_heads.training.metrics import group_metrics, pair_accuracy, ranking_metrics, spearman
 from qwen_task_heads.training.ties import gap_signs, merge_ties, tie_bound, top_credit, top_shares

@@ -1,0 +1,271 @@
+"""Features with their labels or preferences: what a head on a frozen backbone is trained and measured on.
+
+The losses are those of the trainers, one value a row, and the metrics are those of their looks at dev.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.classification_losses import TextLoss
+from qwen_task_heads.training.classification_metrics import BEST_METRIC, dev_metrics
+from qwen_task_heads.training.group_losses import GroupLoss
+from qwen_task_heads.training.losses import PairLoss
+from qwen_task_heads.training.metrics import pair_credit
+
+EVIDENCE = ("margin", "preference")
+ROWS_PER_PASS = 65_536  # of dev, through the head
+
+
+class FeatureRows(Protocol):
+    """What a head is trained or measured on: N rows, their losses and their figures."""
+
+    @property
+    def best(self) -> tuple[str, bool]:
+        """The figure that picks an epoch, and whether more of it is better."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def losses(self, head: nn.Module, index: Tensor | slice) -> Tensor:
+        """Losses (B,) of the rows at `index` (B,), weighted."""
+        ...
+
+    def features_of(self) -> Sequence[Tensor]:
+        """All features, as one or several matrices (M, H)."""
+        ...
+
+    def scaled(self, scale: Tensor) -> FeatureRows:
+        """The same rows with features in fp32 times `scale` (H,)."""
+        ...
+
+    def figures(self, head: nn.Module) -> dict[str, float]:
+        """`eval_loss` and the dev figures of all rows, as Trainer names them."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Features of labelled texts.
+
+    Args:
+        features: (N, H), any float dtype.
+        labels: as `TextCollator` gives them: (N,) int64, or (N, L) floats.
+        loss: from `resolve_text_loss`.
+        problem_type: of the config.
+        soft: (N, L) probabilities, or None.
+        weight: (N,) floats, or None.
+    """
+
+    features: Tensor
+    labels: Tensor
+    loss: TextLoss
+    problem_type: str
+    soft: Tensor | None = None
+    weight: Tensor | None = None
+
+    @classmethod
+    def of_table(cls, features: Tensor, table: Any, *, loss: TextLoss, problem_type: str) -> TextRows:
+        """Take labels, soft labels and weights from a data set of `batching.collators.text_dataset`.
+
+        Raises:
+            TaskHeadsError: soft labels that the loss would leave out.
+        """
+        if "soft" in table.column_names and "soft" not in loss.form.uses:
+            found, accepted = f"found {loss.name!r}, and soft labels", "accepted: a loss that takes them"
+            raise TaskHeadsError(Problem("--losses", found, accepted, "choose such a loss, or drop them"))
+        whole = problem_type in ("single_label_classification", "ordinal")
+        columns = {
+            name: torch.tensor(list(table[name]), dtype=torch.float32, device=features.device)
+            for name in ("soft", "weight")
+            if name in table.column_names
+        }
+        labels = torch.tensor(list(table["labels"]), dtype=torch.int64 if whole else torch.float32)
+        return cls(features, labels.to(features.device), loss, problem_type, **columns)
+
+    @property
+    def best(self) -> tuple[str, bool]:
+        """That of the problem type."""
+        return BEST_METRIC[self.problem_type]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def features_of(self) -> Sequence[Tensor]:
+        """See `FeatureRows`."""
+        return [self.features]
+
+    def scaled(self, scale: Tensor) -> TextRows:
+        """See `FeatureRows`."""
+        return replace(self, features=self.features.float() * scale)
+
+    def losses(self, head: nn.Module, index: Tensor | slice) -> Tensor:
+        """See `FeatureRows`."""
+        columns = {} if self.soft is None else {"soft": self.soft[index]}
+        losses = self.loss(head(self.features[index]), self.labels[index], **columns)
+        return losses if self.weight is None else losses * self.weight[index]
+
+    def figures(self, head: nn.Module) -> dict[str, float]:
+        """See `FeatureRows`."""
+        from transformers import EvalPrediction
+
+        logits = logits_of(head, self.features)
+        columns = {} if self.soft is None else {"soft": self.soft}
+        losses = self.loss(logits, self.labels, **columns)
+        losses = losses if self.weight is None else losses * self.weight
+        prediction = EvalPrediction(logits.cpu().numpy(), self.labels.cpu().numpy())
+        found = {f"eval_{name}": value for name, value in dev_metrics(self.problem_type)(prediction).items()}
+        return {"eval_loss": float(losses.double().mean()), **found}
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Features of pairs of titles.
+
+    Args:
+        chosen: (N, H), any float dtype.
+        rejected: (N, H).
+        loss: out of `PAIR_LOSSES`.
+        evidence: `margin` or `preference`, (N,) floats; what the loss does not use is left out.
+        weight: (N,) floats, or None.
+        options: scalar options of the loss; one that is a column of it is the same for all rows.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    loss: PairLoss
+    evidence: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
+    options: Mapping[str, float] = field(default_factory=dict)
+    best: tuple[str, bool] = ("eval_accuracy", True)
+
+    @classmethod
+    def of_table(
+        cls, features: Tensor, table: Any, *, loss: PairLoss, options: Mapping[str, float] | None = None
+    ) -> PairRows:
+        """Take the evidence from a data set of `batching.collators.pair_dataset`.
+
+        Args:
+            features: (2N, H) of `chosen_ids`, then of `rejected_ids`.
+            table: the data set.
+            loss: out of `PAIR_LOSSES`.
+            options: of the loss.
+        """
+        chosen, rejected = features.chunk(2)
+        columns = {
+            name: torch.tensor(list(table[name]), dtype=torch.float32, device=features.device)
+            for name in (*EVIDENCE, "weight")
+            if name in table.column_names
+        }
+        weight = columns.pop("weight", None)
+        loss.check([*columns, *(options or {})])
+        return cls(chosen, rejected, loss, columns, weight, options or {})
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def features_of(self) -> Sequence[Tensor]:
+        """See `FeatureRows`."""
+        return [self.chosen, self.rejected]
+
+    def scaled(self, scale: Tensor) -> PairRows:
+        """See `FeatureRows`."""
+        return replace(self, chosen=self.chosen.float() * scale, rejected=self.rejected.float() * scale)
+
+    def losses(self, head: nn.Module, index: Tensor | slice) -> Tensor:
+        """See `FeatureRows`."""
+        both = torch.cat([self.chosen[index], self.rejected[index]])
+        return self._losses(head(both).squeeze(-1), index)
+
+    def _losses(self, scores: Tensor, index: Tensor | slice) -> Tensor:
+        chosen, rejected = scores.chunk(2)
+        inputs: dict[str, Any] = {
+            name: torch.full_like(chosen, value) if name in self.loss.uses else value
+            for name, value in self.options.items()
+        }
+        inputs |= {name: self.evidence[name][index] for name in self.loss.uses if name in self.evidence}
+        losses = self.loss(chosen, rejected, **inputs)
+        return losses if self.weight is None else losses * self.weight[index]
+
+    def figures(self, head: nn.Module) -> dict[str, float]:
+        """See `FeatureRows`."""
+        scores = logits_of(head, torch.cat([self.chosen, self.rejected])).squeeze(-1)
+        losses = self._losses(scores, torch.arange(len(self), device=scores.device))
+        chosen, rejected = scores.double().cpu().numpy().reshape(2, -1)
+        right = pair_credit(chosen, rejected)  # an equal score is half right
+        return {"eval_loss": float(losses.double().mean()), "eval_accuracy": float(right.mean())}
+
+
+@dataclass(frozen=True)
+class GroupRows:
+    """Features of groups of titles, a group a row.
+
+    Args:
+        features: (N, H) of all titles, group after group, any float dtype.
+        sizes: titles of each group, with sum N.
+        gains: (N,) floats, click rates.
+        loss: out of `GROUP_LOSSES`.
+    """
+
+    features: Tensor
+    sizes: tuple[int, ...]
+    gains: Tensor
+    loss: GroupLoss
+
+    @classmethod
+    def of_table(cls, features: Tensor, table: Any, *, loss: GroupLoss) -> GroupRows:
+        """Take sizes and gains from a data set of `batching.collators.group_dataset`."""
+        gains = [torch.tensor(row, dtype=torch.float32) for row in table["gains"]]
+        return cls(features, tuple(map(len, gains)), torch.cat(gains).to(features.device), loss)
+
+    @property
+    def best(self) -> tuple[str, bool]:
+        """Groups are trained on and measured as pairs."""
+        return "eval_loss", False
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def features_of(self) -> Sequence[Tensor]:
+        """See `FeatureRows`."""
+        return [self.features]
+
+    def scaled(self, scale: Tensor) -> GroupRows:
+        """See `FeatureRows`."""
+        return replace(self, features=self.features.float() * scale)
+
+    def losses(self, head: nn.Module, index: Tensor | slice) -> Tensor:
+        """See `FeatureRows`."""
+        if isinstance(index, slice):  # all groups
+            scores = head(self.features).squeeze(-1)
+            return self.loss.function(scores, sizes=self.sizes, gains=self.gains)
+        ends = np.cumsum(self.sizes)
+        taken = index.tolist()
+        places = torch.cat([torch.arange(ends[k] - self.sizes[k], ends[k]) for k in taken])
+        places = places.to(self.features.device)
+        sizes = [self.sizes[k] for k in taken]
+        return self.loss.function(
+            head(self.features[places]).squeeze(-1), sizes=sizes, gains=self.gains[places]
+        )
+
+    def figures(self, head: nn.Module) -> dict[str, float]:
+        """See `FeatureRows`."""
+        with torch.no_grad():
+            return {"eval_loss": float(self.losses(head, slice(None)).double().mean())}
+
+
+@torch.no_grad()
+def logits_of(head: nn.Module, features: Tensor) -> Tensor:
+    """Logits (N, L) of features (N, H), in fp32, without dropout."""
+    was_training = head.training
+    head.eval()
+    logits = torch.cat([head(part) for part in features.split(ROWS_PER_PASS)])
+    head.train(was_training)
+    return logits
