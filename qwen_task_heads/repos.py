@@ -36,7 +36,8 @@ ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implemen
 NAMES = {dict: "a JSON object", list: "a list", int: "a whole number", str: "a text"}
 KINDS: dict[str, type] = {
     "text_config": dict, "probe": dict, "id2label": dict, "label2id": dict, "template": dict,
-    "layer_types": list, "max_seq_length": int, "backbone_layers": int, "window_overlap": int,
+    "layer_types": list, "head_layers": list, "max_seq_length": int, "backbone_layers": int,
+    "window_overlap": int,
 }  # fmt: skip
 MODULES = re.compile(r"(configuration|modeling|pipeline)_task_heads\.\w+")
 PROBE = (16, 64)  # rows and tokens, at most

@@ -127,7 +127,7 @@ class TaskHeadConfig(PreTrainedConfig):
     @property
     def lower_layers(self) -> list[int]:
         """Layers below the last one that the head reads too, by their numbers from 1."""
-        return (self.head_layers or [])[:-1]
+        return list(self.head_layers or [])[:-1]
 
     @classmethod
     def get_config_dict(
@@ -165,7 +165,7 @@ class TaskHeadConfig(PreTrainedConfig):
         if not 0 <= self.head_dropout < 1:
             raise refuse("head_dropout", self.head_dropout, "0 <= p < 1", "choose such as 0.1")
         if self.head_layers is not None and self.text_config is not None:
-            self._check_head_layers(self.head_layers, self.text_config)
+            self._check_head_layers(list(self.head_layers), self.text_config)
 
     def _check_head_layers(self, layers: list[int], text_config: Any) -> None:
         """Refuse layers that a backbone does not have, or does not give."""
