@@ -167,7 +167,7 @@ class TaskHeadModel(StrictLoading):
         self, rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, lower: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """Logits (B, L) of the states (B, T, H) of rows, and of what lower layers gave, before the norm."""
-        layers = [*map(self.model.norm, lower), rows]
+        layers = [*(self.model.norm(own) for own in lower), rows]
         if self.config.pooling == "attention":
             return self.score(join(layers), mask)
         return self.score(join([pool(own, mask, last, pooling=self.config.pooling) for own in layers]))
