@@ -192,6 +192,9 @@ def _check_ours(path: str, config: dict[str, Any]) -> list[Problem]:
     sizes = config.get("head_sizes") or []
     if not isinstance(sizes, list) or len(sizes) > 100 or any(s > 1_000_000 for s in map(_number, sizes)):
         problems.append(_problem(where, f"head_sizes {shorten(sizes)}", "at most 100, each below 1,000,000"))
+    layers = config.get("head_layers") or []
+    if len(layers) > LIMITS["num_hidden_layers"]:
+        problems.append(_problem(where, f"{len(layers):,} head_layers", "numbers of layers, each one once"))
     rows = (config.get("probe") or {}).get("input_ids", [])
     if len(rows) > PROBE[0] or any(len(row) > PROBE[1] for row in rows):
         problems.append(_problem(where, "a probe of many tokens", f"{PROBE[0]} rows of {PROBE[1]} at most"))

@@ -116,7 +116,9 @@ class TaskHeadConfig(PreTrainedConfig):
                 )
             self.text_config = CONFIG_MAPPING[model_type](**text_config)
         self.head_sizes = list(self.head_sizes or [])
-        self.head_layers = None if self.head_layers is None else list(self.head_layers)
+        layers: Any = self.head_layers
+        if layers is not None:
+            self.head_layers = list(layers) if isinstance(layers, (list, tuple)) else [layers]
         self._check()
         if self.head_layers:
             self.backbone_layers = self.head_layers[-1]
