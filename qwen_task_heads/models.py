@@ -44,6 +44,7 @@ RECIPES = {"title_scorer": "recipes/reward_titles.py", "pooled_classifier": "rec
 HEAD_OPTIONS = (
     "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional", "problem_type",
     "num_labels", "max_seq_length", "truncation", "window_overlap", "window_aggregation", "backbone_layers",
+    "head_layers",
 )  # fmt: skip
 
 
@@ -99,7 +100,8 @@ def build(
         dtype: of the backbone; the head is always fp32.
         model_kwargs: passed on to transformers (`attn_implementation`, `device_map`, ...).
         **head: fields of the config: `pooling`, `head`, `head_sizes`, `problem_type`, ...; with
-            `backbone_layers=k` the head reads layer k, and the layers above are neither kept nor saved.
+            `backbone_layers=k` the head reads layer k, and the layers above are neither kept nor saved;
+            with `head_layers=[j, k]` it reads both.
 
     Raises:
         TaskHeadsError: a base that is not there, or an option that the config refuses.
@@ -319,7 +321,13 @@ def _take_up(
         wanted = relabeled(own, labels, **said)
         base = config.backbone_name_or_path or ""
         check_added(wanted, own, problem_type=config.problem_type, base=base)
-    saved = {**config.to_dict(), "num_labels": config.num_labels, "id2label": config.id2label}
+    layers = config.head_layers or [config.text_config.num_hidden_layers]
+    saved = {
+        **config.to_dict(),
+        "head_layers": layers,
+        "num_labels": config.num_labels,
+        "id2label": config.id2label,
+    }
     for field, value in head.items():
         if saved[field] != (list(value) if isinstance(value, tuple) else value):
             raise TaskHeadsError.of(

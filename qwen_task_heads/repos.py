@@ -36,7 +36,8 @@ ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implemen
 NAMES = {dict: "a JSON object", list: "a list", int: "a whole number", str: "a text"}
 KINDS: dict[str, type] = {
     "text_config": dict, "probe": dict, "id2label": dict, "label2id": dict, "template": dict,
-    "layer_types": list, "max_seq_length": int, "backbone_layers": int, "window_overlap": int,
+    "layer_types": list, "head_layers": list, "max_seq_length": int, "backbone_layers": int,
+    "window_overlap": int,
 }  # fmt: skip
 MODULES = re.compile(r"(configuration|modeling|pipeline)_task_heads\.\w+")
 PROBE = (16, 64)  # rows and tokens, at most
@@ -191,6 +192,9 @@ def _check_ours(path: str, config: dict[str, Any]) -> list[Problem]:
     sizes = config.get("head_sizes") or []
     if not isinstance(sizes, list) or len(sizes) > 100 or any(s > 1_000_000 for s in map(_number, sizes)):
         problems.append(_problem(where, f"head_sizes {shorten(sizes)}", "at most 100, each below 1,000,000"))
+    layers = config.get("head_layers") or []
+    if len(layers) > LIMITS["num_hidden_layers"]:
+        problems.append(_problem(where, f"{len(layers):,} head_layers", "numbers of layers, each one once"))
     rows = (config.get("probe") or {}).get("input_ids", [])
     if len(rows) > PROBE[0] or any(len(row) > PROBE[1] for row in rows):
         problems.append(_problem(where, "a probe of many tokens", f"{PROBE[0]} rows of {PROBE[1]} at most"))

@@ -65,7 +65,7 @@ def basic_card(
         else f"A text classifier ({config.problem_type or 'single_label_classification'}).",
         f"{'An adapter with its head' if is_adapter else 'Full weights'} on "
         + (f"`{base}`" if has_id else f"a `{config.text_config.model_type}` backbone")
-        + f", with {config.pooling} pooling and a {config.head} head.",
+        + f", with {config.pooling} pooling{_layers(config)} and a {config.head} head.",
         "",
     ]  # fmt: skip
     if is_adapter and not has_id:
@@ -189,6 +189,13 @@ def name_card(text: str, repo_id: str, *, revision: str | None = None, tags: lis
     if title in own:
         text = re.sub(r"^# .*$", lambda _: f"# {repo_id}", text, count=1, flags=re.MULTILINE)
     return text.replace(f"{HERE_NOTE}\n\n", "")
+
+
+def _layers(config: Any) -> str:
+    """Return which layers are pooled, if they are several."""
+    if not config.lower_layers:
+        return ""
+    return f" of layers {', '.join(map(str, config.lower_layers))} and {config.head_layers[-1]}"
 
 
 def _fenced(labels: Sequence[str]) -> list[str]:

@@ -59,6 +59,9 @@ class TaskHeadConfig(PreTrainedConfig):
             `ordinal` (labels 0..K-1 in their natural order).
         backbone_layers: how many layers of the backbone are kept, from the first: an early exit, whose head
             reads layer k after the backbone's final norm. None: all of them.
+        head_layers: layers whose pooled states the head reads, concatenated in this order, each after the
+            backbone's final norm; numbers from 1, ascending. The last of them is the last layer that is
+            kept, so `backbone_layers` follows. None: the last layer alone.
         backbone_name_or_path: the true base, which an adapter repo loads before its adapter.
         backbone_revision: commit of the base on its hub, or None for a local folder.
         backbone_hub: `modelscope` where that commit is one of ModelScope, which no other hub knows; None for
@@ -93,6 +96,7 @@ class TaskHeadConfig(PreTrainedConfig):
         Literal["regression", "single_label_classification", "multi_label_classification", "ordinal"] | None
     ) = None
     backbone_layers: int | None = None
+    head_layers: list[int] | tuple[int, ...] | None = None
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
     backbone_hub: str | None = None
@@ -112,10 +116,20 @@ class TaskHeadConfig(PreTrainedConfig):
                 )
             self.text_config = CONFIG_MAPPING[model_type](**text_config)
         self.head_sizes = list(self.head_sizes or [])
+        layers: Any = self.head_layers
+        if layers is not None:
+            self.head_layers = list(layers) if isinstance(layers, (list, tuple)) else [layers]
         self._check()
+        if self.head_layers:
+            self.backbone_layers = self.head_layers[-1]
         if self.backbone_layers is not None and self.text_config is not None:
             self.text_config = cut_layers(self.text_config, keep=self.backbone_layers)
         super().__post_init__(**kwargs)
+
+    @property
+    def lower_layers(self) -> list[int]:
+        """Layers below the last one that the head reads too, by their numbers from 1."""
+        return list(self.head_layers or [])[:-1]
 
     @classmethod
     def get_config_dict(
@@ -152,6 +166,28 @@ class TaskHeadConfig(PreTrainedConfig):
             raise refuse("head_sizes", self.head_sizes, "none for head 'linear'", "drop it, or set head: mlp")
         if not 0 <= self.head_dropout < 1:
             raise refuse("head_dropout", self.head_dropout, "0 <= p < 1", "choose such as 0.1")
+        if self.head_layers is not None and self.text_config is not None:
+            self._check_head_layers(list(self.head_layers), self.text_config)
+
+    def _check_head_layers(self, layers: list[int], text_config: Any) -> None:
+        """Refuse layers that a backbone does not have, or does not give."""
+        depth, keep = text_config.num_hidden_layers, self.backbone_layers
+        known = sorted({n for n in layers if isinstance(n, int) and n is not True and 1 <= n <= depth})
+        if layers != known or not layers:
+            accepted = f"numbers of layers from 1 to {depth}, each one once, in ascending order"
+            example = " ".join(map(str, known or [depth]))
+            raise refuse("head_layers", layers, accepted, f"choose such as {example}")
+        if keep is not None and keep != layers[-1]:
+            accepted = f"layers up to {keep}, the last of which is backbone_layers"
+            raise refuse(
+                "head_layers",
+                layers,
+                accepted,
+                "drop one of the two: backbone_layers follows from head_layers",
+            )
+        if layers != [depth] and text_config.model_type not in CAN_EXIT:
+            accepted = f"the last layer, {depth}, or a backbone of {', '.join(CAN_EXIT)}"
+            raise refuse("head_layers", f"{layers} of a {text_config.model_type}", accepted, "drop it")
 
 
 def cut_layers(text_config: PreTrainedConfig, *, keep: int) -> PreTrainedConfig:

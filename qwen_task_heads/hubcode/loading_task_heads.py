@@ -92,6 +92,7 @@ class StrictLoading(StrictSaving):
                 "keep one of them: their logits differ",
             )
         quantized = kwargs.get("quantization_config") is not None
+        kwargs["ignore_mismatched_sizes"] = True  # refused here, by their names
         with _without_load_report():  # every key of it is checked here
             if own and adapter is not None:
                 place = hub | {"subfolder": adapter} if adapter else hub
@@ -285,7 +286,8 @@ def _check_keys(where: str, info: dict[str, Any], *, plain: Any = None) -> None:
         extra = _without_output_layer(extra, plain.text_config) if extra else []
     problems = [f"{key} is missing" for key in missing]
     problems += [f"{key} is not part of the model" for key in extra]
-    problems += [f"{key} has another shape" for key in sorted(map(str, info.get("mismatched_keys") or []))]
+    shapes = info.get("mismatched_keys") or []  # names, of transformers with both shapes
+    problems += [f"{key if isinstance(key, str) else key[0]} has another shape" for key in sorted(shapes)]
     if problems:
         shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise refuse(

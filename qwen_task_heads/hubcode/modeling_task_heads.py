@@ -8,26 +8,26 @@ every published model; it imports torch, transformers and its siblings only.
 from __future__ import annotations
 
 import inspect
-import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from .attention_task_heads import rotates_by_length, splits_prefix, two_sided_mask, why_padded, window_of
 from .configuration_task_heads import PooledClassifierConfig, TaskHeadConfig, TitleScorerConfig, refuse
 from .encoding_task_heads import cut_row, pad_rows
+from .head_layers_task_heads import LayerStates, join, keep_states
 from .last_layer_task_heads import PLAIN_LAYERS, prepare
 from .loading_task_heads import StrictLoading
 from .packing_task_heads import KeysAndValues, PackedRows, Store, pack
 from .pooling_task_heads import (
-    AttentionPool,
-    CumulativeLink,
     build_head,
+    init_head,
     mask_for,
+    mean_loss,
     pool,
     real_tokens,
     rows_of,
@@ -36,7 +36,6 @@ from .pooling_task_heads import (
 # Windows per pass in evaluation on one process. More processes must make equally many passes (FSDP and
 # ZeRO-3 gather weights in each), and training keeps all activations anyway.
 WINDOWS_PER_PASS = 64
-GAP = 2.0  # between neighbouring thresholds of a fresh ordinal head
 
 
 class TaskHeadModel(StrictLoading):
@@ -67,6 +66,7 @@ class TaskHeadModel(StrictLoading):
         self.packing, self.prefix_sharing = True, True
         self._window = window_of(self.model.config)
         prepare(self.model)
+        keep_states(self.model, config.lower_layers)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -80,13 +80,7 @@ class TaskHeadModel(StrictLoading):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, CumulativeLink):
-            # Symmetric and GAP apart: closer, the inner labels would never be the most probable ones.
-            gaps = module.log_gaps.numel()
-            nn.init.constant_(module.first, -GAP * gaps / 2)
-            nn.init.constant_(module.log_gaps, math.log(GAP))
-        elif isinstance(module, AttentionPool):
-            nn.init.zeros_(module.query)  # starts as the mean
+        init_head(module)
 
     def forward(
         self,
@@ -135,10 +129,12 @@ class TaskHeadModel(StrictLoading):
         # Not by truth: an empty cache is false, and wants to be filled; a tensor is neither.
         others = (position_ids, *kwargs.values())
         free = not use_cache and all(value is None or value is False for value in others)
+        lower = LayerStates(self.config.lower_layers)
         if free and self._can_pack(mask, prefix):
             packed = self._pack(input_ids, mask, prefix)
-            states = self._states_of(packed, input_ids=input_ids, inputs_embeds=inputs_embeds)
-            logits = self._head(*packed.unpack(states))
+            states = self._states_of(packed, lower, input_ids=input_ids, inputs_embeds=inputs_embeds)
+            below = [packed.unpack(own)[0] for own in lower.take(states.device)]
+            logits = self._head(*packed.unpack(states), below)
             loss = None if labels is None else self._loss(logits, labels)
             return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
         if prefix is not None:
@@ -154,9 +150,11 @@ class TaskHeadModel(StrictLoading):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             use_cache=use_cache,
+            **lower.argument,
             **kwargs,
         )
-        logits = self._head(*rows_of(output.last_hidden_state, mask))
+        states = output.last_hidden_state
+        logits = self._head(*rows_of(states, mask), lower.take(states.device))
         return SequenceClassifierOutputWithPast(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
@@ -165,11 +163,14 @@ class TaskHeadModel(StrictLoading):
             attentions=output.get("attentions"),
         )
 
-    def _head(self, rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """Logits (B, L) of the states (B, T, H) of rows."""
+    def _head(
+        self, rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, lower: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Logits (B, L) of the states (B, T, H) of rows, and of what lower layers gave, before the norm."""
+        layers = [*(self.model.norm(own) for own in lower), rows]
         if self.config.pooling == "attention":
-            return self.score(rows, mask)
-        return self.score(pool(rows, mask, last, pooling=self.config.pooling))
+            return self.score(join(layers), mask)
+        return self.score(join([pool(own, mask, last, pooling=self.config.pooling) for own in layers]))
 
     @property
     def why_padded(self) -> str | None:
@@ -210,7 +211,9 @@ class TaskHeadModel(StrictLoading):
             apart=bool(prefix) and not (torch.is_grad_enabled() or cast) and splits_prefix(mask.device.type),
         )
 
-    def _states_of(self, packed: PackedRows, **tokens: torch.Tensor | None) -> torch.Tensor:
+    def _states_of(
+        self, packed: PackedRows, lower: LayerStates | None = None, **tokens: torch.Tensor | None
+    ) -> torch.Tensor:
         """Run the backbone over a packed row: (1, N, H), or (1, B, H) of the pooled tokens."""
         row = {
             name: None if value is None else value.flatten(0, 1).index_select(0, packed.source)[None]
@@ -223,6 +226,7 @@ class TaskHeadModel(StrictLoading):
             attention_mask=packed.position_ids.new_empty(1, 1, 1, 1),
             use_cache=False,
             packed_rows=packed,
+            **({} if lower is None else lower.argument),
         ).last_hidden_state
 
     @torch.no_grad()
@@ -247,17 +251,7 @@ class TaskHeadModel(StrictLoading):
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean loss over the batch, by `problem_type` (guessed from the labels as transformers does)."""
-        problem = self.config.problem_type
-        if problem is None:
-            problem = "regression" if self.num_labels == 1 else "single_label_classification"
-            if self.num_labels > 1 and labels.is_floating_point():
-                problem = "multi_label_classification"
-        if problem in ("single_label_classification", "ordinal"):
-            return F.cross_entropy(logits, labels)
-        labels = labels.to(logits.dtype).view_as(logits)
-        if problem == "regression":
-            return F.mse_loss(logits, labels)
-        return F.binary_cross_entropy_with_logits(logits, labels)
+        return mean_loss(logits, labels, problem_type=self.config.problem_type)
 
 
 class PooledClassifier(TaskHeadModel):

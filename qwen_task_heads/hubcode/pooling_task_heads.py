@@ -9,6 +9,7 @@ tie for titles 0.04 apart.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.utils import logging
 from .configuration_task_heads import TaskHeadConfig, refuse
 
 logger = logging.get_logger(__name__)
+GAP = 2.0  # between neighbouring thresholds of a fresh ordinal head
 PASS_MASK = "Pass the attention_mask of the tokenizer if that is not meant."
 
 
@@ -211,11 +213,14 @@ _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Ta
 def build_head(config: TaskHeadConfig, *, hidden_size: int) -> nn.Module:
     """Build the module `score` of a config: (B, H) to (B, labels); with `attention`, (B, T, H) and a mask.
 
+    H is the width of all layers that the head reads, `hidden_size` each. `attention` has one query for
+    all of them, so that a token has one weight.
+
     A plain linear head without dropout is one matrix `score.weight`, the layout of the stock
     `Qwen2ForSequenceClassification`, which serving stacks read.
     """
     layers: list[nn.Module] = []
-    width = hidden_size
+    width = states = hidden_size * (1 + len(config.lower_layers))
     for size in config.head_sizes or []:
         layers += [
             FloatLinear(width, size),
@@ -234,4 +239,30 @@ def build_head(config: TaskHeadConfig, *, hidden_size: int) -> nn.Module:
     if config.head == "linear" and config.head_dropout:
         layers.insert(0, nn.Dropout(config.head_dropout))
     head = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
-    return AttentionPool(hidden_size, head) if config.pooling == "attention" else head
+    return AttentionPool(states, head) if config.pooling == "attention" else head
+
+
+def init_head(module: nn.Module) -> None:
+    """Initialise the parameters of a head that are not those of a linear layer; of other modules, nothing."""
+    if isinstance(module, CumulativeLink):
+        # Symmetric and GAP apart: closer, the inner labels would never be the most probable ones.
+        gaps = module.log_gaps.numel()
+        nn.init.constant_(module.first, -GAP * gaps / 2)
+        nn.init.constant_(module.log_gaps, math.log(GAP))
+    elif isinstance(module, AttentionPool):
+        nn.init.zeros_(module.query)  # starts as the mean
+
+
+def mean_loss(logits: torch.Tensor, labels: torch.Tensor, *, problem_type: str | None) -> torch.Tensor:
+    """Mean loss of logits (B, L); a problem type of None is guessed from the labels as transformers does."""
+    several = logits.shape[1] > 1
+    if problem_type is None:
+        problem_type = "single_label_classification" if several else "regression"
+        if several and labels.is_floating_point():
+            problem_type = "multi_label_classification"
+    if problem_type in ("single_label_classification", "ordinal"):
+        return F.cross_entropy(logits, labels)
+    labels = labels.to(logits.dtype).view_as(logits)
+    if problem_type == "regression":
+        return F.mse_loss(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels)

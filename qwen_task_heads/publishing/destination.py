@@ -104,6 +104,9 @@ def _not_stock(task: Any) -> list[Problem]:
             for value in values
             if value is not None and value not in takes
         ]
+    if len(options.get("head_layers") or []) > 1:
+        found, accepted = f"found {options['head_layers']}", "accepted: one layer in a stock class"
+        problems.append(Problem("--head_layers", found, accepted, "give --publish_form saved, or drop it"))
     return problems
 
 

@@ -37,8 +37,12 @@ def finish_generator(
     rows = sorted(last, key=lambda one: -one.reward)
     lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rows]
     Path(folder, TITLES).write_text("".join(lines), encoding="utf-8")
-    print(f"Of the {len(rows):,} titles of the last step, those with the best, median and worst reward:")
-    for one in rows and (rows[0], rows[len(rows) // 2], rows[-1]):
+    shown, what = rows, "The titles of the last step, the best rewarded first:"
+    if len(rows) > 2:
+        shown = [rows[0], rows[len(rows) // 2], rows[-1]]
+        what = f"Of the {len(rows):,} titles of the last step, those with the best, median and worst reward:"
+    print(what)
+    for one in shown:
         print(f"  {one.reward:6.2f}  {shorten(one.title or '(no title)', 90)}")
     print(f"The generator and its card are in {folder}, these titles with their prompts in {TITLES}.")
     print("A higher reward does not prove a better title: read some of them.")

@@ -175,6 +175,7 @@ def last_token_reasons(model: Any, *, remedy: str) -> list[Problem]:
     config = model.config
     rules = [
         ("pooling", config.pooling, config.pooling == "last", "last"),
+        ("head_layers", config.head_layers, not config.lower_layers, "one layer, the last that is kept"),
         ("bidirectional", config.bidirectional, not config.bidirectional, "false"),
         (
             "problem_type",

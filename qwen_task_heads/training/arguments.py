@@ -98,7 +98,7 @@ class HeadArguments(DataArguments):
     # Fields of the model's config that may be given; a recipe adds those of its task.
     HEAD_OPTIONS: ClassVar[tuple[str, ...]] = (
         "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional",
-        "backbone_layers",
+        "backbone_layers", "head_layers",
     )  # fmt: skip
 
     # None: as in the model that is trained on, or last, linear, relu, 0 and false on a plain backbone.
@@ -112,6 +112,10 @@ class HeadArguments(DataArguments):
     bidirectional: bool | None = field(default=None, metadata={"help": "Attend to both sides."})
     backbone_layers: int | None = field(
         default=None, metadata={"help": "Early exit: keep that many layers of the backbone; all if None."}
+    )
+    head_layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "Layers that the head reads, such as 15 20; the last is the last one kept."},
     )
     init_head: str | None = field(
         default=None,
@@ -134,9 +138,13 @@ class HeadArguments(DataArguments):
         saved = (
             {} if self.init_head is None else head_options_of(self.init_head, self.HEAD_OPTIONS, hub=self.hub)
         )
-        return saved | {
+        given = {
             name: self.__dict__[name] for name in self.HEAD_OPTIONS if self.__dict__.get(name) is not None
         }
+        layers = ("backbone_layers", "head_layers")
+        if any(name in given for name in layers):  # the saved value of the other would contradict it
+            saved = {name: value for name, value in saved.items() if name not in layers}
+        return saved | given
 
     def settled(self, config: Any) -> dict[str, Any]:
         """The same fields as the model has them, given or not, for the account of the run."""

@@ -40,7 +40,7 @@ SAVED_AS = ("adapter", "full")
 REPLACED = {
     "pooling": "--poolings {pooling}", "head": "--heads {head}", "head_sizes": "--heads {head}",
     "loss": "--losses {loss}", "backbone_layers": "--layers {backbone_layers}", "freeze_backbone": "",
-    "init_head": "", "token_dropout": "", "early_stopping_patience": "",
+    "head_layers": "", "init_head": "", "token_dropout": "", "early_stopping_patience": "",
 }  # fmt: skip
 FOLLOWS = {
     "greater_is_better": "metric_for_best_model", "do_eval": "eval_strategy", "eval_steps": "eval_strategy",

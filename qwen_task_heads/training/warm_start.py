@@ -205,7 +205,10 @@ def _differences(config: Any, saved: Any) -> list[Problem]:
         if None in values[name]:  # a full model on a folder does not name it
             del values[name]
     layers = config.text_config.num_hidden_layers, saved.text_config.num_hidden_layers
-    for name, (own, theirs) in {**values, "backbone_layers": layers}.items():
+    values |= {"backbone_layers": layers}
+    if layers[0] == layers[1]:  # else the difference is told already
+        values["head_layers"] = config.head_layers or [layers[0]], saved.head_layers or [layers[0]]
+    for name, (own, theirs) in values.items():
         if own != theirs:
             option = OPTIONS.get(name, f"--{name}")
             accepted = f"accepted: {theirs!r}, with which the head of --init_head was trained"

@@ -28,6 +28,7 @@ OUTSIDE = {
     "inference/": "opening and asking a model; tests/inference",
     "hubcode/attention_task_heads.py": "arguments of a forward pass",
     "hubcode/encoding_task_heads.py": "arguments of a tokenizer",
+    "hubcode/head_layers_task_heads.py": "an option of a training; tests/hubcode/test_head_layers.py",
     "hubcode/modeling_task_heads.py": "arguments of a forward pass",
     "hubcode/pipeline_task_heads.py": "arguments of a pipeline",
     "hubcode/pushing_task_heads.py": "a push without the package; tests/publishing/test_verbs.py",

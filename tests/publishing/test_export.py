@@ -30,7 +30,8 @@ def test_the_code_that_travels_is_all_of_hubcode() -> None:
     assert {file.name for file in CODE} == {
         "attention_task_heads.py", "card_task_heads.py", "configuration_task_heads.py",
         "encoding_task_heads.py", "folder_task_heads.py", "handler.py",
-        "last_layer_task_heads.py", "loading_task_heads.py", "modeling_task_heads.py",
+        "head_layers_task_heads.py", "last_layer_task_heads.py", "loading_task_heads.py",
+        "modeling_task_heads.py",
         "packing_task_heads.py", "pipeline_task_heads.py", "pooling_task_heads.py",
         "pushing_task_heads.py",
         "saving_task_heads.py", "trust_task_heads.py",

@@ -206,6 +206,11 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"pooling": "mean", "head": "mlp", "head_sizes": [8, 4], "bidirectional": True},
     ),
     "max-ordinal": ("llama", {"pooling": "max", "problem_type": "ordinal"}),
+    "several-layers": ("llama", {"pooling": "last", "head_layers": [1, 2], "backbone_layers": 2}),
+    "attention-several-layers": (
+        "qwen3",
+        {"pooling": "attention", "head_layers": [1, 2], "backbone_layers": 2, "task": "title_scorer"},
+    ),
     "attention-multi-label": (
         "qwen2",
         {"pooling": "attention", "problem_type": "multi_label_classification", **MLP},

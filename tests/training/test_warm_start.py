@@ -112,6 +112,32 @@ def test_none_changes_nothing(bases, tokenizer) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.score.state_dict().items())
 
 
+def test_layers_that_are_given_win_over_those_of_the_head(bases, tokenizer, shake, tmp_path) -> None:
+    several = {"backbone_layers": None, "head_layers": [1, 2]}
+    model, words = fresh(bases["qwen2"], tokenizer, **several)
+    folder = str(save(shake(model), tokenizer=words, folder=tmp_path / "several"))
+    alone = ClassifierArguments(dataset_name="x", init_head=folder).head_options()
+    assert (alone["head_layers"], alone["backbone_layers"]) == ([1, 2], 2)
+    task = {"task": "pooled_classifier", "labels": LABELS}
+    for given in ({"backbone_layers": 1}, {"head_layers": [1]}, {"head_layers": [2]}):
+        options = ClassifierArguments(dataset_name="x", init_head=folder, **given).head_options()
+        model, words = build(bases["qwen2"], **task, **options), copy.deepcopy(tokenizer)
+        bind_template(words, model.config, template=Template(before="About: "))
+        where = "--head_layers" if given == {"head_layers": [2]} else "--backbone_layers"
+        with pytest.raises(TaskHeadsError) as caught:
+            take_head(model, folder, tokenizer=words)
+        assert [problem.where for problem in caught.value.problems] == [where]
+    model, words = fresh(bases["qwen2"], tokenizer, **several)
+    take_head(model, folder, tokenizer=words)
+    for name, tensor in read_head(folder).items():
+        assert torch.equal(model.score.state_dict()[name], tensor)
+
+
+def test_the_last_layer_by_either_option(bases, tokenizer, folders) -> None:
+    model, words = fresh(bases["qwen2"], tokenizer, backbone_layers=None, head_layers=[1])
+    assert take_head(model, str(folders["full"]), tokenizer=words) is model
+
+
 DIFFERENT = {
     "--pooling": {"pooling": "max"},
     "--head_sizes": {"head_sizes": [16]},
