@@ -105,8 +105,8 @@ class EmbeddingClassifier:
         >>> import numpy as np
         >>> from qwen_task_heads.data.examples import TextExample
         >>> from qwen_task_heads.inference.embeddings import EmbeddingClassifier
-        >>> encode = lambda texts: np.array([[len(text), text.count("a")] for text in texts], float)
-        >>> rows = [TextExample(text="a" * (n + 1) if n % 2 else "b", target=n % 2) for n in range(40)]
+        >>> encode = lambda texts: np.array([[len(text), text.count("!")] for text in texts], float)
+        >>> rows = [TextExample(text=f"text {n}" + "!" * (n % 2), target=n % 2) for n in range(40)]
         >>> EmbeddingClassifier(encode, 2).fit(rows).log_scores(rows[:2]).argmax(1).tolist()
         [0, 1]
     """

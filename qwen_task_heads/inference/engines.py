@@ -211,8 +211,9 @@ def training_cost(spec: EngineSpec, *, hub: str = HUGGINGFACE) -> dict[str, Any]
         if path is None:
             return {}
         told = json.loads(Path(path).read_text(encoding="utf-8"))
-        data = {key: told["data"]["train"].get(key) for key in ("rows", "sha256")}
-        return {**told["train"], **data, "labels": told["labels"]}
+        data = told["data"]["train"]
+        rows = data.get("rows", data.get("pairs"))
+        return {**told["train"], "rows": rows, "sha256": data.get("sha256"), "labels": told.get("labels")}
     except (OSError, ValueError, TypeError, AttributeError, KeyError):  # a file of somebody else's
         return {}
 
