@@ -152,19 +152,16 @@ def check_task(specs: Sequence[EngineSpec], task: str, options: Mapping[str, Any
 
 
 def task_of(specs: Sequence[EngineSpec]) -> str | None:
-    """The task that the engines tell; None where all of them serve both.
+    """The task that the engines tell; None where all of them serve both, or some serve one task each.
 
     Example:
         >>> from qwen_task_heads.inference.engine_options import EngineSpec, task_of
         >>> task_of([EngineSpec("scorer", "a")]), task_of([EngineSpec("zero_shot", "a")])
         ('titles', None)
     """
-    for task in TASKS:
-        if any(
-            all(spec.kind not in kinds for name, kinds in KINDS_OF.items() if name != task) for spec in specs
-        ):
-            return task
-    return None
+    told = {TEXTS: {*KINDS_OF[TEXTS]} - {*KINDS_OF[TITLES]}, TITLES: {*KINDS_OF[TITLES]} - {*KINDS_OF[TEXTS]}}
+    found = [task for task, kinds in told.items() if any(spec.kind in kinds for spec in specs)]
+    return found[0] if len(found) == 1 else None
 
 
 def _option_problems(kinds: Set[str], asking: Asking) -> list[Problem]:

@@ -216,7 +216,7 @@ def test_a_split_that_leaks_is_said_in_the_notes_and_on_the_card(bases, tmp_path
     assert metrics["lookup"]["test"]["leaks"]
     assert not metrics["lookup"]["dev"]["leaks"]
     assert f"note: {note}" in capsys.readouterr().out
-    assert metrics["verdict"]["baseline"] == "lookup of train rows"
+    assert metrics["test"]["lookup of train rows"]["pair_accuracy"]["value"] == 1.0
     assert metrics["verdict"]["word"] == "below"
     card = (tmp_path / "run/README.md").read_text(encoding="utf-8")
     assert card.count("LEAK: ") == 1
