@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.inference.engine_options import TRAINED
+from qwen_task_heads.inference.engine_options import FEW_SHOT, TRAINED, ZERO_SHOT
 from qwen_task_heads.publishing.comparison import FLOOR, Measured
 from qwen_task_heads.training.text_floors import MAJORITY
 from qwen_task_heads.training.verdicts import ABOVE, BELOW, LEVEL
 
 UNSURE = 0.1  # calibration error from which probabilities are not to be taken at their word
+PROMPTED = (ZERO_SHOT, FEW_SHOT)
 FASTER = 1.05  # times, below which two are about as fast
 
 
@@ -89,7 +90,7 @@ def advise(
         if gap["difference"] > 0:
             lines.append(f"{quick.name} is {_times(chosen, quick)} per text, for {_gap(gap)} less {told}.")
     passed = _above_floor(alike, pairs, floor=floor, figure=figure)
-    if free := [one.name for one in passed if one.kind in ("zero_shot", "few_shot") and one is not chosen]:
+    if free := [one.name for one in passed if one.kind in PROMPTED and one is not chosen]:
         lines.append(f"Not clearly worse, and without any training: {', '.join(free)}.")
     error = chosen.figures["ece"]["value"]
     if error is not None and error >= UNSURE:
@@ -174,7 +175,7 @@ def _what_to_do(
     steps = ["check that texts and labels of the data belong together"]
     if any(one.kind in TRAINED for one in _engines(measured)):
         steps.append("train longer, on more rows or with a higher --learning_rate")
-    if any(one.kind not in TRAINED for one in _engines(measured)):
+    if any(one.kind in PROMPTED for one in _engines(measured)):
         steps.append("ask a larger model that follows instructions, with descriptions of the labels")
     if _between(pairs, best, majority, figure)["difference"] > 0:
         steps.append("measure more rows")

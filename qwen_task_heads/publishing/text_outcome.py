@@ -153,8 +153,9 @@ def account_texts(
         if examples:
             said[name] = logits(examples).double().numpy()
             found[name] = within(said[name], examples, labels=run.sets.labels)
-            known = {LOOKUP: LookupBaseline(kind, len(names)).fit(run.sets.train)}
-            beside = {**floors, **(known if lookups[name].known else {})}
+            beside: dict[str, Any] = dict(floors)
+            if lookups[name].known:
+                beside[LOOKUP] = LookupBaseline(kind, len(names)).fit(run.sets.train)
             others[name] = {
                 baseline: within(one.predict(examples), examples, labels=run.sets.labels)
                 for baseline, one in beside.items()
