@@ -35,7 +35,7 @@ from qwen_task_heads.inference.inputs import device_of
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import load_tokenizer
 
-LOGITS = 2**28  # of a batch of a language model: 1 GiB in fp32
+LOGITS = 2**27  # of a batch of a language model: half a GiB in fp32
 Floats = NDArray[np.float64]
 
 

@@ -37,8 +37,9 @@ READ = (
     "95% intervals over rows, or over their groups where they have some. *ms per {row}* is the median of "
     "batches of one (quartiles), *{row}s/s* one pass over all rows; where each text has its own examples, "
     "choosing them is in both. *log loss* and *ECE* (how far probabilities are from the share of right "
-    f"answers, on average, in {ECE_BINS} bins of equal width) are better the lower they are; a floor gives "
-    "no probabilities. *training* is what it took to make the engine, where that is known."
+    "answers, on average, in {bins} bins of equal width) are better the lower they are; a baseline "
+    "that is no engine gives no probabilities. *training* is what it took to make the engine, where that is "
+    "known."
 )
 PAIRED = (
     "a minus b, on the same resamples of groups, in points; **bold** where the 95% interval leaves 0 out. "
@@ -197,8 +198,13 @@ def comparison_page(content: Mapping[str, Any]) -> str:
     lines = ["# Engines compared", ""]
     lines += [plain(line) for line in [*_verdict_lines(content), *content["advice"]]] + [""]
     count = f", {len(data['labels']):,} labels" if "labels" in data else ""
-    noun = "rows" if count else "pairs"
-    lines += [f"## On {data['rows']:,} {noun} of {data['split']}{count}", "", READ.format(row=row), ""]
+    noun, bins = ("rows", ECE_BINS) if count else ("pairs", 10)  # of `metrics.expected_calibration_error`
+    lines += [
+        f"## On {data['rows']:,} {noun} of {data['split']}{count}",
+        "",
+        READ.format(row=row, bins=bins),
+        "",
+    ]
     lines += engine_table(content)
     devices = dict.fromkeys(one["device"] for one in content["engines"])
     lines += ["", f"Timed on: {plain(', '.join(devices))}.", "", f"![engines]({PICTURE})", ""]
