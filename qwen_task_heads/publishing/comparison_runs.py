@@ -73,9 +73,9 @@ def _task_of_data(options: Mapping[str, Any]) -> str:
         try:
             read_title_sets(options["dataset_name"], **_places(options))
         except TaskHeadsError:
-            where, accepted = "--dataset_name", "columns of texts with labels, or of pairs of titles"
-            remedy = "name the task by --task to see what is wrong"
-            raise TaskHeadsError.of(where, "columns of neither task", accepted, remedy) from of_texts
+            found, accepted = "columns of neither task", "texts with labels, or pairs of titles"
+            remedy = "give --task texts or give --task titles"  # each says what it lacks
+            raise TaskHeadsError.of("--dataset_name", found, accepted, remedy) from of_texts
         return TITLES
     return TEXTS
 

@@ -29,6 +29,9 @@ def test_label_sets_and_values() -> None:
     train = [TextExample(text="A", target=(0, 2)), TextExample(text="B", target=())]
     found = LookupBaseline("multi_label_classification", 3).fit(train).predict(train)
     assert (found > 0).tolist() == [[True, False, True], [False, False, False]]
+    votes = [TextExample(text="A", target=labels) for labels in ((0,), (0, 1), (0, 1, 2))]
+    found = LookupBaseline("multi_label_classification", 3).fit(votes).predict(votes[:1])
+    assert (found > 0).tolist() == [[True, True, False]]  # what most of them have
     values = [TextExample(text="A", target=(1.0,)), TextExample(text="a", target=(3.0,))]
     values.append(TextExample(text="B", target=(8.0,)))
     fitted = LookupBaseline("regression", 1).fit(values)
