@@ -580,8 +580,8 @@ def test_a_task_that_no_column_tells_can_be_named(tmp_path: Path) -> None:
     data.write_text("a,b\n" + "".join(f"{n},{n}\n" for n in range(40)), encoding="utf-8")
     options: dict[str, Any] = {
         "dataset_name": str(data), "dev_dataset": None, "test_dataset": None, "test_fraction": None,
-        "labels": None, "hub": "huggingface", "max_rows": 4, "seed": 0, "latency_rows": 1, "figure": "accuracy",
-        "output_dir": str(tmp_path / "out"), "task": None,
+        "labels": None, "hub": "huggingface", "max_rows": 4, "seed": 0, "latency_rows": 1,
+        "figure": "accuracy", "output_dir": str(tmp_path / "out"), "task": None,
     }  # fmt: skip
     specs, asking = [EngineSpec("zero_shot", "embedded")], Asking(device="cpu")
     with refused(site) as found:
