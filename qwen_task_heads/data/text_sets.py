@@ -28,6 +28,7 @@ from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.label_values import settle_labels
 from qwen_task_heads.data.labels import LabelMap, check_same
 from qwen_task_heads.data.layout import unread_lines
+from qwen_task_heads.data.lookups import leak_lines, report_texts
 from qwen_task_heads.data.mixing import check_ratio, mix_in, names_of, read_others, resolve_others
 from qwen_task_heads.data.raw_texts import RawTexts
 from qwen_task_heads.data.roles import read_roles
@@ -272,13 +273,17 @@ def read_text_sets(
     if test_was_cut and not dev_was_cut:
         lines += shared_lines(sets["dev"], sets["test"])
     lines += shown_lines(sets, scheme.labels)
+    kind = scheme.problem_type
+    measured = {name: rows for name, rows in sets.items() if name != "train"}
+    lookups = {n: report_texts(train, rows, split=n, problem_type=kind) for n, rows in measured.items()}
+    were_cut = ["dev"] * dev_was_cut + ["test"] * test_was_cut
     return TextSets(
         train=train,
         dev=sets["dev"],
         test=sets.get("test", []),
         problem_type=scheme.problem_type,
         labels=scheme.labels,
-        lines=lines,
+        lines=[*leak_lines(lookups, were_cut=were_cut), *lines],  # first: nothing counts with a leak
         dev_was_cut=dev_was_cut,
         test_was_cut=test_was_cut,
         test_seen=seen_before["test"],

@@ -22,6 +22,7 @@ from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.keys import KEYS, Hashes, hash_keys, within
 from qwen_task_heads.data.layout import unread_lines
+from qwen_task_heads.data.lookups import leak_lines, report_titles
 from qwen_task_heads.data.readers import PairData, read_pairs
 from qwen_task_heads.data.roles import read_roles
 from qwen_task_heads.data.sequences import pick
@@ -217,6 +218,10 @@ def read_title_sets(
             lines.append(f"{tests} with the key of a test of train: metrics on {name} may flatter")
     if test_was_cut and not dev_was_cut:
         lines += shared_lines(pairs["dev"], pairs["test"])
+    measured = {name: rows for name, rows in pairs.items() if name != "train"}
+    lookups = {name: report_titles(train, rows, split=name) for name, rows in measured.items()}
+    were_cut = ["dev"] * dev_was_cut + ["test"] * test_was_cut
+    lines = [*leak_lines(lookups, were_cut=were_cut), *lines]  # first: nothing below counts with a leak
     return TitleSets(
         train=train,
         groups=groups,

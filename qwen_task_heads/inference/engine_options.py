@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -12,8 +13,25 @@ from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubs import HUGGINGFACE
 
-HEAD, SFT, ZERO_SHOT, FEW_SHOT = KINDS = ("head", "sft", "zero_shot", "few_shot")
-TRAINED = (HEAD, SFT)
+HEAD, SFT, SCORER, ZERO_SHOT, FEW_SHOT, EMBEDDINGS = KINDS = (
+    "head",
+    "sft",
+    "scorer",
+    "zero_shot",
+    "few_shot",
+    "embeddings",
+)
+TRAINED = (HEAD, SFT, SCORER)  # by recipes; all others are baselines
+TEXTS, TITLES = TASKS = ("texts", "titles")
+KINDS_OF = {TEXTS: (HEAD, SFT, ZERO_SHOT, FEW_SHOT, EMBEDDINGS), TITLES: (SCORER, ZERO_SHOT, EMBEDDINGS)}
+# Options of prompts and labels, name to what is no choice: titles have neither.
+OF_TEXTS: Mapping[str, Any] = {
+    "labels": None,
+    "instruction": None,
+    "calibrate": False,
+    "length_normalized": False,
+    "figure": "accuracy",
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,49 @@ def parse_engines(
     if problems:
         raise TaskHeadsError(problems)
     return found
+
+
+def check_task(specs: Sequence[EngineSpec], task: str, options: Mapping[str, Any]) -> None:
+    """Refuse engines and options that are not of a task.
+
+    Args:
+        specs: engines.
+        task: `texts` or `titles`.
+        options: name to value; those of `OF_TEXTS` are refused for titles.
+
+    Raises:
+        TaskHeadsError: all of them at once.
+
+    Example:
+        >>> from qwen_task_heads.inference.engine_options import EngineSpec, check_task
+        >>> check_task([EngineSpec("scorer", "runs/titles")], "titles", {"labels": None})
+    """
+    accepted = f"{', '.join(f'{kind}=' for kind in KINDS_OF[task])} for {task}"
+    other = next(name for name in TASKS if name != task)
+    problems = [
+        Problem.of(spec.name, f"an engine of {other}", accepted, f"drop it, or give {other}")
+        for spec in specs
+        if spec.kind not in KINDS_OF[task]
+    ]
+    for name, default in OF_TEXTS.items() if task == TITLES else ():
+        if options.get(name, default) != default:
+            found, where = f"{shorten(options[name])} with titles", f"--{name}"
+            problems.append(Problem.of(where, found, "texts with labels", "drop it"))
+    if problems:
+        raise TaskHeadsError(problems)
+
+
+def task_of(specs: Sequence[EngineSpec]) -> str | None:
+    """The task that the engines tell; None where all of them serve both, or some serve one task each.
+
+    Example:
+        >>> from qwen_task_heads.inference.engine_options import EngineSpec, task_of
+        >>> task_of([EngineSpec("scorer", "a")]), task_of([EngineSpec("zero_shot", "a")])
+        ('titles', None)
+    """
+    told = {TEXTS: {*KINDS_OF[TEXTS]} - {*KINDS_OF[TITLES]}, TITLES: {*KINDS_OF[TITLES]} - {*KINDS_OF[TEXTS]}}
+    found = [task for task, kinds in told.items() if any(spec.kind in kinds for spec in specs)]
+    return found[0] if len(found) == 1 else None
 
 
 def _option_problems(kinds: Set[str], asking: Asking) -> list[Problem]:

@@ -12,6 +12,7 @@ may have run for hours by then: options (`engine_options.py`), data and labels (
 | `sft` | what `recipes/sft_classify.py` saved, with `label_prompt.json` | its own, and its own instruction |
 | `zero_shot` | a chat model | the schema's names, and descriptions where there are any |
 | `few_shot` | a chat model | the same, with examples from train (`data/few_shot.py`) |
+| `embeddings` | a model of sentence-transformers | the schema's, by logistic regression fitted on train |
 """
 
 from __future__ import annotations
@@ -39,7 +40,16 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
 from qwen_task_heads.hubs import HUGGINGFACE
-from qwen_task_heads.inference.engine_options import FEW_SHOT, HEAD, SFT, TRAINED, Asking, EngineSpec
+from qwen_task_heads.inference.embeddings import Embedder, EmbeddingClassifier, missing_library
+from qwen_task_heads.inference.engine_options import (
+    EMBEDDINGS,
+    FEW_SHOT,
+    HEAD,
+    SFT,
+    TRAINED,
+    Asking,
+    EngineSpec,
+)
 from qwen_task_heads.inference.generative import LabelScorer
 from qwen_task_heads.inference.inputs import device_of
 from qwen_task_heads.inference.opening import ONE_LABEL
@@ -81,9 +91,11 @@ def check_engines(specs: Sequence[EngineSpec], sets: TextSets, *, hub: str = HUG
         found, accepted = f"found {sets.problem_type}", "accepted: one label per text"
         problems.append(Problem("--dataset_name", found, accepted, "compare the cards of its models"))
     parts = (sets.train, sets.dev, sets.test)
-    if any(row.text_b for part in parts for row in part) and any(spec.kind != HEAD for spec in specs):
+    if any(row.text_b for part in parts for row in part) and any(
+        spec.kind not in (HEAD, EMBEDDINGS) for spec in specs
+    ):
         found, accepted = "found pairs of texts", "accepted: single texts, where a language model answers"
-        problems.append(Problem("--dataset_name", found, accepted, "compare heads alone"))
+        problems.append(Problem("--dataset_name", found, accepted, "compare heads and embeddings alone"))
     for spec in specs:
         try:
             own = _own_labels(spec, hub=hub)
@@ -116,7 +128,7 @@ def check_prompts(
     """
     problems = []
     for spec in specs:
-        if spec.kind == HEAD:
+        if spec.kind in (HEAD, EMBEDDINGS):
             continue
         try:
             tokenizer = load_tokenizer(spec.source, hub=asking.hub)
@@ -135,13 +147,20 @@ def check_prompts(
         raise TaskHeadsError(problems)
 
 
-def open_engine(spec: EngineSpec, labels: LabelMap, *, asking: Asking | None = None) -> Engine:
-    """Load an engine.
+def open_engine(
+    spec: EngineSpec,
+    labels: LabelMap,
+    *,
+    asking: Asking | None = None,
+    train: Sequence[TextExample] = (),
+) -> Engine:
+    """Load an engine; embeddings are fitted on train.
 
     Args:
         spec: what to load.
         labels: the schema; its order is that of the scores.
         asking: options; for `few_shot` with shots.
+        train: rows that embeddings are fitted on.
 
     Raises:
         TaskHeadsError: no such model, a model that is not of its kind, or few-shot without examples.
@@ -159,6 +178,8 @@ def open_engine(spec: EngineSpec, labels: LabelMap, *, asking: Asking | None = N
     if spec.kind == HEAD:
         scorer = Scorer(spec.source, hub=asking.hub, dtype=asking.dtype, device=asking.device, **common)
         return _head(spec, scorer, labels)
+    if spec.kind == EMBEDDINGS:
+        return _embeddings(spec, labels, train, asking=asking)
     if asking.length_normalized or spec.kind != SFT:  # a trained one knows how it was measured
         common["length_normalized"] = asking.length_normalized
     if spec.kind == SFT:
@@ -189,8 +210,9 @@ def training_cost(spec: EngineSpec, *, hub: str = HUGGINGFACE) -> dict[str, Any]
         if path is None:
             return {}
         told = json.loads(Path(path).read_text(encoding="utf-8"))
-        data = {key: told["data"]["train"].get(key) for key in ("rows", "sha256")}
-        return {**told["train"], **data, "labels": told["labels"]}
+        data = told["data"]["train"]
+        rows = data.get("rows", data.get("pairs"))
+        return {**told["train"], "rows": rows, "sha256": data.get("sha256"), "labels": told.get("labels")}
     except (OSError, ValueError, TypeError, AttributeError, KeyError):  # a file of somebody else's
         return {}
 
@@ -206,6 +228,10 @@ def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
         labels: LabelMap = task["labels"]
         return labels
     path = file_of(spec.source, LABEL_PROMPT, hub=hub)
+    if spec.kind == EMBEDDINGS:
+        if problems := missing_library(spec.name):
+            raise TaskHeadsError(problems)
+        return None
     if spec.kind != SFT:
         if path is None:
             return None
@@ -241,6 +267,21 @@ def _head(spec: EngineSpec, scorer: Scorer, labels: LabelMap) -> Engine:
         return [f"{cut:,} of {len(texts):,} texts {what} of {config.max_seq_length:,} tokens"] if cut else []
 
     return Engine(spec, scorer.model.device, log_scores, notes)
+
+
+def _embeddings(
+    spec: EngineSpec, labels: LabelMap, train: Sequence[TextExample], *, asking: Asking
+) -> Engine:
+    encode = Embedder(spec.source, hub=asking.hub, device=asking.device)
+    fitted = EmbeddingClassifier(encode, len(labels)).fit(train)
+
+    def log_scores(examples: Sequence[TextExample]) -> torch.Tensor:
+        return torch.from_numpy(within(fitted.log_scores(examples), examples, labels=labels))
+
+    def notes(examples: Sequence[TextExample]) -> list[str]:
+        return encode.cut_line([text for row in examples for text in (row.text, row.text_b) if text])
+
+    return Engine(spec, encode.device, log_scores, notes)
 
 
 def _generator(

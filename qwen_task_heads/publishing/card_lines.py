@@ -1,4 +1,4 @@
-"""What all cards say of a run: the verdict beside the floors, the checkpoint picked, the settings in force.
+"""What all cards say of a run: the verdict beside baselines, the checkpoint picked, the settings in force.
 
 Figures come from `metrics.json`'s dictionary. Which step was picked only the trainer's log knows; it is told
 where the log's figure of that step is also the dev figure of the finished model, and else left out.
@@ -32,44 +32,73 @@ IDLE: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 }
 
 
-ABOVE, NOT_ABOVE = "above it", "not above it"
-PERHAPS = "above it, by no more than may be chance: its interval reaches down to the floor"
+STANDS = {"above": "above it", "level": "level with it", "below": "below it"}
 
 
-def best_floor(found: Mapping[str, Mapping[str, Any]], main: str) -> tuple[str, float, str] | None:
-    """Name and figure of the best floor, and where the model is beside it as both are shown; None without.
+def verdict_lines(
+    metrics: Mapping[str, Any], *, name_of: Callable[[str], str] = repr, strong: str = ""
+) -> list[str]:
+    """Where the model stands beside the best baseline, for the screen or a card; [] without a verdict.
 
     Args:
-        found: scorer to its figures, from `metrics.json`.
-        main: the figure that is compared; more is better.
+        metrics: the content of `metrics.json`, with `verdict` of `training.verdicts.give_verdict`.
+        name_of: writes the name of a baseline.
+        strong: stands on both sides of a word that is not above.
 
     Example:
-        >>> from qwen_task_heads.publishing.card_lines import best_floor
-        >>> figures = {"this model": {"accuracy": {"value": 0.8}}, "always 'a'": {"accuracy": {"value": 0.5}}}
-        >>> best_floor(figures, "accuracy")
-        ("always 'a'", 0.5, 'above it')
+        >>> from qwen_task_heads.publishing.card_lines import verdict_lines
+        >>> found = {"split": "test", "metric": "accuracy", "baseline": "TF-IDF", "value": 0.5}
+        >>> found |= {"difference": 0.1, "low": 0.04, "high": 0.16, "word": "above"}
+        >>> print(*verdict_lines({"verdict": found}))
+        The best baseline on test is 'TF-IDF' (accuracy 0.500); this model is above it: +0.100 (95% paired \
+interval +0.040 to +0.160).
     """
-    low = found[MODEL][main].get("low")
-    values = {name: entry[main]["value"] for name, entry in found.items() if main in entry}
-    ours = values.pop(MODEL)
-    floors = {name: value for name, value in values.items() if value is not None}
-    if not floors:
-        return None
-    name = max(floors, key=lambda name: floors[name])
-    if ours is None or round(ours, 3) <= round(floors[name], 3):
-        return name, floors[name], NOT_ABOVE
-    return name, floors[name], ABOVE if low is None or low > floors[name] else PERHAPS
+    found = metrics.get("verdict")
+    if not found:
+        return []
+    split, metric = found["split"], figure_name(found["metric"])
+    told = []
+    for entry, what in ((found, f"The best baseline on {split}"), (found.get("beside"), "Another baseline")):
+        if entry:
+            word = STANDS[entry["word"]]
+            word = word if entry["word"] == "above" else f"{strong}{word}{strong}"
+            of = f"{metric} {figure(entry['value'])}"
+            said = f"{name_of(entry['baseline'])} ({of}); this model is {word}: {_difference(entry)}"
+            told.append(f"{what} is {said}.")
+    return told
 
 
-def verdict_line(found: Mapping[str, Mapping[str, Any]], main: str) -> str:
-    """Whether the model is above the best floor, for a card; "" without floors."""
-    if (best := best_floor(found, main)) is None:
+def card_verdict(metrics: Mapping[str, Any], split: str) -> str:
+    """The verdict as a paragraph of a card; "" without baselines."""
+    lines = verdict_lines(metrics, name_of=lambda name: f"“{plain(name)}”", strong="**")
+    return " ".join([*lines, *([line] if (line := lookup_line(metrics, split)) else [])])
+
+
+def lookup_line(metrics: Mapping[str, Any], split: str) -> str:
+    """What the lookup of training rows rests on, where it knows some; "" where it knows none."""
+    found = metrics.get("lookup", {}).get(split)
+    if not found or not found["known"]:
         return ""
-    name, value, verdict = best
-    verdict = f"**{verdict}**" if verdict == NOT_ABOVE else verdict
-    return (
-        f"The best floor is “{plain(name)}” ({figure_name(main)} {figure(value)}); this model is {verdict}."
-    )
+    share = f"{found['known']:,} of {found['rows']:,} rows of {split} ({100 * found['coverage']:.1f}%)"
+    return f"The lookup of train rows knows {share}. It reads no words, and is right by leaks alone."
+
+
+def _difference(entry: Mapping[str, Any]) -> str:
+    if entry["low"] is None:
+        return f"{signed(entry['difference'])} (no interval)"
+    between = f"{signed(entry['low'])} to {signed(entry['high'])}"
+    return f"{signed(entry['difference'])} (95% paired interval {between})"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign.
+
+    Example:
+        >>> from qwen_task_heads.publishing.card_lines import signed
+        >>> signed(0.01234), signed(-0.00001)
+        ('+0.012', '+0.000')
+    """
+    return f"{round(value, 3) + 0.0:+.3f}"
 
 
 def picked_line(run: Account, metrics: Mapping[str, Any], *, main: str) -> str:

@@ -4,9 +4,11 @@ Design decisions:
 - All engines and floors answer the same rows in this process, and are compared pair by pair on the same
   resamples of groups: the interval of a difference is narrower than two intervals suggest. McNemar's exact
   test (1947) stands beside it where every row is its own group.
-- Time of one text is the median over batches of one; throughput is that of one pass over all rows, which is
-  also where the answers come from. Where each text has examples of its own, what choosing them took is in
-  both, as the average over all rows.
+- Of pairs of titles the scores are those of the chosen and of the rejected one: their difference is the logit
+  of P(preferred), and accuracy, log loss and calibration are those of `training.metrics`.
+- Time of one text, or pair, is the median over batches of one; throughput is that of one pass over all rows,
+  which is also where the answers come from. Where each text has examples of its own, what choosing them took
+  is in both, as the average over all rows.
 - What is measured is loaded in `comparison_engines.py`; the advice that follows has `comparison_advice.py`.
 """
 
@@ -17,34 +19,40 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.training.classification_metrics import SINGLE, classification_figures
-from qwen_task_heads.training.metrics import Floats
+from qwen_task_heads.training.classification_metrics import (
+    SINGLE,
+    classification_figures,
+    member_numbers,
+)
+from qwen_task_heads.training.metrics import Floats, pair_credit, ranking_metrics
 from qwen_task_heads.training.ties import top_credit
+from qwen_task_heads.training.verdicts import RESAMPLES, mean_measure
 from qwen_task_heads.training.weighted_measures import bootstrap, interval, of_classes
 
+Row = TypeVar("Row", TextExample, PairExample)
 FLOOR = "floor"
 FIGURES = ("accuracy", "macro_f1", "log_loss", "ece")
 COMPARED = ("accuracy", "macro_f1")
-RESAMPLES = 2000  # of differences: their ends decide, and should not move with the seed
+OF_TITLES = {"accuracy": "pair_accuracy", "log_loss": "log_loss", "ece": "ece"}  # here and in `metrics`
 ALONE = 32  # texts that are timed one by one
 WARM = 3  # texts before the clock counts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One engine or floor on the rows.
+    """One engine or baseline on the rows.
 
     Args:
         name: as in the table.
-        kind: `head`, `sft`, `zero_shot`, `few_shot` or `floor`.
-        scores: (N, L) float64 in the order of the schema.
-        figures: of `classification_figures`, those of `FIGURES`.
+        kind: one of `engine_options.KINDS`, or `floor`.
+        scores: (N, L) float64 in the order of the schema; of titles (N, 2), chosen first.
+        figures: of `classification_figures` or `ranking_metrics`, those of `FIGURES`.
         seconds_alone: per text in batches of one: median, quartiles `low` and `high`, `n`.
         texts_per_second: of one pass over all rows.
         device: where it ran.
@@ -72,12 +80,12 @@ _TOLD = {"rows", "seconds", "device", "processes", "resumed"}
 
 
 def measure(
-    scores_of: Callable[[Sequence[TextExample]], Any],
-    examples: Sequence[TextExample],
+    scores_of: Callable[[Sequence[Any]], Any],
+    examples: Sequence[TextExample] | Sequence[PairExample],
     *,
     name: str,
     kind: str,
-    labels: LabelMap,
+    labels: LabelMap | None,
     device: str,
     alone: int = ALONE,
     choosing: float = 0.0,
@@ -86,10 +94,10 @@ def measure(
     """Time an engine text by text and in one pass, and measure its answers.
 
     Args:
-        scores_of: examples (n) to (n, L), a tensor or an array, in the order of the schema.
-        examples: N rows with the id of their label.
+        scores_of: examples (n) to scores as of `Measured`, a tensor or an array.
+        examples: N rows with the id of their label, or pairs of titles.
         name, kind, device: as of `Measured`.
-        labels: the schema.
+        labels: the schema; None for titles.
         alone: texts that are timed one by one, spread over the rows.
         choosing: seconds per text that choosing its examples took before; added to every time.
         **facts: `training` and `notes` of `Measured`.
@@ -109,10 +117,8 @@ def measure(
     seconds = [choosing + _clocked(scores_of, [examples[place]])[0] for place in places]
     whole, found = _clocked(scores_of, examples)
     scores = np.asarray(found, np.float64)
-    groups = [example.group for example in examples]
-    targets = [example.target for example in examples]
-    figures = classification_figures(SINGLE, scores, targets, labels=labels.names, groups=groups)
-    wanted = COMPARED if kind == FLOOR else FIGURES
+    figures = _figures(scores, examples, labels=labels)
+    wanted = [key for key in (COMPARED if kind == FLOOR else FIGURES) if key in figures]
     low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
     return Measured(
         name=name,
@@ -126,7 +132,20 @@ def measure(
     )
 
 
-def draw_groups(examples: Sequence[TextExample], *, rows: int, seed: int = 0) -> list[TextExample]:
+def _figures(
+    scores: Floats, examples: Sequence[Any], *, labels: LabelMap | None
+) -> dict[str, dict[str, Any]]:
+    """Metrics of scores by their names here."""
+    groups = [example.group for example in examples]
+    if labels is None:
+        keys = [group or f"\0{place}" for place, group in enumerate(groups)]  # "" is a pair on its own
+        found = ranking_metrics(scores[:, 0], scores[:, 1], groups=keys)
+        return {here: found[there] for here, there in OF_TITLES.items()}
+    targets = [example.target for example in examples]
+    return classification_figures(SINGLE, scores, targets, labels=labels.names, groups=groups)
+
+
+def draw_groups(examples: Sequence[Row], *, rows: int, seed: int = 0) -> list[Row]:
     """Draw whole groups at random, as many as `rows` hold, in the order of the rows; never none.
 
     A group that is cut would count as a small one, and intervals are over groups. So the first group is kept
@@ -151,7 +170,7 @@ def draw_groups(examples: Sequence[TextExample], *, rows: int, seed: int = 0) ->
 
 def compare(
     measured: Sequence[Measured],
-    examples: Sequence[TextExample],
+    examples: Sequence[TextExample] | Sequence[PairExample],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -159,8 +178,8 @@ def compare(
     """Every pair: the difference of its figures with paired intervals, and McNemar's exact test.
 
     Args:
-        measured: engines and floors, on the same rows.
-        examples: the N rows.
+        measured: engines and baselines, on the same rows.
+        examples: the N rows; pairs of titles have no `macro_f1`.
         resamples, seed: of the bootstrap over groups; percentile intervals of 95%.
 
     Returns:
@@ -180,23 +199,24 @@ def compare(
         >>> pair["accuracy"]["difference"], pair["accuracy"]["differs"], round(pair["mcnemar"]["p"], 4)
         (0.5, True, 0.002)
     """
-    truth = np.array([example.target for example in examples])
-    numbers: dict[object, int] = {}
-    member = np.array(
-        [numbers.setdefault(e.group or row, len(numbers)) for row, e in enumerate(examples)], np.int64
-    )
-    ones, drawn, values, hits = np.ones((1, len(truth))), {}, {}, {}
+    member = member_numbers([example.group for example in examples], len(examples))
+    ones, drawn, values, hits = np.ones((1, len(examples))), {}, {}, {}
     for one in measured:
-        weighted = of_classes(one.scores, truth, 0.5)[0]
+        if isinstance(examples[0], PairExample):
+            hits[one.name] = pair_credit(one.scores[:, 0], one.scores[:, 1])
+            weighted = mean_measure(hits[one.name], name="accuracy")
+        else:
+            truth = np.array([example.target for example in examples])  # type: ignore[union-attr]
+            hits[one.name] = top_credit(one.scores, truth)
+            weighted = of_classes(one.scores, truth, 0.5)[0]
         # The same seed draws the same groups for all.
         options = {"width": one.scores.shape[1], "resamples": resamples, "seed": seed}
         drawn[one.name] = bootstrap(weighted, member, **options)
         values[one.name] = weighted(ones)
-        hits[one.name] = top_credit(one.scores, truth)
     pairs = []
     for a, b in combinations((one.name for one in measured), 2):
         pair: dict[str, Any] = {"a": a, "b": b}
-        for key in COMPARED:
+        for key in (name for name in COMPARED if name in values[a]):
             differences = drawn[a][key] - drawn[b][key]
             value = float(values[a][key][0] - values[b][key][0])
             pair[key] = {"difference": value, "low": None, "high": None, "differs": False}
@@ -205,7 +225,7 @@ def compare(
                 # The biases of two macro F1 cancel; a correction would move draws of exactly 0 off it.
                 low, high = interval(value, differences, is_mean=True)
                 pair[key] |= {"low": low, "high": high, "differs": not low <= 0 <= high}
-        pair["mcnemar"] = _mcnemar(hits[a], hits[b]) if len(numbers) == len(examples) else None
+        pair["mcnemar"] = _mcnemar(hits[a], hits[b]) if member[-1] == len(examples) - 1 else None
         pairs.append(pair)
     return pairs
 
@@ -219,7 +239,7 @@ def _mcnemar(a: Any, b: Any) -> dict[str, Any]:
     return {"a_only": only_a, "b_only": only_b, "p": p}
 
 
-def _clocked(call: Callable[[Sequence[TextExample]], Any], rows: Sequence[TextExample]) -> tuple[float, Any]:
+def _clocked(call: Callable[[Sequence[Any]], Any], rows: Sequence[Any]) -> tuple[float, Any]:
     """Wall-clock seconds; the answers come back to the CPU, so a device is done by then."""
     begin = time.perf_counter()
     found = call(rows)

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.inference.engine_options import TRAINED
+from qwen_task_heads.inference.engine_options import FEW_SHOT, TRAINED, ZERO_SHOT
 from qwen_task_heads.publishing.comparison import FLOOR, Measured
 from qwen_task_heads.training.text_floors import MAJORITY
+from qwen_task_heads.training.verdicts import ABOVE, BELOW, LEVEL
 
 UNSURE = 0.1  # calibration error from which probabilities are not to be taken at their word
+PROMPTED = (ZERO_SHOT, FEW_SHOT)
 FASTER = 1.05  # times, below which two are about as fast
 
 
@@ -88,7 +90,7 @@ def advise(
         if gap["difference"] > 0:
             lines.append(f"{quick.name} is {_times(chosen, quick)} per text, for {_gap(gap)} less {told}.")
     passed = _above_floor(alike, pairs, floor=floor, figure=figure)
-    if free := [one.name for one in passed if one.kind in ("zero_shot", "few_shot") and one is not chosen]:
+    if free := [one.name for one in passed if one.kind in PROMPTED and one is not chosen]:
         lines.append(f"Not clearly worse, and without any training: {', '.join(free)}.")
     error = chosen.figures["ece"]["value"]
     if error is not None and error >= UNSURE:
@@ -173,7 +175,7 @@ def _what_to_do(
     steps = ["check that texts and labels of the data belong together"]
     if any(one.kind in TRAINED for one in _engines(measured)):
         steps.append("train longer, on more rows or with a higher --learning_rate")
-    if any(one.kind not in TRAINED for one in _engines(measured)):
+    if any(one.kind in PROMPTED for one in _engines(measured)):
         steps.append("ask a larger model that follows instructions, with descriptions of the labels")
     if _between(pairs, best, majority, figure)["difference"] > 0:
         steps.append("measure more rows")
@@ -239,3 +241,35 @@ def _times(slow: Measured, fast: Measured) -> str:
 
 def _ratio(slow: Measured, fast: Measured) -> float:
     return slow.seconds_alone["median"] / fast.seconds_alone["median"]
+
+
+def verdicts(
+    measured: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], *, figure: str = "accuracy"
+) -> list[dict[str, Any]]:
+    """Each trained engine beside the best of what no recipe trained, by the paired difference.
+
+    Args:
+        measured, pairs, figure: as of `advise`.
+
+    Returns:
+        `engine`, `baseline`, its `value`, and `difference`, `low`, `high` and `word` as of
+        `training.verdicts.paired_difference`; `beside`, the same against TF-IDF where that is not the best.
+    """
+    others = [one for one in measured if one.kind not in TRAINED]
+    if not others:
+        return []
+    best = max(others, key=lambda one: one.figures[figure]["value"])
+    tfidf = next((one for one in others if one.kind == FLOOR and one.name.startswith("TF-IDF")), best)
+
+    def against(one: Measured, other: Measured) -> dict[str, Any]:
+        gap = _between(pairs, one, other, figure)
+        word = LEVEL if not gap["differs"] else ABOVE if gap["difference"] > 0 else BELOW
+        told = {name: gap[name] for name in ("difference", "low", "high")}
+        return {"baseline": other.name, "value": other.figures[figure]["value"], **told, "word": word}
+
+    found = []
+    for one in measured:
+        if one.kind in TRAINED:
+            also = {"beside": against(one, tfidf)} if tfidf is not best else {}
+            found.append({"engine": one.name, "metric": figure, **against(one, best), **also})
+    return found

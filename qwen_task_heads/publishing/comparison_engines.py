@@ -20,14 +20,17 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.lookups import look_up_texts
 from qwen_task_heads.data.offers import within
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.inference.engine_options import FEW_SHOT, Asking, EngineSpec
+from qwen_task_heads.inference.engine_options import EMBEDDINGS, FEW_SHOT, Asking, EngineSpec
 from qwen_task_heads.inference.engines import open_engine, training_cost
 from qwen_task_heads.publishing.comparison import ALONE, FLOOR, Measured, measure
 from qwen_task_heads.publishing.endings import SMALL
 from qwen_task_heads.training.classification_metrics import SINGLE
+from qwen_task_heads.training.floors import baseline_rows
+from qwen_task_heads.training.lookup_baseline import LOOKUP, LookupBaseline
 from qwen_task_heads.training.metrics import Floats
 from qwen_task_heads.training.text_floors import TfidfFloor, TrivialFloor
 
@@ -54,13 +57,24 @@ def measure_engines(
         What was measured; what is to be said of all of them; names of those that failed, whose errors are on
         stderr.
     """
+
+    def measured_one(spec: EngineSpec) -> tuple[Measured, list[str]]:
+        extra = choosing if spec.kind == FEW_SHOT else 0.0
+        return _measure_engine(spec, sets, examples, asking=asking, alone=alone, choosing=extra)
+
+    return measure_each(specs, measured_one)
+
+
+def measure_each(
+    specs: Sequence[EngineSpec], measure_one: Callable[[EngineSpec], tuple[Measured, list[str]]]
+) -> tuple[list[Measured], list[str], list[str]]:
+    """Call `measure_one` for each engine; returns as `measure_engines`."""
     measured: list[Measured] = []
     notes: list[str] = []
     failed: list[str] = []
     for spec in specs:
         try:
-            extra = choosing if spec.kind == FEW_SHOT else 0.0
-            one, told = _measure_engine(spec, sets, examples, asking=asking, alone=alone, choosing=extra)
+            one, told = measure_one(spec)
         except Exception as error:  # noqa: BLE001 (told here, with the traceback of a defect)
             told = [f"{spec.name} was not measured: {' '.join(str(error).split())}"]
             if not isinstance(error, TaskHeadsError):
@@ -78,16 +92,26 @@ def _measure_engine(
     spec: EngineSpec, sets: TextSets, examples: Sequence[TextExample], *, asking: Asking, **times: Any
 ) -> tuple[Measured, list[str]]:
     """An engine with its figures, and what is to be said of it beside them."""
-    engine, cost = open_engine(spec, sets.labels, asking=asking), training_cost(spec, hub=asking.hub)
-    facts: dict[str, Any] = {"name": spec.name, "kind": spec.kind, "training": cost}
     notes = [SMALL] if spec.source == EMBEDDED else []
-    if cost and not trained_on(cost, sets):
+    if spec.kind == EMBEDDINGS:
+        begin, train = time.monotonic(), baseline_rows(sets.train, notes, what=spec.name)
+        engine = open_engine(spec, sets.labels, asking=asking, train=train)
+        cost: dict[str, Any] | None = fitted_cost(len(train), begin, engine.device)
+    else:
+        engine, cost = open_engine(spec, sets.labels, asking=asking), training_cost(spec, hub=asking.hub)
+    facts: dict[str, Any] = {"name": spec.name, "kind": spec.kind, "training": cost}
+    if spec.kind != EMBEDDINGS and cost and not trained_on(cost, sets):
         notes.append(
             f"{spec.name} was trained on other rows ({cost['rows']:,}) than those given here; whether rows "
             "that it is measured on are among them, nobody can tell"
         )
     facts |= {"device": device_name(engine.device), "notes": engine.notes(examples)}
     return measure(engine.log_scores, examples, labels=sets.labels, **facts, **times), notes
+
+
+def fitted_cost(rows: int, begin: float, device: torch.device) -> dict[str, Any]:
+    """What fitting a baseline took since `begin`, with loading and encoding; as of `Measured`."""
+    return {"rows": rows, "seconds": round(time.monotonic() - begin, 1), "device": device_name(device)}
 
 
 def trained_on(cost: Mapping[str, Any], sets: TextSets) -> bool:
@@ -148,6 +172,24 @@ def measure_floors(
             )
         )
     return found
+
+
+def measure_lookup(
+    train: Sequence[TextExample], examples: Sequence[TextExample], *, labels: LabelMap
+) -> list[Measured]:
+    """The lookup of training rows, where it knows any of these."""
+    if not look_up_texts(train, examples):
+        return []
+    fitted = LookupBaseline(SINGLE, len(labels)).fit(train)
+    facts: dict[str, Any] = {"name": LOOKUP, "kind": FLOOR, "device": device_name(torch.device("cpu"))}
+    # Looked up once: to look through train for every text would be timed, and is no property of a table.
+    keys = [(row.text, row.text_b) for row in examples]
+    known = dict(zip(keys, fitted.predict(examples), strict=True))
+
+    def scores(rows: Sequence[TextExample]) -> Floats:
+        return within(np.array([known[row.text, row.text_b] for row in rows]), rows, labels=labels)
+
+    return [measure(scores, examples, labels=labels, **facts)]
 
 
 def neighbour_scores(shots: Sequence[Shots], labels: LabelMap) -> Floats:

@@ -1,4 +1,4 @@
-"""The end of a run: score dev and test, set them beside the floors, write and say all of it.
+"""The end of a run: score dev and test, set them beside the baselines, write and say all of it.
 
 Card, table on the screen and plots are made from the dictionary that `metrics.json` holds, so that no two
 places can disagree. Figures of the model are computed by `Scorer`, the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,13 @@ import numpy as np
 
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.lookups import leak_lines, look_up_titles, report_titles
 from qwen_task_heads.data.title_sets import TitleSets, hash_pairs
 from qwen_task_heads.inference.rewards import reward_constants
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.accounts import keep_reference
 from qwen_task_heads.publishing.card_facts import Trained
-from qwen_task_heads.publishing.card_lines import best_floor
+from qwen_task_heads.publishing.card_lines import lookup_line, verdict_lines
 from qwen_task_heads.publishing.endings import (
     MODEL,
     SMALL,
@@ -41,8 +42,10 @@ from qwen_task_heads.publishing.endings import (
 from qwen_task_heads.publishing.reference import take_reference
 from qwen_task_heads.publishing.title_card import accuracy_rows, title_card
 from qwen_task_heads.training.floors import TfidfBradleyTerry, baseline_rows, longer_title
-from qwen_task_heads.training.metrics import mean_figure, pair_accuracy, pair_credit, ranking_metrics
+from qwen_task_heads.training.lookup_baseline import LOOKUP
+from qwen_task_heads.training.metrics import mean_figure, pair_credit, ranking_metrics
 from qwen_task_heads.training.plots import gap_against_accuracy, training_curves
+from qwen_task_heads.training.verdicts import PAIR_ACCURACY, give_verdict, mean_measure, pair_measure
 
 LONGER, TFIDF = "the longer title wins", "TF-IDF Bradley-Terry"
 
@@ -80,13 +83,24 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
         "train": {"pairs": len(run.sets.train), **training_facts(run)},
         "data": set_facts({"train": run.sets.train, **named}, run.sets.were_cut, hash_pairs, "pairs"),
     }
-    scores = {}
-    for name, pairs in named.items():
-        if pairs:
-            scores[name] = _score(scorer, pairs)
-            metrics[name] = _measure(pairs, *scores[name], tfidf=tfidf)
+    lookups = {
+        name: report_titles(run.sets.train, pairs, split=name) for name, pairs in named.items() if pairs
+    }
+    notes += leak_lines(lookups, were_cut=run.sets.were_cut)
+    scores, others = {}, {}
+    for name in lookups:
+        scores[name] = _score(scorer, named[name])
+        others[name] = _baselines(named[name], run.sets.train, tfidf=tfidf, looked=lookups[name].known > 0)
+        metrics[name] = _measure(named[name], *scores[name], others=others[name])
     metrics["reward"] = _write_constants(model, folder, run.sets.dev, *scores["dev"])
     reported = "test" if run.sets.test else "dev"
+    metrics["lookup"] = {name: report.as_dict() for name, report in lookups.items()}
+    measures = {MODEL: pair_measure(*scores[reported])}
+    measures |= {name: mean_measure(of, name=PAIR_ACCURACY) for name, of in others[reported].items()}
+    groups = [pair.group for pair in named[reported]]
+    judged: dict[str, Any] = {"model": MODEL, "metric": PAIR_ACCURACY, "beside": TFIDF}
+    verdict = give_verdict(measures, groups=groups, count=len(groups), **judged)
+    metrics["verdict"] = verdict and {"split": reported, **verdict}
     floors = {
         name: entry["pair_accuracy"]["value"] for name, entry in metrics["dev"].items() if name != MODEL
     }
@@ -137,21 +151,37 @@ def _score(scorer: Scorer, pairs: Sequence[PairExample]) -> tuple[np.ndarray, np
     return np.array(both[: len(pairs)]), np.array(both[len(pairs) :])
 
 
+def _baselines(
+    pairs: Sequence[PairExample], train: Sequence[PairExample], *, tfidf: Any, looked: bool
+) -> dict[str, np.ndarray]:
+    """Baseline to its credit (B,) on the pairs; the lookup only where it knows some of them."""
+    found = {LONGER: longer_title(pairs)}
+    if tfidf is not None:
+        sides = [[p.chosen for p in pairs], [p.rejected for p in pairs]]
+        found[TFIDF] = pair_credit(*(tfidf.score(side) for side in sides))
+    if looked:
+        found[LOOKUP] = pair_credit(*look_up_titles(train, pairs)[:2])
+    return found
+
+
 def _measure(
-    pairs: Sequence[PairExample], chosen: np.ndarray, rejected: np.ndarray, *, tfidf: Any
+    pairs: Sequence[PairExample],
+    chosen: np.ndarray,
+    rejected: np.ndarray,
+    *,
+    others: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Figures of the model and of both floors on the same pairs."""
+    """Metrics of the model and of the baselines on the same pairs."""
     groups = [pair.group for pair in pairs]
     lengths = [np.array([len(p.chosen) for p in pairs]), np.array([len(p.rejected) for p in pairs])]
     figures = {
         MODEL: ranking_metrics(
             chosen, rejected, groups=groups, chosen_lengths=lengths[0], rejected_lengths=lengths[1]
-        ),
-        LONGER: {"pair_accuracy": mean_figure(longer_title(pairs), groups=groups).as_dict()},
+        )
     }
-    if tfidf is not None:
-        floor = tfidf.score([p.chosen for p in pairs]), tfidf.score([p.rejected for p in pairs])
-        figures[TFIDF] = {"pair_accuracy": pair_accuracy(*floor, groups=groups).as_dict()}
+    for name, credit in others.items():
+        ties = None if name == LONGER else int((credit == 0.5).sum())
+        figures[name] = {"pair_accuracy": mean_figure(credit, groups=groups, ties=ties).as_dict()}
     return figures
 
 
@@ -175,15 +205,11 @@ def _write_predictions(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _against(name: str, value: float, verdict: str) -> str:
-    return f"The best floor is {name!r} ({value:.3f}); this model is {verdict}."
-
-
 def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None:
     """Print the table and what to type next, in plain words."""
     rows = accuracy_rows({name: entry["pair_accuracy"] for name, entry in metrics[reported].items()})
     width = max(len(row["name"]) for row in rows)
-    ours, floor = rows[0], best_floor(metrics[reported], "pair_accuracy")
+    ours, looked = rows[0], lookup_line(metrics, reported)
     files = "model, card (README.md), metrics.json, predictions.jsonl, plots"
     words = ["Budget passes", "What the new budget means for your rent"]
     if any(pair.prompt for pair in run.sets.train):  # without its prompt a title gets another score
@@ -196,7 +222,8 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
         "",
         *(f"  {row['name']:<{width}}  {row['value']}  ({row['low']} to {row['high']})" for row in rows),
         "",
-        *([_against(*floor)] if floor else []),
+        *verdict_lines(metrics),
+        *([looked] if looked else []),
         *([SMALL] if run.backbone == EMBEDDED else []),
         "",
         *(f"note: {note}" for note in metrics["notes"]),

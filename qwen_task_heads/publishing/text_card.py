@@ -16,7 +16,7 @@ from qwen_task_heads.publishing.card_facts import (
     metadata_fields,
     without_rows,
 )
-from qwen_task_heads.publishing.card_lines import in_force, picked_line, verdict_line
+from qwen_task_heads.publishing.card_lines import card_verdict, in_force, picked_line
 from qwen_task_heads.publishing.cards import figure, figure_name, interval, metadata, plain, render
 from qwen_task_heads.publishing.endings import MODEL
 from qwen_task_heads.training.classification_losses import TEXT_LOSSES
@@ -111,7 +111,7 @@ def text_card(
             **metadata_fields(model, run, reported=reported, metrics=metrics),
         ).strip(),
         **fields,
-        verdict=verdict_line(metrics[reported], compared),
+        verdict=card_verdict(metrics, reported),
         picked_line=picked_line(run, metrics, main=compared),
         what=_what(kind, len(run.sets.labels), pairs=pairs) + WRITES * model.answers,
         meant_for=_meant_for(kind, pairs=pairs),
@@ -126,7 +126,9 @@ def text_card(
         plots=plots,
         lengths=_lengths(model.config, run),
         rows_name="rows",
-        data_lines=[plain(line) for line in [*without_rows(run.sets.lines), *metrics["notes"]]],
+        data_lines=[
+            plain(line) for line in dict.fromkeys([*without_rows(run.sets.lines), *metrics["notes"]])
+        ],
         loss_line=loss_line(run, TEXT_LOSSES[kind]),
         dev_was_cut=run.sets.dev_was_cut,
     )

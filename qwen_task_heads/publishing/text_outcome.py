@@ -1,4 +1,4 @@
-"""The end of a classification run: score dev and test, set them beside the floors, write and say all of it.
+"""The end of a classification run: score dev and test, set them beside baselines, write and say all of it.
 
 As at the end of a title run (`outcome.py`): the model is saved first; every figure on the card, the screen
 and the plots comes from the dictionary that `metrics.json` holds; and it is `Scorer`, the code that users
@@ -22,12 +22,13 @@ import torch
 
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.lookups import leak_lines, report_texts
 from qwen_task_heads.data.offers import offers_line, within
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.accounts import keep_reference
 from qwen_task_heads.publishing.card_facts import Trained
-from qwen_task_heads.publishing.card_lines import best_floor
+from qwen_task_heads.publishing.card_lines import lookup_line, verdict_lines
 from qwen_task_heads.publishing.cards import figure_name
 from qwen_task_heads.publishing.endings import (
     MODEL,
@@ -60,10 +61,12 @@ from qwen_task_heads.training.classification_metrics import (
 from qwen_task_heads.training.classification_plots import confusion_plot, reliability_plot, scatter_plot
 from qwen_task_heads.training.early_exits import aligned
 from qwen_task_heads.training.floors import baseline_rows
+from qwen_task_heads.training.lookup_baseline import LOOKUP, LookupBaseline
 from qwen_task_heads.training.metrics import Floats
 from qwen_task_heads.training.plots import training_curves
 from qwen_task_heads.training.text_floors import TfidfFloor, TrivialFloor
 from qwen_task_heads.training.ties import top_credit
+from qwen_task_heads.training.verdicts import give_verdict, text_measure
 
 TFIDF = "TF-IDF, linear"
 NEED_PROBABILITIES = ("log_loss", "ece")  # floors give scores
@@ -137,19 +140,37 @@ def account_texts(
         "train": {"rows": len(run.sets.train), **training_facts(run)},
         "data": set_facts({"train": run.sets.train, **sets}, run.sets.were_cut, hash_texts, "rows"),
     }
+    lookups = {
+        name: report_texts(run.sets.train, rows, split=name, problem_type=kind)
+        for name, rows in sets.items()
+        if rows
+    }
+    notes += leak_lines(lookups, were_cut=run.sets.were_cut)
     said: dict[str, Floats] = {}
     found: dict[str, Floats] = {}
+    others: dict[str, dict[str, Floats]] = {}
     for name, examples in sets.items():
         if examples:
             said[name] = logits(examples).double().numpy()
             found[name] = within(said[name], examples, labels=run.sets.labels)
-            metrics[name] = _measure(examples, found[name], floors=floors, run=run)
+            beside: dict[str, Any] = dict(floors)
+            if lookups[name].known:
+                beside[LOOKUP] = LookupBaseline(kind, len(names)).fit(run.sets.train)
+            others[name] = {
+                baseline: within(one.predict(examples), examples, labels=run.sets.labels)
+                for baseline, one in beside.items()
+            }
+            metrics[name] = _measure(examples, found[name], others=others[name], run=run)
             if line := offers_line(examples, labels=run.sets.labels, split=name):
                 held = "; this model scores all labels, and predict.py --candidates holds it to them"
                 yours = "" if model.answers else held
                 notes.append(line + yours)
     notes += _constant(kind, said)
     reported = "test" if run.sets.test else "dev"
+    metrics["lookup"] = {name: report.as_dict() for name, report in lookups.items()}
+    metrics["verdict"] = _verdict(sets[reported], {MODEL: found[reported], **others[reported]}, run=run)
+    if metrics["verdict"]:
+        metrics["verdict"]["split"] = reported
     examples, shown = sets[reported], found[reported]
     plots = _plots(folder, run, examples, shown, metrics["dev"], notes)
     metrics["notes"] = notes
@@ -184,19 +205,32 @@ def _floors(run: TextRun, notes: list[str]) -> dict[str, TfidfFloor | TrivialFlo
     return {**floors, trivial.name: trivial}
 
 
+def _verdict(
+    examples: Sequence[TextExample], scores: Mapping[str, Floats], *, run: TextRun
+) -> dict[str, Any] | None:
+    """The model beside the best baseline, by the metric that picks checkpoints."""
+    kind, targets = run.sets.problem_type, [example.target for example in examples]
+    measures = {
+        name: text_measure(kind, found, targets, num_labels=len(run.sets.labels))
+        for name, found in scores.items()
+    }
+    metric, groups = BEST_METRIC[kind][0].removeprefix("eval_"), [example.group for example in examples]
+    options: dict[str, Any] = {"groups": groups, "count": len(examples), "beside": TFIDF}
+    return give_verdict(measures, model=MODEL, metric=metric, **options)
+
+
 def _measure(
     examples: Sequence[TextExample],
     logits: Floats,
     *,
-    floors: Mapping[str, TfidfFloor | TrivialFloor],
+    others: Mapping[str, Floats],
     run: TextRun,
 ) -> dict[str, Any]:
-    """Figures of the model and of the floors on the same rows; the labels one by one for the model only."""
+    """Metrics of the model and of the baselines on the same rows; per label for the model only."""
     kind, targets = run.sets.problem_type, [example.target for example in examples]
     options: dict[str, Any] = {"labels": run.sets.labels.names, "groups": [e.group for e in examples]}
     figures = {MODEL: classification_figures(kind, logits, targets, **options)}
-    for name, floor in floors.items():
-        scores = within(floor.predict(examples), examples, labels=run.sets.labels)
+    for name, scores in others.items():
         found = classification_figures(kind, scores, targets, **options)
         for key in ("per_class", *NEED_PROBABILITIES):
             found.pop(key, None)
@@ -272,7 +306,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> 
     main = BEST_METRIC[kind][0].removeprefix("eval_")
     rows = figure_rows(found, HEADLINES[kind])
     ours = found[MODEL][main]
-    best = best_floor(found, main)
+    looked = lookup_line(metrics, reported)
     pairs = any(example.text_b for example in run.sets.train)
     command = [python_command(), "-m", "qwen_task_heads", str(folder), "A text of your own."]
     predict = f"accelerate launch recipes/predict.py --model {shlex.quote(str(folder))}"
@@ -292,7 +326,8 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> 
         "",
         *aligned(rows),
         "",
-        *([_against(*best, main=main)] if best else []),
+        *verdict_lines(metrics),
+        *([looked] if looked else []),
         *_weakest(found[MODEL]["per_class"] if kind != REGRESSION else []),
         *([SMALL] if run.backbone == EMBEDDED else []),
         "",
@@ -302,10 +337,6 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> 
         *next_lines,
     ]  # fmt: skip
     print("\n".join(lines), flush=True)
-
-
-def _against(name: str, floor: float, verdict: str, *, main: str) -> str:
-    return f"The best floor is {name!r} ({figure_name(main)} {floor:.3f}); this model is {verdict}."
 
 
 def _weakest(per_class: Sequence[Mapping[str, Any]]) -> list[str]:

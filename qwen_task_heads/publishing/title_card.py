@@ -16,7 +16,7 @@ from qwen_task_heads.publishing.card_facts import (
     metadata_fields,
     without_rows,
 )
-from qwen_task_heads.publishing.card_lines import in_force, picked_line, verdict_line
+from qwen_task_heads.publishing.card_lines import card_verdict, in_force, picked_line
 from qwen_task_heads.publishing.cards import figure, figure_name, interval, metadata, plain, render
 from qwen_task_heads.publishing.endings import MODEL
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
@@ -80,7 +80,7 @@ def title_card(
             **metadata_fields(model, run, reported=reported, metrics=metrics),
         ).strip(),
         **fields,
-        verdict=verdict_line(metrics[reported], "pair_accuracy"),
+        verdict=card_verdict(metrics, reported),
         picked_line=picked_line(run, metrics, main="pair_accuracy"),
         what=WHAT,
         meant_for=MEANT_FOR,
@@ -92,7 +92,9 @@ def title_card(
             figure_name(name): interval(entry) for name, entry in ours.items() if name != "pair_accuracy"
         },
         rows_name="pairs",
-        data_lines=[plain(line) for line in [*without_rows(run.sets.lines), *metrics["notes"]]],
+        data_lines=[
+            plain(line) for line in dict.fromkeys([*without_rows(run.sets.lines), *metrics["notes"]])
+        ],
         plots=plots,
         loss_line=loss_line(run, {**PAIR_LOSSES, **GROUP_LOSSES}),
         dev_was_cut=run.sets.dev_was_cut,

@@ -123,7 +123,7 @@ def classification_figures(
     """
     scores, truth = check_scores(problem_type, logits, targets, num_labels=len(labels))
     weighted, plain, per_class = _MEASURES[problem_type](scores, truth, threshold)
-    member = _members(groups, len(scores))
+    member = member_numbers(groups, len(scores))
     count = int(member.max()) + 1
     values = weighted(np.ones((1, len(scores))))
     if problem_type == MULTI:
@@ -181,7 +181,7 @@ def coarse_accuracy(
     def weighted(weights: Floats) -> dict[str, Floats]:
         return {"coarse_accuracy": weights @ hit / weights.sum(1)}
 
-    member = _members(groups, len(hit))
+    member = member_numbers(groups, len(hit))
     name = "coarse_accuracy"
     drawn = bootstrap(weighted, member, width=1, resamples=resamples, seed=seed)[name]
     value, count = float(hit.mean()), int(member.max()) + 1
@@ -289,7 +289,7 @@ def _multi_hot(targets: Any, num_labels: int) -> NDArray[Any]:
     return hot
 
 
-def _members(groups: Sequence[str] | None, count: int) -> NDArray[np.int64]:
+def member_numbers(groups: Sequence[str] | None, count: int) -> NDArray[np.int64]:
     """Number of each row's group (N,), from 0; rows without a key stand alone."""
     if groups is None:
         return np.arange(count)

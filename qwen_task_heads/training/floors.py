@@ -48,12 +48,15 @@ def longer_title(pairs: Sequence[PairExample]) -> NDArray[np.float64]:
     return 0.5 + 0.5 * np.sign(gaps)
 
 
-def baseline_rows(train: Sequence[Example], notes: list[str]) -> Sequence[Example]:
-    """Return the training rows that a TF-IDF baseline is fitted on: all, or `MOST_ROWS` evenly spaced ones.
+def baseline_rows(
+    train: Sequence[Example], notes: list[str], *, what: str = "the TF-IDF baseline"
+) -> Sequence[Example]:
+    """Return the training rows that a baseline is fitted on: all, or `MOST_ROWS` evenly spaced ones.
 
     Args:
         train: examples.
-        notes: gets a line where some are left out, because their n-grams would not fit into the memory.
+        notes: gets a line where some are left out, because their features would not fit into the memory.
+        what: is fitted.
 
     Example:
         >>> len(baseline_rows(range(250_000), notes := [])), notes[0][:55]
@@ -61,7 +64,7 @@ def baseline_rows(train: Sequence[Example], notes: list[str]) -> Sequence[Exampl
     """
     if len(train) <= MOST_ROWS:
         return train
-    notes.append(f"the TF-IDF baseline was fitted on {MOST_ROWS:,} of {len(train):,} training rows")
+    notes.append(f"{what} was fitted on {MOST_ROWS:,} of {len(train):,} training rows")
     return pick(train, np.linspace(0, len(train) - 1, MOST_ROWS).astype(np.int64))
 
 

@@ -70,6 +70,7 @@ WITHOUT = {
     "hubs.py::_unfetched::name": MODELSCOPE,
     "models.py::_told::error.where": WRAPPED,
     "publishing/comparison_advice.py::_between::comparison": "an argument between our own functions",
+    "publishing/comparison_runs.py::run_comparison::--engines": WRAPPED,
     "publishing/hub_modelscope.py::ModelScope.__init__::--hub modelscope": PIP,
     "publishing/onnx.py::check_packages::onnx": PIP,
     "publishing/onnx.py::_trace::text_config": "a family that none traces, after an export",

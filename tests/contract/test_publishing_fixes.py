@@ -41,8 +41,10 @@ from qwen_task_heads import (
 )
 from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.inference.engine_options import Asking, EngineSpec
 from qwen_task_heads.publishing.card_facts import CardFacts
 from qwen_task_heads.publishing.comparison_pages import claim_folder
+from qwen_task_heads.publishing.comparison_runs import run_comparison
 from qwen_task_heads.publishing.destination import Destination, destination_of
 from qwen_task_heads.publishing.forms import finished
 from qwen_task_heads.publishing.hubs import check_publishable, publish
@@ -570,3 +572,29 @@ def test_a_folder_of_a_comparison(tmp_path: Path) -> None:
         claim_folder(tmp_path / "moved.json" / "below")
     assert found[0].remedy == "choose another"
     claim_folder(tmp_path / "below")
+
+
+def test_a_task_that_no_column_tells_can_be_named(tmp_path: Path) -> None:
+    """What is named then says which columns it lacks; with these the comparison runs."""
+    site = "publishing/comparison_runs.py::_task_of_data::--dataset_name"
+    data = tmp_path / "train.csv"
+    data.write_text("a,b\n" + "".join(f"{n},{n}\n" for n in range(40)), encoding="utf-8")
+    options: dict[str, Any] = {
+        "dataset_name": str(data), "dev_dataset": None, "test_dataset": None, "test_fraction": None,
+        "labels": None, "hub": "huggingface", "max_rows": 4, "seed": 0, "latency_rows": 1,
+        "figure": "accuracy", "output_dir": str(tmp_path / "out"), "task": None,
+    }  # fmt: skip
+    specs, asking = [EngineSpec("zero_shot", "embedded")], Asking(device="cpu")
+    with refused(site) as found:
+        run_comparison(specs, asking=asking, options=options)
+    for argv in changes(found[0], []):
+        options["task"] = argv[1]
+        with made() as sites, pytest.raises(TaskHeadsError) as caught:
+            run_comparison(specs, asking=asking, options=options)
+        assert site not in sites
+        wanted = {"texts": "text", "titles": "chosen"}[argv[1]]
+        assert any(wanted in str(problem) for problem in caught.value.problems)
+    data.write_text("chosen,rejected\n" + "".join(f"a{n},b{n}\n" for n in range(40)), encoding="utf-8")
+    content = run_comparison(specs, asking=asking, options=options)
+    assert content is not None
+    assert content["task"] == "titles"

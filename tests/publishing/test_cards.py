@@ -261,6 +261,8 @@ def judged(model, *, ours: float = 0.61234, floor: float = 0.5, **changes):
         "dev": {"this model": dict.fromkeys(CLASSES, BOTH)},
         "test": found,
         "notes": [],
+        "verdict": changes.pop("verdict", None),
+        "lookup": changes.pop("lookup", {}),
     }
     told = account("calm")
     told["log_history"] = [
@@ -273,10 +275,33 @@ def judged(model, *, ours: float = 0.61234, floor: float = 0.5, **changes):
     return text_card(model, Path("a"), metrics, "test", TextRun(sets=sets, picked=picked, **told), plots={})
 
 
-def test_the_verdict_beside_the_floors_is_a_sentence(models):
-    assert "The best floor is “a \\| floor” (accuracy 0.500); this model is above it." in judged(models[1])
-    for same in (0.61234, 0.6119, 0.9):  # as shown: what reads the same is not above
-        assert "this model is **not above it**." in judged(models[1], floor=same)
+@pytest.mark.parametrize(
+    ("word", "low", "said"),
+    [
+        ("above", 0.02, "this model is above it: +0.112 (95% paired interval +0.020 to +0.200)."),
+        ("level", -0.02, "this model is **level with it**: +0.112 (95% paired interval -0.020 to +0.200)."),
+        ("below", None, "this model is **below it**: +0.112 (no interval)."),
+    ],
+)
+def test_the_verdict_beside_the_baselines_is_a_sentence(models, word, low, said):
+    found = {
+        "split": "test", "metric": "accuracy", "baseline": "a | floor", "value": 0.5,
+        "difference": 0.1123, "low": low, "high": None if low is None else 0.2, "word": word,
+    }  # fmt: skip
+    page = judged(models[1], verdict=found)
+    assert f"The best baseline on test is “a \\| floor” (accuracy 0.500); {said}" in page
+    assert "Another baseline" not in page
+    other = {**found, "baseline": "TF-IDF, linear", "word": "above", "low": 0.02, "high": 0.2}
+    page = judged(models[1], verdict={**found, "beside": other})
+    assert "Another baseline is “TF-IDF, linear” (accuracy 0.500); this model is above it" in page
+
+
+def test_what_the_lookup_knows_stands_on_the_card_where_it_knows_some(models):
+    report = {"coverage": 0.9, "rows": 10, "known": 9, "accuracy": 1.0, "chance": 0.5, "leaks": True}
+    assert "lookup of train rows knows 9 of 10 rows of test (90.0%)" in judged(
+        models[1], lookup={"test": report}
+    )
+    assert "lookup" not in judged(models[1], lookup={"test": {**report, "known": 0}})
 
 
 def test_the_checkpoint_that_was_picked_is_named_where_log_and_figures_agree(models):

@@ -12,16 +12,24 @@ import pytest
 from scipy.stats import binomtest
 
 from qwen_task_heads.batching.answers import instruction_for
-from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
+from qwen_task_heads.data.title_sets import TitleSets
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.engine_options import Asking, EngineSpec
 from qwen_task_heads.inference.engines import open_engine
 from qwen_task_heads.publishing.comparison import Measured, compare, draw_groups, measure
-from qwen_task_heads.publishing.comparison_advice import advise, chosen_of
-from qwen_task_heads.publishing.comparison_engines import measure_floors, neighbour_scores, trained_on
-from qwen_task_heads.publishing.comparison_pages import write_comparison
+from qwen_task_heads.publishing.comparison_advice import advise, chosen_of, verdicts
+from qwen_task_heads.publishing.comparison_engines import (
+    measure_floors,
+    measure_lookup,
+    neighbour_scores,
+    trained_on,
+)
+from qwen_task_heads.publishing.comparison_pages import write_comparison, write_title_comparison
+from qwen_task_heads.publishing.title_comparison import measure_title_baselines
+from qwen_task_heads.training.metrics import ranking_metrics
 from qwen_task_heads.training.text_floors import MAJORITY
 
 LABELS = LabelMap(("a", "b"))
@@ -296,3 +304,107 @@ def test_descriptions_stand_in_the_instruction_where_there_are_any() -> None:
     for few in (False, True):
         assert "{descriptions}" in instruction_for(described, few_shot=few)
         assert "{descriptions}" not in instruction_for(LABELS, few_shot=few)
+
+
+def pairs_of_titles(count: int = 120) -> list[PairExample]:
+    return [
+        PairExample(
+            chosen=f"good {k} title", rejected=f"bad {k} text", group=f"g{k // 2}", source="a.jsonl:1"
+        )
+        for k in range(count)
+    ]
+
+
+def preferring(right: float, rows: list[PairExample], *, name: str, kind: str = "scorer") -> Measured:
+    """An engine that prefers the chosen title of the first share of pairs."""
+    place = {pair: index for index, pair in enumerate(rows)}
+
+    def scores(asked: Any) -> Any:
+        hit = np.array([place[pair] < round(right * len(rows)) for pair in asked])
+        return np.stack([np.where(hit, 2.0, 0.0), np.where(hit, 0.0, 2.0)], axis=1)
+
+    return measure(scores, rows, name=name, kind=kind, labels=None, device="CPU (1 thread)")
+
+
+def test_pairs_of_titles_have_the_metrics_of_a_title_run() -> None:
+    rows = pairs_of_titles()
+    a, b = preferring(0.75, rows, name="a"), preferring(0.6, rows, name="b", kind="floor")
+    wanted = ranking_metrics([2.0] * 90 + [0.0] * 30, [0.0] * 90 + [2.0] * 30, groups=[p.group for p in rows])
+    assert a.figures["accuracy"] == wanted["pair_accuracy"]
+    assert a.figures["log_loss"] == wanted["log_loss"]
+    assert a.figures["ece"]["value"] == pytest.approx(wanted["ece"]["value"])
+    assert "ece" not in b.figures
+    [pair] = compare([a, b], rows)
+    assert pair["accuracy"]["difference"] == pytest.approx(0.15)
+    assert pair["accuracy"]["differs"]
+    assert "macro_f1" not in pair
+    assert pair["mcnemar"] is None  # pairs share groups
+
+
+def test_ties_of_titles_count_half() -> None:
+    rows = pairs_of_titles(4)
+    found = measure(
+        lambda asked: np.zeros((len(asked), 2)), rows, name="x", kind="floor", labels=None, device="CPU"
+    )
+    assert found.figures["accuracy"]["value"] == 0.5
+
+
+def test_baselines_of_titles_and_the_lookup_where_it_knows_some() -> None:
+    rows = pairs_of_titles()
+    found = measure_title_baselines(rows[:80], rows[80:], notes=(notes := []))
+    assert [one.name for one in found] == ["the longer title wins", "TF-IDF Bradley-Terry"]
+    assert notes == []
+    assert found[1].figures["accuracy"]["value"] > 0.9
+    known = measure_title_baselines(rows[:80], rows[40:], notes=[])
+    assert known[2].name == "lookup of train rows"
+    assert known[2].figures["accuracy"]["value"] == 0.75  # half are known, the others are ties
+
+
+def test_the_lookup_of_texts_is_measured_where_it_knows_some() -> None:
+    rows = examples()
+    assert measure_lookup(rows[:100], rows[100:], labels=LABELS) == []
+    [found] = measure_lookup(rows, rows[100:], labels=LABELS)
+    assert (found.kind, found.figures["accuracy"]["value"]) == ("floor", 1.0)
+    offered = [replace(row, candidates=("b",)) for row in rows[:10]]
+    [held] = measure_lookup(rows, offered, labels=LABELS)
+    assert set(held.scores.argmax(1)) == {1}
+
+
+def test_each_trained_engine_has_a_verdict_against_what_no_recipe_trained() -> None:
+    measured = [
+        engine("TF-IDF, linear", 0.6, kind="floor"), engine("emb", 0.7, kind="embeddings"),
+        engine("ask", 0.4, kind="zero_shot"), engine("good", 0.9), engine("bad", 0.5, kind="sft"),
+    ]  # fmt: skip
+    found = verdicts(measured, compare(measured, examples()))
+    assert [one["engine"] for one in found] == ["good", "bad"]
+    assert {one["baseline"] for one in found} == {"emb"}
+    assert [one["word"] for one in found] == ["above", "below"]
+    assert found[0]["difference"] == pytest.approx(0.2)
+    assert found[0]["low"] < 0.2 < found[0]["high"]
+    assert [one["beside"]["baseline"] for one in found] == ["TF-IDF, linear"] * 2
+    equal = [engine("TF-IDF, linear", 0.6, kind="floor"), engine("one", 0.605)]
+    [one] = verdicts(equal, compare(equal, examples()))
+    assert one["word"] == "level"
+    assert "beside" not in one
+
+
+def test_a_page_of_titles_agrees_with_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = pairs_of_titles()
+    sets = TitleSets(train=rows, groups=[], dev=[], test=rows, lines=[], dev_was_cut=False)
+    measured = [preferring(0.6, rows, name="TF-IDF", kind="floor"), preferring(0.9, rows, name="scorer=x")]
+    content = write_title_comparison(tmp_path, measured, sets=sets, examples=rows, split="test")
+    assert json.loads((tmp_path / "comparison.json").read_text()) == content
+    [verdict] = content["verdicts"]
+    assert (verdict["engine"], verdict["word"]) == ("scorer=x", "above")
+    printed = capsys.readouterr().out
+    assert "ms per pair" in printed
+    assert "macro F1" not in printed
+    line = (
+        "The best baseline on test is 'TF-IDF' (accuracy 0.600); this model is above it: +0.300 (95% paired"
+    )
+    assert line in printed
+    assert "this model is above it: +0.300" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    row = json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[-1])
+    assert (row["chosen"], row["group"]) == (rows[-1].chosen, "g59")
+    assert row["answers"]["TF-IDF"] == {"correct": False}
+    assert row["answers"]["scorer=x"] == {"correct": False, "p_preferred": pytest.approx(0.119203)}

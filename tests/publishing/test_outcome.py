@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,13 @@ def hostile_pairs(count: int, name: str) -> list[PairExample]:
 
 
 def finished(
-    folder: Path, base: str, *, test: bool, zero: bool = False, data: str = "a\n---\nb: [<b>x</b>]"
+    folder: Path,
+    base: str,
+    *,
+    test: bool,
+    zero: bool = False,
+    data: str = "a\n---\nb: [<b>x</b>]",
+    pairs: dict[str, list[PairExample]] | None = None,
 ) -> dict[str, Any]:
     torch.manual_seed(0)
     model = build(base, pooling="mean")
@@ -68,6 +75,7 @@ def finished(
         lines=[f"train: {TITLES[0]}", TITLES[1]],
         dev_was_cut=True,
     )
+    sets = replace(sets, **(pairs or {}))
     run = Run(
         sets=sets,
         settings={"dataset_name": data, "pooling": "mean"},
@@ -134,6 +142,14 @@ def test_hostile_titles_and_names_break_no_file(bases, tmp_path, capsys, test):
     assert ("chosen on the same pairs" in printed) != test
     assert all((folder / name).stat().st_size > 1000 for name in ("training.png", "gap_against_accuracy.png"))
     the_card_shows(metrics, reported, page)
+    verdict, beside = metrics["verdict"], metrics[reported]
+    values = {name: entry["pair_accuracy"]["value"] for name, entry in beside.items() if name != MODEL}
+    assert verdict["value"] == values[verdict["baseline"]] == max(values.values())
+    assert verdict["difference"] == pytest.approx(value - verdict["value"])
+    assert f"The best baseline on {reported} is {verdict['baseline']!r}" in printed
+    assert set(metrics["lookup"]) == ({"dev", "test"} if test else {"dev"})
+    assert metrics["lookup"][reported]["coverage"] > 0
+    assert "lookup of train rows" in values
     saved = json.loads((folder / "config.json").read_text())
     assert metrics["reward"] == {name: saved[name] for name in metrics["reward"]}
     dev = [title for p in hostile_pairs(9, "dev") for title in (p.chosen, p.rejected)]
@@ -189,3 +205,19 @@ def test_a_figure_on_a_data_set_of_the_hub_is_written_for_the_hub(bases, tmp_pat
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(card.split("---\n", 2)[1])["datasets"] == ["me/titles"]
     assert "A title of an ordinary kind" not in card
+
+
+def test_a_split_that_leaks_is_said_in_the_notes_and_on_the_card(bases, tmp_path, capsys):
+    """Pairs of one experiment on both sides: the lookup is above the model, and nobody can miss why."""
+    train = [PairExample(chosen=f"Yes {n}", rejected=f"No {n}", group=f"g{n}") for n in range(30)]
+    test = [PairExample(chosen=f"Yes {n}", rejected=f"Else {n}", group=f"g{n}") for n in range(30)]
+    metrics = finished(tmp_path / "run", bases["qwen2"], test=True, pairs={"train": train, "test": test})
+    [note] = [note for note in metrics["notes"] if note.startswith("LEAK: ")]
+    assert metrics["lookup"]["test"]["leaks"]
+    assert not metrics["lookup"]["dev"]["leaks"]
+    assert f"note: {note}" in capsys.readouterr().out
+    assert metrics["test"]["lookup of train rows"]["pair_accuracy"]["value"] == 1.0
+    assert metrics["verdict"]["word"] == "below"
+    card = (tmp_path / "run/README.md").read_text(encoding="utf-8")
+    assert card.count("LEAK: ") == 1
+    assert "lookup of train rows knows 30 of 30 rows of test (100.0%)" in card

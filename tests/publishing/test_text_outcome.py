@@ -36,6 +36,7 @@ from qwen_task_heads.training.classification_metrics import (
     SINGLE,
     classification_figures,
 )
+from qwen_task_heads.training.lookup_baseline import LOOKUP
 
 MODEL = "this model"
 TEXTS = (
@@ -148,7 +149,20 @@ def test_everything_is_written_and_agrees(runs, kind):
     for name in (main, "mae" if kind == REGRESSION else "macro_f1"):
         assert metrics[split][MODEL][name] == pytest.approx(again[name])
     assert list(metrics[split])[:2] == [MODEL, TFIDF]
-    assert len(metrics[split]) == 3
+    assert list(metrics[split])[3:] == [LOOKUP]  # the rows are those of train, which is said
+    report = metrics["lookup"][split]
+    assert (report["known"], report["coverage"], report["accuracy"]) == (len(wanted), 1.0, 1.0)
+    assert f"The lookup of train rows knows {len(wanted)} of {len(wanted)} rows of {split}" in printed
+
+    # the model beside the best of them, on the same rows
+    verdict, own = metrics["verdict"], metrics[split][MODEL][main]["value"]
+    values = {name: entry[main]["value"] for name, entry in metrics[split].items() if name != MODEL}
+    known = {name: value for name, value in values.items() if value is not None}
+    assert known[verdict["baseline"]] == max(known.values()) == pytest.approx(verdict["value"])
+    assert verdict["difference"] == pytest.approx(own - verdict["value"])
+    assert (verdict["split"], verdict["metric"]) == (split, main)
+    assert verdict["word"] in ("level", "below")
+    assert f"The best baseline on {split} is {verdict['baseline']!r}" in printed
 
     # the card and the screen show the same numbers
     front, body = card_of(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from functools import partial
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from qwen_task_heads import LabelMap, LabelScorer, Scorer, build, load_tokenizer, save
 from qwen_task_heads.batching.answers import AnswerPrompts
-from qwen_task_heads.batching.text import bind_template
+from qwen_task_heads.batching.text import Template, bind_template, compile_template
 
 RECIPE = launching.RECIPES / "compare.py"
 refused = partial(launching.refused, RECIPE)
@@ -247,3 +248,85 @@ def test_descriptions_rows_that_offer_labels_and_a_part_of_the_rows(
         assert len(row["answers"]) == 5
         for answer in row["answers"].values():  # of floors too
             assert answer["label"] in offered[NAMES.index(row["true"])]
+
+
+@pytest.fixture(scope="module")
+def titles(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A title scorer as a run saves it, and pairs whose test is a random part of their experiments."""
+    root = tmp_path_factory.mktemp("titles")
+    model, tokenizer = build(bases["qwen2"], pooling="mean"), load_tokenizer(bases["qwen2"])
+    compile_template(tokenizer, template=Template(), model_type="qwen2", max_length=48)
+    folder = save(shake(model), tokenizer=tokenizer, folder=root / "scorer")
+    rows = [
+        {"chosen": f"Good {n // 3} title", "rejected": f"{['Poor', 'Bad', 'Dull'][n % 3]} {n // 3}",
+         "test_id": f"t{n // 3}"}
+        for n in range(120)
+    ]  # fmt: skip
+    for split, part in (("train", rows[0::2]), ("test", rows[1::2])):
+        write(root / "pairs", f"{split}.jsonl", part)
+    return {"scorer": folder, "pairs": root / "pairs"}
+
+
+def test_title_engines_on_pairs_with_a_verdict_and_the_leak_first(
+    titles: dict[str, Path], tmp_path: Path, capfd: Any
+) -> None:
+    words = ["--dataset_name", titles["pairs"], "--output_dir", tmp_path / "out", "--device", "cpu"]
+    words += ["--latency_rows", 2, "--engines", f"scorer={titles['scorer']}", "zero_shot=embedded"]
+    capfd.readouterr()
+    assert launching.run(RECIPE, *words) == 0
+    printed = capfd.readouterr().out
+    assert printed.startswith("LEAK: ")
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert content["task"] == "titles"
+    engines = {one["name"]: one for one in content["engines"]}
+    names = ["the longer title wins", "TF-IDF Bradley-Terry", "lookup of train rows"]
+    assert list(engines) == [*names, f"scorer={titles['scorer']}", "zero_shot=embedded"]
+    assert engines["lookup of train rows"]["figures"]["accuracy"]["value"] > 0.9
+    pairs = [json.loads(line) for line in (titles["pairs"] / "test.jsonl").read_text().splitlines()]
+    own = Scorer(str(titles["scorer"]))
+    wins = [own.prefer(pair["chosen"], pair["rejected"]) for pair in pairs]
+    value = engines[f"scorer={titles['scorer']}"]["figures"]["accuracy"]["value"]
+    assert value == pytest.approx(sum(win > 0.5 for win in wins) / len(wins), abs=0.02)
+    rows = rows_of(tmp_path / "out")
+    for row, win in zip(rows, wins, strict=True):
+        found = row["answers"][f"scorer={titles['scorer']}"]
+        assert found["p_preferred"] == pytest.approx(win, abs=2e-5)
+    [verdict] = content["verdicts"]
+    assert verdict["engine"] == f"scorer={titles['scorer']}"
+    assert verdict["word"] == "below"
+    assert "The best baseline on test is" in printed
+
+
+def test_the_task_is_told_by_engines_columns_or_the_option(
+    titles: dict[str, Path], data: Path, models: dict[str, Path], tmp_path: Path, capfd: Any
+) -> None:
+    words = ["--output_dir", tmp_path / "out", "--device", "cpu", "--latency_rows", 1, "--max_rows", 6]
+    asked = ["--engines", "zero_shot=embedded"]
+    assert launching.run(RECIPE, *words, "--dataset_name", titles["pairs"], *asked) == 0
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert content["task"] == "titles"
+    assert content["verdicts"] == []  # nothing was trained
+    message = refused(
+        capfd, *words, "--dataset_name", titles["pairs"], "--labels", "l.yaml", "--figure", "macro_f1",
+        "--engines", f"scorer={titles['scorer']}", f"head={models['head']}",
+    )  # fmt: skip
+    assert f"head={models['head']}: found an engine of texts" in message
+    assert "--labels: found" in message
+    assert "--figure: found" in message
+    message = refused(capfd, *words, "--task", "texts", "--dataset_name", data, "--engines", "scorer=x")
+    assert "scorer=x: found an engine of titles" in message
+    write(tmp_path / "neither", "train.jsonl", [{"a": 1}, {"a": 2}])
+    message = refused(capfd, *words, "--dataset_name", tmp_path / "neither", *asked)
+    assert "--task" in message
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sentence_transformers") is not None, reason="sentence-transformers is there"
+)
+def test_embeddings_without_their_library_are_refused_before_anything_runs(
+    titles: dict[str, Path], data: Path, tmp_path: Path, capfd: Any
+) -> None:
+    for name in (titles["pairs"], data):
+        words = ["--dataset_name", name, "--output_dir", tmp_path / "out", "--engines", "embeddings=embedded"]
+        assert 'pip install "qwen-task-heads[embeddings]"' in refused(capfd, *words)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,213 @@
+"""Embeddings and a linear model: the baseline that a sentence encoder, used as it is, gives.
+
+The encoder is any model that `sentence-transformers` opens, by repo id or folder; it is not trained. What is
+fitted on the training rows is scikit-learn's: logistic regression for classes, and for titles Bradley-Terry,
+logistic regression on differences without intercept. Features are standardised; the penalty is the entry of
+`GRID` with the least log-loss of a cross-validation over groups of train.
+
+Prompts of titles are not looked at: both titles of a pair have the same one, and it cancels out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qwen_task_heads.backbones import locate
+from qwen_task_heads.data.examples import PairExample, TextExample
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
+from qwen_task_heads.repos import check_repo
+
+GRID = (0.0003, 0.003, 0.03, 0.3)  # inverse penalties to choose from, of standardised features
+FOLDS = 3
+ABSENT = -50.0  # log-probability of a class that no training row has
+LIBRARY = "sentence_transformers"
+Floats = NDArray[np.float64]
+Encode = Callable[[Sequence[str]], Floats]
+
+
+def missing_library(where: str) -> list[Problem]:
+    """The problem of an installation without `sentence-transformers`; none with it."""
+    if find_spec(LIBRARY) is not None:
+        return []
+    found, remedy = "no sentence-transformers", 'pip install "qwen-task-heads[embeddings]"'
+    return [Problem.of(where, found, "an installation with it", remedy)]
+
+
+class Embedder:
+    """A sentence encoder.
+
+    Args:
+        name: repo id or folder of a model that sentence-transformers opens.
+        hub: where ids are looked up.
+        device: where it runs; the library's choice when None.
+
+    Raises:
+        TaskHeadsError: sentence-transformers is not installed, or there is no such model.
+    """
+
+    def __init__(
+        self, name: str, *, hub: str = HUGGINGFACE, device: str | torch.device | None = None
+    ) -> None:
+        if problems := missing_library(name):
+            raise TaskHeadsError(problems)
+        from sentence_transformers import SentenceTransformer
+
+        path = locate(name)
+        path = str(fetch_modelscope(path)[0]) if hub == MODELSCOPE and path == name else path
+        try:
+            check_repo(path)
+            self.model: Any = SentenceTransformer(
+                path, device=None if device is None else str(device), trust_remote_code=False
+            )
+        except TaskHeadsError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = [*str(error).splitlines(), ""][0][:160]
+            accepted, remedy = "a model of sentence-transformers", "check the name and the network"
+            raise TaskHeadsError.of(name, f"no sentence encoder ({reason})", accepted, remedy) from error
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device(self.model.device)
+
+    def __call__(self, texts: Sequence[str]) -> Floats:
+        """Embeddings (N, D) float64 of N texts; equal texts are encoded once."""
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        found = self.model.encode([*places], show_progress_bar=False, convert_to_numpy=True)
+        return np.asarray(found, np.float64)[[places[text] for text in texts]]
+
+    def cut_line(self, texts: Sequence[str]) -> list[str]:
+        """How many texts are longer than what the encoder reads."""
+        limit = self.model.max_seq_length
+        if limit is None:
+            return []
+        lengths = [len(ids) for ids in self.model.tokenizer([*texts], truncation=False)["input_ids"]]
+        cut = sum(length > limit for length in lengths)
+        return [f"{cut:,} of {len(texts):,} texts were cut to {limit:,} tokens"] if cut else []
+
+
+class EmbeddingClassifier:
+    """Logistic regression on embeddings of texts; of pairs of texts, on both, their distance and product.
+
+    Args:
+        encode: texts (N) to embeddings (N, D).
+        num_labels: L.
+
+    Example:
+        >>> import numpy as np
+        >>> from qwen_task_heads.data.examples import TextExample
+        >>> from qwen_task_heads.inference.embeddings import EmbeddingClassifier
+        >>> encode = lambda texts: np.array([[len(text), text.count("!")] for text in texts], float)
+        >>> rows = [TextExample(text=f"text {n}" + "!" * (n % 2), target=n % 2) for n in range(40)]
+        >>> EmbeddingClassifier(encode, 2).fit(rows).log_scores(rows[:2]).argmax(1).tolist()
+        [0, 1]
+    """
+
+    def __init__(self, encode: Encode, num_labels: int) -> None:
+        self.encode, self.num_labels = encode, num_labels
+
+    def fit(self, examples: Sequence[TextExample]) -> EmbeddingClassifier:
+        """Fit on training rows and return self."""
+        from sklearn.preprocessing import StandardScaler
+
+        truth = np.array([example.target for example in examples])
+        features = self._features(examples)
+        self._scaler = StandardScaler().fit(features)
+        groups = [example.group or str(place) for place, example in enumerate(examples)]
+        self._model = _fit(self._scaler.transform(features), truth, groups, intercept=True)
+        return self
+
+    def log_scores(self, examples: Sequence[TextExample]) -> Floats:
+        """Log-probabilities (N, L); of a class that no training row has, `ABSENT`."""
+        scores = np.full((len(examples), self.num_labels), ABSENT)
+        if isinstance(self._model, int):
+            scores[:, self._model] = 0.0
+            return scores
+        features = self._scaler.transform(self._features(examples))
+        scores[:, self._model.classes_] = np.maximum(self._model.predict_log_proba(features), ABSENT)
+        return scores
+
+    def _features(self, examples: Sequence[TextExample]) -> Floats:
+        first = self.encode([example.text for example in examples])
+        if not any(example.text_b for example in examples):
+            return first
+        second = self.encode([example.text_b for example in examples])
+        return np.hstack([first, second, np.abs(first - second), first * second])
+
+
+class EmbeddingScorer:
+    """Bradley-Terry on embeddings of titles: logistic regression on differences, without intercept.
+
+    Source: Bradley & Terry 1952.
+
+    Args:
+        encode: titles (N) to embeddings (N, D).
+
+    Example:
+        >>> import numpy as np
+        >>> from qwen_task_heads.data.examples import PairExample
+        >>> from qwen_task_heads.inference.embeddings import EmbeddingScorer
+        >>> encode = lambda titles: np.array([[len(title), title.count("!")] for title in titles], float)
+        >>> pairs = [PairExample(chosen=f"yes {n}!", rejected=f"no {n}") for n in range(40)]
+        >>> one, two = EmbeddingScorer(encode).fit(pairs).score(["new!", "new"])
+        >>> bool(one > two)
+        True
+    """
+
+    def __init__(self, encode: Encode) -> None:
+        self.encode = encode
+
+    def fit(self, pairs: Sequence[PairExample]) -> EmbeddingScorer:
+        """Fit on training pairs and return self."""
+        from sklearn.preprocessing import StandardScaler
+
+        titles = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        self._scaler = StandardScaler().fit(features := self.encode(titles))
+        features = self._scaler.transform(features)
+        gaps = features[: len(pairs)] - features[len(pairs) :]
+        # The loss is symmetric: turning every second pair round equals mirroring all, at half the cost.
+        sign = np.where(np.arange(len(pairs)) % 2, -1, 1)
+        groups = [pair.group or str(place) for place, pair in enumerate(pairs)]
+        model = _fit(gaps * sign[:, None], sign, groups, intercept=False)
+        self._weights = np.zeros(gaps.shape[1]) if isinstance(model, int) else model.coef_[0]
+        return self
+
+    def score(self, titles: Sequence[str]) -> Floats:
+        """Scores (N,) of titles; `σ` of a difference is P(preferred)."""
+        return np.asarray(self._scaler.transform(self.encode(titles)) @ self._weights, np.float64)
+
+
+def _fit(features: Floats, truth: NDArray[Any], groups: Sequence[str], *, intercept: bool) -> Any:
+    """Logistic regression, its penalty by cross-validation; the class itself where there is one only."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+
+    if len(np.unique(truth)) < 2:
+        return int(truth[0])
+
+    def fitted(rows: Any, penalty: float) -> Any:
+        model = LogisticRegression(C=penalty, fit_intercept=intercept, max_iter=2000)
+        return model.fit(features[rows], truth[rows])
+
+    everything = np.arange(len(truth))
+    if len(set(groups)) < 10 * FOLDS:
+        return fitted(everything, GRID[1])
+    losses = np.zeros(len(GRID))
+    for train, held_out in GroupKFold(FOLDS).split(features, groups=groups):
+        known = held_out[np.isin(truth[held_out], truth[train])]
+        if len(np.unique(truth[train])) < 2 or not len(known):
+            continue
+        for place, penalty in enumerate(GRID):
+            model = fitted(train, penalty)
+            columns = np.searchsorted(model.classes_, truth[known])
+            log_p = np.maximum(model.predict_log_proba(features[known]), ABSENT)
+            losses[place] -= log_p[np.arange(len(known)), columns].sum()
+    return fitted(everything, GRID[int(losses.argmin())])
