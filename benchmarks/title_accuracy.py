@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-QUICK, SOFT = "recipes/configs/quick_start.yaml", "recipes/configs/soft_clicks.yaml"
+QUICK, SOFT = "recipes/configs/quick_start_embedded.yaml", "recipes/configs/soft_clicks.yaml"
 ADS = "benchmarks/configs/adparaphrase.yaml"
 MODEL, LONGER, TFIDF = "this model", "the longer title wins", "TF-IDF Bradley-Terry"
 

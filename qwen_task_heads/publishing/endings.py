@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.folder_task_heads import write_gitignore
 from qwen_task_heads.hubcode.trust_task_heads import MANIFEST, sha256
@@ -89,9 +90,8 @@ def first_notes(model: Any, run: Account) -> list[str]:
     if isinstance(model, PeftModel) and is_folder(run.backbone):
         has_head = isinstance(model.get_base_model(), TaskHeadModel)
         how = "merge it (qwen_task_heads.merge) and save the full model" if has_head else "publish it merged"
-        where = (
-            "which this package opens by name" if is_packaged(run.backbone) else "a folder of this machine"
-        )
+        by_name = is_packaged(run.backbone) and run.backbone != EMBEDDED
+        where = "which this package opens by name" if by_name else "a folder of this machine"
         notes.append(f"this adapter needs its base, {where}: to hand it on, {how}")
     return notes
 

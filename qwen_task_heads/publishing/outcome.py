@@ -144,11 +144,13 @@ def _write_constants(
 
 
 def _score(scorer: Scorer, pairs: Sequence[PairExample]) -> tuple[np.ndarray, np.ndarray]:
-    prompts = [pair.prompt for pair in pairs]
-    both = scorer.score(
-        [p.chosen for p in pairs] + [p.rejected for p in pairs], prompts=prompts * 2 if any(prompts) else None
-    )
-    return np.array(both[: len(pairs)]), np.array(both[len(pairs) :])
+    titles = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
+    places: dict[tuple[str, str], int] = {}  # a title stands in several pairs of its test
+    index = [places.setdefault(title, len(places)) for title in titles]
+    prompts = [prompt for prompt, _ in places]
+    given = prompts if any(prompts) else None
+    scores = np.array(scorer.score([title for _, title in places], prompts=given))[index]
+    return scores[: len(pairs)], scores[len(pairs) :]
 
 
 def _baselines(

@@ -102,8 +102,8 @@ def test_a_bare_launch_ends_with_a_result(recipe, tmp_path):
 def test_a_bare_launch_trains_what_make_titles_trains(tmp_path, monkeypatch):
     """A run follows from its parsed options; those of the two differ in the folder alone."""
     monkeypatch.chdir(tmp_path)
-    words = shlex.split((ROOT / "Makefile").read_text().split("reward_titles.py")[1].split("\n\n")[0])
-    assert words[:2] == ["--config", "recipes/configs/quick_start.yaml"]
+    words = shlex.split((ROOT / "Makefile").read_text().split("reward_titles.py")[1].split("; fi")[0])
+    assert words[:2] == ["--config", "recipes/configs/quick_start_embedded.yaml"]
     words = [word.replace("recipes/", f"{ROOT}/recipes/") for word in words if word.strip()]
     parsed = []
     for given in (words, []):

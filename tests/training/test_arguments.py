@@ -21,7 +21,7 @@ from qwen_task_heads.training.title_arguments import TitleArguments, TitleConfig
 from qwen_task_heads.training.writer_arguments import parse_writer_arguments
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
-PRESETS = ("quick_start", "ad_titles_7b", "recommended_7b_16gb", "soft_clicks")
+PRESETS = ("quick_start_embedded", "ad_titles_7b", "recommended_7b_16gb", "soft_clicks")
 CPU = ["--use_cpu", "true"]
 
 

@@ -22,7 +22,7 @@ from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 
-QUICK_START = Path(__file__).parents[2] / "recipes" / "configs" / "quick_start.yaml"
+QUICK_START = Path(__file__).parents[2] / "recipes" / "configs" / "quick_start_embedded.yaml"
 CPU = ["--use_cpu", "true"]
 PARSERS = {
     "titles": parse_title_arguments,
