@@ -122,7 +122,7 @@ def parse_head(text: str) -> tuple[int, ...]:
     raise TaskHeadsError(Problem("--heads", f"found {text!r}", accepted, "choose such as mlp:256"))
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
+def parse_layers(text: str | int) -> tuple[int, ...]:
     """Read `20`, or several layers whose states are concatenated: `15+20`.
 
     Raises:
@@ -133,7 +133,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
         >>> parse_layers("20"), parse_layers("20+15")
         ((20,), (15, 20))
     """
-    numbers = text.split("+")
+    numbers = str(text).split("+")  # a YAML file holds numbers
     if not all(map(_is_width, numbers)):
         accepted = "layers from 1, several by +, as 20 or 15+20"
         raise TaskHeadsError(Problem.of("--layers", f"{text!r}", accepted, "choose such as 20"))
