@@ -70,7 +70,7 @@ SAME_AS_ACCURACY = ("micro_precision", "micro_recall", "micro_f1", "weighted_rec
 BOUNDS = {name: (-1.0, 1.0) for name in ("pearson", "spearman", "quadratic_kappa")} | {"r2": (-np.inf, 1.0)}
 RANKING_WORK = 30_000_000  # resamples x rows x labels of mAP's bootstrap, which sorts: about a second
 
-_MEASURES: dict[str, Callable[[Floats, Any, float], Measures]] = {
+_MEASURES: dict[str, Callable[[Floats, Any, Any], Measures]] = {
     SINGLE: of_classes,
     MULTI: of_label_sets,
     REGRESSION: of_values,
@@ -85,7 +85,7 @@ def classification_figures(
     *,
     labels: Sequence[str],
     groups: Sequence[str] | None = None,
-    threshold: float = 0.5,
+    threshold: float | Sequence[float] = 0.5,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def classification_figures(
             (N,) or (N, L).
         labels: L names, in the order of the ids.
         groups: key of each row's group (N,), "" for a row on its own; None makes every row its own group.
-        threshold: P(label) from which a label of a multi-label model counts as predicted.
+        threshold: P(label) from which a label of a multi-label model counts as predicted; one, or L.
         resamples, seed: of the bootstrap; intervals of 95%, see `weighted_measures.interval`.
 
     Returns:
@@ -122,8 +122,8 @@ def classification_figures(
         (0.667, 0.5)
     """
     scores, truth = check_scores(problem_type, logits, targets, num_labels=len(labels))
-    weighted, plain, per_class = _MEASURES[problem_type](scores, truth, threshold)
-    member = _members(groups, len(scores))
+    weighted, plain, per_class = _MEASURES[problem_type](scores, truth, np.asarray(threshold))
+    member = members(groups, len(scores))
     count = int(member.max()) + 1
     values = weighted(np.ones((1, len(scores))))
     if problem_type == MULTI:
@@ -181,7 +181,7 @@ def coarse_accuracy(
     def weighted(weights: Floats) -> dict[str, Floats]:
         return {"coarse_accuracy": weights @ hit / weights.sum(1)}
 
-    member = _members(groups, len(hit))
+    member = members(groups, len(hit))
     name = "coarse_accuracy"
     drawn = bootstrap(weighted, member, width=1, resamples=resamples, seed=seed)[name]
     value, count = float(hit.mean()), int(member.max()) + 1
@@ -289,7 +289,7 @@ def _multi_hot(targets: Any, num_labels: int) -> NDArray[Any]:
     return hot
 
 
-def _members(groups: Sequence[str] | None, count: int) -> NDArray[np.int64]:
+def members(groups: Sequence[str] | None, count: int) -> NDArray[np.int64]:
     """Number of each row's group (N,), from 0; rows without a key stand alone."""
     if groups is None:
         return np.arange(count)
