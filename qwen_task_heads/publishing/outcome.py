@@ -23,6 +23,12 @@ from qwen_task_heads.data.title_sets import TitleSets, hash_pairs
 from qwen_task_heads.inference.rewards import reward_constants
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.accounts import keep_reference
+from qwen_task_heads.publishing.calibrating import (
+    calibrate_titles,
+    measured_titles,
+    update_config,
+)
+from qwen_task_heads.publishing.calibration_card import calibration_line
 from qwen_task_heads.publishing.card_facts import Trained
 from qwen_task_heads.publishing.card_lines import best_floor
 from qwen_task_heads.publishing.endings import (
@@ -40,6 +46,8 @@ from qwen_task_heads.publishing.endings import (
 )
 from qwen_task_heads.publishing.reference import take_reference
 from qwen_task_heads.publishing.title_card import accuracy_rows, title_card
+from qwen_task_heads.training.calibration import PAIRS, calibration_figures
+from qwen_task_heads.training.classification_plots import risk_coverage_plot
 from qwen_task_heads.training.floors import TfidfBradleyTerry, baseline_rows, longer_title
 from qwen_task_heads.training.metrics import mean_figure, pair_accuracy, pair_credit, ranking_metrics
 from qwen_task_heads.training.plots import gap_against_accuracy, training_curves
@@ -69,9 +77,14 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
         run: the account of the run.
     """
 
-    folder = save_first(model.eval(), tokenizer=tokenizer, folder=folder)
-    scorer = Scorer(model, tokenizer=tokenizer)
-    notes = first_notes(model, run)
+    scorer, notes = Scorer(model.eval(), tokenizer=tokenizer), first_notes(model, run)
+    of_dev = None
+    try:
+        groups = [pair.group for pair in run.sets.dev]
+        measure = partial(_score, scorer, run.sets.dev)
+        of_dev = calibrate_titles(model, measure, run=run, groups=groups, notes=notes)
+    finally:  # whatever stops it
+        folder = save_first(model, tokenizer=tokenizer, folder=folder)
     fitted = baseline_rows(run.sets.train, notes)
     tfidf = attempt(lambda: TfidfBradleyTerry().fit(fitted), "no TF-IDF floor", notes)
     named = {"dev": run.sets.dev, "test": run.sets.test}
@@ -83,8 +96,13 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     scores = {}
     for name, pairs in named.items():
         if pairs:
-            scores[name] = _score(scorer, pairs)
+            scores[name] = of_dev if name == "dev" and of_dev is not None else _score(scorer, pairs)
             metrics[name] = _measure(pairs, *scores[name], tfidf=tfidf)
+    if model.config.calibration:
+        keys = {name: [pair.group for pair in named[name]] for name in scores}
+        ours = {name: metrics[name][MODEL] for name in scores}
+        metrics["calibration"] = measured_titles(scores, keys, model.config, after=ours)
+        update_config(model.config, folder, calibration=metrics["calibration"])
     metrics["reward"] = _write_constants(model, folder, run.sets.dev, *scores["dev"])
     reported = "test" if run.sets.test else "dev"
     floors = {
@@ -101,6 +119,9 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
             lambda: training_curves(run.log_history, curves, floors=floors), "no plot", notes
         ),
     }
+    if curve := metrics.get("calibration", {}).get("risk_coverage"):
+        picture = folder / "risk_coverage.png"
+        plots["Risk and coverage"] = attempt(lambda: risk_coverage_plot(curve, picture), "no plot", notes)
     metrics["notes"] = notes
     _write_predictions(folder / "predictions.jsonl", named[reported], *scores[reported])
     drawn = {title: path.name for title, path in plots.items() if path}
@@ -122,10 +143,7 @@ def _write_constants(
     titles = {(pair.prompt, pair.chosen): score for pair, score in zip(pairs, chosen, strict=True)}
     titles |= {(pair.prompt, pair.rejected): score for pair, score in zip(pairs, rejected, strict=True)}
     constants = reward_constants(list(titles.values()), [len(title) for _, title in titles])
-    model.config.update(constants)
-    path = folder / "config.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**saved, **constants}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    update_config(model.config, folder, **constants)
     return constants
 
 
@@ -143,10 +161,11 @@ def _measure(
     """Figures of the model and of both floors on the same pairs."""
     groups = [pair.group for pair in pairs]
     lengths = [np.array([len(p.chosen) for p in pairs]), np.array([len(p.rejected) for p in pairs])]
+    ours = ranking_metrics(
+        chosen, rejected, groups=groups, chosen_lengths=lengths[0], rejected_lengths=lengths[1]
+    )
     figures = {
-        MODEL: ranking_metrics(
-            chosen, rejected, groups=groups, chosen_lengths=lengths[0], rejected_lengths=lengths[1]
-        ),
+        MODEL: ours | calibration_figures(PAIRS, np.stack([chosen, rejected], axis=1), groups=groups),
         LONGER: {"pair_accuracy": mean_figure(longer_title(pairs), groups=groups).as_dict()},
     }
     if tfidf is not None:
@@ -197,6 +216,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
         *(f"  {row['name']:<{width}}  {row['value']}  ({row['low']} to {row['high']})" for row in rows),
         "",
         *([_against(*floor)] if floor else []),
+        *([calibration_line(metrics["calibration"], reported)] if "calibration" in metrics else []),
         *([SMALL] if run.backbone == EMBEDDED else []),
         "",
         *(f"note: {note}" for note in metrics["notes"]),

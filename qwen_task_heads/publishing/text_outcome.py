@@ -1,8 +1,8 @@
 """The end of a classification run: score dev and test, set them beside the floors, write and say all of it.
 
-As at the end of a title run (`outcome.py`): the model is saved first; every figure on the card, the screen
-and the plots comes from the dictionary that `metrics.json` holds; and it is `Scorer`, the code that users
-will run, which computes the logits, not the training loop.
+As at the end of a title run (`outcome.py`): the model is calibrated on dev and saved, before it is measured;
+every figure on the card, the screen and the plots comes from the dictionary that `metrics.json` holds; and it
+is `Scorer`, the code that users will run, which computes the logits, not the training loop.
 
 Where rows offer a choice of labels, the model and the floors are held to it alike, and a note says so: a
 head gives scores to all labels, and who uses it chooses among those that are offered.
@@ -26,6 +26,12 @@ from qwen_task_heads.data.offers import offers_line, within
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.accounts import keep_reference
+from qwen_task_heads.publishing.calibrating import (
+    calibrate_texts,
+    measured_texts,
+    update_config,
+)
+from qwen_task_heads.publishing.calibration_card import calibration_line
 from qwen_task_heads.publishing.card_facts import Trained
 from qwen_task_heads.publishing.card_lines import best_floor
 from qwen_task_heads.publishing.cards import figure_name
@@ -45,6 +51,7 @@ from qwen_task_heads.publishing.endings import (
 from qwen_task_heads.publishing.reference import take_reference
 from qwen_task_heads.publishing.text_card import HEADLINES, figure_rows, text_card
 from qwen_task_heads.publishing.text_rows import hardest_errors, write_predictions
+from qwen_task_heads.training.calibration import calibration_figures
 from qwen_task_heads.training.classification_metrics import (
     BEST_METRIC,
     MULTI,
@@ -57,7 +64,12 @@ from qwen_task_heads.training.classification_metrics import (
     confusion_matrix,
     probabilities,
 )
-from qwen_task_heads.training.classification_plots import confusion_plot, reliability_plot, scatter_plot
+from qwen_task_heads.training.classification_plots import (
+    confusion_plot,
+    reliability_plot,
+    risk_coverage_plot,
+    scatter_plot,
+)
 from qwen_task_heads.training.early_exits import aligned
 from qwen_task_heads.training.floors import baseline_rows
 from qwen_task_heads.training.metrics import Floats
@@ -93,15 +105,22 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
             `manifest.json`, `README.md` and plots.
         run: the account of the run.
     """
-    folder = save_first(model.eval(), tokenizer=tokenizer, folder=folder)
-    scorer = Scorer(model, tokenizer=tokenizer)
+    scorer, notes = Scorer(model.eval(), tokenizer=tokenizer), first_notes(model, run)
+    known: dict[int, torch.Tensor] = {}  # of dev, unless the calibration changes them
 
     def logits(examples: Sequence[TextExample]) -> torch.Tensor:
+        if id(examples) in known:
+            return known[id(examples)]
         pairs = [example.text_b for example in examples]
         texts = [example.text for example in examples]
         return scorer.logits(texts, text_pairs=pairs if any(pairs) else None)
 
-    notes = first_notes(model, run)
+    try:
+        of_dev = calibrate_texts(model, logits, run=run, sets=run.sets, notes=notes)
+    finally:  # whatever stops it
+        folder = save_first(model, tokenizer=tokenizer, folder=folder)
+    if of_dev is not None:
+        known[id(run.sets.dev)] = torch.from_numpy(of_dev)
     metrics = account_texts(Trained.of(model), logits=logits, folder=folder, run=run, notes=notes)
     pairs = [example.text_b for example in run.sets.dev]
     texts = [example.text for example in run.sets.dev]
@@ -143,18 +162,23 @@ def account_texts(
         if examples:
             said[name] = logits(examples).double().numpy()
             found[name] = within(said[name], examples, labels=run.sets.labels)
-            metrics[name] = _measure(examples, found[name], floors=floors, run=run)
+            metrics[name] = _measure(examples, found[name], floors=floors, run=run, config=model.config)
             if line := offers_line(examples, labels=run.sets.labels, split=name):
                 held = "; this model scores all labels, and predict.py --candidates holds it to them"
                 yours = "" if model.answers else held
                 notes.append(line + yours)
     notes += _constant(kind, said)
     reported = "test" if run.sets.test else "dev"
+    if model.config.calibration:
+        ours = {name: metrics[name][MODEL] for name in said}
+        metrics["calibration"] = measured_texts(said, run.sets, model.config, after=ours)
+        update_config(model.config, folder, calibration=metrics["calibration"])
     examples, shown = sets[reported], found[reported]
-    plots = _plots(folder, run, examples, shown, metrics["dev"], notes)
+    plots = _plots(folder, run, examples, shown, metrics, notes)
     metrics["notes"] = notes
     write_predictions(folder / "predictions.jsonl", examples, shown, config=model.config)
-    page = hardest_errors(kind, examples, shown, labels=names, split=reported)
+    options = {"labels": names, "split": reported, "thresholds": model.config.label_thresholds}
+    page = hardest_errors(kind, examples, shown, **options)
     (folder / "errors.md").write_text(page, encoding="utf-8")
     card = text_card(model, folder, metrics, reported, run, plots=plots)
     main = BEST_METRIC[kind][0].removeprefix("eval_")
@@ -190,11 +214,15 @@ def _measure(
     *,
     floors: Mapping[str, TfidfFloor | TrivialFloor],
     run: TextRun,
+    config: Any,
 ) -> dict[str, Any]:
     """Figures of the model and of the floors on the same rows; the labels one by one for the model only."""
     kind, targets = run.sets.problem_type, [example.target for example in examples]
     options: dict[str, Any] = {"labels": run.sets.labels.names, "groups": [e.group for e in examples]}
-    figures = {MODEL: classification_figures(kind, logits, targets, **options)}
+    thresholds = {"threshold": config.label_thresholds} if config.label_thresholds else {}
+    figures = {MODEL: classification_figures(kind, logits, targets, **options, **thresholds)}
+    if kind != REGRESSION:
+        figures[MODEL] |= calibration_figures(kind, logits, targets, groups=options["groups"])
     for name, floor in floors.items():
         scores = within(floor.predict(examples), examples, labels=run.sets.labels)
         found = classification_figures(kind, scores, targets, **options)
@@ -214,7 +242,7 @@ def _plots(
     run: TextRun,
     examples: Sequence[TextExample],
     logits: Floats,
-    dev: dict[str, Any],
+    metrics: dict[str, Any],
     notes: list[str],
 ) -> dict[str, str]:
     """Draw what fits the problem type; title to file name of what could be drawn."""
@@ -241,7 +269,9 @@ def _plots(
             "reliability.png",
             lambda path: reliability_plot(answers, np.ravel(right), path),
         )
-    wanted["Training"] = ("training.png", lambda path: _curves(path, run, dev))
+    if curve := metrics.get("calibration", {}).get("risk_coverage"):
+        wanted["Risk and coverage"] = ("risk_coverage.png", lambda path: risk_coverage_plot(curve, path))
+    wanted["Training"] = ("training.png", lambda path: _curves(path, run, metrics["dev"]))
     drawn = {
         title: attempt(lambda d=draw, f=file: d(folder / f), "no plot", notes)  # type: ignore[misc]
         for title, (file, draw) in wanted.items()
@@ -293,6 +323,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> 
         *aligned(rows),
         "",
         *([_against(*best, main=main)] if best else []),
+        *([calibration_line(metrics["calibration"], reported)] if "calibration" in metrics else []),
         *_weakest(found[MODEL]["per_class"] if kind != REGRESSION else []),
         *([SMALL] if run.backbone == EMBEDDED else []),
         "",
