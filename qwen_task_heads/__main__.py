@@ -30,14 +30,15 @@ def main() -> None:
     parser.add_argument("--top_k", type=int, help="titles, or labels of a text, to show (3 labels)")
     parser.add_argument("--threshold", type=float, help="multi-label: predict labels at or over it")
     parser.add_argument("--abstain", type=float, help="no label where the best probability is below it")
+    parser.add_argument("--max_error", type=float, help="the same by a wanted share of wrong answers")
     parser.add_argument("--hub", default=HUBS[0], choices=HUBS, help="where ids are looked up")
     parser.add_argument("--revision", help="branch, tag or commit of the model")
     args = parser.parse_args()
     scorer = open_scorer(args.model, hub=args.hub, revision=args.revision)
     if isinstance(scorer, LabelScorer):
-        kind, unfit = "model that writes its labels", ["prompt", "text_pair", "threshold"]
+        kind, unfit = "model that writes its labels", ["prompt", "text_pair", "threshold", "max_error"]
     elif scorer.is_title_scorer:
-        kind, unfit = "title scorer", ["text_pair", "threshold", "abstain", "candidates"]
+        kind, unfit = "title scorer", ["text_pair", "threshold", "abstain", "max_error", "candidates"]
     else:
         kind, unfit = "classifier", ["prompt"]
     problems = [
@@ -56,7 +57,7 @@ def main() -> None:
     options: dict[str, Any] = {"top_k": args.top_k, "abstain": args.abstain}
     if isinstance(scorer, Scorer):
         pairs = None if args.text_pair is None else [args.text_pair] * len(args.texts)
-        options |= {"text_pairs": pairs, "threshold": args.threshold}
+        options |= {"text_pairs": pairs, "threshold": args.threshold, "max_error": args.max_error}
     offered: tuple[str, ...] = ()
     if args.candidates is not None:
         given = TextInput(text="", row={"--candidates": args.candidates}, source="--candidates")

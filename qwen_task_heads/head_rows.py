@@ -8,20 +8,26 @@ Design:
   (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
 - Labels are added only. A list that leaves out a label of the head, or states the same labels in another
   order, is refused: it was more likely written for another model.
+- A calibration is of the labels it was fitted on, and is dropped with them.
 - An ordinal head has no row per label: one latent value and K - 1 thresholds, which new labels would move.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.hubcode.pooling_task_heads import FloatLinear, build_head
+from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
+from qwen_task_heads.hubcode.pooling_task_heads import CumulativeLink, FloatLinear, build_head
+
+logger = logging.get_logger(__name__)
 
 SHOWN = 8  # names in a line
 LIST = "name a file by --labels that holds them, one a line"
@@ -171,6 +177,7 @@ def set_labels(model: Any, labels: LabelMap) -> None:
         return
     config.id2label, config.label2id = dict(labels.id2label), dict(labels.label2id)
     config.probe = None  # of the old labels; a save stores its own
+    drop_calibration(config)
     model.num_labels = config.num_labels
     with torch.device("meta"):  # no draw of initial values, which would move every draw after it
         head = build_head(config, hidden_size=model.model.config.hidden_size)
@@ -203,6 +210,58 @@ def added_line(labels: LabelMap, saved: LabelMap, *, name: str) -> str:
     kept = f"labels: {len(saved):,} of {name} keep their rows of the head ({_few(saved.names)})"
     start = "is new ({}): its row starts" if len(new) == 1 else "are new ({}): their rows start"
     return f"{kept}, {len(new):,} {start.format(_few(new))} as the mean of these"
+
+
+def drop_calibration(config: Any) -> None:
+    """Forget calibration and thresholds of weights or labels that are about to change, and say so.
+
+    The temperature that was folded into the head stays there, as part of its weights.
+
+    Args:
+        config: of a model, changed in place.
+    """
+    if config.calibration or config.__dict__.get("label_thresholds"):
+        logger.warning("The calibration of the saved model is dropped: it holds for its weights and labels.")
+    config.calibration = None
+    if "label_thresholds" in config.__dict__:
+        config.label_thresholds = None
+
+
+@torch.no_grad()
+def fold_temperature(model: Any, temperature: float) -> None:
+    """Divide the logits of a model by a temperature, in place, in the weights of its last layer.
+
+    Every copy of the weights then gives calibrated probabilities, and nothing can be applied twice. Of an
+    ordinal head the latent value and the cut points are divided.
+
+    Args:
+        model: a `PooledClassifier` or `TitleScorer`, or a `PeftModel` around one.
+        temperature: positive.
+
+    Example:
+        >>> from qwen_task_heads import build
+        >>> from qwen_task_heads.head_rows import fold_temperature
+        >>> model = build("embedded", task="pooled_classifier", labels=["bad", "good"])
+        >>> before = model.score.weight.clone()
+        >>> fold_temperature(model, 2.0)
+        >>> bool((2 * model.score.weight == before).all())
+        True
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    score: Any = (model if isinstance(model, TaskHeadModel) else model.get_base_model()).score
+    if isinstance(
+        score, ModulesToSaveWrapper
+    ):  # PEFT's wrapper, which keeps the first head beside the trained one
+        score = score.modules_to_save[score.active_adapters[0]]
+    links = [module for module in score.modules() if isinstance(module, CumulativeLink)]
+    *_, last = (module for module in score.modules() if isinstance(module, FloatLinear))
+    parts = [last.weight] if last.bias is None else [last.weight, last.bias]
+    for link in links:
+        parts.append(link.first)
+        link.log_gaps.sub_(math.log(temperature))
+    for part in parts:
+        part.div_(temperature)
 
 
 def _few(names: Any) -> str:

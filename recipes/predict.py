@@ -47,8 +47,9 @@ def parse_arguments() -> argparse.Namespace:
         help="skip: they get an 'error' in the output",
     )
     add("--top_k", type=int, help="labels with their probabilities per row; all when absent, or if fewer")
-    add("--threshold", type=float, help="multi-label: predict labels at or over it (default: 0.5)")
+    add("--threshold", type=float, help="multi-label: predict labels at or over it (default: the model's)")
     add("--abstain", type=float, help="single-label, ordinal: no label where the best probability is below")
+    add("--max_error", type=float, help="no label where more than this share of dev's answers was wrong")
     add("--prefix", default="predicted_", help="before the names of the answer's columns")
     add("--candidates", help="column with the labels that a row offers to choose from; all where empty")
     add("--batch_tokens", type=int, help="tokens per batch (8192 with a head, 32768 with a label writer)")
@@ -83,6 +84,7 @@ def main() -> None:
             top_k=args.top_k,
             threshold=args.threshold,
             abstain=args.abstain,
+            max_error=args.max_error,
             prefix=args.prefix,
             candidates=args.candidates,
             block_rows=args.block_rows,

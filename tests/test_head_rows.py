@@ -12,7 +12,13 @@ from peft import get_peft_model
 
 from qwen_task_heads import Scorer, TaskHeadsError, adapter_config, bind_template, build, load, save
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.head_rows import added_line, check_added, relabeled
+from qwen_task_heads.head_rows import (
+    added_line,
+    check_added,
+    drop_calibration,
+    fold_temperature,
+    relabeled,
+)
 from qwen_task_heads.models import saved_task
 
 IDS = torch.randint(1, 128, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -172,3 +178,48 @@ def test_the_line_says_what_is_kept_and_what_is_new() -> None:
         assert repr(name) in line
     assert line.index("'health'") < line.index("'art'")  # kept ones first
     assert added_line(LabelMap(OLD), LabelMap(OLD), name="the saved model") == ""
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "dora", "head_only"])
+@pytest.mark.parametrize("head", [*HEADS, "ordinal", "titles"])
+def test_a_temperature_in_the_head_divides_the_logits(
+    bases: dict[str, str], shake: Any, head: str, kind: str
+) -> None:
+    options = {"problem_type": "ordinal"} if head == "ordinal" else HEADS.get(head, {})
+    task = {} if head == "titles" else {"task": "pooled_classifier", "labels": OLD, **options}
+    model: Any = build(bases["qwen2"], **task)
+    if kind != "full":
+        config = adapter_config(model, r=2, dora=kind == "dora", head_only=kind == "head_only")
+        model = get_peft_model(model, config)
+    before = logits(shake(model)).double()
+    fold_temperature(model, 2.5)
+    after = logits(model).double()
+    fold_temperature(model, 1 / 2.5)
+    again = logits(model).double()
+    if head == "ordinal":  # the log-odds at each cut point
+        before, after, again = (
+            torch.stack([x[:, :k].logsumexp(1) - x[:, k:].logsumexp(1) for k in (1, 2)], 1)
+            for x in (before, after, again)
+        )
+    torch.testing.assert_close(after, before / 2.5, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(again, before, atol=1e-5, rtol=1e-4)
+
+
+def test_labels_that_are_added_drop_the_calibration_and_the_same_labels_keep_it(
+    bases: dict[str, str], words: Any, tmp_path: Path
+) -> None:
+    head = {"problem_type": "multi_label_classification", "label_thresholds": [0.1, 0.2, 0.3]}
+    model: Any = build(bases["qwen2"], task="pooled_classifier", labels=OLD, **head)
+    bind_template(words, model.config)
+    model.config.calibration = {"temperature": 2.0}
+    folder = str(save(model, tokenizer=words, folder=tmp_path / "old"))
+    same = build(folder, task="pooled_classifier", labels=OLD).config
+    assert (same.label_thresholds, same.calibration) == ([0.1, 0.2, 0.3], {"temperature": 2.0})
+    wider = build(folder, task="pooled_classifier", labels=WIDER)
+    assert (wider.config.label_thresholds, wider.config.calibration) == (None, None)
+    again = save(wider, tokenizer=words, folder=tmp_path / "new")
+    assert load(str(again)).config.label_thresholds is None
+    title = build(bases["qwen2"]).config
+    title.calibration = {"temperature": 2.0}
+    drop_calibration(title)
+    assert title.calibration is None

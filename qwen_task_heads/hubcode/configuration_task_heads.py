@@ -69,6 +69,8 @@ class TaskHeadConfig(PreTrainedConfig):
         backbone_files: SHA-256 by name of the files of a base that is a folder, or was fetched from
             ModelScope; an adapter is put on no other. None for a base that its commit pins.
         probe: token ids and the logits they must give; checked after every load. Written on save.
+        calibration: record of the temperature that is folded into the head, of thresholds and of the risk at
+            each coverage, as measured by the run that fitted them. None without such a run.
 
     Raises:
         ValueError: an unknown pooling, head, activation or problem type, or sizes that do not fit.
@@ -102,6 +104,7 @@ class TaskHeadConfig(PreTrainedConfig):
     backbone_hub: str | None = None
     backbone_files: dict | None = None
     probe: dict | None = None
+    calibration: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):
@@ -241,6 +244,8 @@ class PooledClassifierConfig(TaskHeadConfig):
         label_examples: a list of texts per label.
         label_aliases: a list of other spellings per label, which data may use.
         label_parents: the name of a coarser label per label, "" without one.
+        label_thresholds: of a multi-label model, P(label) from which each label is predicted if a caller
+            names no threshold. None: 0.5 for all.
 
     Raises:
         ValueError: an unknown policy, or lengths that do not fit each other.
@@ -257,9 +262,19 @@ class PooledClassifierConfig(TaskHeadConfig):
     label_examples: list | tuple | None = None
     label_aliases: list | tuple | None = None
     label_parents: list[str] | tuple[str, ...] | None = None
+    label_thresholds: list | tuple | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**{"auto_map": _auto_map("PooledClassifier"), **kwargs})
+        if self.label_thresholds is not None and not self._fits(self.label_thresholds):
+            accepted = f"{self.num_labels} probabilities, one per label of a multi-label model"
+            raise refuse("label_thresholds", self.label_thresholds, accepted, "correct them, or drop them")
+
+    def _fits(self, thresholds: list | tuple) -> bool:
+        """Tell whether thresholds are one probability per label of a multi-label model."""
+        numbers = all(isinstance(one, (int, float)) and 0 <= one <= 1 for one in thresholds)
+        several = self.problem_type == "multi_label_classification"
+        return several and numbers and len(thresholds) == self.num_labels
 
     def set_template(self, ids: dict[str, list[int]], *, pairs: bool = False) -> None:
         """Take over the template of the tokenizer, `{"before": ids, "between": ids, "after": ids}`.

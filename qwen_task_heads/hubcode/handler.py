@@ -9,6 +9,7 @@ is served as if nothing had been.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ class EndpointHandler:
 
     `score` of a label is its probability; of regression, the value. `parameters`: `top_k` for rankings and
     labels, `prompt` for titles given as plain texts, `threshold` (labels from this probability on, maybe
-    none) for multi-label models.
+    none) for multi-label models. A multi-label model whose config has `label_thresholds` gives the labels
+    from these on unless a threshold is given; `"threshold": 0` gives all labels.
 
     Args:
         path: the folder of the model; the one of this file when empty.
@@ -131,9 +133,10 @@ class EndpointHandler:
         top_k, problems = _top_k(parameters)
         kind = self.config.problem_type
         kind = kind or ("regression" if self.config.num_labels == 1 else "single_label_classification")
-        threshold = None
+        thresholds = self.config.label_thresholds or [0.0] * self.config.num_labels
         if kind == "multi_label_classification" and "threshold" in parameters:
             threshold, told = _number(parameters.pop("threshold"))
+            thresholds = [threshold] * self.config.num_labels
             problems += told
         allowed = "top_k and threshold" if kind == "multi_label_classification" else "top_k"
         problems += _unknown(parameters, f"{allowed} of a {kind} model")
@@ -169,12 +172,13 @@ class EndpointHandler:
         # of an ordinal model the logits are log-probabilities already, which softmax leaves as they are
         values = apply.get(kind, lambda values: values.softmax(-1))(logits).tolist()
         names = [self.config.id2label[index] for index in range(self.config.num_labels)]
+        least = dict(zip(names, thresholds, strict=True)) if kind == "multi_label_classification" else {}
         answers = []
         for row in values:
             best = [{"label": name, "score": value} for name, value in zip(names, row, strict=True)]
             if kind != "regression":
                 best.sort(key=lambda label: -label["score"])
-            kept = [label for label in best if threshold is None or label["score"] >= threshold]
+            kept = [label for label in best if label["score"] >= least.get(label["label"], -math.inf)]
             answers.append(kept[:top_k])
         return answers
 

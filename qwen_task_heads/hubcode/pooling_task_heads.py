@@ -183,9 +183,10 @@ class CumulativeLink(nn.Module):
         gaps = self.log_gaps.float().exp()
         thresholds = torch.cat([self.first.float(), self.first.float() + gaps.cumsum(0)])  # (K-1,)
         below = thresholds - self.latent(pooled)  # (B, K-1), logit of P(y <= k)
-        first, final = F.logsigmoid(below[:, :1]), F.logsigmoid(-below[:, -1:])
+        # Softplus and not logsigmoid, which ONNX Runtime computes as -inf from -19 on
+        first, final = -F.softplus(-below[:, :1]), -F.softplus(below[:, -1:])
         # sigmoid(a) - sigmoid(b) = sigmoid(a) * sigmoid(-b) * (1 - exp(b - a)), stable for a > b
-        middle = F.logsigmoid(below[:, 1:]) + F.logsigmoid(-below[:, :-1]) + torch.log(-torch.expm1(-gaps))
+        middle = torch.log(-torch.expm1(-gaps)) - F.softplus(-below[:, 1:]) - F.softplus(below[:, :-1])
         return torch.cat([first, middle, final], dim=1)
 
 

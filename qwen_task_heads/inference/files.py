@@ -33,7 +33,13 @@ from qwen_task_heads.inference.generative import LabelScorer
 from qwen_task_heads.inference.identity import model_hash
 from qwen_task_heads.inference.opening import choose, labels_to_choose, open_scorer, with_offers
 from qwen_task_heads.inference.parts import SUFFIXES, Parts
-from qwen_task_heads.inference.predictions import DIGITS, answer_columns, check_options, problem_type_of
+from qwen_task_heads.inference.predictions import (
+    DIGITS,
+    answer_columns,
+    check_options,
+    confidence_for,
+    problem_type_of,
+)
 from qwen_task_heads.inference.reports import ERROR, FileReport
 from qwen_task_heads.inference.scorer import Scorer
 
@@ -122,6 +128,7 @@ def predict_file(
     top_k: int | None = None,
     threshold: float | None = None,
     abstain: float | None = None,
+    max_error: float | None = None,
     prefix: str = "predicted_",
     candidates: str | None = None,
     encoding: str = UTF_8,
@@ -144,6 +151,7 @@ def predict_file(
         top_k: see `Scorer.predict`.
         threshold: see `Scorer.predict`.
         abstain: see `Scorer.predict`.
+        max_error: see `Scorer.predict`.
         prefix: before the names of the answer's columns.
         candidates: of models that give one label, the column with the labels that a row offers (a list, or
             separated by commas; empty for all): the answer is one of these.
@@ -177,6 +185,7 @@ def predict_file(
     if isinstance(model, (str, Path)):
         model = open_scorer(str(model), hub=hub, progress=False, **scorer)
     options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
+    options["max_error"] = max_error
     config = model.config
     if scan.pairs and not model.takes_pairs:
         accepted = (
@@ -189,6 +198,8 @@ def predict_file(
         remedy = "write the texts into the columns text_a and text_b"
         raise _problem(source, "found no second text in any row", "pairs of texts, as in training", remedy)
     check_options(problem_type_of(config), **options)
+    if max_error is not None:
+        confidence_for(max_error, config)
     identity = {
         "input": scan.sha256, "model": model_hash(model, asked=_asked(model)), "bad_rows": bad_rows,
         "prefix": prefix,

@@ -2,10 +2,10 @@
 
 | problem type | answer | options |
 |---|---|---|
-| single_label_classification | `label`, softmax `probabilities` | `top_k`, `abstain` |
+| single_label_classification | `label`, softmax `probabilities` | `top_k`, `abstain`, `max_error` |
 | multi_label_classification | `labels` (maybe none), sigmoid `probabilities` | `top_k`, `threshold` |
 | regression | `score`, or one per output in `scores` | none |
-| ordinal | `label` (the most probable), `probabilities`, `expected_rank` | `top_k`, `abstain` |
+| ordinal | `label` (the most probable), `probabilities`, `expected_rank` | `top_k`, `abstain`, `max_error` |
 
 An option that means nothing for a problem type is refused, because a threshold that is passed over in
 silence looks like one that was obeyed. Probabilities are computed in float64, so that they sum to 1.
@@ -13,6 +13,7 @@ silence looks like one that was obeyed. Probabilities are computed in float64, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +24,10 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.inference.inputs import in_place, rows_of, without
 
 OPTIONS = {
-    "single_label_classification": ("top_k", "abstain"),
+    "single_label_classification": ("top_k", "abstain", "max_error"),
     "multi_label_classification": ("top_k", "threshold"),
     "regression": (),
-    "ordinal": ("top_k", "abstain"),
+    "ordinal": ("top_k", "abstain", "max_error"),
 }
 THRESHOLD = 0.5
 DIGITS = 6  # decimals in files; float32 has no more, and two machines may differ in the last one
@@ -106,6 +107,7 @@ def check_options(
     top_k: int | None = None,
     threshold: float | None = None,
     abstain: float | None = None,
+    max_error: float | None = None,
 ) -> None:
     """Refuse options that do not fit the problem type, and values out of range, all at once.
 
@@ -113,7 +115,8 @@ def check_options(
         TaskHeadsError: with one problem per option.
     """
     problems = []
-    for name, value in (("top_k", top_k), ("threshold", threshold), ("abstain", abstain)):
+    options = {"top_k": top_k, "threshold": threshold, "abstain": abstain, "max_error": max_error}
+    for name, value in options.items():
         if value is None:
             continue
         if name not in OPTIONS[problem_type]:
@@ -134,13 +137,59 @@ def check_options(
             problems.append(
                 Problem(name, f"found {value}", "accepted: a probability from 0 to 1", "correct it")
             )
+    if abstain is not None and max_error is not None:
+        found, accepted = "found it beside abstain", "accepted: one of the two"
+        problems.append(Problem("max_error", found, accepted, "drop one"))
     if problems:
         raise TaskHeadsError(problems)
+
+
+def confidence_for(max_error: float, config: Any) -> float:
+    """Return the probability below which a model abstains, for a wanted rate of wrong answers.
+
+    The rate is held against the upper end of the 95% interval of the error on dev, because the error of the
+    rows that were chosen by it is too low itself. Of the coverages that keep to it the largest is taken.
+
+    Args:
+        max_error: share of wrong answers among those that are given.
+        config: of the model, whose run has stored a risk-coverage curve.
+
+    Raises:
+        TaskHeadsError: no such curve, or a rate below all that dev can show.
+
+    Source: Geifman & El-Yaniv 2017, https://arxiv.org/abs/1705.08500.
+
+    Example:
+        >>> from qwen_task_heads import PooledClassifierConfig
+        >>> from qwen_task_heads.inference.predictions import confidence_for
+        >>> curve = [{"coverage": 1.0, "confidence": 0.4, "error": 0.1, "upper": 0.13},
+        ...          {"coverage": 0.5, "confidence": 0.8, "error": 0.01, "upper": 0.03}]
+        >>> confidence_for(0.05, PooledClassifierConfig(calibration={"risk_coverage": curve}))
+        0.8
+    """
+    # A model that writes its labels has a config without the field.
+    curve = (config.__dict__.get("calibration") or {}).get("risk_coverage")
+    if not curve:
+        found, accepted = f"{max_error} with a model that has no risk-coverage curve", "a model that has one"
+        raise TaskHeadsError.of("max_error", found, accepted, "give abstain, or train it again")
+    fitting = [row for row in curve if row["upper"] <= max_error]
+    if not fitting:
+        lowest = math.ceil(1000 * min(row["upper"] for row in curve)) / 1000
+        accepted = f"{lowest:g} or more, which the rows of dev can show"
+        raise TaskHeadsError.of("max_error", f"{max_error:g}", accepted, f"give {lowest:g}, or abstain")
+    return float(max(fitting, key=lambda row: row["coverage"])["confidence"])
 
 
 def problem_type_of(config: Any) -> str:
     """The problem type of a model's config; where none is stated, that which its loss would assume."""
     return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+
+
+def thresholds_of(config: Any, threshold: float | None = None) -> list[float]:
+    """Thresholds (L) of a multi-label model: the one given, else those of its config, else 0.5."""
+    if threshold is not None:
+        return [threshold] * config.num_labels
+    return list(config.label_thresholds or [THRESHOLD] * config.num_labels)
 
 
 def to_predictions(
@@ -152,6 +201,7 @@ def to_predictions(
     top_k: int | None = None,
     threshold: float | None = None,
     abstain: float | None = None,
+    max_error: float | None = None,
     errors: Mapping[int, str] | None = None,
 ) -> list[Prediction]:
     """Turn logits (N, L) into N predictions; with errors, into one more for each bad row.
@@ -162,8 +212,9 @@ def to_predictions(
         texts: the N texts, with the bad rows at their places.
         text_pairs: as many second texts, or None.
         top_k: how many labels `ranked` holds; all when None, or if there are fewer.
-        threshold: of multi-label: labels at or over it are predicted; 0.5 when None.
+        threshold: of multi-label: labels at or over it are predicted; those of the config when None, or 0.5.
         abstain: `label` is None where the best probability is below it.
+        max_error: as `abstain`, by a wanted rate of wrong answers; see `confidence_for`.
         errors: of bad rows, which have no logits, by their place.
 
     Raises:
@@ -181,7 +232,9 @@ def to_predictions(
         ('sport', 0.881, None)
     """
     kind = problem_type_of(config)
-    check_options(kind, top_k=top_k, threshold=threshold, abstain=abstain)
+    check_options(kind, top_k=top_k, threshold=threshold, abstain=abstain, max_error=max_error)
+    if max_error is not None:
+        abstain = confidence_for(max_error, config)
     names = [config.id2label[index] for index in range(config.num_labels)]
     bad, rows = errors or {}, rows_of("texts", texts)
     seconds = [""] * len(rows) if text_pairs is None else rows_of("text_pairs", text_pairs)
@@ -198,7 +251,7 @@ def to_predictions(
         return in_place(found, failed)
     several = kind == "multi_label_classification"
     probabilities = values.sigmoid() if several else values.softmax(1)  # (N, L)
-    least = THRESHOLD if threshold is None else threshold
+    least = thresholds_of(config, threshold) if several else ()
     answers = []
     for (text, pair), row in zip(given, probabilities.tolist(), strict=True):
         best = sorted(range(len(row)), key=lambda index: -row[index])  # equal ones keep the order of the ids
@@ -207,7 +260,7 @@ def to_predictions(
             "ranked": tuple((names[index], row[index]) for index in best[:top_k]),
         }
         if several:
-            labels = tuple(names[index] for index in best if row[index] >= least)
+            labels = tuple(names[index] for index in best if row[index] >= least[index])
             answers.append(Prediction(text, pair, labels=labels, **common))
             continue
         sure = abstain is None or row[best[0]] >= abstain

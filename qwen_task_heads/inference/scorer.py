@@ -32,7 +32,13 @@ from qwen_task_heads.hubcode.encoding_task_heads import (
 from qwen_task_heads.inference.identity import Samples, Stored, sample_weights
 from qwen_task_heads.inference.inputs import RAISE, check_rows, device_of, in_place, rows_of, without
 from qwen_task_heads.inference.int8 import to_int8
-from qwen_task_heads.inference.predictions import Prediction, check_options, problem_type_of, to_predictions
+from qwen_task_heads.inference.predictions import (
+    Prediction,
+    check_options,
+    confidence_for,
+    problem_type_of,
+    to_predictions,
+)
 from qwen_task_heads.inference.prefixes import PrefixCache, state_of
 from qwen_task_heads.models import load, load_tokenizer, merge
 from qwen_task_heads.throughput import Throughput
@@ -288,6 +294,7 @@ class Scorer:
         top_k: int | None = None,
         threshold: float | None = None,
         abstain: float | None = None,
+        max_error: float | None = None,
         on_error: str = RAISE,
     ) -> list[Prediction]:
         """Answers with label names and probabilities (or scores) for n texts, in their order.
@@ -296,8 +303,11 @@ class Scorer:
             texts: n texts, not empty.
             text_pairs: as of `logits`.
             top_k: how many labels `ranked` holds; all when None, or if there are fewer.
-            threshold: of multi-label models: labels at or over it are predicted; 0.5 when None.
+            threshold: of multi-label models: labels at or over it are predicted; when None those that the
+                model's run chose on dev, one per label, or 0.5.
             abstain: of single-label and ordinal models: no label where the best probability is below it.
+            max_error: in place of `abstain`: no label where the best probability is below the one from which
+                at most this share of the answers on dev was wrong; see `predictions.confidence_for`.
             on_error: `raise` refuses bad rows; `keep` gives a `Prediction` with an `error` in their place.
 
         Raises:
@@ -306,8 +316,11 @@ class Scorer:
         self._check_model("predict", of_titles=False)
         config = self.model.config
         options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
+        options["max_error"] = max_error
         # Before the logits, which may take hours.
         check_options(problem_type_of(config), **options)
+        if max_error is not None:
+            confidence_for(max_error, config)
         rows = rows_of("texts", texts)
         pairs = None if text_pairs is None else rows_of("text_pairs", text_pairs)
         logits, bad = self._logits(rows, pairs, on_error=on_error)

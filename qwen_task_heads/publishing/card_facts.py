@@ -22,6 +22,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE, UNSTATED_USE
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.pretrained import hub_id
+from qwen_task_heads.publishing.calibration_card import calibration_fields
 from qwen_task_heads.publishing.cards import (
     ADAPTER,
     ADAPTER_ALONE,
@@ -245,6 +246,7 @@ def card_fields(
         "answers": model.answers,
         "stock": False,
         "picked": run.picked,
+        "calibration": calibration_fields(metrics, reported, model.config),
         "settings": {
             plain(name): plain(value)
             for name, value in run.settings.items()

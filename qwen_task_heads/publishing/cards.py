@@ -41,7 +41,8 @@ LOGITS = {
     "title-scorer": "The logit is the score of a title, higher is better; of two titles, P(A preferred) is "
     "the sigmoid of score(A) − score(B).",
     "multi-label-classification": "Probabilities are yours to take: the sigmoid of each logit, in the order "
-    "of `id2label` in `config.json`.",
+    "of `id2label` in `config.json`. A label is predicted from its threshold in `label_thresholds` on, or "
+    "from .5 where there are none.",
     "regression": "The logits are the numbers themselves.",
     "": "Probabilities are yours to take: the softmax over the logits of a text, in the order of `id2label` "
     "in `config.json`.",

@@ -1,6 +1,6 @@
 """What the ends of all recipes share: the account of a run, its notes, its card's facts, its last words.
 
-A model is saved before anything here runs: what cannot be computed or drawn is said and loses nothing.
+A model is saved before it is measured: what cannot be computed or drawn is said and loses nothing.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The graph is traced by transformers' own exporter (`torch.export`) along the pad
 packed rows and shared beginnings hang on the lengths of one batch, so both are switched off while it is
 traced. Batch and length are free, padding may stand on either side, and every pooling and head is in the
 graph. What cannot be is a policy that cuts ids inside `forward`: the tokenizer has to cut, so `head` and
-`tail` are left. Label names travel in the file's own metadata.
+`tail` are left. Label names, and thresholds if the model has some, travel in the file's metadata.
 
 An export is run under ONNX Runtime on left-padded, right-padded and single rows, and has to give the logits
 of the model, before it appears under its name. int8 is not held to that: `agreement` says how often the
@@ -301,6 +301,8 @@ def _write(program: Any, path: Path, *, config: Any) -> None:
     program.metadata_props.clear()
     program.metadata_props["id2label"] = json.dumps(config.id2label, ensure_ascii=False)
     program.metadata_props["problem_type"] = problem_type_of(config)
+    if config.__dict__.get("label_thresholds"):
+        program.metadata_props["label_thresholds"] = json.dumps(config.label_thresholds)
     size = sum(value.const_value.nbytes for value in program.graph.initializers.values())
     onnx_ir.save(program, str(path), external_data=f"{path.name}.data" if size > MAX_INLINE else None)
 

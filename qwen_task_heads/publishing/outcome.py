@@ -24,6 +24,12 @@ from qwen_task_heads.data.title_sets import TitleSets, hash_pairs
 from qwen_task_heads.inference.rewards import reward_constants
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.accounts import keep_reference
+from qwen_task_heads.publishing.calibrating import (
+    calibrate_titles,
+    measured_titles,
+    update_config,
+)
+from qwen_task_heads.publishing.calibration_card import calibration_line
 from qwen_task_heads.publishing.card_facts import Trained
 from qwen_task_heads.publishing.card_lines import lookup_line, verdict_lines
 from qwen_task_heads.publishing.endings import (
@@ -41,6 +47,8 @@ from qwen_task_heads.publishing.endings import (
 )
 from qwen_task_heads.publishing.reference import take_reference
 from qwen_task_heads.publishing.title_card import accuracy_rows, title_card
+from qwen_task_heads.training.calibration import PAIRS, calibration_figures
+from qwen_task_heads.training.classification_plots import risk_coverage_plot
 from qwen_task_heads.training.floors import TfidfBradleyTerry, baseline_rows, longer_title
 from qwen_task_heads.training.lookup_baseline import LOOKUP
 from qwen_task_heads.training.metrics import mean_figure, pair_credit, ranking_metrics
@@ -72,9 +80,14 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
         run: the account of the run.
     """
 
-    folder = save_first(model.eval(), tokenizer=tokenizer, folder=folder)
-    scorer = Scorer(model, tokenizer=tokenizer)
-    notes = first_notes(model, run)
+    scorer, notes = Scorer(model.eval(), tokenizer=tokenizer), first_notes(model, run)
+    of_dev = None
+    try:
+        groups = [pair.group for pair in run.sets.dev]
+        measure = partial(_score, scorer, run.sets.dev)
+        of_dev = calibrate_titles(model, measure, run=run, groups=groups, notes=notes)
+    finally:  # whatever stops it
+        folder = save_first(model, tokenizer=tokenizer, folder=folder)
     fitted = baseline_rows(run.sets.train, notes)
     tfidf = attempt(lambda: TfidfBradleyTerry().fit(fitted), "no TF-IDF floor", notes)
     named = {"dev": run.sets.dev, "test": run.sets.test}
@@ -89,9 +102,14 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     notes += leak_lines(lookups, were_cut=run.sets.were_cut)
     scores, others = {}, {}
     for name in lookups:
-        scores[name] = _score(scorer, named[name])
+        scores[name] = of_dev if name == "dev" and of_dev is not None else _score(scorer, named[name])
         others[name] = _baselines(named[name], run.sets.train, tfidf=tfidf, looked=lookups[name].known > 0)
         metrics[name] = _measure(named[name], *scores[name], others=others[name])
+    if model.config.calibration:
+        keys = {name: [pair.group for pair in named[name]] for name in scores}
+        ours = {name: metrics[name][MODEL] for name in scores}
+        metrics["calibration"] = measured_titles(scores, keys, model.config, after=ours)
+        update_config(model.config, folder, calibration=metrics["calibration"])
     metrics["reward"] = _write_constants(model, folder, run.sets.dev, *scores["dev"])
     reported = "test" if run.sets.test else "dev"
     metrics["lookup"] = {name: report.as_dict() for name, report in lookups.items()}
@@ -115,6 +133,9 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
             lambda: training_curves(run.log_history, curves, floors=floors), "no plot", notes
         ),
     }
+    if curve := metrics.get("calibration", {}).get("risk_coverage"):
+        picture = folder / "risk_coverage.png"
+        plots["Risk and coverage"] = attempt(lambda: risk_coverage_plot(curve, picture), "no plot", notes)
     metrics["notes"] = notes
     _write_predictions(folder / "predictions.jsonl", named[reported], *scores[reported])
     drawn = {title: path.name for title, path in plots.items() if path}
@@ -136,10 +157,7 @@ def _write_constants(
     titles = {(pair.prompt, pair.chosen): score for pair, score in zip(pairs, chosen, strict=True)}
     titles |= {(pair.prompt, pair.rejected): score for pair, score in zip(pairs, rejected, strict=True)}
     constants = reward_constants(list(titles.values()), [len(title) for _, title in titles])
-    model.config.update(constants)
-    path = folder / "config.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**saved, **constants}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    update_config(model.config, folder, **constants)
     return constants
 
 
@@ -176,10 +194,11 @@ def _measure(
     """Metrics of the model and of the baselines on the same pairs."""
     groups = [pair.group for pair in pairs]
     lengths = [np.array([len(p.chosen) for p in pairs]), np.array([len(p.rejected) for p in pairs])]
+    ours = ranking_metrics(
+        chosen, rejected, groups=groups, chosen_lengths=lengths[0], rejected_lengths=lengths[1]
+    )
     figures = {
-        MODEL: ranking_metrics(
-            chosen, rejected, groups=groups, chosen_lengths=lengths[0], rejected_lengths=lengths[1]
-        )
+        MODEL: ours | calibration_figures(PAIRS, np.stack([chosen, rejected], axis=1), groups=groups),
     }
     for name, credit in others.items():
         ties = None if name == LONGER else int((credit == 0.5).sum())
@@ -226,6 +245,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
         "",
         *verdict_lines(metrics),
         *([looked] if looked else []),
+        *([calibration_line(metrics["calibration"], reported)] if "calibration" in metrics else []),
         *([SMALL] if run.backbone == EMBEDDED else []),
         "",
         *(f"note: {note}" for note in metrics["notes"]),

@@ -264,6 +264,10 @@ def _convert(model: Any, *, pad_id: int) -> Any:
     config.id2label, config.label2id = dict(model.config.id2label), dict(model.config.label2id)
     default = "regression" if model.config.num_labels == 1 else "single_label_classification"
     config.problem_type = model.config.problem_type or default
+    if model.config.__dict__.get("label_thresholds"):  # the stock class gives probabilities alone
+        config.label_thresholds = list(model.config.label_thresholds)
+    if model.config.calibration:
+        config.calibration = copy.deepcopy(model.config.calibration)
     config.pad_token_id = pad_id
     config.architectures = [stock_class.__name__]
     config._name_or_path = ""

@@ -1,8 +1,8 @@
 """The end of a classification run: score dev and test, set them beside baselines, write and say all of it.
 
-As at the end of a title run (`outcome.py`): the model is saved first; every figure on the card, the screen
-and the plots comes from the dictionary that `metrics.json` holds; and it is `Scorer`, the code that users
-will run, which computes the logits, not the training loop.
+As at the end of a title run (`outcome.py`): the model is calibrated on dev and saved, before it is measured;
+every figure on the card, the screen and the plots comes from the dictionary that `metrics.json` holds; and it
+is `Scorer`, the code that users will run, which computes the logits, not the training loop.
 
 Where rows offer a choice of labels, the model and the floors are held to it alike, and a note says so: a
 head gives scores to all labels, and who uses it chooses among those that are offered.
@@ -27,6 +27,12 @@ from qwen_task_heads.data.offers import offers_line, within
 from qwen_task_heads.data.text_sets import TextSets, hash_texts
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.publishing.accounts import keep_reference
+from qwen_task_heads.publishing.calibrating import (
+    calibrate_texts,
+    measured_texts,
+    update_config,
+)
+from qwen_task_heads.publishing.calibration_card import calibration_line
 from qwen_task_heads.publishing.card_facts import Trained
 from qwen_task_heads.publishing.card_lines import lookup_line, verdict_lines
 from qwen_task_heads.publishing.cards import figure_name
@@ -46,6 +52,7 @@ from qwen_task_heads.publishing.endings import (
 from qwen_task_heads.publishing.reference import take_reference
 from qwen_task_heads.publishing.text_card import HEADLINES, figure_rows, text_card
 from qwen_task_heads.publishing.text_rows import hardest_errors, write_predictions
+from qwen_task_heads.training.calibration import calibration_figures
 from qwen_task_heads.training.classification_metrics import (
     BEST_METRIC,
     MULTI,
@@ -58,7 +65,12 @@ from qwen_task_heads.training.classification_metrics import (
     confusion_matrix,
     probabilities,
 )
-from qwen_task_heads.training.classification_plots import confusion_plot, reliability_plot, scatter_plot
+from qwen_task_heads.training.classification_plots import (
+    confusion_plot,
+    reliability_plot,
+    risk_coverage_plot,
+    scatter_plot,
+)
 from qwen_task_heads.training.early_exits import aligned
 from qwen_task_heads.training.floors import baseline_rows
 from qwen_task_heads.training.lookup_baseline import LOOKUP, LookupBaseline
@@ -96,15 +108,22 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
             `manifest.json`, `README.md` and plots.
         run: the account of the run.
     """
-    folder = save_first(model.eval(), tokenizer=tokenizer, folder=folder)
-    scorer = Scorer(model, tokenizer=tokenizer)
+    scorer, notes = Scorer(model.eval(), tokenizer=tokenizer), first_notes(model, run)
+    known: dict[int, torch.Tensor] = {}  # of dev, unless the calibration changes them
 
     def logits(examples: Sequence[TextExample]) -> torch.Tensor:
+        if id(examples) in known:
+            return known[id(examples)]
         pairs = [example.text_b for example in examples]
         texts = [example.text for example in examples]
         return scorer.logits(texts, text_pairs=pairs if any(pairs) else None)
 
-    notes = first_notes(model, run)
+    try:
+        of_dev = calibrate_texts(model, logits, run=run, sets=run.sets, notes=notes)
+    finally:  # whatever stops it
+        folder = save_first(model, tokenizer=tokenizer, folder=folder)
+    if of_dev is not None:
+        known[id(run.sets.dev)] = torch.from_numpy(of_dev)
     metrics = account_texts(Trained.of(model), logits=logits, folder=folder, run=run, notes=notes)
     pairs = [example.text_b for example in run.sets.dev]
     texts = [example.text for example in run.sets.dev]
@@ -160,7 +179,7 @@ def account_texts(
                 baseline: within(one.predict(examples), examples, labels=run.sets.labels)
                 for baseline, one in beside.items()
             }
-            metrics[name] = _measure(examples, found[name], others=others[name], run=run)
+            metrics[name] = _measure(examples, found[name], others=others[name], run=run, config=model.config)
             if line := offers_line(examples, labels=run.sets.labels, split=name):
                 held = "; this model scores all labels, and predict.py --candidates holds it to them"
                 yours = "" if model.answers else held
@@ -168,14 +187,20 @@ def account_texts(
     notes += _constant(kind, said)
     reported = "test" if run.sets.test else "dev"
     metrics["lookup"] = {name: report.as_dict() for name, report in lookups.items()}
-    metrics["verdict"] = _verdict(sets[reported], {MODEL: found[reported], **others[reported]}, run=run)
+    every = {MODEL: found[reported], **others[reported]}
+    metrics["verdict"] = _verdict(sets[reported], every, run=run, thresholds=model.config.label_thresholds)
     if metrics["verdict"]:
         metrics["verdict"]["split"] = reported
+    if model.config.calibration:
+        ours = {name: metrics[name][MODEL] for name in said}
+        metrics["calibration"] = measured_texts(said, run.sets, model.config, after=ours)
+        update_config(model.config, folder, calibration=metrics["calibration"])
     examples, shown = sets[reported], found[reported]
-    plots = _plots(folder, run, examples, shown, metrics["dev"], notes)
+    plots = _plots(folder, run, examples, shown, metrics, notes)
     metrics["notes"] = notes
     write_predictions(folder / "predictions.jsonl", examples, shown, config=model.config)
-    page = hardest_errors(kind, examples, shown, labels=names, split=reported)
+    options = {"labels": names, "split": reported, "thresholds": model.config.label_thresholds}
+    page = hardest_errors(kind, examples, shown, **options)
     (folder / "errors.md").write_text(page, encoding="utf-8")
     card = text_card(model, folder, metrics, reported, run, plots=plots)
     main = BEST_METRIC[kind][0].removeprefix("eval_")
@@ -206,7 +231,11 @@ def _floors(run: TextRun, notes: list[str]) -> dict[str, TfidfFloor | TrivialFlo
 
 
 def _verdict(
-    examples: Sequence[TextExample], scores: Mapping[str, Floats], *, run: TextRun
+    examples: Sequence[TextExample],
+    scores: Mapping[str, Floats],
+    *,
+    run: TextRun,
+    thresholds: Sequence[float] | None,
 ) -> dict[str, Any] | None:
     """The model beside the best baseline, by the metric that picks checkpoints."""
     kind, targets = run.sets.problem_type, [example.target for example in examples]
@@ -214,6 +243,10 @@ def _verdict(
         name: text_measure(kind, found, targets, num_labels=len(run.sets.labels))
         for name, found in scores.items()
     }
+    if thresholds:  # the model's own; baselines are cut where their probability is .5
+        measures[MODEL] = text_measure(
+            kind, scores[MODEL], targets, num_labels=len(run.sets.labels), thresholds=thresholds
+        )
     metric, groups = BEST_METRIC[kind][0].removeprefix("eval_"), [example.group for example in examples]
     options: dict[str, Any] = {"groups": groups, "count": len(examples), "beside": TFIDF}
     return give_verdict(measures, model=MODEL, metric=metric, **options)
@@ -225,11 +258,15 @@ def _measure(
     *,
     others: Mapping[str, Floats],
     run: TextRun,
+    config: Any,
 ) -> dict[str, Any]:
     """Metrics of the model and of the baselines on the same rows; per label for the model only."""
     kind, targets = run.sets.problem_type, [example.target for example in examples]
     options: dict[str, Any] = {"labels": run.sets.labels.names, "groups": [e.group for e in examples]}
-    figures = {MODEL: classification_figures(kind, logits, targets, **options)}
+    thresholds = {"threshold": config.label_thresholds} if config.label_thresholds else {}
+    figures = {MODEL: classification_figures(kind, logits, targets, **options, **thresholds)}
+    if kind != REGRESSION:
+        figures[MODEL] |= calibration_figures(kind, logits, targets, groups=options["groups"])
     for name, scores in others.items():
         found = classification_figures(kind, scores, targets, **options)
         for key in ("per_class", *NEED_PROBABILITIES):
@@ -248,7 +285,7 @@ def _plots(
     run: TextRun,
     examples: Sequence[TextExample],
     logits: Floats,
-    dev: dict[str, Any],
+    metrics: dict[str, Any],
     notes: list[str],
 ) -> dict[str, str]:
     """Draw what fits the problem type; title to file name of what could be drawn."""
@@ -275,7 +312,9 @@ def _plots(
             "reliability.png",
             lambda path: reliability_plot(answers, np.ravel(right), path),
         )
-    wanted["Training"] = ("training.png", lambda path: _curves(path, run, dev))
+    if curve := metrics.get("calibration", {}).get("risk_coverage"):
+        wanted["Risk and coverage"] = ("risk_coverage.png", lambda path: risk_coverage_plot(curve, path))
+    wanted["Training"] = ("training.png", lambda path: _curves(path, run, metrics["dev"]))
     drawn = {
         title: attempt(lambda d=draw, f=file: d(folder / f), "no plot", notes)  # type: ignore[misc]
         for title, (file, draw) in wanted.items()
@@ -328,6 +367,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> 
         "",
         *verdict_lines(metrics),
         *([looked] if looked else []),
+        *([calibration_line(metrics["calibration"], reported)] if "calibration" in metrics else []),
         *_weakest(found[MODEL]["per_class"] if kind != REGRESSION else []),
         *([SMALL] if run.backbone == EMBEDDED else []),
         "",

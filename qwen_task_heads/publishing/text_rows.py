@@ -65,7 +65,13 @@ def _judged(example: TextExample, answer: Prediction, names: dict[int, str]) -> 
 
 
 def hardest_errors(
-    problem_type: str, examples: Sequence[TextExample], logits: Floats, *, labels: Sequence[str], split: str
+    problem_type: str,
+    examples: Sequence[TextExample],
+    logits: Floats,
+    *,
+    labels: Sequence[str],
+    split: str,
+    thresholds: Sequence[float] | None = None,
 ) -> str:
     """Markdown of the most confident wrong answers, the usual confusions, and the worst of each label.
 
@@ -75,6 +81,7 @@ def hardest_errors(
         logits: (N, L) of the model.
         labels: L names.
         split: what the rows are called, such as `test`.
+        thresholds: of multi-label, (L,); None for .5.
 
     Example:
         >>> import numpy as np
@@ -90,7 +97,8 @@ def hardest_errors(
     if problem_type == REGRESSION:
         return _largest_misses(examples, scores, truth, labels=labels, split=split)
     if problem_type == MULTI:
-        return _wrong_sets(examples, scores, truth, labels=labels, split=split)
+        least = np.asarray(thresholds or 0.5)
+        return _wrong_sets(examples, scores, truth, labels=labels, split=split, least=least)
     sure, guess = probabilities(problem_type, scores).max(1), scores.argmax(1)
     wrong = np.flatnonzero(guess != truth)
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")]
@@ -127,22 +135,29 @@ def hardest_errors(
 
 
 def _wrong_sets(
-    examples: Sequence[TextExample], scores: Floats, truth: Floats, *, labels: Sequence[str], split: str
+    examples: Sequence[TextExample],
+    scores: Floats,
+    truth: Floats,
+    *,
+    labels: Sequence[str],
+    split: str,
+    least: Floats,
 ) -> str:
     sure = probabilities(MULTI, scores)
+    chosen = sure >= least
     astray = np.abs(sure - truth)  # (N, L) how far each label is from its truth
-    wrong = np.flatnonzero(((sure >= 0.5) != (truth == 1)).any(1))
+    wrong = np.flatnonzero((chosen != (truth == 1)).any(1))
     wrong = wrong[np.argsort(-astray[wrong].max(1), kind="stable")]
     names = [plain(label) for label in labels]
 
-    def listed(chosen: Any) -> str:
-        return ", ".join(names[index] for index in np.flatnonzero(chosen)) or "–"
+    def listed(those: Any) -> str:
+        return ", ".join(names[index] for index in np.flatnonzero(those)) or "–"
 
     rows = []
     for row in wrong[:SHOWN].tolist():
         label = int(astray[row].argmax())
         told = f"{names[label]} {figure(sure[row, label])}"
-        rows.append([*_place(examples[row]), listed(truth[row]), listed(sure[row] >= 0.5), told])
+        rows.append([*_place(examples[row]), listed(truth[row]), listed(chosen[row]), told])
     page = [*_title(split, len(wrong), len(examples)), "## Furthest from the truth", ""]
     head = ["where", "text", "true", "predicted", "worst label, its probability"]
     return "\n".join([*page, *_table(head, rows)])

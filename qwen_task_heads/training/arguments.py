@@ -20,6 +20,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.training.backbone_defaults import options_for
+from qwen_task_heads.training.calibration import CALIBRATIONS
 from qwen_task_heads.training.command_lines import read_config, stated_backbone, unknown_option, unusable
 from qwen_task_heads.training.option_checks import (
     direction_problems,
@@ -39,6 +40,8 @@ NO_IDENTITY = (
     "skip_memory_metrics", "debug", "include_num_input_tokens_seen", "include_for_metrics",
     "batch_eval_metrics", "prediction_loss_only", "per_device_eval_batch_size", "do_train", "do_eval",
     "do_predict", "enable_jit_checkpoint",
+    # what is fitted on dev afterwards
+    "calibrate", "thresholds",
     # resuming itself
     "resume_from_checkpoint", "restore_callback_states_from_checkpoint",
     # the machine; the number of processes stands in the seal
@@ -128,6 +131,10 @@ class HeadArguments(DataArguments):
     )
     boundary: str | None = field(
         default=None, metadata={"help": "Text after every text; the family's token if None."}
+    )
+    calibrate: str = field(
+        default="temperature",
+        metadata={"help": "temperature: divide the logits by one that is fitted on dev; none."},
     )
     freeze_backbone: bool = field(
         default=False, metadata={"help": "Train and save the head alone, as an adapter."}
@@ -348,7 +355,11 @@ def _scalar(value: Any) -> str | int | float | bool | None:
 
 
 def _head_problems(task: HeadArguments, model: HeadModelConfig) -> list[Problem]:
-    problems = not_among(("--pooling", task.pooling, POOLINGS), ("--head", task.head, HEADS))
+    problems = not_among(
+        ("--pooling", task.pooling, POOLINGS),
+        ("--head", task.head, HEADS),
+        ("--calibrate", task.calibrate, CALIBRATIONS),
+    )
     if task.freeze_backbone and model.use_peft:
         found = "found it beside --use_peft, which trains the backbone"
         problems.append(Problem("--freeze_backbone", found, "accepted: one of the two", "drop one"))

@@ -70,7 +70,7 @@ SAME_AS_ACCURACY = ("micro_precision", "micro_recall", "micro_f1", "weighted_rec
 BOUNDS = {name: (-1.0, 1.0) for name in ("pearson", "spearman", "quadratic_kappa")} | {"r2": (-np.inf, 1.0)}
 RANKING_WORK = 30_000_000  # resamples x rows x labels of mAP's bootstrap, which sorts: about a second
 
-_MEASURES: dict[str, Callable[[Floats, Any, float], Measures]] = {
+_MEASURES: dict[str, Callable[[Floats, Any, Any], Measures]] = {
     SINGLE: of_classes,
     MULTI: of_label_sets,
     REGRESSION: of_values,
@@ -85,7 +85,7 @@ def classification_figures(
     *,
     labels: Sequence[str],
     groups: Sequence[str] | None = None,
-    threshold: float = 0.5,
+    threshold: float | Sequence[float] = 0.5,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def classification_figures(
             (N,) or (N, L).
         labels: L names, in the order of the ids.
         groups: key of each row's group (N,), "" for a row on its own; None makes every row its own group.
-        threshold: P(label) from which a label of a multi-label model counts as predicted.
+        threshold: P(label) from which a label of a multi-label model counts as predicted; one, or L.
         resamples, seed: of the bootstrap; intervals of 95%, see `weighted_measures.interval`.
 
     Returns:
@@ -122,7 +122,7 @@ def classification_figures(
         (0.667, 0.5)
     """
     scores, truth = check_scores(problem_type, logits, targets, num_labels=len(labels))
-    weighted, plain, per_class = _MEASURES[problem_type](scores, truth, threshold)
+    weighted, plain, per_class = _MEASURES[problem_type](scores, truth, np.asarray(threshold))
     member = member_numbers(groups, len(scores))
     count = int(member.max()) + 1
     values = weighted(np.ones((1, len(scores))))

@@ -12,7 +12,7 @@ Design decisions:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +127,37 @@ def reliability_plot(probabilities: ArrayLike, correct: ArrayLike, path: str | P
         100 * (np.arange(ECE_BINS) + 0.5) / ECE_BINS, count, width=95 / ECE_BINS, color=BLUE, alpha=0.45
     )
     bottom.set(xlabel="probability given by the model (%)", ylabel="answers")
+    return save_figure(figure, path)
+
+
+def risk_coverage_plot(curve: Sequence[Mapping[str, float]], path: str | Path) -> Path:
+    """Share of wrong answers over the share of rows that get one, the most confident first.
+
+    Source: Geifman & El-Yaniv 2017, arXiv:1705.08500.
+
+    Args:
+        curve: of `calibration.risk_coverage`.
+        path: file to write; its suffix gives the format.
+
+    Returns:
+        The path, written.
+
+    Raises:
+        TaskHeadsError: an empty curve.
+    """
+    if not curve:
+        raise TaskHeadsError.of("risk-coverage plot", "an empty curve", "one row or more", "check the split")
+    rows = sorted(curve, key=lambda row: row["coverage"])
+    coverage, error, upper = (
+        100 * np.array([row[name] for row in rows]) for name in ("coverage", "error", "upper")
+    )
+    figure = new_figure(6.4, 4.8)
+    axes = figure.subplots()
+    axes.plot(coverage, error, color=BLUE, marker="o", markersize=4, label="wrong answers on dev")
+    axes.plot(coverage, upper, color=GREY, linestyle="--", label="upper end of the 95% interval")
+    axes.set(xlabel="rows that get an answer (%)", ylabel="wrong answers (%)", title="Risk and coverage")
+    axes.set(xlim=(0, 102), ylim=(0, max(5.0, 1.05 * float(upper.max()))))
+    axes.legend(frameon=False)
     return save_figure(figure, path)
 
 

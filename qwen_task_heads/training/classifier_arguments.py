@@ -24,7 +24,8 @@ from qwen_task_heads.training.arguments import (
     parse_arguments,
 )
 from qwen_task_heads.training.backbone_defaults import rates_for
-from qwen_task_heads.training.classification_metrics import BEST_METRIC, DEV_METRICS
+from qwen_task_heads.training.classification_metrics import BEST_METRIC, DEV_METRICS, MULTI
+from qwen_task_heads.training.label_thresholds import read_rule
 from qwen_task_heads.training.option_checks import FOLLOW_A_METRIC, direction_problems, metric_problems
 from qwen_task_heads.training.run_defaults import RunDefaults
 
@@ -101,6 +102,13 @@ class ClassifierArguments(HeadArguments):
         default=None, metadata={"help": "Further labelled texts to mix into the training set."}
     )
     mix_ratio: float = field(default=2.0, metadata={"help": "Own rows for each row that is mixed in."})
+    thresholds: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of multi-label: f1, a threshold per label with the best F1 on dev (if None); "
+            "precision:0.9, the lowest with that precision; none, .5 for all."
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many looks at dev without a better figure."}
     )
@@ -214,6 +222,14 @@ def check_texts(
         ("--truncation", texts.truncation, TRUNCATIONS),
         ("--window_aggregation", texts.window_aggregation, AGGREGATIONS),
     )
+    if texts.thresholds is not None:
+        try:
+            read_rule(texts.thresholds)
+        except TaskHeadsError as error:
+            problems += error.problems
+        if texts.problem_type not in (None, MULTI):
+            found = f"{texts.thresholds!r} with {texts.problem_type}"
+            problems.append(Problem.of("--thresholds", found, f"it with {MULTI}", "drop it"))
     if texts.problem_type in DEV_METRICS:  # else the data tell
         problems += training.metric_problems(texts.problem_type)
     for name in ("class_weights", "pos_weight"):

@@ -19,6 +19,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
 
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.head_rows import drop_calibration
 from qwen_task_heads.hubcode.folder_task_heads import is_checkpoint, write_card, write_gitignore
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.pushing_task_heads import name_folder
@@ -67,6 +68,11 @@ class HubSaving(WithoutTrainingArgs):
         if self.processing_class is not None:
             self.task_head.tokenizer = self.processing_class
             self.task_head.config.text_config.pad_token_id = self.processing_class.pad_token_id
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as the parent does; what was measured of the weights before is dropped from the config."""
+        drop_calibration(self.task_head.config)
+        return super().train(*args, **kwargs)  # type: ignore[misc]
 
     @property
     def task_head(self) -> TaskHeadModel:

@@ -55,12 +55,15 @@ def pair_measure(chosen: ArrayLike, rejected: ArrayLike) -> Weighted:
     return mean_measure(pair_credit(chosen, rejected), name=PAIR_ACCURACY)
 
 
-def text_measure(problem_type: str, scores: ArrayLike, targets: Any, *, num_labels: int) -> Weighted:
+def text_measure(
+    problem_type: str, scores: ArrayLike, targets: Any, *, num_labels: int, thresholds: ArrayLike = 0.5
+) -> Weighted:
     """The metric that picks checkpoints (`BEST_METRIC`) as a function of row weights, for `give_verdict`.
 
     Args:
         problem_type, scores, targets: as of `classification_figures`; scores (N, L).
         num_labels: L.
+        thresholds: of multi-label probabilities, one or L.
 
     Example:
         >>> import numpy as np
@@ -76,7 +79,7 @@ def text_measure(problem_type: str, scores: ArrayLike, targets: Any, *, num_labe
     if problem_type == ORDINAL:
         return of_steps(found, truth, 0.5)[0]
     if problem_type == MULTI:
-        chosen = (sigmoid(found) >= 0.5).astype(np.float64)
+        chosen = (sigmoid(found) >= np.asarray(thresholds)).astype(np.float64)
         hits, both = (chosen * truth).sum(1), (chosen + truth).sum(1)
 
         def micro_f1(weights: Floats) -> dict[str, Floats]:

@@ -39,9 +39,10 @@ CHECKED = "checked before the first step; its fixes are followed in tests/traini
 OUTSIDE |= {f"training/{name}_checks.py": CHECKED for name in ("option", "run")}
 # Modules of a run, whose refusals come while it trains, measures or draws.
 RUNNING = (
-    "callbacks", "checkpoints", "class_balance", "classification_losses", "classification_metrics",
-    "classification_plots", "classifier_trainer", "comparison_plots", "features", "floors", "frozen_heads",
-    "group_losses", "hub_saving", "losses", "metrics", "plots", "seals", "text_floors", "trainers", "updates",
+    "calibration", "callbacks", "checkpoints", "class_balance", "classification_losses",
+    "classification_metrics", "classification_plots", "classifier_trainer", "comparison_plots", "features",
+    "floors", "frozen_heads", "group_losses", "hub_saving", "losses", "metrics", "plots", "seals",
+    "text_floors", "trainers", "updates",
 )  # fmt: skip
 OUTSIDE |= {f"training/{name}.py": "comes while a run trains; tests/training" for name in RUNNING}
 

@@ -169,6 +169,17 @@ def test_a_policy_without_a_length(bases: dict[str, str]) -> None:
     assert build(bases["qwen2"], **TASK, truncation="windows", max_seq_length=int(length))
 
 
+@pytest.mark.parametrize("thresholds", [[0.5], [0.5, 0.5, 1.5], [0.5, 0.5, "a"]])
+def test_thresholds_that_do_not_fit(bases: dict[str, str], thresholds: list[Any]) -> None:
+    site = "hubcode/configuration_task_heads.py::PooledClassifierConfig.__post_init__::label_thresholds"
+    options = {**TASK, "problem_type": "multi_label_classification"}
+    with refused(site) as found:
+        build(bases["qwen2"], **options, label_thresholds=thresholds)
+    [count] = re.findall(r"accepted: (\d+) probabilities", found[0].accepted)
+    kept = build(bases["qwen2"], **options, label_thresholds=[0.5] * int(count)).config
+    assert kept.label_thresholds == [0.5] * len(LABELS)
+
+
 def test_several_labels_of_a_scorer(bases: dict[str, str]) -> None:
     with refused("hubcode/configuration_task_heads.py::TitleScorerConfig.__post_init__::num_labels") as found:
         build(bases["qwen2"], num_labels=3)

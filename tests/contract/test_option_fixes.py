@@ -94,6 +94,7 @@ CASES = [
     Case(f"{ARGUMENTS}not_among::option", TITLES, "--pooling avg"),
     Case(f"{ARGUMENTS}_head_problems::--pooling", TEXTS, "--pooling avg"),
     Case(f"{ARGUMENTS}_head_problems::--head", TEXTS, "--head mlpp"),
+    Case(f"{ARGUMENTS}_head_problems::--calibrate", TEXTS, "--calibrate temprature"),
     Case(f"{ARGUMENTS}_head_problems::--freeze_backbone", TEXTS, "--freeze_backbone true --use_peft"),
     *several(
         f"{ARGUMENTS}_lora_problems::{OPTION}", TEXTS, "--use_dora", "--use_rslora", "--lora_embeddings true",
@@ -129,6 +130,9 @@ CASES = [
     *several(f"{CLASSIFIER}{OPTION}", TEXTS, "--class_weights balance", "--pos_weight 1 0 2"),
     *several(f"{CLASSIFIER}--token_dropout", TEXTS, "--token_dropout 1", "--token_dropout -0.1"),
     *several(f"{CLASSIFIER}{OPTION}#2", TEXTS, "--window_overlap 4", "--window_aggregation max"),
+    Case(f"{CLASSIFIER}--thresholds", TEXTS, "--thresholds f1 --problem_type ordinal"),
+    *several("training/label_thresholds.py::read_rule::--thresholds", TEXTS, "--thresholds f2",
+             "--thresholds precision:90"),
     Case(f"{CLASSIFIER}--early_stopping_patience", TEXTS, "--early_stopping_patience 0"),
     Case(f"{CLASSIFIER}--early_stopping_patience#2", TEXTS,
          "--early_stopping_patience 2 --load_best_model_at_end false"),

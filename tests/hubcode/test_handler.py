@@ -73,6 +73,7 @@ REQUESTS: dict[str, list[Any]] = {
         {"inputs": TEXTS, "parameters": None},
         {"inputs": TEXTS, "parameters": {"threshold": 2}},
     ],
+    "thresholds": [{"inputs": TEXTS}, {"inputs": TEXTS, "parameters": {"threshold": 0}}],
     "value": [{"inputs": TEXTS}],
     "pairs": [
         {"inputs": {"text": TEXTS[0], "text_pair": TEXTS[1]}},
@@ -92,6 +93,10 @@ def served(
         "titles": {},
         "single": {"truncation": "head_tail"},
         "multi": {"problem_type": "multi_label_classification", "truncation": "windows"},
+        "thresholds": {
+            "problem_type": "multi_label_classification",
+            "label_thresholds": [0.1, 0.9, 0.5],
+        },
         "value": {"problem_type": "regression"},
         "pairs": {"head": "mlp", "head_sizes": [8]},
     }
@@ -156,6 +161,14 @@ def test_parameters_choose_labels(served: dict[str, Any]) -> None:
     assert {len(rows) for rows in over} != {len(LABELS)}  # else the threshold chose nothing
     told = served["answers"]["multi"][2]["error"]
     assert told.startswith("parameters.threshold: found 2; accepted: a probability from 0 to 1")
+
+
+def test_thresholds_of_the_config_choose_labels(served: dict[str, Any]) -> None:
+    chosen, all_of_them = [row["answer"] for row in served["answers"]["thresholds"]]
+    wanted = [list(answer.labels) for answer in served["scorers"]["thresholds"].predict(TEXTS)]
+    assert [[row["label"] for row in rows] for rows in chosen] == wanted
+    assert {len(rows) for rows in all_of_them} == {len(LABELS)}
+    assert all(len(rows) < len(LABELS) for rows in chosen)
 
 
 def test_values_and_pairs(served: dict[str, Any]) -> None:

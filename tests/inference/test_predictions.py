@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import set_seed
+from transformers import PreTrainedConfig, set_seed
 
 from qwen_task_heads import PooledClassifierConfig, Scorer, build, save
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.inference.predictions import answer_columns, to_predictions
+from qwen_task_heads.inference.predictions import answer_columns, confidence_for, to_predictions
 
 LABELS = {0: "sport", 1: "trade", 2: "art"}
 LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.1, 0.2, 0.0]])
@@ -212,3 +213,57 @@ def test_the_command_line_labels_texts(
     monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), *TEXTS, "--prompt", "x"])
     assert run_recipe(command.main) == 2
     assert "--prompt: found with a classifier" in capsys.readouterr().err
+
+
+def test_the_thresholds_of_the_config_hold_unless_one_is_given() -> None:
+    kind = "multi_label_classification"
+    known = PooledClassifierConfig(id2label=LABELS, problem_type=kind, label_thresholds=[0.9, 0.5, 0.2])
+    found = to_predictions(LOGITS, known, texts=TEXTS)
+    assert [answer.labels for answer in found] == [("art", "trade"), ("trade", "art")]
+    found = to_predictions(LOGITS, known, texts=TEXTS, threshold=0.51)
+    assert [answer.labels for answer in found] == [("sport", "art"), ("trade", "sport")]
+    assert [answer.labels for answer in answers(kind)] == [
+        ("sport", "art", "trade"),
+        ("trade", "sport", "art"),
+    ]
+
+
+CURVE = [
+    {"coverage": 1.0, "confidence": 0.3, "error": 0.2, "upper": 0.25},
+    {"coverage": 0.6, "confidence": 0.6, "error": 0.1, "upper": 0.15},
+    {"coverage": 0.4, "confidence": 0.7, "error": 0.12, "upper": 0.18},
+    {"coverage": 0.2, "confidence": 0.9, "error": 0.0, "upper": 0.0511},
+]
+
+
+@pytest.mark.parametrize(("rate", "least"), [(1, 0.3), (0.25, 0.3), (0.24, 0.6), (0.14, 0.9), (0.052, 0.9)])
+def test_a_wanted_error_rate_is_held_against_the_upper_end_of_the_interval(rate: float, least: float) -> None:
+    known = config("ordinal")
+    known.calibration = {"risk_coverage": CURVE}
+    assert confidence_for(rate, known) == least
+    probability = [[0.61, 0.2, 0.19], [0.31, 0.36, 0.33]]
+    found = to_predictions(torch.tensor(probability).log(), known, texts=TEXTS, max_error=rate)
+    assert [answer.label is not None for answer in found] == [least <= 0.61, least <= 0.36]
+
+
+def test_a_rate_below_all_of_dev_names_the_lowest_and_it_passes() -> None:
+    known = config("single_label_classification")
+    known.calibration = {"risk_coverage": CURVE}
+    with pytest.raises(TaskHeadsError) as caught:
+        confidence_for(0.01, known)
+    [problem] = caught.value.problems
+    assert problem.where == "max_error"
+    rate = float(re.findall(r"give ([\d.]+)", problem.remedy)[0])
+    assert confidence_for(rate, known) == 0.9
+    with pytest.raises(TaskHeadsError, match="max_error"):
+        answers("single_label_classification", max_error=0.1)  # without a curve
+    with pytest.raises(TaskHeadsError, match="max_error"):
+        confidence_for(0.1, PreTrainedConfig(id2label=LABELS))  # of a model that writes its labels
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_an_error_rate_of_another_problem_type_is_refused(kind: str) -> None:
+    known = config(kind, LABELS if kind != "regression" else {0: "score"})
+    known.calibration = {"risk_coverage": CURVE}
+    with pytest.raises(TaskHeadsError, match="max_error"):
+        to_predictions(LOGITS[:, : known.num_labels], known, texts=TEXTS, max_error=0.1)

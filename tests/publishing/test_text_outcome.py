@@ -132,6 +132,7 @@ def test_everything_is_written_and_agrees(runs, kind):
     pairs, split = kind == REGRESSION, "dev" if kind == ORDINAL else "test"
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == metrics
     assert metrics["notes"] == []
+    assert ("calibration" in metrics) == ("Calibration: no temp" in printed) == (kind != REGRESSION)
     cut = {name: entry["cut"] for name, entry in metrics["data"].items()}
     assert cut == {"train": False, "dev": True, "test": split == "test"}
     labels = ("score",) if kind == REGRESSION else LABELS.names

@@ -343,3 +343,13 @@ def test_line_breaks_of_a_file_stand_there_already(tmp_path):
     file.write_text(yaml.safe_dump({"instruction": "Rate:\n", "between": r"\n", "boundary": r"a\\b"}))
     task, *_ = parse_title_arguments(["--config", str(file), "--output_dir", "x", *CPU])
     assert (task.instruction, task.between, task.boundary) == ("Rate:\n", r"\n", r"a\\b")
+
+
+def test_what_is_fitted_on_dev_afterwards_is_no_identity_of_a_run(tmp_path):
+    argv = ["--output_dir", str(tmp_path), *CPU]
+    plain = run_identity(*parse_classifier_arguments(argv))
+    other = run_identity(*parse_classifier_arguments([*argv, "--calibrate", "none", "--thresholds", "f1"]))
+    assert plain == other
+    assert (
+        parse_title_arguments(argv)[0].calibrate == parse_sweep_arguments(argv)[0].calibrate == "temperature"
+    )

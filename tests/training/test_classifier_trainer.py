@@ -627,3 +627,12 @@ def test_a_model_reads_a_row_with_hidden_tokens_as_the_shorter_row(tiny_config, 
             masked = model(input_ids=ids, attention_mask=mask).logits
             shorter = model(input_ids=ids[:, mask[0].bool()]).logits
         assert torch.allclose(masked, shorter, atol=1e-6)
+
+
+def test_training_on_drops_what_was_measured_of_the_weights_before(fresh, words, tmp_path):
+    model = fresh(MULTI)
+    model.config.calibration, model.config.label_thresholds = {"temperature": 2.0}, [0.1, 0.2, 0.3]
+    trainer = trainer_for(model, tmp_path, words=words, train=texts(4, MULTI), max_steps=1)
+    assert model.config.calibration is not None  # an evaluation would leave it
+    trainer.train()
+    assert (model.config.calibration, model.config.label_thresholds) == (None, None)
