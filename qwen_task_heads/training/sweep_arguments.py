@@ -61,8 +61,8 @@ class SweepOptions:
     PARENT: ClassVar[type]
 
     task: str = field(
-        default="classification",
-        metadata={"help": "classification, or titles: pairs, votes, clicks or arms of tests."},
+        default="texts",
+        metadata={"help": "texts with labels, or titles: pairs, votes, clicks or arms of tests."},
     )
     layers: list[str] | None = field(
         default=None,
@@ -257,7 +257,7 @@ class TitleSweepConfig(HeadTrainings, TitleConfig):
 
 
 TASKS: dict[str, tuple[type, type]] = {
-    "classification": (SweepArguments, SweepConfig),
+    "texts": (SweepArguments, SweepConfig),
     "titles": (TitleSweepArguments, TitleSweepConfig),
 }
 
@@ -271,7 +271,7 @@ def parse_sweep_arguments(argv: Sequence[str] | None = None) -> tuple[Any, Any, 
     Raises:
         TaskHeadsError: unknown keys, unusable values, or options that a sweep has no use for.
     """
-    task = stated_value("task", sys.argv[1:] if argv is None else argv) or "classification"
+    task = stated_value("task", sys.argv[1:] if argv is None else argv) or "texts"
     if problems := not_among(("--task", task, list(TASKS))):
         raise TaskHeadsError(problems)
     options, training, model = parse_arguments((*TASKS[task], HeadModelConfig), argv, check=_check)

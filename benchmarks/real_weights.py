@@ -1,0 +1,272 @@
+"""What task heads reach on real pretrained weights: every data set, beside TF-IDF and other rivals.
+
+    python ../shared/tools/real_weights.py qwen2.5-coder-0.5b MODELS/qwen2.5-coder-0.5b
+    python benchmarks/real_weights.py --data ../shared/data --output_dir runs/real \
+        --qwen MODELS/qwen2.5-coder-0.5b --methods frozen
+
+Each row is a recipe run as users run it, whose `metrics.json` is read back: `recipes/sweep_heads.py` (frozen
+heads: a quarter, half, three quarters and all layers, pooled by the mean and by the last token, an L2 path),
+LoRA by `recipes/classify.py` and `recipes/reward_titles.py`, the same training by the stock class and
+Trainer, and label scoring by the chat models through `recipes/compare.py`. Layer, pooling and penalty are
+picked on dev; test is looked at once. Rows of training are capped where two cores need it, and the row says
+so.
+
+Runs are kept under `--output_dir` and continued: a row that is there is not computed again, and `results/` is
+written after each. A set, model or package that is not there is skipped with a reason. SmolLM2-135M reads
+English; the 0.5B model is a 4-bit quantisation of Qwen2.5-Coder-0.5B-Instruct, for measuring here only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SMOL, QWEN = "smollm2-135m", "qwen2.5-coder-0.5b"
+MODEL = "this model"
+FROZEN, LORA, STOCK, ASKED = "frozen", "lora", "stock", "label scoring"
+METHODS = (FROZEN, LORA, STOCK, ASKED)
+
+
+@dataclass(frozen=True)
+class Set:
+    """A data set, and what two cores take of it.
+
+    Args:
+        language: of its texts.
+        metric: that stands for it.
+        length: tokens of a text at most.
+        rows: of training at most; None for all.
+        lora_rows: of training by LoRA at most.
+        dev: rows of dev at most.
+        titles: pairs of titles; labelled texts otherwise.
+        options: more words of a command line.
+    """
+
+    language: str
+    metric: str
+    length: int
+    rows: int | None = None
+    lora_rows: int = 1000
+    dev: int | None = None
+    titles: bool = False
+    options: tuple[str, ...] = ()
+
+
+SETS = {
+    "upworthy": Set("en", "pair_accuracy", 64, titles=True, lora_rows=2679),
+    "banking77": Set("en", "accuracy", 64, lora_rows=9220),
+    "fewclue-tnews": Set("zh", "accuracy", 64, lora_rows=1185),
+    "n24news-abstract": Set("en", "accuracy", 96, lora_rows=2000),
+    "waimai-10k": Set("zh", "accuracy", 96, rows=4000, lora_rows=1500),
+    "sst5": Set("en", "quadratic_kappa", 64, rows=4000, options=("--problem_type", "ordinal")),
+    "stsb": Set("en", "spearman", 96, rows=4000),
+    "goemotions": Set("en", "micro_f1", 64, rows=10_000, dev=2000),
+    "thucnews-titles": Set("zh", "accuracy", 48, rows=10_000, dev=2000),
+    "adparaphrase-v2-ja": Set("ja", "pair_accuracy", 64, titles=True, rows=3000),
+    "fewclue-iflytek": Set("zh", "accuracy", 128),
+    "longnews-7": Set("zh", "accuracy", 256),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A set, a model and a way to use it."""
+
+    data: str
+    model: str
+    method: str
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its entry."""
+        return f"{self.data}--{self.model}--{self.method.replace(' ', '_')}"
+
+
+def all_rows(methods: list[str]) -> list[Row]:
+    """Every row: SmolLM2 on the English sets, the 0.5B model on all."""
+    return [
+        Row(data, model, method)
+        for method in methods
+        for data, one in SETS.items()
+        for model in ((SMOL, QWEN) if one.language == "en" else (QWEN,))
+    ]
+
+
+def words_of(row: Row, options: argparse.Namespace) -> list[str] | str:
+    """The command of a row; a text says why it cannot be run."""
+    one, folder = SETS[row.data], options.data / row.data
+    model = options.qwen if row.model == QWEN else SMOL
+    if not folder.is_dir():
+        return f"{folder} is not there"
+    if model is None:
+        return "--qwen names no folder"
+    words = [*_data(row.data, one, folder, options), "--model_name_or_path", str(model)]
+    words += ["--output_dir", str(options.output_dir / row.name), "--use_cpu", str(not options.cuda).lower()]
+    words += [*one.options, "--disable_tqdm", "true"]
+    if row.method == FROZEN:
+        words = ["recipes/sweep_heads.py", *words, *_length(one)]
+        words += ["--task", "titles"] if one.titles else []
+        words += ["--poolings", "mean", "last", "--heads", "linear", "--seeds", "0"]
+        words += ["--feature_cache", str(options.output_dir / "features")]
+        return [*words, "--feature_dtype", "float32" if row.model == SMOL else "bfloat16"]
+    return f"{row.method} is not built yet"
+
+
+def _length(one: Set) -> list[str]:
+    return ["--max_length" if one.titles else "--max_seq_length", str(one.length)]
+
+
+def _data(name: str, one: Set, folder: Path, options: argparse.Namespace) -> list[str]:
+    """Where train, dev and test are, as words of a command line; shortened copies where rows are capped."""
+    prefix = "pairs_" if one.titles else ""
+    files = {split: folder / f"{prefix}{split}.jsonl" for split in ("train", "dev", "test_public")}
+    for split, most in (("train", one.rows), ("dev", one.dev)):
+        if most is not None and files[split].exists():
+            files[split] = _shortened(files[split], most, options.output_dir / "data" / name)
+    words = ["--dataset_name", str(files["train"]), "--test_dataset", str(files["test_public"])]
+    words += ["--dev_dataset", str(files["dev"])] if files["dev"].exists() else []
+    labels = [folder / file for file in ("class.txt", "labels.txt") if (folder / file).exists()]
+    return [*words, "--labels", str(labels[0])] if labels else words
+
+
+def _shortened(path: Path, rows: int, folder: Path) -> Path:
+    """A copy with evenly spaced rows of a file."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = lines if len(lines) <= rows else [lines[place * len(lines) // rows] for place in range(rows)]
+    target = folder / path.name
+    target.write_text("".join(kept), encoding="utf-8")
+    return target
+
+
+def run(row: Row, words: list[str], options: argparse.Namespace) -> dict[str, Any] | None:
+    """Run a recipe; return what it took, or None if it failed."""
+    log = options.output_dir / f"{row.name}.log"
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+    start = time.monotonic()
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, *words], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        print(f"{row.name}: failed, see {log}", flush=True)
+        return None
+    used = {"seconds": round(time.monotonic() - start), "cpu_seconds": round(usage.ru_utime)}
+    return {**used, "peak_gb": round(usage.ru_maxrss / (1 << 20), 2)}  # Linux counts KiB
+
+
+def entry_of(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a finished run measured."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["settings"]
+    metric, split = SETS[row.data].metric, "test"
+    ours = metrics[split][MODEL]
+    taken = ("backbone_layers", "head_layers", "pooling", "penalty", "learning_rate", "num_train_epochs")
+    found: dict[str, Any] = {
+        "data": row.data, "model": row.model, "method": row.method, "metric": metric,
+        **{key: ours[metric][key] for key in ("value", "low", "high")},
+        "dev": metrics["dev"][MODEL][metric]["value"],
+        "baselines": {
+            name: entry[metric]["value"] for name, entry in metrics[split].items()
+            if name != MODEL and metric in entry
+        },
+        "verdict": metrics.get("verdict"),
+        "calibration": metrics.get("calibration"),
+        "train": next(iter(metrics["data"]["train"].values())),
+        "settings": {name: settings[name] for name in taken if settings.get(name) is not None},
+        **took, "machine": f"{platform.machine()}, {os.cpu_count()} cores", "device":
+        metrics["train"]["device"],
+    }  # fmt: skip
+    for extra in ("macro_f1", "ece"):
+        if extra in ours:
+            found[extra] = ours[extra]["value"] if isinstance(ours[extra], dict) else ours[extra]
+    return found
+
+
+HEAD = (
+    "| set | model | method | train rows | metric | test | TF-IDF | difference to the best baseline | verdict "
+    "| ECE before, after | layers, pooling | seconds | GB |"
+)
+
+
+def write(entries: dict[str, dict[str, Any]]) -> None:
+    """Write the rows as JSON, and as a table."""
+    text = json.dumps(list(entries.values()), indent=2, ensure_ascii=False) + "\n"
+    (RESULTS / "real_weights.json").write_text(text, encoding="utf-8")
+    order = [row.name for row in all_rows(list(METHODS))]
+    shown = sorted(entries, key=order.index)
+    lines = [
+        "# Real pretrained weights",
+        "",
+        "`python benchmarks/real_weights.py`: settings picked on dev, test_public measured once; 95% intervals",
+        "over groups. Differences are paired by row.",
+        "",
+        HEAD,
+        "|" + "---|" * (HEAD.count("|") - 1),
+        *(_line(entries[name]) for name in shown),
+    ]
+    (RESULTS / "real_weights.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _line(entry: dict[str, Any]) -> str:
+    verdict, settings = entry["verdict"] or {}, entry["settings"]
+    tfidf = next((value for name, value in entry["baselines"].items() if name.startswith("TF-IDF")), None)
+    layers = settings.get("head_layers") or settings.get("backbone_layers") or "all"
+    difference, ece = "", ""
+    if verdict:
+        difference = f"{verdict['difference']:+.3f} ({verdict['low']:+.3f} to {verdict['high']:+.3f})"
+    measured = ((entry["calibration"] or {}).get("metrics") or {}).get("test", {}).get("ece")
+    if measured:
+        ece = f"{measured['before']['value']:.3f}, {measured['after']['value']:.3f}"
+    cells = [
+        entry["data"], entry["model"], entry["method"], f"{entry['train']:,}", entry["metric"],
+        f"**{entry['value']:.3f}** ({entry['low']:.3f} to {entry['high']:.3f})",
+        "" if tfidf is None else f"{tfidf:.3f}", difference, verdict.get("word", ""), ece,
+        f"{layers}, {settings.get('pooling', '')}", str(entry["seconds"]), str(entry["peak_gb"]),
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Run what is asked for and not there yet, one row after the other."""
+    parser = argparse.ArgumentParser(description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter) parser.add_argument("--data", type=Path,
+    default=ROOT.parent / "shared" / "data") parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--qwen", type=Path, help="folder of the 0.5B model; its rows are skipped without")
+    parser.add_argument("--methods", nargs="+", default=[FROZEN], choices=METHODS)
+    parser.add_argument("--only", nargs="+", help="rows whose names contain one of these")
+    parser.add_argument("--cuda", action="store_true", help="use the GPU") options = parser.parse_args()
+    options.output_dir = options.output_dir.resolve() options.output_dir.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / "real_weights.json" known = json.loads(path.read_text(encoding="utf-8")) if path.exists()
+    else [] entries = {Row(entry["data"], entry["model"], entry["method"]).name: entry for entry in known} for
+    row in all_rows(options.methods):
+        if row.name in entries or (options.only and not any(part in row.name for part in options.only)):
+            continue
+        words = words_of(row, options)
+        if isinstance(words, str):
+            print(f"{row.name}: skipped, {words}", flush=True)
+            continue
+        print(f"{row.name} ...", flush=True)
+        folder = options.output_dir / row.name
+        if not (folder / "manifest.json").exists():
+            subprocess.run(["rm", "-rf", str(folder)], check=True)
+        took = run(row, words, options)
+        if took is not None:
+            entries[row.name] = entry_of(row, took, folder)
+            write(entries)
+            print(_line(entries[row.name]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
