@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -171,6 +172,7 @@ def entry_of(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     settings = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["settings"]
     metric, split = SETS[row.data].metric, "test"
+    calibration = metrics.get("calibration") or {}
     ours = metrics[split][MODEL]
     taken = ("backbone_layers", "head_layers", "pooling", "penalty", "learning_rate", "num_train_epochs")
     found: dict[str, Any] = {
@@ -182,11 +184,11 @@ def entry_of(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
             if name != MODEL and metric in entry
         },
         "verdict": metrics.get("verdict"),
-        "calibration": metrics.get("calibration"),
+        "calibration": {name: calibration.get(name) for name in ("temperature", "metrics")},
         "train": next(iter(metrics["data"]["train"].values())),
         "settings": {name: settings[name] for name in taken if settings.get(name) is not None},
-        **took, "machine": f"{platform.machine()}, {os.cpu_count()} cores", "device":
-        metrics["train"]["device"],
+        **took, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "device": metrics["train"]["device"],
     }  # fmt: skip
     for extra in ("macro_f1", "ece"):
         if extra in ours:
@@ -195,8 +197,8 @@ def entry_of(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 HEAD = (
-    "| set | model | method | train rows | metric | test | TF-IDF | difference to the best baseline | verdict "
-    "| ECE before, after | layers, pooling | seconds | GB |"
+    "| set | model | method | train rows | metric | test | TF-IDF | difference to the best baseline "
+    "| verdict | ECE before, after | layers, pooling | seconds | GB |"
 )
 
 
@@ -209,8 +211,8 @@ def write(entries: dict[str, dict[str, Any]]) -> None:
     lines = [
         "# Real pretrained weights",
         "",
-        "`python benchmarks/real_weights.py`: settings picked on dev, test_public measured once; 95% intervals",
-        "over groups. Differences are paired by row.",
+        "`python benchmarks/real_weights.py`: settings picked on dev, test_public measured once; 95%",
+        "intervals over groups. Differences are paired by row.",
         "",
         HEAD,
         "|" + "---|" * (HEAD.count("|") - 1),
@@ -240,17 +242,21 @@ def _line(entry: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is asked for and not there yet, one row after the other."""
-    parser = argparse.ArgumentParser(description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter) parser.add_argument("--data", type=Path,
-    default=ROOT.parent / "shared" / "data") parser.add_argument("--output_dir", type=Path, required=True)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--qwen", type=Path, help="folder of the 0.5B model; its rows are skipped without")
     parser.add_argument("--methods", nargs="+", default=[FROZEN], choices=METHODS)
     parser.add_argument("--only", nargs="+", help="rows whose names contain one of these")
-    parser.add_argument("--cuda", action="store_true", help="use the GPU") options = parser.parse_args()
-    options.output_dir = options.output_dir.resolve() options.output_dir.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / "real_weights.json" known = json.loads(path.read_text(encoding="utf-8")) if path.exists()
-    else [] entries = {Row(entry["data"], entry["model"], entry["method"]).name: entry for entry in known} for
-    row in all_rows(options.methods):
+    parser.add_argument("--cuda", action="store_true", help="use the GPU")
+    options = parser.parse_args()
+    options.output_dir = options.output_dir.resolve()
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / "real_weights.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    entries = {Row(entry["data"], entry["model"], entry["method"]).name: entry for entry in known}
+    for row in all_rows(options.methods):
         if row.name in entries or (options.only and not any(part in row.name for part in options.only)):
             continue
         words = words_of(row, options)
@@ -259,10 +265,14 @@ def main() -> None:
             continue
         print(f"{row.name} ...", flush=True)
         folder = options.output_dir / row.name
-        if not (folder / "manifest.json").exists():
-            subprocess.run(["rm", "-rf", str(folder)], check=True)
-        took = run(row, words, options)
-        if took is not None:
+        kept = options.output_dir / f"{row.name}.json"
+        if not kept.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+            took = run(row, words, options)
+            if took is None:
+                continue
+            kept.write_text(json.dumps(took), encoding="utf-8")
+        if took := json.loads(kept.read_text(encoding="utf-8")):
             entries[row.name] = entry_of(row, took, folder)
             write(entries)
             print(_line(entries[row.name]), flush=True)
