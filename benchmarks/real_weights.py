@@ -26,7 +26,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SMOL, QWEN = "smollm2-135m", "qwen2.5-coder-0.5b"
 MODEL = "this model"
 FROZEN, LORA, STOCK, ASKED = "frozen", "lora", "stock", "label scoring"
+EPOCHS = 2  # of LoRA
 METHODS = (FROZEN, LORA, STOCK, ASKED)
 
 
@@ -111,7 +112,8 @@ def words_of(row: Row, options: argparse.Namespace) -> list[str] | str:
         return f"{folder} is not there"
     if model is None:
         return "--qwen names no folder"
-    words = [*_data(row.data, one, folder, options), "--model_name_or_path", str(model)]
+    rows = one.rows if row.method == FROZEN else one.lora_rows
+    words = [*_data(row.data, replace(one, rows=rows), folder, options), "--model_name_or_path", str(model)]
     words += ["--output_dir", str(options.output_dir / row.name), "--use_cpu", str(not options.cuda).lower()]
     words += [*one.options, "--disable_tqdm", "true"]
     if row.method == FROZEN:
@@ -120,6 +122,14 @@ def words_of(row: Row, options: argparse.Namespace) -> list[str] | str:
         words += ["--poolings", "mean", "last", "--heads", "linear", "--seeds", "0"]
         words += ["--feature_cache", str(options.output_dir / "features")]
         return [*words, "--feature_dtype", "float32" if row.model == SMOL else "bfloat16"]
+    if row.method == LORA:
+        frozen = options.output_dir / Row(row.data, row.model, FROZEN).name
+        if not (frozen / "manifest.json").exists():
+            return "its frozen head, from which LoRA starts, is not there"
+        words = ["recipes/reward_titles.py" if one.titles else "recipes/classify.py", *words, *_length(one)]
+        words += ["--init_head", str(frozen), "--use_peft", "--lora_r", "16", "--learning_rate", "2e-4"]
+        words += ["--num_train_epochs", str(EPOCHS), "--per_device_train_batch_size", "16"]
+        return [*words, "--eval_strategy", "epoch", "--eval_on_start", "true"]
     return f"{row.method} is not built yet"
 
 
@@ -141,11 +151,13 @@ def _data(name: str, one: Set, folder: Path, options: argparse.Namespace) -> lis
 
 
 def _shortened(path: Path, rows: int, folder: Path) -> Path:
-    """A copy with evenly spaced rows of a file."""
+    """A copy with evenly spaced rows of a file; the file itself if it has no more."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if len(lines) <= rows:
+        return path
     folder.mkdir(parents=True, exist_ok=True)
-    kept = lines if len(lines) <= rows else [lines[place * len(lines) // rows] for place in range(rows)]
-    target = folder / path.name
+    target = folder / f"{path.stem}-{rows}.jsonl"
+    kept = [lines[place * len(lines) // rows] for place in range(rows)]
     target.write_text("".join(kept), encoding="utf-8")
     return target
 
