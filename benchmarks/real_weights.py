@@ -34,9 +34,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SMOL, QWEN = "smollm2-135m", "qwen2.5-coder-0.5b"
 MODEL = "this model"
-FROZEN, LORA, STOCK, ASKED = "frozen", "lora", "stock", "label scoring"
+FROZEN, WARM, LORA, STOCK = "frozen", "lora from the frozen head", "lora", "stock lora"
 EPOCHS = 2  # of LoRA
-METHODS = (FROZEN, LORA, STOCK, ASKED)
+METHODS = (FROZEN, WARM, LORA, STOCK)
 
 
 @dataclass(frozen=True)
@@ -122,15 +122,21 @@ def words_of(row: Row, options: argparse.Namespace) -> list[str] | str:
         words += ["--poolings", "mean", "last", "--heads", "linear", "--seeds", "0"]
         words += ["--feature_cache", str(options.output_dir / "features")]
         return [*words, "--feature_dtype", "float32" if row.model == SMOL else "bfloat16"]
-    if row.method == LORA:
-        frozen = options.output_dir / Row(row.data, row.model, FROZEN).name
+    epochs = ["--num_train_epochs", str(EPOCHS), "--per_device_train_batch_size", "16"]
+    tuned = [*words, *_length(one), "--use_peft", "--lora_r", "16", "--learning_rate", "2e-4", *epochs]
+    recipe = "recipes/reward_titles.py" if one.titles else "recipes/classify.py"
+    if row.method == WARM:
+        frozen = options.output_dir / replace(row, method=FROZEN).name
         if not (frozen / "manifest.json").exists():
             return "its frozen head, from which LoRA starts, is not there"
-        words = ["recipes/reward_titles.py" if one.titles else "recipes/classify.py", *words, *_length(one)]
-        words += ["--init_head", str(frozen), "--use_peft", "--lora_r", "16", "--learning_rate", "2e-4"]
-        words += ["--num_train_epochs", str(EPOCHS), "--per_device_train_batch_size", "16"]
-        return [*words, "--eval_strategy", "epoch", "--eval_on_start", "true"]
-    return f"{row.method} is not built yet"
+        return [recipe, *tuned, "--init_head", str(frozen)]
+    if row.method == LORA:
+        return [recipe, *tuned, "--pooling", "mean"]
+    ours = options.output_dir / replace(row, method=LORA).name
+    if not (ours / "manifest.json").exists():
+        return "our run on the same budget is not there"
+    script = ["benchmarks/real_weights_stock.py", "--ours", str(ours), *(["--titles"] if one.titles else [])]
+    return [*script, *tuned]
 
 
 def _length(one: Set) -> list[str]:
@@ -179,8 +185,20 @@ def run(row: Row, words: list[str], options: argparse.Namespace) -> dict[str, An
     return {**used, "peak_gb": round(usage.ru_maxrss / (1 << 20), 2)}  # Linux counts KiB
 
 
+def stock_entry(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a stock run measured; its verdict is on ours."""
+    found = json.loads((folder / "stock.json").read_text(encoding="utf-8"))
+    return {
+        "data": row.data, "model": row.model, "method": row.method, "metric": found["metric"],
+        "value": found["stock"], "verdict": found["verdict"], **took,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }  # fmt: skip
+
+
 def entry_of(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a finished run measured."""
+    if row.method == STOCK:
+        return stock_entry(row, took, folder)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     settings = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["settings"]
     metric, split = SETS[row.data].metric, "test"
@@ -212,14 +230,15 @@ HEAD = (
     "| set | model | method | train rows | metric | test | TF-IDF | difference to the best baseline "
     "| verdict | ECE before, after | layers, pooling | seconds | GB |"
 )
+VERSUS = "| set | model | metric | ours | stock | difference | verdict | seconds of stock |"
 
 
 def write(entries: dict[str, dict[str, Any]]) -> None:
-    """Write the rows as JSON, and as a table."""
+    """Write the rows as JSON, and as tables."""
     text = json.dumps(list(entries.values()), indent=2, ensure_ascii=False) + "\n"
     (RESULTS / "real_weights.json").write_text(text, encoding="utf-8")
     order = [row.name for row in all_rows(list(METHODS))]
-    shown = sorted(entries, key=order.index)
+    shown = [entries[name] for name in sorted(entries, key=order.index)]
     lines = [
         "# Real pretrained weights",
         "",
@@ -228,28 +247,47 @@ def write(entries: dict[str, dict[str, Any]]) -> None:
         "",
         HEAD,
         "|" + "---|" * (HEAD.count("|") - 1),
-        *(_line(entries[name]) for name in shown),
+        *(_line(entry) for entry in shown if entry["method"] != STOCK),
     ]
+    if stock := [entry for entry in shown if entry["method"] == STOCK]:
+        lines += ["", "## Ours and the stock classes on equal budget", "", VERSUS]
+        lines += ["|" + "---|" * (VERSUS.count("|") - 1), *map(_versus, stock)]
     (RESULTS / "real_weights.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _line(entry: dict[str, Any]) -> str:
+    if entry["method"] == STOCK:
+        return _versus(entry)
     verdict, settings = entry["verdict"] or {}, entry["settings"]
     tfidf = next((value for name, value in entry["baselines"].items() if name.startswith("TF-IDF")), None)
     layers = settings.get("head_layers") or settings.get("backbone_layers") or "all"
-    difference, ece = "", ""
-    if verdict:
-        difference = f"{verdict['difference']:+.3f} ({verdict['low']:+.3f} to {verdict['high']:+.3f})"
+    ece = ""
     measured = ((entry["calibration"] or {}).get("metrics") or {}).get("test", {}).get("ece")
     if measured:
         ece = f"{measured['before']['value']:.3f}, {measured['after']['value']:.3f}"
     cells = [
         entry["data"], entry["model"], entry["method"], f"{entry['train']:,}", entry["metric"],
         f"**{entry['value']:.3f}** ({entry['low']:.3f} to {entry['high']:.3f})",
-        "" if tfidf is None else f"{tfidf:.3f}", difference, verdict.get("word", ""), ece,
+        "" if tfidf is None else f"{tfidf:.3f}", _difference(verdict), verdict.get("word", ""), ece,
         f"{layers}, {settings.get('pooling', '')}", str(entry["seconds"]), str(entry["peak_gb"]),
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
+
+
+def _versus(entry: dict[str, Any]) -> str:
+    verdict = entry["verdict"]
+    ours = entry["value"] + verdict["difference"]
+    cells = [
+        entry["data"], entry["model"], entry["metric"], f"**{ours:.3f}**", f"{entry['value']:.3f}",
+        _difference(verdict), verdict["word"], str(entry["seconds"]),
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def _difference(verdict: dict[str, Any]) -> str:
+    if not verdict or verdict["low"] is None:
+        return ""
+    return f"{verdict['difference']:+.3f} ({verdict['low']:+.3f} to {verdict['high']:+.3f})"
 
 
 def main() -> None:
