@@ -3,9 +3,9 @@
     python benchmarks/real_weights_stock.py --ours runs/real/banking77--smollm2-135m--lora \\
         --output_dir runs/stock … (the words of the recipe that trained ours)
 
-Rows, steps, batches, rate, schedule, rank and targets of LoRA are those of our run; the pooling is the last
-token, as the stock class has it, and the tokenizer adds nothing. Test is scored by both, and the difference is
-paired by row. Writes `stock.json`.
+Rows, steps, batches, rate, schedule, rank and targets of LoRA are those of our run. The pooling is the last
+token, as the stock class has it, and the tokenizer adds nothing. Test is scored by both, and the difference
+is paired by row. Writes `stock.json`.
 """
 
 from __future__ import annotations
@@ -109,11 +109,15 @@ def titles(words: list[str], ours: str, output: Path) -> dict[str, Any]:
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(locate(model_args.model_name_or_path))
     model = stock_model(model_args, num_labels=1, pad_token_id=tokenizer.pad_token_id)
+    schedule = {
+        "learning_rate": args.learning_rate, "num_train_epochs": args.num_train_epochs,
+        "per_device_train_batch_size": args.per_device_train_batch_size,
+        "lr_scheduler_type": args.lr_scheduler_type, "seed": args.seed,
+    }  # fmt: skip
     config = RewardConfig(
-        str(output / "trainer"), learning_rate=args.learning_rate, num_train_epochs=args.num_train_epochs,
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        lr_scheduler_type=args.lr_scheduler_type, max_length=args.max_length, bf16=False, use_cpu=args.use_cpu, seed=args.seed, report_to="none",
-        eval_strategy="no", save_strategy="no", disable_tqdm=True, gradient_checkpointing=False,
+        str(output / "trainer"), **schedule, max_length=args.max_length, bf16=False, use_cpu=args.use_cpu,
+        report_to="none", eval_strategy="no", save_strategy="no", disable_tqdm=True,
+        gradient_checkpointing=False,
     )  # fmt: skip
     rows = Dataset.from_list([{"chosen": pair.chosen, "rejected": pair.rejected} for pair in sets.train])
     trainer = RewardTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
