@@ -35,8 +35,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 SMOL, QWEN = "smollm2-135m", "qwen2.5-coder-0.5b"
 MODEL = "this model"
 FROZEN, WARM, LORA, STOCK = "frozen", "lora from the frozen head", "lora", "stock lora"
+ASKED = "label scoring"
 EPOCHS = 2  # of LoRA
-METHODS = (FROZEN, WARM, LORA, STOCK)
+METHODS = (FROZEN, WARM, LORA, STOCK, ASKED)
+ASKED_SETS, ASKED_ROWS = ("banking77", "fewclue-tnews"), 400
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def all_rows(methods: list[str]) -> list[Row]:
         Row(data, model, method)
         for method in methods
         for data, one in SETS.items()
+        if method != ASKED or data in ASKED_SETS
         for model in ((SMOL, QWEN) if one.language == "en" else (QWEN,))
     ]
 
@@ -112,6 +115,10 @@ def words_of(row: Row, options: argparse.Namespace) -> list[str] | str:
         return f"{folder} is not there"
     if model is None:
         return "--qwen names no folder"
+    if row.method == ASKED:
+        engines = ["--engines", f"zero_shot={model}", f"few_shot={model}", "--max_rows", str(ASKED_ROWS)]
+        asked = [*_data(row.data, one, folder, options), *engines, "--latency_rows", "20"]
+        return ["recipes/compare.py", *asked, "--output_dir", str(options.output_dir / row.name)]
     rows = one.rows if row.method == FROZEN else one.lora_rows
     words = [*_data(row.data, replace(one, rows=rows), folder, options), "--model_name_or_path", str(model)]
     words += ["--output_dir", str(options.output_dir / row.name), "--use_cpu", str(not options.cuda).lower()]
@@ -195,10 +202,29 @@ def stock_entry(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def asked_entry(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a chat model answered, asked without examples and with eight."""
+    found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    known, answers = {*found["data"]["labels"]}, [json.loads(line)["answers"] for line in lines]
+    said = [answer["label"] for row_of in answers for answer in row_of.values()]
+    return {
+        "data": row.data, "model": row.model, "method": row.method, "metric": "accuracy",
+        "rows": found["data"]["rows"], "answers": len(said), "outside": sum(one not in known for one in said),
+        "engines": {
+            one["name"]: {key: one["figures"]["accuracy"][key] for key in ("value", "low", "high")}
+            for one in found["engines"]
+        },
+        **took, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }  # fmt: skip
+
+
 def entry_of(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a finished run measured."""
     if row.method == STOCK:
         return stock_entry(row, took, folder)
+    if row.method == ASKED:
+        return asked_entry(row, took, folder)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     settings = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["settings"]
     metric, split = SETS[row.data].metric, "test"
@@ -230,6 +256,7 @@ HEAD = (
     "| set | model | method | train rows | metric | test | TF-IDF | difference to the best baseline "
     "| verdict | ECE before, after | layers, pooling | seconds | GB |"
 )
+WRITTEN = "| set | model | rows | accuracy of engines and baselines | seconds |"
 VERSUS = "| set | model | metric | ours | stock | difference | verdict | seconds of stock |"
 
 
@@ -247,17 +274,22 @@ def write(entries: dict[str, dict[str, Any]]) -> None:
         "",
         HEAD,
         "|" + "---|" * (HEAD.count("|") - 1),
-        *(_line(entry) for entry in shown if entry["method"] != STOCK),
+        *(_line(entry) for entry in shown if entry["method"] not in (STOCK, ASKED)),
     ]
     if stock := [entry for entry in shown if entry["method"] == STOCK]:
         lines += ["", "## Ours and the stock classes on equal budget", "", VERSUS]
         lines += ["|" + "---|" * (VERSUS.count("|") - 1), *map(_versus, stock)]
+    if asked := [entry for entry in shown if entry["method"] == ASKED]:
+        outside, answers = (sum(entry[key] for entry in asked) for key in ("outside", "answers"))
+        told = f"Answers outside the labels: {outside:,} of {answers:,}. Accuracy on rows drawn at random."
+        lines += ["", "## Labels written by the chat models", "", told, "", WRITTEN]
+        lines += ["|" + "---|" * (WRITTEN.count("|") - 1), *map(_written, asked)]
     (RESULTS / "real_weights.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _line(entry: dict[str, Any]) -> str:
-    if entry["method"] == STOCK:
-        return _versus(entry)
+    if entry["method"] in (STOCK, ASKED):
+        return {STOCK: _versus, ASKED: _written}[entry["method"]](entry)
     verdict, settings = entry["verdict"] or {}, entry["settings"]
     tfidf = next((value for name, value in entry["baselines"].items() if name.startswith("TF-IDF")), None)
     layers = settings.get("head_layers") or settings.get("backbone_layers") or "all"
@@ -281,6 +313,15 @@ def _versus(entry: dict[str, Any]) -> str:
         entry["data"], entry["model"], entry["metric"], f"**{ours:.3f}**", f"{entry['value']:.3f}",
         _difference(verdict), verdict["word"], str(entry["seconds"]),
     ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def _written(entry: dict[str, Any]) -> str:
+    engines = " · ".join(
+        f"{name} {one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+        for name, one in entry["engines"].items()
+    )
+    cells = [entry["data"], entry["model"], f"{entry['rows']:,}", engines, str(entry["seconds"])]
     return "| " + " | ".join(cells) + " |"
 
 
