@@ -207,12 +207,12 @@ def asked_entry(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     known, answers = {*found["data"]["labels"]}, [json.loads(line)["answers"] for line in lines]
-    said = [answer["label"] for row_of in answers for answer in row_of.values()]
+    said = [answer["label"] for row_of in answers for name, answer in row_of.items() if "=" in name]
     return {
         "data": row.data, "model": row.model, "method": row.method, "metric": "accuracy",
         "rows": found["data"]["rows"], "answers": len(said), "outside": sum(one not in known for one in said),
         "engines": {
-            one["name"]: {key: one["figures"]["accuracy"][key] for key in ("value", "low", "high")}
+            one["name"].split("=")[0]: {key: one["figures"]["accuracy"][key] for key in ("value", "low", "high")}
             for one in found["engines"]
         },
         **took, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
