@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SMOL, QWEN = "smollm2-135m", "qwen2.5-coder-0.5b"
 MODEL = "this model"
+ENDS = ("value", "low", "high")
 FROZEN, WARM, LORA, STOCK = "frozen", "lora from the frozen head", "lora", "stock lora"
 ASKED = "label scoring"
 EPOCHS = 2  # of LoRA
@@ -212,7 +213,7 @@ def asked_entry(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
         "data": row.data, "model": row.model, "method": row.method, "metric": "accuracy",
         "rows": found["data"]["rows"], "answers": len(said), "outside": sum(one not in known for one in said),
         "engines": {
-            one["name"].split("=")[0]: {key: one["figures"]["accuracy"][key] for key in ("value", "low", "high")}
+            one["name"].split("=")[0]: {key: one["figures"]["accuracy"][key] for key in ENDS}
             for one in found["engines"]
         },
         **took, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -233,7 +234,7 @@ def entry_of(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
     taken = ("backbone_layers", "head_layers", "pooling", "penalty", "learning_rate", "num_train_epochs")
     found: dict[str, Any] = {
         "data": row.data, "model": row.model, "method": row.method, "metric": metric,
-        **{key: ours[metric][key] for key in ("value", "low", "high")},
+        **{key: ours[metric][key] for key in ENDS},
         "dev": metrics["dev"][MODEL][metric]["value"],
         "baselines": {
             name: entry[metric]["value"] for name, entry in metrics[split].items()
