@@ -131,7 +131,12 @@ def sweep(train: Dataset, dev: Dataset) -> dict[str, Any]:
     heads, found = timed(lambda: sweep_heads(model, features, rows, settings=settings, **options))
     return {
         "workload": f"sweep of 3 layers x 3 poolings x 2 heads x 3 seeds, {EPOCHS} epochs each",
-        "settings": {"rows": len(train), "dev": len(dev), "heads": 3 * len(found), "batch": 2 * BATCH},
+        "settings": {
+            "rows": len(train),
+            "dev": len(dev),
+            "heads": sum(len(one.values) for one in found),
+            "batch": 2 * BATCH,
+        },
         "cpu_seconds": {"features": round(first, 1), "read_again": round(again, 2), "heads": round(heads, 1)},
     }
 

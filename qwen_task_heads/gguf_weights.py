@@ -27,6 +27,7 @@ from qwen_task_heads.hubcode.trust_task_heads import GGUF_SOURCE, hash_folder, r
 
 MAGIC = b"GGUF"
 SPARE = 64 << 20  # bytes beside the weights: tokenizer, config and what the file system takes
+SHOWN = 8  # names of other files in a message
 INSTALL = "pip install 'gguf>=0.10'"
 
 
@@ -63,7 +64,9 @@ def dequantize(path: str | Path, *, name: str | None = None, expected: str | Non
     """
     path = Path(path)
     if not path.is_file():
-        raise TaskHeadsError.of(str(path), "no such file", "a GGUF file", "check the path and --gguf_file")
+        there = ", ".join(sorted(file.name for file in path.parent.glob("*.gguf"))[:SHOWN]) or "none"
+        remedy = f"check the path and --gguf_file (GGUF files there: {there})"
+        raise TaskHeadsError.of(str(path), "no such file", "a GGUF file", remedy)
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             remedy = "fetch it again (a file of git-lfs that was not fetched is a few lines of text)"

@@ -8,25 +8,22 @@ open the folder that its client fetched, and the config still names the id.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file
 
 from qwen_task_heads.adapters import adapter_config, fold_adapter, quiet_peft
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.dtypes import store_in
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.head_rows import LABEL_FIELDS, check_added, relabeled, set_labels
 from qwen_task_heads.hubcode.configuration_task_heads import (
     PooledClassifierConfig,
-    TaskHeadError,
     TitleScorerConfig,
 )
 from qwen_task_heads.hubcode.encoding_task_heads import as_list
@@ -35,6 +32,7 @@ from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHe
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
+from qwen_task_heads.loading_errors import as_our_errors, config_problem
 from qwen_task_heads.manifests import check_manifest
 from qwen_task_heads.pretrained import is_packaged, locate, stored_name
 from qwen_task_heads.repos import check_repo, check_tokenizer, commit_of, not_there
@@ -48,30 +46,7 @@ HEAD_OPTIONS = (
 )  # fmt: skip
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """Give errors of the code that travels our type, which a recipe prints without a traceback."""
-    try:
-        yield
-    except TaskHeadError as error:
-        problem = Problem(error.where, error.found, error.accepted, error.remedy)
-        raise TaskHeadsError(problem) from error
-    except SafetensorError as error:
-        remedy = "fetch or save it again"
-        raise TaskHeadsError.of(
-            "*.safetensors", f"a broken file ({error})", "whole tensors", remedy
-        ) from error
-    except OSError as error:  # a file that transformers or peft looks for
-        found = " ".join(str(error).split(". ")[0].split())[:200]
-        remedy = "fetch or save it again, or check the network"
-        raise TaskHeadsError.of("opening it", found, "all files of a saved model", remedy) from error
-    except ImportError as error:  # of bitsandbytes, flash-attn, ...
-        found = f"a package that is not installed ({' '.join(str(error).split())[:200]})"
-        accepted, remedy = "options whose packages are installed", "install it, or drop the option"
-        raise TaskHeadsError.of("model options", found, accepted, remedy) from error
-
-
-@_told()
+@as_our_errors()
 def build(
     backbone: str,
     *,
@@ -138,13 +113,13 @@ def build(
             **head,
         )
     except ValueError as error:
-        raise TaskHeadsError(_from_config_error(error)) from error
+        raise TaskHeadsError(config_problem(error)) from error
     return TASKS[task].from_pretrained(
         path, config=config, revision=commit or "main", dtype=dtype, **(model_kwargs or {})
     )
 
 
-@_told()
+@as_our_errors()
 def load(
     repo: str,
     *,
@@ -212,6 +187,17 @@ def saved_task(path: str, *, revision: str | None = None, hub: str = HUGGINGFACE
     return {"labels": LabelMap.of_config(config), "problem_type": config.problem_type}
 
 
+def saved_config(path: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> Any:
+    """Return the config of a model of this library; None for a plain backbone.
+
+    Example:
+        >>> from qwen_task_heads.models import saved_config
+        >>> saved_config("embedded")
+    """
+    config = _base_config(_find(path, revision=revision, hub=hub)[0], revision=revision)
+    return config if config.model_type in TASKS else None
+
+
 def load_tokenizer(
     name_or_path: str, *, revision: str | None = None, hub: str = HUGGINGFACE, gguf_file: str | None = None
 ) -> Any:
@@ -224,7 +210,7 @@ def load_tokenizer(
         raise not_there(name_or_path, error, "a tokenizer") from error
 
 
-@_told()
+@as_our_errors()
 def merge(
     repo_or_model: Any,
     *,
@@ -389,13 +375,6 @@ def _base_config(path: str, *, revision: str | None) -> Any:
         return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise not_there(path, error, "a model") from error
-
-
-def _from_config_error(error: ValueError) -> Problem:
-    """Give an error of a config, whose fields are options of a recipe, our type."""
-    where, _, rest = str(error).partition(": ")
-    found, accepted, remedy = [*rest.split("; ", 2), "", ""][:3]
-    return Problem(f"--{where}", found, accepted or "see TaskHeadConfig", remedy or "correct the option")
 
 
 __all__ = [

@@ -206,7 +206,7 @@ def _fetch(name_or_path: str, gguf_file: str, *, revision: str | None, hub: str)
         return Path(name_or_path, gguf_file)
     if hub != HUGGINGFACE:
         remedy = f"modelscope download --model {name_or_path} {gguf_file} --local_dir gguf, then "
-        remedy += "--model_name_or_path gguf"
+        remedy += f"--model_name_or_path gguf --gguf_file {gguf_file}"
         raise TaskHeadsError.of("--gguf_file", f"a repo of {hub}", "a file of a folder", remedy)
     from transformers.utils import cached_file
 

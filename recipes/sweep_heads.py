@@ -59,7 +59,7 @@ def main() -> None:
     metrics = sweep.finish(chosen, seconds=seconds, trackers=trackers)
     said = {"chosen": chosen, "points": points, "figure": sweep.metric}
     table = sweep_table(results, **said, floor=metrics["dev"].get(sweep.BASELINE))
-    command = warm_start_command(options, model_args, folder=args.output_dir, chosen=chosen.combination)
+    command = warm_start_command(options, args, model_args, folder=args.output_dir, chosen=chosen.combination)
     following = ["", "Next, LoRA that starts from this head:", f"  {shlex.join(command)}"]
     print("", *table, *following, sep="\n", flush=True)
     if destination:

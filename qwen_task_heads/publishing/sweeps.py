@@ -7,7 +7,7 @@ questions in between.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from qwen_task_heads.data.sequences import pick
 from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.data.title_sets import read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_task
+from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_config
 from qwen_task_heads.publishing.accounts import card_facts
 from qwen_task_heads.publishing.manifest import settings_of
 from qwen_task_heads.publishing.outcome import TFIDF as TFIDF_PAIRS
@@ -30,7 +30,7 @@ from qwen_task_heads.publishing.outcome import Run, finish_titles
 from qwen_task_heads.publishing.text_outcome import TFIDF, TextRun, finish_texts
 from qwen_task_heads.training.classification_metrics import BEST_METRIC
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH
-from qwen_task_heads.training.feature_rows import FeatureRows, GroupRows, PairRows
+from qwen_task_heads.training.feature_rows import EVIDENCE, FeatureRows, GroupRows, PairRows
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.head_sweep import Combination, MakeRows, Result, text_rows
 from qwen_task_heads.training.losses import PAIR_LOSSES
@@ -142,7 +142,7 @@ class TextSweep(Sweep):
     TASK, BASELINE = "pooled_classifier", TFIDF
 
     def _read(self) -> Any:
-        sets = read_text_sets(self.options.dataset_name, **self.options.data_options())
+        sets = _read_for(read_text_sets, self.options)
         self.losses = self.options.losses_for(sets.problem_type)
         self.metric = BEST_METRIC[sets.problem_type][0].removeprefix("eval_")
         return sets
@@ -167,16 +167,17 @@ class TextSweep(Sweep):
             self.sets.train, self.sets.dev, self.sets.test, **encode
         )
         self._cut = cut.line()
+        smoothing = self.training.label_smoothing_factor
+        kind = {"problem_type": self.sets.problem_type, "label_smoothing": smoothing}
+        options = {loss: self.options.options_of(loss, **kind) for loss in self.losses}
+        self._rows = text_rows(self._train, self._dev, config=self.model.config, options=options)
         rows = [*self._train["input_ids"], *self._dev["input_ids"]]
         return rows, [*self.sets.lines, self._cut, *lines]
 
     @property
     def rows(self) -> MakeRows:
         """See `Sweep`."""
-        smoothing = self.training.label_smoothing_factor
-        given = {"problem_type": self.sets.problem_type, "label_smoothing": smoothing}
-        options = {loss: self.options.options_of(loss, **given) for loss in self.losses}
-        return text_rows(self._train, self._dev, config=self.model.config, options=options)
+        return self._rows
 
     @property
     def timed(self) -> list[Sequence[int]]:
@@ -194,7 +195,7 @@ class TitleSweep(Sweep):
     TASK, BASELINE, metric = "title_scorer", TFIDF_PAIRS, "pair_accuracy"
 
     def _read(self) -> Any:
-        sets = read_title_sets(self.options.dataset_name, **self.options.data_options())
+        sets = _read_for(read_title_sets, self.options)
         self.losses = self.options.losses_for(has_groups=bool(sets.groups))
         return sets
 
@@ -215,6 +216,10 @@ class TitleSweep(Sweep):
         (self._dev, of_dev), (_, of_test) = (
             pair_dataset(rows, **encode) for rows in (self.sets.dev, self.sets.test)
         )
+        for name in self.losses:
+            for table in (self._train, self._dev) if name in PAIR_LOSSES else ():
+                stated = [column for column in table.column_names if column in EVIDENCE]
+                PAIR_LOSSES[name].check([*stated, *self.options.loss_options()], where="--losses")
         equal = {"train": cut.equal, "dev": of_dev.equal, "test": of_test.equal}
         lines = [*self.sets.lines, cut.line(), *check_equal(equal, option="--max_length ")]
         kept = self._train.with_format("numpy")["row"][:]
@@ -223,7 +228,8 @@ class TitleSweep(Sweep):
         self._ends = [2 * len(self._train), 2 * len(self._dev)]
         self._groups: Any = None
         if any(loss in GROUP_LOSSES for loss in self.losses):
-            self._groups, _ = group_dataset(self.sets.groups, **encode)
+            self._groups, of_groups = group_dataset(self.sets.groups, **encode)
+            lines += [of_groups.line(), *check_equal({"train": of_groups.equal}, option="--max_length ")]
             rows += [ids for titles in self._groups["title_ids"] for ids in titles]
         return rows, lines
 
@@ -269,8 +275,36 @@ def _titles(table: Any) -> list[Sequence[int]]:
     return [*table["chosen_ids"], *table["rejected_ids"]]
 
 
+def _read_for(read: Callable[..., Any], options: Any) -> Any:
+    """Read the data of a task.
+
+    Raises:
+        TaskHeadsError: what the reader refuses; if the other task can read it, that `--task` comes first.
+    """
+    try:
+        return read(options.dataset_name, **options.data_options())
+    except TaskHeadsError as error:
+        other, its_reader, has, takes = (
+            ("titles", read_title_sets, "pairs or arms of titles", "labelled texts")
+            if read is read_text_sets
+            else ("texts", read_text_sets, "labelled texts", "pairs or arms of titles")
+        )
+        names = ("dev_fraction", "test_fraction", "hub", "encoding")
+        given = {name: vars(options)[name] for name in names}
+        given |= {"dev": options.dev_dataset, "test": options.test_dataset, "columns": options.columns or ()}
+        try:
+            its_reader(options.dataset_name, bad_rows="skip", **given)
+        except TaskHeadsError:
+            raise error from None
+        problem = Problem.of("--task", f"{options.task!r}, and {has}", takes, f"give --task {other}")
+        raise TaskHeadsError([problem, *error.problems]) from error
+
+
 def _refuse_head(base: str, *, revision: str | None, hub: str) -> None:
     """Refuse a model that has a head: a sweep is over a backbone."""
-    if saved_task(base, revision=revision, hub=hub):
+    config = saved_config(base, revision=revision, hub=hub)
+    if config is not None:
+        backbone = config.backbone_name_or_path  # None of a full model whose backbone was a folder
+        remedy = f"give --model_name_or_path {backbone}" if backbone else "name the backbone it was built on"
         found, accepted = "a model of ours, which has a head", "a plain backbone"
-        raise TaskHeadsError(Problem.of("--model_name_or_path", found, accepted, "name its base"))
+        raise TaskHeadsError(Problem.of("--model_name_or_path", found, accepted, remedy))

@@ -15,13 +15,19 @@ from typing import Any, ClassVar
 
 from trl import ModelConfig, TrlParser, get_quantization_config
 
-from qwen_task_heads.batching.text import SHELL_TEXTS, Template, from_shell
+from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.training.backbone_defaults import options_for
 from qwen_task_heads.training.calibration import CALIBRATIONS
-from qwen_task_heads.training.command_lines import read_config, stated_backbone, unknown_option, unusable
+from qwen_task_heads.training.command_lines import (
+    read_config,
+    stated_backbone,
+    unknown_option,
+    unusable,
+    with_line_breaks,
+)
 from qwen_task_heads.training.option_checks import (
     direction_problems,
     metric_problems,
@@ -288,28 +294,6 @@ def parse_arguments(
         raise TaskHeadsError(problems)
     model.open_gguf(hub=task.hub)
     return task, training, model
-
-
-def with_line_breaks(argv: Sequence[str]) -> list[str]:
-    r"""Read `\n` and `\t` in `--instruction`, `--between` and `--boundary` as a shell hands them over.
-
-    A YAML config holds real line breaks, and is left alone.
-
-    Example:
-        >>> from qwen_task_heads.training.arguments import with_line_breaks
-        >>> with_line_breaks(["--between", r"\n", "--output_dir", r"C:\new"])[1::2] == [chr(10), r"C:\new"]
-        True
-    """
-    options = tuple(f"--{name}" for name in SHELL_TEXTS)
-    words: list[str] = []
-    for before, word in zip(["", *argv], argv, strict=False):
-        option, equals, value = word.partition("=")
-        if before in options:
-            word = from_shell(word)
-        elif option in options and equals:
-            word = option + equals + from_shell(value)
-        words.append(word)
-    return words
 
 
 def not_among(*choices: tuple[str, Any, Sequence[str]]) -> list[Problem]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from qwen_task_heads.batching.text import SHELL_TEXTS, from_shell
 from qwen_task_heads.errors import Problem, shorten
 
 
@@ -38,6 +39,28 @@ def unusable(argv: Sequence[str], reason: str) -> Problem:
     remedy = "see --help for what each option takes"
     remedy = remedy if where == "arguments" else f"drop it, or {remedy}"
     return Problem.of(where, shorten(" ".join(reason.split()), 300), "values as in --help", remedy)
+
+
+def with_line_breaks(argv: Sequence[str]) -> list[str]:
+    r"""Read `\n` and `\t` in `--instruction`, `--between` and `--boundary` as a shell hands them over.
+
+    A YAML config holds real line breaks, and is left alone.
+
+    Example:
+        >>> from qwen_task_heads.training.command_lines import with_line_breaks
+        >>> with_line_breaks(["--between", r"\n", "--output_dir", r"C:\new"])[1::2] == [chr(10), r"C:\new"]
+        True
+    """
+    options = tuple(f"--{name}" for name in SHELL_TEXTS)
+    words: list[str] = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        option, equals, value = word.partition("=")
+        if before in options:
+            word = from_shell(word)
+        elif option in options and equals:
+            word = option + equals + from_shell(value)
+        words.append(word)
+    return words
 
 
 def stated_backbone(argv: Sequence[str], default: str) -> str:

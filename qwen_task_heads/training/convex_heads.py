@@ -14,7 +14,10 @@ convergence, and dev picks the strength of the penalty. Decisions:
 - The path goes from the strongest penalty to the weakest, each from the solution of the one before (Friedman,
   Hastie and Tibshirani 2010, https://doi.org/10.18637/jss.v033.i01), and ends where dev has become worse for
   some steps: the weakest penalties cost most and win nothing.
-- The solver is SciPy's L-BFGS-B (Byrd et al. 1995), in fp64 around losses in fp32.
+- The solver is SciPy's L-BFGS-B (Byrd et al. 1995), in fp64 around losses in fp32. It works on the principal
+  axes of the features, each in a unit of its share of the curvature. Hidden states are correlated and far
+  from zero: on the channels themselves L-BFGS needs hundreds of steps and ends before the minimum. The
+  rotation leaves the penalty as it is.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,14 +34,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.feature_rows import FeatureRows
+from qwen_task_heads.training.feature_rows import ROWS_PER_PASS, FeatureRows
 from qwen_task_heads.training.frozen_heads import FittedHead
 
 PENALTIES = tuple(float(10.0**power) for power in np.arange(1.0, -6.01, -0.5))
 PATIENCE = 4  # penalties in a row without a better loss on dev, after which the path ends
 ITERATIONS = 500  # of L-BFGS for one penalty
-TOLERANCE = 1e-6  # relative change of the objective at which a penalty is done; losses are fp32
-SMALLEST = 1e-6  # of a standard deviation, relative to the largest: constant channels are left out
+TOLERANCE = 1e-9  # change of the objective at which a penalty is done; losses are means of fp32
+SLOPE = 1e-6  # largest slope along an axis of unit curvature at which a penalty is done
+CURVATURE = 0.25  # of a loss, times the second moment of an axis: that of Bradley-Terry at a gap of 0
+SMALLEST = 1e-5  # of a standard deviation, relative to the channel's largest value: others are constant
 
 
 def fit_path(
@@ -74,20 +80,23 @@ def fit_path(
         >>> found.penalty in (1.0, 0.01), found.value > 0.5
         (True, True)
     """
-    _check(rows, penalties)
-    start, parameters = time.monotonic(), [*head.parameters()]
-    scale = _scale(rows.features_of())
-    scaled, scaled_dev = rows.scaled(1 / scale), dev.scaled(1 / scale)
-    weights = _weights(head)
-    vector = np.zeros(sum(parameter.numel() for parameter in parameters))
+    problems = penalty_problems(penalties)
+    if not len(rows):
+        problems.append(Problem.of("rows", "none", "at least one", "check the data"))
+    if problems:
+        raise TaskHeadsError(problems)
+    start = time.monotonic()
+    axes = _axes(rows)
+    turned, turned_dev = rows.mapped(axes.matrix), dev.mapped(axes.matrix)
+    problem = _Problem(head, turned, moments=axes.moments)
+    vector = np.zeros(problem.size)
     history: list[dict[str, float]] = []
     best: dict[str, Any] = {}
     least, since = math.inf, 0
     key, greater = dev.best
     for penalty in sorted(set(penalties), reverse=True):
-        vector, value, iterations = _solve(head, scaled, vector, weights=weights, penalty=penalty)
-        _set(parameters, vector)
-        metrics = scaled_dev.figures(head)
+        vector, value, iterations = problem.solve(vector, penalty=penalty)
+        metrics = turned_dev.figures(head)
         step = len(history) + 1
         history.append({"step": step, "penalty": penalty, "loss": value, "iterations": iterations, **metrics})
         order = (metrics[key] if greater else -metrics[key], -metrics["eval_loss"])
@@ -100,9 +109,8 @@ def fit_path(
             break
     head.load_state_dict(best["state"])
     with torch.no_grad():
-        for name, parameter in head.named_parameters():
-            if name in weights:
-                parameter.div_(scale.to(parameter.device))
+        for parameter in filter(_reads_features, head.parameters()):
+            parameter.copy_(parameter @ axes.matrix.T)
     state = {name: tensor.detach().cpu().clone() for name, tensor in head.state_dict().items()}
     return FittedHead(
         state=state, value=best["value"], epoch=best["step"], history=tuple(history),
@@ -110,58 +118,111 @@ def fit_path(
     )  # fmt: skip
 
 
-def _check(rows: FeatureRows, penalties: Sequence[float]) -> None:
-    if not len(rows):
-        raise TaskHeadsError(Problem.of("rows", "none", "at least one", "check the data"))
-    if not penalties or any(not math.isfinite(penalty) or penalty < 0 for penalty in penalties):
-        remedy = "choose such as 1 0.1 0.01"
-        raise TaskHeadsError(Problem.of("--penalties", f"{list(penalties)}", "numbers of 0 or more", remedy))
+def penalty_problems(penalties: Sequence[float]) -> list[Problem]:
+    """Return the problem of penalties that `fit_path` cannot use, if there is one.
+
+    Example:
+        >>> from qwen_task_heads.training.convex_heads import penalty_problems
+        >>> penalty_problems([1.0, 0.0]), len(penalty_problems([-1.0]))
+        ([], 1)
+    """
+    if penalties and all(math.isfinite(penalty) and penalty >= 0 for penalty in penalties):
+        return []
+    found, remedy = " ".join(f"{penalty:g}" for penalty in penalties) or "none", "choose such as 1 0.1 0.01"
+    return [Problem.of("--penalties", found, "numbers of 0 or more", remedy)]
 
 
-def _weights(head: nn.Module) -> set[str]:
-    """Names of the matrices that read features; other parameters (a bias, thresholds) are not penalised."""
-    return {name for name, parameter in head.named_parameters() if parameter.dim() == 2}
+def _reads_features(parameter: nn.Parameter) -> bool:
+    """Whether this is a matrix on features; others (a bias, thresholds) are not penalised."""
+    return parameter.dim() == 2
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Principal axes of standardised features: `features @ matrix` (N, H), and their second moments (H,)."""
+
+    matrix: Tensor
+    moments: Tensor
+
+
+def _axes(rows: FeatureRows) -> _Axes:
+    weight = 1 / _scale(rows.features_of())
+    contrasts = rows.contrasts()
+    moments = torch.zeros(len(weight), len(weight), dtype=torch.float64, device=weight.device)
+    for part in contrasts.split(ROWS_PER_PASS):
+        scaled = part.double() * weight
+        moments += scaled.T @ scaled / len(contrasts)
+    if not bool(torch.isfinite(moments).all()):
+        found, remedy = "values that are not finite", "check the backbone's dtype and the texts"
+        raise TaskHeadsError(Problem.of("features", found, "finite numbers", remedy))
+    along, axes = torch.linalg.eigh(moments)
+    return _Axes((axes * weight[:, None]).float(), along.clamp(min=0))
 
 
 def _scale(features: Sequence[Tensor]) -> Tensor:
-    """Standard deviations (H,) over all rows; infinite for a constant channel, which then counts nothing."""
-    count = sum(len(part) for part in features)
-    mean = sum(part.double().sum(0) for part in features) / count
-    squares = sum(((part.double() - mean) ** 2).sum(0) for part in features)
-    found = (torch.as_tensor(squares) / count).sqrt()
-    return torch.where(found > SMALLEST * found.max(), found, math.inf).float()
+    """Standard deviations (H,) over all rows; infinite for a constant channel, which then counts nothing.
+
+    Constant is what fp32 hardly tells from it: a deviation far below the values of the same channel. Those of
+    other channels do not matter, because each is divided by its own.
+    """
+    parts = [part for whole in features for part in whole.split(ROWS_PER_PASS)]
+    count = sum(map(len, parts))
+    mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / count
+    squares = torch.stack([((part.double() - mean) ** 2).sum(0) for part in parts]).sum(0)
+    largest = torch.stack([part.abs().amax(0).double() for part in parts]).amax(0)
+    found = (squares / count).sqrt()
+    return torch.where(found <= SMALLEST * largest, math.inf, found)  # NaN stays, and is refused
 
 
-def _solve(
-    head: nn.Module, rows: FeatureRows, start: NDArray[np.float64], *, weights: set[str], penalty: float
-) -> tuple[NDArray[np.float64], float, int]:
-    """Minimise from a start; give the parameters, the mean loss without the penalty, and the iterations."""
-    from scipy.optimize import minimize
+class _Problem:
+    """Mean loss of a head and its penalty, as functions of one vector: the parameters on the axes."""
 
-    named = list(head.named_parameters())
-    parameters = [parameter for _, parameter in named]
-    sizes = [np.full(p.numel(), penalty if name in weights else 0.0) for name, p in named]
-    strength = np.concatenate(sizes)
+    def __init__(self, head: nn.Module, rows: FeatureRows, *, moments: Tensor) -> None:
+        self.head, self.rows, self.parameters = head, rows, [*head.parameters()]
+        curvature = CURVATURE * moments.cpu().numpy()
+        parts = [
+            np.broadcast_to(curvature, parameter.shape).ravel()
+            if _reads_features(parameter)
+            else np.full(parameter.numel(), np.nan)
+            for parameter in self.parameters
+        ]
+        self.curvature = np.concatenate(parts)
+        self.is_penalised = ~np.isnan(self.curvature)
+        self.size = len(self.curvature)
 
-    def objective(vector: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        _set(parameters, vector)
-        loss = rows.losses(head, slice(None)).mean()
-        slopes = torch.autograd.grad(loss, parameters)
-        slope = np.concatenate([part.double().cpu().numpy().ravel() for part in slopes])
-        return loss.item() + 0.5 * float(strength @ vector**2), slope + strength * vector
+    def solve(self, start: NDArray[np.float64], *, penalty: float) -> tuple[NDArray[np.float64], float, int]:
+        """Minimise from a start; return the parameters, the mean loss without the penalty, the iterations."""
+        from scipy.optimize import minimize
 
-    head.eval()  # dropout has no place in a convex problem
-    options = {"maxiter": ITERATIONS, "maxfun": 4 * ITERATIONS, "ftol": TOLERANCE, "gtol": 1e-6}
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    if not math.isfinite(found.fun):
-        text, remedy = f"{found.fun} at penalty {penalty:g}", "check the features and the labels"
-        raise TaskHeadsError(Problem.of("loss", text, "finite numbers", remedy))
-    return found.x, float(found.fun) - 0.5 * float(strength @ found.x**2), int(found.nit)
+        strength = np.where(self.is_penalised, penalty, 0.0)
+        # Units in which the curvature is about 1 along each axis. An axis without any stays as it is.
+        unit = np.where(self.is_penalised, self.curvature + penalty, 1.0)
+        unit = 1 / np.sqrt(np.maximum(unit, SMALLEST * unit.max()))
 
+        def objective(vector: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            values = vector * unit
+            loss, slopes = self._loss(values)
+            return loss + 0.5 * float(strength @ values**2), (slopes + strength * values) * unit
 
-@torch.no_grad()
-def _set(parameters: Sequence[nn.Parameter], vector: NDArray[np.float64]) -> None:
-    """Set the parameters from one flat vector."""
-    values = torch.from_numpy(vector).split([parameter.numel() for parameter in parameters])
-    for parameter, part in zip(parameters, values, strict=True):
-        parameter.copy_(part.view_as(parameter))
+        self.head.eval()  # dropout has no place in a convex problem
+        options = {"maxiter": ITERATIONS, "maxfun": 4 * ITERATIONS, "ftol": TOLERANCE, "gtol": SLOPE}
+        found = minimize(objective, start / unit, jac=True, method="L-BFGS-B", options=options)
+        if not math.isfinite(found.fun):
+            text, remedy = f"{found.fun} at penalty {penalty:g}", "check the features and the labels"
+            raise TaskHeadsError(Problem.of("loss", text, "finite numbers", remedy))
+        values = found.x * unit
+        self._set(values)
+        return values, float(found.fun) - 0.5 * float(strength @ values**2), int(found.nit)
+
+    def _loss(self, values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        self._set(values)
+        loss = self.rows.losses(self.head, slice(None)).double().mean()
+        slopes = torch.autograd.grad(loss, self.parameters)
+        return loss.item(), np.concatenate([part.double().cpu().numpy().ravel() for part in slopes])
+
+    @torch.no_grad()
+    def _set(self, values: NDArray[np.float64]) -> None:
+        """Set the parameters from one flat vector."""
+        parts = torch.from_numpy(values).split([parameter.numel() for parameter in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.copy_(part.view_as(parameter))

@@ -157,14 +157,13 @@ def sweep_table(
     shown = list(results[:top])
     if chosen not in shown:
         shown.append(chosen)
-    seeds = len(chosen.values)
     rows = [["", "layers", "pooling", "head", "loss", f"{figure} on dev", "spread"]]
     rows += [
         [
             "->" if result is chosen else "",
             *(result.combination.read, result.combination.pooling),
             *(result.combination.head, result.combination.loss),
-            *(f"{result.mean:.3f}", f"{result.spread:.3f}" if seeds > 1 else ""),
+            *(f"{result.mean:.3f}", f"{result.spread:.3f}" if len(result.values) > 1 else ""),
         ]
         for result in shown
     ]
@@ -177,11 +176,23 @@ def sweep_table(
         ]
         for point in points
     ]
-    tried = f"{len(results)} heads with {seeds} seed{'s' if seeds > 1 else ''} each; the best on dev"
     if floor is not None and floor[figure]["value"] is not None:
         rows.append(["", "", "", "TF-IDF, linear", "", f"{floor[figure]['value']:.3f}", ""])
     last = "The best of each layer (a model with so many layers; -> is the one that was saved):"
-    return [f"{tried}:", "", *aligned(rows), "", last, "", *aligned(exits)]
+    return [f"{_tried(results)}; the best on dev:", "", *aligned(rows), "", last, "", *aligned(exits)]
+
+
+def _tried(results: Sequence[Result]) -> str:
+    """How many heads of each kind were fitted, and how."""
+    trained = [result for result in results if result.combination.head_sizes]
+    linear, parts = len(results) - len(trained), []
+    if linear:
+        parts.append(f"{linear} linear head{'s' if linear > 1 else ''}, solved once")
+    if trained:
+        seeds = len(trained[0].values)
+        heads = f"{len(trained)} MLP{'s' if len(trained) > 1 else ''}"
+        parts.append(f"{heads}, trained with {seeds} seed{'s' if seeds > 1 else ''}")
+    return "; ".join(parts)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

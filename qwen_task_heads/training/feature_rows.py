@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.classification_losses import TextLoss
+from qwen_task_heads.training.classification_losses import TEXT_LOSSES, TextLoss
 from qwen_task_heads.training.classification_metrics import BEST_METRIC, dev_metrics
 from qwen_task_heads.training.group_losses import GroupLoss
 from qwen_task_heads.training.losses import PairLoss
 from qwen_task_heads.training.metrics import pair_credit
 
 EVIDENCE = ("margin", "preference")
-ROWS_PER_PASS = 65_536  # of dev, through the head
+ROWS_PER_PASS = 65_536  # of dev through a head, and of moments
 
 
 class FeatureRows(Protocol):
@@ -42,8 +42,12 @@ class FeatureRows(Protocol):
         """All features, as one or several matrices (M, H)."""
         ...
 
-    def scaled(self, scale: Tensor) -> FeatureRows:
-        """The same rows with features in fp32 times `scale` (H,)."""
+    def contrasts(self) -> Tensor:
+        """What losses depend on (M, H): features of texts; of titles, differences within pair or group."""
+        ...
+
+    def mapped(self, matrix: Tensor) -> FeatureRows:
+        """The same rows with features in fp32 times `matrix` (H, G)."""
         ...
 
     def figures(self, head: nn.Module) -> dict[str, float]:
@@ -78,9 +82,7 @@ class TextRows:
         Raises:
             TaskHeadsError: soft labels that the loss would leave out.
         """
-        if "soft" in table.column_names and "soft" not in loss.form.uses:
-            found, accepted = f"found {loss.name!r}, and soft labels", "accepted: a loss that takes them"
-            raise TaskHeadsError(Problem("--losses", found, accepted, "choose such a loss, or drop them"))
+        check_soft(loss, table)
         whole = problem_type in ("single_label_classification", "ordinal")
         columns = {
             name: torch.tensor(list(table[name]), dtype=torch.float32, device=features.device)
@@ -102,9 +104,13 @@ class TextRows:
         """See `FeatureRows`."""
         return [self.features]
 
-    def scaled(self, scale: Tensor) -> TextRows:
+    def contrasts(self) -> Tensor:
         """See `FeatureRows`."""
-        return replace(self, features=self.features.float() * scale)
+        return self.features
+
+    def mapped(self, matrix: Tensor) -> TextRows:
+        """See `FeatureRows`."""
+        return replace(self, features=self.features.float() @ matrix)
 
     def losses(self, head: nn.Module, index: Tensor | slice) -> Tensor:
         """See `FeatureRows`."""
@@ -175,9 +181,13 @@ class PairRows:
         """See `FeatureRows`."""
         return [self.chosen, self.rejected]
 
-    def scaled(self, scale: Tensor) -> PairRows:
+    def contrasts(self) -> Tensor:
         """See `FeatureRows`."""
-        return replace(self, chosen=self.chosen.float() * scale, rejected=self.rejected.float() * scale)
+        return self.chosen.float() - self.rejected.float()
+
+    def mapped(self, matrix: Tensor) -> PairRows:
+        """See `FeatureRows`."""
+        return replace(self, chosen=self.chosen.float() @ matrix, rejected=self.rejected.float() @ matrix)
 
     def losses(self, head: nn.Module, index: Tensor | slice) -> Tensor:
         """See `FeatureRows`."""
@@ -227,7 +237,7 @@ class GroupRows:
 
     @property
     def best(self) -> tuple[str, bool]:
-        """Groups are trained on and measured as pairs."""
+        """The loss: a group has no pair that is chosen. Sweeps measure on pairs."""
         return "eval_loss", False
 
     def __len__(self) -> int:
@@ -237,28 +247,45 @@ class GroupRows:
         """See `FeatureRows`."""
         return [self.features]
 
-    def scaled(self, scale: Tensor) -> GroupRows:
+    def contrasts(self) -> Tensor:
         """See `FeatureRows`."""
-        return replace(self, features=self.features.float() * scale)
+        groups = self.features.float().split(list(self.sizes))
+        return torch.cat([group - group.mean(0) for group in groups])
+
+    def mapped(self, matrix: Tensor) -> GroupRows:
+        """See `FeatureRows`."""
+        return replace(self, features=self.features.float() @ matrix)
 
     def losses(self, head: nn.Module, index: Tensor | slice) -> Tensor:
         """See `FeatureRows`."""
-        if isinstance(index, slice):  # all groups
-            scores = head(self.features).squeeze(-1)
-            return self.loss.function(scores, sizes=self.sizes, gains=self.gains)
+        taken = range(len(self))[index] if isinstance(index, slice) else index.tolist()
+        sizes = [self.sizes[k] for k in taken]
+        if sizes == [*self.sizes] and isinstance(index, slice):  # all of them, in their order
+            return self.loss.function(head(self.features).squeeze(-1), sizes=sizes, gains=self.gains)
         ends = np.cumsum(self.sizes)
-        taken = index.tolist()
         places = torch.cat([torch.arange(ends[k] - self.sizes[k], ends[k]) for k in taken])
         places = places.to(self.features.device)
-        sizes = [self.sizes[k] for k in taken]
-        return self.loss.function(
-            head(self.features[places]).squeeze(-1), sizes=sizes, gains=self.gains[places]
-        )
+        scores = head(self.features[places]).squeeze(-1)
+        return self.loss.function(scores, sizes=sizes, gains=self.gains[places])
 
     def figures(self, head: nn.Module) -> dict[str, float]:
         """See `FeatureRows`."""
-        with torch.no_grad():
-            return {"eval_loss": float(self.losses(head, slice(None)).double().mean())}
+        scores = logits_of(head, self.features).squeeze(-1)
+        losses = self.loss.function(scores, sizes=self.sizes, gains=self.gains)
+        return {"eval_loss": float(losses.double().mean())}
+
+
+def check_soft(loss: TextLoss, table: Any) -> None:
+    """Refuse soft labels that a loss would leave out.
+
+    Raises:
+        TaskHeadsError: the data set has a column `soft`, and the loss does not use it.
+    """
+    if "soft" in table.column_names and "soft" not in loss.form.uses:
+        forms = next(forms for forms in TEXT_LOSSES.values() if forms.get(loss.name) is loss.form)
+        names = [name for name, form in forms.items() if "soft" in form.uses]
+        found, accepted = f"{loss.name!r}, and soft labels", ", ".join(names)
+        raise TaskHeadsError(Problem.of("--losses", found, accepted, "choose among them"))
 
 
 @torch.no_grad()

@@ -1,14 +1,14 @@
-"""Which head, on which layer, pooled how: every combination is trained on cached features, dev decides.
+"""Which head, on which layer, pooled how: every combination is fitted on cached features, dev decides.
 
 Decisions:
 
-- A linear head is solved, once, for a path of penalties. Every other combination is trained with every seed;
-  the mean over the seeds ranks it. Differences between combinations are often smaller than those between
-  seeds, so the table shows the spread too.
+- A linear head is solved, once, for a path of penalties: it has one value and no spread. An MLP is trained
+  with every seed, and the mean over the seeds ranks it. Differences between combinations are often smaller
+  than those between seeds, so the table shows the spread too.
 - Dev picks, and only dev: the figure of the winner on dev is therefore a little too good, the more so the
   more was tried. Test is not looked at here.
 - The winner is the best by the mean, or, with a tolerance, the shallowest within it: a head on half the
-  layers costs half the time of every answer. Of the winner's seeds the best on dev is kept.
+  layers costs half the time of every answer. Of an MLP's seeds the best on dev is kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.classification_losses import resolve_text_loss
 from qwen_task_heads.training.convex_heads import PENALTIES, fit_path
-from qwen_task_heads.training.feature_rows import FeatureRows, TextRows
+from qwen_task_heads.training.feature_rows import FeatureRows, TextRows, check_soft
 from qwen_task_heads.training.features import Features
 from qwen_task_heads.training.frozen_heads import FittedHead, HeadTraining, fit_head, fresh_head, head_config
 
@@ -78,11 +78,11 @@ class Combination:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A combination, trained with every seed.
+    """A combination, solved once or trained with every seed.
 
     Args:
         combination: which.
-        values: dev figure of each seed, by seed.
+        values: dev figure of each seed, by seed; of a linear head one, at the first seed.
         seed: the seed of the best of them.
         fitted: its head.
     """
@@ -136,7 +136,7 @@ def parse_layers(text: str | int) -> tuple[int, ...]:
     numbers = str(text).split("+")  # a YAML file holds numbers
     if not all(map(_is_width, numbers)):
         accepted = "layers from 1, several by +, as 20 or 15+20"
-        raise TaskHeadsError(Problem.of("--layers", f"{text!r}", accepted, "choose such as 20"))
+        raise TaskHeadsError(Problem.of("--layers", f"{text!r}", accepted, "choose such as 2"))
     return tuple(sorted(set(map(int, numbers))))
 
 
@@ -156,7 +156,7 @@ def text_rows(
         options: of each loss by its name, as `resolve_text_loss` takes them.
 
     Raises:
-        TaskHeadsError: labels out of range, or options that do not fit.
+        TaskHeadsError: labels out of range, options that do not fit, or soft labels that a loss leaves out.
     """
     kind, labels = str(config.problem_type), config.num_labels
     counts = count_labels(list(train["labels"]), problem_type=kind, num_labels=labels)
@@ -166,6 +166,10 @@ def text_rows(
         )
         for name, given in options.items()
     }
+
+    for loss in losses.values():
+        for table in (train, dev):
+            check_soft(loss, table)
 
     def make(features: torch.Tensor, loss: str) -> tuple[FeatureRows, FeatureRows]:
         parts = features.split([len(train), len(dev)])
@@ -191,7 +195,7 @@ def sweep_heads(
     penalties: Sequence[float] = PENALTIES,
     progress: bool = True,
 ) -> list[Result]:
-    """Train every combination of layers, pooling, head, loss and seed; give them best first.
+    """Fit every combination of layers, pooling, head and loss; give them best first.
 
     A linear head is the solution of a convex problem, the same for each seed (`convex_heads.fit_path`). An
     MLP is trained by steps from each seed (`frozen_heads.fit_head`).
@@ -203,7 +207,7 @@ def sweep_heads(
         layers: each a layer of `features`, or several that are concatenated; None for each by itself.
         heads: widths of each head, see `parse_head`.
         losses: names that `rows` knows.
-        seeds: each draws another head and another order of rows.
+        seeds: of MLPs; each draws another head and another order of rows.
         settings: of every training by steps.
         penalties: of the path of linear heads.
         progress: show a bar.

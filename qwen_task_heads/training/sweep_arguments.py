@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +27,7 @@ from qwen_task_heads.training.classifier_arguments import (
     check_texts,
 )
 from qwen_task_heads.training.command_lines import stated_value
-from qwen_task_heads.training.convex_heads import PENALTIES
+from qwen_task_heads.training.convex_heads import PENALTIES, penalty_problems
 from qwen_task_heads.training.features import POOLINGS
 from qwen_task_heads.training.frozen_heads import HeadTraining
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
@@ -169,9 +170,13 @@ class TitleSweepArguments(SweepOptions, TitleArguments):
             TaskHeadsError: an unknown loss, one over groups where there are pairs only, or an option that
                 none of them takes.
         """
+        names = list(dict.fromkeys(self.losses or [next(iter(PAIR_LOSSES))]))
         known = [*PAIR_LOSSES, *(GROUP_LOSSES if has_groups else ())]
-        names = list(dict.fromkeys(self.losses or [known[0]]))
-        problems = not_among(*(("--losses", name, known) for name in names))
+        problems = []
+        for name in names:
+            if name not in known:
+                found = f"{name!r}, and no tests of several titles" if name in GROUP_LOSSES else repr(name)
+                problems.append(Problem.of("--losses", found, ", ".join(known), "choose among them"))
         pairwise = [PAIR_LOSSES[name] for name in names if name in PAIR_LOSSES]
         problems += [
             Problem.of(
@@ -186,22 +191,28 @@ class TitleSweepArguments(SweepOptions, TitleArguments):
 
 
 def warm_start_command(
-    texts: SweepArguments | TitleSweepArguments, model: HeadModelConfig, *, folder: str, chosen: Combination
+    texts: SweepArguments | TitleSweepArguments,
+    training: SweepConfig | TitleSweepConfig,
+    model: HeadModelConfig,
+    *,
+    folder: str,
+    chosen: Combination,
 ) -> list[str]:
     """The words of a LoRA run that starts from the head of a sweep.
 
     Args:
         texts: the options of the sweep; those of data, labels and template are the same there.
-        model: names the backbone.
+        training: has the length of titles.
+        model: names the backbone and how it is loaded.
         folder: of the sweep's model.
         chosen: the combination that was saved.
     """
     own = {item.name for item in fields(SweepOptions)}
-    given = {
-        item.name: texts.__dict__[item.name]
-        for item in fields(texts)
-        if item.name not in own and texts.__dict__[item.name] not in (item.default, [])
-    }
+    given = _given(model, without={"model_name_or_path", "gguf_file", "use_peft"}) | _given(
+        texts, without=own
+    )
+    if isinstance(training, TitleSweepConfig):
+        given["max_length"] = training.max_length
     given |= {
         **chosen.head_options(),
         "loss": chosen.loss,
@@ -215,6 +226,15 @@ def warm_start_command(
         values = [for_shell(value)] if name in SHELL_TEXTS else values
         words += [f"--{name}", *map(str, values)]
     return words
+
+
+def _given(group: Any, *, without: set[str]) -> dict[str, Any]:
+    """Options of a dataclass that have not their usual value."""
+    return {
+        item.name: group.__dict__[item.name]
+        for item in fields(group)
+        if item.init and item.name not in without and group.__dict__[item.name] not in (item.default, [])
+    }
 
 
 class HeadTrainings:
@@ -302,11 +322,12 @@ def _check(texts: Any, training: Any, model: HeadModelConfig) -> list[Problem]:
             found, accepted = f"found {value!r}", f"accepted of the training options: {', '.join(USED)}"
             problems.append(Problem(f"--{item.name}", found, accepted, "drop it"))
     if model.use_peft:
-        remedy = "drop it: LoRA comes after, by classify.py --init_head"
+        remedy = f"drop it: LoRA comes after, by {Path(texts.TRAINS_ON).name} --init_head"
         problems.append(Problem("--use_peft", "found true", "accepted: false", remedy))
     problems += not_among(
         ("--save_as", texts.save_as, SAVED_AS), ("--feature_dtype", texts.feature_dtype, list(DTYPES))
     )
+    problems += penalty_problems(texts.penalties)
     for pooling in texts.poolings:
         problems += not_among(("--poolings", pooling, POOLINGS))
     for parse, values in ((parse_head, texts.heads), (parse_layers, texts.layers or [])):

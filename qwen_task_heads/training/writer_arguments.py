@@ -14,8 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.arguments import with_line_breaks
-from qwen_task_heads.training.command_lines import read_config, unusable
+from qwen_task_heads.training.command_lines import read_config, unusable, with_line_breaks
 from qwen_task_heads.training.option_checks import (
     metric_problems,
     option_problems,

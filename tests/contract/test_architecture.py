@@ -21,6 +21,7 @@ LEVELS = {
     "repos": 2,
     "data": 2,
     "dtypes": 2,
+    "loading_errors": 2,
     "peft_models": 2,
     "adapters": 3,
     "head_rows": 3,

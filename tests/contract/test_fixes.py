@@ -16,7 +16,7 @@ from fixes import PACKAGE, sites_of
 SITE = re.compile(r"[\w/]+\.py::[\w.]*::.+")
 TESTS = (
     "test_option_fixes", "test_model_fixes", "test_publishing_fixes", "test_reader_fixes", "test_text_fixes",
-    "test_label_fixes", "test_pair_fixes",
+    "test_label_fixes", "test_pair_fixes", "test_gguf_fixes", "test_sweep_fixes",
 )  # fmt: skip
 
 # Modules whose refusals are followed elsewhere, or not yet.
@@ -50,6 +50,11 @@ PIP = "a package is missing: the fix installs one"
 WRAPPED = "tells an error of another site, which is followed"
 MODELSCOPE = "a hub out of reach; tests/test_modelscope.py"
 WITHOUT = {
+    "gguf_weights.py::_contents::--gguf_file": PIP,
+    "pretrained.py::_fetch::--gguf_file#2": "a hub out of reach, or a file that it has not",
+    "training/convex_heads.py::fit_path::rows": "an argument between our own functions",
+    "training/convex_heads.py::_axes::features": "a broken backbone; tests/training/test_convex_heads.py",
+    "training/convex_heads.py::_Problem.solve::loss": "labels that no reader lets through; tests/training",
     "data/stores.py::no_room::cache_folder()": "a full disk; tests/data/test_stores.py follows it",
     "data/columns.py::RowReader.refuse::self.where": WRAPPED,
     "data/hub_sets.py::_missing::where": PIP,
@@ -69,7 +74,7 @@ WITHOUT = {
     "hubcode/pooling_task_heads.py::pool::pooling": "no config has another value",
     "hubs.py::fetch_modelscope::name": PIP,
     "hubs.py::_unfetched::name": MODELSCOPE,
-    "models.py::_told::error.where": WRAPPED,
+    "loading_errors.py::as_our_errors::error.where": WRAPPED,
     "publishing/comparison_advice.py::_between::comparison": "an argument between our own functions",
     "publishing/comparison_runs.py::run_comparison::--engines": WRAPPED,
     "publishing/hub_modelscope.py::ModelScope.__init__::--hub modelscope": PIP,

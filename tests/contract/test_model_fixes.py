@@ -136,7 +136,7 @@ def test_a_model_of_another_task(saved: Any) -> None:
 
 def test_a_package_that_is_not_installed(bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with refused("models.py::_told::model options") as found:
+    with refused("loading_errors.py::as_our_errors::model options") as found:
         build(bases["qwen2"], model_kwargs={"quantization_config": BitsAndBytesConfig(load_in_4bit=True)})
     assert "drop the option" in found[0].remedy
     assert build(bases["qwen2"])
@@ -468,9 +468,10 @@ def without_a_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+OPENED = "loading_errors.py::as_our_errors::"
 UNREAD: dict[str, Callable[[Path], Any]] = {
-    "models.py::_told::*.safetensors": lambda folder: (folder / WEIGHTS).write_bytes(b"x" * 100),
-    "models.py::_told::opening it": without_a_shard,
+    f"{OPENED}*.safetensors": lambda folder: (folder / WEIGHTS).write_bytes(b"x" * 100),
+    f"{OPENED}opening it": without_a_shard,
 }
 
 

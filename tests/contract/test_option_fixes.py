@@ -37,6 +37,13 @@ def losses(argv: Words) -> Any:
     return parsed
 
 
+def title_losses(argv: Words) -> Any:
+    """As the sweep over titles does it once it has read pairs."""
+    parsed = parse_sweep_arguments(["--task", "titles", *argv])
+    parsed[0].losses_for(has_groups=False)
+    return parsed
+
+
 def built(argv: Words) -> Any:
     """With the model, as the recipe builds it; `BASE` in the words is a small backbone."""
     texts, _, model = parse_classifier_arguments(argv)
@@ -182,6 +189,18 @@ CASES = [
     Case(f"{SWEEP_CHECK}--tolerance", SWEEP, "--tolerance -1"),
     *several("training/head_sweep.py::parse_head::--heads", SWEEP, "--heads mlp", "--heads linear:4",
              "--heads linear mlp:0"),
+    *several("training/head_sweep.py::parse_layers::--layers", SWEEP, "--layers 0", "--layers 1+",
+             "--layers last", "--layers 1 1.5"),
+    *several("training/convex_heads.py::penalty_problems::--penalties", SWEEP, "--penalties -1",
+             "--penalties 1 nan", "--task titles --penalties inf"),
+    Case("training/convex_heads.py::penalty_problems::--penalties", SWEEP, "", config="penalties: []"),
+    *several("training/sweep_arguments.py::parse_sweep_arguments::--task", SWEEP, "--task titel",
+             "--task classification"),
+    Case("training/sweep_arguments.py::parse_sweep_arguments::--task", SWEEP, "", config="task: titel"),
+    *several("training/sweep_arguments.py::TitleSweepArguments.losses_for::--losses", title_losses,
+             "--losses bt", "--losses plackett_luce", "--losses bradley_terry all_pairs"),
+    *several("training/sweep_arguments.py::TitleSweepArguments.losses_for::f'--loss_{name}'", title_losses,
+             "--losses bradley_terry --loss_nu 0.3", "--loss_margin 1"),
     Case("training/sweep_arguments.py::SweepArguments.losses_for::--losses", losses, "--losses bce"),
     Case("training/sweep_arguments.py::SweepArguments.losses_for::FLAGS[name]", losses,
          "--losses cross_entropy --focal_gamma 2"),
@@ -203,7 +222,7 @@ CASES = [
     *several(f"{POOLED}::truncation", built, "--between x --truncation head_tail"),
     *several(f"{POOLED}::window_overlap", built,
              "--truncation windows --max_seq_length 32 --window_overlap 30"),
-    Case("models.py::_from_config_error::f'--{where}'", built, "--head_dropout 1"),
+    Case("loading_errors.py::config_problem::f'--{where}'", built, "--head_dropout 1"),
     Case("batching/text.py::as_option::f'--{error.where}'", built, "--between x --truncation head_tail"),
     Case("adapters.py::adapter_config::--lora_task_type", built, "--use_peft --lora_task_type CAUSAL_LM"),
     Case("adapters.py::adapter_config::--lora_modules_to_save", built,
@@ -221,7 +240,8 @@ CASES = [
     Case("training/class_balance.py::read_weights::flag#2", trained, "--class_weights 1 2",
          {"give one per label, in the order of the label ids": "--class_weights 1 2 3"}),
     Case("training/title_arguments.py::check_titles::--loss", TITLES, "--loss bt"),
-    Case("training/title_arguments.py::check_titles::--trust_remote_code", TITLES, "--trust_remote_code true"),
+    Case("training/title_arguments.py::check_titles::--trust_remote_code", TITLES,
+         "--trust_remote_code true"),
     Case("training/writer_arguments.py::WriterConfig.__post_init__::option", grpo, "--push_to_hub true"),
     Case("training/writer_arguments.py::WriterConfig.__post_init__::option", grpo, "--hub_token hf_x"),
     *several("training/writer_arguments.py::parse_writer_arguments::--length_penalty", grpo,

@@ -6,6 +6,7 @@ import json
 import shlex
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import launching
 import pytest
@@ -15,7 +16,12 @@ from launching import MACHINE
 from safetensors.torch import load_file
 
 from qwen_task_heads import Scorer, load
-from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
+from qwen_task_heads.training.head_sweep import Combination, parse_layers
+from qwen_task_heads.training.sweep_arguments import (
+    TitleSweepArguments,
+    parse_sweep_arguments,
+    warm_start_command,
+)
 
 ROOT = Path(__file__).parents[2]
 RECIPE, CLASSIFY = ROOT / "recipes" / "sweep_heads.py", ROOT / "recipes" / "classify.py"
@@ -73,9 +79,11 @@ def test_the_folder_is_a_model_like_any_other(swept, bases) -> None:
     curve = json.loads((folder / "early_exit.json").read_text())
     assert curve["figure"] == "accuracy"
     assert [point["layer"] for point in curve["points"]] == [1, 2]
-    assert curve["chosen"]["layer"] == 1
+    assert (curve["chosen"]["layer"], curve["chosen"]["layers"]) == (1, [1])
+    assert [point["combination"]["layers"] for point in curve["points"]] == [[1], [2]]
     found = metrics["dev"]["this model"]["accuracy"]["value"]
-    assert found >= curve["points"][0]["value"] - 1e-9  # the best seed is at least the mean of them
+    # Of an MLP the best seed is at least the mean of them; a linear head has one value.
+    assert found >= curve["points"][0]["value"] - 1e-9
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {"early_exit.json", "early_exit.png", "README.md"} <= set(manifest["files"])
     assert manifest["settings"]["loss"] == "cross_entropy"
@@ -85,7 +93,7 @@ def test_the_folder_is_a_model_like_any_other(swept, bases) -> None:
 
 def test_it_says_what_was_tried_and_what_to_type(swept) -> None:
     folder, printed = swept
-    assert "8 heads with 2 seeds each; the best on dev" in printed
+    assert "4 linear heads, solved once; 4 MLPs, trained with 2 seeds; the best on dev" in printed
     assert "TF-IDF, linear" in printed
     assert "ms per text" in printed
     command = shlex.split(printed.strip().splitlines()[-1])
@@ -149,6 +157,176 @@ def test_a_full_model_of_all_layers_from_a_second_sweep_over_kept_features(
     model = load(str(tmp_path / "full"))
     assert len(model.model.layers) == 2
     assert not (tmp_path / "full" / "adapter/adapter_config.json").exists()
+
+
+# --- titles ---
+
+
+@pytest.fixture(scope="module")
+def titles(tmp_path_factory) -> dict[str, Path]:
+    """Pairs, and arms of tests with clicks, whose first word tells how good a title is."""
+    folder = tmp_path_factory.mktemp("titles")
+    numbers = range(80)
+    rows = {
+        "pairs": [
+            {"chosen": f"A good title {i % 7}", "rejected": f"A bad one {i % 5}", "group_id": i}
+            for i in numbers
+        ],
+        "arms": [
+            {"headline": f"{word} title {i}", "clicks": base + 7 * i % 11, "impressions": 300, "test_id": i}
+            for i in numbers
+            for word, base in (("Good", 60), ("Plain", 40), ("Bad", 20))
+        ],
+    }
+    for name, found in rows.items():
+        text = "".join(json.dumps(row) + "\n" for row in found)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return {name: folder / f"{name}.jsonl" for name in rows}
+
+
+def title_words(data: Path, base: str, output: Path, **changes: object) -> list[object]:
+    """The words of a small sweep over titles."""
+    options = {
+        "task": "titles", "model_name_or_path": base, "dataset_name": data, "output_dir": output,
+        "max_length": 32, "layers": [1, 2, "1+2"], "poolings": ["mean"], "heads": ["linear", "mlp:8"],
+        "seeds": [0, 1], "num_train_epochs": 2, "per_device_train_batch_size": 16,
+        "penalties": [1, 0.1, 0.01], "instruction": "Title: ", "dev_fraction": 0.25,
+    } | changes  # fmt: skip
+    found: list[object] = [*MACHINE]
+    for name, value in options.items():
+        found += [f"--{name}", *(value if isinstance(value, list) else [value])]
+    return found
+
+
+@pytest.fixture(scope="module", params=["pairs", "arms"])
+def title_sweep(request, titles, bases, tmp_path_factory) -> tuple[Path, str, str]:
+    """Folder and output of a sweep over titles, and what it read."""
+    root = tmp_path_factory.mktemp(f"sweep-{request.param}")
+    more = {"losses": ["soft", "plackett_luce"]} if request.param == "arms" else {}
+    options = title_words(titles[request.param], bases["qwen3"], root / "head", **more)
+    return root / "head", launching.finished(RECIPE, options, root / "log"), request.param
+
+
+def test_a_sweep_over_titles_saves_a_scorer(title_sweep, bases) -> None:
+    folder, printed, kind = title_sweep
+    losses = 2 if kind == "arms" else 1
+    linear, mlps = (f"{3 * losses} {name}" for name in ("linear heads", "MLPs"))
+    assert f"{linear}, solved once; {mlps}, trained with 2 seeds; the best on dev" in printed
+    assert "1+2" in printed
+    assert "TF-IDF" in printed
+    curve = json.loads((folder / "early_exit.json").read_text())
+    assert curve["figure"] == "pair_accuracy"
+    assert [point["layer"] for point in curve["points"]] == [1, 2]
+    chosen, metrics = curve["chosen"], json.loads((folder / "metrics.json").read_text())["dev"]
+    assert chosen["layer"] == max(chosen["layers"])
+    assert metrics["this model"]["pair_accuracy"]["value"] == 1.0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {"early_exit.json", "early_exit.png", "README.md"} <= set(manifest["files"])
+    assert manifest["settings"]["loss"] == chosen["loss"]
+    model = load(str(folder))
+    assert model.config.backbone_name_or_path == bases["qwen3"]
+    assert len(model.model.layers) == chosen["layer"]
+    word = ("A good title 3", "A bad one 3") if kind == "pairs" else ("Good title 99", "Bad title 99")
+    good, bad = Scorer(str(folder)).score([*word])
+    assert good > bad
+
+
+def test_the_command_for_titles_names_their_recipe(title_sweep) -> None:
+    folder, printed, _ = title_sweep
+    command = shlex.split(printed.strip().splitlines()[-1])
+    assert command[:3] == ["accelerate", "launch", "recipes/reward_titles.py"]
+    assert command[command.index("--init_head") + 1] == str(folder)
+    assert command[command.index("--instruction") + 1] == "Title: "
+    assert command[command.index("--max_length") + 1] == "32"
+    assert "--task" not in command
+
+
+@pytest.mark.parametrize("task", ["texts", "titles"])
+def test_the_command_loads_the_backbone_as_the_sweep_did(task) -> None:
+    given = ["--task", task, "--output_dir", "runs/head", "--use_cpu", "true"]
+    loading = ["--model_revision", "abc123", "--dtype", "bfloat16", "--attn_implementation", "eager"]
+    parsed = parse_sweep_arguments([*given, *loading])
+    chosen = Combination(layers=(1, 2), pooling="mean", head_sizes=(), loss="bradley_terry")
+    command = warm_start_command(*parsed, folder="runs/head", chosen=chosen)
+    for option, value in zip(loading[::2], loading[1::2], strict=True):
+        assert command[command.index(option) + 1] == value
+    assert command[command.index("--head_layers") + 1 :][:2] == ["1", "2"]
+    plain = warm_start_command(*parse_sweep_arguments(given), folder="runs/head", chosen=chosen)
+    assert not set(loading[::2]) & set(plain)
+
+
+def first_look(command: list[str], folder: Path) -> dict[str, float]:
+    """The first look at dev of the run that a sweep tells to type, with one step."""
+    command[command.index("--output_dir") + 1] = str(folder / "lora")
+    few = ["--max_steps", "1", "--per_device_train_batch_size", "8", "--lora_r", "4"]
+    looks = ["--eval_strategy", "epoch", "--eval_on_start", "true"]
+    launching.finished(TITLES, [*command, *MACHINE, *few, *looks], folder / "log")
+    state = json.loads((folder / "lora" / "checkpoint-1" / "trainer_state.json").read_text())
+    return next(entry for entry in state["log_history"] if "eval_loss" in entry)
+
+
+@pytest.mark.slow
+def test_lora_on_titles_starts_where_the_sweep_ended(title_sweep, tmp_path) -> None:
+    folder, printed, _ = title_sweep
+    first = first_look(shlex.split(printed.strip().splitlines()[-1])[3:], tmp_path)
+    won = json.loads((folder / "metrics.json").read_text())["dev"]["this model"]
+    chosen = json.loads((folder / "early_exit.json").read_text())["chosen"]
+    assert first["step"] == 0
+    assert first["eval_accuracy"] == pytest.approx(won["pair_accuracy"]["value"])
+    if chosen["loss"] == "bradley_terry":
+        assert first["eval_loss"] == pytest.approx(won["log_loss"]["value"], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["linear", "mlp:8"])
+def test_lora_on_titles_starts_from_a_head_of_two_layers(titles, bases, tmp_path, head) -> None:
+    options = title_words(titles["pairs"], bases["llama"], tmp_path / "head", layers=["1+2"], heads=[head])
+    printed = launching.finished(RECIPE, options, tmp_path / "log1")
+    assert load(str(tmp_path / "head")).config.head_layers == [1, 2]
+    first = first_look(shlex.split(printed.strip().splitlines()[-1])[3:], tmp_path)
+    won = json.loads((tmp_path / "head" / "metrics.json").read_text())["dev"]["this model"]
+    assert first["eval_loss"] == pytest.approx(won["log_loss"]["value"], abs=1e-6)
+    assert load(str(tmp_path / "lora")).config.head_layers == [1, 2]
+
+
+def test_a_task_that_is_none_and_data_of_the_other_one(titles, data, bases, tmp_path, capfd) -> None:
+    given = title_words(titles["pairs"], bases["qwen3"], tmp_path / "out")
+    assert "--task: found 'titel'" in refused(capfd, *given, "--task", "titel")
+    message = refused(capfd, *title_words(data, bases["qwen3"], tmp_path / "out"))
+    assert "--task: found 'titles', and labelled texts" in message
+    assert "give --task texts" in message
+    for name in titles:
+        message = refused(capfd, *words(titles[name], bases["qwen3"], tmp_path / "out"))
+        assert "give --task titles" in message
+
+
+def test_losses_are_refused_before_the_backbone_runs(titles, bases, tmp_path, capfd, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "qwen_task_heads.training.features.extract_features", lambda *_, **__: pytest.fail("it ran")
+    )
+    given = title_words(titles["pairs"], bases["qwen3"], tmp_path / "out")
+    assert "--losses: found 'plackett_luce', and no tests" in refused(
+        capfd, *given, "--losses", "plackett_luce"
+    )
+    message = refused(capfd, *given, "--losses", "bradley_terry", "soft")
+    assert "--losses: loss 'soft'" in message
+    assert "a column preference" in message
+
+
+# --- presets and refusals ---
+
+
+def test_the_preset_of_the_quick_start_is_read() -> None:
+    path = ROOT / "recipes" / "configs" / "quick_start.yaml"
+    given = ["--config", str(path), "--output_dir", "y", "--use_cpu", "true"]
+    options, training, model = parse_sweep_arguments(given)
+    content = yaml.safe_load(path.read_text())
+    assert isinstance(options, TitleSweepArguments)
+    assert (options.heads, model.model_name_or_path) == (content["heads"], content["model_name_or_path"])
+    assert (options.losses, training.max_length) == (content["losses"], content["max_length"])
+    depth = SimpleNamespace(num_hidden_layers=30, model_type="llama")
+    assert options.layers_of(depth) == [parse_layers(layer) for layer in content["layers"]]
+    assert isinstance(parse_sweep_arguments([*given, "--task", "titles"])[0], TitleSweepArguments)
 
 
 def test_the_preset_is_read() -> None:

@@ -325,7 +325,7 @@ def test_typed_line_breaks_are_line_breaks(parse, typed, joined):
     assert training.output_dir == r"runs\new"
     if parse is parse_sweep_arguments:  # the command that is printed reads back as what was meant
         chosen = Combination(layers=(1,), pooling="last", head_sizes=(), loss="cross_entropy")
-        printed = warm_start_command(task, model, folder="x", chosen=chosen)
+        printed = warm_start_command(task, training, model, folder="x", chosen=chosen)
         again, *_ = parse_classifier_arguments([*printed[3:], *CPU])
         assert (again.instruction, again.between, again.boundary) == (meant,) * 3
 

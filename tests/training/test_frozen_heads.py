@@ -119,13 +119,6 @@ def test_every_pair_loss_learns_titles(bases, tokenizer, loss) -> None:
     assert bool((scores[:24] > scores[24:]).all())
 
 
-def test_a_pair_loss_without_its_column_is_refused(bases, tokenizer) -> None:
-    pairs = [PairExample(prompt="", chosen="one", rejected="two")]
-    table, _ = pair_dataset(pairs, tokenizer=tokenizer, max_length=64)
-    with pytest.raises(TaskHeadsError, match="a column margin"):
-        PairRows.of_table(torch.zeros(2, 8), table, loss=PAIR_LOSSES["bradley_terry_margin"])
-
-
 @pytest.mark.parametrize("kind", ["plain", "weighted soft mlp"])
 def test_it_ends_where_the_frozen_loop_ends(bases, tokenizer, tmp_path, kind) -> None:
     """The same rows in the same order, over features and over tokens: the same head."""
@@ -192,10 +185,6 @@ def test_what_cannot_be_trained_is_said(bases, tokenizer) -> None:
     broken = TextRows.of_table(rows.features * math.nan, table, loss=rows.loss, problem_type=SINGLE)
     with pytest.raises(TaskHeadsError, match="found nan in epoch 1"):
         fit_head(model.score, broken)
-    focal = resolve_text_loss("focal", problem_type=SINGLE, num_labels=3)
-    soft = table.add_column("soft", [[0.2, 0.3, 0.5]] * len(table))
-    with pytest.raises(TaskHeadsError, match="'focal', and soft labels"):
-        TextRows.of_table(rows.features, soft, loss=focal, problem_type=SINGLE)
     empty = TextRows(rows.features[:0], rows.labels[:0], rows.loss, SINGLE)
     with pytest.raises(TaskHeadsError, match="rows: found none"):
         fit_head(model.score, empty)

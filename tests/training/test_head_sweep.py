@@ -28,6 +28,7 @@ from qwen_task_heads.training.head_sweep import (
     Result,
     choose,
     parse_head,
+    parse_layers,
     sweep_heads,
     text_rows,
 )
@@ -37,7 +38,8 @@ QUICK = HeadTraining(epochs=2, batch_size=16, learning_rate=2e-2)
 
 
 def result(layer: int, *values: float, pooling: str = "last") -> Result:
-    combination = Combination(layers=(layer,), pooling=pooling, head_sizes=(), loss="cross_entropy")
+    sizes = (8,) if len(values) > 1 else ()  # a linear head has one value
+    combination = Combination(layers=(layer,), pooling=pooling, head_sizes=sizes, loss="cross_entropy")
     fitted = FittedHead(state={}, value=max(values), epoch=1, history=(), seconds=0.0)
     return Result(combination=combination, values=dict(enumerate(values)), seed=0, fitted=fitted)
 
@@ -60,10 +62,13 @@ def swept(bases, tokenizer) -> dict[str, Any]:
     return {"model": model, "dev": dev, "features": features, "rows": rows, "results": results}
 
 
-def test_everything_is_tried_with_every_seed_best_first(swept) -> None:
+def test_mlps_are_trained_with_every_seed_and_linear_heads_solved_once_best_first(swept) -> None:
     results = swept["results"]
     assert len({result.combination for result in results}) == len(results) == 16
-    assert all(list(result.values) == [0, 1] for result in results)
+    for found in results:
+        is_linear = found.combination.head == "linear"
+        assert list(found.values) == ([0] if is_linear else [0, 1])
+        assert (found.fitted.penalty is not None) == is_linear
     assert [result.mean for result in results] == sorted((r.mean for r in results), reverse=True)
     for found in results:
         assert found.fitted.value == max(found.values.values()) == found.values[found.seed]
@@ -91,6 +96,58 @@ def test_a_sweep_is_repeated_to_the_bit(swept) -> None:
         if found.combination == Combination(layers=(1,), pooling="mean", head_sizes=(8,), loss="focal")
     ]
     assert again.values[1] == first.values[1]
+
+
+def test_several_layers_are_read_as_one_row_of_features(swept, bases) -> None:
+    """The head of two layers is a model that reads both, and gives the values of the sweep."""
+    options = {"losses": ["cross_entropy"], "heads": [(), (8,)], "settings": QUICK, "progress": False}
+    results = sweep_heads(
+        swept["model"], swept["features"], swept["rows"], layers=[(1, 2), (2,)], seeds=[0], **options
+    )
+    both = [found for found in results if found.combination.layers == (1, 2)]
+    assert {found.combination.read for found in results} == {"1+2", "2"}
+    assert len(both) == 4
+    for found in both:
+        head = found.combination.head_options()
+        assert (head["backbone_layers"], head["head_layers"]) == (2, [1, 2])
+        kind = {"num_labels": 3, "problem_type": "single_label_classification"}
+        model = build(bases["qwen2"], task="pooled_classifier", **kind, **head)
+        model.score.load_state_dict(found.fitted.state)
+        with torch.no_grad():
+            answers = model.eval()(**pad_rows(list(swept["dev"]["input_ids"]), pad_id=0)).logits.argmax(1)
+        right = (answers == torch.tensor(list(swept["dev"]["labels"]))).double().mean()
+        assert float(right) == pytest.approx(found.fitted.value)
+
+
+def test_a_linear_head_is_the_same_for_every_seed_and_rate(swept) -> None:
+    layer = {(1, "mean"): swept["features"][1, "mean"]}
+    options = {"losses": ["cross_entropy"], "heads": [()], "progress": False}
+    [first] = sweep_heads(swept["model"], layer, swept["rows"], seeds=[5], settings=QUICK, **options)
+    [second] = sweep_heads(swept["model"], layer, swept["rows"], seeds=[9], **options)
+    assert torch.equal(first.fitted.state["weight"], second.fitted.state["weight"])
+
+
+def test_penalties_are_those_given(swept) -> None:
+    layer = {(1, "mean"): swept["features"][1, "mean"]}
+    options = {"losses": ["cross_entropy"], "penalties": [0.3], "progress": False}
+    [found] = sweep_heads(swept["model"], layer, swept["rows"], **options)
+    assert found.fitted.penalty == 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"), [("20", (20,)), ("15+20", (15, 20)), ("20+15+15", (15, 20)), ("1+2+3", (1, 2, 3))]
+)
+def test_layers_that_are_read(text, layers) -> None:
+    assert parse_layers(text) == layers
+    again = Combination(layers=layers, pooling="last", head_sizes=(), loss="focal").read
+    assert parse_layers(again) == layers
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1+", "+", "1,2", "1.5", "last", "1++2", "1+0"])
+def test_layers_that_are_none(text) -> None:
+    with pytest.raises(TaskHeadsError) as caught:
+        parse_layers(text)
+    assert [problem.where for problem in caught.value.problems] == ["--layers"]
 
 
 def test_dev_picks_by_the_mean_and_tolerance_prefers_few_layers() -> None:
@@ -141,12 +198,14 @@ def test_the_curve_has_a_point_per_layer_and_times_real_models(swept, bases, tmp
     write_exits(tmp_path, points, figure="accuracy", chosen=won)
     content = json.loads((tmp_path / "early_exit.json").read_text())
     assert content["chosen"]["layer"] == won.combination.layer
+    assert content["chosen"]["layers"] == [*won.combination.layers]
     assert [point["layer"] for point in content["points"]] == [1, 2]
     assert (tmp_path / "early_exit.png").stat().st_size > 5000
 
 
 def test_the_table_shows_the_chosen_one_and_the_floor() -> None:
-    results = [result(layer, layer / 20, layer / 20) for layer in range(14, 0, -1)]
+    solved = [result(layer, layer / 20) for layer in range(4, 0, -1)]
+    results = [*(result(layer, layer / 20, layer / 20) for layer in range(14, 4, -1)), *solved]
     points = [
         ExitPoint(
             layer=n, value=n / 20, spread=0.0, milliseconds=n / 2, combination=result(n, 1.0).combination
@@ -161,7 +220,22 @@ def test_the_table_shows_the_chosen_one_and_the_floor() -> None:
     assert exit_line.endswith("7%")
     assert sum("cross_entropy" in line for line in told) == 11
     assert any("TF-IDF" in line and "0.610" in line for line in told)
-    assert "14 heads with 2 seeds each" in told[0]
+    assert told[0].startswith("4 linear heads, solved once; 10 MLPs, trained with 2 seeds;")
+    assert chosen.rstrip().endswith("0.050")  # no spread of one value
+    trained = next(line for line in told if "mlp:8" in line)
+    assert trained.rstrip().endswith("0.000")
+
+
+def test_the_table_says_of_each_kind_how_it_was_fitted() -> None:
+    point = ExitPoint(
+        layer=1, value=0.5, spread=0.0, milliseconds=1.0, combination=result(1, 0.5).combination
+    )
+    for results, said in (
+        ([result(1, 0.5)], "1 linear head, solved once;"),
+        ([result(1, 0.5, 0.5)], "1 MLP, trained with 2 seeds;"),
+    ):
+        told = sweep_table(results, chosen=results[0], points=[point], figure="accuracy")
+        assert told[0].startswith(said)
 
 
 def test_timing_leaves_the_model_as_it_was(bases) -> None:
