@@ -249,7 +249,7 @@ def card_fields(
         "answers": model.answers,
         "stock": False,
         "picked": run.picked,
-        "picked_what": "head" if "penalties" in run.settings else "checkpoint",
+        "picked_what": picked_what(run),
         "calibration": calibration_fields(metrics, reported, model.config),
         "settings": {
             plain(name): plain(value)
@@ -269,6 +269,17 @@ def card_fields(
             language="bibtex",
         ),
     }
+
+
+def picked_what(run: Account) -> str:
+    """Return what dev picked: the head of a sweep, or a checkpoint."""
+    return "head" if "penalties" in run.settings else "checkpoint"
+
+
+def picked_note(run: Account, reported: str, noun: str) -> str:
+    """Return the words that follow metrics on dev, if dev picked what is measured; "" otherwise."""
+    picked = reported == "dev" and run.picked
+    return f" (the {picked_what(run)} was chosen on the same {noun})" if picked else ""
 
 
 def without_rows(lines: Sequence[str]) -> list[str]:
@@ -377,5 +388,5 @@ def _reported_on(reported: str, run: Account, seen: int) -> str:
     if reported == "test":
         return "On the test set, which played no part in training or choosing:"
     if run.picked:
-        return "On the dev set, on which the checkpoint was also chosen: expect a little less on new data."
+        return f"On the dev set, on which the {picked_what(run)} was also chosen: expect less on new data."
     return "On the dev set, which chose nothing: these are the last weights of the run."

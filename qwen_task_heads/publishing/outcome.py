@@ -30,7 +30,7 @@ from qwen_task_heads.publishing.calibrating import (
     update_config,
 )
 from qwen_task_heads.publishing.calibration_card import calibration_line
-from qwen_task_heads.publishing.card_facts import Trained
+from qwen_task_heads.publishing.card_facts import Trained, picked_note
 from qwen_task_heads.publishing.card_lines import lookup_line, verdict_lines
 from qwen_task_heads.publishing.endings import (
     MODEL,
@@ -239,7 +239,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
         "",
         trained_line(f"a title scorer on {len(run.sets.train):,} pairs", run),
         f"Pair accuracy on {reported}: {ours['n']} pairs of {ours['n_groups']} groups, 95% interval over them"
-        + (" (the checkpoint was chosen on the same pairs)" if reported == "dev" and run.picked else ""),
+        + picked_note(run, reported, "pairs"),
         "",
         *(f"  {row['name']:<{width}}  {row['value']}  ({row['low']} to {row['high']})" for row in rows),
         "",

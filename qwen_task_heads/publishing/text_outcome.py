@@ -33,7 +33,7 @@ from qwen_task_heads.publishing.calibrating import (
     update_config,
 )
 from qwen_task_heads.publishing.calibration_card import calibration_line
-from qwen_task_heads.publishing.card_facts import Trained
+from qwen_task_heads.publishing.card_facts import Trained, picked_note
 from qwen_task_heads.publishing.card_lines import lookup_line, verdict_lines
 from qwen_task_heads.publishing.cards import figure_name
 from qwen_task_heads.publishing.endings import (
@@ -361,7 +361,7 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> 
         f"On {reported}: {ours['n']:,} rows"
         + (f" of {ours['n_groups']:,} groups" if ours["n_groups"] != ours["n"] else "")
         + ", 95% intervals over them"
-        + (" (the checkpoint was chosen on the same rows)" if reported == "dev" and run.picked else ""),
+        + picked_note(run, reported, "rows"),
         "",
         *aligned(rows),
         "",

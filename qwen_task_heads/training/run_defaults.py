@@ -31,6 +31,7 @@ class RunDefaults:
     """
 
     RECIPE: ClassVar[str]
+    FOLDER: ClassVar[str | None] = None  # in runs/, where a run names none; that of the recipe if None
     TRAINS: ClassVar[str]
     SAMPLE: ClassVar[str]
     METRICS: ClassVar[tuple[str, ...] | None] = None  # that its evaluation gives; None if data tell
@@ -72,7 +73,7 @@ class RunDefaults:
         self.greater_is_better: bool | None
         self.metric_for_best_model: str | None
         if self.output_dir is None:  # transformers would write into ./trainer_output, run over run
-            self.output_dir = default_folder(self.RECIPE, self.resume_from_checkpoint)  # type: ignore[attr-defined]
+            self.output_dir = default_folder(self.FOLDER or self.RECIPE, self.resume_from_checkpoint)  # type: ignore[attr-defined]
         if self.bf16 is None:  # `use_cpu` and `fp16` are fields of the parent
             self.bf16 = torch.cuda.is_available() and not self.use_cpu and not self.fp16  # type: ignore[attr-defined]
         if self.logging_steps is None:

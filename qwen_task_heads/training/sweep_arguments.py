@@ -269,6 +269,7 @@ class TitleSweepConfig(HeadTrainings, TitleConfig):
     """The training options of a sweep over titles."""
 
     RECIPE: ClassVar[str] = "heads"
+    FOLDER: ClassVar[str | None] = "titles"
     TRAINS: ClassVar[str] = "title scorers on a frozen backbone"
 
     learning_rate: float | None = field(default=None, metadata={"help": "Of an MLP; 1e-3 if None."})
