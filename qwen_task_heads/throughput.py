@@ -21,6 +21,7 @@ from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 
 SIDE = {"cpu": 1024}  # of the matrices whose product is the peak; others need larger ones to be busy
 REPEATS = 5
+SECONDS = 0.5  # that a measurement may take
 MAX_PRODUCT = {"cpu": 2**33}  # operations of a product of the model's shape that is tried: 0.2 s of a core
 
 
@@ -77,14 +78,14 @@ class Throughput:
             dtype: of the products; that of the weights if None.
         """
         self._dtype, self._device = dtype or model.model.dtype, model.device
-        linear = _linear_layers(model.model)
-        self._shapes = {(one.in_features, one.out_features) for one in linear}
+        linear = linear_layers(model.model)
+        self._shapes = linear_shapes(model.model)
         # A last layer may compute pooled tokens alone, and training needs other products for each layer. The
         # hooks of a prediction cost time on every layer, so there all others are computed from the tokens.
         last = model.model._modules.get("layers")
-        each = linear if training else _linear_layers(last[-1]) if isinstance(last, nn.ModuleList) else []
+        each = linear if training else linear_layers(last[-1]) if isinstance(last, nn.ModuleList) else []
         known = {id(one) for one in each}
-        per_token = sum(_operations(one) for one in linear if id(one) not in known)
+        per_token = sum(product_operations(one) for one in linear if id(one) not in known)
 
         # A thread that takes its hook away while another one calls it leaves that call without kwargs.
         def see_batch(module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> None:
@@ -106,7 +107,7 @@ class Throughput:
             products = 1
             if torch.is_grad_enabled():
                 products += args[0].requires_grad + module.weight.requires_grad
-            self.flops += products * _operations(module) * (args[0].numel() // args[0].shape[-1])
+            self.flops += products * product_operations(module) * (args[0].numel() // args[0].shape[-1])
 
         hooks = [
             model.register_forward_pre_hook(see_batch, with_kwargs=True),
@@ -120,7 +121,10 @@ class Throughput:
 
     def measure_peak(self) -> None:
         """Measure the matrix peak of this machine now; the best of all measurements counts."""
-        found = matrix_peak(self._device, dtype=self._dtype, shapes=self._shapes)
+        self.note_peak(matrix_peak(self._device, dtype=self._dtype, shapes=self._shapes))
+
+    def note_peak(self, found: float) -> None:
+        """Take a measurement of `matrix_peak`, operations a second."""
         self._peak = max(self._peak, found)
 
     @property
@@ -146,7 +150,11 @@ class Throughput:
 
 
 def matrix_peak(
-    device: torch.device, *, dtype: torch.dtype = torch.float32, shapes: Iterable[tuple[int, int]] = ()
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
+    shapes: Iterable[tuple[int, int]] = (),
+    seconds: float = SECONDS,
 ) -> float:
     """Return the floating-point operations a second of the fastest of several matrix products.
 
@@ -154,15 +162,18 @@ def matrix_peak(
         device: where they are computed.
         dtype: of the matrices.
         shapes: inputs and outputs of linear layers, which are tried beside two square matrices.
+        seconds: that it may take; each shape is tried once in any case.
     """
     own = torch.Generator(device).manual_seed(0)  # looking at the speed must move no draw of the caller's
     side = SIDE.get(device.type, 4096)
     most = MAX_PRODUCT.get(device.type, float("inf"))
+    tried = [(side, side), *sorted(shapes)]
     best = 0.0
-    for inputs, outputs in [(side, side), *sorted(shapes)]:
+    for inputs, outputs in tried:
         operations = 2 * side * inputs * outputs
         if operations > most:
             continue
+        start = time.perf_counter()
         a = torch.randn(side, inputs, device=device, generator=own).to(dtype)  # (tokens, inputs)
         b = torch.randn(outputs, inputs, device=device, generator=own).to(dtype)
         for _ in range(REPEATS):
@@ -170,14 +181,23 @@ def matrix_peak(
             nn.functional.linear(a, b)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            best = max(best, operations / (time.perf_counter() - begin))
+            end = time.perf_counter()
+            best = max(best, operations / (end - begin))
+            if end - start > seconds / len(tried):
+                break
     return best
 
 
-def _linear_layers(module: nn.Module) -> list[nn.Linear]:
+def linear_layers(module: nn.Module) -> list[nn.Linear]:
+    """Return the linear layers in a module, those of adapters among them."""
     return [one for one in module.modules() if isinstance(one, nn.Linear)]
 
 
-def _operations(module: Any) -> float:
-    """Operations of one product of a linear layer for a token; a quantized weight has other sizes."""
+def linear_shapes(module: nn.Module) -> set[tuple[int, int]]:
+    """Return inputs and outputs of the linear layers in a module."""
+    return {(one.in_features, one.out_features) for one in linear_layers(module)}
+
+
+def product_operations(module: Any) -> float:
+    """Return the operations of a linear layer's product for a token; a quantized weight has other sizes."""
     return 2.0 * module.in_features * module.out_features

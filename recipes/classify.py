@@ -98,7 +98,7 @@ def main() -> None:
     if is_main:
         hazards = [*resume_hazards(args, early_stopping=patience is not None), *texts.notes()]
         print("\n".join([*sets.lines, *(f"note: {hazard}" for hazard in hazards)]), flush=True)
-    train_or_resume(trainer, checkpoint=resume)
+    train_or_resume(trainer, checkpoint=resume, scored=len(sets.dev) + len(sets.test))
 
     # Save, measure and say
     trained = whole_model(trainer, make=make, peft_config=adapter)

@@ -95,7 +95,7 @@ def main() -> None:
         eval_sources=sources_of(sets.dev),
         callbacks=[SealingCallback(limit, run=identity), swapped, *trackers],
     )
-    train_or_resume(trainer, checkpoint=resume)
+    train_or_resume(trainer, checkpoint=resume, scored=len(sets.dev) + len(sets.test))
 
     # Save, measure and say
     trained = whole_model(trainer, make=make, peft_config=adapter)

@@ -36,9 +36,8 @@ def main() -> None:
     print("\n".join(lines), flush=True)
 
     # The backbone once, then the heads
-    features = extract_features(
-        sweep.model, rows, layers=sweep.read_layers, progress=shown, **options.feature_options()
-    )
+    seen = {"layers": sweep.read_layers, "progress": shown, "usage": sweep.usage}
+    features = extract_features(sweep.model, rows, **seen, **options.feature_options())
     results = sweep_heads(
         sweep.model,
         features,

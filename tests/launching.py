@@ -163,3 +163,16 @@ def refused(recipe: Path, capfd: pytest.CaptureFixture[str], *words: object) -> 
     assert "error: " in message
     assert "Traceback" not in message
     return message
+
+
+def estimated(train: dict[str, Any], printed: str) -> None:
+    """Hold what a run says of time and memory against what `metrics.json` says of it."""
+    stated, used = train["estimate"], train["used"]
+    assert min(stated[name] for name in ("memory", "weights", "tokens", "operations")) > 0
+    assert stated["memory"] > stated["weights"]
+    assert used["memory"] > 0
+    [before], [after] = ([line for line in printed.splitlines() if line.startswith(start)]
+                         for start in ("estimate: ", "used: "))  # fmt: skip
+    assert printed.index(before) < printed.index(after)
+    assert "on this machine" in before
+    assert before.split(" about ")[1].split(" of memory")[0] in after

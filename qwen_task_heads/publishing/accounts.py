@@ -47,6 +47,7 @@ def account_of(
         "log_history": trainer.state.log_history,
         "seconds": trainer.throughput.seconds,
         "speed": trainer.throughput.result.line(),
+        "usage": trainer.throughput.usage,
         "seed": args.seed,
         "backbone": base,
         "resumed": resumed,

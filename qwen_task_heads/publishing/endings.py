@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from qwen_task_heads.publishing.eval_results import write_eval_results
 from qwen_task_heads.publishing.export import save
 from qwen_task_heads.publishing.manifest import hash_code, hash_files, versions
 from qwen_task_heads.publishing.trackers import Tracker, finish_trackers
+from qwen_task_heads.training.usage import Usage
 
 T = TypeVar("T")
 MODEL = "this model"
@@ -44,6 +45,7 @@ class Account:
         picked: the checkpoint was picked by its figures on dev; else it is the last one.
         warning: what the run found wrong with its data, or None.
         speed: a line on how fast it was and what it did not waste; "" if nobody measured.
+        usage: what was estimated of it, if anything, and used.
         card: what its owner states of the model.
         trackers: of the run; they hear what was measured.
     """
@@ -57,6 +59,7 @@ class Account:
     picked: bool = True
     warning: str | None = None
     speed: str = ""
+    usage: Usage = field(default_factory=Usage)
     card: CardFacts = NOTHING_STATED
     trackers: Sequence[Tracker] = ()
 
@@ -144,6 +147,7 @@ def write_account(
         main: the figure that stands for the model.
     """
     write_gitignore(folder)
+    metrics["train"].update(run.usage.facts())
     write_json(folder / "metrics.json", metrics)
     (folder / "README.md").write_text(card, encoding="utf-8")
     entry, dataset = metrics[reported][MODEL][main], reported_dataset(run, reported, metrics)
@@ -177,11 +181,10 @@ def write_manifest(folder: Path, run: Account, *, data: Mapping[str, Any]) -> No
 
 
 def trained_line(what: str, run: Account) -> str:
-    """First lines on the screen: what was trained on what, in how long, and how fast."""
+    """First lines on the screen: what was trained on what, in how long, how fast, and what it used."""
     since = " since the checkpoint it resumed from" if run.resumed else ""
-    return f"Trained {what} in {run.seconds:.0f} s{since} (seed {run.seed})." + (
-        run.speed and f"\n{run.speed}"
-    )
+    first = f"Trained {what} in {run.seconds:.0f} s{since} (seed {run.seed})."
+    return "\n".join(line for line in (first, run.speed, run.usage.line()) if line)
 
 
 def python_command() -> str:

@@ -53,6 +53,7 @@ from qwen_task_heads.training.floors import TfidfBradleyTerry, baseline_rows, lo
 from qwen_task_heads.training.lookup_baseline import LOOKUP
 from qwen_task_heads.training.metrics import mean_figure, pair_credit, ranking_metrics
 from qwen_task_heads.training.plots import gap_against_accuracy, training_curves
+from qwen_task_heads.training.usage import Usage
 from qwen_task_heads.training.verdicts import PAIR_ACCURACY, give_verdict, mean_measure, pair_measure
 
 LONGER, TFIDF = "the longer title wins", "TF-IDF Bradley-Terry"
@@ -84,7 +85,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     of_dev = None
     try:
         groups = [pair.group for pair in run.sets.dev]
-        measure = partial(_score, scorer, run.sets.dev)
+        measure = partial(_score, scorer, run.sets.dev, run.usage)
         of_dev = calibrate_titles(model, measure, run=run, groups=groups, notes=notes)
     finally:  # whatever stops it
         folder = save_first(model, tokenizer=tokenizer, folder=folder)
@@ -102,7 +103,9 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     notes += leak_lines(lookups, were_cut=run.sets.were_cut)
     scores, others = {}, {}
     for name in lookups:
-        scores[name] = of_dev if name == "dev" and of_dev is not None else _score(scorer, named[name])
+        scores[name] = (
+            of_dev if name == "dev" and of_dev is not None else _score(scorer, named[name], run.usage)
+        )
         others[name] = _baselines(named[name], run.sets.train, tfidf=tfidf, looked=lookups[name].known > 0)
         metrics[name] = _measure(named[name], *scores[name], others=others[name])
     if model.config.calibration:
@@ -161,13 +164,14 @@ def _write_constants(
     return constants
 
 
-def _score(scorer: Scorer, pairs: Sequence[PairExample]) -> tuple[np.ndarray, np.ndarray]:
+def _score(scorer: Scorer, pairs: Sequence[PairExample], usage: Usage) -> tuple[np.ndarray, np.ndarray]:
     titles = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
     places: dict[tuple[str, str], int] = {}  # a title stands in several pairs of its test
     index = [places.setdefault(title, len(places)) for title in titles]
     prompts = [prompt for prompt, _ in places]
     given = prompts if any(prompts) else None
-    scores = np.array(scorer.score([title for _, title in places], prompts=given))[index]
+    with usage.measured():
+        scores = np.array(scorer.score([title for _, title in places], prompts=given))[index]
     return scores[: len(pairs)], scores[len(pairs) :]
 
 

@@ -35,6 +35,7 @@ from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.head_sweep import Combination, MakeRows, Result, text_rows
 from qwen_task_heads.training.losses import PAIR_LOSSES
 from qwen_task_heads.training.sweep_arguments import SweepArguments, TitleSweepArguments
+from qwen_task_heads.training.usage import Usage
 
 
 class Sweep:
@@ -61,6 +62,7 @@ class Sweep:
         self.sets: Any = self._read()
         self.tokenizer: Any = None
         self.model: Any = None
+        self.usage = Usage()
 
     def _read(self) -> Any:
         """Read the data, and set `metric` and `losses`."""
@@ -131,7 +133,7 @@ class Sweep:
         run = {
             "sets": self.sets, "card": card_facts(options), "backbone": self.base, "seed": chosen.seed,
             "seconds": seconds, "settings": settings_of(self.training, told),
-            "log_history": chosen.fitted.history, "trackers": trackers,
+            "log_history": chosen.fitted.history, "trackers": trackers, "usage": self.usage,
         }  # fmt: skip
         return self._finish(model, run)
 
@@ -166,7 +168,7 @@ class TextSweep(Sweep):
         (self._train, cut), (self._dev, _), lines = text_datasets(
             self.sets.train, self.sets.dev, self.sets.test, **encode
         )
-        self._cut = cut.line()
+        self._cut, self.usage.scored = cut.line(), len(self.sets.dev) + len(self.sets.test)
         smoothing = self.training.label_smoothing_factor
         kind = {"problem_type": self.sets.problem_type, "label_smoothing": smoothing}
         options = {loss: self.options.options_of(loss, **kind) for loss in self.losses}
@@ -225,6 +227,7 @@ class TitleSweep(Sweep):
         kept = self._train.with_format("numpy")["row"][:]
         self.sets = replace(self.sets, train=pick(self.sets.train, kept))  # equal pairs were left out
         rows = [ids for table in (self._train, self._dev) for ids in _titles(table)]
+        self.usage.scored = 2 * (len(self.sets.dev) + len(self.sets.test))
         self._ends = [2 * len(self._train), 2 * len(self._dev)]
         self._groups: Any = None
         if any(loss in GROUP_LOSSES for loss in self.losses):

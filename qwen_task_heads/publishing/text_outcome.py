@@ -116,7 +116,8 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
             return known[id(examples)]
         pairs = [example.text_b for example in examples]
         texts = [example.text for example in examples]
-        return scorer.logits(texts, text_pairs=pairs if any(pairs) else None)
+        with run.usage.measured():
+            return scorer.logits(texts, text_pairs=pairs if any(pairs) else None)
 
     try:
         of_dev = calibrate_texts(model, logits, run=run, sets=run.sets, notes=notes)

@@ -28,6 +28,7 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.training.hub_saving import WithoutTrainingArgs
 from qwen_task_heads.training.sharding import is_in_lockstep
 from qwen_task_heads.training.ties import top_credit
+from qwen_task_heads.training.usage import Usage
 
 IGNORED = -100  # no loss on these tokens
 
@@ -124,6 +125,7 @@ class Clock(TrainerCallback):
         self.seconds = 0.0
         self.tokens = 0
         self.result = self
+        self.usage = Usage()  # nothing is estimated
         self._start = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -49,6 +49,7 @@ from qwen_task_heads.training.seals import (
     seal,
     verify,
 )
+from qwen_task_heads.training.speed import ThroughputCallback
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainingArguments
@@ -186,7 +187,7 @@ def open_output(
     return answer[0]
 
 
-def train(trainer: Trainer, *, checkpoint: str | None) -> TrainOutput:
+def train(trainer: Trainer, *, checkpoint: str | None, scored: int = 0) -> TrainOutput:
     """`Trainer.train`, without the step that it adds to a run which had ended but for its last files.
 
     Resumed in mid-epoch, Trainer takes a step before it looks at `max_steps` (transformers 5.23,
@@ -195,16 +196,22 @@ def train(trainer: Trainer, *, checkpoint: str | None) -> TrainOutput:
     Args:
         trainer: with a training set that has a length.
         checkpoint: from `open_output`; None starts afresh.
+        scored: rows of dev and test that the recipe scores afterwards, for the estimate of the run.
 
     Raises:
         TaskHeadsError: what `check_run` refuses before the first step.
     """
     args = trainer.args
     sealing = [one for one in trainer.callback_handler.callbacks if isinstance(one, SealingCallback)]
-    check_run(trainer, save_total_limit=sealing[0].save_total_limit if sealing else args.save_total_limit)
+    limit = sealing[0].save_total_limit if sealing else args.save_total_limit
+    flow, state = check_run(trainer, save_total_limit=limit), TrainerState()
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    for measuring in trainer.callback_handler.callbacks:
+        if isinstance(measuring, ThroughputCallback):
+            measuring.announce(trainer, flow, done=state.global_step, scored=scored)
     if checkpoint is None:
         return trainer.train()
-    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     if not 0 < args.max_steps <= state.global_step:
         return trainer.train(resume_from_checkpoint=checkpoint)
     # With no epoch left Trainer loads the checkpoint and goes straight to what follows the last step.

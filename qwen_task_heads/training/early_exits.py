@@ -42,7 +42,7 @@ def time_scoring(model: TaskHeadModel, rows: Sequence[Sequence[int]], *, batch_t
             name: tensor.to(model.device)
             for name, tensor in pad_rows([taken[index] for index in batch], pad_id=0).items()
         }
-        for batch in token_batches(taken, batch_tokens=batch_tokens, progress=False)
+        for batch in token_batches(taken, batch_tokens=batch_tokens)
     ]
     was_training, rounds = model.training, []
     model.eval()

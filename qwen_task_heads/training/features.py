@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ from qwen_task_heads.hubcode.encoding_task_heads import cut_row, pad_rows
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.packing_task_heads import common_length, pack
 from qwen_task_heads.hubcode.pooling_task_heads import pool, real_tokens, rows_of
+from qwen_task_heads.training.estimates import estimate_features
+from qwen_task_heads.training.usage import Usage
 
 logger = logging.get_logger(__name__)
 
@@ -63,6 +65,7 @@ def extract_features(
     cache_dir: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
+    usage: Usage | None = None,
 ) -> Features:
     """Give the pooled states of a frozen backbone, from its cache where they are known.
 
@@ -77,6 +80,7 @@ def extract_features(
         cache_dir: folder of the files, made if need be; None keeps nothing.
         dtype: of the features, float32 or bfloat16; with the latter the backbone runs under autocast.
         progress: show a bar over more than a thousand rows.
+        usage: prints beforehand what time and memory the backbone will take, and notes what it took.
 
     Returns:
         `(layer, pooling)` to (N, H) in `dtype` on the CPU, in the order of the rows.
@@ -106,7 +110,8 @@ def extract_features(
         read = {key: _read(path) for key, path in paths.items()}
         found = {key: features for key, features in read.items() if features is not None}
     if missing := [key for key in wanted if key not in found]:
-        made = _compute(model, rows, missing, batch_tokens=batch_tokens, dtype=dtype, progress=progress)
+        options: dict[str, Any] = {"dtype": dtype, "progress": progress, "usage": usage}
+        made = _compute(model, rows, missing, batch_tokens=batch_tokens, **options)
         for key, features in made.items():
             if key in paths:
                 _write(paths[key], features)
@@ -196,6 +201,7 @@ def _compute(
     batch_tokens: int,
     dtype: torch.dtype,
     progress: bool,
+    usage: Usage | None,
 ) -> Features:
     """Run the backbone once over each different row and pool."""
     width, device = model.model.config.hidden_size, model.device
@@ -204,10 +210,18 @@ def _compute(
     places = [numbers.setdefault(tuple(_cut(model, row)), len(numbers)) for row in rows]
     repeated, rows = len(numbers) < len(places), list(numbers)
     features = {key: torch.empty(len(rows), width, dtype=dtype) for key in wanted}
-    was_training = model.training
+    was_training, watch = model.training, ExitStack()
     model.eval()
+    batches = token_batches(rows, batch_tokens=batch_tokens)
+    if usage is not None:
+        # Of repeated rows the features are copied, one layer and pooling after the other.
+        size = sum(one.nbytes for one in features.values()) * max(1, len(places) / len(rows))
+        usage.state(
+            estimate_features(model, rows, batches, features=int(size), dtype=dtype, scored=usage.scored)
+        )
+        watch.enter_context(usage.measured(device))
     try:
-        for batch in token_batches(rows, batch_tokens=batch_tokens, progress=progress):
+        for batch in _shown(batches, rows=len(rows) if progress else 0):
             tensors = pad_rows([rows[index] for index in batch], pad_id=0)
             ids, mask = (tensors[name].to(device) for name in ("input_ids", "attention_mask"))
             half = dtype == torch.bfloat16
@@ -217,6 +231,7 @@ def _compute(
                 features[key][batch] = values.to("cpu", dtype)
     finally:
         model.train(was_training)
+        watch.close()
     if repeated:
         for key in wanted:
             features[key] = features[key][places]
@@ -292,7 +307,7 @@ def _cut(model: TaskHeadModel, row: Sequence[int]) -> list[int]:
     return cut_row(list(row), max_length=limit, **options)[0]
 
 
-def token_batches(rows: Sequence[Sequence[int]], *, batch_tokens: int, progress: bool) -> Iterable[list[int]]:
+def token_batches(rows: Sequence[Sequence[int]], *, batch_tokens: int) -> list[list[int]]:
     """Indices in batches of at most `batch_tokens` padded tokens, rows that fit each other together."""
     batches: list[list[int]] = []
     longest = 0
@@ -302,7 +317,12 @@ def token_batches(rows: Sequence[Sequence[int]], *, batch_tokens: int, progress:
             batches.append([])
             longest = len(rows[index])
         batches[-1].append(index)
-    if not progress or len(rows) <= LONG:
+    return batches
+
+
+def _shown(batches: list[list[int]], *, rows: int) -> Iterable[list[int]]:
+    """The batches, with a bar if they are of many rows."""
+    if rows <= LONG:
         return batches
     from tqdm.auto import tqdm
 

@@ -40,11 +40,13 @@ class Flow:
         steps: how many there are.
         looks: steps after which dev is evaluated.
         saves: steps after which a checkpoint is saved; of `save_strategy best`, those at which one may be.
+        steps_of_epoch: of one epoch.
     """
 
     steps: int
     looks: tuple[int, ...]
     saves: tuple[int, ...]
+    steps_of_epoch: int
 
 
 def flow_of(args: Any, *, steps: int, steps_of_epoch: int) -> Flow:
@@ -74,16 +76,19 @@ def flow_of(args: Any, *, steps: int, steps_of_epoch: int) -> Flow:
         saves += [step] * (
             control.should_save or (args.save_strategy == SaveStrategy.BEST and step in looks[-1:])
         )
-    return Flow(steps=steps, looks=tuple(looks), saves=tuple(saves))
+    return Flow(steps=steps, looks=tuple(looks), saves=tuple(saves), steps_of_epoch=steps_of_epoch)
 
 
-def check_run(trainer: Any, *, save_total_limit: int | None = None, loader: Any = None) -> None:
+def check_run(trainer: Any, *, save_total_limit: int | None = None, loader: Any = None) -> Flow:
     """Refuse a run that could not end as its options say; on every process alike.
 
     Args:
         trainer: ready to train.
         save_total_limit: newest checkpoints that are kept; None keeps all.
         loader: of the training set, if its length is not that of the rows.
+
+    Returns:
+        The steps that it will take.
 
     Raises:
         TaskHeadsError: no evaluation where one is needed, no checkpoint that was evaluated, modules that the
@@ -100,6 +105,7 @@ def check_run(trainer: Any, *, save_total_limit: int | None = None, loader: Any 
     if args.process_index == 0:
         problems += _disk_problems(trainer, flow, limit=save_total_limit)
     raise_everywhere(problems)
+    return flow
 
 
 def raise_everywhere(problems: list[Problem]) -> None:
@@ -217,13 +223,22 @@ def checkpoint_bytes(model: nn.Module, args: Any) -> tuple[int, int]:
     """
     from peft import PeftModel
 
-    own = [one for one in model.parameters() if one.requires_grad]
-    saved = own if isinstance(model, PeftModel) else list(model.parameters())
+    adapted = isinstance(model, PeftModel)
+    saved = [one for one in model.parameters() if one.requires_grad or not adapted]
     weights = sum(one.numel() * one.element_size() for one in saved)
-    if args.save_only_model:
-        return weights, 0
+    return weights, 0 if args.save_only_model else optimizer_bytes(model, args)
+
+
+def optimizer_bytes(model: nn.Module, args: Any) -> int:
+    """Bytes of the optimizer's state of what is trained.
+
+    Args:
+        model: in training.
+        args: `TrainingArguments`, with the optimizer.
+    """
+    own = [one for one in model.parameters() if one.requires_grad]
     moments = {dtype: _state_bytes(args, dtype) for dtype in {one.dtype for one in own}}
-    return weights, math.ceil(sum(one.numel() * moments[one.dtype] for one in own))
+    return math.ceil(sum(one.numel() * moments[one.dtype] for one in own))
 
 
 def _state_bytes(args: Any, dtype: torch.dtype) -> float:

@@ -10,9 +10,13 @@ import torch
 from transformers import TrainerCallback
 
 from qwen_task_heads.throughput import Throughput
+from qwen_task_heads.training.estimates import estimate_run
+from qwen_task_heads.training.usage import Usage, peak_memory
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from qwen_task_heads.training.run_checks import Flow
 
 
 class ThroughputCallback(TrainerCallback):
@@ -21,13 +25,21 @@ class ThroughputCallback(TrainerCallback):
     Attributes:
         result: a `Throughput`, complete when the training has ended.
         seconds: of the whole training, evaluation and saving included.
+        usage: the estimate of the run, if one was stated, and what was used.
     """
 
     def __init__(self) -> None:
-        self.result = Throughput()
+        self.result, self.usage = Throughput(), Usage()
         self.seconds = 0.0
         self._start = self._begin = 0.0
         self._open = ExitStack()
+
+    def announce(self, trainer: Any, flow: Flow, *, done: int = 0, scored: int = 0) -> None:
+        """State what a run will take; arguments as of `estimate_run`."""
+        estimate = estimate_run(trainer, flow, done=done, scored=scored)
+        if estimate is not None:
+            self.usage.state(estimate, quiet=not trainer.is_world_process_zero())
+            self.result.note_peak(estimate.peak)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -43,7 +55,8 @@ class ThroughputCallback(TrainerCallback):
             print(f"note: batches are padded: {model.why_padded}", flush=True)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self._open.enter_context(self.result.listening(model, training=True, dtype=dtype))
-        self.result.measure_peak()  # again at the end, by `line`: the load may have changed
+        if self.usage.estimate is None:
+            self.result.measure_peak()  # again at the end, by `line`: the load may have changed
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -51,6 +64,7 @@ class ThroughputCallback(TrainerCallback):
         """Stop listening."""
         self._open.close()
         self.seconds = time.monotonic() - self._start
+        self.usage.seconds, self.usage.memory = self.seconds, peak_memory(args.device)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -118,6 +118,11 @@ def test_a_run_learns_and_says_how_well(learned):
     } <= files  # fmt: skip
 
 
+def test_a_run_says_what_it_will_take_and_what_it_took(learned):
+    folder, printed = learned
+    launching.estimated(metrics_of(folder)["train"], printed)
+
+
 def test_label_names_survive_everywhere(learned):
     folder, _ = learned
     config = json.loads((folder / "config.json").read_text())

@@ -85,6 +85,7 @@ def test_metrics_card_screen_and_predictions_agree(full_run, pairs_folder):
     metrics = json.loads((folder / "metrics.json").read_text())
     card = (folder / "README.md").read_text()
     assert metrics["train"]["pairs"] == 192
+    launching.estimated(metrics["train"], printed)
     for scorer, entry in metrics["test"].items():
         accuracy = entry["pair_accuracy"]
         shown = [f"{accuracy[key]:.3f}" for key in ("value", "low", "high")]

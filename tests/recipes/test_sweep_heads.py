@@ -68,7 +68,7 @@ def swept(data, bases, tmp_path_factory) -> tuple[Path, str]:
 
 
 def test_the_folder_is_a_model_like_any_other(swept, bases) -> None:
-    folder, _ = swept
+    folder, printed = swept
     model = load(str(folder))
     assert len(model.model.layers) == model.config.backbone_layers == 1
     assert model.config.backbone_name_or_path == bases["qwen3"]
@@ -76,6 +76,7 @@ def test_the_folder_is_a_model_like_any_other(swept, bases) -> None:
     assert names
     assert all(name.startswith("base_model.model.score.") for name in names)
     metrics = json.loads((folder / "metrics.json").read_text())
+    launching.estimated(metrics["train"], printed)
     curve = json.loads((folder / "early_exit.json").read_text())
     assert curve["figure"] == "accuracy"
     assert [point["layer"] for point in curve["points"]] == [1, 2]
