@@ -23,6 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import speed_memory
+import speed_real
 import speed_report
 import speed_rows
 import speed_run
@@ -42,6 +43,12 @@ SUITE: dict[str, tuple[Rows, bool]] = {
     "long_instruction": (speed_serving.long_instruction, True),
     "pipelines": (speed_serving.pipelines, True),
     "first_score": (speed_serving.first_score, True),
+    "real_features": (speed_real.features, True),
+    "real_lora": (speed_real.lora_pairs, True),
+    "real_labels": (speed_real.labels_by_trie, True),
+    "real_memory": (speed_real.lora_memory, True),
+    "real_first_score": (speed_real.first_score, True),
+    "hybrids": (speed_real.hybrids, True),
     "head_only": (speed_tuning.head_only, True),
     "utilisation": (speed_scale.utilisation, True),
     "trainers": (speed_tuning.trainers, False),

@@ -33,6 +33,7 @@ class Bench:
         full: all rows and sizes; otherwise those of minutes.
         turns: of each comparison, at least.
         scratch: a folder for models and runs.
+        qwen: folder of real weights of Qwen2.5-0.5B, or None.
     """
 
     device: str
@@ -40,6 +41,7 @@ class Bench:
     full: bool
     turns: int
     scratch: Path
+    qwen: Path | None = None
 
     @property
     def on_cpu(self) -> bool:
@@ -144,7 +146,10 @@ def largest_difference(first: Iterable[torch.Tensor | None], second: Iterable[to
             if one is not other:
                 return float("inf")
             continue
-        largest = max(largest, float((one.detach().float() - other.detach().float()).abs().max()))
+        found = float((one.detach().float() - other.detach().float()).abs().max())
+        if found != found:  # NaN, which `max` would pass over
+            return float("inf")
+        largest = max(largest, found)
     return largest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 import warnings
@@ -30,6 +31,10 @@ def options(doc: str, *, names: Iterable[str], results: str) -> argparse.Argumen
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=TURNS, help="of each comparison, at least")
     parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
+    qwen = os.environ.get("QWEN_FOLDER")
+    parser.add_argument(
+        "--qwen", type=Path, default=qwen, help="real weights of Qwen2.5-0.5B, or QWEN_FOLDER"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS / results)
     return parser
 
@@ -41,7 +46,7 @@ def measure(args: argparse.Namespace, suite: dict[str, Rows]) -> None:
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(args.device, args.data_dir, args.full, args.turns, Path(scratch))
+        bench = Bench(args.device, args.data_dir, args.full, args.turns, Path(scratch), args.qwen)
         print(speed_report.machine(bench), flush=True)
         for name, rows in suite.items():
             start = time.monotonic()

@@ -204,17 +204,23 @@ print(next(label["score"] for label in answer[0] if label["label"] == "no"))
 def first_score(bench: Bench) -> Iterator[Result]:
     """From `import` to the first score on a saved model, each time in a fresh process."""
     model = build("embedded", task="pooled_classifier", labels=["no", "yes"])
-    words = load_tokenizer("embedded")
+    yield first_score_of(bench, model, load_tokenizer("embedded"), shape="embedded")
+
+
+def first_score_of(bench: Bench, model: Any, words: Any, *, name: str = "", **settings: Any) -> Result:
+    """The same with any classifier of the labels no and yes; `name` is added to the workload."""
     bind_template(words, model.config)
     ours = save(model, tokenizer=words, folder=bench.scratch / "ours-first")
     stock = export_stock(model, tokenizer=words, folder=bench.scratch / "stock-first")
     last: dict[str, float] = {}
+    # What is installed has its bytecode; ours must not be compiled in every process.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def start(code: str, folder: Path) -> float:
         # The CPU time of the child, where that is the clock.
         before, began = os.times(), time.perf_counter()
         command = [sys.executable, "-c", code.format(folder=str(folder), device=bench.device)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         last[str(folder)] = float(done.stdout.split()[-1])
         after, ended = os.times(), time.perf_counter()
         if bench.clock_name == "wall":
@@ -225,10 +231,10 @@ def first_score(bench: Bench) -> Iterator[Result]:
     start(THEIRS, stock)
     start(OURS, ours)
     timing = take_turns(bench, peer=lambda: start(THEIRS, stock), ours=lambda: start(OURS, ours))
-    yield Result(
-        workload="from import to the first score on a saved model",
+    return Result(
+        workload=f"from import to the first score on a saved model{name}",
         peer='pipeline("text-classification")',
-        settings={"shape": "embedded"},
+        settings=settings,
         target=1.0,
         difference=abs(last[str(stock)] - last[str(ours)]),
         compared="probabilities",

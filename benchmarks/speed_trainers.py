@@ -73,7 +73,9 @@ def compare_trainers(bench: Bench, theirs: Any, mine: Any, **fields: Any) -> Res
     return Result(**timing.figures(), **fields)
 
 
-def our_titles(bench: Bench, model: Any, table: Any, *, loss: str, **options: Any) -> TitleTrainer:
+def our_titles(
+    bench: Bench, model: Any, table: Any, *, loss: str, tokenizer: Any = None, **options: Any
+) -> TitleTrainer:
     """Our trainer at the recipe's defaults."""
     args = TitleConfig(
         output_dir=str(bench.scratch / "ours"),
@@ -83,11 +85,13 @@ def our_titles(bench: Bench, model: Any, table: Any, *, loss: str, **options: An
         **QUIET,
         **options,
     )
-    tokenizer = load_tokenizer("embedded")
-    return TitleTrainer(model, args=args, train_dataset=table, processing_class=tokenizer, loss=loss)
+    words = tokenizer or load_tokenizer("embedded")
+    return TitleTrainer(model, args=args, train_dataset=table, processing_class=words, loss=loss)
 
 
-def trl_rewards(bench: Bench, model: Any, table: Any, *, best: bool = False, **options: Any) -> Any:
+def trl_rewards(
+    bench: Bench, model: Any, table: Any, *, best: bool = False, tokenizer: Any = None, **options: Any
+) -> Any:
     """trl's trainer at its defaults or at its best."""
     from trl import RewardConfig, RewardTrainer
 
@@ -96,7 +100,8 @@ def trl_rewards(bench: Bench, model: Any, table: Any, *, best: bool = False, **o
     args = RewardConfig(
         output_dir=str(bench.scratch / "trl"), use_cpu=bench.on_cpu, bf16=False, **QUIET, **options
     )
-    return RewardTrainer(model, args=args, train_dataset=table, processing_class=load_tokenizer("embedded"))
+    words = tokenizer or load_tokenizer("embedded")
+    return RewardTrainer(model, args=args, train_dataset=table, processing_class=words)
 
 
 def pairs(bench: Bench) -> Iterator[Result]:
@@ -121,7 +126,7 @@ def pairs(bench: Bench) -> Iterator[Result]:
         model = scorer(bench, "small")
         rows = dict(table)
         if best:  # pairs of similar length stand together
-            order = sorted(range(len(rows["chosen_ids"])), key=lambda at: _longer(rows, at))
+            order = sorted(range(len(rows["chosen_ids"])), key=lambda at: longer(rows, at))
             rows = {name: [column[at] for at in order] for name, column in rows.items()}
         trl = trl_rewards(bench, stock_of(model), Dataset.from_dict(rows), best=best, **options)
         yield compare_trainers(
@@ -132,21 +137,21 @@ def pairs(bench: Bench) -> Iterator[Result]:
             peer=BEST if best else DEFAULTS,
             settings={"shape": "small", "titles": "8 to 40 tokens", "batch": batch, "updates": updates},
             target=None if best else 2.7,
-            limit=_padded(rows, batch) / needed,
+            limit=padded_tokens(rows, batch) / needed,
         )
 
 
-def _longer(table: dict[str, list[Any]], at: int) -> int:
+def longer(table: dict[str, list[Any]], at: int) -> int:
     return max(len(column[at]) for column in table.values())
 
 
-def _padded(table: dict[str, list[Any]], batch: int) -> int:
+def padded_tokens(table: dict[str, list[Any]], batch: int) -> int:
     """Tokens that trl computes: both halves of a batch are as long as its longest row."""
     count = len(table["chosen_ids"])
     found = 0
     for start in range(0, count, batch):
         part = range(start, min(start + batch, count))
-        found += 2 * len(part) * max(_longer(table, at) for at in part)
+        found += 2 * len(part) * max(longer(table, at) for at in part)
     return found
 
 
@@ -197,7 +202,7 @@ def groups(bench: Bench) -> Iterator[Result]:
             peer=DEFAULTS,
             settings={"shape": "small", "titles": "8 to 40 tokens", "groups": together, "updates": updates},
             target=target,
-            limit=_padded(theirs, each) / needed,
+            limit=padded_tokens(theirs, each) / needed,
         )
 
 

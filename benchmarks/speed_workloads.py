@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from speed_measure import Bench
-from transformers import Qwen2Config, Qwen2ForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, Qwen2Config
 
 from qwen_task_heads import PooledClassifier, PooledClassifierConfig, TitleScorer, TitleScorerConfig
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
@@ -60,15 +60,17 @@ def backbone(shape: str, *, vocabulary: int = VOCABULARY) -> Qwen2Config:
 
 def classifier(bench: Bench, shape: str, *, labels: int, **changes: Any) -> PooledClassifier:
     """Our classifier with random weights; fields of its config as keywords."""
-    torch.manual_seed(0)
     problem = "multi_label_classification" if labels == SETS["goemotions"]["labels"] else None
-    config = PooledClassifierConfig(
-        text_config=backbone(shape, vocabulary=changes.pop("vocabulary", VOCABULARY)),
-        num_labels=labels,
-        problem_type=problem or "single_label_classification",
-        **changes,
-    )
-    return PooledClassifier(config).eval().to(bench.device)
+    config = backbone(shape, vocabulary=changes.pop("vocabulary", VOCABULARY))
+    changes["problem_type"] = problem or "single_label_classification"
+    return classifier_of(config, labels=labels, **changes).to(bench.device)
+
+
+def classifier_of(config: PreTrainedConfig, *, labels: int, **fields: Any) -> PooledClassifier:
+    """Our classifier with random weights on a backbone's config."""
+    torch.manual_seed(0)
+    options = {"problem_type": "single_label_classification", **fields}
+    return PooledClassifier(PooledClassifierConfig(text_config=config, num_labels=labels, **options)).eval()
 
 
 def scorer(bench: Bench, shape: str, **changes: Any) -> TitleScorer:
@@ -80,11 +82,12 @@ def scorer(bench: Bench, shape: str, **changes: Any) -> TitleScorer:
     return TitleScorer(config).eval().to(bench.device)
 
 
-def stock_of(model: Any) -> Qwen2ForSequenceClassification:
+def stock_of(model: Any) -> Any:
     """The class of transformers with the same weights, on the same device."""
     names = {"num_labels": model.config.num_labels, "problem_type": model.config.problem_type}
-    config = Qwen2Config(**{**model.config.text_config.to_dict(), **names})
-    twin = Qwen2ForSequenceClassification(config)
+    backbone = model.config.text_config
+    config = type(backbone)(**{**backbone.to_dict(), **names})
+    twin = AutoModelForSequenceClassification.from_config(config)
     twin.load_state_dict(model.state_dict())
     return twin.eval().to(model.device)
 

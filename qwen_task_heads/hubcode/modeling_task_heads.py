@@ -17,6 +17,7 @@ from transformers import AutoModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from .attention_task_heads import rotates_by_length, splits_prefix, two_sided_mask, why_padded, window_of
+from .bucketing_task_heads import buckets_of, in_order, is_distributed, take_rows
 from .configuration_task_heads import PooledClassifierConfig, TaskHeadConfig, TitleScorerConfig, refuse
 from .encoding_task_heads import cut_row, pad_rows
 from .head_layers_task_heads import LayerStates, join, keep_states
@@ -33,8 +34,7 @@ from .pooling_task_heads import (
     rows_of,
 )
 
-# Windows per pass in evaluation on one process. More processes must make equally many passes (FSDP and
-# ZeRO-3 gather weights in each), and training keeps all activations anyway.
+# Windows per pass in evaluation on one process; training keeps all activations anyway.
 WINDOWS_PER_PASS = 64
 
 
@@ -97,9 +97,9 @@ class TaskHeadModel(StrictLoading):
         """Compute logits, and a loss when labels are given.
 
         Padding costs nothing: the real tokens are packed into one row, and what rows begin with in common is
-        encoded once (`packing_task_heads`). The numbers are those of the padded batch, which is computed
-        where `why_padded` gives a reason, and where a caller asks for states, attentions or a cache, or
-        gives positions.
+        encoded once (`packing_task_heads`). Where `why_padded` gives a reason, rows of similar length are
+        padded together (`bucketing_task_heads`). The numbers are those of the padded batch, which is computed
+        where a caller asks for states, attentions or a cache, or gives positions.
 
         Args:
             input_ids: (B, T) int64 token ids, padded on any side.
@@ -129,32 +129,27 @@ class TaskHeadModel(StrictLoading):
         # Not by truth: an empty cache is false, and wants to be filled; a tensor is neither.
         others = (position_ids, *kwargs.values())
         free = not use_cache and all(value is None or value is False for value in others)
-        lower = LayerStates(self.config.lower_layers)
+        logits = None
         if free and self._can_pack(mask, prefix):
+            lower = LayerStates(self.config.lower_layers)
             packed = self._pack(input_ids, mask, prefix)
             states = self._states_of(packed, lower, input_ids=input_ids, inputs_embeds=inputs_embeds)
             below = [packed.unpack(own)[0] for own in lower.take(states.device)]
             logits = self._head(*packed.unpack(states), below)
+        elif prefix is not None:
+            raise refuse("prefix", "rows that cannot be packed", "rows without it", "give the rows whole")
+        elif free and (groups := buckets_of(self, mask)):
+            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+            parts = [take_rows(tokens, mask, group) for group in groups]
+            found = [self._padded(own, own.long(), **{name: part}, use_cache=False)[0] for part, own in parts]
+            logits = in_order(found, groups)
+        if logits is not None:
             loss = None if labels is None else self._loss(logits, labels)
             return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
-        if prefix is not None:
-            raise refuse("prefix", "rows that cannot be packed", "rows without it", "give the rows whole")
-        if position_ids is None and attention_mask is not None and self._takes_positions:
-            position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        if self.config.bidirectional:
-            attention_mask = two_sided_mask(self.model.config, mask, dtype=self.dtype)
-        output = self.model(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            use_cache=use_cache,
-            **lower.argument,
-            **kwargs,
-        )
-        states = output.last_hidden_state
-        logits = self._head(*rows_of(states, mask), lower.take(states.device))
+        kwargs |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
+        logits, output = self._padded(mask, attention_mask, **kwargs)
         return SequenceClassifierOutputWithPast(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
@@ -162,6 +157,19 @@ class TaskHeadModel(StrictLoading):
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
+
+    def _padded(
+        self, mask: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> tuple[torch.Tensor, Any]:
+        """Logits (B, L) of a padded batch, mask (B, T) bool, and what the backbone returns for it."""
+        if attention_mask is not None and self._takes_positions and "position_ids" not in kwargs:
+            kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        if self.config.bidirectional:
+            attention_mask = two_sided_mask(self.model.config, mask, dtype=self.dtype)
+        lower = LayerStates(self.config.lower_layers)
+        output = self.model(attention_mask=attention_mask, **lower.argument, **kwargs)
+        rows = rows_of(output.last_hidden_state, mask)
+        return self._head(*rows, lower.take(rows[0].device)), output
 
     def _head(
         self, rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, lower: Sequence[torch.Tensor]
@@ -307,8 +315,7 @@ class PooledClassifier(TaskHeadModel):
                 **kwargs,
             )
         ids, mask, counts = self._cut(input_ids, attention_mask, **given)
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        size = len(ids) if self.training or distributed else WINDOWS_PER_PASS
+        size = len(ids) if self.training or is_distributed() else WINDOWS_PER_PASS
         passes = [
             super(PooledClassifier, self).forward(part, part_mask, **kwargs).logits
             for part, part_mask in zip(ids.split(size), mask.split(size), strict=True)

@@ -51,6 +51,8 @@ POOLINGS = ("last", "mean", "max")
 DTYPES = (torch.float32, torch.bfloat16)
 LONG = 1000  # rows from which a bar is shown
 WORTH = 0.1  # of all tokens: what neighbours must share for their order to be kept
+# Tokens of a pass. Those of larger passes leave the caches of a CPU between one operation and the next.
+PASS, PASS_ON_CPU = 8192, 2048
 
 Features = dict[tuple[int, str], torch.Tensor]
 
@@ -61,7 +63,7 @@ def extract_features(
     *,
     layers: Sequence[int] | None = None,
     poolings: Sequence[str] = ("last",),
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     cache_dir: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
@@ -76,7 +78,8 @@ def extract_features(
         rows: N rows of token ids, template included, as `batching` makes them.
         layers: 1 to the number of layers of the backbone, which is what None stands for.
         poolings: `last`, `mean`, `max`.
-        batch_tokens: padded tokens in a pass; bounds the memory.
+        batch_tokens: padded tokens in a pass; bounds the memory. None: 8192, on a CPU 2048 to 8192, the more
+            of the rows is a beginning that all of them share.
         cache_dir: folder of the files, made if need be; None keeps nothing.
         dtype: of the features, float32 or bfloat16; with the latter the backbone runs under autocast.
         progress: show a bar over more than a thousand rows.
@@ -198,7 +201,7 @@ def _compute(
     rows: Sequence[Sequence[int]],
     wanted: Sequence[tuple[int, str]],
     *,
-    batch_tokens: int,
+    batch_tokens: int | None,
     dtype: torch.dtype,
     progress: bool,
     usage: Usage | None,
@@ -210,6 +213,7 @@ def _compute(
     places = [numbers.setdefault(tuple(_cut(model, row)), len(numbers)) for row in rows]
     repeated, rows = len(numbers) < len(places), list(numbers)
     features = {key: torch.empty(len(rows), width, dtype=dtype) for key in wanted}
+    batch_tokens = batch_tokens or pass_tokens(rows, device_type=device.type)
     was_training, watch = model.training, ExitStack()
     model.eval()
     batches = token_batches(rows, batch_tokens=batch_tokens)
@@ -305,6 +309,21 @@ def _cut(model: TaskHeadModel, row: Sequence[int]) -> list[int]:
         return list(row)
     options = {"truncation": config.truncation, "overlap": 0, "template": config.template}
     return cut_row(list(row), max_length=limit, **options)[0]
+
+
+def pass_tokens(rows: Sequence[Sequence[int]], *, device_type: str) -> int:
+    """Padded tokens of a pass. What all rows begin with is computed once a pass, and does not count on a CPU.
+
+    Example:
+        >>> from qwen_task_heads.training.features import pass_tokens
+        >>> pass_tokens([[1, 2, 3, 4], [1, 2, 5, 6]], device_type="cpu")
+        4096
+    """
+    if device_type != "cpu" or not rows:
+        return PASS
+    mean = sum(map(len, rows)) / len(rows)
+    shared = common_length(min(rows, key=list), max(rows, key=list))  # in this order, the least alike
+    return min(PASS, int(PASS_ON_CPU * mean / max(mean - shared, 1)))
 
 
 def token_batches(rows: Sequence[Sequence[int]], *, batch_tokens: int) -> list[list[int]]:

@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 import speed_measure  # noqa: E402
+import speed_real  # noqa: E402
 import speed_report  # noqa: E402
 import speed_rows  # noqa: E402
 import speed_scale  # noqa: E402
@@ -46,6 +49,26 @@ def test_a_row_computes_the_same_on_both_sides(bench: speed_measure.Bench) -> No
 def test_without_data_a_row_says_so(bench: speed_measure.Bench) -> None:
     with pytest.raises(speed_workloads.NoData, match="is not in"):
         next(speed_rows.classification(bench))
+    with pytest.raises(speed_workloads.NoData, match="--qwen FOLDER"):
+        next(speed_real.labels_by_trie(bench))
+
+
+def test_what_is_not_a_number_is_no_agreement() -> None:
+    one, other = torch.ones(2), torch.tensor([1.0, float("nan")])
+    assert speed_measure.largest_difference([one, one], [other, one]) == float("inf")
+    assert speed_measure.largest_difference([one], [None]) == float("inf")
+    assert speed_measure.largest_difference([one, None], [one + 1, None]) == 1.0
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3_5_text"])
+def test_the_stock_twin_gives_the_logits_of_the_model(bench: speed_measure.Bench, family: str) -> None:
+    sizes = {**TINY, "num_hidden_layers": 4, "use_cache": False}  # the fourth is of full attention
+    config = transformers.CONFIG_MAPPING[family](vocab_size=64, pad_token_id=0, **sizes)
+    model = speed_workloads.classifier_of(config, labels=3)
+    [batch] = speed_workloads.batches(bench, [[5, 6, 7], [8, 9]], size=2)
+    with torch.no_grad():
+        difference = model(**batch).logits - speed_workloads.stock_of(model)(**batch).logits
+    assert difference.abs().max() < 1e-5
 
 
 def test_a_ratio_is_the_median_of_its_turns(bench: speed_measure.Bench) -> None:
@@ -61,7 +84,7 @@ def test_exponent_is_the_slope_of_a_power() -> None:
 
 
 def test_operations_are_two_a_weight_and_token() -> None:
-    model = speed_workloads.Qwen2ForSequenceClassification(
+    model = transformers.Qwen2ForSequenceClassification(
         speed_workloads.Qwen2Config(vocab_size=8, **TINY)
     ).model
     weights = sum(value.numel() for name, value in model.layers.named_parameters() if "proj.weight" in name)
@@ -81,3 +104,15 @@ def test_a_row_measured_again_takes_the_place_of_the_old_one(bench: speed_measur
     assert "| a workload | a peer |  | **3.00** | 2.50 | 4.00 | yes |" in path.with_suffix(".md").read_text()
     assert path.with_suffix(".png").stat().st_size > 1000
     assert "1 of 1 targets met" in speed_report.paragraph([row])
+
+
+def test_the_readme_shows_the_rows_of_real_models() -> None:
+    rows = [
+        {"workload": name, "peer": "a peer", "ratio": 2.0, "target": 1.0, "limit": None, "difference": 0.0,
+         "settings": settings}
+        for name, settings in (("random work", {}), ("real work", {"weights": "real"}))
+    ]  # fmt: skip
+    found = speed_report.paragraph(rows)
+    assert "2 of 2 targets met" in found
+    assert "| real work |" in found
+    assert "random work" not in found

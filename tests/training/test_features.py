@@ -14,7 +14,7 @@ from qwen_task_heads import build
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
 from qwen_task_heads.training import features as module
-from qwen_task_heads.training.features import extract_features
+from qwen_task_heads.training.features import PASS, PASS_ON_CPU, extract_features, pass_tokens
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 POOLINGS = ["last", "mean", "max"]
@@ -52,6 +52,15 @@ def test_a_head_on_features_gives_the_logits_of_the_model(bases, rows, family, p
         model = classifier(bases[family], pooling=pooling, backbone_layers=layer)
         assert features.shape == (40, 32)
         assert difference(model, rows, features) <= 1e-6
+
+
+def test_a_pass_on_a_cpu_is_small_unless_all_rows_begin_alike(rows) -> None:
+    assert pass_tokens(rows, device_type="cuda") == PASS
+    assert pass_tokens(rows, device_type="cpu") == PASS_ON_CPU
+    half = [[*range(10), *(place + at for at in range(10))] for place in range(20, 24)]
+    assert pass_tokens(half, device_type="cpu") == 2 * PASS_ON_CPU
+    assert pass_tokens([[1] * 100 + [place] for place in range(9)], device_type="cpu") == PASS
+    assert pass_tokens([[5], [5]], device_type="cpu") <= PASS
 
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
