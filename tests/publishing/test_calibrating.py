@@ -333,7 +333,8 @@ def test_nothing_is_fitted_on_few_rows_or_where_none_is_asked_for(bases, tmp_pat
     for folder, metrics in (("few", few), ("off", off)):
         assert metrics["calibration"]["temperature"] == 1
         noted = ["--thresholds f1 had no use"] * (folder == "off" and kind != MULTI)
-        assert [note.split(":")[0] for note in metrics["notes"]] == noted
+        said = [note.split(":")[0] for note in metrics["notes"]]
+        assert [note for note in said if note != "LEAK"] == noted  # the texts repeat
         assert config_of(tmp_path / folder).get("label_thresholds") is None
         logits = Scorer(str(tmp_path / folder)).logits(texts(5, 1))
         model, tokenizer = prepared(bases["qwen2"], kind)

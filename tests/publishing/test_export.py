@@ -28,7 +28,8 @@ def _content(folder: Path) -> dict[str, bytes]:
 
 def test_the_code_that_travels_is_all_of_hubcode() -> None:
     assert {file.name for file in CODE} == {
-        "attention_task_heads.py", "card_task_heads.py", "configuration_task_heads.py",
+        "attention_task_heads.py", "bucketing_task_heads.py", "card_task_heads.py",
+        "configuration_task_heads.py",
         "encoding_task_heads.py", "folder_task_heads.py", "handler.py",
         "head_layers_task_heads.py", "last_layer_task_heads.py", "loading_task_heads.py",
         "modeling_task_heads.py",
