@@ -23,25 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.hubcode.trust_task_heads import GGUF_SOURCE, hash_folder, read_gguf_source, sha256
+from qwen_task_heads.hubcode.trust_task_heads import (
+    GGUF_SOURCE,
+    hash_folder,
+    is_dequantized,
+    models_cache,
+    sha256,
+)
 
 MAGIC = b"GGUF"
 SPARE = 64 << 20  # bytes beside the weights: tokenizer, config and what the file system takes
 SHOWN = 8  # names of other files in a message
 INSTALL = "pip install 'gguf>=0.10'"
-
-
-def cache_folder() -> Path:
-    """Return the folder of dequantised models: `models` in `QWEN_TASK_HEADS_CACHE` or in the user's cache.
-
-    Example:
-        >>> from qwen_task_heads.gguf_weights import cache_folder
-        >>> cache_folder().name
-        'models'
-    """
-    if own := os.environ.get("QWEN_TASK_HEADS_CACHE"):
-        return Path(own).expanduser() / "models"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "qwen-task-heads" / "models"
 
 
 def dequantize(path: str | Path, *, name: str | None = None, expected: str | None = None) -> Path:
@@ -55,7 +48,7 @@ def dequantize(path: str | Path, *, name: str | None = None, expected: str | Non
         expected: SHA-256 that the file must have.
 
     Returns:
-        A folder with `config.json`, `model.safetensors` and the tokenizer, in `cache_folder()`.
+        A folder with `config.json`, `model.safetensors` and the tokenizer, in `models_cache()`.
 
     Raises:
         TaskHeadsError: no GGUF file, another SHA-256 than `expected`, a truncated file, an architecture that
@@ -77,11 +70,11 @@ def dequantize(path: str | Path, *, name: str | None = None, expected: str | Non
         raise TaskHeadsError.of(
             str(path), f"SHA-256 {digest}", f"SHA-256 {expected}, that of the tested file", remedy
         )
-    folder = cache_folder() / (name or f"{path.stem}-{digest[:16]}")
-    if _is_whole(folder, digest):
+    folder = models_cache() / (name or f"{path.stem}-{digest[:16]}")
+    if is_dequantized(folder, digest):
         return folder
     try:
-        with _beside(folder) as draft:
+        with _beside(folder, digest) as draft:
             _convert(path, draft)
             source = {"file": path.name, "sha256": digest, "files": hash_folder(draft)}
             (draft / GGUF_SOURCE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
@@ -90,22 +83,17 @@ def dequantize(path: str | Path, *, name: str | None = None, expected: str | Non
     return folder
 
 
-def _is_whole(folder: Path, digest: str) -> bool:
-    """Whether a folder of the cache was made of the file with this hash, and has not changed."""
-    source = read_gguf_source(folder)
-    return source is not None and source["sha256"] == digest
-
-
 @contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
+def _beside(folder: Path, digest: str) -> Iterator[Path]:
     """Give a draft of the folder; it takes the folder's place if all went well and is removed otherwise."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         draft.mkdir()
         yield draft
-        if folder.exists():  # another process was faster, or what stands there is broken
-            shutil.rmtree(folder, ignore_errors=True)
+        if is_dequantized(folder, digest):  # another process was faster, and may be reading it
+            return
+        shutil.rmtree(folder, ignore_errors=True)  # what was cut short, or another file's
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

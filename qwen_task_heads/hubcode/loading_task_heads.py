@@ -10,7 +10,6 @@ swapped under the right names or a base that changed.
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from .saving_task_heads import (
     backbone_names,
     is_quantized,
 )
-from .trust_task_heads import check_base
+from .trust_task_heads import check_base, models_cache
 
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Largest difference, relative to the largest stored logit, that is rounding: one kernel against
@@ -216,9 +215,7 @@ def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, str | None
 
 def cached_base(name: str) -> str:
     """Return the folder of a base that qwen-task-heads keeps in its cache by name; another name as it is."""
-    cache = os.environ.get("QWEN_TASK_HEADS_CACHE")
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "qwen-task-heads"
-    folder = (Path(cache) if cache else user).expanduser() / "models" / name
+    folder = models_cache() / name
     is_name = re.fullmatch(r"[\w.-]+", name) is not None and not Path(name).is_dir()
     return str(folder) if is_name and folder.is_dir() else name
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -60,6 +61,24 @@ def hash_folder(folder: str | Path) -> dict[str, str]:
     """SHA-256 of the files of a folder that answers hang on, by name."""
     found = {path.name: path for pattern in PINNED for path in Path(folder).glob(pattern) if path.is_file()}
     return {name: sha256(path) for name, path in sorted(found.items())}
+
+
+def models_cache() -> Path:
+    """Return the folder of dequantised models: `models` in `QWEN_TASK_HEADS_CACHE` or in the user's cache.
+
+    Example:
+        >>> from qwen_task_heads.hubcode.trust_task_heads import models_cache
+        >>> models_cache().name
+        'models'
+    """
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "qwen-task-heads")
+    return Path(os.environ.get("QWEN_TASK_HEADS_CACHE") or user).expanduser() / "models"
+
+
+def is_dequantized(folder: str | Path, digest: str) -> bool:
+    """Whether a folder was made, whole, of the GGUF file with this SHA-256."""
+    source = read_gguf_source(folder)
+    return source is not None and source["sha256"] == digest
 
 
 def read_gguf_source(folder: str | Path) -> dict[str, Any] | None:

@@ -166,6 +166,8 @@ def account_texts(
         if rows
     }
     notes += leak_lines(lookups, were_cut=run.sets.were_cut)
+    known = any(report.known for report in lookups.values())
+    lookup = LookupBaseline(kind, len(names)).fit(run.sets.train) if known else None
     said: dict[str, Floats] = {}
     found: dict[str, Floats] = {}
     others: dict[str, dict[str, Floats]] = {}
@@ -173,9 +175,7 @@ def account_texts(
         if examples:
             said[name] = logits(examples).double().numpy()
             found[name] = within(said[name], examples, labels=run.sets.labels)
-            beside: dict[str, Any] = dict(floors)
-            if lookups[name].known:
-                beside[LOOKUP] = LookupBaseline(kind, len(names)).fit(run.sets.train)
+            beside = {**floors, **({LOOKUP: lookup} if lookup and lookups[name].known else {})}
             others[name] = {
                 baseline: within(one.predict(examples), examples, labels=run.sets.labels)
                 for baseline, one in beside.items()

@@ -52,7 +52,7 @@ class ThroughputCallback(TrainerCallback):
         model = kwargs["model"]
         model = model.get_base_model() if isinstance(model, PeftModel) else model
         if model.why_padded and state.is_world_process_zero:
-            print(f"note: batches are padded: {model.why_padded}", flush=True)
+            print(f"note: batches are not packed: {model.why_padded}", flush=True)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self._open.enter_context(self.result.listening(model, training=True, dtype=dtype))
         if self.usage.estimate is None:
