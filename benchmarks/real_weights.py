@@ -5,11 +5,11 @@
         --qwen MODELS/qwen2.5-coder-0.5b --methods frozen
 
 Each row is a recipe run as users run it, whose `metrics.json` is read back: `recipes/sweep_heads.py` (frozen
-heads: a quarter, half, three quarters and all layers, pooled by the mean and by the last token, an L2 path),
-LoRA by `recipes/classify.py` and `recipes/reward_titles.py`, the same training by the stock class and
-Trainer, and label scoring by the chat models through `recipes/compare.py`. Layer, pooling and penalty are
-picked on dev; test is looked at once. Rows of training are capped where two cores need it, and the row says
-so.
+heads: a quarter, half, three quarters and all layers, alone and side by side, pooled by the mean and by the
+last token, an L2 path), LoRA by `recipes/classify.py` and `recipes/reward_titles.py`, the same training by
+the stock class and Trainer, and label scoring by the chat models through `recipes/compare.py`. Layer, pooling
+and penalty are picked on dev; test is looked at once. Rows of training are capped where two cores need it,
+and the row says so.
 
 Runs are kept under `--output_dir` and continued: a row that is there is not computed again, and `results/` is
 written after each. A set, model or package that is not there is skipped with a reason. SmolLM2-135M reads
@@ -39,6 +39,10 @@ FROZEN, WARM, LORA, STOCK = "frozen", "lora from the frozen head", "lora", "stoc
 ASKED = "label scoring"
 EPOCHS = 2  # of LoRA
 METHODS = (FROZEN, WARM, LORA, STOCK, ASKED)
+LAYERS = {
+    SMOL: ("8", "15", "22", "30", "8+22", "8+15+22"),  # of 30
+    QWEN: ("6", "12", "18", "24", "6+18", "6+12+18"),  # of 24
+}
 ASKED_SETS, ASKED_ROWS = ("banking77", "fewclue-tnews"), 400
 
 
@@ -127,7 +131,8 @@ def words_of(row: Row, options: argparse.Namespace) -> list[str] | str:
     if row.method == FROZEN:
         words = ["recipes/sweep_heads.py", *words, *_length(one)]
         words += ["--task", "titles"] if one.titles else []
-        words += ["--poolings", "mean", "last", "--heads", "linear", "--seeds", "0"]
+        words += ["--layers", *LAYERS[row.model], "--poolings", "mean", "last"]
+        words += ["--heads", "linear", "--seeds", "0"]
         words += ["--feature_cache", str(options.output_dir / "features")]
         return [*words, "--feature_dtype", "float32" if row.model == SMOL else "bfloat16"]
     epochs = ["--num_train_epochs", str(EPOCHS), "--per_device_train_batch_size", "16"]
@@ -247,6 +252,12 @@ def entry_of(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
         **took, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": metrics["train"]["device"],
     }  # fmt: skip
+    if row.method == FROZEN:
+        exits = json.loads((folder / "early_exit.json").read_text(encoding="utf-8"))
+        found["tried"] = {  # dev figures by layers and pooling
+            f"{'+'.join(map(str, one['layers']))}, {one['pooling']}": round(one["value"], 4)
+            for one in exits["tried"]
+        }
     for extra in ("macro_f1", "ece"):
         if extra in ours:
             found[extra] = ours[extra]["value"] if isinstance(ours[extra], dict) else ours[extra]

@@ -54,7 +54,7 @@ def main() -> None:
 
     # What answers cost with a head on each layer; then the best one as a model like any other
     points = measure_exits(results, sweep.with_head, rows=sweep.timed)
-    write_exits(args.output_dir, points, figure=sweep.metric, chosen=chosen)
+    write_exits(args.output_dir, points, figure=sweep.metric, chosen=chosen, results=results)
     metrics = sweep.finish(chosen, seconds=seconds, trackers=trackers)
     said = {"chosen": chosen, "points": points, "figure": sweep.metric}
     table = sweep_table(results, **said, floor=metrics["dev"].get(sweep.BASELINE))

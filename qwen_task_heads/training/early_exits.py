@@ -102,13 +102,32 @@ def measure_exits(
     ]
 
 
-def write_exits(folder: str | Path, points: Sequence[ExitPoint], *, figure: str, chosen: Result) -> None:
-    """Write the curve as `early_exit.json` and `early_exit.png` into the folder of the model."""
+def write_exits(
+    folder: str | Path,
+    points: Sequence[ExitPoint],
+    *,
+    figure: str,
+    chosen: Result,
+    results: Sequence[Result],
+) -> None:
+    """Write the curve as `early_exit.json` and `early_exit.png` into the folder of the model.
+
+    Args:
+        folder: of the saved model.
+        points: of the curve, one a layer.
+        figure: what the values are.
+        chosen: the combination that was saved.
+        results: of all combinations, kept in the file under `tried`.
+    """
     content = {
         "figure": figure,
         "set": "dev",
         "chosen": {**asdict(chosen.combination), "layer": chosen.combination.layer},
         "points": [asdict(point) for point in points],
+        "tried": [
+            {**asdict(result.combination), "value": result.mean, "spread": result.spread}
+            for result in results
+        ],
     }
     text = json.dumps(content, indent=2) + "\n"
     Path(folder, "early_exit.json").write_text(text, encoding="utf-8")

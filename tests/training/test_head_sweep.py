@@ -195,11 +195,12 @@ def test_the_curve_has_a_point_per_layer_and_times_real_models(swept, bases, tmp
     assert [point.combination for point in points] == made
     assert max(point.value for point in points) == won.mean
     assert all(point.milliseconds > 0 for point in points)
-    write_exits(tmp_path, points, figure="accuracy", chosen=won)
+    write_exits(tmp_path, points, figure="accuracy", chosen=won, results=swept["results"])
     content = json.loads((tmp_path / "early_exit.json").read_text())
     assert content["chosen"]["layer"] == won.combination.layer
     assert content["chosen"]["layers"] == [*won.combination.layers]
     assert [point["layer"] for point in content["points"]] == [1, 2]
+    assert [one["value"] for one in content["tried"]] == [found.mean for found in swept["results"]]
     assert (tmp_path / "early_exit.png").stat().st_size > 5000
 
 
