@@ -13,6 +13,7 @@ from qwen_task_heads.errors import shorten
 from qwen_task_heads.inference.rewards import Paid
 
 TITLES = "titles.jsonl"
+CLIPPED = "completions/clipped_ratio"  # trl's name for the share that met no end of text
 
 
 def finish_generator(
@@ -34,6 +35,13 @@ def finish_generator(
         only = f"{rewards[0]:.2f} at the only logging step"
         print(f"Mean reward: {ends if len(rewards) > 1 else only} (0: an average title")
         print("of the scorer's dev set, 1: a standard deviation better; no title: -5 or less).")
+    cut = [entry[CLIPPED] for entry in state.log_history if CLIPPED in entry]
+    if cut and cut[-1]:
+        print(
+            f"Cut at --max_completion_length: {cut[-1]:.0%} of the completions of the last logging step.\n"
+            "Their reward is that of the part before the cut. A larger limit lets them end;\n"
+            "--mask_truncated_completions true leaves them out of the loss."
+        )
     rows = sorted(last, key=lambda one: -one.reward)
     lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rows]
     Path(folder, TITLES).write_text("".join(lines), encoding="utf-8")

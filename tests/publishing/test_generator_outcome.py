@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainerState
 
 from qwen_task_heads.inference.rewards import Paid
-from qwen_task_heads.publishing.generator_outcome import finish_generator
+from qwen_task_heads.publishing.generator_outcome import CLIPPED, finish_generator
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -21,3 +21,11 @@ def test_no_title_is_printed_twice(count, tmp_path, capsys) -> None:
         [str(n) for n in range(count)][::-1] if count < 3 else [str(count - 1), str((count - 1) // 2), "0"]
     )
     assert found == wanted
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(0.0, False), (0.25, True)])
+def test_cut_completions_are_reported_at_the_end(ratio, said, tmp_path, capsys) -> None:
+    state = TrainerState(log_history=[{CLIPPED: 1.0}, {CLIPPED: ratio}])
+    finish_generator(state, [], texts=4, seconds=1.0, folder=tmp_path)
+    printed = capsys.readouterr().out
+    assert ("25%" in printed) == ("--mask_truncated_completions" in printed) == said
