@@ -111,7 +111,7 @@ def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUG
 
 
 def load_generator(
-    name: str,
+    name: str | Path,
     *,
     revision: str | None = None,
     hub: str = HUGGINGFACE,
@@ -142,6 +142,7 @@ def load_generator(
         >>> load_generator("embedded").config.model_type
         'qwen2'
     """
+    name = str(name)
     path = locate(name)
     if hub == MODELSCOPE and not Path(path).exists():
         path, revision = str(fetch_modelscope(path, revision=revision)[0]), None

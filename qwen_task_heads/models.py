@@ -48,7 +48,7 @@ HEAD_OPTIONS = (
 
 @as_our_errors()
 def build(
-    backbone: str,
+    backbone: str | Path,
     *,
     task: str = "title_scorer",
     revision: str | None = None,
@@ -88,6 +88,7 @@ def build(
     """
     if task not in TASKS:
         raise TaskHeadsError.of("task", repr(task), ", ".join(TASKS), "choose one of them")
+    backbone = str(backbone)
     path, fetched = _find(backbone, revision=revision, hub=hub, gguf_file=gguf_file)
     base = _base_config(path, revision=revision)
     known = {field.name for field in fields(TASKS[task].config_class)} | {"num_labels"}
@@ -121,7 +122,7 @@ def build(
 
 @as_our_errors()
 def load(
-    repo: str,
+    repo: str | Path,
     *,
     revision: str | None = None,
     hub: str = HUGGINGFACE,
@@ -142,6 +143,7 @@ def load(
         TaskHeadsError: nothing there, a model that is not ours, or a missing, extra, reshaped or changed
             tensor.
     """
+    repo = str(repo)
     path, _ = _find(repo, revision=revision, hub=hub)
     config = _base_config(path, revision=revision)
     if config.model_type not in TASKS:
@@ -199,9 +201,14 @@ def saved_config(path: str, *, revision: str | None = None, hub: str = HUGGINGFA
 
 
 def load_tokenizer(
-    name_or_path: str, *, revision: str | None = None, hub: str = HUGGINGFACE, gguf_file: str | None = None
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    hub: str = HUGGINGFACE,
+    gguf_file: str | None = None,
 ) -> Any:
     """Load the fast tokenizer of a backbone or of a saved model; arguments as of `build`."""
+    name_or_path = str(name_or_path)
     path, _ = _find(name_or_path, revision=revision, hub=hub, gguf_file=gguf_file)
     check_tokenizer(path, revision=revision)
     try:

@@ -67,7 +67,11 @@ PACKAGED: dict[str, PackagedModel] = {
 
 
 def locate(
-    name_or_path: str, *, gguf_file: str | None = None, revision: str | None = None, hub: str = HUGGINGFACE
+    name_or_path: str | Path,
+    *,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    hub: str = HUGGINGFACE,
 ) -> str:
     """Turn the name of a decoder into what transformers opens: a folder, or the repo id as it is.
 
@@ -87,6 +91,7 @@ def locate(
         >>> Path(locate("embedded")).name, locate("Qwen/Qwen2.5-0.5B")
         ('backbone', 'Qwen/Qwen2.5-0.5B')
     """
+    name_or_path = str(name_or_path)
     if gguf_file is not None:
         return str(dequantize(_fetch(name_or_path, gguf_file, revision=revision, hub=hub)))
     if name_or_path == EMBEDDED:

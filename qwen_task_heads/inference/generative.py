@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ class LabelScorer:
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
+        name: str | Path,
         *,
         labels: LabelMap | None = None,
         instruction: str | None = None,
@@ -135,7 +136,7 @@ class LabelScorer:
         Raises:
             TaskHeadsError: no such model, a head (which `Scorer` opens), or no labels.
         """
-        device = device_of(device)
+        name, device = str(name), device_of(device)
         if not (labels is None or isinstance(labels, LabelMap)):
             accepted = "a LabelMap, or None for the labels of a trained model"
             remedy = 'pass labels=LabelMap(("good", "bad"))'

@@ -1,0 +1,364 @@
+"""Strict loading, adapter repos and the stored probe. This file travels with every published model.
+
+transformers loads what it finds and initialises the rest at random; for a task head that is how a
+trained head silently vanishes. Here a missing, extra or reshaped tensor is an error, an adapter repo
+loads its true base and then every tensor of the adapter, and a probe stored in `config.json` (token
+ids and the logits they must give) is recomputed after the load, which also finds weights that were
+swapped under the right names or a base that changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.utils import cached_file, logging
+
+from .configuration_task_heads import MODEL_TYPES, refuse
+from .folder_task_heads import ADAPTER
+from .saving_task_heads import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    QUANTIZED,
+    SEE_SAVE,
+    WEIGHTS,
+    StrictSaving,
+    backbone_names,
+    is_quantized,
+)
+from .trust_task_heads import check_base, models_cache
+
+HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+# Largest difference, relative to the largest stored logit, that is rounding: one kernel against
+# another in fp32, and half precision against anything. Relative, because a fresh MLP head gives 1e-4.
+PROBE_TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-4, torch.bfloat16: 8e-2, torch.float16: 3e-2}
+
+
+class StrictLoading(StrictSaving):
+    """`from_pretrained` that leaves out no tensor. Base of every task-head model."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *args: Any,
+        config: Any = None,
+        adapter_kwargs: dict[str, Any] | None = None,
+        verify: bool = True,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a full model, an adapter repo (its base, then the adapter) or a plain backbone.
+
+        Args:
+            pretrained_model_name_or_path: repo id or folder. A plain backbone needs `config`, and gets
+                a fresh `score`; everything else must bring every tensor.
+            config: a `TaskHeadConfig`; read from the repo when None.
+            adapter_kwargs: set by the Auto classes; where the adapter of this load was found.
+            verify: hold a base that is a folder against its stored hashes, and recompute the stored probe
+                after the load.
+            output_loading_info: also return the dictionary of missing and unexpected keys.
+            **kwargs: passed on to transformers (`dtype`, `device_map`, `revision`, ...).
+
+        Raises:
+            ValueError: a model of another class, a missing, extra or reshaped tensor, or a probe that
+                does not match.
+        """
+        path = str(pretrained_model_name_or_path)
+        repo = str((adapter_kwargs or {}).get("_adapter_model_path") or path)
+        hub = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
+        if repo != path and (adapter_kwargs or {}).get("revision"):
+            # A duplicated repo: the commit in `kwargs` is one of the repo it was duplicated from.
+            hub["revision"] = (adapter_kwargs or {})["revision"]
+        own, adapter, has_weights = _inspect(cls, repo, hub)
+        if config is None:
+            config = cls.config_class.from_pretrained(repo, **hub)
+        if own and adapter is not None and has_weights:
+            raise refuse(
+                repo,
+                "adapter_config.json beside full weights",
+                "an adapter or a full model in a folder",
+                "keep one of them: their logits differ",
+            )
+        quantized = kwargs.get("quantization_config") is not None
+        kwargs["ignore_mismatched_sizes"] = True  # refused here, by their names
+        with _without_load_report():  # every key of it is checked here
+            if own and adapter is not None:
+                place = hub | {"subfolder": adapter} if adapter else hub
+                model, info = cls._from_adapter(
+                    repo, *args, config=config, hub=place, verify=verify, **kwargs
+                )
+            else:
+                if not own:
+                    kwargs.setdefault("key_mapping", backbone_names(config))
+                elif not has_weights:  # transformers would look for a pickle
+                    accepted = " or ".join(WEIGHTS)
+                    raise refuse(
+                        repo, "no weights in safetensors", accepted, "save it again, or fetch all of it"
+                    )
+                model, info = super().from_pretrained(
+                    path, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
+                )
+                _check_keys(path, info, plain=None if own else config)
+                # transformers 5.23 makes what a checkpoint lacks in the dtype of the rest.
+                model.score.float()
+        model.on_plain_base = not own or adapter is not None
+        if own:
+            model.source = (repo, _pinned(repo, hub))
+        if model.on_plain_base:  # PEFT writes this name into an adapter that it saves by itself
+            model.name_or_path = SEE_SAVE
+        if own and verify and not quantized and model.device.type != "meta":
+            model.check_probe(repo)
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _from_adapter(
+        cls, repo: str, *args: Any, config: Any, hub: dict[str, Any], verify: bool = True, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Load the true base named by the config, then the adapter of `repo`; `hub` names its subfolder."""
+        base = config.backbone_name_or_path
+        if not base:
+            raise refuse(
+                f"{repo}/config.json",
+                "no backbone_name_or_path",
+                "the name or folder of the base model",
+                "publish the adapter again, or set the field",
+            )
+        base = cached_base(base)
+        if verify and Path(base).is_dir():
+            check_base(base, config.backbone_files)
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
+        kwargs.setdefault("key_mapping", backbone_names(config))
+        if config.backbone_revision and not config.backbone_hub:  # else the newest, which the probe checks
+            kwargs["revision"] = config.backbone_revision
+        try:
+            model, info = super().from_pretrained(
+                base, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
+            )
+        except OSError as error:
+            raise refuse(
+                f"{repo}/config.json",
+                f"base {base!r}, which cannot be loaded ({str(error).splitlines()[0][:200]})",
+                "a reachable repo id or an existing folder",
+                "load it with hub='modelscope', where its base is from"
+                if config.backbone_hub
+                else "fetch the base, or set backbone_name_or_path to where it is",
+            ) from error
+        _check_keys(base, info, plain=config)
+        _load_adapter(model, repo, hub)
+        return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+
+    def check_probe(self, where: str = "config.json") -> None:
+        """Recompute the stored probe; a model without one passes.
+
+        Of a quantised model, or one trained on a quantised base, only that its logits are finite is held
+        against it: how much 4 bits move them depends on the weights.
+
+        Raises:
+            ValueError: the logits differ by more than rounding allows at the dtypes involved.
+        """
+        probe = self.config.probe
+        if not probe:
+            return
+        expected = torch.tensor(probe["logits"], dtype=torch.float64)
+        found = self.probe_logits(torch.tensor(probe["input_ids"])).double()
+        if found.shape != expected.shape:
+            raise refuse(
+                f"{where} probe",
+                f"logits {tuple(found.shape)}",
+                f"{tuple(expected.shape)}",
+                "restore the saved config",
+            )
+        by_name = {str(dtype).split(".")[-1]: limit for dtype, limit in PROBE_TOLERANCE.items()}
+        dtypes = (str(self.dtype).split(".")[-1], str(probe.get("dtype")))
+        tolerance = max(by_name.get(name, 8e-2) for name in dtypes)
+        if is_quantized(self.config) or QUANTIZED in dtypes:
+            tolerance = torch.finfo(torch.float64).max
+        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+        if not difference <= tolerance:  # also true for NaN
+            raise refuse(
+                f"{where} probe",
+                f"a relative difference of {difference:.2g}",
+                f"at most {tolerance:.0e} in {self.dtype}",
+                "weights, base or code are not those that were saved: fetch them again, or pass verify=False",
+            )
+
+
+def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, str | None, bool]:
+    """Return whether `repo` is one of ours, the subfolder of its adapter, whether it has full weights."""
+    if not _exists(repo, "config.json", hub):
+        return False, None, False
+    model_type = cls.config_class.get_config_dict(repo, **hub)[0].get("model_type")
+    own = model_type == cls.config_class.model_type
+    if model_type in MODEL_TYPES and not own:
+        raise refuse(
+            f"{repo}/config.json",
+            model_type,
+            cls.config_class.model_type,
+            f"{cls.__name__} cannot open it: use load(), or an Auto class of transformers",
+        )
+    # Weights and adapter are looked for in our repos only: a plain backbone takes the stock path.
+    if not own:
+        return False, None, False
+    return True, find_adapter(repo, **hub), any(_exists(repo, name, hub) for name in WEIGHTS)
+
+
+def cached_base(name: str) -> str:
+    """Return the folder of a base that qwen-task-heads keeps in its cache by name; another name as it is."""
+    folder = models_cache() / name
+    is_name = re.fullmatch(r"[\w.-]+", name) is not None and not Path(name).is_dir()
+    return str(folder) if is_name and folder.is_dir() else name
+
+
+def find_adapter(repo: str, **hub: Any) -> str | None:
+    """Return the subfolder of the adapter of a model of ours, "" for the root, None without an adapter.
+
+    Version 0.1 saved the adapter at the root.
+
+    Args:
+        repo: folder or repo id.
+        **hub: options of transformers such as `revision` and `subfolder`, in which the adapter's lies.
+
+    Example:
+        >>> from qwen_task_heads.hubcode.loading_task_heads import find_adapter
+        >>> find_adapter(".") is None
+        True
+    """
+    outer = hub.get("subfolder") or ""
+    for inner in (ADAPTER, ""):
+        subfolder = "/".join(part for part in (outer, inner) if part)
+        if _exists(repo, ADAPTER_CONFIG, {**hub, "subfolder": subfolder}):
+            return subfolder
+    return None
+
+
+def _pinned(repo: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that give files of the commit that was loaded, whatever the branch is by then."""
+    kept: dict[str, Any] = {
+        key: hub[key] for key in ("cache_dir", "token", "revision", "subfolder") if key in hub
+    }
+    path = cached_file(
+        repo, "config.json", **kept, local_files_only=True, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    found = re.search(r"/snapshots/([0-9a-f]{40})/", Path(path or "").as_posix())
+    return {**kept, "revision": found[1]} if found else kept
+
+
+def _exists(repo: str, name: str, hub: dict[str, Any]) -> bool:
+    return cached_file(repo, name, **hub, _raise_exceptions_for_missing_entries=False) is not None
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers' table of missing keys off the screen."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _check_keys(where: str, info: dict[str, Any], *, plain: Any = None) -> None:
+    """Refuse a load that left a tensor out.
+
+    A plain backbone, loaded with the config `plain`, may lack `score`, and bring its output layer and the
+    layers above an early exit.
+    """
+    missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if plain is not None:
+        missing = [key for key in missing if not key.startswith("score.")]
+        extra = [key for key in extra if not _is_above(key, plain.backbone_layers)]
+        extra = _without_output_layer(extra, plain.text_config) if extra else []
+    problems = [f"{key} is missing" for key in missing]
+    problems += [f"{key} is not part of the model" for key in extra]
+    shapes = info.get("mismatched_keys") or []  # names, of transformers with both shapes
+    problems += [f"{key if isinstance(key, str) else key[0]} has another shape" for key in sorted(shapes)]
+    if problems:
+        shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise refuse(
+            where, shown, "exactly the tensors of the config's model", "save or fetch the model again"
+        )
+
+
+def _without_output_layer(keys: list[str], text_config: Any) -> list[str]:
+    """Return the keys that the family's causal language model does not have above its backbone either.
+
+    The names are those of the class (GPT-NeoX: `embed_out`, RWKV: `head`), today's and those that it renames.
+    """
+    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text_config), None)
+    if family is None:
+        return [key for key in keys if not key.startswith("lm_head.")]
+    with torch.device("meta"):
+        causal = family(copy.deepcopy(text_config))
+    inside = tuple(f"{name}." for name, part in causal.named_children() if isinstance(part, PreTrainedModel))
+    tensors = [name for name in causal.state_dict() if not name.startswith(inside)]
+    modules = tuple({name[: name.rfind(".") + 1] or name for name in tensors})
+    ignored = [*(family._keys_to_ignore_on_load_unexpected or ())]
+    renamings = [
+        transform
+        for transform in get_model_conversion_mapping(causal)
+        if isinstance(transform, WeightRenaming)
+    ]
+
+    def is_known(key: str) -> bool:
+        names = {key, *(transform.rename_source_key(key)[0] for transform in renamings)}
+        return any(name.startswith(modules) for name in names) or any(re.search(p, key) for p in ignored)
+
+    return [key for key in keys if not is_known(key)]
+
+
+def _is_above(key: str, keep: int | None) -> bool:
+    """Whether a tensor belongs to a layer that an early exit does not have."""
+    layer = re.match(r"(?:model\.)?layers\.(\d+)\.", key)
+    return keep is not None and layer is not None and int(layer[1]) >= keep
+
+
+def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
+    """Inject the adapter of `repo` and set every one of its tensors, by name, shape and value."""
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+    path = cached_file(repo, ADAPTER_WEIGHTS, **hub)
+    saved = load_file(path)
+    if not any("score." in key for key in saved):
+        raise refuse(
+            path, "no score.* tensor", "an adapter with its head", "train it with modules_to_save: score"
+        )
+    if bad := [key for key, tensor in saved.items() if not bool(tensor.isfinite().all())]:
+        raise refuse(path, f"{bad[0]} with NaN or inf", "finite weights", "fetch or train the adapter again")
+    names = model._weight_conversions
+    model.load_adapter(repo, adapter_kwargs=hub)
+    model._weight_conversions = names  # those of the adapter would rename the tensors of a merged model
+    # Of the embeddings what was trained: by default PEFT asks the hub for the vocabulary of the base.
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    saved = {key.removeprefix("base_model.model."): tensor for key, tensor in saved.items()}
+    info = {
+        "missing_keys": expected.keys() - saved.keys(),
+        "unexpected_keys": saved.keys() - expected.keys(),
+        "mismatched_keys": {
+            key for key in expected.keys() & saved.keys() if expected[key].shape != saved[key].shape
+        },
+    }
+    _check_keys(path, info)
+    # transformers 5.23 casts the adapter to the base's dtype and leaves DoRA's magnitudes at their
+    # initial values. Training had it in fp32, and PEFT's own loader sets every tensor.
+    for name, parameter in model.named_parameters():
+        if ".modules_to_save." in name or ".lora_" in name:
+            parameter.data = parameter.data.float()
+    set_peft_model_state_dict(model, saved)
+    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if wrong := [
+        key for key in saved if not torch.equal(loaded[key].cpu(), saved[key].to(loaded[key].dtype))
+    ]:
+        raise refuse(path, f"{wrong[0]} was not loaded", "an adapter that PEFT can load", "upgrade peft")

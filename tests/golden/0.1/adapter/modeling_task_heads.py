@@ -1,0 +1,400 @@
+"""`PooledClassifier` and `TitleScorer`: any decoder of transformers, pooled, with a head called `score`.
+
+One class serves every backbone family, because the backbone is built by `AutoModel` from the nested
+config. There is no language-model head, so no vocabulary logits are computed. This file travels with
+every published model; it imports torch, transformers and its siblings only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+from .attention_task_heads import rotates_by_length, splits_prefix, two_sided_mask, why_padded, window_of
+from .bucketing_task_heads import buckets_of, in_order, is_distributed, take_rows
+from .configuration_task_heads import PooledClassifierConfig, TaskHeadConfig, TitleScorerConfig, refuse
+from .encoding_task_heads import cut_row, pad_rows
+from .head_layers_task_heads import LayerStates, join, keep_states
+from .last_layer_task_heads import PLAIN_LAYERS, prepare
+from .loading_task_heads import StrictLoading
+from .packing_task_heads import KeysAndValues, PackedRows, Store, pack
+from .pooling_task_heads import (
+    build_head,
+    init_head,
+    mask_for,
+    mean_loss,
+    pool,
+    real_tokens,
+    rows_of,
+)
+
+# Windows per pass in evaluation on one process; training keeps all activations anyway.
+WINDOWS_PER_PASS = 64
+
+
+class TaskHeadModel(StrictLoading):
+    """Backbone, pooling and head. Use `PooledClassifier` or `TitleScorer`."""
+
+    config_class = TaskHeadConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["score"]
+    # The loss below is a mean; Trainer must divide it under gradient accumulation.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: TaskHeadConfig) -> None:
+        if config.text_config is None:
+            raise refuse(
+                "text_config", None, "the config of a backbone", "use qwen_task_heads.build(backbone)"
+            )
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = AutoModel.from_config(config.text_config)
+        self.score = build_head(config, hidden_size=self.model.config.hidden_size)
+        # Decoders without rotary or learned positions (ALiBi, state spaces) take no position_ids.
+        self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+        self.packing, self.prefix_sharing = True, True
+        self._window = window_of(self.model.config)
+        prepare(self.model)
+        keep_states(self.model, config.lower_layers)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the backbone's token embeddings."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's token embeddings."""
+        self.model.set_input_embeddings(value)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_head(module)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        margin: torch.Tensor | None = None,
+        use_cache: bool = False,
+        prefix: KeysAndValues | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Compute logits, and a loss when labels are given.
+
+        Padding costs nothing: the real tokens are packed into one row, and what rows begin with in common is
+        encoded once (`packing_task_heads`). Where `why_padded` gives a reason, rows of similar length are
+        padded together (`bucketing_task_heads`). The numbers are those of the padded batch, which is computed
+        where a caller asks for states, attentions or a cache, or gives positions.
+
+        Args:
+            input_ids: (B, T) int64 token ids, padded on any side.
+            attention_mask: (B, T), 1 for real tokens; without it, see `derive_mask`.
+            position_ids: (B, T); derived from the mask when None, so that padding cannot move a score.
+            inputs_embeds: (B, T, H) instead of `input_ids`.
+            labels: (B,) int64 for single-label and ordinal, (B, L) floats for multi-label,
+                (B,) or (B, L) floats for regression.
+            margin: ignored here; trl's RewardTrainer passes it to the model and uses it in its loss.
+            use_cache: return past key values; off, since a head needs none.
+            prefix: from `encode_prefix`: what stands before every row.
+
+        Returns:
+            `logits` (B, num_labels) in fp32; for `ordinal` they are log-probabilities.
+
+        Raises:
+            ValueError: a mask row without a real token, a problem type the labels do not fit, or a prefix
+                where rows cannot be packed.
+        """
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if tokens is None:
+            raise refuse("input_ids", None, "input_ids or inputs_embeds", "pass one of them")
+        if attention_mask is None:
+            attention_mask = mask_for(self, input_ids)
+        mask = real_tokens(attention_mask, tokens)
+        kwargs.pop("return_dict", None)  # PEFT always passes it; what is returned is this class anyway
+        # Not by truth: an empty cache is false, and wants to be filled; a tensor is neither.
+        others = (position_ids, *kwargs.values())
+        free = not use_cache and all(value is None or value is False for value in others)
+        logits = None
+        if free and self._can_pack(mask, prefix):
+            lower = LayerStates(self.config.lower_layers)
+            packed = self._pack(input_ids, mask, prefix)
+            states = self._states_of(packed, lower, input_ids=input_ids, inputs_embeds=inputs_embeds)
+            below = [packed.unpack(own)[0] for own in lower.take(states.device)]
+            logits = self._head(*packed.unpack(states), below)
+        elif prefix is not None:
+            raise refuse("prefix", "rows that cannot be packed", "rows without it", "give the rows whole")
+        elif free and (groups := buckets_of(self, mask)):
+            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+            parts = [take_rows(tokens, mask, group) for group in groups]
+            found = [self._padded(own, own.long(), **{name: part}, use_cache=False)[0] for part, own in parts]
+            logits = in_order(found, groups)
+        if logits is not None:
+            loss = None if labels is None else self._loss(logits, labels)
+            return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
+        kwargs |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
+        logits, output = self._padded(mask, attention_mask, **kwargs)
+        return SequenceClassifierOutputWithPast(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            past_key_values=output.past_key_values if use_cache else None,
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
+
+    def _padded(
+        self, mask: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> tuple[torch.Tensor, Any]:
+        """Logits (B, L) of a padded batch, mask (B, T) bool, and what the backbone returns for it."""
+        if attention_mask is not None and self._takes_positions and "position_ids" not in kwargs:
+            kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        if self.config.bidirectional:
+            attention_mask = two_sided_mask(self.model.config, mask, dtype=self.dtype)
+        lower = LayerStates(self.config.lower_layers)
+        output = self.model(attention_mask=attention_mask, **lower.argument, **kwargs)
+        rows = rows_of(output.last_hidden_state, mask)
+        return self._head(*rows, lower.take(rows[0].device)), output
+
+    def _head(
+        self, rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, lower: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Logits (B, L) of the states (B, T, H) of rows, and of what lower layers gave, before the norm."""
+        layers = [*(self.model.norm(own) for own in lower), rows]
+        if self.config.pooling == "attention":
+            return self.score(join(layers), mask)
+        return self.score(join([pool(own, mask, last, pooling=self.config.pooling) for own in layers]))
+
+    @property
+    def why_padded(self) -> str | None:
+        """Why batches are not packed; None if they are."""
+        return why_padded(self.model.config) if self.packing else "packing is switched off"
+
+    def _can_pack(self, mask: torch.Tensor, prefix: KeysAndValues | None = None) -> bool:
+        """Whether packed rows give the numbers of a batch, mask (B, T) bool."""
+        # What is traced must not hang on the lengths of one batch.
+        if self.why_padded or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        before = next(iter(prefix.values()))[0].shape[1] if prefix else 0
+        return len(mask) > 0 and (self._window is None or before + int(mask.sum(1).max()) <= self._window)
+
+    def why_whole(self, longest: int) -> str | None:
+        """Say why rows of at most `longest` tokens must be given whole; None if they take a prefix."""
+        reasons = {
+            self.why_padded: self.why_padded is not None,
+            f"pooling {self.config.pooling!r}": self.config.pooling != "last",
+            "attention to both sides": self.config.bidirectional,
+            "rotations that hang on the longest row": rotates_by_length(self.model.config),
+            f"rows of {longest} tokens": self._window is not None and longest > self._window,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
+    def _pack(
+        self, input_ids: torch.Tensor | None, mask: torch.Tensor, prefix: KeysAndValues | None
+    ) -> PackedRows:
+        last_only = self.config.pooling == "last"
+        cast = torch.is_autocast_enabled(mask.device.type)  # does not reach an attention in parts
+        return pack(
+            mask,
+            input_ids=input_ids if self.prefix_sharing else None,
+            causal=not self.config.bidirectional,
+            last_only=last_only,
+            pooled_only=last_only and self.model.config.model_type in PLAIN_LAYERS,
+            prefix=prefix,
+            apart=bool(prefix) and not (torch.is_grad_enabled() or cast) and splits_prefix(mask.device.type),
+        )
+
+    def _states_of(
+        self, packed: PackedRows, lower: LayerStates | None = None, **tokens: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Run the backbone over a packed row: (1, N, H), or (1, B, H) of the pooled tokens."""
+        row = {
+            name: None if value is None else value.flatten(0, 1).index_select(0, packed.source)[None]
+            for name, value in tokens.items()
+        }
+        # A mask of four dimensions is taken as it is: no (N, N) mask is made, and `packed_sdpa` needs none.
+        return self.model(
+            **row,
+            position_ids=packed.position_ids,
+            attention_mask=packed.position_ids.new_empty(1, 1, 1, 1),
+            use_cache=False,
+            packed_rows=packed,
+            **({} if lower is None else lower.argument),
+        ).last_hidden_state
+
+    @torch.no_grad()
+    def encode_prefix(self, input_ids: torch.Tensor) -> KeysAndValues:
+        """Keep the keys and values of tokens that stand before many rows, such as a long instruction.
+
+        Args:
+            input_ids: (1, P) int64, on the model's device.
+
+        Returns:
+            For `forward(prefix=...)`, together with the rest of each row.
+
+        Raises:
+            ValueError: a model that takes no prefix, see `why_whole`.
+        """
+        if found := self.why_whole(input_ids.shape[1]):
+            raise refuse("prefix", found, "packed causal rows and pooling 'last'", "give the rows whole")
+        store = Store()
+        packed = pack(torch.ones_like(input_ids, dtype=torch.bool))._replace(store=store)
+        self._states_of(packed, input_ids=input_ids)
+        return store.layers
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean loss over the batch, by `problem_type` (guessed from the labels as transformers does)."""
+        return mean_loss(logits, labels, problem_type=self.config.problem_type)
+
+
+class PooledClassifier(TaskHeadModel):
+    """Text classifier: single-label, multi-label, regression or ordinal.
+
+    Example:
+        >>> import torch
+        >>> from transformers import Qwen2Config
+        >>> from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
+        >>> from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier
+        >>> backbone = Qwen2Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        ...                        num_attention_heads=2, num_key_value_heads=1)
+        >>> model = PooledClassifier(PooledClassifierConfig(text_config=backbone, num_labels=3))
+        >>> model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape
+        torch.Size([1, 3])
+    """
+
+    config_class = PooledClassifierConfig
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        margin: torch.Tensor | None = None,
+        use_cache: bool = False,
+        prefix: KeysAndValues | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Compute logits, and a loss when labels are given; rows over `max_seq_length` are cut first.
+
+        See `TaskHeadModel.forward` for the arguments. Where rows are cut, logits and loss are all that is
+        returned: states and attentions would be those of the pieces.
+
+        Raises:
+            ValueError: also a long row that cannot be cut: a pair, or one without the template.
+        """
+        if attention_mask is None and (input_ids is not None or inputs_embeds is not None):
+            attention_mask = mask_for(self, input_ids)
+        given = {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if prefix is not None or not self._is_long(tokens, attention_mask):
+            return super().forward(
+                input_ids,
+                attention_mask,
+                position_ids,
+                inputs_embeds,
+                labels,
+                use_cache=use_cache,
+                prefix=prefix,
+                **kwargs,
+            )
+        ids, mask, counts = self._cut(input_ids, attention_mask, **given)
+        size = len(ids) if self.training or is_distributed() else WINDOWS_PER_PASS
+        passes = [
+            super(PooledClassifier, self).forward(part, part_mask, **kwargs).logits
+            for part, part_mask in zip(ids.split(size), mask.split(size), strict=True)
+        ]
+        logits = self._aggregate(torch.cat(passes), counts)
+        loss = None if labels is None else self._loss(logits, labels)
+        return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+
+    def _is_long(self, tokens: torch.Tensor | None, mask: torch.Tensor | None) -> bool:
+        """Tell whether a text, padding apart, is longer than `max_seq_length`."""
+        limit = self.config.max_seq_length
+        if limit is None or tokens is None or tokens.shape[1] <= limit:
+            return False
+        return mask is None or mask.dim() != 2 or int(mask.sum(1).max()) > limit
+
+    def _cut(
+        self, input_ids: torch.Tensor | None, mask: torch.Tensor | None, **others: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Give the pieces of all rows, padded on the right, their mask, and how many each row has.
+
+        Refused are long rows of which it is not known where the text begins and ends.
+        """
+        config = self.config
+        named = [name for name, value in others.items() if value is not None]
+        if mask is not None and mask.dim() != 2:
+            named.append("attention_mask")
+        if input_ids is None or named:
+            accepted = f"input_ids and a 2D mask alone for rows over max_seq_length {config.max_seq_length}"
+            raise refuse(named[0], "a row that is longer", accepted, "leave it out, or cut the row")
+        if "between" in (config.template or {}):
+            accepted = f"at most {config.max_seq_length} tokens: only a tokenizer knows where its parts meet"
+            raise refuse("input_ids", "a longer pair", accepted, "pass truncation=True to the tokenizer")
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        found = [
+            cut_row(
+                row[real].tolist(),
+                max_length=config.max_seq_length,
+                truncation=config.truncation,
+                overlap=config.window_overlap,
+                template=config.template,
+            )
+            for row, real in zip(input_ids, mask.bool(), strict=True)
+        ]
+        batch = pad_rows([piece for row in found for piece in row], pad_id=0)
+        device = input_ids.device
+        return batch["input_ids"].to(device), batch["attention_mask"].to(device), [*map(len, found)]
+
+    def _aggregate(self, logits: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Aggregate the logits of pieces (P, L) to those of rows (B, L), differentiably.
+
+        The mean of logits is the normalised geometric mean of the windows' probabilities. Log-probabilities
+        of `ordinal` do not sum to one after it; they are normalised again, as softmax would do.
+        """
+        aggregate = torch.mean if self.config.window_aggregation == "mean" else torch.amax
+        rows = torch.stack([aggregate(part, dim=0) for part in logits.split(counts)])
+        return rows.log_softmax(-1) if self.config.problem_type == "ordinal" else rows
+
+
+class TitleScorer(TaskHeadModel):
+    """One score per text, higher is better: P(a preferred to b) = sigmoid(score(a) - score(b)).
+
+    A Bradley-Terry reward model (Bradley and Terry 1952, https://doi.org/10.1093/biomet/39.3-4.324) in
+    the form that trl's RewardTrainer trains: `logits` (B, 1).
+
+    Example:
+        >>> import torch
+        >>> from transformers import Qwen2Config
+        >>> from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
+        >>> from qwen_task_heads.hubcode.modeling_task_heads import TitleScorer
+        >>> backbone = Qwen2Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        ...                        num_attention_heads=2, num_key_value_heads=1)
+        >>> model = TitleScorer(TitleScorerConfig(text_config=backbone))
+        >>> model(input_ids=torch.tensor([[1, 2, 3], [4, 5, 6]])).logits.shape
+        torch.Size([2, 1])
+    """
+
+    config_class = TitleScorerConfig
+
+
+# Saving copies this file and its siblings into the model's folder.
+for _model in (PooledClassifier, TitleScorer):
+    _model.register_for_auto_class("AutoModelForSequenceClassification")

@@ -1,0 +1,269 @@
+"""Pooling and heads: hidden states in, logits out. This file travels with every published model.
+
+Two decisions are made here for every model. Pooling looks at the attention mask and never at token
+ids, so a pad id, a missing pad id or eos == pad cannot move a score; only a call without a mask has it
+read from the pad ids at the edges of its rows, and says so.
+Heads compute in fp32 whatever the backbone's dtype and autocast say, because bf16 scores near 8
+tie for titles 0.04 apart.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.utils import logging
+
+from .configuration_task_heads import TaskHeadConfig, refuse
+
+logger = logging.get_logger(__name__)
+GAP = 2.0  # between neighbouring thresholds of a fresh ordinal head
+PASS_MASK = "Pass the attention_mask of the tokenizer if that is not meant."
+
+
+def rows_of(
+    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Give what `pool` takes of a padded batch: `(rows (B, T, H), mask (B, T) bool, last (B,) in T)`.
+
+    Args:
+        hidden_states: (B, T, H), any float dtype.
+        attention_mask: (B, T), 1 for real tokens on either or both sides of padding; None for all real.
+
+    Raises:
+        ValueError: a row without a real token, or a mask of another form.
+    """
+    mask = real_tokens(attention_mask, hidden_states)
+    position = torch.arange(mask.shape[1], device=mask.device)
+    return hidden_states, mask, (mask * position).argmax(1)
+
+
+def real_tokens(attention_mask: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
+    """Give the mask (B, T) of `tokens` (B, T, ...) as bool, at least one True a row.
+
+    Raises:
+        ValueError: a row without a real token, or a mask of another form.
+    """
+    if attention_mask is None:
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if attention_mask.dim() != 2:
+        raise refuse(
+            "attention_mask",
+            f"{attention_mask.dim()} dimensions",
+            "(batch, length)",
+            "pass the rows padded: the model packs them itself, and shares what they begin with",
+        )
+    mask = attention_mask.to(torch.bool)
+    if not torch.compiler.is_compiling() and not bool(mask.any(1).all()):
+        row = int((~mask.any(1)).nonzero()[0])
+        raise refuse(
+            "attention_mask", f"no real token in row {row}", "at least one 1 in a row", "drop empty texts"
+        )
+    return mask
+
+
+def mask_for(model: Any, input_ids: torch.Tensor | None) -> torch.Tensor | None:
+    """Derive the mask of a call without one; see `derive_mask`."""
+    pad_id = model.config.text_config.__dict__.get("pad_token_id")
+    if pad_id is None and model.tokenizer is not None:
+        pad_id = model.tokenizer.pad_token_id
+    return derive_mask(input_ids, pad_id=pad_id, template=model.config.__dict__.get("template"))
+
+
+def derive_mask(
+    input_ids: torch.Tensor | None, *, pad_id: int | None, template: dict | None = None
+) -> torch.Tensor | None:
+    """Give the attention mask (B, T) int64 of a call without one, read from the pad ids at the edges of rows.
+
+    Real is what lies between the first and the last other token of a row, pad ids among it too, and the pad
+    ids with which the template itself begins or ends. What is derived or cannot be derived is logged once.
+
+    Source: `GenericForSequenceClassification` of transformers 5.23, which pools the last token other than
+    the pad id. It lets tokens attend to padding on the left, which is masked here.
+
+    Args:
+        input_ids: (B, T) int64; None for a call with `inputs_embeds`.
+        pad_id: of the backbone's config or the tokenizer.
+        template: `TaskHeadConfig.template`.
+
+    Returns:
+        None if no row is padded or nothing tells: all tokens are real then.
+
+    Example:
+        >>> import torch
+        >>> from qwen_task_heads.hubcode.pooling_task_heads import derive_mask
+        >>> derive_mask(torch.tensor([[5, 0, 6, 0], [5, 6, 7, 8]]), pad_id=0)
+        tensor([[1, 1, 1, 0],
+                [1, 1, 1, 1]])
+    """
+    if input_ids is None or pad_id is None:
+        known = "inputs_embeds" if input_ids is None else "a model without a pad id"
+        if input_ids is None or len(input_ids) > 1:
+            logger.warning_once(
+                f"Without an attention_mask, all tokens of {known} count as real. " + PASS_MASK
+            )
+        return None
+    if input_ids.numel() == 0:
+        return None
+    other = (input_ids != pad_id).long()
+    position = torch.arange(input_ids.shape[1], device=input_ids.device)
+    first = input_ids.shape[1] - 1 - (other * position.flip(0)).amax(1, keepdim=True)
+    last = (other * position).amax(1, keepdim=True)
+    before, after = ((template or {}).get(part) or [] for part in ("before", "after"))
+    real = (position >= first - _run_of(pad_id, before)) & (position <= last + _run_of(pad_id, after[::-1]))
+    real &= other.any(1, keepdim=True)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return real.long()  # what is traced must not hang on one batch
+    if bool(real.all()):
+        return None
+    logger.warning_once(
+        f"Without an attention_mask, tokens with the pad id {pad_id} at the edges of rows count as padding. "
+        + PASS_MASK
+    )
+    return real.long()
+
+
+def _run_of(token: int, ids: list[int]) -> int:
+    """Return how many ids at the beginning are this token."""
+    return next((index for index, found in enumerate(ids) if found != token), len(ids))
+
+
+def pool(rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, *, pooling: str) -> torch.Tensor:
+    """Pool rows (B, T, H) over the True positions of mask (B, T) into (B, H), in fp32.
+
+    Example:
+        >>> import torch
+        >>> from qwen_task_heads.hubcode.pooling_task_heads import pool, rows_of
+        >>> states = torch.arange(8.0).reshape(1, 4, 2)
+        >>> pool(*rows_of(states, torch.tensor([[0, 1, 1, 0]])), pooling="last")
+        tensor([[4., 5.]])
+    """
+    if pooling == "last":
+        return rows[torch.arange(rows.shape[0], device=rows.device), last].float()
+    rows = rows.float()
+    # masked_fill, not multiplication: a pad position may hold inf or NaN after reduced precision
+    if pooling == "mean":
+        return rows.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True)
+    if pooling == "max":
+        return rows.masked_fill(~mask[..., None], -torch.inf).amax(1)
+    raise refuse(
+        "pooling", pooling, "last, mean, max (attention is pooled by its head)", "choose one of them"
+    )
+
+
+class FloatLinear(nn.Linear):
+    """A linear layer that multiplies in fp32 under autocast and in models cast to bf16."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map (..., in) of any float dtype to (..., out) fp32."""
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(device_type=input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float(), bias)
+
+
+class CumulativeLink(nn.Module):
+    """Ordinal output: one latent value, K - 1 ordered thresholds, log-probabilities of K labels.
+
+    P(y <= k) = sigmoid(threshold_k - f(x)), the proportional-odds model (McCullagh 1980,
+    https://doi.org/10.1111/j.2517-6161.1980.tb01109.x). As the outputs are log-probabilities that
+    sum to one, softmax leaves them as they are: cross-entropy and stock pipelines apply unchanged.
+    """
+
+    def __init__(self, in_features: int, num_labels: int) -> None:
+        super().__init__()
+        self.latent = FloatLinear(in_features, 1, bias=False)
+        self.first = nn.Parameter(torch.empty(1))
+        self.log_gaps = nn.Parameter(torch.empty(num_labels - 2))
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Map (B, H) to log-probabilities (B, K), fp32."""
+        gaps = self.log_gaps.float().exp()
+        thresholds = torch.cat([self.first.float(), self.first.float() + gaps.cumsum(0)])  # (K-1,)
+        below = thresholds - self.latent(pooled)  # (B, K-1), logit of P(y <= k)
+        # Softplus and not logsigmoid, which ONNX Runtime computes as -inf from -19 on
+        first, final = -F.softplus(-below[:, :1]), -F.softplus(below[:, -1:])
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) * sigmoid(-b) * (1 - exp(b - a)), stable for a > b
+        middle = torch.log(-torch.expm1(-gaps)) - F.softplus(-below[:, 1:]) - F.softplus(below[:, :-1])
+        return torch.cat([first, middle, final], dim=1)
+
+
+class AttentionPool(nn.Module):
+    """Pool by a learned query, then apply a head. Query and head live in one module, so both are saved."""
+
+    def __init__(self, hidden_size: int, head: nn.Module) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(hidden_size))
+        self.head = head
+
+    def forward(self, rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Map rows (B, T, H) and mask (B, T) to logits (B, labels), fp32."""
+        with torch.autocast(device_type=rows.device.type, enabled=False):
+            rows = rows.float().masked_fill(~mask[..., None], 0.0)
+            weight = (rows @ self.query.float()) / rows.shape[-1] ** 0.5  # (B, T)
+            weight = weight.masked_fill(~mask, -torch.inf).softmax(1)
+            pooled = (weight[:, None] @ rows).squeeze(1)  # (B, H)
+        return self.head(pooled)
+
+
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+def build_head(config: TaskHeadConfig, *, hidden_size: int) -> nn.Module:
+    """Build the module `score` of a config: (B, H) to (B, labels); with `attention`, (B, T, H) and a mask.
+
+    H is the width of all layers that the head reads, `hidden_size` each. `attention` has one query for
+    all of them, so that a token has one weight.
+
+    A plain linear head without dropout is one matrix `score.weight`, the layout of the stock
+    `Qwen2ForSequenceClassification`, which serving stacks read.
+    """
+    layers: list[nn.Module] = []
+    width = states = hidden_size * (1 + len(config.lower_layers))
+    for size in config.head_sizes or []:
+        layers += [
+            FloatLinear(width, size),
+            _ACTIVATIONS[config.head_activation](),
+            nn.Dropout(config.head_dropout),
+        ]
+        width = size
+    if config.problem_type == "ordinal":
+        if config.num_labels < 3:
+            raise refuse(
+                "num_labels", config.num_labels, "3 or more for 'ordinal'", "use single_label_classification"
+            )
+        layers.append(CumulativeLink(width, config.num_labels))
+    else:
+        layers.append(FloatLinear(width, config.num_labels, bias=config.head == "mlp"))
+    if config.head == "linear" and config.head_dropout:
+        layers.insert(0, nn.Dropout(config.head_dropout))
+    head = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+    return AttentionPool(states, head) if config.pooling == "attention" else head
+
+
+def init_head(module: nn.Module) -> None:
+    """Initialise the parameters of a head that are not those of a linear layer; of other modules, nothing."""
+    if isinstance(module, CumulativeLink):
+        # Symmetric and GAP apart: closer, the inner labels would never be the most probable ones.
+        gaps = module.log_gaps.numel()
+        nn.init.constant_(module.first, -GAP * gaps / 2)
+        nn.init.constant_(module.log_gaps, math.log(GAP))
+    elif isinstance(module, AttentionPool):
+        nn.init.zeros_(module.query)  # starts as the mean
+
+
+def mean_loss(logits: torch.Tensor, labels: torch.Tensor, *, problem_type: str | None) -> torch.Tensor:
+    """Mean loss of logits (B, L); a problem type of None is guessed from the labels as transformers does."""
+    several = logits.shape[1] > 1
+    if problem_type is None:
+        problem_type = "single_label_classification" if several else "regression"
+        if several and labels.is_floating_point():
+            problem_type = "multi_label_classification"
+    if problem_type in ("single_label_classification", "ordinal"):
+        return F.cross_entropy(logits, labels)
+    labels = labels.to(logits.dtype).view_as(logits)
+    if problem_type == "regression":
+        return F.mse_loss(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels)

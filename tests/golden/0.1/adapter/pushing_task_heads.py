@@ -1,0 +1,105 @@
+"""Push a saved folder as a repo of the Hugging Face Hub. This file travels with every published model.
+
+With the package installed its publisher does that, and checks repo and model first.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi
+
+from .card_task_heads import name_card
+from .configuration_task_heads import refuse
+from .folder_task_heads import CARD, PRIVATE, carry_reference, weights_of
+from .trust_task_heads import DRAFT, read_manifest, write_manifest
+
+# Weights that a push replaces; of two forms in one repo no loader could tell which is meant.
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter/*", "adapter_config.json")
+
+
+def push(
+    model: Any,
+    save: Callable[[Path], None],
+    *,
+    repo_id: str,
+    tags: list[str] | None = None,
+    **options: Any,
+) -> CommitInfo:
+    """Save a model to a temporary folder and push it.
+
+    Args:
+        model: a task-head model; its `publisher` pushes, or huggingface_hub alone if there is none.
+        save: writes the folder.
+        repo_id: of the repo.
+        tags: added to the card.
+        **options: of `StrictSaving.push_to_hub`.
+    """
+    with tempfile.TemporaryDirectory(prefix="push-") as root:
+        folder = Path(root)
+        save(folder)
+        name_folder(folder, repo_id, tags=tags)
+        carry_reference(model, folder)
+        if model.publisher is not None:
+            return model.publisher.push(folder, repo_id=repo_id, **options)
+        return _push_alone(folder, repo_id, **options)
+
+
+def name_folder(folder: Path, repo_id: str, *, tags: list[str] | None = None) -> None:
+    """Name the repo on the card of a saved folder; from here on its files belong together."""
+    card, manifest = folder / CARD, read_manifest(folder)
+    card.write_text(name_card(card.read_text(encoding="utf-8"), repo_id, tags=tags), encoding="utf-8")
+    final = {key: manifest[key] for key in manifest if key != DRAFT}
+    write_manifest(folder, final, known=weights_of(manifest))
+
+
+def _push_alone(
+    folder: Path,
+    repo_id: str,
+    *,
+    token: bool | str | None,
+    revision: str | None,
+    private: bool | None,
+    commit_message: str | None,
+    **options: Any,
+) -> CommitInfo:
+    """Push without the package, through huggingface_hub."""
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.model_info(repo).private:
+        raise refuse(repo, "a public repo", "a private one, as was asked for", "name another repo")
+    _refuse_other_model(api, repo, folder, revision=revision)
+    if revision is not None and not revision.startswith("refs/pr"):
+        api.create_branch(repo, branch=revision, exist_ok=True)
+    return api.upload_folder(
+        repo_id=repo,
+        folder_path=folder,
+        revision=revision,
+        commit_message=commit_message or "Upload model",
+        ignore_patterns=[*PRIVATE, ".gitignore"],
+        delete_patterns=list(WEIGHTS),
+        **options,
+    )
+
+
+def _refuse_other_model(api: HfApi, repo: str, folder: Path, *, revision: str | None) -> None:
+    """Refuse to replace a model that answers something else, before anything is sent."""
+    if not api.file_exists(repo, "config.json", revision=revision):
+        return
+    names = ("model_type", "architectures", "id2label")
+    with tempfile.TemporaryDirectory(prefix="there-") as place:
+        path = api.hf_hub_download(repo, "config.json", revision=revision, local_dir=place)
+        there, ours = (
+            json.loads(Path(file).read_text(encoding="utf-8")) for file in (path, folder / "config.json")
+        )
+    if any(there.get(name) != ours.get(name) for name in names):
+        raise refuse(
+            repo,
+            {name: there.get(name) for name in names},
+            "a repo without a model, or with the same task and labels",
+            "name another repo",
+        )

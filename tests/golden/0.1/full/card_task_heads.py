@@ -1,0 +1,206 @@
+"""Model card of a model that no recipe evaluated, and the name of a card. This file travels.
+
+The full card, with baselines, intervals and training data, is rendered by the package at the end of a recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+# What the load snippet of a folder without a repo opens, and the note under it that `name_card` removes.
+HERE = "."
+HERE_NOTE = 'Run this in the folder of the card, or put its path or the id of its repo in place of `"."`.'
+UNSTATED_USE = "Texts like those that it was trained on. Its owner stated nothing else."
+_CODE = re.compile(r"^```python\n.*?^```$", re.MULTILINE | re.DOTALL)
+_OF_0_1 = r'"path/to/[^"\n]*"'  # what the snippets of version 0.1 opened
+
+
+def basic_card(
+    config: Any,
+    *,
+    is_adapter: bool,
+    evaluation: Mapping[str, float] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> str:
+    """Return a model card from the config alone, with the metrics that exist.
+
+    Args:
+        config: a `TaskHeadConfig`.
+        is_adapter: whether the folder holds an adapter.
+        evaluation: metric to value, on the evaluation set of the training; None: "Not evaluated".
+        facts: more fields of the metadata: `license`, `language`, `tags`, `datasets`.
+
+    Example:
+        >>> from transformers import Qwen2Config
+        >>> from qwen_task_heads.hubcode.card_task_heads import basic_card
+        >>> from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
+        >>> card = basic_card(TitleScorerConfig(text_config=Qwen2Config()), is_adapter=False)
+        >>> "Not evaluated." in card
+        True
+    """
+    ranks = config.model_type == "title_scorer"
+    name = "Title scorer" if ranks else "Text classifier"
+    base = config.backbone_name_or_path
+    has_id = bool(base) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) is not None
+    measured = {key: value for key, value in (evaluation or {}).items() if isinstance(value, float)}
+    page = [
+        "---",
+        _metadata(
+            config, name=name, base=base if has_id else None, is_adapter=is_adapter, measured=measured,
+            facts=facts or {},
+        ),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        "## Model details",
+        "",
+        "A title scorer: one score per title, a higher score is better."
+        if ranks
+        else f"A text classifier ({config.problem_type or 'single_label_classification'}).",
+        f"{'An adapter with its head' if is_adapter else 'Full weights'} on "
+        + (f"`{base}`" if has_id else f"a `{config.text_config.model_type}` backbone")
+        + f", with {config.pooling} pooling{_layers(config)} and a {config.head} head.",
+        "",
+    ]  # fmt: skip
+    if is_adapter and not has_id:
+        page += ["Its base is a folder of the machine that trained it: it opens there alone.", ""]
+    if not ranks:
+        labels = [config.id2label[index] for index in sorted(config.id2label)]
+        page += ["Labels, in the order of their ids:", "", *_fenced(labels), ""]
+    quoted = json.dumps(HERE)
+    pipe = '"title-ranking"' if ranks else '"text-classification"'
+    page += [
+        "## Intended use",
+        "",
+        UNSTATED_USE,
+        "",
+        "## How to load it",
+        "",
+        "```python",
+        "from transformers import AutoModelForSequenceClassification, pipeline",
+        "",
+        f"model = AutoModelForSequenceClassification.from_pretrained({quoted}, trust_remote_code=True)",
+        f"predict = pipeline({pipe}, model={quoted}, trust_remote_code=True)",
+        'predict(["A plain title", "Another title"])' if ranks else 'predict(["A text"], top_k=None)',
+        "```",
+        "",
+        "`trust_remote_code=True` runs code of this repo; after `import qwen_task_heads` nothing needs it.",
+        "",
+        HERE_NOTE,
+        "",
+        "## Evaluation",
+        "",
+    ]
+    if measured:
+        page += ["On the evaluation set of the training. No baseline was measured.", ""]
+        page += ["| metric | value |", "|---|---|"]
+        page += [f"| {metric.replace('_', ' ')} | {value:.4f} |" for metric, value in measured.items()]
+    else:
+        page.append("Not evaluated.")
+    page += [
+        "",
+        "## Limitations",
+        "",
+        "Without a test set and a baseline it is not known whether a simpler model is as good.",
+        "",
+    ]
+    return "\n".join(page)
+
+
+def _metadata(
+    config: Any,
+    *,
+    name: str,
+    base: str | None,
+    is_adapter: bool,
+    measured: Mapping[str, float],
+    facts: Mapping[str, Any],
+) -> str:
+    """Return the YAML front matter, written by huggingface_hub's own classes."""
+    ranks = config.model_type == "title_scorer"
+    task = "text-ranking" if ranks else "text-classification"
+    tags = ["title-scorer"] * ranks + [*facts.get("tags", ()), "qwen-task-heads"]
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type="pairs" if ranks else "texts",
+            dataset_name="evaluation set of the training",
+            metric_type=metric,
+            metric_value=round(value, 4),
+        )
+        for metric, value in measured.items()
+    ]
+    data = ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag=task,
+        base_model=base,
+        base_model_relation=("adapter" if is_adapter else "finetune") if base else None,
+        eval_results=results or None,
+        **{**facts, "tags": list(dict.fromkeys(tags))},
+    )
+    return data.to_yaml().strip()
+
+
+def name_card(text: str, repo_id: str, *, revision: str | None = None, tags: list[str] | None = None) -> str:
+    """Give the card of a folder the name of its repo: heading, `model-index` and load snippets.
+
+    A heading that was written by hand is kept.
+
+    Args:
+        text: of the card.
+        repo_id: `owner/name`.
+        revision: the branch, if it is not the default one; the snippets then name it.
+        tags: added to the metadata.
+
+    Example:
+        >>> from qwen_task_heads.hubcode.card_task_heads import name_card
+        >>> print(name_card('```python\\nload.from_pretrained(".")\\n```', "me/b"))
+        ```python
+        load.from_pretrained("me/b")
+        ```
+    """
+    found = re.search(r"^# (.*)$", text, re.MULTILINE)
+    title = found[1].replace("\\", "") if found else ""
+    own = {"Title scorer", "Text classifier"}  # titles that were not written by hand
+    if any(json.dumps(title) in block for block in _CODE.findall(text)):  # the id of another repo
+        own.add(title)
+    if text.startswith("---\n"):
+        page = ModelCard(text, ignore_metadata_errors=True)
+        metadata = page.data.to_dict()
+        if "model-index" in metadata:
+            own.add(page.data["model_name"])
+            page.data["model_name"] = repo_id
+        if tags:
+            page.data["tags"] = list(dict.fromkeys([*(metadata.get("tags") or []), *tags]))
+        if tags or "model-index" in metadata:
+            text = str(page)
+    pinned = f", revision={json.dumps(revision)}" if revision else ""
+    new = json.dumps(repo_id) + pinned
+    names = {HERE, *own, title} - {""}
+    old = re.compile("|".join([*(re.escape(json.dumps(name)) for name in sorted(names)), _OF_0_1]))
+    text = _CODE.sub(lambda block: old.sub(lambda _: new, block[0]), text)
+    if title in own:
+        text = re.sub(r"^# .*$", lambda _: f"# {repo_id}", text, count=1, flags=re.MULTILINE)
+    return text.replace(f"{HERE_NOTE}\n\n", "")
+
+
+def _layers(config: Any) -> str:
+    """Return which layers are pooled, if they are several."""
+    if not config.lower_layers:
+        return ""
+    return f" of layers {', '.join(map(str, config.lower_layers))} and {config.head_layers[-1]}"
+
+
+def _fenced(labels: Sequence[str]) -> list[str]:
+    """Return the lines of a code block that no label can end."""
+    lines = json.dumps(labels, ensure_ascii=False, indent=1).splitlines()
+    longest = max((len(run) for run in re.findall(r"`+", "\n".join(lines))), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}json", *lines, fence]

@@ -1,0 +1,244 @@
+"""`EndpointHandler` of Hugging Face Inference Endpoints. This file travels with every repo.
+
+The endpoint loads it by its path, as a module of its own and outside any package, so it has no relative
+imports: model and encoder come from the code files beside it, the way transformers loads code that travels.
+The ids are those of training. Bad input is an error whose message the endpoint sends back; the next request
+is served as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+BATCH = 32  # rows per pass
+TEXT = "a text that is not empty"
+
+
+class EndpointHandler:
+    """Answer requests: scores or rankings of titles, or labels of texts with their probabilities.
+
+    | `inputs` | answer of a title scorer |
+    |---|---|
+    | a title, or a list of them | a list of `{"title", "score"}`, in their order |
+    | `{"titles": [...], "prompt": "..."}` | `{"title", "score", "probability", "rank"}`, best first |
+    | a list of such dictionaries | a list of such lists |
+
+    | `inputs` | answer of a classifier |
+    |---|---|
+    | a text, or `{"text": "...", "text_pair": "..."}` | a list of `{"label", "score"}`, best first |
+    | a list of either | a list of such lists |
+
+    `score` of a label is its probability; of regression, the value. `parameters`: `top_k` for rankings and
+    labels, `prompt` for titles given as plain texts, `threshold` (labels from this probability on, maybe
+    none) for multi-label models. A multi-label model whose config has `label_thresholds` gives the labels
+    from these on unless a threshold is given; `"threshold": 0` gives all labels.
+
+    Args:
+        path: the folder of the model; the one of this file when empty.
+
+    Example:
+        handler = EndpointHandler("/repository")
+        handler({"inputs": {"titles": ["A plain title", "One Weird Title"]}, "parameters": {"top_k": 1}})
+
+    Source: https://huggingface.co/docs/inference-endpoints/guides/custom_handler
+    """
+
+    def __init__(self, path: str = "") -> None:
+        folder = str(path or Path(__file__).parent)
+        config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+        model = config["auto_map"]["AutoModelForSequenceClassification"]
+        model_class: Any = get_class_from_dynamic_module(model, folder)
+        self._encode, self._encode_texts, self._pad_rows, self._strip_title = (
+            get_class_from_dynamic_module(f"encoding_task_heads.{name}", folder)
+            for name in ("encode", "encode_texts", "pad_rows", "strip_title")
+        )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = model_class.from_pretrained(folder).eval().to(device)
+        self.config = self.model.config
+        # None of the tokenizer is code. Without the config transformers reads it again, and warns or asks.
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config)
+        self.scores_titles = self.config.model_type == "title_scorer"
+        template = {} if self.scores_titles else self.config.template or {}
+        self.needs_pairs = "between" in template
+        self.takes_pairs = self.needs_pairs or not template
+
+    def __call__(self, data: dict[str, Any]) -> list[Any]:
+        """Answer one request, `{"inputs": ..., "parameters": {...}}`.
+
+        Raises:
+            ValueError: bad input, all of it in one message.
+        """
+        if not isinstance(data, dict) or "inputs" not in data:
+            raise ValueError(_problem("request", data, '{"inputs": ..., "parameters": {...}}', "give inputs"))
+        inputs, parameters = data["inputs"], data.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ValueError(_problem("parameters", parameters, "an object", "correct it"))
+        single = isinstance(inputs, (str, dict))
+        items = [inputs] if single else inputs
+        if not isinstance(items, list) or not items:
+            raise ValueError(_problem("inputs", inputs, "a text, an object or a list of them", "give one"))
+        of_titles = self.scores_titles and isinstance(items[0], str)
+        answer = self._titles if of_titles else self._rankings if self.scores_titles else self._labels
+        found = answer(items, dict(parameters))
+        return found[0] if single and not of_titles else found
+
+    def _titles(self, titles: list[Any], parameters: dict[str, Any]) -> list[Any]:
+        """Score titles, in their order."""
+        prompt = parameters.pop("prompt", None) or ""
+        problems = _unknown(parameters, "prompt; top_k goes with titles in an object")
+        problems += _texts(self._bare(titles), "inputs") + (
+            [] if isinstance(prompt, str) else _texts([prompt], "prompt")
+        )
+        _raise(problems)
+        scores = self._score(titles, prompt)
+        return [{"title": title, "score": score} for title, score in zip(titles, scores, strict=True)]
+
+    def _rankings(self, items: list[Any], parameters: dict[str, Any]) -> list[Any]:
+        """Rank the titles of each object, best first; equal scores keep their order."""
+        top_k, problems = _top_k(parameters)
+        problems += _unknown(parameters, "top_k; a prompt goes into the object")
+        for index, item in enumerate(items):
+            where = f"inputs[{index}]"
+            titles = item.get("titles") if isinstance(item, dict) else None
+            if not isinstance(titles, list) or not titles or item.keys() - {"titles", "prompt"}:
+                problems.append(_problem(where, item, '{"titles": [...], "prompt": "..."}', "give titles"))
+                continue
+            problems += _texts(self._bare(titles), f"{where}.titles")
+            if not isinstance(item.get("prompt") or "", str):
+                problems += _texts([item["prompt"]], f"{where}.prompt")
+        _raise(problems)
+        answers = []
+        for item in items:
+            scores = self._score(item["titles"], item.get("prompt") or "")
+            rows = zip(item["titles"], scores, torch.tensor(scores).softmax(0).tolist(), strict=True)
+            ranked = sorted(rows, key=lambda row: -row[1])
+            answers.append(
+                [
+                    {"title": title, "score": score, "probability": probability, "rank": rank}
+                    for rank, (title, score, probability) in enumerate(ranked[:top_k], start=1)
+                ]
+            )
+        return answers
+
+    def _labels(self, items: list[Any], parameters: dict[str, Any]) -> list[Any]:
+        """Give the labels of each text, best first."""
+        top_k, problems = _top_k(parameters)
+        kind = self.config.problem_type
+        kind = kind or ("regression" if self.config.num_labels == 1 else "single_label_classification")
+        thresholds = self.config.label_thresholds or [0.0] * self.config.num_labels
+        if kind == "multi_label_classification" and "threshold" in parameters:
+            threshold, told = _number(parameters.pop("threshold"))
+            thresholds = [threshold] * self.config.num_labels
+            problems += told
+        allowed = "top_k and threshold" if kind == "multi_label_classification" else "top_k"
+        problems += _unknown(parameters, f"{allowed} of a {kind} model")
+        texts, pairs = [], []
+        for index, item in enumerate(items):
+            fields = {"text": item} if isinstance(item, str) else item
+            where = f"inputs[{index}]"
+            if not isinstance(fields, dict) or "text" not in fields or fields.keys() - {"text", "text_pair"}:
+                problems.append(
+                    _problem(where, item, 'a text or {"text": ..., "text_pair": ...}', "give one")
+                )
+                continue
+            texts.append(fields["text"])
+            pairs.append(fields.get("text_pair") or "")
+            problems += _texts([fields["text"]], f"{where}.text")
+            if not isinstance(pairs[-1], str) or (pairs[-1] and not self.takes_pairs):
+                problems.append(_problem(f"{where}.text_pair", pairs[-1], "single texts", "drop it"))
+            if self.needs_pairs and "text_pair" not in fields:
+                problems.append(_problem(where, item, "pairs, as in training", 'give text_pair, "" for none'))
+        _raise(problems)
+        rows = self._encode_texts(
+            self.tokenizer,
+            texts,
+            text_pairs=pairs if any(pairs) else None,
+            max_length=self.config.max_seq_length,
+            truncation=self.config.truncation,
+        ).input_ids
+        logits = self._run(rows).double()
+        apply: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+            "regression": lambda values: values,
+            "multi_label_classification": torch.sigmoid,
+        }
+        # of an ordinal model the logits are log-probabilities already, which softmax leaves as they are
+        values = apply.get(kind, lambda values: values.softmax(-1))(logits).tolist()
+        names = [self.config.id2label[index] for index in range(self.config.num_labels)]
+        least = dict(zip(names, thresholds, strict=True)) if kind == "multi_label_classification" else {}
+        answers = []
+        for row in values:
+            best = [{"label": name, "score": value} for name, value in zip(names, row, strict=True)]
+            if kind != "regression":
+                best.sort(key=lambda label: -label["score"])
+            kept = [label for label in best if label["score"] >= least.get(label["label"], -math.inf)]
+            answers.append(kept[:top_k])
+        return answers
+
+    def _bare(self, titles: Sequence[Any]) -> list[Any]:
+        """Titles as they are read, without tags."""
+        return [self._strip_title(title) if isinstance(title, str) else title for title in titles]
+
+    def _score(self, titles: Sequence[str], prompt: str) -> list[float]:
+        prompts = [prompt] * len(titles) if prompt else None
+        rows = self._encode(self.tokenizer, self._bare(titles), prompts=prompts).input_ids
+        return self._run(rows)[:, 0].tolist()
+
+    @torch.inference_mode()
+    def _run(self, rows: list[list[int]]) -> torch.Tensor:
+        """Logits (n, L) of rows of ids, fp32 on the CPU, in their order."""
+        found = []
+        for start in range(0, len(rows), BATCH):
+            batch = self._pad_rows(rows[start : start + BATCH], pad_id=self.tokenizer.pad_token_id or 0)
+            inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            found.append(self.model(**inputs).logits.float().cpu())
+        return torch.cat(found)
+
+
+def _problem(where: str, found: Any, accepted: str, remedy: str) -> str:
+    """One message format for all that travels: `where: found; accepted; remedy`."""
+    shown = repr(found)
+    return f"{where}: found {shown[:80]}{'...' * (len(shown) > 80)}; accepted: {accepted}; {remedy}"
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise ValueError("\n".join(problems[:10] + more))
+
+
+def _texts(texts: Sequence[Any], where: str) -> list[str]:
+    return [
+        _problem(f"{where}[{index}]" if len(texts) > 1 else where, text, TEXT, "give one, or drop it")
+        for index, text in enumerate(texts)
+        if not isinstance(text, str) or not text.strip()
+    ]
+
+
+def _unknown(parameters: dict[str, Any], accepted: str) -> list[str]:
+    return [_problem(f"parameters.{name}", parameters[name], accepted, "drop it") for name in parameters]
+
+
+def _top_k(parameters: dict[str, Any]) -> tuple[int | None, list[str]]:
+    value = parameters.pop("top_k", None)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value, []
+    return None, [_problem("parameters.top_k", value, "a whole number from 1 on", "correct it")]
+
+
+def _number(value: Any) -> tuple[float | None, list[str]]:
+    """Read a probability; as a parameter in an address it arrives as text."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if 0 <= number <= 1:
+        return number, []
+    return None, [_problem("parameters.threshold", value, "a probability from 0 to 1", "correct it")]
