@@ -177,9 +177,9 @@ def stock(name: str, *, seed: int, data: Path, backbone: str, output: Path) -> N
         set_seed,
     )
 
-    from qwen_task_heads.data.text_sets import read_text_sets
+    from qwen_task_heads.data.text_datasets import read_text_sets
+    from qwen_task_heads.metrics.classification import dev_metrics
     from qwen_task_heads.pretrained import locate
-    from qwen_task_heads.training.classification_metrics import dev_metrics
     from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 
     one = SETS[name]
@@ -239,7 +239,7 @@ def scores_of(row: Row, output: Path, truth: Any) -> Any:
 
 def figure(metric: str, side: str, scores: Any, targets: Any) -> Any:
     """A function of row counts (N,): the metric of one run on a resample of the test set."""
-    from qwen_task_heads.training.ties import merge_ties, top_credit
+    from qwen_task_heads.metrics.ties import merge_ties, top_credit
 
     if metric == "accuracy":
         right = top_credit(scores, targets)
@@ -280,7 +280,7 @@ def summarise(rows: list[Row], seeds: list[int], *, data: Path, runs: Path) -> l
 
     A difference is taken over the seeds that both rows have.
     """
-    from qwen_task_heads.data.text_sets import read_text_sets
+    from qwen_task_heads.data.text_datasets import read_text_sets
 
     results, bases = [], {}
     for row in rows:

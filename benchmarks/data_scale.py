@@ -119,8 +119,8 @@ def measure(kind: str, path: str) -> dict[str, Any]:
     import sklearn  # noqa: F401
     import torch  # noqa: F401
 
-    from qwen_task_heads.data.text_sets import read_text_sets
-    from qwen_task_heads.data.title_sets import read_title_sets
+    from qwen_task_heads.data.text_datasets import read_text_sets
+    from qwen_task_heads.data.title_datasets import read_title_sets
 
     before, start = peak(), time.process_time()
     sets = read_title_sets(path) if kind == "arms" else read_text_sets(path)

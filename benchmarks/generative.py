@@ -37,10 +37,10 @@ from speed_measure import Bench, Result, clocked, take_turns
 from speed_workloads import END, PAD, VOCABULARY, NoData, backbone, tokenizer
 from transformers import DynamicCache, Qwen2ForCausalLM
 
-from qwen_task_heads.batching.answers import INSTRUCTION, AnswerPrompts, Prompts
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.label_trie import make_trie, score_alone
+from qwen_task_heads.tokenization.label_prompts import INSTRUCTION, AnswerPrompts, Prompts
 
 SETS = ("banking77", "fewclue-tnews")
 GENERATE, SEPARATE = 20.0, 5.0  # times faster, as goals

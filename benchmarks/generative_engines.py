@@ -134,7 +134,7 @@ def run(words: list[str], output: Path) -> None:
 
 def markdown(results: list[dict[str, Any]]) -> str:
     """A table and the advice of each set."""
-    from qwen_task_heads.publishing.comparison_pages import engine_table
+    from qwen_task_heads.reports.comparison_pages import engine_table
 
     answers, outside = (sum(one[key] for one in results) for key in ("answers", "outside"))
     lines = [HEAD, f"Answers outside the labels: {outside:,} of {answers:,} predictions.", ""]

@@ -31,13 +31,13 @@ from trl import RewardConfig, RewardTrainer
 
 from qwen_task_heads import Scorer
 from qwen_task_heads.backbones import ALL_LINEAR
-from qwen_task_heads.data.text_sets import read_text_sets
-from qwen_task_heads.data.title_sets import read_title_sets
+from qwen_task_heads.data.text_datasets import read_text_sets
+from qwen_task_heads.data.title_datasets import read_title_sets
+from qwen_task_heads.metrics.classification import BEST_METRIC
+from qwen_task_heads.metrics.verdicts import PAIR_ACCURACY, give_verdict, pair_measure, text_measure
 from qwen_task_heads.pretrained import locate
-from qwen_task_heads.training.classification_metrics import BEST_METRIC
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.title_arguments import parse_title_arguments
-from qwen_task_heads.training.verdicts import PAIR_ACCURACY, give_verdict, pair_measure, text_measure
 
 OURS, STOCK = "ours", "stock"
 

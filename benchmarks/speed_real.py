@@ -38,10 +38,10 @@ from speed_workloads import (
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from qwen_task_heads import adapter_config, build, load_tokenizer
-from qwen_task_heads.batching.answers import INSTRUCTION, AnswerPrompts
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
-from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.pretrained import SMOLLM2, is_installed, locate
+from qwen_task_heads.tokenization.label_prompts import INSTRUCTION, AnswerPrompts
 from qwen_task_heads.training.features import extract_features
 
 LAYER = 15  # of the 30 of SmolLM2-135M: what features are taken from

@@ -10,11 +10,11 @@ from typing import Any
 
 from qwen_task_heads.data.text_readers import TextInput
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
-from qwen_task_heads.hubs import HUBS
-from qwen_task_heads.inference.generative import LabelScorer
-from qwen_task_heads.inference.opening import choose, labels_to_choose, offer_of, open_scorer
+from qwen_task_heads.inference.label_scorer import LabelScorer
+from qwen_task_heads.inference.loading import choose, labels_to_choose, offer_of, open_scorer
 from qwen_task_heads.inference.predictions import Prediction
 from qwen_task_heads.inference.scorer import Scorer
+from qwen_task_heads.modelscope import HUBS
 
 RANKED = 3  # labels shown per text where --top_k does not say
 

@@ -18,18 +18,18 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from qwen_task_heads.adapters import quiet_peft
-from qwen_task_heads.batching.answers import LABEL_PROMPT, read_label_prompt
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.files import check_manifest
 from qwen_task_heads.hubcode.configuration_task_heads import (
     PooledClassifierConfig,
     TaskHeadError,
     TitleScorerConfig,
 )
 from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
-from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
-from qwen_task_heads.manifests import check_manifest
+from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.pretrained import is_packaged, locate, stored_name
-from qwen_task_heads.repos import check_repo, commit_of
+from qwen_task_heads.repo_checks import check_repo, commit_of
+from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT, read_label_prompt
 
 WRITES = "a repo id or folder of a causal language model, or an adapter of one"
 HEADS = {PooledClassifierConfig.model_type: "classifier", TitleScorerConfig.model_type: "title scorer"}

@@ -21,6 +21,7 @@ from qwen_task_heads.adapters import adapter_config, fold_adapter, quiet_peft
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.dtypes import store_in
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.files import check_manifest
 from qwen_task_heads.head_rows import LABEL_FIELDS, check_added, relabeled, set_labels
 from qwen_task_heads.hubcode.configuration_task_heads import (
     PooledClassifierConfig,
@@ -31,11 +32,10 @@ from qwen_task_heads.hubcode.loading_task_heads import find_adapter
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
-from qwen_task_heads.hubs import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.loading_errors import as_our_errors, config_problem
-from qwen_task_heads.manifests import check_manifest
+from qwen_task_heads.modelscope import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.pretrained import is_packaged, locate, stored_name
-from qwen_task_heads.repos import check_repo, check_tokenizer, commit_of, not_there
+from qwen_task_heads.repo_checks import check_repo, check_tokenizer, commit_of, not_there
 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
 RECIPES = {"title_scorer": "recipes/reward_titles.py", "pooled_classifier": "recipes/classify.py"}

@@ -16,7 +16,7 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.gguf_weights import dequantize
 from qwen_task_heads.hubcode.trust_task_heads import is_dequantized, models_cache
-from qwen_task_heads.hubs import HUGGINGFACE
+from qwen_task_heads.modelscope import HUGGINGFACE
 
 EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "backbone"
 SMOLLM2 = "smollm2-135m"

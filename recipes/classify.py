@@ -11,21 +11,21 @@ from functools import partial
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from qwen_task_heads.batching.collators import TextCollator, text_datasets
-from qwen_task_heads.batching.text import bind_template
 from qwen_task_heads.data.sequences import sources_of
 from qwen_task_heads.errors import run_recipe
+from qwen_task_heads.metrics.classification import dev_metrics
 from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_task
-from qwen_task_heads.publishing.accounts import account_of
-from qwen_task_heads.publishing.destination import destination_of
-from qwen_task_heads.publishing.text_outcome import TextRun, finish_texts
-from qwen_task_heads.publishing.trackers import track
+from qwen_task_heads.publishing.target import destination_of
+from qwen_task_heads.reports.records import account_of
+from qwen_task_heads.reports.text_report import TextRun, finish_texts
+from qwen_task_heads.tokenization.collators import TextCollator, text_datasets
+from qwen_task_heads.tokenization.templates import bind_template
+from qwen_task_heads.tracking.callbacks import track
 from qwen_task_heads.training.added_labels import read_sets_for
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
 from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
 from qwen_task_heads.training.checkpoints import train as train_or_resume
-from qwen_task_heads.training.classification_metrics import dev_metrics
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
 from qwen_task_heads.training.sharding import whole_model

@@ -18,14 +18,14 @@ import sys
 
 import torch
 
-from qwen_task_heads.batching.answers import MAX_LENGTH
-from qwen_task_heads.batching.text import from_shell
 from qwen_task_heads.data.few_shot import WAYS
-from qwen_task_heads.data.formats import HUBS
+from qwen_task_heads.data.sources import HUBS
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.inference.engine_options import KINDS, TASKS, Asking, parse_engines
-from qwen_task_heads.publishing.comparison import ALONE, COMPARED
-from qwen_task_heads.publishing.comparison_runs import run_comparison
+from qwen_task_heads.reports.comparison import ALONE, COMPARED
+from qwen_task_heads.reports.comparison_runs import run_comparison
+from qwen_task_heads.tokenization.label_prompts import MAX_LENGTH
+from qwen_task_heads.tokenization.templates import from_shell
 
 ASKED = ("instruction", "max_length", "length_normalized", "calibrate", "hub", "dtype", "batch_tokens")
 COUNTS = ("max_rows", "shots", "max_length", "latency_rows", "batch_tokens")  # 1 or more

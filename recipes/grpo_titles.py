@@ -51,7 +51,7 @@ def prompts(task, *, chat):
     """Rows of `prompt`, and `context`: the text that the scorer may read."""
     from datasets import Dataset
 
-    from qwen_task_heads.data.formats import read_rows
+    from qwen_task_heads.data.sources import read_rows
 
     rows, problems = [], []
     for where, row in read_rows(task.dataset_name):
@@ -79,11 +79,11 @@ def main() -> None:
 
     from qwen_task_heads import TitleReward, load_tokenizer
     from qwen_task_heads.generators import load_generator
-    from qwen_task_heads.publishing.generator_card import GeneratorRun, generator_card
-    from qwen_task_heads.publishing.generator_outcome import finish_generator
-    from qwen_task_heads.training.generator_trainer import TitleGeneratorTrainer
+    from qwen_task_heads.reports.grpo_card import GeneratorRun, generator_card
+    from qwen_task_heads.reports.grpo_report import finish_generator
+    from qwen_task_heads.training.grpo_arguments import parse_writer_arguments
+    from qwen_task_heads.training.grpo_trainer import TitleGeneratorTrainer
     from qwen_task_heads.training.run_checks import check_run
-    from qwen_task_heads.training.writer_arguments import parse_writer_arguments
 
     task, args, model_args = parse_writer_arguments()
     set_seed(args.seed)

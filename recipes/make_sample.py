@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from qwen_task_heads.data.embedded_sets import EMBEDDED_SETS
+from qwen_task_heads.data.embedded_datasets import EMBEDDED_SETS
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 
 SPLITS = ("train", "dev", "test_public")

@@ -16,9 +16,9 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
-from qwen_task_heads.data.formats import HUBS
+from qwen_task_heads.data.sources import HUBS
 from qwen_task_heads.errors import run_recipe
-from qwen_task_heads.inference.files import predict_file
+from qwen_task_heads.inference.batch_prediction import predict_file
 from qwen_task_heads.training.callbacks import check_world
 
 PATIENCE = timedelta(

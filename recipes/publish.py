@@ -16,9 +16,9 @@ from dataclasses import fields
 from functools import partial
 
 from qwen_task_heads.errors import run_recipe
-from qwen_task_heads.hubs import HUBS
-from qwen_task_heads.publishing.card_facts import STATED, CardFacts
-from qwen_task_heads.publishing.hubs import publish
+from qwen_task_heads.modelscope import HUBS
+from qwen_task_heads.publishing.publish import publish
+from qwen_task_heads.reports.card_facts import STATED, CardFacts
 from qwen_task_heads.training.publish_arguments import FORMS, PublishArguments
 
 

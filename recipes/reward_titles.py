@@ -13,17 +13,17 @@ from functools import partial
 
 from transformers import set_seed
 
-from qwen_task_heads.batching.collators import group_dataset, pair_dataset
-from qwen_task_heads.batching.equal_rows import check_equal
-from qwen_task_heads.batching.text import compile_template
 from qwen_task_heads.data.sequences import pick, sources_of
-from qwen_task_heads.data.title_sets import read_title_sets
+from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer
-from qwen_task_heads.publishing.accounts import account_of
-from qwen_task_heads.publishing.destination import destination_of
-from qwen_task_heads.publishing.outcome import Run, finish_titles
-from qwen_task_heads.publishing.trackers import track
+from qwen_task_heads.publishing.target import destination_of
+from qwen_task_heads.reports.records import account_of
+from qwen_task_heads.reports.title_report import Run, finish_titles
+from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset
+from qwen_task_heads.tokenization.equal_rows import check_equal
+from qwen_task_heads.tokenization.templates import compile_template
+from qwen_task_heads.tracking.callbacks import track
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import SwappedLabelsCallback, check_world
 from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
@@ -31,7 +31,7 @@ from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, unused_evidence
 from qwen_task_heads.training.sharding import whole_model
 from qwen_task_heads.training.title_arguments import parse_title_arguments
-from qwen_task_heads.training.trainers import TitleTrainer
+from qwen_task_heads.training.title_trainer import TitleTrainer
 from qwen_task_heads.training.warm_start import take_head, take_template
 
 

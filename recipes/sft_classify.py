@@ -15,19 +15,18 @@ from functools import partial
 from transformers import set_seed
 from trl import get_peft_config
 
-from qwen_task_heads.batching.answers import AnswerPrompts
-from qwen_task_heads.batching.equal_rows import check_equal
-from qwen_task_heads.data.text_sets import read_text_sets
+from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.generators import base_of, load_generator
-from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.models import load_tokenizer
-from qwen_task_heads.publishing.accounts import account_of
-from qwen_task_heads.publishing.answer_outcome import finish_answers
-from qwen_task_heads.publishing.destination import destination_of
-from qwen_task_heads.publishing.text_outcome import TextRun
-from qwen_task_heads.publishing.trackers import track
-from qwen_task_heads.training.answer_trainer import AnswerTrainer, answer_dataset, equal_answers
+from qwen_task_heads.publishing.target import destination_of
+from qwen_task_heads.reports.generative_report import finish_answers
+from qwen_task_heads.reports.records import account_of
+from qwen_task_heads.reports.text_report import TextRun
+from qwen_task_heads.tokenization.equal_rows import check_equal
+from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
+from qwen_task_heads.tracking.callbacks import track
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
 from qwen_task_heads.training.checkpoints import (
@@ -38,6 +37,7 @@ from qwen_task_heads.training.checkpoints import (
 )
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
+from qwen_task_heads.training.sft_trainer import AnswerTrainer, answer_dataset, equal_answers
 from qwen_task_heads.training.sharding import whole_model
 
 

@@ -13,12 +13,12 @@ import sys
 import time
 
 from qwen_task_heads.errors import run_recipe
-from qwen_task_heads.publishing.destination import destination_of
-from qwen_task_heads.publishing.sweeps import open_sweep
-from qwen_task_heads.publishing.trackers import track
+from qwen_task_heads.publishing.target import destination_of
+from qwen_task_heads.reports.early_exits import measure_exits, sweep_table, write_exits
+from qwen_task_heads.reports.sweeps import open_sweep
+from qwen_task_heads.tracking.callbacks import track
 from qwen_task_heads.training.callbacks import check_world
 from qwen_task_heads.training.checkpoints import open_output
-from qwen_task_heads.training.early_exits import measure_exits, sweep_table, write_exits
 from qwen_task_heads.training.features import extract_features
 from qwen_task_heads.training.head_sweep import choose, parse_head, sweep_heads
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments, warm_start_command

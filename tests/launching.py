@@ -26,11 +26,11 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 MACHINE = ["--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true"]
 PRELOADED = [
     "launching",
-    "qwen_task_heads.training.trainers",
+    "qwen_task_heads.training.title_trainer",
     "qwen_task_heads.training.classifier_trainer",
-    "qwen_task_heads.publishing.outcome",
-    "qwen_task_heads.publishing.text_outcome",
-    "qwen_task_heads.inference.files",
+    "qwen_task_heads.reports.title_report",
+    "qwen_task_heads.reports.text_report",
+    "qwen_task_heads.inference.batch_prediction",
     # What the report of a run imports late: half the time of a short run otherwise.
     "sklearn.linear_model",
     "sklearn.feature_extraction.text",

@@ -17,14 +17,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from qwen_task_heads import LabelMap, LabelScorer, adapter_config, build, load, load_tokenizer, merge, save
-from qwen_task_heads.batching.answers import AnswerPrompts
-from qwen_task_heads.data.formats import _modelscope_folder
+from qwen_task_heads.data.sources import _modelscope_folder
 from qwen_task_heads.data.text_readers import read_inputs
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
-from qwen_task_heads.hubs import fetch_modelscope
-from qwen_task_heads.publishing.stock import export_stock
+from qwen_task_heads.modelscope import fetch_modelscope
+from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
 
 modelscope_hub = pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
 # Without a network PEFT cannot ask the other hub whether the vocabulary grew, and says so.

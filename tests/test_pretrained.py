@@ -17,12 +17,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from qwen_task_heads import adapter_config, build, load, load_tokenizer, merge, pretrained, save
 from qwen_task_heads.adapters import with_adapter
-from qwen_task_heads.batching.text import Template, compile_template
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.generators import base_of
 from qwen_task_heads.hubcode.trust_task_heads import sha256
 from qwen_task_heads.pretrained import PACKAGED, SMOLLM2, hub_id, is_folder, is_installed, locate, stored_name
-from qwen_task_heads.publishing.forms import is_local
+from qwen_task_heads.publishing.formats import is_local
+from qwen_task_heads.tokenization.templates import Template, compile_template
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,11 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qwen_task_heads import build
 from qwen_task_heads.adapters import adapter_config
-from qwen_task_heads.batching.collators import text_dataset
-from qwen_task_heads.batching.text import Template, bind_template
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.throughput import Throughput, matrix_peak
+from qwen_task_heads.tokenization.collators import text_dataset
+from qwen_task_heads.tokenization.templates import Template, bind_template
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
 from qwen_task_heads.training.speed import ThroughputCallback
 

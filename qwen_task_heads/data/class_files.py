@@ -18,7 +18,7 @@ from itertools import islice
 
 from qwen_task_heads.data.batches import Row, TextRow
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
-from qwen_task_heads.data.parsers import (
+from qwen_task_heads.data.json_files import (
     MAX_LINE_BYTES,
     FileProblem,
     line_too_long,

@@ -22,7 +22,7 @@ from qwen_task_heads.data.cells import parse_cell
 from qwen_task_heads.errors import shorten
 
 if TYPE_CHECKING:
-    from qwen_task_heads.data.columns import RowReader
+    from qwen_task_heads.data.pair_columns import RowReader
 
 CONVERSATIONS = ("messages", "conversations")
 MESSAGES = 'messages such as {"role": "user", "content": "A text"}'

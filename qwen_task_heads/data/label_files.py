@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.data.hub_sets import is_saved_dataset
+from qwen_task_heads.data.hub_datasets import is_saved_dataset
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 LabelTexts = dict[str, tuple[Any, ...]]  # fields of `LabelMap`

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen_task_heads.data.columns import (
+from qwen_task_heads.data.pair_columns import (
     MAX_NUMBER,
     MIN_WEIGHT,
     RowReader,
@@ -12,7 +12,7 @@ from qwen_task_heads.data.columns import (
     refuse_misspelt,
     require,
 )
-from qwen_task_heads.data.layout import GROUP, HEADLINE, Layout
+from qwen_task_heads.data.pair_layout import GROUP, HEADLINE, Layout
 from qwen_task_heads.data.pair_texts import PairTexts, read_prompt, read_texts
 
 

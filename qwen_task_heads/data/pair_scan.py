@@ -15,8 +15,8 @@ import numpy as np
 from qwen_task_heads.data.batches import ABSENT, Batch
 from qwen_task_heads.data.click_pairs import exact_products
 from qwen_task_heads.data.click_rates import preferences_from_clicks
-from qwen_task_heads.data.columns import MAX_COUNT, MAX_NUMBER, RowReader, collapse
-from qwen_task_heads.data.layout import CLICKS, HEADLINE, HISTORY, VOTES, Layout
+from qwen_task_heads.data.pair_columns import MAX_COUNT, MAX_NUMBER, RowReader, collapse
+from qwen_task_heads.data.pair_layout import CLICKS, HEADLINE, HISTORY, VOTES, Layout
 from qwen_task_heads.data.pair_rows import PairRow, read_arm, read_pair
 from qwen_task_heads.data.raw_pairs import ArmColumns, PairColumns
 from qwen_task_heads.data.text_scan import plain_groups, plain_numbers, plain_texts, plain_weights

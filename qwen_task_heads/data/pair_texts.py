@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_task_heads.data.cells import parse_list
-from qwen_task_heads.data.columns import RowReader, collapse, is_blank, strip_title
 from qwen_task_heads.data.conversations import Messages, is_conversation, read_messages, split_turns
-from qwen_task_heads.data.layout import ALPACA, HISTORY, Layout
+from qwen_task_heads.data.pair_columns import RowReader, collapse, is_blank, strip_title
+from qwen_task_heads.data.pair_layout import ALPACA, HISTORY, Layout
 from qwen_task_heads.errors import shorten
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection
 from typing import Protocol, TypeVar, runtime_checkable
 
 from qwen_task_heads.data.batches import Batch, RowSource
-from qwen_task_heads.data.layout import Layout
-from qwen_task_heads.data.parsers import FileProblem
+from qwen_task_heads.data.json_files import FileProblem
+from qwen_task_heads.data.pair_layout import Layout
 from qwen_task_heads.errors import Problem
 
 

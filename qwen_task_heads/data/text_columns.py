@@ -16,9 +16,9 @@ from typing import Any
 
 from qwen_task_heads.data.batches import TextRow
 from qwen_task_heads.data.cells import MISSING, looks_like_list, parse_cell, parse_list, parse_number
-from qwen_task_heads.data.columns import MAX_NUMBER, MIN_WEIGHT, RowReader, require
 from qwen_task_heads.data.conversations import CONVERSATIONS, MESSAGES, read_messages
 from qwen_task_heads.data.label_files import is_whole
+from qwen_task_heads.data.pair_columns import MAX_NUMBER, MIN_WEIGHT, RowReader, require
 from qwen_task_heads.data.raw_texts import RawTarget, RawText
 from qwen_task_heads.data.text_layout import ALPACA, TextLayout
 from qwen_task_heads.errors import shorten

@@ -15,8 +15,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from qwen_task_heads.data.conversations import CONVERSATIONS
-from qwen_task_heads.data.layout import GROUP, Layout, nearly, unread_columns
-from qwen_task_heads.data.parsers import FileProblem
+from qwen_task_heads.data.json_files import FileProblem
+from qwen_task_heads.data.pair_layout import GROUP, Layout, nearly, unread_columns
 from qwen_task_heads.errors import shorten
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression", "ordinal")

@@ -32,13 +32,13 @@ from typing import Any
 
 from qwen_task_heads.data.batches import RowSource
 from qwen_task_heads.data.class_files import is_label_first
-from qwen_task_heads.data.columns import RowReader
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
-from qwen_task_heads.data.formats import TEXT_KINDS, open_source
-from qwen_task_heads.data.hub_sets import rows_of
-from qwen_task_heads.data.parsers import FileProblem
+from qwen_task_heads.data.hub_datasets import rows_of
+from qwen_task_heads.data.json_files import FileProblem
+from qwen_task_heads.data.pair_columns import RowReader
 from qwen_task_heads.data.raw_texts import RawTexts
 from qwen_task_heads.data.scanning import scan_file
+from qwen_task_heads.data.sources import TEXT_KINDS, open_source
 from qwen_task_heads.data.text_columns import read_text
 from qwen_task_heads.data.text_layout import ALPACA, TextLayout, forms_of, read_text_layout
 from qwen_task_heads.data.text_scan import TextScan

@@ -13,9 +13,9 @@ from typing import Any
 
 from qwen_task_heads.data.batches import ABSENT, Batch
 from qwen_task_heads.data.cells import MISSING
-from qwen_task_heads.data.columns import MAX_NUMBER, MIN_WEIGHT, RowReader
 from qwen_task_heads.data.conversations import CONVERSATIONS, read_messages
-from qwen_task_heads.data.layout import GROUP
+from qwen_task_heads.data.pair_columns import MAX_NUMBER, MIN_WEIGHT, RowReader
+from qwen_task_heads.data.pair_layout import GROUP
 from qwen_task_heads.data.raw_texts import RawTarget, RawText, RawTexts
 from qwen_task_heads.data.text_columns import read_text
 from qwen_task_heads.data.text_layout import ALPACA, TextLayout

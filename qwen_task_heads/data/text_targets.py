@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen_task_heads.data.doctor import Finding, ReadReport, examine_texts
+from qwen_task_heads.data.checks import Finding, ReadReport, examine_texts
 from qwen_task_heads.data.example_tables import TextTable
 from qwen_task_heads.data.label_files import is_whole
+from qwen_task_heads.data.label_schemes import ANOTHER, SHOWN, Scheme, error_at, in_quotes, is_soft, key_of
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
 from qwen_task_heads.data.sequences import index
-from qwen_task_heads.data.text_schemes import ANOTHER, SHOWN, Scheme, error_at, in_quotes, is_soft, key_of
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 Offers = dict[tuple[str, ...], tuple[tuple[str, ...], bool]]  # rows offer the same, maybe 100,000

@@ -21,7 +21,7 @@ import numpy as np
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.evaluate_modules import _inputs
 from qwen_task_heads.evaluate_modules._inputs import TakesLabels
-from qwen_task_heads.training.classification_metrics import REGRESSION, classification_figures
+from qwen_task_heads.metrics.classification import REGRESSION, classification_figures
 
 __all__ = ["TakesLabels", "describe", "describe_labels", "flat", "metric_path", "text_figures"]
 

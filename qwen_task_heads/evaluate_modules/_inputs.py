@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from qwen_task_heads.errors import TaskHeadsError, shorten
-from qwen_task_heads.training.classification_metrics import MULTI, ORDINAL, classification_figures
+from qwen_task_heads.metrics.classification import MULTI, ORDINAL, classification_figures
 
 SCORES = "scores"  # key of a stored row of numbers
 SURE = 40.0  # logit of a label that is predicted without a score: log-loss is not shown then

@@ -7,7 +7,7 @@ from typing import Any
 import evaluate
 
 from qwen_task_heads import evaluate_modules as shared
-from qwen_task_heads.training.metrics import ranking_metrics
+from qwen_task_heads.metrics.ranking import ranking_metrics
 
 INPUTS = """
     predictions: scores of the preferred titles.

@@ -280,7 +280,7 @@ class PooledClassifierConfig(TaskHeadConfig):
         """Take over the template of the tokenizer, `{"before": ids, "between": ids, "after": ids}`.
 
         Args:
-            ids: as `batching.text.compile_template` returns them.
+            ids: as `tokenization.templates.compile_template` returns them.
             pairs: whether the model reads pairs of texts.
 
         Raises:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
+from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.pretrained import locate
-from qwen_task_heads.repos import check_repo
+from qwen_task_heads.repo_checks import check_repo
 
 GRID = (0.0003, 0.003, 0.03, 0.3)  # inverse penalties to choose from, of standardised features
 FOLDS = 3

@@ -25,21 +25,14 @@ from typing import Any
 
 import torch
 
-from qwen_task_heads.batching.answers import (
-    LABEL_PROMPT,
-    AnswerPrompts,
-    instruction_for,
-    read_label_prompt,
-)
+from qwen_task_heads.data.candidates import within
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots, with_shots
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.data.offers import within
-from qwen_task_heads.data.text_sets import TextSets
+from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
-from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.embeddings import Embedder, EmbeddingClassifier, missing_library
 from qwen_task_heads.inference.engine_options import (
     EMBEDDINGS,
@@ -50,11 +43,18 @@ from qwen_task_heads.inference.engine_options import (
     Asking,
     EngineSpec,
 )
-from qwen_task_heads.inference.generative import LabelScorer
 from qwen_task_heads.inference.inputs import device_of
-from qwen_task_heads.inference.opening import ONE_LABEL
+from qwen_task_heads.inference.label_scorer import LabelScorer
+from qwen_task_heads.inference.loading import ONE_LABEL
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import load_tokenizer, saved_task
+from qwen_task_heads.modelscope import HUGGINGFACE
+from qwen_task_heads.tokenization.label_prompts import (
+    LABEL_PROMPT,
+    AnswerPrompts,
+    instruction_for,
+    read_label_prompt,
+)
 
 SHOWN = 8  # names in a message
 
@@ -67,7 +67,7 @@ class Engine:
         spec: what it is.
         device: where it runs.
         log_scores: examples (n) to (n, L) float64 in the order of the schema, held to the labels that a row
-            offers (`data/offers.py`).
+            offers (`data/candidates.py`).
         notes: of examples, what became of long ones, in plain words.
     """
 

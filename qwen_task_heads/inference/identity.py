@@ -11,10 +11,10 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from qwen_task_heads.inference.prefixes import state_of
+from qwen_task_heads.inference.prefix_cache import state_of
 
 if TYPE_CHECKING:
-    from qwen_task_heads.inference.generative import LabelScorer
+    from qwen_task_heads.inference.label_scorer import LabelScorer
     from qwen_task_heads.inference.scorer import Scorer
 
 SAMPLES = 16  # numbers of a tensor

@@ -39,7 +39,7 @@ from qwen_task_heads.inference.predictions import (
     problem_type_of,
     to_predictions,
 )
-from qwen_task_heads.inference.prefixes import PrefixCache, state_of
+from qwen_task_heads.inference.prefix_cache import PrefixCache, state_of
 from qwen_task_heads.models import load, load_tokenizer, merge
 from qwen_task_heads.throughput import Throughput
 

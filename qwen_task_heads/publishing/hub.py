@@ -27,8 +27,7 @@ from typing import Any, ClassVar
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.trust_task_heads import matches_any
-from qwen_task_heads.publishing.hub_records import Published, State
-from qwen_task_heads.publishing.secrets import redact
+from qwen_task_heads.publishing.records import Published, State
 from qwen_task_heads.publishing.staging import (
     CODE,
     DESCRIBED,
@@ -38,6 +37,7 @@ from qwen_task_heads.publishing.staging import (
     task_of,
     travels,
 )
+from qwen_task_heads.redaction import redact
 
 # What a hub's status says, as (found, accepted, remedy); {title} and {reason} are filled in.
 _CHECK_CARD = "where that names the card, mend the metadata on top of README.md; else publish again"

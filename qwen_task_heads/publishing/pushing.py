@@ -18,11 +18,11 @@ from transformers.utils import logging
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.folder_task_heads import REFERENCE
-from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE
-from qwen_task_heads.publishing.accounts import keep_reference
-from qwen_task_heads.publishing.forms import is_local, nobody_has
-from qwen_task_heads.publishing.hubs import HUBS, publish
-from qwen_task_heads.publishing.reference import take_reference
+from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE
+from qwen_task_heads.publishing.formats import is_local, nobody_has
+from qwen_task_heads.publishing.publish import HUBS, publish
+from qwen_task_heads.reports.records import keep_reference
+from qwen_task_heads.verification.reference import take_reference
 
 logger = logging.get_logger(__name__)
 

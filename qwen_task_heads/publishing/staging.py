@@ -21,16 +21,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.batching.answers import LABEL_PROMPT
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.files import MANIFEST
+from qwen_task_heads.hubcode import CODE as OWN_CODE
 from qwen_task_heads.hubcode.card_task_heads import name_card
 from qwen_task_heads.hubcode.folder_task_heads import CARD, REFERENCE, ROWS, TERMS
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, move_adapter
 from qwen_task_heads.hubcode.trust_task_heads import DRAFT, matches_any, read_manifest, sha256
-from qwen_task_heads.hubs import MODELSCOPE
-from qwen_task_heads.manifests import MANIFEST
-from qwen_task_heads.publishing.endings import EVAL_RESULTS, write_json
-from qwen_task_heads.publishing.export import CODE as OWN_CODE
+from qwen_task_heads.modelscope import MODELSCOPE
+from qwen_task_heads.reports.finishing import EVAL_RESULTS, write_json
+from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT
 
 CODE = ("*_task_heads.py", "handler.py")
 WEIGHTS = (

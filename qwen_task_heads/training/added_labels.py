@@ -20,14 +20,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.data.embedded_sets import locate_set
+from qwen_task_heads.data.embedded_datasets import locate_set
 from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.label_files import find_label_file, is_whole
+from qwen_task_heads.data.label_schemes import labels_of
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.raw_texts import RawTexts
+from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.data.text_readers import read_texts
-from qwen_task_heads.data.text_schemes import labels_of
-from qwen_task_heads.data.text_sets import TextSets, read_text_sets
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.head_rows import added_line, check_added, relabeled
 

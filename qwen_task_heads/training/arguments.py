@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 
 from trl import ModelConfig, TrlParser, get_quantization_config
 
-from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
+from qwen_task_heads.metrics.calibration import CALIBRATIONS
 from qwen_task_heads.pretrained import locate
+from qwen_task_heads.tokenization.templates import Template
 from qwen_task_heads.training.backbone_defaults import options_for
-from qwen_task_heads.training.calibration import CALIBRATIONS
 from qwen_task_heads.training.command_lines import (
     read_config,
     stated_backbone,

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.metrics import wilson_interval
+from qwen_task_heads.metrics.ranking import wilson_interval
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments

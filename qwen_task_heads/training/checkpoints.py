@@ -37,9 +37,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.training.run_checks import check_run, raise_everywhere
-from qwen_task_heads.training.run_folders import read_resume
-from qwen_task_heads.training.seals import (
+from qwen_task_heads.training.checkpoint_manifest import (
     SEAL,
     WEIGHTS,
     RunValue,
@@ -49,6 +47,8 @@ from qwen_task_heads.training.seals import (
     seal,
     verify,
 )
+from qwen_task_heads.training.run_checks import check_run, raise_everywhere
+from qwen_task_heads.training.run_folders import read_resume
 from qwen_task_heads.training.speed import ThroughputCallback
 
 if TYPE_CHECKING:

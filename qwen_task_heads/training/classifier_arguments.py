@@ -13,10 +13,12 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from qwen_task_heads.batching.text import Template, label_template
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import AGGREGATIONS, PROBLEM_TYPES, TRUNCATIONS
+from qwen_task_heads.metrics.classification import BEST_METRIC, DEV_METRICS, MULTI
+from qwen_task_heads.metrics.thresholds import read_rule
+from qwen_task_heads.tokenization.templates import Template, label_template
 from qwen_task_heads.training.arguments import (
     HeadArguments,
     HeadModelConfig,
@@ -24,8 +26,6 @@ from qwen_task_heads.training.arguments import (
     parse_arguments,
 )
 from qwen_task_heads.training.backbone_defaults import rates_for
-from qwen_task_heads.training.classification_metrics import BEST_METRIC, DEV_METRICS, MULTI
-from qwen_task_heads.training.label_thresholds import read_rule
 from qwen_task_heads.training.option_checks import FOLLOW_A_METRIC, direction_problems, metric_problems
 from qwen_task_heads.training.run_defaults import RunDefaults
 

@@ -22,17 +22,17 @@ from transformers import Trainer, set_seed
 
 from qwen_task_heads.adapters import with_adapter
 from qwen_task_heads.backbones import EMBEDDED
-from qwen_task_heads.batching.collators import TextCollator
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.metrics.classification import dev_metrics
 from qwen_task_heads.pretrained import EMBEDDED_FOLDER
+from qwen_task_heads.tokenization.collators import TextCollator
 from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.class_balance import count_labels
-from qwen_task_heads.training.classification_losses import TEXT_LOSSES, TextLoss, resolve_text_loss
-from qwen_task_heads.training.classification_metrics import dev_metrics
 from qwen_task_heads.training.hub_saving import HubSaving
 from qwen_task_heads.training.speed import ThroughputCallback
 from qwen_task_heads.training.text_inputs import encode_texts
+from qwen_task_heads.training.text_losses import TEXT_LOSSES, TextLoss, resolve_text_loss
 from qwen_task_heads.training.updates import ExactUpdates, set_up
 
 COLUMNS = ["row", "input_ids", "attention_mask", "labels", "soft", "weight"]
@@ -54,7 +54,7 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
         train_sources: where each row of the training set was read, by its `row`.
         eval_sources: the same of the dev set.
         **kwargs: as in `transformers.Trainer`. Data sets hold the columns of `data.text_readers` (`text`,
-            `label`, ...), or `TextExample` objects, or come from `batching.collators.text_dataset`.
+            `label`, ...), or `TextExample` objects, or come from `tokenization.collators.text_dataset`.
             `compute_metrics` is `dev_metrics` of the problem type, if not given.
 
     Attributes:

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from qwen_task_heads.batching.text import SHELL_TEXTS, from_shell
 from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.tokenization.templates import SHELL_TEXTS, from_shell
 
 
 def unusable(argv: Sequence[str], reason: str) -> Problem:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.classification_losses import TEXT_LOSSES, TextLoss
-from qwen_task_heads.training.classification_metrics import BEST_METRIC, dev_metrics
+from qwen_task_heads.metrics.classification import BEST_METRIC, dev_metrics
+from qwen_task_heads.metrics.ranking import pair_credit
 from qwen_task_heads.training.group_losses import GroupLoss
-from qwen_task_heads.training.losses import PairLoss
-from qwen_task_heads.training.metrics import pair_credit
+from qwen_task_heads.training.pair_losses import PairLoss
+from qwen_task_heads.training.text_losses import TEXT_LOSSES, TextLoss
 
 EVIDENCE = ("margin", "preference")
 ROWS_PER_PASS = 65_536  # of dev through a head, and of moments
@@ -77,7 +77,7 @@ class TextRows:
 
     @classmethod
     def of_table(cls, features: Tensor, table: Any, *, loss: TextLoss, problem_type: str) -> TextRows:
-        """Take labels, soft labels and weights from a data set of `batching.collators.text_dataset`.
+        """Take labels, soft labels and weights from a data set of `tokenization.collators.text_dataset`.
 
         Raises:
             TaskHeadsError: soft labels that the loss would leave out.
@@ -156,7 +156,7 @@ class PairRows:
     def of_table(
         cls, features: Tensor, table: Any, *, loss: PairLoss, options: Mapping[str, float] | None = None
     ) -> PairRows:
-        """Take the evidence from a data set of `batching.collators.pair_dataset`.
+        """Take the evidence from a data set of `tokenization.collators.pair_dataset`.
 
         Args:
             features: (2N, H) of `chosen_ids`, then of `rejected_ids`.
@@ -231,7 +231,7 @@ class GroupRows:
 
     @classmethod
     def of_table(cls, features: Tensor, table: Any, *, loss: GroupLoss) -> GroupRows:
-        """Take sizes and gains from a data set of `batching.collators.group_dataset`."""
+        """Take sizes and gains from a data set of `tokenization.collators.group_dataset`."""
         gains = [torch.tensor(row, dtype=torch.float32) for row in table["gains"]]
         return cls(features, tuple(map(len, gains)), torch.cat(gains).to(features.device), loss)
 

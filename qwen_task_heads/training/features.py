@@ -75,7 +75,7 @@ def extract_features(
 
     Args:
         model: of either task, on the device that is to compute; its head plays no part.
-        rows: N rows of token ids, template included, as `batching` makes them.
+        rows: N rows of token ids, template included, as `tokenization` makes them.
         layers: 1 to the number of layers of the backbone, which is what None stands for.
         poolings: `last`, `mean`, `max`.
         batch_tokens: padded tokens in a pass; bounds the memory. None: 8192, on a CPU 2048 to 8192, the more

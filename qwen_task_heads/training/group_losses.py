@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.training.losses import PAIR_LOSSES, as_column, nan_of, shape_error
+from qwen_task_heads.training.pair_losses import PAIR_LOSSES, as_column, nan_of, shape_error
 
 
 def plackett_luce(scores: Tensor, *, sizes: Sequence[int], gains: Tensor) -> Tensor:

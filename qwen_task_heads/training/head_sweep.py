@@ -25,11 +25,11 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.training.class_balance import count_labels
-from qwen_task_heads.training.classification_losses import resolve_text_loss
 from qwen_task_heads.training.convex_heads import PENALTIES, fit_path
 from qwen_task_heads.training.feature_rows import FeatureRows, TextRows, check_soft
 from qwen_task_heads.training.features import Features
 from qwen_task_heads.training.frozen_heads import FittedHead, HeadTraining, fit_head, fresh_head, head_config
+from qwen_task_heads.training.text_losses import resolve_text_loss
 
 # From features (N, H) and the name of a loss to rows of train and of dev.
 MakeRows = Callable[[torch.Tensor, str], tuple[FeatureRows, FeatureRows]]
@@ -150,7 +150,7 @@ def text_rows(
     """Give what `sweep_heads` takes as `rows`, for features of the rows of train and then of dev.
 
     Args:
-        train: a data set of `batching.collators.text_dataset`.
+        train: a data set of `tokenization.collators.text_dataset`.
         dev: another.
         config: of the classifier.
         options: of each loss by its name, as `resolve_text_loss` takes them.

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from trl import SFTConfig
 
-from qwen_task_heads.batching.answers import MAX_LENGTH, instruction_for
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem
+from qwen_task_heads.tokenization.label_prompts import MAX_LENGTH, instruction_for
 from qwen_task_heads.training.arguments import DataArguments, HeadModelConfig, not_among, parse_arguments
 from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.run_defaults import RunDefaults

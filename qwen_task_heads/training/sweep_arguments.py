@@ -15,12 +15,11 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedConfig
 
-from qwen_task_heads.batching.text import SHELL_TEXTS, for_shell
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import CAN_EXIT
+from qwen_task_heads.tokenization.templates import SHELL_TEXTS, for_shell
 from qwen_task_heads.training.arguments import HeadModelConfig, not_among, parse_arguments
 from qwen_task_heads.training.backbone_defaults import rates_for
-from qwen_task_heads.training.classification_losses import FLAGS, TEXT_LOSSES
 from qwen_task_heads.training.classifier_arguments import (
     ClassifierArguments,
     ClassifierConfig,
@@ -32,7 +31,8 @@ from qwen_task_heads.training.features import POOLINGS
 from qwen_task_heads.training.frozen_heads import HeadTraining
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.head_sweep import Combination, parse_head, parse_layers
-from qwen_task_heads.training.losses import PAIR_LOSSES
+from qwen_task_heads.training.pair_losses import PAIR_LOSSES
+from qwen_task_heads.training.text_losses import FLAGS, TEXT_LOSSES
 from qwen_task_heads.training.title_arguments import TitleArguments, TitleConfig, check_titles
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -12,18 +12,18 @@ from typing import Any
 
 from transformers.utils import logging
 
-from qwen_task_heads.batching.collators import group_dataset, pair_dataset, text_dataset
-from qwen_task_heads.batching.equal_rows import EqualRows, check_equal
-from qwen_task_heads.batching.text import bind_template, compile_template
-from qwen_task_heads.data.evidence import groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
+from qwen_task_heads.data.label_schemes import derive_scheme
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.data.readers import pairs_of_rows
+from qwen_task_heads.data.pair_readers import pairs_of_rows
+from qwen_task_heads.data.preferences import groups_to_pairs
 from qwen_task_heads.data.sequences import Table, sources_of
 from qwen_task_heads.data.text_readers import texts_of_rows
-from qwen_task_heads.data.text_schemes import derive_scheme
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset, text_dataset
+from qwen_task_heads.tokenization.equal_rows import EqualRows, check_equal
+from qwen_task_heads.tokenization.templates import bind_template, compile_template
 
 logger = logging.get_logger(__name__)
 
@@ -60,7 +60,7 @@ def encode_titles(
 
     Args:
         data: `PairExample` or `GroupExample` objects; or rows, as dicts or a `datasets.Dataset`, with the
-            columns of `data.readers`; anything else is returned as it is.
+            columns of `data.pair_readers`; anything else is returned as it is.
         name: of the data set, for messages.
         model: a `TitleScorer`, or a `PeftModel` around one.
         tokenizer: the template is compiled into it, unless it has one.

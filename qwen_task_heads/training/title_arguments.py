@@ -16,7 +16,7 @@ from qwen_task_heads.training.arguments import (
     parse_arguments,
 )
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
-from qwen_task_heads.training.losses import PAIR_LOSSES
+from qwen_task_heads.training.pair_losses import PAIR_LOSSES
 from qwen_task_heads.training.run_defaults import RunDefaults
 
 

@@ -25,8 +25,8 @@ from qwen_task_heads.head_rows import added_line, check_added, rows_by_name
 from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadConfig
 from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY, template_of
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
-from qwen_task_heads.hubs import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.models import TASKS, load_tokenizer
+from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 
 FILES = (
     "adapter/adapter_model.safetensors",

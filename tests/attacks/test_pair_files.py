@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from work import at_most
 
-from qwen_task_heads.data.columns import is_blank, strip_title
-from qwen_task_heads.data.parsers import MAX_LINE_BYTES
-from qwen_task_heads.data.readers import read_pairs
+from qwen_task_heads.data.json_files import MAX_LINE_BYTES
+from qwen_task_heads.data.pair_columns import is_blank, strip_title
+from qwen_task_heads.data.pair_readers import read_pairs
 from qwen_task_heads.errors import TaskHeadsError
 
 LINE = '{"chosen": "Ten quiet beaches", "rejected": "Beaches"}\n'

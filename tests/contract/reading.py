@@ -19,10 +19,10 @@ from fixes import refused
 
 from qwen_task_heads.data.file_options import PLAIN, options_of
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.data.text_sets import read_text_sets
-from qwen_task_heads.data.title_sets import read_title_sets
+from qwen_task_heads.data.text_datasets import read_text_sets
+from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import Problem
-from qwen_task_heads.inference.files import scan_inputs
+from qwen_task_heads.inference.batch_prediction import scan_inputs
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 

@@ -20,10 +20,10 @@ TESTS = (
 )  # fmt: skip
 
 # Modules whose refusals are followed elsewhere, or not yet.
-COMPARED = "what a comparison found; tests/publishing/test_gate.py has each beside what passes"
+COMPARED = "what a comparison found; tests/verification/test_proofs.py has each beside what passes"
 OUTSIDE = {
     "errors.py": "makes problems for others",
-    "batching/": "templates, prompts and rows of a run; tests/batching",
+    "tokenization/": "templates, prompts and rows of a run; tests/tokenization",
     "evaluate_modules/": "arguments of metrics; tests/evaluate_modules",
     "inference/": "opening and asking a model; tests/inference",
     "hubcode/attention_task_heads.py": "arguments of a forward pass",
@@ -31,20 +31,22 @@ OUTSIDE = {
     "hubcode/head_layers_task_heads.py": "an option of a training; tests/hubcode/test_head_layers.py",
     "hubcode/modeling_task_heads.py": "arguments of a forward pass",
     "hubcode/pipeline_task_heads.py": "arguments of a pipeline",
-    "hubcode/pushing_task_heads.py": "a push without the package; tests/publishing/test_verbs.py",
-    "publishing/differences.py": COMPARED,
-    "publishing/gate.py": COMPARED,
+    "hubcode/pushing_task_heads.py": "a push without the package; tests/publishing/test_saving_methods.py",
+    "verification/differences.py": COMPARED,
+    "verification/proofs.py": COMPARED,
 }
 CHECKED = "checked before the first step; its fixes are followed in tests/training"
 OUTSIDE |= {f"training/{name}_checks.py": CHECKED for name in ("option", "run")}
 # Modules of a run, whose refusals come while it trains, measures or draws.
 RUNNING = (
-    "calibration", "callbacks", "checkpoints", "class_balance", "classification_losses",
-    "classification_metrics", "classification_plots", "classifier_trainer", "comparison_plots", "features",
-    "floors", "frozen_heads", "group_losses", "hub_saving", "losses", "metrics", "plots", "seals",
-    "text_floors", "trainers", "updates",
+    "metrics/calibration", "metrics/classification", "metrics/ranking", "metrics/text_baselines",
+    "metrics/title_baselines", "reports/comparison_plots", "reports/text_plots", "reports/title_plots",
+    "training/callbacks", "training/checkpoint_manifest", "training/checkpoints", "training/class_balance",
+    "training/classifier_trainer", "training/features", "training/frozen_heads", "training/group_losses",
+    "training/hub_saving", "training/pair_losses", "training/text_losses", "training/title_trainer",
+    "training/updates",
 )  # fmt: skip
-OUTSIDE |= {f"training/{name}.py": "comes while a run trains; tests/training" for name in RUNNING}
+OUTSIDE |= {f"{name}.py": "comes while a run trains; its test mirrors the module" for name in RUNNING}
 
 PIP = "a package is missing: the fix installs one"
 WRAPPED = "tells an error of another site, which is followed"
@@ -56,15 +58,15 @@ WITHOUT = {
     "training/convex_heads.py::_axes::features": "a broken backbone; tests/training/test_convex_heads.py",
     "training/convex_heads.py::_Problem.solve::loss": "labels that no reader lets through; tests/training",
     "data/stores.py::no_room::cache_folder()": "a full disk; tests/data/test_stores.py follows it",
-    "data/columns.py::RowReader.refuse::self.where": WRAPPED,
-    "data/hub_sets.py::_missing::where": PIP,
-    "data/hub_sets.py::error_at::where": WRAPPED,
-    "data/hub_sets.py::open_arrow::problem.where": WRAPPED,
+    "data/pair_columns.py::RowReader.refuse::self.where": WRAPPED,
+    "data/hub_datasets.py::_missing::where": PIP,
+    "data/hub_datasets.py::error_at::where": WRAPPED,
+    "data/hub_datasets.py::open_arrow::problem.where": WRAPPED,
     "data/label_files.py::_refusal::where": WRAPPED,
     "data/raw_texts.py::RawTexts.of_rows::where": "tells a problem of a target for all of its rows",
-    "data/sheets.py::read_excel::path": PIP,
-    "data/tables.py::read_parquet::path": PIP,
-    "data/text_schemes.py::error_at::where": WRAPPED,
+    "data/excel.py::read_excel::path": PIP,
+    "data/table_files.py::read_parquet::path": PIP,
+    "data/label_schemes.py::error_at::where": WRAPPED,
     "data/text_targets.py::resolve::problem.where": WRAPPED,
     "generators.py::load_generator::error.where": WRAPPED,
     "hubcode/configuration_task_heads.py::refuse::where": WRAPPED,
@@ -72,18 +74,18 @@ WITHOUT = {
     "hubcode/pooling_task_heads.py::real_tokens::attention_mask": "an argument of a forward pass",
     "hubcode/pooling_task_heads.py::real_tokens::attention_mask#2": "an argument of a forward pass",
     "hubcode/pooling_task_heads.py::pool::pooling": "no config has another value",
-    "hubs.py::fetch_modelscope::name": PIP,
-    "hubs.py::_unfetched::name": MODELSCOPE,
+    "modelscope.py::fetch_modelscope::name": PIP,
+    "modelscope.py::_unfetched::name": MODELSCOPE,
     "loading_errors.py::as_our_errors::error.where": WRAPPED,
-    "publishing/comparison_advice.py::_between::comparison": "an argument between our own functions",
-    "publishing/comparison_runs.py::run_comparison::--engines": WRAPPED,
-    "publishing/hub_modelscope.py::ModelScope.__init__::--hub modelscope": PIP,
-    "publishing/onnx.py::check_packages::onnx": PIP,
-    "publishing/onnx.py::_trace::text_config": "a family that none traces, after an export",
-    "publishing/stock.py::_convert::text_config": "no family of this transformers has another layout",
-    "publishing/stock.py::check_difference::where": "what a comparison found; tests/publishing/test_stock.py",
-    "publishing/trackers.py::track::--report_to#2": PIP,
-    "training/writer_arguments.py::_evaluation_problems::f'--{name}'": CHECKED,
+    "reports/comparison_advice.py::_between::comparison": "an argument between our own functions",
+    "reports/comparison_runs.py::run_comparison::--engines": WRAPPED,
+    "publishing/modelscope.py::ModelScope.__init__::--hub modelscope": PIP,
+    "export/onnx.py::check_packages::onnx": PIP,
+    "export/onnx.py::_trace::text_config": "a family that none traces, after an export",
+    "export/stock.py::_convert::text_config": "no family of this transformers has another layout",
+    "export/stock.py::check_difference::where": "what a comparison found; tests/export/test_stock.py",
+    "tracking/callbacks.py::track::--report_to#2": PIP,
+    "training/grpo_arguments.py::_evaluation_problems::f'--{name}'": CHECKED,
     "training/head_sweep.py::sweep_heads::sweep": "an argument between our own functions",
 }
 

@@ -161,7 +161,7 @@ def test_examples(site: str, where: str, wrong: dict[str, Any], ways: dict[str, 
 
 
 def test_class_names_that_a_label_file_contradicts(tmp_path: Path) -> None:
-    site = "data/text_schemes.py::derive_scheme::source"
+    site = "data/label_schemes.py::derive_scheme::source"
     classes = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
     source = str(tmp_path / "train.parquet")
     Dataset.from_list(LABELED, features=classes).to_parquet(source)
@@ -184,7 +184,7 @@ def test_class_names_that_a_saved_model_contradicts(tmp_path: Path) -> None:
     classes = Features({"text": Value("string"), "label": ClassLabel(names=["b", "a"])})
     source = str(tmp_path / "train.parquet")
     Dataset.from_list(LABELED, features=classes).to_parquet(source)
-    with refused("data/text_schemes.py::derive_scheme::source") as found:
+    with refused("data/label_schemes.py::derive_scheme::source") as found:
         read_sets_for(source, SAVED, dev_fraction=0.5)
     first, second = ways_of(found[0].remedy)
     assert first == "write names in place of the ids"

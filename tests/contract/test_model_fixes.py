@@ -33,11 +33,11 @@ from qwen_task_heads import (
     save,
 )
 from qwen_task_heads.__main__ import main
-from qwen_task_heads.batching.text import Template
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.head_rows import check_added
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TitleScorer
+from qwen_task_heads.tokenization.templates import Template
 from qwen_task_heads.training.added_labels import read_sets_for
 from qwen_task_heads.training.warm_start import take_head
 
@@ -118,7 +118,7 @@ def test_a_hub(bases: dict[str, str]) -> None:
 
 def test_a_folder_of_another_name(bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(bases["qwen2"]).parent)
-    with refused("repos.py::_problem::where") as found:
+    with refused("repo_checks.py::_problem::where") as found:
         build("./qwne2")
     first = re.findall(r"folders in '\.': ([\w-]+)", found[0].remedy)[0]
     assert build(f"./{first}")
@@ -314,7 +314,7 @@ def test_a_plain_backbone(bases: dict[str, str]) -> None:
     assert LabelScorer.from_pretrained(bases["qwen2"], labels=LabelMap(LABELS)).predict(["A text."])
 
 
-MANIFEST = "manifests.py::check_manifest::"
+MANIFEST = "files.py::check_manifest::"
 EDITED: dict[str, Callable[[Path], Any]] = {
     f"{MANIFEST}f'{{repo}}/{{name}}'#2": lambda folder: edit(folder / "config.json", head_activation="tanh"),
     f"{MANIFEST}f'{{repo}}/{{name}}'": lambda folder: (folder / "handler.py").unlink(),
@@ -536,7 +536,7 @@ def test_several_adapters(saved: Any, bases: dict[str, str], words: Any, tmp_pat
     "site",
     [
         "hubcode/saving_task_heads.py::_clear_weights::str(folder)",
-        "publishing/export.py::_check::str(folder)",
+        "export/folders.py::_check::str(folder)",
     ],
 )
 def test_a_folder_of_another_form(own: Any, saved: Any, words: Any, tmp_path: Path, site: str) -> None:
@@ -552,7 +552,7 @@ def test_a_folder_of_another_form(own: Any, saved: Any, words: Any, tmp_path: Pa
 def test_a_tokenizer_with_more_ids(saved: Any, tokenizer: Any, words: Any, tmp_path: Path) -> None:
     larger, model = copy.deepcopy(words), load(saved("full"))
     larger.add_tokens(["another"])
-    with refused("publishing/export.py::_check::tokenizer") as found:
+    with refused("export/folders.py::_check::tokenizer") as found:
         save(model, tokenizer=larger, folder=tmp_path / "a")
     assert "the tokenizer of this model" in found[0].remedy
     assert "resize_token_embeddings" in found[0].remedy

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from qwen_task_heads import adapter_config, bind_template, build, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import saved_task
-from qwen_task_heads.training.classification_losses import resolve_text_loss
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
+from qwen_task_heads.training.grpo_arguments import parse_writer_arguments
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
+from qwen_task_heads.training.text_losses import resolve_text_loss
 from qwen_task_heads.training.title_arguments import parse_title_arguments
-from qwen_task_heads.training.writer_arguments import parse_writer_arguments
 
 KIND = "single_label_classification"
 CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
@@ -138,7 +138,7 @@ CASES = [
     *several(f"{CLASSIFIER}--token_dropout", TEXTS, "--token_dropout 1", "--token_dropout -0.1"),
     *several(f"{CLASSIFIER}{OPTION}#2", TEXTS, "--window_overlap 4", "--window_aggregation max"),
     Case(f"{CLASSIFIER}--thresholds", TEXTS, "--thresholds f1 --problem_type ordinal"),
-    *several("training/label_thresholds.py::read_rule::--thresholds", TEXTS, "--thresholds f2",
+    *several("metrics/thresholds.py::read_rule::--thresholds", TEXTS, "--thresholds f2",
              "--thresholds precision:90"),
     Case(f"{CLASSIFIER}--early_stopping_patience", TEXTS, "--early_stopping_patience 0"),
     Case(f"{CLASSIFIER}--early_stopping_patience#2", TEXTS,
@@ -223,7 +223,8 @@ CASES = [
     *several(f"{POOLED}::window_overlap", built,
              "--truncation windows --max_seq_length 32 --window_overlap 30"),
     Case("loading_errors.py::config_problem::f'--{where}'", built, "--head_dropout 1"),
-    Case("batching/text.py::as_option::f'--{error.where}'", built, "--between x --truncation head_tail"),
+    Case("tokenization/templates.py::as_option::f'--{error.where}'", built,
+         "--between x --truncation head_tail"),
     Case("adapters.py::adapter_config::--lora_task_type", built, "--use_peft --lora_task_type CAUSAL_LM"),
     Case("adapters.py::adapter_config::--lora_modules_to_save", built,
          "--use_peft --lora_modules_to_save embed_tokens"),
@@ -233,8 +234,8 @@ CASES = [
     Case("adapters.py::adapter_config::option", built, "--freeze_backbone true --model_name_or_path RUN"),
     *several("models.py::_take_up::f'--{field}'", built, "--model_name_or_path RUN --pooling max",
              "--model_name_or_path RUN --max_seq_length 32"),
-    Case("training/classification_losses.py::resolve_text_loss::--loss", trained, "--loss bce"),
-    *several("training/classification_losses.py::resolve_text_loss::flag", trained, "--focal_gamma 2",
+    Case("training/text_losses.py::resolve_text_loss::--loss", trained, "--loss bce"),
+    *several("training/text_losses.py::resolve_text_loss::flag", trained, "--focal_gamma 2",
              "--loss focal --logit_adjustment_tau 1", "--pos_weight balanced"),
     Case("training/class_balance.py::read_number::flag", trained, "--loss focal --focal_gamma -1"),
     Case("training/class_balance.py::read_weights::flag#2", trained, "--class_weights 1 2",
@@ -242,9 +243,9 @@ CASES = [
     Case("training/title_arguments.py::check_titles::--loss", TITLES, "--loss bt"),
     Case("training/title_arguments.py::check_titles::--trust_remote_code", TITLES,
          "--trust_remote_code true"),
-    Case("training/writer_arguments.py::WriterConfig.__post_init__::option", grpo, "--push_to_hub true"),
-    Case("training/writer_arguments.py::WriterConfig.__post_init__::option", grpo, "--hub_token hf_x"),
-    *several("training/writer_arguments.py::parse_writer_arguments::--length_penalty", grpo,
+    Case("training/grpo_arguments.py::WriterConfig.__post_init__::option", grpo, "--push_to_hub true"),
+    Case("training/grpo_arguments.py::WriterConfig.__post_init__::option", grpo, "--hub_token hf_x"),
+    *several("training/grpo_arguments.py::parse_writer_arguments::--length_penalty", grpo,
              "--length_penalty 2"),
 ]  # fmt: skip
 

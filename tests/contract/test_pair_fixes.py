@@ -10,13 +10,13 @@ import pytest
 from fixes import refused
 from reading import LABELED, PAIRS, Case, Change, Row, follow, lines, of_row, titles, ways_of, write
 
-from qwen_task_heads.data.evidence import (
+from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.pair_readers import read_pairs
+from qwen_task_heads.data.preferences import (
     preference_from_clicks,
     preference_from_votes,
     two_proportion_p_value,
 )
-from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.data.readers import read_pairs
 from qwen_task_heads.data.splits import split_by_group
 
 Cells = list[tuple[str, str, str, str]]
@@ -95,16 +95,16 @@ COUNTS = {"votes_chosen": "votes_rejected", "votes_rejected": "votes_chosen"}
 NEW: Row = {"chosen": "A new title", "rejected": "Another one"}
 RENAME = "did you mean 'rejected' by 'rejectd'? rename it"
 GONE, DROP = "remove the row", "drop it"
-COLUMNS, TEXTS, READERS = "data/columns.py::", "data/pair_texts.py::", "data/readers.py::"
+COLUMNS, TEXTS, READERS = "data/pair_columns.py::", "data/pair_texts.py::", "data/pair_readers.py::"
 ROWS = "data/pair_rows.py::"
 CASES = [
     # columns of a file
-    whole("data/layout.py::read_layout::where", renamed(PAIRS, chosen="good", rejected="bad"),
+    whole("data/pair_layout.py::read_layout::where", renamed(PAIRS, chosen="good", rejected="bad"),
           {"rename the columns": PAIRS}),
-    whole("data/layout.py::read_layout::where#2", renamed(PAIRS, rejected="bad"),
+    whole("data/pair_layout.py::read_layout::where#2", renamed(PAIRS, rejected="bad"),
           {"add": [{**one, "bad": one["rejected"]} for one in PAIRS], "rename the column": PAIRS}),
-    whole("data/layout.py::read_layout::where#2", renamed(PAIRS, rejected="rejectd"), {RENAME: PAIRS}),
-    whole("data/layout.py::read_layout::where#3", having(PAIRS, wieght=1.0),
+    whole("data/pair_layout.py::read_layout::where#2", renamed(PAIRS, rejected="rejectd"), {RENAME: PAIRS}),
+    whole("data/pair_layout.py::read_layout::where#3", having(PAIRS, wieght=1.0),
           {"did you mean 'weight'? rename it": having(PAIRS, weight=1.0), DROP: PAIRS}),
     # of a row
     row(f"{COLUMNS}require::row", {"chosen": "x"}, {"add the column": {"rejected": "y"}, GONE: None}),
@@ -163,21 +163,21 @@ CASES = [
     # a file as a whole
     whole(f"{READERS}_finish::source", [{**NEW, "chosen": ""}], {"correct the rows below": PAIRS},
           at="train.jsonl", words="--bad_rows skip"),
-    whole("data/title_sets.py::read_title_sets::places[name]", [*PAIRS, *[{**NEW, "chosen": ""}] * 5],
+    whole("data/title_datasets.py::read_title_sets::places[name]", [*PAIRS, *[{**NEW, "chosen": ""}] * 5],
           {"correct the rows below": [*PAIRS, *[NEW] * 5]}, at="train.jsonl", words="--bad_rows skip"),
-    whole("data/doctor.py::swapped_problem::source", AGAINST,
+    whole("data/checks.py::swapped_problem::source", AGAINST,
           {"the columns look swapped: exchange 'chosen' and 'rejected' in the names of all of them":
            renamed(AGAINST, **COUNTS, chosen="rejected", rejected="chosen"),
            "of the counts alone": renamed(AGAINST, **COUNTS)}, at="train.jsonl"),
-    arm("data/title_sets.py::read_title_sets::places[name]#2", ("New", 9, 100, "t1"),
+    arm("data/title_datasets.py::read_title_sets::places[name]#2", ("New", 9, 100, "t1"),
         {"lower --min_impressions": "--min_impressions 100",
          "add tests whose click rates differ": ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
         at="train.csv", words="--min_impressions 101"),
-    arm("data/title_sets.py::read_title_sets::places[name]#2", ("New", 9, 100, "t1"),
+    arm("data/title_datasets.py::read_title_sets::places[name]#2", ("New", 9, 100, "t1"),
         {"raise --max_p_value": "--max_p_value 0.9",
          "add tests whose click rates differ": ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
         at="train.csv", words="--max_p_value 0.01"),
-    arm("data/evidence.py::groups_to_pairs::groups_to_pairs", ("New", 9, 100, "t1"),
+    arm("data/preferences.py::groups_to_pairs::groups_to_pairs", ("New", 9, 100, "t1"),
         {"correct the option": "--min_impressions 1"}, at="groups_to_pairs", words="--min_impressions -1"),
     # splits
     whole("data/splits.py::check_fraction::where", PAIRS, {"choose such as 0.1": "--dev_fraction 0.1"},
@@ -203,7 +203,7 @@ def test_what_the_message_says_to_do_is_read(case: Case, tmp_path: Path) -> None
 
 def test_what_becomes_of_bad_rows(tmp_path: Path) -> None:
     source = write(tmp_path / "rows", {"train.jsonl": lines(*PAIRS)})
-    with refused("data/readers.py::read_pairs::bad_rows") as found:
+    with refused("data/pair_readers.py::read_pairs::bad_rows") as found:
         read_pairs(source, bad_rows="drop")
     assert (found[0].where, found[0].remedy) == ("bad_rows", "choose one of them")
     first = found[0].accepted.removeprefix("accepted: ").split(", ")[0]

@@ -1,7 +1,7 @@
 """What a refusal of publishing says to type is typed, and leads to a publish or an export.
 
 Hubs are servers on this machine, which the real clients reach. What is published is not compared with a
-trained model here: `tests/publishing/test_gate.py` does that.
+trained model here: `tests/verification/test_proofs.py` does that.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ from qwen_task_heads import (
     merge,
     save,
 )
-from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.export.reward_model import export_reward_model
+from qwen_task_heads.export.stock import serve_command
 from qwen_task_heads.inference.engine_options import Asking, EngineSpec
-from qwen_task_heads.publishing.card_facts import CardFacts
-from qwen_task_heads.publishing.comparison_pages import claim_folder
-from qwen_task_heads.publishing.comparison_runs import run_comparison
-from qwen_task_heads.publishing.destination import Destination, destination_of
-from qwen_task_heads.publishing.forms import finished
-from qwen_task_heads.publishing.hubs import check_publishable, publish
+from qwen_task_heads.publishing.formats import finished
+from qwen_task_heads.publishing.publish import check_publishable, publish
 from qwen_task_heads.publishing.pushing import check_push
-from qwen_task_heads.publishing.reference import read_reference, take_reference, write_reference
-from qwen_task_heads.publishing.reward_model import export_reward_model
 from qwen_task_heads.publishing.staging import stage
-from qwen_task_heads.publishing.stock import serve_command
-from qwen_task_heads.publishing.trackers import TRACKERS, track
+from qwen_task_heads.publishing.target import Destination, destination_of
+from qwen_task_heads.reports.card_facts import CardFacts
+from qwen_task_heads.reports.comparison_pages import claim_folder
+from qwen_task_heads.reports.comparison_runs import run_comparison
+from qwen_task_heads.tokenization.templates import Template
+from qwen_task_heads.tracking.callbacks import TRACKERS, track
 from qwen_task_heads.training.arguments import DataArguments
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
+from qwen_task_heads.verification.reference import read_reference, take_reference, write_reference
 
 REPO, TASK = "me/news", {"task": "pooled_classifier", "labels": ("sport", "money", "health")}
 CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
@@ -117,34 +117,34 @@ def send(folder: Path, **options: Any) -> Any:
 
 
 def test_a_form(full: Path, hub: Any) -> None:
-    with refused("publishing/hubs.py::publish::--form") as found:
+    with refused("publishing/publish.py::publish::--form") as found:
         send(full, form="onnx")
     assert send(full, form=first(found))
 
 
 def test_a_hub_of_another_name(full: Path, hub: Any) -> None:
-    with refused("publishing/hubs.py::_client::--hub") as found:
+    with refused("publishing/publish.py::_client::--hub") as found:
         send(full, hub="hf")
     assert send(full, hub=first(found))
 
 
 def test_a_graph_of_a_model_that_writes(run: Any, tmp_path: Path) -> None:
     folder = run("writes")
-    with refused("publishing/hubs.py::publish::--onnx") as found:
+    with refused("publishing/publish.py::publish::--onnx") as found:
         send(folder, onnx=True, dry_run=tmp_path / "staged")
     assert found[0].remedy == "drop it"
     assert send(folder, dry_run=tmp_path / "staged")
 
 
 def test_a_stock_form_of_a_model_that_writes(run: Any, tmp_path: Path) -> None:
-    with refused("publishing/forms.py::Writes.make::--form") as found:
+    with refused("publishing/formats.py::Writes.make::--form") as found:
         finished(run("writes")).in_form("stock", tmp_path / "made")
     assert finished(tmp_path / "run-writes").in_form(first(found), tmp_path / "made")
 
 
 def test_a_folder_without_a_run(run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with refused("publishing/forms.py::WithHead.__init__::str(folder)") as found:
+    with refused("publishing/formats.py::WithHead.__init__::str(folder)") as found:
         send(tmp_path / "empty", dry_run=tmp_path / "staged")
     assert "the folder that a run finished in" in found[0].accepted
     assert send(run(), dry_run=tmp_path / "staged")
@@ -153,13 +153,13 @@ def test_a_folder_without_a_run(run: Any, tmp_path: Path) -> None:
 def test_an_adapter_on_a_folder_of_this_machine(run: Any, hub: Any, tmp_path: Path) -> None:
     """By a command at the end, before a training, and in Python."""
     folder = run("adapter")
-    with refused("publishing/forms.py::nobody_has::where") as found:
+    with refused("publishing/formats.py::nobody_has::where") as found:
         send(folder)
     for words in ("--form merged", "--publish_form merged", "merge(folder).push_to_hub(repo)"):
         assert words in found[0].remedy
     assert send(folder, form="merged")
     argv = ["--use_peft", *PUSH, "--output_dir", str(tmp_path), *CPU]
-    with refused("publishing/forms.py::nobody_has::where") as found:
+    with refused("publishing/formats.py::nobody_has::where") as found:
         destination_of(*parse_classifier_arguments(argv))
     assert destination_of(*parse_classifier_arguments([*argv, "--publish_form", "merged"]))
     assert merge(str(folder)).push_to_hub("me/other")
@@ -177,7 +177,7 @@ def test_an_adapter_on_a_trained_model(run: Any, hub: Any, bases: dict[str, str]
 
 # --- the options, before training ---
 
-STOCK = "publishing/destination.py::_not_stock::"
+STOCK = "publishing/target.py::_not_stock::"
 OPTIONS = [
     (f"{STOCK}--publish_form", parse_sft_arguments, ""),
     *[
@@ -272,7 +272,7 @@ def test_a_secret(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for text, way in (("hf_" + "a1" * 17, "take it out"), ("my-5ecret-value", "unset DB_PASSWORD")):
         monkeypatch.setenv("DB_PASSWORD", "my-5ecret-value")
         card.write_text(f"{plain}\n{text}\n")
-        with refused("publishing/secrets.py::_problem::where") as found:
+        with refused("redaction.py::_problem::where") as found:
             send(folder, dry_run=tmp_path / way)
         assert f"{way} and publish again" in found[0].remedy
         shutil.rmtree(tmp_path / way)
@@ -286,7 +286,7 @@ def test_a_secret(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_facts_without_a_card(run: Any, tmp_path: Path) -> None:
     folder, facts = run(), CardFacts(license="mit")
     (folder / "README.md").unlink()
-    with refused("publishing/card_facts.py::state_facts::where") as found:
+    with refused("reports/card_facts.py::state_facts::where") as found:
         send(folder, facts=facts, dry_run=tmp_path / "a")
     assert "write one, with the facts in it, and do not state them" in found[0].remedy
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# News\n")
@@ -297,7 +297,7 @@ def test_facts_without_a_place_on_the_card(run: Any, tmp_path: Path) -> None:
     folder, facts = run(), CardFacts(intended_use="For news.")
     plain = (folder / "README.md").read_text()
     (folder / "README.md").write_text("# News\n")
-    with refused("publishing/card_facts.py::state_facts::where#2") as found:
+    with refused("reports/card_facts.py::state_facts::where#2") as found:
         send(folder, facts=facts, dry_run=tmp_path / "a")
     assert "write it there yourself, or put back the card of the run" in found[0].remedy
     (folder / "README.md").write_text("# News\n\nFor news.\n")
@@ -307,7 +307,7 @@ def test_facts_without_a_place_on_the_card(run: Any, tmp_path: Path) -> None:
 
 def test_a_reference_that_is_gone(run: Any) -> None:
     folder = run()
-    with refused("publishing/reference.py::read_reference::str(path)") as found:
+    with refused("verification/reference.py::read_reference::str(path)") as found:
         read_reference(folder)
     assert "take_reference(load(folder), ...) and write_reference()" in found[0].remedy
     write_reference(folder, take_reference(load(str(folder)), tokenizer=load_tokenizer(str(folder))))
@@ -403,7 +403,7 @@ def test_a_hub_that_fails(full: Path, hub: Any, site: str) -> None:
 def test_a_publish_after_training_that_fails(full: Path, hub: Any, capfd: pytest.CaptureFixture[str]) -> None:
     """The command of the message publishes the model, proven in a process of its own."""
     hub.fail(at=1, how="500", lasting=True)
-    with refused("publishing/destination.py::Destination.push::str(folder)") as found:
+    with refused("publishing/target.py::Destination.push::str(folder)") as found:
         Destination(repo_id=REPO, private=False, tag="v1").push(full)
     hub.calm()
     _, recipe, *words = shlex.split(found[-1].remedy.removeprefix("then type: "))
@@ -425,7 +425,7 @@ def test_what_modelscope_has_not(full: Path, tmp_path: Path, monkeypatch: pytest
         repo = server.repos[REPO]
         repo.branches["side"] = repo.branches[branch]  # made on the repo's page
         assert scope(revision="side")
-        with refused("publishing/hub_modelscope.py::ModelScope._commit::create_pr") as found:
+        with refused("publishing/modelscope.py::ModelScope._commit::create_pr") as found:
             scope(create_pr=True, facts=CardFacts(license="mit"))
         assert found[0].remedy == "drop it"
         assert scope(facts=CardFacts(license="mit"))
@@ -449,7 +449,7 @@ def classifier(bases: dict[str, str], tokenizer: Any, shake: Any) -> Callable[..
 
 def test_what_no_stock_class_has(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier(pooling="mean")
-    with refused("publishing/stock.py::last_token_reasons::field") as found:
+    with refused("export/stock.py::last_token_reasons::field") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
     assert "with save(), or publish.py --form saved" in found[0].remedy
     folder = save(model, tokenizer=words, folder=tmp_path / "own")
@@ -458,14 +458,14 @@ def test_what_no_stock_class_has(classifier: Any, tmp_path: Path) -> None:
 
 def test_a_head_of_two_layers(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier(head="mlp", head_sizes=[32], labels=["score"], problem_type="regression")
-    with refused("publishing/stock.py::_reasons::head") as found:
+    with refused("export/stock.py::_reasons::head") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
     assert "export_reward_model()" in found[0].remedy
     assert "save()" in found[0].remedy
     assert export_reward_model(model, tokenizer=words, folder=tmp_path / "reward")
     assert save(model, tokenizer=words, folder=tmp_path / "own")
     model, words = classifier()
-    with refused("publishing/reward_model.py::_reasons::field") as found:
+    with refused("export/reward_model.py::_reasons::field") as found:
         export_reward_model(model, tokenizer=words, folder=tmp_path / "other")
     assert "save()" in found[0].remedy
     assert save(model, tokenizer=words, folder=tmp_path / "linear")
@@ -475,7 +475,7 @@ def test_a_family_without_a_stock_class(tokenizer: Any, tmp_path: Path) -> None:
     size = {"vocab_size": 5026, "n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4}
     backbone = CodeGenConfig(**size, bos_token_id=0, eos_token_id=0)
     model = PooledClassifier(PooledClassifierConfig(text_config=backbone, num_labels=2))
-    with refused("publishing/stock.py::_reasons::text_config") as found:
+    with refused("export/stock.py::_reasons::text_config") as found:
         export_stock(model, tokenizer=copy.deepcopy(tokenizer), folder=tmp_path / "out")
     assert "save()" in found[0].remedy
     assert load(str(save(model, tokenizer=copy.deepcopy(tokenizer), folder=tmp_path / "own")))
@@ -487,7 +487,7 @@ def test_a_tokenizer_whose_end_is_its_padding(bases: dict[str, str], tmp_path: P
     words = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     model, another = build(bases["llama"], **TASK), copy.deepcopy(words)
     bind_template(words, model.config)
-    with refused("publishing/stock.py::_choose_pad::tokenizer") as found:
+    with refused("export/stock.py::_choose_pad::tokenizer") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
     assert "train with another --boundary, or add a pad token" in found[0].remedy
     padded = copy.deepcopy(another)
@@ -500,7 +500,7 @@ def test_a_tokenizer_whose_end_is_its_padding(bases: dict[str, str], tmp_path: P
 
 def test_an_export_without_a_tokenizer(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier()
-    with refused("publishing/stock.py::open_merged::tokenizer") as found:
+    with refused("export/stock.py::open_merged::tokenizer") as found:
         export_stock(model, folder=tmp_path / "out")
     assert found[0].remedy == "pass tokenizer="
     assert export_stock(model, tokenizer=words, folder=tmp_path / "out")
@@ -509,7 +509,7 @@ def test_an_export_without_a_tokenizer(classifier: Any, tmp_path: Path) -> None:
 def test_a_folder_that_is_taken(full: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    with refused("publishing/stock.py::taken::str(folder)") as found:
+    with refused("export/stock.py::taken::str(folder)") as found:
         export_stock(str(full), folder=tmp_path / "taken")
     assert found[0].remedy == "name another, or empty it"
     assert export_stock(str(full), folder=tmp_path / "another")
@@ -518,22 +518,22 @@ def test_a_folder_that_is_taken(full: Path, tmp_path: Path) -> None:
 
 
 def test_a_server_of_what_is_no_export(full: Path, tmp_path: Path) -> None:
-    with refused("publishing/stock.py::serve_command::str(folder)") as found:
+    with refused("export/stock.py::serve_command::str(folder)") as found:
         serve_command(full)
     assert found[0].remedy == "export the model first"
     assert serve_command(export_stock(str(full), folder=tmp_path / "out"))
 
 
 def test_what_no_graph_has(classifier: Any, tmp_path: Path) -> None:
-    onnx = pytest.importorskip("qwen_task_heads.publishing.onnx")
+    onnx = pytest.importorskip("qwen_task_heads.export.onnx")
     model, words = classifier(truncation="windows")
-    with refused("publishing/onnx.py::_reasons::field") as found:
+    with refused("export/onnx.py::_reasons::field") as found:
         onnx.export_onnx(model, tokenizer=words, folder=tmp_path / "out")
     assert "publish the model with save()" in found[0].remedy
     assert save(model, tokenizer=words, folder=tmp_path / "own")
-    with refused("publishing/onnx.py::agreement::texts") as found:
+    with refused("export/onnx.py::agreement::texts") as found:
         onnx.agreement(tmp_path / "model.onnx", model=model, tokenizer=words, texts=[])
-    assert found[0].remedy == "give held-out texts"  # tests/publishing/test_onnx.py gives them
+    assert found[0].remedy == "give held-out texts"  # tests/export/test_onnx.py gives them
 
 
 # --- around a run ---
@@ -543,21 +543,21 @@ def test_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(name: str) -> Any:
         return track(TrainingArguments(str(tmp_path), report_to=[name], use_cpu=True), task=DataArguments())
 
-    with refused("publishing/trackers.py::track::--report_to") as found:
+    with refused("tracking/callbacks.py::track::--report_to") as found:
         asked("mlflow")
     assert asked(first(found)) == []  # none
     for variable, idle in TRACKERS["wandb"].settled.items():
         monkeypatch.setenv(variable, f"not-{idle}")
-        with refused("publishing/trackers.py::track::variable") as found:
+        with refused("tracking/callbacks.py::track::variable") as found:
             asked("wandb")
         assert [problem.remedy[:8] for problem in found if problem.where == variable] == ["unset it"]
         monkeypatch.delenv(variable)
         with suppress(TaskHeadsError), made() as sites:  # its package may not be installed here
             assert asked("wandb")
-        assert "publishing/trackers.py::track::variable" not in sites
+        assert "tracking/callbacks.py::track::variable" not in sites
 
 
-COMPARISON = "publishing/comparison_pages.py::claim_folder::--output_dir"
+COMPARISON = "reports/comparison_pages.py::claim_folder::--output_dir"
 
 
 def test_a_folder_of_a_comparison(tmp_path: Path) -> None:
@@ -576,7 +576,7 @@ def test_a_folder_of_a_comparison(tmp_path: Path) -> None:
 
 def test_a_task_that_no_column_tells_can_be_named(tmp_path: Path) -> None:
     """What is named then says which columns it lacks; with these the comparison runs."""
-    site = "publishing/comparison_runs.py::_task_of_data::--dataset_name"
+    site = "reports/comparison_runs.py::_task_of_data::--dataset_name"
     data = tmp_path / "train.csv"
     data.write_text("a,b\n" + "".join(f"{n},{n}\n" for n in range(40)), encoding="utf-8")
     options: dict[str, Any] = {

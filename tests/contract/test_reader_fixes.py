@@ -18,11 +18,11 @@ from fixes import refused
 from openpyxl import Workbook
 from reading import LABELED, PAIRS, Case, Files, follow, inputs, lines, of_row, of_table, texts, titles, write
 
-from qwen_task_heads.data import parsers
-from qwen_task_heads.data.formats import read_rows
-from qwen_task_heads.data.parsers import MAX_LINE_BYTES
-from qwen_task_heads.data.readers import pairs_of_rows, read_pairs
-from qwen_task_heads.data.text_sets import read_text_sets
+from qwen_task_heads.data import json_files
+from qwen_task_heads.data.json_files import MAX_LINE_BYTES
+from qwen_task_heads.data.pair_readers import pairs_of_rows, read_pairs
+from qwen_task_heads.data.sources import read_rows
+from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.errors import TaskHeadsError
 
 GOOD = lines(*LABELED)
@@ -64,8 +64,8 @@ SHEET = [["text", "label"], *([row["text"], row["label"]] for row in LABELED)]
 PARQUET = parquet(text=TEXT, label=LABEL)
 EMPTY = {"add rows": {"train.jsonl": GOOD}}
 KIND = "give the file the suffix of its kind"
-CLASS, PARSERS, TABLES = "data/class_files.py::", "data/parsers.py::", "data/tables.py::"
-FORMATS, SHEETS = "data/formats.py::", "data/sheets.py::read_excel::"
+CLASS, PARSERS, TABLES = "data/class_files.py::", "data/json_files.py::", "data/table_files.py::"
+FORMATS, SHEETS = "data/sources.py::", "data/excel.py::read_excel::"
 CASES = [
     Case(f"{CLASS}read_class_lines::path", {"train.txt": "\n\n"}, "train.txt",
          {"add rows": {"train.txt": CLASSES}}),
@@ -188,7 +188,7 @@ def test_what_the_message_says_to_do_is_read(case: Case, tmp_path: Path) -> None
 
 def test_a_hub(tmp_path: Path) -> None:
     source = write(tmp_path / "rows", {"train.jsonl": GOOD})
-    with refused("data/formats.py::open_source::hub") as found:
+    with refused("data/sources.py::open_source::hub") as found:
         read_text_sets(source, hub="hf", dev_fraction=0.5)
     first = found[0].accepted.removeprefix("accepted: ").split(", ")[0]
     assert found[0].remedy == "choose one of them"
@@ -197,7 +197,7 @@ def test_a_hub(tmp_path: Path) -> None:
 
 def test_an_id_that_is_none() -> None:
     """The id of the form that it asks for is looked up, on a hub that is out of reach."""
-    with refused("data/formats.py::open_source::source") as found:
+    with refused("data/sources.py::open_source::source") as found:
         list(read_rows("modelscope:news"))
     assert "owner/name" in found[0].accepted
     assert found[0].remedy == "check the id"
@@ -209,7 +209,7 @@ def test_an_id_that_is_none() -> None:
 
 
 def test_a_data_set_that_cannot_be_fetched(tmp_path: Path) -> None:
-    with refused("data/hub_sets.py::_unfetched::where") as found:
+    with refused("data/hub_datasets.py::_unfetched::where") as found:
         texts("owner/news")
     assert found[0].where == "owner/news"
     assert found[0].remedy.endswith("or download the files and give their path")
@@ -221,7 +221,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     folder = tmp_path / "rows"
     write(folder, {"train.jsonl": GOOD})
     (folder / "train2.jsonl").symlink_to(tmp_path / "gone")
-    with refused("data/formats.py::_read_path::path#2") as found:
+    with refused("data/sources.py::_read_path::path#2") as found:
         texts(str(folder))
     assert found[0].where == str(folder / "train2.jsonl")
     assert found[0].remedy == "remove it or replace it"
@@ -234,7 +234,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.symlink_to("/proc/self/mem")  # a file that exists and whose first byte cannot be read
-    with refused("data/formats.py::_read_file::path") as found:
+    with refused("data/sources.py::_read_file::path") as found:
         texts(str(path))
     assert found[0].where == str(path)
     assert found[0].remedy == "check the path and its rights"
@@ -246,7 +246,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_folder_without_data(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write(folder, {"notes.md": "x", "in/train.jsonl": GOOD})
-    with refused("data/formats.py::_folder_files::folder") as found:
+    with refused("data/sources.py::_folder_files::folder") as found:
         texts(str(folder))
     assert found[0].where == str(folder)
     assert found[0].remedy == "name the folder that holds the files itself, or convert them"
@@ -259,11 +259,11 @@ def test_a_folder_of_several_splits(tmp_path: Path) -> None:
     rows = lines(*PAIRS)
     folder = tmp_path / "data"
     write(folder, {"train.jsonl": rows, "test.jsonl": rows})
-    with refused("data/formats.py::_folder_files::folder#2") as found:
+    with refused("data/sources.py::_folder_files::folder#2") as found:
         read_pairs(str(folder))
     assert found[0].remedy == "name one by split=, or name its file"
     assert read_pairs(str(folder), split="test").pairs
-    with refused("data/formats.py::_folder_files::folder#2"):  # where a recipe is told of a dev set
+    with refused("data/sources.py::_folder_files::folder#2"):  # where a recipe is told of a dev set
         texts(write(tmp_path / "a", {"train.jsonl": GOOD}), f"--dev_dataset {folder}")
     (folder / "train.jsonl").write_text(GOOD)
     assert texts(str(tmp_path / "a" / "train.jsonl"), f"--dev_dataset {folder / 'train.jsonl'}")
@@ -272,7 +272,7 @@ def test_a_folder_of_several_splits(tmp_path: Path) -> None:
 def test_a_folder_without_the_split(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write(folder, {"dev.jsonl": GOOD})
-    with refused("data/formats.py::_folder_files::folder#3") as found:
+    with refused("data/sources.py::_folder_files::folder#3") as found:
         texts(str(folder))
     assert found[0].where == str(folder)
     assert found[0].remedy == "add train.jsonl, or name a file of this folder"
@@ -284,7 +284,7 @@ def test_a_folder_without_the_split(tmp_path: Path) -> None:
 def test_the_split_of_a_file(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     source = write(folder, {"train.jsonl": lines(*PAIRS), "test.jsonl": lines(*PAIRS)})
-    with refused("data/formats.py::_check_file_split::path") as found:
+    with refused("data/sources.py::_check_file_split::path") as found:
         read_pairs(source, split="test")
     assert found[0].remedy == "name the file of that split, or a folder"
     assert read_pairs(str(folder / "test.jsonl"), split="test").pairs
@@ -292,7 +292,7 @@ def test_the_split_of_a_file(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_misspelt(tmp_path: Path) -> None:
-    site = "data/formats.py::_not_there::source if len(source) < 300 else source[:299] + '…'"
+    site = "data/sources.py::_not_there::source if len(source) < 300 else source[:299] + '…'"
     folder = tmp_path / "data"
     write(folder, {"train.jsonl": GOOD})
     with refused(site) as found:
@@ -310,7 +310,7 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
     for source in (tmp_path / "saved", tmp_path / "saved" / "data-00000-of-00001.arrow"):
         arrow = tmp_path / "saved" / "data-00000-of-00001.arrow"
         arrow.write_bytes(arrow.read_bytes()[:100])
-        with refused("data/hub_sets.py::_load_saved::path") as found:
+        with refused("data/hub_datasets.py::_load_saved::path") as found:
             texts(str(source))
         assert found[0].where == str(source)
         assert found[0].remedy == "save it again, or as Parquet by to_parquet"
@@ -324,7 +324,7 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
 def test_a_saved_split_of_another_name(tmp_path: Path) -> None:
     data = Dataset.from_list(PAIRS)
     DatasetDict(first=data, second=data).save_to_disk(str(tmp_path / "saved"))
-    with refused("data/hub_sets.py::_pick_split::name") as found:
+    with refused("data/hub_datasets.py::_pick_split::name") as found:
         titles(str(tmp_path / "saved"))
     assert found[0].remedy == "name one by split=, or save it as a file of its own (to_parquet) and name that"
     assert "'first', 'second'" in found[0].accepted
@@ -338,7 +338,7 @@ def test_rows_that_break_off() -> None:
         yield PAIRS[0]
         raise OSError("connection reset")
 
-    with refused("data/hub_sets.py::_broken::part") as found:
+    with refused("data/hub_datasets.py::_broken::part") as found:
         pairs_of_rows(broken(), name="rows")
     assert found[0].where == "rows"
     assert found[0].remedy == "run again, or download it first"
@@ -346,7 +346,7 @@ def test_rows_that_break_off() -> None:
 
 
 def test_a_split_without_rows() -> None:
-    with refused("data/hub_sets.py::_hub_rows::part") as found:
+    with refused("data/hub_datasets.py::_hub_rows::part") as found:
         pairs_of_rows([], name="rows")
     assert found[0].remedy == "add rows, or name another split"
     assert pairs_of_rows(PAIRS, name="rows").pairs
@@ -354,8 +354,8 @@ def test_a_split_without_rows() -> None:
 
 def test_a_document_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "a", {"train.json": json.dumps(LABELED)})
-    monkeypatch.setattr(parsers, "MAX_JSON_BYTES", 100)
-    with refused("data/parsers.py::_read_document::path") as found:
+    monkeypatch.setattr(json_files, "MAX_JSON_BYTES", 100)
+    with refused("data/json_files.py::_read_document::path") as found:
         texts(source)
     assert found[0].where == source
     assert found[0].remedy == "write JSONL, read line by line"

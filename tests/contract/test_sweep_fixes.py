@@ -11,8 +11,8 @@ from fixes import Words, changes, refused
 
 from qwen_task_heads import adapter_config, build, save
 from qwen_task_heads.adapters import with_adapter
-from qwen_task_heads.batching.text import Template, compile_template
-from qwen_task_heads.publishing.sweeps import Sweep, open_sweep
+from qwen_task_heads.reports.sweeps import Sweep, open_sweep
+from qwen_task_heads.tokenization.templates import Template, compile_template
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
 
 LABELS = ("sport", "money", "health")
@@ -64,7 +64,7 @@ def test_data_of_the_other_task(
     files: dict[str, str], bases: dict[str, str], tmp_path: Path, name: str, task: Words
 ) -> None:
     argv = words(files[name], bases["qwen2"], tmp_path, *task)
-    with refused("publishing/sweeps.py::_read_for::--task") as found:
+    with refused("reports/sweeps.py::_read_for::--task") as found:
         opened(argv)
     assert found[0].where == "--task"
     assert len(found) > 1  # what the reader says stays
@@ -94,7 +94,7 @@ def test_a_model_with_a_head(
     save(model, tokenizer=tokenizer, folder=tmp_path / "scorer")
     data = files["texts" if task == "texts" else "pairs"]
     argv = words(data, str(tmp_path / "scorer"), tmp_path, "--task", task)
-    with refused("publishing/sweeps.py::_refuse_head::--model_name_or_path") as found:
+    with refused("reports/sweeps.py::_refuse_head::--model_name_or_path") as found:
         opened(argv)
     own = {"name the backbone it was built on": ["--model_name_or_path", bases["qwen2"]]}
     [typed] = changes(found[0], argv, own if saved_as == "full" else None)

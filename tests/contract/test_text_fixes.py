@@ -9,7 +9,7 @@ import pytest
 from fixes import refused
 from reading import LABELED, Case, Change, Files, follow, inputs, lines, of_row, stated, texts, write
 
-from qwen_task_heads.data.text_sets import read_text_sets
+from qwen_task_heads.data.text_datasets import read_text_sets
 
 MULTI = stated("labels", ["a"], ["b"])
 SCORES = [{"text": f"Text {number}", "score": number / 2} for number in range(4)]
@@ -92,10 +92,10 @@ def having(rows: list[dict[str, Any]], **more: Any) -> list[dict[str, Any]]:
 
 COLUMNS, LAYOUT = "data/text_columns.py::", "data/text_layout.py::"
 MIXING = "data/mixing.py::"
-SCHEMES, TARGETS, VALUES = "data/text_schemes.py::", "data/text_targets.py::", "data/label_values.py::"
+SCHEMES, TARGETS, VALUES = "data/label_schemes.py::", "data/text_targets.py::", "data/label_values.py::"
 ORDINAL = "--problem_type ordinal"
 DEV = "--dev_dataset HERE/dev.jsonl"
-SETS = "data/text_sets.py::_check_options"
+SETS = "data/text_datasets.py::_check_options"
 ALIASED = "- {name: a, aliases: [A]}\n- b\n"
 CODED = [row | {"label_name": "ab"[row["label"]]} for row in stated("label", 0, 1)]
 NEW = [{"text": f"New {n}", "label": "ab"[n % 2]} for n in range(4)]
@@ -251,7 +251,7 @@ CASES = [
            words="--labels HERE/in/labels.yaml", **{"in/labels_yaml": "[a, b]"}),
     of_set(f"{SCHEMES}_scores_scheme::source#3", having(SCORES, score=1),
            {"add rows of other scores": SCORES}),
-    of_set("data/text_account.py::one_class::source", stated("label", "a"),
+    of_set("data/label_summary.py::one_class::source", stated("label", "a"),
            {"add rows of other labels": LABELED}, labels_yaml="[a, b]"),
     # targets by these labels
     of_row(f"{TARGETS}_check_offered::raw.where", {**OFFERS[0], "category": ["a", "A", "b"]},
@@ -280,9 +280,9 @@ CASES = [
     of_dev(f"{TARGETS}_place_of_name::raw.where#2", LABELED, {"text": "x", "label": "A"},
            {"did you mean 'a'?": {"text": "x", "label": "a"}}),
     # options, and sets as a whole
-    of_set("data/text_sets.py::read_text_sets::streaming", LABELED,
+    of_set("data/text_datasets.py::read_text_sets::streaming", LABELED,
            {"drop it: the data is read from its files": ""}, at="streaming", words="--streaming true"),
-    of_set("data/text_sets.py::_refusals::places[role]", [*LABELED, *[{"text": "", "label": "a"}] * 5],
+    of_set("data/text_datasets.py::_refusals::places[role]", [*LABELED, *[{"text": "", "label": "a"}] * 5],
            {"correct the rows below": [*LABELED, *[{"text": "x", "label": "a"}] * 5]},
            words="--bad_rows skip"),
     of_mix(f"{MIXING}mix_in::name", having(NEW, text="Same"),

@@ -19,8 +19,8 @@ from qwen_task_heads.data.batches import (
     as_rows,
     in_batches,
 )
-from qwen_task_heads.data.parsers import FileProblem, read_jsonl
-from qwen_task_heads.data.tables import read_csv, read_parquet
+from qwen_task_heads.data.json_files import FileProblem, read_jsonl
+from qwen_task_heads.data.table_files import read_csv, read_parquet
 from qwen_task_heads.errors import Problem
 
 PROBLEM = Problem("a:2", "found 1", "accepted: 2", "correct it")

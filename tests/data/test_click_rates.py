@@ -10,8 +10,8 @@ from qwen_task_heads.data.click_rates import (
     preferences_from_clicks,
     two_proportion_p_value,
 )
-from qwen_task_heads.data.evidence import groups_to_pairs
 from qwen_task_heads.data.examples import GroupExample
+from qwen_task_heads.data.preferences import groups_to_pairs
 
 
 def counts(rows: int, largest: int, seed: int = 0) -> list[np.ndarray]:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwen_task_heads.data.checks import examine, examine_texts, find_overlaps
 from qwen_task_heads.data.click_pairs import arms_of
-from qwen_task_heads.data.doctor import examine, examine_texts, find_overlaps
-from qwen_task_heads.data.evidence import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.example_columns import (
     are_soft,
     arm_hashes,
@@ -28,10 +27,11 @@ from qwen_task_heads.data.example_columns import (
     with_groups,
 )
 from qwen_task_heads.data.example_tables import GroupTable, have_second
-from qwen_task_heads.data.readers import PairData, read_pairs
+from qwen_task_heads.data.pair_readers import PairData, read_pairs
+from qwen_task_heads.data.preferences import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.sequences import Joined, Table, pick, sources_of
 from qwen_task_heads.data.splits import assign_groups, split_by_group, split_texts, titles_tie
-from qwen_task_heads.data.text_sets import read_text_sets
+from qwen_task_heads.data.text_datasets import read_text_sets
 
 WORDS = ["tea", "Tea", "rest", "ten", "ways", "a", "<|im_end|>", "中"]
 TITLES = [word for word in WORDS if word != "<|im_end|>"]

@@ -8,12 +8,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qwen_task_heads.batching.text import label_template
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import choose_shots, shots_line, with_shots
 from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.tokenization.templates import label_template
 
 LABELS = LabelMap(("sport", "trade", "war"))
 WORDS = {

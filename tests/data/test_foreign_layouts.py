@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from qwen_task_heads.data.file_options import options_of
-from qwen_task_heads.data.readers import PairData, read_pairs
+from qwen_task_heads.data.pair_readers import PairData, read_pairs
+from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.text_readers import TextInput, read_inputs
-from qwen_task_heads.data.text_sets import read_text_sets
-from qwen_task_heads.data.title_sets import read_title_sets
+from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import TaskHeadsError
 
 ASKED = "About cats"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from qwen_task_heads.data.text_sets import TextSets, read_text_sets
+from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.errors import TaskHeadsError
 
 WORDS = tuple(f"{word} {kind}" for word in ("late", "new", "old", "lost") for kind in ("card", "bill", "pin"))

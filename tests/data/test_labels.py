@@ -11,7 +11,7 @@ from transformers import Qwen2Config
 
 from qwen_task_heads.data.label_files import find_label_file, is_whole
 from qwen_task_heads.data.labels import LabelMap, check_same
-from qwen_task_heads.data.text_sets import read_text_sets
+from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 

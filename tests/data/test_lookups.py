@@ -16,8 +16,8 @@ from qwen_task_heads.data import lookups
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.lookups import look_up_titles, report_texts, report_titles
 from qwen_task_heads.data.splits import split_by_group
-from qwen_task_heads.data.text_sets import read_text_sets
-from qwen_task_heads.data.title_sets import read_title_sets
+from qwen_task_heads.data.text_datasets import read_text_sets
+from qwen_task_heads.data.title_datasets import read_title_sets
 
 SINGLE = "single_label_classification"
 

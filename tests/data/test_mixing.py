@@ -14,7 +14,7 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.mixing import mix_in
-from qwen_task_heads.data.text_sets import TextSets, read_text_sets
+from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.errors import TaskHeadsError
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen_task_heads.data.formats import FileProblem, read_rows
-from qwen_task_heads.data.hub_sets import _pick_split
-from qwen_task_heads.data.readers import read_pairs
+from qwen_task_heads.data.hub_datasets import _pick_split
+from qwen_task_heads.data.pair_readers import read_pairs
+from qwen_task_heads.data.sources import FileProblem, read_rows
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 ROW = {"chosen": "Ten quiet beaches", "rejected": "Beaches"}
@@ -262,7 +262,7 @@ def test_parquet_without_rows_or_with_a_column_twice(tmp_path: Path) -> None:
 
 
 def test_a_json_document_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_task_heads.data.parsers.MAX_JSON_BYTES", 100)
+    monkeypatch.setattr("qwen_task_heads.data.json_files.MAX_JSON_BYTES", 100)
     path = write(tmp_path / "a.json", json.dumps([ROW] * 9))
     assert "over 100 bytes" in str(read_error(path))
 

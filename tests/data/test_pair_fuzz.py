@@ -14,7 +14,7 @@ from fuzzing import a_text, dumps, hurt, nested, write
 from work import at_most
 
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.data.readers import pair_to_row, read_pairs
+from qwen_task_heads.data.pair_readers import pair_to_row, read_pairs
 from qwen_task_heads.errors import TaskHeadsError
 
 

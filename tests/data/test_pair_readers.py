@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_task_heads.data.readers import groups_to_pairs, read_pairs
+from qwen_task_heads.data.pair_readers import groups_to_pairs, read_pairs
 from qwen_task_heads.errors import TaskHeadsError
 
 

@@ -17,9 +17,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from reported import case, refused, rows_of
 
-from qwen_task_heads.data.readers import pair_to_row
-from qwen_task_heads.data.text_sets import TextSets, read_text_sets
-from qwen_task_heads.data.title_sets import TitleSets, read_title_sets
+from qwen_task_heads.data.pair_readers import pair_to_row
+from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
+from qwen_task_heads.data.title_datasets import TitleSets, read_title_sets
 from qwen_task_heads.errors import TaskHeadsError
 
 FIRST = "The One Where A Creationist Picks A Fight And Loses To A Priest"

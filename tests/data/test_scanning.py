@@ -12,11 +12,11 @@ import pytest
 
 from qwen_task_heads.data.batches import BATCH_ROWS
 from qwen_task_heads.data.file_options import FileOptions
-from qwen_task_heads.data.hub_sets import rows_of
-from qwen_task_heads.data.readers import read_pairs
+from qwen_task_heads.data.hub_datasets import rows_of
+from qwen_task_heads.data.pair_readers import read_pairs
+from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.text_readers import read_texts, texts_of_rows
-from qwen_task_heads.data.text_sets import read_text_sets
-from qwen_task_heads.data.title_sets import read_title_sets
+from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import TaskHeadsError
 
 

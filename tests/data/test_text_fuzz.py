@@ -16,8 +16,8 @@ from work import at_most
 
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.text_readers import read_inputs
-from qwen_task_heads.data.text_sets import read_text_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 NAMES = ("art", "体育", "a, b", "news")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qwen_task_heads.data.conversations import CONVERSATIONS
-from qwen_task_heads.data.parsers import FileProblem
+from qwen_task_heads.data.json_files import FileProblem
 from qwen_task_heads.data.raw_texts import RawText, RawTexts
 from qwen_task_heads.data.text_layout import ALPACA, FORMS, PROBLEM_TYPES, TARGETS
 from qwen_task_heads.data.text_readers import TextInput, read_inputs, read_texts

@@ -14,8 +14,8 @@ import torch
 import qwen_task_heads
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.evaluate_modules import flat, metric_path
-from qwen_task_heads.training.classification_metrics import classification_figures
-from qwen_task_heads.training.metrics import ranking_metrics
+from qwen_task_heads.metrics.classification import classification_figures
+from qwen_task_heads.metrics.ranking import ranking_metrics
 
 pytest.importorskip("evaluate", reason="evaluate is not installed: pip install 'qwen-task-heads[evaluate]'")
 RNG = np.random.default_rng(0)

@@ -20,6 +20,7 @@ import launching
 import pytest
 
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.training.checkpoint_manifest import SEAL, missing_parts, seal, verify
 from qwen_task_heads.training.checkpoints import (
     SealingCallback,
     newest_sealed,
@@ -29,7 +30,6 @@ from qwen_task_heads.training.checkpoints import (
     resume_hazards,
     train,
 )
-from qwen_task_heads.training.seals import SEAL, missing_parts, seal, verify
 
 STEPS_PER_EPOCH = 7  # 25 rows, batches of 2, two batches per update: the last update of an epoch has one
 SAVE_EVERY = 4

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, pipeline
 
 from qwen_task_heads import adapter_config, build, load, load_tokenizer, merge, save
-from qwen_task_heads.batching.text import Template, bind_template
 from qwen_task_heads.hubcode.encoding_task_heads import cut_row, encode_texts
+from qwen_task_heads.tokenization.templates import Template, bind_template
 
 LABELS = ["bad", "fair", "good", "优"]
 LIMIT = 32

@@ -16,8 +16,8 @@ from transformers import BloomConfig, Gemma3TextConfig, Qwen2Config
 
 from qwen_task_heads import TitleScorer, adapter_config, build, load, merge, save
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.hubcode.configuration_task_heads import cut_layers
-from qwen_task_heads.publishing.stock import export_stock
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 KINDS = ("full", "lora", "head_only", "merged")

@@ -12,8 +12,8 @@ from clean_process import CleanProcess
 from peft import get_peft_model
 
 from qwen_task_heads import Scorer, adapter_config, build, load_tokenizer, save
-from qwen_task_heads.batching.text import Template, bind_template, compile_template
-from qwen_task_heads.publishing.manifest import hash_code
+from qwen_task_heads.reports.run_manifest import hash_code
+from qwen_task_heads.tokenization.templates import Template, bind_template, compile_template
 
 LABELS = ["politics", "sport", "体育"]
 TEXTS = ["A plain text", "短い文", "word " * 60, "Rest<|im_end|>"]

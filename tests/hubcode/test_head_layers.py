@@ -21,11 +21,11 @@ from transformers import CONFIG_MAPPING, BloomConfig
 
 from qwen_task_heads import TitleScorer, TitleScorerConfig, adapter_config, build, load, merge, save
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.export.reward_model import export_reward_model
+from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.hubcode.configuration_task_heads import CAN_EXIT, TaskHeadError
 from qwen_task_heads.hubcode.packing_task_heads import common_length
 from qwen_task_heads.inference.scorer import Scorer
-from qwen_task_heads.publishing.reward_model import export_reward_model
-from qwen_task_heads.publishing.stock import export_stock
 from qwen_task_heads.training.features import extract_features
 
 SIZES = {

@@ -118,7 +118,7 @@ def test_without_the_library_the_engine_is_refused_with_what_to_type() -> None:
 
 def test_no_such_encoder_is_refused_beforehand(tmp_path: Path) -> None:
     from qwen_task_heads.data.labels import LabelMap
-    from qwen_task_heads.data.text_sets import TextSets
+    from qwen_task_heads.data.text_datasets import TextSets
 
     rows = texts(4, 0)
     sets = TextSets(

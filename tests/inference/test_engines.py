@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from qwen_task_heads import LabelMap, TaskHeadsError, build, load_tokenizer, save
-from qwen_task_heads.batching.text import bind_template
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.text_sets import TextSets
+from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.inference.engine_options import Asking, EngineSpec, parse_engines
 from qwen_task_heads.inference.engines import check_engines, check_prompts, open_engine
 from qwen_task_heads.pretrained import locate
+from qwen_task_heads.tokenization.templates import bind_template
 
 LABELS = LabelMap(tuple(f"a name of several words, number {k}" for k in range(30)))
 TEXT = "some words of a text"

@@ -14,14 +14,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from qwen_task_heads import LabelMap, Scorer, adapter_config, build, load_tokenizer, save
-from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.generators import base_of, load_generator
-from qwen_task_heads.inference.files import predict_file
-from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.inference.batch_prediction import predict_file
 from qwen_task_heads.inference.identity import model_hash
-from qwen_task_heads.inference.opening import open_scorer
-from qwen_task_heads.inference.parts import Parts
+from qwen_task_heads.inference.label_scorer import LabelScorer
+from qwen_task_heads.inference.loading import open_scorer
+from qwen_task_heads.inference.shards import Parts
+from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
 
 
 @pytest.fixture

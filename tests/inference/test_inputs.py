@@ -28,13 +28,13 @@ from qwen_task_heads import (
     load_tokenizer,
     save,
 )
-from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import choose_shots
 from qwen_task_heads.inference.inputs import device_of
-from qwen_task_heads.inference.opening import choose
+from qwen_task_heads.inference.loading import choose
 from qwen_task_heads.inference.scorer import FailedScore
 from qwen_task_heads.pretrained import locate
+from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
 
 TEXTS = ["lost card", "age?", "短い文"]
 LISTS: dict[str, Callable[[list[Any]], Any]] = {

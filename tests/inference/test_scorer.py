@@ -14,9 +14,9 @@ from transformers import pipeline, set_seed
 
 import qwen_task_heads
 from qwen_task_heads import Scorer, build, save
-from qwen_task_heads.batching.text import Template, compile_template
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import load_tokenizer
+from qwen_task_heads.tokenization.templates import Template, compile_template
 
 TITLES = [
     "Ten ways to rest", "A", "Why the trains of the north are late every single winter, and who pays for it",

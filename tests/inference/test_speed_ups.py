@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from qwen_task_heads import Scorer, adapter_config, build, save
-from qwen_task_heads.batching.text import Template, compile_template
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.int8 import agreement, to_int8
 from qwen_task_heads.models import load_tokenizer
+from qwen_task_heads.tokenization.templates import Template, compile_template
 
 BRIEF = "You rate titles for readers who know the trade. " * 4
 TITLES = [f"{what} {n}" for n in range(4) for what in ("Trains of the north", "Tea", "A long way to rest")]
@@ -78,7 +78,7 @@ def test_another_prompt_takes_the_place_of_the_last(bases: dict[str, str], model
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_rows_over_the_limit_and_other_poolings_go_without(bases: dict[str, str], pooling: str) -> None:
-    from qwen_task_heads.batching.text import bind_template
+    from qwen_task_heads.tokenization.templates import bind_template
 
     torch.manual_seed(0)
     options = {"task": "pooled_classifier", "labels": ["a", "b"], "pooling": pooling}

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from qwen_task_heads import Scorer, build, load_tokenizer, save
-from qwen_task_heads.batching.text import Template, compile_template
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.generators import load_generator
 from qwen_task_heads.inference import engine_options, title_engines
 from qwen_task_heads.inference.engine_options import EngineSpec, check_task, parse_engines, task_of
 from qwen_task_heads.inference.title_engines import TitleLikelihood, check_title_engines, open_title_engine
+from qwen_task_heads.tokenization.templates import Template, compile_template
 
 PAIRS = [
     PairExample(chosen="You will not believe this", rejected="The budget", group="a"),

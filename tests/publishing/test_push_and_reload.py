@@ -23,10 +23,10 @@ from peft import get_peft_model
 from transformers import AutoTokenizer
 
 from qwen_task_heads import Template, adapter_config, build, load, load_tokenizer, save
-from qwen_task_heads.batching.text import compile_template
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.publishing.hubs import publish
-from qwen_task_heads.publishing.reference import take_reference, write_reference
+from qwen_task_heads.publishing.publish import publish
+from qwen_task_heads.tokenization.templates import compile_template
+from qwen_task_heads.verification.reference import take_reference, write_reference
 
 pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
 pytestmark = [

@@ -13,9 +13,9 @@ from peft import get_peft_model
 
 from qwen_task_heads import adapter_config, build, load, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.files import hash_files
 from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
-from qwen_task_heads.manifests import hash_files
-from qwen_task_heads.publishing.hubs import check_publishable, publish
+from qwen_task_heads.publishing.publish import check_publishable, publish
 from qwen_task_heads.publishing.staging import CONFIGURATION, check_run, files_of, stage, travels
 
 CARD = (

@@ -14,8 +14,8 @@ import pytest
 from transformers import AutoModelForCausalLM, set_seed
 
 from qwen_task_heads import LabelMap, LabelScorer, Scorer, build, load_tokenizer, save
-from qwen_task_heads.batching.answers import AnswerPrompts
-from qwen_task_heads.batching.text import Template, bind_template, compile_template
+from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
+from qwen_task_heads.tokenization.templates import Template, bind_template, compile_template
 
 RECIPE = launching.RECIPES / "compare.py"
 refused = partial(launching.refused, RECIPE)

@@ -11,9 +11,9 @@ import launching
 import pytest
 
 from qwen_task_heads import LabelMap, LabelScorer, load_tokenizer
-from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.training.answer_trainer import IGNORED, answer_dataset
+from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
+from qwen_task_heads.training.sft_trainer import IGNORED, answer_dataset
 
 RECIPE = launching.RECIPES / "sft_classify.py"
 PRESET = launching.RECIPES / "configs" / "fudan_news_sft.yaml"

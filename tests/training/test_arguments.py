@@ -10,15 +10,15 @@ import yaml
 from transformers import TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
-from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.tokenization.templates import Template
 from qwen_task_heads.training.arguments import HeadModelConfig, run_identity
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
+from qwen_task_heads.training.grpo_arguments import parse_writer_arguments
 from qwen_task_heads.training.head_sweep import Combination
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments, warm_start_command
 from qwen_task_heads.training.title_arguments import TitleArguments, TitleConfig, parse_title_arguments
-from qwen_task_heads.training.writer_arguments import parse_writer_arguments
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 PRESETS = ("quick_start_embedded", "ad_titles_7b", "recommended_7b_16gb", "soft_clicks")

@@ -27,14 +27,14 @@ from transformers import (
     set_seed,
 )
 
-from qwen_task_heads.batching.collators import text_dataset
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import adapter_config, build, load_tokenizer
+from qwen_task_heads.tokenization.collators import text_dataset
 from qwen_task_heads.training.checkpoints import SealingCallback, newest_sealed, open_output, resume_hazards
 from qwen_task_heads.training.checkpoints import train as train_or_resume
-from qwen_task_heads.training.classification_losses import TEXT_LOSSES
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
+from qwen_task_heads.training.text_losses import TEXT_LOSSES
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES
 NOUNS = ("rest", "work", "bread", "music", "rain", "trains", "dogs", "money", "sleep", "books", "tea", "maps")

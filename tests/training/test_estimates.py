@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from qwen_task_heads import build, load_tokenizer
-from qwen_task_heads.batching.text import Template, bind_template
 from qwen_task_heads.data.examples import GroupExample
 from qwen_task_heads.models import adapter_config
 from qwen_task_heads.throughput import Throughput
+from qwen_task_heads.tokenization.templates import Template, bind_template
 from qwen_task_heads.training import estimates
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.classifier_arguments import ClassifierConfig, parse_classifier_arguments
@@ -25,7 +25,7 @@ from qwen_task_heads.training.pass_costs import batch_shape, pass_costs
 from qwen_task_heads.training.run_checks import check_run
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
 from qwen_task_heads.training.title_arguments import TitleConfig
-from qwen_task_heads.training.trainers import TitleTrainer
+from qwen_task_heads.training.title_trainer import TitleTrainer
 from qwen_task_heads.training.usage import Estimate, Usage
 
 CPU = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "learning_rate": 1e-4, "bf16": False}

@@ -16,7 +16,7 @@ from qwen_task_heads.training.group_losses import (
     resolve_group_loss,
     unused_evidence,
 )
-from qwen_task_heads.training.losses import bradley_terry, reduce
+from qwen_task_heads.training.pair_losses import bradley_terry, reduce
 
 SIZES = [2, 5, 3, 4]
 

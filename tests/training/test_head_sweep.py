@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from qwen_task_heads import build
-from qwen_task_heads.batching.collators import text_dataset
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
-from qwen_task_heads.training.early_exits import (
+from qwen_task_heads.reports.early_exits import (
     ExitPoint,
     measure_exits,
     sweep_table,
     time_scoring,
     write_exits,
 )
+from qwen_task_heads.tokenization.collators import text_dataset
 from qwen_task_heads.training.features import extract_features
 from qwen_task_heads.training.frozen_heads import FittedHead, HeadTraining
 from qwen_task_heads.training.head_sweep import (

@@ -16,8 +16,9 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.classification_metrics import BEST_METRIC, DEV_METRICS, dev_metrics
+from qwen_task_heads.metrics.classification import BEST_METRIC, DEV_METRICS, dev_metrics
 from qwen_task_heads.training.classifier_arguments import ClassifierConfig, parse_classifier_arguments
+from qwen_task_heads.training.grpo_arguments import parse_writer_arguments
 from qwen_task_heads.training.option_checks import (
     direction_problems,
     metric_problems,
@@ -29,7 +30,6 @@ from qwen_task_heads.training.option_checks import (
 )
 from qwen_task_heads.training.sft_arguments import SftClassifyConfig, parse_sft_arguments
 from qwen_task_heads.training.title_arguments import TitleConfig, parse_title_arguments
-from qwen_task_heads.training.writer_arguments import parse_writer_arguments
 
 CPU = ["--output_dir", "x", "--use_cpu", "true"]
 PARSERS = [parse_title_arguments, parse_sft_arguments, parse_classifier_arguments]

@@ -11,14 +11,14 @@ import torch
 from transformers import TrainingArguments
 
 from qwen_task_heads import adapter_config, build
-from qwen_task_heads.batching.collators import group_dataset, pair_dataset, text_dataset
-from qwen_task_heads.batching.text import Template, bind_template, compile_template
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.models import load_tokenizer
+from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset, text_dataset
+from qwen_task_heads.tokenization.templates import Template, bind_template, compile_template
 from qwen_task_heads.training.classifier_arguments import ClassifierConfig
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
 from qwen_task_heads.training.title_arguments import TitleConfig
-from qwen_task_heads.training.trainers import TitleTrainer
+from qwen_task_heads.training.title_trainer import TitleTrainer
 
 NOUNS = ("rest", "work", "bread", "music", "rain", "trains", "dogs", "money", "sleep", "books", "tea", "maps")
 BRIEF = "Which of the titles do readers open? "

@@ -25,13 +25,13 @@ from qwen_task_heads import (
     load_tokenizer,
     save,
 )
-from qwen_task_heads.batching.collators import pair_dataset
-from qwen_task_heads.batching.equal_rows import check_equal
-from qwen_task_heads.batching.text import compile_template
-from qwen_task_heads.data.text_sets import read_text_sets
-from qwen_task_heads.data.title_sets import read_title_sets
+from qwen_task_heads.data.text_datasets import read_text_sets
+from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import saved_task
+from qwen_task_heads.tokenization.collators import pair_dataset
+from qwen_task_heads.tokenization.equal_rows import check_equal
+from qwen_task_heads.tokenization.templates import compile_template
 from qwen_task_heads.training.added_labels import read_sets_for
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments

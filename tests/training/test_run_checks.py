@@ -20,7 +20,7 @@ from qwen_task_heads.training.checkpoints import SealingCallback
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.run_checks import check_run, checkpoint_bytes, flow_of
 from qwen_task_heads.training.title_arguments import TitleConfig
-from qwen_task_heads.training.trainers import TitleTrainer
+from qwen_task_heads.training.title_trainer import TitleTrainer
 
 ROWS = [{"chosen": f"{n} ways to rest", "rejected": f"On rest {n}"} for n in range(8)]
 STEPS = {"eval_strategy": "steps", "save_strategy": "steps"}

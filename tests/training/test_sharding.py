@@ -14,12 +14,12 @@ from equality import assert_same_logits, assert_same_model
 from transformers.integrations import deepspeed
 
 from qwen_task_heads import LabelMap, adapter_config, build, load_tokenizer
-from qwen_task_heads.batching.answers import AnswerPrompts
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.generators import load_generator
-from qwen_task_heads.inference.generative import LabelScorer
+from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.pretrained import locate
-from qwen_task_heads.training.answer_trainer import AnswerTrainer, answer_dataset
+from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
+from qwen_task_heads.training.sft_trainer import AnswerTrainer, answer_dataset
 from qwen_task_heads.training.sharding import is_sharded, whole_model
 
 INPUT = {"input_ids": torch.arange(1, 9).view(2, 4)}

@@ -8,15 +8,15 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from qwen_task_heads import build, load_tokenizer
-from qwen_task_heads.batching.collators import pair_dataset, text_dataset
-from qwen_task_heads.batching.text import bind_template, compile_template
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.tokenization.collators import pair_dataset, text_dataset
+from qwen_task_heads.tokenization.templates import bind_template, compile_template
 from qwen_task_heads.training.classifier_arguments import ClassifierConfig
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
 from qwen_task_heads.training.text_inputs import encode_texts, encode_titles
 from qwen_task_heads.training.title_arguments import TitleConfig
-from qwen_task_heads.training.trainers import TitleTrainer
+from qwen_task_heads.training.title_trainer import TitleTrainer
 
 PAIRS = [{"chosen": f"<title>{n} ways to rest</title>", "rejected": f"On rest {n}"} for n in range(6)]
 TEXTS = [

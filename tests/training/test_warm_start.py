@@ -13,9 +13,9 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from qwen_task_heads import LabelMap, adapter_config, bind_template, build, save
-from qwen_task_heads.batching.text import Template
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY
+from qwen_task_heads.tokenization.templates import Template
 from qwen_task_heads.training.classifier_arguments import ClassifierArguments
 from qwen_task_heads.training.warm_start import head_options_of, read_head, take_head, take_template
 

@@ -1,1 +1,0 @@
-"""Text and sampling: examples to tensors."""

@@ -1,0 +1,56 @@
+"""The two samples that ship with the package, one a task, under the name `embedded`.
+
+`recipes/make_sample.py` makes both. The licence and the changes stand in each folder's `LICENSE.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_task_heads.backbones import EMBEDDED
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+@dataclass(frozen=True)
+class EmbeddedSet:
+    """One sample.
+
+    Args:
+        folder: with the files of train, dev and test.
+        statement: source and licence, for the model card.
+        citation: its key in `model_cards/references.bib`.
+    """
+
+    folder: Path
+    statement: str
+    citation: str
+
+
+EMBEDDED_SETS = {
+    "titles": EmbeddedSet(
+        ASSETS / "upworthy",
+        "headlines and clicks of the Upworthy Research Archive (Matias, Munger, Le Quere and\n"
+        "Ebersole 2021), CC BY 4.0, <https://doi.org/10.1038/s41597-021-00934-7>",
+        "upworthy",
+    ),
+    "texts": EmbeddedSet(
+        ASSETS / "banking77",
+        "questions of bank customers on transfers, ten of the 77 intents of BANKING77\n"
+        "(Casanueva, Temčinas, Gerz, Henderson and Vulić 2020), CC BY 4.0,\n"
+        "<https://doi.org/10.18653/v1/2020.nlp4convai-1.5>",
+        "banking77",
+    ),
+}
+
+
+def locate_set(source: str, task: str) -> str:
+    """Turn `embedded` into the folder of the sample of a task: `titles` or `texts`.
+
+    Example:
+        >>> from qwen_task_heads.data.embedded_datasets import locate_set
+        >>> locate_set("embedded", "texts").endswith("banking77"), locate_set("reviews.jsonl", "texts")
+        (True, 'reviews.jsonl')
+    """
+    return str(EMBEDDED_SETS[task].folder) if source == EMBEDDED else source

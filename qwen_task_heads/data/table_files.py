@@ -1,0 +1,290 @@
+"""One CSV, TSV or Parquet file -> rows.
+
+Design:
+- CSV and TSV are read strictly: a stray quote is refused where it stands, before it swallows the lines below.
+  All values stay text (`TextRow`), because only the column knows whether `007` is a number.
+- Nulls of Parquet are absent values: a columnar file has no other way to leave a value out.
+- Memory: a batch of rows.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, BinaryIO
+
+from qwen_task_heads.data.batches import ABSENT, BATCH_BYTES, BATCH_ROWS, ColumnBatch, Item, Row, in_batches
+from qwen_task_heads.data.file_options import PLAIN, FileOptions, bad_byte
+from qwen_task_heads.data.hub_datasets import names_of_classes
+from qwen_task_heads.data.json_files import (
+    LONE_SURROGATE,
+    MAX_LINE_BYTES,
+    FileProblem,
+    line_too_long,
+    numbered_lines,
+)
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+
+
+def read_csv(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
+    """Rows of a file with commas, each named by the line it starts on."""
+    return _read_table(path, ",", options)
+
+
+def read_tsv(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
+    """Rows of a file with tabs; quotes mean what they mean in CSV."""
+    return _read_table(path, "\t", options)
+
+
+def _read_table(path: str, delimiter: str, options: FileOptions) -> Iterator[Item]:
+    """Batches; the field limit of `csv` is global to the process, so it is set and put back for each."""
+    odd = _OddLines(set(), set())
+    with open(path, "rb") as stream:
+        reader = csv.reader(_lines(stream, odd, options.encoding), delimiter=delimiter, strict=True)
+        table = _Table(path, reader, delimiter, odd, options)
+        while True:
+            limit = csv.field_size_limit(MAX_LINE_BYTES)
+            rows, size = [], 0
+            try:
+                for number, row in islice(table, BATCH_ROWS):
+                    rows.append((number, row))
+                    size += 0 if isinstance(row, Problem) else sum(map(len, row))
+                    if size > BATCH_BYTES:
+                        break
+            finally:
+                csv.field_size_limit(limit)
+            yield from table.items(rows)
+            if not rows:
+                break
+    if table.is_empty:
+        found = "no rows below the header"
+        yield path, FileProblem(path, found, "accepted: at least one row", "add rows")
+
+
+@dataclass(frozen=True)
+class _OddLines:
+    """Numbers of physical lines that were cut, and of those with bytes that are no text."""
+
+    cut: set[int]
+    broken: set[int]
+
+
+def _lines(stream: BinaryIO, odd: _OddLines, encoding: str) -> Iterator[str]:
+    """Lines as text; bytes that are none become lone surrogates, so that their row can be named."""
+    for number, line in numbered_lines(stream):
+        try:
+            text = line.decode(encoding)
+        except UnicodeDecodeError:
+            odd.broken.add(number)
+            text = line.decode(encoding, "surrogateescape")
+        if len(line) > MAX_LINE_BYTES:
+            odd.cut.add(number)
+        yield text
+
+
+Fields = tuple[str, ...]
+
+
+class _Table(Iterator["tuple[int, Fields | Problem]"]):
+    """The rows below the header of a table: the line each starts on, with its fields or its problem."""
+
+    def __init__(self, path: str, reader: Any, delimiter: str, odd: _OddLines, options: FileOptions) -> None:
+        self.path, self.options, self.is_empty = path, options, True
+        self._reader, self._delimiter, self._odd = reader, delimiter, odd
+        self._header: list[str] | None = [*options.columns] or None
+        self._count = len(options.columns)
+        self._ended = False
+
+    def __next__(self) -> tuple[int, Fields | Problem]:
+        while not self._ended:
+            first = self._reader.line_num + 1
+            found = self._fields(first)
+            if self._header is None:
+                self._ended = isinstance(found, Problem)
+                if isinstance(found, tuple) and found:
+                    self._header = [name.strip() for name in found]
+                    self._count = len(found)
+                    problem = bad_header(self.path, self._header, self._delimiter)
+                    self._ended, found = problem is not None, problem or ()
+                elif isinstance(found, Problem):
+                    told = f"header: {found.found}"
+                    found = FileProblem(found.where, told, found.accepted, found.remedy)
+            is_header = self.is_empty and found == self.options.columns  # which says what --columns says
+            if found and not is_header:
+                self.is_empty = False
+                return first, found
+        raise StopIteration
+
+    def _fields(self, first: int) -> Fields | Problem:
+        """The fields of the next row, () of a blank line and at the end."""
+        fields: Fields = ()
+        malformed = ""
+        try:
+            fields = tuple(next(self._reader))  # of texts: nothing that the garbage collector follows
+            if len(fields) == self._count and not self._odd.cut and not self._odd.broken:
+                return fields
+        except StopIteration:
+            self._ended = True
+        except csv.Error as error:
+            malformed = f"malformed row ({error})"
+        where = f"{self.path}:{first}"
+        problem: Problem | None = None
+        lines = range(first, self._reader.line_num + 1)
+        if malformed:
+            remedy = 'close the quotes, and write " inside a quoted field as ""'
+            taken = f", which takes lines {first:,} to {lines[-1]:,}" if len(lines) > 1 else ""
+            problem = Problem(where, malformed + taken, "accepted: quoted or plain fields", remedy)
+        if self._odd.cut and not self._odd.cut.isdisjoint(lines):
+            problem = line_too_long(where)
+        elif problem is None and self._odd.broken and not self._odd.broken.isdisjoint(lines):
+            problem = _bad_text(where, fields, self.options)
+        if problem is None and self._header and fields and len(fields) != self._count:
+            problem = self._miscounted(where, fields)
+        return problem or fields
+
+    def _miscounted(self, where: str, fields: Fields) -> Problem:
+        found, count = f"found {len(fields)} fields", self._count
+        if self.options.columns:
+            remedy = "name as many columns in --columns"
+            return Problem(where, found, f"accepted: {count}, as --columns names", remedy)
+        remedy = "quote fields that hold the separator; a cut last line must be written again"
+        return Problem(where, found, f"accepted: {count}, as in the header", remedy)
+
+    def items(self, rows: Sequence[tuple[int, Fields | Problem]]) -> Iterator[Item]:
+        """Rows as batches, and as problems."""
+        good: list[Fields] = []
+        numbers: list[int] = []
+        for number, row in rows:
+            if isinstance(row, Problem):
+                if good:
+                    yield self._batch(good, numbers)
+                    good, numbers = [], []
+                yield (self.path if isinstance(row, FileProblem) else row.where), row
+            else:
+                good.append(row)
+                numbers.append(number)
+        if good:
+            yield self._batch(good, numbers)
+
+    def _batch(self, rows: list[Fields], numbers: list[int]) -> ColumnBatch:
+        named = zip(self._header or (), zip(*rows, strict=True), strict=True)
+        columns = {name: values for name, values in named if name}
+        return ColumnBatch(columns, numbers, f"{self.path}:", textual=True)
+
+
+def bad_header(path: str, header: list[str], delimiter: str) -> FileProblem | None:
+    """Return the problem of a header with a column twice, or with another delimiter."""
+    named = [name for name in header if name]  # pandas writes its index under an empty name
+    twice = next((name for name in named if named.count(name) > 1), None) if len(named) < 10_000 else None
+    if twice is not None:
+        found = f"the column {shorten(twice)} stands twice in the header"
+        return FileProblem(f"{path}:1", found, "accepted: every column once", "rename one of the two")
+    other = next(
+        (mark for mark in ",;\t|" if mark != delimiter and len(header) == 1 and mark in header[0]), None
+    )
+    if other is not None:
+        found = f"the header is separated by {other!r}"
+        if not delimiter:  # of a sheet
+            accepted, remedy = "accepted: a column in a cell", "split the cells into columns"
+            return FileProblem(f"{path}:1", found, accepted, remedy)
+        remedy = {"\t": "rename it to .tsv", ",": "rename it to .csv"}.get(
+            other, f"write it again with {delimiter!r} between the columns"
+        )
+        return FileProblem(f"{path}:1", found, f"accepted: columns separated by {delimiter!r}", remedy)
+    return None
+
+
+def _bad_text(where: str, fields: Fields, options: FileOptions) -> Problem | None:
+    """The problem of the first byte that is no text, None where there is none."""
+    for field in fields:
+        bad = LONE_SURROGATE.search(field)
+        if bad:
+            raw = field.encode(options.encoding, "surrogateescape")
+            place = len(field[: bad.start()].encode(options.encoding, "surrogateescape"))
+            told = bad_byte(where, raw, place, encoding=options.encoding)
+            before = shorten(field[max(0, bad.start() - 20) : bad.start()])
+            found = f"byte 0x{ord(bad.group()) & 0xFF:02x} after {before} is not UTF-8"
+            return Problem(where, found, told.accepted, told.remedy)
+    return None
+
+
+def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
+    """Rows of a Parquet file, batch by batch, without their nulls."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        remedy = "pip install 'qwen-task-heads[train]', or write JSONL"
+        raise TaskHeadsError(Problem(path, "pyarrow is not installed", "Parquet needs it", remedy)) from error
+    number = 0
+    try:
+        # Without these two, all of the file that has been read stays in memory.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as table:
+            names = table.schema_arrow.names
+            if len(set(names)) < len(names):
+                found = "a column stands twice"
+                yield path, FileProblem(path, found, "accepted: every column once", "rename one of the two")
+                return
+            if not table.metadata.num_rows:
+                yield (
+                    path,
+                    FileProblem(path, "the file holds no rows", "accepted: at least one row", "add rows"),
+                )
+            bytes_of_row = 1 + sum(
+                table.metadata.row_group(group).total_byte_size for group in range(table.num_row_groups)
+            ) // max(1, table.metadata.num_rows)
+            size = max(1, min(BATCH_ROWS, BATCH_BYTES // bytes_of_row))
+            for batch in table.iter_batches(batch_size=size):
+                first, number = number + 1, number + batch.num_rows
+                numbers = range(first, number + 1)
+                try:
+                    columns = {
+                        name: column_values(batch.column(place))
+                        for place, name in enumerate(names)
+                        if batch.column(place).null_count < batch.num_rows
+                    }
+                except UnicodeDecodeError:  # Parquet does not check its strings
+                    yield from in_batches(_parquet_rows(path, batch, numbers))
+                    continue
+                yield ColumnBatch(columns, numbers, f"{path}:row ")
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:  # the last: column names
+        reason = shorten(str(error).split("\n", 1)[0], 100)
+        found = f"damaged after row {number} ({reason})"
+        yield path, FileProblem(path, found, "accepted: a whole Parquet file", "copy or write it again")
+
+
+def column_values(column: Any) -> list[Any]:
+    """Return the values of an Arrow column, `ABSENT` for its nulls."""
+    values: list[Any] = column.to_pylist()
+    return [ABSENT if value is None else value for value in values] if column.null_count else values
+
+
+def _parquet_rows(path: str, batch: Any, numbers: Sequence[int]) -> Iterator[Row]:
+    """Rows one by one, of which some hold strings that are no text."""
+    for place, number in enumerate(numbers):
+        where = f"{path}:row {number}"
+        try:
+            row = batch.slice(place, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            yield where, bad_byte(where, error.object, error.start)
+            continue
+        yield where, {name: value for name, value in row.items() if value is not None}
+
+
+def parquet_class_names(path: str) -> dict[str, tuple[str, ...]]:
+    """Return column -> names of its classes, where `datasets` wrote the file; {} for all others."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        from datasets import Features
+    except ImportError:
+        return {}
+    try:
+        schema = pq.read_schema(path)
+        if b"huggingface" not in (schema.metadata or {}):
+            return {}
+        return names_of_classes(Features.from_arrow_schema(schema))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # whatever is wrong with the file is told where its rows are read

@@ -1,0 +1,1 @@
+"""Export formats: folders, stock classes, reward models and ONNX."""

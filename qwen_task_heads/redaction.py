@@ -1,0 +1,194 @@
+"""Secrets, looked for in everything that is about to leave the machine, and taken out of messages.
+
+Two nets: the tokens that this process could use (environment, logins), by their value; and what has the
+shape of a token or key, whosever it is. Both are read as bytes over whole files, so that a token in a
+plot's metadata or in the header of the weights is found too. No message shows what was found.
+
+A value that is an ordinary word or number is not looked for: it would be found in texts that have nothing
+to do with it, and every tokenizer lists such words.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from qwen_task_heads.errors import Problem
+
+HIDDEN = "***"
+MIN_LENGTH = 8  # a shorter value is no token, and would be found in ordinary words
+CHUNK, OVERLAP = 1 << 23, 1 << 12  # bytes; a secret over the edge of two chunks lies in the overlap
+# Below this a value of one kind of letters, or of digits, is taken for a word or a number.
+WORD_LENGTH, FEW_CHARACTERS = 16, 4
+# Lists of words: values without a digit are not looked for there.
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer.model",
+)
+# Tensors are numbers: beyond their header only known values are looked for, which costs a tenth.
+TENSORS = (".safetensors", ".onnx", ".data")
+_SECRET_WORDS = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS"}
+_SECRET_ENDS = (
+    "API_KEY", "APIKEY", "ACCESS_KEY", "ACCESS_KEY_ID", "PRIVATE_KEY", "AUTH_KEY",
+    "PASSWORD", "_PWD",  # PGPASSWORD, MYSQL_PWD; PWD and OLDPWD are folders
+)  # fmt: skip
+# Every pattern begins with letters as they are, which Python finds a hundred times as fast.
+SHAPES = {
+    "a Hugging Face token": (rb"hf_[A-Za-z0-9]{30,}", rb"api_org_[A-Za-z0-9]{30,}"),
+    "a ModelScope token": (rb"ms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",),
+    "a GitHub or GitLab token": (
+        rb"gh[pousr]_[A-Za-z0-9]{36}", rb"github_pat_\w{22}", rb"glpat-[\w-]{20}",
+    ),
+    "an API key (sk-...)": (rb"sk-(?=[\w-]*[0-9])[\w-]{20,}",),
+    "a cloud key": (rb"AKIA[0-9A-Z]{16}\b", rb"ASIA[0-9A-Z]{16}\b", rb"AIza[\w-]{35}\b"),
+    "a Slack, PyPI or npm token": (rb"xox[abprs]-[\w-]{10,}", rb"pypi-[\w-]{50,}", rb"npm_[A-Za-z0-9]{36}"),
+    "a private key": (rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----",),
+    "a signed token (JWT)": (rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",),
+    "a password in an address": (rb"://[^\s/:@\"'<>]{1,64}:[^\s/@\"'<>]{3,200}@",),
+}  # fmt: skip
+_SHAPES = [(name, re.compile(pattern)) for name, patterns in SHAPES.items() for pattern in patterns]
+
+
+def known_secrets() -> dict[str, str]:
+    """Tokens that this process could use: where each is from, and its value.
+
+    Of the environment, by the names of the variables; of the logins of both hubs.
+
+    Example:
+        >>> import os
+        >>> from qwen_task_heads.redaction import known_secrets
+        >>> os.environ["EXAMPLE_API_KEY"] = "no-key-at-all"
+        >>> known_secrets()["$EXAMPLE_API_KEY"]
+        'no-key-at-all'
+        >>> del os.environ["EXAMPLE_API_KEY"]
+    """
+    from huggingface_hub import get_token
+
+    found = {f"${name}": value for name, value in os.environ.items() if _names_secret(name)}
+    found["the login of Hugging Face"] = get_token() or ""
+    try:
+        from modelscope_hub.config import HubConfig
+    except ImportError:
+        pass  # without it nobody is logged in there
+    else:
+        config = HubConfig()
+        found["the login of ModelScope"] = config.token or ""
+        found["the git token of ModelScope"] = config.load_git_token() or ""
+    by_value: dict[str, str] = {}
+    for source, value in found.items():  # a login may be the variable that was named already
+        by_value.setdefault(value.strip(), source)
+    return {source: value for value, source in by_value.items() if len(value) >= MIN_LENGTH}
+
+
+def scan(folder: str | Path, *, secrets: Mapping[str, str] | None = None) -> list[Problem]:
+    """Look for secrets in all files of a folder, and in their names.
+
+    Args:
+        folder: what is about to be published.
+        secrets: where each is from, and its value; None for `known_secrets`. Ordinary words are left out.
+
+    Returns:
+        A problem per file and kind of secret, with the line; none of them shows the secret.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from qwen_task_heads.redaction import scan
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "notes.md").write_text("fine" + chr(10) + "mine is hf_" + "a" * 34)
+        >>> print(scan(folder)[0].found)
+        found a Hugging Face token
+    """
+    folder = Path(folder)
+    known = known_secrets() if secrets is None else secrets
+    by_value = {source: value.encode() for source, value in known.items() if not _is_word(value)}
+    odd = {source: value for source, value in by_value.items() if any(48 <= byte <= 57 for byte in value)}
+    problems = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        found = dict.fromkeys(_kinds(name.encode(), by_value), 0)
+        if path.is_file():
+            for kind, line in _search(path, odd if path.name in VOCABULARIES else by_value):
+                found.setdefault(kind, line)
+        problems += [_problem(name, kind, line) for kind, line in found.items()]
+    return problems
+
+
+def redact(text: str, secrets: Mapping[str, str] | None = None) -> str:
+    """Replace secrets in a message; `secrets` as in `scan`.
+
+    Example:
+        >>> from qwen_task_heads.redaction import redact
+        >>> redact("GET /x?token=abcdefgh", {"$T": "abcdefgh"})
+        'GET /x?token=***'
+    """
+    for value in (known_secrets() if secrets is None else secrets).values():
+        text = text.replace(value, HIDDEN)
+    raw = text.encode("utf-8", "replace")
+    for _, pattern in _SHAPES:
+        raw = pattern.sub(lambda match: HIDDEN.encode() if _begins(match) else match[0], raw)
+    return raw.decode("utf-8", "replace")
+
+
+def _names_secret(name: str) -> bool:
+    """Whether an environment variable holds a secret: HF_TOKEN does, TOKENIZERS_PARALLELISM does not."""
+    name = re.sub(r"_\d+$", "", name.upper())  # OPENAI_API_KEY_2
+    return name.split("_")[-1] in _SECRET_WORDS or name.endswith(_SECRET_ENDS)
+
+
+def _is_word(value: str) -> bool:
+    """Whether a value is too ordinary to be told from the same word, name or number somewhere else."""
+    one_kind = value.isdigit() or (value.isalpha() and value in (value.lower(), value.upper(), value.title()))
+    return (one_kind and len(value) < WORD_LENGTH) or len(set(value)) <= FEW_CHARACTERS
+
+
+def _kinds(content: bytes, by_value: Mapping[str, bytes]) -> Iterator[str]:
+    for source, value in by_value.items():
+        if value in content:
+            yield f"the value of {source}"
+    for kind, pattern in _SHAPES:
+        if _first(pattern, content) is not None:
+            yield kind
+
+
+def _first(pattern: re.Pattern[bytes], content: bytes) -> int | None:
+    """Where the first match begins that does not begin in the middle of a word."""
+    return next((match.start() for match in pattern.finditer(content) if _begins(match)), None)
+
+
+def _begins(match: re.Match[bytes]) -> bool:
+    """Whether a match is no part of a longer word: a `task-` ends like a key begins."""
+    start = match.start()
+    return start == 0 or match[0].startswith(b"://") or not match.string[start - 1 : start].isalnum()
+
+
+def _search(path: Path, by_value: Mapping[str, bytes]) -> Iterator[tuple[str, int]]:
+    """Yield (kind, line) of what a file holds; a kind may come again in a later chunk."""
+    lines, before, first = 1, b"", True
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            content = before + chunk
+            for source, value in by_value.items():
+                if (at := content.find(value)) >= 0:
+                    yield f"the value of {source}", lines + content.count(b"\n", 0, at)
+            if first or path.suffix not in TENSORS:
+                for kind, pattern in _SHAPES:
+                    if (begin := _first(pattern, content)) is not None:
+                        yield kind, lines + content.count(b"\n", 0, begin)
+            before, first = content[-OVERLAP:], False
+            lines += content.count(b"\n") - before.count(b"\n")
+
+
+def _problem(name: str, kind: str, line: int) -> Problem:
+    remedy = "take it out and publish again; if anybody else may have seen it, revoke it"
+    source = kind.removeprefix("the value of ")
+    if source.startswith("$"):
+        remedy += f"; if it stands there by chance, unset {source[1:]} and publish again"
+    where = redact(f"{name}:{line}" if line else name)
+    return Problem(where, f"found {kind}", "accepted: files without secrets", remedy)

@@ -1,0 +1,1 @@
+"""Reports of a run: records, model cards, plots and comparisons."""

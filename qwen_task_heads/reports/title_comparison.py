@@ -1,0 +1,110 @@
+"""Engines and baselines on the same pairs of titles; what `comparison_engines.py` is for texts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from qwen_task_heads.backbones import EMBEDDED
+from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.lookups import look_up_titles
+from qwen_task_heads.data.title_datasets import TitleSets, hash_pairs
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.inference.engine_options import EMBEDDINGS, Asking, EngineSpec
+from qwen_task_heads.inference.engines import training_cost
+from qwen_task_heads.inference.title_engines import open_title_engine
+from qwen_task_heads.metrics.lookup_baseline import LOOKUP
+from qwen_task_heads.metrics.ranking import Floats
+from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry, baseline_rows
+from qwen_task_heads.reports.comparison import ALONE, FLOOR, Measured, measure
+from qwen_task_heads.reports.comparison_engines import device_name, fitted_cost, measure_each
+from qwen_task_heads.reports.finishing import SMALL
+from qwen_task_heads.reports.title_report import LONGER, TFIDF
+
+
+def measure_title_engines(
+    specs: Sequence[EngineSpec],
+    sets: TitleSets,
+    pairs: Sequence[PairExample],
+    *,
+    asking: Asking,
+    alone: int = ALONE,
+) -> tuple[list[Measured], list[str], list[str]]:
+    """Load and `measure` one engine after the other; arguments and result as of `measure_engines`."""
+
+    def measured_one(spec: EngineSpec) -> tuple[Measured, list[str]]:
+        notes = [SMALL] if spec.source == EMBEDDED else []
+        if spec.kind == EMBEDDINGS:
+            begin, train = time.monotonic(), baseline_rows(sets.train, notes, what=spec.name)
+            engine = open_title_engine(spec, train, asking=asking)
+            cost: dict[str, Any] | None = fitted_cost(len(train), begin, engine.device)
+        else:
+            engine, cost = open_title_engine(spec, [], asking=asking), training_cost(spec, hub=asking.hub)
+            if cost and cost["sha256"] != hash_pairs(sets.train):
+                notes.append(
+                    f"{spec.name} was trained on other pairs ({cost['rows']:,}) than those given here; "
+                    "whether pairs that it is measured on are among them, nobody can tell"
+                )
+        facts: dict[str, Any] = {"name": spec.name, "kind": spec.kind, "training": cost}
+        facts |= {"device": device_name(engine.device), "notes": engine.notes(pairs)}
+        return measure(engine.scores, pairs, labels=None, alone=alone, **facts), notes
+
+    return measure_each(specs, measured_one)
+
+
+def measure_title_baselines(
+    train: Sequence[PairExample], pairs: Sequence[PairExample], *, notes: list[str]
+) -> list[Measured]:
+    """The longer title, TF-IDF, and the lookup of training rows where it knows some of the pairs.
+
+    Args:
+        train: pairs that they are fitted on.
+        pairs: that are measured.
+        notes: gets a line where TF-IDF cannot be fitted, or not on all rows.
+    """
+    import sklearn.feature_extraction.text  # noqa: F401 (its time is not that of a baseline)
+
+    device = device_name(torch.device("cpu"))
+
+    def baseline(
+        score: Callable[[Sequence[PairExample]], tuple[Any, Any]], name: str, **facts: Any
+    ) -> Measured:
+        facts |= {"name": name, "kind": FLOOR, "labels": None, "device": device}
+        return measure(lambda rows: np.stack(score(rows), axis=1), pairs, **facts)
+
+    found = [baseline(_lengths, LONGER)]
+    try:
+        begin, fitted_on = time.monotonic(), baseline_rows(train, notes)
+        tfidf = TfidfBradleyTerry().fit(fitted_on)
+    except TaskHeadsError as error:
+        notes.append(f"no TF-IDF baseline: {error}")
+    else:
+        cost = fitted_cost(len(fitted_on), begin, torch.device("cpu"))
+
+        def scores(rows: Sequence[PairExample]) -> tuple[Floats, Floats]:
+            return tfidf.score([row.chosen for row in rows]), tfidf.score([row.rejected for row in rows])
+
+        found.append(baseline(scores, TFIDF, training=cost))
+    chosen, rejected, known = look_up_titles(train, pairs)
+    if known.any():
+        # Looked up once: to look through train for every pair would be timed, and is no property of a table.
+        keys = [(row.prompt, row.chosen, row.rejected) for row in pairs]
+        table = dict(zip(keys, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
+
+        def looked_up(rows: Sequence[PairExample]) -> tuple[Any, Any]:
+            both = np.array([table[row.prompt, row.chosen, row.rejected] for row in rows])
+            return both[:, 0], both[:, 1]
+
+        found.append(baseline(looked_up, LOOKUP))
+    return found
+
+
+def _lengths(rows: Sequence[PairExample]) -> tuple[Floats, Floats]:
+    """Lengths in characters: whole numbers apart, so that equal lengths alone are ties."""
+    return np.array([len(row.chosen) for row in rows], float), np.array(
+        [len(row.rejected) for row in rows], float
+    )

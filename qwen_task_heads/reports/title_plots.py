@@ -1,0 +1,211 @@
+"""Two plots of a run: how training went, and how far a score gap can be trusted.
+
+Design decisions:
+
+- `Figure` objects drawn by the Agg canvas; pyplot, its global state and its windows stay out.
+- The Okabe-Ito palette and a marker or line style beside each colour: readable without colour vision.
+- matplotlib is imported when a plot is drawn, so that importing this module stays cheap.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.metrics.ranking import wilson_interval
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # Okabe & Ito 2008
+HISTOGRAM_BINS = 30
+LEGEND: dict[str, Any] = {"edgecolor": "none", "framealpha": 0.9}  # over a line it can still be read
+# Values above the rest that may leave the loss axis, as a share of all, and the share of the axis that the
+# rest must take up without it.
+OUTLIERS, REST = 0.05, 0.25
+FEW = 8  # values, of which none is an outlier
+
+
+def training_curves(
+    log_history: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    accuracy_key: str = "eval_accuracy",
+    accuracy_label: str = "pairs in the right order (%)",
+    loss_label: str = "loss per pair",
+    title: str = "Dev accuracy",
+    scale: float = 100.0,
+    floors: Mapping[str, float] | None = None,
+) -> Path:
+    """Training and dev loss, and dev accuracy, over optimizer steps, as one image.
+
+    Few losses far above all others do not set the scale: they are marked at the upper edge, with the largest.
+
+    Args:
+        log_history: `trainer.state.log_history`: dicts with `step` and some of `loss`, `eval_loss` and
+            `accuracy_key`.
+        path: file to write; its suffix gives the format (`.png`, `.svg`, `.pdf`).
+        accuracy_key: the entry that holds the dev accuracy, or another figure.
+        accuracy_label, loss_label: what stands beside the two axes.
+        title: of the second axes.
+        scale: factor from the entry to the axis; 100 for a share shown in percent.
+        floors: name to figure; drawn as dotted lines under the dev figure.
+
+    Returns:
+        The path, written.
+
+    Raises:
+        TaskHeadsError: no finite loss or accuracy in the history.
+    """
+    series = {key: _series(log_history, key) for key in ("loss", "eval_loss", accuracy_key)}
+    if not any(steps for steps, _ in series.values()):
+        found = f"{len(log_history)} log entries without finite values"
+        accepted = f"entries with step and loss, eval_loss or {accuracy_key}"
+        raise TaskHeadsError(Problem("log history", found, accepted, "log at least once: set logging_steps"))
+    has_accuracy = bool(series[accuracy_key][0])
+    figure = new_figure(9.0 if has_accuracy else 5.0, 3.6)
+    axes = figure.subplots(1, 2 if has_accuracy else 1, squeeze=False, sharex=True)[0]
+    _draw_series(axes[0], series["loss"], BLUE, "-", "train")
+    _draw_series(axes[0], series["eval_loss"], ORANGE, "--", "dev")
+    axes[0].set(xlabel="optimizer step", ylabel=loss_label, title="Loss")
+    _limit_outliers(axes[0], [series["loss"], series["eval_loss"]])
+    for one in axes:
+        one.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    if axes[0].lines:
+        axes[0].legend(**LEGEND)
+    if has_accuracy:
+        scaled = [scale * value for value in series[accuracy_key][1]]
+        _draw_series(axes[1], (series[accuracy_key][0], scaled), ORANGE, "--", "dev")
+        for (name, value), style in zip(
+            (floors or {}).items(), cycle((":", "-.", (0, (1, 4)))), strict=False
+        ):
+            axes[1].axhline(scale * value, color=GREY, linestyle=style, linewidth=1.5, label=name)
+        axes[1].set(xlabel="optimizer step", ylabel=accuracy_label, title=title)
+        axes[1].legend(**LEGEND)
+    return save_figure(figure, path)
+
+
+def gap_against_accuracy(gaps: ArrayLike, correct: ArrayLike, path: str | Path, *, bins: int = 8) -> Path:
+    """Share of right pairs over the size of the score gap, beside `σ(gap)`, with a histogram of the gaps.
+
+    The bins of the points hold about equally many pairs, so that their intervals are about equally wide.
+    Points on the curve mean that P(preferred) can be taken at its word, points below it an overconfident
+    scorer.
+
+    Args:
+        gaps: (B,) score differences of the two titles; only their size counts.
+        correct: (B,) credit per pair, 1, .5 or 0.
+        path: file to write; its suffix gives the format.
+        bins: number of bins, fewer if there are too few different gaps.
+
+    Returns:
+        The path, written.
+
+    Raises:
+        TaskHeadsError: shapes differ, no rows, or values that are not finite.
+    """
+    size, credit = np.abs(np.asarray(gaps, np.float64)), np.asarray(correct, np.float64)
+    if size.ndim != 1 or size.shape != credit.shape or not len(size):
+        found = f"shapes {size.shape} and {credit.shape}"
+        raise TaskHeadsError(Problem("gap plot", found, "two arrays (B,), B ≥ 1", "give one credit per gap"))
+    if not (np.isfinite(size).all() and np.isfinite(credit).all()):
+        raise TaskHeadsError(
+            Problem("gap plot", "values that are not finite", "finite gaps", "check the scores")
+        )
+    edges = np.unique(np.quantile(size, np.linspace(0, 1, bins + 1)))
+    if len(edges) < 2:  # all gaps equal
+        edges = np.array([edges[0] - 0.5, edges[0] + 0.5])
+    slot = np.clip(np.searchsorted(edges, size, side="right") - 1, 0, len(edges) - 2)
+    count = np.bincount(slot, minlength=len(edges) - 1)
+    kept = count > 0
+    right = np.bincount(slot, weights=credit, minlength=len(count))[kept]
+    centre = np.bincount(slot, weights=size, minlength=len(count))[kept] / count[kept]
+    share = right / count[kept]
+    ends = [wilson_interval(s, count=int(n)) for s, n in zip(share, count[kept], strict=True)]
+    low, high = np.array(ends).T
+
+    figure = new_figure(6.4, 4.8)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    line = np.linspace(0, max(float(size.max()), 1e-6), 200)
+    top.plot(line, 100 / (1 + np.exp(-line)), color=GREY, linestyle="--", label="P(preferred) = σ(gap)")
+    error = 100 * np.array([share - low, high - share])
+    style = {"fmt": "o", "color": BLUE, "capsize": 3, "markersize": 5}
+    top.errorbar(centre, 100 * share, yerr=error, label="pairs of the bin, 95% interval", **style)
+    top.axhline(50, color=GREY, linestyle=":", linewidth=1)
+    top.set(ylabel="pairs in the right order (%)", title=f"Score gap against accuracy ({len(size)} pairs)")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)  # never over a point
+    bottom.hist(size, bins=HISTOGRAM_BINS, color=BLUE, alpha=0.45, edgecolor="white")
+    bottom.set(xlabel="score gap of the two titles (score units)", ylabel="pairs")
+    return save_figure(figure, path)
+
+
+def _series(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the entries that have a finite `key`."""
+    found = [(e["step"], float(e[key])) for e in log_history if "step" in e and e.get(key) is not None]
+    # A diverged run logs NaN or inf; the rest of its curve is what the user wants to see.
+    finite = sorted((step, value) for step, value in found if math.isfinite(value))
+    return [step for step, _ in finite], [value for _, value in finite]
+
+
+def _draw_series(
+    axes: Any, series: tuple[list[float], list[float]], color: str, line: str, label: str
+) -> None:
+    steps, values = series
+    if steps:
+        # markers only where they stay apart: a short series may be a single point
+        marker = "o" if len(steps) <= 30 else ""
+        axes.plot(steps, values, color=color, linestyle=line, marker=marker, markersize=4, label=label)
+
+
+def _limit_outliers(axes: Any, drawn: Sequence[tuple[list[float], list[float]]]) -> None:
+    """End the axis above the bulk of the values; mark those above it, and name the largest."""
+    points = [(step, value) for steps, values in drawn for step, value in zip(steps, values, strict=True)]
+    values = np.sort([value for _, value in points])
+    if len(values) < FEW:
+        return
+    cut = max(1, int(OUTLIERS * len(values)))
+    low, top, largest = values[0], values[-1 - cut], values[-1]
+    if top - low >= REST * (largest - low):
+        return
+    span = (top - low) or 0.1 * abs(top) or 1.0
+    end = top + 0.15 * span
+    axes.set_ylim(low - 0.05 * span, end)
+    above = [step for step, value in points if value > end]
+    label = f"above the axis: {len(above)} (up to {largest:.3g})"
+    axes.plot(above, [end] * len(above), "^", color=GREY, markersize=6, clip_on=False, label=label)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty Agg figure; width and height in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, path: str | Path, *, grid: bool = True) -> Path:
+    """Style the axes and write the file, at 150 dots per inch; without grid lines over an image."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        if grid:
+            axes.grid(axis="y", linewidth=0.5, alpha=0.4)
+            axes.set_axisbelow(True)
+        axes.title.set_fontsize(11)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # It reports that a font has no normal weight, of fonts that have one weight alone.
+    fonts = logging.getLogger("matplotlib.font_manager")
+    level = fonts.level
+    fonts.setLevel(logging.ERROR)
+    try:
+        figure.savefig(path, dpi=150)
+    finally:
+        fonts.setLevel(level)
+    return path

@@ -1,0 +1,1 @@
+"""Templates, prompts and collators: examples to tensors."""

@@ -1,0 +1,1 @@
+"""Verification: what is published is opened again in a clean process and compared."""

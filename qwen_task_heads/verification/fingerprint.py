@@ -1,0 +1,400 @@
+"""What a model is, in a form that two processes can compare: facts, tensors by name, token ids, logits.
+
+The proof gate describes the trained model with it where it was trained, and runs this file by its path in
+a process that cannot import the package and describes what was opened there. Like is compared with like,
+because both sides run these lines. So this file stands alone: the standard library, torch, transformers,
+and onnxruntime where a graph is opened.
+
+Logits are computed in fp32 on both sides, whatever is stored: rounding to bfloat16 would hide what the
+gate looks for. The weights of a trained model are widened in place and narrowed again, which loses nothing.
+Where memory ends the job says so, and what is computed in the stored dtype is told with its logits.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.abc
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "qwen_task_heads"
+HALF = ("torch.bfloat16", "torch.float16")
+FEW, MORE = 4, 3  # rows that are padded one by one, and by how many tokens
+VERY_LONG = 10**9  # a tokenizer's limit that is none
+# Where a config says how it was made or saved, not what is computed.
+NOISE = {
+    "_name_or_path", "architectures", "auto_map", "backbone_files", "backbone_hub", "backbone_name_or_path",
+    "backbone_revision", "custom_pipelines", "dtype", "id2label", "label2id", "num_labels", "probe",
+    "quantization_config", "transformers_version", "use_cache",
+}  # fmt: skip
+# What opening may raise: a report that names it is worth more than a traceback.
+FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
+    SyntaxError, TypeError, ValueError,
+)  # fmt: skip
+
+Logits = list[list[float]]
+Forward = Callable[[Any, Any], Logits]  # input_ids (B, T) and attention_mask (B, T) to logits (B, L)
+
+
+def describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Describe a model of ours or of a stock class, with its tokenizer.
+
+    Args:
+        model: in any dtype, with or without an adapter; in eval mode and as it was afterwards.
+        tokenizer: as it was saved with the model.
+        job: `texts` and `text_pairs` (or None), and `paddings`, those of `left` and `right` it must take. Of
+            a language model that writes a label also `prompts`, the ids it is given, and `answers`, the
+            tokens whose logits after them are told. `wide` is false where fp32 has no room.
+
+    Returns:
+        What `json` writes: `facts` of the config, `tokenizer`, `token_ids` and `rows` of the texts,
+        `tensors` and, of an adapter, `merged` (what folding it must give), `logits` per layout, and
+        `computed_in`, the dtype of the weights behind them.
+    """
+    answers = job.get("answers")
+    rows = rows_of(tokenizer, job) if answers is None else job["prompts"]
+    training = model.training
+    model.eval()
+    report = {
+        "facts": facts(model.config),
+        "class": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "tokenizer": tokenizer_facts(tokenizer),
+        **ids_of(tokenizer, job),
+        "rows": rows,
+        "tensors": tensors(model),
+    }
+    with in_fp32(model, wide=job["wide"]):
+        report["computed_in"] = str(model.dtype).removeprefix("torch.")
+        report["merged"] = _merged(model)
+        report["logits"] = layouts(
+            _torch_forward(model, answers), rows, pad_id=tokenizer.pad_token_id or 0, paddings=job["paddings"]
+        )
+    model.train(training)
+    return report
+
+
+def facts(config: Any) -> dict[str, Any]:
+    """All of a config that says what is computed, flat: `pooling`, `labels`, `text_config.rope_theta`."""
+    fields = _plain(config.to_dict())
+    inner = fields.pop("text_config", None) or {}
+    found = {name: value for name, value in fields.items() if name not in NOISE}
+    found |= {f"text_config.{name}": value for name, value in inner.items() if name not in NOISE}
+    labels = _plain(config.id2label)
+    found["labels"] = [labels[index] for index in sorted(labels, key=int)]
+    found["label2id"] = sorted(config.label2id, key=lambda name: int(config.label2id[name]))
+    found["pad_token_id"] = config.get_text_config().pad_token_id
+    found.pop("text_config.pad_token_id", None)
+    for name in ("backbone_name_or_path", "backbone_revision"):
+        if name in fields:
+            found[name] = fields[name]
+    return found
+
+
+def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
+    """What a tokenizer does to every text."""
+    given = tokenizer.init_kwargs
+    limit = tokenizer.model_max_length
+    return _plain(
+        {
+            "template": given.get("task_template"),
+            "split_special_tokens": bool(given.get("split_special_tokens")),
+            "truncation_side": tokenizer.truncation_side,
+            "model_max_length": limit if limit < VERY_LONG else None,
+            "padding_side": tokenizer.padding_side,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    )
+
+
+def ids_of(tokenizer: Any, job: dict[str, Any]) -> dict[str, list[list[int]]]:
+    """Token ids of the plain call on the texts, with what the template adds and without."""
+    texts = (job["texts"],) if job["text_pairs"] is None else (job["texts"], job["text_pairs"])
+    return {
+        "token_ids": tokenizer(*texts, verbose=False)["input_ids"],
+        "bare_ids": tokenizer(*texts, add_special_tokens=False, verbose=False)["input_ids"],
+    }
+
+
+def rows_of(tokenizer: Any, job: dict[str, Any]) -> list[list[int]]:
+    """Token ids that the model is given: cut where the tokenizer has a limit, as pipelines do."""
+    texts = (job["texts"],) if job["text_pairs"] is None else (job["texts"], job["text_pairs"])
+    cut = tokenizer.model_max_length < VERY_LONG
+    return tokenizer(*texts, truncation=cut, verbose=False)["input_ids"]
+
+
+def canonical(name: str) -> str:
+    """Name a tensor as it is called without an adapter around it: PEFT and transformers wrap differently.
+
+    Example:
+        >>> from qwen_task_heads.verification.fingerprint import canonical
+        >>> canonical("base_model.model.score.modules_to_save.default.weight")
+        'score.weight'
+    """
+    name = name.removeprefix("base_model.model.")
+    name = re.sub(r"\.modules_to_save\.[^.]+\.", ".", name)
+    return re.sub(r"\.(lora_\w+)\.(?!weight$|bias$)[^.]+", r".\1", name)
+
+
+def tensors(model: Any) -> dict[str, dict[str, Any]]:
+    """Dtype, shape, hash and norm of every tensor, by its canonical name.
+
+    The hash is one of the values in fp32, so that it is the same for what was widened without a loss.
+    """
+    found = {}
+    for name, tensor in model.state_dict().items():
+        if ".original_module." in name:  # the untrained twin of a trained head
+            continue
+        found[canonical(name)] = tensor_facts(tensor, head=canonical(name).startswith("score."))
+    return found
+
+
+def tensor_facts(tensor: Any, *, head: bool = False) -> dict[str, Any]:
+    """What is told of one tensor; of a head also whether its values went through int8."""
+    import torch
+
+    value = tensor.detach().cpu()
+    wide = value.float() if value.is_floating_point() else value
+    floating = wide.is_floating_point()
+    norm = float(torch.linalg.vector_norm(wide, dtype=torch.float64)) if floating else 0.0
+    found = {
+        "dtype": str(value.dtype).removeprefix("torch."),
+        "shape": list(value.shape),
+        "sha256": hashlib.sha256(wide.contiguous().reshape(-1).numpy()).hexdigest(),
+        "norm": norm if math.isfinite(norm) else None,
+    }
+    if head and floating:
+        found["int8"] = _in_int8_steps(wide)
+    return found
+
+
+def _in_int8_steps(weight: Any) -> bool:
+    """Whether all values are whole multiples of a 127th of the largest: a weight that went through int8."""
+    if weight.dim() != 2 or weight.numel() < 16:
+        return False
+    for largest in (weight.abs().max(), weight.abs().amax(dim=1, keepdim=True)):
+        steps = weight / (largest / 127).clamp(min=1e-30)
+        if bool(((steps - steps.round()).abs() < 1e-2).all()):
+            return True
+    return False
+
+
+def _merged(model: Any) -> dict[str, dict[str, Any]]:
+    """The weights that folding the adapter into its base gives, layer by layer; of no adapter, none."""
+    if not any(".lora_" in name for name, _ in model.named_parameters()):
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        weight = dict(module.get_base_layer().named_parameters(recurse=False)).get("weight")
+        # Quantised weights cannot be folded without a loss that nobody could predict; experts have no one.
+        if weight is None or not weight.is_floating_point():
+            continue
+        layer = copy.deepcopy(module)
+        layer.merge()
+        found[f"{canonical(name)}.weight"] = tensor_facts(layer.get_base_layer().weight)
+    return found
+
+
+@contextmanager
+def in_fp32(model: Any, *, wide: bool = True) -> Iterator[None]:
+    """Compute in fp32 what is stored in half precision, if `wide`; the same bits are back afterwards."""
+    import torch
+
+    both = (*model.parameters(), *model.buffers())
+    narrow = [tensor for tensor in both if wide and str(tensor.dtype) in HALF]
+    dtypes = [tensor.dtype for tensor in narrow]
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        for tensor in narrow:  # which may end in the middle, where memory does
+            tensor.data = tensor.data.float()
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        for tensor, dtype in zip(narrow, dtypes, strict=True):
+            tensor.data = tensor.data.to(dtype)
+        torch.set_float32_matmul_precision(precision)
+
+
+def _torch_forward(model: Any, answers: Sequence[int] | None) -> Forward:
+    def forward(input_ids: Any, attention_mask: Any) -> Logits:
+        given = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
+        if answers is None:
+            return model(**given).logits.float().cpu().tolist()
+        counted = given["attention_mask"].cumsum(1)
+        # The first place at which all real tokens are counted. Logits of a whole vocabulary are asked for
+        # there only: those of 22 rows of 1024 tokens and 152k ids would be 13.7 GB.
+        last, row = counted.argmax(1).unique(return_inverse=True)
+        places = (counted - 1).clamp(min=0)
+        logits = model(**given, position_ids=places, logits_to_keep=last).logits
+        return logits[range(len(row)), row][:, list(answers)].float().cpu().tolist()
+
+    return forward
+
+
+def _graph_forward(path: str) -> Forward:
+    """Run an ONNX file as anyone would, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def forward(input_ids: Any, attention_mask: Any) -> Logits:
+        given = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+        return session.run(["logits"], given)[0].tolist()
+
+    return forward
+
+
+def layouts(
+    forward: Forward, rows: Sequence[Sequence[int]], *, pad_id: int, paddings: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Logits of rows one by one and together, not padded and padded on each side.
+
+    Returns:
+        `{"padding", "batch", "logits"}`; the batch without padding has the rows cut to the shortest.
+    """
+    shortest = min(map(len, rows))
+    together = [list(row[-shortest:]) for row in rows]
+    few = [list(row) for row in rows[:FEW]]
+    found = [
+        {"padding": "none", "batch": 1, "logits": [forward(*_batch([row], 0, "", 0))[0] for row in rows]},
+        {"padding": "none", "batch": len(rows), "logits": forward(*_batch(together, 0, "", 0))},
+    ]
+    for side in paddings:
+        single = [forward(*_batch([row], pad_id, side, MORE))[0] for row in few]
+        found.append({"padding": side, "batch": 1, "logits": single})
+        padded = forward(*_batch(rows, pad_id, side, 0))
+        found.append({"padding": side, "batch": len(rows), "logits": padded})
+    return found
+
+
+def _batch(rows: Sequence[Sequence[int]], pad_id: int, side: str, more: int) -> tuple[Any, Any]:
+    """`input_ids` and `attention_mask` (B, T) int64, with `more` pad tokens beyond the longest row."""
+    import torch
+
+    width = max(map(len, rows)) + more
+    ids, mask = [], []
+    for row in rows:
+        room = width - len(row)
+        left, right = (room, 0) if side == "left" else (0, room)
+        ids.append([pad_id] * left + list(row) + [pad_id] * right)
+        mask.append([0] * left + [1] * len(row) + [0] * right)
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _plain(value: Any) -> Any:
+    """Give a value as `json` would read it back, so that both processes compare the same types."""
+    return json.loads(json.dumps(value, default=str))
+
+
+class _Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.split(".")[0] == PACKAGE:
+            raise ImportError(f"{name}: the artefact asks for the package that made it")
+
+
+def _open(job: dict[str, Any], report: dict[str, Any]) -> None:
+    """Open what the job names, as a reader would, and describe as much of it as can be opened."""
+    import torch
+    from huggingface_hub import constants
+    from safetensors import SafetensorError
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if job["cache"]:
+        constants.HF_HUB_CACHE = job["cache"]
+    name, trust = job["name"], {"trust_remote_code": job["trust"]}
+
+    @contextmanager
+    def stage(what: str) -> Iterator[None]:
+        try:
+            yield
+        except (*FAILURES, MemoryError, SafetensorError) as error:
+            report["failed"][what] = f"{type(error).__name__}: {error}"
+            full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if full or "can't allocate memory" in str(error):  # torch's words of the CPU's memory
+                report["out_of_memory"] = what
+
+    writes = "answers" in job
+    if not writes:  # an adapter of a language model has no config of its own
+        with stage("config"):
+            config = AutoConfig.from_pretrained(name, **trust)
+            report["facts"] = facts(config)
+    tokenizer = None
+    with stage("tokenizer"):
+        # Without code of the repo; unless told so, transformers asks on the terminal for the config's.
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        report |= {"tokenizer": tokenizer_facts(tokenizer), **ids_of(tokenizer, job)}
+    if job["graph"]:
+        with stage("graph"):
+            forward = _graph_forward(job["graph"])
+            rows = job["rows"] if tokenizer is None else rows_of(tokenizer, job)
+            pad_id = tokenizer.pad_token_id if tokenizer is not None else 0
+            report["logits"] = layouts(forward, rows, pad_id=pad_id or 0, paddings=job["paddings"])
+        return
+    model = None
+    opener = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
+    with stage("model"):
+        if job["base_dtype"]:
+            model = _stock_adapter(name, dtype=job["base_dtype"])
+        else:
+            model = opener.from_pretrained(name, **trust)
+    if model is None and job["trust"]:  # a stored probe says that something is wrong; look at what it is
+        with stage("model, unverified"):
+            model = AutoModelForSequenceClassification.from_pretrained(name, verify=False, **trust)
+    if model is not None and tokenizer is not None:
+        with stage("logits"):
+            report |= describe(model.to(job["device"]), tokenizer, job)
+    elif model is not None:
+        report |= {"tensors": tensors(model), "merged": {}}
+
+
+def _stock_adapter(name: str, *, dtype: str) -> Any:
+    """A language model with an adapter, by PEFT: transformers would round the adapter to the base's dtype."""
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    named = PeftConfig.from_pretrained(name)
+    base = AutoModelForCausalLM.from_pretrained(
+        named.base_model_name_or_path, revision=named.revision or "main", dtype=dtype
+    )
+    return PeftModel.from_pretrained(base, name)
+
+
+def main() -> None:
+    """Read the job named on the command line and write its report beside it."""
+    sys.meta_path.insert(0, _Block())
+    if PACKAGE in sys.modules:
+        raise SystemExit(f"{PACKAGE} is imported here: this would show nothing")
+    path = Path(sys.argv[1])
+    report: dict[str, Any] = {"failed": {}}
+    _open(json.loads(path.read_text(encoding="utf-8")), report)
+    path.with_name("report.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,362 @@
+"""Files of texts to files of answers: order, counts, formats, many processes, leftovers of other runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import set_seed
+
+from qwen_task_heads import Scorer, build, load_tokenizer, save
+from qwen_task_heads import __main__ as command
+from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.inference.batch_prediction import predict_file, scan_inputs
+from qwen_task_heads.inference.shards import Parts
+from qwen_task_heads.tokenization.templates import bind_template
+
+LABELS = ["sport", "trade", "art"]
+ROWS = [
+    {"id": index, "text": f"{'a long text ' * (index % 5)}number {index}", "label": "sport"}
+    for index in range(23)
+]
+
+
+@pytest.fixture(scope="module")
+def scorers(bases: dict[str, str], tokenizer: Any, shake: Any) -> dict[str, Scorer]:
+    """A scorer of every problem type, and one of titles."""
+    set_seed(0)
+    kinds = {"single": "single_label_classification", "multi": "multi_label_classification"}
+    kinds |= {"regression": "regression", "ordinal": "ordinal"}
+    models = {
+        name: build(
+            bases["qwen2"],
+            task="pooled_classifier",
+            problem_type=kind,
+            labels=["score"] if name == "regression" else LABELS,
+        )
+        for name, kind in kinds.items()
+    }
+    models["titles"] = build(bases["qwen2"])
+    return {name: Scorer(shake(model), tokenizer=tokenizer) for name, model in models.items()}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return str(path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_row_comes_out_in_its_place_with_all_it_had(scorers: Any, source: str, tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "out.jsonl"
+    report = predict_file(scorers["single"], source=source, output=output, block_rows=4)
+    rows = read(output)
+    assert [{name: row[name] for name in ROWS[0]} for row in rows] == ROWS
+    alone = [scorers["single"].predict([row["text"]])[0] for row in ROWS]
+    assert [row["predicted_label"] for row in rows] == [answer.label for answer in alone]
+    for row, answer in zip(rows, alone, strict=True):
+        assert row["predicted_probabilities"] == pytest.approx(answer.probabilities, abs=2e-6)
+        assert next(iter(row["predicted_probabilities"])) == row["predicted_label"]
+    assert (report.rows, report.errors, sum(report.labels.values())) == (23, 0, 23)
+    assert "23 rows in = 23 with an answer + 0 with an error" in str(report)
+    assert not output.with_name("out.jsonl.parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        ("multi", ["predicted_labels", "predicted_probabilities"]),
+        pytest.param("regression", ["predicted_score"], marks=pytest.mark.slow),
+        ("ordinal", [
+            "predicted_label", "predicted_probability", "predicted_expected_rank", "predicted_probabilities",
+        ]),
+        ("titles", ["predicted_score"]),
+    ],
+)  # fmt: skip
+def test_every_kind_of_model_answers(
+    scorers: Any, source: str, tmp_path: Path, kind: str, columns: list[str]
+) -> None:
+    predict_file(scorers[kind], source=source, output=tmp_path / "out.jsonl")
+    for row in read(tmp_path / "out.jsonl"):
+        assert list(row) == ["id", "text", "label", *columns]
+    predict_file(scorers[kind], source=source, output=tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert list(table[0]) == ["id", "text", "label", *columns]
+    for row, wanted in zip(table, read(tmp_path / "out.jsonl"), strict=True):
+        value = row[columns[-1]]
+        assert (json.loads(value) if value[0] in "[{" else float(value)) == wanted[columns[-1]]
+
+
+def test_titles_with_prompts_score_as_the_scorer_does(scorers: Any, tmp_path: Path) -> None:
+    rows = [{"title": "Ten ways", "prompt": "Rest"}, {"title": "Tea"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predict_file(
+        scorers["titles"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "out.jsonl", prefix=""
+    )
+    scores = [row["score"] for row in read(tmp_path / "out.jsonl")]
+    assert scores == pytest.approx(
+        scorers["titles"].score(["Ten ways", "Tea"], prompts=["Rest", ""]), abs=2e-6
+    )
+
+
+def in_processes(count: int, scorer: Scorer, *, source: str, output: Path, **options: Any) -> None:
+    """Run as `count` processes: threads with a barrier, which see of each other what processes do."""
+    barrier, failed = threading.Barrier(count), []
+
+    def run(index: int) -> None:
+        try:
+            predict_file(
+                scorer, source=source, output=output, process_index=index, num_processes=count,
+                wait=lambda: barrier.wait(60) and None, **options,
+            )  # fmt: skip
+        except TaskHeadsError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+@pytest.mark.parametrize("count", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8))])
+def test_any_number_of_processes_gives_the_same_bytes(
+    scorers: Any, source: str, tmp_path: Path, count: int
+) -> None:
+    predict_file(scorers["single"], source=source, output=tmp_path / "one.jsonl", block_rows=4)
+    in_processes(count, scorers["single"], source=source, output=tmp_path / "several.jsonl", block_rows=4)
+    assert (tmp_path / "several.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+class Killed(Exception):
+    """Stands for SIGKILL; the recipe's test has the real one."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, blocks: int) -> list[int]:
+    """Let `Parts.write` fail after so many blocks; give the list of the blocks that were written."""
+    written: list[int] = []
+    write = Parts.write
+
+    def stopping(self: Parts, block: int, rows: Any) -> None:
+        if len(written) == blocks:
+            raise Killed
+        written.append(block)
+        write(self, block, rows)
+
+    monkeypatch.setattr(Parts, "write", stopping)
+    return written
+
+
+@pytest.mark.parametrize("stop", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 5))])
+def test_a_run_goes_on_where_another_number_of_processes_stopped(
+    scorers: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    output, common = tmp_path / "out.jsonl", {"source": source, "block_rows": 4}
+    predict_file(scorers["single"], output=tmp_path / "whole.jsonl", **common)
+    with monkeypatch.context() as patch:
+        stop_after(patch, stop)
+        with pytest.raises(Killed):
+            predict_file(scorers["single"], output=output, **common)
+    assert not output.exists()
+    with monkeypatch.context() as patch:
+        written = stop_after(patch, 99)
+        in_processes(2, scorers["single"], output=output, **common)
+    assert sorted(written) == list(range(stop, 6))
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_parts_of_another_run_are_refused_by_name(
+    scorers: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Killed):
+            predict_file(scorers["single"], source=source, output=output, block_rows=4, top_k=2)
+    before = sorted(path.name for path in (tmp_path / "out.jsonl.parts").iterdir())
+    common = {"source": source, "output": output, "block_rows": 4}
+    for options, named in (
+        ({**common, "top_k": 3}, "top_k was 2 and is 3"),
+        ({**common, "top_k": 2, "block_rows": 8}, "block_rows was 4 and is 8"),
+    ):
+        with pytest.raises(TaskHeadsError, match=named):
+            predict_file(scorers["single"], **options)
+    with pytest.raises(TaskHeadsError, match="model was"):
+        predict_file(scorers["ordinal"], **common, top_k=2)
+    Path(source).write_text(Path(source).read_text().replace("number 7", "number 8"))
+    with pytest.raises(TaskHeadsError, match="input was"):
+        predict_file(scorers["single"], **common, top_k=2)
+    assert sorted(path.name for path in (tmp_path / "out.jsonl.parts").iterdir()) == before
+
+
+def test_a_damaged_part_is_named_and_an_output_is_never_replaced(
+    scorers: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Killed):
+            predict_file(scorers["single"], source=source, output=output, block_rows=4)
+    part = tmp_path / "out.jsonl.parts" / "00000001.jsonl"
+    for content in (part.read_text().split("\n", 1)[1], part.read_text()[:-9]):
+        part.write_text(content)
+        with pytest.raises(TaskHeadsError, match=r"00000001\.jsonl: .*remove this part"):
+            predict_file(scorers["single"], source=source, output=output, block_rows=4)
+    part.unlink()
+    predict_file(scorers["single"], source=source, output=output, block_rows=4)
+    before = output.read_bytes()
+    with pytest.raises(TaskHeadsError, match=r"out\.jsonl: the file is there already"):
+        predict_file(scorers["single"], source=source, output=output)
+    assert output.read_bytes() == before
+
+
+def spoil(source: str) -> None:
+    lines = Path(source).read_text().splitlines()
+    lines[3], lines[9] = '{"id": 3, "text": ', '{"id": 9, "text": "  "}'
+    Path(source).write_text("\n".join(lines) + "\n")
+
+
+def test_bad_rows_are_all_named_before_a_model_is_loaded(source: str, tmp_path: Path) -> None:
+    spoil(source)
+    with pytest.raises(TaskHeadsError) as caught:
+        predict_file("no/model", source=source, output=tmp_path / "out.jsonl")
+    assert [problem.where for problem in caught.value.problems] == [f"{source}:4", f"{source}:10"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".tsv"])
+def test_skipped_rows_keep_their_line(scorers: Any, source: str, tmp_path: Path, suffix: str) -> None:
+    spoil(source)
+    output = tmp_path / f"out{suffix}"
+    report = predict_file(scorers["single"], source=source, output=output, bad_rows="skip", block_rows=4)
+    assert (report.rows, report.errors, sum(report.labels.values())) == (23, 2, 21)
+    if suffix == ".jsonl":
+        rows = read(output)
+    else:
+        with output.open(encoding="utf-8", newline="") as stream:
+            rows = [
+                {name: value for name, value in row.items() if value}
+                for row in csv.DictReader(stream, delimiter="\t")
+            ]
+    assert len(rows) == 23
+    for index, row in enumerate(rows):
+        if index != 3:
+            assert int(row["id"]) == index
+        if index in (3, 9):  # of line 4 nothing could be read
+            assert {**row, "error": ""} == ({"id": row["id"], "text": "  "} if index == 9 else {}) | {
+                "error": ""
+            }
+            assert row["error"].startswith(f"{source}:{index + 1}: ")
+        else:
+            assert row["predicted_label"] in LABELS
+
+
+def test_a_damaged_file_is_no_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "in.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(TaskHeadsError, match=r"in\.parquet"):
+        scan_inputs(str(tmp_path / "in.parquet"), bad_rows="skip")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"output": "out.txt"}, "suffix '.txt'"),
+        ({"threshold": 0.5}, "threshold: found 0.5 with a single_label_classification model"),
+        ({"top_k": 0}, "top_k: found 0"),
+        ({"bad_rows": "drop"}, "bad_rows"),
+        ({"block_rows": 0}, "block_rows: found 0"),
+        ({"prefix": ""}, "--prefix: .*'label'"),
+    ],
+)
+def test_bad_options_are_refused(
+    scorers: Any, source: str, tmp_path: Path, options: dict[str, Any], named: str
+) -> None:
+    output = tmp_path / options.pop("output", "out.jsonl")
+    with pytest.raises(TaskHeadsError, match=named):
+        predict_file(scorers["single"], source=source, output=output, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_top_k_above_the_number_of_labels_gives_all(scorers: Any, source: str, tmp_path: Path) -> None:
+    found = []
+    for top_k in (None, 99):
+        output = tmp_path / f"{top_k}.jsonl"
+        predict_file(scorers["single"], source=source, output=output, top_k=top_k)
+        found.append(output.read_text(encoding="utf-8"))
+    assert found[0] == found[1]
+
+
+def test_pairs_of_texts_reach_the_model_as_pairs(scorers: Any, tmp_path: Path) -> None:
+    rows = [{"text_a": "one", "text_b": "two"}, {"text_a": "three", "text_b": "four five"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predict_file(scorers["regression"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "out.jsonl")
+    logits = scorers["regression"].logits(["one", "three"], text_pairs=["two", "four five"])
+    found = torch.tensor([row["predicted_score"] for row in read(tmp_path / "out.jsonl")])
+    assert torch.allclose(found, logits[:, 0], atol=2e-6)
+    with pytest.raises(TaskHeadsError, match="pairs of texts"):
+        predict_file(scorers["titles"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "t.jsonl")
+
+
+def test_pairs_and_single_texts_are_refused_by_a_model_of_the_other(
+    bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text_a": "one", "text_b": "two"}\n')
+    tokenizer = load_tokenizer(bases["qwen2"])
+    model = build(bases["qwen2"], task="pooled_classifier", labels=LABELS)
+    bind_template(tokenizer, model.config)
+    scorer = Scorer(model, tokenizer=tokenizer)
+    with pytest.raises(TaskHeadsError, match="text_pairs: found second texts"):
+        scorer.predict(["one"], text_pairs=["two"])
+    with pytest.raises(TaskHeadsError, match="found pairs of texts; accepted: single texts"):
+        predict_file(scorer, source=str(tmp_path / "in.jsonl"), output=tmp_path / "out.jsonl")
+    assert len(scorer.predict(["one"], text_pairs=[""])) == 1
+    bind_template(tokenizer, model.config, pairs=True)
+    assert len(scorer.predict(["one"], text_pairs=["two"])) == 1
+    assert len(scorer.predict(["one"], text_pairs=[""])) == 1  # said to be none
+    assert scorer.predict([]) == []
+    with pytest.raises(TaskHeadsError, match=r"text_pairs: found no second texts; .* text_pairs="):
+        scorer.predict(["one"])
+    (tmp_path / "single.jsonl").write_text('{"text": "one"}\n')
+    with pytest.raises(TaskHeadsError, match=r"no second text in any row; .* text_a and text_b"):
+        predict_file(scorer, source=str(tmp_path / "single.jsonl"), output=tmp_path / "single.csv")
+    predict_file(scorer, source=str(tmp_path / "in.jsonl"), output=tmp_path / "pairs.jsonl")
+    folder = save(model, tokenizer=tokenizer, folder=tmp_path / "model")
+    monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), "one"])
+    with pytest.raises(TaskHeadsError, match="--text_pair: found no second text"):
+        command.main()
+    monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), "one", "--text_pair", "two"])
+    command.main()
+    with pytest.raises(TaskHeadsError, match="batch_tokens: found 0"):
+        Scorer(model, tokenizer=tokenizer, batch_tokens=0)
+
+
+def test_a_full_disk_is_named_and_leaves_the_blocks_before(
+    scorers: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, calls = tmp_path / "out.jsonl", []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:  # the manifest, block 0, block 1
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qwen_task_heads.inference.shards.os.fsync", full)
+        with pytest.raises(TaskHeadsError, match=r"00000001\.jsonl: .*No space left"):
+            predict_file(scorers["single"], source=source, output=output, block_rows=4)
+    assert (tmp_path / "out.jsonl.parts" / "00000000.jsonl").exists()
+    assert not (tmp_path / "out.jsonl.parts" / "00000001.jsonl").exists()
+    predict_file(scorers["single"], source=source, output=output, block_rows=4)
+    assert len(read(output)) == 23

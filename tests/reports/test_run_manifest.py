@@ -1,0 +1,77 @@
+"""The manifest names what was run and on what, and nothing of the machine."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.reports.run_manifest import hash_code, hash_files, hash_pairs, settings_of, versions
+from qwen_task_heads.training.title_arguments import TitleConfig
+
+PAIR = PairExample(chosen="A", rejected="B", prompt="p", margin=0.5, preference=0.9, weight=2.0, source="a:1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chosen": "C"},
+        {"rejected": "C"},
+        {"prompt": "q"},
+        {"margin": None},
+        {"preference": 0.8},
+        {"weight": 1.0},
+    ],
+    ids=str,
+)
+def test_the_hash_of_a_set_sees_every_column_and_the_order(change):
+    other = PairExample(chosen="X", rejected="Y")
+    assert hash_pairs([replace(PAIR, **change), other]) != hash_pairs([PAIR, other])
+    assert hash_pairs([other, PAIR]) != hash_pairs([PAIR, other])
+    assert hash_pairs([PAIR]) != hash_pairs([PAIR, PAIR])
+
+
+def test_where_a_pair_was_read_is_no_part_of_the_hash():
+    assert hash_pairs([replace(PAIR, source="b:9")]) == hash_pairs([PAIR])
+
+
+def test_versions_name_the_libraries_that_a_result_depends_on():
+    found = versions()
+    assert {"python", "qwen-task-heads", "torch", "transformers", "trl", "peft", "tokenizers"} <= set(found)
+    assert all(found.values())
+
+
+def test_settings_tell_the_training_and_no_secret_or_folder(tmp_path):
+    file = tmp_path / "clicks.jsonl"
+    file.write_text("")
+    args = TitleConfig(
+        str(tmp_path / "run"),
+        use_cpu=True,
+        learning_rate=3e-4,
+        hub_token="hf_secret",
+        run_name="private",
+        report_to="none",
+    )
+    told = settings_of(
+        args, {"dataset_name": str(file), "base": "Qwen/Qwen2.5-7B", "loss_nu": None, "loss": "soft"}
+    )
+    assert told["learning_rate"] == 3e-4
+    assert told["dataset_name"] == "clicks.jsonl"
+    assert told["base"] == "Qwen/Qwen2.5-7B"
+    assert told["loss"] == "soft"
+    assert "loss_nu" not in told
+    assert "hf_secret" not in str(told)
+    assert str(tmp_path) not in str(told)
+
+
+def test_code_and_files_are_hashed_file_by_file(tmp_path):
+    assert "modeling_task_heads.py" in hash_code()
+    assert all(len(value) == 64 for value in hash_code().values())
+    (tmp_path / "sub").mkdir()
+    for name in ("b", "a", "manifest.json", "sub/c"):
+        (tmp_path / name).write_text(name)
+    found = hash_files(tmp_path)
+    assert found == {name: hashlib.sha256(name.encode()).hexdigest() for name in "ab"}
+    assert list(found) == ["a", "b"]
