@@ -276,7 +276,7 @@ def bootstrap(figures: list[Any], rows: int, against: list[Any] | None = None) -
 
 
 def summarise(rows: list[Row], seeds: list[int], *, data: Path, runs: Path) -> list[dict[str, Any]]:
-    """Rows with a finished run: mean over its seeds, interval, floor, difference from the base row.
+    """Rows with a finished run: mean over its seeds, interval, baseline, difference from the base row.
 
     A difference is taken over the seeds that both rows have.
     """
@@ -309,7 +309,7 @@ def summarise(rows: list[Row], seeds: list[int], *, data: Path, runs: Path) -> l
         if row.name != STOCK:
             last = json.loads((place(row, done[-1], runs) / "metrics.json").read_text(encoding="utf-8"))
             result["seconds"] = last["train"]["seconds"]
-            result["floor"] = last["test"]["TF-IDF, linear"][metric]["value"]
+            result["baseline"] = last["test"]["TF-IDF, linear"][metric]["value"]
         results.append(result)
     return results
 
@@ -332,14 +332,14 @@ def markdown(results: list[dict[str, Any]]) -> str:
         "",
         "`python benchmarks/classification.py --seeds 0 1 2`; two CPU cores, tiny backbones (1.7 to 2.3 M",
         "parameters, see the head of the script), mean over seeds on `test_public`, 95% bootstrap over its",
-        "rows; differences are paired. At most 6,000 training rows a set: floors and figures are below those",
+        "rows; differences are paired. At most 6,000 training rows a set: baselines and figures are below those",
         "of the full sets. A row has as many seeds as figures stand in `each seed`.",
     ]
     heads = {"versus": "Against the stock class and Trainer", "levers": "What a lever is worth"}
     for table, head in heads.items():
         lines += ["", f"## {head}", ""]
         lines += [
-            "| data | row | metric | mean | 95% | each seed | difference from the first row | TF-IDF floor |"
+            "| data | row | metric | mean | 95% | each seed | difference from the first row | TF-IDF baseline |"
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
         for r in (r for r in results if r["table"] == table):
@@ -347,9 +347,9 @@ def markdown(results: list[dict[str, Any]]) -> str:
             change = ""
             if "difference" in r:
                 change = f"{r['difference']:+.3f} ({r['difference_low']:+.3f} to {r['difference_high']:+.3f})"
-            floor = f"{r['floor']:.3f}" if "floor" in r else ""
+            baseline = f"{r['baseline']:.3f}" if "baseline" in r else ""
             cells = [r["data"], r["row"], r["metric"], f"**{r['mean']:.3f}**"]
-            cells += [f"{r['low']:.3f} to {r['high']:.3f}", each, change, floor]
+            cells += [f"{r['low']:.3f} to {r['high']:.3f}", each, change, baseline]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

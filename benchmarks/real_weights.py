@@ -37,7 +37,7 @@ MODEL = "this model"
 ENDS = ("value", "low", "high")
 FROZEN, WARM, LORA, STOCK = "frozen", "lora from the frozen head", "lora", "stock lora"
 ASKED = "label scoring"
-EPOCHS = 2  # of LoRA
+EPOCHS = {WARM: 1, LORA: 2, STOCK: 2}  # a head that is trained needs fewer
 METHODS = (FROZEN, WARM, LORA, STOCK, ASKED)
 LAYERS = {
     SMOL: ("8", "15", "22", "30", "8+22", "8+15+22"),  # of 30
@@ -135,7 +135,7 @@ def words_of(row: Row, options: argparse.Namespace) -> list[str] | str:
         words += ["--heads", "linear", "--seeds", "0"]
         words += ["--feature_cache", str(options.output_dir / "features")]
         return [*words, "--feature_dtype", "float32" if row.model == SMOL else "bfloat16"]
-    epochs = ["--num_train_epochs", str(EPOCHS), "--per_device_train_batch_size", "16"]
+    epochs = ["--num_train_epochs", str(EPOCHS[row.method]), "--per_device_train_batch_size", "16"]
     tuned = [*words, *_length(one), "--use_peft", "--lora_r", "16", "--learning_rate", "2e-4", *epochs]
     recipe = "recipes/reward_titles.py" if one.titles else "recipes/classify.py"
     if row.method == WARM:

@@ -82,7 +82,7 @@ def run(name: str, train: Path, *, seed: int, data: Path, scratch: Path) -> dict
         "row": name,
         "seed": seed,
         **{key: accuracy[key] for key in ("value", "low", "high")},
-        "floor": metrics["test"]["TF-IDF, linear"]["accuracy"]["value"],
+        "baseline": metrics["test"]["TF-IDF, linear"]["accuracy"]["value"],
         "train_seconds": metrics["train"]["seconds"],
     }
 

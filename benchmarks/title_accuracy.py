@@ -1,4 +1,4 @@
-"""How good the title recipe is: pair accuracy over three seeds, beside the floors, on two data sets.
+"""How good the title recipe is: pair accuracy over three seeds, beside the baselines, on two data sets.
 
     python benchmarks/title_accuracy.py --data_dir ../shared/data --seeds 0 1 2
 
@@ -78,7 +78,7 @@ def prepare(row: dict[str, object], data: Path, scratch: Path) -> None:
 
 
 def measure(row: dict[str, object], seeds: list[int], scratch: Path) -> dict[str, object]:
-    """Train with every seed; give mean, spread and floors on test, and the mean on dev."""
+    """Train with every seed; give mean, spread and baselines on test, and the mean on dev."""
     test, dev, last = [], [], {}
     for seed in seeds:
         output = scratch / f"{row['name']}-{seed}".replace(" ", "-")

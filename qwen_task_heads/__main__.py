@@ -42,12 +42,12 @@ def main() -> None:
     else:
         kind, unfit = "classifier", ["prompt"]
     problems = [
-        Problem(f"--{name}", f"found with a {kind}", "accepted: without", "drop it")
+        Problem(f"--{name}", f"found with a {kind}", "without", "drop it")
         for name in unfit
         if args.__dict__[name] is not None
     ]
     if scorer.needs_pairs and args.text_pair is None:
-        accepted, remedy = "accepted: pairs, as in training", 'give --text_pair "the second text"'
+        accepted, remedy = "pairs, as in training", 'give --text_pair "the second text"'
         problems.append(Problem("--text_pair", "found no second text", accepted, remedy))
     if problems:
         raise TaskHeadsError(problems)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from qwen_task_heads.backbones import backbone_of
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 
 # PEFT's own word for "inject nothing": only modules_to_save, our head, is trained and saved.
@@ -58,25 +58,31 @@ def adapter_config(
     saved = list(modules_to_save or ["score"])
     if not model.on_plain_base:  # an adapter names its base only
         option = "--freeze_backbone" if head_only else "--use_peft"
-        raise TaskHeadsError.of(
-            option,
-            f"a {model.config.model_type} that is trained already, as the base of an adapter",
-            "a plain backbone",
-            "drop it: the model is trained on in full, its own adapter merged; or start from its backbone",
+        raise TaskHeadsError(
+            Problem(
+                option,
+                f"found a {model.config.model_type} that is trained already, as the base of an adapter",
+                "a plain backbone",
+                "drop it (the model, its own adapter merged, is trained in full), or start from its backbone",
+            )
         )
     if task_type != "SEQ_CLS":
-        raise TaskHeadsError.of(
-            "--lora_task_type",
-            repr(task_type),
-            "SEQ_CLS",
-            "drop it: the head would stay untrained and unsaved",
+        raise TaskHeadsError(
+            Problem(
+                "--lora_task_type",
+                f"found {task_type!r}",
+                "SEQ_CLS",
+                "drop it: the head would stay untrained and unsaved",
+            )
         )
     if "score" not in saved:
-        raise TaskHeadsError.of(
-            "--lora_modules_to_save",
-            repr(saved),
-            "a list with 'score', the head, which would stay untrained",
-            "choose such as score",
+        raise TaskHeadsError(
+            Problem(
+                "--lora_modules_to_save",
+                f"found {saved!r}",
+                "a list with 'score', the head, which would stay untrained",
+                "choose such as score",
+            )
         )
     family = backbone_of(model.model.config.model_type)
     if head_only:
@@ -98,8 +104,8 @@ def adapter_config(
                     if isinstance(m, torch.nn.Linear)
                 }
             )
-            raise TaskHeadsError.of(
-                "--lora_target_modules", repr(unknown), ", ".join(linear), "choose among them"
+            raise TaskHeadsError(
+                Problem("--lora_target_modules", f"found {unknown!r}", ", ".join(linear), "choose among them")
             )
     if embeddings:
         chosen = _with_embeddings(model, [] if chosen == NO_TARGETS else chosen)

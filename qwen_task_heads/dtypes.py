@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,7 +25,7 @@ def store_in(model: TaskHeadModel, *, dtype: torch.dtype | str) -> TaskHeadModel
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise TaskHeadsError.of("dtype", repr(name), ", ".join(DTYPES), "choose one of them")
+        raise TaskHeadsError(Problem("dtype", f"found {name!r}", ", ".join(DTYPES), "choose one of them"))
     for parameter in model.model.parameters():  # buffers, as those of rotary embeddings, stay exact
         parameter.data = parameter.data.to(DTYPES[name])
     return model

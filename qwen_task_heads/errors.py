@@ -1,8 +1,8 @@
-"""One error type and one message format for everything a user can get wrong.
+"""Errors: one type, one message format and a stable code for everything a user can get wrong.
 
-Every message reads ``where: what was found; what is accepted; what to do``. Readers collect a
-`Problem` per defect and raise once, so that one run names every defect of a file.
-Code in `hubcode/` travels without this package and raises `ValueError` in the same format.
+A message reads ``where: problem. Expected X. Fix: Y.`` Readers collect a `Problem` per defect and raise once,
+so that one run names every defect of a file. Code in `hubcode/` travels without this package and raises
+`ValueError` in the same format.
 """
 
 from __future__ import annotations
@@ -11,35 +11,99 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 MAX_SHOWN = 50  # problems printed in one message; `TaskHeadsError.problems` always holds all of them
 
+# Stable codes of problems. Tools may match them; wording may change in any release.
+CODES = {
+    # Options and arguments
+    "option-unknown": "an option or argument with a name that does not exist",
+    "option-missing": "an option that the command needs was not given",
+    "option-value": "a value that the option does not take",
+    "option-range": "a number outside the accepted range",
+    "option-conflict": "options that exclude each other",
+    "option-unsupported": "an option that this model, task, data set or machine does not support",
+    "argument-type": "a Python argument of the wrong type or shape",
+    # Files
+    "path-not-found": "a file or folder that does not exist",
+    "path-exists": "an output that exists, is not empty or belongs to another run",
+    "path-access": "a file or folder that cannot be read or written",
+    "disk-full": "not enough space on a disk",
+    "file-format": "a file of an unknown, malformed or unsupported format",
+    "file-encoding": "bytes that are not text in the stated encoding",
+    "file-truncated": "a file that ends too early",
+    "file-empty": "a file or data set without rows",
+    # Columns, values and rows
+    "column-missing": "a column that the task needs is absent",
+    "column-unknown": "a column with an unknown or misspelt name",
+    "column-ambiguous": "columns of which only one can be read",
+    "value-missing": "an empty, null or NaN value",
+    "value-type": "a value of the wrong type",
+    "value-range": "a value outside the accepted range",
+    "value-conflict": "values of a row that contradict each other",
+    "text-empty": "a text without characters",
+    "text-too-long": "a text or prompt that does not fit the limit of tokens",
+    "label-unknown": "a label that the label set does not have",
+    "label-invalid": "a label set or label file that cannot be used",
+    "label-conflict": "ids and names, or labels of files, that do not agree",
+    "rows-too-few": "too few rows, groups or labels for the request",
+    "rows-conflict": "rows that contradict each other",
+    "rows-equal": "rows that are equal, or equal after truncation",
+    "pairs-swapped": "preferred and rejected titles look swapped",
+    "split-missing": "a split that is absent or cannot be found",
+    "split-overlap": "rows, texts or groups in more than one split",
+    "dataset-mismatch": "data sets whose columns, labels or kinds do not fit together",
+    # Models
+    "model-not-found": "a model, revision or file of a model that does not exist",
+    "model-type": "a model of another kind than the request needs",
+    "model-unsupported": "a model whose architecture does not support the request",
+    "model-corrupted": "missing, extra, reshaped or changed tensors or files",
+    "model-ambiguous": "a folder that holds more than one model",
+    "base-changed": "the base of an adapter is absent or differs from the one in training",
+    "tokenizer-invalid": "a tokenizer or template that the model cannot use",
+    "config-invalid": "a config with values that cannot be used",
+    "code-untrusted": "a repo that wants to run its own code or unpickle files",
+    # Runs
+    "checkpoint-incomplete": "a checkpoint that is incomplete or corrupted",
+    "checkpoint-foreign": "a checkpoint of a run with other data, options or versions",
+    "number-not-finite": "NaN or infinity in losses, features or weights",
+    "processes-differ": "processes that are absent, or ranks that do not agree",
+    "memory-exceeded": "not enough memory for the request",
+    # Machines, packages and hubs
+    "device-unavailable": "a device or dtype that this machine does not have",
+    "package-missing": "a Python package that is not installed",
+    "package-version": "a Python package of another version than is needed",
+    "hub-unreachable": "a hub that does not answer",
+    "hub-denied": "a hub that refuses: no login, no permission, a gated or private repo",
+    "hub-invalid": "a repo id, branch or answer that a hub does not accept",
+    "secret-found": "a secret in files that would leave the machine",
+    "verification-failed": "an export or published model that does not equal the trained one",
+}
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One defect: where it is, what was found, what is accepted, what to do.
+    """One defect: where it is, what is wrong, what was expected, how to fix it.
 
     Args:
         where: file and line (`train.jsonl:17`), option (`--pooling`) or tensor name.
-        found: what stands there now; quote user text with `repr` and keep it short.
-        accepted: what would have been accepted.
-        remedy: what the user should do next.
+        problem: what is wrong, such as `found 'avg'`; quote user text with `shorten`.
+        expected: what would have been accepted.
+        fix: what the user can do next, in the imperative; commands and options can be typed as they stand.
+        code: one of `CODES`.
     """
 
     where: str
-    found: str
-    accepted: str
-    remedy: str
-
-    @classmethod
-    def of(cls, where: str, found: str, accepted: str, remedy: str) -> Problem:
-        """Make one with the usual words: `found …; accepted: …`."""
-        return cls(where, f"found {found}", f"accepted: {accepted}", remedy)
+    problem: str
+    expected: str
+    fix: str
+    code: str = field(default="", kw_only=True)
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.found}; {self.accepted}; {self.remedy}"
+        sentences = (self.problem, f"Expected {self.expected}", f"Fix: {self.fix}")
+        return f"{self.where}: " + " ".join(f"{text.rstrip('.')}." for text in sentences)
 
 
 class TaskHeadsError(ValueError):
@@ -47,8 +111,8 @@ class TaskHeadsError(ValueError):
 
     Example:
         >>> from qwen_task_heads.errors import Problem, TaskHeadsError
-        >>> print(TaskHeadsError(Problem("--pooling", "found 'avg'", "accepted: last, mean", "choose one")))
-        --pooling: found 'avg'; accepted: last, mean; choose one
+        >>> print(TaskHeadsError(Problem("--pooling", "found 'avg'", "last or mean", "choose one of them")))
+        --pooling: found 'avg'. Expected last or mean. Fix: choose one of them.
     """
 
     def __init__(self, problems: Problem | Sequence[Problem]) -> None:
@@ -60,14 +124,9 @@ class TaskHeadsError(ValueError):
             lines.insert(0, f"{len(self.problems)} problems:")
         super().__init__("\n".join(lines))
 
-    @classmethod
-    def of(cls, where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
-        """Make one of a single `Problem.of`."""
-        return cls(Problem.of(where, found, accepted, remedy))
-
 
 def shorten(value: object, limit: int = 60) -> str:
-    """Quote a value for a message: `repr`, cut in the middle of nothing, at most `limit` characters."""
+    """Return `repr(value)`, truncated to `limit` characters."""
     text = repr(value if not isinstance(value, str) else value[: limit + 1])
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

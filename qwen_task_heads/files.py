@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers.utils import cached_file
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.trust_task_heads import DRAFT, MANIFEST, hash_files, sha256
+from qwen_task_heads.hubcode.hashes_task_heads import DRAFT, MANIFEST, hash_files, sha256
 
 __all__ = ["MANIFEST", "check_manifest", "hash_files"]
 
@@ -43,12 +43,12 @@ def check_manifest(repo: str, *, revision: str | None = None) -> None:
     where = f"{repo}/{MANIFEST}"
     if path.stat().st_size > LARGEST:
         found = f"found {path.stat().st_size:,} bytes"
-        raise TaskHeadsError(Problem(where, found, f"accepted: at most {LARGEST:,}", REMEDY))
+        raise TaskHeadsError(Problem(where, found, f"at most {LARGEST:,}", REMEDY))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, no JSON, or nested without end
         found = f"found no JSON ({type(error).__name__})"
-        raise TaskHeadsError(Problem(where, found, "accepted: what save wrote", REMEDY)) from error
+        raise TaskHeadsError(Problem(where, found, "what save wrote", REMEDY)) from error
     files = content.get("files") if isinstance(content, dict) else None
     # Of earlier releases names alone; a folder that was only saved may still be edited.
     if not isinstance(files, dict) or content.get(DRAFT):
@@ -61,9 +61,9 @@ def check_manifest(repo: str, *, revision: str | None = None) -> None:
             continue
         file = _find(repo, name, revision)
         if file is None:
-            problems.append(Problem(f"{repo}/{name}", "found no such file", f"accepted: {digest}", REMEDY))
+            problems.append(Problem(f"{repo}/{name}", "found no such file", f"{digest}", REMEDY))
         elif (found := sha256(file)) != digest:
-            accepted = f"accepted: {digest}, which {MANIFEST} lists"
+            accepted = f"{digest}, which {MANIFEST} lists"
             problems.append(Problem(f"{repo}/{name}", f"found SHA-256 {found}", accepted, REMEDY))
     if problems:
         raise TaskHeadsError(problems)

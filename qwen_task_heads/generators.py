@@ -25,7 +25,7 @@ from qwen_task_heads.hubcode.configuration_task_heads import (
     TaskHeadError,
     TitleScorerConfig,
 )
-from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
+from qwen_task_heads.hubcode.hashes_task_heads import check_base, hash_base
 from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.pretrained import is_packaged, locate, stored_name
 from qwen_task_heads.repo_checks import check_repo, commit_of
@@ -106,7 +106,7 @@ def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUG
     except OSError as error:
         reason = [*str(error).splitlines(), ""][0][:160]
         accepted, remedy = "a repo id or folder that is there", "check the name, the revision and the network"
-        raise TaskHeadsError.of(name, f"no such model ({reason})", accepted, remedy) from error
+        raise TaskHeadsError(Problem(name, f"found no such model ({reason})", accepted, remedy)) from error
     return found
 
 
@@ -172,11 +172,13 @@ def load_generator(
     except TaskHeadsError:
         raise
     except TaskHeadError as error:
-        raise TaskHeadsError(Problem(error.where, error.found, error.accepted, error.remedy)) from error
+        raise TaskHeadsError(Problem(error.where, error.problem, error.expected, error.fix)) from error
     except (OSError, ValueError) as error:
         reason = [*str(error).splitlines(), ""][0]
         found = f"no model that generates ({reason if len(reason) <= 160 else reason[:159] + '…'})"
-        raise TaskHeadsError.of(name, found, WRITES, "check the name and the network") from error
+        raise TaskHeadsError(
+            Problem(name, f"found {found}", WRITES, "check the name and the network")
+        ) from error
 
 
 def _refuse_head(name: str, path: str, *, revision: str | None) -> None:
@@ -186,10 +188,14 @@ def _refuse_head(name: str, path: str, *, revision: str | None) -> None:
     kind, classes = config.get("model_type"), config.get("architectures") or []
     if kind in HEADS:
         remedy = f"open it by Scorer({name!r})"
-        raise TaskHeadsError.of(name, f"a {HEADS[kind]}: a head that writes nothing", WRITES, remedy)
+        raise TaskHeadsError(
+            Problem(name, f"found a {HEADS[kind]}: a head that writes nothing", WRITES, remedy)
+        )
     if any(str(one).endswith(HEAD_CLASS) for one in classes):
         remedy = f"open it by transformers' pipeline('text-classification', {name!r})"
-        raise TaskHeadsError.of(name, f"a {classes[0]}: a head that writes nothing", WRITES, remedy)
+        raise TaskHeadsError(
+            Problem(name, f"found a {classes[0]}: a head that writes nothing", WRITES, remedy)
+        )
 
 
 def _stated(path: str, revision: str | None) -> dict[str, Any]:

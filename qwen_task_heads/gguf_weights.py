@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.hubcode.trust_task_heads import (
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.hashes_task_heads import (
     GGUF_SOURCE,
     hash_folder,
     is_dequantized,
@@ -59,16 +59,18 @@ def dequantize(path: str | Path, *, name: str | None = None, expected: str | Non
     if not path.is_file():
         there = ", ".join(sorted(file.name for file in path.parent.glob("*.gguf"))[:SHOWN]) or "none"
         remedy = f"check the path and --gguf_file (GGUF files there: {there})"
-        raise TaskHeadsError.of(str(path), "no such file", "a GGUF file", remedy)
+        raise TaskHeadsError(Problem(str(path), "found no such file", "a GGUF file", remedy))
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             remedy = "fetch it again (a file of git-lfs that was not fetched is a few lines of text)"
-            raise TaskHeadsError.of(str(path), "a file of another format", "a GGUF file", remedy)
+            raise TaskHeadsError(Problem(str(path), "found a file of another format", "a GGUF file", remedy))
     digest = sha256(path)
     if expected is not None and digest != expected:
         remedy = "delete it and fetch it again; if the hash stays different, do not use it"
-        raise TaskHeadsError.of(
-            str(path), f"SHA-256 {digest}", f"SHA-256 {expected}, that of the tested file", remedy
+        raise TaskHeadsError(
+            Problem(
+                str(path), f"found SHA-256 {digest}", f"SHA-256 {expected}, that of the tested file", remedy
+            )
         )
     folder = models_cache() / (name or f"{path.stem}-{digest[:16]}")
     if is_dequantized(folder, digest):
@@ -126,7 +128,9 @@ def _convert(path: Path, folder: Path) -> None:
         reason = " ".join(str(error).split())[:200]
         accepted = "a decoder whose GGUF files transformers reads (Llama, Qwen2, Qwen3, Mistral, Gemma, ...)"
         remedy = "fetch the file again if it may be truncated, or use the checkpoint in safetensors"
-        raise TaskHeadsError.of(str(path), f"{type(error).__name__}: {reason}", accepted, remedy) from error
+        raise TaskHeadsError(
+            Problem(str(path), f"found {type(error).__name__}: {reason}", accepted, remedy)
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
     _check_loaded(path, model, info)
@@ -148,16 +152,23 @@ def _contents(path: Path) -> tuple[int, int]:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise TaskHeadsError.of(
-            "--gguf_file", "the package gguf is not installed", "it, to read GGUF files", INSTALL
+        raise TaskHeadsError(
+            Problem(
+                "--gguf_file", "found the package gguf is not installed", "it, to read GGUF files", INSTALL
+            )
         ) from error
     try:
         tensors = GGUFReader(path).tensors
         return len(tensors), 4 * sum(int(tensor.n_elements) for tensor in tensors)
     except Exception as error:  # numpy's errors of a memory map that is too short, and those of the parser
         reason = " ".join(str(error).split())[:160]
-        raise TaskHeadsError.of(
-            str(path), f"a truncated or damaged file ({reason})", "a whole GGUF file", "fetch it again"
+        raise TaskHeadsError(
+            Problem(
+                str(path),
+                f"found a truncated or damaged file ({reason})",
+                "a whole GGUF file",
+                "fetch it again",
+            )
         ) from error
 
 
@@ -169,15 +180,22 @@ def _check_loaded(path: Path, model: Any, info: dict[str, Any]) -> None:
     if missing:
         found = f"no weights for {len(missing)} tensors of the model, such as {missing[0]}"
         remedy = "use a file that transformers reads whole, or the checkpoint in safetensors"
-        raise TaskHeadsError.of(str(path), found, "a weight for each tensor", remedy)
+        raise TaskHeadsError(Problem(str(path), f"found {found}", "a weight for each tensor", remedy))
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
-            raise TaskHeadsError.of(str(path), f"{name} with NaN or inf", "finite weights", "fetch it again")
+            raise TaskHeadsError(
+                Problem(str(path), f"found {name} with NaN or inf", "finite weights", "fetch it again")
+            )
 
 
 def _unwritable(folder: Path, error: OSError) -> TaskHeadsError:
     reason = error.strerror or " ".join(str(error).split())[:160]
     remedy = "free some space, or set QWEN_TASK_HEADS_CACHE to a folder on another disk"
-    return TaskHeadsError.of(
-        str(folder.parent), f"the fp32 copy cannot be written ({reason})", "a folder with room for it", remedy
+    return TaskHeadsError(
+        Problem(
+            str(folder.parent),
+            f"found the fp32 copy cannot be written ({reason})",
+            "a folder with room for it",
+            remedy,
+        )
     )

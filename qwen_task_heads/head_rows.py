@@ -110,7 +110,7 @@ def check_added(
         remedy = f"leave them out, or train a new model: give {plain} as --model_name_or_path"
         remedy = remedy if kept else "drop --init_head"
     if found:
-        raise TaskHeadsError(Problem.of(where, found, accepted, remedy))
+        raise TaskHeadsError(Problem(where, f"found {found}", accepted, remedy))
 
 
 def rows_by_name(

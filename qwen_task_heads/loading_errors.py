@@ -27,21 +27,23 @@ def as_our_errors() -> Iterator[None]:
     try:
         yield
     except TaskHeadError as error:
-        problem = Problem(error.where, error.found, error.accepted, error.remedy)
+        problem = Problem(error.where, error.problem, error.expected, error.fix)
         raise TaskHeadsError(problem) from error
     except SafetensorError as error:
         remedy = "fetch or save it again"
-        raise TaskHeadsError.of(
-            "*.safetensors", f"a broken file ({error})", "whole tensors", remedy
+        raise TaskHeadsError(
+            Problem("*.safetensors", f"found a broken file ({error})", "whole tensors", remedy)
         ) from error
     except OSError as error:  # a file that transformers or peft looks for
         found = " ".join(str(error).split(". ")[0].split())[:200]
         remedy = "fetch or save it again, or check the network"
-        raise TaskHeadsError.of("opening it", found, "all files of a saved model", remedy) from error
+        raise TaskHeadsError(
+            Problem("opening it", f"found {found}", "all files of a saved model", remedy)
+        ) from error
     except ImportError as error:  # of bitsandbytes, flash-attn, ...
         found = f"a package that is not installed ({' '.join(str(error).split())[:200]})"
         accepted, remedy = "options whose packages are installed", "install it, or drop the option"
-        raise TaskHeadsError.of("model options", found, accepted, remedy) from error
+        raise TaskHeadsError(Problem("model options", f"found {found}", accepted, remedy)) from error
 
 
 def config_problem(error: ValueError) -> Problem:

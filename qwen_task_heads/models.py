@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from qwen_task_heads.adapters import adapter_config, fold_adapter, quiet_peft
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.dtypes import store_in
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.files import check_manifest
 from qwen_task_heads.head_rows import LABEL_FIELDS, check_added, relabeled, set_labels
 from qwen_task_heads.hubcode.configuration_task_heads import (
@@ -28,10 +28,10 @@ from qwen_task_heads.hubcode.configuration_task_heads import (
     TitleScorerConfig,
 )
 from qwen_task_heads.hubcode.encoding_task_heads import as_list
+from qwen_task_heads.hubcode.hashes_task_heads import check_base, hash_base
 from qwen_task_heads.hubcode.loading_task_heads import find_adapter
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from qwen_task_heads.hubcode.trust_task_heads import check_base, hash_base
 from qwen_task_heads.loading_errors import as_our_errors, config_problem
 from qwen_task_heads.modelscope import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.pretrained import is_packaged, locate, stored_name
@@ -87,14 +87,19 @@ def build(
         'mean'
     """
     if task not in TASKS:
-        raise TaskHeadsError.of("task", repr(task), ", ".join(TASKS), "choose one of them")
+        raise TaskHeadsError(Problem("task", f"found {task!r}", ", ".join(TASKS), "choose one of them"))
     backbone = str(backbone)
     path, fetched = _find(backbone, revision=revision, hub=hub, gguf_file=gguf_file)
     base = _base_config(path, revision=revision)
     known = {field.name for field in fields(TASKS[task].config_class)} | {"num_labels"}
     if unknown := sorted(head.keys() - known):
-        raise TaskHeadsError.of(
-            f"--{unknown[0]}", "an option that no head has", ", ".join(HEAD_OPTIONS), "correct its name"
+        raise TaskHeadsError(
+            Problem(
+                f"--{unknown[0]}",
+                "found an option that no head has",
+                ", ".join(HEAD_OPTIONS),
+                "correct its name",
+            )
         )
     if base.model_type in TASKS:
         kwargs = {"revision": revision, "dtype": dtype, **(model_kwargs or {})}
@@ -147,11 +152,13 @@ def load(
     path, _ = _find(repo, revision=revision, hub=hub)
     config = _base_config(path, revision=revision)
     if config.model_type not in TASKS:
-        raise TaskHeadsError.of(
-            repo,
-            f"a {config.model_type!r} model",
-            ", ".join(TASKS),
-            "put a head on it with build(), or ask it by LabelScorer; of a checkpoint, name its run's folder",
+        raise TaskHeadsError(
+            Problem(
+                repo,
+                f"found a {config.model_type!r} model",
+                ", ".join(TASKS),
+                "put a head on it with build(), or use LabelScorer; for a checkpoint name the folder of its run",
+            )
         )
     if verify:
         check_manifest(path, revision=revision)
@@ -254,11 +261,13 @@ def merge(
         config = _base_config(repo, revision=revision)
         subfolder = find_adapter(repo, revision=revision) if config.model_type in TASKS else None
         if subfolder is None:
-            raise TaskHeadsError.of(
-                str(model),
-                "no adapter of this library",
-                "a folder or repo with an adapter",
-                "name one; a full model needs no merge, and is opened by load()",
+            raise TaskHeadsError(
+                Problem(
+                    str(model),
+                    "found no adapter of this library",
+                    "a folder or repo with an adapter",
+                    "name one; a full model needs no merge, and is opened by load()",
+                )
             )
         if verify:
             check_manifest(repo, revision=revision)
@@ -280,7 +289,9 @@ def merge(
         if verify:
             base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
     if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
-        raise TaskHeadsError.of("model", "no adapter on it", "a model with one", "save it as it is")
+        raise TaskHeadsError(
+            Problem("model", "found no adapter on it", "a model with one", "save it as it is")
+        )
     merged = fold_adapter(model) if isinstance(model, TaskHeadModel) else model.merge_and_unload()
     if isinstance(repo_or_model, (str, Path)):
         store_in(merged, dtype=dtype or config.dtype or torch.float32)
@@ -301,11 +312,13 @@ def _take_up(
     Labels may be added to it, and what is said of labels may change.
     """
     if config.model_type != task:
-        raise TaskHeadsError.of(
-            path,
-            f"a {config.model_type}",
-            f"a {task} or a plain backbone",
-            f"train it on by {RECIPES[config.model_type]}, in Python build(..., task={config.model_type!r})",
+        raise TaskHeadsError(
+            Problem(
+                path,
+                f"found a {config.model_type}",
+                f"a {task} or a plain backbone",
+                f"train it by {RECIPES[config.model_type]}, in Python build(..., task={config.model_type!r})",
+            )
         )
     wanted = None
     if labels is not None:
@@ -323,11 +336,13 @@ def _take_up(
     }
     for field, value in head.items():
         if saved[field] != (list(value) if isinstance(value, tuple) else value):
-            raise TaskHeadsError.of(
-                f"--{field}",
-                repr(value),
-                repr(saved[field]),
-                f"drop the option: {path} was saved with the other value",
+            raise TaskHeadsError(
+                Problem(
+                    f"--{field}",
+                    f"found {value!r}",
+                    repr(saved[field]),
+                    f"drop the option: {path} was saved with the other value",
+                )
             )
     if find_adapter(path, revision=kwargs["revision"]) is not None:
         model = merge(path, hub=hub, **kwargs)
@@ -347,7 +362,7 @@ def _find(
     """What transformers opens for a name: a folder or an id; and the revision, where we fetched it."""
     path = locate(name, gguf_file=gguf_file, revision=revision, hub=hub)
     if hub not in HUBS:
-        raise TaskHeadsError.of("--hub", repr(hub), ", ".join(HUBS), "choose one of them")
+        raise TaskHeadsError(Problem("--hub", f"found {hub!r}", ", ".join(HUBS), "choose one of them"))
     if hub == HUGGINGFACE or Path(path).exists():
         return path, None
     folder, commit = fetch_modelscope(path, revision=revision)

@@ -47,7 +47,7 @@ def fetch_modelscope(
     except ImportError as error:
         found = f"the {kind} is on ModelScope, and modelscope is not installed ({error})"
         remedy = "pip install 'qwen-task-heads[modelscope]', or fetch it otherwise and give its folder"
-        raise TaskHeadsError(Problem(name, found, f"accepted: a local {kind} without it", remedy)) from error
+        raise TaskHeadsError(Problem(name, found, f"a local {kind} without it", remedy)) from error
     api = HubApi(HubConfig())  # without one it would keep the environment of its first use
     try:
         try:
@@ -69,4 +69,4 @@ def _unfetched(name: str, kind: str, error: Exception) -> Problem:
     reason = str(error).split("\n", 1)[0][:160]
     found = f"the {kind} cannot be fetched from ModelScope ({type(error).__name__}: {reason})"
     remedy = "check the id, the connection and MODELSCOPE_API_TOKEN, or give the folder of a copy"
-    return Problem(name, found, f"accepted: a {kind} that this machine can reach or has cached", remedy)
+    return Problem(name, found, f"a {kind} that this machine can reach or has cached", remedy)

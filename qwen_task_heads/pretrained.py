@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 from qwen_task_heads.backbones import EMBEDDED
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.gguf_weights import dequantize
-from qwen_task_heads.hubcode.trust_task_heads import is_dequantized, models_cache
+from qwen_task_heads.hubcode.hashes_task_heads import is_dequantized, models_cache
 from qwen_task_heads.modelscope import HUGGINGFACE
 
 EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "backbone"
@@ -197,8 +197,13 @@ def _from_hub(name: str, model: PackagedModel) -> Path:
     except (OSError, ValueError) as error:  # huggingface_hub's errors, no network among them, are of these
         found = f"neither the package {model.package} nor a hub that can be reached"
         accepted = f"the package {model.package} {model.version}, which ships the weights"
-        raise TaskHeadsError.of(
-            name, found, accepted, f"{model.install}; or --model_name_or_path {EMBEDDED} to try things out"
+        raise TaskHeadsError(
+            Problem(
+                name,
+                f"found {found}",
+                accepted,
+                f"{model.install}; or --model_name_or_path {EMBEDDED} to try things out",
+            )
         ) from error
 
 
@@ -209,7 +214,7 @@ def _fetch(name_or_path: str, gguf_file: str, *, revision: str | None, hub: str)
     if hub != HUGGINGFACE:
         remedy = f"modelscope download --model {name_or_path} {gguf_file} --local_dir gguf, then "
         remedy += f"--model_name_or_path gguf --gguf_file {gguf_file}"
-        raise TaskHeadsError.of("--gguf_file", f"a repo of {hub}", "a file of a folder", remedy)
+        raise TaskHeadsError(Problem("--gguf_file", f"found a repo of {hub}", "a file of a folder", remedy))
     from transformers.utils import cached_file
 
     try:
@@ -217,6 +222,6 @@ def _fetch(name_or_path: str, gguf_file: str, *, revision: str | None, hub: str)
     except (OSError, ValueError) as error:
         reason = [*str(error).splitlines(), ""][0][:160]
         accepted, remedy = "a GGUF file in a repo or folder", "check the id, the file's name and the network"
-        raise TaskHeadsError.of(
-            "--gguf_file", f"{gguf_file!r} of {name_or_path!r}: {reason}", accepted, remedy
+        raise TaskHeadsError(
+            Problem("--gguf_file", f"found {gguf_file!r} of {name_or_path!r}: {reason}", accepted, remedy)
         ) from error

@@ -102,7 +102,7 @@ def scan(folder: str | Path, *, secrets: Mapping[str, str] | None = None) -> lis
         >>> from qwen_task_heads.redaction import scan
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "notes.md").write_text("fine" + chr(10) + "mine is hf_" + "a" * 34)
-        >>> print(scan(folder)[0].found)
+        >>> print(scan(folder)[0].problem)
         found a Hugging Face token
     """
     folder = Path(folder)
@@ -191,4 +191,4 @@ def _problem(name: str, kind: str, line: int) -> Problem:
     if source.startswith("$"):
         remedy += f"; if it stands there by chance, unset {source[1:]} and publish again"
     where = redact(f"{name}:{line}" if line else name)
-    return Problem(where, f"found {kind}", "accepted: files without secrets", remedy)
+    return Problem(where, f"found {kind}", "files without secrets", remedy)

@@ -246,7 +246,7 @@ def _check_links(path: str) -> list[Problem]:
 
 
 def _problem(where: str, found: str, accepted: str, remedy: str = REMEDY) -> Problem:
-    return Problem.of(where, found, accepted, remedy)
+    return Problem(where, f"found {found}", accepted, remedy)
 
 
 def commit_of(path: str, revision: str | None) -> str | None:

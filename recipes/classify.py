@@ -15,8 +15,8 @@ from qwen_task_heads.data.sequences import sources_of
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.metrics.classification import dev_metrics
 from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_task
-from qwen_task_heads.publishing.target import destination_of
-from qwen_task_heads.reports.records import account_of
+from qwen_task_heads.publishing.target import publish_target_of
+from qwen_task_heads.reports.records import record_of
 from qwen_task_heads.reports.text_report import TextRun, finish_texts
 from qwen_task_heads.tokenization.collators import TextCollator, text_datasets
 from qwen_task_heads.tokenization.templates import bind_template
@@ -24,12 +24,12 @@ from qwen_task_heads.tracking.callbacks import track
 from qwen_task_heads.training.added_labels import read_sets_for
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
-from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
+from qwen_task_heads.training.checkpoints import VerifiedCheckpointCallback, open_output, resume_hazards
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
 from qwen_task_heads.training.sharding import whole_model
-from qwen_task_heads.training.warm_start import take_head, take_template
+from qwen_task_heads.training.warm_start import load_head, take_template
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     texts, args, model_args = parse_classifier_arguments()
     args.announce(texts, model_args)
     check_world(texts.num_processes, running=args.world_size)
-    destination, is_main = destination_of(texts, args, model_args), args.process_index == 0
+    destination, is_main = publish_target_of(texts, args, model_args), args.process_index == 0
     trackers = track(args, task=texts)
     base, where = model_args.model_name_or_path, {"hub": texts.hub}
     backbone, revision = base, model_args.load_options()["revision"]
@@ -67,7 +67,7 @@ def main() -> None:
     pairs, template = sets.have_pairs, texts.template_for(sets.labels)
     take_template(tokenizer, None if template else texts.init_head, **where)
     bind_template(tokenizer, model.config, template=template, pairs=pairs)
-    take_head(model, texts.init_head, tokenizer=tokenizer, lines=sets.lines, **where)
+    load_head(model, texts.init_head, tokenizer=tokenizer, lines=sets.lines, **where)
     encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": len(sets.labels)}
     (train, cut), (dev, _), lines = text_datasets(sets.train, sets.dev, sets.test, **encode)
 
@@ -91,7 +91,7 @@ def main() -> None:
         token_dropout=texts.token_dropout,
         train_sources=sources_of(sets.train),
         eval_sources=sources_of(sets.dev),
-        callbacks=[SealingCallback(limit, run=identity), *trackers]
+        callbacks=[VerifiedCheckpointCallback(limit, run=identity), *trackers]
         + [EarlyStoppingCallback(patience)] * bool(patience),
     )
     sets.lines.extend([cut.line(), *lines, *trainer.loss.lines])
@@ -105,7 +105,7 @@ def main() -> None:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     if is_main:  # the others are done: measuring and publishing may outlast their timeout
-        account = account_of(
+        account = record_of(
             trainer, task=texts, model_args=model_args, config=model.config, adapter=adapter,
             resumed=resume is not None,
         )  # fmt: skip

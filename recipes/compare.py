@@ -21,7 +21,7 @@ import torch
 from qwen_task_heads.data.few_shot import WAYS
 from qwen_task_heads.data.sources import HUBS
 from qwen_task_heads.errors import run_recipe
-from qwen_task_heads.inference.engine_options import KINDS, TASKS, Asking, parse_engines
+from qwen_task_heads.inference.engine_options import KINDS, TASKS, PromptOptions, parse_engines
 from qwen_task_heads.reports.comparison import ALONE, COMPARED
 from qwen_task_heads.reports.comparison_runs import run_comparison
 from qwen_task_heads.tokenization.label_prompts import MAX_LENGTH
@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Check the options; then read, measure baselines and engines one after the other, compare, advise."""
     args = parse_arguments()
-    asking = Asking(
+    asking = PromptOptions(
         **{key: vars(args)[key] for key in ASKED}, shared=args.shots_by == WAYS[0], device=args.device
     )
     counts = {f"--{key}": vars(args)[key] for key in COUNTS}

@@ -40,7 +40,9 @@ def check_named(words: Sequence[str]) -> None:
     try:
         known = yaml.safe_load(file.read_text(encoding="utf-8")) if file else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TaskHeadsError.of("--config", f"{file}: {error}", "a YAML file", "check the name") from error
+        raise TaskHeadsError(
+            Problem("--config", f"found {file}: {error}", "a YAML file", "check the name")
+        ) from error
     named |= set(known) if isinstance(known, dict) else set()
     missing = [option for option in NEEDED if option[2:] not in named]
     if missing:
@@ -66,7 +68,7 @@ def prompts(task, *, chat):
             said = [{"role": "user", "content": asked}] if chat else asked
             rows.append({"prompt": said, "context": text})
     if problems or not rows:
-        empty = Problem.of(task.dataset_name, "no rows", "at least one", "name another source")
+        empty = Problem(task.dataset_name, "found no rows", "at least one", "name another source")
         raise TaskHeadsError(problems or empty)
     return Dataset.from_list(rows)
 
@@ -81,11 +83,11 @@ def main() -> None:
     from qwen_task_heads.generators import load_generator
     from qwen_task_heads.reports.grpo_card import GeneratorRun, generator_card
     from qwen_task_heads.reports.grpo_report import finish_generator
-    from qwen_task_heads.training.grpo_arguments import parse_writer_arguments
+    from qwen_task_heads.training.grpo_arguments import parse_title_generator_arguments
     from qwen_task_heads.training.grpo_trainer import TitleGeneratorTrainer
     from qwen_task_heads.training.run_checks import check_run
 
-    task, args, model_args = parse_writer_arguments()
+    task, args, model_args = parse_title_generator_arguments()
     set_seed(args.seed)
     context = "context" if task.with_context else None
     options = {"length_penalty": task.length_penalty, "context": context, "device": args.device}

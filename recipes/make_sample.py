@@ -52,7 +52,9 @@ def main() -> None:
     """Write train, dev and test_public; refuse rows without the columns, all of them at once."""
     (args,) = TrlParser(SampleArguments).parse_args_and_config()
     if args.sample not in FILES:
-        raise TaskHeadsError.of("--sample", repr(args.sample), ", ".join(FILES), "choose one of them")
+        raise TaskHeadsError(
+            Problem("--sample", f"found {args.sample!r}", ", ".join(FILES), "choose one of them")
+        )
     problems: list[Problem] = []
     samples: dict[str, list[str]] = {split: [] for split in SPLITS}
     for split in SPLITS:

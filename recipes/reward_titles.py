@@ -17,8 +17,8 @@ from qwen_task_heads.data.sequences import pick, sources_of
 from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.models import adapter_config, build, load_tokenizer
-from qwen_task_heads.publishing.target import destination_of
-from qwen_task_heads.reports.records import account_of
+from qwen_task_heads.publishing.target import publish_target_of
+from qwen_task_heads.reports.records import record_of
 from qwen_task_heads.reports.title_report import Run, finish_titles
 from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset
 from qwen_task_heads.tokenization.equal_rows import check_equal
@@ -26,13 +26,13 @@ from qwen_task_heads.tokenization.templates import compile_template
 from qwen_task_heads.tracking.callbacks import track
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import SwappedLabelsCallback, check_world
-from qwen_task_heads.training.checkpoints import SealingCallback, open_output, resume_hazards
+from qwen_task_heads.training.checkpoints import VerifiedCheckpointCallback, open_output, resume_hazards
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, unused_evidence
 from qwen_task_heads.training.sharding import whole_model
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 from qwen_task_heads.training.title_trainer import TitleTrainer
-from qwen_task_heads.training.warm_start import take_head, take_template
+from qwen_task_heads.training.warm_start import load_head, take_template
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     titles, args, model_args = parse_title_arguments()
     args.announce(titles, model_args)
     check_world(titles.num_processes, running=args.world_size)
-    destination, is_main = destination_of(titles, args, model_args), args.process_index == 0
+    destination, is_main = publish_target_of(titles, args, model_args), args.process_index == 0
     trackers = track(args, task=titles)
 
     # Data first: it is where most runs fail, and a run is resumed on the same data only
@@ -50,7 +50,7 @@ def main() -> None:
     grouped = titles.loss in GROUP_LOSSES
     if grouped and not sets.groups:
         found = f"found {titles.loss!r} with pairs only"
-        accepted = "accepted: a file of arms (headline, clicks, impressions, test_id)"
+        accepted = "a file of arms (headline, clicks, impressions, test_id)"
         raise TaskHeadsError(
             Problem("--loss", found, accepted, "give such a file, or choose a loss over pairs")
         )
@@ -62,7 +62,7 @@ def main() -> None:
     family, template = model.model.config.model_type, titles.template()
     take_template(tokenizer, None if template else titles.init_head, hub=titles.hub)
     compile_template(tokenizer, template=template, model_type=family, max_length=args.max_length)
-    take_head(model, titles.init_head, tokenizer=tokenizer, hub=titles.hub)
+    load_head(model, titles.init_head, tokenizer=tokenizer, hub=titles.hub)
     encode = {"tokenizer": tokenizer, "max_length": args.max_length}
     train, cut = (
         group_dataset(sets.groups, **encode)
@@ -93,7 +93,7 @@ def main() -> None:
         loss_options=titles.loss_options(),
         train_sources=sources_of(sets.groups if grouped else sets.train),
         eval_sources=sources_of(sets.dev),
-        callbacks=[SealingCallback(limit, run=identity), swapped, *trackers],
+        callbacks=[VerifiedCheckpointCallback(limit, run=identity), swapped, *trackers],
     )
     train_or_resume(trainer, checkpoint=resume, scored=len(sets.dev) + len(sets.test))
 
@@ -102,7 +102,7 @@ def main() -> None:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     if is_main:  # the others are done: measuring and publishing may outlast their timeout
-        account = account_of(
+        account = record_of(
             trainer, task=titles, model_args=model_args, config=model.config, adapter=adapter,
             resumed=resume is not None,
         )  # fmt: skip

@@ -20,9 +20,9 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.models import load_tokenizer
-from qwen_task_heads.publishing.target import destination_of
+from qwen_task_heads.publishing.target import publish_target_of
 from qwen_task_heads.reports.generative_report import finish_answers
-from qwen_task_heads.reports.records import account_of
+from qwen_task_heads.reports.records import record_of
 from qwen_task_heads.reports.text_report import TextRun
 from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
@@ -30,7 +30,7 @@ from qwen_task_heads.tracking.callbacks import track
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
 from qwen_task_heads.training.checkpoints import (
-    SealingCallback,
+    VerifiedCheckpointCallback,
     open_output,
     refuse_foreign_output,
     resume_hazards,
@@ -46,14 +46,14 @@ def main() -> None:
     texts, args, model_args = parse_sft_arguments()
     args.announce(texts, model_args)
     check_world(texts.num_processes, running=args.world_size)
-    destination, is_main = destination_of(texts, args, model_args), args.process_index == 0
+    destination, is_main = publish_target_of(texts, args, model_args), args.process_index == 0
     trackers = track(args, task=texts)
     name, options = model_args.model_name_or_path, model_args.load_options()
 
     # Data first: it is where most runs fail, and a run is resumed on the same data only
     sets = read_text_sets(texts.dataset_name, **texts.data_options())
     if sets.problem_type != "single_label_classification":
-        found, accepted = f"found {sets.problem_type}", "accepted: one label per text"
+        found, accepted = f"found {sets.problem_type}", "one label per text"
         raise TaskHeadsError(Problem("--dataset_name", found, accepted, "train a head: recipes/classify.py"))
     identity = {**run_identity(texts, args, model_args), **sets.fingerprint()}
     refuse_foreign_output(args.output_dir, args.resume_from_checkpoint)
@@ -76,7 +76,7 @@ def main() -> None:
     # Now: what was refused above leaves no folder behind
     resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
     if is_main:
-        alone = f"labels are scored one by one: {scorer.why_alone}" if scorer.why_alone else None
+        alone = f"labels are scored one by one: {scorer.fallback_reason}" if scorer.fallback_reason else None
         notes = [*resume_hazards(args), alone]
         print("\n".join([*sets.lines, *(f"note: {note}" for note in notes if note)]), flush=True)
 
@@ -92,7 +92,7 @@ def main() -> None:
         peft_config=adapter,
         scorer=scorer,
         dev=sets.dev,
-        callbacks=[SealingCallback(limit, run=identity), *trackers],
+        callbacks=[VerifiedCheckpointCallback(limit, run=identity), *trackers],
     )
     train_or_resume(trainer, checkpoint=resume)
 
@@ -101,7 +101,7 @@ def main() -> None:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     if is_main:  # the others are done: measuring and publishing may outlast their timeout
-        account = account_of(
+        account = record_of(
             trainer, task=texts, model_args=model_args, config=trained.config,
             adapter=trainer.is_adapter, resumed=resume is not None,
         )  # fmt: skip

@@ -13,7 +13,7 @@ import sys
 import time
 
 from qwen_task_heads.errors import run_recipe
-from qwen_task_heads.publishing.target import destination_of
+from qwen_task_heads.publishing.target import publish_target_of
 from qwen_task_heads.reports.early_exits import measure_exits, sweep_table, write_exits
 from qwen_task_heads.reports.sweeps import open_sweep
 from qwen_task_heads.tracking.callbacks import track
@@ -29,7 +29,7 @@ def main() -> None:
     options, args, model_args = parse_sweep_arguments()
     args.announce(options, model_args)
     check_world(1, running=args.world_size)  # features and heads are made by one process
-    destination, trackers = destination_of(options, args, model_args), track(args, task=options)
+    destination, trackers = publish_target_of(options, args, model_args), track(args, task=options)
     sweep, start, shown = open_sweep(options, args, model_args), time.monotonic(), not args.disable_tqdm
     open_output(args.output_dir, None)
     rows, lines = sweep.encode()
@@ -57,7 +57,7 @@ def main() -> None:
     write_exits(args.output_dir, points, figure=sweep.metric, chosen=chosen, results=results)
     metrics = sweep.finish(chosen, seconds=seconds, trackers=trackers)
     said = {"chosen": chosen, "points": points, "figure": sweep.metric}
-    table = sweep_table(results, **said, floor=metrics["dev"].get(sweep.BASELINE))
+    table = sweep_table(results, **said, baseline=metrics["dev"].get(sweep.BASELINE))
     command = warm_start_command(options, args, model_args, folder=args.output_dir, chosen=chosen.combination)
     following = ["", "Next, LoRA that starts from this head:", f"  {shlex.join(command)}"]
     print("", *table, *following, sep="\n", flush=True)

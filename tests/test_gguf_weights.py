@@ -17,7 +17,7 @@ from gguf_files import tiny_llama, write_gguf
 from qwen_task_heads import build, gguf_weights, load, load_tokenizer
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.gguf_weights import dequantize
-from qwen_task_heads.hubcode.trust_task_heads import hash_base, sha256
+from qwen_task_heads.hubcode.hashes_task_heads import hash_base, sha256
 from qwen_task_heads.pretrained import locate
 
 
@@ -142,7 +142,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(file, cache, 
     with pytest.raises(TaskHeadsError) as refused:
         dequantize(file)
     assert refused.value.problems[0].where == str(cache)
-    assert "QWEN_TASK_HEADS_CACHE" in refused.value.problems[0].remedy
+    assert "QWEN_TASK_HEADS_CACHE" in refused.value.problems[0].fix
     assert left(cache) == []
 
 

@@ -166,7 +166,7 @@ def test_an_ordinal_head_takes_no_further_label(
     with pytest.raises(TaskHeadsError, match="no row per label") as caught:
         build(folder, task="pooled_classifier", labels=[*OLD, "art"])
     [problem] = caught.value.problems
-    assert bases["qwen2"] in problem.remedy  # the base of the adapter: the run that starts anew works
+    assert bases["qwen2"] in problem.fix  # the base of the adapter: the run that starts anew works
     again = build(bases["qwen2"], task="pooled_classifier", labels=[*OLD, "art"], problem_type="ordinal")
     assert again.config.num_labels == 4
     check_added(LabelMap(OLD), LabelMap(OLD), problem_type="ordinal")

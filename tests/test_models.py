@@ -275,7 +275,7 @@ def test_an_error_of_the_code_that_travels_ends_a_recipe_without_a_traceback(
         assert run_recipe(lambda function=function: function(str(tmp_path))) == 2
         printed = capsys.readouterr().err
         assert f"error: {tmp_path}: found 'score.weight is missing, " in printed
-        assert printed.count("accepted: ") == 1
+        assert printed.count("") == 1
 
 
 def test_build_takes_no_trust(base: str) -> None:

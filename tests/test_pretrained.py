@@ -19,7 +19,7 @@ from qwen_task_heads import adapter_config, build, load, load_tokenizer, merge, 
 from qwen_task_heads.adapters import with_adapter
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.generators import base_of
-from qwen_task_heads.hubcode.trust_task_heads import sha256
+from qwen_task_heads.hubcode.hashes_task_heads import sha256
 from qwen_task_heads.pretrained import PACKAGED, SMOLLM2, hub_id, is_folder, is_installed, locate, stored_name
 from qwen_task_heads.publishing.formats import is_local
 from qwen_task_heads.tokenization.templates import Template, compile_template
@@ -96,7 +96,7 @@ def test_without_the_wheel_and_a_network_it_says_what_to_install(no_wheel, cache
         build(SMOLLM2)
     [problem] = refused.value.problems
     assert problem.where == SMOLLM2
-    assert PACKAGED[SMOLLM2].install in problem.remedy
+    assert PACKAGED[SMOLLM2].install in problem.fix
     assert not cache.exists()
 
 

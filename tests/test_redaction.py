@@ -39,7 +39,7 @@ def test_what_has_the_shape_of_a_token_is_found_and_not_shown(kind: str, tmp_pat
     secret = TOKENS[kind]
     (tmp_path / "notes.md").write_text(f"one\ntwo\n{secret}\n")
     (found,) = scan(tmp_path, secrets={})
-    assert (found.where, found.found) == ("notes.md:3", f"found {kind}")
+    assert (found.where, found.problem) == ("notes.md:3", f"found {kind}")
     assert secret not in str(found)
     assert secret not in redact(f"GET {secret} failed", {})
 
@@ -64,7 +64,7 @@ def test_tokens_of_this_process_are_found_by_their_value(tmp_path: Path, monkeyp
     assert not {"$TOKENIZERS_PARALLELISM", "$A_SECRET"} & known.keys()
     (tmp_path / "config.json").write_text(json.dumps(values))
     found = scan(tmp_path)
-    assert sorted(problem.found for problem in found) == sorted(
+    assert sorted(problem.problem for problem in found) == sorted(
         f"found the value of ${name}" for name in ("DB_PASSWORD", "HF_TOKEN", "MY_API_KEY")
     )
     assert not any(value in str(problem) for value in values.values() for problem in found)
@@ -91,7 +91,7 @@ def test_values_without_a_digit_are_not_looked_for_in_lists_of_words(tmp_path: P
     for name in ("tokenizer.json", "config.json"):
         (tmp_path / name).write_text(json.dumps({"get_user_name": 1, "another-7-one": 2}))
     found = scan(tmp_path, secrets={"$A_SECRET": "get_user_name", "$B_SECRET": "another-7-one"})
-    assert [(problem.where, problem.found) for problem in found] == [
+    assert [(problem.where, problem.problem) for problem in found] == [
         ("config.json:1", "found the value of $A_SECRET"), ("config.json:1", "found the value of $B_SECRET"),
         ("tokenizer.json:1", "found the value of $B_SECRET"),
     ]  # fmt: skip

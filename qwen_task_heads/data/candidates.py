@@ -1,4 +1,4 @@
-"""Rows that offer a choice of labels: whatever answers them, a model or a floor, is held to it here.
+"""Rows that offer a choice of labels: whatever answers them, a model or a baseline, is held to it here.
 
 A model that may only choose between two of twenty labels is right half the time by tossing a coin. What
 stands beside it has to choose between the same two, or the comparison measures the offer and no model.
@@ -46,17 +46,17 @@ def within(scores: ArrayLike, examples: Sequence[TextExample], *, labels: LabelM
     return found
 
 
-def offers_line(examples: Sequence[TextExample], *, labels: LabelMap, split: str) -> str:
+def candidates_line(examples: Sequence[TextExample], *, labels: LabelMap, split: str) -> str:
     """How many rows offer a part of the labels, and what that means for the figures; "" where none does.
 
     Example:
         >>> row = TextExample(text="x", target=1, candidates=("b", "c"))
-        >>> offers_line([row], labels=LabelMap(("a", "b", "c")), split="test")
-        '1 of 1 rows of test offer only some labels (2 of 3 on average): models and floors choose among these'
+        >>> candidates_line([row], labels=LabelMap(("a", "b", "c")), split="test")
+        '1 of 1 rows of test offer only some labels (2 of 3 on average): models and baselines choose among these'
     """
     sizes = [len(example.candidates) for example in examples if example.candidates]
     if not sizes:
         return ""
     rows = f"{len(sizes):,} of {len(examples):,} rows of {split} offer only some labels"
     mean = f"{sum(sizes) / len(sizes):.3g} of {len(labels):,} on average"
-    return f"{rows} ({mean}): models and floors choose among these"
+    return f"{rows} ({mean}): models and baselines choose among these"

@@ -245,7 +245,7 @@ def swapped_problem(source: str, *, swapped: int, with_evidence: int) -> Problem
         "the columns look swapped: exchange 'chosen' and 'rejected' in the names of all of them, or of the "
         "counts alone"
     )
-    return Problem(source, found, "accepted: evidence that mostly agrees with 'chosen'", remedy)
+    return Problem(source, found, "evidence that mostly agrees with 'chosen'", remedy)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def read_class_lines(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
             yield where, _row(where, text.rstrip("\r\n"), several=several, label_first=first)
     if empty:
         found = "the file holds no rows"
-        yield path, FileProblem(path, found, "accepted: at least one row", "add rows")
+        yield path, FileProblem(path, found, "at least one row", "add rows")
 
 
 def is_label_first(path: str, options: FileOptions = PLAIN) -> bool:
@@ -68,14 +68,14 @@ def _row(where: str, line: str, *, several: bool, label_first: bool) -> TextRow 
         if several:
             return TextRow(text=line[place:], labels=json.dumps(labels, ensure_ascii=False))
         if len(labels) > 1:
-            accepted = "accepted: one label, as in the lines above"
+            accepted = "one label, as in the lines above"
             return Problem(
                 where, f"found {len(labels)} labels", accepted, "write JSONL with a column 'labels'"
             )
         return TextRow(text=line[place:], label=labels[0])
     fields = line.split("\t")
     if len(fields) > 2:
-        found, accepted = f"found {len(fields) - 1} tabs", "accepted: a text, a tab and its label"
+        found, accepted = f"found {len(fields) - 1} tabs", "a text, a tab and its label"
         return Problem(where, found, accepted, "remove the tabs of the text, or write JSONL")
     if label_first and len(fields) == 2:
         fields.reverse()

@@ -207,6 +207,4 @@ def _check_clicks(clicks: int, impressions: int) -> None:
 
 def bad_counts(found: str, accepted: str) -> TaskHeadsError:
     """Make the error of counts that cannot be."""
-    return TaskHeadsError(
-        Problem("counts", f"found {shorten(found)}", f"accepted: {accepted}", "correct the counts")
-    )
+    return TaskHeadsError(Problem("counts", f"found {shorten(found)}", f"{accepted}", "correct the counts"))

@@ -16,7 +16,7 @@ from qwen_task_heads.errors import shorten
 
 def read_excel(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
     """Rows of the sheet of a workbook, each named by its number in the sheet."""
-    accepted = "accepted: an Excel workbook (.xlsx) of one sheet"
+    accepted = "an Excel workbook (.xlsx) of one sheet"
     try:
         import openpyxl
     except ImportError:

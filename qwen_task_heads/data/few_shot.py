@@ -103,11 +103,11 @@ def choose_shots(
         chosen = list(_similar(rows, texts or (), k=k))
     if not rows or (chosen and not any(chosen)):
         found = f"no example among {len(train):,} rows"
-        accepted = "accepted: rows of one label each, whose texts are not those asked"
+        accepted = "rows of one label each, whose texts are not those asked"
         raise TaskHeadsError(Problem("few-shot", found, accepted, "give other training rows, or no shots"))
     alone = [place for place, shots in enumerate(chosen) if not shots]  # the only row is the text itself
     if alone:
-        found, accepted = "found no training row but the text itself", "accepted: other rows beside it"
+        found, accepted = "found no training row but the text itself", "other rows beside it"
         remedy = "give more training rows, or no shots"
         raise TaskHeadsError([Problem(f"texts[{place}]", found, accepted, remedy) for place in alone])
     return tuple(
@@ -146,11 +146,11 @@ def _check(*, k: int, by: str, texts: Sequence[str] | None, max_chars: int) -> N
     problems = []
     for name, value in (("k", k), ("max_chars", max_chars)):
         if value < 1:
-            problems.append(Problem(name, f"found {value}", "accepted: 1 or more", "choose such as 2"))
+            problems.append(Problem(name, f"found {value}", "1 or more", "choose such as 2"))
     if by not in WAYS:
-        problems.append(Problem("by", f"found {by!r}", f"accepted: {', '.join(WAYS)}", "choose one of them"))
+        problems.append(Problem("by", f"found {by!r}", f"{', '.join(WAYS)}", "choose one of them"))
     if by == "similarity" and texts is None:
-        found, accepted = "found None", "accepted: the texts that will be asked"
+        found, accepted = "found None", "the texts that will be asked"
         problems.append(Problem("texts", found, accepted, "give them, or choose by balance"))
     if problems:
         raise TaskHeadsError(problems)
@@ -163,7 +163,7 @@ def _usable(train: Sequence[TextExample], labels: LabelMap) -> list[_Row]:
     for example in train:
         if not isinstance(example.target, int) or example.target >= len(labels):
             found = f"the target {shorten(example.target)}"
-            accepted = f"accepted: the id of one of the {len(labels):,} labels"
+            accepted = f"the id of one of the {len(labels):,} labels"
             where = example.source or "few-shot"
             raise TaskHeadsError(Problem(where, found, accepted, "give rows of one label each"))
         text = f"{example.text}\n{example.text_b}" if example.text_b else example.text

@@ -48,15 +48,13 @@ class FileOptions:
         if not fits:
             found, accepted = (
                 f"found {shorten(self.encoding)}",
-                "accepted: utf-8, gb18030, gbk, big5, cp1252, …",
+                "utf-8, gb18030, gbk, big5, cp1252, …",
             )
             remedy = "name such an encoding, or save the file as UTF-8"
             problems.append(Problem("--encoding", found, accepted, remedy))
         if any(not name.strip() for name in self.columns) or len(set(self.columns)) < len(self.columns):
             found = f"found {shorten(','.join(self.columns))}"
-            problems.append(
-                Problem("--columns", found, "accepted: label,title,text", "name each column once")
-            )
+            problems.append(Problem("--columns", found, "label,title,text", "name each column once"))
         if problems:
             raise TaskHeadsError(problems)
 
@@ -88,7 +86,7 @@ def bad_byte(where: str, line: bytes, position: int, *, encoding: str = UTF_8) -
     found = f"byte 0x{line[position]:02x} at position {position + 1:,} of the line is not {name}"
     like = likely_encoding(line) if encoding == UTF_8 else None
     remedy = "save the file as UTF-8" + (f", or read it with --encoding {like}" if like else "")
-    return Problem(where, found, f"accepted: {name}", remedy)
+    return Problem(where, found, f"{name}", remedy)
 
 
 def likely_encoding(line: bytes) -> str | None:

@@ -96,7 +96,7 @@ def open_arrow(path: str) -> RowSource:
         return rows_of(path, _load_saved(path, "Dataset.from_file"))
     except TaskHeadsError as error:
         (problem,) = error.problems
-        found = FileProblem(problem.where, problem.found, problem.accepted, problem.remedy)
+        found = FileProblem(problem.where, problem.problem, problem.expected, problem.fix)
         return RowSource(path, lambda: iter([(path, found)]))
 
 
@@ -111,15 +111,13 @@ def _load_saved(path: str, loader: str) -> Any:
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         reason = shorten(str(error).split("\n", 1)[0], 120)
         found = f"what datasets cannot open ({type(error).__name__}: {reason})"
-        accepted = "accepted: what save_to_disk of datasets wrote, as a whole"
+        accepted = "what save_to_disk of datasets wrote, as a whole"
         raise error_at(path, found, accepted, "save it again, or as Parquet by to_parquet") from error
 
 
 def _missing(where: str, package: str, extra: str, error: ImportError) -> TaskHeadsError:
     found = f"a data set id, but {package} is not installed ({error})"
-    return error_at(
-        where, found, "accepted: local files without it", f"pip install 'qwen-task-heads[{extra}]'"
-    )
+    return error_at(where, found, "local files without it", f"pip install 'qwen-task-heads[{extra}]'")
 
 
 def _unfetched(where: str, hub: str, error: Exception) -> TaskHeadsError:
@@ -128,7 +126,7 @@ def _unfetched(where: str, hub: str, error: Exception) -> TaskHeadsError:
     remedy = (
         "check the id and the connection, log in if it is private, or download the files and give their path"
     )
-    return error_at(where, found, "accepted: a data set that this machine can reach or has cached", remedy)
+    return error_at(where, found, "a data set that this machine can reach or has cached", remedy)
 
 
 def _pick_split(name: str, found: Any, split: str | None) -> RowSource:
@@ -139,7 +137,7 @@ def _pick_split(name: str, found: Any, split: str | None) -> RowSource:
         wanted = list(splits)
     if len(wanted) != 1:
         what = "several splits" if split is None or wanted else f"no split {shorten(split)}"
-        accepted = f"accepted: one of {first_few([shorten(key) for key in wanted or splits])}"
+        accepted = f"one of {first_few([shorten(key) for key in wanted or splits])}"
         remedy = "name one by split=, or save it as a file of its own (to_parquet) and name that"
         problem = Problem(name, f"found {what}", accepted, remedy)
         raise TaskHeadsError(problem) if split is None or wanted else NoSuchSplit(problem)
@@ -222,7 +220,7 @@ def _hub_rows(part: str, rows: Any) -> Iterator[Row]:
         return
     if not number:
         problem = FileProblem(
-            part, "the split holds no rows", "accepted: at least one row", "add rows, or name another split"
+            part, "the split holds no rows", "at least one row", "add rows, or name another split"
         )
         yield part, problem
 
@@ -230,4 +228,4 @@ def _hub_rows(part: str, rows: Any) -> Iterator[Row]:
 def _broken(part: str, number: int, error: Exception) -> Row:
     reason = shorten(str(error).split("\n", 1)[0], 160)
     found = f"broke off after row {number:,} ({type(error).__name__}: {reason})"
-    return part, FileProblem(part, found, "accepted: a whole split", "run again, or download it first")
+    return part, FileProblem(part, found, "a whole split", "run again, or download it first")

@@ -63,10 +63,10 @@ def wrong_kind(path: str, kind: str) -> FileProblem | None:
     with open(path, "rb") as stream:
         head = stream.read(4096)
     if not head:
-        return FileProblem(path, "the file is empty", "accepted: at least one row", "add rows")
+        return FileProblem(path, "the file is empty", "at least one row", "add rows")
     if kind == "xlsx" and head.startswith(b"PK\x03\x04"):
         return None
-    accepted = "accepted: " + KIND_NAMES.get(kind, f"UTF-8 text in {kind.upper()}")
+    accepted = "" + KIND_NAMES.get(kind, f"UTF-8 text in {kind.upper()}")
     found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
     if kind == "parquet":
         if found == "a Parquet file":
@@ -108,7 +108,7 @@ def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 def line_too_long(where: str) -> Problem:
     """The problem of a line over the limit."""
-    limit = f"accepted: at most {MAX_LINE_BYTES:,} bytes in a line"
+    limit = f"at most {MAX_LINE_BYTES:,} bytes in a line"
     return Problem(where, "the line is too long", limit, "cut the text, or check for missing line ends")
 
 
@@ -148,19 +148,19 @@ def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
     if rows:
         yield RowBatch(rows, numbers, f"{path}:")
     if not good and not held:
-        problem = FileProblem(path, "the file holds no rows", "accepted: at least one row", "add rows")
+        problem = FileProblem(path, "the file holds no rows", "at least one row", "add rows")
         yield path, problem
     if len(held) < SYNTAX_FAILURES:
         yield from held
         return
     where, first = held[0]
-    found = f"not one of {len(held):,} lines is a JSON object (the first: {first.found})"
+    found = f"not one of {len(held):,} lines is a JSON object (the first: {first.problem})"
     accepted, remedy = (
-        "accepted: one JSON object per line",
+        "one JSON object per line",
         "give the file the suffix of its kind, or convert it",
     )
-    if "--encoding" in first.remedy:
-        accepted, remedy = first.accepted, first.remedy
+    if "--encoding" in first.fix:
+        accepted, remedy = first.expected, first.fix
     yield where, FileProblem(where, found, accepted, remedy)
 
 
@@ -193,14 +193,14 @@ def _json_line(where: str, line: bytes, options: FileOptions) -> dict[str, Any] 
     value = _parse_json(where, text)
     if isinstance(value, Problem) and not line.endswith(b"\n"):
         return Problem(
-            where, f"the last line is cut off or malformed: {value.found}", value.accepted, value.remedy
+            where, f"the last line is cut off or malformed: {value.problem}", value.expected, value.fix
         )
     return value if isinstance(value, Problem) else check_object(where, value)
 
 
 def _parse_json(where: str, text: str) -> Any:
     """The value, or a Problem; duplicate keys are only marked here, because their row is not known yet."""
-    accepted = "accepted: valid JSON"
+    accepted = "valid JSON"
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
@@ -230,13 +230,13 @@ def check_object(where: str, value: Any) -> dict[str, Any] | Problem:
     """Refuse what is no object, duplicate keys and lone surrogates, at any depth."""
     if not isinstance(value, dict):
         found = f"found {shorten(value)}" if not isinstance(value, list) else "found a JSON array"
-        return Problem(where, found, "accepted: a JSON object of columns", "write each row as an object")
+        return Problem(where, found, "a JSON object of columns", "write each row as an object")
     stack: list[Any] = [value]
     while stack:
         item = stack.pop()
         if isinstance(item, _DuplicateKeys):
             found = f"the key {shorten(item.key)} stands twice"
-            return Problem(where, found, "accepted: every key once", "keep one of the two")
+            return Problem(where, found, "every key once", "keep one of the two")
         if isinstance(item, dict):
             stack.extend(item.keys())
             stack.extend(item.values())
@@ -247,7 +247,7 @@ def check_object(where: str, value: Any) -> dict[str, Any] | Problem:
         elif isinstance(item, str) and LONE_SURROGATE.search(item):
             surrogate = ord(LONE_SURROGATE.search(item).group())  # type: ignore[union-attr]
             found = f"a lone surrogate (\\u{surrogate:04x}), which is no character"
-            return Problem(where, found, "accepted: whole characters", "write the text again from its origin")
+            return Problem(where, found, "whole characters", "write the text again from its origin")
     return value
 
 
@@ -285,7 +285,7 @@ def read_json(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
 
 
 def _read_document(path: str, options: FileOptions) -> Iterator[Row]:
-    accepted = "accepted: an array of objects, an object with one such array, or an object per line"
+    accepted = "an array of objects, an object with one such array, or an object per line"
     if os.path.getsize(path) > MAX_JSON_BYTES:
         yield (
             path,
@@ -302,12 +302,12 @@ def _read_document(path: str, options: FileOptions) -> Iterator[Row]:
         end = content.find(b"\n", error.start)
         around = content[begin : end if end >= 0 else len(content)][:MAX_LINE_BYTES]
         bad = bad_byte(f"{path}:{line + 1}", around, error.start - begin, encoding=options.encoding)
-        yield path, FileProblem(bad.where, bad.found, bad.accepted, bad.remedy)
+        yield path, FileProblem(bad.where, bad.problem, bad.expected, bad.fix)
         return
     value = _parse_json(path, text)
     if isinstance(value, Problem):
         remedy = "correct the syntax"
-        yield path, FileProblem(path, value.found, accepted, remedy)
+        yield path, FileProblem(path, value.problem, accepted, remedy)
         return
     if isinstance(value, dict) and not isinstance(value, _DuplicateKeys):
         arrays = [item for item in value.values() if isinstance(item, list)]

@@ -56,7 +56,7 @@ def find_label_file(source: str) -> str | None:
     if len(found) > 1 and len({read_label_file(path)["names"] for path in found}) > 1:
         names = " and ".join(path.name for path in found)
         found_both = f"{names} say different labels"
-        raise _refusal(str(folder), found_both, "accepted: one of them", "remove the others")
+        raise _refusal(str(folder), found_both, "one of them", "remove the others")
     return str(found[0]) if found else None
 
 
@@ -67,7 +67,7 @@ def name_problems(names: Sequence[Any], place: str, *, first: int = 1) -> list[P
     problems = []
     seen: dict[str, int] = {}
     for number, name in enumerate(names, start=first):
-        where, accepted = place.format(number), "accepted: different names, as text"
+        where, accepted = place.format(number), "different names, as text"
         if problem := _text_problem(name, where, accepted, what="label"):
             problems.append(problem)
         elif name in seen:
@@ -104,7 +104,7 @@ def alias_problems(
     seen = {name: number for number, name in enumerate(names, start=first) if isinstance(name, str)}
     for number, spellings in enumerate(aliases, start=first):
         for alias in spellings:
-            where, accepted = place.format(number), "accepted: spellings that no other label has, as text"
+            where, accepted = place.format(number), "spellings that no other label has, as text"
             if problem := _text_problem(alias, where, accepted, what="alias"):
                 problems.append(problem)
             elif is_whole(alias):
@@ -121,7 +121,7 @@ def alias_problems(
 def parent_problems(parents: Sequence[Any], place: str, *, first: int = 1) -> list[Problem]:
     """What is wrong with names of coarser labels, "" where there is none; `place` as in `name_problems`."""
     found = (
-        _text_problem(parent, place.format(number), "accepted: the name of a coarser label", what="parent")
+        _text_problem(parent, place.format(number), "the name of a coarser label", what="parent")
         for number, parent in enumerate(parents, start=first)
         if parent != ""
     )
@@ -137,7 +137,7 @@ def _text_problem(name: Any, where: str, accepted: str, *, what: str) -> Problem
         return Problem(where, found, accepted, "write a visible name")
     if len(name) > MAX_NAME:
         article = "an" if what == "alias" else "a"
-        found, accepted = f"{article} {what} of {len(name):,} characters", f"accepted: at most {MAX_NAME:,}"
+        found, accepted = f"{article} {what} of {len(name):,} characters", f"at most {MAX_NAME:,}"
         return Problem(where, found, accepted, "shorten the name")
     return None
 
@@ -153,7 +153,7 @@ def is_whole(text: str) -> bool:
 
 
 def _read_file(path: str) -> str:
-    accepted = "accepted: labels.yaml, or a name per line, in UTF-8"
+    accepted = "labels.yaml, or a name per line, in UTF-8"
     try:
         if os.path.getsize(path) > MAX_LABEL_FILE:
             raise _refusal(path, f"over {MAX_LABEL_FILE:,} bytes", accepted, "name the file of the labels")
@@ -196,20 +196,20 @@ def _from_yaml(path: str, text: str) -> LabelTexts:
     problems = name_problems(names, place)
     for where, entry in entries:
         if unknown := [key for key in entry if key not in KEYS]:
-            accepted = f"accepted: {', '.join(KEYS)}"
+            accepted = f"{', '.join(KEYS)}"
             problems.append(
                 Problem(where, f"unknown key {shorten(unknown[0])}", accepted, "correct its name")
             )
         if not isinstance(entry.get("description", ""), str):
             found = f"the description is {shorten(entry['description'])}"
-            problems.append(Problem(where, found, "accepted: text", "write a string"))
+            problems.append(Problem(where, found, "text", "write a string"))
         texts = entry.get("examples", [])
         if not isinstance(texts, list) or not all(isinstance(item, str) and item.strip() for item in texts):
             found = f"the examples are {shorten(texts)}"
-            problems.append(Problem(where, found, "accepted: a list of texts", "write one text per entry"))
+            problems.append(Problem(where, found, "a list of texts", "write one text per entry"))
         if not isinstance(entry.get("aliases", []), list):
             found = f"the aliases are {shorten(entry['aliases'])}"
-            problems.append(Problem(where, found, "accepted: a list of names", "write - before each"))
+            problems.append(Problem(where, found, "a list of names", "write - before each"))
     rows = [entry for _, entry in entries]
     aliases = [row.get("aliases", []) if isinstance(row.get("aliases"), list) else [] for row in rows]
     parents = [row.get("parent", "") for row in rows]
@@ -233,7 +233,7 @@ def _entries(path: str, value: Any) -> list[tuple[str, dict[str, Any]]]:
             for number, (name, description) in enumerate(value.items(), start=1)
         ]
     if not isinstance(value, list) or not value:
-        accepted = f"accepted: a list of names, of {{{', '.join(KEYS)}}}, or a mapping name: description"
+        accepted = f"a list of names, of {{{', '.join(KEYS)}}}, or a mapping name: description"
         raise _refusal(path, f"found {shorten(value)}", accepted, "write one entry per label")
     return [
         (f"{path}:label {number}", item if isinstance(item, dict) else {"name": item})
@@ -277,7 +277,7 @@ def _parse_yaml(path: str, text: str) -> Any:
     if found or len(root) > 1:
         found = found or "several documents"
         remedy = "correct the syntax; quote names that hold : or #"
-        raise _refusal(where, found, "accepted: names, with descriptions and examples", remedy)
+        raise _refusal(where, found, "names, with descriptions and examples", remedy)
     return root[0] if root else None
 
 

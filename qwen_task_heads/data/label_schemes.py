@@ -147,13 +147,13 @@ def derive_scheme(
 
 def error_at(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
     """One problem as an error."""
-    return TaskHeadsError(Problem(where, found, f"accepted: {accepted}", remedy))
+    return TaskHeadsError(Problem(where, found, f"{accepted}", remedy))
 
 
 def in_quotes(raw: RawTarget, value: int | str) -> Problem:
     """The problem of a number in quotes among plain numbers or words."""
     found = f"the label {shorten(value)} is a number in quotes"
-    accepted = "accepted: a number, or the name of a label"
+    accepted = "a number, or the name of a label"
     return RowProblem(raw.where, found, accepted, "write it without quotes")
 
 
@@ -216,7 +216,7 @@ def _bijection(rows: Sequence[RawTarget], problem_type: str, source: str) -> Sch
     codes: dict[str, tuple[int | str, str]] = {}
     unnamed: dict[int | str, str] = {}
     problems: list[Problem] = []
-    accepted = "accepted: one name per id, and one id per name"
+    accepted = "one name per id, and one id per name"
     for raw in rows:
         if not raw.name:
             unnamed.setdefault(raw.value, raw.where)

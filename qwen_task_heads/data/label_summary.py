@@ -24,7 +24,7 @@ def one_class(train: Sequence[TextExample], scheme: Scheme, source: str) -> list
         found = "no row has a label" if not counts else ""
     else:
         found = f"every row is {shorten(scheme.labels.names[next(iter(counts))])}" if len(counts) == 1 else ""
-    accepted = "accepted: rows of at least two labels"
+    accepted = "rows of at least two labels"
     return [Problem(source, found, accepted, "add rows of other labels")] if found else []
 
 

@@ -28,7 +28,7 @@ from qwen_task_heads.data.cells import MISSING, is_decimal, whole_number
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
-from qwen_task_heads.errors import TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 SEPARATORS = {";": re.compile("[;；]"), ",": re.compile("[,，、]")}
 DIGIT = re.compile(r"\d")
@@ -36,7 +36,7 @@ CLEAR = 0.8  # share of parts that are labels of other rows, from which a mark i
 MULTI = "multi_label_classification"
 
 
-def settle_labels(
+def resolve_labels(
     train: RawTexts,
     others: Sequence[RawTexts],
     labels: LabelMap | None,
@@ -65,14 +65,14 @@ def settle_labels(
     Example:
         >>> targets = [RawTarget(value="1"), RawTarget(value="0")]
         >>> raw = RawTexts(source="train.json", targets=targets, kind="single_label_classification")
-        >>> settle_labels(raw, [], LabelMap(("sport", "trade"))), [target.value for target in raw.targets]
+        >>> resolve_labels(raw, [], LabelMap(("sport", "trade"))), [target.value for target in raw.targets]
         (', ids in quotes', [1, 0])
     """
     if train.kind == "regression" or train.target == "probabilities":
         return ""
     sets = [train, *others, *mixed]
     for raw in sets:
-        _settle_floats(raw)
+        _resolve_floats(raw)
         _refuse_missing(raw, labels)
     if train.kind == MULTI:
         _split_labels(sets, labels)
@@ -111,7 +111,7 @@ def _labels(row: RawTarget) -> Sequence[int | str]:
     return [row.value.strip()] if isinstance(row.value, str) else [row.value]
 
 
-def _settle_floats(raw: RawTexts) -> None:
+def _resolve_floats(raw: RawTexts) -> None:
     """Whole numbers that pandas wrote as floats become numbers; among plain numbers they are refused."""
     plain = _files_with_numbers(raw)
 
@@ -120,7 +120,7 @@ def _settle_floats(raw: RawTexts) -> None:
             return row
         if row.file not in plain:
             return replace(row, value=int(row.value))
-        found, accepted = f"{raw.target!r} is {row.value}", "accepted: whole numbers, as in the other rows"
+        found, accepted = f"{raw.target!r} is {row.value}", "whole numbers, as in the other rows"
         return RowProblem(row.where, found, accepted, "write all labels in one form")
 
     raw.change(settled)
@@ -137,7 +137,7 @@ def _refuse_missing(raw: RawTexts, labels: LabelMap | None) -> None:
         shown = word if str(word).lower() == "nan" else repr(word)
         remedy = "fill it in or remove the row; a label of this name must be in labels.yaml (--labels)"
         found = f"{raw.target!r} is {shown}, which says that the value is missing"
-        return RowProblem(row.where, found, "accepted: the id of a label, or its name", remedy)
+        return RowProblem(row.where, found, "the id of a label, or its name", remedy)
 
     raw.change(checked)
 
@@ -171,7 +171,9 @@ def _conversion(train: RawTexts, labels: LabelMap | None, *, is_class: bool) -> 
             "--problem_type regression for scores; for classes --problem_type single_label_classification, "
             "or name them in labels.yaml (--labels)"
         )
-        raise TaskHeadsError.of(texts[text], found, "ids or names of labels, or scores", remedy)
+        raise TaskHeadsError(
+            Problem(texts[text], f"found {found}", "ids or names of labels, or scores", remedy)
+        )
     return _as_name if are_codes(texts) else None
 
 
@@ -272,7 +274,9 @@ def _split_labels(sets: Sequence[RawTexts], labels: LabelMap | None) -> None:
             name, where = min(held.items(), key=lambda item: item[1])
             found = f"{shorten(name)}, in which {mark!r} may separate labels or be part of a name"
             remedy = "write a|b or a list for several labels; or name all labels in labels.yaml (--labels)"
-            raise TaskHeadsError.of(where, found, "labels separated by '|', or a list", remedy)
+            raise TaskHeadsError(
+                Problem(where, f"found {found}", "labels separated by '|', or a list", remedy)
+            )
 
 
 def _split_row(row: RawTarget, *, pattern: re.Pattern[str], known: Iterable[str]) -> RawTarget:
@@ -293,4 +297,4 @@ def _refuse_zeros_and_ones(train: RawTexts) -> None:
         found = f"a 0 and a 1 in {train.target!r} of every row, as of a row of zeros and ones"
         remedy = "write the ids that hold, such as [1] for [0, 1]"
         accepted = "the ids or names of the labels that hold"
-        raise TaskHeadsError.of(train.stated[0].where, found, accepted, remedy)
+        raise TaskHeadsError(Problem(train.stated[0].where, f"found {found}", accepted, remedy))

@@ -71,11 +71,9 @@ class LabelMap:
             values = self.__dict__[field]
             if values and len(values) != len(self.names):
                 found = f"{len(values):,} {field} of {len(self.names):,} labels"
-                problems.append(
-                    Problem("labels", found, "accepted: one per label, or none", "add the others")
-                )
+                problems.append(Problem("labels", found, "one per label, or none", "add the others"))
         if not self.names:
-            problems.append(Problem("labels", "no label", "accepted: at least one", "name the labels"))
+            problems.append(Problem("labels", "no label", "at least one", "name the labels"))
         if problems:
             raise TaskHeadsError(problems)
 
@@ -138,7 +136,7 @@ class LabelMap:
             LabelMap(names=('a', 'c'), descriptions=('x', 'z'), examples=(), aliases=(), parents=())
         """
         wanted = dict.fromkeys(names)
-        accepted = f"accepted: {', '.join(self.names[:5])}{', …' if len(self) > 5 else ''}"
+        accepted = f"{', '.join(self.names[:5])}{', …' if len(self) > 5 else ''}"
         accepted += f" ({len(self):,} labels)"
         if problems := [
             Problem(where, f"found {shorten(name)}", accepted, "name labels of the schema")
@@ -223,9 +221,7 @@ class LabelMap:
         if not id2label or sorted(id2label) != list(range(len(id2label))):
             found = f"the ids {shorten(sorted(id2label))}"
             raise TaskHeadsError(
-                Problem(
-                    "config.id2label", found, "accepted: 0 to K-1, each once", "correct it in config.json"
-                )
+                Problem("config.id2label", found, "0 to K-1, each once", "correct it in config.json")
             )
         names = tuple(id2label[place] for place in range(len(id2label)))
         said = vars(config)
@@ -241,7 +237,7 @@ class LabelMap:
         stated = {key: value for key, value in label2id.items() if key != f"LABEL_{value}"}
         if stated and stated != labels.label2id:
             found = f"label2id is {shorten(stated)}"
-            accepted = f"accepted: the inverse of id2label, {shorten(labels.label2id)}"
+            accepted = f"the inverse of id2label, {shorten(labels.label2id)}"
             remedy = "correct it in config.json, or remove it there"
             raise TaskHeadsError(Problem("config.label2id", found, accepted, remedy))
         return labels
@@ -277,7 +273,7 @@ def check_same(labels: LabelMap, model: LabelMap, *, where: str = "labels") -> N
         )
         if sorted(labels.names) == sorted(model.names):
             found += " (the same names in another order)"
-    accepted = "accepted: the labels of the model, in its order"
+    accepted = "the labels of the model, in its order"
     remedy = "write names in place of the ids"
     if set(labels.names) != set(model.names):
         remedy += ", or name by --labels a file of these labels and then those of the model that it lacks"

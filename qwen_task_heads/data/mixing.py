@@ -89,13 +89,13 @@ def mix_in(
     seen = int(measured.sum())
     usable, repeated, contradicted = _once(new, seed=seed)
     if new and not usable:
-        found, accepted = "no text without contradictory labels", "accepted: one label for one text"
+        found, accepted = "no text without contradictory labels", "one label for one text"
         raise TaskHeadsError(
             Problem(name, found, accepted, "correct the labels, or name another set with --mix")
         )
     if not usable:
         found = "no row that is not already in train, dev or test" if others else "no usable row"
-        accepted = "accepted: a set with rows of its own"
+        accepted = "a set with rows of its own"
         raise TaskHeadsError(Problem(name, found, accepted, "name another set with --mix, or drop it"))
     wanted = max(1, round(len(train) / ratio))
     chosen = np.sort(usable[:wanted])
@@ -121,7 +121,7 @@ def mix_in(
 def check_ratio(ratio: float) -> None:
     """Refuse a ratio that is no positive number."""
     if not (math.isfinite(ratio) and ratio > 0):
-        accepted, remedy = "accepted: a number over 0", "choose such as 2: two own rows to one other"
+        accepted, remedy = "a number over 0", "choose such as 2: two own rows to one other"
         raise TaskHeadsError(Problem("mix_ratio", f"found {ratio}", accepted, remedy))
 
 
@@ -235,7 +235,7 @@ def _named(
     if names or not states_ids(own):
         first = next(row.where for row in named.stated if states_ids([row]))
         found = "a label by its id, which may be another in this set"
-        accepted = "accepted: names or aliases of the labels, or ids with their names"
+        accepted = "names or aliases of the labels, or ids with their names"
         remedy = "write 'label_name' beside the ids, or put class.txt or labels.yaml next to the file"
         raise TaskHeadsError(Problem(first, found, accepted, remedy))
     return named, [f"the ids of {names_of([place])} are read as those of train: it does not name them"]
@@ -264,7 +264,7 @@ def _unknown(raw: RawTexts, scheme: Scheme) -> tuple[list[Problem], set[str]]:
             if isinstance(label, str) and label not in scheme.labels.spelled:
                 stand = [raw.places[row] for row in raw.rows_with(code).tolist()]
                 places.setdefault(label, []).extend(stand)
-    accepted = f"accepted: {shorten(scheme.labels.names[:8], 120)}"
+    accepted = f"{shorten(scheme.labels.names[:8], 120)}"
     remedy = "make it an alias in labels.yaml, or leave these rows out with --bad_rows skip"
     problems = []
     for label, where in places.items():

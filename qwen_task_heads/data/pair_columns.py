@@ -42,7 +42,7 @@ class RowReader:
 
     def refuse(self, found: str, accepted: str, remedy: str) -> None:
         """Note a problem of this row."""
-        self.problems.append(Problem(self.where, found, f"accepted: {accepted}", remedy))
+        self.problems.append(Problem(self.where, found, f"{accepted}", remedy))
 
     def title(self, column: str) -> str:
         """A title without tags; refused where nothing is left of it."""

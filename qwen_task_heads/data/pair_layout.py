@@ -89,7 +89,7 @@ def read_layout(where: str, columns: Collection[str]) -> Layout:
         kind = kind if near[kind] else ""
     shown = ", ".join(sorted(columns)[:12]) + (", …" if len(columns) > 12 else "")
     if not kind:
-        accepted = f"accepted: {', '.join(PAIR_COLUMNS)}; or arms with {', '.join(ARM_COLUMNS)}"
+        accepted = f"{', '.join(PAIR_COLUMNS)}; or arms with {', '.join(ARM_COLUMNS)}"
         problem = FileProblem(
             where, f"no known column (columns: {shorten(shown, 200)})", accepted, "rename the columns"
         )
@@ -103,11 +103,11 @@ def read_layout(where: str, columns: Collection[str]) -> Layout:
         hint = next((name for name, target in hints.items() if target in needed), None)
         remedy = f"did you mean {needed[0]!r} by {hint!r}? rename it" if hint else "add or rename the column"
         found = f"no row has {' or '.join(map(repr, needed))} (columns: {shorten(shown, 200)})"
-        problems.append(FileProblem(where, found, f"accepted: {', '.join(accepted_columns)}", remedy))
+        problems.append(FileProblem(where, found, f"{', '.join(accepted_columns)}", remedy))
     named = {name for needed in _missing_sets(kind, columns, titles) for name in needed}
     for name, target in hints.items():
         if target in absent and target not in named:
-            found, accepted = f"unknown column {name!r}", f"accepted: {', '.join(accepted_columns)}"
+            found, accepted = f"unknown column {name!r}", f"{', '.join(accepted_columns)}"
             problems.append(
                 FileProblem(where, found, accepted, f"did you mean {target!r}? rename it, or drop it")
             )

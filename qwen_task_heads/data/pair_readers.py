@@ -119,7 +119,7 @@ def read_pairs(
     """
     if bad_rows not in ("raise", "skip"):
         found = f"found {shorten(bad_rows)}"
-        raise TaskHeadsError(Problem("bad_rows", found, "accepted: raise, skip", "choose one of them"))
+        raise TaskHeadsError(Problem("bad_rows", found, "raise, skip", "choose one of them"))
     collected, unread = _Collected(), dict[str, None]()
     for rows in open_source(source, split=split, hub=hub, options=options):
         unread.update(dict.fromkeys(_read_part(rows, collected)))
@@ -169,7 +169,7 @@ def _finish(source: str, collected: _Collected, unread: Iterable[str], *, skip: 
         found = f"none of {collected.rows_read:,} rows can be used"
         if tests.lone:
             found += f" ({len(tests.lone):,} arms stand alone in their tests)"
-        accepted = "accepted: at least one pair, or one test of two headlines"
+        accepted = "at least one pair, or one test of two headlines"
         remedy = "correct the rows below" if collected.problems else "add the other headlines of a test"
         nothing = Problem(source, found, accepted, remedy)
         problems = [nothing, *collected.problems]

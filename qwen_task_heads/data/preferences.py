@@ -87,7 +87,7 @@ def groups_to_pairs(
             Problem(
                 "groups_to_pairs",
                 found,
-                "accepted: min_impressions >= 0, max_p_value in [0, 1]",
+                "min_impressions >= 0, max_p_value in [0, 1]",
                 "correct the option",
             )
         )

@@ -127,7 +127,7 @@ class ArmColumns:
                     Problem(
                         self.places[row],
                         found,
-                        "accepted: one prompt per test",
+                        "one prompt per test",
                         "give the tests different keys",
                     )
                 )

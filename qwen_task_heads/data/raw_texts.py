@@ -217,7 +217,7 @@ class RawTexts:
                 continue
             for row in self.rows_with(code).tolist():
                 where = self.places[row]
-                result.append(Problem(where, problem.found, problem.accepted, problem.remedy))
+                result.append(Problem(where, problem.problem, problem.expected, problem.fix))
         return result
 
     def row_problems(self) -> list[Problem]:

@@ -119,7 +119,7 @@ def open_source(
     """
     source = os.fspath(source)
     if hub not in HUBS:
-        raise error_at("hub", f"found {shorten(hub)}", f"accepted: {', '.join(HUBS)}", "choose one of them")
+        raise error_at("hub", f"found {shorten(hub)}", f"{', '.join(HUBS)}", "choose one of them")
     if os.path.isdir(source) and is_saved_dataset(source):
         return [open_saved(source, split)]
     if os.path.isdir(source):
@@ -132,7 +132,7 @@ def open_source(
     elif not _looks_like_id(source, kinds):
         raise _not_there(source)
     if not HUB_ID.fullmatch(source):
-        raise error_at(source, "no data set id", "accepted: owner/name", "check the id")
+        raise error_at(source, "no data set id", "owner/name", "check the id")
     if hub == MODELSCOPE:
         return open_source(_modelscope_folder(source), split=split, kinds=kinds, options=options)
     return [open_huggingface(source, split, streaming=streaming)]
@@ -159,11 +159,11 @@ def _read_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Ite
     if kind is None:
         suffix = os.path.splitext(path)[1]
         found = f"the suffix {shorten(suffix)}" if suffix else "no suffix"
-        accepted = "accepted: " + ", ".join(kinds)
+        accepted = "" + ", ".join(kinds)
         yield path, FileProblem(path, found, accepted, "unpack, convert or rename the file")
     elif not os.path.isfile(path):  # a pipe would block, a link in a circle has no content
         found = "a broken link" if os.path.islink(path) else "no regular file"
-        yield path, FileProblem(path, found, "accepted: regular files", "remove it or replace it")
+        yield path, FileProblem(path, found, "regular files", "remove it or replace it")
     else:
         yield from _read_file(path, kind, options)
 
@@ -192,7 +192,7 @@ def _read_file(path: str, kind: str, options: FileOptions) -> Iterator[Item]:
             FileProblem(
                 path,
                 f"cannot be read ({reason})",
-                "accepted: a readable file",
+                "a readable file",
                 "check the path and its rights",
             ),
         )
@@ -208,7 +208,7 @@ def _folder_files(folder: str, split: str | None, kinds: Mapping[str, str]) -> l
         raise error_at(
             folder,
             found,
-            "accepted: " + ", ".join(kinds),
+            "" + ", ".join(kinds),
             "name the folder that holds the files itself, or convert them",
         )
     by_split: dict[str | None, list[str]] = {}
@@ -218,9 +218,7 @@ def _folder_files(folder: str, split: str | None, kinds: Mapping[str, str]) -> l
     if split is None:
         if len(stated) > 1:
             found = f"the folder holds several splits ({', '.join(stated)})"
-            raise error_at(
-                folder, found, "accepted: one split at a time", "name one by split=, or name its file"
-            )
+            raise error_at(folder, found, "one split at a time", "name one by split=, or name its file")
         chosen = names
     else:
         wanted = canonical_split(split)
@@ -230,7 +228,7 @@ def _folder_files(folder: str, split: str | None, kinds: Mapping[str, str]) -> l
         if not chosen:
             found = f"no file for the split {shorten(split)} (files: {first_few(names)})"
             remedy = f"add {split}.jsonl, or name a file of this folder"
-            raise NoSuchSplit(Problem(folder, found, "accepted: names with train, dev or test", remedy))
+            raise NoSuchSplit(Problem(folder, found, "names with train, dev or test", remedy))
     return [os.path.join(folder, name) for name in chosen]
 
 
@@ -239,9 +237,7 @@ def _check_file_split(path: str, split: str | None) -> None:
     stated = split_name(os.path.basename(path)) or "train"
     if split is not None and canonical_split(split) != stated:
         found = f"the split {shorten(split)} of a single file"
-        raise error_at(
-            path, found, f"accepted: {stated!r}, or none", "name the file of that split, or a folder"
-        )
+        raise error_at(path, found, f"{stated!r}, or none", "name the file of that split, or a folder")
 
 
 def _looks_like_id(source: str, kinds: Mapping[str, str]) -> bool:
@@ -264,5 +260,5 @@ def _not_there(source: str) -> TaskHeadsError:
     remedy = f"did you mean {first_few(near)}?" if near else "check the path"
     if not near and there:
         remedy += f"; the folder holds {first_few(there)}"
-    accepted = "accepted: an existing path, a data set id owner/name, or modelscope:owner/name"
+    accepted = "an existing path, a data set id owner/name, or modelscope:owner/name"
     return error_at(source if len(source) < 300 else source[:299] + "…", found, accepted, remedy)

@@ -16,7 +16,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 Read = TypeVar("Read")
 
 
-def read_roles(
+def read_splits(
     source: str, *, dev: str | None, test: str | None, read: Callable[[str, str | None], Read]
 ) -> tuple[dict[str, Read], dict[str, str], list[Problem]]:
     """Read train, and dev and test where they are named or found in the source.

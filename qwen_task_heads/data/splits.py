@@ -93,7 +93,7 @@ def split_by_group(
         remedy = f"give a {held_out} file (--{held_out}_dataset), or add pairs of other titles"
         if titles_apart and len({pair.group for pair in grouped}) > 1:
             remedy += ", or pass titles_apart=False, as stock titles tie the groups together"
-        raise TaskHeadsError(Problem("split", found, "accepted: pairs on both sides", remedy))
+        raise TaskHeadsError(Problem("split", found, "pairs on both sides", remedy))
     return train, dev
 
 
@@ -212,7 +212,7 @@ def split_texts(
         remedy = f"give a {held_out} file (--{held_out}_dataset), or add rows"
         if dev_fraction < 0.5 and _may_go(examples, units):
             remedy += f", or raise {held_out}_fraction"
-        raise TaskHeadsError(Problem("split", found, "accepted: rows on both sides", remedy))
+        raise TaskHeadsError(Problem("split", found, "rows on both sides", remedy))
     return train, dev, note
 
 
@@ -322,7 +322,7 @@ def _components(examples: Sequence[TextExample], *, second: bool) -> Hashes:
 def check_fraction(fraction: float, where: str) -> None:
     """Refuse a share that leaves one side of a split empty."""
     if not 0 < fraction < 1:
-        raise TaskHeadsError.of(where, str(fraction), "between 0 and 1", "choose such as 0.1")
+        raise TaskHeadsError(Problem(where, f"found {fraction!s}", "between 0 and 1", "choose such as 0.1"))
 
 
 def cut_line(role: str, cut: str, fraction: float) -> str:

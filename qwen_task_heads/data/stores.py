@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.keys import Hashes, hash_keys
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 
 CHUNK = 4096
 SPOOL_BYTES = 64 * 2**20
@@ -202,7 +202,9 @@ def no_room(error: OSError) -> TaskHeadsError:
     """Return the error of a disk that takes no more."""
     found = f"no room for the data of the run ({error.strerror or type(error).__name__})"
     accepted = "a folder on a disk with about as much room as the data take"
-    return TaskHeadsError.of(cache_folder(), found, accepted, "set HF_DATASETS_CACHE to such a folder")
+    return TaskHeadsError(
+        Problem(cache_folder(), f"found {found}", accepted, "set HF_DATASETS_CACHE to such a folder")
+    )
 
 
 class Places:

@@ -60,7 +60,7 @@ def _read_table(path: str, delimiter: str, options: FileOptions) -> Iterator[Ite
                 break
     if table.is_empty:
         found = "no rows below the header"
-        yield path, FileProblem(path, found, "accepted: at least one row", "add rows")
+        yield path, FileProblem(path, found, "at least one row", "add rows")
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
                     problem = bad_header(self.path, self._header, self._delimiter)
                     self._ended, found = problem is not None, problem or ()
                 elif isinstance(found, Problem):
-                    told = f"header: {found.found}"
-                    found = FileProblem(found.where, told, found.accepted, found.remedy)
+                    told = f"header: {found.problem}"
+                    found = FileProblem(found.where, told, found.expected, found.fix)
             is_header = self.is_empty and found == self.options.columns  # which says what --columns says
             if found and not is_header:
                 self.is_empty = False
@@ -135,7 +135,7 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
         if malformed:
             remedy = 'close the quotes, and write " inside a quoted field as ""'
             taken = f", which takes lines {first:,} to {lines[-1]:,}" if len(lines) > 1 else ""
-            problem = Problem(where, malformed + taken, "accepted: quoted or plain fields", remedy)
+            problem = Problem(where, malformed + taken, "quoted or plain fields", remedy)
         if self._odd.cut and not self._odd.cut.isdisjoint(lines):
             problem = line_too_long(where)
         elif problem is None and self._odd.broken and not self._odd.broken.isdisjoint(lines):
@@ -148,9 +148,9 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
         found, count = f"found {len(fields)} fields", self._count
         if self.options.columns:
             remedy = "name as many columns in --columns"
-            return Problem(where, found, f"accepted: {count}, as --columns names", remedy)
+            return Problem(where, found, f"{count}, as --columns names", remedy)
         remedy = "quote fields that hold the separator; a cut last line must be written again"
-        return Problem(where, found, f"accepted: {count}, as in the header", remedy)
+        return Problem(where, found, f"{count}, as in the header", remedy)
 
     def items(self, rows: Sequence[tuple[int, Fields | Problem]]) -> Iterator[Item]:
         """Rows as batches, and as problems."""
@@ -180,19 +180,19 @@ def bad_header(path: str, header: list[str], delimiter: str) -> FileProblem | No
     twice = next((name for name in named if named.count(name) > 1), None) if len(named) < 10_000 else None
     if twice is not None:
         found = f"the column {shorten(twice)} stands twice in the header"
-        return FileProblem(f"{path}:1", found, "accepted: every column once", "rename one of the two")
+        return FileProblem(f"{path}:1", found, "every column once", "rename one of the two")
     other = next(
         (mark for mark in ",;\t|" if mark != delimiter and len(header) == 1 and mark in header[0]), None
     )
     if other is not None:
         found = f"the header is separated by {other!r}"
         if not delimiter:  # of a sheet
-            accepted, remedy = "accepted: a column in a cell", "split the cells into columns"
+            accepted, remedy = "a column in a cell", "split the cells into columns"
             return FileProblem(f"{path}:1", found, accepted, remedy)
         remedy = {"\t": "rename it to .tsv", ",": "rename it to .csv"}.get(
             other, f"write it again with {delimiter!r} between the columns"
         )
-        return FileProblem(f"{path}:1", found, f"accepted: columns separated by {delimiter!r}", remedy)
+        return FileProblem(f"{path}:1", found, f"columns separated by {delimiter!r}", remedy)
     return None
 
 
@@ -206,7 +206,7 @@ def _bad_text(where: str, fields: Fields, options: FileOptions) -> Problem | Non
             told = bad_byte(where, raw, place, encoding=options.encoding)
             before = shorten(field[max(0, bad.start() - 20) : bad.start()])
             found = f"byte 0x{ord(bad.group()) & 0xFF:02x} after {before} is not UTF-8"
-            return Problem(where, found, told.accepted, told.remedy)
+            return Problem(where, found, told.expected, told.fix)
     return None
 
 
@@ -225,12 +225,12 @@ def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
             names = table.schema_arrow.names
             if len(set(names)) < len(names):
                 found = "a column stands twice"
-                yield path, FileProblem(path, found, "accepted: every column once", "rename one of the two")
+                yield path, FileProblem(path, found, "every column once", "rename one of the two")
                 return
             if not table.metadata.num_rows:
                 yield (
                     path,
-                    FileProblem(path, "the file holds no rows", "accepted: at least one row", "add rows"),
+                    FileProblem(path, "the file holds no rows", "at least one row", "add rows"),
                 )
             bytes_of_row = 1 + sum(
                 table.metadata.row_group(group).total_byte_size for group in range(table.num_row_groups)
@@ -252,7 +252,7 @@ def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:  # the last: column names
         reason = shorten(str(error).split("\n", 1)[0], 100)
         found = f"damaged after row {number} ({reason})"
-        yield path, FileProblem(path, found, "accepted: a whole Parquet file", "copy or write it again")
+        yield path, FileProblem(path, found, "a whole Parquet file", "copy or write it again")
 
 
 def column_values(column: Any) -> list[Any]:

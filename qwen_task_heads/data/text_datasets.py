@@ -27,13 +27,13 @@ from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.label_schemes import GIVEN, Scheme, derive_scheme, states_ids
 from qwen_task_heads.data.label_summary import label_lines, one_class, shown_lines
-from qwen_task_heads.data.label_values import settle_labels
+from qwen_task_heads.data.label_values import resolve_labels
 from qwen_task_heads.data.labels import LabelMap, check_same
 from qwen_task_heads.data.lookups import leak_lines, report_texts
 from qwen_task_heads.data.mixing import check_ratio, mix_in, names_of, read_others, resolve_others
 from qwen_task_heads.data.pair_layout import unread_lines
 from qwen_task_heads.data.raw_texts import RawTexts
-from qwen_task_heads.data.split_sources import read_roles
+from qwen_task_heads.data.split_sources import read_splits
 from qwen_task_heads.data.splits import TEST_GIVEN, check_fraction, cut_line, hash_rows, split_texts
 from qwen_task_heads.data.text_layout import PROBLEM_TYPES
 from qwen_task_heads.data.text_readers import read_texts
@@ -178,7 +178,7 @@ def read_text_sets(
         check_fraction(test_fraction, "test_fraction")
     source = locate_set(source, "texts")
     if streaming and (Path(source).exists() or "modelscope" in (hub, source.split(":", 1)[0])):
-        found, accepted = "found true for other data", "accepted: for ids of the Hugging Face Hub"
+        found, accepted = "found true for other data", "for ids of the Hugging Face Hub"
         raise TaskHeadsError(
             Problem("streaming", found, accepted, "drop it: the data is read from its files")
         )
@@ -199,7 +199,7 @@ def read_text_sets(
         told[0], limit[0] = told[0] or texts.kind or None, None
         return texts
 
-    raws, places, problems = read_roles(source, dev=dev, test=test, read=read)
+    raws, places, problems = read_splits(source, dev=dev, test=test, read=read)
     others, more = read_others([mix] if isinstance(mix, str) else mix or [], read=read)
     problems += more
     for raw in raws.values():
@@ -294,14 +294,14 @@ def read_text_sets(
 def _check_options(*, problem_type: str | None, bad_rows: str, max_samples: int | None) -> None:
     problems = []
     if problem_type is not None and problem_type not in PROBLEM_TYPES:
-        found, accepted = f"found {shorten(problem_type)}", f"accepted: {', '.join(PROBLEM_TYPES)}"
+        found, accepted = f"found {shorten(problem_type)}", f"{', '.join(PROBLEM_TYPES)}"
         problems.append(Problem("problem_type", found, accepted, "choose one of them"))
     if bad_rows not in ("raise", "skip"):
         found = f"found {shorten(bad_rows)}"
-        problems.append(Problem("bad_rows", found, "accepted: raise, skip", "choose one of them"))
+        problems.append(Problem("bad_rows", found, "raise, skip", "choose one of them"))
     if max_samples is not None and max_samples < 1:
         found = f"found {max_samples}"
-        problems.append(Problem("max_samples", found, "accepted: at least 1, or none", "correct the number"))
+        problems.append(Problem("max_samples", found, "at least 1, or none", "correct the number"))
     if problems:
         raise TaskHeadsError(problems)
 
@@ -330,7 +330,7 @@ def _scheme(
         if train is None or not train.kind:
             return None, []
         by_file = labels is not None and not stated
-        given_by += settle_labels(train, others, labels, mixed=mixed, by_file=by_file, is_class=is_class)
+        given_by += resolve_labels(train, others, labels, mixed=mixed, by_file=by_file, is_class=is_class)
         beside = find_label_file(source) if stated and states_ids(train.stated) else None
         if beside is not None and labels is not None:  # ids of the data would be read as those of the model
             check_same(LabelMap.read(beside), labels, where=beside)
@@ -354,7 +354,7 @@ def _refusals(reports: Mapping[str, ReadReport], places: Mapping[str, str], *, s
     for role, report in reports.items():
         if skip and 2 * report.refused > report.rows_read:
             found = f"{report.refused:,} of {report.rows_read:,} rows are refused"
-            problems.append(Problem(places[role], found, "accepted: at most half", "correct the rows below"))
+            problems.append(Problem(places[role], found, "at most half", "correct the rows below"))
         elif skip:
             continue
         problems += report.refusals

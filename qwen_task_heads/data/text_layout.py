@@ -100,13 +100,13 @@ def read_text_layout(
         remedy = "keep one of them" if complete else "add or rename the column"
         remedy = f"did you mean {hints[hint]!r} by {hint!r}? rename it" if hint and not complete else remedy
         found = "several kinds of text" if complete else "no text column"
-        problems.append(FileProblem(where, f"{found} (columns: {shown})", f"accepted: {forms}", remedy))
+        problems.append(FileProblem(where, f"{found} (columns: {shown})", f"{forms}", remedy))
     if with_target and len(targets) != 1:
         problems.append(_target_problem(where, columns, targets, problem_type, near, shown))
     named = {name for form in FORMS for name in form} if not complete else set()
     for name, meant in near.items():
         if meant not in columns and meant not in named and meant not in TARGETS and meant not in texts:
-            said = f"accepted: {', '.join(accepted)}"
+            said = f"{', '.join(accepted)}"
             remedy = f"did you mean {meant!r}? rename it, or drop it"
             problems.append(FileProblem(where, f"unknown column {name!r}", said, remedy))
     kind = (problem_type or TARGETS.get(target, ANSWERS)[0]) if target else ""
@@ -165,7 +165,7 @@ def _target_problem(
     shown: str,
 ) -> FileProblem:
     served = [name for name, types in TARGETS.items() if problem_type is None or problem_type in types]
-    accepted = f"accepted: {', '.join(served)}" + (f" for {problem_type}" if problem_type else "")
+    accepted = f"{', '.join(served)}" + (f" for {problem_type}" if problem_type else "")
     if targets:
         found = f"several targets: {', '.join(targets)}"
         deciding = [name for name in PROBLEM_TYPES if len(_targets(columns, name, ())) == 1]

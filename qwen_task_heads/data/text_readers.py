@@ -179,7 +179,7 @@ def read_inputs(
         ...     path = pathlib.Path(folder, "new.jsonl")
         ...     _ = path.write_text('{"text": " fine ", "id": 7}\\n{"id": 8}\\n')
         ...     (_, one), (_, two) = read_inputs(str(path))
-        >>> one.text, one.row["id"], two.found
+        >>> one.text, one.row["id"], two.problem
         ('fine', 7, "no 'text'")
     """
     opened = open_source(source, split=split, hub=hub, kinds=TEXT_KINDS, streaming=streaming, options=options)
@@ -199,7 +199,7 @@ def _inputs(opened: Iterable[RowSource]) -> Iterator[tuple[str, TextInput | Prob
                     told = replace(told, problems=(), texts=("title",))
                 if told.problems:
                     first = told.problems[0]
-                    yield where, InputProblem(where, first.found, first.accepted, first.remedy, row)
+                    yield where, InputProblem(where, first.problem, first.expected, first.fix, row)
                     continue
                 layout = told
             yield where, _input(where, row, layout)
@@ -209,13 +209,13 @@ def _input(where: str, row: dict[str, Any], layout: TextLayout) -> TextInput | P
     forms = forms_of(row)
     if forms and forms != [layout.texts] and forms[0][0] != ALPACA:
         found = f"the text stands in {' and '.join(forms[0])}, and above in {' and '.join(layout.texts)}"
-        accepted, remedy = "accepted: the same columns in all rows", "write the file in one form"
+        accepted, remedy = "the same columns in all rows", "write the file in one form"
         return InputProblem(where, found, accepted, remedy, row)
     reader = RowReader(where, row)
     raw = read_text(reader, layout)
     if raw is None:
         first = reader.problems[0]
-        return InputProblem(first.where, first.found, first.accepted, first.remedy, row)
+        return InputProblem(first.where, first.problem, first.expected, first.fix, row)
     return TextInput(text=raw.text, text_b=raw.text_b, row=row, source=where)
 
 

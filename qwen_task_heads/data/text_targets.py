@@ -15,13 +15,13 @@ from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
 from qwen_task_heads.data.sequences import index
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
-Offers = dict[tuple[str, ...], tuple[tuple[str, ...], bool]]  # rows offer the same, maybe 100,000
+CandidateSets = dict[tuple[str, ...], tuple[tuple[str, ...], bool]]  # rows offer the same, maybe 100,000
 
 
 Resolved = tuple[int | tuple[int, ...] | tuple[float, ...], tuple[float, ...] | None, tuple[str, ...]]
 
 
-def resolve(raw: RawTarget, scheme: Scheme, *, offers: Offers | None = None) -> Resolved | RowProblem:
+def resolve(raw: RawTarget, scheme: Scheme, *, offers: CandidateSets | None = None) -> Resolved | RowProblem:
     """A target as ids, scores or probabilities, or what is wrong with it.
 
     Args:
@@ -37,7 +37,7 @@ def resolve(raw: RawTarget, scheme: Scheme, *, offers: Offers | None = None) -> 
         _check_offered(raw, scheme.labels)
     except TaskHeadsError as error:
         problem = error.problems[0]
-        return RowProblem(problem.where, problem.found, problem.accepted, problem.remedy)
+        return RowProblem(problem.where, problem.problem, problem.expected, problem.fix)
     return target, soft, _offered(raw.candidates, scheme.labels, {} if offers is None else offers)[0]
 
 
@@ -53,7 +53,9 @@ def _check_offered(raw: RawTarget, labels: LabelMap) -> None:
             raise error_at(raw.where, found, "each candidate once", "remove one of the two")
 
 
-def _offered(candidates: tuple[str, ...], labels: LabelMap, offers: Offers) -> tuple[tuple[str, ...], bool]:
+def _offered(
+    candidates: tuple[str, ...], labels: LabelMap, offers: CandidateSets
+) -> tuple[tuple[str, ...], bool]:
     """The labels among candidates, in the order of the map, and whether there are others among them.
 
     The first are () where they are all the labels, or a row has none.
@@ -79,7 +81,7 @@ def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[TextTable
         scheme: labels of the run.
         place: what was read, as the user named it.
     """
-    offers = Offers()
+    offers = CandidateSets()
     targets: list[Resolved] = []
     refused = dict(raw.refused_targets)
     strange = []

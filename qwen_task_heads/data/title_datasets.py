@@ -25,7 +25,7 @@ from qwen_task_heads.data.pair_layout import unread_lines
 from qwen_task_heads.data.pair_readers import PairData, read_pairs
 from qwen_task_heads.data.preferences import comparable_groups, groups_to_pairs
 from qwen_task_heads.data.sequences import pick
-from qwen_task_heads.data.split_sources import read_roles
+from qwen_task_heads.data.split_sources import read_splits
 from qwen_task_heads.data.splits import (
     TEST_GIVEN,
     assign_groups,
@@ -138,7 +138,7 @@ def read_title_sets(
     if test_fraction is not None:
         check_fraction(test_fraction, "test_fraction")
     source, options = locate_set(source, "titles"), options_of(encoding, columns)
-    read, places, problems = read_roles(
+    read, places, problems = read_splits(
         source,
         dev=dev,
         test=test,
@@ -157,16 +157,14 @@ def read_title_sets(
             unmade.append(f"{name}: {left} left out: equal click rates, --min_impressions or --max_p_value")
         if 2 * len(data.report.refusals) > data.report.rows_read:
             defects = f"{len(data.report.refusals):,} defects in {data.report.rows_read:,} rows"
-            problem = Problem(
-                places[name], defects, "accepted: at most half of the rows", "correct the rows below"
-            )
+            problem = Problem(places[name], defects, "at most half of the rows", "correct the rows below")
             raise TaskHeadsError([problem, *data.report.refusals])
     for name, found in pairs.items():
         if not found:
             remedies = ["lower --min_impressions"] * (min_impressions > 0)
             remedies += ["raise --max_p_value"] * (max_p_value < 1)
             remedy = ", or ".join([*remedies, "add tests whose click rates differ"])
-            raise TaskHeadsError(Problem(places[name], "no pair is left", "accepted: at least one", remedy))
+            raise TaskHeadsError(Problem(places[name], "no pair is left", "at least one", remedy))
     lines = []
     for name, data in read.items():
         # The card shows these lines: a file's name, not the folders of somebody's machine.

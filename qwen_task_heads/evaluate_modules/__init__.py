@@ -59,7 +59,7 @@ def metric_path(name: str) -> str:
     folder = Path(__file__).parent
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem[0] != "_")
     if name not in names:
-        accepted = f"accepted: {', '.join(names)}"
+        accepted = f"{', '.join(names)}"
         raise TaskHeadsError(Problem("metric", f"found {name!r}", accepted, "choose one of them"))
     return str(folder / f"{name}.py")
 

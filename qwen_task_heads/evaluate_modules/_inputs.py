@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from qwen_task_heads.errors import TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.metrics.classification import MULTI, ORDINAL, classification_figures
 
 SCORES = "scores"  # key of a stored row of numbers
@@ -97,9 +97,11 @@ class TakesLabels:
         if (predictions is None) == (scores is None):
             found = "both" if scores is not None else "neither"
             remedy = "pass labels as predictions, or logits or probabilities as prediction_scores"
-            raise TaskHeadsError.of("predictions, prediction_scores", found, "one of the two", remedy)
+            raise TaskHeadsError(
+                Problem("predictions, prediction_scores", f"found {found}", "one of the two", remedy)
+            )
         if references is None:
-            raise TaskHeadsError.of("references", "nothing", "the true labels", "pass references")
+            raise TaskHeadsError(Problem("references", "found nothing", "the true labels", "pass references"))
         truths = _labels("references", references, several=self.several)
         if scores is not None:
             answers: list[Any] = [{SCORES: row} for row in _scores(scores)]
@@ -107,14 +109,16 @@ class TakesLabels:
             answers = _labels("predictions", predictions, several=self.several)
         if len(answers) != len(truths):
             found = f"{len(truths):,} for {len(answers):,} predictions"
-            raise TaskHeadsError.of("references", found, "as many", "pass one for each row")
+            raise TaskHeadsError(Problem("references", f"found {found}", "as many", "pass one for each row"))
         return {"predictions": [*map(json.dumps, answers)], "references": [*map(json.dumps, truths)]}
 
 
 def _rows(where: str, value: Any, accepted: str) -> list[Any]:
     rows = plain(value)
     if not isinstance(rows, list):
-        raise TaskHeadsError.of(where, shorten(value), f"a list of {accepted}", "pass one value per row")
+        raise TaskHeadsError(
+            Problem(where, f"found {shorten(value)}", f"a list of {accepted}", "pass one value per row")
+        )
     return rows
 
 
@@ -130,11 +134,13 @@ def _labels(where: str, value: Any, *, several: bool) -> list[Any]:
         whole = all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items)
         named = all(isinstance(item, str) for item in items)
         if isinstance(row, list) != several or not (whole or named):
-            raise TaskHeadsError.of(f"{where}[{place}]", shorten(row), accepted, remedy)
+            raise TaskHeadsError(Problem(f"{where}[{place}]", f"found {shorten(row)}", accepted, remedy))
     kinds = {_kind(row) for row in rows} - {None}
     if len(kinds) > 1:
         found = "ids in some rows and names in others"
-        raise TaskHeadsError.of(where, found, "one form", "write all labels as ids, or all as names")
+        raise TaskHeadsError(
+            Problem(where, f"found {found}", "one form", "write all labels as ids, or all as names")
+        )
     return rows
 
 
@@ -150,8 +156,13 @@ def _scores(value: Any) -> list[list[float]]:
     for place, row in enumerate(rows):
         numbers = isinstance(row, list) and row and all(isinstance(x, int | float) for x in row)
         if not numbers or not all(map(math.isfinite, row)) or len(row) != len(rows[0]):
-            raise TaskHeadsError.of(
-                f"prediction_scores[{place}]", shorten(row), accepted, "pass labels as predictions="
+            raise TaskHeadsError(
+                Problem(
+                    f"prediction_scores[{place}]",
+                    f"found {shorten(row)}",
+                    accepted,
+                    "pass labels as predictions=",
+                )
             )
     return rows
 
@@ -179,13 +190,15 @@ def label_figures(
     stored = [isinstance(row, dict) for row in answers]
     if any(stored) and not all(stored):
         found = "labels in some batches and scores in others"
-        raise TaskHeadsError.of("predictions", found, "one of the two", "pass the same argument each time")
+        raise TaskHeadsError(
+            Problem("predictions", f"found {found}", "one of the two", "pass the same argument each time")
+        )
     scored = bool(stored) and stored[0]
     width = len(answers[0][SCORES]) if scored else None
     kinds = {_kind(row) for row in (*truths, *([] if scored else answers))} - {None}
     if problem_type == ORDINAL and str in kinds and labels is None:
         remedy = "pass labels=, from the lowest to the highest"
-        raise TaskHeadsError.of("labels", "nothing", "the order of the names", remedy)
+        raise TaskHeadsError(Problem("labels", "found nothing", "the order of the names", remedy))
     names = _names(truths if scored else [*answers, *truths], kinds, given=labels, width=width)
     several = problem_type == MULTI
     targets = _ids("references", truths, names, several=several)
@@ -208,19 +221,23 @@ def _names(
     if given is not None:
         names = plain(given)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TaskHeadsError.of("labels", shorten(given), "names", "pass a list of texts")
+            raise TaskHeadsError(
+                Problem("labels", f"found {shorten(given)}", "names", "pass a list of texts")
+            )
         if len(set(names)) < len(names) or width not in (None, len(names)):
             found = f"{len(names):,} names for {width:,} columns" if width else "a name twice"
-            raise TaskHeadsError.of("labels", found, "one name per label", "pass each label once")
+            raise TaskHeadsError(
+                Problem("labels", f"found {found}", "one name per label", "pass each label once")
+            )
         return names
     if kinds == {int, str}:
         found = "ids together with names"
         remedy = "pass labels=, the names in the order of the ids"
-        raise TaskHeadsError.of("predictions, references", found, "one form", remedy)
+        raise TaskHeadsError(Problem("predictions, references", f"found {found}", "one form", remedy))
     if str in kinds and width:
         remedy = "pass labels=, the names in the order of the columns"
-        raise TaskHeadsError.of(
-            "references", "names together with scores", "ids, or names with labels=", remedy
+        raise TaskHeadsError(
+            Problem("references", "found names together with scores", "ids, or names with labels=", remedy)
         )
     items = [item for row in rows for item in (row if isinstance(row, list) else [row])]
     if str in kinds:
@@ -229,8 +246,8 @@ def _names(
         return [*map(str, range(width or len(rows[0])))]
     largest = max(items, default=0)
     if width is None and largest >= MAX_ID:
-        raise TaskHeadsError.of(
-            "predictions, references", f"the id {largest:,}", f"below {MAX_ID:,}", "check it"
+        raise TaskHeadsError(
+            Problem("predictions, references", f"found the id {largest:,}", f"below {MAX_ID:,}", "check it")
         )
     return [*map(str, range(width or largest + 1))]
 
@@ -245,7 +262,7 @@ def _ids(where: str, rows: Sequence[Any], names: Sequence[str], *, several: bool
         if hot and (len(row) != len(names) or not set(row) <= {0, 1}):
             accepted = f"{len(names):,} zeros and ones, or a list of names"
             remedy = "pass one column per label, or names"
-            raise TaskHeadsError.of(f"{where}[{number}]", shorten(row), accepted, remedy)
+            raise TaskHeadsError(Problem(f"{where}[{number}]", f"found {shorten(row)}", accepted, remedy))
         items = row if isinstance(row, list) else [row]
         unknown = [
             item for item in items if item not in (place if isinstance(item, str) else range(len(names)))
@@ -253,7 +270,7 @@ def _ids(where: str, rows: Sequence[Any], names: Sequence[str], *, several: bool
         if unknown and not hot:
             what = f"{shorten(unknown[0])}, none of the {len(names):,} labels"
             remedy = "pass labels= with all names, in the order of the ids"
-            raise TaskHeadsError.of(f"{where}[{number}]", what, wanted, remedy)
+            raise TaskHeadsError(Problem(f"{where}[{number}]", f"found {what}", wanted, remedy))
         ids = [place[item] if isinstance(item, str) else item for item in items]
         found.append(row if hot else [float(n in ids) for n in range(len(names))] if several else ids[0])
     return np.asarray(found, np.float64 if several else np.int64)

@@ -12,8 +12,8 @@ from typing import Any
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.card_task_heads import name_card
 from qwen_task_heads.hubcode.folder_task_heads import ADAPTER, CARD
+from qwen_task_heads.hubcode.hashes_task_heads import read_manifest, write_manifest
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, WEIGHTS, embedding_rows
-from qwen_task_heads.hubcode.trust_task_heads import read_manifest, write_manifest
 
 ADAPTERS = (f"{ADAPTER}/{ADAPTER_CONFIG}", ADAPTER_CONFIG)  # today, and of version 0.1
 
@@ -71,12 +71,12 @@ def _check(inner: Any, *, tokenizer: Any, folder: Path, other: tuple[str, ...]) 
             Problem(
                 "tokenizer",
                 f"found id {largest} ({shorten(tokenizer.convert_ids_to_tokens(largest))})",
-                f"accepted: ids below {rows}, the rows of the model's embeddings",
+                f"ids below {rows}, the rows of the model's embeddings",
                 "save the tokenizer of this model, or resize_token_embeddings before training",
             )
         )
     problems += [
-        Problem(str(folder), f"found {name}", "accepted: full weights or an adapter", "save to a new folder")
+        Problem(str(folder), f"found {name}", "full weights or an adapter", "save to a new folder")
         for name in other
         if (folder / name).exists()
     ]

@@ -164,7 +164,7 @@ def agreement(
     texts = rows_of("texts", texts)
     text_pairs = None if text_pairs is None else rows_of("text_pairs", text_pairs)
     if not texts:
-        raise TaskHeadsError(Problem("texts", "found none", "accepted: one or more", "give held-out texts"))
+        raise TaskHeadsError(Problem("texts", "found none", "one or more", "give held-out texts"))
     if isinstance(model, PooledClassifier):
         config = model.config
         rows = encode_texts(
@@ -190,7 +190,7 @@ def agreement(
 def check_packages(*names: str) -> None:
     """Refuse to go on without the packages of the extra `[onnx]`, naming all that are missing."""
     if missing := [name for name in names or PACKAGES if find_spec(name) is None]:
-        found, accepted = f"found no {', no '.join(missing)}", f"accepted: {', '.join(names or PACKAGES)}"
+        found, accepted = f"found no {', no '.join(missing)}", f"{', '.join(names or PACKAGES)}"
         raise TaskHeadsError(Problem("onnx", found, accepted, "pip install 'qwen-task-heads[onnx]'"))
 
 
@@ -212,7 +212,7 @@ def _reasons(model: Any) -> list[Problem]:
         ),
     ]  # fmt: skip
     return [
-        Problem(field, f"found {value!r}", f"accepted: {accepted}", remedy)
+        Problem(field, f"found {value!r}", f"{accepted}", remedy)
         for field, value, fits, accepted, remedy in rules
         if not fits
     ]
@@ -240,7 +240,7 @@ def _trace(model: Any) -> Any:
         except (OnnxExporterError, TorchDynamoException, RuntimeError, ValueError, TypeError) as error:
             name, reason = model.config.text_config.model_type, " ".join(str(error).split())[:200]
             found = f"found {name!r}, which transformers' exporter cannot trace ({reason})"
-            accepted = "accepted: a decoder whose forward hangs on no length"
+            accepted = "a decoder whose forward hangs on no length"
             raise TaskHeadsError(
                 Problem("text_config", found, accepted, "publish the model with save()")
             ) from error

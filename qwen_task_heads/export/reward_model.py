@@ -152,7 +152,7 @@ def _reasons(model: Any) -> list[Problem]:
         ("head_activation", config.head_activation, not is_mlp or config.head_activation == "relu", "relu"),
     ]
     problems = [
-        Problem(field, f"found {value!r}", f"accepted: {accepted}", REMEDY)
+        Problem(field, f"found {value!r}", f"{accepted}", REMEDY)
         for field, value, fits, accepted in rules
         if not fits
     ]

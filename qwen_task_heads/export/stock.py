@@ -129,7 +129,7 @@ def serve_command(folder: str | Path) -> str:
     classes = config.get("architectures") or [None]
     if not str(classes[0]).endswith(("ForSequenceClassification", "ForRewardModel")):
         found = f"found {shorten(classes[0])}" if config else "found no config.json"
-        accepted = "accepted: a folder of export_stock() or export_reward_model()"
+        accepted = "a folder of export_stock() or export_reward_model()"
         raise TaskHeadsError(Problem(str(folder), found, accepted, "export the model first"))
     words = ["vllm", "serve", str(folder), "--runner", "pooling"]
     saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -165,7 +165,7 @@ def open_merged(
             model = merge(model)
     if tokenizer is None:
         raise TaskHeadsError(
-            Problem("tokenizer", "found none", "accepted: the tokenizer of the model", "pass tokenizer=")
+            Problem("tokenizer", "found none", "the tokenizer of the model", "pass tokenizer=")
         )
     return model, copy.deepcopy(tokenizer)  # its pad token may change
 
@@ -186,7 +186,7 @@ def last_token_reasons(model: Any, *, remedy: str) -> list[Problem]:
     ]
     rules += truncation_rules(model)
     return [
-        Problem(field, f"found {value!r}", f"accepted: {accepted}", remedy)
+        Problem(field, f"found {value!r}", f"{accepted}", remedy)
         for field, value, fits, accepted in rules
         if not fits
     ]
@@ -208,10 +208,10 @@ def _reasons(model: Any) -> list[Problem]:
     problems = last_token_reasons(model, remedy=remedy)
     if config.head != "linear":
         other = "export_reward_model() writes a two-layer head as vLLM reads it; or publish with save()"
-        problems.append(Problem("head", f"found {config.head!r}", "accepted: linear", other))
+        problems.append(Problem("head", f"found {config.head!r}", "linear", other))
     if type(config.text_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         name = config.text_config.model_type
-        accepted = "accepted: a family with a ForSequenceClassification class in transformers"
+        accepted = "a family with a ForSequenceClassification class in transformers"
         problems.append(Problem("text_config", f"found {name!r}", accepted, "publish the model with save()"))
     return problems
 
@@ -229,7 +229,7 @@ def _choose_pad(tokenizer: Any, *, rows: int) -> list[Problem]:
     ]
     if not special:
         found = f"found {shorten(tokenizer.pad_token)} as pad token and as the end of every text"
-        accepted = "accepted: two tokens, as the stock head skips pad tokens wherever they stand"
+        accepted = "two tokens, as the stock head skips pad tokens wherever they stand"
         remedy = "train with another --boundary, or add a pad token before training"
         return [Problem("tokenizer", found, accepted, remedy)]
     tokenizer.pad_token = min(special)[1]
@@ -252,9 +252,7 @@ def taken(folder: Path) -> list[Problem]:
         return []
     if not folder.exists():
         return []
-    return [
-        Problem(str(folder), "found files", "accepted: a new or empty folder", "name another, or empty it")
-    ]
+    return [Problem(str(folder), "found files", "a new or empty folder", "name another, or empty it")]
 
 
 def _convert(model: Any, *, pad_id: int) -> Any:
@@ -282,7 +280,7 @@ def _convert(model: Any, *, pad_id: int) -> Any:
     wrong += [name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape]
     if wrong:
         found = f"found {stock_class.__name__}, which differs in {shorten(wrong[0])}"
-        accepted = "accepted: a stock class of a backbone and one matrix `score`"
+        accepted = "a stock class of a backbone and one matrix `score`"
         raise TaskHeadsError(Problem("text_config", found, accepted, "publish the model with save()"))
     stock = stock_class(config).to(model.dtype)
     # As it was trained: servers that compute the head in fp32 then give the logits of this model.
@@ -337,7 +335,7 @@ def check_difference(
         return difference
     found_text = f"found logits of {what} that differ by {difference:.2g}"
     remedy = "this family computes something else there: publish the model with save()"
-    raise TaskHeadsError(Problem(where, found_text, f"accepted: at most {allowed:.0e}", remedy))
+    raise TaskHeadsError(Problem(where, found_text, f"at most {allowed:.0e}", remedy))
 
 
 @torch.no_grad()

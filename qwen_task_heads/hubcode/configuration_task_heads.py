@@ -28,19 +28,19 @@ MODEL_TYPES = ("pooled_classifier", "title_scorer")
 
 
 class TaskHeadError(ValueError):
-    """Bad input, found by code that travels: `where: found; accepted; remedy`.
+    """Bad input, found by code that is copied into repos: `where: found; accepted; remedy`.
 
     A type of its own, so that the package can tell it from a defect and print it without a traceback.
     """
 
     def __init__(self, where: str, found: object, accepted: object, remedy: str) -> None:
-        self.where, self.found = where, f"found {found!r}"
-        self.accepted, self.remedy = f"accepted: {accepted}", remedy
-        super().__init__(f"{where}: {self.found}; {self.accepted}; {remedy}")
+        self.where, self.problem = where, f"found {found!r}"
+        self.expected, self.fix = f"{accepted}", remedy
+        super().__init__(f"{where}: {self.problem}. Expected {self.expected}. Fix: {remedy}.")
 
 
 def refuse(where: str, found: object, accepted: object, remedy: str) -> TaskHeadError:
-    """One message format for code that travels: `where: found; accepted; remedy`."""
+    """One message format for code that is copied into repos: `where: found; accepted; remedy`."""
     return TaskHeadError(where, found, accepted, remedy)
 
 

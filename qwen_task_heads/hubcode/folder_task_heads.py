@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
 from .card_task_heads import basic_card
-from .trust_task_heads import DRAFT, MANIFEST, hash_files, matches_any, read_manifest, sha256, write_manifest
+from .hashes_task_heads import DRAFT, MANIFEST, hash_files, matches_any, read_manifest, sha256, write_manifest
 
 ADAPTER = "adapter"  # subfolder of an adapter
 CARD, REFERENCE = "README.md", "reference.json"

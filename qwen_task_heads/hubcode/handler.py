@@ -203,7 +203,7 @@ class EndpointHandler:
 
 
 def _problem(where: str, found: Any, accepted: str, remedy: str) -> str:
-    """One message format for all that travels: `where: found; accepted; remedy`."""
+    """One message format for all code in repos: `where: found; accepted; remedy`."""
     shown = repr(found)
     return f"{where}: found {shown[:80]}{'...' * (len(shown) > 80)}; accepted: {accepted}; {remedy}"
 

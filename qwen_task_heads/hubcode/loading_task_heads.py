@@ -26,6 +26,7 @@ from transformers.utils import cached_file, logging
 
 from .configuration_task_heads import MODEL_TYPES, refuse
 from .folder_task_heads import ADAPTER
+from .hashes_task_heads import check_base, models_cache
 from .saving_task_heads import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -36,7 +37,6 @@ from .saving_task_heads import (
     backbone_names,
     is_quantized,
 )
-from .trust_task_heads import check_base, models_cache
 
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Largest difference, relative to the largest stored logit, that is rounding: one kernel against

@@ -1,6 +1,6 @@
 """`pipeline("title-ranking")`. This file travels with every published title scorer.
 
-The ids come from `encode`, as in training. Nothing imports this file where it travels: the config names
+The ids come from `encode`, as in training. Nothing imports this file where it is_publishable: the config names
 it, and `loading_task_heads` copies it.
 """
 

@@ -16,7 +16,7 @@ from huggingface_hub import CommitInfo, HfApi
 from .card_task_heads import name_card
 from .configuration_task_heads import refuse
 from .folder_task_heads import CARD, PRIVATE, carry_reference, weights_of
-from .trust_task_heads import DRAFT, read_manifest, write_manifest
+from .hashes_task_heads import DRAFT, read_manifest, write_manifest
 
 # Weights that a push replaces; of two forms in one repo no loader could tell which is meant.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter/*", "adapter_config.json")

@@ -32,7 +32,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.inference.batch_report import ERROR, FileReport
 from qwen_task_heads.inference.identity import model_hash
 from qwen_task_heads.inference.label_scorer import LabelScorer
-from qwen_task_heads.inference.loading import choose, labels_to_choose, open_scorer, with_offers
+from qwen_task_heads.inference.loading import choose, labels_to_choose, open_scorer, with_candidates
 from qwen_task_heads.inference.predictions import (
     DIGITS,
     answer_columns,
@@ -52,7 +52,7 @@ class InputScan:
 
     rows: int
     errors: int
-    without_offer: int
+    without_candidates: int
     columns: tuple[str, ...]
     pairs: bool
     sha256: str
@@ -95,9 +95,7 @@ def scan_inputs(
             if isinstance(item, FileProblem):
                 problems.append(item)
             elif bad_rows == "raise":
-                problems.append(
-                    replace(item, remedy=f"{item.remedy}, or keep it unanswered: --bad_rows skip")
-                )
+                problems.append(replace(item, fix=f"{item.fix}, or keep it unanswered: --bad_rows skip"))
             digest.update(str(item).encode())
             if isinstance(item, InputProblem):
                 columns.update(dict.fromkeys(item.row))
@@ -256,7 +254,7 @@ def _inputs(
     items = read_inputs(source, split=split, hub=hub, options=files)
     if candidates is None or labels is None:
         return items
-    return with_offers(items, column=candidates, labels=labels)
+    return with_candidates(items, column=candidates, labels=labels)
 
 
 def _answer(
@@ -287,8 +285,10 @@ def _answer(
 
 def _notes(scan: InputScan, scorer: Scorer | LabelScorer, *, candidates: str | None) -> list[str]:
     """What who reads the answers may not expect."""
-    if candidates is not None and scan.without_offer:
-        return [f"{scan.without_offer:,} rows offer no labels in {candidates!r}: they were asked for all"]
+    if candidates is not None and scan.without_candidates:
+        return [
+            f"{scan.without_candidates:,} rows offer no labels in {candidates!r}: they were asked for all"
+        ]
     if candidates is None and isinstance(scorer, LabelScorer) and CATEGORY in scan.columns:
         told = f"with --candidates {CATEGORY} every answer is one of what its row offers"
         return [f"the column {CATEGORY!r} was not looked at: {told}"]
@@ -315,4 +315,4 @@ def _asked(scorer: Scorer | LabelScorer) -> list[Any] | None:
 
 
 def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem(where, found, f"accepted: {accepted}", remedy))
+    return TaskHeadsError(Problem(where, found, f"{accepted}", remedy))

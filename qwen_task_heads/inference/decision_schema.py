@@ -44,7 +44,7 @@ def write_decision(folder: str | Path, *, prompts: AnswerPrompts) -> None:
         Problem(
             f"label {shorten(name)}",
             f"found {len(ids)} tokens",
-            "accepted: labels of one token each, which is what pipeline('decision') reads",
+            "labels of one token each, which is what pipeline('decision') reads",
             "use LabelScorer, or rename the label",
         )
         for name, ids in zip(prompts.labels.names, prompts.answers, strict=True)
@@ -56,7 +56,7 @@ def write_decision(folder: str | Path, *, prompts: AnswerPrompts) -> None:
     if prompts.tokenizer(names, add_special_tokens=False)["input_ids"] != prompts.answers:
         found = "labels whose tokens depend on what stands before them"
         accepted = "a chat template and a tokenizer that leave them alone, as pipeline('decision') does"
-        raise TaskHeadsError.of("chat template", found, accepted, "use LabelScorer")
+        raise TaskHeadsError(Problem("chat template", f"found {found}", accepted, "use LabelScorer"))
     pieces, after = prompts.around()
     before = SPLIT.join([*pieces, ""])
     template = f"{{{{- {_quoted(before)} ~ state ~ {_quoted(SPLIT + after)} -}}}}"

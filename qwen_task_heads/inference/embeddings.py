@@ -37,7 +37,7 @@ def missing_library(where: str) -> list[Problem]:
     if find_spec(LIBRARY) is not None:
         return []
     found, remedy = "no sentence-transformers", 'pip install "qwen-task-heads[embeddings]"'
-    return [Problem.of(where, found, "an installation with it", remedy)]
+    return [Problem(where, f"found {found}", "an installation with it", remedy)]
 
 
 class Embedder:
@@ -71,7 +71,9 @@ class Embedder:
         except (OSError, ValueError) as error:
             reason = [*str(error).splitlines(), ""][0][:160]
             accepted, remedy = "a model of sentence-transformers", "check the name and the network"
-            raise TaskHeadsError.of(name, f"no sentence encoder ({reason})", accepted, remedy) from error
+            raise TaskHeadsError(
+                Problem(name, f"found no sentence encoder ({reason})", accepted, remedy)
+            ) from error
 
     @property
     def device(self) -> torch.device:

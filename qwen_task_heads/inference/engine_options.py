@@ -48,7 +48,7 @@ class EngineSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class PromptOptions:
     """How a prompted model is asked, and on what all models run.
 
     Args:
@@ -77,7 +77,10 @@ class Asking:
 
 
 def parse_engines(
-    words: Sequence[str], *, asking: Asking | None = None, counts: Mapping[str, int | None] | None = None
+    words: Sequence[str],
+    *,
+    asking: PromptOptions | None = None,
+    counts: Mapping[str, int | None] | None = None,
 ) -> list[EngineSpec]:
     """Read `kind=source` entries, and refuse options that do not fit them.
 
@@ -96,7 +99,7 @@ def parse_engines(
         >>> [spec.kind for spec in parse_engines(["head=runs/news", "zero_shot=embedded"])]
         ['head', 'zero_shot']
     """
-    accepted = f"accepted: KIND=SOURCE with one of {', '.join(KINDS)}"
+    accepted = f"KIND=SOURCE with one of {', '.join(KINDS)}"
     found, problems = [], []
     for word in words:
         kind, _, source = word.partition("=")
@@ -105,17 +108,15 @@ def parse_engines(
                 Problem("--engines", f"found {shorten(word)}", accepted, "such as head=runs/news")
             )
         elif EngineSpec(kind, source) in found:
-            problems.append(
-                Problem("--engines", f"found {shorten(word)} twice", "accepted: once", "drop one")
-            )
+            problems.append(Problem("--engines", f"found {shorten(word)} twice", "once", "drop one"))
         else:
             found.append(EngineSpec(kind, source))
     if not words:
         problems.append(Problem("--engines", "found none", accepted, "such as head=runs/news"))
-    problems += _option_problems({spec.kind for spec in found}, asking or Asking())
+    problems += _option_problems({spec.kind for spec in found}, asking or PromptOptions())
     for name, value in (counts or {}).items():
         if value is not None and value < 1:
-            problems.append(Problem.of(name, f"{value}", "1 or more", "choose such as 100"))
+            problems.append(Problem(name, f"found {value}", "1 or more", "choose such as 100"))
     if problems:
         raise TaskHeadsError(problems)
     return found
@@ -139,14 +140,14 @@ def check_task(specs: Sequence[EngineSpec], task: str, options: Mapping[str, Any
     accepted = f"{', '.join(f'{kind}=' for kind in KINDS_OF[task])} for {task}"
     other = next(name for name in TASKS if name != task)
     problems = [
-        Problem.of(spec.name, f"an engine of {other}", accepted, f"drop it, or give {other}")
+        Problem(spec.name, f"found an engine of {other}", accepted, f"drop it, or give {other}")
         for spec in specs
         if spec.kind not in KINDS_OF[task]
     ]
     for name, default in OF_TEXTS.items() if task == TITLES else ():
         if options.get(name, default) != default:
             found, where = f"{shorten(options[name])} with titles", f"--{name}"
-            problems.append(Problem.of(where, found, "texts with labels", "drop it"))
+            problems.append(Problem(where, f"found {found}", "texts with labels", "drop it"))
     if problems:
         raise TaskHeadsError(problems)
 
@@ -164,18 +165,20 @@ def task_of(specs: Sequence[EngineSpec]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _option_problems(kinds: Set[str], asking: Asking) -> list[Problem]:
+def _option_problems(kinds: Set[str], asking: PromptOptions) -> list[Problem]:
     problems = []
     words = asking.instruction
     shows = words is not None and "{examples}" in words
     if FEW_SHOT in kinds and words is not None and not shows:
         found, accepted = "no {examples} in it, and few_shot=", "an instruction with a place for its examples"
-        problems.append(Problem.of("--instruction", found, accepted, "add {examples}, or use zero_shot="))
+        problems.append(
+            Problem("--instruction", f"found {found}", accepted, "add {examples}, or use zero_shot=")
+        )
     if ZERO_SHOT in kinds and shows:
         found, accepted = "{examples} in it, and zero_shot=", "an instruction without, as it shows none"
         remedy = "drop {examples}, or compare zero_shot= in a run of its own"
-        problems.append(Problem.of("--instruction", found, accepted, remedy))
+        problems.append(Problem("--instruction", f"found {found}", accepted, remedy))
     if FEW_SHOT in kinds and asking.calibrate and not asking.shared:
         found, accepted = "true, and --shots_by similarity", "the same examples for all texts"
-        problems.append(Problem.of("--calibrate", found, accepted, "drop it, or --shots_by balance"))
+        problems.append(Problem("--calibrate", f"found {found}", accepted, "drop it, or --shots_by balance"))
     return problems

@@ -40,8 +40,8 @@ from qwen_task_heads.inference.engine_options import (
     HEAD,
     SFT,
     TRAINED,
-    Asking,
     EngineSpec,
+    PromptOptions,
 )
 from qwen_task_heads.inference.inputs import device_of
 from qwen_task_heads.inference.label_scorer import LabelScorer
@@ -88,13 +88,13 @@ def check_engines(specs: Sequence[EngineSpec], sets: TextSets, *, hub: str = HUG
     """
     labels, problems = sets.labels, []
     if sets.problem_type not in ONE_LABEL:
-        found, accepted = f"found {sets.problem_type}", "accepted: one label per text"
+        found, accepted = f"found {sets.problem_type}", "one label per text"
         problems.append(Problem("--dataset_name", found, accepted, "compare the cards of its models"))
     parts = (sets.train, sets.dev, sets.test)
     if any(row.text_b for part in parts for row in part) and any(
         spec.kind not in (HEAD, EMBEDDINGS) for spec in specs
     ):
-        found, accepted = "found pairs of texts", "accepted: single texts, where a language model answers"
+        found, accepted = "found pairs of texts", "single texts, where a language model answers"
         problems.append(Problem("--dataset_name", found, accepted, "compare heads and embeddings alone"))
     for spec in specs:
         try:
@@ -111,14 +111,14 @@ def check_engines(specs: Sequence[EngineSpec], sets: TextSets, *, hub: str = HUG
                 sides.append(f"{len(only):,} only in {where} ({told}{', …' if len(only) > SHOWN else ''})")
         if sides:
             remedy = "give the file of its labels by --labels, or leave the engine out"
-            accepted = "accepted: the same names, in any order"
+            accepted = "the same names, in any order"
             problems.append(Problem(spec.name, f"found labels {' and '.join(sides)}", accepted, remedy))
     if problems:
         raise TaskHeadsError(problems)
 
 
 def check_prompts(
-    specs: Sequence[EngineSpec], labels: LabelMap, examples: Sequence[TextExample], *, asking: Asking
+    specs: Sequence[EngineSpec], labels: LabelMap, examples: Sequence[TextExample], *, asking: PromptOptions
 ) -> None:
     """Refuse what language models cannot be asked, before any is loaded: every prompt is encoded once.
 
@@ -151,7 +151,7 @@ def open_engine(
     spec: EngineSpec,
     labels: LabelMap,
     *,
-    asking: Asking | None = None,
+    asking: PromptOptions | None = None,
     train: Sequence[TextExample] = (),
 ) -> Engine:
     """Load an engine; embeddings are fitted on train.
@@ -173,7 +173,7 @@ def open_engine(
         >>> engine.log_scores([TextExample(text="A match", target=0)]).shape
         torch.Size([1, 2])
     """
-    asking = asking or Asking()
+    asking = asking or PromptOptions()
     common: dict[str, Any] = {"batch_tokens": asking.batch_tokens}
     if spec.kind == HEAD:
         scorer = Scorer(spec.source, hub=asking.hub, dtype=asking.dtype, device=asking.device, **common)
@@ -186,7 +186,7 @@ def open_engine(
         options: dict[str, Any] = {"hub": asking.hub, "dtype": asking.dtype, "device": asking.device}
         return _generator(spec, LabelScorer.from_pretrained(spec.source, **options, **common), labels)
     if spec.kind == FEW_SHOT and not asking.shots:
-        found, accepted = "found no examples", "accepted: examples from train"
+        found, accepted = "found no examples", "examples from train"
         raise TaskHeadsError(Problem(spec.name, found, accepted, "choose some, or use zero_shot"))
     model = load_generator(spec.source, hub=asking.hub, dtype=asking.dtype)
     device = device_of(asking.device)
@@ -223,7 +223,7 @@ def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
         task = saved_task(spec.source, hub=hub)
         if not task or task["problem_type"] not in ONE_LABEL:
             found = f"found {task['problem_type']}" if task else "found no classifier of this library"
-            accepted = "accepted: a head that gives every text one label"
+            accepted = "a head that gives every text one label"
             raise TaskHeadsError(Problem(spec.name, found, accepted, "name what recipes/classify.py saved"))
         labels: LabelMap = task["labels"]
         return labels
@@ -236,9 +236,11 @@ def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
         if path is None:
             return None
         accepted = "a chat model that was not trained to write labels"
-        raise TaskHeadsError.of(spec.name, f"a {LABEL_PROMPT}", accepted, f"name it as sft={spec.source}")
+        raise TaskHeadsError(
+            Problem(spec.name, f"found a {LABEL_PROMPT}", accepted, f"name it as sft={spec.source}")
+        )
     if path is None:
-        accepted, remedy = f"accepted: a model with {LABEL_PROMPT}", "ask a plain chat model by zero_shot="
+        accepted, remedy = f"a model with {LABEL_PROMPT}", "ask a plain chat model by zero_shot="
         raise TaskHeadsError(Problem(spec.name, f"found no {LABEL_PROMPT}", accepted, remedy))
     written: LabelMap = read_label_prompt(path)["labels"]
     return written
@@ -270,7 +272,7 @@ def _head(spec: EngineSpec, scorer: Scorer, labels: LabelMap) -> Engine:
 
 
 def _embeddings(
-    spec: EngineSpec, labels: LabelMap, train: Sequence[TextExample], *, asking: Asking
+    spec: EngineSpec, labels: LabelMap, train: Sequence[TextExample], *, asking: PromptOptions
 ) -> Engine:
     encode = Embedder(spec.source, hub=asking.hub, device=asking.device)
     fitted = EmbeddingClassifier(encode, len(labels)).fit(train)
@@ -299,7 +301,9 @@ def _generator(
 
     def notes(examples: Sequence[TextExample]) -> list[str]:
         cut, fewer = _cut(answers.prompts, spec, examples, shots=shots)
-        lines = [f"labels are scored one by one: {answers.why_alone}"] if answers.why_alone else []
+        lines = (
+            [f"labels are scored one by one: {answers.fallback_reason}"] if answers.fallback_reason else []
+        )
         limit = f"{answers.prompts.max_length:,} tokens"
         if cut:
             lines.append(f"{cut:,} of {len(examples):,} texts were cut, for prompts of {limit}")
@@ -311,7 +315,7 @@ def _generator(
 
 
 def _prompts(
-    spec: EngineSpec, tokenizer: Any, labels: LabelMap, *, asking: Asking, model_type: str
+    spec: EngineSpec, tokenizer: Any, labels: LabelMap, *, asking: PromptOptions, model_type: str
 ) -> AnswerPrompts:
     """Prompts of a model that is asked, with the examples that all texts share."""
     few = spec.kind == FEW_SHOT

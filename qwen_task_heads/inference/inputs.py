@@ -42,12 +42,12 @@ def rows_of(name: str, values: Any) -> list[Any]:
         return rows
     accepted = "a list of texts, a tuple, a generator, a Series or an array"
     if isinstance(values, str):
-        raise TaskHeadsError.of(name, "one text", accepted, "put it into a list")
+        raise TaskHeadsError(Problem(name, "found one text", accepted, "put it into a list"))
     if isinstance(values, Table):
         found, remedy = f"a table ({type(values).__name__})", 'pass one column, such as table["text"]'
-        raise TaskHeadsError.of(name, found, accepted, remedy)
+        raise TaskHeadsError(Problem(name, f"found {found}", accepted, remedy))
     found = f"a {type(values).__name__}, {shorten(values)}"
-    raise TaskHeadsError.of(name, found, accepted, "put the texts into a list")
+    raise TaskHeadsError(Problem(name, f"found {found}", accepted, "put the texts into a list"))
 
 
 def check_rows(
@@ -74,11 +74,13 @@ def check_rows(
         TaskHeadsError: another number of `others`, an unknown `on_error`, or bad rows that are not kept.
     """
     if on_error is not None and on_error not in ON_ERROR:
-        raise TaskHeadsError.of("on_error", shorten(on_error), ", ".join(ON_ERROR), "choose one of them")
+        raise TaskHeadsError(
+            Problem("on_error", f"found {shorten(on_error)}", ", ".join(ON_ERROR), "choose one of them")
+        )
     (name, other), general = names, []
     if others is not None and len(others) != len(texts):
         found = f"{len(others)} {other} for {len(texts)} {name}"
-        general.append(Problem.of(other, found, "one each", 'use "" where there is none'))
+        general.append(Problem(other, f"found {found}", "one each", 'use "" where there is none'))
     problems: dict[int, list[Problem]] = {}
     for place, text in enumerate(texts):
         if problem := _text_problem(f"{name}[{place}]", text, other=other, title=titles):
@@ -91,7 +93,7 @@ def check_rows(
     if general or (problems and on_error != KEEP):
         bad = [problem for found in problems.values() for problem in found]
         if on_error == RAISE:
-            bad = [replace(problem, remedy=f'{problem.remedy}, or pass on_error="keep"') for problem in bad]
+            bad = [replace(problem, fix=f'{problem.fix}, or pass on_error="keep"') for problem in bad]
         raise TaskHeadsError(general + bad)
     return {place: "\n".join(map(str, found)) for place, found in problems.items()}
 
@@ -100,15 +102,15 @@ def _text_problem(where: str, text: Any, *, other: str, title: bool) -> Problem 
     if isinstance(text, tuple | list | dict):  # as pipelines take pairs
         what = other.replace("text_pairs", "second texts")
         found = f"a {type(text).__name__}, {shorten(text)}"
-        return Problem.of(where, found, "a text", f"give {what} by {other}=[...]")
+        return Problem(where, f"found {found}", "a text", f"give {what} by {other}=[...]")
     if not isinstance(text, str) or not (strip_title(text) if title else text.strip()):
-        return Problem.of(where, shorten(text), "a text that is not empty", "drop it")
+        return Problem(where, f"found {shorten(text)}", "a text that is not empty", "drop it")
     return _surrogate_problem(where, text)
 
 
 def _other_problem(where: str, text: Any) -> Problem | None:
     if not isinstance(text, str):
-        return Problem.of(where, shorten(text), "a text", 'use "" for none')
+        return Problem(where, f"found {shorten(text)}", "a text", 'use "" for none')
     return _surrogate_problem(where, text)
 
 
@@ -118,7 +120,9 @@ def _surrogate_problem(where: str, text: str) -> Problem | None:
         text.encode()
     except UnicodeEncodeError as error:
         found = f"half of a character ({text[error.start]!r} at {error.start:,})"
-        return Problem.of(where, found, "text that UTF-8 can hold", "drop it, or decode its source again")
+        return Problem(
+            where, f"found {found}", "text that UTF-8 can hold", "drop it, or decode its source again"
+        )
     return None
 
 
@@ -131,7 +135,7 @@ def candidate_rows(candidates: Iterable[Any] | None, *, count: int) -> list[Any]
     rows = [None] * count if candidates is None else rows_of("candidates", candidates)
     if len(rows) != count:
         found, accepted = f"{len(rows):,} for {count:,} texts", "one list of names per text, or None"
-        raise TaskHeadsError.of("candidates", found, accepted, "pass one for each")
+        raise TaskHeadsError(Problem("candidates", f"found {found}", accepted, "pass one for each"))
     missing = [isinstance(row, float) and row != row for row in rows]
     rows = [None if nothing else row for nothing, row in zip(missing, rows, strict=True)]
     return [row if (names := as_list(row)) is None else names for row in rows]
@@ -145,16 +149,16 @@ def candidate_problems(candidates: Sequence[Any], *, labels: LabelMap) -> dict[i
         if names is None:
             continue
         if not isinstance(names, list):
-            problems[place] = Problem.of(where, shorten(names), accepted, "put it in a list")
+            problems[place] = Problem(where, f"found {shorten(names)}", accepted, "put it in a list")
         elif not names:
             remedy = "name some, or pass None for all labels"
-            problems[place] = Problem.of(where, "none", accepted, remedy)
+            problems[place] = Problem(where, "found none", accepted, remedy)
         elif unknown := [name for name in names if not isinstance(name, str) or name not in labels.label2id]:
             found, remedy = ", ".join(map(shorten, unknown)), "give names as in labels.names, and no aliases"
-            problems[place] = Problem.of(where, found, accepted, remedy)
+            problems[place] = Problem(where, f"found {found}", accepted, remedy)
         elif len(set(names)) < len(names):
             found = f"{shorten(Counter(names).most_common(1)[0][0])} twice"
-            problems[place] = Problem.of(where, found, accepted, "name each label once")
+            problems[place] = Problem(where, f"found {found}", accepted, "name each label once")
     return problems
 
 
@@ -192,7 +196,9 @@ def device_of(device: str | torch.device | None) -> torch.device | None:
     try:
         named = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise TaskHeadsError.of("device", shorten(device), accepted, remedy) from error
+        raise TaskHeadsError(Problem("device", f"found {shorten(device)}", accepted, remedy)) from error
     if named.type == "cuda" and not there:
-        raise TaskHeadsError.of("device", f"{shorten(str(device))} on a machine without", accepted, remedy)
+        raise TaskHeadsError(
+            Problem("device", f"found {shorten(str(device))} on a machine without", accepted, remedy)
+        )
     return named

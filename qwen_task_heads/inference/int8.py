@@ -43,7 +43,7 @@ def to_int8(model: Any) -> Any:
     elif model._hf_peft_config_loaded:
         found = "found an adapter beside its base"
     if found:
-        accepted = "accepted: a full model in float32 on the CPU"
+        accepted = "a full model in float32 on the CPU"
         raise TaskHeadsError(Problem("int8", found, accepted, "load it so, or drop int8"))
     quantized = copy.deepcopy(model).eval()
     with warnings.catch_warnings():

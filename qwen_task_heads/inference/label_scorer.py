@@ -38,7 +38,14 @@ from qwen_task_heads.inference.inputs import (
     rows_of,
     without,
 )
-from qwen_task_heads.inference.label_trie import Trie, logits_of, make_trie, score_alone, sum_edges, why_alone
+from qwen_task_heads.inference.label_trie import (
+    Trie,
+    fallback_reason,
+    logits_of,
+    make_trie,
+    score_alone,
+    sum_edges,
+)
 from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
 from qwen_task_heads.inference.prefix_cache import state_of
 from qwen_task_heads.models import load_tokenizer
@@ -97,14 +104,14 @@ class LabelScorer:
     ) -> None:
         if batch_tokens < 1:
             found, remedy = f"found {batch_tokens}", "choose such as 32768"
-            raise TaskHeadsError(Problem("batch_tokens", found, "accepted: 1 or more", remedy))
+            raise TaskHeadsError(Problem("batch_tokens", found, "1 or more", remedy))
         self.model, self.prompts = model.eval(), prompts
         self.stored: Stored = (None, {})
         self.length_normalized, self.calibrate = length_normalized, calibrate
         self.batch_tokens, self.progress = batch_tokens, progress
         ends = [prompts.end] if with_end else []
         self.answers = [[*ids, *ends] for ids in prompts.answers]
-        self.why_alone = why_alone(model)
+        self.fallback_reason = fallback_reason(model)
         self._kept: tuple[Any, KeysAndValues | None] = (None, None)  # state of the model, its instruction
         self._biases: dict[tuple[str, ...], tuple[Any, torch.Tensor]] = {}  # per candidates, as `_kept`
 
@@ -140,7 +147,7 @@ class LabelScorer:
         if not (labels is None or isinstance(labels, LabelMap)):
             accepted = "a LabelMap, or None for the labels of a trained model"
             remedy = 'pass labels=LabelMap(("good", "bad"))'
-            raise TaskHeadsError.of("labels", shorten(labels), accepted, remedy)
+            raise TaskHeadsError(Problem("labels", f"found {shorten(labels)}", accepted, remedy))
         model = load_generator(name, revision=revision, hub=hub, dtype=dtype, merge=False)
         samples = sample_weights(model)
         if not isinstance(model, PreTrainedModel):  # PEFT's wrapper of an adapter
@@ -149,7 +156,7 @@ class LabelScorer:
         family = model.config.get_text_config().model_type
         path = file_of(name, LABEL_PROMPT, revision=revision, hub=hub)
         if path is None and labels is None:
-            accepted = f"accepted: a model with {LABEL_PROMPT}, or a chat model and labels"
+            accepted = f"a model with {LABEL_PROMPT}, or a chat model and labels"
             raise TaskHeadsError(Problem(name, "found no labels", accepted, "pass labels=LabelMap((...))"))
         if path is None:
             words = instruction_for(labels) if instruction is None else instruction  # type: ignore[arg-type]
@@ -249,7 +256,7 @@ class LabelScorer:
         wrong = candidate_problems(candidates, labels=self.prompts.labels)
         bad = check_rows(texts, None, names=("texts", "texts"), on_error=on_error, more=wrong)
         if self.calibrate and shots is not None:  # it is the context that is calibrated
-            accepted, remedy = "accepted: the same examples for all", "drop it, or choose them by balance"
+            accepted, remedy = "the same examples for all", "drop it, or choose them by balance"
             raise TaskHeadsError(Problem("calibrate", "found true with examples per text", accepted, remedy))
         texts, candidates = without(texts, bad), without(candidates, bad)
         labels = self.prompts.labels
@@ -295,7 +302,7 @@ class LabelScorer:
     def _score(self, rows: list[list[int]], places: list[int]) -> torch.Tensor:
         """Log-scores (n, len(places)) of the labels at `places` after n prompts."""
         answers = [self.answers[place] for place in places]
-        if self.why_alone is not None:
+        if self.fallback_reason is not None:
             return score_alone(self.model, rows, answers, length_normalized=self.length_normalized)
         trie = make_trie(answers)
         shared, before = self._before(rows)

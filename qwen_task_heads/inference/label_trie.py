@@ -20,7 +20,7 @@ from qwen_task_heads.hubcode.attention_task_heads import EXACT, rotates_by_lengt
 ROWS = 16384  # of the vocabulary, turned to fp32 at a time
 
 
-def why_alone(model: Any) -> str | None:
+def fallback_reason(model: Any) -> str | None:
     """Why every label is scored by itself; None where the trie is exact."""
     config = model.config.get_text_config()
     if config.model_type not in EXACT:

@@ -71,7 +71,7 @@ def open_scorer(
         return Scorer(name, revision=revision, hub=hub, int8=int8, **options)
     if int8:
         found, accepted = "true with a model that writes its labels", "a model with a head"
-        raise TaskHeadsError.of("int8", found, accepted, "drop it")
+        raise TaskHeadsError(Problem("int8", f"found {found}", accepted, "drop it"))
     return LabelScorer.from_pretrained(name, revision=revision, hub=hub, **options)
 
 
@@ -99,10 +99,10 @@ def labels_to_choose(
     if labels is not None and (kind or (ONE_LABEL[0] if len(labels) > 1 else None)) in ONE_LABEL:
         return labels
     found = f"found with {kind or 'a model without labels'}"
-    raise TaskHeadsError(Problem("--candidates", found, f"accepted: with {', '.join(ONE_LABEL)}", "drop it"))
+    raise TaskHeadsError(Problem("--candidates", found, f"with {', '.join(ONE_LABEL)}", "drop it"))
 
 
-def with_offers(
+def with_candidates(
     items: Iterable[tuple[str, TextInput | Problem]], *, column: str, labels: LabelMap
 ) -> Iterator[tuple[str, TextInput | Problem]]:
     """Texts with the labels that their rows offer; a row whose column is empty offers all.
@@ -130,7 +130,7 @@ def offer_of(item: TextInput, *, column: str, labels: LabelMap) -> TextInput | I
         reader.problems += _wrong_names(names, where=item.source, column=column, labels=labels)
     if reader.problems:
         first = reader.problems[0]
-        return InputProblem(first.where, first.found, first.accepted, first.remedy, item.row)
+        return InputProblem(first.where, first.problem, first.expected, first.fix, item.row)
     places = sorted(labels.spelled[name] for name in names)
     return replace(item, candidates=tuple(labels.names[place] for place in places))
 
@@ -144,10 +144,12 @@ def _wrong_names(names: Iterable[str], *, where: str, column: str, labels: Label
             near = labels.near(name)
             remedy = "correct the row" if near is None else f"did you mean {shorten(near)}?"
             accepted = f"labels of the model: {shorten(labels.names)}"
-            return [Problem.of(where, f"{shorten(name)} in {column!r}", accepted, remedy)]
+            return [Problem(where, f"found {shorten(name)} in {column!r}", accepted, remedy)]
         if place in known:
             both = f"{shorten(known[place])} and {shorten(name)}, both {shorten(labels.names[place])}"
-            return [Problem.of(where, f"{both}, in {column!r}", "each label once", "remove one of the two")]
+            return [
+                Problem(where, f"found {both}, in {column!r}", "each label once", "remove one of the two")
+            ]
         known[place] = name
     return []
 

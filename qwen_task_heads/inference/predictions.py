@@ -125,20 +125,18 @@ def check_options(
                 Problem(
                     name,
                     f"found {value} with a {problem_type} model",
-                    f"accepted: with {' and '.join(fitting)}",
+                    f"with {' and '.join(fitting)}",
                     "drop it",
                 )
             )
         elif name == "top_k":
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                accepted = "accepted: a whole number from 1; all labels if there are fewer"
+                accepted = "a whole number from 1; all labels if there are fewer"
                 problems.append(Problem(name, f"found {shorten(value)}", accepted, "correct it"))
         elif not 0 <= value <= 1:
-            problems.append(
-                Problem(name, f"found {value}", "accepted: a probability from 0 to 1", "correct it")
-            )
+            problems.append(Problem(name, f"found {value}", "a probability from 0 to 1", "correct it"))
     if abstain is not None and max_error is not None:
-        found, accepted = "found it beside abstain", "accepted: one of the two"
+        found, accepted = "found it beside abstain", "one of the two"
         problems.append(Problem("max_error", found, accepted, "drop one"))
     if problems:
         raise TaskHeadsError(problems)
@@ -171,12 +169,16 @@ def confidence_for(max_error: float, config: Any) -> float:
     curve = (config.__dict__.get("calibration") or {}).get("risk_coverage")
     if not curve:
         found, accepted = f"{max_error} with a model that has no risk-coverage curve", "a model that has one"
-        raise TaskHeadsError.of("max_error", found, accepted, "give abstain, or train it again")
+        raise TaskHeadsError(
+            Problem("max_error", f"found {found}", accepted, "give abstain, or train it again")
+        )
     fitting = [row for row in curve if row["upper"] <= max_error]
     if not fitting:
         lowest = math.ceil(1000 * min(row["upper"] for row in curve)) / 1000
         accepted = f"{lowest:g} or more, which the rows of dev can show"
-        raise TaskHeadsError.of("max_error", f"{max_error:g}", accepted, f"give {lowest:g}, or abstain")
+        raise TaskHeadsError(
+            Problem("max_error", f"found {max_error:g}", accepted, f"give {lowest:g}, or abstain")
+        )
     return float(max(fitting, key=lambda row: row["coverage"])["confidence"])
 
 

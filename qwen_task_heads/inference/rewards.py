@@ -66,7 +66,7 @@ def reward_constants(scores: ArrayLike, lengths: ArrayLike) -> dict[str, float]:
     s, n = np.asarray(scores, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
     if s.ndim != 1 or s.shape != n.shape or not s.size or not (np.isfinite(s).all() and np.isfinite(n).all()):
         found = f"found shapes {s.shape} and {n.shape}, or values that are not finite"
-        accepted = "accepted: as many finite scores as lengths, at least one"
+        accepted = "as many finite scores as lengths, at least one"
         raise TaskHeadsError(Problem("reward_constants", found, accepted, "check what is passed"))
     spread = n - n.mean()
     slope = float(spread @ s / (spread @ spread)) if spread.any() else 0.0
@@ -131,10 +131,10 @@ def _read_completions(where: str, completions: Any) -> list[Any]:
     rows = as_list(completions)
     if rows is None:
         found = "one text" if isinstance(completions, str) else type(completions).__name__
-        raise TaskHeadsError.of(where, found, f"a list of {accepted}", "put it in a list")
+        raise TaskHeadsError(Problem(where, f"found {found}", f"a list of {accepted}", "put it in a list"))
     rows = [row if (messages := as_list(row)) is None else messages for row in rows]
     problems = [
-        Problem.of(f"{where}[{place}]", shorten(one), accepted, "pass what the writer wrote")
+        Problem(f"{where}[{place}]", f"found {shorten(one)}", accepted, "pass what the writer wrote")
         for place, one in enumerate(rows)
         if not isinstance(one, str)
         and not (isinstance(one, list) and all(isinstance(message, Mapping) for message in one))
@@ -148,10 +148,12 @@ def _check_numbers(*, lowest: Any, length_penalty: Any) -> None:
     """Refuse what is no finite number, and a share of length outside 0 to 1."""
     problems = []
     if not isinstance(lowest, Real) or not np.isfinite(float(lowest)):
-        problems.append(Problem.of("lowest", shorten(lowest), "a finite number", "choose such as -5"))
+        problems.append(Problem("lowest", f"found {shorten(lowest)}", "a finite number", "choose such as -5"))
     if not isinstance(length_penalty, Real) or not 0 <= float(length_penalty) <= 1:
         accepted = "0 (its taste for length stays) to 1 (it is taken away)"
-        problems.append(Problem.of("length_penalty", shorten(length_penalty), accepted, "choose such as 0.5"))
+        problems.append(
+            Problem("length_penalty", f"found {shorten(length_penalty)}", accepted, "choose such as 0.5")
+        )
     if problems:
         raise TaskHeadsError(problems)
 
@@ -229,7 +231,7 @@ class TitleReward:
         )
         self.lowest, self.context = float(lowest), context
         if not self.scorer.is_title_scorer:
-            found, accepted = "found a classifier", "accepted: a title scorer"
+            found, accepted = "found a classifier", "a title scorer"
             raise TaskHeadsError(Problem("TitleReward", found, accepted, "name a model of reward_titles.py"))
         config = self.scorer.model.config.to_dict()
         known = {name: config[name] for name in CONSTANTS}
@@ -244,7 +246,7 @@ class TitleReward:
                 )
                 remedy = "train it by recipes/reward_titles.py, or pass normalise=False and no length_penalty"
                 where = f"config of {shorten(str(self.scorer.model.config.name_or_path) or 'the scorer')}"
-                raise TaskHeadsError(Problem(where, found, "accepted: constants of its dev titles", remedy))
+                raise TaskHeadsError(Problem(where, found, "constants of its dev titles", remedy))
             self.length_mean, slope = known["reward_length_mean"], known["reward_length_slope"]
         if normalise:
             self.mean, self.std = known["reward_mean"], known["reward_std"]
@@ -284,13 +286,13 @@ class TitleReward:
         elif self.context is not None:
             if self.context not in columns:
                 found = f"found no column {self.context!r}"
-                accepted = "accepted: prompt, " + ", ".join(sorted(columns))
+                accepted = "prompt, " + ", ".join(sorted(columns))
                 raise TaskHeadsError(Problem("context", found, accepted, "name a column of the data"))
             values = rows_of(self.context, columns[self.context])
             contexts = ["" if not value or value != value else str(value) for value in values]  # NaN: none
         if len(contexts) != len(titles):
             found = f"found {len(contexts)} prompts for {len(titles)} completions"
-            raise TaskHeadsError(Problem("TitleReward", found, "accepted: as many", "pass one for each"))
+            raise TaskHeadsError(Problem("TitleReward", found, "as many", "pass one for each"))
         if log_metric is not None and titles:
             log_metric("title_characters", float(np.mean([len(title) for title in titles])))
             log_metric("without_title", float(np.mean([not title for title in titles])))
@@ -318,7 +320,7 @@ class TitleReward:
         titles = [title_of(completion) for completion in completions]
         if not any(titles):
             found = f"found no title in {len(titles)} completions"
-            raise TaskHeadsError(Problem("best_of_n", found, "accepted: at least one", "generate more"))
+            raise TaskHeadsError(Problem("best_of_n", found, "at least one", "generate more"))
         rewards = self._rewards(titles, [prompt] * len(titles))
         index = max((place for place, title in enumerate(titles) if title), key=lambda place: rewards[place])
         return Best(titles[index], index, rewards)

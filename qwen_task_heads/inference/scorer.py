@@ -133,7 +133,7 @@ class Scorer:
     ) -> None:
         if batch_tokens < 1:
             found, remedy = f"found {batch_tokens}", "choose such as 8192"
-            raise TaskHeadsError(Problem("batch_tokens", found, "accepted: 1 or more", remedy))
+            raise TaskHeadsError(Problem("batch_tokens", found, "1 or more", remedy))
         device = device_of("cpu" if int8 and device == "auto" else device)
         samples: Samples = {}
         if isinstance(model, (str, Path)):
@@ -144,7 +144,7 @@ class Scorer:
                 model = merge(model)
         if tokenizer is None:
             raise TaskHeadsError(
-                Problem("Scorer", "found a model without a tokenizer", "accepted: both", "pass tokenizer=")
+                Problem("Scorer", "found a model without a tokenizer", "both", "pass tokenizer=")
             )
         self.model = model.eval() if device is None else model.eval().to(device)
         self.int8 = int8
@@ -233,7 +233,9 @@ class Scorer:
             TaskHeadsError: as of `score`.
         """
         if prompt and not isinstance(prompt, str):
-            raise TaskHeadsError.of("prompt", f"a {type(prompt).__name__}", "a text", 'use "" for none')
+            raise TaskHeadsError(
+                Problem("prompt", f"found a {type(prompt).__name__}", "a text", 'use "" for none')
+            )
         rows = rows_of("titles", titles)
         contexts = [prompt] * len(rows) if prompt else None
         scores, bad = self._score(rows, contexts, on_error=on_error, of_list=bool(prompt))
@@ -276,11 +278,11 @@ class Scorer:
         bad = check_rows(texts, text_pairs, names=("texts", "text_pairs"), on_error=on_error)
         good, pairs = without(texts, bad), None if text_pairs is None else without(text_pairs, bad)
         if any(pairs or ()) and not self.takes_pairs:
-            accepted, remedy = "accepted: single texts, as in training", "drop them"
+            accepted, remedy = "single texts, as in training", "drop them"
             raise TaskHeadsError(Problem("text_pairs", "found second texts", accepted, remedy))
         if texts and text_pairs is None and self.needs_pairs:
             accepted, remedy = (
-                "accepted: pairs, as in training",
+                "pairs, as in training",
                 'give text_pairs=[...], "" where there is none',
             )
             raise TaskHeadsError(Problem("text_pairs", "found no second texts", accepted, remedy))
@@ -340,7 +342,7 @@ class Scorer:
         if self.is_title_scorer == of_titles:
             return
         remedy = "call predict() or logits()" if of_titles else "call score(), rank() or prefer()"
-        accepted = f"accepted: a {'title_scorer' if of_titles else 'pooled_classifier'}"
+        accepted = f"a {'title_scorer' if of_titles else 'pooled_classifier'}"
         found = f"found a {self.model.config.model_type}"
         raise TaskHeadsError(Problem(f"Scorer.{method}", found, accepted, remedy))
 

@@ -190,7 +190,7 @@ def _cell(value: Any) -> Any:
 
 
 def _problem(where: Path, found: str, accepted: str, remedy: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem(str(where), found, f"accepted: {accepted}", remedy))
+    return TaskHeadsError(Problem(str(where), found, f"{accepted}", remedy))
 
 
 def _disk_problem(path: Path, error: OSError) -> TaskHeadsError:

@@ -29,7 +29,7 @@ from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
 from qwen_task_heads.inference.embeddings import Embedder, EmbeddingScorer, missing_library
-from qwen_task_heads.inference.engine_options import EMBEDDINGS, SCORER, Asking, EngineSpec
+from qwen_task_heads.inference.engine_options import EMBEDDINGS, SCORER, EngineSpec, PromptOptions
 from qwen_task_heads.inference.inputs import device_of
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import load_tokenizer
@@ -74,13 +74,13 @@ def check_title_engines(specs: Sequence[EngineSpec], *, hub: str = HUGGINGFACE) 
             problems += missing_library(spec.name)
         elif spec.kind == SCORER and _kind_of(file) != TitleScorerConfig.model_type:
             accepted, remedy = "a title scorer", "name what recipes/reward_titles.py saved"
-            problems.append(Problem.of(spec.name, "no title scorer of this library", accepted, remedy))
+            problems.append(Problem(spec.name, "found no title scorer of this library", accepted, remedy))
     if problems:
         raise TaskHeadsError(problems)
 
 
 def open_title_engine(
-    spec: EngineSpec, train: Sequence[PairExample], *, asking: Asking | None = None
+    spec: EngineSpec, train: Sequence[PairExample], *, asking: PromptOptions | None = None
 ) -> TitleEngine:
     """Load an engine; embeddings are fitted on train.
 
@@ -95,7 +95,7 @@ def open_title_engine(
         >>> engine.scores([PairExample(chosen="A plain title", rejected="Title a plain")]).shape
         (1, 2)
     """
-    asking = asking or Asking()
+    asking = asking or PromptOptions()
     if spec.kind == SCORER:
         options: dict[str, Any] = {"hub": asking.hub, "dtype": asking.dtype, "device": asking.device}
         scorer = Scorer(spec.source, batch_tokens=asking.batch_tokens, progress=False, **options)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.metrics.classification import (
     MULTI,
     ORDINAL,
@@ -228,7 +228,7 @@ def _checked(problem_type: str, logits: ArrayLike, targets: Any) -> tuple[Floats
     scores = np.asarray(logits, np.float64)
     if problem_type == REGRESSION:
         found, accepted = "a regression", "a problem type with probabilities"
-        raise TaskHeadsError.of("calibration", found, accepted, "drop it")
+        raise TaskHeadsError(Problem("calibration", f"found {found}", accepted, "drop it"))
     if problem_type == PAIRS:
         return check_scores(SINGLE, scores, np.zeros(len(scores), np.int64), num_labels=2)
     return check_scores(problem_type, scores, targets, num_labels=scores.shape[-1])

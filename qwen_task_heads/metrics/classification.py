@@ -32,11 +32,11 @@ from qwen_task_heads.metrics.weighted import (
     bootstrap,
     interval,
     log_softmax,
+    multilabel_metrics,
     number,
     of_classes,
-    of_label_sets,
-    of_steps,
-    of_values,
+    ordinal_metrics,
+    regression_metrics,
     sigmoid,
 )
 
@@ -72,9 +72,9 @@ RANKING_WORK = 30_000_000  # resamples x rows x labels of mAP's bootstrap, which
 
 _MEASURES: dict[str, Callable[[Floats, Any, Any], Measures]] = {
     SINGLE: of_classes,
-    MULTI: of_label_sets,
-    REGRESSION: of_values,
-    ORDINAL: of_steps,
+    MULTI: multilabel_metrics,
+    REGRESSION: regression_metrics,
+    ORDINAL: ordinal_metrics,
 }
 
 
@@ -264,7 +264,7 @@ def confusion_matrix(logits: ArrayLike, targets: Any, *, num_labels: int) -> NDA
         TaskHeadsError: as in `classification_figures`, or more than `MAX_CONFUSED` labels.
     """
     if num_labels > MAX_CONFUSED:
-        found, accepted = f"{num_labels:,} labels", f"accepted: up to {MAX_CONFUSED:,}"
+        found, accepted = f"{num_labels:,} labels", f"up to {MAX_CONFUSED:,}"
         raise TaskHeadsError(Problem("confusion matrix", found, accepted, "see errors.md for the usual ones"))
     scores, truth = check_scores(SINGLE, logits, targets, num_labels=num_labels)
     cells = np.bincount(truth * num_labels + scores.argmax(1), minlength=num_labels**2)
@@ -273,7 +273,7 @@ def confusion_matrix(logits: ArrayLike, targets: Any, *, num_labels: int) -> NDA
 
 def _known(problem_type: str) -> str:
     if problem_type not in BEST_METRIC:
-        found, accepted = f"found {problem_type!r}", f"accepted: {', '.join(BEST_METRIC)}"
+        found, accepted = f"found {problem_type!r}", f"{', '.join(BEST_METRIC)}"
         raise TaskHeadsError(Problem("problem_type", found, accepted, "choose one of them"))
     return problem_type
 

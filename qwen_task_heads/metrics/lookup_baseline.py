@@ -14,16 +14,16 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.lookups import look_up_texts
 from qwen_task_heads.metrics.classification import MULTI, REGRESSION
 from qwen_task_heads.metrics.ranking import Floats
-from qwen_task_heads.metrics.text_baselines import TrivialFloor
+from qwen_task_heads.metrics.text_baselines import TrivialBaseline
 
 LOOKUP = "lookup of train rows"
 
 
 class LookupBaseline:
-    """The answers of the same texts in train, and of the `TrivialFloor` for all others.
+    """The answers of the same texts in train, and of the `TrivialBaseline` for all others.
 
     Args:
-        problem_type, num_labels: as of `TrivialFloor`.
+        problem_type, num_labels: as of `TrivialBaseline`.
 
     Example:
         >>> from qwen_task_heads.data.examples import TextExample
@@ -37,7 +37,7 @@ class LookupBaseline:
 
     def __init__(self, problem_type: str, num_labels: int) -> None:
         self.problem_type, self.num_labels = problem_type, num_labels
-        self._trivial = TrivialFloor(problem_type, num_labels)
+        self._trivial = TrivialBaseline(problem_type, num_labels)
         self._train: Sequence[TextExample] = ()
 
     def fit(self, examples: Sequence[TextExample]) -> LookupBaseline:

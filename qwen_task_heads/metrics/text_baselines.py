@@ -9,11 +9,11 @@ Design decisions:
   point in half the time. Of several labels, each with a model of its own, words alone are read.
 - n-grams go by script: words 1-2 and characters 3-5 within words; without spaces, characters 1-3,
   of long texts 1-2.
-- Rows are normalised, classes weigh what they weigh, long tails are left alone: a floor is what an
+- Rows are normalised, classes weigh what they weigh, long tails are left alone: a baseline is what an
   afternoon gives, not what a competition does.
 - Of pairs the model sees both texts, what they share, and how alike they are.
 - Scores are not probabilities: take accuracy, F1 and ranks from them, not the log-loss.
-- scikit-learn is imported when a floor is fitted, so that importing this module stays cheap.
+- scikit-learn is imported when a baseline is fitted, so that importing this module stays cheap.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LARGE = 200_000  # characters to train on, from which n-grams of a single row ar
 LONG = 150  # mean characters of a text without spaces from which pairs of signs do; triples cost minutes
 
 
-class TfidfFloor:
+class TfidfBaseline:
     """Linear model on TF-IDF n-grams: a support vector machine per class or label, ridge for values.
 
     The solvers are scikit-learn's (LinearSVC: Fan et al. 2008, LIBLINEAR).
@@ -49,10 +49,10 @@ class TfidfFloor:
 
     Example:
         >>> from qwen_task_heads.data.examples import TextExample
-        >>> from qwen_task_heads.metrics.text_baselines import TfidfFloor
+        >>> from qwen_task_heads.metrics.text_baselines import TfidfBaseline
         >>> rows = [TextExample(text=f"{word} film {n}", target=k)
         ...         for n in range(5) for k, word in enumerate(("poor", "fine"))]
-        >>> scores = TfidfFloor("single_label_classification", 2).fit(rows).predict(rows)
+        >>> scores = TfidfBaseline("single_label_classification", 2).fit(rows).predict(rows)
         >>> scores.argmax(1).tolist()[:4]
         [0, 1, 0, 1]
     """
@@ -63,7 +63,7 @@ class TfidfFloor:
         self._models: list[Any] = []  # one for classes, one per label or value
         self._shift = 0.0
 
-    def fit(self, examples: Sequence[TextExample]) -> TfidfFloor:
+    def fit(self, examples: Sequence[TextExample]) -> TfidfBaseline:
         """Fit on training rows and return self. 45,000 Chinese titles take about 40 s on one core.
 
         Raises:
@@ -94,7 +94,7 @@ class TfidfFloor:
             TaskHeadsError: called before `fit`.
         """
         if not self._models:
-            raise _problem("predict before fit", "a fitted floor", "call fit first")
+            raise _problem("predict before fit", "a fitted baseline", "call fit first")
         features = self._features(examples)
         if self.problem_type == REGRESSION:
             return np.stack([model.predict(features) for model in self._models], axis=1)
@@ -140,18 +140,18 @@ class TfidfFloor:
 MAJORITY = "the most frequent label"
 
 
-class TrivialFloor:
+class TrivialBaseline:
     """The same answer for every row: the most frequent label, or the mean of the values.
 
     Args:
-        problem_type: as in `TfidfFloor`.
+        problem_type: as in `TfidfBaseline`.
         num_labels: labels, or values of a regression.
 
     Example:
         >>> from qwen_task_heads.data.examples import TextExample
-        >>> from qwen_task_heads.metrics.text_baselines import TrivialFloor
+        >>> from qwen_task_heads.metrics.text_baselines import TrivialBaseline
         >>> rows = [TextExample(text="a", target=k) for k in (0, 1, 1)]
-        >>> TrivialFloor("ordinal", 2).fit(rows).predict(rows).argmax(1).tolist()
+        >>> TrivialBaseline("ordinal", 2).fit(rows).predict(rows).argmax(1).tolist()
         [1, 1, 1]
     """
 
@@ -161,10 +161,10 @@ class TrivialFloor:
 
     @property
     def name(self) -> str:
-        """What the floor does, for tables."""
+        """What the baseline does, for tables."""
         return "the mean" if self.problem_type == REGRESSION else MAJORITY
 
-    def fit(self, examples: Sequence[TextExample]) -> TrivialFloor:
+    def fit(self, examples: Sequence[TextExample]) -> TrivialBaseline:
         """Count the training rows and return self."""
         blank = np.zeros((len(examples), self.num_labels))
         targets = [example.target for example in examples]
@@ -247,4 +247,4 @@ def _ridge(features: Any, truth: Floats) -> Any:
 
 
 def _problem(found: str, accepted: str, remedy: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem("TF-IDF floor", found, accepted, remedy))
+    return TaskHeadsError(Problem("TF-IDF baseline", found, accepted, remedy))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.metrics.calibration import folds, too_few
 from qwen_task_heads.metrics.classification import MULTI, check_scores, member_numbers
 from qwen_task_heads.metrics.ranking import Floats
@@ -69,7 +69,7 @@ def read_rule(text: str) -> tuple[str, float | None]:
     if name == "precision" and 0 < wanted < 1:
         return name, wanted
     accepted = "f1, none, or precision: with a number between 0 and 1"
-    raise TaskHeadsError.of("--thresholds", repr(text), accepted, "choose such as precision:0.9")
+    raise TaskHeadsError(Problem("--thresholds", f"found {text!r}", accepted, "choose such as precision:0.9"))
 
 
 def fit_thresholds(

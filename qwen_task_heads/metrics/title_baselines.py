@@ -1,15 +1,15 @@
-"""Floors: what simple rules reach on the same pairs. A figure without a floor beside it says nothing.
+"""Floors: what simple rules reach on the same pairs. A figure without a baseline beside it says nothing.
 
 Design decisions:
 
-- Two floors: the longer title wins, and Bradley-Terry on TF-IDF features, fitted on the training pairs.
+- Two baselines: the longer title wins, and Bradley-Terry on TF-IDF features, fitted on the training pairs.
 - Nothing is chosen on test pairs: the penalty is taken from a short grid by the log-loss of a 3-fold
   cross-validation over groups of the training pairs; the n-grams go by script.
 - TF-IDF rows keep their length (no normalisation): a longer title may win because it is longer, and the
-  floor should know what a simple rule can know. Cross-validated on the training pairs, it is worth a point
+  baseline should know what a simple rule can know. Cross-validated on the training pairs, it is worth a point
   on Japanese ad texts and nothing on English headlines.
 - The prompt is not looked at: it is the same on both sides of a pair and cancels out.
-- scikit-learn is imported when a floor is fitted, so that importing this module stays cheap.
+- scikit-learn is imported when a baseline is fitted, so that importing this module stays cheap.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class TfidfBradleyTerry:
         if len(pairs) < 2:
             raise TaskHeadsError(
                 Problem(
-                    "TF-IDF floor", f"{len(pairs)} training pairs", "2 or more", "give the training split"
+                    "TF-IDF baseline", f"{len(pairs)} training pairs", "2 or more", "give the training split"
                 )
             )
         titles = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
@@ -110,7 +110,7 @@ class TfidfBradleyTerry:
         try:
             features = sparse.hstack([vectorizer.fit_transform(titles) for vectorizer in vectorizers]).tocsr()
         except ValueError as error:  # scikit-learn: empty vocabulary
-            problem = Problem("TF-IDF floor", str(error), "titles with letters", "check the titles")
+            problem = Problem("TF-IDF baseline", str(error), "titles with letters", "check the titles")
             raise TaskHeadsError(problem) from error
         difference = features[: len(pairs)] - features[len(pairs) :]  # (B, F), chosen minus rejected
         # The loss is symmetric, so turning every second pair round equals mirroring all, at half the cost.
@@ -131,7 +131,7 @@ class TfidfBradleyTerry:
 
         if self._weights is None:
             raise TaskHeadsError(
-                Problem("TF-IDF floor", "score before fit", "a fitted floor", "call fit first")
+                Problem("TF-IDF baseline", "score before fit", "a fitted baseline", "call fit first")
             )
         features = sparse.hstack([vectorizer.transform(titles) for vectorizer in self._vectorizers]).tocsr()
         return np.asarray(features @ self._weights)

@@ -33,8 +33,8 @@ from qwen_task_heads.metrics.weighted import (
     bootstrap,
     interval,
     number,
-    of_steps,
-    of_values,
+    ordinal_metrics,
+    regression_metrics,
     sigmoid,
 )
 
@@ -75,9 +75,9 @@ def text_measure(
     """
     found, truth = check_scores(problem_type, scores, targets, num_labels=num_labels)
     if problem_type == REGRESSION:
-        return of_values(found, truth, 0.5)[0]
+        return regression_metrics(found, truth, 0.5)[0]
     if problem_type == ORDINAL:
-        return of_steps(found, truth, 0.5)[0]
+        return ordinal_metrics(found, truth, 0.5)[0]
     if problem_type == MULTI:
         chosen = (sigmoid(found) >= np.asarray(thresholds)).astype(np.float64)
         hits, both = (chosen * truth).sum(1), (chosen + truth).sum(1)

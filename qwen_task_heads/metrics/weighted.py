@@ -56,7 +56,7 @@ def of_classes(scores: Floats, truth: NDArray[Any], threshold: Any) -> Measures:
     return weighted, plain, _per_class(*parts(np.ones((1, len(truth)))))
 
 
-def of_steps(scores: Floats, truth: NDArray[Any], threshold: Any) -> Measures:
+def ordinal_metrics(scores: Floats, truth: NDArray[Any], threshold: Any) -> Measures:
     """Measures of ordered labels: log-probabilities (N, L), ids (N,)."""
     classes, plain, per_class = of_classes(scores, truth, threshold)
     t, steps = truth.astype(np.float64), np.arange(scores.shape[1], dtype=np.float64)
@@ -75,7 +75,7 @@ def of_steps(scores: Floats, truth: NDArray[Any], threshold: Any) -> Measures:
     return weighted, plain, per_class
 
 
-def of_label_sets(scores: Floats, truth: Floats, threshold: Any) -> Measures:
+def multilabel_metrics(scores: Floats, truth: Floats, threshold: Any) -> Measures:
     """Measures of several labels per row: logits (N, L), 0 and 1 (N, L)."""
     chosen = (sigmoid(scores) >= threshold).astype(np.float64)
     exact = (chosen == truth).all(1).astype(np.float64)
@@ -101,7 +101,7 @@ def of_label_sets(scores: Floats, truth: Floats, threshold: Any) -> Measures:
     return weighted, {}, per_class
 
 
-def of_values(scores: Floats, truth: Floats, threshold: Any) -> Measures:
+def regression_metrics(scores: Floats, truth: Floats, threshold: Any) -> Measures:
     """Measures of one or more values per row, (N, L) each; of several the mean over them."""
     merged = np.stack([merge_ties(column) for column in scores.T], axis=1)
 

@@ -20,7 +20,7 @@ from qwen_task_heads.generators import load_generator
 from qwen_task_heads.models import load, load_tokenizer, merge
 from qwen_task_heads.modelscope import HUGGINGFACE
 from qwen_task_heads.pretrained import EMBEDDED_FOLDER, is_folder
-from qwen_task_heads.publishing.staging import files_of, travels
+from qwen_task_heads.publishing.staging import files_of, is_publishable
 from qwen_task_heads.reports.cards import with_form
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT, AnswerPrompts
 from qwen_task_heads.training.publish_arguments import FORMS
@@ -84,7 +84,7 @@ class Finished(ABC):
             return self.folder
         self.make(form, made)
         for name in files_of(self.folder):
-            if travels(name, rows=True, model=False):
+            if is_publishable(name, rows=True, model=False):
                 (made / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(self.folder / name, made / name)
         card = made / "README.md"
@@ -101,7 +101,7 @@ class WithHead(Finished):
         path = folder / "config.json"
         if not path.is_file():
             found, wanted = "no config.json", "the folder that a run finished in"
-            raise TaskHeadsError.of(str(folder), found, wanted, "name that folder")
+            raise TaskHeadsError(Problem(str(folder), f"found {found}", wanted, "name that folder"))
         self.config = json.loads(path.read_text(encoding="utf-8"))
         self.hub = self.config.get("backbone_hub") or HUGGINGFACE
 
@@ -153,7 +153,7 @@ class Writes(Finished):
         """Fold the adapter."""
         if form == STOCK:
             accepted = "saved or merged: it is a class of transformers already"
-            raise TaskHeadsError.of("--form", repr(form), accepted, "choose one of them")
+            raise TaskHeadsError(Problem("--form", f"found {form!r}", accepted, "choose one of them"))
         trained = self.reference().report["dtype"]  # the base may be stored in another
         load_generator(str(self.folder), dtype=trained).save_pretrained(made)
         load_tokenizer(str(self.folder)).save_pretrained(made)
@@ -188,7 +188,7 @@ def nobody_has(where: str, base: str | None) -> Problem:
     return Problem(
         where,
         f"found an adapter of {_shown(base)}, a folder of this machine",
-        "accepted: an adapter of a base that others can fetch by its id, or a full model",
+        "an adapter of a base that others can fetch by its id, or a full model",
         "publish it merged (recipes/publish.py --form merged, when training --publish_form merged; in Python "
         "qwen_task_heads.merge(folder).push_to_hub(repo)), or train from a repo id",
     )

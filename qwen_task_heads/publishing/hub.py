@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.trust_task_heads import matches_any
+from qwen_task_heads.hubcode.hashes_task_heads import matches_any
 from qwen_task_heads.publishing.records import Published, State
 from qwen_task_heads.publishing.staging import (
     CODE,
     DESCRIBED,
     MANIFEST,
     files_of,
+    is_publishable,
     stale,
     task_of,
-    travels,
 )
 from qwen_task_heads.redaction import redact
 
@@ -169,7 +169,7 @@ class Hub(ABC):
             if state.private and private is False:
                 notes.append("The repo was private and is left so; make it public on its page.")
             changed = {n: path for n, path in files.items() if not self._same(path, state.files.get(n))}
-            over = [name for name in state.files if travels(name, rows=True) and name not in files]
+            over = [name for name in state.files if is_publishable(name, rows=True) and name not in files]
             earlier = self._earlier(repo_id, state) if over else {}
             gone = [name for name in over if stale(name, earlier=earlier)]
             new_commit = bool(changed or gone) or state.tags.get(tag or "") != state.head
@@ -261,7 +261,9 @@ class Hub(ABC):
         ours = task_of(staged)
         if there is not None and there != ours:
             remedy = "name another repo; if that model shall go, publish with --replace"
-            raise TaskHeadsError.of(repo_id, f"{there}", f"a repo without a model, or with {ours}", remedy)
+            raise TaskHeadsError(
+                Problem(repo_id, f"found {there}", f"a repo without a model, or with {ours}", remedy)
+            )
 
     def _earlier(self, repo_id: str, state: State) -> Mapping[str, Any]:
         """What the publish before this one sent, by the manifest that lies in the repo; {} without one."""
@@ -293,19 +295,19 @@ class Hub(ABC):
                 "give --public (of a training --hub_private_repo false), make the repo private on its page, "
                 "or name another"
             )
-            problems += TaskHeadsError.of(
-                repo_id, "a public repo", "a private one, as was asked for", remedy
+            problems += TaskHeadsError(
+                Problem(repo_id, "found a public repo", "a private one, as was asked for", remedy)
             ).problems
         if branch not in {self.branch, *state.branches} and not self.makes_branches:
             found = f"no branch {branch!r}, which its client cannot make"
             remedy = f"make it on the repo's page, or publish to {self.branch} with a tag"
             there = ", ".join(sorted(state.branches)) or self.branch
-            problems += TaskHeadsError.of(repo_id, found, there, remedy).problems
+            problems += TaskHeadsError(Problem(repo_id, f"found {found}", there, remedy)).problems
         if tag is not None and tag in state.tags and new_commit:
-            problems += TaskHeadsError.of(
-                f"tag {tag!r} of {repo_id}", f"it at commit {state.tags[tag]}, another state",
+            problems += TaskHeadsError(Problem(
+                f"tag {tag!r} of {repo_id}", f"found it at commit {state.tags[tag]}, another state",
                 "a tag that is not taken", "choose another, or delete that one on the repo's page",
-            ).problems  # fmt: skip
+            )).problems  # fmt: skip
         if problems:
             raise TaskHeadsError(problems)
 
@@ -321,20 +323,27 @@ class Hub(ABC):
             return self._not_logged_in(f"a token that {self.title} does not accept ({reason})")
         if status in TOLD:
             found, accepted, remedy = TOLD[status]
-            return TaskHeadsError.of(repo_id, found.format(title=self.title, reason=reason), accepted, remedy)
+            return TaskHeadsError(
+                Problem(repo_id, f"found {found.format(title=self.title, reason=reason)}", accepted, remedy)
+            )
         accepted = f"an answer of {self.title}"
         remedy = "nothing of this publish is visible, or all of it: check the network and publish again"
-        return TaskHeadsError.of(
-            repo_id, f"a hub that failed or is out of reach ({reason})", accepted, remedy
+        return TaskHeadsError(
+            Problem(repo_id, f"found a hub that failed or is out of reach ({reason})", accepted, remedy)
         )
 
     def _not_logged_in(self, found: str = "nobody logged in") -> TaskHeadsError:
-        return TaskHeadsError.of(self.title, found, "a token that may write", self.login)
+        return TaskHeadsError(Problem(self.title, f"found {found}", "a token that may write", self.login))
 
     def _no_right(self, repo_id: str, found: str) -> TaskHeadsError:
         accepted = "a repo of your own or of an organisation that you may write to"
-        return TaskHeadsError.of(
-            repo_id, found, accepted, "name another owner, or log in with a token that may write"
+        return TaskHeadsError(
+            Problem(
+                repo_id,
+                f"found {found}",
+                accepted,
+                "name another owner, or log in with a token that may write",
+            )
         )
 
     def _bad_name(self, repo_id: str, reason: str) -> TaskHeadsError:
@@ -342,7 +351,7 @@ class Hub(ABC):
         parts = [re.sub(r"[^\w.]+", "-", part, flags=re.ASCII).strip("-.") for part in repo_id.split("/")]
         name = "/".join(["owner", *filter(None, parts)][-2:])
         remedy = f"choose such as {name}"
-        return TaskHeadsError.of("--hub_model_id", f"{repo_id!r} ({reason})", accepted, remedy)
+        return TaskHeadsError(Problem("--hub_model_id", f"found {repo_id!r} ({reason})", accepted, remedy))
 
 
 def _replaced(there: Mapping[str, str], *, changed: Collection[str], gone: Collection[str]) -> str:

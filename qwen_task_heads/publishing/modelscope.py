@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.modelscope import BRANCH, MODELSCOPE
 from qwen_task_heads.publishing.hub import Hub
 from qwen_task_heads.publishing.records import State
@@ -37,7 +37,9 @@ class ModelScope(Hub):
         except ImportError as error:
             remedy = "pip install 'qwen-task-heads[modelscope]'"
             found = f"modelscope is not installed ({error})"
-            raise TaskHeadsError.of("--hub modelscope", found, "its own client", remedy) from error
+            raise TaskHeadsError(
+                Problem("--hub modelscope", f"found {found}", "its own client", remedy)
+            ) from error
         # Without a config it would keep the environment of its first use.
         self.config = HubConfig(token=token) if isinstance(token, str) else HubConfig()
         self.api = HubApi(self.config)
@@ -106,7 +108,9 @@ class ModelScope(Hub):
         create_pr: bool,
     ) -> str:
         if create_pr:
-            raise TaskHeadsError.of("create_pr", "True", "False: ModelScope takes commits alone", "drop it")
+            raise TaskHeadsError(
+                Problem("create_pr", "found True", "False: ModelScope takes commits alone", "drop it")
+            )
         operations = [self._operation(repo_id, name, path) for name, path in files.items()]
         operations += [{"action": "delete", "path": name, "type": "normal", "size": 0, "sha256": "",
                         "content": "", "encoding": ""} for name in stale]  # fmt: skip

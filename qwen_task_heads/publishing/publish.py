@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace as with_changes
 from pathlib import Path
 
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE
 from qwen_task_heads.publishing.formats import (
@@ -93,7 +93,7 @@ def publish(
     folder = Path(folder)
     client = _client(hub, token=token)
     if form not in FORMS:
-        raise TaskHeadsError.of("--form", repr(form), ", ".join(FORMS), "choose one of them")
+        raise TaskHeadsError(Problem("--form", f"found {form!r}", ", ".join(FORMS), "choose one of them"))
     run = finished(folder)
     notes = check_run(folder)
     if verify and not run.kept:
@@ -104,7 +104,7 @@ def publish(
         run.check_base()
     if (onnx or int8) and not isinstance(run, WithHead):
         found = "a language model that writes labels"
-        raise TaskHeadsError.of("--onnx", found, "a title scorer or a classifier", "drop it")
+        raise TaskHeadsError(Problem("--onnx", f"found {found}", "a title scorer or a classifier", "drop it"))
     if dry_run is None:
         client.check(repo_id, private=private, revision=revision, tag=tag, again=True)
     other = revision if revision != client.branch else None  # for which no reader needs to ask
@@ -160,7 +160,7 @@ def check_publishable(backbone: str, *, adapter: bool) -> None:
 
 def _client(hub: str, *, token: bool | str | None = None) -> Hub:
     if hub not in HUBS:
-        raise TaskHeadsError.of("--hub", repr(hub), ", ".join(HUBS), "choose one of them")
+        raise TaskHeadsError(Problem("--hub", f"found {hub!r}", ", ".join(HUBS), "choose one of them"))
     return HUBS[hub](token=token)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import hf_api
 from transformers.utils import logging
 
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.folder_task_heads import REFERENCE
 from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE
 from qwen_task_heads.publishing.formats import is_local, nobody_has
@@ -53,7 +53,9 @@ def check_push(model: Any, *, repo_id: str, token: bool | str | None, private: b
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if inner is not model and not inner.on_plain_base:
         found, accepted = "an adapter on a model that is trained already", "an adapter on a plain backbone"
-        raise TaskHeadsError.of("push_to_hub", found, accepted, "train in full, or start from the backbone")
+        raise TaskHeadsError(
+            Problem("push_to_hub", f"found {found}", accepted, "train in full, or start from the backbone")
+        )
     if inner is not model and is_local(inner.config.backbone_name_or_path):
         raise TaskHeadsError(nobody_has("push_to_hub", inner.config.backbone_name_or_path))
     with tempfile.TemporaryDirectory(prefix="check-") as folder:

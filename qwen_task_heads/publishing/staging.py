@@ -1,4 +1,4 @@
-"""What travels: a folder with exactly the files of a published model, copied by an allow-list.
+"""What is published: a folder with exactly the files of a published model, copied by an allow-list.
 
 A run folder also holds what must stay: checkpoints, optimizer states, `training_args.bin` (with the hub
 token in clear), rows of the data. So nothing is left out by name; what is not named here stays.
@@ -26,8 +26,8 @@ from qwen_task_heads.files import MANIFEST
 from qwen_task_heads.hubcode import CODE as OWN_CODE
 from qwen_task_heads.hubcode.card_task_heads import name_card
 from qwen_task_heads.hubcode.folder_task_heads import CARD, REFERENCE, ROWS, TERMS
+from qwen_task_heads.hubcode.hashes_task_heads import DRAFT, matches_any, read_manifest, sha256
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, move_adapter
-from qwen_task_heads.hubcode.trust_task_heads import DRAFT, matches_any, read_manifest, sha256
 from qwen_task_heads.modelscope import MODELSCOPE
 from qwen_task_heads.reports.finishing import EVAL_RESULTS, write_json
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT
@@ -46,7 +46,7 @@ MODEL = (
     "label_prompt.json", "decision.json", "decision_template.jinja",
 )  # fmt: skip
 # What is told of a model, in whatever form it is published.
-ACCOUNT = (
+RECORD = (
     "README.md", "*.png", "metrics.json", "parity.json", "manifest.json", EVAL_RESULTS, *TERMS,
 )  # fmt: skip
 # Two of these in one repo, and no loader could tell which form is meant.
@@ -78,7 +78,7 @@ with patch_context():
 """
 
 
-def travels(name: str, *, rows: bool = False, model: bool = True) -> bool:
+def is_publishable(name: str, *, rows: bool = False, model: bool = True) -> bool:
     """Whether a file belongs to a published model; `name` is relative to its root.
 
     Args:
@@ -87,11 +87,11 @@ def travels(name: str, *, rows: bool = False, model: bool = True) -> bool:
         model: count the files of the model itself, beside what is told of it.
 
     Example:
-        >>> from qwen_task_heads.publishing.staging import travels
-        >>> [travels(name) for name in ("config.json", "training_args.bin", "checkpoint-5/config.json")]
+        >>> from qwen_task_heads.publishing.staging import is_publishable
+        >>> [is_publishable(name) for name in ("config.json", "training_args.bin", "checkpoint-5/config.json")]
         [True, False, False]
     """
-    return matches_any(name, ACCOUNT + MODEL * model + ROWS * rows)
+    return matches_any(name, RECORD + MODEL * model + ROWS * rows)
 
 
 def stale(name: str, *, earlier: Collection[str]) -> bool:
@@ -108,7 +108,7 @@ def stale(name: str, *, earlier: Collection[str]) -> bool:
     """
     if matches_any(name, ONE_FORM):
         return True
-    return name in earlier and travels(name, rows=True) and not matches_any(name, TERMS)
+    return name in earlier and is_publishable(name, rows=True) and not matches_any(name, TERMS)
 
 
 def check_run(folder: str | Path) -> tuple[str, ...]:
@@ -129,7 +129,7 @@ def check_run(folder: str | Path) -> tuple[str, ...]:
     names, notes = files_of(folder), []
     if MANIFEST not in names or read_manifest(folder).get(DRAFT):  # none, or that of `save`
         problems = [
-            Problem.of(str(folder / name), f"it without {MANIFEST}", "a run as it ended", AGAIN)
+            Problem(str(folder / name), f"found it without {MANIFEST}", "a run as it ended", AGAIN)
             for name in names
             if matches_any(name, OF_A_RUN)
         ]
@@ -141,18 +141,20 @@ def check_run(folder: str | Path) -> tuple[str, ...]:
         listed = {str(name): str(digest) for name, digest in table.items()}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         wanted = "the list of files and hashes that the run wrote"
-        raise TaskHeadsError.of(str(folder / MANIFEST), "no such list", wanted, AGAIN) from error
+        raise TaskHeadsError(Problem(str(folder / MANIFEST), "found no such list", wanted, AGAIN)) from error
     problems = []
     for name, digest in sorted(listed.items()):
         there = name in names
-        matters = travels(name, rows=True) or (name == REFERENCE and there)  # without one the card says so
+        matters = is_publishable(name, rows=True) or (
+            name == REFERENCE and there
+        )  # without one the card says so
         if not matters or (there and sha256(folder / name) == digest):
             continue
         if name == CARD and there:
             notes.append(f"{name} was edited after the run, and is published as it is.")
             continue
         found = "another file than the run wrote" if there else "no such file"
-        problems.append(Problem.of(str(folder / name), found, f"SHA-256 {digest[:12]}…", AGAIN))
+        problems.append(Problem(str(folder / name), f"found {found}", f"SHA-256 {digest[:12]}…", AGAIN))
     if problems:
         raise TaskHeadsError(problems)
     return tuple(notes)
@@ -188,10 +190,10 @@ def stage(
     """
     folder, destination = Path(folder), Path(destination)
     names = files_of(folder)
-    chosen = [name for name in names if travels(name, rows=rows)]
+    chosen = [name for name in names if is_publishable(name, rows=rows)]
     problems = [
-        Problem.of(
-            str(folder / name), "a link", "regular files: what it points to may be anything", "copy it"
+        Problem(
+            str(folder / name), "found a link", "regular files: what it points to may be anything", "copy it"
         )
         for name in chosen
         if (folder / name).is_symlink() or (folder / name).parent.is_symlink()
@@ -199,9 +201,11 @@ def stage(
     described = {"config.json", "label_prompt.json"} & set(chosen)  # PEFT's adapters have no config
     if not described or not any(name.endswith(".safetensors") for name in chosen):
         wanted = "config.json and weights or an adapter"
-        problems.append(Problem.of(str(folder), "no model", wanted, "name the folder that a run finished in"))
+        problems.append(
+            Problem(str(folder), "found no model", wanted, "name the folder that a run finished in")
+        )
     if destination.exists() and any(destination.iterdir()):
-        problems.append(Problem.of(str(destination), "files", "a new or empty folder", "name another one"))
+        problems.append(Problem(str(destination), "found files", "a new or empty folder", "name another one"))
     if problems:
         raise TaskHeadsError(problems)
     for name in chosen:

@@ -21,7 +21,7 @@ from qwen_task_heads.training.arguments import HeadArguments
 
 
 @dataclass(frozen=True, kw_only=True)
-class Destination:
+class PublishTarget:
     """A repo and how to publish to it; the arguments of `publish`.
 
     Args:
@@ -56,7 +56,7 @@ class Destination:
         except TaskHeadsError as error:
             again = Problem(
                 str(folder), "found the model finished and saved here, and not published",
-                "accepted: the reasons above mended", f"then type: {self.command(folder)}",
+                "the reasons above mended", f"then type: {self.command(folder)}",
             )  # fmt: skip
             raise TaskHeadsError([*error.problems, again]) from error
         print("\n".join(["", *published.lines()]), flush=True)
@@ -91,7 +91,7 @@ def _not_stock(task: Any) -> list[Problem]:
     """
     remedy = "give --publish_form saved, or choose one of them"
     if not isinstance(task, HeadArguments):
-        found, accepted = "found 'stock' of a model that writes labels", "accepted: saved, merged"
+        found, accepted = "found 'stock' of a model that writes labels", "saved, merged"
         remedy = "drop it: what such a run saves is a class of transformers already"
         return [Problem("--publish_form", found, accepted, remedy)]
     options = vars(task)  # a recipe has some of these
@@ -100,12 +100,12 @@ def _not_stock(task: Any) -> list[Problem]:
         given = options.get(name)
         values = given if isinstance(given, list) else [given]
         problems += [
-            Problem(f"--{name}", f"found {value!r}", f"accepted: {_listed(takes)} in a stock class", remedy)
+            Problem(f"--{name}", f"found {value!r}", f"{_listed(takes)} in a stock class", remedy)
             for value in values
             if value is not None and value not in takes
         ]
     if len(options.get("head_layers") or []) > 1:
-        found, accepted = f"found {options['head_layers']}", "accepted: one layer in a stock class"
+        found, accepted = f"found {options['head_layers']}", "one layer in a stock class"
         problems.append(Problem("--head_layers", found, accepted, "give --publish_form saved, or drop it"))
     return problems
 
@@ -114,7 +114,7 @@ def _listed(values: tuple[Any, ...]) -> str:
     return ", ".join(str(value).lower() for value in values)
 
 
-def destination_of(task: Any, training: Any, model: Any) -> Destination | None:
+def publish_target_of(task: Any, training: Any, model: Any) -> PublishTarget | None:
     """Take up the options of publishing and ask the hub; None where nothing is to be published.
 
     Trainer's own upload is switched off, also where this gives None: see `PublishArguments`.
@@ -134,7 +134,7 @@ def destination_of(task: Any, training: Any, model: Any) -> Destination | None:
     if not training.push_to_hub:
         return None
     training.push_to_hub = False
-    found = Destination(
+    found = PublishTarget(
         repo_id=training.hub_model_id,
         hub=task.hub,
         form=task.publish_form,

@@ -37,7 +37,7 @@ from qwen_task_heads.metrics.classification import (
 )
 from qwen_task_heads.metrics.ranking import Floats
 from qwen_task_heads.metrics.thresholds import fit_thresholds
-from qwen_task_heads.reports.finishing import Account
+from qwen_task_heads.reports.finishing import RunRecord
 
 COMPARED = ("macro_f1", "micro_f1")  # at .5 and at the thresholds
 OFF = "none was asked for"
@@ -47,7 +47,7 @@ def calibrate_texts(
     model: Any,
     logits: Callable[[Sequence[TextExample]], Any],
     *,
-    run: Account,
+    run: RunRecord,
     sets: TextSets,
     notes: list[str],
 ) -> Floats | None:
@@ -112,7 +112,7 @@ def calibrate_titles(
     model: Any,
     scores: Callable[[], tuple[Floats, Floats]],
     *,
-    run: Account,
+    run: RunRecord,
     groups: Sequence[str],
     notes: list[str],
 ) -> tuple[Floats, Floats] | None:

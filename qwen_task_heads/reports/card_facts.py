@@ -38,7 +38,7 @@ from qwen_task_heads.reports.run_manifest import versions
 from qwen_task_heads.training.publish_arguments import OWN_LICENCE, card_problems, is_dataset_id
 
 if TYPE_CHECKING:
-    from qwen_task_heads.reports.finishing import Account
+    from qwen_task_heads.reports.finishing import RunRecord
 
 EMBEDDED_BASE = "the small backbone embedded in the package"
 UNTRAINED = ("publish_", "hub", "card_")  # options that say where a model goes, and nothing of its training
@@ -121,8 +121,10 @@ def state_facts(staged: str | Path, facts: CardFacts, *, named: str | Path) -> N
         return
     if not card.is_file():
         found, accepted = f"no card to state {', '.join(stated)} on", "a README.md"
-        raise TaskHeadsError.of(
-            where, found, accepted, "write one, with the facts in it, and do not state them"
+        raise TaskHeadsError(
+            Problem(
+                where, f"found {found}", accepted, "write one, with the facts in it, and do not state them"
+            )
         )
     content = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     said = content.setdefault("settings", {})
@@ -130,7 +132,9 @@ def state_facts(staged: str | Path, facts: CardFacts, *, named: str | Path) -> N
     if missing:
         accepted = "the lines that the run wrote"
         remedy = "write it there yourself, or put back the card of the run"
-        raise TaskHeadsError([Problem.of(where, f"no place for {one}", accepted, remedy) for one in missing])
+        raise TaskHeadsError(
+            [Problem(where, f"found no place for {one}", accepted, remedy) for one in missing]
+        )
     card.write_text(text, encoding="utf-8")
     said |= {name: list(value) if name == "language" else value for name, value in stated.items()}
     manifest.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -226,7 +230,7 @@ class Trained:
 
 
 def card_fields(
-    model: Trained, folder: Path, run: Account, *, metrics: Mapping[str, Any], reported: str, seen: int
+    model: Trained, folder: Path, run: RunRecord, *, metrics: Mapping[str, Any], reported: str, seen: int
 ) -> dict[str, Any]:
     """The fields that the cards of all models have in common; `seen` rows of test stand in train too."""
     adapter, named = model.is_adapter, hub_id(run.backbone)
@@ -271,12 +275,12 @@ def card_fields(
     }
 
 
-def picked_what(run: Account) -> str:
+def picked_what(run: RunRecord) -> str:
     """Return what dev picked: the head of a sweep, or a checkpoint."""
     return "head" if "penalties" in run.settings else "checkpoint"
 
 
-def picked_note(run: Account, reported: str, noun: str) -> str:
+def picked_note(run: RunRecord, reported: str, noun: str) -> str:
     """Return the words that follow metrics on dev, if dev picked what is measured; "" otherwise."""
     picked = reported == "dev" and run.picked
     return f" (the {picked_what(run)} was chosen on the same {noun})" if picked else ""
@@ -293,14 +297,14 @@ def without_rows(lines: Sequence[str]) -> list[str]:
     return [line for line in lines if not re.match(r"(\w+: )? {2}", line)]
 
 
-def loss_line(run: Account, losses: Mapping[str, Any]) -> str:
+def loss_line(run: RunRecord, losses: Mapping[str, Any]) -> str:
     """Formula and source of the run's loss, or of the first of its table; "" for one in no table."""
     loss = losses.get(str(run.settings.get("loss") or next(iter(losses))))
     return f"Loss: {code(loss.formula)} ({plain(loss.source)})." if loss else ""
 
 
 def metadata_fields(
-    model: Trained, run: Account, *, reported: str, metrics: Mapping[str, Any]
+    model: Trained, run: RunRecord, *, reported: str, metrics: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Base, relation, licence, language and data sets of the card's metadata.
 
@@ -320,7 +324,7 @@ def metadata_fields(
     }
 
 
-def reported_dataset(run: Account, reported: str, metrics: Mapping[str, Any]) -> str | None:
+def reported_dataset(run: RunRecord, reported: str, metrics: Mapping[str, Any]) -> str | None:
     """Id of the hub's data set that the figures were measured on; None where it was a file or unknown."""
     role = {"test": "test_dataset", "dev": "dev_dataset"}[reported]
     if run.settings.get(role):
@@ -330,20 +334,20 @@ def reported_dataset(run: Account, reported: str, metrics: Mapping[str, Any]) ->
     return run.card.dataset_id or _hub_dataset(run, "dataset_name")
 
 
-def _hub_dataset(run: Account, role: str) -> str | None:
+def _hub_dataset(run: RunRecord, role: str) -> str | None:
     """A data set id among the settings; files and folders stand there by their names alone."""
     name = str(run.settings.get(role) or "")
     return name if run.settings.get("hub") != "modelscope" and is_dataset_id(name) else None
 
 
-def embedded_set(model: Trained, run: Account) -> EmbeddedSet | None:
+def embedded_set(model: Trained, run: RunRecord) -> EmbeddedSet | None:
     """Return the sample of the package that the run was trained on, None for other data."""
     if run.settings.get("dataset_name") != EMBEDDED:
         return None
     return EMBEDDED_SETS["titles" if model.config.model_type == TitleScorerConfig.model_type else "texts"]
 
 
-def citations(run: Account, *, adapter: bool, sample: EmbeddedSet | None) -> list[str]:
+def citations(run: RunRecord, *, adapter: bool, sample: EmbeddedSet | None) -> list[str]:
     """BibTeX of this package and of the methods that the run used, from `model_cards/references.bib`."""
     text = (resources.files("qwen_task_heads.model_cards") / "references.bib").read_text(encoding="utf-8")
     entries = {re.match(r"@\w+\{([\w-]+)", entry)[1]: entry for entry in text.strip().split("\n\n")}  # type: ignore[index]
@@ -357,7 +361,7 @@ def citations(run: Account, *, adapter: bool, sample: EmbeddedSet | None) -> lis
     return [entries[key].replace("VERSION", __version__) for key in keys if key]
 
 
-def _splits(data: Mapping[str, Mapping[str, Any]], run: Account) -> list[dict[str, str]]:
+def _splits(data: Mapping[str, Mapping[str, Any]], run: RunRecord) -> list[dict[str, str]]:
     """Rows of the table of sets: where each is from, its size, the beginning of its hash."""
     roles = {"train": "dataset_name", "dev": "dev_dataset", "test": "test_dataset"}
     source = str(run.settings.get("dataset_name", "own data"))
@@ -381,7 +385,7 @@ def _time_line(train: Mapping[str, Any]) -> str:
     return f"Training took {train['seconds']:,.1f} s on {plain(train['device'])}, {processes}{since}."
 
 
-def _reported_on(reported: str, run: Account, seen: int) -> str:
+def _reported_on(reported: str, run: RunRecord, seen: int) -> str:
     if reported == "test" and seen:
         rows = "one row of which was" if seen == 1 else f"{seen:,} rows of which were"
         return f"On the test set, {rows} trained on too: the figures flatter."

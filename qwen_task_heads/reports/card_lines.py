@@ -13,7 +13,7 @@ from qwen_task_heads.reports.finishing import MODEL
 from qwen_task_heads.reports.markdown import figure, figure_name, plain
 
 if TYPE_CHECKING:
-    from qwen_task_heads.reports.finishing import Account
+    from qwen_task_heads.reports.finishing import RunRecord
 
 AGREES = 0.005  # the log is of training's own precision, `metrics.json` of fp32
 # What plays no part in a run, name of the setting to when that is so.
@@ -115,7 +115,7 @@ def signed(value: float) -> str:
     return f"{round(value, 3) + 0.0:+.3f}"
 
 
-def picked_line(run: Account, metrics: Mapping[str, Any], *, main: str) -> str:
+def picked_line(run: RunRecord, metrics: Mapping[str, Any], *, main: str) -> str:
     """Step and dev figure of the checkpoint that was picked, to follow "on the dev set"; "" if not known.
 
     Args:
@@ -140,7 +140,7 @@ def picked_line(run: Account, metrics: Mapping[str, Any], *, main: str) -> str:
     return f"{which}, with {figure_name(main)} {figure(value)} there"
 
 
-def in_force(settings: Mapping[str, str], run: Account, *, cut: Collection[str]) -> dict[str, str]:
+def in_force(settings: Mapping[str, str], run: RunRecord, *, cut: Collection[str]) -> dict[str, str]:
     """The rows of the table of settings without those that play no part.
 
     Args:

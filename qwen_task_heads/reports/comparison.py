@@ -1,7 +1,7 @@
 """Engines on the same rows: figures, what they cost, which differences are real, and what to use.
 
 Design decisions:
-- All engines and floors answer the same rows in this process, and are compared pair by pair on the same
+- All engines and baselines answer the same rows in this process, and are compared pair by pair on the same
   resamples of groups: the interval of a difference is narrower than two intervals suggest. McNemar's exact
   test (1947) stands beside it where every row is its own group.
 - Of pairs of titles the scores are those of the chosen and of the rejected one: their difference is the logit
@@ -36,7 +36,7 @@ from qwen_task_heads.metrics.verdicts import RESAMPLES, mean_measure
 from qwen_task_heads.metrics.weighted import bootstrap, interval, of_classes
 
 Row = TypeVar("Row", TextExample, PairExample)
-FLOOR = "floor"
+BASELINE = "baseline"
 FIGURES = ("accuracy", "macro_f1", "log_loss", "ece")
 COMPARED = ("accuracy", "macro_f1")
 OF_TITLES = {"accuracy": "pair_accuracy", "log_loss": "log_loss", "ece": "ece"}  # here and in `metrics`
@@ -50,7 +50,7 @@ class Measured:
 
     Args:
         name: as in the table.
-        kind: one of `engine_options.KINDS`, or `floor`.
+        kind: one of `engine_options.KINDS`, or `baseline`.
         scores: (N, L) float64 in the order of the schema; of titles (N, 2), chosen first.
         figures: of `classification_figures` or `ranking_metrics`, those of `FIGURES`.
         seconds_alone: per text in batches of one: median, quartiles `low` and `high`, `n`.
@@ -107,7 +107,7 @@ def measure(
         >>> from qwen_task_heads.reports.comparison import measure
         >>> rows = [TextExample(text="a", target=0), TextExample(text="b", target=1)]
         >>> always = lambda rows: np.tile([1.0, 0.0], (len(rows), 1))
-        >>> found = measure(always, rows, name="x", kind="floor", labels=LabelMap(("a", "b")), device="CPU")
+        >>> found = measure(always, rows, name="x", kind="baseline", labels=LabelMap(("a", "b")), device="CPU")
         >>> found.figures["accuracy"]["value"], "ece" in found.figures
         (0.5, False)
     """
@@ -118,7 +118,7 @@ def measure(
     whole, found = _clocked(scores_of, examples)
     scores = np.asarray(found, np.float64)
     figures = _figures(scores, examples, labels=labels)
-    wanted = [key for key in (COMPARED if kind == FLOOR else FIGURES) if key in figures]
+    wanted = [key for key in (COMPARED if kind == BASELINE else FIGURES) if key in figures]
     low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
     return Measured(
         name=name,
@@ -192,7 +192,7 @@ def compare(
         >>> from qwen_task_heads.reports.comparison import compare, measure
         >>> rows = [TextExample(text=str(n), target=n % 2) for n in range(20)]
         >>> right = lambda rows: np.eye(2)[[int(row.text) % 2 for row in rows]]
-        >>> options = {"kind": "floor", "labels": LabelMap(("a", "b")), "device": "CPU"}
+        >>> options = {"kind": "baseline", "labels": LabelMap(("a", "b")), "device": "CPU"}
         >>> good = measure(right, rows, name="good", **options)
         >>> bad = measure(lambda rows: np.eye(2)[[0] * len(rows)], rows, name="bad", **options)
         >>> [pair] = compare([good, bad], rows)

@@ -13,7 +13,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.inference.engine_options import FEW_SHOT, TRAINED, ZERO_SHOT
 from qwen_task_heads.metrics.text_baselines import MAJORITY
 from qwen_task_heads.metrics.verdicts import ABOVE, BELOW, LEVEL
-from qwen_task_heads.reports.comparison import FLOOR, Measured
+from qwen_task_heads.reports.comparison import BASELINE, Measured
 
 UNSURE = 0.1  # calibration error from which probabilities are not to be taken at their word
 PROMPTED = (ZERO_SHOT, FEW_SHOT)
@@ -27,16 +27,16 @@ def advise(
 
     1. The best engine has the highest figure. Engines whose difference from it has an interval with 0 in it
        are not told from it by these rows. Of these, and of it, the fastest text by text is advised that is
-       above the best floor, by more than chance, and that no other engine beats in both figure and time.
-    2. Where none is, the floor is advised; for now, where the best engine is ahead of it by what may be
+       above the best baseline, by more than chance, and that no other engine beats in both figure and time.
+    2. Where none is, the baseline is advised; for now, where the best engine is ahead of it by what may be
        chance.
-    3. What needed no training is named where rule 1 did not pass it over for the floor.
+    3. What needed no training is named where rule 1 did not pass it over for the baseline.
     4. If nothing is above the most frequent label by more than chance, that baseline is advised. If no engine
        is, the advice says so, and what to do.
     5. An advised engine with a calibration error of `UNSURE` or more is not to be taken at its word.
 
     Args:
-        measured: engines and floors.
+        measured: engines and baselines.
         pairs: of `compare`.
         figure: `accuracy` or `macro_f1`.
         rows: what was measured on, such as `the 500 rows of test`.
@@ -47,25 +47,27 @@ def advise(
     last = f"This holds for {rows} and the time of this machine, and for nothing else."
     if best.figures[figure]["n_groups"] < 2:
         return ["All rows are of one group: there is no telling a difference from chance.", last]
-    floor, chosen = _best_floor(measured, figure), chosen_of(measured, pairs, figure=figure)
+    baseline, chosen = _best_baseline(measured, figure), chosen_of(measured, pairs, figure=figure)
     majority = next((one for one in measured if one.name == MAJORITY), None)
-    if majority is not None and not _above_floor(_engines(measured), pairs, floor=majority, figure=figure):
+    if majority is not None and not _above_baseline(
+        _engines(measured), pairs, baseline=majority, figure=figure
+    ):
         last = f"{_what_to_do(measured, pairs, majority=majority, best=best, figure=figure)} {last}"
     if chosen is majority and majority is not None:
-        others = [one.name for one in measured if one.kind == FLOOR and one is not majority]
+        others = [one.name for one in measured if one.kind == BASELINE and one is not majority]
         also = f", and neither is {' or '.join(others)}" if others else ""
         return [
             f"Use {majority.name} for now: no engine is above it by more than chance{also}. {best.name}, the "
             f"best engine, has {told} {value[best.name]:.3f} against {value[majority.name]:.3f}.",
             last,
         ]
-    if chosen is floor:
-        gap = _between(pairs, floor, best, figure)
-        against = f"({told} {value[best.name]:.3f} against {value[floor.name]:.3f})"
+    if chosen is baseline:
+        gap = _between(pairs, baseline, best, figure)
+        against = f"({told} {value[best.name]:.3f} against {value[baseline.name]:.3f})"
         if gap["difference"] < 0 and not gap["differs"]:
-            ahead = _gap(_between(pairs, best, floor, figure))
+            ahead = _gap(_between(pairs, best, baseline, figure))
             return [
-                f"Use {floor.name} for now: {best.name} is ahead of it by {ahead} {against}, which may be "
+                f"Use {baseline.name} for now: {best.name} is ahead of it by {ahead} {against}, which may be "
                 "chance. More rows would tell.",
                 last,
             ]
@@ -73,23 +75,23 @@ def advise(
         other = [one.name for one in alike if one is not best]
         tie = f", with {', '.join(other)} not told from it by these rows" if other else ""
         return [
-            f"Use {floor.name}: no engine is worth its cost yet. Even {best.name}, the best of them{tie}, is "
+            f"Use {baseline.name}: no engine is worth its cost yet. Even {best.name}, the best of them{tie}, is "
             f"{side} {against}.",
             last,
         ]
     lines = [_reason(measured, pairs, figure=figure, told=told, value=value, chosen=chosen, best=best)]
-    if floor is not None:
-        gap = _between(pairs, chosen, floor, figure)
+    if baseline is not None:
+        gap = _between(pairs, chosen, baseline, figure)
         lines.append(
-            f"{chosen.name} is {_gap(gap)} above the best floor, {floor.name} "
-            f"({told} {value[floor.name]:.3f})."
+            f"{chosen.name} is {_gap(gap)} above the best baseline, {baseline.name} "
+            f"({told} {value[baseline.name]:.3f})."
         )
     quick = _fastest(_engines(measured))
     if quick not in alike and _ratio(chosen, quick) >= FASTER:
         gap = _between(pairs, chosen, quick, figure)
         if gap["difference"] > 0:
             lines.append(f"{quick.name} is {_times(chosen, quick)} per text, for {_gap(gap)} less {told}.")
-    passed = _above_floor(alike, pairs, floor=floor, figure=figure)
+    passed = _above_baseline(alike, pairs, baseline=baseline, figure=figure)
     if free := [one.name for one in passed if one.kind in PROMPTED and one is not chosen]:
         lines.append(f"Not clearly worse, and without any training: {', '.join(free)}.")
     error = chosen.figures["ece"]["value"]
@@ -108,14 +110,14 @@ def chosen_of(
     majority = next((one for one in measured if one.name == MAJORITY), None)
     if majority is not None:
         rest = [one for one in measured if one is not majority]
-        if not _above_floor(rest, pairs, floor=majority, figure=figure):
+        if not _above_baseline(rest, pairs, baseline=majority, figure=figure):
             return majority
     _, alike = _best(measured, pairs, figure)
-    floor = _best_floor(measured, figure)
-    passed = _above_floor(alike, pairs, floor=floor, figure=figure)
+    baseline = _best_baseline(measured, figure)
+    passed = _above_baseline(alike, pairs, baseline=baseline, figure=figure)
     engines = _engines(measured)
     unbeaten = [one for one in passed if not any(_beats(other, one, figure) for other in engines)]
-    return floor if floor and not passed else _fastest(unbeaten or passed)
+    return baseline if baseline and not passed else _fastest(unbeaten or passed)
 
 
 def _reason(
@@ -129,7 +131,7 @@ def _reason(
     best: Measured,
 ) -> str:
     """Why the chosen one, against the other engines."""
-    others = [one for one in measured if one.kind != FLOOR and one is not best]
+    others = [one for one in measured if one.kind != BASELINE and one is not best]
     if chosen is not best:
         return (
             f"Use {chosen.name}: it is not clearly worse than {best.name} ({told} {value[chosen.name]:.3f} "
@@ -143,9 +145,9 @@ def _reason(
     lead = f"Use {best.name}: it has the best {told}, {value[best.name]:.3f}"
     if gap["differs"]:
         return f"{lead}, {_gap(gap)} above {other.name}, which is more than chance."
-    floor = _best_floor(measured, figure)
-    passed = _above_floor([other], pairs, floor=floor, figure=figure)
-    but = "no faster" if passed else "not clearly above the best floor"
+    baseline = _best_baseline(measured, figure)
+    passed = _above_baseline([other], pairs, baseline=baseline, figure=figure)
+    but = "no faster" if passed else "not clearly above the best baseline"
     return f"{lead}. {other.name}, which has {value[other.name]:.3f}, is not clearly worse, but {but}."
 
 
@@ -160,7 +162,7 @@ def _best(
 
 
 def _engines(measured: Sequence[Measured]) -> list[Measured]:
-    return [one for one in measured if one.kind != FLOOR]
+    return [one for one in measured if one.kind != BASELINE]
 
 
 def _what_to_do(
@@ -184,9 +186,9 @@ def _what_to_do(
     return f"No engine is above {majority.name} by more than chance. Next: {'; '.join(steps)}."
 
 
-def _best_floor(measured: Sequence[Measured], figure: str) -> Measured | None:
-    floors = [one for one in measured if one.kind == FLOOR]
-    return max(floors, key=lambda one: one.figures[figure]["value"]) if floors else None
+def _best_baseline(measured: Sequence[Measured], figure: str) -> Measured | None:
+    baselines = [one for one in measured if one.kind == BASELINE]
+    return max(baselines, key=lambda one: one.figures[figure]["value"]) if baselines else None
 
 
 def _fastest(engines: Sequence[Measured]) -> Measured:
@@ -204,11 +206,11 @@ def _above(gap: Mapping[str, Any]) -> bool:
     return bool(gap["differs"] and gap["difference"] > 0)
 
 
-def _above_floor(
-    engines: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], *, floor: Measured | None, figure: str
+def _above_baseline(
+    engines: Sequence[Measured], pairs: Sequence[Mapping[str, Any]], *, baseline: Measured | None, figure: str
 ) -> list[Measured]:
-    """Those that are above the best floor by more than chance; all without a floor."""
-    return [one for one in engines if floor is None or _above(_between(pairs, one, floor, figure))]
+    """Those that are above the best baseline by more than chance; all without a baseline."""
+    return [one for one in engines if baseline is None or _above(_between(pairs, one, baseline, figure))]
 
 
 def _between(pairs: Sequence[Mapping[str, Any]], a: Measured, b: Measured, figure: str) -> dict[str, Any]:
@@ -221,7 +223,7 @@ def _between(pairs: Sequence[Mapping[str, Any]], a: Measured, b: Measured, figur
             low, high = (None, None) if found["low"] is None else (-found["high"], -found["low"])
             return {**found, "difference": -found["difference"], "low": low, "high": high}
     found = f"found no pair of {a.name} and {b.name}"
-    raise TaskHeadsError(Problem("comparison", found, "accepted: all pairs", "give those of compare()"))
+    raise TaskHeadsError(Problem("comparison", found, "all pairs", "give those of compare()"))
 
 
 def _gap(found: Mapping[str, Any]) -> str:
@@ -259,7 +261,7 @@ def verdicts(
     if not others:
         return []
     best = max(others, key=lambda one: one.figures[figure]["value"])
-    tfidf = next((one for one in others if one.kind == FLOOR and one.name.startswith("TF-IDF")), best)
+    tfidf = next((one for one in others if one.kind == BASELINE and one.name.startswith("TF-IDF")), best)
 
     def against(one: Measured, other: Measured) -> dict[str, Any]:
         gap = _between(pairs, one, other, figure)

@@ -1,6 +1,6 @@
-"""Engines loaded one after the other, and the floors beside them: each with its figures, time and cost.
+"""Engines loaded one after the other, and the baselines beside them: each with its figures, time and cost.
 
-An engine that fails costs the others nothing. A floor gives scores, not probabilities: it has no log-loss and
+An engine that fails costs the others nothing. A baseline gives scores, not probabilities: it has no log-loss and
 no calibration error, but it has a time.
 """
 
@@ -24,14 +24,14 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.lookups import look_up_texts
 from qwen_task_heads.data.text_datasets import TextSets, hash_texts
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.inference.engine_options import EMBEDDINGS, FEW_SHOT, Asking, EngineSpec
+from qwen_task_heads.inference.engine_options import EMBEDDINGS, FEW_SHOT, EngineSpec, PromptOptions
 from qwen_task_heads.inference.engines import open_engine, training_cost
 from qwen_task_heads.metrics.classification import SINGLE
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP, LookupBaseline
 from qwen_task_heads.metrics.ranking import Floats
-from qwen_task_heads.metrics.text_baselines import TfidfFloor, TrivialFloor
+from qwen_task_heads.metrics.text_baselines import TfidfBaseline, TrivialBaseline
 from qwen_task_heads.metrics.title_baselines import baseline_rows
-from qwen_task_heads.reports.comparison import ALONE, FLOOR, Measured, measure
+from qwen_task_heads.reports.comparison import ALONE, BASELINE, Measured, measure
 from qwen_task_heads.reports.finishing import SMALL
 
 
@@ -40,7 +40,7 @@ def measure_engines(
     sets: TextSets,
     examples: Sequence[TextExample],
     *,
-    asking: Asking,
+    asking: PromptOptions,
     alone: int = ALONE,
     choosing: float = 0.0,
 ) -> tuple[list[Measured], list[str], list[str]]:
@@ -89,7 +89,7 @@ def measure_each(
 
 
 def _measure_engine(
-    spec: EngineSpec, sets: TextSets, examples: Sequence[TextExample], *, asking: Asking, **times: Any
+    spec: EngineSpec, sets: TextSets, examples: Sequence[TextExample], *, asking: PromptOptions, **times: Any
 ) -> tuple[Measured, list[str]]:
     """An engine with its figures, and what is to be said of it beside them."""
     notes = [SMALL] if spec.source == EMBEDDED else []
@@ -126,7 +126,7 @@ def trained_on(cost: Mapping[str, Any], sets: TextSets) -> bool:
     return bool(cost["sha256"] == hash_texts(rows))
 
 
-def measure_floors(
+def measure_baselines(
     train: Sequence[TextExample],
     examples: Sequence[TextExample],
     *,
@@ -139,33 +139,33 @@ def measure_floors(
     As the engines, all choose within the labels that a row offers.
 
     Args:
-        train: rows that the floors are fitted on.
+        train: rows that the baselines are fitted on.
         examples: rows that are measured.
         labels: the schema.
         shots: text to its examples, the nearest last (few-shot by similarity); None without.
         choosing: seconds per text that finding them took.
     """
     import sklearn.feature_extraction.text
-    import sklearn.svm  # noqa: F401 (its time is not that of the floor)
+    import sklearn.svm  # noqa: F401 (its time is not that of the baseline)
 
     device = device_name(torch.device("cpu"))
 
-    def floor(scores_of: Callable[[Sequence[TextExample]], Floats], name: str, **facts: Any) -> Measured:
-        facts |= {"name": name, "kind": FLOOR, "labels": labels, "device": device}
+    def baseline(scores_of: Callable[[Sequence[TextExample]], Floats], name: str, **facts: Any) -> Measured:
+        facts |= {"name": name, "kind": BASELINE, "labels": labels, "device": device}
         return measure(lambda rows: within(scores_of(rows), rows, labels=labels), examples, **facts)
 
-    trivial = TrivialFloor(SINGLE, len(labels)).fit(train)
+    trivial = TrivialBaseline(SINGLE, len(labels)).fit(train)
     begin = time.monotonic()
-    tfidf = TfidfFloor(SINGLE, len(labels)).fit(train)
+    tfidf = TfidfBaseline(SINGLE, len(labels)).fit(train)
     cost = {"rows": len(train), "seconds": round(time.monotonic() - begin, 1), "device": device}
     found = [
-        floor(tfidf.predict, "TF-IDF, linear", training=cost),
-        floor(trivial.predict, trivial.name),
+        baseline(tfidf.predict, "TF-IDF, linear", training=cost),
+        baseline(trivial.predict, trivial.name),
     ]
     if shots:
         near = shots
         found.append(
-            floor(
+            baseline(
                 lambda rows: neighbour_scores([near[row.text] for row in rows], labels),
                 "majority of the nearest",
                 choosing=choosing,
@@ -181,7 +181,7 @@ def measure_lookup(
     if not look_up_texts(train, examples):
         return []
     fitted = LookupBaseline(SINGLE, len(labels)).fit(train)
-    facts: dict[str, Any] = {"name": LOOKUP, "kind": FLOOR, "device": device_name(torch.device("cpu"))}
+    facts: dict[str, Any] = {"name": LOOKUP, "kind": BASELINE, "device": device_name(torch.device("cpu"))}
     # Looked up once: to look through train for every text would be timed, and is no property of a table.
     keys = [(row.text, row.text_b) for row in examples]
     known = dict(zip(keys, fitted.predict(examples), strict=True))

@@ -12,19 +12,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.data.candidates import offers_line
+from qwen_task_heads.data.candidates import candidates_line
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets, hash_texts
 from qwen_task_heads.data.title_datasets import TitleSets, hash_pairs
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.inference.engine_options import TEXTS, TITLES
 from qwen_task_heads.inference.predictions import DIGITS
 from qwen_task_heads.metrics.classification import SINGLE, probabilities
 from qwen_task_heads.metrics.ranking import pair_credit
 from qwen_task_heads.metrics.weighted import ECE_BINS, sigmoid
 from qwen_task_heads.reports.card_lines import verdict_lines
-from qwen_task_heads.reports.comparison import COMPARED, FIGURES, FLOOR, Measured, compare
+from qwen_task_heads.reports.comparison import BASELINE, COMPARED, FIGURES, Measured, compare
 from qwen_task_heads.reports.comparison_advice import advise, chosen_of, verdicts
 from qwen_task_heads.reports.comparison_plots import Point, engines_plot
 from qwen_task_heads.reports.early_exits import aligned
@@ -56,7 +56,9 @@ def claim_folder(folder: str | Path) -> None:
     """
     if Path(folder, JSON).exists():
         found, accepted = f"a comparison in {str(folder)!r}", "a folder without one"
-        raise TaskHeadsError.of("--output_dir", found, accepted, "choose another, or move it away")
+        raise TaskHeadsError(
+            Problem("--output_dir", f"found {found}", accepted, "choose another, or move it away")
+        )
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -64,7 +66,7 @@ def claim_folder(folder: str | Path) -> None:
     except OSError as error:
         found = f"{str(folder)!r}, where nothing can be written ({error.strerror})"
         accepted = "a folder that can be written to"
-        raise TaskHeadsError.of("--output_dir", found, accepted, "choose another") from error
+        raise TaskHeadsError(Problem("--output_dir", f"found {found}", accepted, "choose another")) from error
 
 
 def write_comparison(
@@ -92,7 +94,7 @@ def write_comparison(
         notes: to be said beside the figures.
         missing: engines that could not be measured; the advice says so.
     """
-    offers = [line for line in [offers_line(examples, labels=sets.labels, split=split)] if line]
+    offers = [line for line in [candidates_line(examples, labels=sets.labels, split=split)] if line]
     data = {"sha256": hash_texts(examples), "labels": list(sets.labels.names)}
     content = _content(
         measured, examples, split=split, figure=figure, missing=missing,
@@ -266,7 +268,7 @@ def _cells(one: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:
 def _cost(one: Mapping[str, Any]) -> str:
     told = one["training"]
     if told is None:
-        return "none" if one["kind"] == FLOOR else "not trained"
+        return "none" if one["kind"] == BASELINE else "not trained"
     if "seconds" not in told:
         return "unknown"
     processes = told.get("processes", 1)
@@ -292,14 +294,14 @@ def _p(found: Mapping[str, Any] | None) -> str:
 def _point(one: Measured, key: str, *, chosen: bool) -> Point:
     entry = one.figures[key]
     seconds = one.seconds_alone["median"]
-    return Point(one.name, entry["value"], entry["low"], entry["high"], seconds, one.kind == FLOOR, chosen)
+    return Point(one.name, entry["value"], entry["low"], entry["high"], seconds, one.kind == BASELINE, chosen)
 
 
 def _answers(
     measured: Sequence[Measured], examples: Sequence[TextExample], *, labels: LabelMap
 ) -> Iterator[dict[str, Any]]:
-    """A row per text: truth, and every engine's label with its probability (floors have none)."""
-    sure = {one.name: probabilities(SINGLE, one.scores) for one in measured if one.kind != FLOOR}
+    """A row per text: truth, and every engine's label with its probability (baselines have none)."""
+    sure = {one.name: probabilities(SINGLE, one.scores) for one in measured if one.kind != BASELINE}
     said = {one.name: one.scores.argmax(1) for one in measured}
     truth = [int(example.target) for example in examples if isinstance(example.target, int)]
     for place, example in enumerate(examples):
@@ -316,8 +318,10 @@ def _answers(
 
 
 def _preferences(measured: Sequence[Measured], examples: Sequence[PairExample]) -> Iterator[dict[str, Any]]:
-    """A row per pair: the titles, and every engine's P(chosen preferred); of floors, whether it was right."""
-    sure = {one.name: sigmoid(one.scores[:, 0] - one.scores[:, 1]) for one in measured if one.kind != FLOOR}
+    """A row per pair: the titles, and every engine's P(chosen preferred); of baselines, whether it was right."""
+    sure = {
+        one.name: sigmoid(one.scores[:, 0] - one.scores[:, 1]) for one in measured if one.kind != BASELINE
+    }
     right = {one.name: pair_credit(one.scores[:, 0], one.scores[:, 1]) for one in measured}
     for place, pair in enumerate(examples):
         answers: dict[str, dict[str, Any]] = {}

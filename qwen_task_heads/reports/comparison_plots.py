@@ -20,14 +20,14 @@ MAX_NAME = 48
 
 @dataclass(frozen=True)
 class Point:
-    """One engine or floor: figure as a share with its interval (None without one), and seconds per text."""
+    """One engine or baseline: figure as a share with its interval (None without one), and seconds per text."""
 
     name: str
     value: float
     low: float | None
     high: float | None
     seconds: float
-    is_floor: bool = False
+    is_baseline: bool = False
     is_chosen: bool = False
 
 
@@ -70,7 +70,7 @@ def engines_plot(points: Sequence[Point], path: str | Path, *, label: str, title
             # an interval of a sample may leave its own value out by rounding
             yerr=[[max(0.0, 100 * (point.value - low))], [max(0.0, 100 * (high - point.value))]],
             fmt=MARKERS[place % len(MARKERS)],
-            color=GREY if point.is_floor else ORANGE if point.is_chosen else BLUE,
+            color=GREY if point.is_baseline else ORANGE if point.is_chosen else BLUE,
             capsize=3,
             markersize=7,
             # a name is text: no markup, and no underscore that hides it from the legend

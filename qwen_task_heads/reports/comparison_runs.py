@@ -13,20 +13,20 @@ from typing import Any
 from qwen_task_heads.data.few_shot import choose_shots, shots_line
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.title_datasets import read_title_sets
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.inference.engine_options import (
     FEW_SHOT,
     TEXTS,
     TITLES,
-    Asking,
     EngineSpec,
+    PromptOptions,
     check_task,
     task_of,
 )
 from qwen_task_heads.inference.engines import check_engines, check_prompts
 from qwen_task_heads.inference.title_engines import check_title_engines
 from qwen_task_heads.reports.comparison import Row, draw_groups
-from qwen_task_heads.reports.comparison_engines import measure_engines, measure_floors, measure_lookup
+from qwen_task_heads.reports.comparison_engines import measure_baselines, measure_engines, measure_lookup
 from qwen_task_heads.reports.comparison_pages import (
     claim_folder,
     write_comparison,
@@ -36,7 +36,7 @@ from qwen_task_heads.reports.title_comparison import measure_title_baselines, me
 
 
 def run_comparison(
-    specs: Sequence[EngineSpec], *, asking: Asking, options: Mapping[str, Any]
+    specs: Sequence[EngineSpec], *, asking: PromptOptions, options: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Compare engines on labelled texts or on pairs of titles.
 
@@ -57,7 +57,9 @@ def run_comparison(
     content, failed = course(specs, asking, options)
     if failed:
         names = ", ".join(failed)
-        raise TaskHeadsError.of("--engines", f"{names}, not measured", "models that open", "see above why")
+        raise TaskHeadsError(
+            Problem("--engines", f"found {names}, not measured", "models that open", "see above why")
+        )
     return content
 
 
@@ -75,7 +77,7 @@ def _task_of_data(options: Mapping[str, Any]) -> str:
         except TaskHeadsError:
             found, accepted = "columns of neither task", "texts with labels, or pairs of titles"
             remedy = "give --task texts or give --task titles"  # each says what it lacks
-            raise TaskHeadsError.of("--dataset_name", found, accepted, remedy) from of_texts
+            raise TaskHeadsError(Problem("--dataset_name", f"found {found}", accepted, remedy)) from of_texts
         return TITLES
     return TEXTS
 
@@ -101,7 +103,7 @@ def _rows_of(
 
 
 def _compare_texts(
-    specs: Sequence[EngineSpec], asking: Asking, options: Mapping[str, Any]
+    specs: Sequence[EngineSpec], asking: PromptOptions, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, list[str]]:
     sets = read_text_sets(options["dataset_name"], **_places(options), labels=options["labels"])
     labels = sets.labels
@@ -124,7 +126,7 @@ def _compare_texts(
     claim_folder(options["output_dir"])
     print("\n".join(sets.lines), flush=True)
     near = None if asking.shared else asking.shots
-    baselines = measure_floors(sets.train, rows, labels=labels, shots=near, choosing=choosing)
+    baselines = measure_baselines(sets.train, rows, labels=labels, shots=near, choosing=choosing)
     baselines += measure_lookup(sets.train, rows, labels=labels)
     measuring: dict[str, Any] = {"asking": asking, "alone": options["latency_rows"], "choosing": choosing}
     found, more, failed = measure_engines(specs, sets, rows, **measuring)
@@ -139,7 +141,7 @@ def _compare_texts(
 
 
 def _compare_titles(
-    specs: Sequence[EngineSpec], asking: Asking, options: Mapping[str, Any]
+    specs: Sequence[EngineSpec], asking: PromptOptions, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, list[str]]:
     sets = read_title_sets(options["dataset_name"], **_places(options))
     pairs, split, notes = _rows_of(sets.dev, sets.test, options)

@@ -160,7 +160,7 @@ def sweep_table(
     chosen: Result,
     points: Sequence[ExitPoint],
     figure: str,
-    floor: Mapping[str, Any] | None = None,
+    baseline: Mapping[str, Any] | None = None,
     top: int = 10,
 ) -> list[str]:
     """The best combinations, and then the best of each layer with its latency, as lines of text.
@@ -170,7 +170,7 @@ def sweep_table(
         chosen: the one that was saved.
         points: of the curve.
         figure: what the values are.
-        floor: figures of TF-IDF on the same rows, or None.
+        baseline: figures of TF-IDF on the same rows, or None.
         top: how many combinations to show.
     """
     shown = list(results[:top])
@@ -195,8 +195,8 @@ def sweep_table(
         ]
         for point in points
     ]
-    if floor is not None and floor[figure]["value"] is not None:
-        rows.append(["", "", "", "TF-IDF, linear", "", f"{floor[figure]['value']:.3f}", ""])
+    if baseline is not None and baseline[figure]["value"] is not None:
+        rows.append(["", "", "", "TF-IDF, linear", "", f"{baseline[figure]['value']:.3f}", ""])
     last = "The best of each layer (a model with so many layers; -> is the one that was saved):"
     return [f"{_tried(results)}; the best on dev:", "", *aligned(rows), "", last, "", *aligned(exits)]
 

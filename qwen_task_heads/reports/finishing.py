@@ -16,7 +16,7 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.export.folders import save
 from qwen_task_heads.hubcode.folder_task_heads import write_gitignore
-from qwen_task_heads.hubcode.trust_task_heads import MANIFEST, sha256
+from qwen_task_heads.hubcode.hashes_task_heads import MANIFEST, sha256
 from qwen_task_heads.pretrained import is_folder, is_packaged
 from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, reported_dataset
 from qwen_task_heads.reports.cards import figure
@@ -32,7 +32,7 @@ SMALL = "The embedded backbone shows the workflow, not what a pretrained Qwen ca
 
 
 @dataclass(frozen=True, kw_only=True)
-class Account:
+class RunRecord:
     """What the end of any run needs to know of it.
 
     Args:
@@ -83,7 +83,7 @@ def save_first(model: Any, *, tokenizer: Any, folder: str | Path) -> Path:
     return folder
 
 
-def first_notes(model: Any, run: Account) -> list[str]:
+def first_notes(model: Any, run: RunRecord) -> list[str]:
     """The run's own warning, and what to know of an adapter whose base is a folder."""
     from peft import PeftModel
 
@@ -99,7 +99,7 @@ def first_notes(model: Any, run: Account) -> list[str]:
     return notes
 
 
-def training_facts(run: Account) -> dict[str, Any]:
+def training_facts(run: RunRecord) -> dict[str, Any]:
     """The part of `metrics.json` on time and device, as this process trained."""
     import torch
     from accelerate import PartialState
@@ -133,8 +133,8 @@ def set_facts(
     return {name: {**entry, "cut": name in cut} for name, entry in found.items()}
 
 
-def write_account(
-    folder: Path, run: Account, *, metrics: Mapping[str, Any], card: str, reported: str, main: str
+def write_record(
+    folder: Path, run: RunRecord, *, metrics: Mapping[str, Any], card: str, reported: str, main: str
 ) -> None:
     """Write `metrics.json`, the card, `.eval_results/` and the manifest; tell the trackers.
 
@@ -166,7 +166,7 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_manifest(folder: Path, run: Account, *, data: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, run: RunRecord, *, data: Mapping[str, Any]) -> None:
     """Write `manifest.json`, last of all: it lists the files beside it."""
     results = {path.relative_to(folder).as_posix(): sha256(path) for path in folder.glob(EVAL_RESULTS)}
     content = {
@@ -180,7 +180,7 @@ def write_manifest(folder: Path, run: Account, *, data: Mapping[str, Any]) -> No
     write_json(folder / "manifest.json", content)
 
 
-def trained_line(what: str, run: Account) -> str:
+def trained_line(what: str, run: RunRecord) -> str:
     """First lines on the screen: what was trained on what, in how long, how fast, and what it used."""
     since = " since the checkpoint it resumed from" if run.resumed else ""
     first = f"Trained {what} in {run.seconds:.0f} s{since} (seed {run.seed})."

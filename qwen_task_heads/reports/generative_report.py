@@ -27,7 +27,7 @@ from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.reports.card_facts import Trained
 from qwen_task_heads.reports.finishing import first_notes
 from qwen_task_heads.reports.records import keep_reference
-from qwen_task_heads.reports.text_report import TextRun, account_texts
+from qwen_task_heads.reports.text_report import TextRun, record_texts
 from qwen_task_heads.verification.reference import is_quantized, take_answer_reference
 
 
@@ -82,7 +82,7 @@ def finish_answers(
     keep_reference(folder, take=take)
     if is_adapter and not is_quantized(model):
         model.merge_adapter()
-    return account_texts(
+    return record_texts(
         Trained(config=config, is_adapter=is_adapter, answers=True),
         logits=logits,
         folder=folder,

@@ -19,7 +19,7 @@ from qwen_task_heads.reports.run_manifest import versions
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from qwen_task_heads.training.grpo_arguments import WriterArguments, WriterConfig
+    from qwen_task_heads.training.grpo_arguments import TitleGeneratorArguments, TitleGeneratorConfig
 
 NOT_EVALUATED = "not evaluated"
 SHOWN = {  # column of the log to its name on the card
@@ -66,8 +66,8 @@ class GeneratorRun:
     @classmethod
     def of(
         cls,
-        task: WriterArguments,
-        args: WriterConfig,
+        task: TitleGeneratorArguments,
+        args: TitleGeneratorConfig,
         model_args: ModelConfig,
         *,
         texts: Sequence[str],

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from qwen_task_heads.files import MANIFEST
-from qwen_task_heads.hubcode.trust_task_heads import sha256
+from qwen_task_heads.hubcode.hashes_task_heads import sha256
 from qwen_task_heads.reports.card_facts import CardFacts
 from qwen_task_heads.reports.finishing import write_json
 from qwen_task_heads.reports.run_manifest import settings_of
@@ -25,7 +25,7 @@ def card_facts(task: Any) -> CardFacts:
     return CardFacts(**{field.name: vars(task)[field.name] for field in fields(CardFacts)})
 
 
-def account_of(
+def record_of(
     trainer: Any, *, task: Any, model_args: Any, config: Any, adapter: Any = None, resumed: bool = False
 ) -> dict[str, Any]:
     """Arguments of `Run` and `TextRun`, data apart.

@@ -299,7 +299,7 @@ def _read_for(read: Callable[..., Any], options: Any) -> Any:
             its_reader(options.dataset_name, bad_rows="skip", **given)
         except TaskHeadsError:
             raise error from None
-        problem = Problem.of("--task", f"{options.task!r}, and {has}", takes, f"give --task {other}")
+        problem = Problem("--task", f"found {options.task!r}, and {has}", takes, f"give --task {other}")
         raise TaskHeadsError([problem, *error.problems]) from error
 
 
@@ -310,4 +310,4 @@ def _refuse_head(base: str, *, revision: str | None, hub: str) -> None:
         backbone = config.backbone_name_or_path  # None of a full model whose backbone was a folder
         remedy = f"give --model_name_or_path {backbone}" if backbone else "name the backbone it was built on"
         found, accepted = "a model of ours, which has a head", "a plain backbone"
-        raise TaskHeadsError(Problem.of("--model_name_or_path", found, accepted, remedy))
+        raise TaskHeadsError(Problem("--model_name_or_path", f"found {found}", accepted, remedy))

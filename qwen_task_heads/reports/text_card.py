@@ -1,4 +1,4 @@
-"""The card of a classifier: figures beside floors, every label with its own, what was cut, what it is not.
+"""The card of a classifier: figures beside baselines, every label with its own, what was cut, what it is not.
 
 Numbers come from `metrics.json`'s dictionary and from nowhere else; free text passes through `plain`.
 """

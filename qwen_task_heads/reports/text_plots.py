@@ -146,7 +146,9 @@ def risk_coverage_plot(curve: Sequence[Mapping[str, float]], path: str | Path) -
         TaskHeadsError: an empty curve.
     """
     if not curve:
-        raise TaskHeadsError.of("risk-coverage plot", "an empty curve", "one row or more", "check the split")
+        raise TaskHeadsError(
+            Problem("risk-coverage plot", "found an empty curve", "one row or more", "check the split")
+        )
     rows = sorted(curve, key=lambda row: row["coverage"])
     coverage, error, upper = (
         100 * np.array([row[name] for row in rows]) for name in ("coverage", "error", "upper")

@@ -4,7 +4,7 @@ As at the end of a title run (`outcome.py`): the model is calibrated on dev and 
 every figure on the card, the screen and the plots comes from the dictionary that `metrics.json` holds; and it
 is `Scorer`, the code that users will run, which computes the logits, not the training loop.
 
-Where rows offer a choice of labels, the model and the floors are held to it alike, and a note says so: a
+Where rows offer a choice of labels, the model and the baselines are held to it alike, and a note says so: a
 head gives scores to all labels, and who uses it chooses among those that are offered.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from qwen_task_heads.backbones import EMBEDDED
-from qwen_task_heads.data.candidates import offers_line, within
+from qwen_task_heads.data.candidates import candidates_line, within
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.lookups import leak_lines, report_texts
 from qwen_task_heads.data.text_datasets import TextSets, hash_texts
@@ -41,7 +41,7 @@ from qwen_task_heads.metrics.classification import (
 )
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP, LookupBaseline
 from qwen_task_heads.metrics.ranking import Floats
-from qwen_task_heads.metrics.text_baselines import TfidfFloor, TrivialFloor
+from qwen_task_heads.metrics.text_baselines import TfidfBaseline, TrivialBaseline
 from qwen_task_heads.metrics.ties import top_credit
 from qwen_task_heads.metrics.title_baselines import baseline_rows
 from qwen_task_heads.metrics.verdicts import give_verdict, text_measure
@@ -58,7 +58,7 @@ from qwen_task_heads.reports.early_exits import aligned
 from qwen_task_heads.reports.finishing import (
     MODEL,
     SMALL,
-    Account,
+    RunRecord,
     attempt,
     first_notes,
     python_command,
@@ -66,7 +66,7 @@ from qwen_task_heads.reports.finishing import (
     set_facts,
     trained_line,
     training_facts,
-    write_account,
+    write_record,
 )
 from qwen_task_heads.reports.prediction_rows import hardest_errors, write_predictions
 from qwen_task_heads.reports.records import keep_reference
@@ -81,13 +81,13 @@ from qwen_task_heads.reports.title_plots import training_curves
 from qwen_task_heads.verification.reference import take_reference
 
 TFIDF = "TF-IDF, linear"
-NEED_PROBABILITIES = ("log_loss", "ece")  # floors give scores
+NEED_PROBABILITIES = ("log_loss", "ece")  # baselines give scores
 WEAKEST = 3  # labels named on the screen
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextRun(Account):
-    """What the end of a run needs to know of it; the rest as in `Account`.
+class TextRun(RunRecord):
+    """What the end of a run needs to know of it; the rest as in `RunRecord`.
 
     Args:
         sets: what was trained and measured on, with problem type and labels.
@@ -125,7 +125,7 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
         folder = save_first(model, tokenizer=tokenizer, folder=folder)
     if of_dev is not None:
         known[id(run.sets.dev)] = torch.from_numpy(of_dev)
-    metrics = account_texts(Trained.of(model), logits=logits, folder=folder, run=run, notes=notes)
+    metrics = record_texts(Trained.of(model), logits=logits, folder=folder, run=run, notes=notes)
     pairs = [example.text_b for example in run.sets.dev]
     texts = [example.text for example in run.sets.dev]
     take = partial(take_reference, model, tokenizer=tokenizer, texts=texts)
@@ -133,7 +133,7 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
     return metrics
 
 
-def account_texts(
+def record_texts(
     model: Trained,
     *,
     logits: Callable[[Sequence[TextExample]], torch.Tensor],
@@ -151,7 +151,7 @@ def account_texts(
         notes: what there is to say already.
     """
     kind, names = run.sets.problem_type, run.sets.labels.names
-    floors = _floors(run, notes)
+    baselines = _baseline_rows(run, notes)
     sets = {"dev": run.sets.dev, "test": run.sets.test}
     metrics: dict[str, Any] = {
         "seed": run.seed,
@@ -175,13 +175,13 @@ def account_texts(
         if examples:
             said[name] = logits(examples).double().numpy()
             found[name] = within(said[name], examples, labels=run.sets.labels)
-            beside = {**floors, **({LOOKUP: lookup} if lookup and lookups[name].known else {})}
+            beside = {**baselines, **({LOOKUP: lookup} if lookup and lookups[name].known else {})}
             others[name] = {
                 baseline: within(one.predict(examples), examples, labels=run.sets.labels)
                 for baseline, one in beside.items()
             }
             metrics[name] = _measure(examples, found[name], others=others[name], run=run, config=model.config)
-            if line := offers_line(examples, labels=run.sets.labels, split=name):
+            if line := candidates_line(examples, labels=run.sets.labels, split=name):
                 held = "; this model scores all labels, and predict.py --candidates holds it to them"
                 yours = "" if model.answers else held
                 notes.append(line + yours)
@@ -205,7 +205,7 @@ def account_texts(
     (folder / "errors.md").write_text(page, encoding="utf-8")
     card = text_card(model, folder, metrics, reported, run, plots=plots)
     main = BEST_METRIC[kind][0].removeprefix("eval_")
-    write_account(folder, run, metrics=metrics, card=card, reported=reported, main=main)
+    write_record(folder, run, metrics=metrics, card=card, reported=reported, main=main)
     _say(metrics, reported, folder, run)
     return metrics
 
@@ -219,16 +219,16 @@ def _constant(kind: str, logits: Mapping[str, Floats]) -> list[str]:
     return ["the model gives one label to every text: raise --learning_rate, or train longer"]
 
 
-def _floors(run: TextRun, notes: list[str]) -> dict[str, TfidfFloor | TrivialFloor]:
-    """Name to fitted floor; one that cannot be fitted is left out with a note."""
+def _baseline_rows(run: TextRun, notes: list[str]) -> dict[str, TfidfBaseline | TrivialBaseline]:
+    """Name to fitted baseline; one that cannot be fitted is left out with a note."""
     kind, count, train = run.sets.problem_type, len(run.sets.labels), run.sets.train
-    floors: dict[str, TfidfFloor | TrivialFloor] = {}
+    baselines: dict[str, TfidfBaseline | TrivialBaseline] = {}
     fitted = baseline_rows(train, notes)
-    tfidf = attempt(lambda: TfidfFloor(kind, count).fit(fitted), "no TF-IDF floor", notes)
+    tfidf = attempt(lambda: TfidfBaseline(kind, count).fit(fitted), "no TF-IDF baseline", notes)
     if tfidf is not None:
-        floors[TFIDF] = tfidf
-    trivial = TrivialFloor(kind, count).fit(train)
-    return {**floors, trivial.name: trivial}
+        baselines[TFIDF] = tfidf
+    trivial = TrivialBaseline(kind, count).fit(train)
+    return {**baselines, trivial.name: trivial}
 
 
 def _verdict(
@@ -326,7 +326,7 @@ def _plots(
 def _curves(path: Path, run: TextRun, dev: dict[str, Any]) -> Path:
     key, _ = BEST_METRIC[run.sets.problem_type]
     name = key.removeprefix("eval_")
-    floors = {floor: entry[name]["value"] for floor, entry in dev.items() if floor != MODEL}
+    baselines = {baseline: entry[name]["value"] for baseline, entry in dev.items() if baseline != MODEL}
     percent = name == "accuracy"
     return training_curves(
         run.log_history,
@@ -336,7 +336,7 @@ def _curves(path: Path, run: TextRun, dev: dict[str, Any]) -> Path:
         loss_label="loss",
         title=f"Dev {figure_name(name)}",
         scale=100.0 if percent else 1.0,
-        floors={floor: value for floor, value in floors.items() if value is not None},
+        baselines={baseline: value for baseline, value in baselines.items() if value is not None},
     )
 
 

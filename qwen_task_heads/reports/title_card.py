@@ -1,4 +1,4 @@
-"""The card of a title scorer: pair accuracy beside floors, calibration and length bias, what it is not for.
+"""The card of a title scorer: pair accuracy beside baselines, calibration and length bias, what it is not for.
 
 Numbers come from `metrics.json`'s dictionary and from nowhere else; free text passes through `plain`.
 """

@@ -14,13 +14,13 @@ from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.lookups import look_up_titles
 from qwen_task_heads.data.title_datasets import TitleSets, hash_pairs
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.inference.engine_options import EMBEDDINGS, Asking, EngineSpec
+from qwen_task_heads.inference.engine_options import EMBEDDINGS, EngineSpec, PromptOptions
 from qwen_task_heads.inference.engines import training_cost
 from qwen_task_heads.inference.title_engines import open_title_engine
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP
 from qwen_task_heads.metrics.ranking import Floats
 from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry, baseline_rows
-from qwen_task_heads.reports.comparison import ALONE, FLOOR, Measured, measure
+from qwen_task_heads.reports.comparison import ALONE, BASELINE, Measured, measure
 from qwen_task_heads.reports.comparison_engines import device_name, fitted_cost, measure_each
 from qwen_task_heads.reports.finishing import SMALL
 from qwen_task_heads.reports.title_report import LONGER, TFIDF
@@ -31,7 +31,7 @@ def measure_title_engines(
     sets: TitleSets,
     pairs: Sequence[PairExample],
     *,
-    asking: Asking,
+    asking: PromptOptions,
     alone: int = ALONE,
 ) -> tuple[list[Measured], list[str], list[str]]:
     """Load and `measure` one engine after the other; arguments and result as of `measure_engines`."""
@@ -73,7 +73,7 @@ def measure_title_baselines(
     def baseline(
         score: Callable[[Sequence[PairExample]], tuple[Any, Any]], name: str, **facts: Any
     ) -> Measured:
-        facts |= {"name": name, "kind": FLOOR, "labels": None, "device": device}
+        facts |= {"name": name, "kind": BASELINE, "labels": None, "device": device}
         return measure(lambda rows: np.stack(score(rows), axis=1), pairs, **facts)
 
     found = [baseline(_lengths, LONGER)]

@@ -40,7 +40,7 @@ def training_curves(
     loss_label: str = "loss per pair",
     title: str = "Dev accuracy",
     scale: float = 100.0,
-    floors: Mapping[str, float] | None = None,
+    baselines: Mapping[str, float] | None = None,
 ) -> Path:
     """Training and dev loss, and dev accuracy, over optimizer steps, as one image.
 
@@ -54,7 +54,7 @@ def training_curves(
         accuracy_label, loss_label: what stands beside the two axes.
         title: of the second axes.
         scale: factor from the entry to the axis; 100 for a share shown in percent.
-        floors: name to figure; drawn as dotted lines under the dev figure.
+        baselines: name to figure; drawn as dotted lines under the dev figure.
 
     Returns:
         The path, written.
@@ -82,7 +82,7 @@ def training_curves(
         scaled = [scale * value for value in series[accuracy_key][1]]
         _draw_series(axes[1], (series[accuracy_key][0], scaled), ORANGE, "--", "dev")
         for (name, value), style in zip(
-            (floors or {}).items(), cycle((":", "-.", (0, (1, 4)))), strict=False
+            (baselines or {}).items(), cycle((":", "-.", (0, (1, 4)))), strict=False
         ):
             axes[1].axhline(scale * value, color=GREY, linestyle=style, linewidth=1.5, label=name)
         axes[1].set(xlabel="optimizer step", ylabel=accuracy_label, title=title)

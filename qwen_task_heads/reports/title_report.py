@@ -39,7 +39,7 @@ from qwen_task_heads.reports.card_lines import lookup_line, verdict_lines
 from qwen_task_heads.reports.finishing import (
     MODEL,
     SMALL,
-    Account,
+    RunRecord,
     attempt,
     first_notes,
     python_command,
@@ -47,7 +47,7 @@ from qwen_task_heads.reports.finishing import (
     set_facts,
     trained_line,
     training_facts,
-    write_account,
+    write_record,
 )
 from qwen_task_heads.reports.records import keep_reference
 from qwen_task_heads.reports.text_plots import risk_coverage_plot
@@ -60,8 +60,8 @@ LONGER, TFIDF = "the longer title wins", "TF-IDF Bradley-Terry"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Account):
-    """What the end of a run needs to know of it; the rest as in `Account`.
+class Run(RunRecord):
+    """What the end of a run needs to know of it; the rest as in `RunRecord`.
 
     Args:
         sets: what was trained and measured on.
@@ -90,7 +90,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     finally:  # whatever stops it
         folder = save_first(model, tokenizer=tokenizer, folder=folder)
     fitted = baseline_rows(run.sets.train, notes)
-    tfidf = attempt(lambda: TfidfBradleyTerry().fit(fitted), "no TF-IDF floor", notes)
+    tfidf = attempt(lambda: TfidfBradleyTerry().fit(fitted), "no TF-IDF baseline", notes)
     named = {"dev": run.sets.dev, "test": run.sets.test}
     metrics: dict[str, Any] = {
         "seed": run.seed,
@@ -122,7 +122,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     judged: dict[str, Any] = {"model": MODEL, "metric": PAIR_ACCURACY, "beside": TFIDF}
     verdict = give_verdict(measures, groups=groups, count=len(groups), **judged)
     metrics["verdict"] = verdict and {"split": reported, **verdict}
-    floors = {
+    baselines = {
         name: entry["pair_accuracy"]["value"] for name, entry in metrics["dev"].items() if name != MODEL
     }
     curves, bins = folder / "training.png", folder / "gap_against_accuracy.png"
@@ -133,7 +133,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
             lambda: gap_against_accuracy(gaps, credit, bins), "no plot", notes
         ),
         "Training": attempt(
-            lambda: training_curves(run.log_history, curves, floors=floors), "no plot", notes
+            lambda: training_curves(run.log_history, curves, baselines=baselines), "no plot", notes
         ),
     }
     if curve := metrics.get("calibration", {}).get("risk_coverage"):
@@ -143,7 +143,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     _write_predictions(folder / "predictions.jsonl", named[reported], *scores[reported])
     drawn = {title: path.name for title, path in plots.items() if path}
     card = title_card(Trained.of(model), folder, metrics, reported, run, plots=drawn)
-    write_account(folder, run, metrics=metrics, card=card, reported=reported, main="pair_accuracy")
+    write_record(folder, run, metrics=metrics, card=card, reported=reported, main="pair_accuracy")
     _say(metrics, reported, folder, run)
     prompted = [pair for pair in run.sets.dev if pair.prompt]
     held = {"texts": [pair.prompt for pair in prompted], "text_pairs": [pair.chosen for pair in prompted]}

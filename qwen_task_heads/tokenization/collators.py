@@ -141,7 +141,7 @@ def _unshown(groups: Sequence[GroupExample]) -> list[Problem]:
         Problem(
             group.sources[place] if place < len(group.sources) else f"group {group.group!r}",
             f"found {group.titles[place]!r} with 0 impressions",
-            "accepted: titles that were shown",
+            "titles that were shown",
             "drop the title: it has no click rate",
         )
         for group in groups
@@ -274,14 +274,14 @@ def _label(target: Any, *, problem_type: str, num_labels: int) -> Any:
     """A target as a column of the data set holds it."""
     if problem_type in ("single_label_classification", "ordinal"):
         if type(target) is not int or not 0 <= target < num_labels:
-            raise ValueError(f"accepted: the id of a label, 0 to {num_labels - 1}")
+            raise ValueError(f"the id of a label, 0 to {num_labels - 1}")
         return target
     if problem_type == "multi_label_classification":
         if type(target) is not tuple or not set(target) <= set(range(num_labels)):
-            raise ValueError(f"accepted: ids of labels, 0 to {num_labels - 1}, as a tuple")
+            raise ValueError(f"ids of labels, 0 to {num_labels - 1}, as a tuple")
         return _multi_hot(target, num_labels)
     if type(target) is not tuple or len(target) != num_labels or not all(map(math.isfinite, target)):
-        raise ValueError(f"accepted: finite scores as a tuple of {num_labels}")
+        raise ValueError(f"finite scores as a tuple of {num_labels}")
     return [float(score) for score in target]
 
 
@@ -300,7 +300,7 @@ def _encode_all(
     }:
         found = "a tokenizer with another template than the config" + (", which lacks pairs" if pairs else "")
         raise TaskHeadsError(
-            Problem("tokenizer", f"found {found}", "accepted: one template", f"bind_template(..., {pairs=})")
+            Problem("tokenizer", f"found {found}", "one template", f"bind_template(..., {pairs=})")
         )
     try:
         return encode_texts(

@@ -143,7 +143,7 @@ def _refusal(split: str, report: EqualRows, needed: int | None, option: str) -> 
         remedy = f"give {option}{needed}, which tells them apart"
         if report.kind != "texts":
             remedy += ", or put what they begin with into the column prompt, which is cut first"
-    return Problem(report.named, f"found that {report.found()}", f"accepted: {accepted}", remedy)
+    return Problem(report.named, f"found that {report.found()}", f"{accepted}", remedy)
 
 
 def equal_pairs(

@@ -202,7 +202,9 @@ class AnswerPrompts:
                     where, what = f"texts[{index}]", "examples"
                 found = f"{fixed + len(before):,} tokens of template, instruction, {what} and answer"
                 accepted = f"fewer than --max_length, {self.max_length:,}"
-                raise TaskHeadsError.of(where, found, accepted, f"raise it, or show fewer or shorter {what}")
+                raise TaskHeadsError(
+                    Problem(where, f"found {found}", accepted, f"raise it, or show fewer or shorter {what}")
+                )
             fewer += shown is not None and len(shown) < len(shots[index] if shots else ())
             cut += len(text) > room
             kept = text[:room] if self.truncation == "head" else text[-room:]
@@ -255,7 +257,7 @@ def read_label_prompt(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         found = f"a file that cannot be read ({type(error).__name__}: {str(error)[:120]})"
         remedy = "fetch the model again"
-        raise TaskHeadsError.of(str(path), found, f"a {LABEL_PROMPT}", remedy) from error
+        raise TaskHeadsError(Problem(str(path), f"found {found}", f"a {LABEL_PROMPT}", remedy)) from error
 
 
 def instruction_for(labels: LabelMap, *, few_shot: bool = False) -> str:
@@ -280,7 +282,7 @@ def _scaffold(tokenizer: Any) -> tuple[str, str, str]:
     """
     where, remedy = "chat template", "give a chat model, or set tokenizer.chat_template"
     if not tokenizer.chat_template:
-        raise TaskHeadsError.of(where, "none", "a tokenizer with one", remedy)
+        raise TaskHeadsError(Problem(where, "found none", "a tokenizer with one", remedy))
     user = {"role": "user", "content": TEXT}
     options = {"tokenize": False, "enable_thinking": False}  # templates that know no thinking ignore it
     asked = tokenizer.apply_chat_template([user], add_generation_prompt=True, **options)
@@ -288,7 +290,7 @@ def _scaffold(tokenizer: Any) -> tuple[str, str, str]:
     answered = tokenizer.apply_chat_template([user, {"role": "assistant", "content": ANSWER}], **options)
     if asked == without or asked.count(TEXT) != 1:
         accepted = "a template with a generation prompt, which tells the model to answer"
-        raise TaskHeadsError.of(where, "no generation prompt", accepted, remedy)
+        raise TaskHeadsError(Problem(where, "found no generation prompt", accepted, remedy))
     before, prompt = asked.split(TEXT)
     written, _, end = answered.partition(TEXT)[2].partition(ANSWER)
     if not _thinks(written) and (_thinks(prompt) or written.startswith(prompt)):
@@ -296,7 +298,7 @@ def _scaffold(tokenizer: Any) -> tuple[str, str, str]:
     if not _thinks(prompt) and prompt.startswith(written):
         return before, prompt, end
     found = f"{shorten(prompt)} where it asks for an answer, and {shorten(written)} before one"
-    raise TaskHeadsError.of(where, found, "a template where one continues the other", remedy)
+    raise TaskHeadsError(Problem(where, f"found {found}", "a template where one continues the other", remedy))
 
 
 def _answers(tokenizer: Any, labels: LabelMap, *, before: str, blanks: str) -> list[list[int]]:
@@ -333,7 +335,7 @@ def _end(tokenizer: Any, text: str) -> int:
             return token
     accepted = "a template that ends an answer by a special token"
     remedy = "give a chat model, or set tokenizer.chat_template"
-    raise TaskHeadsError.of("chat template", f"{shorten(text)} after an answer", accepted, remedy)
+    raise TaskHeadsError(Problem("chat template", f"found {shorten(text)} after an answer", accepted, remedy))
 
 
 def _pieces(template: Template) -> tuple[str, ...]:
@@ -350,17 +352,17 @@ def _label_problems(
     """Labels that no score could tell apart, and labels without room."""
     if room < 1:  # no label is to blame
         found = f"{limit:,}, {1 - room:,} tokens too few for the chat template, a text and an answer"
-        return [Problem.of("max_length", found, "one that leaves some for both", "raise it")]
+        return [Problem("max_length", f"found {found}", "one that leaves some for both", "raise it")]
     problems: list[Problem] = []
     seen: dict[tuple[int, ...], str] = {}
     for name, ids in zip(labels.names, answers, strict=True):
         where = f"label {shorten(name)}"
         if tuple(ids) in seen:
             found = f"found the same tokens as label {shorten(seen[tuple(ids)])}"
-            problems.append(Problem(where, found, "accepted: labels that differ in tokens", "rename one"))
+            problems.append(Problem(where, found, "labels that differ in tokens", "rename one"))
         seen.setdefault(tuple(ids), name)
         if len(ids) > room:
             found = f"found {len(ids):,} tokens"
-            accepted = f"accepted: at most {room:,}, what the limit leaves beside the instruction"
+            accepted = f"at most {room:,}, what the limit leaves beside the instruction"
             problems.append(Problem(where, found, accepted, "shorten the label, or raise --max_length"))
     return problems

@@ -94,13 +94,13 @@ def label_template(
         if index % 2 == 0:
             pieces.append(piece)
         elif piece not in filled:
-            accepted = "accepted: " + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+            accepted = "" + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
             problems.append(
                 Problem("--instruction", f"found {{{shorten(piece)[1:-1]}}}", accepted, "correct its name")
             )
         elif not filled[piece]:
             found = f"found {{{piece}}}, and labels without {piece}"
-            accepted = f"accepted: labels with {piece}"
+            accepted = f"labels with {piece}"
             problems.append(Problem("--instruction", found, accepted, "add them to labels.yaml, or drop it"))
         else:
             pieces.append(Plain(filled[piece]))
@@ -166,7 +166,7 @@ def bind_template(
 
 def as_option(error: TaskHeadError) -> TaskHeadsError:
     """Give an error about a field of the config, which is an option of a recipe, our type."""
-    return TaskHeadsError(Problem(f"--{error.where}", error.found, error.accepted, error.remedy))
+    return TaskHeadsError(Problem(f"--{error.where}", error.problem, error.expected, error.fix))
 
 
 def compile_template(
@@ -193,7 +193,7 @@ def compile_template(
             Problem(
                 "tokenizer",
                 f"found the slow {type(tokenizer).__name__}",
-                "accepted: a fast tokenizer (tokenizer.json)",
+                "a fast tokenizer (tokenizer.json)",
                 "convert it with AutoTokenizer.from_pretrained(..., use_fast=True)",
             )
         )
@@ -215,9 +215,7 @@ def compile_template(
     if max_length is not None and max_length < needed:
         found, remedy = f"found {max_length}", "raise it, or shorten the instruction"
         raise TaskHeadsError(
-            Problem(
-                "--max_length", found, f"accepted: {needed} or more, for the template and a title", remedy
-            )
+            Problem("--max_length", found, f"{needed} or more, for the template and a title", remedy)
         )
     special = [
         {"id": f"<{part}>", "ids": part_ids, "tokens": tokenizer.convert_ids_to_tokens(part_ids)}
@@ -248,7 +246,7 @@ def _padding(tokenizer: Any) -> str:
     known = [tokenizer.eos_token, *tokenizer.all_special_tokens, *special]
     token = next((token for token in known if token is not None), None)
     if token is None:
-        found, accepted = "found no pad, eos or other special token", "accepted: a tokenizer with one of them"
+        found, accepted = "found no pad, eos or other special token", "a tokenizer with one of them"
         remedy = "add one: tokenizer.add_special_tokens({'pad_token': '<pad>'}), and a row to the embedding"
         raise TaskHeadsError(Problem("tokenizer", found, accepted, remedy))
     return str(token)
@@ -308,7 +306,7 @@ def _boundary(tokenizer: Any, model_type: str) -> str:
             Problem(
                 "tokenizer",
                 "found no eos token and no boundary known for " + repr(model_type),
-                "accepted: a tokenizer with an eos token, or --boundary",
+                "a tokenizer with an eos token, or --boundary",
                 "name the text that ends a title with --boundary",
             )
         )

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.stores import cache_folder, no_room
-from qwen_task_heads.hubcode.trust_task_heads import sha256
+from qwen_task_heads.hubcode.hashes_task_heads import sha256
 
 IN_MEMORY = 100_000  # rows
 Example = TypeVar("Example")

@@ -5,7 +5,7 @@ callback, prepared and finished around it:
 
 - what it hears is cleaned (`tracked.py`): no token, and a path is told by its name;
 - it starts offline and inside the output folder, unless the environment or a login says otherwise;
-- it stays open after training, for what is measured at the end: figures of the model and of the floors as
+- it stays open after training, for what is measured at the end: figures of the model and of the baselines as
   `final/<split>/<scorer>/<figure>`, the settings, the plots, and the first ten predictions as text;
 - when it fails at the end, the run goes on: it is measured and saved, and may be published yet.
 
@@ -315,7 +315,7 @@ TRACKERS: dict[str, type[Tracker]] = {
 
 
 def track(args: Any, *, task: Any) -> list[Tracker]:
-    """Trackers of a run, as callbacks for its trainer; `account_of` finds them there at the end.
+    """Trackers of a run, as callbacks for its trainer; `record_of` finds them there at the end.
 
     Nothing is started and nothing written before training begins. `args.report_to` is emptied, so that
     transformers does not add its own callbacks beside these.
@@ -336,7 +336,7 @@ def track(args: Any, *, task: Any) -> list[Tracker]:
     """
     asked = [name for name in args.report_to if name not in NOT_OURS]
     chosen = [name for name in asked if name in TRACKERS]
-    accepted = "accepted: none, " + ", ".join(TRACKERS)
+    accepted = "none, " + ", ".join(TRACKERS)
     problems = [
         Problem("--report_to", f"found {name!r}", accepted, "choose among them")
         for name in asked
@@ -346,12 +346,12 @@ def track(args: Any, *, task: Any) -> list[Tracker]:
     if missing:
         found = f"found {', '.join(missing)}, not installed"
         pip = 'pip install "qwen-task-heads[track]", or pip install ' + " ".join(missing)
-        problems.append(Problem("--report_to", found, "accepted: trackers that are installed", pip))
+        problems.append(Problem("--report_to", found, "trackers that are installed", pip))
     for name in chosen:
         for variable, idle in TRACKERS[name].settled.items():
             if (found := os.environ.get(variable, idle)) != idle:
                 remedy = "unset it; a model is published by --push_to_hub"
-                problems.append(Problem(variable, f"found {found!r}", f"accepted: {idle}", remedy))
+                problems.append(Problem(variable, f"found {found!r}", f"{idle}", remedy))
     if problems:
         raise TaskHeadsError(problems)
     args.report_to = [name for name in args.report_to if name in NOT_OURS]

@@ -164,7 +164,7 @@ def told_at_end(
 
 
 def final_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """`final/<split>/<scorer>/<figure>` to value, of the model and of the floors.
+    """`final/<split>/<scorer>/<figure>` to value, of the model and of the baselines.
 
     Example:
         >>> from qwen_task_heads.tracking.payload import final_figures

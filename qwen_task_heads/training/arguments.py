@@ -296,10 +296,10 @@ def parse_arguments(
     return task, training, model
 
 
-def not_among(*choices: tuple[str, Any, Sequence[str]]) -> list[Problem]:
+def not_one_of(*choices: tuple[str, Any, Sequence[str]]) -> list[Problem]:
     """Problems of options, `(option, value, accepted)`, whose value is given and not an accepted one."""
     return [
-        Problem(option, f"found {value!r}", "accepted: " + ", ".join(accepted), "choose one of them")
+        Problem(option, f"found {value!r}", "" + ", ".join(accepted), "choose one of them")
         for option, value, accepted in choices
         if value is not None and value not in accepted
     ]
@@ -339,14 +339,14 @@ def _scalar(value: Any) -> str | int | float | bool | None:
 
 
 def _head_problems(task: HeadArguments, model: HeadModelConfig) -> list[Problem]:
-    problems = not_among(
+    problems = not_one_of(
         ("--pooling", task.pooling, POOLINGS),
         ("--head", task.head, HEADS),
         ("--calibrate", task.calibrate, CALIBRATIONS),
     )
     if task.freeze_backbone and model.use_peft:
         found = "found it beside --use_peft, which trains the backbone"
-        problems.append(Problem("--freeze_backbone", found, "accepted: one of the two", "drop one"))
+        problems.append(Problem("--freeze_backbone", found, "one of the two", "drop one"))
     return problems
 
 
@@ -356,16 +356,16 @@ def _lora_problems(model: HeadModelConfig, *, head_only: bool) -> list[Problem]:
     for name in ("use_dora", "use_rslora", "lora_embeddings", "load_in_4bit", "load_in_8bit"):
         if model.__dict__[name] and not model.use_peft:
             found = "found it without --use_peft: the whole model would be trained"
-            problems.append(Problem(f"--{name}", found, "accepted: both", "add --use_peft"))
+            problems.append(Problem(f"--{name}", found, "both", "add --use_peft"))
     lora = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
     if not model.use_peft and not head_only:
         usual = {item.name: item.default for item in fields(model)}
         for name in lora:
             if model.__dict__[name] != usual[name]:
                 found = f"found {model.__dict__[name]} without --use_peft: the whole model would be trained"
-                problems.append(Problem(f"--{name}", found, "accepted: both", "add --use_peft, or drop it"))
+                problems.append(Problem(f"--{name}", found, "both", "add --use_peft, or drop it"))
     if model.lora_target_parameters:
-        found, accepted = f"found {model.lora_target_parameters}", "accepted: --lora_target_modules"
+        found, accepted = f"found {model.lora_target_parameters}", "--lora_target_modules"
         remedy = "drop it, or name modules by --lora_target_modules"
         problems.append(Problem("--lora_target_parameters", found, accepted, remedy))
     return problems
@@ -376,21 +376,21 @@ def _contradictions(training: Any) -> list[Problem]:
     problems = []
     if not training.eval_do_concat_batches:
         found = "false: metrics are of all rows of dev together"
-        problems.append(Problem.of("--eval_do_concat_batches", found, "true", "drop it"))
+        problems.append(Problem("--eval_do_concat_batches", f"found {found}", "true", "drop it"))
     for name, why in (
         ("dataloader_drop_last", "rows would be left out uncounted, those of dev too"),
         ("prediction_loss_only", "dev would have no figures"),
         ("batch_eval_metrics", "figures are of all rows of dev together"),
     ):
         if training.__dict__[name]:
-            problems.append(Problem(f"--{name}", f"found true: {why}", "accepted: false", "drop it"))
+            problems.append(Problem(f"--{name}", f"found true: {why}", "false", "drop it"))
     if training.max_steps == 0 or (training.max_steps < 0 and training.num_train_epochs <= 0):
         name = "max_steps" if training.max_steps == 0 else "num_train_epochs"
         problems.append(
-            Problem.of(f"--{name}", f"{vars(training)[name]:g}", "1 or more", "raise it, or drop it")
+            Problem(f"--{name}", f"found {vars(training)[name]:g}", "1 or more", "raise it, or drop it")
         )
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if training.__dict__[name] < 1:
             found = f"found {training.__dict__[name]}"
-            problems.append(Problem(f"--{name}", found, "accepted: 1 or more", "choose such as 16"))
+            problems.append(Problem(f"--{name}", found, "1 or more", "choose such as 16"))
     return problems

@@ -7,7 +7,7 @@ resumes, to other weights. Decisions:
 - A checkpoint counts only with its seal, `seal.json`: bytes and sha256 of every file, written last, by
   rename, after every process has written its RNG state. Without a seal a folder is the debris of a killed
   run; with a seal that does not fit, it is damaged. Neither is ever resumed from, and either is named.
-- Rotation belongs to `SealingCallback`, because Trainer deletes the old checkpoint before the new one is
+- Rotation belongs to `VerifiedCheckpointCallback`, because Trainer deletes the old checkpoint before the new one is
   sealed. Pass `save_total_limit` to the callback and leave `TrainingArguments.save_total_limit` at None.
 - An output folder is claimed (`.task_heads_run`) before anything is written into it. In a claimed folder
   the debris of a killed run is known to be ours and is cleared; nothing else is ever deleted.
@@ -70,7 +70,7 @@ def newest_sealed(output_dir: str | Path) -> Path | None:
         problems = verify(folder) or missing_parts(folder, processes=read_seal(folder)["processes"])
         if not problems:
             return folder
-        reasons = "; ".join(f"{problem.where}: {problem.found}" for problem in problems[:3])
+        reasons = "; ".join(f"{problem.where}: {problem.problem}" for problem in problems[:3])
         logger.warning(f"{folder} is passed over: {reasons}{' ...' if len(problems) > 3 else ''}")
     return None
 
@@ -89,7 +89,7 @@ def resolve_resume(
             `output_dir`; a fresh start where the run was killed before it had one); or a checkpoint's path.
         output_dir: the run's output folder.
         processes: number of processes running now.
-        run: what identifies this run, as given to `SealingCallback`.
+        run: what identifies this run, as given to `VerifiedCheckpointCallback`.
 
     Raises:
         TaskHeadsError: the checkpoint is damaged, unsealed, incomplete, or of another run.
@@ -159,7 +159,7 @@ def open_output(
     Args:
         output_dir: the run's output folder; created if need be.
         resume: the value of `--resume_from_checkpoint`.
-        run: what identifies the run; give `SealingCallback` the same.
+        run: what identifies the run; give `VerifiedCheckpointCallback` the same.
 
     Returns:
         The checkpoint to pass to `train`, or None.
@@ -202,7 +202,9 @@ def train(trainer: Trainer, *, checkpoint: str | None, scored: int = 0) -> Train
         TaskHeadsError: what `check_run` refuses before the first step.
     """
     args = trainer.args
-    sealing = [one for one in trainer.callback_handler.callbacks if isinstance(one, SealingCallback)]
+    sealing = [
+        one for one in trainer.callback_handler.callbacks if isinstance(one, VerifiedCheckpointCallback)
+    ]
     limit = sealing[0].save_total_limit if sealing else args.save_total_limit
     flow, state = check_run(trainer, save_total_limit=limit), TrainerState()
     if checkpoint is not None:
@@ -223,7 +225,7 @@ def train(trainer: Trainer, *, checkpoint: str | None, scored: int = 0) -> Train
         args.max_steps, args.num_train_epochs = asked
 
 
-class SealingCallback(TrainerCallback):
+class VerifiedCheckpointCallback(TrainerCallback):
     """Seals each checkpoint that Trainer saves, then deletes the ones that are no longer wanted.
 
     Args:
@@ -235,14 +237,14 @@ class SealingCallback(TrainerCallback):
         TaskHeadsError: on every process alike, when a checkpoint is incomplete or cannot be sealed.
 
     Example:
-        >>> callback = SealingCallback(save_total_limit=2, run={"seed": 0})
+        >>> callback = VerifiedCheckpointCallback(save_total_limit=2, run={"seed": 0})
     """
 
     def __init__(
         self, save_total_limit: int | None = None, *, run: Mapping[str, RunValue] | None = None
     ) -> None:
         if save_total_limit is not None and save_total_limit < 1:
-            found, accepted = f"found {save_total_limit}", "accepted: 1 or more, or None"
+            found, accepted = f"found {save_total_limit}", "1 or more, or None"
             raise TaskHeadsError(Problem("save_total_limit", found, accepted, "change it"))
         self.save_total_limit = save_total_limit
         self.run = dict(run or {})
@@ -254,11 +256,11 @@ class SealingCallback(TrainerCallback):
         problems = []
         if args.save_total_limit is not None:
             found = f"found {args.save_total_limit}: Trainer would delete before the new one is sealed"
-            remedy = "give the number to SealingCallback"
-            problems.append(Problem("TrainingArguments.save_total_limit", found, "accepted: None", remedy))
+            remedy = "give the number to VerifiedCheckpointCallback"
+            problems.append(Problem("TrainingArguments.save_total_limit", found, "None", remedy))
         if args.save_on_each_node and _processes() > 1:
             remedy = "use a folder that all nodes share"
-            problems.append(Problem("--save_on_each_node", "found true", "accepted: false", remedy))
+            problems.append(Problem("--save_on_each_node", "found true", "false", remedy))
         if not problems and _rank() == 0:
             try:
                 _clear_ahead(_output(args), state.global_step)

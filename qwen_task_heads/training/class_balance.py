@@ -48,7 +48,7 @@ def count_labels(
     ids = torch.as_tensor(labels)
     wrong = ((ids < 0) | (ids >= num_labels)).nonzero().flatten().tolist()
     if wrong:
-        accepted = f"accepted: 0 to {num_labels - 1}"
+        accepted = f"0 to {num_labels - 1}"
         raise TaskHeadsError(
             [
                 Problem(
@@ -91,7 +91,7 @@ def read_number(value: Any, *, flag: str, below: float) -> list[Problem]:
     if number and math.isfinite(value) and 0 <= value < below:
         return []
     limit = "" if below == math.inf else f", less than {below:g}"
-    accepted = f"accepted: a number of 0 or more{limit}"
+    accepted = f"a number of 0 or more{limit}"
     return [Problem(flag, f"found {shorten(value)}", accepted, "drop it")]
 
 
@@ -107,7 +107,7 @@ def read_weights(
         class_counts: n_k of the training set, or None: given class weights then stay as they are.
         rows: number of training rows, for a balanced `--pos_weight`.
     """
-    accepted = f"accepted: balanced, or {num_labels} numbers above 0"
+    accepted = f"balanced, or {num_labels} numbers above 0"
     words = [value] if isinstance(value, str | int | float) else list(value)
     ones = torch.ones(num_labels)
     if words == ["balanced"]:
@@ -140,7 +140,7 @@ def read_weights(
 def no_counts(where: str) -> Problem:
     """The problem of a loss that follows from the counts of the labels, without counts."""
     return Problem(
-        where, "found no counts of the labels", "accepted: a training set with a length", "give class_counts"
+        where, "found no counts of the labels", "a training set with a length", "give class_counts"
     )
 
 

@@ -22,7 +22,7 @@ from qwen_task_heads.tokenization.templates import Template, label_template
 from qwen_task_heads.training.arguments import (
     HeadArguments,
     HeadModelConfig,
-    not_among,
+    not_one_of,
     parse_arguments,
 )
 from qwen_task_heads.training.backbone_defaults import rates_for
@@ -217,7 +217,7 @@ def check_texts(
     texts: ClassifierArguments, training: ClassifierConfig, model: HeadModelConfig
 ) -> list[Problem]:
     """Problems of the parsed three, beside those that every recipe has."""
-    problems = not_among(
+    problems = not_one_of(
         ("--problem_type", texts.problem_type, PROBLEM_TYPES),
         ("--truncation", texts.truncation, TRUNCATIONS),
         ("--window_aggregation", texts.window_aggregation, AGGREGATIONS),
@@ -229,32 +229,32 @@ def check_texts(
             problems += error.problems
         if texts.problem_type not in (None, MULTI):
             found = f"{texts.thresholds!r} with {texts.problem_type}"
-            problems.append(Problem.of("--thresholds", found, f"it with {MULTI}", "drop it"))
+            problems.append(Problem("--thresholds", f"found {found}", f"it with {MULTI}", "drop it"))
     if texts.problem_type in DEV_METRICS:  # else the data tell
         problems += training.metric_problems(texts.problem_type)
     for name in ("class_weights", "pos_weight"):
         given = texts.__dict__[name]
         if given is not None and given != ["balanced"] and not all(map(_is_number, given)):
-            accepted = "accepted: balanced, or one positive number per label"
+            accepted = "balanced, or one positive number per label"
             problems.append(Problem(f"--{name}", f"found {given}", accepted, "choose such as balanced"))
     if not 0 <= texts.token_dropout < 1:
         found, remedy = f"found {texts.token_dropout}", "choose such as 0.1"
-        problems.append(Problem("--token_dropout", found, "accepted: 0 <= p < 1", remedy))
+        problems.append(Problem("--token_dropout", found, "0 <= p < 1", remedy))
     if texts.truncation != "windows":
         for name in ("window_overlap", "window_aggregation"):
             if texts.__dict__[name] is not None:
                 found = f"found {texts.__dict__[name]!r} without windows"
                 remedy = "add --truncation windows, or drop it"
-                problems.append(Problem(f"--{name}", found, "accepted: with --truncation windows", remedy))
+                problems.append(Problem(f"--{name}", found, "with --truncation windows", remedy))
     if texts.early_stopping_patience is not None:
         if texts.early_stopping_patience < 1:
             found = f"found {texts.early_stopping_patience}"
             remedy = "choose such as 3, or drop it to train to the end"
-            problems.append(Problem("--early_stopping_patience", found, "accepted: 1 or more", remedy))
+            problems.append(Problem("--early_stopping_patience", found, "1 or more", remedy))
         if not training.load_best_model_at_end:
             found = "found it without --load_best_model_at_end"
             remedy = "add --load_best_model_at_end true"
-            problems.append(Problem("--early_stopping_patience", found, "accepted: both", remedy))
+            problems.append(Problem("--early_stopping_patience", found, "both", remedy))
     return problems
 
 

@@ -90,7 +90,7 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
         if problem_type not in (None, self.problem_type):
             found = f"found {problem_type!r}, and a model for {self.problem_type!r}"
             raise TaskHeadsError(
-                Problem("problem_type", found, "accepted: that of the model", "build the model with it")
+                Problem("problem_type", found, "that of the model", "build the model with it")
             )
         if args.learning_rate is None:  # a `ClassifierConfig` from Python: the recipe has set it
             args.learning_rate = default_rate(model, adapted=peft_config is not None)
@@ -279,7 +279,7 @@ def put_adapter(model: Any, peft_config: Any, *, args: Any) -> Any:
     if isinstance(model, PeftModel):
         found = "found a model that has an adapter, and peft_config"
         remedy = "drop one, or merge the first adapter with models.merge"
-        raise TaskHeadsError(Problem("peft_config", found, "accepted: one adapter", remedy))
+        raise TaskHeadsError(Problem("peft_config", found, "one adapter", remedy))
     set_seed(args.seed)  # LoRA's first matrix is drawn, whatever was drawn before it
     plugin = args.deepspeed_plugin
     sharded = plugin is not None and plugin.zero_stage == 3

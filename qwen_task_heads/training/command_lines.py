@@ -38,7 +38,7 @@ def unusable(argv: Sequence[str], reason: str) -> Problem:
     where, *_ = [*named, *reversed(quoted), "arguments"]
     remedy = "see --help for what each option takes"
     remedy = remedy if where == "arguments" else f"drop it, or {remedy}"
-    return Problem.of(where, shorten(" ".join(reason.split()), 300), "values as in --help", remedy)
+    return Problem(where, f"found {shorten(' '.join(reason.split()), 300)}", "values as in --help", remedy)
 
 
 def with_line_breaks(argv: Sequence[str]) -> list[str]:
@@ -108,9 +108,9 @@ def read_config(argv: Sequence[str], known: Sequence[str]) -> tuple[dict[str, An
         there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:8]) or "none"
         found = " ".join(str(error).split())[:200]
         remedy = f"check the path (YAML files there: {there})"
-        return {}, [Problem(str(path), found, "accepted: a YAML file", remedy)]
+        return {}, [Problem(str(path), found, "a YAML file", remedy)]
     if not isinstance(content, dict):
-        found, accepted = f"found {shorten(content)}", "accepted: a mapping, option: value"
+        found, accepted = f"found {shorten(content)}", "a mapping, option: value"
         return {}, [Problem(str(path), found, accepted, "correct the file")]
     return content, [unknown_option(f"{path}: {key}", str(key), known) for key in content if key not in known]
 
@@ -127,6 +127,6 @@ def unknown_option(where: str, name: str, known: Sequence[str]) -> Problem:
     return Problem(
         where,
         "found an unknown option",
-        "accepted: " + (", ".join(near) or "those of --help"),
+        "" + (", ".join(near) or "those of --help"),
         "correct its name, or drop it" if near else "drop it",
     )

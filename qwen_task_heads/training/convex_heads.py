@@ -83,7 +83,7 @@ def fit_path(
     """
     problems = penalty_problems(penalties)
     if not len(rows):
-        problems.append(Problem.of("rows", "none", "at least one", "check the data"))
+        problems.append(Problem("rows", "found none", "at least one", "check the data"))
     if problems:
         raise TaskHeadsError(problems)
     start = time.monotonic()
@@ -130,7 +130,7 @@ def penalty_problems(penalties: Sequence[float]) -> list[Problem]:
     if penalties and all(math.isfinite(penalty) and penalty >= 0 for penalty in penalties):
         return []
     found, remedy = " ".join(f"{penalty:g}" for penalty in penalties) or "none", "choose such as 1 0.1 0.01"
-    return [Problem.of("--penalties", found, "numbers of 0 or more", remedy)]
+    return [Problem("--penalties", f"found {found}", "numbers of 0 or more", remedy)]
 
 
 def _reads_features(parameter: nn.Parameter) -> bool:
@@ -155,7 +155,7 @@ def _axes(rows: FeatureRows) -> _Axes:
         moments += scaled.T @ scaled / len(contrasts)
     if not bool(torch.isfinite(moments).all()):
         found, remedy = "values that are not finite", "check the backbone's dtype and the texts"
-        raise TaskHeadsError(Problem.of("features", found, "finite numbers", remedy))
+        raise TaskHeadsError(Problem("features", f"found {found}", "finite numbers", remedy))
     along, axes = torch.linalg.eigh(moments)
     return _Axes((axes * weight[:, None]).float(), along.clamp(min=0))
 
@@ -222,7 +222,7 @@ class _Problem:
             found = minimize(objective, start / unit, jac=True, method="L-BFGS-B", options=options)
         if not math.isfinite(found.fun):
             text, remedy = f"{found.fun} at penalty {penalty:g}", "check the features and the labels"
-            raise TaskHeadsError(Problem.of("loss", text, "finite numbers", remedy))
+            raise TaskHeadsError(Problem("loss", f"found {text}", "finite numbers", remedy))
         values = found.x * unit
         self._set(values)
         return values, float(found.fun) - 0.5 * float(strength @ values**2), int(found.nit)

@@ -285,7 +285,7 @@ def check_soft(loss: TextLoss, table: Any) -> None:
         forms = next(forms for forms in TEXT_LOSSES.values() if forms.get(loss.name) is loss.form)
         names = [name for name, form in forms.items() if "soft" in form.uses]
         found, accepted = f"{loss.name!r}, and soft labels", ", ".join(names)
-        raise TaskHeadsError(Problem.of("--losses", found, accepted, "choose among them"))
+        raise TaskHeadsError(Problem("--losses", f"found {found}", accepted, "choose among them"))
 
 
 @torch.no_grad()

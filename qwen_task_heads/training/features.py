@@ -171,27 +171,27 @@ def _check(
     """Refuse what has no features, all at once."""
     config, depth, problems = model.config, model.model.config.num_hidden_layers, []
     if bad := [layer for layer in layers if not 1 <= layer <= depth]:
-        accepted = f"accepted: 1 to {depth}, the layers of the backbone"
+        accepted = f"1 to {depth}, the layers of the backbone"
         problems.append(Problem("--layers", f"found {bad}", accepted, "choose among them"))
     elif config.text_config.model_type not in CAN_EXIT and list(layers) != [depth]:
         found = f"found {list(layers)} of a {config.text_config.model_type} backbone"
-        problems.append(Problem("--layers", found, f"accepted: {depth}, the last", "leave it out"))
+        problems.append(Problem("--layers", found, f"{depth}, the last", "leave it out"))
     if bad_names := [pooling for pooling in poolings if pooling not in POOLINGS]:
         remedy = "the pooling attention learns while it pools: train it in the model"
-        accepted = f"accepted: {', '.join(POOLINGS)}"
+        accepted = f"{', '.join(POOLINGS)}"
         problems.append(Problem("--poolings", f"found {bad_names}", accepted, remedy))
     if dtype not in DTYPES:
-        accepted = "accepted: torch.float32, torch.bfloat16"
+        accepted = "torch.float32, torch.bfloat16"
         problems.append(Problem("dtype", f"found {dtype}", accepted, "choose one of them"))
     if empty := [index for index, row in enumerate(rows) if not len(row)]:
         found = f"found no token in {len(empty)} rows, the first of them {empty[0]}"
-        problems.append(Problem("rows", found, "accepted: at least one token", "drop empty texts"))
+        problems.append(Problem("rows", found, "at least one token", "drop empty texts"))
     limit = config.to_dict().get("max_seq_length")
     long = sum(len(row) > limit for row in rows) if limit is not None else 0
     if long and config.truncation == "windows":
         found = f"found {long} rows over {limit} tokens, and truncation 'windows'"
         remedy = "choose --truncation head, or train in the model"
-        problems.append(Problem("rows", found, "accepted: rows of one pass", remedy))
+        problems.append(Problem("rows", found, "rows of one pass", remedy))
     if problems:
         raise TaskHeadsError(problems)
 
@@ -385,6 +385,6 @@ def _write(path: Path, features: torch.Tensor) -> None:
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        accepted = f"accepted: a folder that takes {features.nbytes:,} bytes"
+        accepted = f"a folder that takes {features.nbytes:,} bytes"
         remedy = "free some space, or name another folder"
         raise TaskHeadsError(Problem(str(path), f"found that {error}", accepted, remedy)) from error

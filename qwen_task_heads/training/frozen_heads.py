@@ -148,7 +148,7 @@ def fit_head(
     """
     settings = settings or HeadTraining()
     if not len(rows):
-        raise TaskHeadsError(Problem("rows", "found none", "accepted: at least one", "check the data"))
+        raise TaskHeadsError(Problem("rows", "found none", "at least one", "check the data"))
     start = time.monotonic()
     device = next(head.parameters()).device
     devices = [device] if device.type == "cuda" else []
@@ -193,7 +193,7 @@ def _train(
         history.append({"step": step, "epoch": float(epoch), "loss": float(total) / len(rows)})
         if not math.isfinite(history[-1]["loss"]):
             found, remedy = f"found {history[-1]['loss']} in epoch {epoch}", "lower --learning_rate"
-            raise TaskHeadsError(Problem("loss", found, "accepted: finite numbers", remedy))
+            raise TaskHeadsError(Problem("loss", found, "finite numbers", remedy))
         better = dev is None
         if dev is not None:
             figures = dev.figures(head)

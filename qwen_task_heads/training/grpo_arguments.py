@@ -24,7 +24,7 @@ from qwen_task_heads.training.option_checks import (
 
 
 @dataclass
-class WriterArguments:
+class TitleGeneratorArguments:
     """Texts to write titles for, and the scorer that pays; the rest is trl's."""
 
     reward_model: str = field(metadata={"help": "Folder or repo id of a title scorer."})
@@ -39,7 +39,7 @@ class WriterArguments:
 
 
 @dataclass
-class WriterConfig(GRPOConfig):
+class TitleGeneratorConfig(GRPOConfig):
     """trl's `GRPOConfig` with defaults for titles, which are short; bf16 only where there is a GPU."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the run."})
@@ -52,15 +52,15 @@ class WriterConfig(GRPOConfig):
         if self.push_to_hub or self.hub_token:  # titles.jsonl holds texts of the training
             option = "--push_to_hub" if self.push_to_hub else "--hub_token"
             remedy = "drop it: upload the folder later, without titles.jsonl and checkpoints"
-            raise TaskHeadsError.of(option, "it", "no upload of a writer", remedy)
+            raise TaskHeadsError(Problem(option, "found it", "no upload of a writer", remedy))
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and not self.use_cpu
         super().__post_init__()
 
 
-def parse_writer_arguments(
+def parse_title_generator_arguments(
     argv: Sequence[str] | None = None,
-) -> tuple[WriterArguments, WriterConfig, ModelConfig]:
+) -> tuple[TitleGeneratorArguments, TitleGeneratorConfig, ModelConfig]:
     """Parse the command line and the `--config` YAML; the command line wins.
 
     Raises:
@@ -73,7 +73,7 @@ def parse_writer_arguments(
         part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]
     words = with_line_breaks(words)
-    groups = (WriterArguments, WriterConfig, ModelConfig)
+    groups = (TitleGeneratorArguments, TitleGeneratorConfig, ModelConfig)
     known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
     _, problems = read_config(words, known)
     if problems:
@@ -89,17 +89,17 @@ def parse_writer_arguments(
         problems += [*option_problems(args), *tracker_problems(args)]
     if not 0 <= task.length_penalty <= 1:
         found, remedy = str(task.length_penalty), "choose such as 0.5"
-        problems.append(Problem.of("--length_penalty", found, "0 to 1", remedy))
+        problems.append(Problem("--length_penalty", f"found {found}", "0 to 1", remedy))
     if problems:
         raise TaskHeadsError(problems)
     return task, args, model_args
 
 
-def _evaluation_problems(args: WriterConfig) -> list[Problem]:
+def _evaluation_problems(args: TitleGeneratorConfig) -> list[Problem]:
     """Refuse what counts on an evaluation: a writer has no dev set."""
     none = "nothing: a writer has no dev set"
     problems = [
-        Problem.of(f"--{name}", str(value), none, "drop it")
+        Problem(f"--{name}", f"found {value!s}", none, "drop it")
         for name, value, counts in (
             ("eval_strategy", args.eval_strategy.value, args.eval_strategy != IntervalStrategy.NO),
             ("load_best_model_at_end", "true", args.load_best_model_at_end),

@@ -118,7 +118,7 @@ def parse_head(text: str) -> tuple[int, ...]:
     sizes = [width.strip() for width in widths.split(",")] if widths else []
     if (kind == "linear" and not sizes) or (kind == "mlp" and sizes and all(_is_width(w) for w in sizes)):
         return tuple(map(int, sizes))
-    accepted = "accepted: linear, or mlp with its widths, as mlp:256 or mlp:1024,512"
+    accepted = "linear, or mlp with its widths, as mlp:256 or mlp:1024,512"
     raise TaskHeadsError(Problem("--heads", f"found {text!r}", accepted, "choose such as mlp:256"))
 
 
@@ -136,7 +136,7 @@ def parse_layers(text: str | int) -> tuple[int, ...]:
     numbers = str(text).split("+")  # a YAML file holds numbers
     if not all(map(_is_width, numbers)):
         accepted = "layers from 1, several by +, as 20 or 15+20"
-        raise TaskHeadsError(Problem.of("--layers", f"{text!r}", accepted, "choose such as 2"))
+        raise TaskHeadsError(Problem("--layers", f"found {text!r}", accepted, "choose such as 2"))
     return tuple(sorted(set(map(int, numbers))))
 
 
@@ -218,7 +218,7 @@ def sweep_heads(
     states = _states(features, layers)
     grid = list(product(states, dict.fromkeys(losses), dict.fromkeys(heads)))
     if not grid or not seeds:
-        accepted = "accepted: a layer, a pooling, a head, a loss and a seed at least"
+        accepted = "a layer, a pooling, a head, a loss and a seed at least"
         raise TaskHeadsError(Problem("sweep", "found nothing to try", accepted, "name some"))
     made: dict[Any, tuple[FeatureRows, FeatureRows]] = {}
     results = []

@@ -18,7 +18,7 @@ from typing import Any
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
 
-from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.head_rows import drop_calibration
 from qwen_task_heads.hubcode.folder_task_heads import is_checkpoint, write_card, write_gitignore
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
@@ -64,7 +64,7 @@ class HubSaving(WithoutTrainingArgs):
         if self.task_head._hf_peft_config_loaded:  # whose checkpoints no Trainer resumes from
             found = "a model that has loaded its adapter"
             remedy = "merge it (qwen_task_heads.merge), or train the plain backbone with peft_config"
-            raise TaskHeadsError.of("model", found, "a full model, or a PeftModel", remedy)
+            raise TaskHeadsError(Problem("model", f"found {found}", "a full model, or a PeftModel", remedy))
         if self.processing_class is not None:
             self.task_head.tokenizer = self.processing_class
             self.task_head.config.text_config.pad_token_id = self.processing_class.pad_token_id

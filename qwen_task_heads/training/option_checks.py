@@ -88,7 +88,7 @@ def metric_problems(args: Any, metrics: Sequence[str], *, where: str = "") -> li
         return []
     accepted = (", ".join(metrics) or "nothing: there is no evaluation") + where
     remedy = "choose one of them, or drop it" if metrics else "drop it"
-    return [Problem.of("--metric_for_best_model", repr(name), accepted, remedy)]
+    return [Problem("--metric_for_best_model", f"found {name!r}", accepted, remedy)]
 
 
 def prefers_less(metric: str | None) -> bool:
@@ -107,7 +107,7 @@ def option_problems(args: Any) -> list[Problem]:
         >>> from transformers import TrainingArguments
         >>> from qwen_task_heads.training.option_checks import option_problems
         >>> args = TrainingArguments("runs/x", optim="sgd", optim_args="momentum=0.9,foo=1", use_cpu=True)
-        >>> [problem.remedy for problem in option_problems(args)]
+        >>> [problem.fix for problem in option_problems(args)]
         ['give --optim_args momentum=0.9']
     """
     optimizer, problems = try_optimizer(args)
@@ -120,10 +120,12 @@ def saving_problems(args: Any) -> list[Problem]:
     if args.save_total_limit is not None and args.save_total_limit < 1:
         none = "--save_strategy no --load_best_model_at_end false"
         remedy = f"give --save_total_limit 1, or {none} to save none"
-        problems.append(Problem.of("--save_total_limit", str(args.save_total_limit), "1 or more", remedy))
+        problems.append(
+            Problem("--save_total_limit", f"found {args.save_total_limit!s}", "1 or more", remedy)
+        )
     if args.save_strategy == SaveStrategy.BEST and args.eval_strategy == "no":
         found, accepted = "'best' without an evaluation, so that nothing would be saved", "no, steps, epoch"
-        problems.append(Problem.of("--save_strategy", found, accepted, "give --save_strategy epoch"))
+        problems.append(Problem("--save_strategy", f"found {found}", accepted, "give --save_strategy epoch"))
     return problems
 
 
@@ -131,10 +133,10 @@ def _machine_problems(args: Any) -> list[Problem]:
     problems = []
     if args.fp16 and args.device.type == "cpu":
         accepted, remedy = "a GPU, or another precision", "drop it"
-        problems.append(Problem.of("--fp16", "it on a CPU", accepted, remedy))
+        problems.append(Problem("--fp16", "found it on a CPU", accepted, remedy))
     if args.use_liger_kernel and find_spec("liger_kernel") is None:
         accepted, remedy = "installed packages", "pip install liger-kernel, or drop it"
-        problems.append(Problem.of("--use_liger_kernel", "no liger_kernel", accepted, remedy))
+        problems.append(Problem("--use_liger_kernel", "found no liger_kernel", accepted, remedy))
     return problems
 
 
@@ -152,7 +154,7 @@ def tracker_problems(args: Any) -> list[Problem]:
             found = f"{name!r}, not installed"
         install = f"pip install {name}, or " if "installed" in found else ""
         accepted, remedy = "a tracker that is installed", f"{install}give --report_to none"
-        problems.append(Problem.of("--report_to", found, accepted, remedy))
+        problems.append(Problem("--report_to", f"found {found}", accepted, remedy))
     return problems
 
 
@@ -214,15 +216,15 @@ def _optimizer_problem(args: Any, error: Exception) -> Problem:
     found = f"{name!r}, which fails: {reason[:200]}"
     if "optim_target_modules" in reason:
         accepted, remedy = "names of modules, or all-linear", "add --optim_target_modules all-linear"
-        return Problem.of("--optim_target_modules", f"none with --optim {name}", accepted, remedy)
+        return Problem("--optim_target_modules", f"found none with --optim {name}", accepted, remedy)
     for option, usual in NUMBERS.items():
         given, without = vars(args)[option], copy.copy(args)
         setattr(without, option, usual)
         if given not in (None, "", usual) and _runs(without):
             found, accepted = f"{given!r}: {reason[:200]}", f"values that {name} takes"
-            return Problem.of(f"--{option}", found, accepted, "drop it")
+            return Problem(f"--{option}", f"found {found}", accepted, "drop it")
     remedy = _install(reason) + f"give --optim {USUAL_OPTIMIZER}"
-    return Problem.of("--optim", found, "an optimizer that runs here", remedy)
+    return Problem("--optim", f"found {found}", "an optimizer that runs here", remedy)
 
 
 def _runs(args: Any) -> bool:
@@ -247,7 +249,7 @@ def _optimizer_arguments(args: Any) -> list[Problem]:
     where, pairs = "--optim_args", args.optim_args.replace(" ", "").split(",")
     if wrong := [pair for pair in pairs if not re.fullmatch(r"[^=]+=[^=]+", pair)]:
         accepted = "name=value, with commas between"
-        return [Problem.of(where, repr(wrong[0]), accepted, "correct it, or drop it")]
+        return [Problem(where, f"found {wrong[0]!r}", accepted, "correct it, or drop it")]
     name, as_given = str(args.optim.value), _outcome(args, args.optim_args)
     if isinstance(as_given, ImportError):
         return []  # nothing is known of its arguments
@@ -263,7 +265,7 @@ def _optimizer_arguments(args: Any) -> list[Problem]:
         return []
     kept = ",".join(pair for pair in pairs if pair.split("=")[0] not in unread)
     remedy = f"give --optim_args {kept}" if kept else "drop it"
-    return [Problem.of(where, f"{', '.join(unread)}, which {name} does not read", "what it reads", remedy)]
+    return [Problem(where, f"found {', '.join(unread)}, which {name} does not read", "what it reads", remedy)]
 
 
 def _target_modules(args: Any) -> list[Problem]:
@@ -275,7 +277,7 @@ def _target_modules(args: Any) -> list[Problem]:
     if given is None or isinstance(outcomes[0], Exception) or str(outcomes[0]) != str(outcomes[1]):
         return []
     found = f"{given!r}, which {args.optim.value} does not read"
-    return [Problem.of("--optim_target_modules", found, "nothing with it", "drop it")]
+    return [Problem("--optim_target_modules", f"found {found}", "nothing with it", "drop it")]
 
 
 def _outcome(args: Any, optim_args: str | None) -> Any:
@@ -308,7 +310,7 @@ def scheduler_problems(
     given = args.lr_scheduler_kwargs or {}
     if not isinstance(given, dict):
         accepted = 'a mapping as JSON, such as {"num_cycles": 2}'
-        return [Problem.of(where, repr(given), accepted, "correct it, or drop it")]
+        return [Problem(where, f"found {given!r}", accepted, "correct it, or drop it")]
     takes = _schedule_takes(name)
     unknown = [key for key in given if key not in takes]
     known = {key: value for key, value in given.items() if key in takes}
@@ -321,13 +323,17 @@ def scheduler_problems(
         known = usual
     elif error:
         found = f"{name!r}, which fails: {error}"
-        return [Problem.of("--lr_scheduler_type", found, "one that runs", "give --lr_scheduler_type linear")]
+        return [
+            Problem(
+                "--lr_scheduler_type", f"found {found}", "one that runs", "give --lr_scheduler_type linear"
+            )
+        ]
     remedy = f"give {where} '{json.dumps(known)}'" if known else "drop it"
     if error:
-        problems.append(Problem.of(where, f"{given or 'nothing'}: {error}", f"what {name} needs", remedy))
+        problems.append(Problem(where, f"found {given or 'nothing'}: {error}", f"what {name} needs", remedy))
     if unknown:
         found = f"{', '.join(unknown)}, which {name} does not read"
-        problems.append(Problem.of(where, found, ", ".join(takes) or "nothing", remedy))
+        problems.append(Problem(where, f"found {found}", ", ".join(takes) or "nothing", remedy))
     return problems
 
 
@@ -349,7 +355,7 @@ def direction_problems(args: Any) -> list[Problem]:
     metric, better = args.metric_for_best_model, "more" if args.greater_is_better else "less"
     found = f"mode {mode!r} with {metric}, of which {better} is better"
     remedy = f"give --lr_scheduler_kwargs '{json.dumps({**given, 'mode': right})}'"
-    return [Problem.of("--lr_scheduler_kwargs", found, f"mode {right!r}", remedy)]
+    return [Problem("--lr_scheduler_kwargs", f"found {found}", f"mode {right!r}", remedy)]
 
 
 def _schedule_takes(name: str) -> list[str]:

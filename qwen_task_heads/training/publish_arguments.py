@@ -98,24 +98,24 @@ def card_problems(facts: Mapping[str, Any], *, prefix: str = "") -> list[Problem
         name = re.sub(f"^{OWN_LICENCE}", "", licence, flags=re.IGNORECASE).strip() or "NAME"
         remedy = f"did you mean {near[0] if near else OWN_LICENCE + name}?"
         accepted = "an id of the hub's list, or other:NAME"
-        problems.append(Problem.of(f"{prefix}license", shorten(licence), accepted, remedy))
+        problems.append(Problem(f"{prefix}license", f"found {shorten(licence)}", accepted, remedy))
     language = facts.get("language") or ()
     for code in (language,) if isinstance(language, str) else language:
         meant = LANGUAGES.get(code.lower())
         if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", code) or meant:
             remedy = f"did you mean {meant}?" if meant else "choose such as en"
             accepted = "codes of two or three letters, such as en or zh"
-            problems.append(Problem.of(f"{prefix}language", shorten(code), accepted, remedy))
+            problems.append(Problem(f"{prefix}language", f"found {shorten(code)}", accepted, remedy))
     url = facts.get("dataset_url") or ""
     if url and not re.match(r"https?://[^\s/]", url, re.IGNORECASE):
         accepted = "an address that begins with https:// or http://"
         host = re.fullmatch(r"[\w-]+(\.[\w-]+)+(/\S*)?", url)
         remedy = f"did you mean https://{url}?" if host else "drop it"
-        problems.append(Problem.of(f"{prefix}dataset_url", shorten(url), accepted, remedy))
+        problems.append(Problem(f"{prefix}dataset_url", f"found {shorten(url)}", accepted, remedy))
     dataset = facts.get("dataset_id")
     if dataset and not is_dataset_id(dataset):
         accepted = "owner/name of a data set on the Hugging Face Hub"
-        problems.append(Problem.of(f"{prefix}dataset_id", shorten(dataset), accepted, "drop it"))
+        problems.append(Problem(f"{prefix}dataset_id", f"found {shorten(dataset)}", accepted, "drop it"))
     return problems
 
 
@@ -139,7 +139,7 @@ def publish_problems(task: PublishArguments, training: Any) -> list[Problem]:
     """
     problems = card_problems(vars(task), prefix="--")
     if task.publish_form not in FORMS:
-        accepted = "accepted: " + ", ".join(FORMS)
+        accepted = "" + ", ".join(FORMS)
         problems.append(
             Problem("--publish_form", f"found {task.publish_form!r}", accepted, "choose one of them")
         )
@@ -147,17 +147,19 @@ def publish_problems(task: PublishArguments, training: Any) -> list[Problem]:
         # Not quoted: it is a secret, and this message goes to logs.
         remedy = "drop it: revoke it there, and log in by `hf auth login`, HF_TOKEN or MODELSCOPE_API_TOKEN"
         problems.append(
-            Problem("--hub_token", "found a token", "accepted: none on a command line or in a file", remedy)
+            Problem("--hub_token", "found a token", "none on a command line or in a file", remedy)
         )
     if not training.push_to_hub:
         if training.hub_model_id is not None:
             found = f"{training.hub_model_id!r} without --push_to_hub"
-            problems.append(Problem.of("--hub_model_id", found, "both or neither", "add --push_to_hub true"))
+            problems.append(
+                Problem("--hub_model_id", f"found {found}", "both or neither", "add --push_to_hub true")
+            )
         return problems
     if training.hub_model_id is None:
         accepted, remedy = "owner/name of the repo", "add --hub_model_id owner/name"
-        problems.append(Problem.of("--hub_model_id", "none", accepted, remedy))
+        problems.append(Problem("--hub_model_id", "found none", accepted, remedy))
     if HubStrategy(training.hub_strategy) in DURING_TRAINING:
-        accepted = "accepted: end; what is published is the finished model, proven equal"
+        accepted = "end; what is published is the finished model, proven equal"
         problems.append(Problem("--hub_strategy", f"found {training.hub_strategy!s}", accepted, "drop it"))
     return problems

@@ -137,10 +137,12 @@ def _length_problems(args: Any, flow: Flow, dev: Any) -> list[Problem]:
     counts_on = f"which {', '.join(why)} count{'s' * (len(why) == 1)} on"
     if dev is None or (isinstance(dev, dict) and not dev):
         found = f"no dev set, {counts_on}"
-        return [Problem.of("--eval_strategy", found, "a dev set", "give --load_best_model_at_end false")]
+        return [
+            Problem("--eval_strategy", f"found {found}", "a dev set", "give --load_best_model_at_end false")
+        ]
     if not flow.looks:
         found = f"{args.eval_delay:g} for {run}: no evaluation, {counts_on}"
-        return [Problem.of("--eval_delay", found, "less than the run", "give --eval_delay 0")]
+        return [Problem("--eval_delay", f"found {found}", "less than the run", "give --eval_delay 0")]
     in_steps = args.eval_strategy == IntervalStrategy.STEPS
     if in_steps and args.eval_steps > flow.steps:
         # The last step is looked at in any case: one look, and nothing to choose from.
@@ -149,7 +151,7 @@ def _length_problems(args: Any, flow: Flow, dev: Any) -> list[Problem]:
         remedy = f"give --eval_steps {every}"
         if args.save_strategy == SaveStrategy.STEPS:
             remedy += f" --save_steps {every}"
-        return [Problem.of("--eval_steps", found, f"at most {flow.steps:,}", remedy)]
+        return [Problem("--eval_steps", f"found {found}", f"at most {flow.steps:,}", remedy)]
     if (
         args.load_best_model_at_end
         and args.save_strategy == SaveStrategy.STEPS
@@ -157,7 +159,11 @@ def _length_problems(args: Any, flow: Flow, dev: Any) -> list[Problem]:
     ):
         found = f"{args.save_steps:g} for {run}: only the last step would be saved, and not the best"
         every = int(args.eval_steps) if args.eval_steps >= 1 else args.eval_steps
-        return [Problem.of("--save_steps", found, f"at most {flow.steps:,}", f"give --save_steps {every:g}")]
+        return [
+            Problem(
+                "--save_steps", f"found {found}", f"at most {flow.steps:,}", f"give --save_steps {every:g}"
+            )
+        ]
     return []
 
 
@@ -171,7 +177,7 @@ def _module_problems(args: Any, model: nn.Module) -> list[Problem]:
         return []
     ends = sorted({name.split(".")[-1] for name in linear})
     remedy = "give --optim_target_modules all-linear"
-    return [Problem.of("--optim_target_modules", repr(names), f"all-linear, {', '.join(ends)}", remedy)]
+    return [Problem("--optim_target_modules", f"found {names!r}", f"all-linear, {', '.join(ends)}", remedy)]
 
 
 # --- the disk ---
@@ -211,7 +217,7 @@ def _disk_problems(trainer: Any, flow: Flow, *, limit: int | None) -> list[Probl
         f"optimizer {state:,}) and the model"
     )
     accepted = f"{needed(kept(limit)):,} bytes"
-    return [Problem.of(str(args.output_dir), found, accepted, ", or ".join(remedies))]
+    return [Problem(str(args.output_dir), f"found {found}", accepted, ", or ".join(remedies))]
 
 
 def checkpoint_bytes(model: nn.Module, args: Any) -> tuple[int, int]:

@@ -81,7 +81,7 @@ class RunDefaults:
             no_steps = self.eval_steps is None  # type: ignore[has-type]  # a field of the parent
             if self.eval_strategy == "steps" and no_steps:  # transformers would take the logging steps
                 self.eval_steps = LOOK_EVERY
-        self._settle_saving()
+        self._resolve_saving()
         if self.greater_is_better is None and prefers_less(self.metric_for_best_model):
             self.greater_is_better = False  # of mse and mae transformers would keep the largest
         super().__post_init__()  # type: ignore[misc]
@@ -103,7 +103,7 @@ class RunDefaults:
             line += " Change it by --dataset_name, --model_name_or_path and --output_dir; all options: --help"
         print(line, flush=True)
 
-    def _settle_saving(self) -> None:
+    def _resolve_saving(self) -> None:
         """Save where dev is looked at, unless told otherwise; refuse what could not save the best."""
         looks = self.eval_steps or self.logging_steps or LOG_EVERY  # as transformers does
         if self.save_strategy is None:
@@ -118,15 +118,15 @@ class RunDefaults:
             return
         remedy = "drop it, or give --load_best_model_at_end false"
         if self.eval_strategy == "no":
-            found, accepted = "found 'no': no checkpoint would be the best on dev", "accepted: epoch, steps"
+            found, accepted = "found 'no': no checkpoint would be the best on dev", "epoch, steps"
             raise TaskHeadsError(Problem("--eval_strategy", found, accepted, remedy))
         if self.eval_strategy != self.save_strategy:
             found = f"found {str(self.save_strategy)!r} beside --eval_strategy {self.eval_strategy!s}"
-            accepted = f"accepted: {self.eval_strategy!s}, so that the best on dev is saved"
+            accepted = f"{self.eval_strategy!s}, so that the best on dev is saved"
             raise TaskHeadsError(Problem("--save_strategy", found, accepted, remedy))
         if in_steps and looks > 0 and _odd(self.save_steps, of=looks):
             found = f"found {self.save_steps:g}, and dev is looked at every {looks:g} steps (--eval_steps)"
-            accepted = "accepted: a multiple of it, so that the best step is saved"
+            accepted = "a multiple of it, so that the best step is saved"
             raise TaskHeadsError(Problem("--save_steps", found, accepted, remedy))
 
 

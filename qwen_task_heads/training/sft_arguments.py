@@ -11,7 +11,7 @@ from trl import SFTConfig
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem
 from qwen_task_heads.tokenization.label_prompts import MAX_LENGTH, instruction_for
-from qwen_task_heads.training.arguments import DataArguments, HeadModelConfig, not_among, parse_arguments
+from qwen_task_heads.training.arguments import DataArguments, HeadModelConfig, not_one_of, parse_arguments
 from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.run_defaults import RunDefaults
 
@@ -134,19 +134,19 @@ def parse_sft_arguments(
 
 
 def _check(texts: SftArguments, training: SftClassifyConfig, model: SftModelConfig) -> list[Problem]:
-    problems = not_among(("--truncation", texts.truncation, ENDS))
+    problems = not_one_of(("--truncation", texts.truncation, ENDS))
     if training.max_length is None:
-        problems.append(Problem("--max_length", "found none", "accepted: a length", "choose such as 1024"))
+        problems.append(Problem("--max_length", "found none", "a length", "choose such as 1024"))
     if model.lora_task_type != "CAUSAL_LM":
         found = f"found {model.lora_task_type!r}"
-        problems.append(Problem("--lora_task_type", found, "accepted: CAUSAL_LM", "drop it"))
+        problems.append(Problem("--lora_task_type", found, "CAUSAL_LM", "drop it"))
     # What trl or a classifier would do with these: nothing here, or other prompts than are scored afterwards.
     given, usual = {**training.__dict__, **model.__dict__}, SftClassifyConfig.__dataclass_fields__
     for name, reason in UNUSED.items():
         value = given[name]
         if value and value != (usual[name].default if name in usual else None):
-            problems.append(Problem.of(f"--{name}", repr(value), "nothing", f"drop it: {reason}"))
+            problems.append(Problem(f"--{name}", f"found {value!r}", "nothing", f"drop it: {reason}"))
     if training.completion_only_loss is False:
         reason = "drop it: the loss is on the answer alone"
-        problems.append(Problem.of("--completion_only_loss", "false", "true", reason))
+        problems.append(Problem("--completion_only_loss", "found false", "true", reason))
     return problems

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import CAN_EXIT
 from qwen_task_heads.tokenization.templates import SHELL_TEXTS, for_shell
-from qwen_task_heads.training.arguments import HeadModelConfig, not_among, parse_arguments
+from qwen_task_heads.training.arguments import HeadModelConfig, not_one_of, parse_arguments
 from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.classifier_arguments import (
     ClassifierArguments,
@@ -138,14 +138,14 @@ class SweepArguments(SweepOptions, ClassifierArguments):
         """
         known = TEXT_LOSSES[problem_type]
         names = list(dict.fromkeys(self.losses or [next(iter(known))]))
-        accepted = f"accepted: {', '.join(known)}"
+        accepted = f"{', '.join(known)}"
         problems = [
             Problem("--losses", f"found {name!r} for {problem_type}", accepted, "choose among them")
             for name in names
             if name not in known
         ]
         taken = {option for name in names if name in known for option in known[name].options}
-        asked, accepted = f"found it with {', '.join(names)}", "accepted: with a loss that takes it"
+        asked, accepted = f"found it with {', '.join(names)}", "with a loss that takes it"
         problems += [
             Problem(FLAGS[name], asked, accepted, "drop it")
             for name in self.loss_options()
@@ -176,11 +176,11 @@ class TitleSweepArguments(SweepOptions, TitleArguments):
         for name in names:
             if name not in known:
                 found = f"{name!r}, and no tests of several titles" if name in GROUP_LOSSES else repr(name)
-                problems.append(Problem.of("--losses", found, ", ".join(known), "choose among them"))
+                problems.append(Problem("--losses", f"found {found}", ", ".join(known), "choose among them"))
         pairwise = [PAIR_LOSSES[name] for name in names if name in PAIR_LOSSES]
         problems += [
-            Problem.of(
-                f"--loss_{name}", f"it with {', '.join(names)}", "with a loss that takes it", "drop it"
+            Problem(
+                f"--loss_{name}", f"found it with {', '.join(names)}", "with a loss that takes it", "drop it"
             )
             for name in self.loss_options()
             if not any(name in (*loss.options, *loss.uses) for loss in pairwise)
@@ -293,7 +293,7 @@ def parse_sweep_arguments(argv: Sequence[str] | None = None) -> tuple[Any, Any, 
         TaskHeadsError: unknown keys, unusable values, or options that a sweep has no use for.
     """
     task = stated_value("task", sys.argv[1:] if argv is None else argv) or "texts"
-    if problems := not_among(("--task", task, list(TASKS))):
+    if problems := not_one_of(("--task", task, list(TASKS))):
         raise TaskHeadsError(problems)
     options, training, model = parse_arguments((*TASKS[task], HeadModelConfig), argv, check=_check)
     if training.learning_rate is None:
@@ -309,9 +309,7 @@ def _check(texts: Any, training: Any, model: HeadModelConfig) -> list[Problem]:
         if name in usual and texts.__dict__[name] != usual[name]:
             remedy = f"give {instead} instead".format(**_swept(texts)) if instead else "drop it"
             found = f"found {texts.__dict__[name]!r}"
-            problems.append(
-                Problem(f"--{name}", found, "accepted: nothing; a sweep tries heads on features", remedy)
-            )
+            problems.append(Problem(f"--{name}", found, "nothing; a sweep tries heads on features", remedy))
     plain = type(training)(output_dir=training.output_dir, use_cpu=training.use_cpu)
     changed = {item.name for item in fields(training) if vars(training)[item.name] != vars(plain)[item.name]}
     for item in fields(training):
@@ -324,13 +322,13 @@ def _check(texts: Any, training: Any, model: HeadModelConfig) -> list[Problem]:
             problems.append(Problem(f"--{item.name}", found, accepted, "drop it"))
     if model.use_peft:
         remedy = f"drop it: LoRA comes after, by {Path(texts.TRAINS_ON).name} --init_head"
-        problems.append(Problem("--use_peft", "found true", "accepted: false", remedy))
-    problems += not_among(
+        problems.append(Problem("--use_peft", "found true", "false", remedy))
+    problems += not_one_of(
         ("--save_as", texts.save_as, SAVED_AS), ("--feature_dtype", texts.feature_dtype, list(DTYPES))
     )
     problems += penalty_problems(texts.penalties)
     for pooling in texts.poolings:
-        problems += not_among(("--poolings", pooling, POOLINGS))
+        problems += not_one_of(("--poolings", pooling, POOLINGS))
     for parse, values in ((parse_head, texts.heads), (parse_layers, texts.layers or [])):
         for value in values:
             try:
@@ -338,19 +336,17 @@ def _check(texts: Any, training: Any, model: HeadModelConfig) -> list[Problem]:
             except TaskHeadsError as error:
                 problems += error.problems
     if not are_titles and texts.truncation == "windows":
-        accepted = "accepted: head, tail, head_tail"
+        accepted = "head, tail, head_tail"
         remedy = "choose one of them: a head on windows is trained by classify.py"
         problems.append(Problem("--truncation", "found 'windows'", accepted, remedy))
     if not texts.seeds:
-        problems.append(Problem("--seeds", "found none", "accepted: one or more", "choose such as 0"))
+        problems.append(Problem("--seeds", "found none", "one or more", "choose such as 0"))
     if training.num_train_epochs > 0 and training.num_train_epochs != int(training.num_train_epochs):
         found = f"found {training.num_train_epochs}"
-        problems.append(
-            Problem("--num_train_epochs", found, "accepted: whole epochs, 1 or more", "choose such as 10")
-        )
+        problems.append(Problem("--num_train_epochs", found, "whole epochs, 1 or more", "choose such as 10"))
     if texts.tolerance < 0:
         found = f"found {texts.tolerance}"
-        problems.append(Problem("--tolerance", found, "accepted: 0 or more", "choose such as 0.005"))
+        problems.append(Problem("--tolerance", found, "0 or more", "choose such as 0.005"))
     return problems
 
 

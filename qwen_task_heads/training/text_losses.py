@@ -333,9 +333,7 @@ def resolve_text_loss(
     chosen = next(iter(forms)) if name is None else name
     if chosen not in forms:
         found = f"found {shorten(chosen)} for {problem_type}"
-        raise TaskHeadsError(
-            Problem("--loss", found, f"accepted: {', '.join(forms)}", "choose one of them, or none")
-        )
+        raise TaskHeadsError(Problem("--loss", found, f"{', '.join(forms)}", "choose one of them, or none"))
     form = forms[chosen]
     given = {key: value for key, value in (options or {}).items() if value is not None}
     if not given.get("label_smoothing"):
@@ -349,7 +347,7 @@ def resolve_text_loss(
             found = f"found {shorten(value)} with loss {chosen!r}"
             other = next((loss for loss, one in forms.items() if key in one.options), None)
             remedy = "drop it" if other is None else f"drop it, or give --loss {other}"
-            problems.append(Problem(flag, found, f"accepted: {takes}", remedy))
+            problems.append(Problem(flag, found, f"{takes}", remedy))
         elif key in ("class_weights", "pos_weight"):
             numbers, wrong = read_weights(
                 value, flag=flag, num_labels=num_labels, class_counts=class_counts, rows=rows
@@ -394,4 +392,4 @@ def _paired(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def _shapes(name: str, logits: Tensor, values: Tensor, accepted: str) -> TaskHeadsError:
     found = f"logits {tuple(logits.shape)} and {name} {tuple(values.shape)}"
     remedy = "make the data set with the config of this model"
-    return TaskHeadsError(Problem(f"loss input {name!r}", f"found {found}", f"accepted: {accepted}", remedy))
+    return TaskHeadsError(Problem(f"loss input {name!r}", f"found {found}", f"{accepted}", remedy))

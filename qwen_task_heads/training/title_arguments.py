@@ -12,7 +12,7 @@ from qwen_task_heads.errors import Problem
 from qwen_task_heads.training.arguments import (
     HeadArguments,
     HeadModelConfig,
-    not_among,
+    not_one_of,
     parse_arguments,
 )
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
@@ -95,9 +95,9 @@ def parse_title_arguments(
 
 def check_titles(title: TitleArguments, training: TitleConfig, model: HeadModelConfig) -> list[Problem]:
     """What is wrong with the options of a run over titles, beside what `parse_arguments` finds."""
-    problems = not_among(("--loss", title.loss, [*PAIR_LOSSES, *GROUP_LOSSES]))
+    problems = not_one_of(("--loss", title.loss, [*PAIR_LOSSES, *GROUP_LOSSES]))
     if training.trust_remote_code:
         found = "found true: no code of a backbone's repo is run"
         remedy = "drop it: a backbone of transformers needs none"
-        problems.append(Problem("--trust_remote_code", found, "accepted: false", remedy))
+        problems.append(Problem("--trust_remote_code", found, "false", remedy))
     return problems

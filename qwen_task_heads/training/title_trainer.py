@@ -85,7 +85,7 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         )
         if self.grouped and args is not None and args.center_rewards_coefficient is not None:
             found = f"found {args.center_rewards_coefficient} with loss {loss!r}, which takes groups"
-            where, accepted = "--center_rewards_coefficient", "accepted: with a loss over pairs"
+            where, accepted = "--center_rewards_coefficient", "with a loss over pairs"
             raise TaskHeadsError(Problem(where, found, accepted, "drop it, or choose such a loss"))
         kwargs.setdefault("data_collator", TitleCollator(tokenizer.pad_token_id))
         if args is not None:
@@ -107,7 +107,7 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         accepted = () if self.grouped else (*self.pair_loss.uses, *self.pair_loss.options)
         if unknown := sorted(self.loss_options.keys() - set(accepted)):
             found = f"found {', '.join(unknown)} with loss {loss!r}"
-            takes = f"accepted: {', '.join(accepted) or 'no option'}"
+            takes = f"{', '.join(accepted) or 'no option'}"
             raise TaskHeadsError(
                 Problem(f"--loss_{unknown[0]}", found, takes, "drop it, or choose another loss")
             )
@@ -118,7 +118,7 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
                 if both := sorted(self.loss_options.keys() & set(dataset.column_names)):
                     found = f"found {self.loss_options[both[0]]}, and a column {both[0]!r} in the {name}"
                     remedy = f"drop --loss_{both[0]}, or the column from the data"
-                    one = "accepted: the option or the column"
+                    one = "the option or the column"
                     raise TaskHeadsError(Problem(f"--loss_{both[0]}", found, one, remedy))
                 where = f"--loss, {name}"
                 self.pair_loss.check([*dataset.column_names, *self.loss_options], where=where)

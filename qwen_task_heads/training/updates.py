@@ -59,7 +59,7 @@ class ExactUpdates:
         if self._is_left_unwrapped:
             found = f"found an evaluation before it, on {self.args.world_size} processes"
             remedy = "use --eval_on_start true, or a new trainer"
-            raise TaskHeadsError(Problem("train", found, "accepted: training first", remedy))
+            raise TaskHeadsError(Problem("train", found, "training first", remedy))
         return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

@@ -51,7 +51,7 @@ def head_options_of(repo: str, names: Sequence[str], *, hub: str = HUGGINGFACE) 
         hub: where an id is looked up.
 
     Returns:
-        Name to value of those that are set; {} of what is no such model, which `take_head` refuses.
+        Name to value of those that are set; {} of what is no such model, which `load_head` refuses.
 
     Example:
         >>> import tempfile
@@ -89,7 +89,7 @@ def take_template(tokenizer: Any, repo: str | None, *, hub: str = HUGGINGFACE) -
         tokenizer.init_kwargs[TEMPLATE_KEY] = saved.init_kwargs[TEMPLATE_KEY]
 
 
-def take_head(
+def load_head(
     model: TaskHeadModel,
     repo: str | None,
     *,
@@ -116,10 +116,10 @@ def take_head(
     Example:
         >>> import tempfile
         >>> from qwen_task_heads import build, load_tokenizer, save
-        >>> from qwen_task_heads.training.warm_start import take_head
+        >>> from qwen_task_heads.training.warm_start import load_head
         >>> tokenizer = load_tokenizer("embedded")
         >>> folder = save(build("embedded"), tokenizer=tokenizer, folder=tempfile.mkdtemp())
-        >>> take_head(build("embedded"), str(folder), tokenizer=tokenizer).config.model_type
+        >>> load_head(build("embedded"), str(folder), tokenizer=tokenizer).config.model_type
         'title_scorer'
     """
     if repo is None:
@@ -129,17 +129,17 @@ def take_head(
     fields, _ = type(model.config).get_config_dict(path)
     if fields.get("model_type") != model.config.model_type:
         found = f"found a {fields.get('model_type')!r} model in {repo}"
-        accepted = f"accepted: a {model.config.model_type}"
+        accepted = f"a {model.config.model_type}"
         raise TaskHeadsError(Problem("--init_head", found, accepted, "name a model of this kind"))
     saved = type(model.config).from_dict(fields)
     problems = _differences(model.config, saved)
     if template_of(tokenizer) != template_of(saved_tokenizer):
         found = f"found another template than that of {repo}"
         remedy = "give the --instruction, --between and --boundary it was trained with"
-        problems.append(Problem("--init_head", found, "accepted: the same", remedy))
+        problems.append(Problem("--init_head", found, "the same", remedy))
     if not model.on_plain_base:
         found = "found it beside a model of ours, which has a head"
-        problems.append(Problem("--init_head", found, "accepted: a plain backbone", "drop one of the two"))
+        problems.append(Problem("--init_head", found, "a plain backbone", "drop one of the two"))
     if problems:
         raise TaskHeadsError(problems)
     own, state = model.score.state_dict(), read_head(path)
@@ -151,10 +151,10 @@ def take_head(
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
         found = f"found tensors {sorted(state)} of other names or shapes in {repo}"
-        problems.append(Problem("--init_head", found, f"accepted: {shapes}", "name a model on this backbone"))
+        problems.append(Problem("--init_head", found, f"{shapes}", "name a model on this backbone"))
     if bad := [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]:
         found = f"found NaN or inf in score.{bad[0]} of {repo}"
-        problems.append(Problem("--init_head", found, "accepted: finite numbers", "train it again"))
+        problems.append(Problem("--init_head", found, "finite numbers", "train it again"))
     if problems:
         raise TaskHeadsError(problems)
     model.score.load_state_dict(state)
@@ -169,7 +169,7 @@ def read_head(repo: str) -> dict[str, torch.Tensor]:
     """
     found = {name: _file(repo, name) for name in FILES}
     if all(path is None for path in found.values()):
-        accepted, remedy = f"accepted: one of {', '.join(FILES)}", "name a folder that a recipe has finished"
+        accepted, remedy = f"one of {', '.join(FILES)}", "name a folder that a recipe has finished"
         raise TaskHeadsError(Problem("--init_head", f"found no weights in {repo}", accepted, remedy))
     name = next(name for name in FILES if found[name] is not None)
     names = {name}
@@ -211,7 +211,7 @@ def _differences(config: Any, saved: Any) -> list[Problem]:
     for name, (own, theirs) in values.items():
         if own != theirs:
             option = OPTIONS.get(name, f"--{name}")
-            accepted = f"accepted: {theirs!r}, with which the head of --init_head was trained"
+            accepted = f"{theirs!r}, with which the head of --init_head was trained"
             problems.append(Problem(option, f"found {own!r}", accepted, f"give {option} as it was there"))
     try:
         labels, before = LabelMap.of_config(config), LabelMap.of_config(saved)

@@ -27,7 +27,7 @@ NOTHING = "nothing"
 
 def differ(where: str, found: Any, accepted: Any, remedy: str) -> Problem:
     """One difference, both values cut to what fits a line."""
-    return Problem.of(where, shorten(found, 200), f"{shorten(accepted, 200)}, of training", remedy)
+    return Problem(where, f"found {shorten(found, 200)}", f"{shorten(accepted, 200)}, of training", remedy)
 
 
 def compare_facts(wanted: dict[str, Any], found: dict[str, Any], *, adapter: bool) -> list[Problem]:
@@ -67,7 +67,9 @@ def compare_stock(
     if any(row[-1] == found["pad_token_id"] for row in rows):
         text = "the token that ends every text, as pad token"
         problems.append(
-            Problem.of("config.json pad_token_id", text, "another token", "choose a pad token of its own")
+            Problem(
+                "config.json pad_token_id", f"found {text}", "another token", "choose a pad token of its own"
+            )
         )
     if tokenizer["padding_side"] != "right":
         problems.append(differ("tokenizer padding_side", tokenizer["padding_side"], "right", "export again"))
@@ -130,15 +132,17 @@ def compare_tensors(
             continue
         if own is None or theirs is None or own["shape"] != theirs["shape"]:
             shapes = [NOTHING if facts is None else f"a tensor {facts['shape']}" for facts in (theirs, own)]
-            problems.append(Problem.of(f"tensor {name}", shapes[0], shapes[1], "save the model again"))
+            problems.append(
+                Problem(f"tensor {name}", f"found {shapes[0]}", shapes[1], "save the model again")
+            )
         elif theirs["norm"] is None and own["norm"] is not None:
             problems.append(
-                Problem.of(f"tensor {name}", "NaN or inf", "finite values", "save the model again")
+                Problem(f"tensor {name}", "found NaN or inf", "finite values", "save the model again")
             )
         elif theirs.get("int8") and not own.get("int8"):
             text = "values in whole int8 steps"
             problems.append(
-                Problem.of(f"tensor {name}", text, own["dtype"], "save the head as it was trained")
+                Problem(f"tensor {name}", f"found {text}", own["dtype"], "save the head as it was trained")
             )
         elif (theirs["dtype"] not in (own["dtype"], "float32") and ".lora_" not in name) or (
             theirs["dtype"] != own["dtype"] and not folded and ".lora_" not in name
@@ -158,15 +162,17 @@ def compare_tensors(
             base.append(name)
     for (dtype, right), names in groups.items():
         problems.append(
-            Problem.of(f"dtype of {_list(names)}", dtype, right, "save it in the dtype of training")
+            Problem(f"dtype of {_list(names)}", f"found {dtype}", right, "save it in the dtype of training")
         )
     if unmerged:
         where, text = "the adapter is not merged", f"the base's own {_list(unmerged)}"
-        problems.append(Problem.of(where, text, "base and adapter folded", "merge the adapter, then save"))
+        problems.append(
+            Problem(where, f"found {text}", "base and adapter folded", "merge the adapter, then save")
+        )
     if base:
         text = f"other values in {_list(base)}"
         problems.append(
-            Problem.of("the base", text, "the base", "name the base and the revision of training")
+            Problem("the base", f"found {text}", "the base", "name the base and the revision of training")
         )
     return problems
 
@@ -205,7 +211,7 @@ def _one_head(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]
 
 def _values(name: str, found: dict[str, Any], own: dict[str, Any]) -> Problem:
     norms = [f"values of norm {facts['norm']!r}" for facts in (found, own)]
-    return Problem.of(f"tensor {name}", norms[0], norms[1], "save the model again")
+    return Problem(f"tensor {name}", f"found {norms[0]}", norms[1], "save the model again")
 
 
 def _list(names: Sequence[str]) -> str:
@@ -224,7 +230,7 @@ def compare_stored(wanted: dict[str, Any], folder: Path) -> list[Problem]:
                 groups.setdefault((path.name, stored, own["dtype"]), []).append(canonical(name))
     remedy = "save it in the dtype of training"
     return [
-        Problem.of(f"dtype of {_list(names)} in {file}", stored, right, remedy)
+        Problem(f"dtype of {_list(names)} in {file}", f"found {stored}", right, remedy)
         for (file, stored, right), names in groups.items()
     ]
 

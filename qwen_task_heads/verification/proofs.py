@@ -141,7 +141,7 @@ def prove(
     folder = Path(folder).resolve()
     named = named or folder
     if kind not in BOUNDS:
-        raise TaskHeadsError(Problem.of("kind", repr(kind), ", ".join(BOUNDS), "choose one of them"))
+        raise TaskHeadsError(Problem("kind", f"found {kind!r}", ", ".join(BOUNDS), "choose one of them"))
     if problems := _missing(folder, kind, named=named):
         raise TaskHeadsError(problems)
     check_repo(str(folder))  # with it, code that is not ours is not run, not even here
@@ -172,10 +172,12 @@ def prove(
         where = f"logits ({worst.padding} padding, batch {worst.batch})"
         text = f"a difference of {worst.difference:.2g}"
         accepted = "finite logits" if worst.bound is None else f"at most {worst.bound:.1e}"
-        problems.append(Problem.of(where, text, accepted, "what differs is named above, if it has a name"))
+        problems.append(
+            Problem(where, f"found {text}", accepted, "what differs is named above, if it has a name")
+        )
     if not rows and not problems:  # a proof that compared nothing is none
         problems.append(
-            Problem.of(str(named), "no logits to compare", "those of every layout", "make it again")
+            Problem(str(named), "found no logits to compare", "those of every layout", "make it again")
         )
     if problems:
         raise TaskHeadsError(problems)
@@ -202,7 +204,7 @@ def _report(
         return report
     found, accepted = failure.strip().splitlines()[-1][:500], "an artefact that a clean process opens"
     raise TaskHeadsError(
-        Problem.of(str(named), found, accepted, MEMORY if KILLED in failure else "make it again")
+        Problem(str(named), f"found {found}", accepted, MEMORY if KILLED in failure else "make it again")
     )
 
 
@@ -228,10 +230,10 @@ def _missing(folder: Path, kind: str, *, named: str | Path) -> list[Problem]:
     ]
     remedy = "save the model again"
     problems = [
-        Problem(f"{named}/{name}", "found no such file", "accepted: the one that save() writes", remedy)
+        Problem(f"{named}/{name}", "found no such file", "the one that save() writes", remedy)
         for name in missing
     ]
-    accepted = "accepted: the file of the installed package"
+    accepted = "the file of the installed package"
     problems += [Problem(f"{named}/{name}", "found other code", accepted, remedy) for name in changed]
     return problems
 
@@ -246,8 +248,8 @@ def _causes(reference: Reference, report: dict[str, Any], kind: str, folder: Pat
     wanted = reference.report
     full = report.get("out_of_memory")
     problems = [
-        Problem.of(
-            f"opening the {what}", " ".join(reason.split())[:300], "no error",
+        Problem(
+            f"opening the {what}", f'found {" ".join(reason.split())[:300]}', "no error",
             MEMORY if what == full else "save the model again",
         )
         for what, reason in report["failed"].items()

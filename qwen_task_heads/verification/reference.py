@@ -186,6 +186,4 @@ def read_reference(folder: str | Path) -> Reference:
     except (OSError, ValueError, KeyError, TypeError) as error:
         found = f"found no reference ({type(error).__name__})"
         remedy = "finish the run again, or take_reference(load(folder), ...) and write_reference()"
-        raise TaskHeadsError(
-            Problem(str(path), found, "accepted: what the run wrote at its end", remedy)
-        ) from error
+        raise TaskHeadsError(Problem(str(path), found, "what the run wrote at its end", remedy)) from error

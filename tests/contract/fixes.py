@@ -27,7 +27,7 @@ from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
 PACKAGE = Path(qwen_task_heads.__file__).parent
 MAKERS = {
     "Problem", "FileProblem", "InputProblem", "RowProblem", "Problem.of", "TaskHeadsError.of",
-    "TaskHeadError", "refuse", "not_among", "error_at", "_refusal",
+    "TaskHeadError", "refuse", "not_one_of", "error_at", "_refusal",
 }  # fmt: skip
 
 
@@ -59,10 +59,10 @@ def sites_of(module: str) -> dict[str, tuple[int, int]]:
 
 
 def _wheres(call: ast.Call) -> list[str]:
-    """The place that a call names; of `not_among`, which checks several options, each of them."""
+    """The place that a call names; of `not_one_of`, which checks several options, each of them."""
     if _is_of_row(call):
         return ["row"]
-    if ast.unparse(call.func) == "not_among":
+    if ast.unparse(call.func) == "not_one_of":
         return [_text(item.elts[0]) for item in call.args if isinstance(item, ast.Tuple)]
     return [_text(call.args[0])] if call.args else []
 
@@ -140,10 +140,10 @@ def changes(problem: Problem, argv: Words, typed: dict[str, Words] | None = None
         AssertionError: a way that no rule below turns into a command line.
     """
     option = problem.where
-    accepted = problem.accepted.removeprefix("accepted: ")
+    accepted = problem.expected.removeprefix("")
     found: list[Words] = []
     remedy = re.sub(
-        r"^(drop it|drop the option|raise it): .*", r"\1", problem.remedy
+        r"^(drop it|drop the option|raise it): .*", r"\1", problem.fix
     )  # what follows is the reason
     for way in re.split(r",? or (?=drop|give|name|add|choose|see|set)|; ", remedy):
         if way in (typed or {}):

@@ -158,7 +158,7 @@ def follow(case: Case, folder: Path) -> None:
     with refused(case.site) as problems:
         case.read(source, _typed(case.words, folder / "0"))
     problem = problem_at(problems, case.at, folder / "0")
-    ways, known = ways_of(problem.remedy), case.ways | (SKIPPED if case.read is inputs else {})
+    ways, known = ways_of(problem.fix), case.ways | (SKIPPED if case.read is inputs else {})
     assert sorted(ways) == sorted(known), problem
     for number, way in enumerate(ways, start=1):
         change, here = known[way], folder / str(number)

@@ -137,7 +137,7 @@ def test_a_new_refusal_is_found(tmp_path: Path) -> None:
         "def f(x):\n    raise TaskHeadsError.of('--x', 'a', 'b', 'c')\n\n"
         "class G:\n    def g(self):\n        return [Problem(f'--{n}', '', '', '') for n in 'ab'], "
         "Problem(f'--{n}', '', '', '')\n\n"
-        "def h(x):\n    return not_among(('--y', x, 'ab'), ('--z', x, 'ab'))\n"
+        "def h(x):\n    return not_one_of(('--y', x, 'ab'), ('--z', x, 'ab'))\n"
     )
     assert {site.split("::", 1)[1]: lines for site, lines in sites_of(str(path)).items()} == {
         "f::--x": (2, 2), "G.g::f'--{n}'": (6, 6), "G.g::f'--{n}'#2": (6, 6), "h::--y": (9, 9),

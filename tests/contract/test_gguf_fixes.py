@@ -15,7 +15,7 @@ from gguf_files import write_gguf
 
 from qwen_task_heads import build
 from qwen_task_heads.gguf_weights import dequantize
-from qwen_task_heads.hubcode.trust_task_heads import sha256
+from qwen_task_heads.hubcode.hashes_task_heads import sha256
 from qwen_task_heads.pretrained import SMOLLM2, locate
 
 no_wheel = test_pretrained.no_wheel
@@ -41,7 +41,7 @@ def file(whole: Path, tmp_path: Path) -> Path:
 def test_a_file_that_is_not_there_is_named_among_those_that_are(file: Path) -> None:
     with refused("gguf_weights.py::dequantize::str(path)") as found:
         build(str(file.parent), gguf_file="tiny.gguf")
-    [name] = re.findall(r"GGUF files there: (\S+)\)", found[0].remedy)
+    [name] = re.findall(r"GGUF files there: (\S+)\)", found[0].fix)
     assert build(str(file.parent), gguf_file=name)
 
 
@@ -80,7 +80,7 @@ def test_a_damaged_file_is_fetched_again(site: str, file: Path, whole: Path, bas
     damage(file)
     with refused(site) as found:
         build(str(file))
-    assert remedy in found[0].remedy
+    assert remedy in found[0].fix
     if "safetensors" in remedy:
         assert build(bases["llama"])
     else:
@@ -93,7 +93,7 @@ def test_another_file_than_the_tested_one_is_deleted_and_fetched_again(file: Pat
     file.write_bytes(file.read_bytes() + b"x")
     with refused("gguf_weights.py::dequantize::str(path)#3") as found:
         dequantize(file, expected=sha256(whole))
-    assert "delete it and fetch it again" in found[0].remedy
+    assert "delete it and fetch it again" in found[0].fix
     file.unlink()
     shutil.copy(whole, file)
     assert dequantize(file, expected=sha256(whole)).is_dir()
@@ -105,7 +105,7 @@ def test_a_cache_that_cannot_be_written_is_set_elsewhere(
     (tmp_path / "cache").write_text("a file in the place of the folder")
     with refused("gguf_weights.py::_unwritable::str(folder.parent)") as found:
         build(str(file))
-    [variable] = re.findall(r"set (\w+) to a folder", found[0].remedy)
+    [variable] = re.findall(r"set (\w+) to a folder", found[0].fix)
     monkeypatch.setenv(variable, str(tmp_path / "another"))
     assert build(str(file))
 
@@ -116,7 +116,7 @@ def test_a_file_of_modelscope_is_downloaded_by_its_client(
     monkeypatch.chdir(tmp_path)
     with refused("pretrained.py::_fetch::--gguf_file") as found:
         build("owner/name", gguf_file=file.name, hub="modelscope")
-    command, options = (shlex.split(part) for part in found[0].remedy.split(", then "))
+    command, options = (shlex.split(part) for part in found[0].fix.split(", then "))
     assert command[:4] == ["modelscope", "download", "--model", "owner/name"]
     folder = Path(command[command.index("--local_dir") + 1])  # what the client makes of it
     folder.mkdir()
@@ -129,6 +129,6 @@ def test_a_file_of_modelscope_is_downloaded_by_its_client(
 def test_a_package_that_is_not_installed_has_a_stand_in(no_wheel: None) -> None:
     with refused("pretrained.py::_from_hub::name") as found:
         build(SMOLLM2)
-    [name] = re.findall(r"--model_name_or_path (\S+)", found[0].remedy)
-    assert "pip install" in found[0].remedy
+    [name] = re.findall(r"--model_name_or_path (\S+)", found[0].fix)
+    assert "pip install" in found[0].fix
     assert build(name)

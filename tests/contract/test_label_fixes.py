@@ -82,18 +82,18 @@ def test_a_label_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.Monk
     source = write(tmp_path / "rows", {"train.jsonl": lines(*LABELED), "class.txt": "a\nb\n"})
     with refused(f"{FILES}_read_file::path") as found:
         texts(source, f"--labels {source}")
-    assert (found[0].where, found[0].remedy) == (source, "name the file of the labels")
+    assert (found[0].where, found[0].fix) == (source, "name the file of the labels")
     assert texts(source, f"--labels {tmp_path / 'rows' / 'class.txt'}")
 
 
 def test_a_map_of_labels() -> None:
     with refused(f"{MAP}__post_init__::labels") as found:
         LabelMap(("a", "b"), descriptions=("first",))
-    assert found[0].remedy == "add the others"
+    assert found[0].fix == "add the others"
     assert LabelMap(("a", "b"), descriptions=("first", "second"))
     with refused(f"{MAP}__post_init__::labels#2") as found:
         LabelMap(())
-    assert found[0].remedy == "name the labels"
+    assert found[0].fix == "name the labels"
     assert LabelMap(("a",))
 
 
@@ -101,8 +101,8 @@ def test_names_of_a_map() -> None:
     known = LabelMap(("a", "b", "c"))
     with refused(f"{MAP}subset::where") as found:
         known.subset(["b", "x"])
-    assert (found[0].where, found[0].remedy) == ("candidates", "name labels of the schema")
-    assert known.subset(found[0].accepted.removeprefix("accepted: ").split(", ")[:2])
+    assert (found[0].where, found[0].fix) == ("candidates", "name labels of the schema")
+    assert known.subset(found[0].expected.removeprefix("").split(", ")[:2])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_labels_of_a_config(site: str, wrong: dict[str, Any], remedies: list
     with refused(site) as found:
         LabelMap.of_config(Qwen2Config(**wrong))
     assert found[0].where == site.rsplit("::", 1)[1]
-    ways = ways_of(found[0].remedy)
+    ways = ways_of(found[0].fix)
     assert ways == ["correct it in config.json", "remove it there"][: len(remedies)]
     for right in remedies:
         assert LabelMap.of_config(Qwen2Config(**right)).names == ("a", "b")
@@ -155,7 +155,7 @@ def test_examples(site: str, where: str, wrong: dict[str, Any], ways: dict[str, 
     with refused(site) as found:
         choose_shots(**(usual | wrong), labels=KNOWN)
     assert found[0].where == where
-    assert ways_of(found[0].remedy) == [*ways]
+    assert ways_of(found[0].fix) == [*ways]
     for right in ways.values():
         assert right is None or choose_shots(**(usual | right), labels=KNOWN)
 
@@ -169,7 +169,7 @@ def test_class_names_that_a_label_file_contradicts(tmp_path: Path) -> None:
     with refused(site) as found:
         texts(source)
     assert found[0].where == source
-    assert ways_of(found[0].remedy) == ["write names in place of the ids", "correct the label file"]
+    assert ways_of(found[0].fix) == ["write names in place of the ids", "correct the label file"]
     (tmp_path / "labels.yaml").write_text("[a, b]")
     assert texts(source)
     (tmp_path / "labels.yaml").write_text("[b, a]")
@@ -186,7 +186,7 @@ def test_class_names_that_a_saved_model_contradicts(tmp_path: Path) -> None:
     Dataset.from_list(LABELED, features=classes).to_parquet(source)
     with refused("data/label_schemes.py::derive_scheme::source") as found:
         read_sets_for(source, SAVED, dev_fraction=0.5)
-    first, second = ways_of(found[0].remedy)
+    first, second = ways_of(found[0].fix)
     assert first == "write names in place of the ids"
     assert second == "train a new model: give a plain backbone as --model_name_or_path"
     assert read_sets_for(source, {}, dev_fraction=0.5).labels.names == ("b", "a")
@@ -204,7 +204,7 @@ def test_a_label_file_of_another_model(names: tuple[str, str], tmp_path: Path) -
     with refused("data/labels.py::check_same::where") as found:
         read_sets_for(source, SAVED, dev_fraction=0.5)
     assert found[0].where == str(folder / "class.txt")
-    ways = ways_of(found[0].remedy)
+    ways = ways_of(found[0].fix)
     assert ways[0] == "write names in place of the ids"
     assert ways[-1] == "train a new model: give a plain backbone as --model_name_or_path"
     assert read_sets_for(source, {}, dev_fraction=0.5).labels.names == names

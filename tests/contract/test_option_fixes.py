@@ -16,7 +16,7 @@ from qwen_task_heads import adapter_config, bind_template, build, load_tokenizer
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import saved_task
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
-from qwen_task_heads.training.grpo_arguments import parse_writer_arguments
+from qwen_task_heads.training.grpo_arguments import parse_title_generator_arguments
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
 from qwen_task_heads.training.text_losses import resolve_text_loss
@@ -27,7 +27,9 @@ CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
 
 
 def grpo(argv: Words) -> Any:
-    return parse_writer_arguments(["--reward_model", "runs/titles", "--dataset_name", "x.jsonl", *argv])
+    return parse_title_generator_arguments(
+        ["--reward_model", "runs/titles", "--dataset_name", "x.jsonl", *argv]
+    )
 
 
 def losses(argv: Words) -> Any:
@@ -91,14 +93,14 @@ def several(site: str, parse: Callable[[Words], Any], *lines: str) -> list[Case]
 ARGUMENTS, LINES, CLASSIFIER, PUBLISH, RUN, SFT_CHECK, SWEEP_CHECK = (
     "training/arguments.py::", "training/command_lines.py::",
     "training/classifier_arguments.py::check_texts::",
-    "training/publish_arguments.py::", "training/run_defaults.py::RunDefaults._settle_saving::",
+    "training/publish_arguments.py::", "training/run_defaults.py::RunDefaults._resolve_saving::",
     "training/sft_arguments.py::_check::", "training/sweep_arguments.py::_check::",
 )  # fmt: skip
 OPTION = "f'--{name}'"
 HUBCODE = "hubcode/configuration_task_heads.py::"
 CONFIG, POOLED = f"{HUBCODE}TaskHeadConfig.", f"{HUBCODE}PooledClassifierConfig._check"
 CASES = [
-    Case(f"{ARGUMENTS}not_among::option", TITLES, "--pooling avg"),
+    Case(f"{ARGUMENTS}not_one_of::option", TITLES, "--pooling avg"),
     Case(f"{ARGUMENTS}_head_problems::--pooling", TEXTS, "--pooling avg"),
     Case(f"{ARGUMENTS}_head_problems::--head", TEXTS, "--head mlpp"),
     Case(f"{ARGUMENTS}_head_problems::--calibrate", TEXTS, "--calibrate temprature"),
@@ -243,9 +245,9 @@ CASES = [
     Case("training/title_arguments.py::check_titles::--loss", TITLES, "--loss bt"),
     Case("training/title_arguments.py::check_titles::--trust_remote_code", TITLES,
          "--trust_remote_code true"),
-    Case("training/grpo_arguments.py::WriterConfig.__post_init__::option", grpo, "--push_to_hub true"),
-    Case("training/grpo_arguments.py::WriterConfig.__post_init__::option", grpo, "--hub_token hf_x"),
-    *several("training/grpo_arguments.py::parse_writer_arguments::--length_penalty", grpo,
+    Case("training/grpo_arguments.py::TitleGeneratorConfig.__post_init__::option", grpo, "--push_to_hub true"),
+    Case("training/grpo_arguments.py::TitleGeneratorConfig.__post_init__::option", grpo, "--hub_token hf_x"),
+    *several("training/grpo_arguments.py::parse_title_generator_arguments::--length_penalty", grpo,
              "--length_penalty 2"),
 ]  # fmt: skip
 
@@ -257,7 +259,7 @@ def test_a_config_file_that_is_not_there_is_named_among_those_that_are(tmp_path:
     with made() as sites:
         [problem] = refusal(TEXTS, [*argv, str(tmp_path / "mnie.yaml")]).problems
     assert site in sites
-    [name] = re.findall(r"YAML files there: (\S+)\)", problem.remedy)
+    [name] = re.findall(r"YAML files there: (\S+)\)", problem.fix)
     assert TEXTS([*argv, str(tmp_path / name)])[1].seed == 3
 
 
@@ -278,7 +280,7 @@ def test_a_config_file_that_is_corrected_is_read(tmp_path: Path, content: str, s
         [problem] = refusal(TEXTS, argv).problems
     assert site in sites
     assert str(path) in problem.where
-    name = problem.accepted.removeprefix("accepted: ").split(", ")[0] if "sede" in content else "seed"
+    name = problem.expected.removeprefix("").split(", ")[0] if "sede" in content else "seed"
     path.write_text(f"{name}: 3")
     assert TEXTS(argv)[1].seed == 3
 

@@ -205,8 +205,8 @@ def test_what_becomes_of_bad_rows(tmp_path: Path) -> None:
     source = write(tmp_path / "rows", {"train.jsonl": lines(*PAIRS)})
     with refused("data/pair_readers.py::read_pairs::bad_rows") as found:
         read_pairs(source, bad_rows="drop")
-    assert (found[0].where, found[0].remedy) == ("bad_rows", "choose one of them")
-    first = found[0].accepted.removeprefix("accepted: ").split(", ")[0]
+    assert (found[0].where, found[0].fix) == ("bad_rows", "choose one of them")
+    first = found[0].expected.removeprefix("").split(", ")[0]
     assert read_pairs(source, bad_rows=first).pairs
 
 
@@ -221,7 +221,7 @@ def test_what_becomes_of_bad_rows(tmp_path: Path) -> None:
 def test_counts(measure: Callable[..., float], wrong: tuple[int, ...], right: tuple[int, ...]) -> None:
     with refused("data/click_rates.py::bad_counts::counts") as found:
         measure(*wrong)
-    assert (found[0].where, found[0].remedy) == ("counts", "correct the counts")
+    assert (found[0].where, found[0].fix) == ("counts", "correct the counts")
     assert measure(*right) > 0
 
 
@@ -230,6 +230,6 @@ def test_titles_that_tie_all_groups() -> None:
     pairs = [PairExample(chosen="Stock", rejected=f"Title {n}", group=f"t{n}") for n in range(4)]
     with refused("data/splits.py::split_by_group::split") as found:
         split_by_group(pairs, dev_fraction=0.5)
-    *_, last = ways_of(found[0].remedy)
+    *_, last = ways_of(found[0].fix)
     assert last == "pass titles_apart=False, as stock titles tie the groups together"
     assert all(split_by_group(pairs, dev_fraction=0.5, titles_apart=False))

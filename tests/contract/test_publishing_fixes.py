@@ -42,12 +42,12 @@ from qwen_task_heads import (
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.export.reward_model import export_reward_model
 from qwen_task_heads.export.stock import serve_command
-from qwen_task_heads.inference.engine_options import Asking, EngineSpec
+from qwen_task_heads.inference.engine_options import EngineSpec, PromptOptions
 from qwen_task_heads.publishing.formats import finished
 from qwen_task_heads.publishing.publish import check_publishable, publish
 from qwen_task_heads.publishing.pushing import check_push
 from qwen_task_heads.publishing.staging import stage
-from qwen_task_heads.publishing.target import Destination, destination_of
+from qwen_task_heads.publishing.target import PublishTarget, publish_target_of
 from qwen_task_heads.reports.card_facts import CardFacts
 from qwen_task_heads.reports.comparison_pages import claim_folder
 from qwen_task_heads.reports.comparison_runs import run_comparison
@@ -106,7 +106,7 @@ def full(made_runs: dict[str, Path]) -> Path:
 
 def first(found: list[Any]) -> str:
     """The first value that a problem accepts."""
-    return re.split("[, ]", found[0].accepted.removeprefix("accepted: "))[0]
+    return re.split("[, ]", found[0].expected.removeprefix(""))[0]
 
 
 def send(folder: Path, **options: Any) -> Any:
@@ -132,7 +132,7 @@ def test_a_graph_of_a_model_that_writes(run: Any, tmp_path: Path) -> None:
     folder = run("writes")
     with refused("publishing/publish.py::publish::--onnx") as found:
         send(folder, onnx=True, dry_run=tmp_path / "staged")
-    assert found[0].remedy == "drop it"
+    assert found[0].fix == "drop it"
     assert send(folder, dry_run=tmp_path / "staged")
 
 
@@ -146,7 +146,7 @@ def test_a_folder_without_a_run(run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with refused("publishing/formats.py::WithHead.__init__::str(folder)") as found:
         send(tmp_path / "empty", dry_run=tmp_path / "staged")
-    assert "the folder that a run finished in" in found[0].accepted
+    assert "the folder that a run finished in" in found[0].expected
     assert send(run(), dry_run=tmp_path / "staged")
 
 
@@ -156,12 +156,12 @@ def test_an_adapter_on_a_folder_of_this_machine(run: Any, hub: Any, tmp_path: Pa
     with refused("publishing/formats.py::nobody_has::where") as found:
         send(folder)
     for words in ("--form merged", "--publish_form merged", "merge(folder).push_to_hub(repo)"):
-        assert words in found[0].remedy
+        assert words in found[0].fix
     assert send(folder, form="merged")
     argv = ["--use_peft", *PUSH, "--output_dir", str(tmp_path), *CPU]
     with refused("publishing/formats.py::nobody_has::where") as found:
-        destination_of(*parse_classifier_arguments(argv))
-    assert destination_of(*parse_classifier_arguments([*argv, "--publish_form", "merged"]))
+        publish_target_of(*parse_classifier_arguments(argv))
+    assert publish_target_of(*parse_classifier_arguments([*argv, "--publish_form", "merged"]))
     assert merge(str(folder)).push_to_hub("me/other")
     check_publishable("owner/base", adapter=True)  # a repo id
 
@@ -171,7 +171,7 @@ def test_an_adapter_on_a_trained_model(run: Any, hub: Any, bases: dict[str, str]
     adapted = get_peft_model(model, adapter_config(build(bases["qwen2"], **TASK), r=2))
     with refused("publishing/pushing.py::check_push::push_to_hub") as found:
         check_push(adapted, repo_id=REPO, token=None, private=None)
-    assert "train in full" in found[0].remedy
+    assert "train in full" in found[0].fix
     assert check_push(load(str(run("adapter"))), repo_id=REPO, token=None, private=None)
 
 
@@ -201,9 +201,9 @@ def test_a_stock_class_that_cannot_hold_the_model(
     usual = ["--pooling", "last"] if parse is parse_classifier_arguments else []  # the embedded one has mean
     argv += ["--publish_form", "stock", *usual, *words.split()]
     with refused(site) as found:
-        destination_of(*parse(argv))
+        publish_target_of(*parse(argv))
     for changed in changes(found[0], argv):
-        assert destination_of(*parse(changed))
+        assert publish_target_of(*parse(changed))
 
 
 # --- the run's folder ---
@@ -227,8 +227,8 @@ def test_a_folder_that_is_not_as_the_run_left_it(run: Any, tmp_path: Path, site:
     send_it = partial(send, dry_run=tmp_path / "staged")
     with refused(site) as found:
         send_it(folder)
-    assert "put back what the run wrote" in found[0].remedy
-    assert "save(load(folder, verify=False), ...) to a new folder" in found[0].remedy
+    assert "put back what the run wrote" in found[0].fix
+    assert "save(load(folder, verify=False), ...) to a new folder" in found[0].fix
     tokenizer = load_tokenizer(str(folder))
     new = save(load(str(folder), verify=False), tokenizer=tokenizer, folder=tmp_path / "new")
     assert send(new, dry_run=tmp_path / "other")
@@ -244,7 +244,7 @@ def test_a_link_in_place_of_a_file(run: Any, tmp_path: Path) -> None:
     (folder / "README.md").symlink_to(tmp_path / "card.md")
     with refused("publishing/staging.py::stage::str(folder / name)") as found:
         stage(folder, tmp_path / "staged", repo_id=REPO, hub="huggingface")
-    assert found[0].remedy == "copy it"
+    assert found[0].fix == "copy it"
     (folder / "README.md").unlink()
     shutil.copyfile(tmp_path / "card.md", folder / "README.md")
     assert stage(folder, tmp_path / "staged", repo_id=REPO, hub="huggingface")
@@ -254,14 +254,14 @@ def test_a_folder_without_a_model(run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with refused("publishing/staging.py::stage::str(folder)") as found:
         stage(tmp_path / "empty", tmp_path / "staged", repo_id=REPO, hub="huggingface")
-    assert "name the folder that a run finished in" in found[0].remedy
+    assert "name the folder that a run finished in" in found[0].fix
     assert stage(run(), tmp_path / "staged", repo_id=REPO, hub="huggingface")
 
 
 def test_a_destination_with_files(run: Any, tmp_path: Path) -> None:
     with refused("publishing/staging.py::stage::str(destination)") as found:
         stage(run(), run("writes"), repo_id=REPO, hub="huggingface")
-    assert found[0].remedy == "name another one"
+    assert found[0].fix == "name another one"
     assert stage(tmp_path / "run-full", tmp_path / "staged", repo_id=REPO, hub="huggingface")
 
 
@@ -274,7 +274,7 @@ def test_a_secret(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         card.write_text(f"{plain}\n{text}\n")
         with refused("redaction.py::_problem::where") as found:
             send(folder, dry_run=tmp_path / way)
-        assert f"{way} and publish again" in found[0].remedy
+        assert f"{way} and publish again" in found[0].fix
         shutil.rmtree(tmp_path / way)
         if way == "take it out":
             card.write_text(plain)
@@ -288,7 +288,7 @@ def test_facts_without_a_card(run: Any, tmp_path: Path) -> None:
     (folder / "README.md").unlink()
     with refused("reports/card_facts.py::state_facts::where") as found:
         send(folder, facts=facts, dry_run=tmp_path / "a")
-    assert "write one, with the facts in it, and do not state them" in found[0].remedy
+    assert "write one, with the facts in it, and do not state them" in found[0].fix
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# News\n")
     assert send(folder, dry_run=tmp_path / "b")
 
@@ -299,7 +299,7 @@ def test_facts_without_a_place_on_the_card(run: Any, tmp_path: Path) -> None:
     (folder / "README.md").write_text("# News\n")
     with refused("reports/card_facts.py::state_facts::where#2") as found:
         send(folder, facts=facts, dry_run=tmp_path / "a")
-    assert "write it there yourself, or put back the card of the run" in found[0].remedy
+    assert "write it there yourself, or put back the card of the run" in found[0].fix
     (folder / "README.md").write_text("# News\n\nFor news.\n")
     assert send(folder, dry_run=tmp_path / "b")
     (folder / "README.md").write_text(plain)
@@ -309,7 +309,7 @@ def test_a_reference_that_is_gone(run: Any) -> None:
     folder = run()
     with refused("verification/reference.py::read_reference::str(path)") as found:
         read_reference(folder)
-    assert "take_reference(load(folder), ...) and write_reference()" in found[0].remedy
+    assert "take_reference(load(folder), ...) and write_reference()" in found[0].fix
     write_reference(folder, take_reference(load(str(folder)), tokenizer=load_tokenizer(str(folder))))
     assert read_reference(folder)
 
@@ -321,7 +321,7 @@ def test_nobody_logged_in(full: Path, hub: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("HF_TOKEN")
     with refused("publishing/hub.py::Hub._not_logged_in::self.title") as found:
         send(full)
-    [variable] = re.findall(r"set (\w+)", found[0].remedy)
+    [variable] = re.findall(r"set (\w+)", found[0].fix)
     monkeypatch.setenv(variable, hub.token)
     assert send(full)
 
@@ -329,13 +329,13 @@ def test_nobody_logged_in(full: Path, hub: Any, monkeypatch: pytest.MonkeyPatch)
 def test_no_right_to_write(full: Path, hub: Any) -> None:
     with refused("publishing/hub.py::Hub._no_right::repo_id") as found:
         send(full, repo_id="other/news")
-    [owner] = re.findall(r"may write for (\w+)", found[0].found)
-    assert "name another owner" in found[0].remedy
+    [owner] = re.findall(r"may write for (\w+)", found[0].problem)
+    assert "name another owner" in found[0].fix
     assert send(full, repo_id=f"{owner}/news")
     hub.role = "read"
     with refused("publishing/hub.py::Hub._no_right::repo_id") as found:
         send(full)
-    assert "log in with a token that may write" in found[0].remedy
+    assert "log in with a token that may write" in found[0].fix
     hub.role = "write"
     assert send(full)
 
@@ -354,9 +354,9 @@ def test_a_public_repo(full: Path, hub: Any) -> None:
     with refused("publishing/hub.py::Hub._check_state::repo_id") as found:
         send(full, private=True)
     for way in ("--public", "--hub_private_repo false", "make the repo private", "name another"):
-        assert way in found[0].remedy
+        assert way in found[0].fix
     argv = ["--hub_private_repo", "false", *PUSH, "--output_dir", "x", *CPU]
-    assert destination_of(*parse_classifier_arguments(argv))
+    assert publish_target_of(*parse_classifier_arguments(argv))
     assert send(full, private=False)
     assert send(full, private=True, repo_id="me/other")
     repo.private = True
@@ -369,7 +369,7 @@ def test_a_tag_that_is_taken(full: Path, hub: Any) -> None:
     hub.files(REPO)
     with refused("publishing/hub.py::Hub._check_state::f'tag {tag!r} of {repo_id}'") as found:
         send(full, tag="v1", facts=CardFacts(license="mit"))
-    assert "choose another, or delete that one" in found[0].remedy
+    assert "choose another, or delete that one" in found[0].fix
     assert send(full, tag="v2", facts=CardFacts(license="mit"))
     del hub.repos[REPO].tags["v1"]
     assert send(full, tag="v1", facts=CardFacts(license="isc"))
@@ -380,8 +380,8 @@ def test_a_repo_of_another_model(full: Path, hub: Any) -> None:
     hub.put(REPO, {"config.json": b'{"model_type": "title_scorer"}'})
     with refused("publishing/hub.py::Hub._check_task::repo_id") as found:
         send(full)
-    assert "name another repo" in found[0].remedy
-    assert "--replace" in found[0].remedy
+    assert "name another repo" in found[0].fix
+    assert "--replace" in found[0].fix
     assert send(full, repo_id="me/other")
     assert send(full, replace=True)
 
@@ -394,7 +394,7 @@ def test_a_hub_that_fails(full: Path, hub: Any, site: str) -> None:
     hub.fail(at=1, how="500" if site.endswith("#2") else "429", lasting=True)
     with refused(site) as found:
         send(full)
-    assert "publish again" in found[0].remedy
+    assert "publish again" in found[0].fix
     hub.calm()
     assert send(full)
 
@@ -403,10 +403,10 @@ def test_a_hub_that_fails(full: Path, hub: Any, site: str) -> None:
 def test_a_publish_after_training_that_fails(full: Path, hub: Any, capfd: pytest.CaptureFixture[str]) -> None:
     """The command of the message publishes the model, proven in a process of its own."""
     hub.fail(at=1, how="500", lasting=True)
-    with refused("publishing/target.py::Destination.push::str(folder)") as found:
-        Destination(repo_id=REPO, private=False, tag="v1").push(full)
+    with refused("publishing/target.py::PublishTarget.push::str(folder)") as found:
+        PublishTarget(repo_id=REPO, private=False, tag="v1").push(full)
     hub.calm()
-    _, recipe, *words = shlex.split(found[-1].remedy.removeprefix("then type: "))
+    _, recipe, *words = shlex.split(found[-1].fix.removeprefix("then type: "))
     assert run_recipe(Path(__file__).parents[2] / recipe, *words) == 0
     assert not hub.repos[REPO].private
     assert "v1" in hub.repos[REPO].tags
@@ -420,14 +420,14 @@ def test_what_modelscope_has_not(full: Path, tmp_path: Path, monkeypatch: pytest
         assert scope()
         with refused("publishing/hub.py::Hub._check_state::repo_id#2") as found:
             scope(revision="side")
-        [branch] = re.findall(r"publish to (\w+) with a tag", found[0].remedy)
+        [branch] = re.findall(r"publish to (\w+) with a tag", found[0].fix)
         assert scope(revision=branch, tag="v1")
         repo = server.repos[REPO]
         repo.branches["side"] = repo.branches[branch]  # made on the repo's page
         assert scope(revision="side")
         with refused("publishing/modelscope.py::ModelScope._commit::create_pr") as found:
             scope(create_pr=True, facts=CardFacts(license="mit"))
-        assert found[0].remedy == "drop it"
+        assert found[0].fix == "drop it"
         assert scope(facts=CardFacts(license="mit"))
 
 
@@ -451,7 +451,7 @@ def test_what_no_stock_class_has(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier(pooling="mean")
     with refused("export/stock.py::last_token_reasons::field") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
-    assert "with save(), or publish.py --form saved" in found[0].remedy
+    assert "with save(), or publish.py --form saved" in found[0].fix
     folder = save(model, tokenizer=words, folder=tmp_path / "own")
     assert send(folder, form="saved", dry_run=tmp_path / "staged")
 
@@ -460,14 +460,14 @@ def test_a_head_of_two_layers(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier(head="mlp", head_sizes=[32], labels=["score"], problem_type="regression")
     with refused("export/stock.py::_reasons::head") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
-    assert "export_reward_model()" in found[0].remedy
-    assert "save()" in found[0].remedy
+    assert "export_reward_model()" in found[0].fix
+    assert "save()" in found[0].fix
     assert export_reward_model(model, tokenizer=words, folder=tmp_path / "reward")
     assert save(model, tokenizer=words, folder=tmp_path / "own")
     model, words = classifier()
     with refused("export/reward_model.py::_reasons::field") as found:
         export_reward_model(model, tokenizer=words, folder=tmp_path / "other")
-    assert "save()" in found[0].remedy
+    assert "save()" in found[0].fix
     assert save(model, tokenizer=words, folder=tmp_path / "linear")
 
 
@@ -477,7 +477,7 @@ def test_a_family_without_a_stock_class(tokenizer: Any, tmp_path: Path) -> None:
     model = PooledClassifier(PooledClassifierConfig(text_config=backbone, num_labels=2))
     with refused("export/stock.py::_reasons::text_config") as found:
         export_stock(model, tokenizer=copy.deepcopy(tokenizer), folder=tmp_path / "out")
-    assert "save()" in found[0].remedy
+    assert "save()" in found[0].fix
     assert load(str(save(model, tokenizer=copy.deepcopy(tokenizer), folder=tmp_path / "own")))
 
 
@@ -489,7 +489,7 @@ def test_a_tokenizer_whose_end_is_its_padding(bases: dict[str, str], tmp_path: P
     bind_template(words, model.config)
     with refused("export/stock.py::_choose_pad::tokenizer") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
-    assert "train with another --boundary, or add a pad token" in found[0].remedy
+    assert "train with another --boundary, or add a pad token" in found[0].fix
     padded = copy.deepcopy(another)
     bind_template(another, model.config, template=Template(after="a"))
     assert export_stock(model, tokenizer=another, folder=tmp_path / "boundary")
@@ -502,7 +502,7 @@ def test_an_export_without_a_tokenizer(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier()
     with refused("export/stock.py::open_merged::tokenizer") as found:
         export_stock(model, folder=tmp_path / "out")
-    assert found[0].remedy == "pass tokenizer="
+    assert found[0].fix == "pass tokenizer="
     assert export_stock(model, tokenizer=words, folder=tmp_path / "out")
 
 
@@ -511,7 +511,7 @@ def test_a_folder_that_is_taken(full: Path, tmp_path: Path) -> None:
     (tmp_path / "taken" / "file").touch()
     with refused("export/stock.py::taken::str(folder)") as found:
         export_stock(str(full), folder=tmp_path / "taken")
-    assert found[0].remedy == "name another, or empty it"
+    assert found[0].fix == "name another, or empty it"
     assert export_stock(str(full), folder=tmp_path / "another")
     (tmp_path / "taken" / "file").unlink()
     assert export_stock(str(full), folder=tmp_path / "taken")
@@ -520,7 +520,7 @@ def test_a_folder_that_is_taken(full: Path, tmp_path: Path) -> None:
 def test_a_server_of_what_is_no_export(full: Path, tmp_path: Path) -> None:
     with refused("export/stock.py::serve_command::str(folder)") as found:
         serve_command(full)
-    assert found[0].remedy == "export the model first"
+    assert found[0].fix == "export the model first"
     assert serve_command(export_stock(str(full), folder=tmp_path / "out"))
 
 
@@ -529,11 +529,11 @@ def test_what_no_graph_has(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier(truncation="windows")
     with refused("export/onnx.py::_reasons::field") as found:
         onnx.export_onnx(model, tokenizer=words, folder=tmp_path / "out")
-    assert "publish the model with save()" in found[0].remedy
+    assert "publish the model with save()" in found[0].fix
     assert save(model, tokenizer=words, folder=tmp_path / "own")
     with refused("export/onnx.py::agreement::texts") as found:
         onnx.agreement(tmp_path / "model.onnx", model=model, tokenizer=words, texts=[])
-    assert found[0].remedy == "give held-out texts"  # tests/export/test_onnx.py gives them
+    assert found[0].fix == "give held-out texts"  # tests/export/test_onnx.py gives them
 
 
 # --- around a run ---
@@ -550,7 +550,7 @@ def test_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, f"not-{idle}")
         with refused("tracking/callbacks.py::track::variable") as found:
             asked("wandb")
-        assert [problem.remedy[:8] for problem in found if problem.where == variable] == ["unset it"]
+        assert [problem.fix[:8] for problem in found if problem.where == variable] == ["unset it"]
         monkeypatch.delenv(variable)
         with suppress(TaskHeadsError), made() as sites:  # its package may not be installed here
             assert asked("wandb")
@@ -564,13 +564,13 @@ def test_a_folder_of_a_comparison(tmp_path: Path) -> None:
     (tmp_path / "comparison.json").touch()
     with refused(COMPARISON) as found:
         claim_folder(tmp_path)
-    assert found[0].remedy == "choose another, or move it away"
+    assert found[0].fix == "choose another, or move it away"
     claim_folder(tmp_path / "another")
     (tmp_path / "comparison.json").rename(tmp_path / "moved.json")
     claim_folder(tmp_path)
     with refused(f"{COMPARISON}#2") as found:
         claim_folder(tmp_path / "moved.json" / "below")
-    assert found[0].remedy == "choose another"
+    assert found[0].fix == "choose another"
     claim_folder(tmp_path / "below")
 
 
@@ -584,7 +584,7 @@ def test_a_task_that_no_column_tells_can_be_named(tmp_path: Path) -> None:
         "labels": None, "hub": "huggingface", "max_rows": 4, "seed": 0, "latency_rows": 1,
         "figure": "accuracy", "output_dir": str(tmp_path / "out"), "task": None,
     }  # fmt: skip
-    specs, asking = [EngineSpec("zero_shot", "embedded")], Asking(device="cpu")
+    specs, asking = [EngineSpec("zero_shot", "embedded")], PromptOptions(device="cpu")
     with refused(site) as found:
         run_comparison(specs, asking=asking, options=options)
     for argv in changes(found[0], []):

@@ -190,8 +190,8 @@ def test_a_hub(tmp_path: Path) -> None:
     source = write(tmp_path / "rows", {"train.jsonl": GOOD})
     with refused("data/sources.py::open_source::hub") as found:
         read_text_sets(source, hub="hf", dev_fraction=0.5)
-    first = found[0].accepted.removeprefix("accepted: ").split(", ")[0]
-    assert found[0].remedy == "choose one of them"
+    first = found[0].expected.removeprefix("").split(", ")[0]
+    assert found[0].fix == "choose one of them"
     assert read_text_sets(source, hub=first, dev_fraction=0.5)
 
 
@@ -199,20 +199,20 @@ def test_an_id_that_is_none() -> None:
     """The id of the form that it asks for is looked up, on a hub that is out of reach."""
     with refused("data/sources.py::open_source::source") as found:
         list(read_rows("modelscope:news"))
-    assert "owner/name" in found[0].accepted
-    assert found[0].remedy == "check the id"
+    assert "owner/name" in found[0].expected
+    assert found[0].fix == "check the id"
     with pytest.raises(TaskHeadsError) as caught:
         list(read_rows("modelscope:owner/news"))
     [problem] = caught.value.problems
     assert problem.where == "owner/news"
-    assert problem.remedy != found[0].remedy
+    assert problem.fix != found[0].fix
 
 
 def test_a_data_set_that_cannot_be_fetched(tmp_path: Path) -> None:
     with refused("data/hub_datasets.py::_unfetched::where") as found:
         texts("owner/news")
     assert found[0].where == "owner/news"
-    assert found[0].remedy.endswith("or download the files and give their path")
+    assert found[0].fix.endswith("or download the files and give their path")
     assert texts(write(tmp_path / "news", {"train.jsonl": GOOD}))
 
 
@@ -224,7 +224,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with refused("data/sources.py::_read_path::path#2") as found:
         texts(str(folder))
     assert found[0].where == str(folder / "train2.jsonl")
-    assert found[0].remedy == "remove it or replace it"
+    assert found[0].fix == "remove it or replace it"
     (folder / "train2.jsonl").unlink()
     assert texts(str(folder))
     (folder / "train2.jsonl").write_text(GOOD)
@@ -237,7 +237,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with refused("data/sources.py::_read_file::path") as found:
         texts(str(path))
     assert found[0].where == str(path)
-    assert found[0].remedy == "check the path and its rights"
+    assert found[0].fix == "check the path and its rights"
     path.unlink()
     path.write_text(GOOD)
     assert texts(str(path))
@@ -249,7 +249,7 @@ def test_a_folder_without_data(tmp_path: Path) -> None:
     with refused("data/sources.py::_folder_files::folder") as found:
         texts(str(folder))
     assert found[0].where == str(folder)
-    assert found[0].remedy == "name the folder that holds the files itself, or convert them"
+    assert found[0].fix == "name the folder that holds the files itself, or convert them"
     assert texts(str(folder / "in"))
     (folder / "notes.csv").write_text(TABLE)
     assert texts(str(folder))
@@ -261,7 +261,7 @@ def test_a_folder_of_several_splits(tmp_path: Path) -> None:
     write(folder, {"train.jsonl": rows, "test.jsonl": rows})
     with refused("data/sources.py::_folder_files::folder#2") as found:
         read_pairs(str(folder))
-    assert found[0].remedy == "name one by split=, or name its file"
+    assert found[0].fix == "name one by split=, or name its file"
     assert read_pairs(str(folder), split="test").pairs
     with refused("data/sources.py::_folder_files::folder#2"):  # where a recipe is told of a dev set
         texts(write(tmp_path / "a", {"train.jsonl": GOOD}), f"--dev_dataset {folder}")
@@ -275,7 +275,7 @@ def test_a_folder_without_the_split(tmp_path: Path) -> None:
     with refused("data/sources.py::_folder_files::folder#3") as found:
         texts(str(folder))
     assert found[0].where == str(folder)
-    assert found[0].remedy == "add train.jsonl, or name a file of this folder"
+    assert found[0].fix == "add train.jsonl, or name a file of this folder"
     assert texts(str(folder / "dev.jsonl"))
     (folder / "train.jsonl").write_text(GOOD)
     assert texts(str(folder))
@@ -286,7 +286,7 @@ def test_the_split_of_a_file(tmp_path: Path) -> None:
     source = write(folder, {"train.jsonl": lines(*PAIRS), "test.jsonl": lines(*PAIRS)})
     with refused("data/sources.py::_check_file_split::path") as found:
         read_pairs(source, split="test")
-    assert found[0].remedy == "name the file of that split, or a folder"
+    assert found[0].fix == "name the file of that split, or a folder"
     assert read_pairs(str(folder / "test.jsonl"), split="test").pairs
     assert read_pairs(str(folder), split="test").pairs
 
@@ -297,10 +297,10 @@ def test_a_path_that_is_misspelt(tmp_path: Path) -> None:
     write(folder, {"train.jsonl": GOOD})
     with refused(site) as found:
         texts(str(folder / "trian.jsonl"))
-    assert found[0].remedy == "did you mean train.jsonl?"
+    assert found[0].fix == "did you mean train.jsonl?"
     with refused(site) as found:
         texts(str(folder / "reviews.csv"))
-    assert found[0].remedy == "check the path; the folder holds train.jsonl"
+    assert found[0].fix == "check the path; the folder holds train.jsonl"
     assert texts(str(folder / "train.jsonl"))
 
 
@@ -313,7 +313,7 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
         with refused("data/hub_datasets.py::_load_saved::path") as found:
             texts(str(source))
         assert found[0].where == str(source)
-        assert found[0].remedy == "save it again, or as Parquet by to_parquet"
+        assert found[0].fix == "save it again, or as Parquet by to_parquet"
         shutil.rmtree(tmp_path / "saved")
         data.save_to_disk(str(tmp_path / "saved"))
         assert texts(str(source))
@@ -326,8 +326,8 @@ def test_a_saved_split_of_another_name(tmp_path: Path) -> None:
     DatasetDict(first=data, second=data).save_to_disk(str(tmp_path / "saved"))
     with refused("data/hub_datasets.py::_pick_split::name") as found:
         titles(str(tmp_path / "saved"))
-    assert found[0].remedy == "name one by split=, or save it as a file of its own (to_parquet) and name that"
-    assert "'first', 'second'" in found[0].accepted
+    assert found[0].fix == "name one by split=, or save it as a file of its own (to_parquet) and name that"
+    assert "'first', 'second'" in found[0].expected
     assert read_pairs(str(tmp_path / "saved"), split="first").pairs
     data.to_parquet(str(tmp_path / "first.parquet"))
     assert titles(str(tmp_path / "first.parquet"))
@@ -341,14 +341,14 @@ def test_rows_that_break_off() -> None:
     with refused("data/hub_datasets.py::_broken::part") as found:
         pairs_of_rows(broken(), name="rows")
     assert found[0].where == "rows"
-    assert found[0].remedy == "run again, or download it first"
+    assert found[0].fix == "run again, or download it first"
     assert pairs_of_rows(iter(PAIRS), name="rows").pairs
 
 
 def test_a_split_without_rows() -> None:
     with refused("data/hub_datasets.py::_hub_rows::part") as found:
         pairs_of_rows([], name="rows")
-    assert found[0].remedy == "add rows, or name another split"
+    assert found[0].fix == "add rows, or name another split"
     assert pairs_of_rows(PAIRS, name="rows").pairs
 
 
@@ -358,5 +358,5 @@ def test_a_document_that_is_too_large(tmp_path: Path, monkeypatch: pytest.Monkey
     with refused("data/json_files.py::_read_document::path") as found:
         texts(source)
     assert found[0].where == source
-    assert found[0].remedy == "write JSONL, read line by line"
+    assert found[0].fix == "write JSONL, read line by line"
     assert texts(write(tmp_path / "b", {"train.jsonl": GOOD}))

@@ -191,7 +191,7 @@ CASES = [
     of_row(f"{COLUMNS}read_candidates::row#4", {**OFFERS[0], "output": 1},
            {"write one of the candidates": {**OFFERS[0], "output": "a"}}, base=OFFERS),
     # values of labels over all rows
-    of_row(f"{VALUES}_settle_floats.settled::row.where", {"text": "x", "label": 1.0},
+    of_row(f"{VALUES}_resolve_floats.settled::row.where", {"text": "x", "label": 1.0},
            {"write all labels in one form": {"text": "x", "label": 1}}, base=stated("label", 0, 1)),
     of_row(f"{VALUES}_refuse_missing.checked::row.where", {"text": "x", "label": "NA"},
            {"fill it in": {"text": "x", "label": "a"}, GONE: None,
@@ -333,8 +333,8 @@ def test_an_option_with_a_value_of_few(wrong: dict[str, str], right: dict[str, s
     source = write(tmp_path / "rows", {"train.jsonl": lines(*LABELED)})
     with refused(sites[name]) as found:
         read_text_sets(source, dev_fraction=0.5, **wrong)
-    assert (found[0].where, found[0].remedy) == (name, "choose one of them")
-    assert found[0].accepted.removeprefix("accepted: ").split(", ")[0] == right[name]
+    assert (found[0].where, found[0].fix) == (name, "choose one of them")
+    assert found[0].expected.removeprefix("").split(", ")[0] == right[name]
     assert read_text_sets(source, dev_fraction=0.5, **right)
 
 
@@ -342,5 +342,5 @@ def test_a_number_of_rows(tmp_path: Path) -> None:
     source = write(tmp_path / "rows", {"train.jsonl": lines(*LABELED)})
     with refused(f"{SETS}::max_samples") as found:
         texts(source, "--max_samples 0")
-    assert (found[0].where, found[0].remedy) == ("max_samples", "correct the number")
+    assert (found[0].where, found[0].fix) == ("max_samples", "correct the number")
     assert texts(source, "--max_samples 4")

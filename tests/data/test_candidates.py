@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qwen_task_heads.data.candidates import offers_line, within
+from qwen_task_heads.data.candidates import candidates_line, within
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.metrics.classification import SINGLE, probabilities
@@ -44,6 +44,6 @@ def test_labels_that_were_not_asked_for_are_finite_and_below_those_that_were() -
 
 
 def test_the_line_is_said_only_where_a_row_offers_a_part() -> None:
-    assert offers_line(ROWS[2:], labels=LABELS, split="test") == ""
-    told = offers_line(ROWS, labels=LABELS, split="dev")
+    assert candidates_line(ROWS[2:], labels=LABELS, split="test") == ""
+    told = candidates_line(ROWS, labels=LABELS, split="dev")
     assert told.startswith("2 of 3 rows of dev offer only some labels (1.5 of 4 on average)")

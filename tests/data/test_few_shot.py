@@ -157,7 +157,7 @@ def test_shots_stand_in_the_instruction() -> None:
     [
         ({"k": 0}, "k: found 0"),
         ({"k": 0, "max_chars": 0, "by": "x"}, "3 problems"),
-        ({"k": 1, "by": "nearest"}, "accepted: balance, similarity"),
+        ({"k": 1, "by": "nearest"}, "balance, similarity"),
         ({"k": 1, "by": "similarity"}, "texts: found None"),
         ({"k": 1, "texts": ["a match", "a ship"]}, "no example among 2 rows"),
     ],

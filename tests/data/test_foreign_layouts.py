@@ -158,7 +158,7 @@ def test_defects_among_several_titles(tmp_path: Path, row: dict[str, Any], found
     with pytest.raises(TaskHeadsError) as caught:
         read_pairs(path)
     assert [problem.where for problem in caught.value.problems] == [f"{path}:2"]
-    assert found in caught.value.problems[0].found
+    assert found in caught.value.problems[0].problem
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_other_encodings_are_suggested_and_read(tmp_path: Path, name: str, form:
     with pytest.raises(TaskHeadsError) as caught:
         read_text_sets(str(path))
     if name != "big5":  # whose bytes are those of GB 18030 too
-        assert f"--encoding {name}" in caught.value.problems[0].remedy
+        assert f"--encoding {name}" in caught.value.problems[0].fix
     sets = read_text_sets(str(path), encoding=name)
     assert {row.text for row in (*sets.train, *sets.dev)} == {row["text"] for row in rows}
     inputs = [*read_inputs(str(path), options=options_of(name))]

@@ -70,8 +70,8 @@ def test_what_is_no_spelling_is_refused_by_line_with_the_label_that_is_near(tmp_
     ]
     problems = refused(tmp_path, [*PLAIN, *bad]).problems
     assert [problem.where.rsplit(":", 1)[1] for problem in problems] == ["31", "32", "33"]
-    assert problems[0].remedy == "did you mean '国际'?"
-    assert "none of the 3 labels" in problems[1].found
+    assert problems[0].fix == "did you mean '国际'?"
+    assert "none of the 3 labels" in problems[1].problem
     message = refused(tmp_path, [*PLAIN, {"text": "x", "label": 1, "label_name": "world"}])
     assert "label 1 is '财经', and 'label_name' 'world'" in str(message)
     rows = [{"text": f"m{n}", "labels": [NAMES[n % 3]]} for n in range(30)]
@@ -101,7 +101,7 @@ def test_two_spellings_of_one_candidate_are_refused_by_line(tmp_path: Path) -> N
     rows[4]["category"] = "国际, 财经, world"
     (problem,) = refused(tmp_path, rows).problems
     assert problem.where.endswith("train.jsonl:5")
-    assert "'国际' and 'world' in 'category', both '国际'" in problem.found
+    assert "'国际' and 'world' in 'category', both '国际'" in problem.problem
 
 
 def test_candidates_of_many_labels_stand_in_the_order_of_the_map(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_an_output_outside_its_category_is_refused_by_line(tmp_path: Path) -> No
     rows[4]["output"], rows[9]["output"] = "体育", "财 经"
     problems = refused(tmp_path, rows).problems
     assert [problem.where.rsplit(":", 1)[1] for problem in problems] == ["5", "10"]
-    assert all("is no candidate of 'category'" in problem.found for problem in problems)
+    assert all("is no candidate of 'category'" in problem.problem for problem in problems)
     sets = read(tmp_path, rows, bad_rows="skip")
     assert len(sets.train) + len(sets.dev) == 18
 

@@ -186,7 +186,7 @@ def test_a_mark_that_may_be_part_of_a_name_is_named(tmp_path: Path, cells: list[
         read_text_sets(path)
     (problem,) = caught.value.problems
     assert problem.where.startswith(f"{path}:")
-    assert repr(mark) in problem.found
+    assert repr(mark) in problem.problem
     # the fix that is named
     names = sorted({part.strip() for cell in cells for part in cell.split("|")})
     (tmp_path / "labels.yaml").write_text("".join(f"- '{name}'\n" for name in names), encoding="utf-8")

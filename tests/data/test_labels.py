@@ -86,7 +86,7 @@ def test_a_class_file_has_a_name_per_line(tmp_path: Path) -> None:
         (
             "labels.yaml",
             "- {name: a, parents: x}\n",
-            "accepted: name, description, examples, aliases, parent",
+            "name, description, examples, aliases, parent",
         ),
         ("labels.yaml", "", "found None"),
         ("labels.yaml", "one name", "found 'one name'"),
@@ -122,7 +122,7 @@ def test_an_alias_is_one_label_alone_and_all_problems_are_told_with_their_place(
     )
     path = written(tmp_path / "labels.yaml", content)
     problems = refusal(path).problems
-    assert [(problem.where.rsplit(" ", 1)[1], problem.found[:24]) for problem in problems] == [
+    assert [(problem.where.rsplit(" ", 1)[1], problem.problem[:24]) for problem in problems] == [
         ("3", "the label 'sport' stands"),
         ("1", "the alias 'trade' stands"),
         ("2", "the alias 'games' stands"),
@@ -130,7 +130,7 @@ def test_an_alias_is_one_label_alone_and_all_problems_are_told_with_their_place(
         ("4", "the alias 'goods' stands"),
         ("4", "the alias ' ' is blank, "),
     ]
-    assert problems[2].found.endswith(f"(first at {path}:label 1)")
+    assert problems[2].problem.endswith(f"(first at {path}:label 1)")
 
 
 def test_aliases_and_parents_stand_by_their_names(tmp_path: Path) -> None:

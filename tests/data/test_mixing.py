@@ -196,7 +196,7 @@ def test_labels_go_by_name_and_alias(tmp_path: Path) -> None:
 def test_labels_that_the_run_has_not_are_named_in_one_error_or_skipped(tmp_path: Path) -> None:
     others = [*rows_of("new", 6, ("x", "a", "y")), {"text": "", "label": "a"}, {"text": "q", "label": "x"}]
     problems = refused(tmp_path, others).problems
-    assert [(problem.where.rsplit(":", 1)[1], problem.found) for problem in problems] == [
+    assert [(problem.where.rsplit(":", 1)[1], problem.problem) for problem in problems] == [
         ("1", "'x' is none of the 2 labels (the names in train, sorted), in 3 rows"),
         ("3", "'y' is none of the 2 labels (the names in train, sorted), in 2 rows"),
         ("7", "'text' is empty"),

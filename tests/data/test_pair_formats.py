@@ -75,7 +75,7 @@ def test_parquet_strings_that_are_not_utf8_are_named_by_row(tmp_path: Path) -> N
     pq.write_table(pa.table({"chosen": bad, "rejected": ["a", "b", "c"]}), path)
     (problem,) = read_error(path).problems
     assert problem.where == f"{path}:row 2"
-    assert "0xe9" in problem.found
+    assert "0xe9" in problem.problem
 
 
 def test_numbers_are_parsed_in_csv_only(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_numbers_are_parsed_in_csv_only(tmp_path: Path) -> None:
     for problem, found in zip(
         problems, ("nan", "8.5", "no 'votes_rejected'", "1_0", "٣", "is empty"), strict=True
     ):
-        assert found in problem.found
+        assert found in problem.problem
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_file_of_the_wrong_kind_is_one_problem(
     for bad_rows in ("raise", "skip"):
         (problem,) = read_error(path, bad_rows=bad_rows).problems
         assert isinstance(problem, FileProblem)
-        assert found in problem.found
+        assert found in problem.problem
         assert problem.where.startswith(str(path))
 
 
@@ -150,7 +150,7 @@ def test_defects_of_csv_rows_are_named_by_their_first_line(tmp_path: Path) -> No
     rows = ['"two\nlines",b', "a,b,c", "a", '"a"b,c', "caf\u00e9,ok"]
     content = ("chosen,rejected\n" + "\n".join(rows) + '\n"never closed,b\nx,y\n').encode()
     path = write(tmp_path / "a.csv", content.replace("\u00e9".encode(), b"\xe9"))
-    problems = {problem.where.rsplit(":")[-1]: problem.found for problem in read_error(path).problems}
+    problems = {problem.where.rsplit(":")[-1]: problem.problem for problem in read_error(path).problems}
     assert list(problems) == ["4", "5", "6", "7", "8"]
     for line, found in zip("45678", ("3 fields", "1 fields", "malformed", "0xe9", "malformed"), strict=True):
         assert found in problems[line]
@@ -160,7 +160,7 @@ def test_cut_last_line_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", LINE + LINE[:20])
     (problem,) = read_error(path).problems
     assert problem.where == f"{path}:2"
-    assert "last line is cut off" in problem.found
+    assert "last line is cut off" in problem.problem
 
 
 def test_a_folder_is_read_sorted_and_names_the_problems_of_all_files(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_misspelt_path_is_never_looked_up_on_a_hub(tmp_path: Path, monkeypatch
     assert "did you mean train.jsonl?" in str(read_error("data/train"))
     assert "the folder holds data" in str(read_error("zzzzzz"))
     assert "no folder 'nowhere/at'" in str(read_error("nowhere/at/all.jsonl"))
-    assert "accepted: owner/name" in str(read_error("modelscope:a/b/c"))
+    assert "owner/name" in str(read_error("modelscope:a/b/c"))
     (tmp_path / "owner").mkdir()
     write(tmp_path / "owner" / "name", LINE)  # an existing path wins over an id, and needs a suffix
     assert "no suffix" in str(read_error("owner/name"))

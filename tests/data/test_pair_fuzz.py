@@ -156,7 +156,7 @@ def test_eighteen_planted_defects_are_all_named_in_one_run_and_no_other(tmp_path
     path.write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(TaskHeadsError) as caught:
         read_pairs(str(path))
-    named = {int(problem.where.rsplit(":", 1)[1]): problem.found for problem in caught.value.problems}
+    named = {int(problem.where.rsplit(":", 1)[1]): problem.problem for problem in caught.value.problems}
     assert len(caught.value.problems) == len(PLANTED) == 18
     assert named.keys() == expected.keys()
     assert {line: found for line, found in expected.items() if found not in named[line]} == {}

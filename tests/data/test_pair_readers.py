@@ -116,7 +116,7 @@ def test_refusals_name_the_line_and_the_value(tmp_path: Path, row: dict[str, obj
     path = write_rows(tmp_path / "a.jsonl", [pair_row(), row])
     problems = refusal(path).problems
     assert {problem.where for problem in problems} == {f"{path}:2"}
-    assert found in problems[0].found
+    assert found in problems[0].problem
 
 
 def test_a_row_with_three_defects_names_all_three(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_misspelt_column_is_named_once_for_the_file(
     error = refusal(write_rows(tmp_path / "a.jsonl", [row] * 1000), bad_rows=bad_rows)
     assert len(error.problems) == len(rename)
     assert f"did you mean '{target}'" in str(error)
-    assert "accepted: chosen, rejected, prompt" in str(error)
+    assert "chosen, rejected, prompt" in str(error)
 
 
 def test_a_column_misspelt_in_one_row_is_named_there(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_column_misspelt_in_one_row_is_named_there(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", rows)
     (problem,) = refusal(path).problems
     assert problem.where == f"{path}:6"
-    assert "did you mean 'weight'" in problem.remedy
+    assert "did you mean 'weight'" in problem.fix
 
 
 def test_missing_and_unknown_columns_are_named_once(tmp_path: Path) -> None:
@@ -305,14 +305,14 @@ def test_bad_arms_are_refused_by_line(tmp_path: Path, row: dict[str, object], fo
     path = write_rows(tmp_path / "a.jsonl", [arm("t1", "A"), arm("t1", "B"), row])
     (problem,) = refusal(path).problems
     assert problem.where == f"{path}:3"
-    assert found in problem.found
+    assert found in problem.problem
 
 
 def test_empty_counts_of_arms_in_csv(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("test_id,title,impressions,clicks\nt,A,9,1\nt,B,9,\nt,C,,1\n,D,9,1\n", encoding="utf-8")
     problems = refusal(str(path)).problems
-    assert [problem.found for problem in problems] == [
+    assert [problem.problem for problem in problems] == [
         "'clicks' is empty",
         "'impressions' is empty",
         "'test_id' is empty",
@@ -330,8 +330,8 @@ def test_misspelt_arm_column_and_lone_tests(tmp_path: Path) -> None:
 
 def test_unknown_options_are_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [pair_row()])
-    assert "accepted: raise, skip" in str(refusal(path, bad_rows="ignore"))
-    assert "accepted: huggingface, modelscope" in str(refusal(path, hub="github"))
+    assert "raise, skip" in str(refusal(path, bad_rows="ignore"))
+    assert "huggingface, modelscope" in str(refusal(path, hub="github"))
     with pytest.raises(TaskHeadsError, match="max_p_value"):
         groups_to_pairs([], max_p_value=2)
 

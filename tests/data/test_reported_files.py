@@ -186,7 +186,7 @@ def test_06_scores_in_the_label_column_are_asked_about(name: str, line: int) -> 
         read_text_sets(path)
     [problem] = caught.value.problems
     assert problem.where == f"{path}:{line}"
-    assert "--problem_type regression" in problem.remedy
+    assert "--problem_type regression" in problem.fix
     sets = read_text_sets(path, problem_type="regression")
     assert sets.labels.names == ("score",)
     found = {row.text: row.target for row in [*sets.train, *sets.dev]}

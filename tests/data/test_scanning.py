@@ -36,7 +36,7 @@ def test_a_column_of_late_rows_counts_for_all(tmp_path: Path) -> None:
     assert (len(texts), texts.rows_read) == (1, len(rows))  # the form has two texts, which others lack
     assert texts.refused == len(texts.problems) - 1 == len(rows) - 1  # row 8 has two defects
     assert [raw.text_b for raw in texts] == ["b"]
-    assert len({(problem.where, problem.found) for problem in texts.problems}) == len(texts.problems)
+    assert len({(problem.where, problem.problem) for problem in texts.problems}) == len(texts.problems)
     assert texts.places[0] == f"{tmp_path}/a.jsonl:{len(rows)}"
 
 
@@ -104,7 +104,7 @@ def test_arms_of_another_prompt_are_refused_by_line(tmp_path: Path) -> None:
     with pytest.raises(TaskHeadsError) as caught:
         read_pairs(write(tmp_path / "a.jsonl", rows))
     assert [problem.where.rsplit(":", 1)[1] for problem in caught.value.problems] == ["5", "32"]
-    assert "another prompt at" in caught.value.problems[0].found
+    assert "another prompt at" in caught.value.problems[0].problem
 
 
 def test_a_column_without_a_name_is_no_prompt(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_equal_scores_and_scores_of_several_lengths_are_refused(tmp_path: Path) 
     rows[7] = {"text": "", "score": 9.0}
     with pytest.raises(TaskHeadsError) as caught:
         read_text_sets(write(tmp_path / "c.jsonl", rows), bad_rows="skip")
-    assert any("every row has the score" in problem.found for problem in caught.value.problems)
+    assert any("every row has the score" in problem.problem for problem in caught.value.problems)
     rows[200]["score"] = [1.0, 2.0]
     with pytest.raises(TaskHeadsError, match="different numbers of scores"):
         read_text_sets(write(tmp_path / "b.jsonl", rows))
@@ -196,7 +196,7 @@ def test_lines_that_an_open_quote_takes_are_said(tmp_path: Path) -> None:
     path.write_text("text,label\n" + "".join(rows))
     (problem,) = read_texts(str(path)).problems
     assert problem.where == f"{path}:22"
-    assert "lines 22 to 24" in problem.found
+    assert "lines 22 to 24" in problem.problem
 
 
 def test_a_header_that_says_what_columns_says_is_no_row(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_bad_value_is_refused_with_its_line(tmp_path: Path, row: dict[str, Any
 
 def test_all_problems_of_a_row_are_named(tmp_path: Path) -> None:
     texts = read_rows(tmp_path, {"text": "", "label": -1, "weight": 0}, {"text": "x", "label": 0})
-    assert [problem.found for problem in texts.problems] == [
+    assert [problem.problem for problem in texts.problems] == [
         "'text' is empty",
         "'label' is -1",
         "'weight' is 0",
@@ -223,7 +223,7 @@ def test_class_files(tmp_path: Path) -> None:
     path.write_bytes("\ufeff词汇阅读\t3\r\n\nno label\na\tb\t1\nlast\tsport".encode() + b"\n\xff\t1\n")
     texts = read_texts(str(path))
     assert [(raw.text, raw.target.value) for raw in texts] == [("词汇阅读", 3), ("last", "sport")]
-    assert [(problem.where.rsplit(":")[-1], problem.found) for problem in texts.problems] == [
+    assert [(problem.where.rsplit(":")[-1], problem.problem) for problem in texts.problems] == [
         ("3", "no 'label'"),
         ("4", "found 2 tabs"),
         ("6", "byte 0xff at position 1 of the line is not UTF-8"),

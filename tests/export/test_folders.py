@@ -35,7 +35,7 @@ def test_the_code_that_travels_is_all_of_hubcode() -> None:
         "modeling_task_heads.py",
         "packing_task_heads.py", "pipeline_task_heads.py", "pooling_task_heads.py",
         "pushing_task_heads.py",
-        "saving_task_heads.py", "trust_task_heads.py",
+        "saving_task_heads.py", "hashes_task_heads.py",
     }  # fmt: skip
 
 

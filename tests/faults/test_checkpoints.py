@@ -22,7 +22,7 @@ import pytest
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.training.checkpoint_manifest import SEAL, missing_parts, seal, verify
 from qwen_task_heads.training.checkpoints import (
-    SealingCallback,
+    VerifiedCheckpointCallback,
     newest_sealed,
     open_output,
     refuse_foreign_output,
@@ -127,7 +127,7 @@ def command(output: Path, *, lora: bool, kill: dict, **changes) -> None:
     checkpoint = open_output(output, kill.get("resume", "true"), run=run)
     (output.parent / f"{output.name}.resumed").write_text(str(checkpoint and Path(checkpoint).name))
     trainer = tiny_trainer(
-        output, lora=lora, callbacks=[KillsItself(), SealingCallback(2, run=run)], **changes
+        output, lora=lora, callbacks=[KillsItself(), VerifiedCheckpointCallback(2, run=run)], **changes
     )
     train(trainer, checkpoint=checkpoint)
     trainer.save_model(str(output))
@@ -390,7 +390,7 @@ def test_files_added_after_sealing(tmp_path):
     (folder / "notes.txt").write_text("a note harms nobody")
     assert verify(folder) == []
     (folder / "adapter_model.safetensors").write_bytes(b"Trainer would load this")
-    assert [problem.found for problem in verify(folder)] == ["the file was added after sealing"]
+    assert [problem.problem for problem in verify(folder)] == ["the file was added after sealing"]
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_files_added_after_sealing(tmp_path):
 def test_missing_parts_are_named(tmp_path, part):
     folder = make_checkpoint(tmp_path / "checkpoint-1", without=part)
     wanted = "weights" if part == "model.safetensors" else part
-    assert [wanted in problem.found for problem in missing_parts(folder)] == [True]
+    assert [wanted in problem.problem for problem in missing_parts(folder)] == [True]
     with pytest.raises(TaskHeadsError, match=wanted):  # sealed by hand, and still not fit to resume from
         resolve_resume(str(folder), tmp_path)
     only = missing_parts(folder, weights_only=True)
@@ -409,7 +409,9 @@ def test_missing_parts_are_named(tmp_path, part):
 def test_two_processes_need_two_rng_states(tmp_path):
     folder = make_checkpoint(tmp_path / "checkpoint-1", sealed=False)
     (folder / "rng_state_0.pth").write_bytes(b"random")
-    assert [problem.found for problem in missing_parts(folder, processes=2)] == ["rng_state_1.pth is missing"]
+    assert [problem.problem for problem in missing_parts(folder, processes=2)] == [
+        "rng_state_1.pth is missing"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -537,7 +539,7 @@ def test_resuming_from_an_older_checkpoint_sets_the_newer_aside(tmp_path):
     for step in (1, 2, 3):
         make_checkpoint(tmp_path / f"checkpoint-{step}", sealed=step < 3)
     state = TrainerState(global_step=1)
-    SealingCallback().on_train_begin(arguments(tmp_path), state, TrainerControl())
+    VerifiedCheckpointCallback().on_train_begin(arguments(tmp_path), state, TrainerControl())
     left = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert left == ["abandoned-checkpoint-2", "checkpoint-1"]  # the unsealed third was debris
     assert verify(tmp_path / "abandoned-checkpoint-2") == []
@@ -547,14 +549,14 @@ def test_unsealed_checkpoints_in_a_folder_that_is_not_ours_are_kept(tmp_path):
     from transformers import TrainerControl, TrainerState
 
     make_checkpoint(tmp_path / "checkpoint-5", sealed=False)
-    SealingCallback().on_train_begin(arguments(tmp_path), TrainerState(), TrainerControl())
+    VerifiedCheckpointCallback().on_train_begin(arguments(tmp_path), TrainerState(), TrainerControl())
     assert len(list((tmp_path / "checkpoint-5").iterdir())) == len(FILES)
 
 
 def test_sealing_keeps_the_newest_and_the_best(tmp_path):
     from transformers import TrainerControl, TrainerState
 
-    callback = SealingCallback(2)
+    callback = VerifiedCheckpointCallback(2)
     for step in range(1, 6):
         make_checkpoint(tmp_path / f"checkpoint-{step}", sealed=False)
         state = TrainerState(global_step=step, best_model_checkpoint=str(tmp_path / "checkpoint-2"))
@@ -572,7 +574,9 @@ def test_incomplete_checkpoint_is_not_sealed_and_deletes_nothing(tmp_path):
     make_checkpoint(tmp_path / "checkpoint-1")
     make_checkpoint(tmp_path / "checkpoint-2", without="optimizer.pt", sealed=False)
     with pytest.raises(TaskHeadsError, match=r"checkpoint-2: optimizer.pt is missing"):
-        SealingCallback(1).on_save(arguments(tmp_path), TrainerState(global_step=2), TrainerControl())
+        VerifiedCheckpointCallback(1).on_save(
+            arguments(tmp_path), TrainerState(global_step=2), TrainerControl()
+        )
     assert newest_sealed(tmp_path) == tmp_path / "checkpoint-1"
 
 
@@ -581,10 +585,10 @@ def test_trainers_own_rotation_is_refused(tmp_path):
 
     settings = arguments(tmp_path)
     settings.save_total_limit = 2
-    with pytest.raises(TaskHeadsError, match="give the number to SealingCallback"):
-        SealingCallback().on_train_begin(settings, TrainerState(), TrainerControl())
+    with pytest.raises(TaskHeadsError, match="give the number to VerifiedCheckpointCallback"):
+        VerifiedCheckpointCallback().on_train_begin(settings, TrainerState(), TrainerControl())
     with pytest.raises(TaskHeadsError, match="1 or more"):
-        SealingCallback(0)
+        VerifiedCheckpointCallback(0)
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ def test_long_rows_of_other_kinds_are_refused(make: Any, truncation: str) -> Non
         model(ids, torch.ones(len(ids), 1, ids.shape[1], ids.shape[1], dtype=torch.bool))
     with pytest.raises(ValueError, match="without the template of the config"):
         model(torch.full((1, 20), 5))
-    with pytest.raises(ValueError, match="accepted: input_ids or inputs_embeds"):
+    with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
         model()
 
 

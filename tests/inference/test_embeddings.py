@@ -113,7 +113,7 @@ def test_without_the_library_the_engine_is_refused_with_what_to_type() -> None:
         with pytest.raises(TaskHeadsError) as caught:
             call()
         [problem] = caught.value.problems
-        assert 'pip install "qwen-task-heads[embeddings]"' in problem.remedy
+        assert 'pip install "qwen-task-heads[embeddings]"' in problem.fix
 
 
 def test_no_such_encoder_is_refused_beforehand(tmp_path: Path) -> None:

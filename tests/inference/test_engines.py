@@ -12,7 +12,7 @@ import pytest
 from qwen_task_heads import LabelMap, TaskHeadsError, build, load_tokenizer, save
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.text_datasets import TextSets
-from qwen_task_heads.inference.engine_options import Asking, EngineSpec, parse_engines
+from qwen_task_heads.inference.engine_options import EngineSpec, PromptOptions, parse_engines
 from qwen_task_heads.inference.engines import check_engines, check_prompts, open_engine
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.tokenization.templates import bind_template
@@ -29,7 +29,7 @@ def texts(*lengths: int, offered: int = 0) -> list[TextExample]:
 def test_options_that_fit_no_engine_are_refused_at_once() -> None:
     engines = ["few_shot=a", "zero_shot=b", "oracle=c"]
     counts = {"--max_rows": -3, "--latency_rows": 0, "--batch_tokens": 1, "--shots": None}
-    asking = Asking(instruction="One of {labels}:", calibrate=True, shared=False)
+    asking = PromptOptions(instruction="One of {labels}:", calibrate=True, shared=False)
     with pytest.raises(TaskHeadsError) as caught:
         parse_engines(engines, asking=asking, counts=counts)
     found = [problem.where for problem in caught.value.problems]
@@ -40,15 +40,19 @@ def test_options_that_fit_no_engine_are_refused_at_once() -> None:
 @pytest.mark.parametrize(
     ("engine", "asking", "message"),
     [
-        ("zero_shot=b", Asking(instruction="{labels} {examples}"), "found {examples} in it, and zero_shot="),
-        ("few_shot=b", Asking(instruction=""), "found no {examples} in it"),
-        ("few_shot=b", Asking(instruction="{labels} {examples}", calibrate=True), None),
-        ("zero_shot=b", Asking(instruction="{labels}", calibrate=True, shared=False), None),
-        ("head=b", Asking(instruction="{labels}"), None),
+        (
+            "zero_shot=b",
+            PromptOptions(instruction="{labels} {examples}"),
+            "found {examples} in it, and zero_shot=",
+        ),
+        ("few_shot=b", PromptOptions(instruction=""), "found no {examples} in it"),
+        ("few_shot=b", PromptOptions(instruction="{labels} {examples}", calibrate=True), None),
+        ("zero_shot=b", PromptOptions(instruction="{labels}", calibrate=True, shared=False), None),
+        ("head=b", PromptOptions(instruction="{labels}"), None),
     ],
 )
 def test_an_instruction_has_to_fit_the_engines_that_are_given_it(
-    engine: str, asking: Asking, message: str | None
+    engine: str, asking: PromptOptions, message: str | None
 ) -> None:
     if message is None:
         assert [spec.name for spec in parse_engines([engine], asking=asking)] == [engine]
@@ -74,7 +78,7 @@ def test_a_trained_generator_without_its_labels_is_refused(tmp_path: Path) -> No
     specs = [EngineSpec("sft", "embedded"), EngineSpec("sft", str(tmp_path))]
     with pytest.raises(TaskHeadsError) as caught:
         check_engines(specs, sets)
-    found = [problem.found for problem in caught.value.problems]
+    found = [problem.problem for problem in caught.value.problems]
     damaged = "found a file that cannot be read (AttributeError: 'list' object has no attribute 'items')"
     assert found == ["found no label_prompt.json", damaged]
 
@@ -86,15 +90,15 @@ def test_prompts_are_tried_before_any_model_is_loaded(tmp_path: Path) -> None:
             shutil.copy(file, tmp_path)
     specs = [EngineSpec("zero_shot", str(tmp_path)), EngineSpec("few_shot", str(tmp_path))]
     shots = {example.text: (("an example " * 30, LABELS.names[0]),) for example in texts(1)}
-    check_prompts(specs, LABELS, texts(1), asking=Asking(shots=shots))
+    check_prompts(specs, LABELS, texts(1), asking=PromptOptions(shots=shots))
     for shared in (True, False):
-        asking = Asking(shots=shots, shared=shared, max_length=60)
+        asking = PromptOptions(shots=shots, shared=shared, max_length=60)
         with pytest.raises(TaskHeadsError) as caught:
             check_prompts(specs, LABELS, texts(1), asking=asking)
         first, second = caught.value.problems
         assert first.where == f"zero_shot={tmp_path}, --max_length"
         assert second.where.startswith(f"few_shot={tmp_path}, ")
-    asking = Asking(shots=shots, instruction="{lables} {examples}")
+    asking = PromptOptions(shots=shots, instruction="{lables} {examples}")
     with pytest.raises(TaskHeadsError, match=r"few_shot=.*, --instruction: found \{lables\}"):
         check_prompts(specs[1:], LABELS, texts(1), asking=asking)
     with pytest.raises(TaskHeadsError, match="found no model that generates"):
@@ -103,7 +107,7 @@ def test_prompts_are_tried_before_any_model_is_loaded(tmp_path: Path) -> None:
 
 def test_cut_texts_are_counted_in_the_prompts_that_are_scored() -> None:
     """Thirty labels leave no room for these texts; the two that the rows offer leave enough."""
-    engine = open_engine(EngineSpec("zero_shot", "embedded"), LABELS, asking=Asking(max_length=400))
+    engine = open_engine(EngineSpec("zero_shot", "embedded"), LABELS, asking=PromptOptions(max_length=400))
     assert engine.notes(texts(1, 9, offered=2)) == []
     assert engine.notes(texts(1, 9, 9)) == ["2 of 3 texts were cut, for prompts of 400 tokens"]
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from qwen_task_heads import LabelMap, TaskHeadsError, load_tokenizer
 from qwen_task_heads.data.few_shot import with_shots
 from qwen_task_heads.inference.decision_schema import question, write_decision
-from qwen_task_heads.inference.label_scorer import LabelScorer, why_alone
+from qwen_task_heads.inference.label_scorer import LabelScorer, fallback_reason
 from qwen_task_heads.inference.label_trie import logits_of, make_trie, score_alone
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.tokenization.label_prompts import FEW_SHOT_INSTRUCTION, AnswerPrompts
@@ -97,7 +97,7 @@ def test_families_and_a_shared_instruction(model: Any) -> None:
     for config in (Qwen3Config(**common, **heads, head_dim=8), LlamaConfig(**common, **heads)):
         other = AutoModelForCausalLM.from_config(config).eval()
         other.lm_head.weight.data.mul_(20)  # of random weights all labels are alike
-        assert why_alone(other) is None
+        assert fallback_reason(other) is None
         compare(other, texts=4, labels=10, instruction="One of {labels}. Text: ")
 
 
@@ -105,7 +105,7 @@ def test_a_family_without_such_masks_scores_labels_alone(model: Any) -> None:
     labels = many_labels(6)
     wanted = scorer(model, labels).log_scores(titles()[:2])
     ours = scorer(model, labels)
-    ours.why_alone = "as if"
+    ours.fallback_reason = "as if"
     assert torch.allclose(ours.log_scores(titles()[:2]), wanted, atol=1e-5, rtol=0)
 
 
@@ -207,8 +207,8 @@ def test_positions_that_turn_with_the_length_have_no_tree(model: Any) -> None:
     dynamic.rope_parameters = {**dynamic.rope_parameters, "rope_type": "dynamic", "factor": 2.0}
     with torch.device("meta"):
         other = AutoModelForCausalLM.from_config(dynamic)
-    assert "turn with the length" in str(why_alone(other))
-    assert why_alone(model) is None
+    assert "turn with the length" in str(fallback_reason(other))
+    assert fallback_reason(model) is None
 
 
 def test_what_is_kept_goes_with_the_weights(model: Any) -> None:

@@ -253,7 +253,7 @@ def test_a_rate_below_all_of_dev_names_the_lowest_and_it_passes() -> None:
         confidence_for(0.01, known)
     [problem] = caught.value.problems
     assert problem.where == "max_error"
-    rate = float(re.findall(r"give ([\d.]+)", problem.remedy)[0])
+    rate = float(re.findall(r"give ([\d.]+)", problem.fix)[0])
     assert confidence_for(rate, known) == 0.9
     with pytest.raises(TaskHeadsError, match="max_error"):
         answers("single_label_classification", max_error=0.1)  # without a curve

@@ -24,7 +24,12 @@ from qwen_task_heads.metrics.classification import (
     probabilities,
 )
 from qwen_task_heads.metrics.ranking import wilson_interval
-from qwen_task_heads.metrics.weighted import bootstrap, of_label_sets, of_steps, of_values
+from qwen_task_heads.metrics.weighted import (
+    bootstrap,
+    multilabel_metrics,
+    ordinal_metrics,
+    regression_metrics,
+)
 
 
 def names(count: int) -> list[str]:
@@ -138,14 +143,14 @@ def test_ordinal_figures_equal_scikit_learn():
     assert value(found, "accuracy") == pytest.approx((truth == guess).mean())
 
 
-@pytest.mark.parametrize("measure", [of_steps, of_label_sets, of_values])
+@pytest.mark.parametrize("measure", [ordinal_metrics, multilabel_metrics, regression_metrics])
 def test_a_weight_of_two_is_a_row_that_stands_there_twice(measure):
     """What the bootstrap rests on: every figure of weights is the figure of the repeated rows."""
     rng = np.random.default_rng(1)
     weights = rng.integers(0, 4, size=(3, 60)).astype(float)
-    if measure is of_steps:
+    if measure is ordinal_metrics:
         scores, truth = classes(60, 4)
-    elif measure is of_label_sets:
+    elif measure is multilabel_metrics:
         scores, truth = label_sets(60, 4)
     else:
         scores, truth = np.round(rng.normal(size=(60, 1)), 1), np.round(rng.normal(size=(60, 1)), 1)
@@ -276,7 +281,9 @@ def test_intervals_of_means_are_percentiles_and_others_are_corrected_for_bias():
     scores = rng.normal(size=(150, 40))
     truth = (rng.random((150, 40)) < 0.05).astype(int)
     found = classification_figures(MULTI, scores, truth, labels=names(40))
-    drawn = bootstrap(of_label_sets(scores, truth, 0.5)[0], np.arange(150), width=40, resamples=200, seed=0)
+    drawn = bootstrap(
+        multilabel_metrics(scores, truth, 0.5)[0], np.arange(150), width=40, resamples=200, seed=0
+    )
     wanted = np.quantile(drawn["log_loss"], [0.025, 0.975])
     again = classification_figures(MULTI, scores, truth, labels=names(40), resamples=200)
     assert [again["log_loss"][end] for end in ("low", "high")] == pytest.approx(wanted)
@@ -296,7 +303,7 @@ def test_intervals_of_biased_metrics_cover_what_all_rows_would_give():
         return 1.5 * truth + rng.normal(size=truth.shape) - 1, truth
 
     ones, trials = np.ones((1, 40_000)), 60
-    whole = of_label_sets(*draw(np.random.default_rng(1), 40_000), 0.5)[0](ones)
+    whole = multilabel_metrics(*draw(np.random.default_rng(1), 40_000), 0.5)[0](ones)
     covered = dict.fromkeys(("map", "macro_f1"), 0)
     for trial in range(trials):
         scores, truth = draw(np.random.default_rng(2 + trial), 150)

@@ -7,7 +7,7 @@ import pytest
 
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.metrics.lookup_baseline import LookupBaseline
-from qwen_task_heads.metrics.text_baselines import TrivialFloor
+from qwen_task_heads.metrics.text_baselines import TrivialBaseline
 
 NEW = TextExample(text="New", target=0)
 
@@ -42,5 +42,5 @@ def test_label_sets_and_values() -> None:
 def test_without_a_known_text_it_is_the_trivial_answer(kind: str) -> None:
     train = [TextExample(text=f"t{n}", target=n % 3) for n in range(9)]
     rows = [NEW, TextExample(text="t10", target=1)]
-    trivial = TrivialFloor(kind, 3).fit(train).predict(rows)
+    trivial = TrivialBaseline(kind, 3).fit(train).predict(rows)
     np.testing.assert_array_equal(LookupBaseline(kind, 3).fit(train).predict(rows), trivial)

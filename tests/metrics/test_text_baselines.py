@@ -18,7 +18,7 @@ from qwen_task_heads.metrics.classification import (
     SINGLE,
     classification_figures,
 )
-from qwen_task_heads.metrics.text_baselines import TfidfFloor, TrivialFloor
+from qwen_task_heads.metrics.text_baselines import TfidfBaseline, TrivialBaseline
 
 WORDS = [f"{a}{b}{c}" for a in ("bra", "cli", "dro", "fle") for b in "aeiou" for c in ("mp", "nk", "st")]
 SIGNS = [chr(0x4E00 + index) for index in range(60)]
@@ -36,9 +36,9 @@ def rows(kind: str, count: int, seed: int, *, words: list[str] = WORDS, glue: st
     return made
 
 
-def quality(kind: str, floor, examples: list[TextExample], name: str, *, count: int = 3) -> float:
+def quality(kind: str, baseline, examples: list[TextExample], name: str, *, count: int = 3) -> float:
     found = classification_figures(
-        kind, floor.predict(examples), [e.target for e in examples], labels=[str(i) for i in range(count)]
+        kind, baseline.predict(examples), [e.target for e in examples], labels=[str(i) for i in range(count)]
     )
     return found[name]["value"]
 
@@ -56,11 +56,11 @@ def quality(kind: str, floor, examples: list[TextExample], name: str, *, count: 
 def test_tfidf_finds_planted_words(kind, name, count, signs):
     options = {"words": SIGNS, "glue": ""} if signs else {}
     train, test = rows(kind, 300, 0, **options), rows(kind, 100, 1, **options)
-    floor = TfidfFloor(kind, count).fit(train)
-    found = quality(kind, floor, test, name, count=count)
+    baseline = TfidfBaseline(kind, count).fit(train)
+    found = quality(kind, baseline, test, name, count=count)
     assert found > 0.7
     noise = [TextExample(text=a.text, target=b.target) for a, b in zip(train, train[7:], strict=False)]
-    assert quality(kind, TfidfFloor(kind, count).fit(noise), test, name, count=count) < found - 0.15
+    assert quality(kind, TfidfBaseline(kind, count).fit(noise), test, name, count=count) < found - 0.15
 
 
 def test_pairs_are_read_for_what_they_share():
@@ -73,7 +73,8 @@ def test_pairs_are_read_for_what_they_share():
         rng.shuffle(second)
         made.append(TextExample(text=" ".join(first), text_b=" ".join(second), target=(float(kept),)))
     assert (
-        quality(REGRESSION, TfidfFloor(REGRESSION, 1).fit(made[:200]), made[200:], "spearman", count=1) > 0.7
+        quality(REGRESSION, TfidfBaseline(REGRESSION, 1).fit(made[:200]), made[200:], "spearman", count=1)
+        > 0.7
     )
 
 
@@ -84,22 +85,22 @@ def test_the_threshold_of_labels_is_taken_from_training_rows():
         TextExample(text=f"{'rare' if i % 9 == 0 else 'other'} w{i % 7}", target=(0,) if i % 27 == 0 else ())
         for i in range(540)
     ]
-    floor = TfidfFloor(MULTI, 1).fit(train)
-    assert floor._shift < 0
-    assert quality(MULTI, floor, train, "micro_recall", count=1) > 0.5
+    baseline = TfidfBaseline(MULTI, 1).fit(train)
+    assert baseline._shift < 0
+    assert quality(MULTI, baseline, train, "micro_recall", count=1) > 0.5
 
 
 def test_labels_that_no_training_row_has_are_never_the_first_choice():
     train = [
         TextExample(text=f"{word} {i}", target=k) for i in range(5) for k, word in ((1, "ab"), (3, "cd"))
     ]
-    scores = TfidfFloor(SINGLE, 5).fit(train).predict(train)
+    scores = TfidfBaseline(SINGLE, 5).fit(train).predict(train)
     assert scores.shape == (10, 5)
     assert set(scores.argmax(1).tolist()) == {1, 3}
     one = [TextExample(text=f"ab {i}", target=1) for i in range(5)]
-    assert TfidfFloor(SINGLE, 3).fit(one).predict(one).argmax(1).tolist() == [1] * 5
+    assert TfidfBaseline(SINGLE, 3).fit(one).predict(one).argmax(1).tolist() == [1] * 5
     several = [TextExample(text=f"ab {i}", target=(0,)) for i in range(5)]  # 0 always, 1 never
-    assert (TfidfFloor(MULTI, 2).fit(several).predict(several) > 0).tolist() == [[True, False]] * 5
+    assert (TfidfBaseline(MULTI, 2).fit(several).predict(several) > 0).tolist() == [[True, False]] * 5
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION, ORDINAL])
@@ -107,8 +108,8 @@ def test_a_floor_of_one_row_does_not_fail(kind):
     target = {MULTI: (1,), REGRESSION: (2.0,)}.get(kind, 1)
     row = [TextExample(text="one row", target=target)]
     count = 1 if kind == REGRESSION else 2
-    for floor in (TfidfFloor(kind, count), TrivialFloor(kind, count)):
-        assert floor.fit(row).predict(row * 2).shape == (2, count)
+    for baseline in (TfidfBaseline(kind, count), TrivialBaseline(kind, count)):
+        assert baseline.fit(row).predict(row * 2).shape == (2, count)
 
 
 def test_the_trivial_floor_says_the_most_frequent_label_or_the_mean():
@@ -121,16 +122,16 @@ def test_the_trivial_floor_says_the_most_frequent_label_or_the_mean():
     for kind, (targets, name, wanted) in of.items():
         examples = [TextExample(text="a", target=target) for target in targets]
         count = 1 if kind == REGRESSION else 3
-        floor = TrivialFloor(kind, count).fit(examples)
-        assert quality(kind, floor, examples, name, count=count) == pytest.approx(wanted), kind
+        baseline = TrivialBaseline(kind, count).fit(examples)
+        assert quality(kind, baseline, examples, name, count=count) == pytest.approx(wanted), kind
     # several labels: the most frequent one alone, also where most rows have several
     examples = [TextExample(text="a", target=(0, 1, 2)), TextExample(text="b", target=(1, 2))]
-    assert (TrivialFloor(MULTI, 3).fit(examples).predict(examples) > 0).sum(1).tolist() == [1, 1]
+    assert (TrivialBaseline(MULTI, 3).fit(examples).predict(examples) > 0).sum(1).tolist() == [1, 1]
 
 
 def test_floors_are_deterministic():
     train = rows(MULTI, 60, 4)
-    first, second = (TfidfFloor(MULTI, 3).fit(train).predict(train) for _ in range(2))
+    first, second = (TfidfBaseline(MULTI, 3).fit(train).predict(train) for _ in range(2))
     assert np.array_equal(first, second)
 
 
@@ -139,18 +140,18 @@ def test_work_grows_no_faster_than_the_texts():
     calls = []
     for count in (750, 3000):
         with at_most(10**8) as work:
-            TfidfFloor(SINGLE, 3).fit(rows(SINGLE, count, 0))
+            TfidfBaseline(SINGLE, 3).fit(rows(SINGLE, count, 0))
         calls.append(work.calls)
     assert calls[1] <= 5 * calls[0]
 
 
 def test_bad_input_is_refused():
     with pytest.raises(TaskHeadsError, match="no training rows"):
-        TfidfFloor(SINGLE, 2).fit([])
+        TfidfBaseline(SINGLE, 2).fit([])
     with pytest.raises(TaskHeadsError, match="before fit"):
-        TfidfFloor(SINGLE, 2).predict(rows(SINGLE, 1, 0))
+        TfidfBaseline(SINGLE, 2).predict(rows(SINGLE, 1, 0))
     with pytest.raises(TaskHeadsError, match="check the texts"):
-        TfidfFloor(SINGLE, 2).fit([TextExample(text="?!", target=0)] * 3)
+        TfidfBaseline(SINGLE, 2).fit([TextExample(text="?!", target=0)] * 3)
 
 
 def test_scikit_learn_is_imported_inside_functions_only():

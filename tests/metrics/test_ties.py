@@ -145,7 +145,7 @@ def test_engines_that_tie_are_compared_by_their_credit() -> None:
     from qwen_task_heads import LabelMap
 
     rows = [TextExample(text=str(n), target=n % 2) for n in range(8)]
-    options = {"kind": "floor", "labels": LabelMap(("a", "b")), "device": "CPU"}
+    options = {"kind": "baseline", "labels": LabelMap(("a", "b")), "device": "CPU"}
     tied = measure(lambda rows: np.ones((len(rows), 2)), rows, name="tied", **options)
     right = measure(lambda rows: np.eye(2)[[int(r.text) % 2 for r in rows]], rows, name="right", **options)
     [pair] = compare([tied, right], rows, resamples=10)

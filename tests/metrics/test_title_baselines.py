@@ -1,4 +1,4 @@
-"""The two floors on generated pairs: what they find, what they cannot, their price and refusals."""
+"""The two baselines on generated pairs: what they find, what they cannot, their price and refusals."""
 
 import ast
 import random
@@ -33,8 +33,8 @@ def planted(n: int, seed: int, *, words: list[str] = WORDS, glue: str = " ") -> 
     return out
 
 
-def accuracy(floor: TfidfBradleyTerry, pairs: list[PairExample]) -> float:
-    gap = floor.score([p.chosen for p in pairs]) - floor.score([p.rejected for p in pairs])
+def accuracy(baseline: TfidfBradleyTerry, pairs: list[PairExample]) -> float:
+    gap = baseline.score([p.chosen for p in pairs]) - baseline.score([p.rejected for p in pairs])
     return float((gap > 0).mean())
 
 
@@ -50,8 +50,8 @@ def test_longer_title_counts_characters_and_ties_half():
 
 
 def test_tfidf_finds_a_planted_word_and_nothing_in_noise():
-    floor = TfidfBradleyTerry().fit(planted(300, 0))
-    assert accuracy(floor, planted(200, 1)) > 0.95
+    baseline = TfidfBradleyTerry().fit(planted(300, 0))
+    assert accuracy(baseline, planted(200, 1)) > 0.95
     rng = random.Random(2)
     turned = [
         PairExample(chosen=p.rejected, rejected=p.chosen) if rng.random() < 0.5 else p
@@ -66,8 +66,8 @@ def test_tfidf_finds_a_planted_word_and_nothing_in_noise():
 
 def test_tfidf_reads_scripts_without_spaces():
     signs = [chr(c) for c in range(0x4E00, 0x4E00 + 60)]
-    floor = TfidfBradleyTerry().fit(planted(300, 0, words=signs, glue=""))
-    assert accuracy(floor, planted(200, 1, words=signs, glue="")) > 0.95
+    baseline = TfidfBradleyTerry().fit(planted(300, 0, words=signs, glue=""))
+    assert accuracy(baseline, planted(200, 1, words=signs, glue="")) > 0.95
 
 
 def test_turning_every_second_pair_equals_mirroring_all():
@@ -75,14 +75,14 @@ def test_turning_every_second_pair_equals_mirroring_all():
     from sklearn.linear_model import LogisticRegression
 
     pairs = planted(60, 3)
-    floor = TfidfBradleyTerry(C=2.0).fit(pairs)
+    baseline = TfidfBradleyTerry(C=2.0).fit(pairs)
     titles = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    features = sparse.hstack([v.transform(titles) for v in floor._vectorizers]).tocsr()
+    features = sparse.hstack([v.transform(titles) for v in baseline._vectorizers]).tocsr()
     rows = features[:60] - features[60:]
     # twice the rows, half the C; the solver stops at its own tolerance on either side
     mirrored = LogisticRegression(C=1.0, fit_intercept=False, max_iter=1000)
     mirrored.fit(sparse.vstack([rows, -rows]), np.repeat([1, -1], 60))
-    np.testing.assert_allclose(floor.score(titles), features @ mirrored.coef_[0], atol=0.05)
+    np.testing.assert_allclose(baseline.score(titles), features @ mirrored.coef_[0], atol=0.05)
 
 
 def test_the_penalty_is_chosen_by_groups_of_the_training_pairs():

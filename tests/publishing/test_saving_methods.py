@@ -40,7 +40,7 @@ from qwen_task_heads import (
     save,
 )
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.hubcode.trust_task_heads import write_manifest
+from qwen_task_heads.hubcode.hashes_task_heads import write_manifest
 from qwen_task_heads.reports.card_facts import CardFacts, state_facts
 from qwen_task_heads.tokenization.collators import pair_dataset, text_dataset
 from qwen_task_heads.training.backbone_defaults import rates_for

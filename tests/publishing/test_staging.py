@@ -16,7 +16,7 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.files import hash_files
 from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
 from qwen_task_heads.publishing.publish import check_publishable, publish
-from qwen_task_heads.publishing.staging import CONFIGURATION, check_run, files_of, stage, travels
+from qwen_task_heads.publishing.staging import CONFIGURATION, check_run, files_of, is_publishable, stage
 
 CARD = (
     '---\nlicense: mit\n---\n# T\n\nLook at [errors.md](errors.md), all answers in `predictions.jsonl`.\n\n'
@@ -119,7 +119,7 @@ def test_links_and_folders_without_a_model_are_refused(folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", ["../config.json", "a/config.json", "CONFIG.JSON", "onnx/x/model.onnx", ""])
 def test_names_that_look_like_those_that_travel_do_not(name: str) -> None:
-    assert not travels(name, rows=True)
+    assert not is_publishable(name, rows=True)
 
 
 def test_an_adapter_of_a_local_base_is_refused_before_and_after_training(folder: Path, bases: Any) -> None:
@@ -146,14 +146,14 @@ def test_what_no_longer_belongs_to_its_run_is_named_all_at_once(folder: Path, tm
     (folder / "pooling_task_heads.py").unlink()
     with pytest.raises(TaskHeadsError) as caught:
         publish(folder, repo_id="me/t", form="merged", verify=False, dry_run=tmp_path / "staged")
-    found = {Path(problem.where).name: problem.found for problem in caught.value.problems}
+    found = {Path(problem.where).name: problem.problem for problem in caught.value.problems}
     other = "found another file than the run wrote"
     assert found == {
         "config.json": other, "metrics.json": other, "reference.json": other,
         "pooling_task_heads.py": "found no such file", "training.png": "found no such file",
     }  # fmt: skip
     assert {Path(problem.where).parent for problem in caught.value.problems} == {folder}
-    assert all("train again" in problem.remedy for problem in caught.value.problems)
+    assert all("train again" in problem.fix for problem in caught.value.problems)
     assert not (tmp_path / "staged").exists()
 
 

@@ -93,14 +93,14 @@ def test_every_engine_has_its_figures_its_time_and_its_cost(compared: tuple[Path
     folder, printed = compared
     content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     engines = {one["name"]: one for one in content["engines"]}
-    floors = ["TF-IDF, linear", "the most frequent label", "majority of the nearest"]
-    assert list(engines)[:3] == floors
+    baselines = ["TF-IDF, linear", "the most frequent label", "majority of the nearest"]
+    assert list(engines)[:3] == baselines
     assert [engines[name]["kind"] for name in list(engines)[3:]] == ["head", "sft", "zero_shot", "few_shot"]
     for name, one in engines.items():
-        assert one["seconds_alone"]["n"] == (18 if name in floors else 4)
+        assert one["seconds_alone"]["n"] == (18 if name in baselines else 4)
         assert one["seconds_alone"]["median"] > 0
         assert one["texts_per_second"] > 0
-        assert ("log_loss" in one["figures"]) == (name not in floors)
+        assert ("log_loss" in one["figures"]) == (name not in baselines)
         assert one["figures"]["accuracy"]["n"] == 18
         assert one["figures"]["accuracy"]["n_groups"] == 9
         assert name in printed
@@ -159,7 +159,7 @@ def test_an_engine_that_fails_late_costs_the_others_nothing(
     assert f"error: --engines: found head={torn}, sft={cut}, not measured" in printed.err
     assert f"Not measured, and so not in this advice: head={torn}, sft={cut}." in printed.out
     content = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
-    assert [one["kind"] for one in content["engines"]] == ["floor", "floor", "sft"]
+    assert [one["kind"] for one in content["engines"]] == ["baseline", "baseline", "sft"]
     assert any(note.startswith(f"head={torn} was not measured: ") for note in content["notes"])
 
     refused(capfd, *words, "--output_dir", tmp_path / "none", "--engines", f"head={torn}")
@@ -246,7 +246,7 @@ def test_descriptions_rows_that_offer_labels_and_a_part_of_the_rows(
     assert len(rows) == 7
     for row in rows:
         assert len(row["answers"]) == 5
-        for answer in row["answers"].values():  # of floors too
+        for answer in row["answers"].values():  # of baselines too
             assert answer["label"] in offered[NAMES.index(row["true"])]
 
 

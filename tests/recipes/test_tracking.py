@@ -78,7 +78,7 @@ def test_figures_and_examples_are_tracked_and_no_secret_is(
     tags = events.Tags()
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     main = "pair_accuracy" if recipe == "reward_titles" else "accuracy"
-    for scorer, figures in metrics["dev"].items():  # the model and the floors
+    for scorer, figures in metrics["dev"].items():  # the model and the baselines
         name = scorer.replace(",", "").replace(" ", "_")
         (logged,) = events.Scalars(f"final/dev/{name}/{main}")
         assert logged.value == pytest.approx(figures[main]["value"])

@@ -32,7 +32,7 @@ from qwen_task_heads.publishing.staging import card_of_repo
 from qwen_task_heads.reports import card_facts
 from qwen_task_heads.reports.card_facts import CardFacts, Trained
 from qwen_task_heads.reports.cards import with_form, with_parity
-from qwen_task_heads.reports.finishing import Account
+from qwen_task_heads.reports.finishing import RunRecord
 from qwen_task_heads.reports.text_card import text_card
 from qwen_task_heads.reports.text_report import TextRun
 from qwen_task_heads.reports.title_card import title_card
@@ -104,7 +104,7 @@ def dump(path: str, kind: Callable[..., str]) -> Callable[..., str]:
             "cut": run.cut if isinstance(run, TextRun) else "",
             "config": {"model_type": model.config.model_type}
             | {key: value for key, value in config.items() if key in known - left_out and value is not None},
-            "run": {field.name: vars(run)[field.name] for field in fields(Account) if field.name in KEPT},
+            "run": {field.name: vars(run)[field.name] for field in fields(RunRecord) if field.name in KEPT},
             "sets": {key: vars(sets)[key] for key in ("lines", "dev_was_cut", "test_was_cut", "test_seen")},
             "versions": card_facts.versions(),
             "metrics": metrics,

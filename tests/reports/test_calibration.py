@@ -38,7 +38,7 @@ from qwen_task_heads.reports import calibration, text_report
 from qwen_task_heads.reports.text_report import TextRun, finish_texts
 from qwen_task_heads.reports.title_report import Run, finish_titles
 from qwen_task_heads.tokenization.templates import Template, bind_template, compile_template
-from qwen_task_heads.training.warm_start import take_head
+from qwen_task_heads.training.warm_start import load_head
 
 MODEL = "this model"
 LABELS = ("sport", "trade", "体育", "art")
@@ -230,7 +230,7 @@ def test_every_way_to_open_it_gives_the_same_probabilities_and_labels(
 def test_its_head_is_the_start_of_another_run_without_its_calibration(runs, bases):
     folder, _, _ = runs(MULTI)
     fresh = {"task": "pooled_classifier", "labels": LABELS, "problem_type": MULTI, "max_seq_length": 32}
-    model = take_head(build(bases["qwen2"], **fresh), str(folder), tokenizer=load_tokenizer(str(folder)))
+    model = load_head(build(bases["qwen2"], **fresh), str(folder), tokenizer=load_tokenizer(str(folder)))
     assert torch.equal(model.score.weight, load(str(folder)).score.weight)
     assert (model.config.calibration, model.config.label_thresholds) == (None, None)
 
@@ -305,7 +305,7 @@ def test_a_wanted_error_rate_holds_on_dev_and_is_refused_where_dev_cannot_show_i
     assert caught.value.problems[0].where == "max_error"
     with pytest.raises(TaskHeadsError) as caught:
         scorer.predict(rows, max_error=best / 2)
-    told = float(caught.value.problems[0].remedy.split("give ")[1].split(",")[0])
+    told = float(caught.value.problems[0].fix.split("give ")[1].split(",")[0])
     assert any(answer.label for answer in scorer.predict(rows, max_error=told))
     with pytest.raises(TaskHeadsError, match="max_error"):
         scorer.predict(rows, max_error=0.3, abstain=0.5)

@@ -240,8 +240,8 @@ def test_a_repo_with_graphs_says_how_to_run_them(models):
     assert "of two titles, P(A preferred)" in pairs
 
 
-def judged(model, *, ours: float = 0.61234, floor: float = 0.5, **changes):
-    """The card of a classifier with one floor, whose log has three looks at dev."""
+def judged(model, *, ours: float = 0.61234, baseline: float = 0.5, **changes):
+    """The card of a classifier with one baseline, whose log has three looks at dev."""
     row = TextExample(text="a", target=0)
     sets = TextSets(
         train=[row], dev=[row], test=[row], problem_type="single_label_classification",
@@ -252,7 +252,7 @@ def judged(model, *, ours: float = 0.61234, floor: float = 0.5, **changes):
     figures = {**{name: {**BOTH, "value": ours} for name in CLASSES}, "per_class": [own] * 3}
     found = {
         "this model": figures,
-        "a | floor": {"accuracy": {**BOTH, "value": floor}},
+        "a | baseline": {"accuracy": {**BOTH, "value": baseline}},
         "none": {"accuracy": {**ENTRY, "value": None}},
     }
     metrics = {
@@ -285,11 +285,11 @@ def judged(model, *, ours: float = 0.61234, floor: float = 0.5, **changes):
 )
 def test_the_verdict_beside_the_baselines_is_a_sentence(models, word, low, said):
     found = {
-        "split": "test", "metric": "accuracy", "baseline": "a | floor", "value": 0.5,
+        "split": "test", "metric": "accuracy", "baseline": "a | baseline", "value": 0.5,
         "difference": 0.1123, "low": low, "high": None if low is None else 0.2, "word": word,
     }  # fmt: skip
     page = judged(models[1], verdict=found)
-    assert f"The best baseline on test is “a \\| floor” (accuracy 0.500); {said}" in page
+    assert f"The best baseline on test is “a \\| baseline” (accuracy 0.500); {said}" in page
     assert "Another baseline" not in page
     other = {**found, "baseline": "TF-IDF, linear", "word": "above", "low": 0.02, "high": 0.2}
     page = judged(models[1], verdict={**found, "beside": other})
@@ -441,12 +441,12 @@ def test_facts_that_no_hub_takes_are_refused_together():
         )
     names = ["license", "language", "language", "dataset_url", "dataset_id"]
     assert [problem.where for problem in caught.value.problems] == names
-    assert [problem.remedy for problem in caught.value.problems[:2]] == [
+    assert [problem.fix for problem in caught.value.problems[:2]] == [
         "did you mean apache-2.0?",
         "did you mean en?",
     ]
     for unknown in ("Ours", "other:", "other: "):
-        with pytest.raises(TaskHeadsError, match=r"accepted: an id of the hub's list, or other:NAME"):
+        with pytest.raises(TaskHeadsError, match=r"an id of the hub's list, or other:NAME"):
             CardFacts(license=unknown)
     for known in ("Apache-2.0", "other", "other:Ours, v1!", "", None):
         assert CardFacts(license=known).license == known

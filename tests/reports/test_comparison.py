@@ -1,4 +1,4 @@
-"""Comparing engines: paired differences, the rules of the advice, the floor of the nearest, the page."""
+"""Comparing engines: paired differences, the rules of the advice, the baseline of the nearest, the page."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets, hash_texts
 from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.inference.engine_options import Asking, EngineSpec
+from qwen_task_heads.inference.engine_options import EngineSpec, PromptOptions
 from qwen_task_heads.inference.engines import open_engine
 from qwen_task_heads.metrics.ranking import ranking_metrics
 from qwen_task_heads.metrics.text_baselines import MAJORITY
 from qwen_task_heads.reports.comparison import Measured, compare, draw_groups, measure
 from qwen_task_heads.reports.comparison_advice import advise, chosen_of, verdicts
 from qwen_task_heads.reports.comparison_engines import (
-    measure_floors,
+    measure_baselines,
     measure_lookup,
     neighbour_scores,
     trained_on,
@@ -78,7 +78,7 @@ def test_a_real_difference_is_told_with_what_speed_costs() -> None:
 
 
 def test_no_engine_is_advised_that_no_floor_is_below() -> None:
-    measured = [engine("TF-IDF", 0.9, kind="floor"), engine("one", 0.9), engine("other", 0.7)]
+    measured = [engine("TF-IDF", 0.9, kind="baseline"), engine("one", 0.9), engine("other", 0.7)]
     told = advice(*measured)
     assert told.startswith(
         "Use TF-IDF: no engine is worth its cost yet. Even one, the best of them, is not above"
@@ -86,17 +86,17 @@ def test_no_engine_is_advised_that_no_floor_is_below() -> None:
     assert "(accuracy 0.900 against 0.900)" in told
     assert "times" not in told
     assert chosen_of(measured, compare(measured, examples())).name == "TF-IDF"
-    told = advice(engine("TF-IDF", 0.9, kind="floor"), engine("one", 0.6))
+    told = advice(engine("TF-IDF", 0.9, kind="baseline"), engine("one", 0.6))
     assert "is 30.0 points (95%: 2" in told
     assert "below it (accuracy 0.600 against 0.900)" in told
-    told = advice(engine("TF-IDF", 0.5, kind="floor"), engine("one", 0.9))
+    told = advice(engine("TF-IDF", 0.5, kind="baseline"), engine("one", 0.9))
     assert "Use one, the only engine that was measured (accuracy 0.900)." in told
     assert "one is 40.0 points" in told
 
 
 def ties(*engines: Measured, tfidf: float = 0.5, figure: str = "accuracy") -> tuple[str, str]:
     """The advice beside a majority baseline of .5, and the name of what is advised."""
-    measured = [engine("TF-IDF", tfidf, kind="floor"), engine(MAJORITY, 0.5, kind="floor"), *engines]
+    measured = [engine("TF-IDF", tfidf, kind="baseline"), engine(MAJORITY, 0.5, kind="baseline"), *engines]
     pairs = compare(measured, examples())
     told = "\n".join(advise(measured, pairs, figure=figure, rows=ROWS))
     return told, chosen_of(measured, pairs, figure=figure).name
@@ -131,10 +131,10 @@ def test_what_ties_the_most_frequent_label_is_said_to_and_what_to_do() -> None:
 
 
 def test_what_is_not_above_the_floor_is_not_advised_for_being_fast() -> None:
-    """Three alike: the fastest is not clearly above the floor, and needs no training either."""
+    """Three alike: the fastest is not clearly above the baseline, and needs no training either."""
     rows = examples(40)
     measured = [
-        engine("TF-IDF", 0.60, kind="floor", rows=rows),
+        engine("TF-IDF", 0.60, kind="baseline", rows=rows),
         engine("best", 0.80, ms=30, rows=rows),
         engine("next", 0.78, ms=10, rows=rows),
         engine("ask", 0.67, ms=1, kind="zero_shot", rows=rows),
@@ -153,7 +153,7 @@ def test_what_is_not_above_the_floor_is_not_advised_for_being_fast() -> None:
 
 def test_what_is_ahead_of_the_floor_by_chance_needs_more_rows() -> None:
     rows = examples(16)
-    measured = [engine("TF-IDF", 0.625, kind="floor", rows=rows), engine("one", 0.75, rows=rows)]
+    measured = [engine("TF-IDF", 0.625, kind="baseline", rows=rows), engine("one", 0.75, rows=rows)]
     told = "\n".join(advise(measured, compare(measured, rows), rows=ROWS))
     assert told.startswith("Use TF-IDF for now: one is ahead of it by 12.5 points (95%: ")
     assert "(accuracy 0.750 against 0.625), which may be chance. More rows would tell." in told
@@ -239,7 +239,7 @@ def test_the_nearest_vote_and_the_nearest_of_all_decides() -> None:
     assert neighbour_scores(shots, labels).argmax(1).tolist() == [0, 1, 2]
     rows = [TextExample(text=f"x{k}", target=k % 2) for k in range(8)]
     near = {row.text: (("far", "a"), ("near", "b")) for row in rows}
-    found = measure_floors(rows, rows, labels=LABELS, shots=near)
+    found = measure_baselines(rows, rows, labels=LABELS, shots=near)
     assert [one.name for one in found] == [
         "TF-IDF, linear", "the most frequent label", "majority of the nearest"
     ]  # fmt: skip
@@ -253,7 +253,7 @@ def test_a_page_shows_names_and_notes_as_text(tmp_path: Path, capsys: pytest.Cap
         train=rows, dev=[], test=rows, problem_type="single_label_classification", labels=LABELS,
         lines=["a | b <script>"], dev_was_cut=False,
     )  # fmt: skip
-    measured = [engine("head=x|y<b>", 0.9), engine("TF-IDF", 0.5, kind="floor")]
+    measured = [engine("head=x|y<b>", 0.9), engine("TF-IDF", 0.5, kind="baseline")]
     content = write_comparison(tmp_path / "new", measured, sets=sets, examples=rows, split="test")
     page = (tmp_path / "new" / "comparison.md").read_text(encoding="utf-8")
     assert "<b>" not in page
@@ -267,11 +267,11 @@ def test_a_page_shows_names_and_notes_as_text(tmp_path: Path, capsys: pytest.Cap
 
 def test_few_shot_without_examples_is_refused() -> None:
     with pytest.raises(TaskHeadsError, match="few_shot=embedded: found no examples"):
-        open_engine(EngineSpec("few_shot", "embedded"), LABELS, asking=Asking())
+        open_engine(EngineSpec("few_shot", "embedded"), LABELS, asking=PromptOptions())
 
 
 def test_floors_choose_between_the_labels_that_a_row_offers() -> None:
-    """Beside engines that may choose between two of ten only, a floor that chooses among ten says nothing."""
+    """Beside engines that may choose between two of ten only, a baseline that chooses among ten says nothing."""
     labels = LabelMap(tuple("abcdefghij"))
     train = [TextExample(text=f"word{k} {n}", target=k) for k in range(10) for n in range(2 + (k == 3))]
     # What the words say is not offered; of the others the label of row 3 is the most frequent one.
@@ -280,10 +280,10 @@ def test_floors_choose_between_the_labels_that_a_row_offers() -> None:
         for k in (0, 1) for n in range(3, 8)
     ]  # fmt: skip
     near = {row.text: (("far", "b"), ("near", "a")) for row in rows}
-    for one in measure_floors(train, rows, labels=labels, shots=near):
+    for one in measure_baselines(train, rows, labels=labels, shots=near):
         said = [labels.names[label] for label in one.scores.argmax(1)]
         assert all(name in row.candidates for name, row in zip(said, rows, strict=True)), one.name
-    trivial = measure_floors(train, rows, labels=labels)[1].scores.argmax(1)
+    trivial = measure_baselines(train, rows, labels=labels)[1].scores.argmax(1)
     assert trivial[[0, 5]].tolist() == [3, 3]
 
 
@@ -328,7 +328,7 @@ def preferring(right: float, rows: list[PairExample], *, name: str, kind: str = 
 
 def test_pairs_of_titles_have_the_metrics_of_a_title_run() -> None:
     rows = pairs_of_titles()
-    a, b = preferring(0.75, rows, name="a"), preferring(0.6, rows, name="b", kind="floor")
+    a, b = preferring(0.75, rows, name="a"), preferring(0.6, rows, name="b", kind="baseline")
     wanted = ranking_metrics([2.0] * 90 + [0.0] * 30, [0.0] * 90 + [2.0] * 30, groups=[p.group for p in rows])
     assert a.figures["accuracy"] == wanted["pair_accuracy"]
     assert a.figures["log_loss"] == wanted["log_loss"]
@@ -344,7 +344,7 @@ def test_pairs_of_titles_have_the_metrics_of_a_title_run() -> None:
 def test_ties_of_titles_count_half() -> None:
     rows = pairs_of_titles(4)
     found = measure(
-        lambda asked: np.zeros((len(asked), 2)), rows, name="x", kind="floor", labels=None, device="CPU"
+        lambda asked: np.zeros((len(asked), 2)), rows, name="x", kind="baseline", labels=None, device="CPU"
     )
     assert found.figures["accuracy"]["value"] == 0.5
 
@@ -364,7 +364,7 @@ def test_the_lookup_of_texts_is_measured_where_it_knows_some() -> None:
     rows = examples()
     assert measure_lookup(rows[:100], rows[100:], labels=LABELS) == []
     [found] = measure_lookup(rows, rows[100:], labels=LABELS)
-    assert (found.kind, found.figures["accuracy"]["value"]) == ("floor", 1.0)
+    assert (found.kind, found.figures["accuracy"]["value"]) == ("baseline", 1.0)
     offered = [replace(row, candidates=("b",)) for row in rows[:10]]
     [held] = measure_lookup(rows, offered, labels=LABELS)
     assert set(held.scores.argmax(1)) == {1}
@@ -372,7 +372,7 @@ def test_the_lookup_of_texts_is_measured_where_it_knows_some() -> None:
 
 def test_each_trained_engine_has_a_verdict_against_what_no_recipe_trained() -> None:
     measured = [
-        engine("TF-IDF, linear", 0.6, kind="floor"), engine("emb", 0.7, kind="embeddings"),
+        engine("TF-IDF, linear", 0.6, kind="baseline"), engine("emb", 0.7, kind="embeddings"),
         engine("ask", 0.4, kind="zero_shot"), engine("good", 0.9), engine("bad", 0.5, kind="sft"),
     ]  # fmt: skip
     found = verdicts(measured, compare(measured, examples()))
@@ -382,7 +382,7 @@ def test_each_trained_engine_has_a_verdict_against_what_no_recipe_trained() -> N
     assert found[0]["difference"] == pytest.approx(0.2)
     assert found[0]["low"] < 0.2 < found[0]["high"]
     assert [one["beside"]["baseline"] for one in found] == ["TF-IDF, linear"] * 2
-    equal = [engine("TF-IDF, linear", 0.6, kind="floor"), engine("one", 0.605)]
+    equal = [engine("TF-IDF, linear", 0.6, kind="baseline"), engine("one", 0.605)]
     [one] = verdicts(equal, compare(equal, examples()))
     assert one["word"] == "level"
     assert "beside" not in one
@@ -391,7 +391,7 @@ def test_each_trained_engine_has_a_verdict_against_what_no_recipe_trained() -> N
 def test_a_page_of_titles_agrees_with_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = pairs_of_titles()
     sets = TitleSets(train=rows, groups=[], dev=[], test=rows, lines=[], dev_was_cut=False)
-    measured = [preferring(0.6, rows, name="TF-IDF", kind="floor"), preferring(0.9, rows, name="scorer=x")]
+    measured = [preferring(0.6, rows, name="TF-IDF", kind="baseline"), preferring(0.9, rows, name="scorer=x")]
     content = write_title_comparison(tmp_path, measured, sets=sets, examples=rows, split="test")
     assert json.loads((tmp_path / "comparison.json").read_text()) == content
     [verdict] = content["verdicts"]

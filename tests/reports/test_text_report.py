@@ -172,8 +172,8 @@ def test_everything_is_written_and_agrees(runs, kind):
     shown = "–" if entry["value"] is None else f"{entry['value']:.3f}"
     assert re.search(rf"^\| {figure_name(main)} \| {shown}", body, re.MULTILINE)
     assert shown in printed
-    for floor in metrics[split]:
-        assert floor in printed
+    for baseline in metrics[split]:
+        assert baseline in printed
     result = front["model-index"][0]["results"][0]
     assert result["dataset"] == {"name": "a --- b: [<b>x</b>]", "type": "texts", "split": split}
     values = [entry["value"] for entry in metrics[split][MODEL].values() if isinstance(entry, dict)]
@@ -293,11 +293,11 @@ def test_what_cannot_be_made_is_noted_and_loses_nothing(bases, tmp_path, capsys)
     metrics = finished(tmp_path / "run", bases["qwen2"], SINGLE, train=marks, warning="labels look odd")
     assert len(metrics["notes"]) == 2
     assert metrics["notes"][0] == "labels look odd"
-    assert metrics["notes"][1].startswith("no TF-IDF floor")
+    assert metrics["notes"][1].startswith("no TF-IDF baseline")
     assert list(metrics["test"]) == [MODEL, "the most frequent label"]
     _, body = card_of(tmp_path / "run")
-    assert "no TF-IDF floor" in body
-    assert "note: no TF-IDF floor" in capsys.readouterr().out
+    assert "no TF-IDF baseline" in body
+    assert "note: no TF-IDF baseline" in capsys.readouterr().out
     assert (tmp_path / "run/model.safetensors").exists()
 
 

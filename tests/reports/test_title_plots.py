@@ -64,7 +64,7 @@ def _is_drawn(tick, axes) -> bool:
 
 
 def test_training_curves_show_what_was_logged(tmp_path, drawn):
-    path = training_curves(HISTORY, tmp_path / "new" / "training.png", floors={"longer title": 0.54})
+    path = training_curves(HISTORY, tmp_path / "new" / "training.png", baselines={"longer title": 0.54})
     assert size_of_png(path) == (1350, 540)
     loss, accuracy = drawn[0].axes
     train, dev = loss.get_lines()

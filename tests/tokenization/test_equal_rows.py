@@ -90,11 +90,11 @@ def test_pairs_that_are_all_equal_are_refused_in_all_splits_at_once(tokenizer: A
     with pytest.raises(TaskHeadsError) as refused:
         check_equal(equal(12), option="--max_length ")
     first, second = refused.value.problems
-    assert "8 of 8 pairs are equal after the cut to 12 tokens" in first.found
-    assert "1 of 1 pairs" in second.found
+    assert "8 of 8 pairs are equal after the cut to 12 tokens" in first.problem
+    assert "1 of 1 pairs" in second.problem
     assert first.where.startswith("train.jsonl:1, train.jsonl:2")
     # either message names what helps both
-    [limit] = {re.search(r"--max_length (\d+)", problem.remedy)[1] for problem in refused.value.problems}  # type: ignore[index]
+    [limit] = {re.search(r"--max_length (\d+)", problem.fix)[1] for problem in refused.value.problems}  # type: ignore[index]
     assert check_equal(equal(int(limit)), option="") == []
     # the other remedy: what they begin with is a prompt
     moved = [

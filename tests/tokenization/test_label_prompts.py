@@ -135,7 +135,7 @@ def test_a_template_that_contradicts_itself_or_never_ends_is_refused(tokenizer: 
     prompts = make(chat(tokenizer, asked="", before="", after=" "))  # the end is a token, and no blank
     assert tokenizer.convert_ids_to_tokens(prompts.end) == "<|im_end|>"
     tokenizer.chat_template = tokenizer.chat_template.replace("$<|im_end|>", "").replace(" <|im_end|>", "\n")
-    with pytest.raises(TaskHeadsError, match="accepted: a template that ends an answer by a special token"):
+    with pytest.raises(TaskHeadsError, match="a template that ends an answer by a special token"):
         make(tokenizer)
 
 

@@ -74,14 +74,14 @@ def test_every_wrong_placeholder_is_named() -> None:
     bare = LabelMap(("sport", "politics"))
     with pytest.raises(TaskHeadsError) as caught:
         label_template("{label} {descriptions} {examples} {labels}", bare)
-    found = [problem.found for problem in caught.value.problems]
+    found = [problem.problem for problem in caught.value.problems]
     assert found == [
         "found {label}",
         "found {descriptions}, and labels without descriptions",
         "found {examples}, and labels without examples",
     ]
     assert {problem.where for problem in caught.value.problems} == {"--instruction"}
-    assert caught.value.problems[0].accepted == "accepted: {labels}, {descriptions}, {examples}"
+    assert caught.value.problems[0].expected == "{labels}, {descriptions}, {examples}"
     with pytest.raises(TaskHeadsError, match="labels without descriptions"):
         label_template("{descriptions}", LabelMap(("a", "b"), ("", "")))
 

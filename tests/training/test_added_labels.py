@@ -154,8 +154,8 @@ def test_another_spelling_of_a_label_is_no_new_label(tmp_path: Path) -> None:
     data = write(tmp_path / "a.jsonl", ["sport", "Money", "art"])
     with pytest.raises(TaskHeadsError) as caught:
         read_sets_for(data, saved())
-    assert all("'Money'" in problem.found for problem in caught.value.problems)
-    assert "'money'" in caught.value.problems[0].remedy
+    assert all("'Money'" in problem.problem for problem in caught.value.problems)
+    assert "'money'" in caught.value.problems[0].fix
     sets = read_sets_for(write(tmp_path / "b.jsonl", ["sport", "money", "art"]), saved())
     assert sets.labels.names == (*OWN, "art")
 

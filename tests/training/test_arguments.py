@@ -14,7 +14,7 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.tokenization.templates import Template
 from qwen_task_heads.training.arguments import HeadModelConfig, run_identity
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
-from qwen_task_heads.training.grpo_arguments import parse_writer_arguments
+from qwen_task_heads.training.grpo_arguments import parse_title_generator_arguments
 from qwen_task_heads.training.head_sweep import Combination
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments, warm_start_command
@@ -334,7 +334,9 @@ def test_an_instruction_of_a_chat_model_is_typed_alike(tmp_path):
     texts, *_ = parse_sft_arguments(["--instruction", r"Sort:\n", "--output_dir", str(tmp_path), *CPU])
     assert texts.instruction == "Sort:\n"
     options = ["--reward_model", "x", "--dataset_name", "y", "--output_dir", str(tmp_path), *CPU]
-    writer, *_ = parse_writer_arguments([*options, "--instruction", r"Title:\n{text}", "--bf16", "false"])
+    writer, *_ = parse_title_generator_arguments(
+        [*options, "--instruction", r"Title:\n{text}", "--bf16", "false"]
+    )
     assert writer.instruction == "Title:\n{text}"
 
 

@@ -31,7 +31,12 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import adapter_config, build, load_tokenizer
 from qwen_task_heads.tokenization.collators import text_dataset
-from qwen_task_heads.training.checkpoints import SealingCallback, newest_sealed, open_output, resume_hazards
+from qwen_task_heads.training.checkpoints import (
+    VerifiedCheckpointCallback,
+    newest_sealed,
+    open_output,
+    resume_hazards,
+)
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
 from qwen_task_heads.training.text_losses import TEXT_LOSSES
@@ -260,7 +265,7 @@ def test_a_label_that_torch_would_leave_out_is_refused_by_row(fresh, words, tmp_
             fresh(), args=settings(tmp_path), train_dataset=table, processing_class=words,
             train_sources=["a.csv:1", "a.csv:2", "a.csv:3", "a.csv:4"],
         )  # fmt: skip
-    assert [(problem.where, problem.found) for problem in caught.value.problems] == [
+    assert [(problem.where, problem.problem) for problem in caught.value.problems] == [
         ("a.csv:2", "found label -100"), ("a.csv:3", "found label 3"),
     ]  # fmt: skip
 
@@ -458,7 +463,7 @@ def test_a_nan_stops_at_its_step_and_names_the_row(fresh, words, tmp_path, step,
         trainer.train()
     (problem_found,) = caught.value.problems
     assert problem_found.where == f"train.jsonl:{guilty + 1}"
-    assert f"at step {step}," in problem_found.found
+    assert f"at step {step}," in problem_found.problem
     assert len(weights.steps) == step - 1
     unmoved = weights.steps[-1] if weights.steps else fresh(problem).state_dict()
     assert all(torch.equal(tensor, unmoved[name]) for name, tensor in model.state_dict().items())
@@ -516,7 +521,7 @@ def test_the_best_checkpoint_is_what_is_left(fresh, words, tmp_path, kind):
     trainer = trainer_for(
         model, tmp_path, words=words, train=texts(12), dev=texts(4), peft_config=adapter, max_steps=8,
         learning_rate=1e-2, compute_metrics=lambda done: {"figure": next(order)},
-        callbacks=[SealingCallback(1), weights], **saved_each(tmp_path),
+        callbacks=[VerifiedCheckpointCallback(1), weights], **saved_each(tmp_path),
     )  # fmt: skip
     train_or_resume(trainer, checkpoint=open_output(tmp_path, None))
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
@@ -545,7 +550,7 @@ def test_early_stopping_stops_and_a_resumed_run_stops_alike(fresh, words, tmp_pa
         trainer = trainer_for(
             fresh(), folder, words=words, train=texts(12), dev=texts(4), max_steps=12,
             compute_metrics=lambda done: {"figure": figures[trainer.state.global_step]},
-            callbacks=[SealingCallback(2), EarlyStoppingCallback(2), *more], **saved_each(folder),
+            callbacks=[VerifiedCheckpointCallback(2), EarlyStoppingCallback(2), *more], **saved_each(folder),
         )  # fmt: skip
         assert not resume_hazards(trainer.args, early_stopping=True)
         train_or_resume(trainer, checkpoint=open_output(folder, resume))
@@ -573,7 +578,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(fresh, words, tmp_path, kind, st
         return trainer_for(
             model, folder, words=words, train=texts(10, ORDER, weight=(0.5, 2.0)), peft_config=adapter,
             per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=6, save_steps=step,
-            save_strategy="steps", callbacks=[SealingCallback()], loss_options={"class_weights": "balanced"},
+            save_strategy="steps", callbacks=[VerifiedCheckpointCallback()], loss_options={"class_weights": "balanced"},
         )  # fmt: skip
 
     whole, resumed = start(tmp_path / "whole"), start(tmp_path / "resumed")

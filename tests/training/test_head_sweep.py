@@ -214,7 +214,7 @@ def test_the_table_shows_the_chosen_one_and_the_floor() -> None:
         for n in (1, 14)
     ]
     told = sweep_table(
-        results, chosen=results[-1], points=points, figure="accuracy", floor={"accuracy": {"value": 0.61}}
+        results, chosen=results[-1], points=points, figure="accuracy", baseline={"accuracy": {"value": 0.61}}
     )
     [chosen, exit_line] = [line for line in told if line.lstrip().startswith("->")]
     assert "0.050" in chosen

@@ -18,7 +18,7 @@ from transformers.training_args import OptimizerNames
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.metrics.classification import BEST_METRIC, DEV_METRICS, dev_metrics
 from qwen_task_heads.training.classifier_arguments import ClassifierConfig, parse_classifier_arguments
-from qwen_task_heads.training.grpo_arguments import parse_writer_arguments
+from qwen_task_heads.training.grpo_arguments import parse_title_generator_arguments
 from qwen_task_heads.training.option_checks import (
     direction_problems,
     metric_problems,
@@ -49,7 +49,7 @@ def arguments(**options: Any) -> TrainingArguments:
 
 def fixed(problem: Problem) -> dict[str, Any]:
     """What a remedy says to give, as options."""
-    words = shlex.split(re.search(r"(?:give|add) (--.*?)(?:, |$)", problem.remedy)[1])  # type: ignore[index]
+    words = shlex.split(re.search(r"(?:give|add) (--.*?)(?:, |$)", problem.fix)[1])  # type: ignore[index]
     values = [json.loads(word) if word.startswith("{") else word for word in words[1::2]]
     return dict(zip((word[2:] for word in words[::2]), values, strict=True))
 
@@ -67,7 +67,7 @@ def test_only_metrics_that_the_evaluation_gives_are_taken(parse: Any, prefix: st
         parsed(parse, [*CPU, "--metric_for_best_model", prefix + "f1"])
     [problem] = refused.value.problems
     assert problem.where == "--metric_for_best_model"
-    assert "accuracy" in problem.accepted
+    assert "accuracy" in problem.expected
 
 
 @pytest.mark.parametrize("problem_type", DEV_METRICS)
@@ -94,7 +94,7 @@ def test_a_problem_type_that_is_given_tells_its_metrics_before_the_data() -> Non
         "--metric_for_best_model", "--token_dropout",
     }  # fmt: skip
     [problem] = [one for one in refused.value.problems if "metric" in one.where]
-    assert "spearman" in problem.accepted
+    assert "spearman" in problem.expected
 
 
 def test_the_metrics_of_a_classifier_are_what_it_computes() -> None:
@@ -118,7 +118,7 @@ def test_less_is_better_of_errors() -> None:
 def test_a_run_without_an_evaluation_has_no_metric() -> None:
     assert metric_problems(arguments(), ()) == []
     [problem] = metric_problems(arguments(metric_for_best_model="loss"), ())
-    assert problem.remedy == "drop it"
+    assert problem.fix == "drop it"
 
 
 # --- optimizers ---
@@ -135,10 +135,10 @@ def test_optimizers_run_or_name_what_to_install(name: str) -> None:
         return
     [problem] = problems
     assert problem.where == "--optim"
-    assert name in problem.found
+    assert name in problem.problem
     known = ("adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision")  # not on the package index
-    assert ("pip install " in problem.remedy) is (name not in known)
-    assert not re.search(r"pip install \S*\.[, ]", problem.remedy)
+    assert ("pip install " in problem.fix) is (name not in known)
+    assert not re.search(r"pip install \S*\.[, ]", problem.fix)
     assert option_problems(arguments(**fixed(problem))) == []
 
 
@@ -157,7 +157,7 @@ def test_optimizers_of_torch_and_transformers_run(name: str) -> None:
 def test_a_number_that_no_optimizer_takes_is_named(options: dict[str, float]) -> None:
     [problem] = option_problems(arguments(**options))
     assert [problem.where] == [f"--{name}" for name in options]
-    assert problem.remedy == "drop it"
+    assert problem.fix == "drop it"
 
 
 def test_trying_an_optimizer_moves_no_random_number() -> None:
@@ -184,9 +184,9 @@ def test_arguments_of_an_optimizer_are_those_that_it_reads(
 ) -> None:
     [problem] = option_problems(arguments(**options))
     assert problem.where == "--optim_args"
-    assert named in problem.found
-    assert remedy in problem.remedy
-    again = fixed(problem) if "give" in problem.remedy else {}
+    assert named in problem.problem
+    assert remedy in problem.fix
+    again = fixed(problem) if "give" in problem.fix else {}
     assert option_problems(arguments(optim=options["optim"], **again)) == []
 
 
@@ -218,9 +218,9 @@ def test_schedules_run_or_name_the_arguments_that_they_need(name: str) -> None:
     [problem] = [
         one
         for one in scheduler_problems(arguments(**options, lr_scheduler_kwargs={"foo": 1}))
-        if "foo, which" in one.found
+        if "foo, which" in one.problem
     ]
-    again = fixed(problem) if "give" in problem.remedy else {}
+    again = fixed(problem) if "give" in problem.fix else {}
     assert scheduler_problems(arguments(**options, **again)) == []
 
 
@@ -237,7 +237,7 @@ def test_schedules_run_or_name_the_arguments_that_they_need(name: str) -> None:
 def test_values_that_a_schedule_cannot_follow_are_refused(name: str, given: dict[str, Any]) -> None:
     options = {"lr_scheduler_type": name, "eval_strategy": "epoch"}
     [problem] = scheduler_problems(arguments(**options, lr_scheduler_kwargs=given))
-    again = fixed(problem) if "give" in problem.remedy else {}
+    again = fixed(problem) if "give" in problem.fix else {}
     assert scheduler_problems(arguments(**options, **again)) == []
 
 
@@ -257,7 +257,7 @@ def test_arguments_of_schedules_are_taken(name: str, given: dict[str, Any]) -> N
 
 def test_arguments_that_are_no_mapping_are_refused() -> None:
     [problem] = scheduler_problems(arguments(lr_scheduler_kwargs="min_lr=3"))
-    assert "JSON" in problem.accepted
+    assert "JSON" in problem.expected
 
 
 @pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
@@ -291,7 +291,7 @@ def test_saves_that_would_never_be_made_are_refused(options: dict[str, Any]) -> 
 @pytest.mark.parametrize("name", ["a_tracker", "mlflow"])
 def test_trackers_that_are_not_there_are_refused(name: str) -> None:
     [problem] = tracker_problems(arguments(report_to=name))
-    assert name in problem.found
+    assert name in problem.problem
     assert tracker_problems(arguments(**fixed(problem))) == []
 
 
@@ -307,9 +307,9 @@ def test_a_writer_has_no_dev_set() -> None:
         "--bf16",
         "false",
     ]
-    assert parse_writer_arguments(words)[1].eval_strategy == "no"
+    assert parse_title_generator_arguments(words)[1].eval_strategy == "no"
     with pytest.raises(TaskHeadsError) as refused:
-        parse_writer_arguments([
+        parse_title_generator_arguments([
             *words, "--eval_strategy", "steps", "--eval_steps", "5", "--metric_for_best_model", "reward",
             "--save_total_limit", "0", "--length_penalty", "2",
         ])  # fmt: skip

@@ -231,7 +231,7 @@ def test_a_missing_column_is_refused_before_and_during_training(name):
     for call in (lambda: loss.check(["prompt"]), lambda: loss(c, r), lambda: loss(c, r, margin=None)):
         with pytest.raises(TaskHeadsError, match=" or ".join(loss.needs)) as caught:
             call()
-        assert "bradley_terry" in caught.value.problems[0].remedy
+        assert "bradley_terry" in caught.value.problems[0].fix
     loss.check([loss.needs[-1]])
 
 

@@ -36,7 +36,7 @@ from qwen_task_heads.training.added_labels import read_sets_for
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.title_arguments import parse_title_arguments
-from qwen_task_heads.training.warm_start import take_head
+from qwen_task_heads.training.warm_start import load_head
 
 WORDS = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
 
@@ -88,7 +88,7 @@ def test_12_a_metric_called_f1_is_refused_before_the_first_step(parse: Any, tmp_
         settle("f1")
     [problem] = caught.value.problems
     assert problem.where == "--metric_for_best_model"
-    known = problem.accepted.removeprefix("accepted: ").split(" (")[0].split(", ")
+    known = problem.expected.removeprefix("").split(" (")[0].split(", ")
     assert "accuracy" in known
     assert ("macro_f1" in known) == (parse is parse_classifier_arguments)
     for metric in known[:2]:
@@ -123,7 +123,7 @@ def test_16_labels_added_later_keep_the_old_rows(way: str, trained: str, bases: 
     if way == "init_head":
         tokenizer = load_tokenizer("embedded")
         bind_template(tokenizer, model.config)
-        take_head(model, trained, tokenizer=tokenizer)
+        load_head(model, trained, tokenizer=tokenizer)
     old, new = before.score.weight, model.score.weight
     assert new.shape[0] == 6
     for row, name in enumerate(own):

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from qwen_task_heads import build, load_tokenizer
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import adapter_config
-from qwen_task_heads.training.checkpoints import SealingCallback
+from qwen_task_heads.training.checkpoints import VerifiedCheckpointCallback
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.run_checks import check_run, checkpoint_bytes, flow_of
 from qwen_task_heads.training.title_arguments import TitleConfig
@@ -34,7 +34,7 @@ def trainer_of(base: str, folder: Path, *, lora: bool = False, **options: Any) -
     trainer = TitleTrainer(
         model, args=TitleConfig(str(folder), **CPU, **options), processing_class=load_tokenizer(base),
         train_dataset=ROWS, eval_dataset=ROWS, peft_config=adapter_config(model, r=4) if lora else None,
-        callbacks=[SealingCallback(limit)],
+        callbacks=[VerifiedCheckpointCallback(limit)],
     )  # fmt: skip
     trainer.args.save_total_limit = None
     return trainer
@@ -98,7 +98,7 @@ def test_evaluations_that_would_not_be_made_are_refused(
     [problem] = refused.value.problems
     assert problem.where == named
     assert trainer.state.global_step == 0
-    check_run(trainer_of(bases["qwen2"], tmp_path / "b", **applied(options, problem.remedy)))
+    check_run(trainer_of(bases["qwen2"], tmp_path / "b", **applied(options, problem.fix)))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_modules_for_the_optimizer_are_looked_for_in_the_model(bases: Any, tmp_p
     trainer.args.optim_target_modules = ["query"]
     with pytest.raises(TaskHeadsError, match=r"--optim_target_modules: found .*q_proj") as refused:
         check_run(trainer)
-    assert refused.value.problems[0].remedy == "give --optim_target_modules all-linear"
+    assert refused.value.problems[0].fix == "give --optim_target_modules all-linear"
     for names in (["q_proj"], r".*\.mlp\..*", "all-linear"):
         trainer.args.optim_target_modules = names
         check_run(trainer)
@@ -208,11 +208,11 @@ def test_a_disk_too_small_is_refused_with_what_fits_on_it(
     with pytest.raises(TaskHeadsError) as refused:
         train_or_resume(trainer, checkpoint=None)
     [problem] = refused.value.problems
-    assert re.match(remedy, problem.remedy), problem.remedy
-    assert f"{max(0, free):,} bytes free" in problem.found
-    needed = int(re.search(r"([\d,]+) bytes", problem.accepted)[1].replace(",", ""))  # type: ignore[index]
+    assert re.match(remedy, problem.fix), problem.fix
+    assert f"{max(0, free):,} bytes free" in problem.problem
+    needed = int(re.search(r"([\d,]+) bytes", problem.expected)[1].replace(",", ""))  # type: ignore[index]
     if "give" in remedy:
-        again = applied(options, problem.remedy)
+        again = applied(options, problem.fix)
         again["save_total_limit"] = again.get("save_total_limit") and int(again["save_total_limit"])
         trainer = trainer_of(bases["qwen2"], tmp_path / "again", **again)
         train_or_resume(trainer, checkpoint=None)

@@ -326,7 +326,7 @@ def test_options_that_a_loss_does_not_take_are_refused_together(problem, name):
     assert {problem.where for problem in caught.value.problems} == {
         FLAGS[option] for option in VALUES if option not in taken
     }
-    assert all(f"with loss '{name}'" in problem.found for problem in caught.value.problems)
+    assert all(f"with loss '{name}'" in problem.problem for problem in caught.value.problems)
 
 
 def test_options_that_were_not_given_are_no_options():

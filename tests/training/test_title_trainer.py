@@ -426,7 +426,7 @@ def test_a_nan_stops_at_its_step_and_names_the_row(fresh, chat, tmp_path, step, 
         trainer.train()
     (problem,) = caught.value.problems
     assert problem.where == f"train.jsonl:{guilty + 1}"
-    assert f"at step {step}," in problem.found
+    assert f"at step {step}," in problem.problem
     assert len(weights.steps) == step - 1
     unmoved = weights.steps[-1] if weights.steps else fresh().state_dict()
     assert all(torch.equal(tensor, unmoved[name]) for name, tensor in model.state_dict().items())

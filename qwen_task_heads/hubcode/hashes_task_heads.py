@@ -46,7 +46,7 @@ def hash_base(folder: str | Path) -> dict[str, str]:
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from qwen_task_heads.hubcode.trust_task_heads import hash_base
+        >>> from qwen_task_heads.hubcode.hashes_task_heads import hash_base
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Path(folder, "README.md").touch()
         ...     Path(folder, "config.json").touch()
@@ -67,7 +67,7 @@ def models_cache() -> Path:
     """Return the folder of dequantised models: `models` in `QWEN_TASK_HEADS_CACHE` or in the user's cache.
 
     Example:
-        >>> from qwen_task_heads.hubcode.trust_task_heads import models_cache
+        >>> from qwen_task_heads.hubcode.hashes_task_heads import models_cache
         >>> models_cache().name
         'models'
     """
@@ -107,7 +107,7 @@ def differences(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
     """What is changed, missing or new, one text for each file.
 
     Example:
-        >>> from qwen_task_heads.hubcode.trust_task_heads import differences
+        >>> from qwen_task_heads.hubcode.hashes_task_heads import differences
         >>> differences({"a": "1", "b": "2"}, {"a": "3"})
         ['a has changed', 'b is missing']
     """
@@ -130,7 +130,7 @@ def matches_any(name: str, patterns: Collection[str]) -> bool:
     """Return whether a path matches one of the patterns (`fnmatch`, with `/`), folder by folder.
 
     Example:
-        >>> from qwen_task_heads.hubcode.trust_task_heads import matches_any
+        >>> from qwen_task_heads.hubcode.hashes_task_heads import matches_any
         >>> matches_any("a/b.png", ["*.png"]), matches_any("b.png", ["*.png"])
         (False, True)
     """
