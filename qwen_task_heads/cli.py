@@ -1,0 +1,313 @@
+"""The console script: `qth COMMAND [options]` runs a recipe that is installed with the package.
+
+Names of options are checked and `--help` is printed from `assets/options.json`, before torch is imported.
+With `--accelerate_config` a command starts under `accelerate launch`; without, it runs in this process.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import platform
+import re
+import runpy
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from qwen_task_heads import option_catalog
+from qwen_task_heads.errors import Problem, TaskHeadsError
+
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the console script: the recipe that it runs, and one line of help."""
+
+    recipe: str
+    summary: str
+
+
+COMMANDS = {
+    "titles": Command("reward_titles", "Train a title scorer on pairs, votes or clicks."),
+    "classify": Command("classify", "Train a text classifier, regressor or ordinal model."),
+    "label": Command("sft_classify", "Train a chat model that writes the label."),
+    "sweep": Command("sweep_heads", "Find layers, pooling and head on a frozen backbone."),
+    "grpo": Command("grpo_titles", "Train a title generator with a title scorer as its reward."),
+    "predict": Command("predict", "Label or score texts, or the rows of a file."),
+    "compare": Command("compare", "Compare engines and baselines on the same rows."),
+    "publish": Command("publish", "Verify a finished run and publish it to a hub."),
+    "env": Command("", "Print versions and hardware, for a bug report."),
+}
+PACKAGES = (
+    "qwen-task-heads", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors",
+    "tokenizers", "numpy", "scikit-learn", "huggingface_hub", "modelscope", "vllm", "bitsandbytes",
+)  # fmt: skip
+PARSED_HERE = ("config", "accelerate_config", "help", "help_all")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the console script.
+
+    Args:
+        argv: words after the name of the script; None for those of this process.
+
+    Returns:
+        The exit code: 0, 2 for bad input, or that of the recipe.
+
+    Example:
+        >>> from qwen_task_heads.cli import main
+        >>> main(["clasify"])  # prints: qth clasify: found an unknown command. Expected classify. ...
+        2
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        print(version("qwen-task-heads"))
+        return 0
+    try:
+        return run(words[0], words[1:])
+    except TaskHeadsError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+def run(name: str, words: list[str]) -> int:
+    """Run one command with the words that follow its name; return its exit code.
+
+    Raises:
+        TaskHeadsError: an unknown command, option, preset or accelerate config.
+    """
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1) or list(COMMANDS)
+        raise TaskHeadsError(
+            Problem(
+                f"qth {name}",
+                "found an unknown command",
+                ", ".join(near),
+                f"type qth {near[0]}" if len(near) == 1 else "choose one of them",
+                code="option-unknown",
+            )
+        )
+    if name == "env":
+        print(environment())
+        return 0
+    words, accelerate, preset = _resolve(words)
+    name = _command_for(name, preset)
+    options = option_catalog.read().get(name)
+    if options is not None and {"-h", "--help", "--help_all"} & set(words):
+        print(help_text(name, options, everything="--help_all" in words))
+        return 0
+    if options is not None and (problems := unknown_options(words, options)):
+        raise TaskHeadsError(problems)
+    script = str(recipes() / f"{COMMANDS[name].recipe}.py")
+    if name == "predict" and not {"--input", "-h", "--help"} & {word.split("=")[0] for word in words}:
+        return _ask(words)
+    if accelerate is not None:
+        from accelerate.commands.launch import launch_command, launch_command_parser
+
+        launch_command(
+            launch_command_parser().parse_args(["--quiet", "--config_file", accelerate, script, *words])
+        )
+        return 0
+    return _run_script(script, words)
+
+
+def recipes() -> Path:
+    """Return the folder of the installed recipes."""
+    return Path(str(files(f"{__package__}.recipes")))
+
+
+def presets() -> dict[str, Path]:
+    """Return the presets by name, as `--config NAME` takes them."""
+    return {path.stem: path for path in sorted((recipes() / "configs").glob("*.yaml"))}
+
+
+def overview() -> str:
+    """Return the help of the console script: its commands, presets and accelerate configs."""
+    lines = ["usage: qth COMMAND [--config NAME_OR_FILE] [--accelerate_config NAME_OR_FILE] [options]", ""]
+    lines += [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    launchers = sorted(path.stem for path in (recipes() / "accelerate").glob("*.yaml"))
+    for title, names in (("--config", [*presets()]), ("--accelerate_config", launchers)):
+        lines += ["", f"Names for {title}:", *_wrapped(", ".join(names), indent=2)]
+    return "\n".join([*lines, "", "qth COMMAND --help lists the options of a command."])
+
+
+def help_text(name: str, options: list[dict[str, Any]], *, everything: bool) -> str:
+    """Return the help of a command: the options of this package by group, and all others on demand.
+
+    Args:
+        name: of the command.
+        options: from `option_catalog.read`.
+        everything: include the options of transformers and trl.
+    """
+    lines = [
+        f"usage: qth {name} [--config NAME_OR_FILE] [--accelerate_config NAME_OR_FILE] [options]",
+        "",
+        COMMANDS[name].summary,
+    ]
+    inherited = [one for one in options if one["group"] == option_catalog.OTHERS]
+    shown = options if everything else [one for one in options if one not in inherited]
+    for group in dict.fromkeys(one["group"] for one in shown):
+        lines += ["", group]
+        for one in (one for one in shown if one["group"] == group):
+            default = "" if one["default"] in (None, "", []) else f" (default: {_text(one['default'])})"
+            choices = "" if one["choices"] is None else f" One of: {', '.join(map(str, one['choices']))}."
+            lines.append(f"  --{one['name']} {one['type']}")
+            lines += _wrapped(f"{one['help']}{choices}{default}", indent=6)
+    if not everything:
+        lines += ["", f"--help_all also lists {len(inherited)} options of transformers and trl."]
+    return "\n".join(lines)
+
+
+def unknown_options(words: Sequence[str], options: list[dict[str, Any]]) -> list[Problem]:
+    """Return a problem for each option that the command does not have.
+
+    Example:
+        >>> from qwen_task_heads import option_catalog
+        >>> from qwen_task_heads.cli import unknown_options
+        >>> [problem] = unknown_options(["--learning_rat", "1e-4"], option_catalog.read()["titles"])
+        >>> problem.where, problem.expected
+        ('--learning_rat', '--learning_rate')
+    """
+    known = {one["name"] for one in options} | set(PARSED_HERE)
+    problems = []
+    for word in words:
+        name = word[2:].split("=")[0].replace("-", "_")
+        if not word.startswith("--") or name in known or name.removeprefix("no_") in known:
+            continue
+        near = [f"--{one}" for one in difflib.get_close_matches(name, known, n=2)]
+        problems.append(
+            Problem(
+                f"--{name}",
+                "found an unknown option",
+                " or ".join(near) or "an option of --help",
+                "correct its name, or drop it" if near else "drop it",
+                code="option-unknown",
+            )
+        )
+    return problems
+
+
+def environment() -> str:
+    """Return versions and hardware as lines of Markdown."""
+    import torch
+
+    lines = [f"- platform: {platform.platform()}", f"- python: {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            lines.append(f"- {name}: {version(name)}")
+        except PackageNotFoundError:
+            continue
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    lines.append(f"- CUDA: {', '.join(devices) or 'none'}")
+    lines.append(f"- CPU: {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
+    return "\n".join(lines)
+
+
+def _resolve(words: list[str]) -> tuple[list[str], str | None, Path | None]:
+    """Return the words with a preset's name replaced by its file, the accelerate config, and that file."""
+    found: list[str] = []
+    accelerate, preset = None, None
+    split = [part for word in words for part in _halves(word)]
+    skip = False
+    for word, following in zip(split, [*split[1:], ""], strict=True):
+        if skip:
+            skip = False
+        elif word == "--config":
+            preset = Path(_named(following, word, presets()))
+            found += [word, str(preset)]
+            skip = True
+        elif word == "--accelerate_config":
+            known = {path.stem: path for path in sorted((recipes() / "accelerate").glob("*.yaml"))}
+            accelerate, skip = _named(following, word, known), True
+        else:
+            found.append(word)
+    return found, accelerate, preset
+
+
+def _command_for(name: str, preset: Path | None) -> str:
+    """Return the command of a preset, which its first line names; `name` if it names none.
+
+    A preset of `qth sweep` that states `task: titles` is also one of `qth titles`.
+    """
+    if preset is None:
+        return name
+    lines = preset.read_text(encoding="utf-8", errors="replace").splitlines()
+    first = re.match(r"# qth (\w+):", lines[0] if lines else "")
+    if first is None or first[1] == name:
+        return name
+    if f"task: {name}" in lines:
+        print(f"{preset.stem} is a preset of qth {first[1]}.", flush=True)
+        return first[1]
+    raise TaskHeadsError(
+        Problem(
+            "--config",
+            f"found {preset.stem!r}, a preset of qth {first[1]}",
+            f"a preset of qth {name}",
+            f"type qth {first[1]} --config {preset.stem}",
+            code="option-conflict",
+        )
+    )
+
+
+def _halves(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith(("--config=", "--accelerate_config=")) else [word]
+
+
+def _named(value: str, option: str, known: dict[str, Path]) -> str:
+    if Path(value).is_file():
+        return value
+    if value in known:
+        return str(known[value])
+    near = difflib.get_close_matches(value, known, n=1)
+    raise TaskHeadsError(
+        Problem(
+            option,
+            f"found {value!r}, which is neither a file nor a name",
+            f"a YAML file, or {', '.join(known)}",
+            f"type {option} {near[0]}" if near else "choose one of the names",
+            code="path-not-found",
+        )
+    )
+
+
+def _run_script(script: str, words: list[str]) -> int:
+    before, sys.argv = sys.argv, [script, *words]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def _ask(words: list[str]) -> int:
+    """Answer texts of the command line: `qth predict --model MODEL TEXT ...`."""
+    if "--model" in words[:-1]:
+        place = words.index("--model")
+        words = [words[place + 1], *words[:place], *words[place + 2 :]]
+    return subprocess.run([sys.executable, "-m", str(__package__), *words], check=False).returncode
+
+
+def _wrapped(text: str, *, indent: int) -> list[str]:
+    space = " " * indent
+    return textwrap.wrap(text, WIDTH, initial_indent=space, subsequent_indent=space)
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
