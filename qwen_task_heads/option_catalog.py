@@ -8,6 +8,7 @@ reads `assets/options.json` instead. A test compares the file with the dataclass
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import typing
 from enum import Enum
@@ -137,7 +138,7 @@ def options_of(classes: tuple[type, ...]) -> list[dict[str, Any]]:
 
 def _group(one: type, name: str) -> str:
     """Return the group of an option by the class that defines it first in the order of resolution."""
-    owner = next(base for base in one.__mro__ if name in base.__dict__.get("__annotations__", {}))
+    owner = next(base for base in one.__mro__ if name in inspect.get_annotations(base))
     if not owner.__module__.startswith(PACKAGE):
         return COMMON.get(name, OTHERS)
     return GROUPS.get(owner.__name__, "Training")
