@@ -10,7 +10,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --config_file recipes/accelerate/sing
 # The tests start many processes; each would compile the package again where nothing may be kept.
 test test-slow: export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: titles test test-slow lint backbone bench bench-full clean
+.PHONY: titles test test-slow lint docs backbone bench bench-full clean
 
 # The main job: train a title scorer on real clicks, print its accuracy beside the baselines. The pretrained
 # weights come as a package; where it cannot be had, the embedded backbone shows the workflow.
@@ -24,6 +24,7 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q -n auto --no-loadscope-reorder
 
 test-slow: $(READY)
@@ -33,6 +34,12 @@ lint: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+
+# The documentation as a site in site/, reference included.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python docs/reference.py
+	$(BIN)/mkdocs build --strict --quiet
 
 # Make the embedded backbone again (about ten minutes); needs the data it was made of.
 backbone: $(READY)
