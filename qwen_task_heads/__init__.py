@@ -2,95 +2,121 @@
 
 Importing this package registers `title_scorer` and `pooled_classifier` with AutoConfig, AutoModel and
 AutoModelForSequenceClassification, and `pipeline("title-ranking")`, so that saved models load without
-`trust_remote_code` and code in their folders is not run. Native model types are left alone.
-Everything else is imported on first use.
+`trust_remote_code` and the code in their folders is not run. Native model types are left alone.
+Every public name is imported on first use.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
-from transformers.pipelines import PIPELINE_REGISTRY
-from wrapt import register_post_import_hook
+from qwen_task_heads import registration
+from qwen_task_heads.errors import Problem, TaskHeadsError
 
-from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
-from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
-from qwen_task_heads.hubcode.pipeline_task_heads import TitleRankingPipeline
+if TYPE_CHECKING:
+    from qwen_task_heads.data.labels import LabelMap
+    from qwen_task_heads.data.pair_readers import read_pairs
+    from qwen_task_heads.data.splits import split_by_group
+    from qwen_task_heads.data.text_datasets import read_text_sets
+    from qwen_task_heads.data.title_datasets import read_title_sets
+    from qwen_task_heads.evaluate_modules import metric_path
+    from qwen_task_heads.export.folders import save
+    from qwen_task_heads.export.stock import export_stock
+    from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
+    from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TitleScorer
+    from qwen_task_heads.inference.label_scorer import LabelScorer
+    from qwen_task_heads.inference.rewards import TitleReward
+    from qwen_task_heads.inference.scorer import Scorer
+    from qwen_task_heads.models import adapter_config, build, load, load_tokenizer, merge
+    from qwen_task_heads.tokenization.templates import (
+        Template,
+        bind_template,
+        compile_template,
+        label_template,
+    )
+    from qwen_task_heads.training.classifier_arguments import ClassifierConfig
+    from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
+    from qwen_task_heads.training.title_arguments import TitleConfig
+    from qwen_task_heads.training.title_trainer import TitleTrainer
 
 __version__ = "0.1.0"
 
-for _config, _model in ((PooledClassifierConfig, PooledClassifier), (TitleScorerConfig, TitleScorer)):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
-    AutoModelForSequenceClassification.register(_config, _model, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline(
-    "title-ranking", TitleRankingPipeline, pt_model=AutoModelForSequenceClassification, type="text"
-)
+__all__ = [
+    "ClassifierConfig",
+    "ClassifierTrainer",
+    "LabelMap",
+    "LabelScorer",
+    "PooledClassifier",
+    "PooledClassifierConfig",
+    "Problem",
+    "Scorer",
+    "TaskHeadsError",
+    "Template",
+    "TitleConfig",
+    "TitleReward",
+    "TitleScorer",
+    "TitleScorerConfig",
+    "TitleTrainer",
+    "adapter_config",
+    "bind_template",
+    "build",
+    "compile_template",
+    "export_stock",
+    "label_template",
+    "load",
+    "load_tokenizer",
+    "merge",
+    "metric_path",
+    "read_pairs",
+    "read_text_sets",
+    "read_title_sets",
+    "save",
+    "split_by_group",
+]
 
-
-class _Publisher:
-    """The checks and pushes of `publishing.pushing`, which is imported when one is called."""
-
-    @staticmethod
-    def check(model: Any, **options: Any) -> str:
-        return import_module(f"{__name__}.publishing.pushing").check_push(model, **options)
-
-    @staticmethod
-    def push(folder: Any, **options: Any) -> Any:
-        return import_module(f"{__name__}.publishing.pushing").push_folder(folder, **options)
-
-
-TaskHeadModel.publisher = _Publisher
-# When PEFT is imported, and not before: it takes seconds, and the prediction path has no use for it.
-register_post_import_hook(lambda _: import_module(f"{__name__}.peft_models").register(), "peft")
-
-_LAZY = {
+# The module of each name above that is imported on first use.
+_MODULES = {
+    "ClassifierConfig": "training.classifier_arguments",
+    "ClassifierTrainer": "training.classifier_trainer",
+    "LabelMap": "data.labels",
+    "LabelScorer": "inference.label_scorer",
+    "PooledClassifier": "hubcode.modeling_task_heads",
+    "PooledClassifierConfig": "hubcode.configuration_task_heads",
+    "Scorer": "inference.scorer",
+    "Template": "tokenization.templates",
+    "TitleConfig": "training.title_arguments",
+    "TitleReward": "inference.rewards",
+    "TitleScorer": "hubcode.modeling_task_heads",
+    "TitleScorerConfig": "hubcode.configuration_task_heads",
+    "TitleTrainer": "training.title_trainer",
+    "adapter_config": "models",
+    "bind_template": "tokenization.templates",
     "build": "models",
+    "compile_template": "tokenization.templates",
+    "export_stock": "export.stock",
+    "label_template": "tokenization.templates",
     "load": "models",
     "load_tokenizer": "models",
     "merge": "models",
-    "adapter_config": "models",
-    "LabelMap": "data.labels",
-    "Template": "tokenization.templates",
-    "bind_template": "tokenization.templates",
-    "compile_template": "tokenization.templates",
-    "label_template": "tokenization.templates",
+    "metric_path": "evaluate_modules",
     "read_pairs": "data.pair_readers",
     "read_text_sets": "data.text_datasets",
     "read_title_sets": "data.title_datasets",
-    "split_by_group": "data.splits",
-    "Scorer": "inference.scorer",
-    "LabelScorer": "inference.label_scorer",
-    "TitleReward": "inference.rewards",
-    "ClassifierConfig": "training.classifier_arguments",
-    "ClassifierTrainer": "training.classifier_trainer",
-    "TitleConfig": "training.title_arguments",
-    "TitleTrainer": "training.title_trainer",
-    "export_stock": "export.stock",
     "save": "export.folders",
-    "metric_path": "evaluate_modules",
+    "split_by_group": "data.splits",
 }
 
-__all__ = [
-    "PooledClassifier",
-    "PooledClassifierConfig",
-    "TaskHeadsError",
-    "TitleScorer",
-    "TitleScorerConfig",
-    *_LAZY,
-]
+registration.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _MODULES:
         raise AttributeError(
             f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(sorted(__all__))}"
         )
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*globals(), *_MODULES])

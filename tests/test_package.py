@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 import qwen_task_heads
 from qwen_task_heads import PooledClassifier, PooledClassifierConfig, TitleScorer, TitleScorerConfig
+
+GOLDEN = Path(__file__).parent / "golden" / "0.1"
 
 
 @pytest.mark.parametrize("name", qwen_task_heads.__all__)
@@ -50,3 +56,42 @@ def test_native_qwen_models_are_left_alone() -> None:
     assert type(stock).__name__ == "Qwen2ForSequenceClassification"
     assert type(stock).__module__ == "transformers.models.qwen2.modeling_qwen2"
     assert isinstance(stock.score, torch.nn.Linear)
+
+
+def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, qwen_task_heads; sys.exit(bool({'torch', 'transformers', 'peft'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "from transformers import AutoModelForSequenceClassification, AutoTokenizer", "import peft"],
+)
+def test_registration_does_not_depend_on_the_order_of_imports(before: str) -> None:
+    code = f"""{before}
+import qwen_task_heads
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.pipelines import PIPELINE_REGISTRY
+model = AutoModelForSequenceClassification.from_pretrained({str(GOLDEN / "full")!r})
+assert type(model) is qwen_task_heads.PooledClassifier, type(model)
+assert type(model.config) is qwen_task_heads.PooledClassifierConfig
+assert "title-ranking" in PIPELINE_REGISTRY.get_supported_tasks()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    """The imports below TYPE_CHECKING are the public names, and agree with what is imported on first use."""
+    tree = ast.parse(Path(str(qwen_task_heads.__file__)).read_text(encoding="utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    typed = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    package = qwen_task_heads.__name__
+    assert typed == {name: f"{package}.{module}" for name, module in qwen_task_heads._MODULES.items()}
+    assert typed.keys() | {"Problem", "TaskHeadsError"} == set(qwen_task_heads.__all__)

@@ -1,0 +1,75 @@
+"""Registration with transformers and PEFT, each part when the module that it extends is imported.
+
+`import qwen_task_heads` itself imports neither torch nor transformers: a process that only checks options or
+prints help starts at once. In a process that has imported transformers' Auto classes the hooks run at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from wrapt import register_post_import_hook
+
+PACKAGE = __name__.rpartition(".")[0]
+
+
+def install() -> None:
+    """Install the hooks; called once by the package."""
+    hooks = {
+        "transformers.models.auto.configuration_auto": _register_configs,
+        "transformers.models.auto.modeling_auto": _register_models,
+        "transformers.pipelines": _register_pipeline,
+        "peft": _register_adapters,
+        f"{PACKAGE}.hubcode.modeling_task_heads": _set_publisher,
+    }
+    for module, hook in hooks.items():
+        register_post_import_hook(hook, module)
+
+
+def _register_configs(auto: Any) -> None:
+    from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
+
+    for config in (PooledClassifierConfig, TitleScorerConfig):
+        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
+
+
+def _register_models(auto: Any) -> None:
+    from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TitleScorer
+
+    for model in (PooledClassifier, TitleScorer):
+        auto.AutoModel.register(model.config_class, model, exist_ok=True)
+        auto.AutoModelForSequenceClassification.register(model.config_class, model, exist_ok=True)
+
+
+def _register_pipeline(pipelines: Any) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from qwen_task_heads.hubcode.pipeline_task_heads import TitleRankingPipeline
+
+    pipelines.PIPELINE_REGISTRY.register_pipeline(
+        "title-ranking", TitleRankingPipeline, pt_model=AutoModelForSequenceClassification, type="text"
+    )
+
+
+def _register_adapters(_: Any) -> None:
+    import_module(f"{PACKAGE}.peft_models").register()
+
+
+def _set_publisher(modeling: Any) -> None:
+    modeling.TaskHeadModel.publisher = Publisher
+
+
+class Publisher:
+    """Checks and pushes of `publishing.pushing`, which is imported when one is called."""
+
+    @staticmethod
+    def check(model: Any, **options: Any) -> str:
+        """Check a push before it starts; see `publishing.pushing.check_push`."""
+        found: str = import_module(f"{PACKAGE}.publishing.pushing").check_push(model, **options)
+        return found
+
+    @staticmethod
+    def push(folder: Any, **options: Any) -> Any:
+        """Push a saved folder; see `publishing.pushing.push_folder`."""
+        return import_module(f"{PACKAGE}.publishing.pushing").push_folder(folder, **options)
