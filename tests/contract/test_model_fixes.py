@@ -277,7 +277,7 @@ HEADS: dict[str, tuple[str, Callable[[Path], Any]]] = {
         path, lambda state: state.update({"score.weight": torch.zeros(3, 4)}))),
     f"{TAKE}#5": ("train it again", lambda path: change(
         path, lambda state: state["score.weight"].fill_(torch.nan))),
-    "training/warm_start.py::read_head::--init_head": ("a folder that a recipe has finished", Path.unlink),
+    "training/warm_start.py::read_head::--init_head": ("the folder of a finished run", Path.unlink),
 }  # fmt: skip
 
 

@@ -91,38 +91,39 @@ def several(site: str, parse: Callable[[Words], Any], *lines: str) -> list[Case]
 
 
 ARGUMENTS, LINES, CLASSIFIER, PUBLISH, RUN, SFT_CHECK, SWEEP_CHECK = (
-    "training/arguments.py::", "training/command_lines.py::",
+    "training/argument_checks.py::", "training/command_lines.py::",
     "training/classifier_arguments.py::check_texts::",
     "training/publish_arguments.py::", "training/run_defaults.py::RunDefaults._resolve_saving::",
     "training/sft_arguments.py::_check::", "training/sweep_arguments.py::_check::",
 )  # fmt: skip
+PATIENCE = "training/classifier_arguments.py::_patience_problems::where"
 OPTION = "f'--{name}'"
 HUBCODE = "hubcode/configuration_task_heads.py::"
 CONFIG, POOLED = f"{HUBCODE}TaskHeadConfig.", f"{HUBCODE}PooledClassifierConfig._check"
 CASES = [
     Case(f"{ARGUMENTS}not_one_of::option", TITLES, "--pooling avg"),
-    Case(f"{ARGUMENTS}_head_problems::--pooling", TEXTS, "--pooling avg"),
-    Case(f"{ARGUMENTS}_head_problems::--head", TEXTS, "--head mlpp"),
-    Case(f"{ARGUMENTS}_head_problems::--calibrate", TEXTS, "--calibrate temprature"),
-    Case(f"{ARGUMENTS}_head_problems::--freeze_backbone", TEXTS, "--freeze_backbone true --use_peft"),
+    Case(f"{ARGUMENTS}head_problems::--pooling", TEXTS, "--pooling avg"),
+    Case(f"{ARGUMENTS}head_problems::--head", TEXTS, "--head mlpp"),
+    Case(f"{ARGUMENTS}head_problems::--calibrate", TEXTS, "--calibrate temprature"),
+    Case(f"{ARGUMENTS}head_problems::--freeze_backbone", TEXTS, "--freeze_backbone true --use_peft"),
     *several(
-        f"{ARGUMENTS}_lora_problems::{OPTION}", TEXTS, "--use_dora", "--use_rslora", "--lora_embeddings true",
+        f"{ARGUMENTS}lora_problems::{OPTION}", TEXTS, "--use_dora", "--use_rslora", "--lora_embeddings true",
         "--load_in_4bit", "--load_in_8bit",
     ),
     *several(
-        f"{ARGUMENTS}_lora_problems::{OPTION}#2", TITLES, "--lora_r 8", "--lora_alpha 8",
+        f"{ARGUMENTS}lora_problems::{OPTION}#2", TITLES, "--lora_r 8", "--lora_alpha 8",
         "--lora_dropout 0.1",
         "--lora_target_modules q_proj v_proj", "--lora_modules_to_save score lm_head",
     ),
-    Case(f"{ARGUMENTS}_lora_problems::--lora_target_parameters", TEXTS,
+    Case(f"{ARGUMENTS}lora_problems::--lora_target_parameters", TEXTS,
          "--use_peft --lora_target_parameters q",
          {"name modules by --lora_target_modules": "--lora_target_modules q_proj"}),
     *several(
-        f"{ARGUMENTS}_contradictions::{OPTION}", TEXTS, "--dataloader_drop_last true",
+        f"{ARGUMENTS}training_problems::{OPTION}", TEXTS, "--dataloader_drop_last true",
         "--prediction_loss_only true", "--batch_eval_metrics true",
     ),
     *several(
-        f"{ARGUMENTS}_contradictions::{OPTION}#3", SFT, "--per_device_train_batch_size 0",
+        f"{ARGUMENTS}training_problems::{OPTION}#3", SFT, "--per_device_train_batch_size 0",
         "--per_device_eval_batch_size -1", "--gradient_accumulation_steps 0",
     ),
     *several(
@@ -142,8 +143,8 @@ CASES = [
     Case(f"{CLASSIFIER}--thresholds", TEXTS, "--thresholds f1 --problem_type ordinal"),
     *several("metrics/thresholds.py::read_rule::--thresholds", TEXTS, "--thresholds f2",
              "--thresholds precision:90"),
-    Case(f"{CLASSIFIER}--early_stopping_patience", TEXTS, "--early_stopping_patience 0"),
-    Case(f"{CLASSIFIER}--early_stopping_patience#2", TEXTS,
+    Case(PATIENCE, TEXTS, "--early_stopping_patience 0"),
+    Case(f"{PATIENCE}#2", TEXTS,
          "--early_stopping_patience 2 --load_best_model_at_end false"),
     *several(f"{PUBLISH}card_problems::f'{{prefix}}license'", TEXTS, "--license apache2", "--license house"),
     *several(f"{PUBLISH}card_problems::f'{{prefix}}language'", TEXTS, "--language Chinese", "--language zh?"),
@@ -185,9 +186,9 @@ CASES = [
     Case(f"{SWEEP_CHECK}--truncation", SWEEP, "--truncation windows"),
     Case(f"{SWEEP_CHECK}--seeds", SWEEP, "", config="seeds: []"),
     *several(f"{SWEEP_CHECK}--num_train_epochs", SWEEP, "--num_train_epochs 0.5", "--num_train_epochs 2.5"),
-    *several(f"{ARGUMENTS}_contradictions::{OPTION}#2", SWEEP, "--num_train_epochs 0"),
-    *several(f"{ARGUMENTS}_contradictions::{OPTION}#2", TEXTS, "--max_steps 0"),
-    Case(f"{ARGUMENTS}_contradictions::--eval_do_concat_batches", TEXTS, "--eval_do_concat_batches false"),
+    *several(f"{ARGUMENTS}training_problems::{OPTION}#2", SWEEP, "--num_train_epochs 0"),
+    *several(f"{ARGUMENTS}training_problems::{OPTION}#2", TEXTS, "--max_steps 0"),
+    Case(f"{ARGUMENTS}training_problems::--eval_do_concat_batches", TEXTS, "--eval_do_concat_batches false"),
     Case(f"{SWEEP_CHECK}--tolerance", SWEEP, "--tolerance -1"),
     *several("training/head_sweep.py::parse_head::--heads", SWEEP, "--heads mlp", "--heads linear:4",
              "--heads linear mlp:0"),

@@ -20,16 +20,16 @@ import launching
 import pytest
 
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.training.checkpoint_manifest import SEAL, missing_parts, seal, verify
+from qwen_task_heads.training.checkpoint_manifest import SEAL, missing_files, verify, write_manifest
 from qwen_task_heads.training.checkpoints import (
     VerifiedCheckpointCallback,
-    newest_sealed,
+    newest_verified,
     open_output,
     refuse_foreign_output,
     resolve_resume,
-    resume_hazards,
     train,
 )
+from qwen_task_heads.training.run_checks import resume_hazards
 
 STEPS_PER_EPOCH = 7  # 25 rows, batches of 2, two batches per update: the last update of an epoch has one
 SAVE_EVERY = 4
@@ -300,7 +300,7 @@ def test_two_processes_killed_and_resumed(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     killed = subprocess.run([*torchrun, *words], env=variables, capture_output=True, check=False)
     assert killed.returncode != 0
-    sealed = newest_sealed(tmp_path / "killed")
+    sealed = newest_verified(tmp_path / "killed")
     assert sealed.name == "checkpoint-4"
     assert {"rng_state_0.pth", "rng_state_1.pth"} < set(json.loads((sealed / SEAL).read_text())["files"])
     [(code, printed)] = ranks(tmp_path / "killed", {}, processes=1)
@@ -343,7 +343,7 @@ def make_checkpoint(folder: Path, *, without: str = "", sealed: bool = True) -> 
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
     if sealed:
-        seal(folder)
+        write_manifest(folder)
     return folder
 
 
@@ -366,7 +366,7 @@ def test_damage_is_named_and_passed_over(tmp_path, caplog, name, how):
     newer = make_checkpoint(tmp_path / "checkpoint-10")
     damage(newer / name, how)
     assert name in "".join(problem.where for problem in verify(newer))
-    assert newest_sealed(tmp_path) == older  # 9 < 10 as numbers, not as text
+    assert newest_verified(tmp_path) == older  # 9 < 10 as numbers, not as text
     assert f"{newer} is passed over" in caplog.text
     assert resolve_resume("true", tmp_path) == str(older)
     with pytest.raises(TaskHeadsError, match=str(newer)):
@@ -399,17 +399,17 @@ def test_files_added_after_sealing(tmp_path):
 def test_missing_parts_are_named(tmp_path, part):
     folder = make_checkpoint(tmp_path / "checkpoint-1", without=part)
     wanted = "weights" if part == "model.safetensors" else part
-    assert [wanted in problem.problem for problem in missing_parts(folder)] == [True]
+    assert [wanted in problem.problem for problem in missing_files(folder)] == [True]
     with pytest.raises(TaskHeadsError, match=wanted):  # sealed by hand, and still not fit to resume from
         resolve_resume(str(folder), tmp_path)
-    only = missing_parts(folder, weights_only=True)
+    only = missing_files(folder, weights_only=True)
     assert bool(only) is (part in ("model.safetensors", "trainer_state.json"))
 
 
 def test_two_processes_need_two_rng_states(tmp_path):
     folder = make_checkpoint(tmp_path / "checkpoint-1", sealed=False)
     (folder / "rng_state_0.pth").write_bytes(b"random")
-    assert [problem.problem for problem in missing_parts(folder, processes=2)] == [
+    assert [problem.problem for problem in missing_files(folder, processes=2)] == [
         "rng_state_1.pth is missing"
     ]
 
@@ -456,7 +456,7 @@ def test_full_disk_leaves_no_seal_and_names_path_and_bytes(tmp_path, monkeypatch
         newer = make_checkpoint(tmp_path / f"checkpoint-{failing[0] + 1}", sealed=False)
         calls[0] = 0
         try:
-            seal(newer)
+            write_manifest(newer)
         except TaskHeadsError as error:
             messages.append(str(error))
             assert not (newer / f"{SEAL}.tmp").exists()
@@ -497,7 +497,7 @@ def test_resume_in_an_empty_folder_starts_afresh_and_says_so(tmp_path, caplog):
 
 def test_another_command_does_not_resume(tmp_path):
     folder = make_checkpoint(tmp_path / "checkpoint-1", sealed=False)
-    seal(folder, processes=1, run={"seed": 1, "data": "a", "gone": 1})
+    write_manifest(folder, processes=1, run={"seed": 1, "data": "a", "gone": 1})
     assert resolve_resume("true", tmp_path, run={"seed": 1, "data": "a", "new": 2}) == str(folder)
     with pytest.raises(
         TaskHeadsError, match=r"2 problems(.|\n)*data = 'a', running with 'b'(.|\n)*seed = 1"
@@ -577,7 +577,7 @@ def test_incomplete_checkpoint_is_not_sealed_and_deletes_nothing(tmp_path):
         VerifiedCheckpointCallback(1).on_save(
             arguments(tmp_path), TrainerState(global_step=2), TrainerControl()
         )
-    assert newest_sealed(tmp_path) == tmp_path / "checkpoint-1"
+    assert newest_verified(tmp_path) == tmp_path / "checkpoint-1"
 
 
 def test_trainers_own_rotation_is_refused(tmp_path):

@@ -59,7 +59,7 @@ def test_the_flow_is_that_of_a_real_run(options: dict[str, Any], bases: Any, tmp
     train_or_resume(trainer, checkpoint=None)
     assert flow.steps == trainer.state.global_step
     looks = [entry["step"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
-    assert list(flow.looks) == looks
+    assert list(flow.evaluations) == looks
     saved = {int(path.name.split("-")[1]) for path in (tmp_path / "run").glob("checkpoint-*")}
     if options.get("save_strategy") == "best":
         assert saved <= set(flow.saves)

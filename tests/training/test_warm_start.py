@@ -163,7 +163,7 @@ def test_a_head_for_something_else_is_refused(bases, tokenizer, folders, option)
 def test_labels_that_are_added_leave_the_others_their_rows(bases, tokenizer, folders, kind) -> None:
     wider, lines = ("art", "health", "sport", "cars", "money"), []
     model, words = fresh(bases["qwen2"], tokenizer, labels=wider)
-    load_head(model, str(folders[kind]), tokenizer=words, lines=lines)
+    load_head(model, str(folders[kind]), tokenizer=words, messages=lines)
     state = read_head(str(folders[kind]))
     for name, tensor in model.score.state_dict().items():
         saved = state[name]
