@@ -95,7 +95,7 @@ def test_options_of_loss_and_adapter_reach_their_calls():
         (["--output_dir", "x", "--poolin", "mean"], "--poolin.*pooling"),
         (["--output_dir", "x", "--pooling=nope"], "--pooling.*'nope'"),
         (["--output_dir", "x", "--push_to_hub", "true"], "--hub_model_id"),
-        (["--output_dir", "x", "--hub_token", "hf_secret"], "--hub_token: found a token"),
+        (["--output_dir", "x", "--hub_token", "hf_secret"], "--hub_token"),
         (["--output_dir", "x", "--publish_form", "onnx"], "--publish_form"),
         (
             ["--output_dir", "x", "--push_to_hub", "--hub_model_id", "me/x", "--hub_strategy", "checkpoint"],
@@ -106,7 +106,7 @@ def test_options_of_loss_and_adapter_reach_their_calls():
         (["--output_dir", "x", "--completely-else", "1"], "--completely-else"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_by_name(words, named):
+def test_unusable_options_are_refused_by_name(words, named):
     with pytest.raises(TaskHeadsError, match=named):
         parse_title_arguments([*words, *CPU])
 
@@ -196,24 +196,25 @@ def test_logged_losses_follow_the_length_of_the_run(parse, steps):
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("words", "where", "found"),
     [
-        ("--eval_strategy no", "--eval_strategy: found 'no'"),
-        ("--save_strategy no", "--save_strategy: found 'no' beside --eval_strategy epoch"),
-        ("--eval_strategy steps --save_strategy epoch", "--save_strategy: found 'epoch' beside"),
+        ("--eval_strategy no", "--eval_strategy", "'no'"),
+        ("--save_strategy no", "--save_strategy", "'no' with --eval_strategy epoch"),
         (
-            "--eval_strategy steps --eval_steps 7 --save_steps 10",
-            "--save_steps: found 10, and .* every 7 steps",
+            "--eval_strategy steps --save_strategy epoch",
+            "--save_strategy",
+            "'epoch' with --eval_strategy steps",
         ),
-        (
-            "--eval_strategy steps --eval_steps 0.1 --save_steps 10",
-            "--save_steps: found 10, and .* every 0.1",
-        ),
+        ("--eval_strategy steps --eval_steps 7 --save_steps 10", "--save_steps", "found 10 .* 7 steps"),
+        ("--eval_strategy steps --eval_steps 0.1 --save_steps 10", "--save_steps", "found 10 .* 0.1 steps"),
     ],
 )
-def test_a_best_checkpoint_that_could_not_be_saved_is_refused(words, named):
-    with pytest.raises(TaskHeadsError, match=f"^{named}.*--load_best_model_at_end false$"):
+def test_a_best_checkpoint_that_cannot_be_saved_is_refused(words, where, found):
+    with pytest.raises(TaskHeadsError, match=found) as caught:
         parse_classifier_arguments([*words.split(), "--output_dir", "x", "--dataset_name", "y", *CPU])
+    [problem] = caught.value.problems
+    assert (problem.where, problem.code) == (where, "option-conflict")
+    assert problem.fix.endswith("--load_best_model_at_end false")
 
 
 def test_strategies_may_be_members_of_their_enum():
@@ -223,7 +224,7 @@ def test_strategies_may_be_members_of_their_enum():
 
 
 @pytest.mark.parametrize("name", ["eval_strategy", "save_strategy"])
-def test_a_strategy_that_there_is_not_names_those_that_there_are(name):
+def test_an_unknown_strategy_names_the_known_ones(name):
     with pytest.raises(TaskHeadsError, match="'no', 'steps', 'epoch'"):
         parse_classifier_arguments([f"--{name}", "sometimes", "--output_dir", "x", *CPU])
 
@@ -251,7 +252,7 @@ def test_bf16_is_for_gpus(monkeypatch):
         (["--trust_remote_code", "true"], "--trust_remote_code"),
         (["--use_rslora"], "--use_rslora"),
         (["--freeze_backbone", "--use_peft"], "--freeze_backbone"),
-        (["--lora_r", "64"], "--lora_r: found 64 without --use_peft"),
+        (["--lora_r", "64"], "--lora_r: found 64"),
         (["--lora_target_modules", "q_proj", "v_proj"], "--lora_target_modules"),
         (["--use_peft", "--lora_target_parameters", "a.weight"], "--lora_target_parameters"),
         (["--dataloader_drop_last", "true"], "--dataloader_drop_last"),
@@ -270,7 +271,7 @@ def test_options_that_would_be_ignored_or_train_nothing_are_refused(words: list[
 
 
 @pytest.mark.parametrize("weights", ["balanced", "[1, 2.5]", "[balanced]", "2"])
-def test_weights_of_a_file_may_be_a_word_a_number_or_a_list(tmp_path, weights):
+def test_weights_of_a_config_may_be_a_word_a_number_or_a_list(tmp_path, weights):
     file = tmp_path / "run.yaml"
     file.write_text(f"class_weights: {weights}\ndataset_name: x.jsonl\n")
     texts, *_ = parse_classifier_arguments(["--config", str(file), "--output_dir", "x", *CPU])
@@ -280,10 +281,12 @@ def test_weights_of_a_file_may_be_a_word_a_number_or_a_list(tmp_path, weights):
 
 
 @pytest.mark.parametrize("patience", ["0", "-1"])
-def test_a_patience_that_stops_nothing_or_at_once_is_refused(patience):
+def test_a_patience_below_one_is_refused(patience):
     words = ["--output_dir", "x", "--dataset_name", "x.jsonl", "--early_stopping_patience", patience, *CPU]
-    with pytest.raises(TaskHeadsError, match=f"--early_stopping_patience: found {patience}; accepted: 1"):
+    with pytest.raises(TaskHeadsError, match=patience) as caught:
         parse_classifier_arguments(words)
+    [problem] = caught.value.problems
+    assert (problem.where, problem.code) == ("--early_stopping_patience", "option-range")
 
 
 @pytest.mark.parametrize(

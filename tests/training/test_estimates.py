@@ -207,7 +207,7 @@ def test_a_run_that_does_not_fit_is_told_what_to_type(
         assert args.gradient_checkpointing == (words[0] == "--activation_checkpointing")
         assert model_args.use_peft == (words[0] == "--use_peft")
     assert typed[0] == ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
-    assert not any("warning" in line for line in replace(estimate, free=10**15).lines())
+    assert not any("warning" in line for line in replace(estimate, free=10**15).messages())
 
 
 def test_features_that_do_not_fit_are_told_what_to_type(
@@ -228,8 +228,8 @@ def test_other_processes_share_the_memory_of_a_cpu() -> None:
         seconds=1, memory=10, weights=1, needed=6, free=10, tokens=1, linear=1, operations=1, peak=1,
         device="cpu",
     )  # fmt: skip
-    assert len(one.lines()) == 1
-    assert len(replace(one, processes=2).lines()) == 2
-    assert len(replace(one, processes=2, device="cuda").lines()) == 1
-    assert "not calibrated" in replace(one, device="cuda").lines()[0]
+    assert len(one.messages()) == 1
+    assert len(replace(one, processes=2).messages()) == 2
+    assert len(replace(one, processes=2, device="cuda").messages()) == 1
+    assert "not calibrated" in replace(one, device="cuda").messages()[0]
     assert not replace(one, device="cuda").as_dict()["calibrated"]

@@ -32,7 +32,7 @@ from qwen_task_heads.models import saved_task
 from qwen_task_heads.tokenization.collators import pair_dataset
 from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.templates import compile_template
-from qwen_task_heads.training.added_labels import read_sets_for
+from qwen_task_heads.training.added_labels import read_datasets_for
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.title_arguments import parse_title_arguments
@@ -114,7 +114,7 @@ def test_16_labels_added_later_keep_the_old_rows(way: str, trained: str, bases: 
     own = known["labels"].names
     later = case(16, "later.jsonl")
     options = {"labels": case(16, "labels_later.yaml")} if way == "labels" else {}
-    sets = read_sets_for(later, {} if way == "init_head" else known, **options)
+    sets = read_datasets_for(later, {} if way == "init_head" else known, **options)
     assert set(sets.labels.names) == {row["label"] for row in rows_of(later)}
     assert len(sets.labels) == 6
     place = bases["qwen2"] if way == "init_head" else trained

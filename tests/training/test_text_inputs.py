@@ -183,9 +183,9 @@ def test_equal_pairs_are_left_out_of_training_and_are_ties_of_dev(scorer, tmp_pa
 
 def test_pairs_that_are_all_equal_name_a_limit_that_helps(scorer, tmp_path):
     lost = [{"chosen": f"{BEGIN}red {n}", "rejected": f"{BEGIN}blue {n}"} for n in range(3)]
-    with pytest.raises(TaskHeadsError, match=r"3 of 3 pairs are equal after the cut to 16 tokens") as refused:
+    with pytest.raises(TaskHeadsError, match="3 of 3") as refused:
         title_trainer(scorer, tmp_path / "a", train=lost, dev=PAIRS)
-    limit = int(re.search(r"max_length=(\d+)", str(refused.value))[1])
+    limit = int(re.search(r"max_length=(\d+)", refused.value.problems[0].fix)[1])
     trainer = title_trainer(scorer, tmp_path / "b", train=lost, dev=lost, max_length=limit)
     assert trainer.train_dataset["row"] == [0, 1, 2]
 
@@ -202,8 +202,8 @@ def test_equal_titles_of_dev_are_ties_however_their_batch_is_computed(scorer, tm
 def test_texts_of_all_labels_that_have_become_equal_are_refused():
     model = build("embedded", task="pooled_classifier", labels=["no", "yes"], max_seq_length=16)
     rows = [{"text": f"{BEGIN}{n}", "label": ("no", "yes")[n % 2]} for n in range(4)]
-    with pytest.raises(TaskHeadsError, match="4 of 4 texts are equal to a text of another label") as refused:
+    with pytest.raises(TaskHeadsError, match="4 of 4") as refused:
         texts(rows, model)
-    limit = int(re.search(r"max_seq_length=(\d+)", str(refused.value))[1])
+    limit = int(re.search(r"max_seq_length=(\d+)", refused.value.problems[0].fix)[1])
     model = build("embedded", task="pooled_classifier", labels=["no", "yes"], max_seq_length=limit)
     assert len(texts(rows, model)[0]) == 4
