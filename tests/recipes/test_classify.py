@@ -145,7 +145,7 @@ def test_the_folder_answers_as_the_run_did(learned):
             assert answer.probabilities[name] == pytest.approx(probability, abs=2e-6)
 
 
-def test_training_goes_on_with_the_labels_of_the_saved_model(learned, folders, tmp_path, capfd):
+def test_training_continues_with_the_labels_of_the_saved_model(learned, folders, tmp_path, capfd):
     """Rows with fewer labels, in another order: the map stays that of the model."""
     folder, _ = learned
     rows = [row for row in texts(60, seed=7) if row["label"] != "health"]
@@ -315,7 +315,7 @@ def test_a_launch_configuration_is_one_that_accelerate_reads(path):
 # --- bad input ---
 
 
-def test_all_defects_of_all_files_come_in_one_run(bases, tmp_path, capfd):
+def test_all_problems_of_all_files_are_in_one_error(bases, tmp_path, capfd):
     rows = [{"text": row["text"], "label": row["label"]} for row in texts(30, seed=1)]
     bad = [*rows, {"text": "", "label": "sport"}, {"text": "a text", "label": None}, {"label": "sport"}]
     train = write(tmp_path, "train.jsonl", bad)
@@ -352,9 +352,7 @@ def test_all_defects_of_all_files_come_in_one_run(bases, tmp_path, capfd):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_options_that_cannot_be_are_refused_before_anything_runs(
-    folders, bases, tmp_path, capfd, options, named
-):
+def test_unusable_options_are_refused_before_anything_runs(folders, bases, tmp_path, capfd, options, named):
     data = folders["single_label_classification"]
     message = refused(capfd, *short(data, bases["qwen2"], tmp_path / "run", **options))
     assert named in message

@@ -323,7 +323,8 @@ def test_bad_data_is_named_with_its_remedy(bases, tmp_path, capfd):
     for file, named in cases.items():
         message = refused(capfd, *short(file, bases["qwen2"], tmp_path / "run"))
         assert named in message, message
-        assert message.count(";") >= 2, message  # what was found; what is accepted; what to do
+        assert "Expected " in message, message
+        assert "Fix: " in message, message
     good = write(tmp_path / "good.jsonl", *rows)
     for option in ("dev_dataset", "test_dataset"):
         words = short(good, bases["qwen2"], tmp_path / "run", **{option: tmp_path / "empty.jsonl"})
@@ -408,7 +409,7 @@ def test_an_output_folder_with_other_work_is_left_alone(pairs_folder, bases, tmp
     work = tmp_path / "run"
     (work / "sub").mkdir(parents=True)
     (work / "thesis.txt").write_text("years of work")
-    (work / "model.safetensors").write_bytes(b"weights of somebody")
+    (work / "model.safetensors").write_bytes(b"other weights")
     message = refused(capfd, *short(pairs_folder, bases["qwen2"], work), *resume)
     assert str(work) in message
     assert "thesis.txt" in message
@@ -450,11 +451,11 @@ def test_the_exit_code_reaches_the_shell(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# --- going on from a model of ours ---
+# --- continuing from a saved model ---
 
 
-def test_training_goes_on_from_a_saved_model(full_run, pairs_folder, tmp_path, capfd):
-    """Its head, its template and its limit are kept, though no option repeats them."""
+def test_training_continues_from_a_saved_model(full_run, pairs_folder, tmp_path, capfd):
+    """Head, template and limit of the saved model are kept without options that repeat them."""
     from transformers import AutoTokenizer
 
     assert run(*short(pairs_folder, str(full_run[0]), tmp_path / "more", max_steps=2)) == 0

@@ -80,7 +80,7 @@ def test_no_row_loses_its_answer_and_no_text_its_prompt() -> None:
         assert row["input_ids"][: len(prompts.prefix)] == prompts.prefix
 
 
-def test_what_this_recipe_cannot_learn_is_refused(
+def test_unsupported_data_and_options_are_refused(
     news: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     several = tmp_path / "several.jsonl"
@@ -98,6 +98,6 @@ def test_what_this_recipe_cannot_learn_is_refused(
         "freeze_embeddings": "true",
         "completion_only_loss": "false",
     }
-    told = refused(capfd, *words(news, folder, **unused))
-    assert all(f"--{name}: found" in told for name in unused)
-    assert not folder.exists()  # no refusal leaves one behind
+    message = refused(capfd, *words(news, folder, **unused))
+    assert all(f"--{name}: found" in message for name in unused)
+    assert not folder.exists()  # errors leave no folder

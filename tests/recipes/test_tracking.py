@@ -92,12 +92,13 @@ def test_figures_and_examples_are_tracked_and_no_secret_is(
     assert str(tmp_path).encode() not in held
 
 
-def test_a_tracker_that_is_not_there_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
+def test_an_unknown_tracker_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
     words = [*launching.MACHINE, "--report_to", "comet_ml", "--dataset_name", tmp_path / "none"]
     words += ["--output_dir", tmp_path / "run"]
     process = launching.start(launching.RECIPES / "classify.py", words, tmp_path / "log")
     process.join()
     assert process.exitcode == 2
-    said = (tmp_path / "log").read_text()
-    assert "--report_to: found 'comet_ml'; accepted: none, swanlab, tensorboard, trackio, wandb" in said
+    printed = (tmp_path / "log").read_text()
+    assert "--report_to: found 'comet_ml'" in printed
+    assert all(name in printed for name in ("none", "swanlab", "tensorboard", "trackio", "wandb"))
     assert not (tmp_path / "run").exists()
