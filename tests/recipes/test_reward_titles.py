@@ -289,7 +289,7 @@ def test_a_launcher_that_starts_one_of_two_processes_is_refused(pairs_folder, ba
 
 def test_another_number_of_processes_is_refused(pairs_folder, bases, tmp_path, capfd):
     assert run(*short(pairs_folder, bases["qwen2"], tmp_path / "run"), "--num_processes", 2) == 2
-    assert "1 running where 2 were asked for" in capfd.readouterr().err
+    assert "error: processes: 1 running" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
