@@ -45,9 +45,9 @@ def main() -> None:
 
     # Most runs fail at their data, and a resumed run requires the same data: read them first
     known = saved_task(backbone, revision=revision, **where)
-    sets = read_datasets_for(texts.dataset_name, known, **texts.data_options())
-    args.choose_metric(sets.problem_type)
-    identity = {**run_identity(texts, args, model_args), **sets.fingerprint()}
+    data = read_datasets_for(texts.dataset_name, known, **texts.data_options())
+    args.choose_metric(data.problem_type)
+    identity = {**run_identity(texts, args, model_args), **data.fingerprint()}
     resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
 
     # Model, template and token ids
@@ -56,21 +56,21 @@ def main() -> None:
         build,
         backbone,
         task="pooled_classifier",
-        labels=sets.labels.names,
-        problem_type=sets.problem_type,
-        **sets.labels.described(),
+        labels=data.labels.names,
+        problem_type=data.problem_type,
+        **data.labels.described(),
         **model_args.load_options(),
         **({} if known else {"max_seq_length": MAX_SEQ_LENGTH}) | texts.head_options(),
         **where,
     )
     model = make()
     tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision, **where)
-    pairs, template = sets.have_pairs, texts.template_for(sets.labels)
+    pairs, template = data.have_pairs, texts.template_for(data.labels)
     take_template(tokenizer, None if template else texts.init_head, **where)
     bind_template(tokenizer, model.config, template=template, pairs=pairs)
-    load_head(model, texts.init_head, tokenizer=tokenizer, messages=sets.lines, **where)
-    encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": len(sets.labels)}
-    (train, cut), (dev, _), lines = text_datasets(sets.train, sets.dev, sets.test, **encode)
+    load_head(model, texts.init_head, tokenizer=tokenizer, messages=data.lines, **where)
+    encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": len(data.labels)}
+    (train, cut), (dev, _), lines = text_datasets(data.train, data.dev, data.test, **encode)
 
     # Train
     adapter = None
@@ -84,22 +84,22 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=dev,
         processing_class=tokenizer,
-        data_collator=TextCollator(tokenizer.pad_token_id, sets.problem_type),
-        compute_metrics=dev_metrics(sets.problem_type),
+        data_collator=TextCollator(tokenizer.pad_token_id, data.problem_type),
+        compute_metrics=dev_metrics(data.problem_type),
         peft_config=adapter,
         loss=texts.loss,
         loss_options=texts.loss_options(),
         token_dropout=texts.token_dropout,
-        train_sources=sources_of(sets.train),
-        eval_sources=sources_of(sets.dev),
+        train_sources=sources_of(data.train),
+        eval_sources=sources_of(data.dev),
         callbacks=[VerifiedCheckpointCallback(limit, run=identity), *trackers]
         + [EarlyStoppingCallback(patience)] * bool(patience),
     )
-    sets.lines.extend([cut.line(), *lines, *trainer.loss.lines])
+    data.lines.extend([cut.line(), *lines, *trainer.loss.lines])
     if is_main:
         notes = [*resume_hazards(args, early_stopping=patience is not None), *texts.messages()]
-        print("\n".join([*sets.lines, *(f"note: {note}" for note in notes)]), flush=True)
-    train_or_resume(trainer, checkpoint=resume, scored=len(sets.dev) + len(sets.test))
+        print("\n".join([*data.lines, *(f"note: {note}" for note in notes)]), flush=True)
+    train_or_resume(trainer, checkpoint=resume, scored=len(data.dev) + len(data.test))
 
     # Save, evaluate and report
     trained = whole_model(trainer, make=make, peft_config=adapter)
@@ -108,7 +108,7 @@ def main() -> None:
     if is_main:  # evaluation and publishing may outlast the timeout of other processes
         facts = {"model_args": model_args, "config": model.config, "adapter": adapter}
         record = record_of(trainer, task=texts, resumed=resume is not None, **facts)
-        run = TextRun(sets=sets, cut=cut.line(), **record)
+        run = TextRun(sets=data, cut=cut.line(), **record)
         finish_texts(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
         if target:
             target.push(args.output_dir)

@@ -45,11 +45,11 @@ def main() -> None:
     trackers = track(args, task=titles)
 
     # Most runs fail at their data, and a resumed run requires the same data: read them first
-    sets = read_title_sets(titles.dataset_name, **titles.data_options())
-    identity = {**run_identity(titles, args, model_args), **sets.fingerprint()}
+    data = read_title_sets(titles.dataset_name, **titles.data_options())
+    identity = {**run_identity(titles, args, model_args), **data.fingerprint()}
     resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
     grouped = titles.loss in GROUP_LOSSES
-    if grouped and not sets.groups:
+    if grouped and not data.groups:
         problem = f"found {titles.loss!r} with pairs only"
         expected = "a file of arms (headline, clicks, impressions, test_id)"
         fix = "give such a file, or choose a loss over pairs"
@@ -65,23 +65,23 @@ def main() -> None:
     load_head(model, titles.init_head, tokenizer=tokenizer, hub=titles.hub)
     encode = {"tokenizer": tokenizer, "max_length": args.max_length}
     train, cut = (
-        group_dataset(sets.groups, **encode)
+        group_dataset(data.groups, **encode)
         if grouped
-        else pair_dataset(sets.train, drop_equal=True, **encode)
+        else pair_dataset(data.train, drop_equal=True, **encode)
     )
-    (dev, of_dev), (_, of_test) = pair_dataset(sets.dev, **encode), pair_dataset(sets.test, **encode)
+    (dev, of_dev), (_, of_test) = pair_dataset(data.dev, **encode), pair_dataset(data.test, **encode)
     equal = {"train": cut.equal, "dev": of_dev.equal, "test": of_test.equal}
-    sets.lines.extend([cut.line(), *check_equal(equal, option="--max_length ")])
+    data.lines.extend([cut.line(), *check_equal(equal, option="--max_length ")])
     if is_main:
         notes = [*resume_hazards(args), unused_evidence(titles.loss, train.column_names)]
-        print("\n".join([*sets.lines, *(f"note: {note}" for note in notes if note)]), flush=True)
+        print("\n".join([*data.lines, *(f"note: {note}" for note in notes if note)]), flush=True)
 
     # Train
     adapter = None
     if model_args.use_peft or titles.freeze_backbone:
         adapter = adapter_config(model, head_only=titles.freeze_backbone, **model_args.adapter_options())
     limit, args.save_total_limit = args.save_total_limit, None  # the callback deletes old checkpoints
-    swapped = SwappedLabelsCallback(len(sets.dev), groups=len({pair.group for pair in sets.dev}))
+    swapped = SwappedLabelsCallback(len(data.dev), groups=len({pair.group for pair in data.dev}))
     trainer = TitleTrainer(
         model,
         args=args,
@@ -91,11 +91,11 @@ def main() -> None:
         peft_config=adapter,
         loss=titles.loss,
         loss_options=titles.loss_options(),
-        train_sources=sources_of(sets.groups if grouped else sets.train),
-        eval_sources=sources_of(sets.dev),
+        train_sources=sources_of(data.groups if grouped else data.train),
+        eval_sources=sources_of(data.dev),
         callbacks=[VerifiedCheckpointCallback(limit, run=identity), swapped, *trackers],
     )
-    train_or_resume(trainer, checkpoint=resume, scored=len(sets.dev) + len(sets.test))
+    train_or_resume(trainer, checkpoint=resume, scored=len(data.dev) + len(data.test))
 
     # Save, evaluate and report
     trained = whole_model(trainer, make=make, peft_config=adapter)
@@ -105,8 +105,8 @@ def main() -> None:
         facts = {"model_args": model_args, "config": model.config, "adapter": adapter}
         record = record_of(trainer, task=titles, resumed=resume is not None, **facts)
         if not grouped:  # without the equal pairs
-            sets = replace(sets, train=pick(sets.train, train.with_format("numpy")["row"][:]))
-        run = Run(sets=sets, warning=swapped.finding, **record)
+            data = replace(data, train=pick(data.train, train.with_format("numpy")["row"][:]))
+        run = Run(sets=data, warning=swapped.finding, **record)
         finish_titles(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
         if target:
             target.push(args.output_dir)

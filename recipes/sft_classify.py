@@ -51,13 +51,13 @@ def main() -> None:
     name, options = model_args.model_name_or_path, model_args.load_options()
 
     # Most runs fail at their data, and a resumed run requires the same data: read them first
-    sets = read_text_sets(texts.dataset_name, **texts.data_options())
-    if sets.problem_type != "single_label_classification":
-        problem, fix = f"found {sets.problem_type}", "train a head: recipes/classify.py"
+    data = read_text_sets(texts.dataset_name, **texts.data_options())
+    if data.problem_type != "single_label_classification":
+        problem, fix = f"found {data.problem_type}", "train a head: recipes/classify.py"
         raise TaskHeadsError(
             Problem("--dataset_name", problem, "one label per text", fix, code="dataset-mismatch")
         )
-    identity = {**run_identity(texts, args, model_args), **sets.fingerprint()}
+    identity = {**run_identity(texts, args, model_args), **data.fingerprint()}
     refuse_foreign_output(args.output_dir, args.resume_from_checkpoint)
 
     # Model, prompts and token ids
@@ -68,20 +68,20 @@ def main() -> None:
     tokenizer = load_tokenizer(name, revision=options["revision"], hub=texts.hub)
     family = model.config.get_text_config().model_type
     prompts = AnswerPrompts(
-        tokenizer, sets.labels, model_type=family, **texts.prompt_options(sets.labels, args.max_length)
+        tokenizer, data.labels, model_type=family, **texts.prompt_options(data.labels, args.max_length)
     )
     scorer = LabelScorer(model, prompts=prompts, length_normalized=texts.length_normalized)
-    (train, cut), (dev, _) = (answer_dataset(rows, prompts=prompts) for rows in (sets.train, sets.dev))
-    splits = {"train": sets.train, "dev": sets.dev, "test": sets.test}
+    (train, cut), (dev, _) = (answer_dataset(rows, prompts=prompts) for rows in (data.train, data.dev))
+    splits = {"train": data.train, "dev": data.dev, "test": data.test}
     equal = {name: equal_answers(rows, prompts=prompts) for name, rows in splits.items()}
-    sets.lines.extend([cut, *check_equal(equal, option="--max_length ")])
+    data.lines.extend([cut, *check_equal(equal, option="--max_length ")])
     # Not earlier, so that an error above leaves no folder
     resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
     if is_main:
         notes = [str(hazard) for hazard in resume_hazards(args)]
         if scorer.fallback_reason:
             notes.append(f"labels are scored one by one: {scorer.fallback_reason}")
-        print("\n".join([*sets.lines, *(f"note: {note}" for note in notes)]), flush=True)
+        print("\n".join([*data.lines, *(f"note: {note}" for note in notes)]), flush=True)
 
     # Train
     adapter = get_peft_config(model_args)
@@ -94,7 +94,7 @@ def main() -> None:
         processing_class=tokenizer,
         peft_config=adapter,
         scorer=scorer,
-        dev=sets.dev,
+        dev=data.dev,
         callbacks=[VerifiedCheckpointCallback(limit, run=identity), *trackers],
     )
     train_or_resume(trainer, checkpoint=resume)
@@ -106,7 +106,7 @@ def main() -> None:
     if is_main:  # evaluation and publishing may outlast the timeout of other processes
         facts = {"model_args": model_args, "config": trained.config, "adapter": trainer.is_adapter}
         record = record_of(trainer, task=texts, resumed=resume is not None, **facts)
-        run = TextRun(sets=sets, cut=cut, **record)
+        run = TextRun(sets=data, cut=cut, **record)
         finish_answers(
             trained, scorer=scorer, tokenizer=tokenizer, folder=args.output_dir, run=run, base=base
         )

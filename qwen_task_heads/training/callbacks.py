@@ -201,30 +201,30 @@ def check_world(asked: int | None, *, running: int, environment: Mapping[str, st
         >>> check_world(1, running=1, environment={})
     """
     environment = os.environ if environment is None else environment
-    found = []
+    mismatches = []
     if asked is not None and asked != running:
-        found.append((f"{running} running, but {asked} requested", "the requested number of processes"))
+        mismatches.append((f"{running} running, but {asked} requested", "the requested number of processes"))
     declared = environment.get("WORLD_SIZE", "")
     if declared.isdecimal() and int(declared) != running:
         problem = f"{running} in the group, but the launcher started {declared} (WORLD_SIZE)"
-        found.append((problem, "one group of all processes"))
+        mismatches.append((problem, "one group of all processes"))
     # accelerate's one-process launcher sets a MASTER_PORT only if several processes are requested, and starts
     # one nevertheless (accelerate 1.15, `prepare_simple_launcher_cmd_env`).
     lost = "ACCELERATE_USE_CPU" in environment and "MASTER_PORT" in environment and not declared
     if lost and asked is None:
         problem = "accelerate launch was given several processes and started one"
-        found.append((problem, "a launcher that starts all processes"))
+        mismatches.append((problem, "a launcher that starts all processes"))
     wanted = asked or 2
     fix = (
         f"on GPUs: accelerate launch --multi_gpu --num_processes {wanted} --num_machines 1 "
         "--mixed_precision no --dynamo_backend no RECIPE; "
         f"on CPUs: torchrun --nproc_per_node {wanted} RECIPE --use_cpu true"
     )
-    if found:
+    if mismatches:
         raise TaskHeadsError(
             [
                 Problem("processes", problem, expected, fix, code="processes-differ")
-                for problem, expected in found
+                for problem, expected in mismatches
             ]
         )
 

@@ -1,4 +1,4 @@
-"""What a refused command line says to type is typed, and passes."""
+"""The fixes that messages name for refused command lines are typed and accepted."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def grpo(argv: Words) -> Any:
 
 
 def losses(argv: Words) -> Any:
-    """As the sweep does it once the data have said what the problem type is."""
+    """Parse like the sweep after the problem type is known."""
     parsed = parse_sweep_arguments(argv)
     parsed[0].losses_for("single_label_classification")
     return parsed
 
 
 def title_losses(argv: Words) -> Any:
-    """As the sweep over titles does it once it has read pairs."""
+    """Parse like the sweep over titles after it has read pairs."""
     parsed = parse_sweep_arguments(["--task", "titles", *argv])
     parsed[0].losses_for(has_groups=False)
     return parsed
 
 
 def built(argv: Words) -> Any:
-    """With the model, as the recipe builds it; `BASE` in the words is a small backbone."""
+    """Parse and build the model like the recipe; `BASE` in the words is a small backbone."""
     texts, _, model = parse_classifier_arguments(argv)
     repo = str(model.model_name_or_path)
     usual = {} if saved_task(repo) else {"max_seq_length": MAX_SEQ_LENGTH}
@@ -61,7 +61,7 @@ def built(argv: Words) -> Any:
 
 
 def trained(argv: Words) -> Any:
-    """With the loss, as the trainer takes it of data with three labels."""
+    """Parse and build the loss like the trainer, for data with three labels."""
     texts = parse_classifier_arguments(argv)[0]
     given = {"num_labels": 3, "class_counts": [3, 4, 5], "rows": 12, "labels": ["a", "b", "c"]}
     return resolve_text_loss(texts.loss, problem_type=KIND, options=texts.loss_options(), **given)
@@ -74,7 +74,7 @@ TITLES, TEXTS, SFT, SWEEP = (
 
 @dataclass(frozen=True)
 class Case:
-    """A command line that is refused at a site, and what the user knows that the message cannot."""
+    """A command line that is refused at a site, and values that only the user knows."""
 
     site: str
     parse: Callable[[Words], Any]
@@ -254,7 +254,7 @@ CASES = [
 ]  # fmt: skip
 
 
-def test_a_config_file_that_is_not_there_is_named_among_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_config_file_names_the_existing_ones(tmp_path: Path) -> None:
     site = f"{LINES}read_config::str(path)"
     (tmp_path / "mine.yaml").write_text("seed: 3")
     argv = ["--output_dir", str(tmp_path / "run"), *CPU, "--config"]
@@ -273,8 +273,8 @@ def test_a_config_file_that_is_not_there_is_named_among_those_that_are(tmp_path:
         ("sede: 3", f"{LINES}unknown_option::where"),
     ],
 )
-def test_a_config_file_that_is_corrected_is_read(tmp_path: Path, content: str, site: str) -> None:
-    """It names the file, what it holds, and the form or the option that it should hold."""
+def test_a_corrected_config_file_is_read(tmp_path: Path, content: str, site: str) -> None:
+    """The message names the file, its content, and the expected form or option."""
     path = tmp_path / "mine.yaml"
     path.write_text(content)
     argv = ["--output_dir", str(tmp_path / "run"), *CPU, "--config", str(path)]
@@ -295,7 +295,7 @@ def refusal(parse: Callable[[Words], Any], argv: Words) -> TaskHeadsError:
 
 @pytest.fixture(scope="module")
 def models(bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What stands for BASE, GPT2 and RUN in a command line."""
+    """Return the folders of BASE, GPT2 and RUN in a command line."""
     root = tmp_path_factory.mktemp("models")
     gpt2 = AutoModelForCausalLM.from_config(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=5026))
     gpt2.save_pretrained(root / "gpt2")
@@ -308,7 +308,7 @@ def models(bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_the_message_says_to_type_passes(
+def test_typing_the_fix_of_a_message_succeeds(
     case: Case, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     argv = ["--output_dir", str(tmp_path / "run"), *CPU, *case.words.split()]

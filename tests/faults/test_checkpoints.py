@@ -39,7 +39,7 @@ SAVE_EVERY = 4
 
 
 def tiny_trainer(output: Path, *, lora: bool, callbacks: list, **changes):
-    """A RewardTrainer on a random two-layer Qwen2, with every source of randomness on."""
+    """Return a RewardTrainer on a random two-layer Qwen2, with every source of randomness enabled."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -95,7 +95,7 @@ def tiny_trainer(output: Path, *, lora: bool, callbacks: list, **changes):
 
 
 def command(output: Path, *, lora: bool, kill: dict, **changes) -> None:
-    """What the user types: the same call starts, and resumes, a run."""
+    """Start or resume a run; both use the same call."""
     from transformers import TrainerCallback
 
     class KillsItself(TrainerCallback):
@@ -103,7 +103,9 @@ def command(output: Path, *, lora: bool, kill: dict, **changes) -> None:
             if state.global_step == kill.get("step_end") and state.is_world_process_zero:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        def on_save(self, args, state, control, **kwargs):  # runs after Trainer's save, before the seal
+        def on_save(
+            self, args, state, control, **kwargs
+        ):  # runs after the save of Trainer, before the manifest
             if state.global_step == kill.get("before_manifest"):
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -134,7 +136,7 @@ def command(output: Path, *, lora: bool, kill: dict, **changes) -> None:
 
 
 def run_child(output: Path, *, lora: bool, kill: dict, **changes) -> int:
-    """Fork, train, and return the exit status; negative is the signal that ended it."""
+    """Fork, train, and return the exit status; negative values are signals."""
     child = os.fork()
     if child == 0:
         log = os.open(f"{output}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -181,7 +183,7 @@ def drive(work: Path, scenarios: list[dict]) -> None:
 
 
 def run_driver(work: Path, scenarios: list[dict]) -> dict[str, dict]:
-    """Drive the scenarios in a child, and return its results by scenario."""
+    """Run the scenarios in a child process, and return its results by scenario."""
     launching.join(launching.fork(drive, work, scenarios, log=work / "log"), work / "log")
     return {result["name"]: result for result in json.loads((work / "results.json").read_text())}
 
@@ -240,7 +242,7 @@ def test_killed_runs_resume_to_the_same_bytes_sweep(tmp_path):
 
 
 @pytest.mark.slow
-def test_each_hazard_is_one_and_the_defaults_are_none(tmp_path):
+def test_each_hazard_changes_the_weights_and_the_defaults_have_none(tmp_path):
     """Every setting that `resume_hazards` names changes the weights of a resumed run."""
     changes = {
         "evaluation after the save": {"eval_strategy": "epoch", "save_steps": STEPS_PER_EPOCH},
@@ -515,7 +517,7 @@ def test_another_command_does_not_resume(tmp_path):
         resolve_resume("true", tmp_path, processes=2)
 
 
-def test_foreign_output_is_refused_and_left_as_it_is(tmp_path):
+def test_foreign_output_is_refused_and_not_changed(tmp_path):
     output = tmp_path / "out"
     assert open_output(output, None) is None  # new: marked
     (output / "checkpoint-3").mkdir()  # a run killed in its first save
@@ -588,7 +590,7 @@ def test_an_incomplete_checkpoint_gets_no_manifest_and_deletes_nothing(tmp_path)
     assert newest_verified(tmp_path) == tmp_path / "checkpoint-1"
 
 
-def test_trainers_own_rotation_is_refused(tmp_path):
+def test_save_total_limit_of_trainer_is_refused(tmp_path):
     from transformers import TrainerControl, TrainerState
 
     settings = arguments(tmp_path)

@@ -103,7 +103,7 @@ def test_another_setting_does_not_resume_a_killed_run(data, bases, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_resumed_stays_as_it_is(data, bases, tmp_path, uninterrupted):
+def test_a_resumed_finished_run_is_not_changed(data, bases, tmp_path, uninterrupted):
     words = command(data, bases["qwen2"], tmp_path / "run")
     for log in ("first", "second"):
         finished(words, tmp_path / log)

@@ -1,4 +1,4 @@
-"""The comparison recipe: four engines on the same rows, labels by name, what is written and refused."""
+"""The comparison recipe: four engines on the same rows, labels by name, its files and its errors."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_every_engine_has_its_figures_its_time_and_its_cost(compared: tuple[Path, str]) -> None:
+def test_every_engine_has_metrics_latency_and_cost(compared: tuple[Path, str]) -> None:
     folder, printed = compared
     content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     engines = {one["name"]: one for one in content["engines"]}
@@ -127,7 +127,9 @@ def test_every_engine_has_its_figures_its_time_and_its_cost(compared: tuple[Path
     assert "few-shot: the 4 nearest of train" in page
 
 
-def test_answers_are_those_of_the_models_by_name(compared: tuple[Path, str], models: dict[str, Path]) -> None:
+def test_predictions_equal_those_of_the_models_by_name(
+    compared: tuple[Path, str], models: dict[str, Path]
+) -> None:
     rows = rows_of(compared[0])
     texts = [row["text"] for row in rows]
     assert [row["true"] for row in rows] == [NAMES[k % 3] for k in range(18)]
@@ -246,7 +248,7 @@ def test_descriptions_candidates_and_max_rows(tmp_path: Path, models: dict[str, 
 
 @pytest.fixture(scope="module")
 def titles(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A title scorer as a run saves it, and pairs whose test is a random part of their experiments."""
+    """A saved title scorer, and pairs whose test set is a random part of their experiments."""
     root = tmp_path_factory.mktemp("titles")
     model, tokenizer = build(bases["qwen2"], pooling="mean"), load_tokenizer(bases["qwen2"])
     compile_template(tokenizer, template=Template(), model_type="qwen2", max_length=48)
@@ -316,7 +318,7 @@ def test_the_task_is_inferred_from_engines_and_columns_or_given(
 @pytest.mark.skipif(
     importlib.util.find_spec("sentence_transformers") is not None, reason="sentence-transformers is there"
 )
-def test_embeddings_without_their_library_are_refused_before_anything_runs(
+def test_embeddings_without_their_package_are_refused_before_anything_runs(
     titles: dict[str, Path], data: Path, tmp_path: Path, capfd: Any
 ) -> None:
     for name in (titles["pairs"], data):

@@ -1,4 +1,4 @@
-"""The GRPO recipe takes two steps on a tiny model with a real scorer as its reward, and refuses in words."""
+"""The GRPO recipe: two steps of a tiny model with a trained scorer as its reward, and its errors."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def words(model: Path, source: Path, output: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(model: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """What a run gives that nobody killed."""
+    """Return the output of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     printed = finished(words(model, source, folder / "out.jsonl"), folder / "log")
     assert f"{ROWS} rows in = {ROWS} with an answer + 0 with an error" in printed

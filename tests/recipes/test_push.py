@@ -1,4 +1,4 @@
-"""Recipes that end in push_to_hub, on a loopback hub: asked first, proven, published, opened again."""
+"""Recipes with push_to_hub, on a loopback hub: checks before training, verification and publishing."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_run_ends_in_a_private_repo_that_loads_by_its_id(
     assert Scorer("me/reviews").predict(["a good text"])[0].probabilities == pytest.approx(local, abs=1e-6)
 
 
-def test_what_cannot_be_published_is_refused_before_training(
+def test_unpublishable_options_are_refused_before_training(
     hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -86,7 +86,7 @@ def test_what_cannot_be_published_is_refused_before_training(
     assert "me/reviews" not in hub.repos
 
 
-def test_a_repo_that_will_not_take_the_model_is_refused_before_training(
+def test_an_unsuitable_repo_is_refused_before_training(
     hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     hub.put("me/public", {"README.md": b"# Ours\n"})
@@ -106,7 +106,7 @@ def test_a_repo_that_will_not_take_the_model_is_refused_before_training(
     [("pooling", "mean"), ("head", "mlp"), ("bidirectional", "true"), ("truncation", "head_tail"),
      ("problem_type", "ordinal")],
 )  # fmt: skip
-def test_a_stock_class_that_cannot_hold_the_model_is_refused_before_training(
+def test_a_model_without_a_stock_class_is_refused_before_training(
     hub: Any, texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], option: str, value: str
 ) -> None:
     words = launching.short(
@@ -167,10 +167,10 @@ print(json.dumps({row["label"]: row["score"] for row in classify("a good text", 
 
 
 @pytest.mark.parametrize("method", ["lora", pytest.param("head", marks=pytest.mark.slow)])
-def test_the_folder_of_a_run_survives_an_upload_by_hand(
+def test_the_folder_of_a_run_loads_after_a_manual_upload(
     hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, clean: CleanProcess, method: str
 ) -> None:
-    """With an MLP head, which a stock class would open at random; by the command line of the hub's client."""
+    """Upload by the command line of the hub client, with an MLP head that no stock class supports."""
     hub.put("base/tiny", {path.name: path.read_bytes() for path in Path(bases["qwen2"]).iterdir()})
     options = {"use_peft": "true"} if method == "lora" else {"freeze_backbone": "true"}
     run = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Refusals lead on: what a message names is typed, again and again, until the run ends well."""
+"""Commands with many problems succeed after the fix of every message is typed."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def write(folder: Path, **splits: list[dict[str, Any]]) -> Path:
 
 
 def titles(count: int) -> list[dict[str, Any]]:
-    """Pairs that differ behind a long beginning alone."""
+    """Return pairs that differ only after a long prefix."""
     return [{"chosen": f"{BEGIN}Red {n}", "rejected": f"{BEGIN}Blue {n}"} for n in range(count)]
 
 
 def texts(count: int) -> list[dict[str, Any]]:
-    """Texts that differ behind a long beginning alone, by whose last word their labels are told."""
+    """Return texts that differ only in their last word, which determines the label."""
     return [
         {"text": f"{BEGIN}{('sun', 'rain', 'snow')[n % 3]} {n}", "label": ("a", "b", "c")[n % 3]}
         for n in range(count)
@@ -132,7 +132,7 @@ def test_following_every_fix_of_a_command_with_many_problems_succeeds(
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
-def test_a_sweep_takes_no_metric_and_names_equal_texts(bases: Any, tmp_path: Path) -> None:
+def test_a_sweep_refuses_a_metric_and_names_equal_texts(bases: Any, tmp_path: Path) -> None:
     data = write(tmp_path / "data", train=texts(24), dev=texts(12))
     words: list[object] = [
         *launching.MACHINE, "--model_name_or_path", bases["qwen2"], "--dataset_name", data, "--output_dir",
@@ -144,7 +144,7 @@ def test_a_sweep_takes_no_metric_and_names_equal_texts(bases: Any, tmp_path: Pat
     assert "24 of 24 texts are equal to a text of another label" in said[1]
 
 
-def test_a_writer_has_no_evaluation_to_count_on(bases: Any, tmp_path: Path) -> None:
+def test_a_title_generator_refuses_options_of_an_evaluation(bases: Any, tmp_path: Path) -> None:
     scorer = title_scorer(bases, tmp_path)
     rows = [{"text": f"Article {number} on rest."} for number in range(8)]
     data = write(tmp_path / "data", train=rows) / "train.jsonl"
@@ -180,7 +180,7 @@ def test_a_writer_has_no_evaluation_to_count_on(bases: Any, tmp_path: Path) -> N
     ],
     ids=str,
 )
-def test_every_fix_of_a_single_fault_leads_on(
+def test_following_the_fix_of_a_single_problem_succeeds(
     recipe: str, changes: dict[str, Any], named: str, bases: Any, tmp_path: Path
 ) -> None:
     rows = titles if recipe == "reward_titles" else texts
@@ -191,7 +191,7 @@ def test_every_fix_of_a_single_fault_leads_on(
 
 
 @pytest.mark.parametrize("recipe", ["reward_titles", "classify", "sft_classify", "grpo_titles"])
-def test_a_full_disk_is_found_before_the_first_step(
+def test_a_full_disk_is_reported_before_the_first_step(
     recipe: str,
     bases: Any,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""The sweep recipe, run for real: its folder is a model like any other, and LoRA goes on from its head."""
+"""The sweep recipe: its folder loads as a model, and LoRA continues from its head."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ refused = partial(launching.refused, RECIPE)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Texts whose words tell their labels."""
+    """Texts whose words determine their labels."""
     folder = tmp_path_factory.mktemp("texts")
     for split, count in (("train", 90), ("dev", 36), ("test", 30)):
         rows = []
@@ -46,7 +46,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def words(data: Path, base: str, output: Path, **changes: object) -> list[object]:
-    """The words of a small sweep."""
+    """Return the words of a small sweep."""
     options = {
         "model_name_or_path": base, "dataset_name": data, "output_dir": output, "max_seq_length": 32,
         "poolings": ["last", "mean"], "heads": ["linear", "mlp:8"], "seeds": [0, 1], "learning_rate": 1e-2,
@@ -60,14 +60,14 @@ def words(data: Path, base: str, output: Path, **changes: object) -> list[object
 
 @pytest.fixture(scope="module")
 def swept(data, bases, tmp_path_factory) -> tuple[Path, str]:
-    """Folder and output of a sweep that had to take layer 1."""
+    """Return folder and output of a sweep with layer 1 alone."""
     root = tmp_path_factory.mktemp("sweep")
     options = words(data, bases["qwen3"], root / "head", feature_cache=root / "cache", tolerance=1.0)
     printed = launching.finished(RECIPE, options, root / "log")
     return root / "head", printed
 
 
-def test_the_folder_is_a_model_like_any_other(swept, bases) -> None:
+def test_the_folder_of_a_sweep_loads_as_a_model(swept, bases) -> None:
     folder, printed = swept
     model = load(str(folder))
     assert len(model.model.layers) == model.config.backbone_layers == 1
@@ -92,7 +92,7 @@ def test_the_folder_is_a_model_like_any_other(swept, bases) -> None:
     assert answers[0].label in WORDS
 
 
-def test_it_says_what_was_tried_and_what_to_type(swept) -> None:
+def test_the_output_lists_the_results_and_the_next_command(swept) -> None:
     folder, printed = swept
     assert "4 linear heads, solved once; 4 MLPs, trained with 2 seeds; the best on dev" in printed
     assert "TF-IDF, linear" in printed
@@ -104,7 +104,7 @@ def test_it_says_what_was_tried_and_what_to_type(swept) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_of_the_readme_is_enough(swept, data, bases, tmp_path) -> None:
+def test_the_command_of_the_readme_runs(swept, data, bases, tmp_path) -> None:
     """`--use_peft --init_head runs/head` on a sweep that chose one layer of two, and a template."""
     folder, _ = swept
     options = {"model_name_or_path": bases["qwen3"], "dataset_name": data, "output_dir": tmp_path / "lora"}
@@ -123,8 +123,8 @@ def test_the_command_of_the_readme_is_enough(swept, data, bases, tmp_path) -> No
 
 
 @pytest.mark.slow
-def test_lora_starts_where_the_sweep_ended(swept, tmp_path) -> None:
-    """The command that the sweep prints, with a few steps: its first look at dev is the sweep's last."""
+def test_lora_starts_with_the_metrics_of_the_sweep(swept, tmp_path) -> None:
+    """The first evaluation of the printed command has the metrics of the sweep."""
     folder, printed = swept
     command = shlex.split(printed.strip().splitlines()[-1])[3:]
     command[command.index("--output_dir") + 1] = str(tmp_path / "lora")
@@ -165,7 +165,7 @@ def test_a_full_model_of_all_layers_from_a_second_sweep_over_kept_features(
 
 @pytest.fixture(scope="module")
 def titles(tmp_path_factory) -> dict[str, Path]:
-    """Pairs, and arms of tests with clicks, whose first word tells how good a title is."""
+    """Write pairs, and arms of experiments with clicks, whose first word determines the quality."""
     folder = tmp_path_factory.mktemp("titles")
     numbers = range(80)
     rows = {
@@ -186,7 +186,7 @@ def titles(tmp_path_factory) -> dict[str, Path]:
 
 
 def title_words(data: Path, base: str, output: Path, **changes: object) -> list[object]:
-    """The words of a small sweep over titles."""
+    """Return the words of a small sweep over titles."""
     options = {
         "task": "titles", "model_name_or_path": base, "dataset_name": data, "output_dir": output,
         "max_length": 32, "layers": [1, 2, "1+2"], "poolings": ["mean"], "heads": ["linear", "mlp:8"],
@@ -201,7 +201,7 @@ def title_words(data: Path, base: str, output: Path, **changes: object) -> list[
 
 @pytest.fixture(scope="module", params=["pairs", "arms"])
 def title_sweep(request, titles, bases, tmp_path_factory) -> tuple[Path, str, str]:
-    """Folder and output of a sweep over titles, and what it read."""
+    """Return folder, output and data of a sweep over titles."""
     root = tmp_path_factory.mktemp(f"sweep-{request.param}")
     more = {"losses": ["soft", "plackett_luce"]} if request.param == "arms" else {}
     options = title_words(titles[request.param], bases["qwen3"], root / "head", **more)
@@ -257,7 +257,7 @@ def test_the_command_loads_the_backbone_as_the_sweep_did(task) -> None:
 
 
 def first_look(command: list[str], folder: Path) -> dict[str, float]:
-    """The first look at dev of the run that a sweep tells to type, with one step."""
+    """Return the first evaluation of the command that a sweep prints, with one step."""
     command[command.index("--output_dir") + 1] = str(folder / "lora")
     few = ["--max_steps", "1", "--per_device_train_batch_size", "8", "--lora_r", "4"]
     looks = ["--eval_strategy", "epoch", "--eval_on_start", "true"]
@@ -267,7 +267,7 @@ def first_look(command: list[str], folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_lora_on_titles_starts_where_the_sweep_ended(title_sweep, tmp_path) -> None:
+def test_lora_on_titles_starts_with_the_metrics_of_the_sweep(title_sweep, tmp_path) -> None:
     folder, printed, _ = title_sweep
     first = first_look(shlex.split(printed.strip().splitlines()[-1])[3:], tmp_path)
     won = json.loads((folder / "metrics.json").read_text())["dev"]["this model"]

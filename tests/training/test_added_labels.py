@@ -21,7 +21,7 @@ def saved(names: tuple[str, ...] = OWN, kind: str = SINGLE, **said: Any) -> dict
 
 
 def write(path: Path, labels: list[Any], *, column: str = "label", **more: list[Any]) -> str:
-    """Eight rows a label."""
+    """Write eight rows per label."""
     path.parent.mkdir(exist_ok=True, parents=True)
     rows = [
         {"text": f"{path.stem} {place} {number}", column: label}
@@ -34,7 +34,7 @@ def write(path: Path, labels: list[Any], *, column: str = "label", **more: list[
 
 
 def named(sets: Any) -> set[str]:
-    """The name of the label of each text that states it by a name."""
+    """Return the label name of each text that has one."""
     return {sets.labels.names[row.target] for row in sets.train}
 
 
@@ -43,13 +43,13 @@ def added(sets: Any) -> list[str]:
 
 
 def places(source: str, own: dict[str, Any]) -> set[str]:
-    """The files in which rows are refused."""
+    """Return the files with refused rows."""
     with pytest.raises(TaskHeadsError) as caught:
         read_datasets_for(source, own)
     return {problem.where.rsplit(":", 1)[0] for problem in caught.value.problems}
 
 
-def test_new_names_come_after_the_labels_of_the_model_sorted(tmp_path: Path) -> None:
+def test_new_names_are_sorted_and_follow_the_labels_of_the_model(tmp_path: Path) -> None:
     data = write(tmp_path / "a.jsonl", ["art", "health", "cars", "sport", "money"])
     sets = read_datasets_for(data, saved())
     assert sets.labels.names == (*OWN, "art", "cars")
@@ -58,7 +58,7 @@ def test_new_names_come_after_the_labels_of_the_model_sorted(tmp_path: Path) -> 
     assert line.index("'health'") < line.index("'art'")
 
 
-def test_no_order_of_rows_changes_them(tmp_path: Path) -> None:
+def test_the_order_of_rows_does_not_change_the_labels(tmp_path: Path) -> None:
     one = read_datasets_for(write(tmp_path / "a.jsonl", ["cars", "sport", "art"]), saved())
     other = read_datasets_for(write(tmp_path / "b.jsonl", ["art", "cars", "sport"]), saved())
     assert one.labels == other.labels
@@ -71,7 +71,7 @@ def test_rows_of_fewer_labels_keep_all_labels_of_the_model(tmp_path: Path) -> No
 
 
 def test_rows_of_new_labels_alone(tmp_path: Path) -> None:
-    """A dev set with the old labels too: they are labels of the model."""
+    """A dev set with the labels of the model is accepted."""
     data = write(tmp_path / "train.jsonl", ["art", "cars"])
     dev = write(tmp_path / "dev.jsonl", [*OWN, "art", "cars"])
     for where in ({"source": data, "dev": dev}, {"source": str(tmp_path)}):
@@ -102,7 +102,7 @@ def test_a_label_file_that_adds_labels_states_the_order(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("value", [int, str])
 def test_ids_of_a_label_file_are_those_of_the_file(tmp_path: Path, value: Any) -> None:
-    """As in `train.txt` with `class.txt`: the ids of the model mean nothing there."""
+    """As in `train.txt` with `class.txt`, ids are those of the file and not those of the model."""
     order = ["cars", "health", "sport", "art", "money"]
     data = write(tmp_path / "train.jsonl", [value(place) for place in range(5)], name=order)
     (tmp_path / "class.txt").write_text("\n".join(order))
@@ -122,7 +122,7 @@ def test_class_files_add_labels(tmp_path: Path) -> None:
     assert all(row.target == int(row.text.split()[1]) for row in sets.train)
 
 
-def test_what_labels_are_called_by_a_declared_column(tmp_path: Path) -> None:
+def test_names_of_a_declared_column_are_labels(tmp_path: Path) -> None:
     order = ["cars", "health", "sport", "art", "money"]
     data = write(tmp_path / "a.jsonl", [*range(5)], label_name=order)
     sets = read_datasets_for(data, saved())
@@ -150,7 +150,7 @@ def test_ids_add_ids(tmp_path: Path) -> None:
 
 
 def test_another_spelling_of_a_label_is_no_new_label(tmp_path: Path) -> None:
-    """And a new label of the same file is none of its problems."""
+    """A new label of the same file is not reported."""
     data = write(tmp_path / "a.jsonl", ["sport", "Money", "art"])
     with pytest.raises(TaskHeadsError) as caught:
         read_datasets_for(data, saved())
@@ -168,7 +168,7 @@ def test_an_alias_of_a_label_is_no_new_label(tmp_path: Path) -> None:
     assert named(sets) == {"sport", "money", "art"}
 
 
-def test_defects_beside_new_labels_are_named_alone(tmp_path: Path) -> None:
+def test_defective_rows_do_not_include_new_labels(tmp_path: Path) -> None:
     data = Path(write(tmp_path / "a.jsonl", ["sport", "money", "art"]))  # most rows are of old labels
     data.write_text(data.read_text() + '{"text": "", "label": "sport"}\n')
     with pytest.raises(TaskHeadsError) as caught:
@@ -228,7 +228,7 @@ def test_an_ordinal_model_takes_no_further_labels(tmp_path: Path, given: bool) -
     assert read_datasets_for(data, saved(("0", "1", "2"), "ordinal")).labels.names == ("0", "1", "2")
 
 
-def test_scores_are_read_as_they_were(tmp_path: Path) -> None:
+def test_scores_of_a_regression_are_read(tmp_path: Path) -> None:
     own = saved(("score",), "regression")
     data = write(tmp_path / "a.jsonl", [0.5, 1.5, 2.5], column="score")
     assert read_datasets_for(data, own).labels.names == ("score",)

@@ -26,7 +26,7 @@ CPU = ["--use_cpu", "true"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_parses_to_what_it_says(preset, tmp_path):
+def test_every_preset_parses_to_its_values(preset, tmp_path):
     path = CONFIGS / f"{preset}.yaml"
     words = ["--config", str(path), "--output_dir", str(tmp_path / "run"), *CPU, "--bf16", "false"]
     parsed = {}
@@ -70,7 +70,7 @@ def test_defaults_run_on_a_machine_without_a_gpu(tmp_path):
     ],
     ids=str,
 )
-def test_a_template_is_made_of_what_is_given(given, template):
+def test_a_template_consists_of_the_given_texts(given, template):
     assert TitleArguments(**given).template() == template
 
 
@@ -111,7 +111,7 @@ def test_unusable_options_are_refused_by_name(words, named):
         parse_title_arguments([*words, *CPU])
 
 
-def test_wrong_choices_are_named_together():
+def test_wrong_choices_are_in_one_error():
     words = ["--output_dir", "x", "--pooling", "a", "--head", "b", "--loss", "c", *CPU]
     with pytest.raises(TaskHeadsError) as caught:
         parse_title_arguments(words)
@@ -124,7 +124,7 @@ def identity(folder, **changes):
     return run_identity(*parse_title_arguments(argv))
 
 
-def test_the_identity_of_a_run_is_all_that_moves_its_weights(tmp_path):
+def test_the_identity_of_a_run_covers_all_options_that_change_its_weights(tmp_path):
     same = identity(tmp_path)
     assert all(value is None or isinstance(value, str | int | float | bool) for value in same.values())
     assert json.loads(json.dumps(same)) == same
@@ -159,7 +159,7 @@ def test_the_identity_of_a_run_is_all_that_moves_its_weights(tmp_path):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_moves_no_weight_does_not_stop_a_resume(tmp_path, change):
+def test_options_that_change_no_weight_do_not_prevent_a_resume(tmp_path, change):
     assert identity(tmp_path, **change) == identity(tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_what_moves_no_weight_does_not_stop_a_resume(tmp_path, change):
     ],
 )
 @pytest.mark.parametrize("parse", [parse_title_arguments, parse_classifier_arguments])
-def test_checkpoints_are_kept_where_dev_is_looked_at(parse, words, strategy, steps):
+def test_checkpoints_are_saved_when_dev_is_evaluated(parse, words, strategy, steps):
     _, training, _ = parse([*words.split(), "--output_dir", "x", "--dataset_name", "y", *CPU])
     assert (training.save_strategy, training.save_steps) == (strategy, steps)
 
@@ -240,7 +240,7 @@ def test_a_config_may_be_joined_by_an_equals_sign(tmp_path, form):
         parse_title_arguments([*form.format(file).split(" "), "--output_dir", "x", *CPU])
 
 
-def test_bf16_is_for_gpus(monkeypatch):
+def test_bf16_is_on_only_on_gpus(monkeypatch):
     assert TitleConfig("x", use_cpu=True).bf16 is False
     assert TitleConfig("x", use_cpu=True, bf16=False).bf16 is False
 
@@ -299,14 +299,14 @@ def test_a_patience_below_one_is_refused(patience):
         (["--model_name_or_path", "me/base", "--learning_rate", "3e-4"], 3e-4),
     ],
 )
-def test_a_classifiers_learning_rate_fits_what_is_trained(words, rate, tmp_path):
+def test_the_learning_rate_of_a_classifier_depends_on_the_trained_weights(words, rate, tmp_path):
     from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 
     words = ["--dataset_name", "x.jsonl", "--output_dir", str(tmp_path), *CPU, *words]
     assert parse_classifier_arguments(words)[1].learning_rate == rate
 
 
-def test_a_refused_token_is_not_told():
+def test_a_refused_token_is_not_printed():
     with pytest.raises(TaskHeadsError) as refused:
         parse_title_arguments(["--output_dir", "x", "--hub_token", "hf_secret"])
     assert "hf_secret" not in str(refused.value)
@@ -318,7 +318,7 @@ TYPED = {r"Rate:\n": "Rate:\n", r"a\tb": "a\tb", r"\\n": r"\n", r"\d\\": "\\d\\"
 @pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("typed", TYPED)
 @pytest.mark.parametrize("parse", [parse_title_arguments, parse_classifier_arguments, parse_sweep_arguments])
-def test_typed_line_breaks_are_line_breaks(parse, typed, joined):
+def test_escaped_line_breaks_of_a_shell_are_unescaped(parse, typed, joined):
     words = ["--output_dir", r"runs\new", *CPU]
     for name in ("instruction", "between", "boundary"):
         words += [f"--{name}={typed}"] if joined else [f"--{name}", typed]
@@ -333,7 +333,7 @@ def test_typed_line_breaks_are_line_breaks(parse, typed, joined):
         assert (again.instruction, again.between, again.boundary) == (meant,) * 3
 
 
-def test_an_instruction_of_a_chat_model_is_typed_alike(tmp_path):
+def test_the_instruction_of_a_chat_model_is_unescaped(tmp_path):
     texts, *_ = parse_sft_arguments(["--instruction", r"Sort:\n", "--output_dir", str(tmp_path), *CPU])
     assert texts.instruction == "Sort:\n"
     options = ["--reward_model", "x", "--dataset_name", "y", "--output_dir", str(tmp_path), *CPU]
@@ -343,14 +343,14 @@ def test_an_instruction_of_a_chat_model_is_typed_alike(tmp_path):
     assert writer.instruction == "Title:\n{text}"
 
 
-def test_line_breaks_of_a_file_stand_there_already(tmp_path):
+def test_line_breaks_of_a_config_are_not_changed(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({"instruction": "Rate:\n", "between": r"\n", "boundary": r"a\\b"}))
     task, *_ = parse_title_arguments(["--config", str(file), "--output_dir", "x", *CPU])
     assert (task.instruction, task.between, task.boundary) == ("Rate:\n", r"\n", r"a\\b")
 
 
-def test_what_is_fitted_on_dev_afterwards_is_no_identity_of_a_run(tmp_path):
+def test_options_fitted_on_dev_are_not_in_the_identity_of_a_run(tmp_path):
     argv = ["--output_dir", str(tmp_path), *CPU]
     plain = run_identity(*parse_classifier_arguments(argv))
     other = run_identity(*parse_classifier_arguments([*argv, "--calibrate", "none", "--thresholds", "f1"]))

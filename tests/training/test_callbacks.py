@@ -28,7 +28,7 @@ from qwen_task_heads.training.callbacks import (
 
 
 class Collator:
-    """trl's collator, and the rows' sources beside the tensors."""
+    """Collator of trl that adds the sources of the rows to the tensors."""
 
     def __init__(self) -> None:
         self.pairs = DataCollatorForPreference(pad_token_id=0)
@@ -38,7 +38,7 @@ class Collator:
 
 
 class GuardedTrainer(RewardTrainer):
-    """A trainer subclass as the package's own: it hands loss and scores to the guard."""
+    """Trainer subclass that passes loss and scores to the guard, like those of the package."""
 
     guard: NonFiniteGuard
 
@@ -52,7 +52,7 @@ class GuardedTrainer(RewardTrainer):
 
 
 def pair(index: int, *, swapped: bool = False, **more):
-    """A learnable preference: the chosen title ends with an even word."""
+    """Return a learnable pair: the chosen title ends with an even word."""
     noise = [4 + (index * 7 + j * 5) % 56 for j in range(3)]
     even, odd = 4 + 2 * (index % 28), 5 + 2 * (index % 28)
     chosen, rejected = (odd, even) if swapped else (even, odd)
@@ -95,7 +95,7 @@ def weights(model) -> list[torch.Tensor]:
 
 
 def trained_for(folder, rows, *, steps: int, **changes) -> list[torch.Tensor]:
-    """The weights after so many sound steps of the same schedule."""
+    """Return the weights after a number of finite steps of the same schedule."""
 
     class Stop(NonFiniteGuard):
         def on_step_end(self, args, state, control, **kwargs):
@@ -174,7 +174,7 @@ def swapped_run(folder, *, swapped: bool, stop: bool = False):
     return trainer, callback
 
 
-def test_swapped_training_file_is_called_out_within_50_steps(tmp_path, caplog):
+def test_swapped_training_file_is_reported_within_50_steps(tmp_path, caplog):
     trainer, callback = swapped_run(tmp_path, swapped=True)
     trainer.train()
     assert callback.step is not None
@@ -185,7 +185,7 @@ def test_swapped_training_file_is_called_out_within_50_steps(tmp_path, caplog):
     assert calls[0].levelname == "WARNING"
 
 
-def test_sound_training_file_is_not_called_out(tmp_path, caplog):
+def test_correct_training_file_is_not_reported(tmp_path, caplog):
     trainer, callback = swapped_run(tmp_path, swapped=False)
     trainer.train()
     assert trainer.evaluate()["eval_accuracy"] > 0.9  # the model has learned

@@ -89,7 +89,7 @@ def applied(options: dict[str, Any], remedy: str) -> dict[str, Any]:
     ],
     ids=str,
 )  # fmt: skip
-def test_evaluations_that_would_not_be_made_are_refused(
+def test_missing_evaluations_are_refused(
     options: dict[str, Any], named: str, bases: Any, tmp_path: Path
 ) -> None:
     trainer = trainer_of(bases["qwen2"], tmp_path / "a", **options)
@@ -196,7 +196,7 @@ Usage = namedtuple("Usage", "total used free")
         (-1, 1, r"name an --output_dir on a disk with [\d,]+ bytes free"),
     ],
 )  # fmt: skip
-def test_a_disk_too_small_is_refused_with_what_fits_on_it(
+def test_a_disk_that_is_too_small_names_options_that_fit(
     fits: float, limit: int | None, remedy: str, bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {**STEPS, "eval_steps": 1, "save_steps": 1, "save_total_limit": limit}

@@ -24,7 +24,7 @@ HEAD = {"head": "mlp", "head_sizes": [8], "pooling": "mean", "backbone_layers": 
 
 
 def fresh(base: str, tokenizer: Any, *, labels: Any = LABELS, before: str = "About: ", **head: Any) -> Any:
-    """A model and a tokenizer with the template."""
+    """Return a new model and a tokenizer with the template."""
     options = {**HEAD, "task": "pooled_classifier", "labels": labels, **head}
     model, words = build(base, **options), copy.deepcopy(tokenizer)
     bind_template(words, model.config, template=Template(before=before))
@@ -33,7 +33,7 @@ def fresh(base: str, tokenizer: Any, *, labels: Any = LABELS, before: str = "Abo
 
 @pytest.fixture(scope="module")
 def folders(bases, tokenizer, shake, tmp_path_factory) -> dict[str, Path]:
-    """The same kind of head, saved in each way."""
+    """Save the same head in each format."""
     root = tmp_path_factory.mktemp("heads")
     for kind in ("full", "head_only", "lora", "sharded"):
         model, words = fresh(bases["qwen2"], tokenizer)
@@ -65,7 +65,7 @@ def test_the_head_is_the_saved_one(bases, tokenizer, folders, kind) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "head_only", "lora", "sharded"])
 def test_options_that_are_not_given_are_those_of_the_head(bases, tokenizer, folders, kind) -> None:
-    """Fewer layers than the backbone has, another pooling, a template: `--init_head` alone is enough."""
+    """`--init_head` alone sets the number of layers, the pooling and the template."""
     folder = str(folders[kind])
     arguments = ClassifierArguments(dataset_name="x", init_head=folder)
     options = arguments.head_options()
@@ -91,12 +91,12 @@ def test_options_that_are_not_given_are_those_of_the_head(bases, tokenizer, fold
     }  # refused by `load_head`
 
 
-def test_a_head_that_is_not_there_or_not_ours_has_no_options(bases, tmp_path) -> None:
+def test_a_missing_or_foreign_head_has_no_options(bases, tmp_path) -> None:
     assert head_options_of(str(tmp_path / "nowhere"), ("pooling",)) == {}
     assert head_options_of(bases["qwen2"], ("pooling",)) == {}
 
 
-def test_a_template_of_another_vocabulary_is_not_taken(tokenizer, folders) -> None:
+def test_a_template_of_another_vocabulary_is_not_copied(tokenizer, folders) -> None:
     words = copy.deepcopy(tokenizer)
     take_template(words, None)
     assert TEMPLATE_KEY not in words.init_kwargs
@@ -105,7 +105,7 @@ def test_a_template_of_another_vocabulary_is_not_taken(tokenizer, folders) -> No
     assert TEMPLATE_KEY not in words.init_kwargs
 
 
-def test_none_changes_nothing(bases, tokenizer) -> None:
+def test_without_init_head_nothing_changes(bases, tokenizer) -> None:
     model, words = fresh(bases["qwen2"], tokenizer)
     before = copy.deepcopy(model.score.state_dict())
     assert load_head(model, None, tokenizer=words) is model
@@ -201,13 +201,13 @@ def test_all_differences_are_in_one_error(bases, tokenizer, folders) -> None:
     assert {problem.where for problem in caught.value.problems} == {"--pooling", "--labels", "--init_head"}
 
 
-def test_another_backbone_is_refused_where_it_is_known(bases, tokenizer, folders) -> None:
+def test_another_backbone_is_refused_if_the_model_names_one(bases, tokenizer, folders) -> None:
     model, words = fresh(bases["llama"], tokenizer)
     with pytest.raises(TaskHeadsError, match="--model_name_or_path"):
         load_head(model, str(folders["head_only"]), tokenizer=words)
 
 
-def test_a_scorer_is_no_classifier(bases, tokenizer, folders) -> None:
+def test_the_head_of_another_task_is_refused(bases, tokenizer, folders) -> None:
     with pytest.raises(TaskHeadsError, match="title_scorer") as caught:
         load_head(build(bases["qwen2"]), str(folders["full"]), tokenizer=tokenizer)
     assert [(one.where, one.code) for one in caught.value.problems] == [("--init_head", "model-type")]
