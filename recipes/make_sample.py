@@ -1,10 +1,10 @@
-"""Cut the two samples that ship in `qwen_task_heads/assets` from the prepared data.
+"""Write the two embedded samples of `qwen_task_heads/assets` from the prepared data.
 
     python recipes/make_sample.py --sample titles --data_dir data/upworthy
     python recipes/make_sample.py --sample texts --data_dir data/banking77
 
-Titles: the columns that training reads, without `<title>` tags (the readers take both forms). Texts: the
-rows of ten intents on transfers, with the name of the intent as label. Rows keep their order. Both sources
+Titles: the columns that training reads, without `<title>` tags (the readers accept both). Texts: the rows
+of ten intents on transfers, with the name of the intent as label. The order of the rows is kept. Both sources
 are CC BY 4.0; the attribution is in the `LICENSE.md` of each folder.
 """
 
@@ -31,7 +31,7 @@ INTENTS += ["transfer_into_account", "transfer_not_received_by_recipient", "tran
 
 @dataclass
 class SampleArguments:
-    """Which sample, where the prepared data is and where the sample goes."""
+    """Options: the sample, the folder of the prepared data, and the output folder."""
 
     sample: str = "titles"
     data_dir: str = "."
@@ -39,7 +39,7 @@ class SampleArguments:
 
 
 def sample_row(row, *, sample):
-    """Return the row of the sample, or None for a row that is left out."""
+    """Return the row of the sample, or None if the sample does not contain the row."""
     if sample == "texts":
         return {"text": row["text"], "label": row["label_name"]} if row["label_name"] in INTENTS else None
     plain = {
@@ -49,25 +49,26 @@ def sample_row(row, *, sample):
 
 
 def main() -> None:
-    """Write train, dev and test_public; refuse rows without the columns, all of them at once."""
+    """Write train, dev and test_public; one error names all rows without the columns."""
     (args,) = TrlParser(SampleArguments).parse_args_and_config()
     if args.sample not in FILES:
-        raise TaskHeadsError(
-            Problem("--sample", f"found {args.sample!r}", ", ".join(FILES), "choose one of them")
-        )
+        problem, fix = f"found {args.sample!r}", "choose one of them"
+        raise TaskHeadsError(Problem("--sample", problem, ", ".join(FILES), fix, code="option-value"))
     problems: list[Problem] = []
     samples: dict[str, list[str]] = {split: [] for split in SPLITS}
     for split in SPLITS:
         path = Path(args.data_dir, FILES[args.sample].format(split))
         if not path.is_file():
-            problems.append(Problem(str(path), "no such file", "the prepared data", "correct --data_dir"))
+            problem, expected, fix = "the file does not exist", "the prepared data", "correct --data_dir"
+            problems.append(Problem(str(path), problem, expected, fix, code="path-not-found"))
             continue
         for number, row in enumerate(map(json.loads, path.read_bytes().splitlines()), 1):
             if missing := [column for column in COLUMNS[args.sample] if column not in row]:
-                there = f"columns: {', '.join(row)}"
-                problems.append(Problem(f"{path}:{number}", f"no column {missing}", there, "use other files"))
+                problem, expected = f"found no column {missing}", f"columns: {', '.join(row)}"
+                where, fix = f"{path}:{number}", "use other files"
+                problems.append(Problem(where, problem, expected, fix, code="column-missing"))
             elif kept := sample_row(row, sample=args.sample):
-                # ASCII-safe: a tool with another encoding, or one that splits at U+2028, reads the same rows.
+                # ASCII, so that tools with another encoding, or that split at U+2028, read the same rows.
                 samples[split].append(json.dumps(kept))
     if problems:
         raise TaskHeadsError(problems)

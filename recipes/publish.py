@@ -1,13 +1,13 @@
-"""Publish the finished folder of a run, or only prove it: opened again in a clean process and compared.
+"""Publish the folder of a finished run, or only verify it: reloaded in a clean process and compared.
 
-Requires: pip install "qwen-task-heads[train]", and of exports [onnx], of ModelScope [modelscope]
+Requires: pip install "qwen-task-heads[train]"; for ONNX [onnx], for ModelScope [modelscope]
 
 python recipes/publish.py --model runs/titles --hub_model_id me/titles
 python recipes/publish.py --model runs/news --hub_model_id me/news --hub modelscope --form merged --onnx
 python recipes/publish.py --model runs/news --hub_model_id me/news --dry_run staged
 python recipes/publish.py --model runs/news --hub_model_id me/news --license mit --language en zh
 
-Log in before by `hf auth login` (HF_TOKEN), or of ModelScope by MODELSCOPE_API_TOKEN.
+Log in first by `hf auth login` (HF_TOKEN), or for ModelScope by MODELSCOPE_API_TOKEN.
 """
 
 import argparse
@@ -19,28 +19,37 @@ from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.modelscope import HUBS
 from qwen_task_heads.publishing.publish import publish
 from qwen_task_heads.reports.card_facts import STATED, CardFacts
-from qwen_task_heads.training.publish_arguments import FORMS, PublishArguments
+from qwen_task_heads.training.publish_arguments import EXPORT_FORMATS, PublishArguments
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Options; nothing here takes a token."""
+    """Parse the options, none of which accepts a token."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--model", required=True, help="folder of a finished run")
-    add("--hub_model_id", required=True, help="owner/name of the repo; created when absent")
-    add("--hub", default=HUBS[0], choices=HUBS, help="where to (default: %(default)s)")
-    add("--form", default="saved", choices=FORMS, help="as trained, merged, or transformers' own class")
-    add("--public", action="store_true", help="a new repo is for everybody; private without")
-    add("--revision", help="branch; the hub's own when absent")
-    add("--tag", help="of the published commit")
-    add("--message", help="of the commit")
-    add("--rows", action="store_true", help="publish predictions.jsonl and errors.md: texts of the data")
+    add("--hub_model_id", required=True, help="owner/name of the repo; created if it does not exist")
+    add("--hub", default=HUBS[0], choices=HUBS, help="hub to publish to (default: %(default)s)")
+    add(
+        "--form",
+        default="saved",
+        choices=EXPORT_FORMATS,
+        help="as trained, merged, or a class of transformers",
+    )
+    add("--public", action="store_true", help="make a new repo public (default: private)")
+    add("--revision", help="branch (default: main branch of the hub)")
+    add("--tag", help="tag of the published commit")
+    add("--message", help="commit message")
+    add(
+        "--rows",
+        action="store_true",
+        help="publish predictions.jsonl and errors.md, which contain texts of the data",
+    )
     add("--onnx", action="store_true", help="add onnx/model.onnx")
-    add("--int8", action="store_true", help="add onnx/model_int8.onnx too, with its agreement")
-    add("--replace", action="store_true", help="the repo's model may give way to one of another task")
-    add("--dry_run", metavar="FOLDER", help="stage and prove there, and publish nothing")
+    add("--int8", action="store_true", help="add onnx/model_int8.onnx too, with its agreement with the model")
+    add("--replace", action="store_true", help="allow to replace a model of another task in the repo")
+    add("--dry_run", metavar="FOLDER", help="stage and verify in this folder, and publish nothing")
     for item in fields(PublishArguments):
         if item.name in STATED:
             several = {"nargs": "+"} if item.name == "language" else {}
@@ -49,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Stage, prove, publish, and say where it is."""
+    """Stage, verify and publish the model, and print its address."""
     args = parse_arguments()
     facts = CardFacts(**{name: value for name, value in vars(args).items() if name in STATED and value})
     published = publish(
@@ -73,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_recipe(main, interrupted="nothing was published; the same command begins again"))
+    sys.exit(run_recipe(main, interrupted="nothing was published; the same command starts again"))

@@ -26,9 +26,10 @@ from qwen_task_heads.tokenization.templates import compile_template
 from qwen_task_heads.tracking.callbacks import track
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import SwappedLabelsCallback, check_world
-from qwen_task_heads.training.checkpoints import VerifiedCheckpointCallback, open_output, resume_hazards
+from qwen_task_heads.training.checkpoints import VerifiedCheckpointCallback, open_output
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, unused_evidence
+from qwen_task_heads.training.run_checks import resume_hazards
 from qwen_task_heads.training.sharding import whole_model
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 from qwen_task_heads.training.title_trainer import TitleTrainer
@@ -36,24 +37,23 @@ from qwen_task_heads.training.warm_start import load_head, take_template
 
 
 def main() -> None:
-    """Parse, load, train, save, and say how good it is."""
+    """Train and save a title scorer, and report its metrics."""
     titles, args, model_args = parse_title_arguments()
     args.announce(titles, model_args)
     check_world(titles.num_processes, running=args.world_size)
-    destination, is_main = publish_target_of(titles, args, model_args), args.process_index == 0
+    target, is_main = publish_target_of(titles, args, model_args), args.process_index == 0
     trackers = track(args, task=titles)
 
-    # Data first: it is where most runs fail, and a run is resumed on the same data only
-    sets = read_title_sets(titles.dataset_name, **titles.data_options())
-    identity = {**run_identity(titles, args, model_args), **sets.fingerprint()}
+    # Most runs fail at their data, and a resumed run requires the same data: read them first
+    data = read_title_sets(titles.dataset_name, **titles.data_options())
+    identity = {**run_identity(titles, args, model_args), **data.fingerprint()}
     resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
     grouped = titles.loss in GROUP_LOSSES
-    if grouped and not sets.groups:
-        found = f"found {titles.loss!r} with pairs only"
-        accepted = "a file of arms (headline, clicks, impressions, test_id)"
-        raise TaskHeadsError(
-            Problem("--loss", found, accepted, "give such a file, or choose a loss over pairs")
-        )
+    if grouped and not data.groups:
+        problem = f"found {titles.loss!r} with pairs only"
+        expected = "a file of arms (headline, clicks, impressions, test_id)"
+        fix = "give such a file, or choose a loss over pairs"
+        raise TaskHeadsError(Problem("--loss", problem, expected, fix, code="dataset-mismatch"))
     set_seed(args.seed)  # before the head is drawn
     backbone = model_args.model_name_or_path
     make = partial(build, backbone, **model_args.load_options(), **titles.head_options(), hub=titles.hub)
@@ -65,23 +65,23 @@ def main() -> None:
     load_head(model, titles.init_head, tokenizer=tokenizer, hub=titles.hub)
     encode = {"tokenizer": tokenizer, "max_length": args.max_length}
     train, cut = (
-        group_dataset(sets.groups, **encode)
+        group_dataset(data.groups, **encode)
         if grouped
-        else pair_dataset(sets.train, drop_equal=True, **encode)
+        else pair_dataset(data.train, drop_equal=True, **encode)
     )
-    (dev, of_dev), (_, of_test) = pair_dataset(sets.dev, **encode), pair_dataset(sets.test, **encode)
+    (dev, of_dev), (_, of_test) = pair_dataset(data.dev, **encode), pair_dataset(data.test, **encode)
     equal = {"train": cut.equal, "dev": of_dev.equal, "test": of_test.equal}
-    sets.lines.extend([cut.line(), *check_equal(equal, option="--max_length ")])
+    data.lines.extend([cut.line(), *check_equal(equal, option="--max_length ")])
     if is_main:
         notes = [*resume_hazards(args), unused_evidence(titles.loss, train.column_names)]
-        print("\n".join([*sets.lines, *(f"note: {note}" for note in notes if note)]), flush=True)
+        print("\n".join([*data.lines, *(f"note: {note}" for note in notes if note)]), flush=True)
 
     # Train
     adapter = None
     if model_args.use_peft or titles.freeze_backbone:
         adapter = adapter_config(model, head_only=titles.freeze_backbone, **model_args.adapter_options())
-    limit, args.save_total_limit = args.save_total_limit, None  # rotation waits for the seal
-    swapped = SwappedLabelsCallback(len(sets.dev), groups=len({pair.group for pair in sets.dev}))
+    limit, args.save_total_limit = args.save_total_limit, None  # the callback deletes old checkpoints
+    swapped = SwappedLabelsCallback(len(data.dev), groups=len({pair.group for pair in data.dev}))
     trainer = TitleTrainer(
         model,
         args=args,
@@ -91,27 +91,25 @@ def main() -> None:
         peft_config=adapter,
         loss=titles.loss,
         loss_options=titles.loss_options(),
-        train_sources=sources_of(sets.groups if grouped else sets.train),
-        eval_sources=sources_of(sets.dev),
+        train_sources=sources_of(data.groups if grouped else data.train),
+        eval_sources=sources_of(data.dev),
         callbacks=[VerifiedCheckpointCallback(limit, run=identity), swapped, *trackers],
     )
-    train_or_resume(trainer, checkpoint=resume, scored=len(sets.dev) + len(sets.test))
+    train_or_resume(trainer, checkpoint=resume, scored=len(data.dev) + len(data.test))
 
-    # Save, measure and say
+    # Save, evaluate and report
     trained = whole_model(trainer, make=make, peft_config=adapter)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    if is_main:  # the others are done: measuring and publishing may outlast their timeout
-        account = record_of(
-            trainer, task=titles, model_args=model_args, config=model.config, adapter=adapter,
-            resumed=resume is not None,
-        )  # fmt: skip
-        if not grouped:  # equal pairs were left out
-            sets = replace(sets, train=pick(sets.train, train.with_format("numpy")["row"][:]))
-        run = Run(sets=sets, warning=swapped.finding, **account)
+    if is_main:  # evaluation and publishing may outlast the timeout of other processes
+        facts = {"model_args": model_args, "config": model.config, "adapter": adapter}
+        record = record_of(trainer, task=titles, resumed=resume is not None, **facts)
+        if not grouped:  # without the equal pairs
+            data = replace(data, train=pick(data.train, train.with_format("numpy")["row"][:]))
+        run = Run(sets=data, warning=swapped.finding, **record)
         finish_titles(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
-        if destination:
-            destination.push(args.output_dir)
+        if target:
+            target.push(args.output_dir)
 
 
 if __name__ == "__main__":

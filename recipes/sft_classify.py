@@ -1,4 +1,4 @@
-"""Fine-tune a chat model to write the label of a text, and score every label from its own tokens.
+"""Fine-tune a chat model to generate the label of a text, and score every label by its tokens.
 
 Requires: pip install "qwen-task-heads[train]"
 
@@ -33,29 +33,31 @@ from qwen_task_heads.training.checkpoints import (
     VerifiedCheckpointCallback,
     open_output,
     refuse_foreign_output,
-    resume_hazards,
 )
 from qwen_task_heads.training.checkpoints import train as train_or_resume
+from qwen_task_heads.training.run_checks import resume_hazards
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sft_trainer import AnswerTrainer, answer_dataset, equal_answers
 from qwen_task_heads.training.sharding import whole_model
 
 
 def main() -> None:
-    """Parse, load, train, save, and say how good it is."""
+    """Train and save a generative classifier, and report its metrics."""
     texts, args, model_args = parse_sft_arguments()
     args.announce(texts, model_args)
     check_world(texts.num_processes, running=args.world_size)
-    destination, is_main = publish_target_of(texts, args, model_args), args.process_index == 0
+    target, is_main = publish_target_of(texts, args, model_args), args.process_index == 0
     trackers = track(args, task=texts)
     name, options = model_args.model_name_or_path, model_args.load_options()
 
-    # Data first: it is where most runs fail, and a run is resumed on the same data only
-    sets = read_text_sets(texts.dataset_name, **texts.data_options())
-    if sets.problem_type != "single_label_classification":
-        found, accepted = f"found {sets.problem_type}", "one label per text"
-        raise TaskHeadsError(Problem("--dataset_name", found, accepted, "train a head: recipes/classify.py"))
-    identity = {**run_identity(texts, args, model_args), **sets.fingerprint()}
+    # Most runs fail at their data, and a resumed run requires the same data: read them first
+    data = read_text_sets(texts.dataset_name, **texts.data_options())
+    if data.problem_type != "single_label_classification":
+        problem, fix = f"found {data.problem_type}", "train a head: recipes/classify.py"
+        raise TaskHeadsError(
+            Problem("--dataset_name", problem, "one label per text", fix, code="dataset-mismatch")
+        )
+    identity = {**run_identity(texts, args, model_args), **data.fingerprint()}
     refuse_foreign_output(args.output_dir, args.resume_from_checkpoint)
 
     # Model, prompts and token ids
@@ -66,23 +68,24 @@ def main() -> None:
     tokenizer = load_tokenizer(name, revision=options["revision"], hub=texts.hub)
     family = model.config.get_text_config().model_type
     prompts = AnswerPrompts(
-        tokenizer, sets.labels, model_type=family, **texts.prompt_options(sets.labels, args.max_length)
+        tokenizer, data.labels, model_type=family, **texts.prompt_options(data.labels, args.max_length)
     )
     scorer = LabelScorer(model, prompts=prompts, length_normalized=texts.length_normalized)
-    (train, cut), (dev, _) = (answer_dataset(rows, prompts=prompts) for rows in (sets.train, sets.dev))
-    splits = {"train": sets.train, "dev": sets.dev, "test": sets.test}
+    (train, cut), (dev, _) = (answer_dataset(rows, prompts=prompts) for rows in (data.train, data.dev))
+    splits = {"train": data.train, "dev": data.dev, "test": data.test}
     equal = {name: equal_answers(rows, prompts=prompts) for name, rows in splits.items()}
-    sets.lines.extend([cut, *check_equal(equal, option="--max_length ")])
-    # Now: what was refused above leaves no folder behind
+    data.lines.extend([cut, *check_equal(equal, option="--max_length ")])
+    # Not earlier, so that an error above leaves no folder
     resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
     if is_main:
-        alone = f"labels are scored one by one: {scorer.fallback_reason}" if scorer.fallback_reason else None
-        notes = [*resume_hazards(args), alone]
-        print("\n".join([*sets.lines, *(f"note: {note}" for note in notes if note)]), flush=True)
+        notes = [str(hazard) for hazard in resume_hazards(args)]
+        if scorer.fallback_reason:
+            notes.append(f"labels are scored one by one: {scorer.fallback_reason}")
+        print("\n".join([*data.lines, *(f"note: {note}" for note in notes)]), flush=True)
 
     # Train
     adapter = get_peft_config(model_args)
-    limit, args.save_total_limit = args.save_total_limit, None  # rotation waits for the seal
+    limit, args.save_total_limit = args.save_total_limit, None  # the callback deletes old checkpoints
     trainer = AnswerTrainer(
         model,
         args=args,
@@ -91,26 +94,24 @@ def main() -> None:
         processing_class=tokenizer,
         peft_config=adapter,
         scorer=scorer,
-        dev=sets.dev,
+        dev=data.dev,
         callbacks=[VerifiedCheckpointCallback(limit, run=identity), *trackers],
     )
     train_or_resume(trainer, checkpoint=resume)
 
-    # Save, measure and say
+    # Save, evaluate and report
     trained = whole_model(trainer, make=make, peft_config=adapter)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    if is_main:  # the others are done: measuring and publishing may outlast their timeout
-        account = record_of(
-            trainer, task=texts, model_args=model_args, config=trained.config,
-            adapter=trainer.is_adapter, resumed=resume is not None,
-        )  # fmt: skip
-        run = TextRun(sets=sets, cut=cut, **account)
+    if is_main:  # evaluation and publishing may outlast the timeout of other processes
+        facts = {"model_args": model_args, "config": trained.config, "adapter": trainer.is_adapter}
+        record = record_of(trainer, task=texts, resumed=resume is not None, **facts)
+        run = TextRun(sets=data, cut=cut, **record)
         finish_answers(
             trained, scorer=scorer, tokenizer=tokenizer, folder=args.output_dir, run=run, base=base
         )
-        if destination:
-            destination.push(args.output_dir)
+        if target:
+            target.push(args.output_dir)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""Find layers, pooling and head for texts or titles on a frozen backbone, which runs over them once.
+r"""Select layers, pooling and head for texts or titles on a frozen backbone, which runs over them once.
 
 Requires: pip install "qwen-task-heads[train]"
 
@@ -25,19 +25,19 @@ from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments, warm
 
 
 def main() -> None:
-    """Parse, load, run the backbone once, try the heads, save the best, and say how good it is."""
+    """Extract features once, train the heads, save the best one, and report its metrics."""
     options, args, model_args = parse_sweep_arguments()
     args.announce(options, model_args)
-    check_world(1, running=args.world_size)  # features and heads are made by one process
-    destination, trackers = publish_target_of(options, args, model_args), track(args, task=options)
-    sweep, start, shown = open_sweep(options, args, model_args), time.monotonic(), not args.disable_tqdm
+    check_world(1, running=args.world_size)  # one process extracts features and trains heads
+    target, trackers = publish_target_of(options, args, model_args), track(args, task=options)
+    sweep, start, progress = open_sweep(options, args, model_args), time.monotonic(), not args.disable_tqdm
     open_output(args.output_dir, None)
     rows, lines = sweep.encode()
     print("\n".join(lines), flush=True)
 
-    # The backbone once, then the heads
-    seen = {"layers": sweep.read_layers, "progress": shown, "usage": sweep.usage}
-    features = extract_features(sweep.model, rows, **seen, **options.feature_options())
+    # Run the backbone once, then train the heads
+    extraction = {"layers": sweep.read_layers, "progress": progress, "usage": sweep.usage}
+    features = extract_features(sweep.model, rows, **extraction, **options.feature_options())
     results = sweep_heads(
         sweep.model,
         features,
@@ -48,21 +48,21 @@ def main() -> None:
         seeds=options.seeds,
         settings=args.head_training(),
         penalties=options.penalties,
-        progress=shown,
+        progress=progress,
     )
     seconds, chosen = time.monotonic() - start, choose(results, tolerance=options.tolerance)
 
-    # What answers cost with a head on each layer; then the best one as a model like any other
+    # Measure the latency of a head on each layer; save the best head as a model
     points = measure_exits(results, sweep.with_head, rows=sweep.timed)
     write_exits(args.output_dir, points, figure=sweep.metric, chosen=chosen, results=results)
     metrics = sweep.finish(chosen, seconds=seconds, trackers=trackers)
-    said = {"chosen": chosen, "points": points, "figure": sweep.metric}
-    table = sweep_table(results, **said, baseline=metrics["dev"].get(sweep.BASELINE))
+    best = {"chosen": chosen, "points": points, "figure": sweep.metric}
+    table = sweep_table(results, **best, baseline=metrics["dev"].get(sweep.BASELINE))
     command = warm_start_command(options, args, model_args, folder=args.output_dir, chosen=chosen.combination)
-    following = ["", "Next, LoRA that starts from this head:", f"  {shlex.join(command)}"]
-    print("", *table, *following, sep="\n", flush=True)
-    if destination:
-        destination.push(args.output_dir)
+    next_step = ["", "Next, LoRA that starts from this head:", f"  {shlex.join(command)}"]
+    print("", *table, *next_step, sep="\n", flush=True)
+    if target:
+        target.push(args.output_dir)
 
 
 if __name__ == "__main__":

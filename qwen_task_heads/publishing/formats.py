@@ -23,7 +23,7 @@ from qwen_task_heads.pretrained import EMBEDDED_FOLDER, is_folder
 from qwen_task_heads.publishing.staging import files_of, is_publishable
 from qwen_task_heads.reports.cards import with_form
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT, AnswerPrompts
-from qwen_task_heads.training.publish_arguments import FORMS
+from qwen_task_heads.training.publish_arguments import EXPORT_FORMATS
 from qwen_task_heads.verification.reference import (
     REFERENCE,
     Reference,
@@ -32,7 +32,7 @@ from qwen_task_heads.verification.reference import (
     take_reference,
 )
 
-SAVED, MERGED, STOCK = FORMS
+SAVED, MERGED, STOCK = EXPORT_FORMATS
 
 
 class Finished(ABC):

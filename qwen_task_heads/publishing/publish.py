@@ -33,7 +33,7 @@ from qwen_task_heads.redaction import scan
 from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, state_facts
 from qwen_task_heads.reports.cards import FOLDER, TRAINED, with_onnx, with_parity
 from qwen_task_heads.reports.finishing import write_json
-from qwen_task_heads.training.publish_arguments import FORMS
+from qwen_task_heads.training.publish_arguments import EXPORT_FORMATS
 from qwen_task_heads.verification.proofs import Parity, prove
 
 __all__ = ["HUBS", "Hub", "Published", "check_publishable", "publish"]
@@ -92,8 +92,10 @@ def publish(
     """
     folder = Path(folder)
     client = _client(hub, token=token)
-    if form not in FORMS:
-        raise TaskHeadsError(Problem("--form", f"found {form!r}", ", ".join(FORMS), "choose one of them"))
+    if form not in EXPORT_FORMATS:
+        raise TaskHeadsError(
+            Problem("--form", f"found {form!r}", ", ".join(EXPORT_FORMATS), "choose one of them")
+        )
     run = finished(folder)
     notes = check_run(folder)
     if verify and not run.kept:

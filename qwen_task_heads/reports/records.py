@@ -40,7 +40,7 @@ def record_of(
     """
     args, base = trainer.args, model_args.model_name_or_path
     lora = {f"lora_{name}": value for name, value in model_args.adapter_options().items()} if adapter else {}
-    settled = task.settled(config) if isinstance(task, HeadArguments) else {}
+    settled = task.resolved(config) if isinstance(task, HeadArguments) else {}
     told = {**vars(task), **settled, "base": base, **lora}
     return {
         "settings": settings_of(args, {**told, "dtype": model_args.dtype or "float32"}),

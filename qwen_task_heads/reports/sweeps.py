@@ -124,7 +124,7 @@ class Sweep:
         best, options = chosen.combination, self.options
         model = self.with_head(best)
         model.score.load_state_dict(chosen.fitted.state)
-        told = {**vars(options), **options.settled(model.config), "loss": best.loss, "base": self.base}
+        told = {**vars(options), **options.resolved(model.config), "loss": best.loss, "base": self.base}
         if chosen.fitted.penalty is not None:
             told["penalty"] = chosen.fitted.penalty
         told |= {"dtype": self.model_args.dtype or "float32", "seed": chosen.seed}

@@ -1,17 +1,16 @@
-"""Data of a run that goes on from a saved classifier: its labels, and those that the data add.
+"""Datasets of a run that continues from a saved classifier: its labels, and labels that the data add.
 
-Design:
-- The labels of the run are, by the first rule that applies:
+The labels of the run follow from the first rule that applies:
 
-  1. those of `labels`, which must name every label of the model, and may stand in any order if it adds some;
-  2. those of a label file beside the data that does the same;
-  3. those of the model, if the training rows state no other;
-  4. names by id that the data declare (class names, `label_name`), if all of the model are among them;
-  5. those of the model in their order, then the new names of the training rows, sorted.
+1. the labels of `labels`, which must name every label of the model, in any order if it adds some;
+2. the labels of a label file next to the data that does the same;
+3. the labels of the model, if the training rows have no others;
+4. names by id that the data declare (class names, `label_name`), if they include all of the model;
+5. the labels of the model in their order, then the new names of the training rows, sorted.
 
-- A number that a row states without a name adds no label to a model whose labels have names: nothing says
-  which label is meant. Nor does a name that differs from a label in case, width or spacing alone.
-- An ordinal model takes no further labels (`head_rows`).
+A number without a name adds no label to a model whose labels have names, because its meaning is unknown. A
+name that differs from a label only in case, width or spacing adds no label either. Ordinal models take no
+further labels (`head_rows`).
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from qwen_task_heads.head_rows import added_line, check_added, relabeled
 READING = ("hub", "problem_type", "max_samples", "streaming")  # options of `read_texts`
 
 
-def read_sets_for(source: str, saved: Mapping[str, Any], **options: Any) -> TextSets:
-    """Read the sets of a text classifier that may go on from a saved model.
+def read_datasets_for(source: str, saved: Mapping[str, Any], **options: Any) -> TextSets:
+    """Read the datasets of a text classifier that may continue from a saved model.
 
     Args:
         source: as of `read_text_sets`.
@@ -43,36 +42,37 @@ def read_sets_for(source: str, saved: Mapping[str, Any], **options: Any) -> Text
         **options: as of `read_text_sets`.
 
     Returns:
-        The sets; if labels are added, one of the `lines` says which, and how their rows of the head start.
+        The datasets. If labels are added, their `lines` name them and the initial values of their rows of the
+        head.
 
     Raises:
-        TaskHeadsError: as of `read_text_sets`; or labels that the model cannot take over.
+        TaskHeadsError: as `read_text_sets`; or the model cannot take the labels.
 
     Example:
         >>> import pathlib, tempfile
         >>> from qwen_task_heads.data.labels import LabelMap
-        >>> from qwen_task_heads.training.added_labels import read_sets_for
+        >>> from qwen_task_heads.training.added_labels import read_datasets_for
         >>> saved = {"labels": LabelMap(("red", "blue")), "problem_type": "single_label_classification"}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "train.csv")
         ...     names = ("red", "blue", "grey", "azure")
         ...     rows = [f"text {number},{names[number % 4]}\\n" for number in range(40)]
         ...     _ = path.write_text("text,label\\n" + "".join(rows))
-        ...     read_sets_for(str(path), saved).labels.names
+        ...     read_datasets_for(str(path), saved).labels.names
         ('red', 'blue', 'azure', 'grey')
     """
     if not saved:
         return read_text_sets(source, **options)
     own, given = saved["labels"], {**saved, **options}
     stated = options.get("labels")
-    if stated is None and (beside := find_label_file(locate_set(source, "texts"))):
-        adds = LabelMap.read(beside).label2id.keys() > own.label2id.keys()
-        stated = beside if adds else None
+    if stated is None and (label_file := find_label_file(locate_set(source, "texts"))):
+        adds = LabelMap.read(label_file).label2id.keys() > own.label2id.keys()
+        stated = label_file if adds else None
     if stated is None:
         sets = _read_rows(source, own, given)
     else:
-        told = stated if isinstance(stated, LabelMap) else LabelMap.read(stated)
-        check_added(told, own, problem_type=given["problem_type"], where=_place(stated))
+        labels = stated if isinstance(stated, LabelMap) else LabelMap.read(stated)
+        check_added(labels, own, problem_type=given["problem_type"], where=_place(stated))
         sets = read_text_sets(source, **{**given, "labels": stated})
     sets.lines.extend(filter(None, [added_line(sets.labels, own, name="the saved model")]))
     return sets
@@ -83,9 +83,9 @@ def _place(stated: LabelMap | str) -> str:
 
 
 def _read_rows(source: str, own: LabelMap, given: dict[str, Any]) -> TextSets:
-    """Read with the labels of the model, or, where training rows state others, with these beside them."""
+    """Read with the labels of the model, and with the other labels of the training rows if there are any."""
     refused: TaskHeadsError | None = None
-    if given.get("bad_rows", "raise") == "raise":  # else rows with new names would be left out
+    if given.get("bad_rows", "raise") == "raise":  # otherwise rows with new labels are skipped
         try:
             return read_text_sets(source, **given)
         except TaskHeadsError as error:
@@ -99,18 +99,18 @@ def _read_rows(source: str, own: LabelMap, given: dict[str, Any]) -> TextSets:
 
 
 def _train_rows(source: str, given: Mapping[str, Any]) -> RawTexts | None:
-    """The training rows with the labels they state; None of what cannot be opened."""
+    """Return the training rows with their labels; None if they cannot be read."""
     place = locate_set(source, "texts")
     options = {name: given[name] for name in READING if name in given}
     options["options"] = options_of(given.get("encoding", UTF_8), given.get("columns", ()))
     try:
         return read_texts(place, split=None if Path(place).is_file() else "train", **options)
-    except TaskHeadsError:  # with a message of `read_text_sets`
+    except TaskHeadsError:  # `read_text_sets` reports it
         return None
 
 
 def _names_with(own: LabelMap, train: RawTexts | None) -> tuple[str, ...]:
-    """Labels of the model and those that training rows add, in the order of the run."""
+    """Return the labels of the model and those that training rows add, in the order of the run."""
     if train is None or train.kind == "regression":
         return own.names
     by_id = dict(enumerate(train.class_names))
@@ -128,7 +128,7 @@ def _names_with(own: LabelMap, train: RawTexts | None) -> tuple[str, ...]:
     own_ids = {*range(len(own))}
     if not stated and [*own.names] == [*map(str, sorted(own_ids))]:
         together = own_ids | ids
-        numbered = together == {*range(len(together))}  # a gap is a mistake, and refused by the reader
+        numbered = together == {*range(len(together))}  # the reader refuses gaps
         return tuple(map(str, sorted(together))) if numbered else own.names
     new = {name for name in stated if own.near(name) is None and not is_whole(name)}
     declared = tuple(by_id[place] for place in sorted(by_id))

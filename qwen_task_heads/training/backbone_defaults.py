@@ -1,10 +1,12 @@
-"""Hyper-parameters by backbone and recipe: the values of a run that states no others.
+"""Default hyper-parameters by backbone and recipe.
 
-Recipes go by the name of their runs: `titles`, `classifier`, `sft`, `heads`. All backbones but the embedded
-one keep the defaults of the dataclasses, which are those of trl and transformers but for `run_defaults.py`.
+Recipes are named after their runs: `titles`, `classifier`, `sft`, `heads`. All backbones other than the
+embedded one use the defaults of the dataclasses, which are those of trl and transformers with
+`run_defaults.py`.
 
-The embedded backbone has 1.7 million parameters: it learns at rates that would ruin a pretrained model, on
-short texts, and its options are chosen so that a run takes one to two minutes of two CPU cores.
+The embedded backbone has 1.7 million parameters. It trains at learning rates that are too high for a
+pretrained model, on short texts. Its options are chosen so that a run takes one to two minutes on two CPU
+cores.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.pretrained import EMBEDDED_FOLDER
 
-# All weights: transformers' default. Adapters and heads learn at higher rates (Biderman et al. 2024,
+# `full` is the default of transformers. Adapters and heads use higher rates (Biderman et al. 2024,
 # https://arxiv.org/abs/2405.09673).
 LEARNING_RATES = {
     "classifier": {"full": 5e-5, "lora": 2e-4, "head": 1e-3},
@@ -31,28 +33,36 @@ _SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 0.1, "weight_decay":
 _BATCHES = {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 64}
 EMBEDDED_OPTIONS: dict[str, dict[str, Any]] = {
     "titles": {
-        **_SCHEDULE, **_BATCHES, "max_length": 64, "pooling": "mean", "learning_rate": 1e-3,
+        **_SCHEDULE,
+        **_BATCHES,
+        "max_length": 64,
+        "pooling": "mean",
+        "learning_rate": 1e-3,
         "num_train_epochs": 2,
     },
     "classifier": {**_SCHEDULE, **_BATCHES, "pooling": "mean", "num_train_epochs": 5},
-    # A list of the labels in every prompt is for models that read it; here it is most of the tokens. Larger
-    # batches are slower: the logits of the whole vocabulary are kept for each token.
+    # The instruction does not list the labels: a model of this size cannot use the list, which would be most
+    # of the tokens. Larger batches are slower, because the logits of the whole vocabulary are stored per
+    # token.
     "sft": {
-        **_SCHEDULE, **_BATCHES, "instruction": "Classify the text.\n\n", "per_device_train_batch_size": 8,
+        **_SCHEDULE,
+        **_BATCHES,
+        "instruction": "Classify the text.\n\n",
+        "per_device_train_batch_size": 8,
         "num_train_epochs": 3,
     },
     "heads": {"num_train_epochs": 30},  # over cached features: seconds
-}  # fmt: skip
+}
 
-OF_THE_MODEL = ("pooling", "max_length", "instruction")  # which a saved model has already
+OF_THE_MODEL = ("pooling", "max_length", "instruction")  # a saved model has these options already
 
 
 def options_for(recipe: str, backbone: str | None) -> dict[str, Any]:
-    """Return the options that a backbone has other defaults for; the command line and a YAML file win.
+    """Return the options for which a backbone has other defaults; command line and YAML file win.
 
     Args:
         recipe: `titles`, `classifier`, `sft` or `heads`.
-        backbone: as the user named it.
+        backbone: id or folder of the command line.
 
     Example:
         >>> from qwen_task_heads.training.backbone_defaults import options_for
@@ -68,7 +78,7 @@ def options_for(recipe: str, backbone: str | None) -> dict[str, Any]:
 
 
 def _is_embedded(backbone: str | None) -> bool:
-    """Whether this is the embedded backbone, or a model that was trained on it."""
+    """Return whether this is the embedded backbone or a model that was trained on it."""
     if backbone is None or backbone == EMBEDDED:
         return backbone == EMBEDDED
     try:
@@ -79,5 +89,10 @@ def _is_embedded(backbone: str | None) -> bool:
 
 
 def rates_for(recipe: str, backbone: str | None) -> Mapping[str, float]:
-    """Return the default learning rates by method: `full`, `lora` and `head`."""
+    """Return the default learning rates by method: `full`, `lora` and `head`.
+
+    Args:
+        recipe: `classifier` or `sft`.
+        backbone: id or folder of the command line.
+    """
     return (EMBEDDED_RATES if _is_embedded(backbone) else LEARNING_RATES)[recipe]

@@ -1,9 +1,9 @@
-"""Stops and call-outs of a training run: numbers not finite, labels that look swapped, lost processes.
+"""Callbacks and checks that stop a run or warn: non-finite numbers, swapped labels, missing processes.
 
-Trainer hides each of these. A NaN loss is logged as the average of the others (`logging_nan_inf_filter`),
-clipping then makes NaN of every gradient, and the run ends with exit code 0. A file with chosen and
-rejected exchanged trains without a sign. `accelerate launch --cpu --num_processes 2` runs one process.
-The checks are plain methods and functions, so that a trainer subclass, a callback or a test can call them.
+Trainer hides each of these. It logs a NaN loss as the average of the others (`logging_nan_inf_filter`),
+clipping then makes every gradient NaN, and the run ends with exit code 0. A file with chosen and rejected
+exchanged trains without a warning. `accelerate launch --cpu --num_processes 2` starts one process. The checks
+are plain methods and functions, so that a trainer subclass, a callback or a test can call them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ROWS_SHOWN = 10  # sources named in one message
 
 
 class NonFiniteGuard(TrainerCallback):
-    """Stops at the step whose loss, scores or gradients are NaN or infinite, before the weights change.
+    """Stop at the step whose loss, scores or gradients are NaN or infinite, before the weights change.
 
-    A callback sees neither batch nor loss: the trainer calls `check_finite` in `compute_loss`, and adds the
-    guard to its callbacks, which then checks the accumulated gradients before the optimizer step. Under
-    several processes the one that finds it raises, and the launcher ends the others.
+    Callbacks have no access to batch and loss. The trainer therefore calls `check_finite` in `compute_loss`
+    and adds the guard to its callbacks, which checks the accumulated gradients before the optimizer step.
+    Under several processes the one with the problem raises, and the launcher ends the others.
 
     Example:
         >>> guard = NonFiniteGuard()
@@ -45,17 +45,17 @@ class NonFiniteGuard(TrainerCallback):
     def check_finite(
         self, loss: torch.Tensor, *, scores: torch.Tensor, sources: Sequence[str], step: int
     ) -> None:
-        """Raise if the loss or a score is not finite, naming the rows. Call it before the backward pass.
+        """Raise if the loss or a score is not finite. Call it before the backward pass.
 
         Args:
-            loss: scalar, or the rows' losses (B,), which name a bad margin or weight exactly.
+            loss: scalar, or losses of the rows (B,), which identify the row of a bad margin or weight.
             scores: any shape whose first dimension is a multiple of B, such as (B, C), or (2B, 1) with the
                 chosen half first.
-            sources: where each of the B rows was read, `train.jsonl:17`.
-            step: the optimizer step under way, counted from 1 (`state.global_step + 1`).
+            sources: file and line of each of the B rows, `train.jsonl:17`.
+            step: the current optimizer step, counted from 1 (`state.global_step + 1`).
 
         Raises:
-            TaskHeadsError: with the guilty rows, or all rows of the batch where only the mean is bad.
+            TaskHeadsError: names the affected rows, or all rows of the batch if only the mean is not finite.
         """
         self._sources.extend(sources)
         loss, scores = loss.detach(), scores.detach()
@@ -69,21 +69,21 @@ class NonFiniteGuard(TrainerCallback):
         if loss.dim() == 1 and len(loss) == len(sources):
             rows |= ~torch.isfinite(loss).cpu()
         named = [source for source, is_bad in zip(sources, rows.tolist(), strict=True) if is_bad]
-        what = "a score" if not bool(torch.isfinite(scores).all()) else "the loss"
-        value = scores if what == "a score" else loss
+        name, value = ("the loss", loss) if bool(torch.isfinite(scores).all()) else ("a score", scores)
         raise TaskHeadsError(
             Problem(
                 _name_rows(named or list(sources)),
-                f"{what} is {_describe(value)} at step {step}, which was not applied",
+                f"{name} is {_describe(value)} at step {step}, which was not applied",
                 "finite numbers",
-                "look at the margins and weights of these rows; if they are sound, lower --learning_rate",
+                "check the margins and weights of these rows; if they are correct, lower --learning_rate",
+                code="number-not-finite",
             )
         )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Forget the rows of the step before."""
+        """Clear the rows of the previous step."""
         self._sources.clear()
 
     def on_pre_optimizer_step(
@@ -94,8 +94,8 @@ class NonFiniteGuard(TrainerCallback):
         model: torch.nn.Module | None = None,
         **kwargs: object,
     ) -> None:
-        """Check the gradients of the step; clipping has run, and turns one bad gradient into all of them."""
-        # With fp16 an overflow is normal: the gradient scaler skips the step and lowers its scale.
+        """Check the gradients of the step after clipping, which spreads one bad gradient to all."""
+        # Overflows are normal with fp16: the gradient scaler skips the step and lowers its scale.
         if model is None or args.fp16:
             return
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -107,28 +107,30 @@ class NonFiniteGuard(TrainerCallback):
                 f"the gradient is not finite at step {state.global_step + 1}, which was not applied",
                 "finite numbers",
                 "lower --learning_rate, or train in fp32 or bf16; resume from the last checkpoint",
+                code="number-not-finite",
             )
         )
 
 
 class SwappedLabelsCallback(TrainerCallback):
-    """Calls out a training file in which chosen and rejected look exchanged.
+    """Warn if chosen and rejected look exchanged in the training file.
 
-    After each evaluation: if even the upper end of the accuracy's 95% Wilson interval is below one half, the
-    model has learned to rank the dev pairs backwards. Pairs of one group (an A/B test) are not independent,
-    so groups count, where they are known. A later evaluation that is not below one half withdraws the call.
+    An evaluation warns if the upper end of the 95% Wilson interval of the accuracy is below one half: the
+    model then ranks the dev pairs in reverse. Pairs of one group (an experiment) are not independent, so the
+    interval counts groups if they are known. A later evaluation that is not below one half withdraws the
+    warning.
 
     Source: Wilson 1927, doi 10.1080/01621459.1927.10502953.
 
     Args:
         pairs: number of dev pairs.
-        groups: number of independent groups among them; None counts each pair as one.
-        metric: the accuracy's key in the evaluation's metrics.
+        groups: number of independent groups of these pairs; None counts each pair as a group.
+        metric: key of the accuracy in the metrics of the evaluation.
         stop: True ends the run with an error, for unattended runs.
 
     Attributes:
-        finding: the sentence for the run's report, or None.
-        step: optimizer step at which it was first found, or None.
+        finding: the warning for the report of the run, or None.
+        step: optimizer step of the first warning, or None.
 
     Raises:
         TaskHeadsError: from `on_evaluate`, with `stop=True`.
@@ -156,75 +158,79 @@ class SwappedLabelsCallback(TrainerCallback):
         metrics: Mapping[str, float] | None = None,
         **kwargs: object,
     ) -> None:
-        """Judge one evaluation; those before the first step say nothing about the training file."""
+        """Check one evaluation; evaluations before the first step do not depend on the training file."""
         accuracy = (metrics or {}).get(self.metric)
         if accuracy is None or state.global_step == 0:
             return
         low, high = wilson_interval(accuracy, count=self.count)
         if high >= 0.5:
             if self.finding is not None:
-                logger.warning(f"step {state.global_step}: the dev pairs are no longer ranked backwards")
+                logger.warning(f"step {state.global_step}: the dev pairs are no longer ranked in reverse")
             self.finding = self.step = None
             return
         problem = Problem(
             f"{self.metric} at step {state.global_step}",
             f"{accuracy:.3f} (95% {low:.3f} to {high:.3f}, n = {self.count}): the model ranks the dev pairs "
-            "backwards; chosen and rejected look swapped in the training file",
+            "in reverse; chosen and rejected look swapped in the training file",
             "training and dev pairs in which chosen is the preferred title",
             "compare a few rows of both files and exchange the two columns in the wrong one",
+            code="pairs-swapped",
         )
         if self.finding is None:
             self.step = state.global_step
             if state.is_world_process_zero:
                 logger.warning(str(problem))
         self.finding = str(problem)
-        # Metrics are gathered, so that all processes find the same and stop together.
+        # Metrics are gathered, so that all processes stop together.
         if self.stop:
             raise TaskHeadsError(problem)
 
 
 def check_world(asked: int | None, *, running: int, environment: Mapping[str, str] | None = None) -> None:
-    """Refuse to train with another number of processes than was asked for.
+    """Refuse to train with another number of processes than requested.
 
     Args:
-        asked: number of processes that the user named to the recipe, or None: then only the launcher's own
-            traces are compared.
-        running: number of processes that take part (`TrainingArguments.world_size`).
+        asked: number of processes of the option of the recipe; None checks only the launcher's variables.
+        running: number of processes of the run (`TrainingArguments.world_size`).
         environment: variables set by the launcher; None reads those of this process.
 
     Raises:
-        TaskHeadsError: with a command that starts as many processes as were asked for.
+        TaskHeadsError: names a command that starts the requested number of processes.
 
     Example:
         >>> check_world(1, running=1, environment={})
     """
     environment = os.environ if environment is None else environment
-    problems = []
+    mismatches = []
+    if asked is not None and asked != running:
+        mismatches.append((f"{running} running, but {asked} requested", "the requested number of processes"))
+    declared = environment.get("WORLD_SIZE", "")
+    if declared.isdecimal() and int(declared) != running:
+        problem = f"{running} in the group, but the launcher started {declared} (WORLD_SIZE)"
+        mismatches.append((problem, "one group of all processes"))
+    # accelerate's one-process launcher sets a MASTER_PORT only if several processes are requested, and starts
+    # one nevertheless (accelerate 1.15, `prepare_simple_launcher_cmd_env`).
+    lost = "ACCELERATE_USE_CPU" in environment and "MASTER_PORT" in environment and not declared
+    if lost and asked is None:
+        problem = "accelerate launch was given several processes and started one"
+        mismatches.append((problem, "a launcher that starts all processes"))
     wanted = asked or 2
-    remedy = (
+    fix = (
         f"on GPUs: accelerate launch --multi_gpu --num_processes {wanted} --num_machines 1 "
         "--mixed_precision no --dynamo_backend no RECIPE; "
         f"on CPUs: torchrun --nproc_per_node {wanted} RECIPE --use_cpu true"
     )
-    if asked is not None and asked != running:
-        found = f"{running} running where {asked} were asked for"
-        problems.append(Problem("processes", found, "as many as asked for", remedy))
-    declared = environment.get("WORLD_SIZE", "")
-    if declared.isdecimal() and int(declared) != running:
-        found = f"{running} taking part where the launcher started {declared} (WORLD_SIZE)"
-        problems.append(Problem("processes", found, "one group of all processes", remedy))
-    # accelerate's one-process launcher sets a MASTER_PORT only if it was asked for more than one process, and
-    # then starts one all the same (accelerate 1.15, `prepare_simple_launcher_cmd_env`).
-    lost = "ACCELERATE_USE_CPU" in environment and "MASTER_PORT" in environment and not declared
-    if lost and asked is None:
-        found = "accelerate launch was asked for several processes and started one"
-        problems.append(Problem("processes", found, "a launch that starts them", remedy))
-    if problems:
-        raise TaskHeadsError(problems)
+    if mismatches:
+        raise TaskHeadsError(
+            [
+                Problem("processes", problem, expected, fix, code="processes-differ")
+                for problem, expected in mismatches
+            ]
+        )
 
 
 def name_sources(rows: torch.Tensor, sources: Sequence[str]) -> list[str]:
-    """Where the rows (B,) of a batch were read, for `NonFiniteGuard`; `row 7` where nobody said."""
+    """Return the file and line of the rows (B,) of a batch; `row 7` for rows without a source."""
     return [sources[row] if row < len(sources) else f"row {row}" for row in rows.tolist()]
 
 

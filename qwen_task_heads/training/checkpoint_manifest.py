@@ -1,11 +1,11 @@
-"""The seal of a checkpoint: which files it has, and which it must have, to the byte.
+"""The manifest of a checkpoint: which files it has, and which files it must have.
 
-`seal.json` holds bytes and sha256 of every file and is written last, by rename. A folder without it is
-incomplete by definition; one that does not fit it is damaged. When to seal and what to do with the answer
-is decided in `checkpoints.py`; nothing here imports torch or transformers.
+`seal.json` holds bytes and sha256 of every file. It is written last, by rename. A folder without it is
+incomplete by definition, and a folder that differs from it is corrupted. `checkpoints.py` decides when to
+write and when to verify it. This module imports neither torch nor transformers.
 
-Bytes are flushed to the disk before the seal vouches for them, so that it also holds after a power cut.
-A hash guards against accidents, not against an attacker, who could write a new seal.
+Files are flushed to the disk before the manifest is written, so that it remains valid after a power cut. The
+hashes detect accidents, not an attacker, who could write a new manifest.
 """
 
 from __future__ import annotations
@@ -20,46 +20,48 @@ from pathlib import Path
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
-SEAL = "seal.json"
-FORMAT = 1  # of seal.json; raise it when its keys change meaning
+SEAL = "seal.json"  # name of the manifest
+FORMAT = 1  # of the manifest; to be increased when its keys change meaning
 CHUNK = 1 << 20  # bytes hashed at a time
 
-RunValue = str | int | float | bool | None  # of the settings that identify a run; JSON scalars
+RunValue = str | int | float | bool | None  # value of a setting that identifies a run; a JSON scalar
 
-# What Trainer needs to go on exactly where it stopped. It looks for these names in
+# Files that Trainer needs to resume exactly. It looks for these names in
 # `_load_from_checkpoint`, `_load_optimizer_and_scheduler` and `_load_rng_state` (transformers 5.23).
 WEIGHTS = re.compile(
     r"(.*/)?(adapter_model|model|pytorch_model)[^/]*\.(safetensors|bin)|pytorch_model_fsdp.*"
 )
 OPTIMIZER = re.compile(r"optimizer\.(pt|bin)|optimizer[^/]*/.+")
-# A stray file of these kinds could be loaded in place of a sealed one; others (a note, a cache) are ignored.
+# Trainer could load an added file of these types; other files (a note, a cache) are ignored.
 LOADED = {".bin", ".json", ".pt", ".pth", ".safetensors"}
 
 
-def seal(folder: str | Path, *, processes: int = 1, run: Mapping[str, RunValue] | None = None) -> Path:
-    """Hash every file of a complete checkpoint and write `seal.json`, last and atomically.
+def write_manifest(
+    folder: str | Path, *, processes: int = 1, run: Mapping[str, RunValue] | None = None
+) -> Path:
+    """Hash every file of a complete checkpoint and write the manifest `seal.json` atomically.
 
     Args:
-        folder: the checkpoint; files in sub-folders are sealed too.
+        folder: the checkpoint; files in sub-folders are included.
         processes: number of training processes that wrote it; a resumed run must have as many.
-        run: what identifies the run (seed, data hash, learning rate ...); compared on resume.
+        run: settings that identify the run (seed, data hash, learning rate ...), compared on resume.
 
     Returns:
-        The path of the seal.
+        The path of the manifest.
 
     Raises:
-        TaskHeadsError: a file cannot be read or the seal cannot be written; no half seal is left behind.
+        TaskHeadsError: a file cannot be read or the manifest cannot be written. No partial manifest is left.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "model.safetensors").write_bytes(b"weights")
-        >>> seal(folder).name, verify(folder)
+        >>> write_manifest(folder).name, verify(folder)
         ('seal.json', [])
     """
     folder = Path(folder)
     path, temporary = folder / SEAL, folder / f"{SEAL}.tmp"
-    # An old seal must not vouch for files that are being replaced.
+    # An old manifest must not describe files that are being replaced.
     path.unlink(missing_ok=True)
     temporary.unlink(missing_ok=True)
     files = {}
@@ -86,49 +88,61 @@ def seal(folder: str | Path, *, processes: int = 1, run: Mapping[str, RunValue] 
 
 
 def verify(folder: str | Path) -> list[Problem]:
-    """Compare a checkpoint with its seal; an empty list means that every sealed byte is there.
+    """Compare a checkpoint with its manifest, and return the differences.
 
-    A file that was added later is a problem only if its kind is one that Trainer could load.
+    A file that was added later is a problem only if its type is one that Trainer could load.
 
     Args:
         folder: the checkpoint.
+
+    Returns:
+        One problem per file; an empty list if every recorded byte is unchanged.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        return [Problem(str(folder), "there is no such folder", "a sealed checkpoint", "check the path")]
+        problem, expected = "the folder does not exist", "the folder of a checkpoint"
+        return [Problem(str(folder), problem, expected, "check the path", code="path-not-found")]
     try:
-        content = read_seal(folder)
+        content = read_manifest(folder)
     except TaskHeadsError as error:
         return list(error.problems)
-    problems, present, sealed = [], set(_files(folder)), content["files"]
-    for name in sorted(set(sealed) | present):
-        where, found = str(folder / name), ""
+    problems, present, recorded = [], set(_files(folder)), content["files"]
+    for name in sorted(set(recorded) | present):
+        problem = ""
         if name not in present:
-            found = "the file is missing"
-        elif name not in sealed:
-            found = "the file was added after sealing" if Path(name).suffix in LOADED else ""
+            problem = "the file is missing"
+        elif name not in recorded:
+            problem = "the file was added after the manifest" if Path(name).suffix in LOADED else ""
         else:
-            bytes_sealed = sealed[name]["bytes"]
+            recorded_size = recorded[name]["bytes"]
             try:
                 size = (folder / name).stat().st_size
-                if size != bytes_sealed:
-                    found = f"{size:,} bytes where {bytes_sealed:,} were sealed"
-                elif _digest(folder / name)[1] != sealed[name]["sha256"]:
-                    found = f"its {size:,} bytes were changed after sealing"
+                if size != recorded_size:
+                    problem = f"found {size:,} bytes, but {recorded_size:,} in the manifest"
+                elif _digest(folder / name)[1] != recorded[name]["sha256"]:
+                    problem = f"its {size:,} bytes differ from the manifest"
             except OSError as error:
-                found = f"cannot be read ({error.strerror})"
-        if found:
-            problems.append(Problem(where, found, "the bytes that were sealed", "use another checkpoint"))
+                problem = f"cannot be read ({error.strerror})"
+        if problem:
+            problems.append(
+                Problem(
+                    str(folder / name),
+                    problem,
+                    "the file that the manifest records",
+                    "use another checkpoint",
+                    code="checkpoint-incomplete",
+                )
+            )
     return problems
 
 
-def missing_parts(folder: str | Path, *, processes: int = 1, weights_only: bool = False) -> list[Problem]:
-    """Name the parts without which Trainer would resume in silence to other weights.
+def missing_files(folder: str | Path, *, processes: int = 1, weights_only: bool = False) -> list[Problem]:
+    """Return a problem per missing file that Trainer needs to resume to the same weights.
 
     Args:
         folder: the checkpoint.
         processes: number of training processes, each of which writes an RNG state.
-        weights_only: True for `save_only_model`: only weights and `trainer_state.json` are asked for.
+        weights_only: True for `save_only_model`: only weights and `trainer_state.json` are required.
     """
     folder = Path(folder)
     names = _files(folder)
@@ -139,26 +153,30 @@ def missing_parts(folder: str | Path, *, processes: int = 1, weights_only: bool 
         wanted["optimizer.pt"] = any(OPTIMIZER.fullmatch(name) for name in names)
         wanted["scheduler.pt"] = "scheduler.pt" in names
         wanted |= {name: name in names for name in rng}
+    expected, fix = "a complete checkpoint", "use an older checkpoint"
     return [
-        Problem(str(folder), f"{part} is missing", "a complete checkpoint", "use an older checkpoint")
-        for part, there in wanted.items()
-        if not there
+        Problem(str(folder), f"{name} is missing", expected, fix, code="checkpoint-incomplete")
+        for name, is_present in wanted.items()
+        if not is_present
     ]
 
 
 def _files(folder: Path) -> list[str]:
-    """Relative posix paths of all files but the seal itself."""
+    """Return the relative posix paths of all files other than the manifest."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     return sorted(name for name in names if name not in (SEAL, f"{SEAL}.tmp"))
 
 
-def read_seal(folder: Path) -> dict:
-    """Read `seal.json`: its format, the processes, the run and the files, as `seal` was given them.
+def read_manifest(folder: Path) -> dict:
+    """Read `seal.json`: format, processes, run and files, as given to `write_manifest`.
+
+    Args:
+        folder: the checkpoint.
 
     Raises:
-        TaskHeadsError: there is none, it is damaged, or it is of another format.
+        TaskHeadsError: the manifest is missing, corrupted, or of another format.
     """
-    path, remedy = folder / SEAL, "use another checkpoint, or start afresh in another --output_dir"
+    path, fix = folder / SEAL, "use another checkpoint, or start a new run in another --output_dir"
     try:
         content = json.loads(path.read_bytes())
         entries = [(entry["bytes"], entry["sha256"]) for entry in content["files"].values()]
@@ -169,18 +187,19 @@ def read_seal(folder: Path) -> dict:
             and entries
         ):
             return content
-        found = f"format {shorten(content['format'])}, {len(entries)} files"
+        problem = f"found format {shorten(content['format'])} with {len(entries)} files"
     except FileNotFoundError:
-        found = "no seal: the run was killed while it saved, or the folder is not from this package"
+        problem = "the file is missing: the run was killed during a save, or another package wrote the folder"
     except OSError as error:
-        found = f"cannot be read ({error.strerror})"
+        problem = f"cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError):
-        found = "the seal is damaged"
-    raise TaskHeadsError(Problem(str(path), found, f"a seal of format {FORMAT}", remedy))
+        problem = "the manifest is corrupted"
+    expected = f"a checkpoint manifest of format {FORMAT}"
+    raise TaskHeadsError(Problem(str(path), problem, expected, fix, code="checkpoint-incomplete"))
 
 
 def _digest(path: Path, *, durable: bool = False) -> tuple[int, str]:
-    """Size and sha256 of a file; `durable` also flushes it to the disk."""
+    """Return size and sha256 of a file; `durable` also flushes it to the disk."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):
@@ -201,10 +220,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def disk_problem(error: OSError, path: Path, *, wanted: int | None = None) -> Problem:
-    """Say what the disk refused: the path, the reason and how many bytes were wanted, where that is known."""
-    found = error.strerror or str(error)
-    remedy = "check the disk and its permissions; older sealed checkpoints are untouched"
+    """Return the problem of a failed write or read.
+
+    Args:
+        error: of the operating system.
+        path: file or folder of the operation.
+        wanted: number of bytes to be written, if known.
+    """
+    code, fix = "path-access", "check the disk and its permissions"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        remedy = "free some space and resume; older sealed checkpoints are untouched"
+        code, fix = "disk-full", "free some space and resume"
     amount = f" ({wanted:,} bytes wanted)" if wanted is not None else ""
-    return Problem(str(path), f"{found}{amount}", "a disk that takes the checkpoint", remedy)
+    problem = f"{error.strerror or error}{amount}; older verified checkpoints are unchanged"
+    return Problem(str(path), problem, "a disk that can hold the checkpoint", fix, code=code)

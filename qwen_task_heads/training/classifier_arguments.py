@@ -1,7 +1,7 @@
-"""Arguments of the classification recipe: what `arguments.py` has not, and the call that parses them.
+"""Options of the classification recipe, and the function that parses them.
 
-Which figure picks the best checkpoint depends on the problem type, which may only be known once the data
-are read: `ClassifierConfig.choose_metric` sets it then, unless the user has.
+The metric that selects the best checkpoint depends on the problem type, which may be known only once the data
+are read. `ClassifierConfig.choose_metric` sets it then, unless the user names one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,8 @@ from qwen_task_heads.hubcode.configuration_task_heads import AGGREGATIONS, PROBL
 from qwen_task_heads.metrics.classification import BEST_METRIC, DEV_METRICS, MULTI
 from qwen_task_heads.metrics.thresholds import read_rule
 from qwen_task_heads.tokenization.templates import Template, label_template
-from qwen_task_heads.training.arguments import (
-    HeadArguments,
-    HeadModelConfig,
-    not_one_of,
-    parse_arguments,
-)
+from qwen_task_heads.training.argument_checks import not_one_of
+from qwen_task_heads.training.arguments import HeadArguments, HeadModelConfig, parse_arguments
 from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.option_checks import FOLLOW_A_METRIC, direction_problems, metric_problems
 from qwen_task_heads.training.run_defaults import RunDefaults
@@ -51,7 +47,7 @@ class ClassifierArguments(HeadArguments):
         },
     )
     problem_type: str | None = field(
-        default=None, metadata={"help": ", ".join(PROBLEM_TYPES) + "; told by the columns if None."}
+        default=None, metadata={"help": ", ".join(PROBLEM_TYPES) + "; inferred from the columns if None."}
     )
     labels: str | None = field(
         default=None,
@@ -65,20 +61,20 @@ class ClassifierArguments(HeadArguments):
         default=None,
         metadata={
             "help": "cross_entropy, focal, logit_adjusted; bce, focal (multi-label); mse, mae, huber "
-            "(regression); cumulative_link (ordinal). The first of its problem type if None."
+            "(regression); cumulative_link (ordinal). The first one of the problem type if None."
         },
     )
     class_weights: list[str] | None = field(
         default=None, metadata={"help": "'balanced', or one positive number per label."}
     )
     pos_weight: list[str] | None = field(
-        default=None, metadata={"help": "Of multi-label bce: 'balanced', or one positive number per label."}
+        default=None, metadata={"help": "For multi-label bce: 'balanced', or one positive number per label."}
     )
     focal_gamma: float | None = field(
-        default=None, metadata={"help": "Of focal: how much easy rows count less."}
+        default=None, metadata={"help": "For focal: strength of the down-weighting of easy rows."}
     )
     logit_adjustment_tau: float | None = field(
-        default=None, metadata={"help": "Of logit_adjusted: strength, 1 is the theory's."}
+        default=None, metadata={"help": "For logit_adjusted: strength; 1 is the value of the paper."}
     )
     max_seq_length: int | None = field(
         default=None,
@@ -89,62 +85,72 @@ class ClassifierArguments(HeadArguments):
     )
     truncation: str | None = field(
         default=None,
-        metadata={"help": ", ".join(TRUNCATIONS) + ": what becomes of texts over max_seq_length."},
+        metadata={"help": ", ".join(TRUNCATIONS) + ": treatment of texts longer than max_seq_length."},
     )
     window_overlap: int | None = field(
-        default=None, metadata={"help": "Tokens that neighbouring windows share."}
+        default=None, metadata={"help": "Tokens shared by neighbouring windows."}
     )
     window_aggregation: str | None = field(default=None, metadata={"help": ", ".join(AGGREGATIONS)})
     token_dropout: float = field(
-        default=0.0, metadata={"help": "Share of a text's tokens that training hides; for small backbones."}
+        default=0.0, metadata={"help": "Share of tokens that are masked in training; for small backbones."}
     )
-    mix: str | None = field(
-        default=None, metadata={"help": "Further labelled texts to mix into the training set."}
+    mix: str | None = field(default=None, metadata={"help": "Labelled texts to mix into the training set."})
+    mix_ratio: float = field(
+        default=2.0, metadata={"help": "Rows of the training set per row that is mixed in."}
     )
-    mix_ratio: float = field(default=2.0, metadata={"help": "Own rows for each row that is mixed in."})
     thresholds: str | None = field(
         default=None,
         metadata={
-            "help": "Of multi-label: f1, a threshold per label with the best F1 on dev (if None); "
+            "help": "For multi-label: f1, the threshold per label with the best F1 on dev (if None); "
             "precision:0.9, the lowest with that precision; none, .5 for all."
         },
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many looks at dev without a better figure."}
+        default=None, metadata={"help": "Stop after this many evaluations without a better metric."}
     )
 
     def __post_init__(self) -> None:
-        # A YAML file gives a scalar as it is: `class_weights: balanced`.
+        # A YAML file may state a scalar: `class_weights: balanced`.
         for name in ("class_weights", "pos_weight"):
-            given = self.__dict__[name]
+            given = vars(self)[name]
             setattr(self, name, given if given is None or isinstance(given, list) else [str(given)])
 
     def data_options(self) -> dict[str, Any]:
-        """Arguments of `read_text_sets` that were given, beside the source."""
+        """Return the arguments of `read_text_sets` that are given, without the source."""
         names = (
-            "problem_type", "labels", "dev_fraction", "test_fraction", "hub", "bad_rows", "max_samples",
-            "streaming", "mix", "mix_ratio", "encoding", "columns",
-        )  # fmt: skip
-        options = {name: self.__dict__[name] for name in names}
+            "problem_type",
+            "labels",
+            "dev_fraction",
+            "test_fraction",
+            "hub",
+            "bad_rows",
+            "max_samples",
+            "streaming",
+            "mix",
+            "mix_ratio",
+            "encoding",
+            "columns",
+        )
+        options = {name: vars(self)[name] for name in names}
         options |= {"dev": self.dev_dataset, "test": self.test_dataset}
         return {name: value for name, value in options.items() if value is not None}
 
     def template_for(self, labels: LabelMap) -> Template | None:
-        """What was given to stand around a text, with the labels filled in; None for nothing."""
+        """Return the template of the options with the labels filled in; None if none is given."""
         plain = self.template()
         if plain is None or not self.instruction:
             return plain
         return label_template(self.instruction, labels, between=plain.between, after=plain.after)
 
     def loss_options(self) -> dict[str, Any]:
-        """Options of the loss that were given; weights as `balanced` or as numbers."""
+        """Return the options of the loss that are given; weights as `balanced` or as numbers."""
         options: dict[str, Any] = {
-            name: self.__dict__[name]
+            name: vars(self)[name]
             for name in ("focal_gamma", "logit_adjustment_tau")
-            if self.__dict__[name] is not None
+            if vars(self)[name] is not None
         }
         for name in ("class_weights", "pos_weight"):
-            given = self.__dict__[name]
+            given = vars(self)[name]
             if given is not None:
                 options[name] = "balanced" if given == ["balanced"] else [float(value) for value in given]
         return options
@@ -160,12 +166,10 @@ class ClassifierConfig(RunDefaults, TrainingArguments):
 
     learning_rate: float | None = field(
         default=None,
-        metadata={
-            "help": "5e-5; with LoRA 2e-4; of the head alone 1e-3; on the embedded backbone 40 times that."
-        },
+        metadata={"help": "5e-5; with LoRA 2e-4; for the head alone 1e-3; embedded backbone: 40 times that."},
     )
     metric_for_best_model: str | None = field(
-        default=None, metadata={"help": "What is best on dev; by problem type if None."}
+        default=None, metadata={"help": "Metric that selects the best checkpoint; by problem type if None."}
     )
 
     def __post_init__(self) -> None:
@@ -173,10 +177,10 @@ class ClassifierConfig(RunDefaults, TrainingArguments):
         super().__post_init__()
 
     def choose_metric(self, problem_type: str) -> None:
-        """Set what is best on dev for a problem type, unless the user has said it.
+        """Set the metric that selects the best checkpoint of a problem type, unless the user names one.
 
         Raises:
-            TaskHeadsError: the user has named a metric that its evaluation does not give, or a schedule of
+            TaskHeadsError: the evaluation does not compute the metric that the user names, or a schedule of
                 the learning rate follows the metric in the wrong direction.
         """
         if not self._metric_was_given and (
@@ -189,7 +193,7 @@ class ClassifierConfig(RunDefaults, TrainingArguments):
             raise TaskHeadsError(problems)
 
     def metric_problems(self, problem_type: str) -> list[Problem]:
-        """Refuse a metric that the evaluation of a problem type does not give."""
+        """Refuse a metric that the evaluation of a problem type does not compute."""
         return metric_problems(self, (*DEV_METRICS[problem_type], "loss"), where=f" ({problem_type})")
 
 
@@ -199,13 +203,14 @@ def parse_classifier_arguments(
     """Parse the command line and the `--config` YAML; the command line wins.
 
     Raises:
-        TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
+        TaskHeadsError: the config file is missing or not a mapping, a key is unknown, or a value is not
+            usable.
     """
     texts, training, model = parse_arguments(
         (ClassifierArguments, ClassifierConfig, HeadModelConfig), argv, check=check_texts
     )
     if texts.early_stopping_patience is not None:
-        # Or a resumed run would count its patience from the start, and end with other weights.
+        # A resumed run that counted its patience from zero would end with other weights.
         training.restore_callback_states_from_checkpoint = True
     if training.learning_rate is None:
         kind = "head" if texts.freeze_backbone else "lora" if model.use_peft else "full"
@@ -216,7 +221,13 @@ def parse_classifier_arguments(
 def check_texts(
     texts: ClassifierArguments, training: ClassifierConfig, model: HeadModelConfig
 ) -> list[Problem]:
-    """Problems of the parsed three, beside those that every recipe has."""
+    """Return the problems of the options that only classifiers have.
+
+    Args:
+        texts: options of the task.
+        training: options of the training.
+        model: options of the model; not used.
+    """
     problems = not_one_of(
         ("--problem_type", texts.problem_type, PROBLEM_TYPES),
         ("--truncation", texts.truncation, TRUNCATIONS),
@@ -228,33 +239,39 @@ def check_texts(
         except TaskHeadsError as error:
             problems += error.problems
         if texts.problem_type not in (None, MULTI):
-            found = f"{texts.thresholds!r} with {texts.problem_type}"
-            problems.append(Problem("--thresholds", f"found {found}", f"it with {MULTI}", "drop it"))
-    if texts.problem_type in DEV_METRICS:  # else the data tell
+            problem = f"found {texts.thresholds!r} with {texts.problem_type}"
+            problems.append(
+                Problem("--thresholds", problem, f"problem type {MULTI}", "drop it", code="option-conflict")
+            )
+    if texts.problem_type in DEV_METRICS:  # otherwise `choose_metric` checks it once the data are read
         problems += training.metric_problems(texts.problem_type)
     for name in ("class_weights", "pos_weight"):
-        given = texts.__dict__[name]
+        given = vars(texts)[name]
         if given is not None and given != ["balanced"] and not all(map(_is_number, given)):
-            accepted = "balanced, or one positive number per label"
-            problems.append(Problem(f"--{name}", f"found {given}", accepted, "choose such as balanced"))
+            expected, fix = "balanced, or one positive number per label", f"give --{name} balanced"
+            problems.append(Problem(f"--{name}", f"found {given}", expected, fix, code="option-value"))
     if not 0 <= texts.token_dropout < 1:
-        found, remedy = f"found {texts.token_dropout}", "choose such as 0.1"
-        problems.append(Problem("--token_dropout", found, "0 <= p < 1", remedy))
+        problem, fix = f"found {texts.token_dropout}", "give --token_dropout 0.1"
+        problems.append(Problem("--token_dropout", problem, "0 <= p < 1", fix, code="option-range"))
     if texts.truncation != "windows":
         for name in ("window_overlap", "window_aggregation"):
-            if texts.__dict__[name] is not None:
-                found = f"found {texts.__dict__[name]!r} without windows"
-                remedy = "add --truncation windows, or drop it"
-                problems.append(Problem(f"--{name}", found, "with --truncation windows", remedy))
-    if texts.early_stopping_patience is not None:
-        if texts.early_stopping_patience < 1:
-            found = f"found {texts.early_stopping_patience}"
-            remedy = "choose such as 3, or drop it to train to the end"
-            problems.append(Problem("--early_stopping_patience", found, "1 or more", remedy))
-        if not training.load_best_model_at_end:
-            found = "found it without --load_best_model_at_end"
-            remedy = "add --load_best_model_at_end true"
-            problems.append(Problem("--early_stopping_patience", found, "both", remedy))
+            if vars(texts)[name] is not None:
+                problem = f"found {vars(texts)[name]!r} without windows"
+                expected, fix = "--truncation windows with it", "add --truncation windows, or drop it"
+                problems.append(Problem(f"--{name}", problem, expected, fix, code="option-missing"))
+    return problems + _patience_problems(texts.early_stopping_patience, training)
+
+
+def _patience_problems(patience: int | None, training: ClassifierConfig) -> list[Problem]:
+    where, problems = "--early_stopping_patience", []
+    if patience is None:
+        return []
+    if patience < 1:
+        fix = f"give {where} 3, or drop it to train to the end"
+        problems.append(Problem(where, f"found {patience}", "1 or more", fix, code="option-range"))
+    if not training.load_best_model_at_end:
+        problem, expected = "found it without --load_best_model_at_end", "--load_best_model_at_end true"
+        problems.append(Problem(where, problem, expected, f"add {expected}", code="option-conflict"))
     return problems
 
 

@@ -1,4 +1,4 @@
-"""A command line and its `--config` file before they are parsed, and what other parsers refuse of them."""
+"""Command lines and their `--config` files before they are parsed, and errors of other parsers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from qwen_task_heads.tokenization.templates import SHELL_TEXTS, from_shell
 
 
 def unusable(argv: Sequence[str], reason: str) -> Problem:
-    """Turn a refusal of transformers or trl into a problem of the option that it names.
+    """Turn an error of transformers or trl into a problem of the option that it names.
 
     Args:
         argv: words of the command line.
-        reason: text of their error; it may name an option, or quote a value.
+        reason: text of the error, which may name an option or quote a value.
 
     Example:
         >>> from qwen_task_heads.training.command_lines import unusable
@@ -36,15 +36,20 @@ def unusable(argv: Sequence[str], reason: str) -> Problem:
         if option.startswith("--") and len(value) > 2 and value in words
     ]
     where, *_ = [*named, *reversed(quoted), "arguments"]
-    remedy = "see --help for what each option takes"
-    remedy = remedy if where == "arguments" else f"drop it, or {remedy}"
-    return Problem(where, f"found {shorten(' '.join(reason.split()), 300)}", "values as in --help", remedy)
+    fix = "see --help for the values of each option"
+    return Problem(
+        where,
+        f"found {shorten(' '.join(reason.split()), 300)}",
+        "a value that --help lists",
+        fix if where == "arguments" else f"drop it, or {fix}",
+        code="option-value",
+    )
 
 
 def with_line_breaks(argv: Sequence[str]) -> list[str]:
-    r"""Read `\n` and `\t` in `--instruction`, `--between` and `--boundary` as a shell hands them over.
+    r"""Unescape `\n` and `\t` in `--instruction`, `--between` and `--boundary` of a shell.
 
-    A YAML config holds real line breaks, and is left alone.
+    YAML files contain real line breaks and are not changed.
 
     Example:
         >>> from qwen_task_heads.training.command_lines import with_line_breaks
@@ -64,16 +69,16 @@ def with_line_breaks(argv: Sequence[str]) -> list[str]:
 
 
 def stated_backbone(argv: Sequence[str], default: str) -> str:
-    """Return the backbone of a command line, or the default."""
+    """Return the backbone of a command line, or the default if it names none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model_name_or_path", "--model-name-or-path", default=default)
     return parser.parse_known_args([*argv])[0].model_name_or_path
 
 
 def stated_value(name: str, argv: Sequence[str]) -> str | None:
-    """Return what the command line, or else its `--config` file, states for one option; None for nothing.
+    """Return the value of one option in the command line, else in its `--config` file, else None.
 
-    What is wrong with the file or the words is left to `read_config` and the parser.
+    Problems of the file or the words are left to `read_config` and the parser.
 
     Example:
         >>> from qwen_task_heads.training.command_lines import stated_value
@@ -84,20 +89,23 @@ def stated_value(name: str, argv: Sequence[str]) -> str | None:
     parser.add_argument(f"--{name}")
     parser.add_argument("--config")
     try:
-        found, _ = parser.parse_known_args([*argv])
-        content = yaml.safe_load(Path(found.config).read_text(encoding="utf-8")) if found.config else {}
+        parsed, _ = parser.parse_known_args([*argv])
+        content = yaml.safe_load(Path(parsed.config).read_text(encoding="utf-8")) if parsed.config else {}
     except (argparse.ArgumentError, OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
-    value = vars(found)[name] or (content.get(name) if isinstance(content, dict) else None)
+    value = vars(parsed)[name] or (content.get(name) if isinstance(content, dict) else None)
     return None if value is None else str(value)
 
 
 def read_config(argv: Sequence[str], known: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
-    """Read the file of `--config` before trl does: what it states, and its defects, all at once.
+    """Read the file of `--config` before trl does, and return its content and all of its problems.
 
     Args:
         argv: words of the command line.
         known: names of all options.
+
+    Returns:
+        Option to value, and the problems; the mapping is empty without a readable file.
     """
     if "--config" not in argv[:-1]:
         return {}, []
@@ -105,28 +113,31 @@ def read_config(argv: Sequence[str], known: Sequence[str]) -> tuple[dict[str, An
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:8]) or "none"
-        found = " ".join(str(error).split())[:200]
-        remedy = f"check the path (YAML files there: {there})"
-        return {}, [Problem(str(path), found, "a YAML file", remedy)]
+        files = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:8]) or "none"
+        problem = " ".join(str(error).split())[:200]
+        codes = {FileNotFoundError: "path-not-found", UnicodeDecodeError: "file-encoding"}
+        code = codes.get(type(error), "path-access" if isinstance(error, OSError) else "file-format")
+        fix = f"check the path (YAML files there: {files})"
+        return {}, [Problem(str(path), problem, "a YAML file", fix, code=code)]
     if not isinstance(content, dict):
-        found, accepted = f"found {shorten(content)}", "a mapping, option: value"
-        return {}, [Problem(str(path), found, accepted, "correct the file")]
+        problem, expected = f"found {shorten(content)}", "a mapping of option to value"
+        return {}, [Problem(str(path), problem, expected, "correct the file", code="file-format")]
     return content, [unknown_option(f"{path}: {key}", str(key), known) for key in content if key not in known]
 
 
 def unknown_option(where: str, name: str, known: Sequence[str]) -> Problem:
-    """Return the problem of an option or a key that is not known, with the nearest ones.
+    """Return the problem of an unknown option or key, with the nearest known names.
 
     Args:
         where: `--name`, or file and key.
-        name: of the option.
+        name: name of the option.
         known: names of all options.
     """
     near = difflib.get_close_matches(name.replace("-", "_"), known, n=2)
     return Problem(
         where,
-        "found an unknown option",
-        "" + (", ".join(near) or "those of --help"),
+        "the option is unknown",
+        ", ".join(near) or "an option that --help lists",
         "correct its name, or drop it" if near else "drop it",
+        code="option-unknown",
     )

@@ -1,10 +1,11 @@
-"""Time and memory of a run, estimated before its first step and held against what it used.
+"""Estimates of the time and memory of a run before its first step, to be compared with what it used.
 
-Time is that of the operations of all passes: training, looks at dev, and scoring dev and test at the end.
-They are counted on a sample of the run's batches and divided by the matrix peak of this machine, measured
-now, and by the share of it that passes of models of this width reached in `UTILIZATION`. Memory is what the
-process holds, and the gradients, optimizer states and kept states of the largest batch. All of it is of one
-process. Reading data, baselines, the heads of a sweep and writing checkpoints are not estimated.
+The time is that of the operations of all passes: training, evaluations on dev, and scoring dev and test at
+the end. The operations are counted on a sample of the batches. They are divided by the measured matrix peak
+of this machine and by the share of the peak that models of this width reach (`UTILIZATION`). The memory is
+that of the process now, plus gradients, optimizer states and stored activations of the largest batch. All
+values are for one process. Reading data, baselines, the heads of a sweep and writing checkpoints are not
+included.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from qwen_task_heads.training.pass_costs import (
 from qwen_task_heads.training.run_checks import Flow, optimizer_bytes
 from qwen_task_heads.training.usage import Estimate, peak_memory
 
-SAMPLE = 16  # batches of a set that are packed to count their tokens
-# Share of the matrix peak of its dtype that passes reach, and updates with them, by the width of the model;
-# interpolated between. Measured on one thread of an AMD EPYC with AVX-512 in seconds of the process, batches
-# of 16 rows of 10 to 30 tokens (64 in `score`): the embedded backbone (192), a Llama of 135M (576), and four
-# layers of a Qwen2 of 0.5B (896). Whole layers of bfloat16 gain less than their matrices do. The share that
-# a run reached is operations / seconds of `train.used` / peak in its `metrics.json`.
+SAMPLE = 16  # batches of a dataset that are packed to count their tokens
+# Share of the matrix peak of its dtype that passes and their updates reach, by the width of the model, with
+# interpolation between widths. Measured on one thread of an AMD EPYC with AVX-512 in seconds of the process,
+# with batches of 16 rows of 10 to 30 tokens (64 in `score`): the embedded backbone (192), a Llama of 135M
+# (576), and four layers of a Qwen2 of 0.5B (896). Whole layers of bfloat16 gain less than their matrices do.
+# The share of a finished run is operations / seconds of `train.used` / peak in its `metrics.json`.
 WIDTHS = (192, 576, 896)
 UTILIZATION = {
     ("full", torch.float32): (0.35, 0.71, 0.70),
@@ -44,21 +45,21 @@ UTILIZATION = {
     ("lora", torch.bfloat16): (0.07, 0.32, 0.47),
     ("score", torch.bfloat16): (0.22, 0.58, 0.73),
 }
-UNMEASURED = 0.3  # on other devices
-PAGE = 4096  # bytes that are read from a file at once
+UNMEASURED = 0.3  # share on other devices
+PAGE = 4096  # bytes of a memory page
 
 
 def estimate_run(trainer: Any, flow: Flow, *, done: int = 0, scored: int = 0) -> Estimate | None:
-    """Estimate a run of one of this library's trainers.
+    """Estimate time and memory of a run of a trainer of this library.
 
     Args:
         trainer: ready to train.
-        flow: its steps.
-        done: steps that a checkpoint has taken already.
+        flow: steps of the run.
+        done: steps of the checkpoint from which the run resumes.
         scored: rows of dev and test that are scored at the end.
 
     Returns:
-        The estimate; None for data sets without a length.
+        The estimate; None for datasets without a length.
     """
     from datasets import Dataset
     from peft import PeftModel
@@ -72,39 +73,40 @@ def estimate_run(trainer: Any, flow: Flow, *, done: int = 0, scored: int = 0) ->
         return None
     half, checkpointing = bool(args.bf16 or args.fp16), bool(args.gradient_checkpointing)
     options = {"half": half, "checkpointing": checkpointing, "inputs_train": adapted and checkpointing}
-    forth_and_back = pass_costs(model, training=True, **options)
-    forth = pass_costs(model, training=False, half=half)
+    training = pass_costs(model, training=True, **options)
+    inference = pass_costs(model, training=False, half=half)
     order = "shuffled" if args.train_sampling_strategy == "random" else str(args.train_sampling_strategy)
     batches = _batches(lengths_of(train), size=args.train_batch_size, order=order, seed=args.seed)
     shapes, largest = _shapes(model, train, batches)
     passes = (flow.steps - done) / flow.steps_of_epoch * len(batches) / args.world_size
-    looks = sum(step > done for step in flow.looks) / args.world_size
+    evaluations = sum(step > done for step in flow.evaluations) / args.world_size
     trained, tokens = _mean(shapes), 0.0
-    linear, operations = passes * forth_and_back.linear(trained), passes * forth_and_back.operations(trained)
+    linear, operations = passes * training.linear(trained), passes * training.operations(trained)
     tokens += passes * trained.tokens
-    scoring, held = 0.0, forth_and_back.kept * largest.tokens
+    scoring, held = 0.0, training.kept * largest.tokens
     for table in devs:
         batches = _batches(lengths_of(table), size=args.eval_batch_size, order="sequential")
         shapes, longest = _shapes(model, table, batches)
-        rows = looks * len(table) + scored / len(devs)
+        rows = evaluations * len(table) + scored / len(devs)
         share, one = rows * len(batches) / max(1, len(table)), _mean(shapes)
-        scoring += share * forth.operations(one)
+        scoring += share * inference.operations(one)
         tokens += share * one.tokens
-        held = max(held, forth.kept * longest.tokens)
+        held = max(held, inference.kept * longest.tokens)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.model.dtype
     peak = matrix_peak(model.device, dtype=dtype, shapes=linear_shapes(model.model))
-    kind = ("lora" if adapted else "full") if forth_and_back.flows else "score"
+    kind = ("lora" if adapted else "full") if training.flows else "score"
     seconds = operations / (peak * utilization(kind, model, dtype))
     seconds += scoring / (peak * utilization("score", model, dtype))
     gradients, moments = trained_bytes(outer), optimizer_bytes(outer, args)
     if args.world_size > 1:
-        gradients *= 2  # buckets that are exchanged
+        gradients *= 2  # buckets that the processes exchange
     if args.fsdp or args.deepspeed:
         gradients, moments = gradients // args.world_size, moments // args.world_size
-    # States go as gradients come; with several batches in an update, gradients are there first.
+    # Backward frees activations while it allocates gradients. With several batches in an update, the
+    # gradients are allocated before the activations.
     waits = args.gradient_accumulation_steps > 1
     needed = int(moments + (gradients + held if waits else max(gradients, held)))
-    if half and model.model.dtype == torch.float32:  # the weights that autocast has rounded
+    if half and model.model.dtype == torch.float32:  # copies of the weights that autocast rounds
         needed += sum(2 * one.weight.numel() for one in linear_layers(model.model))
     return Estimate(
         seconds=seconds,
@@ -113,7 +115,7 @@ def estimate_run(trainer: Any, flow: Flow, *, done: int = 0, scored: int = 0) ->
         linear=linear,
         operations=operations + scoring,
         processes=args.world_size,
-        remedies=_remedies(args, full=not adapted),
+        memory_options=_memory_options(args, full=not adapted),
         **_machine(model, needed, peak),
     )
 
@@ -127,15 +129,15 @@ def estimate_features(
     dtype: torch.dtype,
     scored: int = 0,
 ) -> Estimate:
-    """Estimate the features of a frozen backbone.
+    """Estimate time and memory of the features of a frozen backbone.
 
     Args:
         model: of either task.
-        rows: that differ, cut.
-        batches: places of rows.
-        features: bytes of all that are kept.
+        rows: distinct rows of token ids, truncated.
+        batches: indices of rows, by batch.
+        features: bytes of all features that are kept.
         dtype: of the features; bfloat16 runs the backbone under autocast.
-        scored: rows that are scored at the end, beside them.
+        scored: further rows that are scored at the end.
     """
     half = dtype == torch.bfloat16
     costs = pass_costs(model, training=False, half=half)
@@ -149,14 +151,14 @@ def estimate_features(
     share = utilization("score", model, products)
     on_device = model.device.type != "cpu"
     needed = int(held + features * (not on_device))
-    remedies = () if half else ("--feature_dtype bfloat16",)
+    memory_options = () if half else ("--feature_dtype bfloat16",)
     return Estimate(
         seconds=passes * costs.operations(one) / (peak * share),
         needed=needed,
         tokens=round(passes * one.tokens),
         linear=len(batches) * costs.linear(one),
         operations=passes * costs.operations(one),
-        remedies=remedies,
+        memory_options=memory_options,
         **_machine(model, needed, peak),
     )
 
@@ -166,8 +168,8 @@ def utilization(kind: str, model: TaskHeadModel, dtype: torch.dtype) -> float:
 
     Args:
         kind: `full`, `lora`, or `score` without a backward pass through the backbone.
-        model: names width and device.
-        dtype: of the products.
+        model: whose width and device are read.
+        dtype: of the matrix products.
     """
     if model.device.type != "cpu":
         return UNMEASURED
@@ -176,11 +178,11 @@ def utilization(kind: str, model: TaskHeadModel, dtype: torch.dtype) -> float:
 
 
 def _machine(model: TaskHeadModel, needed: int, peak: float) -> dict[str, Any]:
-    """Fields of an estimate that hang on what the process holds now."""
+    """Return the fields of an estimate that depend on the memory of the process now."""
     device = model.device
     if device.type == "cuda":
         held = torch.cuda.memory_allocated(device)
-        # What torch has reserved and does not use is free to it.
+        # Memory that torch has reserved and does not use is available.
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - held
     else:
         import psutil
@@ -194,27 +196,31 @@ def _machine(model: TaskHeadModel, needed: int, peak: float) -> dict[str, Any]:
 
 @torch.no_grad()
 def read_weights(model: nn.Module) -> None:
-    """Read a number of each page of the weights: those of a mapped file are in memory only once read."""
+    """Read a value of each page of the weights, so that mapped files are loaded into memory.
+
+    Args:
+        model: any module.
+    """
     for weight in model.parameters():
         weight.flatten()[:: max(1, PAGE // weight.element_size())].sum()
 
 
-def _remedies(args: Any, *, full: bool) -> tuple[str, ...]:
-    """Options that lower the memory of a run and keep what it learns from, as they are typed."""
-    found = []
+def _memory_options(args: Any, *, full: bool) -> tuple[str, ...]:
+    """Return options that reduce the memory of a run and keep its updates, as they can be typed."""
+    options = []
     if (rows := args.per_device_train_batch_size) > 1:
         more = args.gradient_accumulation_steps * 2
-        found.append(f"--per_device_train_batch_size {rows // 2} --gradient_accumulation_steps {more}")
+        options.append(f"--per_device_train_batch_size {rows // 2} --gradient_accumulation_steps {more}")
     if not args.gradient_checkpointing:
         name = "activation_checkpointing" if "activation_checkpointing" in vars(args) else None
-        found.append(f"--{name or 'gradient_checkpointing'} true")
+        options.append(f"--{name or 'gradient_checkpointing'} true")
     if full:
-        found.append("--use_peft true")
-    return tuple(found)
+        options.append("--use_peft true")
+    return tuple(options)
 
 
 def lengths_of(table: Any) -> NDArray[np.int64]:
-    """Tokens of each row of a `datasets.Dataset` of this library."""
+    """Return the number of tokens of each row (N,) of a `datasets.Dataset` of this library."""
     import pyarrow.compute as pc
 
     if "length" in table.column_names:
@@ -224,7 +230,7 @@ def lengths_of(table: Any) -> NDArray[np.int64]:
 
 
 def _batches(lengths: NDArray[np.int64], *, size: int, order: str, seed: int = 0) -> list[NDArray[np.int64]]:
-    """Cut the rows of a set into batches as an epoch may have them, the one with most tokens first."""
+    """Divide the rows of a dataset into batches like an epoch; the batch with most tokens is first."""
     places = np.arange(len(lengths))
     if order != "sequential":
         places = np.random.default_rng(seed).permutation(places)
@@ -237,13 +243,13 @@ def _batches(lengths: NDArray[np.int64], *, size: int, order: str, seed: int = 0
 def _shapes(
     model: TaskHeadModel, table: Any, batches: Sequence[NDArray[np.int64]]
 ) -> tuple[list[BatchShape], BatchShape]:
-    """Shapes of batches that are spread over all, and that of the one with most tokens."""
+    """Return the shapes of evenly spaced batches, and that of the batch with most tokens."""
     shapes = [batch_shape(model, _rows(table, batches[place])) for place in _spread(len(batches))]
     return shapes, max([batch_shape(model, _rows(table, batches[0])), *shapes], key=lambda one: one.tokens)
 
 
 def _rows(table: Any, places: NDArray[np.int64]) -> list[list[int]]:
-    """Rows of token ids as the collators put them into a batch."""
+    """Return rows of token ids in the order of the collators."""
     part = table[places.tolist()]
     if "title_ids" in part:
         return [title for titles in part["title_ids"] for title in titles]
@@ -251,7 +257,7 @@ def _rows(table: Any, places: NDArray[np.int64]) -> list[list[int]]:
 
 
 def _spread(total: int) -> list[int]:
-    """Places of at most `SAMPLE` batches, each in the middle of its part."""
+    """Return the indices of at most `SAMPLE` evenly spaced batches."""
     number = min(SAMPLE, total)
     return [int((place + 0.5) * total / number) for place in range(number)]
 

@@ -1,6 +1,6 @@
-"""Arguments of `recipes/grpo_titles.py`: a title writer, the texts it writes for and the scorer that pays.
+"""Options of `recipes/grpo_titles.py`: a title generator, its texts and the scorer that rewards it.
 
-trl takes seconds to import, so what a command leaves out is asked for before (`check_named`, in the recipe).
+Importing trl takes seconds, so the recipe reports missing options first (`check_named`).
 """
 
 from __future__ import annotations
@@ -25,34 +25,42 @@ from qwen_task_heads.training.option_checks import (
 
 @dataclass
 class TitleGeneratorArguments:
-    """Texts to write titles for, and the scorer that pays; the rest is trl's."""
+    """Texts to write titles for, and the scorer that rewards them; trl has the other options."""
 
     reward_model: str = field(metadata={"help": "Folder or repo id of a title scorer."})
     dataset_name: str = field(metadata={"help": "File, folder or data set id with a text in each row."})
     text_column: str = field(default="text", metadata={"help": "Column of the text."})
     instruction: str = field(
         default="Write one title for this text, inside <title> and </title>.\n\n{text}",
-        metadata={"help": "What the writer is asked; {text} stands for the text."},
+        metadata={"help": "Prompt of the generator; {text} is replaced by the text."},
     )
-    with_context: bool = field(default=False, metadata={"help": "The scorer reads the text beside a title."})
-    length_penalty: float = field(default=0.0, metadata={"help": "0 to 1: of the scorer's taste for length."})
+    with_context: bool = field(
+        default=False, metadata={"help": "Pass the text to the scorer together with a title."}
+    )
+    length_penalty: float = field(
+        default=0.0, metadata={"help": "Share of the scorer's preference for long titles to remove, 0 to 1."}
+    )
 
 
 @dataclass
 class TitleGeneratorConfig(GRPOConfig):
-    """trl's `GRPOConfig` with defaults for titles, which are short; bf16 only where there is a GPU."""
+    """trl's `GRPOConfig` with defaults for short titles; bf16 only on a GPU."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the run."})
     max_completion_length: int | None = field(default=64, metadata={"help": "Tokens of a completion."})
-    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; on where there is a GPU."})
-    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "--activation_checkpointing"})
+    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; on a GPU by default."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Old name of activation_checkpointing."}
+    )
     save_strategy: str = field(default="no", metadata={"help": "Checkpoints: no, steps, epoch."})
 
     def __post_init__(self) -> None:
-        if self.push_to_hub or self.hub_token:  # titles.jsonl holds texts of the training
+        if self.push_to_hub or self.hub_token:  # titles.jsonl contains training texts
             option = "--push_to_hub" if self.push_to_hub else "--hub_token"
-            remedy = "drop it: upload the folder later, without titles.jsonl and checkpoints"
-            raise TaskHeadsError(Problem(option, "found it", "no upload of a writer", remedy))
+            fix = "drop it: upload the folder later, without titles.jsonl and checkpoints"
+            raise TaskHeadsError(
+                Problem(option, "found it", "no upload of a title generator", fix, code="option-unsupported")
+            )
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and not self.use_cpu
         super().__post_init__()
@@ -64,11 +72,11 @@ def parse_title_generator_arguments(
     """Parse the command line and the `--config` YAML; the command line wins.
 
     Raises:
-        TaskHeadsError: a config file that is not there, unknown keys, unusable values; what only the first
-            step or a save would refuse (`option_checks.py`).
+        TaskHeadsError: the config file is missing, a key is unknown, or a value is not usable; includes
+            values that fail only at the first step or a save (`option_checks.py`).
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    # trl looks for the word --config alone
+    # trl accepts --config as a word of its own only.
     words = [
         part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]
@@ -85,28 +93,28 @@ def parse_title_generator_arguments(
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise TaskHeadsError(unusable(words, str(error))) from error
     problems = [*_evaluation_problems(args), *saving_problems(args)]
-    if argv is None:  # the run of this process, which trains here
+    if argv is None:  # only the run of this process trains here
         problems += [*option_problems(args), *tracker_problems(args)]
     if not 0 <= task.length_penalty <= 1:
-        found, remedy = str(task.length_penalty), "choose such as 0.5"
-        problems.append(Problem("--length_penalty", f"found {found}", "0 to 1", remedy))
+        problem, fix = f"found {task.length_penalty}", "give --length_penalty 0.5"
+        problems.append(Problem("--length_penalty", problem, "0 to 1", fix, code="option-range"))
     if problems:
         raise TaskHeadsError(problems)
     return task, args, model_args
 
 
 def _evaluation_problems(args: TitleGeneratorConfig) -> list[Problem]:
-    """Refuse what counts on an evaluation: a writer has no dev set."""
-    none = "nothing: a writer has no dev set"
+    """Refuse options that need an evaluation: title generators have no dev set."""
+    expected = "no evaluation, because a title generator has no dev set"
     problems = [
-        Problem(f"--{name}", f"found {value!s}", none, "drop it")
-        for name, value, counts in (
+        Problem(f"--{name}", f"found {value!s}", expected, "drop it", code="option-unsupported")
+        for name, value, is_given in (
             ("eval_strategy", args.eval_strategy.value, args.eval_strategy != IntervalStrategy.NO),
             ("load_best_model_at_end", "true", args.load_best_model_at_end),
         )
-        if counts
+        if is_given
     ]
-    # Set by `load_best_model_at_end` too, which is told of already.
+    # `load_best_model_at_end` sets it as well, and is reported above.
     if args.metric_for_best_model is not None and not args.load_best_model_at_end:
         problems += metric_problems(args, ())
     return problems

@@ -1,8 +1,8 @@
-"""Trainer's own ways to save and push, for a model with a task head.
+"""Methods of Trainer to save and push, for a model with a task head.
 
-transformers' versions leave out config and code of an adapter, push `training_args.bin` with the hub token
-in clear, and write a card of placeholders. `HubSaving` gives `save_model`, `create_model_card`, `push_to_hub`
-and `TrainingArguments(push_to_hub=True)` the folder of `save_pretrained`, and the checks of `publish`.
+transformers omits config and code of an adapter, pushes `training_args.bin` with the hub token unencrypted,
+and writes a card of placeholders. With `HubSaving`, `save_model`, `create_model_card`, `push_to_hub` and
+`TrainingArguments(push_to_hub=True)` write the folder of `save_pretrained` and run the checks of `publish`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from qwen_task_heads.training.sharding import is_in_lockstep
 logger = logging.get_logger(__name__)
 
 TRAINING_ARGS = "training_args.bin"
-# What an evaluation logs that is no metric.
+# Values logged by an evaluation that are not metrics.
 NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "num_tokens", "epoch")
 
 
 class WithoutTrainingArgs:
-    """Mixed into a Trainer: no folder that it saves holds `training_args.bin`.
+    """Mixin of a Trainer that removes `training_args.bin` from every saved folder.
 
-    The file is a pickle with the hub token in clear. Neither loading nor resuming reads it.
+    The file is a pickle with the unencrypted hub token. Neither loading nor resuming reads it.
     """
 
     args: Any
@@ -50,7 +50,7 @@ class WithoutTrainingArgs:
 
 
 class HubSaving(WithoutTrainingArgs):
-    """Mixed into a Trainer of a `PooledClassifier` or `TitleScorer`, or of a `PeftModel` around one."""
+    """Mixin of a Trainer of a `PooledClassifier` or `TitleScorer`, or of a `PeftModel` around one."""
 
     model: Any
     state: Any
@@ -61,29 +61,29 @@ class HubSaving(WithoutTrainingArgs):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.task_head._hf_peft_config_loaded:  # whose checkpoints no Trainer resumes from
-            found = "a model that has loaded its adapter"
-            remedy = "merge it (qwen_task_heads.merge), or train the plain backbone with peft_config"
-            raise TaskHeadsError(Problem("model", f"found {found}", "a full model, or a PeftModel", remedy))
+        if self.task_head._hf_peft_config_loaded:  # Trainer cannot resume from its checkpoints
+            problem, expected = "found a model that has loaded its adapter", "a full model, or a PeftModel"
+            fix = "merge it (qwen_task_heads.merge), or train the plain backbone with peft_config"
+            raise TaskHeadsError(Problem("model", problem, expected, fix, code="model-type"))
         if self.processing_class is not None:
             self.task_head.tokenizer = self.processing_class
             self.task_head.config.text_config.pad_token_id = self.processing_class.pad_token_id
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as the parent does; what was measured of the weights before is dropped from the config."""
+        """Train like the parent, after the calibration of the previous weights is removed from the config."""
         drop_calibration(self.task_head.config)
         return super().train(*args, **kwargs)  # type: ignore[misc]
 
     @property
     def task_head(self) -> TaskHeadModel:
-        """The model that has the head, below an adapter and the wrappers of distributed training."""
+        """Model with the head, without the adapter and the wrappers of distributed training."""
         model = self.accelerator.unwrap_model(self.model)
         return model if isinstance(model, TaskHeadModel) else model.get_base_model()
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluate, as the parent does; the metrics of the dev set are kept for the card of these weights."""
+        """Evaluate like the parent; the metrics of the dev set are stored for the card of these weights."""
         if eval_dataset is not None and not isinstance(eval_dataset, (str, dict)):
             eval_dataset = self.encode_rows(eval_dataset)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[misc]
@@ -100,7 +100,7 @@ class HubSaving(WithoutTrainingArgs):
         return metrics
 
     def encode_rows(self, data: Any) -> Any:
-        """Return a data set as token ids; one that holds them already is returned as it is."""
+        """Return a dataset as token ids; encoded datasets are returned unchanged."""
         raise NotImplementedError
 
     def create_model_card(
@@ -115,15 +115,15 @@ class HubSaving(WithoutTrainingArgs):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write the card of the model into the output folder, with the metrics of its weights that exist.
+        """Write the card of the model into the output folder, with the metrics that exist for its weights.
 
-        The card of a finished recipe is kept. Base and task are read from the model: `finetuned_from`,
-        `tasks`, `model_name` and `dataset_args` are accepted because the parent has them, and not used.
+        The card of a finished recipe is kept. Base and task are read from the model. `finetuned_from`,
+        `tasks`, `model_name` and `dataset_args` exist in the signature of the parent and are ignored.
 
         Args:
             language, license, tags: fields of the metadata.
             dataset_tags: ids of the datasets on the hub.
-            dataset: used if there are no `dataset_tags`.
+            dataset: used if `dataset_tags` is not given.
         """
         if not self.args.should_save:
             return
@@ -141,7 +141,7 @@ class HubSaving(WithoutTrainingArgs):
         )
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repo, after checks of login, name, right to write and the model that is there."""
+        """Create the repo, after checks of login, name, write permission and the model in the repo."""
         if not self.args.should_save:
             return
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
@@ -161,15 +161,15 @@ class HubSaving(WithoutTrainingArgs):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Save the model, compare the saved folder with it in a clean process, and push it as one commit.
+        """Save the model, verify the saved folder in a clean process, and push it as one commit.
 
         Args:
             commit_message, token, revision, private: as in the parent.
-            blocking: False returns a `Future`, which is done already.
+            blocking: False returns a completed `Future`.
             **kwargs: of `create_model_card`.
 
         Raises:
-            TaskHeadsError: what `publish` refuses; nothing was sent.
+            TaskHeadsError: as `publish`; nothing was uploaded.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)  # type: ignore[attr-defined]
         self.save_model(_internal_call=True)  # type: ignore[attr-defined]
@@ -195,7 +195,7 @@ class HubSaving(WithoutTrainingArgs):
         return done
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push the model as it is now, and the checkpoint if the strategy says so, in the background."""
+        """Push the current model, and the checkpoint if the strategy includes it, in the background."""
         args = self.args
         if not args.should_save or args.hub_strategy == HubStrategy.END:
             return
@@ -206,7 +206,7 @@ class HubSaving(WithoutTrainingArgs):
         ):
             return
         if is_in_lockstep(self):
-            logger.warning_once("Weights are sharded: the model is pushed at the end of training only.")
+            logger.warning_once("Weights are sharded: the model is pushed only at the end of training.")
             return
         from huggingface_hub import HfApi
 

@@ -1,7 +1,7 @@
-"""What a pass over a batch costs a model: operations, and bytes that are kept for backward.
+"""Costs of a pass of a model over a batch: operations, and bytes that are stored for the backward pass.
 
-Batches are packed as the model packs them, and nothing is computed. Experts of a mixture and layers
-without `nn.Linear` are not counted, as in `throughput`.
+Batches are packed like in the model, and nothing is computed. Experts of a mixture and layers without
+`nn.Linear` are not counted, as in `throughput`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHe
 from qwen_task_heads.hubcode.pooling_task_heads import real_tokens
 from qwen_task_heads.throughput import product_operations
 
-EVERY_TOKEN = ("k_proj", "v_proj")  # what a last layer that pools computes for tokens that are not pooled
+EVERY_TOKEN = ("k_proj", "v_proj")  # modules that a pooling last layer computes for every token
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """Size of a padded batch in the backbone.
+    """Sizes of a batch in the backbone.
 
     Args:
-        real: tokens that are no padding.
-        tokens: that the backbone computes.
-        last: those of them that a last layer computes beyond keys and values.
-        scores: of attention, for each head and layer.
+        real: tokens without padding.
+        tokens: tokens that the backbone computes.
+        last: tokens for which the last layer computes more than keys and values.
+        scores: attention scores per head and layer.
     """
 
     real: float
@@ -39,18 +39,18 @@ class BatchShape:
 
 
 def batch_shape(model: TaskHeadModel, rows: Sequence[Sequence[int]], *, pools: bool = True) -> BatchShape:
-    """Pack rows of token ids as a pass of the model does it.
+    """Return the shape of a batch, packed like in a pass of the model.
 
     Args:
         model: of either task.
         rows: B rows of token ids, template included.
-        pools: whether the pass ends in the model's pooling; else all states of the last layer are computed.
+        pools: True if the pass ends in the pooling of the model; else the last layer computes all states.
 
     Example:
         >>> from qwen_task_heads import build
         >>> from qwen_task_heads.training.pass_costs import batch_shape
-        >>> found = batch_shape(build("embedded"), [[5, 6, 7, 8], [9]])
-        >>> found.tokens, found.last
+        >>> shape = batch_shape(build("embedded"), [[5, 6, 7, 8], [9]])
+        >>> shape.tokens, shape.last
         (5, 2)
     """
     batch = pad_rows(rows, pad_id=0)
@@ -65,21 +65,21 @@ def batch_shape(model: TaskHeadModel, rows: Sequence[Sequence[int]], *, pools: b
     packed = model._pack(ids, real, None)
     tokens = packed.source.numel()
     last = len(packed.last) if pools and packed.pooled is not None else tokens
-    # A causal kernel leaves half of its square out.
+    # A causal kernel computes half of the square.
     scores = sum(math.prod(grid.shape) / (1 + grid.causal) for grid in packed.attention.grids)
     return BatchShape(real=count, tokens=tokens, last=last, scores=scores)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassCosts:
-    """What a model computes and keeps for each token of a pass.
+    """Costs per token of a pass.
 
     Args:
-        every: operations of the linear layers for each token.
-        last: of those that a pooling last layer computes for its pooled tokens alone.
-        score: for a score of attention, over all heads and layers.
-        kept: bytes a token that backward needs, or that a pass without one holds at its widest layer.
-        flows: whether backward goes through the backbone.
+        every: operations per token of the linear layers that compute every token.
+        last: operations per token of the layers that compute only the pooled tokens.
+        score: operations per attention score, over all heads and layers.
+        kept: bytes per token that the backward pass needs; without one, bytes of the widest layer.
+        flows: whether the backward pass goes through the backbone.
     """
 
     every: float
@@ -89,11 +89,11 @@ class PassCosts:
     flows: bool
 
     def linear(self, shape: BatchShape) -> float:
-        """Floating-point operations of the linear layers for a batch, as `Throughput` counts them."""
+        """Return the floating-point operations of the linear layers for a batch, like `Throughput`."""
         return self.every * shape.tokens + self.last * shape.last
 
     def operations(self, shape: BatchShape) -> float:
-        """The same with attention."""
+        """Return the floating-point operations for a batch, attention included."""
         return self.linear(shape) + self.score * shape.scores
 
 
@@ -105,27 +105,26 @@ def pass_costs(
     checkpointing: bool = False,
     inputs_train: bool = False,
 ) -> PassCosts:
-    """Count the products of each linear layer from what is trained, in it and in front of it.
+    """Return the costs of a pass, from the trained parameters of each layer and of the layers before it.
 
     Args:
-        model: of this library, with the layers of an adapter in it.
-        training: with a backward pass.
-        half: states have two bytes, as under autocast; else those of the weights.
-        checkpointing: backward computes the states of a layer again.
-        inputs_train: the embeddings' outputs ask for gradients, as checkpointing wants it of adapters.
+        model: of this library, with the layers of an adapter if there is one. training: True if there is a
+        backward pass. half: True if states have two bytes, as under autocast; else they have the size of the
+        weights. checkpointing: True if the backward pass computes the states of a layer again. inputs_train:
+        True if outputs of the embeddings require gradients, as checkpointing with adapters does.
     """
     config, named = model.model.config, list(model.model.named_modules())
     layers = model.model._modules.get("layers")
     pooled: set[int] = set()
     if isinstance(layers, nn.ModuleList):
-        parts = layers[-1].named_modules()
-        pooled = {id(part) for name, part in parts if not any(one in name for one in EVERY_TOKEN)}
+        modules = layers[-1].named_modules()
+        pooled = {id(module) for name, module in modules if not any(one in name for one in EVERY_TOKEN)}
     drops = any("lora_dropout" in name and isinstance(one, nn.Dropout) and one.p > 0 for name, one in named)
     flows, every, last, width = training and inputs_train, 0.0, 0.0, 0.0
     for name, module in named:
         own = training and any(one.requires_grad for one in module.parameters(recurse=False))
         if isinstance(module, nn.Linear):
-            # Forward; to the input; to the weight; forward again.
+            # Forward; gradient of the input; gradient of the weight; recomputed forward.
             products = 1 + flows + own + (checkpointing and (flows or own))
             if id(module) in pooled:
                 last += products * product_operations(module)
@@ -137,8 +136,8 @@ def pass_costs(
                 width += module.in_features / 2
         flows = flows or own
     depth, hidden, fields = config.num_hidden_layers, config.hidden_size, config.to_dict()
-    # Norms keep their input, the normed input and their output; linear layers what they give, and what a
-    # rotation, attention or activation makes of it.
+    # Norms store their input, the normed input and their output. Linear layers store their output and the
+    # result of the rotation, attention or activation after them.
     kept = 2 * width + 2 * depth * hidden
     if not flows:
         kept /= depth
@@ -156,11 +155,11 @@ def pass_costs(
 
 
 def trained_bytes(model: nn.Module) -> int:
-    """Bytes of the weights that are trained, which is what their gradients take."""
+    """Return the bytes of the trained weights, which equal those of their gradients."""
     return sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all weights, those that are shared once."""
+    """Return the bytes of all weights; shared weights count once."""
     tensors: dict[int, torch.Tensor] = {id(one): one for one in model.parameters()}
     return sum(one.numel() * one.element_size() for one in tensors.values())

@@ -1,9 +1,9 @@
-"""Options of publishing that every recipe takes, and what of transformers' own is refused.
+"""Options of publishing that every recipe takes, and options of transformers that are refused.
 
-`--push_to_hub`, `--hub_model_id`, `--hub_private_repo` and `--hub_revision` are transformers' names and
-mean what they mean there, with one difference: only a finished model leaves the machine, after it was
-opened again and found equal (`verification/proofs.py`). Trainer's own upload is switched off: it takes the
-folder as it is, without config and code, and with `training_args.bin`, which holds the token.
+`--push_to_hub`, `--hub_model_id`, `--hub_private_repo` and `--hub_revision` are options of transformers and
+keep their meaning, with one difference: only a finished model is published, after it was reloaded and
+verified (`verification/proofs.py`). Trainer's own upload is disabled: it publishes the folder without config
+and code, and with `training_args.bin`, which contains the hub token.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transformers.trainer_utils import HubStrategy
 
 from qwen_task_heads.errors import Problem, shorten
 
-FORMS = ("saved", "merged", "stock")
-# Strategies of transformers that would publish weights nobody has measured yet.
+EXPORT_FORMATS = ("saved", "merged", "stock")
+# Strategies of transformers that publish weights before they are evaluated.
 DURING_TRAINING = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 
-# Ids that the Hugging Face Hub takes, and no others: it refuses a card with another one.
+# Licence ids of the Hugging Face Hub, which refuses a card with another id.
 # https://huggingface.co/docs/hub/repositories-licenses
 LICENCES = {
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m",
@@ -38,8 +38,8 @@ LICENCES = {
     "fair-noncommercial-research-license", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4",
     "grok2-community", "gemma", "unknown", "other",
 }  # fmt: skip
-OWN_LICENCE = "other:"  # and a name, for terms that are no licence of the list
-# What people type in place of a code.
+OWN_LICENCE = "other:"  # prefix of the name of a licence that is not on the list
+# Frequent inputs in place of a language code.
 LANGUAGES = {
     "arabic": "ar", "chinese": "zh", "english": "en", "french": "fr", "german": "de", "hindi": "hi",
     "italian": "it", "japanese": "ja", "korean": "ko", "mandarin": "zh", "portuguese": "pt", "russian": "ru",
@@ -49,7 +49,7 @@ LANGUAGES = {
 
 @dataclass
 class PublishArguments:
-    """What the card says that no run can know, and in which form the model goes to its hub."""
+    """Facts of the card that a run cannot measure, and the export format of the published model."""
 
     license: str | None = field(
         default=None,
@@ -59,36 +59,40 @@ class PublishArguments:
         default_factory=list, metadata={"help": "Languages of the texts for the card, such as zh en."}
     )
     dataset_license: str | None = field(default=None, metadata={"help": "Licence of the data for the card."})
-    dataset_url: str | None = field(default=None, metadata={"help": "Where the data are from, for the card."})
+    dataset_url: str | None = field(
+        default=None, metadata={"help": "Source of the data for the card, as a URL."}
+    )
     dataset_id: str | None = field(
-        default=None, metadata={"help": "owner/name of the data on the Hugging Face Hub, if read from files."}
+        default=None,
+        metadata={"help": "owner/name of the dataset on the Hugging Face Hub, if read from files."},
     )
     intended_use: str = field(
-        default="", metadata={"help": "What the model is for, in sentences, for the card."}
+        default="", metadata={"help": "Intended use of the model for the card, in sentences."}
     )
-    citation: str = field(default="", metadata={"help": "BibTeX of the model or its data, for the card."})
+    citation: str = field(default="", metadata={"help": "BibTeX of the model or its data for the card."})
     publish_form: str = field(
         default="saved",
-        metadata={"help": "saved: as trained; merged: without adapter; stock: transformers' own class."},
+        metadata={"help": "saved: as trained; merged: without adapter; stock: a class of transformers."},
     )
     publish_rows: bool = field(
         default=False,
-        metadata={"help": "Publish predictions.jsonl and errors.md too: they hold texts of the data."},
+        metadata={"help": "Publish predictions.jsonl and errors.md too; they contain texts of the data."},
     )
     hub_tag: str | None = field(default=None, metadata={"help": "Tag of the published commit."})
 
 
 def card_problems(facts: Mapping[str, Any], *, prefix: str = "") -> list[Problem]:
-    """Problems of what is stated for a card, which hubs would refuse or readers could not use.
+    """Return the problems of the facts of a card that hubs refuse or that readers cannot use.
 
     Args:
-        facts: the options of `PublishArguments` that go on a card, by name; None and "" are not stated.
-        prefix: of the names in messages: `--` of options.
+        facts: options of `PublishArguments` for the card, by name; None and "" count as not given.
+        prefix: prefix of the names in messages, `--` for options.
 
     Example:
         >>> from qwen_task_heads.training.publish_arguments import card_problems
         >>> print(card_problems({"license": "apache2"}, prefix="--")[0])
-        --license: found 'apache2'; accepted: an id of the hub's list, or other:NAME; did you mean apache-2.0?
+        --license: found 'apache2'. Expected an id of the hub's list, or other:NAME.
+        Fix: give --license apache-2.0.
     """
     problems = []
     licence = " ".join(str(facts.get("license") or "").split())
@@ -96,31 +100,31 @@ def card_problems(facts: Mapping[str, Any], *, prefix: str = "") -> list[Problem
     if licence and not own and licence.lower() not in LICENCES:
         near = get_close_matches(licence.lower(), sorted(LICENCES), n=1, cutoff=0.5)
         name = re.sub(f"^{OWN_LICENCE}", "", licence, flags=re.IGNORECASE).strip() or "NAME"
-        remedy = f"did you mean {near[0] if near else OWN_LICENCE + name}?"
-        accepted = "an id of the hub's list, or other:NAME"
-        problems.append(Problem(f"{prefix}license", f"found {shorten(licence)}", accepted, remedy))
+        problem, expected = f"found {shorten(licence)}", "an id of the hub's list, or other:NAME"
+        fix = f"give {prefix}license {near[0] if near else OWN_LICENCE + name}"
+        problems.append(Problem(f"{prefix}license", problem, expected, fix, code="option-value"))
     language = facts.get("language") or ()
     for code in (language,) if isinstance(language, str) else language:
         meant = LANGUAGES.get(code.lower())
         if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", code) or meant:
-            remedy = f"did you mean {meant}?" if meant else "choose such as en"
-            accepted = "codes of two or three letters, such as en or zh"
-            problems.append(Problem(f"{prefix}language", f"found {shorten(code)}", accepted, remedy))
+            problem, fix = f"found {shorten(code)}", f"give {prefix}language {meant or 'en'}"
+            expected = "codes of two or three letters, such as en or zh"
+            problems.append(Problem(f"{prefix}language", problem, expected, fix, code="option-value"))
     url = facts.get("dataset_url") or ""
     if url and not re.match(r"https?://[^\s/]", url, re.IGNORECASE):
-        accepted = "an address that begins with https:// or http://"
+        problem, expected = f"found {shorten(url)}", "a URL that starts with https:// or http://"
         host = re.fullmatch(r"[\w-]+(\.[\w-]+)+(/\S*)?", url)
-        remedy = f"did you mean https://{url}?" if host else "drop it"
-        problems.append(Problem(f"{prefix}dataset_url", f"found {shorten(url)}", accepted, remedy))
+        fix = f"give {prefix}dataset_url https://{url}" if host else "drop it"
+        problems.append(Problem(f"{prefix}dataset_url", problem, expected, fix, code="option-value"))
     dataset = facts.get("dataset_id")
     if dataset and not is_dataset_id(dataset):
-        accepted = "owner/name of a data set on the Hugging Face Hub"
-        problems.append(Problem(f"{prefix}dataset_id", f"found {shorten(dataset)}", accepted, "drop it"))
+        problem, expected = f"found {shorten(dataset)}", "owner/name of a dataset on the Hugging Face Hub"
+        problems.append(Problem(f"{prefix}dataset_id", problem, expected, "drop it", code="option-value"))
     return problems
 
 
 def is_dataset_id(name: str) -> bool:
-    """Whether a name has the shape `owner/name` of a data set on the Hugging Face Hub."""
+    """Return whether a name has the form `owner/name` of a dataset on the Hugging Face Hub."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -131,35 +135,63 @@ def is_dataset_id(name: str) -> bool:
 
 
 def publish_problems(task: PublishArguments, training: Any) -> list[Problem]:
-    """Problems of the options of publishing.
+    """Return the problems of the options of publishing.
 
     Args:
         task: holds the options above.
-        training: `TrainingArguments`; their `push_to_hub` and `hub_*`.
+        training: `TrainingArguments`, of which `push_to_hub` and `hub_*` are read.
     """
     problems = card_problems(vars(task), prefix="--")
-    if task.publish_form not in FORMS:
-        accepted = "" + ", ".join(FORMS)
+    if task.publish_form not in EXPORT_FORMATS:
         problems.append(
-            Problem("--publish_form", f"found {task.publish_form!r}", accepted, "choose one of them")
+            Problem(
+                "--publish_form",
+                f"found {task.publish_form!r}",
+                ", ".join(EXPORT_FORMATS),
+                "choose one of them",
+                code="option-value",
+            )
         )
     if training.hub_token is not None:
-        # Not quoted: it is a secret, and this message goes to logs.
-        remedy = "drop it: revoke it there, and log in by `hf auth login`, HF_TOKEN or MODELSCOPE_API_TOKEN"
         problems.append(
-            Problem("--hub_token", "found a token", "none on a command line or in a file", remedy)
+            Problem(
+                "--hub_token",
+                "found a token",  # not quoted: this message is written to logs
+                "no token on a command line or in a file",
+                "drop it: revoke it there, and log in by `hf auth login`, HF_TOKEN or MODELSCOPE_API_TOKEN",
+                code="secret-found",
+            )
         )
     if not training.push_to_hub:
         if training.hub_model_id is not None:
-            found = f"{training.hub_model_id!r} without --push_to_hub"
             problems.append(
-                Problem("--hub_model_id", f"found {found}", "both or neither", "add --push_to_hub true")
+                Problem(
+                    "--hub_model_id",
+                    f"found {training.hub_model_id!r} without --push_to_hub",
+                    "--push_to_hub true with it",
+                    "add --push_to_hub true",
+                    code="option-missing",
+                )
             )
         return problems
     if training.hub_model_id is None:
-        accepted, remedy = "owner/name of the repo", "add --hub_model_id owner/name"
-        problems.append(Problem("--hub_model_id", "found none", accepted, remedy))
+        problems.append(
+            Problem(
+                "--hub_model_id",
+                "found none",
+                "owner/name of the repo",
+                "add --hub_model_id owner/name",
+                code="option-missing",
+            )
+        )
     if HubStrategy(training.hub_strategy) in DURING_TRAINING:
-        accepted = "end; what is published is the finished model, proven equal"
-        problems.append(Problem("--hub_strategy", f"found {training.hub_strategy!s}", accepted, "drop it"))
+        problems.append(
+            Problem(
+                "--hub_strategy",
+                f"found {training.hub_strategy!s}",
+                "end, because only the finished and verified model is published",
+                "drop it",
+                code="option-unsupported",
+            )
+        )
     return problems

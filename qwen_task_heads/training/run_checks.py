@@ -1,8 +1,8 @@
-"""What a run will do, held against its length and its disk, once model and data are there and before a step.
+"""Checks of a run before its first step, once model and data are loaded: its length, its disk, its resuming.
 
-The steps at which dev is looked at and checkpoints are saved are those of transformers' own flow, which is
-played through without training. A run whose best checkpoint could not be picked is refused, and so is one
-whose checkpoints the disk has no room for: after hours it would end with the last weights, or with an error.
+The steps of evaluations and checkpoints come from transformers' own control flow, which is simulated without
+training. A run is refused if its best checkpoint could not be selected or its checkpoints do not fit on the
+disk. Without the checks such a run ends after hours with the last weights or with an error.
 """
 
 from __future__ import annotations
@@ -17,85 +17,83 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import DefaultFlowCallback, TrainerControl, TrainerState
+from transformers import DefaultFlowCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, check_target_module_exists
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.option_checks import (
-    FAILURES,
-    FOLLOW_A_METRIC,
-    SIZE,
-    scheduler_problems,
-    step_on_zeros,
-)
+from qwen_task_heads.training.optimizer_checks import FAILURES, SIZE, step_on_zeros
+from qwen_task_heads.training.option_checks import FOLLOW_A_METRIC, scheduler_problems
 
-FP32_MOMENTS = 8.0  # bytes of AdamW's state for a parameter
+FP32_MOMENTS = 8.0  # bytes per parameter of the state of AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """The steps of a run, from 1.
+    """Steps of a run, counted from 1, after which it evaluates and saves.
 
     Args:
-        steps: how many there are.
-        looks: steps after which dev is evaluated.
-        saves: steps after which a checkpoint is saved; of `save_strategy best`, those at which one may be.
-        steps_of_epoch: of one epoch.
+        steps: number of optimizer steps.
+        evaluations: steps after which dev is evaluated.
+        saves: steps after which a checkpoint is saved; for `save_strategy best`, steps at which it may be.
+        steps_of_epoch: optimizer steps of one epoch.
     """
 
     steps: int
-    looks: tuple[int, ...]
+    evaluations: tuple[int, ...]
     saves: tuple[int, ...]
     steps_of_epoch: int
 
 
 def flow_of(args: Any, *, steps: int, steps_of_epoch: int) -> Flow:
-    """Play transformers' flow through, without training.
+    """Simulate the control flow of transformers without training.
 
     Args:
         args: `TrainingArguments`.
         steps: optimizer steps of the run.
-        steps_of_epoch: of one epoch.
+        steps_of_epoch: optimizer steps of one epoch.
 
     Example:
         >>> from transformers import TrainingArguments
         >>> from qwen_task_heads.training.run_checks import flow_of
         >>> args = TrainingArguments("runs/x", eval_strategy="steps", eval_steps=4, use_cpu=True)
-        >>> flow_of(args, steps=8, steps_of_epoch=3).looks
+        >>> flow_of(args, steps=8, steps_of_epoch=3).evaluations
         (4, 8)
     """
     callback, state = DefaultFlowCallback(), TrainerState(max_steps=steps)
     state.compute_steps(args, steps)
-    looks, saves = [], []
+    evaluations, saves = [], []
     for step in range(1, steps + 1):
         state.global_step, state.epoch = step, step / steps_of_epoch
         control = callback.on_step_end(args, state, TrainerControl())
         if step % steps_of_epoch == 0 or step == steps:
             control = callback.on_epoch_end(args, state, control)
-        looks += [step] * control.should_evaluate
-        saves += [step] * (
-            control.should_save or (args.save_strategy == SaveStrategy.BEST and step in looks[-1:])
-        )
-    return Flow(steps=steps, looks=tuple(looks), saves=tuple(saves), steps_of_epoch=steps_of_epoch)
+        if control.should_evaluate:
+            evaluations.append(step)
+        if control.should_save or (args.save_strategy == SaveStrategy.BEST and step in evaluations[-1:]):
+            saves.append(step)
+    return Flow(
+        steps=steps, evaluations=tuple(evaluations), saves=tuple(saves), steps_of_epoch=steps_of_epoch
+    )
 
 
 def check_run(trainer: Any, *, save_total_limit: int | None = None, loader: Any = None) -> Flow:
-    """Refuse a run that could not end as its options say; on every process alike.
+    """Refuse a run that cannot end as its options state, on every process.
 
     Args:
         trainer: ready to train.
-        save_total_limit: newest checkpoints that are kept; None keeps all.
+        save_total_limit: number of newest checkpoints that are kept; None keeps all.
         loader: of the training set, if its length is not that of the rows.
 
     Returns:
-        The steps that it will take.
+        The steps of the run.
 
     Raises:
-        TaskHeadsError: no evaluation where one is needed, no checkpoint that was evaluated, modules that the
-            optimizer does not find, a schedule that fails at this length, or too little room on the disk.
+        TaskHeadsError: a required evaluation is missing, no evaluated checkpoint is saved, the optimizer
+            finds none of its modules, the schedule fails at this length, or the disk is too small.
     """
     args = trainer.args
-    if loader is None:  # the trainer's own would be prepared twice
+    if loader is None:  # that of the trainer would be prepared twice
         loader = DataLoader(trainer.train_dataset, batch_size=args.train_batch_size * args.world_size)
     values = trainer.set_initial_training_values(args, loader)
     flow = flow_of(args, steps=values[-1], steps_of_epoch=values[1])
@@ -109,7 +107,13 @@ def check_run(trainer: Any, *, save_total_limit: int | None = None, loader: Any 
 
 
 def raise_everywhere(problems: list[Problem]) -> None:
-    """Raise the first process's problems on all: a process that fails alone leaves the others waiting."""
+    """Raise the problems of the first process on all processes.
+
+    A process that fails alone leaves the others waiting.
+
+    Args:
+        problems: of this process; an empty list raises nothing.
+    """
     box = [problems]
     if dist.is_available() and dist.is_initialized():
         dist.broadcast_object_list(box, src=0)
@@ -118,113 +122,154 @@ def raise_everywhere(problems: list[Problem]) -> None:
 
 
 def _length_problems(args: Any, flow: Flow, dev: Any) -> list[Problem]:
-    """Evaluations and checkpoints that the options count on, and that the run would not have."""
-    why = [
+    """Return the evaluations and checkpoints that the options need and that the run does not have."""
+    schedule = args.lr_scheduler_type
+    reasons = [
         option
-        for option, counts in (
+        for option, needs_evaluation in (
             ("--load_best_model_at_end", args.load_best_model_at_end),
             ("--save_strategy best", args.save_strategy == SaveStrategy.BEST),
-            (
-                f"--lr_scheduler_type {args.lr_scheduler_type.value}",
-                args.lr_scheduler_type in FOLLOW_A_METRIC,
-            ),
+            (f"--lr_scheduler_type {schedule.value}", schedule in FOLLOW_A_METRIC),
         )
-        if counts
+        if needs_evaluation
     ]
-    if not why:
+    if not reasons:
         return []
     run = f"a run of {flow.steps:,} step{'' if flow.steps == 1 else 's'}"
-    counts_on = f"which {', '.join(why)} count{'s' * (len(why) == 1)} on"
+    needed_by = f"which {', '.join(reasons)} need{'s' * (len(reasons) == 1)}"
+    at_most = f"at most {flow.steps:,}"
     if dev is None or (isinstance(dev, dict) and not dev):
-        found = f"no dev set, {counts_on}"
-        return [
-            Problem("--eval_strategy", f"found {found}", "a dev set", "give --load_best_model_at_end false")
-        ]
-    if not flow.looks:
-        found = f"{args.eval_delay:g} for {run}: no evaluation, {counts_on}"
-        return [Problem("--eval_delay", f"found {found}", "less than the run", "give --eval_delay 0")]
+        problem, fix = f"found no dev set, {needed_by}", "give --load_best_model_at_end false"
+        return [Problem("--eval_strategy", problem, "a dev set", fix, code="split-missing")]
+    if not flow.evaluations:
+        problem = f"found {args.eval_delay:g} for {run}: no evaluation, {needed_by}"
+        fix = "give --eval_delay 0"
+        return [Problem("--eval_delay", problem, "less than the run", fix, code="option-range")]
     in_steps = args.eval_strategy == IntervalStrategy.STEPS
     if in_steps and args.eval_steps > flow.steps:
-        # The last step is looked at in any case: one look, and nothing to choose from.
-        found = f"{args.eval_steps:g} for {run}: dev would be looked at after the last alone, {counts_on}"
+        # Dev is evaluated at the last step in any case, which is no choice between checkpoints.
+        problem = f"found {args.eval_steps:g} for {run}: only the last step is evaluated, {needed_by}"
         every = max(1, flow.steps // 4)
-        remedy = f"give --eval_steps {every}"
+        fix = f"give --eval_steps {every}"
         if args.save_strategy == SaveStrategy.STEPS:
-            remedy += f" --save_steps {every}"
-        return [Problem("--eval_steps", f"found {found}", f"at most {flow.steps:,}", remedy)]
+            fix += f" --save_steps {every}"
+        return [Problem("--eval_steps", problem, at_most, fix, code="option-range")]
     if (
         args.load_best_model_at_end
         and args.save_strategy == SaveStrategy.STEPS
         and args.save_steps > flow.steps
     ):
-        found = f"{args.save_steps:g} for {run}: only the last step would be saved, and not the best"
+        problem = f"found {args.save_steps:g} for {run}: only the last step is saved, not the best one"
         every = int(args.eval_steps) if args.eval_steps >= 1 else args.eval_steps
-        return [
-            Problem(
-                "--save_steps", f"found {found}", f"at most {flow.steps:,}", f"give --save_steps {every:g}"
-            )
-        ]
+        fix = f"give --save_steps {every:g}"
+        return [Problem("--save_steps", problem, at_most, fix, code="option-range")]
     return []
 
 
 def _module_problems(args: Any, model: nn.Module) -> list[Problem]:
-    """Names of modules for the optimizer, of which the model has no linear layer."""
+    """Refuse module names of the optimizer that match no linear layer of the model."""
     names = args.optim_target_modules
     if names is None or (isinstance(names, str) and names.replace("_", "-") == "all-linear"):
         return []
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if any(check_target_module_exists(names, name) for name in linear):
         return []
-    ends = sorted({name.split(".")[-1] for name in linear})
-    remedy = "give --optim_target_modules all-linear"
-    return [Problem("--optim_target_modules", f"found {names!r}", f"all-linear, {', '.join(ends)}", remedy)]
+    expected = ", ".join(["all-linear", *sorted({name.split(".")[-1] for name in linear})])
+    fix = "give --optim_target_modules all-linear"
+    return [Problem("--optim_target_modules", f"found {names!r}", expected, fix, code="option-value")]
+
+
+# --- resuming ---
+
+
+def resume_hazards(args: TrainingArguments, *, early_stopping: bool = False) -> list[Problem]:
+    """Return the settings with which a resumed run ends with other weights than an uninterrupted one.
+
+    Args:
+        args: the training arguments.
+        early_stopping: True if the run has an `EarlyStoppingCallback`.
+
+    Returns:
+        One problem per setting; empty for the defaults. The recipes print them.
+    """
+    loader = args.accelerator_config
+    hazards = [
+        (args.save_only_model, "--save_only_model", "no optimizer, scheduler and RNG state is saved"),
+        (args.ignore_data_skip, "--ignore_data_skip", "rows already used in the epoch are used again"),
+        (
+            args.train_sampling_strategy == "group_by_length",
+            "--train_sampling_strategy",
+            "group_by_length orders the rows by the global RNG, which is restored after the order is drawn",
+        ),
+        (
+            isinstance(loader, AcceleratorConfig) and not loader.use_seedable_sampler,
+            "accelerator_config.use_seedable_sampler",
+            "the order of rows is drawn from the global RNG, which is restored only afterwards",
+        ),
+        (
+            args.eval_strategy == "epoch" and args.save_strategy == "steps",
+            "--eval_strategy",
+            "epoch, with save_strategy steps: the last step of an epoch is saved before its evaluation, "
+            "which a run resumed there skips",
+        ),
+        (
+            early_stopping and not args.restore_callback_states_from_checkpoint,
+            "--restore_callback_states_from_checkpoint",
+            "false with early stopping: the patience counter starts at zero again",
+        ),
+    ]
+    expected, fix = "a setting that resumes exactly", "change it, or accept other weights on resume"
+    return [
+        Problem(where, problem, expected, fix, code="option-unsupported")
+        for is_present, where, problem in hazards
+        if is_present
+    ]
 
 
 # --- the disk ---
 
 
 def _disk_problems(trainer: Any, flow: Flow, *, limit: int | None) -> list[Problem]:
-    """Refuse a run whose checkpoints and model take more bytes than the disk has."""
+    """Refuse a run whose checkpoints and model need more bytes than the disk has free."""
     args = trainer.args
     weights, state = checkpoint_bytes(trainer.model, args)
     each, output = weights + state, Path(args.output_dir)
     free = shutil.disk_usage(
         next(place for place in (output, *output.absolute().parents) if place.is_dir())
     ).free
-    there = sum(
-        file.stat().st_size for file in output.glob("checkpoint-*/**/*") if file.is_file()
-    )  # of a run that is resumed
-    tracks_best = bool(flow.looks) and args.metric_for_best_model is not None
+    # A resumed run has checkpoints already.
+    present = sum(file.stat().st_size for file in output.glob("checkpoint-*/**/*") if file.is_file())
+    tracks_best = bool(flow.evaluations) and args.metric_for_best_model is not None
 
     def kept(newest: int | None) -> int:
-        # A new one is written before the oldest goes, and the best one stays.
+        # A new one is written before the oldest is deleted, and the best one is kept.
         return len(flow.saves) if newest is None else min(len(flow.saves), newest + 1 + tracks_best)
 
     def needed(checkpoints: int) -> int:
-        return max(0, checkpoints * each + weights - there)
+        return max(0, checkpoints * each + weights - present)
 
     if needed(kept(limit)) <= free:
         return []
-    remedies = []
+    fixes = []
     lower = [one for one in range(1, limit or len(flow.saves)) if needed(kept(one)) <= free]
     if lower:
-        remedies.append(f"give --save_total_limit {max(lower)}")
+        fixes.append(f"give --save_total_limit {max(lower)}")
     elif flow.saves and needed(0) <= free:
-        remedies.append("give --save_strategy no --load_best_model_at_end false")
-    remedies.append(f"name an --output_dir on a disk with {needed(kept(limit)):,} bytes free")
-    found = (
-        f"{free:,} bytes free for {kept(limit):,} checkpoints of {each:,} bytes (weights {weights:,}, "
+        fixes.append("give --save_strategy no --load_best_model_at_end false")
+    total = f"{needed(kept(limit)):,} bytes"
+    fixes.append(f"name an --output_dir on a disk with {total} free")
+    problem = (
+        f"found {free:,} bytes free for {kept(limit):,} checkpoints of {each:,} bytes (weights {weights:,}, "
         f"optimizer {state:,}) and the model"
     )
-    accepted = f"{needed(kept(limit)):,} bytes"
-    return [Problem(str(args.output_dir), f"found {found}", accepted, ", or ".join(remedies))]
+    return [Problem(str(args.output_dir), problem, total, ", or ".join(fixes), code="disk-full")]
 
 
 def checkpoint_bytes(model: nn.Module, args: Any) -> tuple[int, int]:
-    """Bytes of the weights and of the optimizer's state in a checkpoint; of an adapter its own weights alone.
+    """Return the bytes of the weights and of the optimizer state in a checkpoint.
 
     Args:
-        model: in training.
+        model: in training; a `PeftModel` saves only its adapter.
         args: `TrainingArguments`, with the optimizer.
     """
     from peft import PeftModel
@@ -236,7 +281,7 @@ def checkpoint_bytes(model: nn.Module, args: Any) -> tuple[int, int]:
 
 
 def optimizer_bytes(model: nn.Module, args: Any) -> int:
-    """Bytes of the optimizer's state of what is trained.
+    """Return the bytes of the optimizer state of the trained parameters.
 
     Args:
         model: in training.
@@ -248,7 +293,7 @@ def optimizer_bytes(model: nn.Module, args: Any) -> int:
 
 
 def _state_bytes(args: Any, dtype: torch.dtype) -> float:
-    """Bytes of the optimizer's state for a parameter, measured on a matrix; else those of AdamW."""
+    """Return the bytes of the optimizer state per parameter, measured on a matrix, else those of AdamW."""
     if args.deepspeed_plugin is not None:
         return FP32_MOMENTS
     try:

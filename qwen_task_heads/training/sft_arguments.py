@@ -1,4 +1,4 @@
-"""Arguments of `recipes/sft_classify.py`: a chat model that learns to write the label."""
+"""Options of `recipes/sft_classify.py`: a chat model that is fine-tuned to generate labels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from trl import SFTConfig
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem
 from qwen_task_heads.tokenization.label_prompts import MAX_LENGTH, instruction_for
-from qwen_task_heads.training.arguments import DataArguments, HeadModelConfig, not_one_of, parse_arguments
+from qwen_task_heads.training.argument_checks import not_one_of
+from qwen_task_heads.training.arguments import DataArguments, HeadModelConfig, parse_arguments
 from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.run_defaults import RunDefaults
 
 ENDS = ("head", "tail")
-ROWS = "rows come as token ids, with the loss on the answer alone"
-TEMPLATE = "prompts are those of the tokenizer that is saved; give a model whose template it is"
-TIED = "a language model's embeddings are also what it answers with"
+ROWS = "rows are token ids, and the loss is computed on the answer alone"
+TEMPLATE = "prompts use the chat template of the saved tokenizer; choose a model with that template"
+TIED = "the output layer of a language model may share its embeddings"
 UNUSED = {
     "assistant_only_loss": ROWS,
     "padding_free": ROWS,
@@ -32,7 +33,7 @@ UNUSED = {
 
 @dataclass
 class SftArguments(DataArguments):
-    """Data, labels and prompt of a generative classifier."""
+    """Options of data, labels and prompt of a generative classifier."""
 
     dataset_name: str = field(
         default="embedded",
@@ -44,43 +45,49 @@ class SftArguments(DataArguments):
         default=None,
         metadata={"help": "labels.yaml (names, descriptions, examples, aliases) or class.txt."},
     )
-    max_samples: int | None = field(default=None, metadata={"help": "Read that many training rows at most."})
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of training rows to read."}
+    )
     instruction: str | None = field(
         default=None,
-        metadata={
-            "help": "What the user says before the text; may hold {labels}, {descriptions} and {examples}."
-        },
+        metadata={"help": "Prompt before the text; may contain {labels}, {descriptions} and {examples}."},
     )
-    truncation: str = field(
-        default="head", metadata={"help": "Which end of a long text is kept: head, tail."}
+    truncation: str = field(default="head", metadata={"help": "Part of a long text to keep: head or tail."})
+    mix: str | None = field(default=None, metadata={"help": "Labelled texts to mix into the training set."})
+    mix_ratio: float = field(
+        default=2.0, metadata={"help": "Rows of the training set per row that is mixed in."}
     )
-    mix: str | None = field(
-        default=None, metadata={"help": "Further labelled texts to mix into the training set."}
-    )
-    mix_ratio: float = field(default=2.0, metadata={"help": "Own rows for each row that is mixed in."})
     length_normalized: bool = field(
-        default=False, metadata={"help": "Score a label by the mean over its tokens, not the sum."}
+        default=False, metadata={"help": "Score a label by the mean over its tokens instead of the sum."}
     )
 
     def data_options(self) -> dict[str, Any]:
-        """Arguments of `read_text_sets` that were given, beside the source."""
+        """Return the arguments of `read_text_sets` that are given, without the source."""
         names = (
-            "labels", "dev_fraction", "test_fraction", "hub", "bad_rows", "max_samples", "mix", "mix_ratio",
-            "encoding", "columns",
-        )  # fmt: skip
-        options = {name: self.__dict__[name] for name in names}
+            "labels",
+            "dev_fraction",
+            "test_fraction",
+            "hub",
+            "bad_rows",
+            "max_samples",
+            "mix",
+            "mix_ratio",
+            "encoding",
+            "columns",
+        )
+        options = {name: vars(self)[name] for name in names}
         options |= {"dev": self.dev_dataset, "test": self.test_dataset}
         return {name: value for name, value in options.items() if value is not None}
 
     def prompt_options(self, labels: LabelMap, max_length: int | None) -> dict[str, Any]:
-        """Arguments of `AnswerPrompts` for labels, whose descriptions the default instruction holds."""
-        words = instruction_for(labels) if self.instruction is None else self.instruction
-        return {"instruction": words, "max_length": max_length, "truncation": self.truncation}
+        """Return the arguments of `AnswerPrompts`; the default instruction describes the labels."""
+        instruction = instruction_for(labels) if self.instruction is None else self.instruction
+        return {"instruction": instruction, "max_length": max_length, "truncation": self.truncation}
 
 
 @dataclass
 class SftModelConfig(HeadModelConfig):
-    """trl's `ModelConfig`; LoRA of a language model, whose head is its own."""
+    """trl's `ModelConfig` with LoRA for a language model, which has no task head."""
 
     lora_task_type: str = field(default="CAUSAL_LM", metadata={"help": "CAUSAL_LM."})
     lora_target_modules: list[str] | None = field(
@@ -90,10 +97,10 @@ class SftModelConfig(HeadModelConfig):
 
 @dataclass
 class SftClassifyConfig(RunDefaults, SFTConfig):
-    """trl's `SFTConfig`; `max_length` cuts the text and never the answer."""
+    """trl's `SFTConfig`; `max_length` truncates the text and never the answer."""
 
     RECIPE: ClassVar[str] = "sft"
-    TRAINS: ClassVar[str] = "a model that writes the label of a text"
+    TRAINS: ClassVar[str] = "a generative classifier"
     SAMPLE: ClassVar[str] = "BANKING77, ten intents"
     METRICS: ClassVar[tuple[str, ...] | None] = ("accuracy", "loss", "mean_token_accuracy", "entropy")
 
@@ -101,16 +108,14 @@ class SftClassifyConfig(RunDefaults, SFTConfig):
         default=MAX_LENGTH, metadata={"help": "Longest row in tokens, prompt and answer together."}
     )
     learning_rate: float | None = field(
-        default=None, metadata={"help": "2e-5; with LoRA 1e-4; on the embedded backbone far more."}
+        default=None, metadata={"help": "2e-5; with LoRA 1e-4; more on the embedded backbone."}
     )
     metric_for_best_model: str | None = field(
-        default="eval_accuracy", metadata={"help": "What is best on dev."}
+        default="eval_accuracy", metadata={"help": "Metric that selects the best checkpoint."}
     )
     packing: bool = field(
         default=False,
-        metadata={
-            "help": "trl's own packing of rows: several in one sequence, kept apart by their positions."
-        },
+        metadata={"help": "trl's packing: several rows in one sequence, separated by their positions."},
     )
 
 
@@ -120,12 +125,13 @@ def parse_sft_arguments(
     """Parse the command line and the `--config` YAML; the command line wins.
 
     Raises:
-        TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
+        TaskHeadsError: the config file is missing or not a mapping, a key is unknown, or a value is not
+            usable.
     """
     texts, training, model = parse_arguments(
         (SftArguments, SftClassifyConfig, SftModelConfig), argv, check=_check
     )
-    if model.use_peft and model.lora_target_modules is None:  # PEFT would take q and v alone
+    if model.use_peft and model.lora_target_modules is None:  # the default of PEFT is q and v alone
         model.lora_target_modules = "all-linear"  # type: ignore[assignment]
     if training.learning_rate is None:
         kind = "lora" if model.use_peft else "full"
@@ -136,17 +142,26 @@ def parse_sft_arguments(
 def _check(texts: SftArguments, training: SftClassifyConfig, model: SftModelConfig) -> list[Problem]:
     problems = not_one_of(("--truncation", texts.truncation, ENDS))
     if training.max_length is None:
-        problems.append(Problem("--max_length", "found none", "a length", "choose such as 1024"))
+        fix = "give --max_length 1024"
+        problems.append(Problem("--max_length", "found none", "a length", fix, code="option-missing"))
     if model.lora_task_type != "CAUSAL_LM":
-        found = f"found {model.lora_task_type!r}"
-        problems.append(Problem("--lora_task_type", found, "CAUSAL_LM", "drop it"))
-    # What trl or a classifier would do with these: nothing here, or other prompts than are scored afterwards.
-    given, usual = {**training.__dict__, **model.__dict__}, SftClassifyConfig.__dataclass_fields__
+        problem = f"found {model.lora_task_type!r}"
+        problems.append(Problem("--lora_task_type", problem, "CAUSAL_LM", "drop it", code="option-value"))
+    # trl would ignore these options, or train on other prompts than those that are scored afterwards.
+    given, usual = {**vars(training), **vars(model)}, SftClassifyConfig.__dataclass_fields__
     for name, reason in UNUSED.items():
         value = given[name]
         if value and value != (usual[name].default if name in usual else None):
-            problems.append(Problem(f"--{name}", f"found {value!r}", "nothing", f"drop it: {reason}"))
+            problem, fix = f"found {value!r}", f"drop it: {reason}"
+            problems.append(Problem(f"--{name}", problem, "the default", fix, code="option-unsupported"))
     if training.completion_only_loss is False:
-        reason = "drop it: the loss is on the answer alone"
-        problems.append(Problem("--completion_only_loss", "found false", "true", reason))
+        problems.append(
+            Problem(
+                "--completion_only_loss",
+                "found false",
+                "true",
+                "drop it: the loss is computed on the answer alone",
+                code="option-unsupported",
+            )
+        )
     return problems

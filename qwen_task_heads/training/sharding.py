@@ -1,7 +1,7 @@
-"""The whole model on one process, after training that had sharded its weights (FSDP2, DeepSpeed ZeRO-3).
+"""Collection of a sharded model (FSDP2, DeepSpeed ZeRO-3) on one process after training.
 
-Sharded weights are collected by all processes together, and loaded into a model that the main one builds
-again: a sharded module can neither be run nor saved by one process alone.
+All processes collect the weights together, and the main process loads them into a new model. A single process
+can neither run nor save a sharded module.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ ZERO_3 = 3
 
 
 def whole_model(trainer: Any, *, make: Callable[[], Any], peft_config: Any = None) -> Any:
-    """Give the trained model with all of its weights, on the main process.
+    """Return the trained model with all of its weights on the main process.
 
-    Every process must call it. ZeRO-3 collects in 16 bits, the fp32 head too: its scores then move by
-    rounding.
+    Every process must call it. ZeRO-3 collects in 16 bits, including the fp32 head, whose scores then change
+    by rounding.
 
     Args:
         trainer: after training.
-        make: builds the model as it was before training; called on the main process, and only where
-            weights are sharded.
-        peft_config: of the adapter that the trainer put on it.
+        make: builds the model as before training; called only on the main process and if weights are sharded.
+        peft_config: of the adapter that the trainer added.
 
     Returns:
-        On the main process the model, unwrapped; None on the others.
+        The unwrapped model on the main process, None on the others.
 
     Source: accelerate 1.15, `Accelerator.get_state_dict`.
     """
@@ -39,7 +38,7 @@ def whole_model(trainer: Any, *, make: Callable[[], Any], peft_config: Any = Non
     model = accelerator.unwrap_model(trainer.model)
     if _is_zero_3(trainer):
         state = accelerator.get_state_dict(trainer.model_wrapped)
-        # Else `from_pretrained` would split the new model too, and wait for processes that do not call it.
+        # Otherwise `from_pretrained` shards the new model too and waits for processes that do not call it.
         unset_hf_deepspeed_config()
     elif is_sharded(model):
         state = full_state(model)
@@ -56,7 +55,7 @@ def whole_model(trainer: Any, *, make: Callable[[], Any], peft_config: Any = Non
 
 
 def is_in_lockstep(trainer: Any) -> bool:
-    """Whether a forward pass waits for the same pass of all processes, as weights are collected for it."""
+    """Return whether a forward pass needs all processes, because weights are collected for it."""
     return _is_zero_3(trainer) or is_sharded(trainer.model)
 
 
@@ -66,7 +65,7 @@ def _is_zero_3(trainer: Any) -> bool:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether a parameter is a DTensor, of which each process holds a part (FSDP2)."""
+    """Return whether a parameter is a DTensor, of which each process has a shard (FSDP2)."""
     if not dist.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -75,7 +74,7 @@ def is_sharded(model: Any) -> bool:
 
 
 def full_state(model: Any) -> dict[str, Any]:
-    """All tensors of a model sharded by FSDP2, on the CPU of the main process; empty on the others."""
+    """Return all tensors of a model sharded by FSDP2, on the CPU of the main process; {} on the others."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -1,4 +1,4 @@
-"""The speed of a training run: its updates are measured, and nothing else of it."""
+"""Throughput of a training run, measured over its updates alone."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class ThroughputCallback(TrainerCallback):
-    """Measures the updates of a run, and says beforehand if its batches have to be padded.
+    """Measure the updates of a run, and print a note if its batches are not packed.
 
     Attributes:
-        result: a `Throughput`, complete when the training has ended.
+        result: a `Throughput`, complete at the end of training.
         seconds: of the whole training, evaluation and saving included.
-        usage: the estimate of the run, if one was stated, and what was used.
+        usage: the estimate of the run, if there is one, and the measured time and memory.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class ThroughputCallback(TrainerCallback):
         self._open = ExitStack()
 
     def announce(self, trainer: Any, flow: Flow, *, done: int = 0, scored: int = 0) -> None:
-        """State what a run will take; arguments as of `estimate_run`."""
+        """Print the estimate of a run; arguments as of `estimate_run`."""
         estimate = estimate_run(trainer, flow, done=done, scored=scored)
         if estimate is not None:
             self.usage.state(estimate, quiet=not trainer.is_world_process_zero())
@@ -44,10 +44,10 @@ class ThroughputCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Listen to the model."""
+        """Start counting the operations of the model."""
         from peft import PeftModel
 
-        self._open.close()  # of a run that broke off, such as one with too large batches
+        self._open.close()  # of a previous run that failed, e.g. with too large batches
         self._start = time.monotonic()
         model = kwargs["model"]
         model = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -61,7 +61,7 @@ class ThroughputCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop listening."""
+        """Stop counting."""
         self._open.close()
         self.seconds = time.monotonic() - self._start
         self.usage.seconds, self.usage.memory = self.seconds, peak_memory(args.device)
@@ -69,13 +69,13 @@ class ThroughputCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock of an update."""
+        """Start the timer of an update."""
         self._begin = time.monotonic()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop it; where there is a GPU, once its work is done."""
+        """Stop the timer, on a GPU after synchronization."""
         if args.device.type == "cuda":
             torch.cuda.synchronize(args.device)
         self.result.seconds += time.monotonic() - self._begin

@@ -1,8 +1,7 @@
-"""Data sets of texts for the trainers: validated, and encoded by the tokenizer of the run.
+"""Datasets of text for the trainers: validated, and encoded by the tokenizer of the run.
 
-trl's trainers take data sets with the columns of a text and encode these themselves; so do ours. The
-recipes encode before they build a trainer, because they report what was cut: what holds token ids already
-is taken as it is.
+Like those of trl, the trainers accept datasets with columns of text and encode them. The recipes encode
+before they build a trainer, because they report what was truncated. Datasets of token ids are not changed.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ ENCODED = {"input_ids", "chosen_ids", "chosen_input_ids", "title_ids"}
 
 
 def holds_rows(data: Any) -> bool:
-    """Return whether a data set holds rows of text: dicts, or columns without token ids."""
+    """Return whether a dataset has rows of text: dicts, or columns without token ids."""
     from datasets import Dataset
 
     if isinstance(data, Dataset):
@@ -40,7 +39,7 @@ def holds_rows(data: Any) -> bool:
 
 
 def holds_examples(data: Any, kinds: tuple[type, ...]) -> bool:
-    """Return whether a data set is a list or a table of examples."""
+    """Return whether a dataset is a list or a table of examples."""
     if isinstance(data, Table):
         return len(data) > 0 and isinstance(data[0], kinds)
     return isinstance(data, list) and len(data) > 0 and all(isinstance(row, kinds) for row in data)
@@ -56,24 +55,24 @@ def encode_titles(
     grouped: bool = False,
     training: bool = False,
 ) -> tuple[Any, Sequence[str]]:
-    """Encode a data set of titles.
+    """Encode a dataset of titles.
 
     Args:
         data: `PairExample` or `GroupExample` objects; or rows, as dicts or a `datasets.Dataset`, with the
-            columns of `data.pair_readers`; anything else is returned as it is.
-        name: of the data set, for messages.
+            columns of `data.pair_readers`; anything else is returned unchanged.
+        name: of the dataset, for messages.
         model: a `TitleScorer`, or a `PeftModel` around one.
-        tokenizer: the template is compiled into it, unless it has one.
+        tokenizer: the template is compiled into it unless it has one.
         max_length: longest row in tokens; None for no limit.
-        grouped: whether groups are wanted, for a loss over lists.
-        training: whether pairs that the cut has made equal are left out, with a warning; else they stay.
+        grouped: True for groups, which losses over lists need.
+        training: True leaves out pairs that are equal after truncation, with a warning; False keeps them.
 
     Returns:
-        The encoded data set, and where each row of the data was read, by the column `row`.
+        The encoded dataset, and file and line of each row, by the column `row`.
 
     Raises:
-        TaskHeadsError: unknown columns or defective rows, all of them at once; pairs that are all equal after
-            the cut.
+        TaskHeadsError: unknown columns or defective rows, all in one error; or all pairs are equal after
+            truncation.
     """
     if holds_rows(data):
         data = _title_rows(data, name, grouped=grouped)
@@ -104,23 +103,23 @@ def _title_rows(rows: Any, name: str, *, grouped: bool) -> list[Any]:
 
 
 def encode_texts(data: Any, *, name: str, config: Any, tokenizer: Any) -> tuple[Any, Sequence[str]]:
-    """Encode a data set of labelled texts.
+    """Encode a dataset of labelled texts.
 
     Args:
         data: `TextExample` objects; or rows, as dicts or a `datasets.Dataset`, with the columns of
-            `data.text_readers`; anything else is returned as it is.
-        name: of the data set, for messages.
-        config: of the classifier; its labels are those of the rows, and its template is bound.
-        tokenizer: the template is compiled into it, unless it has one.
+            `data.text_readers`; anything else is returned unchanged.
+        name: of the dataset, for messages.
+        config: of the classifier, with the labels of the rows; its template is bound.
+        tokenizer: the template is compiled into it unless it has one.
 
     Returns:
-        The encoded data set, and where each of its rows was read.
+        The encoded dataset, and file and line of each row.
 
     Raises:
-        TaskHeadsError: unknown columns, labels that the model has not, or defective rows; all at once. Texts
-            that are all equal to one of another label after the cut.
+        TaskHeadsError: unknown columns, unknown labels or defective rows, all in one error; or every text
+            equals a text of another label after truncation.
     """
-    if isinstance(data, dict):  # several dev sets by their names
+    if isinstance(data, dict):  # several dev sets by name
         given = {"config": config, "tokenizer": tokenizer}
         return {key: encode_texts(rows, name=key, **given)[0] for key, rows in data.items()}, []
     if holds_rows(data):

@@ -1,4 +1,4 @@
-"""Arguments of the title recipe: what `arguments.py` has not, and the call that parses all of them."""
+"""Options of the title recipe, and the function that parses them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from typing import Any, ClassVar
 from trl import RewardConfig
 
 from qwen_task_heads.errors import Problem
-from qwen_task_heads.training.arguments import (
-    HeadArguments,
-    HeadModelConfig,
-    not_one_of,
-    parse_arguments,
-)
+from qwen_task_heads.training.argument_checks import not_one_of
+from qwen_task_heads.training.arguments import HeadArguments, HeadModelConfig, parse_arguments
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.pair_losses import PAIR_LOSSES
 from qwen_task_heads.training.run_defaults import RunDefaults
@@ -22,7 +18,7 @@ from qwen_task_heads.training.run_defaults import RunDefaults
 
 @dataclass
 class TitleArguments(HeadArguments):
-    """Data, template, head and loss of a title scorer."""
+    """Options of data, template, head and loss of a title scorer."""
 
     dataset_name: str = field(
         default="embedded",
@@ -33,52 +29,65 @@ class TitleArguments(HeadArguments):
     head_dropout: float | None = field(
         default=None, metadata={"help": "Dropout in the head (needs disable_dropout: false)."}
     )
-    min_impressions: int = field(default=0, metadata={"help": "Of arms: impressions that both titles need."})
+    min_impressions: int = field(
+        default=0, metadata={"help": "For arms: minimum impressions of both titles."}
+    )
     max_p_value: float = field(
-        default=1.0, metadata={"help": "Of arms: drop pairs whose clicks differ less clearly."}
+        default=1.0, metadata={"help": "For arms: drop pairs whose click rates differ with a larger p-value."}
     )
     loss: str = field(default="bradley_terry", metadata={"help": ", ".join([*PAIR_LOSSES, *GROUP_LOSSES])})
     loss_margin: float | None = field(
-        default=None, metadata={"help": "Margin of margin_ranking and the like."}
+        default=None, metadata={"help": "Margin of margin_ranking and similar losses."}
     )
     loss_nu: float | None = field(
         default=None, metadata={"help": "Tie parameter of rao_kupper and davidson."}
     )
 
     def data_options(self) -> dict[str, Any]:
-        """Arguments of `read_title_sets` beside the source."""
+        """Return the arguments of `read_title_sets` without the source."""
         names = (
-            "dev_fraction", "test_fraction", "hub", "bad_rows", "min_impressions", "max_p_value", "encoding",
-        )  # fmt: skip
-        options = {name: self.__dict__[name] for name in names}
+            "dev_fraction",
+            "test_fraction",
+            "hub",
+            "bad_rows",
+            "min_impressions",
+            "max_p_value",
+            "encoding",
+        )
+        options = {name: vars(self)[name] for name in names}
         options["columns"] = self.columns or ()
         return {"dev": self.dev_dataset, "test": self.test_dataset, **options}
 
     def loss_options(self) -> dict[str, float]:
-        """Scalar options of the loss that were given."""
+        """Return the scalar options of the loss that are given."""
         return {
-            name: self.__dict__[f"loss_{name}"]
+            name: vars(self)[f"loss_{name}"]
             for name in ("margin", "nu")
-            if self.__dict__[f"loss_{name}"] is not None
+            if vars(self)[f"loss_{name}"] is not None
         }
 
 
 @dataclass
 class TitleConfig(RunDefaults, RewardConfig):
-    """trl's `RewardConfig` with defaults for titles; `max_length` cuts texts and drops no pair."""
+    """trl's `RewardConfig` with defaults for titles; `max_length` truncates texts and drops no pair."""
 
     RECIPE: ClassVar[str] = "titles"
     TRAINS: ClassVar[str] = "a title scorer"
     SAMPLE: ClassVar[str] = "Upworthy A/B tests"
     METRICS: ClassVar[tuple[str, ...] | None] = (
-        "accuracy", "loss", "margin", "mean_reward", "min_reward", "max_reward",
-    )  # fmt: skip
+        "accuracy",
+        "loss",
+        "margin",
+        "mean_reward",
+        "min_reward",
+        "max_reward",
+    )
 
     max_length: int | None = field(
         default=128, metadata={"help": "Longest title with prompt and template, in tokens."}
     )
     metric_for_best_model: str | None = field(
-        default="eval_accuracy", metadata={"help": "What is best on dev."}
+        default="eval_accuracy", metadata={"help": "Metric that selects the best checkpoint."}
     )
 
 
@@ -88,16 +97,29 @@ def parse_title_arguments(
     """Parse the command line and the `--config` YAML; the command line wins.
 
     Raises:
-        TaskHeadsError: a config file that is not there or is no mapping, unknown keys, unusable values.
+        TaskHeadsError: the config file is missing or not a mapping, a key is unknown, or a value is not
+            usable.
     """
     return parse_arguments((TitleArguments, TitleConfig, HeadModelConfig), argv, check=check_titles)
 
 
 def check_titles(title: TitleArguments, training: TitleConfig, model: HeadModelConfig) -> list[Problem]:
-    """What is wrong with the options of a run over titles, beside what `parse_arguments` finds."""
+    """Return the problems of the options that only title scorers have.
+
+    Args:
+        title: options of the task.
+        training: options of the training.
+        model: options of the model; not used.
+    """
     problems = not_one_of(("--loss", title.loss, [*PAIR_LOSSES, *GROUP_LOSSES]))
     if training.trust_remote_code:
-        found = "found true: no code of a backbone's repo is run"
-        remedy = "drop it: a backbone of transformers needs none"
-        problems.append(Problem("--trust_remote_code", found, "false", remedy))
+        problems.append(
+            Problem(
+                "--trust_remote_code",
+                "found true, but code of a backbone's repo is never run",
+                "false",
+                "drop it: backbones of transformers need no such code",
+                code="code-untrusted",
+            )
+        )
     return problems

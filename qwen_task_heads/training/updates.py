@@ -1,7 +1,7 @@
-"""An update is the mean over its rows: what both trainers change in transformers' Trainer.
+"""Exact updates: each update is the mean over its rows, for both trainers.
 
-The parent takes the mean of the means of the accumulated batches, and of the processes' means, in which a
-short last batch counts as much as a full one. So the result would hang on how rows are cut into batches.
+transformers' Trainer averages the means of the accumulated batches and of the processes. A short last batch
+then has the weight of a full one, and the result depends on how rows are divided into batches.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from qwen_task_heads.training.pair_losses import reduce
 
 
 def set_up(model: Any, args: Any) -> None:
-    """Do to a model what the options `packing` and `freeze_embeddings` of a run say; others say neither.
+    """Apply the options `packing` and `freeze_embeddings` of a run to a model.
 
     Args:
         model: of this library, or a `PeftModel` around one.
-        args: the `TrainingArguments`.
+        args: `TrainingArguments`; without these options, the model is not changed.
     """
     from peft import PeftModel
 
@@ -32,16 +32,16 @@ def set_up(model: Any, args: Any) -> None:
 
 
 class ExactUpdates:
-    """Mixed into a Trainer whose `compute_loss` ends in `mean_of_update`.
+    """Mixin of a Trainer whose `compute_loss` returns `mean_of_update`.
 
-    On several processes, training after an evaluation of its own is refused.
+    On several processes, training after a separate evaluation is refused.
     """
 
-    # What `compute_loss` returns is to be divided by the number of accumulated batches.
+    # The result of `compute_loss` is to be divided by the number of accumulated batches.
     loss_is_scaled_for_ga = False
     _is_left_unwrapped = False
 
-    # Of the Trainer it is mixed into.
+    # Attributes of the Trainer.
     args: Any
     accelerator: Any
     model: Any
@@ -50,20 +50,20 @@ class ExactUpdates:
     current_gradient_accumulation_steps: int
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as the parent does.
+        """Train like the parent.
 
         Raises:
-            TaskHeadsError: on several processes, after an evaluation: the parent has then noted the bare
-                model as prepared, and every process would train its own, without a word.
+            TaskHeadsError: an evaluation ran before, on several processes. The parent then treats the
+                unwrapped model as prepared, and every process silently trains its own copy.
         """
         if self._is_left_unwrapped:
-            found = f"found an evaluation before it, on {self.args.world_size} processes"
-            remedy = "use --eval_on_start true, or a new trainer"
-            raise TaskHeadsError(Problem("train", found, "training first", remedy))
+            problem = f"found an evaluation before training, on {self.args.world_size} processes"
+            fix = "use --eval_on_start true, or a new trainer"
+            raise TaskHeadsError(Problem("train", problem, "training first", fix, code="processes-differ"))
         return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent, remembering an evaluation outside of training on several processes."""
+        """Evaluate like the parent, and record an evaluation outside of training on several processes."""
         if self.args.world_size > 1 and self.model_wrapped is self.model:
             self._is_left_unwrapped = not self.is_in_train
         return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
@@ -71,21 +71,22 @@ class ExactUpdates:
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """Give the batches of one update, and how many rows they have on all processes."""
+        """Return the batches of one update, and their number of rows on all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
         count = sum(map(self.rows_in, batches))
         return batches, self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
 
     def rows_in(self, batch: dict[str, Any]) -> int:
-        """How many rows, each with one loss, a batch of the collator has."""
+        """Return the number of rows of a batch of the collator; each row has one loss."""
         return len(batch["row"] if "row" in batch else batch["input_ids"])
 
     def mean_of_update(self, losses: torch.Tensor, rows_of_update: torch.Tensor | None) -> torch.Tensor:
-        """The part of a batch in the mean over all rows of its update; the mean of the batch outside of one.
+        """Return the contribution of a batch to the mean over all rows of its update.
 
         Args:
             losses: (B,) one per row.
-            rows_of_update: of all accumulated batches on all processes; None in evaluation.
+            rows_of_update: number of rows of all accumulated batches on all processes; None in evaluation,
+                where the mean of the batch is returned.
         """
         if rows_of_update is None or not self.model.training:
             return reduce(losses)

@@ -1,4 +1,4 @@
-"""What a run is estimated to take, what it used, and the words for both."""
+"""Estimated and measured time and memory of a run, and their text."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ GB = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run takes on this machine, for one process.
+    """Time and memory of a run on this machine, for one process.
 
     Args:
-        seconds: of the passes.
+        seconds: of all passes.
         memory: peak in bytes, on the device of the model.
-        weights: bytes of the model's weights, part of the memory.
-        needed: bytes that the process does not hold yet.
-        free: bytes that the device has free now.
-        tokens: that are computed, forwards.
+        weights: bytes of the weights of the model, part of the memory.
+        needed: bytes that the process has not allocated yet.
+        free: bytes that are free on the device now.
+        tokens: tokens of the forward passes.
         linear: floating-point operations of the linear layers in training, or of the only passes.
-        operations: of all passes, attention included.
-        peak: operations a second of the fastest matrix product.
+        operations: floating-point operations of all passes, attention included.
+        peak: operations per second of the fastest matrix product.
         device: type of the device.
-        processes: that run alike.
-        remedies: options that lower the memory, as they are typed.
+        processes: number of equal processes.
+        memory_options: options that reduce the memory, as they can be typed.
     """
 
     seconds: float
@@ -44,29 +44,29 @@ class Estimate:
     peak: float
     device: str
     processes: int = 1
-    remedies: tuple[str, ...] = ()
+    memory_options: tuple[str, ...] = ()
 
-    def lines(self) -> list[str]:
-        """Say it in one line, and in a second one if the memory is not there."""
+    def messages(self) -> list[str]:
+        """Return a line with the estimate, and a warning if the memory is not available."""
         where = "on this machine" if self.processes == 1 else f"on each of {self.processes} processes"
         unsure = "" if self.device == "cpu" else f" (the time on {self.device} is not calibrated)"
         memory = f"{size(self.memory)} of memory ({size(self.weights)} of weights)"
-        lines = [
+        messages = [
             f"estimate: about {duration(self.seconds)} and {memory} for {count(self.tokens)} tokens"
             f" {where}{unsure}"
         ]
-        together = self.processes if self.device == "cpu" else 1  # others have a device of their own
+        together = self.processes if self.device == "cpu" else 1  # other processes have a device of their own
         if self.needed * together > self.free:
             several = "" if self.processes == 1 else f" on each of {self.processes} processes"
-            give = f": give {', or '.join(self.remedies)}" if self.remedies else ""
-            lines.append(
+            give = f": give {', or '.join(self.memory_options)}" if self.memory_options else ""
+            messages.append(
                 f"warning: the run needs about {size(self.needed)} more memory{several}, and"
                 f" {size(self.free)} are free{give}"
             )
-        return lines
+        return messages
 
     def as_dict(self) -> dict[str, Any]:
-        """For `metrics.json`: seconds, bytes, tokens and operations."""
+        """Return seconds, bytes, tokens and operations for `metrics.json`."""
         return {
             "seconds": round(self.seconds, 1),
             "memory": self.memory,
@@ -79,12 +79,12 @@ class Estimate:
 
 
 class Usage:
-    """An estimate, and what was used of what it covers.
+    """An estimate, and the measured time and memory of the same work.
 
     Attributes:
-        estimate: None until one is stated.
+        estimate: None until `state` is called.
         seconds: of training and scoring, or of the features of a sweep.
-        memory: peak of the process, in bytes, when training or the features ended.
+        memory: peak of the process in bytes, at the end of training or of the features.
         scored: rows of token ids that are scored at the end of a sweep.
 
     Example:
@@ -103,14 +103,19 @@ class Usage:
         self.memory = self.scored = 0
 
     def state(self, estimate: Estimate, *, quiet: bool = False) -> None:
-        """Keep an estimate and print it."""
+        """Store an estimate and print it.
+
+        Args:
+            estimate: of the run.
+            quiet: True prints nothing.
+        """
         self.estimate = estimate
         if not quiet:
-            print("\n".join(estimate.lines()), flush=True)
+            print("\n".join(estimate.messages()), flush=True)
 
     @contextmanager
     def measured(self, device: torch.device | None = None) -> Iterator[None]:
-        """Add the seconds of what is done; with a device, note the peak of its memory too."""
+        """Add the seconds of the block; with a device, store the peak of its memory as well."""
         begin = time.monotonic()
         try:
             yield
@@ -120,14 +125,14 @@ class Usage:
                 self.memory = peak_memory(device)
 
     def line(self) -> str:
-        """Say what was used beside what was estimated; "" without an estimate."""
+        """Return a line with the measured and the estimated values; "" without an estimate."""
         if self.estimate is None:
             return ""
         stated = f"{duration(self.estimate.seconds)} and {size(self.estimate.memory)}"
         return f"used: {duration(self.seconds)} and {size(self.memory)} (estimate {stated})"
 
     def facts(self) -> dict[str, Any]:
-        """The part of `metrics.json`: `estimate` and `used`."""
+        """Return the entries `estimate` and `used` of `metrics.json`; {} without an estimate."""
         if self.estimate is None:
             return {}
         used = {"seconds": round(self.seconds, 1), "memory": self.memory}
@@ -135,7 +140,7 @@ class Usage:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that the process held at once in its life, on the device of a model."""
+    """Return the peak of the memory of the process in bytes, on the device of a model."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:
@@ -149,7 +154,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, in two digits.
+    """Return a duration in seconds, minutes or hours with about two digits.
 
     Example:
         >>> from qwen_task_heads.training.usage import duration
@@ -162,12 +167,12 @@ def duration(seconds: float) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes in GB of ten digits, or in MB below a tenth of one."""
+    """Return bytes as text: GB with one decimal, or MB below 0.1 GB."""
     return f"{number / GB:.1f} GB" if number >= GB / 10 else f"{number / 1e6:.0f} MB"
 
 
 def count(tokens: int) -> str:
-    """Tokens, in thousands or millions."""
+    """Return a number of tokens as text, in thousands or millions."""
     if tokens < 10_000:
         return f"{tokens:,}"
     return f"{tokens / 1e6:.1f} M" if tokens >= 1e6 else f"{tokens / 1e3:.0f} k"

@@ -1,11 +1,11 @@
-"""A trained head as the start of another run: LoRA then moves a backbone under a head that already reads it.
+"""A trained head as the start of another run, so that LoRA adapts a backbone to a head that already works.
 
-From a fresh head the first updates of an adapter follow a random direction, and what the backbone knew is
-bent before the head can read it; a head trained on the frozen backbone first avoids that (Kumar et al. 2022,
+With a new head, the first updates of an adapter follow random directions and distort the features of the
+backbone. Training the head on the frozen backbone first avoids that (Kumar et al. 2022,
 https://arxiv.org/abs/2202.10054). Options of the head and the template that are not given are those of the
-saved head: a sweep may have chosen fewer layers. Of the weights only the tensors of `score` are read,
-whatever else the folder holds, and only where they mean the same: same backbone, layer, pooling, head and
-template. Labels may be added to those of the saved head, whose rows then move by name (`head_rows`).
+saved head, because a sweep may have chosen fewer layers. Only the tensors of `score` are read, and only if
+they have the same meaning: same backbone, layer, pooling, head and template. The run may add labels to those
+of the saved head, whose rows are then copied by name (`head_rows`).
 """
 
 from __future__ import annotations
@@ -34,24 +34,30 @@ FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
 )
-# Fields of the config on which the meaning of a head hangs.
+# Fields of the config that determine the meaning of a head.
 FIELDS = (
-    "pooling", "head", "head_sizes", "head_activation", "bidirectional", "problem_type",
-    "backbone_name_or_path", "backbone_revision",
-)  # fmt: skip
+    "pooling",
+    "head",
+    "head_sizes",
+    "head_activation",
+    "bidirectional",
+    "problem_type",
+    "backbone_name_or_path",
+    "backbone_revision",
+)
 OPTIONS = {"backbone_name_or_path": "--model_name_or_path", "backbone_revision": "--model_revision"}
 
 
 def head_options_of(repo: str, names: Sequence[str], *, hub: str = HUGGINGFACE) -> dict[str, Any]:
-    """Return the options of a saved head, so that a run with `--init_head` alone builds the same.
+    """Return the options of a saved head, so that a run with only `--init_head` builds the same head.
 
     Args:
         repo: folder or id of a model of this library.
         names: fields of the config.
-        hub: where an id is looked up.
+        hub: hub of an id.
 
     Returns:
-        Name to value of those that are set; {} of what is no such model, which `load_head` refuses.
+        Name to value of the fields that are set; {} for other models, which `load_head` refuses.
 
     Example:
         >>> import tempfile
@@ -72,15 +78,16 @@ def head_options_of(repo: str, names: Sequence[str], *, hub: str = HUGGINGFACE) 
 
 
 def take_template(tokenizer: Any, repo: str | None, *, hub: str = HUGGINGFACE) -> None:
-    """Give a plain tokenizer the template of a saved head, before the template is compiled.
+    """Copy the template of a saved head to a plain tokenizer, before the template is compiled.
 
     Args:
         tokenizer: of the backbone, changed in place.
-        repo: folder or id of a model of this library; None, or one with another vocabulary, changes nothing.
-        hub: where an id is looked up.
+        repo: folder or id of a model of this library; without one, or if its vocabulary differs, the
+            tokenizer is not changed.
+        hub: hub of an id.
 
     Raises:
-        TaskHeadsError: no such model.
+        TaskHeadsError: the model does not exist.
     """
     if repo is None:
         return
@@ -95,23 +102,23 @@ def load_head(
     *,
     tokenizer: Any,
     hub: str = HUGGINGFACE,
-    lines: list[str] | None = None,
+    messages: list[str] | None = None,
 ) -> TaskHeadModel:
-    """Set the head of a fresh model to that of a saved one.
+    """Copy the head of a saved model to a new model.
 
     Args:
-        model: from `build` on a plain backbone, before an adapter is put on it.
-        repo: folder or id of a model of this library, full or adapter; None changes nothing.
+        model: from `build` on a plain backbone, before an adapter is added.
+        repo: folder or id of a model of this library, full or adapter; None leaves the model unchanged.
         tokenizer: with the template of this run.
-        hub: where an id is looked up.
-        lines: of the run's report; gets a line that says which labels are added to those of the head.
+        hub: hub of an id.
+        messages: of the report of the run; the labels that are added to those of the head are appended.
 
     Returns:
         The model.
 
     Raises:
-        TaskHeadsError: nothing of ours there, or a head that was trained for something else, with
-            everything that differs.
+        TaskHeadsError: the repo has no model of this library, or its head was trained with other settings,
+            all of which are named.
 
     Example:
         >>> import tempfile
@@ -128,33 +135,36 @@ def load_head(
     path = _place(repo, hub)
     fields, _ = type(model.config).get_config_dict(path)
     if fields.get("model_type") != model.config.model_type:
-        found = f"found a {fields.get('model_type')!r} model in {repo}"
-        accepted = f"a {model.config.model_type}"
-        raise TaskHeadsError(Problem("--init_head", found, accepted, "name a model of this kind"))
+        problem = f"found a {fields.get('model_type')!r} model in {repo}"
+        expected = f"a {model.config.model_type}"
+        fix = "name a model of this kind"
+        raise TaskHeadsError(Problem("--init_head", problem, expected, fix, code="model-type"))
     saved = type(model.config).from_dict(fields)
     problems = _differences(model.config, saved)
     if template_of(tokenizer) != template_of(saved_tokenizer):
-        found = f"found another template than that of {repo}"
-        remedy = "give the --instruction, --between and --boundary it was trained with"
-        problems.append(Problem("--init_head", found, "the same", remedy))
+        problem, expected = f"found another template than that of {repo}", "the same template"
+        fix = "give the --instruction, --between and --boundary it was trained with"
+        problems.append(Problem("--init_head", problem, expected, fix, code="option-conflict"))
     if not model.on_plain_base:
-        found = "found it beside a model of ours, which has a head"
-        problems.append(Problem("--init_head", found, "a plain backbone", "drop one of the two"))
+        problem = "found it with a model that already has a head"
+        fix = "drop one of the two"
+        problems.append(Problem("--init_head", problem, "a plain backbone", fix, code="option-conflict"))
     if problems:
         raise TaskHeadsError(problems)
     own, state = model.score.state_dict(), read_head(path)
     if model.config.id2label != saved.id2label:
         labels, before = LabelMap.of_config(model.config), LabelMap.of_config(saved)
         state = rows_by_name(state, model.score, saved=before, labels=labels)
-        if lines is not None:
-            lines.append(added_line(labels, before, name="--init_head"))
+        if messages is not None:
+            messages.append(added_line(labels, before, name="--init_head"))
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
-        found = f"found tensors {sorted(state)} of other names or shapes in {repo}"
-        problems.append(Problem("--init_head", found, f"{shapes}", "name a model on this backbone"))
+        problem = f"found tensors {sorted(state)} of other names or shapes in {repo}"
+        fix = "name a model on this backbone"
+        problems.append(Problem("--init_head", problem, f"{shapes}", fix, code="model-corrupted"))
     if bad := [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]:
-        found = f"found NaN or inf in score.{bad[0]} of {repo}"
-        problems.append(Problem("--init_head", found, "finite numbers", "train it again"))
+        problem, fix = f"found NaN or inf in score.{bad[0]} of {repo}", "train it again"
+        problems.append(Problem("--init_head", problem, "finite numbers", fix, code="number-not-finite"))
     if problems:
         raise TaskHeadsError(problems)
     model.score.load_state_dict(state)
@@ -162,24 +172,28 @@ def load_head(
 
 
 def read_head(repo: str) -> dict[str, torch.Tensor]:
-    """Read the tensors of `score` of a saved model, by their names in that module; no other is read.
+    """Read only the tensors of `score` of a saved model, by their names in that module.
+
+    Args:
+        repo: folder or id of a model of this library.
 
     Raises:
         TaskHeadsError: a folder or repo without weights.
     """
-    found = {name: _file(repo, name) for name in FILES}
-    if all(path is None for path in found.values()):
-        accepted, remedy = f"one of {', '.join(FILES)}", "name a folder that a recipe has finished"
-        raise TaskHeadsError(Problem("--init_head", f"found no weights in {repo}", accepted, remedy))
-    name = next(name for name in FILES if found[name] is not None)
+    paths = {name: _file(repo, name) for name in FILES}
+    if all(path is None for path in paths.values()):
+        problem, expected = f"found no weights in {repo}", f"one of {', '.join(FILES)}"
+        fix = "name the folder of a finished run"
+        raise TaskHeadsError(Problem("--init_head", problem, expected, fix, code="model-not-found"))
+    name = next(name for name in FILES if paths[name] is not None)
     names = {name}
     if name.endswith(".index.json"):
-        content = json.loads(Path(found[name] or "").read_text(encoding="utf-8"))
+        content = json.loads(Path(paths[name] or "").read_text(encoding="utf-8"))
         names = {file for key, file in content["weight_map"].items() if key.startswith("score.")}
     state = {}
     for file in sorted(names):
         with safe_open(_file(repo, file), framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118  (no mapping)
+            for key in tensors.keys():  # noqa: SIM118  (not a mapping)
                 short = key.removeprefix("base_model.model.")
                 if short.startswith("score."):
                     state[short.removeprefix("score.")] = tensors.get_tensor(key).float()
@@ -187,7 +201,7 @@ def read_head(repo: str) -> dict[str, torch.Tensor]:
 
 
 def _place(repo: str, hub: str) -> str:
-    """Where transformers opens a model."""
+    """Return the folder or id from which transformers loads a model."""
     return str(fetch_modelscope(repo)[0]) if hub == MODELSCOPE and not Path(repo).exists() else repo
 
 
@@ -198,21 +212,22 @@ def _file(repo: str, name: str) -> str | None:
 
 
 def _differences(config: Any, saved: Any) -> list[Problem]:
-    """What this run has otherwise than the run of the head, as options to give."""
+    """Return the options that differ between this run and the run of the head."""
     problems = []
     values = {name: (config.__dict__[name], saved.__dict__[name]) for name in FIELDS}
     for name in ("backbone_name_or_path", "backbone_revision"):
-        if None in values[name]:  # a full model on a folder does not name it
+        if None in values[name]:  # a full model on a local backbone does not name it
             del values[name]
     layers = config.text_config.num_hidden_layers, saved.text_config.num_hidden_layers
     values |= {"backbone_layers": layers}
-    if layers[0] == layers[1]:  # else the difference is told already
+    if layers[0] == layers[1]:  # otherwise the difference is already reported
         values["head_layers"] = config.head_layers or [layers[0]], saved.head_layers or [layers[0]]
     for name, (own, theirs) in values.items():
         if own != theirs:
             option = OPTIONS.get(name, f"--{name}")
-            accepted = f"{theirs!r}, with which the head of --init_head was trained"
-            problems.append(Problem(option, f"found {own!r}", accepted, f"give {option} as it was there"))
+            expected = f"{theirs!r}, with which the head of --init_head was trained"
+            fix = f"give {option} as in that run"
+            problems.append(Problem(option, f"found {own!r}", expected, fix, code="option-conflict"))
     try:
         labels, before = LabelMap.of_config(config), LabelMap.of_config(saved)
         check_added(labels, before, problem_type=saved.problem_type, kept=False)

@@ -15,7 +15,7 @@ from qwen_task_heads.data import label_files
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import choose_shots
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.training.added_labels import read_sets_for
+from qwen_task_heads.training.added_labels import read_datasets_for
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 
 FILES, MAP, SHOTS = "data/label_files.py::", "data/labels.py::LabelMap.", "data/few_shot.py::"
@@ -185,13 +185,13 @@ def test_class_names_that_a_saved_model_contradicts(tmp_path: Path) -> None:
     source = str(tmp_path / "train.parquet")
     Dataset.from_list(LABELED, features=classes).to_parquet(source)
     with refused("data/label_schemes.py::derive_scheme::source") as found:
-        read_sets_for(source, SAVED, dev_fraction=0.5)
+        read_datasets_for(source, SAVED, dev_fraction=0.5)
     first, second = ways_of(found[0].fix)
     assert first == "write names in place of the ids"
     assert second == "train a new model: give a plain backbone as --model_name_or_path"
-    assert read_sets_for(source, {}, dev_fraction=0.5).labels.names == ("b", "a")
+    assert read_datasets_for(source, {}, dev_fraction=0.5).labels.names == ("b", "a")
     Dataset.from_list(LABELED).to_parquet(source)
-    assert read_sets_for(source, SAVED, dev_fraction=0.5).labels.names == ("a", "b")
+    assert read_datasets_for(source, SAVED, dev_fraction=0.5).labels.names == ("a", "b")
 
 
 @pytest.mark.parametrize("names", [("b", "a"), ("c", "b")])
@@ -202,12 +202,12 @@ def test_a_label_file_of_another_model(names: tuple[str, str], tmp_path: Path) -
     folder = tmp_path / "rows"
     source = write(folder, {"train.jsonl": lines(*rows), "class.txt": "".join(f"{name}\n" for name in names)})
     with refused("data/labels.py::check_same::where") as found:
-        read_sets_for(source, SAVED, dev_fraction=0.5)
+        read_datasets_for(source, SAVED, dev_fraction=0.5)
     assert found[0].where == str(folder / "class.txt")
     ways = ways_of(found[0].fix)
     assert ways[0] == "write names in place of the ids"
     assert ways[-1] == "train a new model: give a plain backbone as --model_name_or_path"
-    assert read_sets_for(source, {}, dev_fraction=0.5).labels.names == names
+    assert read_datasets_for(source, {}, dev_fraction=0.5).labels.names == names
     wanted = [row["label"] for row in named]
     if len(ways) == 3:
         assert ways[1] == "name by --labels a file of these labels and then those of the model that it lacks"
@@ -215,10 +215,10 @@ def test_a_label_file_of_another_model(names: tuple[str, str], tmp_path: Path) -
         options = parse_classifier_arguments(
             ["--dev_fraction", "0.5", "--labels", str(tmp_path / "all.yaml")]
         )[0]
-        sets = read_sets_for(source, SAVED, **options.data_options())
+        sets = read_datasets_for(source, SAVED, **options.data_options())
         assert sorted(sets.labels.names[one.target] for one in [*sets.train, *sets.dev]) == sorted(wanted)
     else:
         assert sorted(names) == ["a", "b"]  # a list in another order is refused as `--labels` too
     (folder / "train.jsonl").write_text(lines(*named))
-    sets = read_sets_for(source, SAVED, dev_fraction=0.5)
+    sets = read_datasets_for(source, SAVED, dev_fraction=0.5)
     assert sorted(sets.labels.names[one.target] for one in [*sets.train, *sets.dev]) == sorted(wanted)

@@ -38,7 +38,7 @@ from qwen_task_heads.head_rows import check_added
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TitleScorer
 from qwen_task_heads.tokenization.templates import Template
-from qwen_task_heads.training.added_labels import read_sets_for
+from qwen_task_heads.training.added_labels import read_datasets_for
 from qwen_task_heads.training.warm_start import load_head
 
 LABELS = ("sport", "money", "health")
@@ -218,11 +218,11 @@ def test_new_labels_of_an_ordinal_model(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     own = {"labels": LabelMap(tuple("012")), "problem_type": "ordinal"}
     with refused("head_rows.py::check_added::where") as found:
-        read_sets_for(str(tmp_path / "rows.jsonl"), own)
+        read_datasets_for(str(tmp_path / "rows.jsonl"), own)
     assert "leave them out, or train a new model" in found[0].fix
-    assert len(read_sets_for(str(tmp_path / "rows.jsonl"), {}, problem_type="ordinal").labels) == 4
+    assert len(read_datasets_for(str(tmp_path / "rows.jsonl"), {}, problem_type="ordinal").labels) == 4
     (tmp_path / "rows.jsonl").write_text("\n".join(row for row in rows if '"label": 3' not in row))
-    assert len(read_sets_for(str(tmp_path / "rows.jsonl"), own).labels) == 3
+    assert len(read_datasets_for(str(tmp_path / "rows.jsonl"), own).labels) == 3
 
 
 def test_labels_without_those_of_a_head(
@@ -277,7 +277,7 @@ HEADS: dict[str, tuple[str, Callable[[Path], Any]]] = {
         path, lambda state: state.update({"score.weight": torch.zeros(3, 4)}))),
     f"{TAKE}#5": ("train it again", lambda path: change(
         path, lambda state: state["score.weight"].fill_(torch.nan))),
-    "training/warm_start.py::read_head::--init_head": ("a folder that a recipe has finished", Path.unlink),
+    "training/warm_start.py::read_head::--init_head": ("the folder of a finished run", Path.unlink),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a refused command line says to type is typed, and passes."""
+"""The fixes that messages name for refused command lines are typed and accepted."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def grpo(argv: Words) -> Any:
 
 
 def losses(argv: Words) -> Any:
-    """As the sweep does it once the data have said what the problem type is."""
+    """Parse like the sweep after the problem type is known."""
     parsed = parse_sweep_arguments(argv)
     parsed[0].losses_for("single_label_classification")
     return parsed
 
 
 def title_losses(argv: Words) -> Any:
-    """As the sweep over titles does it once it has read pairs."""
+    """Parse like the sweep over titles after it has read pairs."""
     parsed = parse_sweep_arguments(["--task", "titles", *argv])
     parsed[0].losses_for(has_groups=False)
     return parsed
 
 
 def built(argv: Words) -> Any:
-    """With the model, as the recipe builds it; `BASE` in the words is a small backbone."""
+    """Parse and build the model like the recipe; `BASE` in the words is a small backbone."""
     texts, _, model = parse_classifier_arguments(argv)
     repo = str(model.model_name_or_path)
     usual = {} if saved_task(repo) else {"max_seq_length": MAX_SEQ_LENGTH}
@@ -61,7 +61,7 @@ def built(argv: Words) -> Any:
 
 
 def trained(argv: Words) -> Any:
-    """With the loss, as the trainer takes it of data with three labels."""
+    """Parse and build the loss like the trainer, for data with three labels."""
     texts = parse_classifier_arguments(argv)[0]
     given = {"num_labels": 3, "class_counts": [3, 4, 5], "rows": 12, "labels": ["a", "b", "c"]}
     return resolve_text_loss(texts.loss, problem_type=KIND, options=texts.loss_options(), **given)
@@ -74,7 +74,7 @@ TITLES, TEXTS, SFT, SWEEP = (
 
 @dataclass(frozen=True)
 class Case:
-    """A command line that is refused at a site, and what the user knows that the message cannot."""
+    """A command line that is refused at a site, and values that only the user knows."""
 
     site: str
     parse: Callable[[Words], Any]
@@ -91,38 +91,39 @@ def several(site: str, parse: Callable[[Words], Any], *lines: str) -> list[Case]
 
 
 ARGUMENTS, LINES, CLASSIFIER, PUBLISH, RUN, SFT_CHECK, SWEEP_CHECK = (
-    "training/arguments.py::", "training/command_lines.py::",
+    "training/argument_checks.py::", "training/command_lines.py::",
     "training/classifier_arguments.py::check_texts::",
     "training/publish_arguments.py::", "training/run_defaults.py::RunDefaults._resolve_saving::",
     "training/sft_arguments.py::_check::", "training/sweep_arguments.py::_check::",
 )  # fmt: skip
+PATIENCE = "training/classifier_arguments.py::_patience_problems::where"
 OPTION = "f'--{name}'"
 HUBCODE = "hubcode/configuration_task_heads.py::"
 CONFIG, POOLED = f"{HUBCODE}TaskHeadConfig.", f"{HUBCODE}PooledClassifierConfig._check"
 CASES = [
     Case(f"{ARGUMENTS}not_one_of::option", TITLES, "--pooling avg"),
-    Case(f"{ARGUMENTS}_head_problems::--pooling", TEXTS, "--pooling avg"),
-    Case(f"{ARGUMENTS}_head_problems::--head", TEXTS, "--head mlpp"),
-    Case(f"{ARGUMENTS}_head_problems::--calibrate", TEXTS, "--calibrate temprature"),
-    Case(f"{ARGUMENTS}_head_problems::--freeze_backbone", TEXTS, "--freeze_backbone true --use_peft"),
+    Case(f"{ARGUMENTS}head_problems::--pooling", TEXTS, "--pooling avg"),
+    Case(f"{ARGUMENTS}head_problems::--head", TEXTS, "--head mlpp"),
+    Case(f"{ARGUMENTS}head_problems::--calibrate", TEXTS, "--calibrate temprature"),
+    Case(f"{ARGUMENTS}head_problems::--freeze_backbone", TEXTS, "--freeze_backbone true --use_peft"),
     *several(
-        f"{ARGUMENTS}_lora_problems::{OPTION}", TEXTS, "--use_dora", "--use_rslora", "--lora_embeddings true",
+        f"{ARGUMENTS}lora_problems::{OPTION}", TEXTS, "--use_dora", "--use_rslora", "--lora_embeddings true",
         "--load_in_4bit", "--load_in_8bit",
     ),
     *several(
-        f"{ARGUMENTS}_lora_problems::{OPTION}#2", TITLES, "--lora_r 8", "--lora_alpha 8",
+        f"{ARGUMENTS}lora_problems::{OPTION}#2", TITLES, "--lora_r 8", "--lora_alpha 8",
         "--lora_dropout 0.1",
         "--lora_target_modules q_proj v_proj", "--lora_modules_to_save score lm_head",
     ),
-    Case(f"{ARGUMENTS}_lora_problems::--lora_target_parameters", TEXTS,
+    Case(f"{ARGUMENTS}lora_problems::--lora_target_parameters", TEXTS,
          "--use_peft --lora_target_parameters q",
          {"name modules by --lora_target_modules": "--lora_target_modules q_proj"}),
     *several(
-        f"{ARGUMENTS}_contradictions::{OPTION}", TEXTS, "--dataloader_drop_last true",
+        f"{ARGUMENTS}training_problems::{OPTION}", TEXTS, "--dataloader_drop_last true",
         "--prediction_loss_only true", "--batch_eval_metrics true",
     ),
     *several(
-        f"{ARGUMENTS}_contradictions::{OPTION}#3", SFT, "--per_device_train_batch_size 0",
+        f"{ARGUMENTS}training_problems::{OPTION}#3", SFT, "--per_device_train_batch_size 0",
         "--per_device_eval_batch_size -1", "--gradient_accumulation_steps 0",
     ),
     *several(
@@ -142,8 +143,8 @@ CASES = [
     Case(f"{CLASSIFIER}--thresholds", TEXTS, "--thresholds f1 --problem_type ordinal"),
     *several("metrics/thresholds.py::read_rule::--thresholds", TEXTS, "--thresholds f2",
              "--thresholds precision:90"),
-    Case(f"{CLASSIFIER}--early_stopping_patience", TEXTS, "--early_stopping_patience 0"),
-    Case(f"{CLASSIFIER}--early_stopping_patience#2", TEXTS,
+    Case(PATIENCE, TEXTS, "--early_stopping_patience 0"),
+    Case(f"{PATIENCE}#2", TEXTS,
          "--early_stopping_patience 2 --load_best_model_at_end false"),
     *several(f"{PUBLISH}card_problems::f'{{prefix}}license'", TEXTS, "--license apache2", "--license house"),
     *several(f"{PUBLISH}card_problems::f'{{prefix}}language'", TEXTS, "--language Chinese", "--language zh?"),
@@ -185,9 +186,9 @@ CASES = [
     Case(f"{SWEEP_CHECK}--truncation", SWEEP, "--truncation windows"),
     Case(f"{SWEEP_CHECK}--seeds", SWEEP, "", config="seeds: []"),
     *several(f"{SWEEP_CHECK}--num_train_epochs", SWEEP, "--num_train_epochs 0.5", "--num_train_epochs 2.5"),
-    *several(f"{ARGUMENTS}_contradictions::{OPTION}#2", SWEEP, "--num_train_epochs 0"),
-    *several(f"{ARGUMENTS}_contradictions::{OPTION}#2", TEXTS, "--max_steps 0"),
-    Case(f"{ARGUMENTS}_contradictions::--eval_do_concat_batches", TEXTS, "--eval_do_concat_batches false"),
+    *several(f"{ARGUMENTS}training_problems::{OPTION}#2", SWEEP, "--num_train_epochs 0"),
+    *several(f"{ARGUMENTS}training_problems::{OPTION}#2", TEXTS, "--max_steps 0"),
+    Case(f"{ARGUMENTS}training_problems::--eval_do_concat_batches", TEXTS, "--eval_do_concat_batches false"),
     Case(f"{SWEEP_CHECK}--tolerance", SWEEP, "--tolerance -1"),
     *several("training/head_sweep.py::parse_head::--heads", SWEEP, "--heads mlp", "--heads linear:4",
              "--heads linear mlp:0"),
@@ -245,14 +246,15 @@ CASES = [
     Case("training/title_arguments.py::check_titles::--loss", TITLES, "--loss bt"),
     Case("training/title_arguments.py::check_titles::--trust_remote_code", TITLES,
          "--trust_remote_code true"),
-    Case("training/grpo_arguments.py::TitleGeneratorConfig.__post_init__::option", grpo, "--push_to_hub true"),
+    Case("training/grpo_arguments.py::TitleGeneratorConfig.__post_init__::option", grpo,
+         "--push_to_hub true"),
     Case("training/grpo_arguments.py::TitleGeneratorConfig.__post_init__::option", grpo, "--hub_token hf_x"),
     *several("training/grpo_arguments.py::parse_title_generator_arguments::--length_penalty", grpo,
              "--length_penalty 2"),
 ]  # fmt: skip
 
 
-def test_a_config_file_that_is_not_there_is_named_among_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_config_file_names_the_existing_ones(tmp_path: Path) -> None:
     site = f"{LINES}read_config::str(path)"
     (tmp_path / "mine.yaml").write_text("seed: 3")
     argv = ["--output_dir", str(tmp_path / "run"), *CPU, "--config"]
@@ -271,8 +273,8 @@ def test_a_config_file_that_is_not_there_is_named_among_those_that_are(tmp_path:
         ("sede: 3", f"{LINES}unknown_option::where"),
     ],
 )
-def test_a_config_file_that_is_corrected_is_read(tmp_path: Path, content: str, site: str) -> None:
-    """It names the file, what it holds, and the form or the option that it should hold."""
+def test_a_corrected_config_file_is_read(tmp_path: Path, content: str, site: str) -> None:
+    """The message names the file, its content, and the expected form or option."""
     path = tmp_path / "mine.yaml"
     path.write_text(content)
     argv = ["--output_dir", str(tmp_path / "run"), *CPU, "--config", str(path)]
@@ -293,7 +295,7 @@ def refusal(parse: Callable[[Words], Any], argv: Words) -> TaskHeadsError:
 
 @pytest.fixture(scope="module")
 def models(bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What stands for BASE, GPT2 and RUN in a command line."""
+    """Return the folders of BASE, GPT2 and RUN in a command line."""
     root = tmp_path_factory.mktemp("models")
     gpt2 = AutoModelForCausalLM.from_config(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=5026))
     gpt2.save_pretrained(root / "gpt2")
@@ -306,7 +308,7 @@ def models(bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_the_message_says_to_type_passes(
+def test_typing_the_fix_of_a_message_succeeds(
     case: Case, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     argv = ["--output_dir", str(tmp_path / "run"), *CPU, *case.words.split()]

@@ -1,4 +1,4 @@
-"""What a refusal of a sweep says to type, once it has looked at data and backbone, is typed, and works."""
+"""The fixes of problems that a sweep finds in data and backbone are typed and accepted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = ("sport", "money", "health")
 
 
 def opened(argv: Words) -> Sweep:
-    """With data and model, up to the rows that the backbone runs over."""
+    """Load data and model, up to the rows of the backbone."""
     sweep = open_sweep(*parse_sweep_arguments(argv))
     sweep.encode()
     return sweep
@@ -60,7 +60,7 @@ def words(dataset: str, base: str, tmp_path: Path, *more: str) -> Words:
 @pytest.mark.parametrize(
     ("name", "task"), [("pairs", []), ("arms", ["--task", "texts"]), ("texts", ["--task", "titles"])]
 )
-def test_data_of_the_other_task(
+def test_data_of_the_other_task_are_refused(
     files: dict[str, str], bases: dict[str, str], tmp_path: Path, name: str, task: Words
 ) -> None:
     argv = words(files[name], bases["qwen2"], tmp_path, *task)
@@ -73,7 +73,7 @@ def test_data_of_the_other_task(
     assert opened(typed)
 
 
-def test_data_of_neither_task_are_left_to_the_reader(bases: dict[str, str], tmp_path: Path) -> None:
+def test_data_of_neither_task_are_reported_by_the_reader(bases: dict[str, str], tmp_path: Path) -> None:
     path = written(tmp_path / "rows.jsonl", [{"name": "x", "size": 3}] * 3)
     for task in ("texts", "titles"):
         with pytest.raises(ValueError, match=r"rows\.jsonl") as caught:
@@ -83,10 +83,10 @@ def test_data_of_neither_task_are_left_to_the_reader(bases: dict[str, str], tmp_
 
 @pytest.mark.parametrize("task", ["texts", "titles"])
 @pytest.mark.parametrize("saved_as", ["full", "adapter"])
-def test_a_model_with_a_head(
+def test_a_model_with_a_head_is_refused(
     files: dict[str, str], bases: dict[str, str], tokenizer: Any, tmp_path: Path, task: str, saved_as: str
 ) -> None:
-    """Of this task or the other one."""
+    """The model is of this task or of the other one."""
     model: Any = build(bases["qwen2"])
     compile_template(tokenizer, template=Template(), model_type="qwen2", max_length=64)
     if saved_as == "adapter":
@@ -102,7 +102,7 @@ def test_a_model_with_a_head(
     assert opened(typed)
 
 
-def test_a_loss_that_leaves_soft_labels_out(
+def test_a_loss_without_soft_labels_is_refused(
     files: dict[str, str], bases: dict[str, str], tmp_path: Path
 ) -> None:
     argv = words(files["soft"], bases["qwen2"], tmp_path, "--losses", "focal")

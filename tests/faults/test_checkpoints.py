@@ -1,6 +1,6 @@
-"""Checks 17, 18 (of the seal) and 19: runs are killed for real and resumed by the same command.
+"""Checkpoints of runs that are killed by a signal and resumed by the same command.
 
-Importing trl costs seconds, so a driver forked from the fork server, which has imported it, forks one child
+Importing trl takes seconds, so a driver forked from the fork server, which has imported it, forks one child
 per run. The children train the real `RewardTrainer`; some kill themselves at a chosen event, others are
 killed from outside when a file appears. Started as a script, this file is one rank of two processes.
 """
@@ -20,16 +20,16 @@ import launching
 import pytest
 
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.training.checkpoint_manifest import SEAL, missing_parts, seal, verify
+from qwen_task_heads.training.checkpoint_manifest import SEAL, missing_files, verify, write_manifest
 from qwen_task_heads.training.checkpoints import (
     VerifiedCheckpointCallback,
-    newest_sealed,
+    newest_verified,
     open_output,
     refuse_foreign_output,
     resolve_resume,
-    resume_hazards,
     train,
 )
+from qwen_task_heads.training.run_checks import resume_hazards
 
 STEPS_PER_EPOCH = 7  # 25 rows, batches of 2, two batches per update: the last update of an epoch has one
 SAVE_EVERY = 4
@@ -39,7 +39,7 @@ SAVE_EVERY = 4
 
 
 def tiny_trainer(output: Path, *, lora: bool, callbacks: list, **changes):
-    """A RewardTrainer on a random two-layer Qwen2, with every source of randomness on."""
+    """Return a RewardTrainer on a random two-layer Qwen2, with every source of randomness enabled."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -95,7 +95,7 @@ def tiny_trainer(output: Path, *, lora: bool, callbacks: list, **changes):
 
 
 def command(output: Path, *, lora: bool, kill: dict, **changes) -> None:
-    """What the user types: the same call starts, and resumes, a run."""
+    """Start or resume a run; both use the same call."""
     from transformers import TrainerCallback
 
     class KillsItself(TrainerCallback):
@@ -103,8 +103,10 @@ def command(output: Path, *, lora: bool, kill: dict, **changes) -> None:
             if state.global_step == kill.get("step_end") and state.is_world_process_zero:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        def on_save(self, args, state, control, **kwargs):  # runs after Trainer's save, before the seal
-            if state.global_step == kill.get("before_seal"):
+        def on_save(
+            self, args, state, control, **kwargs
+        ):  # runs after the save of Trainer, before the manifest
+            if state.global_step == kill.get("before_manifest"):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     if "path" in kill:
@@ -134,7 +136,7 @@ def command(output: Path, *, lora: bool, kill: dict, **changes) -> None:
 
 
 def run_child(output: Path, *, lora: bool, kill: dict, **changes) -> int:
-    """Fork, train, and return the exit status; negative is the signal that ended it."""
+    """Fork, train, and return the exit status; negative values are signals."""
     child = os.fork()
     if child == 0:
         log = os.open(f"{output}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -181,7 +183,7 @@ def drive(work: Path, scenarios: list[dict]) -> None:
 
 
 def run_driver(work: Path, scenarios: list[dict]) -> dict[str, dict]:
-    """Drive the scenarios in a child, and return its results by scenario."""
+    """Run the scenarios in a child process, and return its results by scenario."""
     launching.join(launching.fork(drive, work, scenarios, log=work / "log"), work / "log")
     return {result["name"]: result for result in json.loads((work / "results.json").read_text())}
 
@@ -228,7 +230,7 @@ def test_killed_runs_resume_to_the_same_bytes_sweep(tmp_path):
     Full weights and adapters take turns, and both meet each kind of instant.
     """
     kills = [{"step_end": step} for step in (1, 3, 7, 9, 14, 15, 20)]
-    kills += [{"before_seal": step} for step in (4, 12, 20)]
+    kills += [{"before_manifest": step} for step in (4, 12, 20)]
     kills += [
         {"path": f"checkpoint-8/{name}"} for name in ("scheduler.pt", "rng_state.pth", "trainer_state.json")
     ]
@@ -240,8 +242,8 @@ def test_killed_runs_resume_to_the_same_bytes_sweep(tmp_path):
 
 
 @pytest.mark.slow
-def test_each_hazard_is_one_and_the_defaults_are_none(tmp_path):
-    """The settings that `resume_hazards` names do change the weights: nobody is warned for nothing."""
+def test_each_hazard_changes_the_weights_and_the_defaults_have_none(tmp_path):
+    """Every setting that `resume_hazards` names changes the weights of a resumed run."""
     changes = {
         "evaluation after the save": {"eval_strategy": "epoch", "save_steps": STEPS_PER_EPOCH},
         "order from the global RNG": {"accelerator_config": {"use_seedable_sampler": False}},
@@ -266,12 +268,12 @@ def arguments(folder: Path, **changes):
 
 
 def rank(output: Path, kill: dict) -> None:
-    """One of the processes that a launcher starts, in a child of the fork server."""
+    """Run one of the processes of a launcher in a child of the fork server."""
     command(output, lora=False, kill=kill)
 
 
 def ranks(output: Path, kill: dict, processes: int = 2) -> list[tuple[int, str]]:
-    """Run the command on several ranks; give their exit codes and what each of them printed."""
+    """Run the command on several ranks, and return the exit code and the output of each."""
     logs = [output.parent / f"{output.name}-{number}.log" for number in range(processes)]
     launch = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": launching.free_port()}
     started = [
@@ -285,9 +287,9 @@ def ranks(output: Path, kill: dict, processes: int = 2) -> list[tuple[int, str]]
 
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed(tmp_path):
-    """Both ranks' RNG states are sealed, and a killed rank 0 takes nobody's work with it.
+    """The manifest lists the RNG states of both ranks, and the run resumes after rank 0 was killed.
 
-    It is killed under `torchrun`, which ends the other rank; the other runs start as forked ranks.
+    Rank 0 is killed under `torchrun`, which ends the other rank; the other runs start as forked ranks.
     """
     for code, printed in ranks(tmp_path / "whole", {}):
         assert code == 0, printed[-3000:]
@@ -300,9 +302,9 @@ def test_two_processes_killed_and_resumed(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     killed = subprocess.run([*torchrun, *words], env=variables, capture_output=True, check=False)
     assert killed.returncode != 0
-    sealed = newest_sealed(tmp_path / "killed")
-    assert sealed.name == "checkpoint-4"
-    assert {"rng_state_0.pth", "rng_state_1.pth"} < set(json.loads((sealed / SEAL).read_text())["files"])
+    newest = newest_verified(tmp_path / "killed")
+    assert newest.name == "checkpoint-4"
+    assert {"rng_state_0.pth", "rng_state_1.pth"} < set(json.loads((newest / SEAL).read_text())["files"])
     [(code, printed)] = ranks(tmp_path / "killed", {}, processes=1)
     assert code != 0
     assert "processes = 2, running with 1" in printed
@@ -310,9 +312,9 @@ def test_two_processes_killed_and_resumed(tmp_path):
         assert code == 0, printed[-3000:]
     assert (tmp_path / "killed.resumed").read_text() == "checkpoint-4"
     assert digest_of_weights(tmp_path / "killed") == digest_of_weights(tmp_path / "whole")
-    foreign = ranks(tmp_path / "whole", {"resume": "false"})  # and no rank waits for ever
+    foreign = ranks(tmp_path / "whole", {"resume": "false"})  # and no rank waits forever
     assert all(code != 0 for code, _ in foreign)
-    assert "already holds" in foreign[0][1]
+    assert "--output_dir" in foreign[0][1]
 
 
 def test_hazards(tmp_path):
@@ -325,7 +327,7 @@ def test_hazards(tmp_path):
     assert [problem.where for problem in stopping] == ["--restore_callback_states_from_checkpoint"]
 
 
-# --- check 19: every file of a checkpoint, damaged in turn ---
+# --- every file of a checkpoint, corrupted in turn ---
 
 FILES = {
     "model.safetensors": b"weights" * 40,
@@ -337,17 +339,17 @@ FILES = {
 }
 
 
-def make_checkpoint(folder: Path, *, without: str = "", sealed: bool = True) -> Path:
+def make_checkpoint(folder: Path, *, without: str = "", complete: bool = True) -> Path:
     for name, content in FILES.items():
         if name != without:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-    if sealed:
-        seal(folder)
+    if complete:
+        write_manifest(folder)
     return folder
 
 
-def damage(path: Path, how: str) -> None:
+def corrupt(path: Path, how: str) -> None:
     content = path.read_bytes()
     if how == "removed":
         path.unlink()
@@ -361,55 +363,59 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["removed", "cut", "emptied", "flipped"])
 @pytest.mark.parametrize("name", [*FILES, SEAL])
-def test_damage_is_named_and_passed_over(tmp_path, caplog, name, how):
+def test_a_corrupted_checkpoint_is_named_and_skipped(tmp_path, caplog, name, how):
     older = make_checkpoint(tmp_path / "checkpoint-9")
     newer = make_checkpoint(tmp_path / "checkpoint-10")
-    damage(newer / name, how)
+    corrupt(newer / name, how)
     assert name in "".join(problem.where for problem in verify(newer))
-    assert newest_sealed(tmp_path) == older  # 9 < 10 as numbers, not as text
-    assert f"{newer} is passed over" in caplog.text
+    assert newest_verified(tmp_path) == older  # 9 < 10 as numbers, not as text
+    assert f"{newer} is skipped" in caplog.text
     assert resolve_resume("true", tmp_path) == str(older)
     with pytest.raises(TaskHeadsError, match=str(newer)):
         resolve_resume(str(newer), tmp_path)
-    damage(older / name, how)
-    with pytest.raises(
-        TaskHeadsError
-    ):  # nothing sound is left, and something unsound is: no silent fresh start
+    corrupt(older / name, how)
+    # Corrupted checkpoints alone are no reason to start a new run silently.
+    with pytest.raises(TaskHeadsError) as caught:
         resolve_resume("true", tmp_path)
+    code = "path-exists" if (name, how) == (SEAL, "removed") else "checkpoint-incomplete"
+    assert {problem.code for problem in caught.value.problems} == {code}
 
 
-def test_damaged_checkpoints_in_our_own_folder_are_no_reason_to_start_afresh(tmp_path):
+def test_corrupted_checkpoints_in_a_marked_folder_do_not_start_a_new_run(tmp_path):
     open_output(tmp_path, None)
-    damage(make_checkpoint(tmp_path / "checkpoint-1") / "optimizer.pt", "cut")
-    with pytest.raises(TaskHeadsError, match=r"optimizer\.pt: 629 bytes where 630 were sealed"):
+    corrupt(make_checkpoint(tmp_path / "checkpoint-1") / "optimizer.pt", "cut")
+    with pytest.raises(TaskHeadsError, match=r"optimizer\.pt: .*629.*630") as caught:
         open_output(tmp_path, "true")
+    assert [problem.code for problem in caught.value.problems] == ["checkpoint-incomplete"]
 
 
-def test_files_added_after_sealing(tmp_path):
+def test_files_added_after_the_manifest(tmp_path):
     folder = make_checkpoint(tmp_path / "checkpoint-1")
-    (folder / "notes.txt").write_text("a note harms nobody")
+    (folder / "notes.txt").write_text("a note is not loaded")
     assert verify(folder) == []
     (folder / "adapter_model.safetensors").write_bytes(b"Trainer would load this")
-    assert [problem.problem for problem in verify(folder)] == ["the file was added after sealing"]
+    [problem] = verify(folder)
+    assert problem.where == str(folder / "adapter_model.safetensors")
+    assert problem.code == "checkpoint-incomplete"
 
 
 @pytest.mark.parametrize(
-    "part", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
 )
-def test_missing_parts_are_named(tmp_path, part):
-    folder = make_checkpoint(tmp_path / "checkpoint-1", without=part)
-    wanted = "weights" if part == "model.safetensors" else part
-    assert [wanted in problem.problem for problem in missing_parts(folder)] == [True]
-    with pytest.raises(TaskHeadsError, match=wanted):  # sealed by hand, and still not fit to resume from
+def test_missing_files_are_named(tmp_path, name):
+    folder = make_checkpoint(tmp_path / "checkpoint-1", without=name)
+    wanted = "weights" if name == "model.safetensors" else name
+    assert [wanted in problem.problem for problem in missing_files(folder)] == [True]
+    with pytest.raises(TaskHeadsError, match=wanted):  # with a manifest, but incomplete
         resolve_resume(str(folder), tmp_path)
-    only = missing_parts(folder, weights_only=True)
-    assert bool(only) is (part in ("model.safetensors", "trainer_state.json"))
+    only = missing_files(folder, weights_only=True)
+    assert bool(only) is (name in ("model.safetensors", "trainer_state.json"))
 
 
 def test_two_processes_need_two_rng_states(tmp_path):
-    folder = make_checkpoint(tmp_path / "checkpoint-1", sealed=False)
+    folder = make_checkpoint(tmp_path / "checkpoint-1", complete=False)
     (folder / "rng_state_0.pth").write_bytes(b"random")
-    assert [problem.problem for problem in missing_parts(folder, processes=2)] == [
+    assert [problem.problem for problem in missing_files(folder, processes=2)] == [
         "rng_state_1.pth is missing"
     ]
 
@@ -425,17 +431,19 @@ def test_two_processes_need_two_rng_states(tmp_path):
         b"\xff",
     ],
 )
-def test_damaged_seals(tmp_path, text):
+def test_corrupted_manifests(tmp_path, text):
     folder = make_checkpoint(tmp_path / "checkpoint-1")
     (folder / SEAL).write_bytes(text)
-    assert len(verify(folder)) == 1
+    assert [(one.where, one.code) for one in verify(folder)] == [
+        (str(folder / SEAL), "checkpoint-incomplete")
+    ]
 
 
-# --- check 18, as far as the seal: writes that fail ---
+# --- writes of the manifest that fail ---
 
 
-def test_full_disk_leaves_no_seal_and_names_path_and_bytes(tmp_path, monkeypatch):
-    """The k-th fsync or rename fails, for every k: no seal, no temporary file, the older one verifies."""
+def test_full_disk_leaves_no_manifest_and_names_path_and_bytes(tmp_path, monkeypatch):
+    """If any fsync or rename fails, no manifest and no temporary file is left, and the older one verifies."""
     older = make_checkpoint(tmp_path / "checkpoint-1")
     real = {"fsync": os.fsync, "replace": os.replace}
     calls, failing = [0], [1]
@@ -453,21 +461,22 @@ def test_full_disk_leaves_no_seal_and_names_path_and_bytes(tmp_path, monkeypatch
         monkeypatch.setattr(os, name, fail(name))
     messages = []
     while True:
-        newer = make_checkpoint(tmp_path / f"checkpoint-{failing[0] + 1}", sealed=False)
+        newer = make_checkpoint(tmp_path / f"checkpoint-{failing[0] + 1}", complete=False)
         calls[0] = 0
         try:
-            seal(newer)
+            write_manifest(newer)
         except TaskHeadsError as error:
             messages.append(str(error))
+            code = error.problems[0].code
             assert not (newer / f"{SEAL}.tmp").exists()
             assert verify(older) == []
             assert str(newer) in messages[-1]
             assert "No space left on device" in messages[-1]
-            assert "free some space" in messages[-1]
+            assert code == "disk-full"
             failing[0] += 1
         else:
             break
-    assert len(messages) == len(FILES) + 4  # each file, the seal, its rename, its folder and the one above
+    assert len(messages) == len(FILES) + 4  # files, manifest, rename, its folder, the parent folder
     assert sum("bytes wanted" in message for message in messages) == 4
     assert all(verify(folder) == [] for folder in tmp_path.iterdir() if (folder / SEAL).exists())
 
@@ -485,42 +494,42 @@ def test_no_resume(tmp_path, value):
 def test_resume_from_the_newest(tmp_path, value):
     make_checkpoint(tmp_path / "checkpoint-1")
     newest = make_checkpoint(tmp_path / "checkpoint-2")
-    make_checkpoint(tmp_path / "checkpoint-3", sealed=False)
+    make_checkpoint(tmp_path / "checkpoint-3", complete=False)
     assert resolve_resume(value, tmp_path) == str(newest)
     assert resolve_resume(str(tmp_path / "checkpoint-1"), tmp_path) == str(tmp_path / "checkpoint-1")
 
 
-def test_resume_in_an_empty_folder_starts_afresh_and_says_so(tmp_path, caplog):
+def test_resume_in_an_empty_folder_starts_a_new_run_and_logs_it(tmp_path, caplog):
     assert resolve_resume("true", tmp_path / "new") is None
     assert "starts from the beginning" in caplog.text
 
 
 def test_another_command_does_not_resume(tmp_path):
-    folder = make_checkpoint(tmp_path / "checkpoint-1", sealed=False)
-    seal(folder, processes=1, run={"seed": 1, "data": "a", "gone": 1})
+    folder = make_checkpoint(tmp_path / "checkpoint-1", complete=False)
+    write_manifest(folder, processes=1, run={"seed": 1, "data": "a", "gone": 1})
     assert resolve_resume("true", tmp_path, run={"seed": 1, "data": "a", "new": 2}) == str(folder)
-    with pytest.raises(
-        TaskHeadsError, match=r"2 problems(.|\n)*data = 'a', running with 'b'(.|\n)*seed = 1"
-    ) as caught:
+    with pytest.raises(TaskHeadsError, match=r"data = 'a', running with 'b'(.|\n)*seed = 1") as caught:
         resolve_resume("true", tmp_path, run={"seed": 2, "data": "b"})
-    assert len(caught.value.problems) == 2
+    assert [(problem.where, problem.code) for problem in caught.value.problems] == [
+        (f"{folder}/{SEAL}", "checkpoint-foreign")
+    ] * 2
     with pytest.raises(TaskHeadsError, match="processes = 1, running with 2"):
         resolve_resume("true", tmp_path, processes=2)
 
 
-def test_foreign_output_is_refused_and_left_as_it_is(tmp_path):
+def test_foreign_output_is_refused_and_not_changed(tmp_path):
     output = tmp_path / "out"
-    assert open_output(output, None) is None  # new: claimed
+    assert open_output(output, None) is None  # new: marked
     (output / "checkpoint-3").mkdir()  # a run killed in its first save
     (output / "checkpoint-3" / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(
-        TaskHeadsError, match=r"out: already holds checkpoint-3; .*--resume_from_checkpoint true"
-    ):
+    with pytest.raises(TaskHeadsError, match=r"checkpoint-3.*--resume_from_checkpoint true") as caught:
         open_output(output, None)
-    assert open_output(output, "true") is None  # our own debris: starts afresh
+    assert [(one.where, one.code) for one in caught.value.problems] == [(str(output), "path-exists")]
+    assert open_output(output, "true") is None  # only an incomplete checkpoint: a new run
     (output / "model.safetensors").write_bytes(b"a finished model")
-    with pytest.raises(TaskHeadsError, match="no sealed checkpoint to resume from"):
+    with pytest.raises(TaskHeadsError, match=r"model\.safetensors") as caught:
         open_output(output, "true")
+    assert [(one.where, one.code) for one in caught.value.problems] == [(str(output), "path-exists")]
     foreign = tmp_path / "thesis"
     foreign.mkdir()
     (foreign / "chapter1.tex").write_text("years of work")
@@ -528,37 +537,38 @@ def test_foreign_output_is_refused_and_left_as_it_is(tmp_path):
         with pytest.raises(TaskHeadsError, match=r"chapter1\.tex"):
             open_output(foreign, resume)
     assert [path.name for path in foreign.iterdir()] == ["chapter1.tex"]
-    with pytest.raises(TaskHeadsError, match="is a file"):
+    with pytest.raises(TaskHeadsError) as caught:
         refuse_foreign_output(foreign / "chapter1.tex", None)
+    assert [one.code for one in caught.value.problems] == ["path-exists"]
 
 
-def test_resuming_from_an_older_checkpoint_sets_the_newer_aside(tmp_path):
+def test_resuming_from_an_older_checkpoint_renames_the_newer(tmp_path):
     from transformers import TrainerControl, TrainerState
 
     open_output(tmp_path, None)
     for step in (1, 2, 3):
-        make_checkpoint(tmp_path / f"checkpoint-{step}", sealed=step < 3)
+        make_checkpoint(tmp_path / f"checkpoint-{step}", complete=step < 3)
     state = TrainerState(global_step=1)
     VerifiedCheckpointCallback().on_train_begin(arguments(tmp_path), state, TrainerControl())
     left = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
-    assert left == ["abandoned-checkpoint-2", "checkpoint-1"]  # the unsealed third was debris
+    assert left == ["abandoned-checkpoint-2", "checkpoint-1"]  # the incomplete third is deleted
     assert verify(tmp_path / "abandoned-checkpoint-2") == []
 
 
-def test_unsealed_checkpoints_in_a_folder_that_is_not_ours_are_kept(tmp_path):
+def test_incomplete_checkpoints_in_an_unmarked_folder_are_kept(tmp_path):
     from transformers import TrainerControl, TrainerState
 
-    make_checkpoint(tmp_path / "checkpoint-5", sealed=False)
+    make_checkpoint(tmp_path / "checkpoint-5", complete=False)
     VerifiedCheckpointCallback().on_train_begin(arguments(tmp_path), TrainerState(), TrainerControl())
     assert len(list((tmp_path / "checkpoint-5").iterdir())) == len(FILES)
 
 
-def test_sealing_keeps_the_newest_and_the_best(tmp_path):
+def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     from transformers import TrainerControl, TrainerState
 
     callback = VerifiedCheckpointCallback(2)
     for step in range(1, 6):
-        make_checkpoint(tmp_path / f"checkpoint-{step}", sealed=False)
+        make_checkpoint(tmp_path / f"checkpoint-{step}", complete=False)
         state = TrainerState(global_step=step, best_model_checkpoint=str(tmp_path / "checkpoint-2"))
         callback.on_save(arguments(tmp_path), state, TrainerControl())
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -568,27 +578,31 @@ def test_sealing_keeps_the_newest_and_the_best(tmp_path):
     ]
 
 
-def test_incomplete_checkpoint_is_not_sealed_and_deletes_nothing(tmp_path):
+def test_an_incomplete_checkpoint_gets_no_manifest_and_deletes_nothing(tmp_path):
     from transformers import TrainerControl, TrainerState
 
     make_checkpoint(tmp_path / "checkpoint-1")
-    make_checkpoint(tmp_path / "checkpoint-2", without="optimizer.pt", sealed=False)
+    make_checkpoint(tmp_path / "checkpoint-2", without="optimizer.pt", complete=False)
     with pytest.raises(TaskHeadsError, match=r"checkpoint-2: optimizer.pt is missing"):
         VerifiedCheckpointCallback(1).on_save(
             arguments(tmp_path), TrainerState(global_step=2), TrainerControl()
         )
-    assert newest_sealed(tmp_path) == tmp_path / "checkpoint-1"
+    assert newest_verified(tmp_path) == tmp_path / "checkpoint-1"
 
 
-def test_trainers_own_rotation_is_refused(tmp_path):
+def test_save_total_limit_of_trainer_is_refused(tmp_path):
     from transformers import TrainerControl, TrainerState
 
     settings = arguments(tmp_path)
     settings.save_total_limit = 2
-    with pytest.raises(TaskHeadsError, match="give the number to VerifiedCheckpointCallback"):
+    with pytest.raises(TaskHeadsError) as caught:
         VerifiedCheckpointCallback().on_train_begin(settings, TrainerState(), TrainerControl())
-    with pytest.raises(TaskHeadsError, match="1 or more"):
+    assert [(one.where, one.code) for one in caught.value.problems] == [
+        ("TrainingArguments.save_total_limit", "option-unsupported")
+    ]
+    with pytest.raises(TaskHeadsError) as caught:
         VerifiedCheckpointCallback(0)
+    assert [(one.where, one.code) for one in caught.value.problems] == [("save_total_limit", "option-range")]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The title recipe killed by SIGKILL in mid-run: the same command with resume ends with the same bytes."""
+"""The title recipe after SIGKILL: the same command with resume ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(data, bases, tmp_path_factory):
-    """The weights' bytes of a run that nobody killed, full or LoRA, by the words that make it."""
+    """Return the bytes of the weights of an uninterrupted run, by its further options (full or LoRA)."""
     done: dict[tuple[str, ...], dict[str, bytes]] = {}
 
     def of(more: tuple[str, ...]) -> dict[str, bytes]:
@@ -68,7 +68,7 @@ def uninterrupted(data, bases, tmp_path_factory):
         ((), "checkpoint-6/seal.json", "checkpoint-6"),
         ((), "checkpoint-9/model.safetensors", "checkpoint-6"),
         (LORA, "checkpoint-12/optimizer.pt", "checkpoint-9"),
-        # the training was done, the report was not
+        # after training, during the report
         ((), "metrics.json", "checkpoint-12"),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_killed_recipe_resumes_to_the_same_bytes(
     printed = finished(words, tmp_path / "again")
     assert weights(output) == uninterrupted(more)
     assert (output / "README.md").exists()
-    # it did resume: the steps before the kill are not in the log of the second start
+    # the steps before the kill are not in the log of the second start
     steps = 12 - int(resumes.split("-")[1])
     evaluated = printed.count("'eval_loss'")
     assert evaluated <= steps // 3 + (1 if steps else 0), printed
@@ -103,7 +103,7 @@ def test_another_setting_does_not_resume_a_killed_run(data, bases, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_resumed_stays_as_it_is(data, bases, tmp_path, uninterrupted):
+def test_a_resumed_finished_run_is_not_changed(data, bases, tmp_path, uninterrupted):
     words = command(data, bases["qwen2"], tmp_path / "run")
     for log in ("first", "second"):
         finished(words, tmp_path / log)

@@ -1,4 +1,4 @@
-"""The classification recipe, run for real: every problem type and method, its presets, what it refuses."""
+"""The classification recipe: every problem type and method, its presets, and its errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ short = partial(launching.short, max_seq_length=48)
 
 
 def texts(count: int, *, seed: int) -> list[dict[str, object]]:
-    """Texts whose words tell their labels, with a target for every problem type."""
+    """Texts whose words determine their labels, with a target for every problem type."""
     draw, rows = random.Random(seed), []
     for number in range(count):
         name = draw.choice(list(WORDS))
@@ -101,7 +101,7 @@ def learned(folders, tmp_path_factory) -> tuple[Path, str]:
     return folder, finished(words, folder.parent / "log")
 
 
-def test_a_run_learns_and_says_how_well(learned):
+def test_a_run_learns_and_prints_its_metrics(learned):
     folder, printed = learned
     figures = metrics_of(folder)["test"]
     assert figures[MODEL]["accuracy"]["value"] > 0.8
@@ -118,12 +118,12 @@ def test_a_run_learns_and_says_how_well(learned):
     } <= files  # fmt: skip
 
 
-def test_a_run_says_what_it_will_take_and_what_it_took(learned):
+def test_a_run_prints_estimated_and_used_time_and_memory(learned):
     folder, printed = learned
     launching.estimated(metrics_of(folder)["train"], printed)
 
 
-def test_label_names_survive_everywhere(learned):
+def test_label_names_are_in_every_file(learned):
     folder, _ = learned
     config = json.loads((folder / "config.json").read_text())
     assert list(config["id2label"].values()) == sorted(WORDS)
@@ -133,7 +133,7 @@ def test_label_names_survive_everywhere(learned):
     assert "LABEL_" not in (folder / "README.md").read_text()
 
 
-def test_the_folder_answers_as_the_run_did(learned):
+def test_the_saved_model_predicts_like_the_run(learned):
     from qwen_task_heads import Scorer
 
     folder, _ = learned
@@ -145,8 +145,8 @@ def test_the_folder_answers_as_the_run_did(learned):
             assert answer.probabilities[name] == pytest.approx(probability, abs=2e-6)
 
 
-def test_training_goes_on_with_the_labels_of_the_saved_model(learned, folders, tmp_path, capfd):
-    """Rows with fewer labels, in another order: the map stays that of the model."""
+def test_training_continues_with_the_labels_of_the_saved_model(learned, folders, tmp_path, capfd):
+    """Rows with fewer labels in another order do not change the labels of the model."""
     folder, _ = learned
     rows = [row for row in texts(60, seed=7) if row["label"] != "health"]
     data = write(tmp_path, "more.jsonl", [{"text": row["text"], "label": row["label"]} for row in rows])
@@ -172,7 +172,7 @@ MORE = ["law", *WORDS, "art"]  # another order than that of the saved model
     ],
 )
 def test_labels_are_added_to_a_saved_model(learned, tmp_path, start, named):
-    """Rows of the head by name: before anything is trained, old labels have the logits of the old model."""
+    """Rows of the head are copied by name: before training, old labels have the logits of the old model."""
     from qwen_task_heads import Scorer, load
 
     folder, _ = learned
@@ -216,7 +216,7 @@ def test_labels_are_added_to_a_saved_model(learned, tmp_path, start, named):
         ("pairs", {"class_weights": "balanced", "early_stopping_patience": 3}),
     ],
 )
-def test_every_problem_type_ends_with_its_figures(folders, bases, tmp_path, kind, options):
+def test_every_problem_type_reports_its_metrics(folders, bases, tmp_path, kind, options):
     folder = tmp_path / "run"
     finished(short(folders[kind], bases["qwen3"], folder, **options), tmp_path / "log")
     found = metrics_of(folder)
@@ -248,7 +248,7 @@ METHODS = {
         for name, options in METHODS.items()
     ],
 )
-def test_every_method_reloads_as_it_answered(folders, bases, tmp_path, options):
+def test_every_method_predicts_the_same_after_reloading(folders, bases, tmp_path, options):
     from qwen_task_heads import Scorer
 
     folder, data = tmp_path / "run", folders["single_label_classification"]
@@ -263,7 +263,7 @@ def test_every_method_reloads_as_it_answered(folders, bases, tmp_path, options):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_states_its_base_and_the_published_figure(preset):
+def test_a_preset_states_its_base_and_the_published_metric(preset):
     text = (CONFIGS / f"{preset}.yaml").read_text(encoding="utf-8")
     base, figure = PRESETS[preset]
     assert yaml.safe_load(text)["model_name_or_path"] == base
@@ -272,7 +272,7 @@ def test_a_preset_states_its_base_and_the_published_figure(preset):
 
 
 def preset_words(preset: str, data: Path, base: str, output: Path) -> list[object]:
-    """The preset as it stands, on a tiny base of the same architecture, for two steps."""
+    """Return the words of a preset on a tiny base of the same architecture, for two steps."""
     words = ["--config", CONFIGS / f"{preset}.yaml", "--model_name_or_path", base, "--dataset_name", data]
     return [*words, "--output_dir", output, "--max_steps", 2, *MACHINE]
 
@@ -280,7 +280,7 @@ def preset_words(preset: str, data: Path, base: str, output: Path) -> list[objec
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_runs(preset, folders, bases, tmp_path):
-    """One of them under `accelerate launch`, as their headers say; the others as its child would run."""
+    """One preset runs under `accelerate launch`, the others in a child process."""
     words = preset_words(preset, folders["single_label_classification"], bases["qwen2"], tmp_path / "run")
     if preset == "longnews_05b_full":
         launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
@@ -298,7 +298,7 @@ def test_a_preset_runs(preset, folders, bases, tmp_path):
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem
 )
-def test_a_launch_configuration_is_one_that_accelerate_reads(path):
+def test_accelerate_reads_every_launch_configuration(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
@@ -315,7 +315,7 @@ def test_a_launch_configuration_is_one_that_accelerate_reads(path):
 # --- bad input ---
 
 
-def test_all_defects_of_all_files_come_in_one_run(bases, tmp_path, capfd):
+def test_all_problems_of_all_files_are_in_one_error(bases, tmp_path, capfd):
     rows = [{"text": row["text"], "label": row["label"]} for row in texts(30, seed=1)]
     bad = [*rows, {"text": "", "label": "sport"}, {"text": "a text", "label": None}, {"label": "sport"}]
     train = write(tmp_path, "train.jsonl", bad)
@@ -352,9 +352,7 @@ def test_all_defects_of_all_files_come_in_one_run(bases, tmp_path, capfd):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_options_that_cannot_be_are_refused_before_anything_runs(
-    folders, bases, tmp_path, capfd, options, named
-):
+def test_unusable_options_are_refused_before_anything_runs(folders, bases, tmp_path, capfd, options, named):
     data = folders["single_label_classification"]
     message = refused(capfd, *short(data, bases["qwen2"], tmp_path / "run", **options))
     assert named in message

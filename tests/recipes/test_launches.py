@@ -28,7 +28,7 @@ ROOT = RECIPES.parent
 
 
 def launch(recipe: str, *words: object, cwd: Path) -> tuple[list[str], subprocess.CompletedProcess[str]]:
-    """Start a recipe by `accelerate launch`, as a user does; give its lines on standard output."""
+    """Start a recipe by `accelerate launch`, and return its lines on standard output."""
     done = subprocess.run(
         [*LAUNCH, str(RECIPES / f"{recipe}.py"), *map(str, words)],
         cwd=cwd,
@@ -87,7 +87,7 @@ TO_THE_END = {
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe", TO_THE_END)
-def test_a_bare_launch_ends_with_a_result(recipe, tmp_path):
+def test_a_launch_without_options_ends_with_a_result(recipe, tmp_path):
     lines, done = launch(recipe, *TO_THE_END[recipe], cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     titles = recipe == "reward_titles"
@@ -99,8 +99,8 @@ def test_a_bare_launch_ends_with_a_result(recipe, tmp_path):
     assert ours[metric]["value"] > 0.5  # of two titles, or ten labels
 
 
-def test_a_bare_launch_trains_what_make_titles_trains(tmp_path, monkeypatch):
-    """A run follows from its parsed options, which are equal: where the weights cannot be had."""
+def test_a_launch_without_options_equals_make_titles(tmp_path, monkeypatch):
+    """Both parse to equal options if the pretrained weights are not available."""
     monkeypatch.chdir(tmp_path)
     words = shlex.split((ROOT / "Makefile").read_text().split("reward_titles.py")[1].split("; fi")[0])
     assert words[:2] == ["--config", "recipes/configs/quick_start_embedded.yaml"]
@@ -116,8 +116,8 @@ def test_a_bare_launch_trains_what_make_titles_trains(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", NAMES)
-def test_a_refusal_ends_with_its_message(recipe, tmp_path):
-    """One of them in a bare launch, the others as its child would run."""
+def test_an_error_message_is_the_last_line(recipe, tmp_path):
+    """One recipe runs under `accelerate launch`, the others in a child process."""
     words = ["--no_such_option", "1", "--output_dir", tmp_path / "runs"]
     if recipe == "classify":
         _, done = launch(recipe, *words, cwd=tmp_path)

@@ -50,7 +50,7 @@ def words(model: Path, source: Path, output: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(model: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """What a run gives that nobody killed."""
+    """Return the output of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     printed = finished(words(model, source, folder / "out.jsonl"), folder / "log")
     assert f"{ROWS} rows in = {ROWS} with an answer + 0 with an error" in printed
@@ -85,7 +85,7 @@ def test_messages_without_a_traceback(model: Path, source: Path, tmp_path: Path)
     process.join()
     printed = (tmp_path / "log").read_text()
     assert process.exitcode == 2
-    assert "error: threshold: found 0.5 with a single_label_classification model" in printed
+    assert "error: threshold: " in printed
     assert "Traceback" not in printed
 
 

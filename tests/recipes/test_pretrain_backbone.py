@@ -1,4 +1,4 @@
-"""The embedded default: what ships loads, is small, knows Qwen's tokens, and read no held-out text."""
+"""The embedded backbone: it loads, is small, has the tokens of Qwen, and was trained on no held-out text."""
 
 from __future__ import annotations
 
@@ -127,12 +127,12 @@ def test_the_chat_template_is_chatml() -> None:
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_no_held_out_headline_was_learned_from() -> None:
+def test_no_held_out_headline_was_used_in_training() -> None:
     assert learned(headlines("train"), BACKBONE) == headlines("train")  # else the check below shows nothing
     assert learned(headlines("dev") | headlines("test_public"), BACKBONE) == set()
 
 
-def test_the_provenance_names_the_files_as_they_are() -> None:
+def test_the_provenance_has_the_hashes_of_the_files() -> None:
     provenance = json.loads((BACKBONE / "provenance.json").read_text())
     found = {
         name: hashlib.sha256((BACKBONE / name).read_bytes()).hexdigest() for name in provenance["sha256"]
@@ -167,7 +167,7 @@ def run_main(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Non
     module.main()
 
 
-def test_the_recipe_makes_a_backbone_from_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_trains_a_backbone_on_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         {"a": f"<title>Was {n} really better than {n * n}?</title>", "b": f"猫が{n}匹"} for n in range(40)
     ]
@@ -187,7 +187,7 @@ def test_the_recipe_makes_a_backbone_from_any_text(tmp_path: Path, monkeypatch: 
     assert json.loads((out / "provenance.json").read_text())["files"][0]["texts"] == 80
 
 
-def test_the_recipe_names_all_missing_files_and_columns_at_once(
+def test_all_missing_files_and_columns_are_in_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n{"headline": "b"}\n')
@@ -200,7 +200,7 @@ def test_the_recipe_names_all_missing_files_and_columns_at_once(
     assert not (tmp_path / "out").exists()
 
 
-def test_no_held_out_text_of_the_classification_sample_was_learned() -> None:
+def test_no_held_out_text_of_the_classification_sample_was_used_in_training() -> None:
     splits = ("train", "dev", "test_public")
     texts = {split: {row["text"] for row in read(split, "banking77")} for split in splits}
     assert learned(texts["dev"] | texts["test_public"], BACKBONE) == set()

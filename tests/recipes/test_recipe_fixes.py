@@ -1,4 +1,4 @@
-"""Refusals lead on: what a message names is typed, again and again, until the run ends well."""
+"""Commands with many problems succeed after the fix of every message is typed."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def write(folder: Path, **splits: list[dict[str, Any]]) -> Path:
 
 
 def titles(count: int) -> list[dict[str, Any]]:
-    """Pairs that differ behind a long beginning alone."""
+    """Return pairs that differ only after a long prefix."""
     return [{"chosen": f"{BEGIN}Red {n}", "rejected": f"{BEGIN}Blue {n}"} for n in range(count)]
 
 
 def texts(count: int) -> list[dict[str, Any]]:
-    """Texts that differ behind a long beginning alone, by whose last word their labels are told."""
+    """Return texts that differ only in their last word, which determines the label."""
     return [
         {"text": f"{BEGIN}{('sun', 'rain', 'snow')[n % 3]} {n}", "label": ("a", "b", "c")[n % 3]}
         for n in range(count)
@@ -42,36 +42,37 @@ def texts(count: int) -> list[dict[str, Any]]:
 
 
 def title_scorer(bases: Any, folder: Path) -> Path:
-    """A scorer that pays a writer."""
+    """Build and save a title scorer that rewards a title generator."""
     model = build(bases["qwen2"], pooling="mean")
     names = ("reward_mean", "reward_std", "reward_length_mean", "reward_length_slope")
     model.config.update(dict.fromkeys(names, 1.0))
     return save(model, tokenizer=load_tokenizer(bases["qwen2"]), folder=folder / "scorer")
 
 
+MESSAGE = re.compile(r"(?:error: )?(.+?): .*\. Expected (.*?)\. Fix: (.*)\.")
+
+
 def typed(words: list[str], message: str) -> list[str]:
-    """The words of a refused run with what its message names; of several remedies the one to type."""
-    lines = [line for line in message.splitlines() if re.match(r"(error: )?\S.*; accepted.*; ", line)]
-    assert lines, message
-    for line in lines:
-        where, accepted, remedy = re.fullmatch(
-            r"(?:error: )?(.+?): found .*?; accepted.*?: (.*?); (.*)", line
-        ).groups()  # type: ignore[union-attr]
-        options = re.search(r"(?:give|add) (--.*?)(?:, which|, or|$)", remedy)
+    """Apply the fix of each problem of a message to the words of a refused run."""
+    problems = [match for match in map(MESSAGE.fullmatch, message.splitlines()) if match]
+    assert problems, message
+    for problem in problems:
+        where, expected, fix = problem.groups()
+        options = re.search(r"(?:give|add) (--.*?)(?:, which|, or|$)", fix)
         if options:
             words = [*words, *shlex.split(options[1])]
-        elif "drop it" in remedy and "choose" not in remedy:
+        elif "drop it" in fix and "choose" not in fix:
             place = words.index(where)
             words = words[:place] + words[place + 2 :]
         else:
-            assert remedy.startswith("choose one of them"), line
-            words = [*words, where, accepted.split(",")[0]]
+            assert fix.startswith("choose one of them"), problem[0]
+            words = [*words, where, expected.split(",")[0]]
     return words
 
 
 def walk(recipe: str, words: list[object], folder: Path) -> list[str]:
-    """Run a recipe until it ends well; give its refusals."""
-    said: list[str] = []
+    """Run a recipe until it succeeds, and return its error messages."""
+    messages: list[str] = []
     now = [*map(str, words)]
     for attempt in range(MAX_REFUSALS + 1):
         log = folder / f"log{attempt}"
@@ -79,13 +80,13 @@ def walk(recipe: str, words: list[object], folder: Path) -> list[str]:
         process.join()
         printed = log.read_text(encoding="utf-8")
         if process.exitcode == 0:
-            return said
+            return messages
         assert process.exitcode == 2, printed[-3000:]
         assert "Traceback" not in printed
         assert "'loss':" not in printed, "a step was taken"
-        said.append(printed[printed.index("error: ") :])
-        now = typed(now, said[-1])
-    raise AssertionError("\n\n".join(said))
+        messages.append(printed[printed.index("error: ") :])
+        now = typed(now, messages[-1])
+    raise AssertionError("\n\n".join(messages))
 
 
 BEST = {"save_strategy": "best"}
@@ -102,7 +103,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("recipe", ["reward_titles", "classify", "sft_classify"])
-def test_every_fix_of_a_run_with_many_faults_leads_on(recipe: str, bases: Any, tmp_path: Path) -> None:
+def test_following_every_fix_of_a_command_with_many_problems_succeeds(
+    recipe: str, bases: Any, tmp_path: Path
+) -> None:
     rows = titles if recipe == "reward_titles" else texts
     data = write(tmp_path / "data", train=rows(24), dev=rows(12), test=rows(6))
     limit = {
@@ -112,24 +115,24 @@ def test_every_fix_of_a_run_with_many_faults_leads_on(recipe: str, bases: Any, t
     }
     base = "embedded" if recipe == "sft_classify" else bases["qwen2"]
     words = launching.short(data, base, tmp_path / "run", **WRONG, **limit[recipe])
-    said = walk(recipe, words, tmp_path)
-    first = said[0]
+    messages = walk(recipe, words, tmp_path)
+    first = messages[0]
     wanted = ["--optim: ", "--lr_scheduler_kwargs: ", "--save_total_limit: "]
-    if recipe != "classify":  # whose metrics hang on the data
+    if recipe != "classify":  # its metrics depend on the data
         wanted.append("--metric_for_best_model: ")
     assert all(option in first for option in wanted), first
     assert "pip install -U bitsandbytes" in first
     if recipe == "classify":
-        assert "--metric_for_best_model: found 'f1'; accepted: accuracy, macro_f1" in said[1]
-    [equal] = [one for one in said if "are equal" in one]
+        assert "--metric_for_best_model: found 'f1'. Expected accuracy, macro_f1" in messages[1]
+    [equal] = [one for one in messages if "train.jsonl:1, train.jsonl:2" in one]
     for split, count in (("train", 24), ("dev", 12), ("test", 6)):
         assert f"{count} of {count} " in equal
         assert f"{split}.jsonl:1, {split}.jsonl:2" in equal
-    assert "--eval_steps: found 500" in said[-1]
+    assert "--eval_steps: found 500" in messages[-1]
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
-def test_a_sweep_takes_no_metric_and_names_equal_texts(bases: Any, tmp_path: Path) -> None:
+def test_a_sweep_refuses_a_metric_and_names_equal_texts(bases: Any, tmp_path: Path) -> None:
     data = write(tmp_path / "data", train=texts(24), dev=texts(12))
     words: list[object] = [
         *launching.MACHINE, "--model_name_or_path", bases["qwen2"], "--dataset_name", data, "--output_dir",
@@ -141,7 +144,7 @@ def test_a_sweep_takes_no_metric_and_names_equal_texts(bases: Any, tmp_path: Pat
     assert "24 of 24 texts are equal to a text of another label" in said[1]
 
 
-def test_a_writer_has_no_evaluation_to_count_on(bases: Any, tmp_path: Path) -> None:
+def test_a_title_generator_refuses_options_of_an_evaluation(bases: Any, tmp_path: Path) -> None:
     scorer = title_scorer(bases, tmp_path)
     rows = [{"text": f"Article {number} on rest."} for number in range(8)]
     data = write(tmp_path / "data", train=rows) / "train.jsonl"
@@ -177,7 +180,7 @@ def test_a_writer_has_no_evaluation_to_count_on(bases: Any, tmp_path: Path) -> N
     ],
     ids=str,
 )
-def test_every_fix_of_a_single_fault_leads_on(
+def test_following_the_fix_of_a_single_problem_succeeds(
     recipe: str, changes: dict[str, Any], named: str, bases: Any, tmp_path: Path
 ) -> None:
     rows = titles if recipe == "reward_titles" else texts
@@ -188,7 +191,7 @@ def test_every_fix_of_a_single_fault_leads_on(
 
 
 @pytest.mark.parametrize("recipe", ["reward_titles", "classify", "sft_classify", "grpo_titles"])
-def test_a_full_disk_is_found_before_the_first_step(
+def test_a_full_disk_is_reported_before_the_first_step(
     recipe: str,
     bases: Any,
     tmp_path: Path,
@@ -208,6 +211,6 @@ def test_a_full_disk_is_found_before_the_first_step(
     words = launching.short(data, "embedded", tmp_path / "run", **options)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 1_000))
     message = launching.refused(launching.RECIPES / f"{recipe}.py", capfd, *words)
-    assert "1,000 bytes free for " in message
-    assert f"{tmp_path / 'run'}: found" in message
+    assert f"{tmp_path / 'run'}: " in message
+    assert "1,000 bytes" in message
     assert not list((tmp_path / "run").glob("checkpoint-*"))

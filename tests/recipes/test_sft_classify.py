@@ -1,4 +1,4 @@
-"""The recipe of a chat model that writes the label, run for real: the published preset on a tiny model."""
+"""The recipe of generative classifiers: the published preset on a tiny model, and its errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ("sport", "trade", "the arts")
 
 @pytest.fixture(scope="module")
 def news(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows as the published system reads them: text, candidates, answer; one text is far too long."""
+    """Write rows of text, candidates and answer as in the published system; one text is too long."""
     folder = tmp_path_factory.mktemp("news")
     for split, count in (("train", 48), ("dev", 12), ("test", 12)):
         rows = [
@@ -48,9 +48,7 @@ def words(news: Path, folder: Path, **changes: Any) -> list[object]:
 
 
 @pytest.mark.slow
-def test_the_published_preset_ends_in_an_accuracy_and_a_local_run_of_its_tracker(
-    news: Path, tmp_path: Path
-) -> None:
+def test_the_published_preset_ends_in_an_accuracy_and_a_local_tracker_run(news: Path, tmp_path: Path) -> None:
     pytest.importorskip("swanlab", reason="swanlab is not installed")
     folder = tmp_path / "run"
     said = finished(words(news, folder, report_to="swanlab"), tmp_path / "log")
@@ -66,7 +64,7 @@ def test_the_published_preset_ends_in_an_accuracy_and_a_local_run_of_its_tracker
     assert answer.label in NAMES
 
 
-def test_no_row_loses_its_answer_and_no_text_its_prompt() -> None:
+def test_truncation_keeps_answers_and_prompts() -> None:
     labels = LabelMap(NAMES)
     prompts = AnswerPrompts(load_tokenizer("embedded"), labels, model_type="qwen2", max_length=96)
     rows = [TextExample(text="word " * (10 * n + 1), target=n % 3) for n in range(60)]
@@ -80,7 +78,7 @@ def test_no_row_loses_its_answer_and_no_text_its_prompt() -> None:
         assert row["input_ids"][: len(prompts.prefix)] == prompts.prefix
 
 
-def test_what_this_recipe_cannot_learn_is_refused(
+def test_unsupported_data_and_options_are_refused(
     news: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     several = tmp_path / "several.jsonl"
@@ -98,6 +96,6 @@ def test_what_this_recipe_cannot_learn_is_refused(
         "freeze_embeddings": "true",
         "completion_only_loss": "false",
     }
-    told = refused(capfd, *words(news, folder, **unused))
-    assert all(f"--{name}: found" in told for name in unused)
-    assert not folder.exists()  # no refusal leaves one behind
+    message = refused(capfd, *words(news, folder, **unused))
+    assert all(f"--{name}: found" in message for name in unused)
+    assert not folder.exists()  # errors leave no folder

@@ -1,4 +1,4 @@
-"""`--report_to` on every recipe that trains a model of ours: what was measured is in the event file."""
+"""`--report_to` of every recipe that trains a task head: the metrics are in the event file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SECRET = "hf_" + "datum" * 3 + "Z9" * 15
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of titles and of texts; a token stands in each row."""
+    """Write folders of titles and of texts, with a secret in each row."""
     root = tmp_path_factory.mktemp("tracked")
     for split, count in (("train", 32), ("dev", 12)):
         titles, texts = [], []
@@ -49,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tracked(recipe: str, data: Path, base: str, folder: Path) -> str:
-    """Run a recipe; give what it printed."""
+    """Run a recipe, and return its output."""
     kind = "titles" if recipe == "reward_titles" else "texts"
     words = [*launching.MACHINE, "--report_to", "tensorboard", "--model_name_or_path", base]
     words += ["--dataset_name", data / kind, "--output_dir", folder, "--learning_rate", "1e-3"]
@@ -65,7 +65,7 @@ SLOW = [
 
 
 @pytest.mark.parametrize("recipe", ["classify", *SLOW])
-def test_figures_and_examples_are_tracked_and_no_secret_is(
+def test_metrics_and_examples_are_tracked_and_secrets_are_not(
     recipe: str, data: Path, bases: Any, tmp_path: Path
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -92,12 +92,13 @@ def test_figures_and_examples_are_tracked_and_no_secret_is(
     assert str(tmp_path).encode() not in held
 
 
-def test_a_tracker_that_is_not_there_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
+def test_an_unknown_tracker_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
     words = [*launching.MACHINE, "--report_to", "comet_ml", "--dataset_name", tmp_path / "none"]
     words += ["--output_dir", tmp_path / "run"]
     process = launching.start(launching.RECIPES / "classify.py", words, tmp_path / "log")
     process.join()
     assert process.exitcode == 2
-    said = (tmp_path / "log").read_text()
-    assert "--report_to: found 'comet_ml'; accepted: none, swanlab, tensorboard, trackio, wandb" in said
+    printed = (tmp_path / "log").read_text()
+    assert "--report_to: found 'comet_ml'" in printed
+    assert all(name in printed for name in ("none", "swanlab", "tensorboard", "trackio", "wandb"))
     assert not (tmp_path / "run").exists()

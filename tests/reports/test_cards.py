@@ -442,8 +442,8 @@ def test_facts_that_no_hub_takes_are_refused_together():
     names = ["license", "language", "language", "dataset_url", "dataset_id"]
     assert [problem.where for problem in caught.value.problems] == names
     assert [problem.fix for problem in caught.value.problems[:2]] == [
-        "did you mean apache-2.0?",
-        "did you mean en?",
+        "give license apache-2.0",
+        "give language en",
     ]
     for unknown in ("Ours", "other:", "other: "):
         with pytest.raises(TaskHeadsError, match=r"an id of the hub's list, or other:NAME"):

@@ -38,7 +38,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def parsed(recipe: str, *words: str) -> dict:
-    """All options of the three groups by their names."""
+    """Return all options of the three groups by name."""
     return {name: value for group in PARSERS[recipe](words) for name, value in vars(group).items()}
 
 
@@ -49,7 +49,7 @@ def test_a_launch_without_options_is_the_quick_start():
 
 
 @pytest.mark.parametrize("recipe", PARSERS)
-def test_every_recipe_runs_without_options_on_what_is_embedded(recipe):
+def test_every_recipe_uses_the_embedded_data_and_backbone_by_default(recipe):
     options = parsed(recipe, *CPU)
     assert (options["dataset_name"], options["model_name_or_path"]) == ("embedded", "embedded")
     assert options["output_dir"] == f"runs/{recipe}"
@@ -58,7 +58,7 @@ def test_every_recipe_runs_without_options_on_what_is_embedded(recipe):
 
 
 @pytest.mark.parametrize("recipe", PARSERS)
-def test_other_backbones_keep_the_usual_defaults(recipe):
+def test_other_backbones_keep_the_defaults_of_the_dataclasses(recipe):
     options = parsed(recipe, "--model_name_or_path", "Qwen/Qwen2.5-0.5B", *CPU)
     usual = {"heads": 10.0}.get(recipe, 3.0)
     assert (options["num_train_epochs"], options.get("pooling"), options["seed"]) == (usual, None, 42)
@@ -68,7 +68,7 @@ def test_other_data_keeps_the_defaults_of_the_backbone():
     assert parsed("titles", "--dataset_name", "clicks.jsonl", *CPU)["pooling"] == "mean"
 
 
-def test_what_is_stated_wins(tmp_path):
+def test_given_options_win(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("pooling: last\nseed: 5\n")
     options = parsed("titles", "--config", str(file), "--seed", "7", "--learning_rate", "3e-4", *CPU)
@@ -77,11 +77,11 @@ def test_what_is_stated_wins(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--model-name-or-path", "X/y"], ["--model_name_or_path=X/y"]])
-def test_a_backbone_is_recognised_in_every_spelling(words):
+def test_a_backbone_is_recognised_in_every_form_of_the_option(words):
     assert parsed("titles", *words, *CPU)["pooling"] is None
 
 
-def test_a_backbone_of_the_file_counts_and_the_command_line_wins_over_it(tmp_path):
+def test_a_backbone_of_the_config_is_used_unless_the_command_line_names_one(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("model_name_or_path: X/y\n")
     words = ["--config", str(file), *CPU]
@@ -89,7 +89,7 @@ def test_a_backbone_of_the_file_counts_and_the_command_line_wins_over_it(tmp_pat
     assert parsed("titles", *words, "--model_name_or_path", "embedded")["pooling"] == "mean"
 
 
-def test_the_first_line_says_what_is_done_and_how_to_change_it(capfd):
+def test_the_first_line_names_model_data_and_options(capfd):
     titles, training, model = parse_title_arguments(CPU)
     training.announce(titles, model)
     line = capfd.readouterr().out
@@ -104,7 +104,7 @@ def test_the_first_line_says_what_is_done_and_how_to_change_it(capfd):
 
 
 @pytest.mark.parametrize("base", [EMBEDDED, "another"])
-def test_a_model_that_was_trained_on_the_embedded_backbone_goes_on_at_its_rates(tmp_path, base):
+def test_a_model_trained_on_the_embedded_backbone_keeps_its_learning_rates(tmp_path, base):
     (tmp_path / "config.json").write_text(json.dumps({"backbone_name_or_path": locate(base)}))
     options = options_for("classifier", str(tmp_path))
     if base != EMBEDDED:

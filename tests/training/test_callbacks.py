@@ -28,7 +28,7 @@ from qwen_task_heads.training.callbacks import (
 
 
 class Collator:
-    """trl's collator, and the rows' sources beside the tensors."""
+    """Collator of trl that adds the sources of the rows to the tensors."""
 
     def __init__(self) -> None:
         self.pairs = DataCollatorForPreference(pad_token_id=0)
@@ -38,7 +38,7 @@ class Collator:
 
 
 class GuardedTrainer(RewardTrainer):
-    """A trainer subclass as the package's own: it hands loss and scores to the guard."""
+    """Trainer subclass that passes loss and scores to the guard, like those of the package."""
 
     guard: NonFiniteGuard
 
@@ -52,7 +52,7 @@ class GuardedTrainer(RewardTrainer):
 
 
 def pair(index: int, *, swapped: bool = False, **more):
-    """A learnable preference: the chosen title ends with an even word."""
+    """Return a learnable pair: the chosen title ends with an even word."""
     noise = [4 + (index * 7 + j * 5) % 56 for j in range(3)]
     even, odd = 4 + 2 * (index % 28), 5 + 2 * (index % 28)
     chosen, rejected = (odd, even) if swapped else (even, odd)
@@ -95,7 +95,7 @@ def weights(model) -> list[torch.Tensor]:
 
 
 def trained_for(folder, rows, *, steps: int, **changes) -> list[torch.Tensor]:
-    """The weights after so many sound steps of the same schedule."""
+    """Return the weights after a number of finite steps of the same schedule."""
 
     class Stop(NonFiniteGuard):
         def on_step_end(self, args, state, control, **kwargs):
@@ -115,7 +115,7 @@ def test_nan_margin_stops_at_its_step_and_names_the_batch(tmp_path, step):
     rows[2 * step - 1]["margin"] = float("nan")  # the second row of that step's batch
     trainer = build(tmp_path / "nan", rows)
     with pytest.raises(
-        TaskHeadsError, match=rf"train.jsonl:{2 * step - 1}, train.jsonl:{2 * step}: .*nan at step {step},"
+        TaskHeadsError, match=rf"^train.jsonl:{2 * step - 1}, train.jsonl:{2 * step}: .*nan at step {step},"
     ):
         trainer.train()
     assert trainer.state.global_step == step - 1
@@ -143,7 +143,7 @@ def test_gradient_that_is_not_finite_stops_before_the_optimizer(tmp_path):
     assert all(torch.equal(now, then) for now, then in zip(weights(trainer.model), before, strict=True))
 
 
-def test_only_the_guilty_rows_are_named():
+def test_only_rows_that_are_not_finite_are_named():
     guard, sources = NonFiniteGuard(), [f"a.jsonl:{line}" for line in range(1, 5)]
     scores = torch.zeros(8, 1)
     scores[6] = float("inf")  # the rejected title of the third pair
@@ -152,7 +152,7 @@ def test_only_the_guilty_rows_are_named():
     losses = torch.tensor([0.1, float("nan"), 0.2, float("nan")])
     with pytest.raises(TaskHeadsError, match=r"^a.jsonl:2, a.jsonl:4: the loss is nan"):
         guard.check_finite(losses, scores=torch.zeros(4, 3), sources=sources, step=1)
-    # three titles for two rows say nothing about rows: all are named
+    # three titles cannot be assigned to two rows: all rows are named
     with pytest.raises(TaskHeadsError, match=r"^a.jsonl:1, a.jsonl:2: a score is nan"):
         guard.check_finite(torch.tensor(0.5), scores=torch.full((3,), torch.nan), sources=sources[:2], step=1)
     many = [f"b.jsonl:{line}" for line in range(100)]
@@ -174,7 +174,7 @@ def swapped_run(folder, *, swapped: bool, stop: bool = False):
     return trainer, callback
 
 
-def test_swapped_training_file_is_called_out_within_50_steps(tmp_path, caplog):
+def test_swapped_training_file_is_reported_within_50_steps(tmp_path, caplog):
     trainer, callback = swapped_run(tmp_path, swapped=True)
     trainer.train()
     assert callback.step is not None
@@ -185,31 +185,34 @@ def test_swapped_training_file_is_called_out_within_50_steps(tmp_path, caplog):
     assert calls[0].levelname == "WARNING"
 
 
-def test_sound_training_file_is_not_called_out(tmp_path, caplog):
+def test_correct_training_file_is_not_reported(tmp_path, caplog):
     trainer, callback = swapped_run(tmp_path, swapped=False)
     trainer.train()
-    assert trainer.evaluate()["eval_accuracy"] > 0.9  # it did learn
+    assert trainer.evaluate()["eval_accuracy"] > 0.9  # the model has learned
     assert callback.finding is None
     assert "swapped" not in caplog.text
 
 
-def test_swapped_training_file_stops_the_run_if_asked(tmp_path):
+def test_swapped_training_file_stops_the_run_on_request(tmp_path):
     trainer, _ = swapped_run(tmp_path, swapped=True, stop=True)
-    with pytest.raises(TaskHeadsError, match=r"eval_accuracy at step .* look swapped in the training file"):
+    with pytest.raises(TaskHeadsError) as caught:
         trainer.train()
+    [problem] = caught.value.problems
+    assert problem.where.startswith("eval_accuracy at step")
+    assert problem.code == "pairs-swapped"
     assert trainer.state.global_step <= 50
 
 
-def test_the_call_rests_on_groups_and_can_be_withdrawn(caplog):
+def test_the_warning_counts_groups_and_can_be_withdrawn(caplog):
     state = SimpleNamespace(global_step=10, is_world_process_zero=True)
     pairs, groups = SwappedLabelsCallback(pairs=400), SwappedLabelsCallback(pairs=400, groups=40)
     for callback in (pairs, groups):
         callback.on_evaluate(None, state, None, metrics={"eval_accuracy": 0.42})
     assert pairs.finding
-    assert groups.finding is None  # 40 independent groups do not show it
+    assert groups.finding is None  # not significant with 40 independent groups
     pairs.on_evaluate(None, state, None, metrics={"eval_accuracy": 0.55})
     assert pairs.finding is None
-    assert "no longer ranked backwards" in caplog.text
+    assert "no longer ranked in reverse" in caplog.text
     untrained = SwappedLabelsCallback(pairs=400)
     untrained.on_evaluate(None, SimpleNamespace(global_step=0), None, metrics={"eval_accuracy": 0.1})
     untrained.on_evaluate(None, state, None, metrics={"eval_loss": 0.1})
@@ -233,19 +236,20 @@ def test_number_of_processes():
     check_world(2, running=2, environment={"WORLD_SIZE": "2", "MASTER_PORT": "29500"})
     check_world(None, running=1, environment={})
     check_world(1, running=1, environment={"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"})
-    with pytest.raises(
-        TaskHeadsError, match=r"1 running where 2 were asked for.*torchrun --nproc_per_node 2"
+    for asked, environment, found in (
+        (2, {}, "1 running.*torchrun --nproc_per_node 2"),
+        (None, {"WORLD_SIZE": "2"}, r"started 2 \(WORLD_SIZE\)"),
+        (None, {"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}, "started one"),
     ):
-        check_world(2, running=1, environment={})
-    with pytest.raises(TaskHeadsError, match=r"1 taking part where the launcher started 2 \(WORLD_SIZE\)"):
-        check_world(None, running=1, environment={"WORLD_SIZE": "2"})
-    with pytest.raises(TaskHeadsError, match="asked for several processes and started one"):
-        check_world(None, running=1, environment={"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"})
+        with pytest.raises(TaskHeadsError, match=found) as caught:
+            check_world(asked, running=1, environment=environment)
+        [problem] = caught.value.problems
+        assert (problem.where, problem.code) == ("processes", "processes-differ")
 
 
 @pytest.mark.slow
-def test_accelerate_launch_of_one_process_is_no_dropped_one(tmp_path):
-    """A launch that drops one is in `recipes/test_reward_titles.py`."""
+def test_accelerate_launch_of_one_process_is_accepted(tmp_path):
+    """`recipes/test_reward_titles.py` tests a launch with a missing process."""
     script = tmp_path / "script.py"
     script.write_text(
         "from qwen_task_heads.training.callbacks import check_world\n"

@@ -123,7 +123,7 @@ def test_operations_of_features_count_each_row_once(
     assert (again.facts(), again.line(), capsys.readouterr().out) == ({}, "", "")
 
 
-def test_a_step_that_a_checkpoint_took_is_not_estimated_again(bases: Any, tmp_path: Path) -> None:
+def test_steps_of_a_checkpoint_are_not_estimated(bases: Any, tmp_path: Path) -> None:
     trainer = text_trainer(bases["qwen2"], tmp_path, num_train_epochs=2)
     flow = check_run(trainer)
     whole, half = estimate_run(trainer, flow), estimate_run(trainer, flow, done=flow.steps // 2)
@@ -145,7 +145,7 @@ def needed(base: str, folder: Path, **options: Any) -> int:
     return estimate.needed
 
 
-def test_memory_follows_what_holds_it(bases: dict[str, str], tmp_path: Path) -> None:
+def test_memory_depends_on_gradients_states_and_activations(bases: dict[str, str], tmp_path: Path) -> None:
     base = bases["qwen2"]
     large = {"per_device_train_batch_size": 24, "packing": False}
     whole = needed(base, tmp_path, **large)
@@ -158,7 +158,7 @@ def test_memory_follows_what_holds_it(bases: dict[str, str], tmp_path: Path) -> 
     assert needed(base, tmp_path, **large, optim="sgd") < whole  # no moments
 
 
-def test_weights_of_a_mapped_file_are_held_once_read(tmp_path: Path) -> None:
+def test_weights_of_a_mapped_file_are_in_memory_once_read(tmp_path: Path) -> None:
     size, process = 2**26, psutil.Process()  # 256 MiB
     layer = torch.nn.Linear(1, 1, bias=False)
     (tmp_path / "weights").touch()
@@ -169,7 +169,7 @@ def test_weights_of_a_mapped_file_are_held_once_read(tmp_path: Path) -> None:
     assert process.memory_info().rss - before > 0.9 * 4 * size
 
 
-def test_bytes_are_those_that_autograd_keeps(bases: dict[str, str]) -> None:
+def test_bytes_equal_those_saved_by_autograd(bases: dict[str, str]) -> None:
     model = build(bases["qwen2"], task="pooled_classifier", labels=["a", "b"], pooling="mean").train()
     own = {value.untyped_storage().data_ptr() for value in model.parameters()}
     found: dict[int, int] = {}
@@ -189,7 +189,7 @@ def test_bytes_are_those_that_autograd_keeps(bases: dict[str, str]) -> None:
     assert logits.requires_grad
 
 
-def test_a_run_that_does_not_fit_is_told_what_to_type(
+def test_a_run_that_does_not_fit_names_options(
     bases: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = estimates._machine
@@ -207,10 +207,10 @@ def test_a_run_that_does_not_fit_is_told_what_to_type(
         assert args.gradient_checkpointing == (words[0] == "--activation_checkpointing")
         assert model_args.use_peft == (words[0] == "--use_peft")
     assert typed[0] == ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
-    assert not any("warning" in line for line in replace(estimate, free=10**15).lines())
+    assert not any("warning" in line for line in replace(estimate, free=10**15).messages())
 
 
-def test_features_that_do_not_fit_are_told_what_to_type(
+def test_features_that_do_not_fit_name_options(
     bases: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = estimates._machine
@@ -228,8 +228,8 @@ def test_other_processes_share_the_memory_of_a_cpu() -> None:
         seconds=1, memory=10, weights=1, needed=6, free=10, tokens=1, linear=1, operations=1, peak=1,
         device="cpu",
     )  # fmt: skip
-    assert len(one.lines()) == 1
-    assert len(replace(one, processes=2).lines()) == 2
-    assert len(replace(one, processes=2, device="cuda").lines()) == 1
-    assert "not calibrated" in replace(one, device="cuda").lines()[0]
+    assert len(one.messages()) == 1
+    assert len(replace(one, processes=2).messages()) == 2
+    assert len(replace(one, processes=2, device="cuda").messages()) == 1
+    assert "not calibrated" in replace(one, device="cuda").messages()[0]
     assert not replace(one, device="cuda").as_dict()["calibrated"]

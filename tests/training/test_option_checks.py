@@ -36,7 +36,7 @@ PARSERS = [parse_title_arguments, parse_sft_arguments, parse_classifier_argument
 
 
 def parsed(parse: Any, words: list[str]) -> Any:
-    """The training options of one label per text, once the data are read."""
+    """Return the training options of a single-label run, after the data are read."""
     _, args, _ = parse(words)
     if parse is parse_classifier_arguments:
         args.choose_metric("single_label_classification")
@@ -48,7 +48,7 @@ def arguments(**options: Any) -> TrainingArguments:
 
 
 def fixed(problem: Problem) -> dict[str, Any]:
-    """What a remedy says to give, as options."""
+    """Return the options that a fix names."""
     words = shlex.split(re.search(r"(?:give|add) (--.*?)(?:, |$)", problem.fix)[1])  # type: ignore[index]
     values = [json.loads(word) if word.startswith("{") else word for word in words[1::2]]
     return dict(zip((word[2:] for word in words[::2]), values, strict=True))
@@ -59,7 +59,7 @@ def fixed(problem: Problem) -> dict[str, Any]:
 
 @pytest.mark.parametrize("prefix", ["", "eval_"])
 @pytest.mark.parametrize("parse", PARSERS)
-def test_only_metrics_that_the_evaluation_gives_are_taken(parse: Any, prefix: str) -> None:
+def test_only_metrics_of_the_evaluation_are_accepted(parse: Any, prefix: str) -> None:
     for metric in ("accuracy", "loss"):
         args = parsed(parse, [*CPU, "--metric_for_best_model", prefix + metric])
         assert args.metric_for_best_model == prefix + metric
@@ -86,7 +86,7 @@ def test_a_classifiers_metrics_are_those_of_its_problem_type(problem_type: str) 
             args.choose_metric(problem_type)
 
 
-def test_a_problem_type_that_is_given_tells_its_metrics_before_the_data() -> None:
+def test_a_given_problem_type_determines_the_metrics_before_the_data() -> None:
     words = [*CPU, "--problem_type", "regression", "--token_dropout", "2", "--metric_for_best_model"]
     with pytest.raises(TaskHeadsError) as refused:
         parse_classifier_arguments([*words, "accuracy"])
@@ -97,7 +97,7 @@ def test_a_problem_type_that_is_given_tells_its_metrics_before_the_data() -> Non
     assert "spearman" in problem.expected
 
 
-def test_the_metrics_of_a_classifier_are_what_it_computes() -> None:
+def test_the_metrics_of_a_classifier_are_those_it_computes() -> None:
     for problem_type, names in DEV_METRICS.items():
         width = 1 if problem_type == "regression" else 2
         truth = {"multi_label_classification": np.eye(2), "regression": np.arange(2.0)}
@@ -106,7 +106,7 @@ def test_the_metrics_of_a_classifier_are_what_it_computes() -> None:
         assert tuple(found) == names
 
 
-def test_less_is_better_of_errors() -> None:
+def test_less_is_better_for_errors() -> None:
     names = ("accuracy", "eval_mse", "mae", "loss", "eval_x_loss", "map")
     assert [*filter(prefers_less, names)] == ["eval_mse", "mae", "loss", "eval_x_loss"]
     assert TitleConfig("x", use_cpu=True, metric_for_best_model="loss").greater_is_better is False
@@ -154,13 +154,13 @@ def test_optimizers_of_torch_and_transformers_run(name: str) -> None:
     [{"adam_beta1": 2.0}, {"adam_beta2": -0.5}, {"adam_epsilon": -1.0}, {"learning_rate": -1.0}],
     ids=str,
 )
-def test_a_number_that_no_optimizer_takes_is_named(options: dict[str, float]) -> None:
+def test_a_number_that_no_optimizer_accepts_is_named(options: dict[str, float]) -> None:
     [problem] = option_problems(arguments(**options))
     assert [problem.where] == [f"--{name}" for name in options]
     assert problem.fix == "drop it"
 
 
-def test_trying_an_optimizer_moves_no_random_number() -> None:
+def test_trying_an_optimizer_keeps_the_random_state() -> None:
     torch.manual_seed(3)
     wanted = torch.rand(4)
     torch.manual_seed(3)
@@ -193,11 +193,11 @@ def test_arguments_of_an_optimizer_are_those_that_it_reads(
 @pytest.mark.parametrize(
     "given", ["momentum=0.9", "momentum=0", "momentum=0.9, nesterov=true", "dampening=0.1"]
 )
-def test_arguments_that_are_read_are_taken(given: str) -> None:
+def test_arguments_that_are_read_are_accepted(given: str) -> None:
     assert option_problems(arguments(optim="sgd", optim_args=given)) == []
 
 
-def test_modules_are_for_optimizers_that_choose_among_them() -> None:
+def test_target_modules_require_an_optimizer_that_reads_them() -> None:
     [problem] = option_problems(arguments(optim_target_modules="all-linear"))
     assert problem.where == "--optim_target_modules"
 
@@ -250,12 +250,12 @@ def test_values_that_a_schedule_cannot_follow_are_refused(name: str, given: dict
     ],
     ids=str,
 )  # fmt: skip
-def test_arguments_of_schedules_are_taken(name: str, given: dict[str, Any]) -> None:
+def test_arguments_of_schedules_are_accepted(name: str, given: dict[str, Any]) -> None:
     options = {"lr_scheduler_type": name, "eval_strategy": "epoch"}
     assert scheduler_problems(arguments(**options, lr_scheduler_kwargs=given)) == []
 
 
-def test_arguments_that_are_no_mapping_are_refused() -> None:
+def test_arguments_that_are_not_a_mapping_are_refused() -> None:
     [problem] = scheduler_problems(arguments(lr_scheduler_kwargs="min_lr=3"))
     assert "JSON" in problem.expected
 
@@ -281,7 +281,7 @@ def test_a_schedule_follows_its_metric_in_the_right_direction(name: str) -> None
 @pytest.mark.parametrize(
     "options", [{"save_total_limit": 0}, {"save_strategy": "best", "eval_strategy": "no"}], ids=str
 )
-def test_saves_that_would_never_be_made_are_refused(options: dict[str, Any]) -> None:
+def test_options_that_save_nothing_are_refused(options: dict[str, Any]) -> None:
     [problem] = saving_problems(arguments(**options))
     again = fixed(problem)
     limit = {"save_total_limit": int(again.pop("save_total_limit"))} if "save_total_limit" in again else {}
@@ -289,13 +289,13 @@ def test_saves_that_would_never_be_made_are_refused(options: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("name", ["a_tracker", "mlflow"])
-def test_trackers_that_are_not_there_are_refused(name: str) -> None:
+def test_missing_trackers_are_refused(name: str) -> None:
     [problem] = tracker_problems(arguments(report_to=name))
     assert name in problem.problem
     assert tracker_problems(arguments(**fixed(problem))) == []
 
 
-def test_a_writer_has_no_dev_set() -> None:
+def test_a_title_generator_has_no_dev_set() -> None:
     words = [
         "--reward_model",
         "m",

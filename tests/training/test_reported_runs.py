@@ -32,7 +32,7 @@ from qwen_task_heads.models import saved_task
 from qwen_task_heads.tokenization.collators import pair_dataset
 from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.templates import compile_template
-from qwen_task_heads.training.added_labels import read_sets_for
+from qwen_task_heads.training.added_labels import read_datasets_for
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.title_arguments import parse_title_arguments
@@ -44,8 +44,8 @@ WORDS = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
 # 7, 12 and 16: before the first step of a run
 
 
-def test_07_pairs_alike_after_the_cut_are_refused() -> None:
-    """As conversations their prompt is cut first, so that they differ; as plain titles they are equal."""
+def test_07_pairs_equal_after_truncation_are_refused() -> None:
+    """Conversations differ, because their prompt is truncated first; plain titles are equal."""
     read = read_title_sets(case(7))
     tokenizer = load_tokenizer("embedded")
     compile_template(tokenizer, template=None, model_type="qwen2", max_length=128)
@@ -97,7 +97,7 @@ def test_12_a_metric_called_f1_is_refused_before_the_first_step(parse: Any, tmp_
 
 @pytest.fixture(scope="module")
 def trained(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model of the four labels of the first file."""
+    """Train a model with the four labels of the first file."""
     sets = read_text_sets(case(16, "first.jsonl"))
     torch.manual_seed(0)
     model = build(
@@ -114,7 +114,7 @@ def test_16_labels_added_later_keep_the_old_rows(way: str, trained: str, bases: 
     own = known["labels"].names
     later = case(16, "later.jsonl")
     options = {"labels": case(16, "labels_later.yaml")} if way == "labels" else {}
-    sets = read_sets_for(later, {} if way == "init_head" else known, **options)
+    sets = read_datasets_for(later, {} if way == "init_head" else known, **options)
     assert set(sets.labels.names) == {row["label"] for row in rows_of(later)}
     assert len(sets.labels) == 6
     place = bases["qwen2"] if way == "init_head" else trained

@@ -28,7 +28,7 @@ def test_the_number_is_one_above_the_highest(tmp_path, there, resume, chosen):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(there)  # nothing is created
 
 
-def test_a_file_of_the_name_is_not_written_over(tmp_path):
+def test_a_file_of_the_name_is_not_overwritten(tmp_path):
     (tmp_path / "titles").write_text("notes")
     assert default_folder("titles", root=tmp_path) == str(tmp_path / "titles-2")
 
@@ -38,7 +38,7 @@ def test_the_path_of_a_checkpoint_names_its_run(tmp_path):
     assert default_folder("titles", checkpoint, root=tmp_path) == str(tmp_path / "titles-3")
 
 
-def test_the_training_arguments_choose_it_and_a_stated_folder_wins(tmp_path, monkeypatch):
+def test_the_training_arguments_use_it_unless_a_folder_is_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert TitleConfig(use_cpu=True).output_dir == "runs/titles"
     (tmp_path / "runs" / "titles").mkdir(parents=True)

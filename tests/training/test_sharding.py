@@ -31,7 +31,7 @@ def make():
 
 
 def work(folder: str) -> None:
-    """One of two processes: shake, shard, collect, compare."""
+    """Run one of two processes: randomize, shard, collect and compare."""
     from peft import get_peft_model
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -65,14 +65,14 @@ def work(folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_back_one_model(tmp_path):
+def test_two_processes_collect_one_model(tmp_path):
     for rank, process in enumerate(launching.fork_two(work, str(tmp_path), log=tmp_path / "log")):
         launching.join(process, tmp_path / f"log{rank}")
     assert (tmp_path / "equal").exists()
 
 
 def work_on_answers(folder: str) -> None:
-    """One of two processes: score labels with a sharded chat model, all of dev in each, and collect it."""
+    """Run one of two processes: score labels with a sharded chat model, and collect it."""
     from peft import LoraConfig
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -107,20 +107,20 @@ def work_on_answers(folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_sharded_model_is_asked_by_all_processes_alike(tmp_path):
+def test_a_sharded_model_is_evaluated_by_all_processes(tmp_path):
     for rank, process in enumerate(launching.fork_two(work_on_answers, str(tmp_path), log=tmp_path / "log")):
         launching.join(process, tmp_path / f"log{rank}")
     assert (tmp_path / "equal").exists()
 
 
 class Zero3:
-    """What transformers keeps of DeepSpeed's configuration while a run lasts."""
+    """DeepSpeed configuration that transformers stores during a run."""
 
     def is_zero3(self) -> bool:
         return True
 
 
-def test_the_whole_model_is_not_split_again(monkeypatch):
+def test_the_collected_model_is_not_sharded_again(monkeypatch):
     config, model = Zero3(), make()
     monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", weakref.ref(config))
     assert deepspeed.is_deepspeed_zero3_enabled()

@@ -24,7 +24,7 @@ HEAD = {"head": "mlp", "head_sizes": [8], "pooling": "mean", "backbone_layers": 
 
 
 def fresh(base: str, tokenizer: Any, *, labels: Any = LABELS, before: str = "About: ", **head: Any) -> Any:
-    """A model and a tokenizer with the template."""
+    """Return a new model and a tokenizer with the template."""
     options = {**HEAD, "task": "pooled_classifier", "labels": labels, **head}
     model, words = build(base, **options), copy.deepcopy(tokenizer)
     bind_template(words, model.config, template=Template(before=before))
@@ -33,7 +33,7 @@ def fresh(base: str, tokenizer: Any, *, labels: Any = LABELS, before: str = "Abo
 
 @pytest.fixture(scope="module")
 def folders(bases, tokenizer, shake, tmp_path_factory) -> dict[str, Path]:
-    """The same kind of head, saved in each way."""
+    """Save the same head in each format."""
     root = tmp_path_factory.mktemp("heads")
     for kind in ("full", "head_only", "lora", "sharded"):
         model, words = fresh(bases["qwen2"], tokenizer)
@@ -65,7 +65,7 @@ def test_the_head_is_the_saved_one(bases, tokenizer, folders, kind) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "head_only", "lora", "sharded"])
 def test_options_that_are_not_given_are_those_of_the_head(bases, tokenizer, folders, kind) -> None:
-    """Fewer layers than the backbone has, another pooling, a template: `--init_head` alone is enough."""
+    """`--init_head` alone sets the number of layers, the pooling and the template."""
     folder = str(folders[kind])
     arguments = ClassifierArguments(dataset_name="x", init_head=folder)
     options = arguments.head_options()
@@ -91,12 +91,12 @@ def test_options_that_are_not_given_are_those_of_the_head(bases, tokenizer, fold
     }  # refused by `load_head`
 
 
-def test_a_head_that_is_not_there_or_not_ours_has_no_options(bases, tmp_path) -> None:
+def test_a_missing_or_foreign_head_has_no_options(bases, tmp_path) -> None:
     assert head_options_of(str(tmp_path / "nowhere"), ("pooling",)) == {}
     assert head_options_of(bases["qwen2"], ("pooling",)) == {}
 
 
-def test_a_template_of_another_vocabulary_is_not_taken(tokenizer, folders) -> None:
+def test_a_template_of_another_vocabulary_is_not_copied(tokenizer, folders) -> None:
     words = copy.deepcopy(tokenizer)
     take_template(words, None)
     assert TEMPLATE_KEY not in words.init_kwargs
@@ -105,7 +105,7 @@ def test_a_template_of_another_vocabulary_is_not_taken(tokenizer, folders) -> No
     assert TEMPLATE_KEY not in words.init_kwargs
 
 
-def test_none_changes_nothing(bases, tokenizer) -> None:
+def test_without_init_head_nothing_changes(bases, tokenizer) -> None:
     model, words = fresh(bases["qwen2"], tokenizer)
     before = copy.deepcopy(model.score.state_dict())
     assert load_head(model, None, tokenizer=words) is model
@@ -150,7 +150,7 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("option", DIFFERENT)
-def test_a_head_for_something_else_is_refused(bases, tokenizer, folders, option) -> None:
+def test_a_head_with_other_settings_is_refused(bases, tokenizer, folders, option) -> None:
     model, words = fresh(bases["qwen2"], tokenizer, **DIFFERENT[option])
     before = copy.deepcopy(model.score.state_dict())
     with pytest.raises(TaskHeadsError) as caught:
@@ -160,10 +160,10 @@ def test_a_head_for_something_else_is_refused(bases, tokenizer, folders, option)
 
 
 @pytest.mark.parametrize("kind", ["full", "head_only", "lora", "sharded"])
-def test_labels_that_are_added_leave_the_others_their_rows(bases, tokenizer, folders, kind) -> None:
-    wider, lines = ("art", "health", "sport", "cars", "money"), []
+def test_added_labels_keep_the_rows_of_the_others(bases, tokenizer, folders, kind) -> None:
+    wider, messages = ("art", "health", "sport", "cars", "money"), []
     model, words = fresh(bases["qwen2"], tokenizer, labels=wider)
-    load_head(model, str(folders[kind]), tokenizer=words, lines=lines)
+    load_head(model, str(folders[kind]), tokenizer=words, messages=messages)
     state = read_head(str(folders[kind]))
     for name, tensor in model.score.state_dict().items():
         saved = state[name]
@@ -173,8 +173,8 @@ def test_labels_that_are_added_leave_the_others_their_rows(bases, tokenizer, fol
                 assert torch.equal(tensor[place], own), (name, label)
         else:
             assert torch.equal(tensor, saved)
-    assert len(lines) == 1
-    assert all(repr(label) in lines[0] for label in wider)
+    assert len(messages) == 1
+    assert all(repr(label) in messages[0] for label in wider)
 
 
 @pytest.mark.parametrize("labels", [("sport", "money"), ("sport", "money", "art", "cars"), ("a", "b")])
@@ -189,40 +189,42 @@ def test_an_ordinal_head_takes_no_further_label(bases, tokenizer, shake, tmp_pat
     model, words = fresh(bases["qwen2"], tokenizer, problem_type="ordinal")
     folder = str(save(shake(model), tokenizer=words, folder=tmp_path))
     model, words = fresh(bases["qwen2"], tokenizer, problem_type="ordinal", labels=(*LABELS, "art"))
-    with pytest.raises(TaskHeadsError, match="no row per label"):
+    with pytest.raises(TaskHeadsError) as caught:
         load_head(model, folder, tokenizer=words)
+    assert [problem.where for problem in caught.value.problems] == ["--labels"]
 
 
-def test_all_differences_are_said_at_once(bases, tokenizer, folders) -> None:
+def test_all_differences_are_in_one_error(bases, tokenizer, folders) -> None:
     model, words = fresh(bases["qwen2"], tokenizer, pooling="max", labels=("a", "b"), before="Of: ")
     with pytest.raises(TaskHeadsError) as caught:
         load_head(model, str(folders["full"]), tokenizer=words)
-    found = {problem.where for problem in caught.value.problems}
-    assert found == {"--pooling", "--labels", "--init_head"}
+    assert {problem.where for problem in caught.value.problems} == {"--pooling", "--labels", "--init_head"}
 
 
-def test_another_backbone_is_refused_where_it_is_known(bases, tokenizer, folders) -> None:
+def test_another_backbone_is_refused_if_the_model_names_one(bases, tokenizer, folders) -> None:
     model, words = fresh(bases["llama"], tokenizer)
     with pytest.raises(TaskHeadsError, match="--model_name_or_path"):
         load_head(model, str(folders["head_only"]), tokenizer=words)
 
 
-def test_a_scorer_is_no_classifier(bases, tokenizer, folders) -> None:
-    with pytest.raises(TaskHeadsError, match="a title_scorer"):
+def test_the_head_of_another_task_is_refused(bases, tokenizer, folders) -> None:
+    with pytest.raises(TaskHeadsError, match="title_scorer") as caught:
         load_head(build(bases["qwen2"]), str(folders["full"]), tokenizer=tokenizer)
+    assert [(one.where, one.code) for one in caught.value.problems] == [("--init_head", "model-type")]
 
 
 def test_a_trained_model_keeps_its_own_head(tokenizer, folders) -> None:
     folder = str(folders["full"])
     model, words = build(folder, task="pooled_classifier"), copy.deepcopy(tokenizer)
     bind_template(words, model.config, template=Template(before="About: "))
-    with pytest.raises(TaskHeadsError, match="which has a head"):
+    with pytest.raises(TaskHeadsError) as caught:
         load_head(model, folder, tokenizer=words)
+    assert {(one.where, one.code) for one in caught.value.problems} == {("--init_head", "option-conflict")}
 
 
 @pytest.mark.parametrize("damage", ["shape", "name", "nan", "gone"])
-def test_damaged_tensors_are_refused(bases, tokenizer, folders, tmp_path, damage) -> None:
-    folder = tmp_path / "damaged"
+def test_corrupted_tensors_are_refused(bases, tokenizer, folders, tmp_path, damage) -> None:
+    folder = tmp_path / "corrupted"
     shutil.copytree(folders["head_only"], folder)
     path = folder / "adapter/adapter_model.safetensors"
     tensors = load_file(path)
@@ -238,14 +240,18 @@ def test_damaged_tensors_are_refused(bases, tokenizer, folders, tmp_path, damage
         path.unlink()
     model, words = fresh(bases["qwen2"], tokenizer)
     before = copy.deepcopy(model.score.state_dict())
-    with pytest.raises(TaskHeadsError, match="--init_head"):
+    with pytest.raises(TaskHeadsError) as caught:
         load_head(model, str(folder), tokenizer=words)
+    codes = {"nan": "number-not-finite", "gone": "model-not-found"}
+    expected = ("--init_head", codes.get(damage, "model-corrupted"))
+    assert [(one.where, one.code) for one in caught.value.problems] == [expected]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.score.state_dict().items())
 
 
-def test_a_folder_that_is_not_there(bases, tokenizer, tmp_path) -> None:
+def test_a_missing_folder_is_refused(bases, tokenizer, tmp_path) -> None:
     model, words = fresh(bases["qwen2"], tokenizer)
-    with pytest.raises(TaskHeadsError, match="no such folder"):
+    with pytest.raises(TaskHeadsError, match="nowhere"):
         load_head(model, str(tmp_path / "nowhere"), tokenizer=words)
-    with pytest.raises(TaskHeadsError, match="no weights"):
+    with pytest.raises(TaskHeadsError) as caught:
         read_head(str(tmp_path))
+    assert [(one.where, one.code) for one in caught.value.problems] == [("--init_head", "model-not-found")]
