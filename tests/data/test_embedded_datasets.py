@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from qwen_task_heads.data.embedded_datasets import EMBEDDED_SETS, locate_set
+from qwen_task_heads.data.embedded_datasets import EMBEDDED_DATASETS, locate_dataset
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.title_datasets import read_title_sets
 
@@ -25,9 +25,9 @@ def test_the_classification_sample_has_ten_labels_and_three_splits():
     assert set(Counter(row.target for row in sets.test).values()) == {20}
 
 
-@pytest.mark.parametrize("task", EMBEDDED_SETS)
+@pytest.mark.parametrize("task", EMBEDDED_DATASETS)
 def test_each_sample_is_small_and_carries_its_licence(task):
-    folder = EMBEDDED_SETS[task].folder
+    folder = EMBEDDED_DATASETS[task].folder
     assert "CC BY 4.0" in (folder / "LICENSE.md").read_text(encoding="utf-8")
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1.5e6
     # the wheel takes what pyproject.toml lists: assets/**/*
@@ -35,4 +35,4 @@ def test_each_sample_is_small_and_carries_its_licence(task):
 
 
 def test_other_sources_are_left_as_they_are():
-    assert locate_set("reviews.jsonl", "texts") == "reviews.jsonl"
+    assert locate_dataset("reviews.jsonl", "texts") == "reviews.jsonl"

@@ -176,7 +176,7 @@ def test_pairs_of_arms(data: PairData, options: dict[str, Any]) -> None:
         assert [column.tolist() for column in arm_hashes(table)] == [
             column.tolist() for column in arm_hashes(rows)
         ]
-        assert arms_of(table).tests.tolist() == arms_of(rows).tests.tolist()
+        assert arms_of(table).experiments.tolist() == arms_of(rows).experiments.tolist()
         pairs = groups_to_pairs(table)
         assert split_by_group(pairs, groups=table) == split_by_group(list(pairs), groups=rows)
 

@@ -166,8 +166,8 @@ def test_groups_obey_the_filters_of_pairs_and_what_was_left_out_is_said(tmp_path
     sets = read_title_sets(file, dev=dev)
     assert {group.group: len(group.titles) for group in sets.groups} == {"few": 3, "unseen": 2}
     assert all(min(group.impressions) > 0 for group in sets.groups)
-    assert "train: 2 arms with fewer than 1 impression left out of the tests" in sets.lines
-    assert "train: 2 tests without a difference in click rate left out" in sets.lines
+    assert "train: 2 arms with fewer than 1 impression left out of the experiments" in sets.lines
+    assert "train: 2 experiments without a difference in click rate left out" in sets.lines
     sets = read_title_sets(file, dev=dev, min_impressions=100)
     assert {group.group: group.titles for group in sets.groups} == {
         "few": ("Few a", "Few b"),

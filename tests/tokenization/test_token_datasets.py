@@ -13,7 +13,7 @@ from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.tokenization import token_datasets
 from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset, text_dataset
-from qwen_task_heads.tokenization.token_datasets import TokenSet, parts
+from qwen_task_heads.tokenization.token_datasets import TokenDatasetBuilder, row_blocks
 
 PAIRS = [
     PairExample(
@@ -85,7 +85,7 @@ def test_sets_of_equal_ids_share_a_file_and_no_other_does(
     monkeypatch.setattr(token_datasets, "IN_MEMORY", 1)
 
     def made(row: int) -> Any:
-        tokens = TokenSet(rows=9)
+        tokens = TokenDatasetBuilder(rows=9)
         tokens.add({"row": [row]})
         return tokens.finish()
 
@@ -98,7 +98,7 @@ def test_sets_of_equal_ids_share_a_file_and_no_other_does(
 
 def test_a_set_that_is_not_finished_leaves_no_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_datasets, "IN_MEMORY", 1)
-    tokens = TokenSet(rows=9)
+    tokens = TokenDatasetBuilder(rows=9)
     tokens.add({"row": [1]})
     assert len(list(cache.iterdir())) == 1
     del tokens
@@ -124,9 +124,9 @@ def test_pairs_without_a_source_are_named_by_their_place(cache: Path) -> None:
 
 
 def test_parts() -> None:
-    assert [(start, len(part)) for start, part in parts(PAIRS, 4000)] == [
+    assert [(start, len(part)) for start, part in row_blocks(PAIRS, 4000)] == [
         (0, 4000),
         (4000, 4000),
         (8000, 1000),
     ]
-    assert list(parts([])) == [(0, [])]
+    assert list(row_blocks([])) == [(0, [])]
