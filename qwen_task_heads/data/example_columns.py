@@ -143,5 +143,5 @@ def rows_containing(examples: Sequence[TextExample], mark: str) -> Numbers:
         if examples.rows is None or not len(stored):
             return stored
         return np.flatnonzero(np.isin(examples.rows, stored))
-    found = (row for row, one in enumerate(examples) if mark in one.text or mark in one.text_b)
-    return np.fromiter(found, np.int64)
+    rows = (row for row, one in enumerate(examples) if mark in one.text or mark in one.text_b)
+    return np.fromiter(rows, np.int64)

@@ -113,11 +113,11 @@ def within(keys: Hashes, known: Hashes) -> NDArray[np.bool_]:
     """Return which keys are in the sorted array `known`."""
     if not len(known):
         return np.zeros(len(keys), bool)
-    found = np.zeros(len(keys), bool)
+    result = np.zeros(len(keys), bool)
     for part in slices(len(keys)):
         places = np.minimum(np.searchsorted(known, keys[part]), len(known) - 1)
-        found[part] = known[places] == keys[part]
-    return found
+        result[part] = known[places] == keys[part]
+    return result
 
 
 def components(edges: Sequence[tuple[Hashes, Hashes]]) -> tuple[Hashes, Hashes]:

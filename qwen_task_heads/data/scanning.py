@@ -60,12 +60,12 @@ def scan_file(
     columns: dict[str, None] = {}
     before = _sizes(into)
     while True:
-        found: dict[str, None] = {}
-        scan, more = _scan(rows, into, columns=columns, found=found, start=start, left=left)
-        if scan is None or found.keys() == columns.keys():
+        seen: dict[str, None] = {}
+        scan, more = _scan(rows, into, columns=columns, seen=seen, start=start, left=left)
+        if scan is None or seen.keys() == columns.keys():
             break
         _forget(into, before)
-        columns = found
+        columns = seen
     if scan is not None:
         into.file_problems += scan.layout.problems
     return scan, more
@@ -76,11 +76,11 @@ def _scan(
     into: Collected,
     *,
     columns: dict[str, None],
-    found: dict[str, None],
+    seen: dict[str, None],
     start: Callable[[str, Collection[str]], AnyScan],
     left: int | None,
 ) -> tuple[AnyScan | None, bool]:
-    """Make one pass with `columns`, or fill them from the first batch; `found` collects all columns."""
+    """Make one pass with `columns`, or fill them from the first batch; `seen` collects all columns."""
     scan: AnyScan | None = None
     end = None if left is None else into.rows_read + left
     for item in rows.items():
@@ -97,12 +97,12 @@ def _scan(
             continue
         room = len(item) if end is None else min(len(item), end - into.rows_read)
         batch = item if room == len(item) else item.first(room)
-        found.update(dict.fromkeys(batch.names))
+        seen.update(dict.fromkeys(batch.names))
         if scan is None:
-            columns.update({} if columns else found)
+            columns.update({} if columns else seen)
             scan = start(batch.where(0), columns)
         into.rows_read += len(batch)
-        if found.keys() <= columns.keys():  # else the file is read again
+        if seen.keys() <= columns.keys():  # else the file is read again
             scan.add(batch)
         if room < len(item):
             return scan, True

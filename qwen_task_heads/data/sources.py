@@ -191,9 +191,9 @@ def _read_file(path: str, kind: str, options: FileOptions) -> Iterator[Item]:
         Batches of rows, and `(source, Problem)`; a `FileProblem` if the whole file is defective.
     """
     try:
-        problem = wrong_kind(path, kind)
-        if problem:
-            yield path, problem
+        other_kind = wrong_kind(path, kind)
+        if other_kind:
+            yield path, other_kind
             return
         yield from PARSERS[kind](path, options)
     except OSError as error:
@@ -213,7 +213,7 @@ def _folder_files(folder: str, split: str | None, kinds: Mapping[str, str]) -> l
             folder,
             "the folder has no file that can be read",
             ", ".join(kinds),
-            "name the folder that holds the files itself, or convert them",
+            "name the folder of the files itself, or convert them",
             code="file-format",
         )
     by_split: dict[str | None, list[str]] = {}

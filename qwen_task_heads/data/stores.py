@@ -123,13 +123,13 @@ class Texts:
         """Return the rows whose text contains `mark`, in their order."""
         import pyarrow.compute as pc
 
-        found = [
+        stored = [
             np.flatnonzero(pc.match_substring(self._load(number), mark)) + CHUNK * number
             for number in range(len(self._chunks))
         ]
         start = CHUNK * len(self._chunks)
         last = [start + place for place, text in enumerate(self._pending) if mark in text]
-        return np.concatenate([*found, np.array(last, np.int64)])
+        return np.concatenate([*stored, np.array(last, np.int64)])
 
     def hashes(self) -> Hashes:
         """Return 64 bits per row, equal for rows with an equal key."""

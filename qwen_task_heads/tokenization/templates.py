@@ -120,7 +120,7 @@ def from_shell(text: str) -> str:
         >>> from_shell(r"Rate:\n") == "Rate:" + chr(10), from_shell(r"\\n") == r"\n"
         (True, True)
     """
-    return re.sub(r"\\([nt\\])", lambda found: SHELL_ESCAPES[found[1]], text)
+    return re.sub(r"\\([nt\\])", lambda match: SHELL_ESCAPES[match[1]], text)
 
 
 def for_shell(text: str) -> str:

@@ -101,7 +101,7 @@ CODED = [row | {"label_name": "ab"[row["label"]]} for row in stated("label", 0, 
 NEW = [{"text": f"New {n}", "label": "ab"[n % 2]} for n in range(4)]
 FILL = "fill in the text"
 GONE = "remove the row"
-SPEAK = "data/conversations.py::read_messages::row"
+SPEAK = "data/conversations.py::read_messages::row.where"
 WEIGHTED = having(LABELED, weight=1.0)
 CASES = [
     # columns of a file
