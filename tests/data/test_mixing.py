@@ -89,8 +89,8 @@ def test_rows_of_dev_test_and_train_are_left_out_and_counted() -> None:
     assert texts == {f"new {n}" for n in range(8)} | {"one"}
     assert [row.text_b for row in rows if row.text == "one"] == ["three"]
     assert lines[1:3] == [
-        "mix: 2 rows left out, whose texts stand in dev or test",
-        "mix: 1 row left out, whose text stands in train",
+        "mix: 2 rows left out, whose texts are in dev or test",
+        "mix: 1 row left out, whose text is in train",
     ]
 
 
@@ -174,7 +174,7 @@ def test_texts_of_dev_and_test_are_not_mixed_in(tmp_path: Path) -> None:
     }
     sets = read(tmp_path, [*dev, *test, *rows_of("new", 30)], **places)
     assert {row.text.split()[0] for row in sets.train} == {"own", "new"}
-    assert said(sets, "left out") == ["mix: 20 rows left out, whose texts stand in dev or test"]
+    assert said(sets, "left out") == ["mix: 20 rows left out, whose texts are in dev or test"]
     message = refused(tmp_path, test, **places)
     assert "other.jsonl: no row that is not already in train, dev or test" in str(message)
 
