@@ -167,8 +167,9 @@ def bind_template(
 
 def as_option(error: TaskHeadError) -> TaskHeadsError:
     """Return an error about a field of the config as an error about the option of that name."""
-    where = f"--{error.where}"
-    return TaskHeadsError(Problem(where, error.problem, error.expected, error.fix, code="option-value"))
+    return TaskHeadsError(
+        Problem(f"--{error.where}", error.problem, error.expected, error.fix, code="option-value")
+    )
 
 
 def compile_template(

@@ -170,7 +170,7 @@ CASES = [
     of_table(f"{TABLES}_Table._miscounted::where", TABLE[11:], "train.csv:1",
              {"name as many columns in --columns": "--columns text,label"}, words="--columns text"),
     of_table(f"{TABLES}_Table._miscounted::where", TABLE + "one, two,a\n", "train.csv:6",
-             {"quote fields that hold the separator": TABLE + '"one, two",a\n',
+             {"quote fields that contain the separator": TABLE + '"one, two",a\n',
               "write a truncated last line again": TABLE + "one two,a\n"}),
     Case(f"{TABLES}read_parquet::path#2", {"train.parquet": parquet(text=TEXT, label=LABEL, label_=LABEL)},
          "train.parquet", {"rename one of the two": {"train.parquet": PARQUET}}),

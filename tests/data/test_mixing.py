@@ -71,7 +71,8 @@ def test_too_few_others_are_all_added_with_a_message() -> None:
     rows, lines = mix_in(examples("own", 40), examples("new", 5))
     assert len(rows) == 45
     assert lines[0] == (
-        "mix: 5 of 5 rows of the other set added to 40 own rows (8:1, where 2:1 was asked: there are no more)"
+        "mix: 5 of 5 rows of the other set added to 40 own rows "
+        "(8:1, but 2:1 was requested: there are no more rows)"
     )
 
 
@@ -175,8 +176,8 @@ def test_texts_of_dev_and_test_are_not_mixed_in(tmp_path: Path) -> None:
     sets = read(tmp_path, [*dev, *test, *rows_of("new", 30)], **places)
     assert {row.text.split()[0] for row in sets.train} == {"own", "new"}
     assert said(sets, "left out") == ["mix: 20 rows left out, whose texts are in dev or test"]
-    message = refused(tmp_path, test, **places)
-    assert "other.jsonl: no row that is not already in train, dev or test" in str(message)
+    [problem] = refused(tmp_path, test, **places).problems
+    assert (problem.where, problem.code) == ("other.jsonl", "rows-too-few")
 
 
 def test_several_datasets_and_the_training_split_of_a_folder(tmp_path: Path) -> None:
