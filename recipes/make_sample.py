@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from qwen_task_heads.data.embedded_datasets import EMBEDDED_SETS
+from qwen_task_heads.data.embedded_datasets import EMBEDDED_DATASETS
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 
 SPLITS = ("train", "dev", "test_public")
@@ -72,7 +72,7 @@ def main() -> None:
                 samples[split].append(json.dumps(kept))
     if problems:
         raise TaskHeadsError(problems)
-    out = Path(args.output_dir or EMBEDDED_SETS[args.sample].folder)
+    out = Path(args.output_dir or EMBEDDED_DATASETS[args.sample].folder)
     out.mkdir(parents=True, exist_ok=True)
     for split, lines in samples.items():
         (out / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="ascii")

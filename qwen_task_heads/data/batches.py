@@ -1,4 +1,4 @@
-"""Rows of a file in batches of columns, which cost a fraction of what a dict for each row costs."""
+"""Hold rows of a file in batches of columns, which take a fraction of the memory of a dict per row."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, Final
 from qwen_task_heads.errors import Problem
 
 BATCH_ROWS = 4096
-BATCH_BYTES = 4 * 2**20  # of a file, about: a batch of long texts has fewer rows
+BATCH_BYTES = 4 * 2**20  # approximate bytes of the file: a batch of long texts has fewer rows
 
 
 class TextRow(dict[str, Any]):
-    """A row of CSV or TSV: every value is text, numbers are still to be parsed."""
+    """A row of CSV or TSV: every value is text, and numbers are not yet parsed."""
 
 
 class _Absent:
-    """A column that a row does not have; no value of a file, which may well be None."""
+    """The value of a column that a row does not have, as distinct from None."""
 
     def __repr__(self) -> str:
         return "ABSENT"
@@ -32,7 +32,7 @@ class Batch(ABC):
 
     Args:
         numbers: line or row number of each row.
-        source: name of the file, with what stands before the number: `train.jsonl:` or `train.parquet:row `.
+        source: name of the file and the prefix of a number: `train.jsonl:` or `train.parquet:row `.
         textual: whether the rows are `TextRow`.
     """
 
@@ -43,29 +43,29 @@ class Batch(ABC):
         return len(self.numbers)
 
     def where(self, place: int) -> str:
-        """Return where a row stands, as messages name it."""
+        """Return the place of a row, as messages name it."""
         return f"{self.source}{self.numbers[place]}"
 
     @property
     @abstractmethod
     def names(self) -> Mapping[str, object]:
-        """The columns that some row has."""
+        """The columns of any row."""
 
     @abstractmethod
     def column(self, name: str) -> Sequence[Any]:
-        """Return a value per row, `ABSENT` where a row lacks the column."""
+        """Return a value per row, `ABSENT` if a row lacks the column."""
 
     @abstractmethod
     def row(self, place: int) -> dict[str, Any]:
-        """Return one row with the columns that it has."""
+        """Return one row with its columns."""
 
     @abstractmethod
     def first(self, rows: int) -> Batch:
-        """Return the first rows alone."""
+        """Return a batch of the first rows."""
 
 
 class RowBatch(Batch):
-    """Rows as dicts, which may all have other columns.
+    """Rows as dicts, each with columns of its own.
 
     Example:
         >>> batch = RowBatch([{"text": "A", "label": 0}, {"text": "B"}], [1, 2], "train.jsonl:")
@@ -80,24 +80,24 @@ class RowBatch(Batch):
 
     @property
     def names(self) -> Mapping[str, object]:
-        """The columns that some row has."""
+        """The columns of any row."""
         return self._names
 
     def column(self, name: str) -> Sequence[Any]:
-        """Return a value per row, `ABSENT` where a row lacks the column."""
+        """Return a value per row, `ABSENT` if a row lacks the column."""
         return [row.get(name, ABSENT) for row in self._rows]
 
     def row(self, place: int) -> dict[str, Any]:
-        """Return one row with the columns that it has."""
+        """Return one row with its columns."""
         return self._rows[place]
 
     def first(self, rows: int) -> RowBatch:
-        """Return the first rows alone."""
+        """Return a batch of the first rows."""
         return RowBatch(self._rows[:rows], self.numbers[:rows], self.source)
 
 
 class ColumnBatch(Batch):
-    """Rows as columns of values, with `ABSENT` where a row lacks one; columns without a value are none."""
+    """Rows as columns of values, with `ABSENT` for missing values; a column without any value is left out."""
 
     def __init__(
         self,
@@ -112,31 +112,31 @@ class ColumnBatch(Batch):
 
     @property
     def names(self) -> Mapping[str, object]:
-        """The columns that some row has."""
+        """The columns of any row."""
         return self._columns
 
     def column(self, name: str) -> Sequence[Any]:
-        """Return a value per row, `ABSENT` where a row lacks the column."""
+        """Return a value per row, `ABSENT` if a row lacks the column."""
         return self._columns[name] if name in self._columns else [ABSENT] * len(self)
 
     def row(self, place: int) -> dict[str, Any]:
-        """Return one row with the columns that it has."""
+        """Return one row with its columns."""
         kind = TextRow if self.textual else dict
         pairs = ((name, values[place]) for name, values in self._columns.items())
         return kind((name, value) for name, value in pairs if value is not ABSENT)
 
     def first(self, rows: int) -> ColumnBatch:
-        """Return the first rows alone."""
+        """Return a batch of the first rows."""
         columns = {name: values[:rows] for name, values in self._columns.items()}
         return ColumnBatch(columns, self.numbers[:rows], self.source, textual=self.textual)
 
 
 Row = tuple[str, "dict[str, Any] | Problem"]
-Item = Batch | Row  # what a file consists of: rows that can be read, and those that cannot
+Item = Batch | Row  # a batch of readable rows, or a single row, which may be a problem
 
 
 def in_batches(rows: Iterable[Row], size: int = BATCH_ROWS) -> Iterator[Item]:
-    """Return rows of one file in batches, and those with a problem one by one, in their order."""
+    """Yield rows of one file in batches, and rows with a problem one by one, in their order."""
     held: list[dict[str, Any]] = []
     numbers: list[int] = []
     source = ""
@@ -158,7 +158,7 @@ def in_batches(rows: Iterable[Row], size: int = BATCH_ROWS) -> Iterator[Item]:
 
 
 def as_rows(items: Iterable[Item]) -> Iterator[Row]:
-    """Return the rows of batches one by one."""
+    """Yield the rows of batches one by one."""
     for item in items:
         if isinstance(item, Batch):
             yield from ((item.where(place), item.row(place)) for place in range(len(item)))
@@ -173,9 +173,9 @@ class RowSource:
     """The rows of one file, or of one split of a data set; they can be read several times.
 
     Args:
-        name: as messages say it.
-        items: gives all rows, from the first one.
-        class_names: gives column -> names of its classes, as `datasets` declares them.
+        name: of the file or split, for messages.
+        items: returns an iterator over all rows, from the first one.
+        class_names: returns a map of columns to class names, as `datasets` declares them.
 
     Example:
         >>> source = RowSource("a.jsonl", lambda: in_batches([("a.jsonl:1", {"text": "A"})]))
@@ -193,12 +193,12 @@ class RowSource:
 
     @property
     def class_names(self) -> ClassNames:
-        """Column -> names of its classes, {} where nothing declares them."""
+        """Map of columns to class names, {} if none are declared."""
         return self._class_names()
 
 
 class Kept(Iterable[Item]):
-    """Items that come only once, kept as they come, so that they can be read again."""
+    """Items of an iterator, kept as they are read, so that they can be read again."""
 
     def __init__(self, items: Iterator[Item]) -> None:
         self._items, self._kept = items, list[Item]()

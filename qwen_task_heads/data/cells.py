@@ -1,7 +1,7 @@
-"""Text that holds a list, a conversation or a number -> Python values.
+"""Parse cells of text that contain a list, a conversation or a number.
 
-`to_csv` writes a list as Python shows it, `json.dumps` writes JSON, and a NumPy array has no commas between
-its values: `['joy' 'love']` would be one name to Python. What is no such text stays as it is.
+`to_csv` writes the repr of a list, `json.dumps` writes JSON, and the repr of a NumPy array has no commas
+between its values: Python would join `['joy' 'love']` into one name. Other texts are returned unchanged.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import re
 import tokenize
 from typing import Any
 
-# What pandas, R, SQL and Python write for a value that is not there.
-MISSING = frozenset({
-    "", "nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NA", "N/A", "n/a", "#N/A", "#NA", "NaT", "None", "NULL",
-    "Null", "null",
-})  # fmt: skip
+# How pandas, R, SQL and Python write a missing value.
+MISSING = frozenset(
+    (
+        *("", "nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NA", "N/A", "n/a", "#N/A", "#NA", "NaT"),
+        *("None", "NULL", "Null", "null"),
+    )
+)
 DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*)?(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.0+)?")
 VALUES = (tokenize.STRING, tokenize.NUMBER, tokenize.NAME)
@@ -25,7 +27,7 @@ OPENING, CLOSING = ("[", "(", "{"), ("]", ")", "}")
 
 
 def whole_number(text: str) -> int | None:
-    """Return the whole number that a text stands for as Python or pandas writes it; None for all others.
+    """Return the whole number in a text as Python or pandas writes it; None for all other texts.
 
     Example:
         >>> whole_number("11"), whole_number("11.0"), whole_number("011"), whole_number("1.5")
@@ -35,7 +37,7 @@ def whole_number(text: str) -> int | None:
 
 
 def is_decimal(text: str) -> bool:
-    """Return whether a text is a number as scores are written; `01` and `2.21.1` are codes.
+    """Return whether a text is a number in the notation of scores; `01` and `2.21.1` are codes.
 
     Example:
         >>> is_decimal("4.64"), is_decimal(".5"), is_decimal("01"), is_decimal("nan")
@@ -45,7 +47,7 @@ def is_decimal(text: str) -> bool:
 
 
 def parse_number(text: str) -> float | str:
-    """Return a number, or the text itself."""
+    """Return the number in a text, or the text itself."""
     try:
         return float(text) if text.isascii() and "_" not in text else text
     except ValueError:
@@ -53,13 +55,13 @@ def parse_number(text: str) -> float | str:
 
 
 def looks_like_list(text: str) -> bool:
-    """Return whether a text begins and ends as a list does."""
+    """Return whether a text begins and ends with brackets or parentheses."""
     text = text.strip()
     return text[:1] in ("[", "(") and text[-1:] in ("]", ")")
 
 
 def parse_list(text: str) -> list[Any] | None:
-    """Return the list that a text holds, as JSON, Python or NumPy writes it; None if it holds none.
+    """Return the list in a text, as JSON, Python or NumPy writes it; None for other texts.
 
     Example:
         >>> parse_list('["joy", "love"]') == parse_list("['joy', 'love']") == parse_list("['joy' 'love']")
@@ -69,12 +71,12 @@ def parse_list(text: str) -> list[Any] | None:
     """
     if not looks_like_list(text):
         return None
-    found = parse_cell(text)
-    return found if isinstance(found, list) else None
+    value = parse_cell(text)
+    return value if isinstance(value, list) else None
 
 
 def parse_cell(text: str) -> Any:
-    """Return the list or mapping that a text holds, or the text itself.
+    """Return the list or mapping in a text, or the text itself.
 
     Example:
         >>> parse_cell("[{'role': 'user', 'content': \\"It's\\"}]")
@@ -88,20 +90,20 @@ def parse_cell(text: str) -> Any:
     except (ValueError, RecursionError):
         pass
     try:
-        found = ast.literal_eval(_with_commas(stripped))
+        value = ast.literal_eval(_with_commas(stripped))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
         return text
-    return list(found) if isinstance(found, tuple) else found
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _with_commas(text: str) -> str:
-    """A list as Python shows it; between two values without a comma, as NumPy shows them, one is set."""
-    parts: list[str] = []
+    """Return the repr of a list with a comma between two values, which that of a NumPy array lacks."""
+    tokens: list[str] = []
     after_value = False
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in (*VALUES, tokenize.OP):
             continue
         begins = token.type in VALUES or token.string in OPENING or (token.string == "-" and after_value)
-        parts.append(f", {token.string}" if begins and after_value else token.string)
+        tokens.append(f", {token.string}" if begins and after_value else token.string)
         after_value = token.type in VALUES or token.string in CLOSING
-    return " ".join(parts)
+    return " ".join(tokens)

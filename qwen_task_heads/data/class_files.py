@@ -1,9 +1,9 @@
-"""Class files: a text and its label in a line, without a header.
+"""Read class files: a text and its label in a line, without a header.
 
-| form | line |
+| layout | line |
 |---|---|
 | THUCNews and others | `text<TAB>label` |
-| cnews | `label<TAB>text`, told by the first lines: labels repeat, texts do not |
+| cnews | `label<TAB>text`, recognised in the first lines, because labels repeat and texts do not |
 | fastText | `__label__sport text`, or several labels: `__label__sport __label__news text` |
 
 A line without a label is a text, as in a file for prediction.
@@ -27,13 +27,13 @@ from qwen_task_heads.data.json_files import (
 from qwen_task_heads.errors import Problem
 
 FASTTEXT = re.compile(r"__label__(\S+)\s*")
-SNIFFED = 2000  # lines that tell the form
-FEWEST = 6  # lines from which the first column can be told to hold labels
+SNIFFED = 2000  # lines that decide the layout
+FEWEST = 6  # with fewer lines, the label is the second column
 
 
 def read_class_lines(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
-    """Rows of a file of texts and labels; blank lines are passed over."""
-    several, first = _form(path, options)
+    """Yield the rows of a file of texts and labels; blank lines are skipped."""
+    several, first = _layout(path, options)
     empty = True
     with open(path, "rb") as stream:
         for number, line in numbered_lines(stream):
@@ -50,13 +50,15 @@ def read_class_lines(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
                 continue
             yield where, _row(where, text.rstrip("\r\n"), several=several, label_first=first)
     if empty:
-        found = "the file holds no rows"
-        yield path, FileProblem(path, found, "at least one row", "add rows")
+        yield (
+            path,
+            FileProblem(path, "the file has no rows", "at least one row", "add rows", code="file-empty"),
+        )
 
 
 def is_label_first(path: str, options: FileOptions = PLAIN) -> bool:
-    """Return whether the lines of a class file begin with the label, as those of cnews do."""
-    return _form(path, options)[1]
+    """Return whether the lines of a class file begin with the label, as in cnews."""
+    return _layout(path, options)[1]
 
 
 def _row(where: str, line: str, *, several: bool, label_first: bool) -> TextRow | Problem:
@@ -68,22 +70,21 @@ def _row(where: str, line: str, *, several: bool, label_first: bool) -> TextRow 
         if several:
             return TextRow(text=line[place:], labels=json.dumps(labels, ensure_ascii=False))
         if len(labels) > 1:
-            accepted = "one label, as in the lines above"
-            return Problem(
-                where, f"found {len(labels)} labels", accepted, "write JSONL with a column 'labels'"
-            )
+            problem, expected = f"found {len(labels)} labels", "one label, as in the lines above"
+            fix = "write JSONL with a column 'labels'"
+            return Problem(where, problem, expected, fix, code="value-conflict")
         return TextRow(text=line[place:], label=labels[0])
     fields = line.split("\t")
     if len(fields) > 2:
-        found, accepted = f"found {len(fields) - 1} tabs", "a text, a tab and its label"
-        return Problem(where, found, accepted, "remove the tabs of the text, or write JSONL")
+        problem, fix = f"found {len(fields) - 1} tabs", "remove the tabs of the text, or write JSONL"
+        return Problem(where, problem, "a text, a tab and its label", fix, code="file-format")
     if label_first and len(fields) == 2:
         fields.reverse()
     return TextRow(zip(("text", "label"), fields, strict=False))
 
 
-def _form(path: str, options: FileOptions) -> tuple[bool, bool]:
-    """Whether fastText lines have several labels, and whether tab-separated ones begin with theirs."""
+def _layout(path: str, options: FileOptions) -> tuple[bool, bool]:
+    """Return whether fastText lines have several labels, and tab-separated lines begin with the label."""
     with open(path, "rb") as stream:
         decoded = (options.decode(line, "") for _, line in islice(numbered_lines(stream), SNIFFED))
         lines = [line.rstrip("\r\n") for line in decoded if isinstance(line, str)]

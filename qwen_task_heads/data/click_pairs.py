@@ -1,4 +1,4 @@
-"""Arms of tests -> which of them make pairs, as columns."""
+"""Pair the arms of experiments, as columns."""
 
 from __future__ import annotations
 
@@ -15,45 +15,47 @@ from qwen_task_heads.data.example_tables import GroupTable
 from qwen_task_heads.data.examples import GroupExample
 from qwen_task_heads.data.stores import Numbers
 
-BLOCK = 2**15  # arms that are paired at a time: pairs in the making take ten times the memory
+BLOCK = 2**15  # arms that are paired at a time: intermediate results take ten times the memory of the pairs
 NO_PAIRS = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))
 
 
 @dataclass(frozen=True)
 class Arms:
-    """Arms of many tests, those of a test side by side.
+    """Arms of many experiments; those of one experiment are consecutive.
 
     Args:
-        tests: number of the test of each arm, ascending.
+        experiments: number of the experiment of each arm, ascending.
         clicks: of each arm.
         impressions: of each arm.
     """
 
-    tests: Numbers
+    experiments: Numbers
     clicks: Counts
     impressions: Counts
 
     def bounds(self, most: int) -> list[int]:
-        """Return where to part the arms, so that tests stay whole and parts hold about `most` arms."""
-        found = np.searchsorted(self.tests, self.tests[most::most])  # the first arm of a test
-        return np.unique([0, *found.tolist(), len(self.tests)]).tolist()
+        """Return the bounds of blocks of about `most` arms that do not divide an experiment."""
+        starts = np.searchsorted(self.experiments, self.experiments[most::most])  # first arms
+        return np.unique([0, *starts.tolist(), len(self.experiments)]).tolist()
 
     def that_differ(self, shown: NDArray[np.bool_]) -> Numbers:
-        """Return the tests of which two of the arms that are `shown` differ in their click rate."""
-        tests, clicks, impressions = self.tests[shown], self.clicks[shown], self.impressions[shown]
-        first = np.searchsorted(tests, tests)  # the first arm of each test
+        """Return the experiments in which two of the arms selected by `shown` differ in click rate."""
+        experiments, clicks, impressions = (
+            column[shown] for column in (self.experiments, self.clicks, self.impressions)
+        )
+        first = np.searchsorted(experiments, experiments)  # the first arm of each experiment
         differ = exact_products(clicks, impressions[first]) != exact_products(clicks[first], impressions)
-        return np.unique(tests[differ])
+        return np.unique(experiments[differ])
 
 
 def arms_of(groups: Sequence[GroupExample]) -> Arms:
-    """Return the arms of a list or table of tests."""
+    """Return the arms of a list or table of experiments."""
     if isinstance(groups, GroupTable):
-        rows, tests = groups.arms()
-        return Arms(tests, groups.clicks[rows], groups.impressions[rows])
-    tests = np.repeat(np.arange(len(groups)), [len(group.titles) for group in groups])
+        rows, experiments = groups.arms()
+        return Arms(experiments, groups.clicks[rows], groups.impressions[rows])
+    experiments = np.repeat(np.arange(len(groups)), [len(group.titles) for group in groups])
     counts = [[count for group in groups for count in side(group)] for side in (_clicks, _impressions)]
-    return Arms(tests, *(np.array(column, np.int64) for column in counts))
+    return Arms(experiments, *(np.array(column, np.int64) for column in counts))
 
 
 def _clicks(group: GroupExample) -> Sequence[int]:
@@ -67,13 +69,13 @@ def _impressions(group: GroupExample) -> Sequence[int]:
 def pair_arms(
     arms: Arms, *, least: int, max_p_value: float, all_pairs: bool
 ) -> tuple[Numbers, Numbers, Floats]:
-    """Pair the arms of each test: the one of the higher click rate first.
+    """Pair the arms of each experiment: the arm with the higher click rate comes first.
 
     Args:
-        arms: n of them.
-        least: impressions that both arms need.
+        arms: n arms.
+        least: minimum impressions of both arms.
         max_p_value: of the two-proportion z test.
-        all_pairs: every pair of a test, or only the best arm with each other one.
+        all_pairs: every pair of an experiment, or only the best arm with each other arm.
 
     Returns:
         `(better, worse, preferences)`: numbers of arms, and P(better > worse).
@@ -81,30 +83,30 @@ def pair_arms(
     Raises:
         TaskHeadsError: clicks that are negative or exceed the impressions.
     """
-    parts = [
+    blocks = [
         _pair(arms, start, end, least=least, max_p_value=max_p_value, all_pairs=all_pairs)
         for start, end in pairwise(arms.bounds(BLOCK))
     ]
-    better, worse, preferences = (np.concatenate(columns) for columns in zip(NO_PAIRS, *parts, strict=True))
+    better, worse, preferences = (np.concatenate(columns) for columns in zip(NO_PAIRS, *blocks, strict=True))
     return better, worse, preferences
 
 
 def _pair(
     arms: Arms, start: int, end: int, *, least: int, max_p_value: float, all_pairs: bool
 ) -> tuple[Numbers, Numbers, Floats]:
-    """The pairs of some arms, which are whole tests."""
+    """Return the pairs of consecutive arms, which are whole experiments."""
     clicks, impressions, numbers = (
-        column[start:end] for column in (arms.clicks, arms.impressions, arms.tests)
+        column[start:end] for column in (arms.clicks, arms.impressions, arms.experiments)
     )
-    wrong = np.flatnonzero((clicks < 0) | (clicks > impressions))
-    if len(wrong):
-        found = f"{clicks[wrong[0]]} clicks of {impressions[wrong[0]]} impressions"
-        raise bad_counts(found, "0 <= clicks <= impressions")
+    invalid = np.flatnonzero((clicks < 0) | (clicks > impressions))
+    if len(invalid):
+        counts_text = f"{clicks[invalid[0]]} clicks of {impressions[invalid[0]]} impressions"
+        raise bad_counts(counts_text, "0 <= clicks <= impressions")
     shown = np.flatnonzero(impressions >= least)
     rates = clicks[shown] / impressions[shown]
     order = shown[np.lexsort((-rates, numbers[shown]))]  # best first; equal rates in the order of the file
-    tests = numbers[order]
-    firsts, ends = np.searchsorted(tests, tests), np.searchsorted(tests, tests, side="right")
+    ordered = numbers[order]
+    firsts, ends = np.searchsorted(ordered, ordered), np.searchsorted(ordered, ordered, side="right")
     places = np.arange(len(order))
     below = np.where(all_pairs | (places == firsts), ends - 1 - places, 0)
     one = np.repeat(places, below)
@@ -120,6 +122,6 @@ def _pair(
 
 
 def exact_products(one: Counts, other: Counts) -> Any:
-    """Return products of counts; those over 3e9 need the whole numbers of Python."""
+    """Return products of counts; counts above 3e9 need the integers of Python, which do not overflow."""
     largest = max(int(one.max(initial=0)), int(other.max(initial=0)))
     return one * other if largest < 3 * 10**9 else one.astype(object) * other.astype(object)

@@ -1,11 +1,11 @@
-"""Click rates of two titles: how probably one is higher, and whether chance explains the difference.
+"""Compare the click rates of two titles: the probability that one is higher, and the significance.
 
 Design:
-- Uniform rather than Jeffreys priors, because whole-number Beta parameters give P(CTR 1 > CTR 2) as a finite
-  sum, without scipy.
-- Each figure comes for two titles and for columns of many, bit by bit the same: the fingerprint of a run's
-  data must not depend on how many rows were read at a time. Sums are products and divisions of doubles, which
-  every processor rounds alike; logarithms and exponentials are those of `math`, once per different count.
+- Priors are uniform instead of Jeffreys, because whole-number Beta parameters give P(CTR 1 > CTR 2) as a
+  finite sum, without scipy.
+- Each function has a version for columns, with bitwise equal results, because the fingerprint of the data
+  must not depend on the number of rows read at a time. Sums use products and quotients of doubles, which all
+  processors round equally. Logarithms and exponentials come from `math`, once per distinct count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 EXACT_TERMS = 256  # above this many terms the normal approximation is within 5e-4 of the sum
-BIG = 2.0**500  # sums beyond it are scaled down, which is exact
+BIG = 2.0**500  # larger sums are scaled down, which is exact
 LOG_BIG = 500 * math.log(2)
 EXACT_COUNT = 10**8  # above this count, the rounding of lgamma outweighs the error of the approximation
 
@@ -29,12 +29,12 @@ EXACT_COUNT = 10**8  # above this count, the rounding of lgamma outweighs the er
 def preference_from_clicks(
     chosen_clicks: int, chosen_impressions: int, rejected_clicks: int, rejected_impressions: int
 ) -> float:
-    """P(CTR of the chosen title > CTR of the rejected one), both click rates unknown.
+    """Return P(CTR of the chosen title > CTR of the rejected title), with both click rates unknown.
 
-    Each rate has the posterior Beta(clicks + 1, impressions - clicks + 1). Up to `EXACT_TERMS` terms the
+    Each rate has the posterior Beta(clicks + 1, impressions - clicks + 1). Up to `EXACT_TERMS` terms, the
     probability is summed exactly (Miller 2015, "Formulas for Bayesian A/B Testing", equation for two
-    binomials); beyond, the difference of the log-odds is taken as normal with its exact mean and variance
-    (digamma, trigamma), which for counts that large differs by less than 5e-4.
+    binomials). With more terms, the difference of the log-odds is approximated as normal with its exact mean
+    and variance (digamma, trigamma), which for counts that large differs by less than 5e-4.
 
     Args:
         chosen_clicks: 0 <= clicks <= impressions.
@@ -60,12 +60,12 @@ def preference_from_clicks(
         mean = _digamma(a1) - _digamma(b1) - _digamma(a2) + _digamma(b2)
         variance = sum(_trigamma(value) for value in (a1, b1, a2, b2))
         return 0.5 * math.erfc(-mean / math.sqrt(2 * variance))
-    # The sum runs over one of the four counts; symmetry lets the smallest one serve.
+    # The sum runs over one of the four counts; by symmetry it can be the smallest.
     smallest = min(a1, a2, b1, b2)
     if a1 == smallest:
         result = _beats(a1, b1, a2, b2)
     elif b2 == smallest:
-        result = _beats(b2, a2, b1, a1)  # no click of 2 is more likely than no click of 1
+        result = _beats(b2, a2, b1, a1)  # P(1 - X2 > 1 - X1)
     elif a2 == smallest:
         result = 1 - _beats(a2, b2, a1, b1)
     else:
@@ -76,17 +76,17 @@ def preference_from_clicks(
 def preferences_from_clicks(
     chosen_clicks: Counts, chosen_impressions: Counts, rejected_clicks: Counts, rejected_impressions: Counts
 ) -> Floats:
-    """`preference_from_clicks` of many pairs, one per row; clicks are known to be at most the impressions."""
+    """Return `preference_from_clicks` of many pairs, one per row; the caller has checked the counts."""
     a1, b1 = chosen_clicks + 1, chosen_impressions - chosen_clicks + 1
     a2, b2 = rejected_clicks + 1, rejected_impressions - rejected_clicks + 1
     counts = np.stack([a1, a2, b1, b2])
     smallest, largest = counts.min(0), counts.max(0)
     result = np.empty(len(a1))
     normal = (smallest > EXACT_TERMS) | (largest > EXACT_COUNT)
-    parts = [column[normal] for column in (a1, b1, a2, b2)]  # summed in the order of one pair
-    mean = _each(_digamma, parts[0]) - _each(_digamma, parts[1])
-    mean = mean - _each(_digamma, parts[2]) + _each(_digamma, parts[3])
-    variance = sum((_each(_trigamma, part) for part in parts), np.zeros(len(mean)))
+    large = [column[normal] for column in (a1, b1, a2, b2)]  # summed in the same order as for one pair
+    mean = _each(_digamma, large[0]) - _each(_digamma, large[1])
+    mean = mean - _each(_digamma, large[2]) + _each(_digamma, large[3])
+    variance = sum((_each(_trigamma, column) for column in large), np.zeros(len(mean)))
     result[normal] = 0.5 * _every(math.erfc, -mean / np.sqrt(2 * variance))
     exact = ~normal
     a1, b1, a2, b2, smallest = (column[exact] for column in (a1, b1, a2, b2, smallest))
@@ -101,7 +101,7 @@ def preferences_from_clicks(
 
 
 def _beats(a1: int, b1: int, a2: int, b2: int) -> float:
-    """P(X1 > X2) for X ~ Beta(a, b), as a sum of `a1` positive terms, each from the one before."""
+    """Return P(X1 > X2) for X ~ Beta(a, b), as a sum of `a1` positive terms by recurrence."""
     log_first = math.lgamma(b1 + b2) + math.lgamma(a2 + b2) - math.lgamma(a2 + b1 + b2) - math.lgamma(b2)
     term = total = 1.0  # in units of the first term, which may underflow
     for i in range(a1 - 1):
@@ -113,8 +113,8 @@ def _beats(a1: int, b1: int, a2: int, b2: int) -> float:
 
 
 def _beat(a1: Counts, b1: Counts, a2: Counts, b2: Counts) -> Floats:
-    """`_beats` of many pairs."""
-    order = np.argsort(-a1, kind="stable")  # those that still have terms stand first
+    """Return `_beats` of many pairs."""
+    order = np.argsort(-a1, kind="stable")  # pairs with terms left come first
     a1, b1, a2, b2 = (column[order] for column in (a1, b1, a2, b2))
     log_first = _each(math.lgamma, b1 + b2) + _each(math.lgamma, a2 + b2)
     log_first = log_first - _each(math.lgamma, a2 + b1 + b2) - _each(math.lgamma, b2)
@@ -134,7 +134,7 @@ def _beat(a1: Counts, b1: Counts, a2: Counts, b2: Counts) -> Floats:
 
 
 def _each(function: Callable[[int], float], counts: Counts) -> Floats:
-    """A function of whole numbers, computed once for each different one."""
+    """Apply a function to whole numbers, once for each distinct number."""
     different, places = np.unique(counts, return_inverse=True)
     return _every(function, different)[places]
 
@@ -144,7 +144,7 @@ def _every(function: Callable[..., float], values: NDArray[np.generic]) -> Float
 
 
 def _digamma(x: float) -> float:
-    """Asymptotic series after shifting to x >= 8 (Abramowitz and Stegun 6.3.18); error below 1e-10."""
+    """Return the asymptotic series, shifted to x >= 8 (Abramowitz and Stegun 6.3.18); error below 1e-10."""
     shift = 0.0
     while x < 8:
         shift -= 1 / x
@@ -154,7 +154,7 @@ def _digamma(x: float) -> float:
 
 
 def _trigamma(x: float) -> float:
-    """Asymptotic series after shifting to x >= 8 (Abramowitz and Stegun 6.4.12)."""
+    """Return the asymptotic series, shifted to x >= 8 (Abramowitz and Stegun 6.4.12)."""
     shift = 0.0
     while x < 8:
         shift += 1 / (x * x)
@@ -164,10 +164,10 @@ def _trigamma(x: float) -> float:
 
 
 def two_proportion_p_value(clicks_1: int, impressions_1: int, clicks_2: int, impressions_2: int) -> float:
-    """Two-sided p value of the pooled two-proportion z test: could both titles have one click rate?
+    """Return the two-sided p value of the pooled two-proportion z test for equal click rates.
 
     Fleiss, Levin and Paik 2003, Statistical Methods for Rates and Proportions, section 3.1, without
-    continuity correction. Without impressions, or with none or only clicks, nothing can be told: 1.0.
+    continuity correction. The result is 1.0 without impressions, and if all or none of them were clicked.
 
     Raises:
         TaskHeadsError: clicks are negative or exceed the impressions.
@@ -187,16 +187,16 @@ def two_proportion_p_value(clicks_1: int, impressions_1: int, clicks_2: int, imp
 
 
 def p_values(clicks_1: Counts, impressions_1: Counts, clicks_2: Counts, impressions_2: Counts) -> Floats:
-    """`two_proportion_p_value` of many pairs, one per row."""
+    """Return `two_proportion_p_value` of many pairs, one per row."""
     pooled = (clicks_1 + clicks_2) / np.maximum(1, impressions_1 + impressions_2)
-    told = (impressions_1 > 0) & (impressions_2 > 0) & (pooled > 0) & (pooled < 1)
+    testable = (impressions_1 > 0) & (impressions_2 > 0) & (pooled > 0) & (pooled < 1)
     result = np.ones(len(pooled))
     counts = (clicks_1, impressions_1, clicks_2, impressions_2)
-    clicks_1, impressions_1, clicks_2, impressions_2 = (column[told] for column in counts)
-    pooled = pooled[told]
+    clicks_1, impressions_1, clicks_2, impressions_2 = (column[testable] for column in counts)
+    pooled = pooled[testable]
     error = np.sqrt(pooled * (1 - pooled) * (1 / impressions_1 + 1 / impressions_2))
     z = (clicks_1 / impressions_1 - clicks_2 / impressions_2) / error
-    result[told] = _every(math.erfc, np.abs(z) / math.sqrt(2))
+    result[testable] = _every(math.erfc, np.abs(z) / math.sqrt(2))
     return result
 
 
@@ -205,6 +205,8 @@ def _check_clicks(clicks: int, impressions: int) -> None:
         raise bad_counts(f"{clicks} clicks of {impressions} impressions", "0 <= clicks <= impressions")
 
 
-def bad_counts(found: str, accepted: str) -> TaskHeadsError:
-    """Make the error of counts that cannot be."""
-    return TaskHeadsError(Problem("counts", f"found {shorten(found)}", f"{accepted}", "correct the counts"))
+def bad_counts(counts: str, expected: str) -> TaskHeadsError:
+    """Return the error of impossible counts."""
+    return TaskHeadsError(
+        Problem("counts", f"found {shorten(counts)}", expected, "correct the counts", code="value-range")
+    )

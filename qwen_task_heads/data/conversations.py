@@ -1,13 +1,13 @@
-"""Conversations in a row, in the forms of the field, as (role, content).
+"""Read conversations in a row, in the published layouts, as (role, content).
 
-| form | column | message |
+| layout | column | message |
 |---|---|---|
 | OpenAI, trl | `messages`, or `prompt`, `chosen`, `rejected` | `{"role": "user", "content": "Hi"}` |
 | ShareGPT, LLaMA-Factory | `conversations` | `{"from": "human", "value": "Hi"}` |
 | HH-RLHF | `chosen`, `rejected` | one text, `\\n\\nHuman: Hi\\n\\nAssistant: Hello` |
 
-A content may be a list of parts, `[{"type": "text", "text": "Hi"}]`. A list that went through `to_csv` or
-`json.dumps` is a text, and read as the list that it was.
+A content may be a list of parts, `[{"type": "text", "text": "Hi"}]`. A list that `to_csv` or `json.dumps`
+wrote as text is parsed.
 
 Sources: https://huggingface.co/docs/trl/dataset_formats, https://llamafactory.readthedocs.io (data
 preparation), https://huggingface.co/datasets/Anthropic/hh-rlhf.
@@ -19,51 +19,49 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads.data.cells import parse_cell
-from qwen_task_heads.errors import shorten
+from qwen_task_heads.errors import Problem, shorten
 
 if TYPE_CHECKING:
     from qwen_task_heads.data.pair_columns import RowReader
 
 CONVERSATIONS = ("messages", "conversations")
 MESSAGES = 'messages such as {"role": "user", "content": "A text"}'
-# Names of ShareGPT, as of the tools that write and read it.
-ROLES = {
-    "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
-    "model": "assistant", "bing": "assistant", "bard": "assistant",
-}  # fmt: skip
+# Role names of ShareGPT and of the tools that write and read it.
+ROLES = dict.fromkeys(("human", "prompter"), "user")
+ROLES |= dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bing", "bard"), "assistant")
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 Messages = list[tuple[str, str]]
 
 
 def read_messages(row: RowReader, column: str, *, last: str = "user") -> Messages | None:
-    """Read a column of messages; None where it is refused.
+    """Read a column of messages; return None if it is refused.
 
     Args:
-        row: where problems go.
-        column: which one.
-        last: the role of the example in a refusal.
+        row: its problems are extended.
+        column: name of the column.
+        last: the role in the example of an error message.
     """
     messages = parse_cell(row.values[column]) if isinstance(row.values[column], str) else row.values[column]
     messages = [messages] if isinstance(messages, dict) else messages  # LLaMA-Factory's `chosen`
-    accepted = MESSAGES if last == "user" else 'messages such as {"role": "assistant", "content": "A title"}'
+    expected = MESSAGES if last == "user" else 'messages such as {"role": "assistant", "content": "A title"}'
     if not isinstance(messages, list) or not messages:
-        row.refuse(f"{column!r} is {shorten(messages)}", accepted, "write a list of messages")
+        problem, fix = f"{column!r} is {shorten(messages)}", "write a list of messages"
+        row.problems.append(Problem(row.where, problem, expected, fix, code="value-type"))
         return None
-    found = []
-    for place, message in enumerate(messages, start=1):
+    result = []
+    for number, message in enumerate(messages, start=1):
         read = _read_message(message)
         if read is None:
-            row.refuse(
-                f"message {place} of {column!r} is {shorten(message)}", accepted, "correct the message"
-            )
+            problem, fix = f"message {number} of {column!r} is {shorten(message)}", "correct the message"
+            row.problems.append(Problem(row.where, problem, expected, fix, code="value-type"))
             return None
-        found.append(read)
-    return found
+        result.append(read)
+    return result
 
 
 def is_conversation(value: Any) -> bool:
-    """Return whether a value is a list of messages or a message, perhaps as text.
+    """Return whether a value is a list of messages or a message, or a text with one of them.
 
     Example:
         >>> is_conversation("[{'role': 'user', 'content': 'Hi'}]"), is_conversation("[1] A title")
@@ -80,7 +78,7 @@ def is_conversation(value: Any) -> bool:
 
 
 def split_turns(text: str) -> Messages | None:
-    """Return the turns of a conversation in the form of HH-RLHF; None for any other text.
+    """Return the turns of a conversation in the layout of HH-RLHF; None for any other text.
 
     Example:
         >>> split_turns("\\n\\nHuman: Hi\\n\\nAssistant: Hello")

@@ -1,6 +1,6 @@
-"""The two samples that ship with the package, one a task, under the name `embedded`.
+"""Locate the two samples in the package, one per task, under the name `embedded`.
 
-`recipes/make_sample.py` makes both. The licence and the changes stand in each folder's `LICENSE.md`.
+`recipes/make_sample.py` creates both. The `LICENSE.md` of each folder has the licence and the changes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @dataclass(frozen=True)
-class EmbeddedSet:
+class EmbeddedDataset:
     """One sample.
 
     Args:
         folder: with the files of train, dev and test.
         statement: source and licence, for the model card.
-        citation: its key in `model_cards/references.bib`.
+        citation: key in `model_cards/references.bib`.
     """
 
     folder: Path
@@ -28,14 +28,14 @@ class EmbeddedSet:
     citation: str
 
 
-EMBEDDED_SETS = {
-    "titles": EmbeddedSet(
+EMBEDDED_DATASETS = {
+    "titles": EmbeddedDataset(
         ASSETS / "upworthy",
         "headlines and clicks of the Upworthy Research Archive (Matias, Munger, Le Quere and\n"
         "Ebersole 2021), CC BY 4.0, <https://doi.org/10.1038/s41597-021-00934-7>",
         "upworthy",
     ),
-    "texts": EmbeddedSet(
+    "texts": EmbeddedDataset(
         ASSETS / "banking77",
         "questions of bank customers on transfers, ten of the 77 intents of BANKING77\n"
         "(Casanueva, Temčinas, Gerz, Henderson and Vulić 2020), CC BY 4.0,\n"
@@ -45,12 +45,14 @@ EMBEDDED_SETS = {
 }
 
 
-def locate_set(source: str, task: str) -> str:
-    """Turn `embedded` into the folder of the sample of a task: `titles` or `texts`.
+def locate_dataset(source: str, task: str) -> str:
+    """Return the sample folder of a task (`titles` or `texts`) for `embedded`; other sources unchanged.
 
     Example:
-        >>> from qwen_task_heads.data.embedded_datasets import locate_set
-        >>> locate_set("embedded", "texts").endswith("banking77"), locate_set("reviews.jsonl", "texts")
-        (True, 'reviews.jsonl')
+        >>> from qwen_task_heads.data.embedded_datasets import locate_dataset
+        >>> locate_dataset("embedded", "texts").endswith("banking77")
+        True
+        >>> locate_dataset("reviews.jsonl", "texts")
+        'reviews.jsonl'
     """
-    return str(EMBEDDED_SETS[task].folder) if source == EMBEDDED else source
+    return str(EMBEDDED_DATASETS[task].folder) if source == EMBEDDED else source

@@ -1,4 +1,4 @@
-"""Columns of examples, of lists and of tables alike, as checks and splits read them."""
+"""Read columns of examples, from lists and tables, for checks and splits."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from qwen_task_heads.data.stores import Numbers
 
 
 def joined(parts: Sequence[Sequence[Example]]) -> Sequence[Example]:
-    """Return sequences one after the other, as a table where one of them is a table."""
-    full = [part for part in parts if len(part)]
-    if len(full) == 1:
-        return full[0]
-    if any(isinstance(part, Table) for part in full):
-        return Joined(full)
-    return [example for part in full for example in part]
+    """Return sequences one after the other, as a table if any of them is a table."""
+    filled = [part for part in parts if len(part)]
+    if len(filled) == 1:
+        return filled[0]
+    if any(isinstance(part, Table) for part in filled):
+        return Joined(filled)
+    return [example for part in filled for example in part]
 
 
 def hashed(examples: Sequence[Any], name: str) -> Hashes:
-    """Return 64 bits per example of one of its texts, equal where the texts count as the same (`KEYS`)."""
+    """Return 64 bits per example for one of its texts, equal if the texts count as the same (`KEYS`)."""
     if isinstance(examples, Joined):
         return np.concatenate([np.zeros(0, np.uint64), *(hashed(part, name) for part in examples.parts)])
     if isinstance(examples, TextTable | PairTable | GroupTable):
@@ -38,10 +38,10 @@ def hashed(examples: Sequence[Any], name: str) -> Hashes:
 
 
 def arm_hashes(groups: Sequence[GroupExample]) -> tuple[Hashes, Hashes]:
-    """Return the hashes of group and title of every arm of some tests."""
+    """Return the hashes of group and title of every arm of some experiments."""
     if isinstance(groups, GroupTable):
-        arms, tests = groups.arms()
-        return groups.hashes("group")[tests], groups.title.hashes()[arms]
+        arms, experiments = groups.arms()
+        return groups.hashes("group")[experiments], groups.title.hashes()[arms]
     titles = [KEYS["chosen"](title) for group in groups for title in group.titles]
     names = [KEYS["group"](group.group) for group in groups for _ in group.titles]
     return hash_keys(names), hash_keys(titles)
@@ -52,7 +52,7 @@ def with_groups(pairs: Sequence[PairExample], groups: Mapping[int, str]) -> Sequ
 
     Args:
         pairs: a table or list.
-        groups: row -> its group.
+        groups: map of rows to their new group.
     """
     if isinstance(pairs, Joined):
         starts = [0, *pairs.ends.tolist()]
@@ -67,7 +67,7 @@ def with_groups(pairs: Sequence[PairExample], groups: Mapping[int, str]) -> Sequ
 
 
 def labels_at(examples: Sequence[TextExample], row: int) -> tuple[int, ...]:
-    """Return the labels of a row; -1 for scores, and for no label."""
+    """Return the labels of a row, or -1 for scores and for rows without a label."""
     if isinstance(examples, Joined):
         part = int(np.searchsorted(examples.ends, row, side="right"))
         return labels_at(examples.parts[part], row - (int(examples.ends[part - 1]) if part else 0))
@@ -77,7 +77,7 @@ def labels_at(examples: Sequence[TextExample], row: int) -> tuple[int, ...]:
 
 
 def label_counts(examples: Sequence[TextExample]) -> Counter[int]:
-    """Return the number of rows that have each label; -1 for scores, and for no label."""
+    """Return the number of rows with each label; -1 counts scores and rows without a label."""
     if isinstance(examples, Joined):
         return sum(map(label_counts, examples.parts), Counter())
     counts: Counter[int] = Counter()
@@ -91,7 +91,7 @@ def label_counts(examples: Sequence[TextExample]) -> Counter[int]:
 
 
 def rarest_labels(examples: Sequence[TextExample], counts: Mapping[int, int]) -> NDArray[np.int64 | np.int32]:
-    """Return the label of each row that the fewest rows have, of several the smallest number."""
+    """Return the rarest label of each row; of several, the smallest number."""
 
     def rarest(target: Target) -> int:
         return min(_labels(target), key=lambda label: (counts[label], label))
@@ -115,7 +115,7 @@ def _labels(target: Target) -> tuple[int, ...]:
 
 
 def numbers_of(examples: Sequence[Any], name: str) -> NDArray[np.float64] | None:
-    """Return `margin`, `preference` or `weight` of each example; None where an example has none."""
+    """Return `margin`, `preference` or `weight` of each example; None if any example has no value."""
     if isinstance(examples, Joined):
         parts = [numbers_of(part, name) for part in examples.parts]
         return None if any(part is None for part in parts) else np.concatenate(parts)  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def numbers_of(examples: Sequence[Any], name: str) -> NDArray[np.float64] | None
 
 
 def are_soft(examples: Sequence[TextExample]) -> bool:
-    """Return whether some row states probabilities."""
+    """Return whether any row has probabilities."""
     if isinstance(examples, Joined):
         return any(map(are_soft, examples.parts))
     if isinstance(examples, TextTable):
@@ -137,11 +137,11 @@ def are_soft(examples: Sequence[TextExample]) -> bool:
 
 
 def rows_containing(examples: Sequence[TextExample], mark: str) -> Numbers:
-    """Return the rows of which one of the texts contains `mark`, in their order."""
+    """Return the rows with `mark` in one of their texts, in their order."""
     if isinstance(examples, TextTable):
         stored = np.union1d(examples.text.containing(mark), examples.text_b.containing(mark))
         if examples.rows is None or not len(stored):
             return stored
         return np.flatnonzero(np.isin(examples.rows, stored))
-    found = (row for row, one in enumerate(examples) if mark in one.text or mark in one.text_b)
-    return np.fromiter(found, np.int64)
+    rows = (row for row, one in enumerate(examples) if mark in one.text or mark in one.text_b)
+    return np.fromiter(rows, np.int64)

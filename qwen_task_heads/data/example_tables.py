@@ -1,6 +1,6 @@
-"""Texts, pairs and tests of many rows, kept in columns.
+"""Define tables of texts, pairs and experiments, which are stored in columns.
 
-A part of a table (a split, a shuffle) is the same columns with other row numbers.
+A selection of a table (a split, a shuffle) has the same columns with other row numbers.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class TextTable(Table[TextExample]):
     Args:
         text, text_b, group: columns of a store.
         weights: of the rows of the store.
-        scores: of the rows of the store, if their target is one score; NaN for others; None if all are.
-        codes: of the rows of the store: which of `targets` each has.
-        targets: `(target, soft, candidates)` of an example.
+        scores: of the rows of the store, if their target is one score; NaN for other rows; None without any.
+        codes: of the rows of the store: the index in `targets` of each row.
+        targets: distinct `(target, soft, candidates)` of examples.
         places: of the rows of the store.
-        rows: numbers of the rows that the table holds; None for all, in their order.
+        rows: row numbers of the table in the store; None for all rows, in their order.
     """
 
     text: Texts
@@ -53,14 +53,20 @@ class TextTable(Table[TextExample]):
         """Return the examples of some rows, in their order."""
         stored = self.stored(rows)
         scores = repeat(math.nan, len(stored)) if self.scores is None else self.scores[stored].tolist()
-        made = []
+        result = []
         for text, text_b, group, weight, score, code, place in zip(
-            self.text.take(stored), self.text_b.take(stored), self.group.take(stored),
-            self.weights[stored].tolist(), scores, self.codes[stored].tolist(), stored.tolist(), strict=True,
-        ):  # fmt: skip
+            self.text.take(stored),
+            self.text_b.take(stored),
+            self.group.take(stored),
+            self.weights[stored].tolist(),
+            scores,
+            self.codes[stored].tolist(),
+            stored.tolist(),
+            strict=True,
+        ):
             target, soft, candidates = self.targets[code]
             target = target if math.isnan(score) else (score,)
-            made.append(
+            result.append(
                 TextExample(
                     text=text,
                     text_b=text_b,
@@ -72,18 +78,18 @@ class TextTable(Table[TextExample]):
                     source=self.places[place],
                 )
             )
-        return made
+        return result
 
     def pick(self, rows: Numbers) -> TextTable:
         """Return a table of some rows, in their order."""
         return replace(self, rows=self.stored(rows))
 
     def source(self, row: int) -> str:
-        """Return where a row was read."""
+        """Return the place of a row in the data."""
         return self.places[row if self.rows is None else int(self.rows[row])]
 
     def stored(self, rows: Numbers) -> Numbers:
-        """Return the rows of the store that some rows of the table are."""
+        """Return the rows of the store for some rows of the table."""
         return rows if self.rows is None else self.rows[rows]
 
     def row_codes_at(self, row: int) -> int:
@@ -106,14 +112,14 @@ class TextTable(Table[TextExample]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PairTable(Table[PairExample]):
-    """Preferences, each made of two rows of a store: two arms of a test, or twice the row of a pair.
+    """Preferences, each from two rows of a store: two arms of an experiment, or twice the row of a pair.
 
     Args:
-        chosen, rejected, prompt, group: columns; `prompt` and `group` go by the rows of `chosen`.
-        chosen_rows, rejected_rows: numbers of the rows of the store, one of each per pair.
+        chosen, rejected, prompt, group: columns; `prompt` and `group` are read in the rows of `chosen`.
+        chosen_rows, rejected_rows: row numbers in the store, one of each per pair.
         margins, preferences: per pair, NaN for None.
         weights: per pair.
-        places: of the rows of the store; where a pair has two rows, both are named.
+        places: of the rows of the store; a pair of two rows has both places.
     """
 
     chosen: Texts
@@ -133,13 +139,20 @@ class PairTable(Table[PairExample]):
     def examples(self, rows: Numbers) -> list[PairExample]:
         """Return the examples of some rows, in their order."""
         one, two = self.chosen_rows[rows], self.rejected_rows[rows]
-        made = []
+        result = []
         for chosen, rejected, prompt, group, margin, preference, weight, first, second in zip(
-            self.chosen.take(one), self.rejected.take(two), self.prompt.take(one), self.group.take(one),
-            self.margins[rows].tolist(), self.preferences[rows].tolist(), self.weights[rows].tolist(),
-            one.tolist(), two.tolist(), strict=True,
-        ):  # fmt: skip
-            made.append(
+            self.chosen.take(one),
+            self.rejected.take(two),
+            self.prompt.take(one),
+            self.group.take(one),
+            self.margins[rows].tolist(),
+            self.preferences[rows].tolist(),
+            self.weights[rows].tolist(),
+            one.tolist(),
+            two.tolist(),
+            strict=True,
+        ):
+            result.append(
                 PairExample(
                     chosen=chosen,
                     rejected=rejected,
@@ -151,7 +164,7 @@ class PairTable(Table[PairExample]):
                     source=self._source(first, second),
                 )
             )
-        return made
+        return result
 
     def pick(self, rows: Numbers) -> PairTable:
         """Return a table of some rows, in their order."""
@@ -170,7 +183,7 @@ class PairTable(Table[PairExample]):
         return hashes_at(vars(self)[name], rows)
 
     def source(self, row: int) -> str:
-        """Return where a pair was read, both arms of a test."""
+        """Return the place of a pair in the data, or the places of both arms of an experiment."""
         return self._source(int(self.chosen_rows[row]), int(self.rejected_rows[row]))
 
     def _source(self, first: int, second: int) -> str:
@@ -182,7 +195,7 @@ class PairTable(Table[PairExample]):
         return {"margin": self.margins, "preference": self.preferences, "weight": self.weights}[name]
 
     def with_groups(self, groups: Mapping[int, str]) -> PairTable:
-        """Return the same pairs, some rows of them with another group."""
+        """Return the same pairs, with new groups for some rows."""
         names = self.group.take(np.arange(len(self.places)))
         for row, group in groups.items():
             names[self.chosen_rows[row]] = group
@@ -193,14 +206,14 @@ class PairTable(Table[PairExample]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GroupTable(Table[GroupExample]):
-    """Tests with their arms.
+    """Experiments with their arms.
 
     Args:
-        title, prompt, group: columns of a store of arms; those of the first arm count for the test.
+        title, prompt, group: columns of a store of arms; prompt and group are those of the first arm.
         clicks, impressions: of the rows of the store.
         places: of the rows of the store.
-        order: rows of the store, the arms of a test side by side.
-        starts, ends: of each test in `order`.
+        order: rows of the store, with consecutive arms of each experiment.
+        starts, ends: of each experiment in `order`.
     """
 
     title: Texts
@@ -217,16 +230,16 @@ class GroupTable(Table[GroupExample]):
         return len(self.starts)
 
     def examples(self, rows: Numbers) -> list[GroupExample]:
-        """Return the examples of some tests, in their order."""
+        """Return the examples of some experiments, in their order."""
         sizes = (self.ends[rows] - self.starts[rows]).tolist()
         arms = self.order[spans(self.starts[rows], self.ends[rows])]
         titles, numbers = self.title.take(arms), arms.tolist()
         clicks, impressions = self.clicks[arms].tolist(), self.impressions[arms].tolist()
         first = self.order[self.starts[rows]]
-        made, start = [], 0
+        result, start = [], 0
         for size, prompt, group in zip(sizes, self.prompt.take(first), self.group.take(first), strict=True):
             end = start + size
-            made.append(
+            result.append(
                 GroupExample(
                     titles=tuple(titles[start:end]),
                     clicks=tuple(clicks[start:end]),
@@ -237,31 +250,31 @@ class GroupTable(Table[GroupExample]):
                 )
             )
             start = end
-        return made
+        return result
 
     def pick(self, rows: Numbers) -> GroupTable:
-        """Return a table of some tests, in their order."""
+        """Return a table of some experiments, in their order."""
         return replace(self, starts=self.starts[rows], ends=self.ends[rows])
 
     def source(self, row: int) -> str:
-        """Return where the first arm of a test was read."""
+        """Return the place of the first arm of an experiment in the data."""
         return self.places[int(self.order[self.starts[row]])]
 
     def arms(self) -> tuple[Numbers, Numbers]:
-        """Return `(rows, tests)` of all arms: rows of the store, and the number of the test of each."""
+        """Return `(rows, experiments)` of all arms: row in the store, and number of the experiment."""
         return self.order[spans(self.starts, self.ends)], np.repeat(
             np.arange(len(self)), self.ends - self.starts
         )
 
     def with_arms(self, kept: NDArray[np.bool_]) -> GroupTable:
-        """Return the same tests with some of their arms, one flag for each arm of the table."""
-        rows, tests = self.arms()
-        sizes = np.bincount(tests[kept], minlength=len(self))
+        """Return the same experiments with some of their arms; `kept` has one flag per arm of the table."""
+        rows, experiments = self.arms()
+        sizes = np.bincount(experiments[kept], minlength=len(self))
         ends = np.cumsum(sizes)
         return replace(self, order=rows[kept], starts=ends - sizes, ends=ends)
 
     def pairs(self, better: Numbers, worse: Numbers, preferences: NDArray[np.float64]) -> PairTable:
-        """Return pairs of arms, which are numbered as those of `arms`."""
+        """Return pairs of arms, which are numbered as in `arms`."""
         rows, _ = self.arms()
         return PairTable(
             chosen=self.title,
@@ -277,12 +290,12 @@ class GroupTable(Table[GroupExample]):
         )
 
     def hashes(self, name: str) -> Hashes:
-        """Return 64 bits per test: of its group, or of the prompt."""
+        """Return 64 bits per experiment, for its group or its prompt."""
         return hashes_at(vars(self)[name], self.order[self.starts])
 
 
 def have_second(examples: Sequence[TextExample]) -> bool:
-    """Return whether some example is a pair of texts."""
+    """Return whether any example is a pair of texts."""
     if isinstance(examples, TextTable) and examples.text_b.are_empty:
         return False
     return any(example.text_b for example in examples)

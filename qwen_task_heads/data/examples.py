@@ -1,7 +1,7 @@
-"""What a validated datum is, once reading is over. Everything downstream trusts these types.
+"""Define the types of validated examples. All code after the readers relies on them.
 
-Texts are plain here: no tags, no control tokens, no template. `source` points back to the file and
-line, and travels as far as `predictions.jsonl`, so that every figure can be traced.
+Texts have no tags, control tokens or template. `source` names the file and line, and is copied to
+`predictions.jsonl`, so that every metric can be traced to its rows.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class PairExample:
-    """One preference: `chosen` beat `rejected`, perhaps for a `prompt`.
+    """One preference: `chosen` is preferred to `rejected`, optionally for a `prompt`.
 
     Args:
         chosen: the preferred title, without tags, stripped, not empty.
         rejected: the other title, different from `chosen`.
-        prompt: shared context (an article, a brief), "" when there is none.
-        margin: how much better, in score units, or None.
+        prompt: shared context (an article, a brief), or "".
+        margin: difference of the two titles in score units, or None.
         preference: P(chosen preferred) in [0, 1] from votes or clicks, or None (a hard preference).
         weight: weight of the row in the loss, positive.
-        group: key of the group the pair belongs to (A/B test, prompt); splits and intervals use it.
-        source: where it was read, `train.jsonl:17`.
+        group: key of the group of the pair (experiment, prompt), for splits and intervals.
+        source: place in the data, `train.jsonl:17`.
     """
 
     chosen: str
@@ -36,15 +36,15 @@ class PairExample:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupExample:
-    """Several titles of one test or prompt, with the evidence for each.
+    """Several titles of one experiment or prompt, with the clicks or votes for each.
 
     Args:
         titles: k >= 2 different titles.
         clicks: clicks (or votes) per title.
         impressions: impressions (or votes cast) per title; 0 <= clicks <= impressions.
-        prompt: shared context, "" when there is none.
-        group: key of the test.
-        sources: where each title was read.
+        prompt: shared context, or "".
+        group: key of the experiment.
+        sources: place of each title in the data.
     """
 
     titles: tuple[str, ...]
@@ -57,19 +57,19 @@ class GroupExample:
 
 @dataclass(frozen=True, kw_only=True)
 class TextExample:
-    """One labelled text, or pair of texts, with its labels already resolved by the run's `LabelMap`.
+    """One labelled text, or pair of texts, with labels resolved by the `LabelMap` of the run.
 
     Args:
         text: stripped, not empty.
         text_b: the second text of a pair, "" for single texts.
         target: by problem type. `single_label_classification`, `ordinal`: the id of the label.
-            `multi_label_classification`: the ids, sorted, perhaps none. `regression`: one or more scores.
-        soft: P(label) for every label, summing to 1, where annotators disagreed; None for a hard label.
-            `target` is then the most probable label.
-        candidates: names of the labels that the row offers, in the order of the map; () for all of them.
+            `multi_label_classification`: the sorted ids, or (). `regression`: one or more scores.
+        soft: P(label) for every label, summing to 1, if annotators disagreed; `target` is then the most
+            probable label. None for a hard label.
+        candidates: names of the candidate labels of the row, in the order of the map; () for all labels.
         weight: weight of the row in the loss, positive.
-        group: key of what belongs together (a document, a user); splits and intervals use it.
-        source: where it was read, `train.jsonl:17`.
+        group: key of the group of the row (a document, a user), for splits and intervals.
+        source: place in the data, `train.jsonl:17`.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""One Excel workbook -> rows. Cells keep their types; the first row that is filled is the header."""
+"""Read the rows of an Excel workbook. Cells keep their types; the first row with a value is the header."""
 
 from __future__ import annotations
 
@@ -15,29 +15,32 @@ from qwen_task_heads.errors import shorten
 
 
 def read_excel(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
-    """Rows of the sheet of a workbook, each named by its number in the sheet."""
-    accepted = "an Excel workbook (.xlsx) of one sheet"
+    """Yield the rows of the only sheet of a workbook, each named by its number in the sheet."""
+    expected = "an Excel workbook (.xlsx) of one sheet"
     try:
         import openpyxl
     except ImportError:
-        remedy = "pip install openpyxl, or save the sheet as CSV"
-        yield path, FileProblem(path, "openpyxl is not installed", accepted, remedy)
+        problem, needed = "openpyxl is not installed", "openpyxl, which reads Excel workbooks"
+        fix = "pip install openpyxl, or save the sheet as CSV"
+        yield path, FileProblem(path, problem, needed, fix, code="package-missing")
         return
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        found = f"no workbook that can be read ({shorten(str(error), 80)})"
-        yield path, FileProblem(path, found, accepted, "save it again, or as CSV")
+        problem = f"the workbook cannot be read ({shorten(str(error), 80)})"
+        yield path, FileProblem(path, problem, expected, "save it again, or as CSV", code="file-format")
         return
     with closing(book):
-        full = [sheet for sheet in book.worksheets if any(map(_filled, sheet.iter_rows(values_only=True)))]
-        if len(full) != 1:
-            names = ", ".join(repr(sheet.title) for sheet in full)
-            found = f"several sheets with rows ({names})" if full else "no rows"
-            remedy = "save the sheet that is meant as a file of its own" if full else "add rows"
-            yield path, FileProblem(path, found, accepted, remedy)
+        sheets = [sheet for sheet in book.worksheets if any(map(_filled, sheet.iter_rows(values_only=True)))]
+        if len(sheets) != 1:
+            names = ", ".join(repr(sheet.title) for sheet in sheets)
+            problem, fix, code = "found no rows", "add rows", "file-empty"
+            if sheets:
+                problem, code = f"found several sheets with rows ({names})", "file-format"
+                fix = "save the sheet that is meant as a file of its own"
+            yield path, FileProblem(path, problem, expected, fix, code=code)
             return
-        yield from _sheet_rows(path, full[0], [*options.columns])
+        yield from _sheet_rows(path, sheets[0], [*options.columns])
 
 
 def _sheet_rows(path: str, sheet: Any, header: list[str]) -> Iterator[Row]:
@@ -45,7 +48,7 @@ def _sheet_rows(path: str, sheet: Any, header: list[str]) -> Iterator[Row]:
         if not _filled(row):
             continue
         if header:
-            cells = zip(header, map(_plain, row), strict=False)
+            cells = zip(header, map(_cell_value, row), strict=False)
             yield f"{path}:row {number}", {name: cell for name, cell in cells if name and cell is not None}
             continue
         header = ["" if name is None else str(name).strip() for name in row]
@@ -58,6 +61,6 @@ def _filled(row: Sequence[Any]) -> bool:
     return any(cell is not None for cell in row)
 
 
-def _plain(cell: Any) -> Any:
-    """Dates and times as text."""
+def _cell_value(cell: Any) -> Any:
+    """Return the value of a cell, with dates and times as text."""
     return cell if cell is None or isinstance(cell, str | int | float) else str(cell)

@@ -1,17 +1,18 @@
-"""Few-shot examples for a prompt, chosen from the training rows alone.
+"""Choose few-shot examples for a prompt from the training rows.
 
-Two ways, for rows of one label each:
-- `balance`: the same examples for all texts, as many of each label. Per label, up to `POOL` rows are drawn by
-  a hash from its shorter half, and the most typical of them are taken: nearest to the centre of the drawn
-  ones. Short ones, because every example is read again with every text; typical ones, because a row on the
-  edge of its label teaches the edge.
-- `similarity`: for each text the training rows nearest to it, which mostly beats a fixed choice (Liu et al.
-  2022, "What Makes Good In-Context Examples for GPT-3?", https://arxiv.org/abs/2101.06804). The nearest
-  stands last, next to the text. Here nearness is the cosine of TF-IDF over characters, one to three at a
-  time, which needs no model and no word boundaries; the paper embeds sentences with a second model.
+Two methods, for rows with one label each:
+- `balance`: the same examples for all texts, with an equal number per label. Per label, up to `POOL` rows are
+  drawn by a hash from its shorter half, and the rows nearest to the centre of the drawn rows are chosen.
+  Short rows save tokens, because the model reads every example with every text. Central rows are typical of
+  their label.
+- `similarity`: for each text the training rows nearest to it, which is usually more accurate than a fixed
+  choice (Liu et al. 2022, "What Makes Good In-Context Examples for GPT-3?",
+  https://arxiv.org/abs/2101.06804). The nearest row comes last, next to the text. The similarity is the
+  cosine of TF-IDF vectors over character n-grams of length one to three, which needs no model and no word
+  boundaries. The paper embeds sentences with a second model.
 
-What is never shown: a row whose text (up to case, width and spacing) is the text that is asked, or that
-stands in train with several labels. Dev and test rows are not looked at.
+Two kinds of rows are excluded: rows whose text (up to case, width and spacing) is the text to classify, and
+rows whose text has several labels in train. Dev and test rows are never used.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ COMPARED = 2000  # first characters of a text that are compared
 POOL = 64  # rows of a label that are compared for how typical they are
 NGRAMS = (1, 3)  # characters
 FEATURES = 2**18
-BATCH = 256  # texts that are compared with all rows at once
+BATCH = 256  # texts that are compared with all rows at a time
 
 
 @dataclass(frozen=True)
@@ -61,23 +62,25 @@ def choose_shots(
     """Choose examples for the prompts of n texts.
 
     Args:
-        train: training rows of one label each; a row of probabilities counts as its most probable label.
-        labels: the map that their targets count in.
-        k: examples of each label; in all with `each=False`, and for `similarity`.
+        train: training rows with one label each; a row with probabilities has its most probable label.
+        labels: the map of their targets.
+        k: examples per label; in total with `each=False`, and for `similarity`.
         by: `balance` or `similarity`.
-        each: for `balance`, False spreads k over the labels as evenly as they go.
-        seed: another one draws other rows (`balance`); by similarity nothing is drawn.
-        texts: n texts that will be asked (of pairs, both with a line end between); needed for `similarity`.
-            By balance, rows equal to any of them are not shown.
-        max_chars: longer examples are cut there, and end in "…"; their labels may hang on the rest.
+        each: for `balance`, False distributes k examples over the labels as evenly as possible.
+        seed: of the draw for `balance`; `similarity` draws nothing.
+        texts: n texts to classify (the two texts of a pair are joined by a line end); required for
+            `similarity`. For `balance`, rows equal to any of them are excluded.
+        max_chars: longer examples are cut to this length and end in "…"; the removed text may have decided
+            their label.
 
     Returns:
-        `((text, label name), ...)` for each of the n texts, the last one nearest to the question; by balance
-        the same for all of them, and one entry where `texts` is None. Fewer than k where there are no more.
+        `((text, label name), ...)` for each of the n texts, with the nearest example last. For `balance` all
+        n entries are equal, and there is one entry if `texts` is None. There are fewer than k examples if
+        train has no more.
 
     Raises:
-        TaskHeadsError: numbers out of range, an unknown way, no `texts` for `similarity`, targets that are
-            not one label, or no row to show: none at all, or none for a text that only its own row is like.
+        TaskHeadsError: a number is out of range, `by` is unknown, `similarity` has no `texts`, a target is
+            not one label, or no row is left: for all texts, or for a text that is itself the only row.
 
     Cost on one core, over 50,000 rows of 20 characters with 119 labels: by balance 6 seconds, by similarity
     10 seconds for 1,000 texts, in 0.8 GB.
@@ -102,21 +105,24 @@ def choose_shots(
     else:
         chosen = list(_similar(rows, texts or (), k=k))
     if not rows or (chosen and not any(chosen)):
-        found = f"no example among {len(train):,} rows"
-        accepted = "rows of one label each, whose texts are not those asked"
-        raise TaskHeadsError(Problem("few-shot", found, accepted, "give other training rows, or no shots"))
+        problem = f"found no example in {len(train):,} rows"
+        expected = "rows with one label each, and with other texts than those to classify"
+        fix = "give other training rows, or no shots"
+        raise TaskHeadsError(Problem("few-shot", problem, expected, fix, code="rows-too-few"))
     alone = [place for place, shots in enumerate(chosen) if not shots]  # the only row is the text itself
     if alone:
-        found, accepted = "found no training row but the text itself", "other rows beside it"
-        remedy = "give more training rows, or no shots"
-        raise TaskHeadsError([Problem(f"texts[{place}]", found, accepted, remedy) for place in alone])
+        problem, expected = "the only training row is the text itself", "rows with other texts"
+        fix = "give more training rows, or no shots"
+        raise TaskHeadsError(
+            [Problem(f"texts[{place}]", problem, expected, fix, code="rows-too-few") for place in alone]
+        )
     return tuple(
         tuple((_cut(row.text, max_chars), labels.names[row.label]) for row in shots) for shots in chosen
     )
 
 
 def with_shots(labels: LabelMap, shots: Shots) -> LabelMap:
-    """The map with the texts of its labels as its examples, for `{examples}` of an instruction.
+    """Return a label map with the shots as examples of its labels, for `{examples}` of an instruction.
 
     Example:
         >>> with_shots(LabelMap(("a", "b")), (("one", "b"), ("two", "a"), ("three", "b"))).examples
@@ -127,7 +133,7 @@ def with_shots(labels: LabelMap, shots: Shots) -> LabelMap:
 
 
 def shots_line(labels: LabelMap, shots: Shots) -> str:
-    """What is shown, and which labels are not, in plain words.
+    """Return a summary: the number of examples, and the labels without one.
 
     Example:
         >>> shots_line(LabelMap(("a", "b")), (("one", "b"), ("two", "b")))
@@ -146,39 +152,42 @@ def _check(*, k: int, by: str, texts: Sequence[str] | None, max_chars: int) -> N
     problems = []
     for name, value in (("k", k), ("max_chars", max_chars)):
         if value < 1:
-            problems.append(Problem(name, f"found {value}", "1 or more", "choose such as 2"))
+            problems.append(
+                Problem(name, f"found {value}", "1 or more", "choose such as 2", code="option-range")
+            )
     if by not in WAYS:
-        problems.append(Problem("by", f"found {by!r}", f"{', '.join(WAYS)}", "choose one of them"))
+        problems.append(
+            Problem("by", f"found {by!r}", ", ".join(WAYS), "choose one of them", code="option-value")
+        )
     if by == "similarity" and texts is None:
-        found, accepted = "found None", "the texts that will be asked"
-        problems.append(Problem("texts", found, accepted, "give them, or choose by balance"))
+        fix = "give them, or choose by balance"
+        problems.append(Problem("texts", "found None", "the texts to classify", fix, code="option-missing"))
     if problems:
         raise TaskHeadsError(problems)
 
 
 def _usable(train: Sequence[TextExample], labels: LabelMap) -> list[_Row]:
-    """Different texts, each of one label; sorted, so that no order of rows matters."""
+    """Return distinct texts with one label each; sorted, so that the order of rows has no effect."""
     rows: dict[str, _Row] = {}
     contradicted = set()
     for example in train:
         if not isinstance(example.target, int) or example.target >= len(labels):
-            found = f"the target {shorten(example.target)}"
-            accepted = f"the id of one of the {len(labels):,} labels"
-            where = example.source or "few-shot"
-            raise TaskHeadsError(Problem(where, found, accepted, "give rows of one label each"))
+            where, problem = example.source or "few-shot", f"found the target {shorten(example.target)}"
+            expected, fix = f"the id of one of the {len(labels):,} labels", "give rows with one label each"
+            raise TaskHeadsError(Problem(where, problem, expected, fix, code="value-type"))
         text = f"{example.text}\n{example.text_b}" if example.text_b else example.text
         key = text_key(text)
         row = _Row(text, key, example.target)
         other = rows.setdefault(key, row)
         if other.label != row.label:
             contradicted.add(key)
-        elif row.text < other.text:  # spellings of one text: the same one in any order of rows
+        elif row.text < other.text:  # of several spellings, choose the same in any order of rows
             rows[key] = row
     return [rows[key] for key in sorted(rows) if key not in contradicted]
 
 
 def _balanced(rows: Sequence[_Row], labels: LabelMap, *, k: int, each: bool, seed: int) -> list[_Row]:
-    """The most typical rows of every label, one of each in turn."""
+    """Return the most typical rows of every label, one of each in turn."""
     groups: list[list[_Row]] = [[] for _ in labels.names]
     for row in rows:
         groups[row.label].append(row)
@@ -187,9 +196,9 @@ def _balanced(rows: Sequence[_Row], labels: LabelMap, *, k: int, each: bool, see
         own.sort(key=lambda row: (len(row.text), row.key))
         shorter = own[: (len(own) + 1) // 2]
         drawn = sorted(shorter, key=lambda row: _order(seed, row.key))[: max(POOL, k)]
-        # Where the shorter half is too small, the longer ones follow, the shortest first.
+        # If the shorter half is too small, the longer rows follow, the shortest first.
         ranked.append([*_typical(drawn), *own[len(shorter) :]])
-    # With fewer examples than labels, which labels have one is drawn too.
+    # With fewer examples than labels, the labels that get one are drawn too.
     turns = sorted(range(len(labels)), key=lambda label: _order(seed, labels.names[label]))
     rounds = range(max(map(len, ranked), default=0))
     if each:
@@ -204,8 +213,8 @@ def _balanced(rows: Sequence[_Row], labels: LabelMap, *, k: int, each: bool, see
 
 
 def _typical(rows: list[_Row]) -> list[_Row]:
-    """Rows by their nearness to the centre of all of them."""
-    if len(rows) < 3:  # both are as near
+    """Return the rows sorted by similarity to their centre."""
+    if len(rows) < 3:  # two rows are equally near
         return rows
     vectors = _vectors([row.text for row in rows])
     near = np.round(vectors @ np.asarray(vectors.mean(axis=0)).ravel(), 6)
@@ -213,7 +222,7 @@ def _typical(rows: list[_Row]) -> list[_Row]:
 
 
 def _similar(rows: Sequence[_Row], texts: Sequence[str], *, k: int) -> Iterator[list[_Row]]:
-    """The k rows nearest to each text, the nearest last; ties by the text of the row."""
+    """Yield the k rows nearest to each text, the nearest last; ties are resolved by the text of the row."""
     if not rows:
         yield from ([] for _ in texts)
         return
@@ -227,7 +236,7 @@ def _similar(rows: Sequence[_Row], texts: Sequence[str], *, k: int) -> Iterator[
             itself = place_of.get(text_key(text))
             if itself is not None:
                 row[itself] = -1.0
-            row = np.round(row, 6)  # sums in another order are no other nearness
+            row = np.round(row, 6)  # so that the order of summation has no effect
             least = np.partition(row, -min(k, len(row)))[-min(k, len(row))]
             places = np.flatnonzero(row >= max(least, 0.0))
             best = places[np.argsort(-row[places], kind="stable")][:k]
@@ -239,8 +248,8 @@ def _vectors(texts: Sequence[str]) -> Any:
 
 
 def _vectorizer() -> Any:
-    """Rows of unit length, so that a product is a cosine."""
-    from sklearn.feature_extraction.text import TfidfVectorizer  # half a second to import
+    """Return a vectorizer with rows of unit length, so that a product is a cosine."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # the import takes half a second
 
     return TfidfVectorizer(
         analyzer="char", ngram_range=NGRAMS, max_features=FEATURES, sublinear_tf=True, dtype=np.float32

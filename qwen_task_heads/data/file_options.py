@@ -1,7 +1,7 @@
-"""How a file is to be read: its encoding, and the names of the columns of a table without a header.
+"""Define how a file is read: its encoding, and the column names of a table without a header.
 
-An encoding is never guessed, because a wrong guess trains on mojibake without a word. Where the bytes of a
-line are no UTF-8, the refusal names the encoding that they look like.
+An encoding is never guessed, because a wrong guess trains on mojibake without a message. If the bytes of a
+line are not UTF-8, the error names the encoding that they look like.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 UTF_8 = "utf-8"
-ASCII = '\n\t,"{}[]:\\'  # what separates lines, fields and values must be single bytes
+ASCII = '\n\t,"{}[]:\\'  # separators of lines, fields and values must be single bytes
 ALONE = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
 HIGH = re.compile(rb"[\x80-\xff]")
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Options of reading.
+    """Options for reading files.
 
     Args:
-        encoding: of text files; one that has ASCII as single bytes.
-        columns: names of the columns of CSV and TSV files without a header; () reads their first row as one.
+        encoding: of text files, with ASCII characters as single bytes.
+        columns: column names of CSV and TSV files without a header; () takes the first row as the header.
 
     Raises:
-        TaskHeadsError: an unknown encoding or one of wide characters, or columns that are blank or repeated.
+        TaskHeadsError: the encoding is unknown or has wide characters, or a column is blank or repeated.
 
     Example:
         >>> FileOptions(encoding="gbk").decode("体育".encode("gbk"), "news.txt:1")
@@ -46,20 +46,18 @@ class FileOptions:
         except (LookupError, UnicodeError, TypeError):
             fits = False
         if not fits:
-            found, accepted = (
-                f"found {shorten(self.encoding)}",
-                "utf-8, gb18030, gbk, big5, cp1252, …",
-            )
-            remedy = "name such an encoding, or save the file as UTF-8"
-            problems.append(Problem("--encoding", found, accepted, remedy))
+            problem, expected = f"found {shorten(self.encoding)}", "utf-8, gb18030, gbk, big5, cp1252, …"
+            fix = "name such an encoding, or save the file as UTF-8"
+            problems.append(Problem("--encoding", problem, expected, fix, code="option-value"))
         if any(not name.strip() for name in self.columns) or len(set(self.columns)) < len(self.columns):
-            found = f"found {shorten(','.join(self.columns))}"
-            problems.append(Problem("--columns", found, "label,title,text", "name each column once"))
+            problem, expected = f"found {shorten(','.join(self.columns))}", "names such as label,title,text"
+            fix = "name each column once"
+            problems.append(Problem("--columns", problem, expected, fix, code="option-value"))
         if problems:
             raise TaskHeadsError(problems)
 
     def decode(self, line: bytes, where: str) -> str | Problem:
-        """Return a line as text, or the problem of its first byte that is not of the encoding."""
+        """Return a line as text, or the problem of its first byte outside the encoding."""
         try:
             return line.decode(self.encoding)
         except UnicodeDecodeError as error:
@@ -70,7 +68,7 @@ PLAIN = FileOptions()
 
 
 def options_of(encoding: str = UTF_8, columns: Sequence[str] = ()) -> FileOptions:
-    """Return the options of a run; a single text of columns is split at its commas.
+    """Return the options of a run; a single string of columns is split at its commas.
 
     Example:
         >>> options_of(columns=["label,title,text"]).columns
@@ -81,18 +79,18 @@ def options_of(encoding: str = UTF_8, columns: Sequence[str] = ()) -> FileOption
 
 
 def bad_byte(where: str, line: bytes, position: int, *, encoding: str = UTF_8) -> Problem:
-    """Return the problem of a byte that is not of the encoding; `position` counts from 0 in the line."""
+    """Return the problem of a byte outside the encoding; `position` counts from 0 in the line."""
     name = "UTF-8" if encoding == UTF_8 else encoding
-    found = f"byte 0x{line[position]:02x} at position {position + 1:,} of the line is not {name}"
-    like = likely_encoding(line) if encoding == UTF_8 else None
-    remedy = "save the file as UTF-8" + (f", or read it with --encoding {like}" if like else "")
-    return Problem(where, found, f"{name}", remedy)
+    problem = f"byte 0x{line[position]:02x} at position {position + 1:,} of the line is not {name}"
+    likely = likely_encoding(line) if encoding == UTF_8 else None
+    fix = "save the file as UTF-8" + (f", or read it with --encoding {likely}" if likely else "")
+    return Problem(where, problem, name, fix, code="file-encoding")
 
 
 def likely_encoding(line: bytes) -> str | None:
-    """Return the encoding that the bytes of a line look like: `gb18030`, `cp1252`, or None.
+    """Return the likely encoding of the bytes of a line: `gb18030`, `cp1252` or None.
 
-    Chinese has its high bytes side by side, in pairs; accents of Western Europe are alone among letters.
+    In Chinese encodings, high bytes come in pairs. In cp1252, an accented letter is a single high byte.
 
     Example:
         >>> likely_encoding("体育新闻".encode("gbk")), likely_encoding("Très déçu".encode("cp1252"))

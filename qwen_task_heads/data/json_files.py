@@ -1,15 +1,15 @@
-"""One JSONL or JSON file -> rows, and what all kinds of files share (`tables.py` has the others).
+"""Read the rows of a JSONL or JSON file, and define what all file readers share (others: `table_files.py`).
 
 Design:
-- A row is `(source, dict)`, or `(source, Problem)` where it cannot be read; nothing else comes out of
-  here and no foreign exception leaves it. Line-based files name the line (`train.jsonl:17`), the others
-  the row, counted from 1 (`train.parquet:row 17`).
-- A defect of the whole file (wrong kind, unreadable) is a `FileProblem`: one message, not one per line,
-  and `bad_rows="skip"` never passes over it.
-- Text is UTF-8, with or without a byte order mark, or of the encoding that is named (`file_options.py`).
-- A `.json` file may hold one document or JSON lines: published data sets use the suffix for both. Its first
-  lines decide (`_holds_json_lines`), and a defective line is one row's problem, not the whole file's.
-- A JSON `null` stays `None` and is refused where it is used.
+- A row is `(source, dict)`, or `(source, Problem)` if it cannot be read. The readers raise no exception of
+  another library. Line-based files name the line (`train.jsonl:17`), the others the row, counted from 1
+  (`train.parquet:row 17`).
+- A defect of the whole file (wrong kind, unreadable) is a `FileProblem`: one message instead of one per
+  line. `bad_rows="skip"` never skips it.
+- Text is UTF-8, with or without a byte order mark, or has the encoding of the options (`file_options.py`).
+- A `.json` file may be one document or JSON lines: published data sets use the suffix for both. Its first
+  lines decide (`_has_json_lines`), and a defective line is the problem of one row, not of the file.
+- A JSON `null` stays `None`; the reader of the column refuses it.
 - Memory: a batch of lines for JSONL, the whole file for JSON.
 """
 
@@ -26,10 +26,10 @@ from qwen_task_heads.data.batches import BATCH_BYTES, BATCH_ROWS, Item, Row, Row
 from qwen_task_heads.data.file_options import PLAIN, FileOptions, bad_byte
 from qwen_task_heads.errors import Problem, shorten
 
-MAX_LINE_BYTES = 16 * 2**20  # no title is longer; a line without an end must not fill the memory
-MAX_JSON_BYTES = 2**30  # a JSON document is held whole, several times over
-SYNTAX_FAILURES = 20  # so many bad lines and not one good: the file is of another kind
-SNIFFED_LINES = 20  # of a .json file, to tell JSON lines from one document
+MAX_LINE_BYTES = 16 * 2**20  # a file without line ends must not fill the memory
+MAX_JSON_BYTES = 2**30  # a JSON document is in memory several times while it is parsed
+SYNTAX_FAILURES = 20  # with this many bad lines and no good one, the file is of another kind
+SNIFFED_LINES = 20  # of a .json file, to distinguish JSON lines from one document
 MAGIC = {
     b"\x1f\x8b": "a gzip archive",
     b"PK\x03\x04": "a zip archive or an Excel workbook",
@@ -53,49 +53,46 @@ class FileProblem(Problem):
 
 
 class _DuplicateKeys(dict[str, Any]):
-    """A JSON object in which a key stood twice; `key` is the first such key."""
+    """A JSON object with a repeated key; `key` is the first such key."""
 
     key = ""
 
 
 def wrong_kind(path: str, kind: str) -> FileProblem | None:
-    """Look at the first 4 KiB, so that a file of another kind is named once and not line by line."""
+    """Return the problem of a file whose first 4 KiB do not agree with its kind, or None."""
     with open(path, "rb") as stream:
         head = stream.read(4096)
     if not head:
-        return FileProblem(path, "the file is empty", "at least one row", "add rows")
+        return FileProblem(path, "the file is empty", "at least one row", "add rows", code="file-empty")
     if kind == "xlsx" and head.startswith(b"PK\x03\x04"):
         return None
-    accepted = "" + KIND_NAMES.get(kind, f"UTF-8 text in {kind.upper()}")
-    found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+    expected = KIND_NAMES.get(kind, f"UTF-8 text in {kind.upper()}")
+    content = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
     if kind == "parquet":
-        if found == "a Parquet file":
+        if content == "a Parquet file":
             return None
-        found = found or "no Parquet file (it does not start with 'PAR1')"
-        return FileProblem(
-            path, f"found {found}", accepted, "give the file the suffix of its kind, or convert it"
-        )
+        problem = f"found {content}" if content else "the file does not start with 'PAR1'"
+        fix = "give the file the suffix of its kind, or convert it"
+        return FileProblem(path, problem, expected, fix, code="file-format")
     control = sum(byte < 32 and byte not in b"\t\n\r\f" for byte in head)
-    if found is None and control > len(head) // 20:
-        found = "binary data"
-    if found:
-        return FileProblem(
-            path, f"found {found}", accepted, "unpack or convert it, and keep the suffix of its kind"
-        )
+    if content is None and control > len(head) // 20:
+        content = "binary data"
+    if content:
+        fix = "unpack or convert it, and keep the suffix of its kind"
+        return FileProblem(path, f"found {content}", expected, fix, code="file-format")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     first = text.split(b"\n", 1)[0].strip()
     if kind == "jsonl" and (first in (b"{", b"[", b"[]") or re.match(rb"\[\s*\{", text)):
-        found = "one JSON document over the whole file, not one object per line"
-        return FileProblem(
-            path, f"found {found}", accepted, "rename it to .json, or write one object per line"
-        )
-    if kind in ("csv", "tsv") and first[:1] in (b"{", b"["):
-        return FileProblem(path, "found JSON", accepted, "rename it to .json")  # which takes JSON lines too
+        problem = "found one JSON document instead of one object per line"
+        fix = "rename it to .json, or write one object per line"
+        return FileProblem(path, problem, expected, fix, code="file-format")
+    if kind in ("csv", "tsv") and first[:1] in (b"{", b"["):  # .json may hold JSON lines too
+        return FileProblem(path, "found JSON", expected, "rename it to .json", code="file-format")
     return None
 
 
 def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines with their ends; of a line over the limit, the first `MAX_LINE_BYTES` + 1 bytes."""
+    """Yield numbered lines with their ends; of a longer line, the first `MAX_LINE_BYTES` + 1 bytes."""
     number, most = 0, MAX_LINE_BYTES + 1
     while line := stream.readline(most):
         number += 1
@@ -107,14 +104,16 @@ def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def line_too_long(where: str) -> Problem:
-    """The problem of a line over the limit."""
+    """Return the problem of a line over the limit."""
     limit = f"at most {MAX_LINE_BYTES:,} bytes in a line"
-    return Problem(where, "the line is too long", limit, "cut the text, or check for missing line ends")
+    fix = "cut the text, or check for missing line ends"
+    return Problem(where, "the line is too long", limit, fix, code="text-too-long")
 
 
 def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
-    """Rows of a file with one JSON object per line; blank lines are passed over."""
-    held: list[tuple[str, Problem]] = []  # errors before the first good line: maybe a file of another kind
+    """Yield the rows of a file with one JSON object per line; blank lines are skipped."""
+    # Problems before the first good line are held back: the file may be of another kind.
+    held: list[tuple[str, Problem]] = []
     good = False
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
@@ -148,26 +147,26 @@ def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
     if rows:
         yield RowBatch(rows, numbers, f"{path}:")
     if not good and not held:
-        problem = FileProblem(path, "the file holds no rows", "at least one row", "add rows")
-        yield path, problem
+        yield (
+            path,
+            FileProblem(path, "the file has no rows", "at least one row", "add rows", code="file-empty"),
+        )
     if len(held) < SYNTAX_FAILURES:
         yield from held
         return
     where, first = held[0]
-    found = f"not one of {len(held):,} lines is a JSON object (the first: {first.problem})"
-    accepted, remedy = (
-        "one JSON object per line",
-        "give the file the suffix of its kind, or convert it",
-    )
+    problem = f"none of {len(held):,} lines is a JSON object (the first: {first.problem})"
+    expected, code = "one JSON object per line", "file-format"
+    fix = "give the file the suffix of its kind, or convert it"
     if "--encoding" in first.fix:
-        accepted, remedy = first.expected, first.fix
-    yield where, FileProblem(where, found, accepted, remedy)
+        expected, fix, code = first.expected, first.fix, first.code
+    yield where, FileProblem(where, problem, expected, fix, code=code)
 
 
 def _plain_object(line: bytes, encoding: str) -> dict[str, Any] | None:
-    """The object of a line that holds no other one; None where `_json_line` must look.
+    """Return the object of a line without nested objects; None for lines that `_json_line` must parse.
 
-    One pass of C code: objects come as tuples of pairs, which tells a key that stands twice.
+    This takes one pass of C code. Objects come as tuples of pairs, which shows repeated keys.
     """
     try:
         text = line.decode(encoding) if len(line) <= MAX_LINE_BYTES else ""
@@ -192,24 +191,25 @@ def _json_line(where: str, line: bytes, options: FileOptions) -> dict[str, Any] 
         return text
     value = _parse_json(where, text)
     if isinstance(value, Problem) and not line.endswith(b"\n"):
-        return Problem(
-            where, f"the last line is cut off or malformed: {value.problem}", value.expected, value.fix
-        )
+        problem = f"the last line is cut off or malformed: {value.problem}"
+        return Problem(where, problem, value.expected, value.fix, code="file-truncated")
     return value if isinstance(value, Problem) else check_object(where, value)
 
 
 def _parse_json(where: str, text: str) -> Any:
-    """The value, or a Problem; duplicate keys are only marked here, because their row is not known yet."""
-    accepted = "valid JSON"
+    """Return the value, or a Problem; duplicate keys are only marked, because their row is not known yet."""
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         place = f"column {error.colno:,}" if error.lineno == 1 else f"line {error.lineno:,}"
-        return Problem(where, f"not JSON at {place}: {error.msg}", accepted, "correct the syntax")
+        problem = f"this is not JSON at {place}: {error.msg}"
+        return Problem(where, problem, "valid JSON", "correct the syntax", code="file-format")
     except RecursionError:
-        return Problem(where, "JSON nested too deeply", accepted, "write plain rows of columns")
-    except ValueError:  # the only one left: an integer of more than 4,300 digits
-        return Problem(where, "a number with too many digits", accepted, "correct the number")
+        problem, fix = "the JSON is nested too deeply", "write plain rows of columns"
+        return Problem(where, problem, "valid JSON", fix, code="file-format")
+    except ValueError:  # the only other cause is an integer of more than 4,300 digits
+        problem, fix = "found a number with too many digits", "correct the number"
+        return Problem(where, problem, "valid JSON", fix, code="value-range")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -227,35 +227,37 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_object(where: str, value: Any) -> dict[str, Any] | Problem:
-    """Refuse what is no object, duplicate keys and lone surrogates, at any depth."""
+    """Refuse values other than objects, and duplicate keys and lone surrogates at any depth."""
     if not isinstance(value, dict):
-        found = f"found {shorten(value)}" if not isinstance(value, list) else "found a JSON array"
-        return Problem(where, found, "a JSON object of columns", "write each row as an object")
+        problem = f"found {shorten(value)}" if not isinstance(value, list) else "found a JSON array"
+        fix = "write each row as an object"
+        return Problem(where, problem, "a JSON object of columns", fix, code="value-type")
     stack: list[Any] = [value]
     while stack:
         item = stack.pop()
         if isinstance(item, _DuplicateKeys):
-            found = f"the key {shorten(item.key)} stands twice"
-            return Problem(where, found, "every key once", "keep one of the two")
+            problem = f"the key {shorten(item.key)} is repeated"
+            return Problem(where, problem, "every key once", "keep one of the two", code="column-ambiguous")
         if isinstance(item, dict):
             stack.extend(item.keys())
             stack.extend(item.values())
         elif isinstance(item, list) and set(map(type, item)) == {str}:
-            stack.append("".join(item))  # 100,000 labels in a row are one search
+            stack.append("".join(item))  # one search instead of one for each of up to 100,000 labels
         elif isinstance(item, list):
             stack.extend(item)
         elif isinstance(item, str) and LONE_SURROGATE.search(item):
             surrogate = ord(LONE_SURROGATE.search(item).group())  # type: ignore[union-attr]
-            found = f"a lone surrogate (\\u{surrogate:04x}), which is no character"
-            return Problem(where, found, "whole characters", "write the text again from its origin")
+            problem = f"found a lone surrogate (\\u{surrogate:04x}), which is not a character"
+            fix = "write the text again from its origin"
+            return Problem(where, problem, "whole characters", fix, code="file-encoding")
     return value
 
 
-def _holds_json_lines(path: str) -> bool:
-    """Return whether a `.json` file holds one object per line, told from its first lines.
+def _has_json_lines(path: str) -> bool:
+    """Return whether the first lines of a `.json` file are one object each.
 
-    At least half of them are whole objects, which leaves room for defective lines. A file of one line is a
-    document, and so is one whose first line ends with the bracket that it opens.
+    At least half of them must be whole objects, so that some may be defective. A file of one line is a
+    document, and so is a file whose first line ends with an opening bracket.
     """
     with open(path, "rb") as stream:
         lines = (line for _, line in numbered_lines(stream) if line.strip())
@@ -274,23 +276,22 @@ def _is_object(line: bytes) -> bool:
 
 
 def read_json(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
-    """Rows of a file that is one JSON array, or one object around an array; numbered from 1.
+    """Yield the rows of a file that is one JSON array, or one object with an array; numbered from 1.
 
-    JSON lines under this suffix are read as `read_jsonl` reads them, and keep their line numbers.
+    JSON lines under this suffix are read by `read_jsonl`, and keep their line numbers.
     """
-    if _holds_json_lines(path):
+    if _has_json_lines(path):
         yield from read_jsonl(path, options)
         return
     yield from in_batches(_read_document(path, options))
 
 
 def _read_document(path: str, options: FileOptions) -> Iterator[Row]:
-    accepted = "an array of objects, an object with one such array, or an object per line"
+    expected = "an array of objects, an object with one such array, or an object per line"
     if os.path.getsize(path) > MAX_JSON_BYTES:
-        yield (
-            path,
-            FileProblem(path, f"over {MAX_JSON_BYTES:,} bytes", accepted, "write JSONL, read line by line"),
-        )
+        problem = f"the file has over {MAX_JSON_BYTES:,} bytes"
+        fix = "write JSONL, which is read line by line"
+        yield path, FileProblem(path, problem, expected, fix, code="file-format")
         return
     with open(path, "rb") as stream:
         content = stream.read().removeprefix(b"\xef\xbb\xbf")
@@ -302,19 +303,19 @@ def _read_document(path: str, options: FileOptions) -> Iterator[Row]:
         end = content.find(b"\n", error.start)
         around = content[begin : end if end >= 0 else len(content)][:MAX_LINE_BYTES]
         bad = bad_byte(f"{path}:{line + 1}", around, error.start - begin, encoding=options.encoding)
-        yield path, FileProblem(bad.where, bad.problem, bad.expected, bad.fix)
+        yield path, FileProblem(bad.where, bad.problem, bad.expected, bad.fix, code=bad.code)
         return
     value = _parse_json(path, text)
     if isinstance(value, Problem):
-        remedy = "correct the syntax"
-        yield path, FileProblem(path, value.problem, accepted, remedy)
+        yield path, FileProblem(path, value.problem, expected, "correct the syntax", code=value.code)
         return
     if isinstance(value, dict) and not isinstance(value, _DuplicateKeys):
         arrays = [item for item in value.values() if isinstance(item, list)]
         value = arrays[0] if len(arrays) == 1 else value
     if not isinstance(value, list):
-        found = "found an object" if isinstance(value, dict) else f"found {shorten(value)}"
-        yield path, FileProblem(path, found, accepted, "write the rows as one array, or as JSONL")
+        problem = "found an object" if isinstance(value, dict) else f"found {shorten(value)}"
+        fix = "write the rows as one array, or as JSONL"
+        yield path, FileProblem(path, problem, expected, fix, code="file-format")
         return
     for number, item in enumerate(value, start=1):
         where = f"{path}:row {number}"

@@ -1,8 +1,8 @@
-"""When texts count as the same, as 64 bits per text; and what is tied together by shared ones.
+"""Hash texts to 64 bits, equal if the texts count as the same, and find rows connected by shared texts.
 
-Design: a split must not move when a file is shuffled, read on another machine, or read in batches, so that
-keys are hashes of the text alone. Two of ten million texts share a hash with a probability below 1e-5; where
-a message would name them, the texts themselves are compared.
+Design: a split must not change if a file is shuffled, read on another machine or read in batches. Keys are
+therefore hashes of the text alone. Two of ten million texts share a hash with a probability below 1e-5. The
+texts of two rows are compared before a message names them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BLOCK = 2**16
 
 
 def text_key(text: str) -> str:
-    """The form in which texts count as the same: NFKC, case folded, white space runs as one blank.
+    """Return the normal form of a text: NFKC, case folded, with runs of white space as one blank.
 
     Example:
         >>> text_key("Ｈello   World")
@@ -47,7 +47,7 @@ def _of_group(group: str) -> str:
     return "group:" + group
 
 
-# Column of an example -> what is hashed of it: titles and texts never count as the same, nor as groups.
+# Column of an example -> string to hash. The prefixes keep titles, texts and groups distinct.
 KEYS: Mapping[str, Callable[[str], str]] = {
     "text": _of_text,
     "text_b": _of_text,
@@ -90,7 +90,7 @@ def combine(*columns: Hashes) -> Hashes:
 
 
 def slices(rows: int) -> Iterator[slice]:
-    """Yield blocks of rows: whole columns in between would double the memory.
+    """Yield blocks of rows, because intermediate results of whole columns would double the memory.
 
     Example:
         >>> [part.stop for part in slices(100_000)]
@@ -100,7 +100,7 @@ def slices(rows: int) -> Iterator[slice]:
 
 
 def repeated(keys: Hashes) -> NDArray[np.int64]:
-    """Return the rows whose key stands in several rows, in their order."""
+    """Return the rows whose key occurs in several rows, in their order."""
     ordered = np.sort(keys)
     several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     del ordered
@@ -110,18 +110,18 @@ def repeated(keys: Hashes) -> NDArray[np.int64]:
 
 
 def within(keys: Hashes, known: Hashes) -> NDArray[np.bool_]:
-    """Return which keys are among some sorted ones."""
+    """Return which keys are in the sorted array `known`."""
     if not len(known):
         return np.zeros(len(keys), bool)
-    found = np.zeros(len(keys), bool)
+    result = np.zeros(len(keys), bool)
     for part in slices(len(keys)):
         places = np.minimum(np.searchsorted(known, keys[part]), len(known) - 1)
-        found[part] = known[places] == keys[part]
-    return found
+        result[part] = known[places] == keys[part]
+    return result
 
 
 def components(edges: Sequence[tuple[Hashes, Hashes]]) -> tuple[Hashes, Hashes]:
-    """Return `(nodes, names)`: every node once, sorted, and the smallest node that edges tie it to.
+    """Return `(nodes, names)`: every node once, sorted, and the smallest node that it is connected to.
 
     Args:
         edges: arrays of the two ends.
@@ -141,5 +141,5 @@ def components(edges: Sequence[tuple[Hashes, Hashes]]) -> tuple[Hashes, Hashes]:
     graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(len(nodes), len(nodes)))
     count, labels = connected_components(graph, directed=False)
     smallest = np.empty(count, np.uint64)
-    smallest[labels[::-1]] = nodes[::-1]  # nodes ascend: the last assignment to a label is its smallest
+    smallest[labels[::-1]] = nodes[::-1]  # in descending order, so that the smallest node is assigned last
     return nodes, smallest[labels]

@@ -1,19 +1,19 @@
-"""Rows of other sets, mixed into the training set at a ratio.
+"""Mix rows of other data sets into the training set at a ratio.
 
-Practitioners report that similar data mixed in, two own rows to one other, helps a fine-tuned classifier. It
-is an option whose effect is to be measured, by a run with it and a run without.
+Practitioners report that similar data, one row to two own rows, improves a fine-tuned classifier. Measure the
+effect of this option by a run with it and a run without it.
 
 Design:
-- Which rows are taken hangs on a hash of each row and a seed, never on the order of files.
-- Other rows only train. One whose text stands in dev or test is left out, because it would be measured on;
-  one that stands in train is left out, because it adds nothing, or a contradiction.
-- For the same reason a text that several other rows hold counts once, and not at all where their labels
-  contradict each other. Here the two texts of a pair stand in their order: turned round they may say another
-  thing.
-- Labels go by name or alias. An id means another label in another set, unless that set names its ids too:
-  ids without names are taken only where the own rows state ids as well, and this is said.
-- A model can tell two sets apart by their lengths. Where these differ by more than a factor of two, it may
-  learn "long means label x" from the mixture; that is said with both medians.
+- The selection of rows depends on a hash of each row and a seed, never on the order of files.
+- Rows of other data sets are used for training only. A row whose text is in dev or test is left out, because
+  it would leak. A row whose text is in train is left out, because it adds nothing, or a contradiction.
+- For the same reason, a text of several other rows counts once, and is left out if their labels contradict
+  each other. Here the order of the two texts of a pair counts, because the swapped pair may mean something
+  else.
+- Labels are matched by name or alias. An id may mean another label in another data set, unless that data set
+  names its ids. Ids without names are accepted only if the own rows have ids as well, with a message.
+- A model can distinguish two data sets by their lengths. If the median lengths differ by more than a factor
+  of two, the model may learn "long means label x" from the mixture; a message gives both medians.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from qwen_task_heads.data.splits import hash_rows
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
-RATIO = 2.0  # own rows for one other
-APART = 2.0  # factor between median lengths from which they are told to differ
+RATIO = 2.0  # own rows per row of another data set
+APART = 2.0  # a larger factor between median lengths gives a message
 
 
 def mix_in(
@@ -53,33 +53,32 @@ def mix_in(
     apart: Sequence[TextExample] = (),
     name: str = "the other set",
 ) -> tuple[Sequence[TextExample], list[str]]:
-    """Add rows of another set to a training set.
+    """Add rows of another data set to a training set.
+
+    Rows with an equal text (up to case, width and spacing) are added once, or left out if they differ in
+    target or probabilities.
 
     Args:
         train: own rows.
-        others: rows of the other set, their labels resolved by the same map.
-        ratio: own rows for one of the others, over 0; where there are too few others, all of them are taken.
-        seed: another one takes other rows.
-        apart: rows of dev and test; others with an equal text (up to case, width and spacing; two texts in
-            either order) are left out.
-        name: of the other set, for the lines.
+        others: rows of the other data set, with labels resolved by the same map.
+        ratio: own rows per other row, over 0; if there are too few other rows, all of them are added.
+        seed: of the selection of rows.
+        apart: rows of dev and test; other rows with an equal text (up to case, width and spacing; two texts
+            in either order) are left out.
+        name: of the other data set, for messages.
 
     Returns:
-        `(rows, lines)`: all own rows in their order, then the others by their hash; and what was done, in
-        plain words.
+        `(rows, messages)`: all own rows in their order, then the others by their hash; and a summary.
 
     Raises:
-        TaskHeadsError: a ratio that is no positive number, or no row that could be added.
-
-    Rows with an equal text (up to case, width and spacing) are added once; not at all where they differ in
-    target or probabilities.
+        TaskHeadsError: the ratio is not a positive number, or no row can be added.
 
     Example:
         >>> from qwen_task_heads.data.mixing import mix_in
         >>> own = [TextExample(text=f"own {n}", target=0) for n in range(10)]
         >>> others = [TextExample(text=f"new {n}", target=1) for n in range(90)]
-        >>> rows, lines = mix_in(own, others, apart=[TextExample(text="New  5", target=1)])
-        >>> len(rows), lines[0]
+        >>> rows, messages = mix_in(own, others, apart=[TextExample(text="New  5", target=1)])
+        >>> len(rows), messages[0]
         (15, 'mix: 5 of 90 rows of the other set added to 10 own rows (2:1)')
     """
     check_ratio(ratio)
@@ -89,50 +88,53 @@ def mix_in(
     seen = int(measured.sum())
     usable, repeated, contradicted = _once(new, seed=seed)
     if new and not usable:
-        found, accepted = "no text without contradictory labels", "one label for one text"
-        raise TaskHeadsError(
-            Problem(name, found, accepted, "correct the labels, or name another set with --mix")
-        )
+        problem, expected = "every text has contradictory labels", "one label for one text"
+        fix = "correct the labels, or name another set with --mix"
+        raise TaskHeadsError(Problem(name, problem, expected, fix, code="rows-conflict"))
     if not usable:
-        found = "no row that is not already in train, dev or test" if others else "no usable row"
-        accepted = "a set with rows of its own"
-        raise TaskHeadsError(Problem(name, found, accepted, "name another set with --mix, or drop it"))
+        problem = "all rows are already in train, dev or test" if others else "found no usable row"
+        fix = "name another set with --mix, or drop it"
+        raise TaskHeadsError(
+            Problem(name, problem, "a data set with rows of its own", fix, code="rows-too-few")
+        )
     wanted = max(1, round(len(train) / ratio))
     chosen = np.sort(usable[:wanted])
-    there = dict(zip(chosen.tolist(), pick(new, chosen), strict=True))  # read in the order of the file
-    taken = [there[place] for place in usable[:wanted]]
-    got = f"{len(train) / len(taken):.3g}:1"
-    asked = "" if len(taken) == wanted else f", where {ratio:g}:1 was asked: there are no more"
-    added = f"{len(taken):,} of {len(others):,} rows of {name} added to {len(train):,} own rows"
-    lines = [f"mix: {added} ({got}{asked})"]
+    rows_at = dict(zip(chosen.tolist(), pick(new, chosen), strict=True))  # read in the order of the file
+    added = [rows_at[place] for place in usable[:wanted]]
+    got = f"{len(train) / len(added):.3g}:1"
+    requested = "" if len(added) == wanted else f", but {ratio:g}:1 was requested: there are no more rows"
+    counts = f"{len(added):,} of {len(others):,} rows of {name} added to {len(train):,} own rows"
+    messages = [f"mix: {counts} ({got}{requested})"]
     left_out = (
-        (seen, "whose text stands in dev or test", "whose texts stand in dev or test"),
-        (len(others) - seen - len(new), "whose text stands in train", "whose texts stand in train"),
+        (seen, "whose text is in dev or test", "whose texts are in dev or test"),
+        (len(others) - seen - len(new), "whose text is in train", "whose texts are in train"),
         (repeated, "that repeats another of them", "that repeat others of them"),
-        (contradicted, "", "whose texts have several labels among them"),  # never one row alone
+        (contradicted, "", "whose texts have several labels"),  # never a single row
     )
     for count, one, several in left_out:
         if count:
             row = f"row left out, {one}" if count == 1 else f"rows left out, {several}"
-            lines.append(f"mix: {count:,} {row}")
-    return joined([train, taken]), [*lines, _length_line(train, taken, name)]
+            messages.append(f"mix: {count:,} {row}")
+    return joined([train, added]), [*messages, _length_message(train, added, name)]
 
 
 def check_ratio(ratio: float) -> None:
-    """Refuse a ratio that is no positive number."""
+    """Refuse a ratio that is not a positive number."""
     if not (math.isfinite(ratio) and ratio > 0):
-        accepted, remedy = "a number over 0", "choose such as 2: two own rows to one other"
-        raise TaskHeadsError(Problem("mix_ratio", f"found {ratio}", accepted, remedy))
+        fix = "choose such as 2: two own rows to one other"
+        raise TaskHeadsError(
+            Problem("mix_ratio", f"found {ratio}", "a number over 0", fix, code="option-range")
+        )
 
 
 def _keys(rows: Sequence[TextExample]) -> Hashes:
-    """Equal for rows of equal texts, in either order."""
+    """Return keys that are equal for rows with equal texts, in either order."""
     one, other = hashed(rows, "text"), hashed(rows, "text_b")
     return combine(np.minimum(one, other), np.maximum(one, other))
 
 
 def _once(rows: Sequence[TextExample], *, seed: int) -> tuple[list[int], int, int]:
-    """The place of one row of each text, ordered by hash; how many repeat one, and how many contradict."""
+    """Return one row of each text, ordered by hash, and the numbers of repeated and contradictory rows."""
     keys = combine(hashed(rows, "text"), hashed(rows, "text_b")).tolist()
     same: dict[int, list[tuple[str, float, int]]] = {}  # text -> hash, weight and place of its rows
     stated: dict[int, set[object]] = {}
@@ -140,93 +142,93 @@ def _once(rows: Sequence[TextExample], *, seed: int) -> tuple[list[int], int, in
         digest = hash_rows([(seed, row.text, row.text_b, row.target, row.soft)])
         same.setdefault(key, []).append((digest, row.weight, place))
         stated.setdefault(key, set()).add((row.target, row.soft))
-    agreed = {key: min(found) for key, found in same.items() if len(stated[key]) == 1}
+    agreed = {key: min(rows_of_text) for key, rows_of_text in same.items() if len(stated[key]) == 1}
     repeated = sum(len(same[key]) - 1 for key in agreed)
     places = [place for *_, place in sorted(agreed.values())]
     return places, repeated, len(rows) - len(agreed) - repeated
 
 
-def _length_line(train: Sequence[TextExample], taken: Sequence[TextExample], name: str) -> str:
-    own, other = (median(len(row.text) + len(row.text_b) for row in rows) for rows in (train, taken))
-    line = f"mix: median length {own:,.0f} characters in train, {other:,.0f} in {name}"
+def _length_message(train: Sequence[TextExample], added: Sequence[TextExample], name: str) -> str:
+    own, other = (median(len(row.text) + len(row.text_b) for row in rows) for rows in (train, added))
+    message = f"mix: median length {own:,.0f} characters in train, {other:,.0f} in {name}"
     if max(own, other) <= APART * min(own, other):
-        return line
+        return message
     return (
-        f"{line}: more than a factor of two apart, so that the model may learn the length instead of the "
+        f"{message}: more than a factor of two apart, so that the model may learn the length instead of the "
         "label; mix in texts of similar length, or compare with a run without them"
     )
 
 
-# What is read and resolved before
+# Reading the other data sets and resolving their labels
 
 
 def read_others(
     places: Sequence[str], *, read: Callable[[str, str | None], RawTexts]
 ) -> tuple[dict[str, RawTexts], list[Problem]]:
-    """Read the training split of other sets, or the only one: `(place -> rows, all problems)`."""
-    found: dict[str, RawTexts] = {}
+    """Read the training split of other data sets, or their only split: `(place -> rows, all problems)`."""
+    others: dict[str, RawTexts] = {}
     problems: list[Problem] = []
     for place in places:
         try:
             try:
-                found[place] = read(place, None if Path(place).is_file() else "train")
+                others[place] = read(place, None if Path(place).is_file() else "train")
             except NoSuchSplit:
-                found[place] = read(place, None)
-            problems += found[place].file_problems
+                others[place] = read(place, None)
+            problems += others[place].file_problems
         except TaskHeadsError as error:
             problems += error.problems
-    return found, problems
+    return others, problems
 
 
 def names_of(places: Iterable[str]) -> str:
-    """Names of sets for a line that stands on the card too: without folders."""
+    """Return the names of data sets without folders, because the model card has the messages too."""
     return " and ".join(Path(place).name if Path(place).exists() else place for place in places)
 
 
 def resolve_others(
     others: dict[str, RawTexts], scheme: Scheme, *, source: str, own: Sequence[RawTarget], skip: bool
 ) -> tuple[Sequence[TextExample], list[str], list[Problem]]:
-    """Give the rows of other sets the labels of the run.
+    """Resolve the labels of other data sets with the label map of the run.
 
     Args:
-        others: what `read_others` found.
+        others: result of `read_others`.
         scheme: labels of the run.
         source: the training set as the user named it.
         own: its targets.
-        skip: leave refused rows out and count them, however many: a set may have labels that the run has not.
+        skip: leave out and count all refused rows, because a data set may have labels that the run lacks.
 
     Returns:
-        `(rows, lines, problems)`. A label that the map lacks is one problem, with its first row and their
-        number.
+        `(rows, messages, problems)`. A label that the map lacks is one problem, with its first row and the
+        number of rows.
     """
     tables: list[TextTable] = []
-    lines: list[str] = []
+    messages: list[str] = []
     problems: list[Problem] = []
     for place, raw in others.items():
         try:
-            named, note = _named(raw, scheme, place=place, source=source, own=own)
+            named, ids_messages = _named(raw, scheme, place=place, source=source, own=own)
         except TaskHeadsError as error:
             problems += error.problems
             continue
-        found, report = resolve_all(named, scheme, place=place)
-        tables.append(found)
-        lines += [f"mix: {line}" for line in (*report.lines(), *note)]
+        table, report = resolve_all(named, scheme, place=place)
+        tables.append(table)
+        messages += [f"mix: {message}" for message in (*report.lines(), *ids_messages)]
         if not skip:
             unknown, where = _unknown(named, scheme)
             problems += unknown + [problem for problem in report.refusals if problem.where not in where]
-    return joined(tables), lines, problems
+    return joined(tables), messages, problems
 
 
 def _named(
     raw: RawTexts, scheme: Scheme, *, place: str, source: str, own: Sequence[RawTarget]
 ) -> tuple[RawTexts, list[str]]:
-    """The rows with names for ids, and a line where ids stay ids."""
+    """Return the rows with names instead of ids, and a message if ids remain."""
     if not states_ids(raw.stated):
         return raw, []
-    beside = find_label_file(place)
+    label_file = find_label_file(place)
     names = raw.class_names
-    if not names and beside is not None and beside != find_label_file(source):
-        names = LabelMap.read(beside).names
+    if not names and label_file is not None and label_file != find_label_file(source):
+        names = LabelMap.read(label_file).names
     if names == scheme.labels.names and scheme.has_ids:
         return raw, []
     named = raw.with_targets([_with_names(row, names) for row in raw.targets])
@@ -234,15 +236,15 @@ def _named(
         return named, []
     if names or not states_ids(own):
         first = next(row.where for row in named.stated if states_ids([row]))
-        found = "a label by its id, which may be another in this set"
-        accepted = "names or aliases of the labels, or ids with their names"
-        remedy = "write 'label_name' beside the ids, or put class.txt or labels.yaml next to the file"
-        raise TaskHeadsError(Problem(first, found, accepted, remedy))
+        problem = "found a label id, which may mean another label in this data set"
+        expected = "names or aliases of the labels, or ids with their names"
+        fix = "write 'label_name' next to the ids, or put class.txt or labels.yaml next to the file"
+        raise TaskHeadsError(Problem(first, problem, expected, fix, code="label-conflict"))
     return named, [f"the ids of {names_of([place])} are read as those of train: it does not name them"]
 
 
 def _with_names(row: RawTarget, names: Sequence[str]) -> RawTarget:
-    """A row that says names where it says ids, as far as these are known."""
+    """Return a row with names instead of ids, as far as these are known."""
     if row.name and isinstance(row.value, int):
         return replace(row, value=row.name, name="")
     if isinstance(row.value, int) and row.value < len(names):
@@ -257,18 +259,18 @@ def _with_names(row: RawTarget, names: Sequence[str]) -> RawTarget:
 
 
 def _unknown(raw: RawTexts, scheme: Scheme) -> tuple[list[Problem], set[str]]:
-    """One problem per name that is no label, and the places of all rows that say one."""
+    """Return one problem per unknown label name, and the places of all rows with such a name."""
     places: dict[str, list[str]] = {}
     for code, target in enumerate(raw.targets):
         for label in labels_of(target) if code not in raw.refused_targets else ():
             if isinstance(label, str) and label not in scheme.labels.spelled:
-                stand = [raw.places[row] for row in raw.rows_with(code).tolist()]
-                places.setdefault(label, []).extend(stand)
-    accepted = f"{shorten(scheme.labels.names[:8], 120)}"
-    remedy = "make it an alias in labels.yaml, or leave these rows out with --bad_rows skip"
+                rows = [raw.places[row] for row in raw.rows_with(code).tolist()]
+                places.setdefault(label, []).extend(rows)
+    expected = shorten(scheme.labels.names[:8], 120)
+    fix = "make it an alias in labels.yaml, or leave these rows out with --bad_rows skip"
     problems = []
     for label, where in places.items():
-        found = f"{shorten(label)} is none of the {len(scheme.labels):,} labels ({scheme.origin})"
-        found += f", in {len(where):,} row{'' if len(where) == 1 else 's'}"
-        problems.append(Problem(where[0], found, accepted, remedy))
+        problem = f"{shorten(label)} is none of the {len(scheme.labels):,} labels ({scheme.origin})"
+        problem += f", in {len(where):,} row{'' if len(where) == 1 else 's'}"
+        problems.append(Problem(where[0], problem, expected, fix, code="label-unknown"))
     return problems, {place for where in places.values() for place in where}

@@ -1,8 +1,8 @@
-"""Votes and clicks -> how sure a preference is, and arms of tests -> pairs.
+"""Estimate probabilities of preferences from votes and clicks, and turn arms of experiments into pairs.
 
-Design: a share of few votes is not a probability, so every count goes through a uniform Beta(1, 1) prior:
-8 of 10 votes become 0.75, 0 clicks of 0 impressions become "do not know".
-Nothing here decides what training does with a preference: a recipe may use it as a soft target, or not.
+Design: a share of few votes is not a probability, so every count gets a uniform Beta(1, 1) prior: 8 of 10
+votes become 0.75, and a title without impressions has a uniformly distributed click rate. The recipe decides
+whether training uses a preference as a soft target.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ __all__ = [
 
 
 def preference_from_votes(chosen: int, rejected: int) -> float:
-    """P(the next voter prefers the chosen title), from votes on both.
+    """Return P(the next voter prefers the chosen title), from votes on both.
 
-    The posterior mean under a uniform prior, (chosen + 1) / (chosen + rejected + 2); Laplace's rule of
-    succession (Laplace 1814; Gelman et al., Bayesian Data Analysis, section 2.4). Skipped votes say nothing.
+    This is the posterior mean under a uniform prior, (chosen + 1) / (chosen + rejected + 2), Laplace's rule
+    of succession (Laplace 1814; Gelman et al., Bayesian Data Analysis, section 2.4). Skipped votes do not
+    count.
 
     Args:
         chosen: votes for the chosen title, not negative.
@@ -61,17 +62,17 @@ def groups_to_pairs(
     max_p_value: float = 1.0,
     all_pairs: bool = True,
 ) -> Sequence[PairExample]:
-    """Turn groups of arms into pairs: of two titles in a test, the higher click rate is chosen.
+    """Turn groups of arms into pairs; the title with the higher click rate is the chosen one.
 
     Args:
-        groups: tests with clicks and impressions per title.
-        min_impressions: both titles need at least so many impressions (and at least one).
-        max_p_value: keep pairs whose two-proportion z test gives at most this; 1.0 keeps all.
-        all_pairs: every pair of a test; False pairs only the best title with each other one.
+        groups: experiments with clicks and impressions per title.
+        min_impressions: minimum impressions of both titles (at least one is always required).
+        max_p_value: maximum p value of the two-proportion z test of a pair; 1.0 keeps all pairs.
+        all_pairs: every pair of an experiment; False pairs only the best title with each other title.
 
     Returns:
-        Pairs in the order of the groups, with `group` and with `preference` from the clicks; two titles
-        of one click rate make no pair. Pairs of a group are not independent: bootstrap over groups.
+        Pairs in the order of the groups, with `group` and with `preference` from the clicks. Two titles with
+        equal click rates are not paired. Pairs of a group are not independent: bootstrap over groups.
 
     Raises:
         TaskHeadsError: an option is out of its range.
@@ -82,33 +83,29 @@ def groups_to_pairs(
         [('B', 'A', 't1')]
     """
     if min_impressions < 0 or not 0 <= max_p_value <= 1:
-        found = f"min_impressions={min_impressions}, max_p_value={max_p_value}"
+        problem = f"found min_impressions={min_impressions}, max_p_value={max_p_value}"
+        expected = "min_impressions >= 0 and max_p_value in [0, 1]"
         raise TaskHeadsError(
-            Problem(
-                "groups_to_pairs",
-                found,
-                "min_impressions >= 0, max_p_value in [0, 1]",
-                "correct the option",
-            )
+            Problem("groups_to_pairs", problem, expected, "correct the option", code="option-range")
         )
-    table = arms_of(groups)
-    made = pair_arms(table, least=max(1, min_impressions), max_p_value=max_p_value, all_pairs=all_pairs)
+    arms = arms_of(groups)
+    pairs = pair_arms(arms, least=max(1, min_impressions), max_p_value=max_p_value, all_pairs=all_pairs)
     if isinstance(groups, GroupTable):
-        return groups.pairs(*made)
+        return groups.pairs(*pairs)
     sources = [source for group in groups for source in group.sources or [""] * len(group.titles)]
     titles = [title for group in groups for title in group.titles]
-    better, worse, preferences = (column.tolist() for column in made)
+    better, worse, preferences = (column.tolist() for column in pairs)
     return [
         PairExample(
             chosen=titles[one],
             rejected=titles[two],
-            prompt=groups[test].prompt,
+            prompt=groups[experiment].prompt,
             preference=preference,
-            group=groups[test].group,
+            group=groups[experiment].group,
             source=" + ".join(filter(None, (sources[one], sources[two]))),
         )
-        for one, two, preference, test in zip(
-            better, worse, preferences, table.tests[made[0]].tolist(), strict=True
+        for one, two, preference, experiment in zip(
+            better, worse, preferences, arms.experiments[pairs[0]].tolist(), strict=True
         )
     ]
 
@@ -116,48 +113,48 @@ def groups_to_pairs(
 def comparable_groups(
     groups: Sequence[GroupExample], *, min_impressions: int = 0
 ) -> tuple[Sequence[GroupExample], list[str]]:
-    """Groups as a loss over whole groups may see them: arms that were shown, with rates that differ.
+    """Keep the arms with impressions, and the groups in which their click rates differ, for group losses.
 
-    A title that nobody was shown has no click rate: zero would call it the worst of its test.
+    A title without impressions has no click rate. A rate of zero would rank it last in its experiment.
 
     Args:
-        groups: tests with clicks and impressions per title.
-        min_impressions: arms with fewer (and always those with none) are left out of their test.
+        groups: experiments with clicks and impressions per title.
+        min_impressions: arms with fewer impressions, and arms without any, are left out.
 
     Returns:
-        `(groups, lines)`: in their order, each with two titles or more and a difference in click rate; and
-        what was left out, in plain words.
+        `(groups, messages)`: groups in their order, each with two titles or more and a difference in click
+        rate; and messages on the arms and groups that were left out.
 
     Example:
         >>> group = GroupExample(titles=("A", "B", "C"), clicks=(1, 9, 0), impressions=(100, 100, 0))
-        >>> (kept,), lines = comparable_groups([group])
-        >>> kept.titles, lines
-        (('A', 'B'), ['1 arm with fewer than 1 impression left out of the tests'])
+        >>> (kept,), messages = comparable_groups([group])
+        >>> kept.titles, messages
+        (('A', 'B'), ['1 arm with fewer than 1 impression left out of the experiments'])
     """
     least = max(1, min_impressions)
-    table = arms_of(groups)
-    shown = table.impressions >= least
-    arms = int((~shown).sum())
-    kept = table.that_differ(shown)
-    tests = len(groups) - len(kept)
-    chosen = _with_arms(pick(groups, kept), shown[np.isin(table.tests, kept)])
-    lines = []
-    if arms:
+    arms = arms_of(groups)
+    shown = arms.impressions >= least
+    kept = arms.that_differ(shown)
+    result = _with_arms(pick(groups, kept), shown[np.isin(arms.experiments, kept)])
+    messages = []
+    if count := int((~shown).sum()):
         fewer = f"{least:,} impression{'' if least == 1 else 's'}"
-        lines.append(f"{arms:,} arm{'' if arms == 1 else 's'} with fewer than {fewer} left out of the tests")
-    if tests:
-        lines.append(f"{tests:,} test{'' if tests == 1 else 's'} without a difference in click rate left out")
-    return chosen, lines
+        noun = "arm" if count == 1 else "arms"
+        messages.append(f"{count:,} {noun} with fewer than {fewer} left out of the experiments")
+    if count := len(groups) - len(kept):
+        noun = "experiment" if count == 1 else "experiments"
+        messages.append(f"{count:,} {noun} without a difference in click rate left out")
+    return result, messages
 
 
 def _with_arms(groups: Sequence[GroupExample], shown: NDArray[np.bool_]) -> Sequence[GroupExample]:
-    """The same tests with some of their arms, all of them in one mask."""
+    """Return the same experiments with some of their arms; `shown` has one flag per arm of all groups."""
     if isinstance(groups, GroupTable):
         return groups.with_arms(shown)
-    flags, made = iter(shown.tolist()), []
+    flags, result = iter(shown.tolist()), []
     for group in groups:
         arms = [arm for arm in range(len(group.titles)) if next(flags)]
-        made.append(
+        result.append(
             replace(
                 group,
                 titles=tuple(group.titles[arm] for arm in arms),
@@ -166,4 +163,4 @@ def _with_arms(groups: Sequence[GroupExample], shown: NDArray[np.bool_]) -> Sequ
                 sources=tuple(group.sources[arm] for arm in arms) if group.sources else (),
             )
         )
-    return made
+    return result

@@ -1,7 +1,7 @@
-"""One file -> columns, in one pass where its first rows have the columns of all of them.
+"""Read one file into columns, in one pass if its first rows have all columns.
 
-What a column means depends on all columns of a file. Those of the first batch are taken for all; where a
-later row has another one, the file is read again from the start, so that nothing has to be held.
+The meaning of a column depends on all columns of a file. The reader assumes those of the first batch. If a
+later row has another column, the file is read again from the start, so that no rows are kept in memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qwen_task_heads.errors import Problem
 
 
 class Collected(Protocol):
-    """Where the rows of all files of a source go: attributes that only grow while a file is read."""
+    """The rows of all files of a source, in attributes that only grow while a file is read."""
 
     rows_read: int
     refused: int
@@ -26,11 +26,11 @@ class Collected(Protocol):
 
 
 class Scan(Protocol):
-    """How the rows of one file are read."""
+    """A reader of the rows of one file."""
 
     @property
     def layout(self) -> Layout:
-        """What the columns of the file mean."""
+        """The meaning of the columns of the file."""
 
     def add(self, batch: Batch) -> None:
         """Read the rows of a batch."""
@@ -50,22 +50,22 @@ def scan_file(
 
     Args:
         rows: of the file.
-        into: where they go.
-        start: place of the first row, columns of the file -> how its rows are read.
-        left: rows that are read at most.
+        into: is extended by the rows.
+        start: takes the place of the first row and the columns of the file, and returns its `Scan`.
+        left: maximum number of rows to read; None for all.
 
     Returns:
-        How the rows were read, None where no row can be read; and whether rows are left.
+        `(scan, more)`: the `Scan` that read the rows, None if no row can be read; and whether rows are left.
     """
     columns: dict[str, None] = {}
     before = _sizes(into)
     while True:
-        found: dict[str, None] = {}
-        scan, more = _scan(rows, into, columns=columns, found=found, start=start, left=left)
-        if scan is None or found.keys() == columns.keys():
+        seen: dict[str, None] = {}
+        scan, more = _scan(rows, into, columns=columns, seen=seen, start=start, left=left)
+        if scan is None or seen.keys() == columns.keys():
             break
         _forget(into, before)
-        columns = found
+        columns = seen
     if scan is not None:
         into.file_problems += scan.layout.problems
     return scan, more
@@ -76,11 +76,11 @@ def _scan(
     into: Collected,
     *,
     columns: dict[str, None],
-    found: dict[str, None],
+    seen: dict[str, None],
     start: Callable[[str, Collection[str]], AnyScan],
     left: int | None,
 ) -> tuple[AnyScan | None, bool]:
-    """One pass, by `columns`, or those of the first rows, which are then added; `found` gets all of them."""
+    """Make one pass with `columns`, or fill them from the first batch; `seen` collects all columns."""
     scan: AnyScan | None = None
     end = None if left is None else into.rows_read + left
     for item in rows.items():
@@ -97,12 +97,12 @@ def _scan(
             continue
         room = len(item) if end is None else min(len(item), end - into.rows_read)
         batch = item if room == len(item) else item.first(room)
-        found.update(dict.fromkeys(batch.names))
+        seen.update(dict.fromkeys(batch.names))
         if scan is None:
-            columns.update({} if columns else found)
+            columns.update({} if columns else seen)
             scan = start(batch.where(0), columns)
         into.rows_read += len(batch)
-        if found.keys() <= columns.keys():  # else the file is read again
+        if seen.keys() <= columns.keys():  # else the file is read again
             scan.add(batch)
         if room < len(item):
             return scan, True
@@ -111,16 +111,16 @@ def _scan(
 
 @runtime_checkable
 class _Columns(Protocol):
-    """What rows are added to at the end."""
+    """A column that grows at its end."""
 
     def __len__(self) -> int: ...
 
     def truncate(self, rows: int) -> None:
-        """Forget all rows but the first ones."""
+        """Remove all rows except the first `rows`."""
 
 
 def _sizes(into: Collected) -> dict[str, int]:
-    """What `_forget` needs: each number, and the length of all that grows."""
+    """Return each number, and the length of each attribute that grows."""
     return {
         name: value if isinstance(value, int) else len(value)
         for name, value in vars(into).items()
@@ -129,12 +129,12 @@ def _sizes(into: Collected) -> dict[str, int]:
 
 
 def _forget(into: Collected, sizes: dict[str, int]) -> None:
-    """Forget what was added since `_sizes`."""
+    """Remove the rows and counts that were added since `_sizes`."""
     for name, size in sizes.items():
         value = vars(into)[name]
         if isinstance(value, int):
             setattr(into, name, size)
-        elif isinstance(value, dict):  # in the order in which it grew
+        elif isinstance(value, dict):  # dicts keep the order of insertion
             for key in [*value][size:]:
                 del value[key]
         elif isinstance(value, _Columns):

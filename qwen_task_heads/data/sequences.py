@@ -1,8 +1,9 @@
-"""Sequences of examples: tables, of which objects are made on access, and lists; whole or in part.
+"""Define tables of examples, which create objects on access, and functions for both tables and lists.
 
 Design:
-- A table is a `Sequence`: what reads a list of examples reads a table. Iteration makes objects in blocks.
-- `pick`, `blocks` and `sources_of` take lists as well, so that callers are written once.
+- A table is a `Sequence`, so code for a list of examples also reads a table. Iteration creates objects in
+  blocks.
+- `pick`, `blocks` and `sources_of` take lists as well, so that callers need no second branch.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from qwen_task_heads.data.keys import Hashes
 from qwen_task_heads.data.stores import Numbers, Texts
 
 Example = TypeVar("Example")
-BLOCK = 4096  # rows of which objects are made at a time
+BLOCK = 4096  # rows whose objects are created at a time
 
 
 class Table(Sequence[Example], Generic[Example]):
-    """Rows of which examples are made on access; equal to a list of equal examples."""
+    """Rows whose examples are created on access; a table equals a list of equal examples."""
 
     @abstractmethod
     def examples(self, rows: Numbers) -> list[Example]:
@@ -35,7 +36,7 @@ class Table(Sequence[Example], Generic[Example]):
 
     @abstractmethod
     def source(self, row: int) -> str:
-        """Return where a row was read; of a test, its first arm."""
+        """Return the place of a row in the data; of an experiment, that of its first arm."""
 
     @overload
     def __getitem__(self, place: int) -> Example: ...
@@ -44,7 +45,7 @@ class Table(Sequence[Example], Generic[Example]):
     def __getitem__(self, place: int | slice) -> Example | Table[Example]:
         if isinstance(place, slice):
             return self.pick(np.arange(*place.indices(len(self))))
-        row = range(len(self))[place]  # with the IndexError of a list
+        row = range(len(self))[place]  # raises the IndexError of a list
         return self.examples(np.array([row]))[0]
 
     def __iter__(self) -> Iterator[Example]:
@@ -56,7 +57,7 @@ class Table(Sequence[Example], Generic[Example]):
             return NotImplemented
         return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]  # as of a list
+    __hash__ = None  # type: ignore[assignment]  # as for a list
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self):,} rows)"
@@ -79,12 +80,14 @@ class Joined(Table[Example]):
     def pick(self, rows: Numbers) -> Joined[Example]:
         """Return a table of some rows, in their order."""
         runs = [*self._runs(rows)]
-        if len(runs) > len(rows) // 8:  # a shuffle: tables of single rows would take more than the rows
+        if (
+            len(runs) > len(rows) // 8
+        ):  # a shuffle: tables of single rows would take more memory than the rows
             return Joined([[example for part, places in runs for example in pick(part, places)]])
         return Joined([pick(part, places) for part, places in runs])
 
     def source(self, row: int) -> str:
-        """Return where a row was read; of a test, its first arm."""
+        """Return the place of a row in the data; of an experiment, that of its first arm."""
         ((part, places),) = self._runs(np.array([row]))
         place = int(places[0])
         return part.source(place) if isinstance(part, Table) else sources_of([part[place]])[0]
@@ -99,7 +102,7 @@ class Joined(Table[Example]):
 
 
 class Sources(Sequence[str]):
-    """Where the rows of a table were read, as texts that are made on access."""
+    """The places of the rows of a table in the data, as strings that are created on access."""
 
     def __init__(self, table: Table[Any]) -> None:
         self._table = table
@@ -117,7 +120,7 @@ class Sources(Sequence[str]):
 
 
 def sources_of(examples: Sequence[Any]) -> Sequence[str]:
-    """Return where each example was read; of a test, its first arm.
+    """Return the place of each example in the data; of an experiment, that of its first arm.
 
     Example:
         >>> from qwen_task_heads.data.examples import TextExample
@@ -142,21 +145,21 @@ def pick(examples: Sequence[Example], rows: Numbers | Sequence[int]) -> Sequence
 
 
 def hashes_at(column: Texts, rows: Numbers | None) -> Hashes:
-    """Return the hashes of some rows of a column, None for all; an empty column costs no memory."""
-    found = column.hashes()
+    """Return the hashes of some rows of a column, or of all if None; an empty column takes no memory."""
+    hashes = column.hashes()
     if rows is None:
-        return found
-    return np.broadcast_to(found[:1], len(rows)) if column.are_empty else found[rows]
+        return hashes
+    return np.broadcast_to(hashes[:1], len(rows)) if column.are_empty else hashes[rows]
 
 
 def blocks(examples: Sequence[Example], rows: int = 2**18) -> Iterator[Sequence[Example]]:
-    """Yield the examples in parts of at most so many rows, in their order."""
+    """Yield the examples in blocks of at most `rows` rows, in their order."""
     for start in range(0, len(examples), rows):
         yield pick(examples, np.arange(start, min(start + rows, len(examples))))
 
 
 def index(mask: NDArray[np.bool_]) -> Numbers:
-    """Return the places where a mask holds, in half the memory where they fit.
+    """Return the places where a mask is true, as int32 if they fit.
 
     Example:
         >>> index(np.array([True, False, True])).tolist()
@@ -169,7 +172,7 @@ def index(mask: NDArray[np.bool_]) -> Numbers:
 
 
 def spans(starts: Numbers, ends: Numbers) -> Numbers:
-    """Return the numbers from each start to before its end, one span after the other.
+    """Return the numbers from each start up to its end, which is excluded, one span after the other.
 
     Example:
         >>> spans(np.array([3, 8]), np.array([5, 9])).tolist()

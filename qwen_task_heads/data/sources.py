@@ -1,12 +1,12 @@
-"""A source -> rows: a file, a folder of files, a data set id of the Hugging Face Hub or ModelScope.
+"""Read the rows of a source: a file, a folder, or a data set id of the Hugging Face Hub or ModelScope.
 
 Design:
-- An existing local path always wins over an id. What is neither is refused with near names, so that a
-  misspelt path is never looked up on a hub.
-- The kind of a file is its suffix; the content must agree (`parsers.py`).
-- A folder is read flat, sorted by name, links to other files included. Names such as `train.jsonl`,
-  `pairs_dev.csv` or `test-00000-of-00002.parquet` are split files: where a folder holds several splits,
-  `split` must say which. Reading train and test together by accident is the worst that could happen here.
+- An existing local path takes precedence over an id. A name that is neither is refused with near names, so
+  that a misspelt path is never looked up on a hub.
+- The kind of a file is its suffix, and the content must agree with it (`json_files.wrong_kind`).
+- A folder is read without its subfolders, sorted by name, with links to other files. Names such as
+  `train.jsonl`, `pairs_dev.csv` or `test-00000-of-00002.parquet` are split files. If a folder has several
+  splits, `split` must name one, so that train and test are never read together by accident.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ KINDS = {
     ".arrow": "arrow",
     ".xlsx": "xlsx",
 }
-# Of texts with labels, `train.txt` is data too; of preferences it is somebody's notes.
+# Labelled texts may be in `train.txt`. No preference format uses this suffix.
 TEXT_KINDS = {**KINDS, ".txt": "lines"}
 PARSERS: dict[str, Callable[[str, FileOptions], Iterator[Item]]] = {
     "jsonl": read_jsonl,
@@ -79,12 +79,12 @@ def read_rows(source: str, *, split: str | None = None, hub: str = "huggingface"
         source: a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.arrow`, `.xlsx`), a folder of such
             files or one by `save_to_disk`, a data set id `owner/name`, or `modelscope:owner/name`.
         split: `train`, `dev` (also `validation`), `test`, or another split name of a hub data set.
-            None reads the only split there is.
+            None reads the only split.
         hub: where ids without a prefix are looked up, `huggingface` or `modelscope`.
 
     Yields:
         `(source, dict)`, or `(source, Problem)` for a row that cannot be read; the problem is a
-        `FileProblem` where a whole file is at fault.
+        `FileProblem` if a whole file is defective.
 
     Raises:
         TaskHeadsError: the source, the split or the hub does not exist or cannot be fetched.
@@ -111,15 +111,25 @@ def open_source(
     streaming: bool = False,
     options: FileOptions = PLAIN,
 ) -> list[RowSource]:
-    """Like `read_rows`, one `RowSource` per file, because columns are checked file by file.
+    """Return one `RowSource` per file, because columns are checked file by file.
 
-    `kinds` says which suffixes are data (`KINDS` or `TEXT_KINDS`), and `options` how files are read. With
-    `streaming`, rows of the Hugging Face Hub are read as they arrive. Of ModelScope all files are fetched,
-    and read as any folder (or its `data/`).
+    Args:
+        source: see `read_rows`.
+        split: see `read_rows`.
+        hub: see `read_rows`.
+        kinds: suffixes of data files, `KINDS` or `TEXT_KINDS`.
+        streaming: read rows of the Hugging Face Hub as they arrive. A ModelScope data set is always fetched
+            with all its files, and its folder (or the `data/` in it) is read.
+        options: encoding, and columns of tables without a header.
+
+    Raises:
+        TaskHeadsError: see `read_rows`.
     """
     source = os.fspath(source)
     if hub not in HUBS:
-        raise error_at("hub", f"found {shorten(hub)}", f"{', '.join(HUBS)}", "choose one of them")
+        raise error_at(
+            "hub", f"found {shorten(hub)}", ", ".join(HUBS), "choose one of them", code="option-value"
+        )
     if os.path.isdir(source) and is_saved_dataset(source):
         return [open_saved(source, split)]
     if os.path.isdir(source):
@@ -130,9 +140,9 @@ def open_source(
     if source.startswith("modelscope:"):
         source, hub = source.removeprefix("modelscope:"), "modelscope"
     elif not _looks_like_id(source, kinds):
-        raise _not_there(source)
+        raise _not_found(source)
     if not HUB_ID.fullmatch(source):
-        raise error_at(source, "no data set id", "owner/name", "check the id")
+        raise error_at(source, "this is not a data set id", "owner/name", "check the id", code="hub-invalid")
     if hub == MODELSCOPE:
         return open_source(_modelscope_folder(source), split=split, kinds=kinds, options=options)
     return [open_huggingface(source, split, streaming=streaming)]
@@ -140,7 +150,7 @@ def open_source(
 
 @lru_cache(maxsize=4)
 def _modelscope_folder(name: str) -> str:
-    """The files of a ModelScope data set, once per process: train and dev then are of one state of it."""
+    """Fetch a ModelScope data set once per process, so that all splits come from one revision."""
     folder, _ = fetch_modelscope(name, kind="dataset")
     at_top = any(os.path.splitext(path.name)[1].lower() in KINDS for path in folder.iterdir())
     return str(folder / "data" if not at_top and (folder / "data").is_dir() else folder)
@@ -158,12 +168,13 @@ def _read_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Ite
     kind = kinds.get(os.path.splitext(path)[1].lower())
     if kind is None:
         suffix = os.path.splitext(path)[1]
-        found = f"the suffix {shorten(suffix)}" if suffix else "no suffix"
-        accepted = "" + ", ".join(kinds)
-        yield path, FileProblem(path, found, accepted, "unpack, convert or rename the file")
-    elif not os.path.isfile(path):  # a pipe would block, a link in a circle has no content
-        found = "a broken link" if os.path.islink(path) else "no regular file"
-        yield path, FileProblem(path, found, "regular files", "remove it or replace it")
+        problem = f"found the suffix {shorten(suffix)}" if suffix else "the file name has no suffix"
+        expected, fix = ", ".join(kinds), "unpack, convert or rename the file"
+        yield path, FileProblem(path, problem, expected, fix, code="file-format")
+    elif not os.path.isfile(path):  # a pipe would block, and a circular link has no content
+        problem = "found a broken link" if os.path.islink(path) else "this is not a regular file"
+        fix = "remove it or replace it"
+        yield path, FileProblem(path, problem, "regular files", fix, code="path-not-found")
     else:
         yield from _read_file(path, kind, options)
 
@@ -172,44 +183,38 @@ def _read_file(path: str, kind: str, options: FileOptions) -> Iterator[Item]:
     """Read one file.
 
     Args:
-        path: as the user gave it; it stands in every source.
+        path: as the user gave it; every source begins with it.
         kind: a key of `PARSERS`.
         options: encoding, and columns of tables without a header.
 
     Yields:
-        Batches of rows, and `(source, Problem)`; a `FileProblem` where the whole file is at fault.
+        Batches of rows, and `(source, Problem)`; a `FileProblem` if the whole file is defective.
     """
     try:
-        problem = wrong_kind(path, kind)
-        if problem:
-            yield path, problem
+        other_kind = wrong_kind(path, kind)
+        if other_kind:
+            yield path, other_kind
             return
         yield from PARSERS[kind](path, options)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        yield (
-            path,
-            FileProblem(
-                path,
-                f"cannot be read ({reason})",
-                "a readable file",
-                "check the path and its rights",
-            ),
-        )
+        problem, fix = f"the file cannot be read ({reason})", "check the path and its rights"
+        yield path, FileProblem(path, problem, "a readable file", fix, code="path-access")
 
 
 def _folder_files(folder: str, split: str | None, kinds: Mapping[str, str]) -> list[str]:
-    there = [name for name in sorted(os.listdir(folder)) if not name.startswith((".", "_"))]
-    names = [name for name in there if os.path.splitext(name)[1].lower() in KINDS]
-    if not names and ".txt" in kinds:  # a README.txt is no data: only train.txt and the like, and only alone
-        names = [name for name in there if name.lower().endswith(".txt") and split_name(name)]
+    visible = [name for name in sorted(os.listdir(folder)) if not name.startswith((".", "_"))]
+    names = [name for name in visible if os.path.splitext(name)[1].lower() in KINDS]
+    if not names and ".txt" in kinds:
+        # Only names with a split, and only without other data files: README.txt is not data.
+        names = [name for name in visible if name.lower().endswith(".txt") and split_name(name)]
     if not names:
-        found = "the folder holds no file that can be read"
         raise error_at(
             folder,
-            found,
-            "" + ", ".join(kinds),
-            "name the folder that holds the files itself, or convert them",
+            "the folder has no file that can be read",
+            ", ".join(kinds),
+            "name the folder of the files itself, or convert them",
+            code="file-format",
         )
     by_split: dict[str | None, list[str]] = {}
     for name in names:
@@ -217,48 +222,57 @@ def _folder_files(folder: str, split: str | None, kinds: Mapping[str, str]) -> l
     stated = sorted(key for key in by_split if key is not None)
     if split is None:
         if len(stated) > 1:
-            found = f"the folder holds several splits ({', '.join(stated)})"
-            raise error_at(folder, found, "one split at a time", "name one by split=, or name its file")
+            problem = f"the folder has several splits ({', '.join(stated)})"
+            fix = "name one by split=, or name its file"
+            raise error_at(folder, problem, "one split at a time", fix, code="split-missing")
         chosen = names
     else:
         wanted = canonical_split(split)
         chosen = by_split.get(wanted, [])
         if not stated and wanted == "train":
-            chosen = names  # without split files, all of a folder is for training
+            chosen = names  # without split files, all files of a folder are for training
         if not chosen:
-            found = f"no file for the split {shorten(split)} (files: {first_few(names)})"
-            remedy = f"add {split}.jsonl, or name a file of this folder"
-            raise NoSuchSplit(Problem(folder, found, "names with train, dev or test", remedy))
+            problem = f"found no file for the split {shorten(split)} (files: {first_few(names)})"
+            fix = f"add {split}.jsonl, or name a file of this folder"
+            raise NoSuchSplit(
+                Problem(folder, problem, "names with train, dev or test", fix, code="split-missing")
+            )
     return [os.path.join(folder, name) for name in chosen]
 
 
 def _check_file_split(path: str, split: str | None) -> None:
-    """A file is one split: the one in its name, else train."""
+    """Refuse another split than that of the file: the one in its name, or train."""
     stated = split_name(os.path.basename(path)) or "train"
     if split is not None and canonical_split(split) != stated:
-        found = f"the split {shorten(split)} of a single file"
-        raise error_at(path, found, f"{stated!r}, or none", "name the file of that split, or a folder")
+        problem = f"found the split {shorten(split)} for a single file"
+        fix = "name the file of that split, or a folder"
+        raise error_at(path, problem, f"{stated!r}, or none", fix, code="split-missing")
 
 
 def _looks_like_id(source: str, kinds: Mapping[str, str]) -> bool:
-    """`owner/name`, unless it reads like a misspelt path: a known suffix, or a folder for an owner."""
+    """Return whether a source is `owner/name` without a known suffix, and no folder has the owner's name."""
     if not HUB_ID.fullmatch(source) or os.path.splitext(source)[1].lower() in kinds:
         return False
     return not os.path.isdir(source.split("/", 1)[0])
 
 
-def _not_there(source: str) -> TaskHeadsError:
+def _not_found(source: str) -> TaskHeadsError:
     folder = os.path.dirname(source) or "."
     name = os.path.basename(source)
-    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    near = difflib.get_close_matches(name[:200], there[:10_000], n=3, cutoff=0.6) if len(name) < 256 else []
-    found = "there is no such file or folder"
+    files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    near = difflib.get_close_matches(name[:200], files[:10_000], n=3, cutoff=0.6) if len(name) < 256 else []
+    problem = "there is no such file or folder"
     if os.path.islink(source):
-        found = "a broken link"
+        problem = "found a broken link"
     elif not os.path.isdir(folder):
-        found += f", and no folder {shorten(folder, 120)}"
-    remedy = f"did you mean {first_few(near)}?" if near else "check the path"
-    if not near and there:
-        remedy += f"; the folder holds {first_few(there)}"
-    accepted = "an existing path, a data set id owner/name, or modelscope:owner/name"
-    return error_at(source if len(source) < 300 else source[:299] + "…", found, accepted, remedy)
+        problem += f", and no folder {shorten(folder, 120)}"
+    fix = f"did you mean {first_few(near)}?" if near else "check the path"
+    if not near and files:
+        fix += f"; the folder has {first_few(files)}"
+    return error_at(
+        source if len(source) < 300 else source[:299] + "…",
+        problem,
+        "an existing path, a data set id owner/name, or modelscope:owner/name",
+        fix,
+        code="path-not-found",
+    )

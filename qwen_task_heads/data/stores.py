@@ -1,10 +1,9 @@
-"""Columns of many rows outside of Python objects: texts in Arrow, numbers in arrays, places as numbers.
+"""Store columns of many rows outside of Python objects: texts in Arrow, numbers in arrays, places as numbers.
 
 Design:
-- Texts stand in chunks of `CHUNK` rows. Beyond `SPOOL_BYTES` of them, chunks go to a file without a name in
-  the cache of `datasets`, which the system removes when the process ends, and are read back one at a time.
-- Nothing changes once it is stored; a table of examples is a store and the numbers of its rows
-  (`example_tables.py`).
+- Texts are in chunks of `CHUNK` rows. Above `SPOOL_BYTES`, chunks are written to an unnamed file in the cache
+  of `datasets`, and read back one at a time. The system removes the file when the process ends.
+- Stored rows never change. A table of examples is a store with the numbers of its rows (`example_tables.py`).
 - pyarrow comes with `datasets`, of the extra `train`, and is imported on use.
 """
 
@@ -32,10 +31,10 @@ Numbers = NDArray[np.int64]
 
 
 class Texts:
-    """A column of texts, to which rows are added at the end. Rows that are all empty take no memory.
+    """A column of texts that grows at its end; it takes no memory while all rows are empty.
 
     Args:
-        key: text -> what is hashed of it, for `hashes`; None for a column without.
+        key: returns the part of a text that `hashes` hashes; None for a column without hashes.
 
     Example:
         >>> texts = Texts()
@@ -46,13 +45,13 @@ class Texts:
 
     def __init__(self, key: Callable[[str], str] | None = None) -> None:
         self._key = key
-        self._empty = 0  # rows of a column that is empty so far
+        self._empty = 0  # number of rows while all of them are empty
         self._pending: list[str] = []
         self._chunks: list[Any] = []  # Arrow arrays, or (position, sizes of offsets and data) in the file
         self._hashes = array("Q")
         self._bytes = 0
         self._file: Any = None
-        self._lock = Lock()  # of the place in the file
+        self._lock = Lock()  # for the position in the file
         self._load = lru_cache(maxsize=4)(self._load_chunk)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -63,7 +62,7 @@ class Texts:
 
     @property
     def are_empty(self) -> bool:
-        """Whether no row has a text."""
+        """Whether all rows are empty."""
         return not self._chunks and not self._pending
 
     def extend(self, texts: Sequence[str]) -> None:
@@ -85,7 +84,7 @@ class Texts:
         self._pending = held[whole:]
 
     def truncate(self, rows: int) -> None:
-        """Forget all rows but the first ones."""
+        """Remove all rows except the first `rows`."""
         self._empty = min(self._empty, rows)
         if rows < CHUNK * len(self._chunks):
             whole = rows // CHUNK
@@ -110,30 +109,30 @@ class Texts:
         chunks = rows // CHUNK
         bounds = np.flatnonzero(np.diff(chunks)) + 1
         result: list[str] = []
-        for part in np.split(rows, bounds):
-            chunk = int(part[0]) // CHUNK
+        for run in np.split(rows, bounds):  # consecutive rows of one chunk
+            chunk = int(run[0]) // CHUNK
             if chunk == len(self._chunks):
-                result += [self._pending[place] for place in (part - CHUNK * chunk).tolist()]
-            elif len(part) == 1:
-                result.append(self._load(chunk)[int(part[0]) - CHUNK * chunk].as_py())
+                result += [self._pending[place] for place in (run - CHUNK * chunk).tolist()]
+            elif len(run) == 1:
+                result.append(self._load(chunk)[int(run[0]) - CHUNK * chunk].as_py())
             else:
-                result += self._load(chunk).take(part - CHUNK * chunk).to_pylist()
+                result += self._load(chunk).take(run - CHUNK * chunk).to_pylist()
         return result
 
     def containing(self, mark: str) -> Numbers:
-        """Return the rows whose text contains a text, in their order."""
+        """Return the rows whose text contains `mark`, in their order."""
         import pyarrow.compute as pc
 
-        found = [
+        stored = [
             np.flatnonzero(pc.match_substring(self._load(number), mark)) + CHUNK * number
             for number in range(len(self._chunks))
         ]
         start = CHUNK * len(self._chunks)
         last = [start + place for place, text in enumerate(self._pending) if mark in text]
-        return np.concatenate([*found, np.array(last, np.int64)])
+        return np.concatenate([*stored, np.array(last, np.int64)])
 
     def hashes(self) -> Hashes:
-        """Return 64 bits per row, equal for rows of an equal key."""
+        """Return 64 bits per row, equal for rows with an equal key."""
         if self._key is None:
             raise ValueError("a column without a key")
         if self.are_empty:
@@ -181,13 +180,13 @@ class Texts:
 
 def texts_with(key: Callable[[str], str] | None, texts: Sequence[str]) -> Texts:
     """Return a column of some texts."""
-    made = Texts(key)
-    made.extend(texts)
-    return made
+    column = Texts(key)
+    column.extend(texts)
+    return column
 
 
 def cache_folder() -> str:
-    """Return our folder in the cache of `datasets`, or that of temporary files if it cannot be written."""
+    """Return a folder in the cache of `datasets`, or that of temporary files if it cannot be written."""
     from datasets import config
 
     folder = os.path.join(config.HF_DATASETS_CACHE, "qwen_task_heads")
@@ -199,16 +198,15 @@ def cache_folder() -> str:
 
 
 def no_room(error: OSError) -> TaskHeadsError:
-    """Return the error of a disk that takes no more."""
-    found = f"no room for the data of the run ({error.strerror or type(error).__name__})"
-    accepted = "a folder on a disk with about as much room as the data take"
-    return TaskHeadsError(
-        Problem(cache_folder(), f"found {found}", accepted, "set HF_DATASETS_CACHE to such a folder")
-    )
+    """Return the error of a full disk."""
+    problem = f"there is no space for the data of the run ({error.strerror or type(error).__name__})"
+    expected = "a folder on a disk with about as much free space as the size of the data"
+    fix = "set HF_DATASETS_CACHE to such a folder"
+    return TaskHeadsError(Problem(cache_folder(), problem, expected, fix, code="disk-full"))
 
 
 class Places:
-    """Where each row stands: a file and a number, as `train.jsonl:17`. Consecutive rows are one entry.
+    """The file and number of each row, such as `train.jsonl:17`. Consecutive rows are one entry.
 
     Example:
         >>> places = Places()
@@ -248,7 +246,7 @@ class Places:
         return self._numbers[-1] + self._rows - self._starts[-1] == number
 
     def truncate(self, rows: int) -> None:
-        """Forget all rows but the first ones."""
+        """Remove all rows except the first `rows`."""
         runs = bisect_right(self._starts, rows - 1)
         del self._starts[runs:], self._numbers[runs:], self._files[runs:]
         self._rows = rows
@@ -259,7 +257,7 @@ class Places:
 
 
 class Column:
-    """A column of numbers. Rows that all have the default take no memory.
+    """A column of numbers; it takes no memory while all rows have the default.
 
     Example:
         >>> weights = Column("d", 1.0)
@@ -289,7 +287,7 @@ class Column:
             self._values.extend(values)
 
     def truncate(self, rows: int) -> None:
-        """Forget all rows but the first ones."""
+        """Remove all rows except the first `rows`."""
         self._rows = rows
         del self._values[rows:]
 

@@ -1,9 +1,9 @@
-"""One CSV, TSV or Parquet file -> rows.
+"""Read the rows of a CSV, TSV or Parquet file.
 
 Design:
-- CSV and TSV are read strictly: a stray quote is refused where it stands, before it swallows the lines below.
-  All values stay text (`TextRow`), because only the column knows whether `007` is a number.
-- Nulls of Parquet are absent values: a columnar file has no other way to leave a value out.
+- CSV and TSV are read strictly: a stray quote is refused at its line, so that it cannot include the lines
+  below. All values stay text (`TextRow`), because whether `007` is a number depends on the column.
+- Nulls of Parquet are absent values, because a columnar file cannot leave a value out.
 - Memory: a batch of rows.
 """
 
@@ -29,17 +29,17 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 
 def read_csv(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
-    """Rows of a file with commas, each named by the line it starts on."""
+    """Yield the rows of a comma-separated file, each named by its first line."""
     return _read_table(path, ",", options)
 
 
 def read_tsv(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
-    """Rows of a file with tabs; quotes mean what they mean in CSV."""
+    """Yield the rows of a tab-separated file; quotes have the same meaning as in CSV."""
     return _read_table(path, "\t", options)
 
 
 def _read_table(path: str, delimiter: str, options: FileOptions) -> Iterator[Item]:
-    """Batches; the field limit of `csv` is global to the process, so it is set and put back for each."""
+    """Yield batches; the field limit of `csv` is global, so each batch sets and restores it."""
     odd = _OddLines(set(), set())
     with open(path, "rb") as stream:
         reader = csv.reader(_lines(stream, odd, options.encoding), delimiter=delimiter, strict=True)
@@ -59,20 +59,20 @@ def _read_table(path: str, delimiter: str, options: FileOptions) -> Iterator[Ite
             if not rows:
                 break
     if table.is_empty:
-        found = "no rows below the header"
-        yield path, FileProblem(path, found, "at least one row", "add rows")
+        problem = "found no rows below the header"
+        yield path, FileProblem(path, problem, "at least one row", "add rows", code="file-empty")
 
 
 @dataclass(frozen=True)
 class _OddLines:
-    """Numbers of physical lines that were cut, and of those with bytes that are no text."""
+    """Numbers of physical lines that were cut, and of lines with bytes outside the encoding."""
 
     cut: set[int]
     broken: set[int]
 
 
 def _lines(stream: BinaryIO, odd: _OddLines, encoding: str) -> Iterator[str]:
-    """Lines as text; bytes that are none become lone surrogates, so that their row can be named."""
+    """Yield lines as text; undecodable bytes become lone surrogates, so that their row can be named."""
     for number, line in numbered_lines(stream):
         try:
             text = line.decode(encoding)
@@ -88,7 +88,7 @@ Fields = tuple[str, ...]
 
 
 class _Table(Iterator["tuple[int, Fields | Problem]"]):
-    """The rows below the header of a table: the line each starts on, with its fields or its problem."""
+    """The rows below the header of a table: the first line of each, with its fields or its problem."""
 
     def __init__(self, path: str, reader: Any, delimiter: str, odd: _OddLines, options: FileOptions) -> None:
         self.path, self.options, self.is_empty = path, options, True
@@ -100,29 +100,30 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
     def __next__(self) -> tuple[int, Fields | Problem]:
         while not self._ended:
             first = self._reader.line_num + 1
-            found = self._fields(first)
+            row = self._fields(first)
             if self._header is None:
-                self._ended = isinstance(found, Problem)
-                if isinstance(found, tuple) and found:
-                    self._header = [name.strip() for name in found]
-                    self._count = len(found)
+                self._ended = isinstance(row, Problem)
+                if isinstance(row, tuple) and row:
+                    self._header = [name.strip() for name in row]
+                    self._count = len(row)
                     problem = bad_header(self.path, self._header, self._delimiter)
-                    self._ended, found = problem is not None, problem or ()
-                elif isinstance(found, Problem):
-                    told = f"header: {found.problem}"
-                    found = FileProblem(found.where, told, found.expected, found.fix)
-            is_header = self.is_empty and found == self.options.columns  # which says what --columns says
-            if found and not is_header:
+                    self._ended, row = problem is not None, problem or ()
+                elif isinstance(row, Problem):
+                    row = FileProblem(
+                        row.where, f"header: {row.problem}", row.expected, row.fix, code=row.code
+                    )
+            repeats_columns = self.is_empty and row == self.options.columns  # a header equal to --columns
+            if row and not repeats_columns:
                 self.is_empty = False
-                return first, found
+                return first, row
         raise StopIteration
 
     def _fields(self, first: int) -> Fields | Problem:
-        """The fields of the next row, () of a blank line and at the end."""
+        """Return the fields of the next row, or () for a blank line and at the end."""
         fields: Fields = ()
         malformed = ""
         try:
-            fields = tuple(next(self._reader))  # of texts: nothing that the garbage collector follows
+            fields = tuple(next(self._reader))  # tuples of strings are not tracked by the garbage collector
             if len(fields) == self._count and not self._odd.cut and not self._odd.broken:
                 return fields
         except StopIteration:
@@ -133,9 +134,9 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
         problem: Problem | None = None
         lines = range(first, self._reader.line_num + 1)
         if malformed:
-            remedy = 'close the quotes, and write " inside a quoted field as ""'
-            taken = f", which takes lines {first:,} to {lines[-1]:,}" if len(lines) > 1 else ""
-            problem = Problem(where, malformed + taken, "quoted or plain fields", remedy)
+            extent = f", in lines {first:,} to {lines[-1]:,}" if len(lines) > 1 else ""
+            fix = 'close the quotes, and write " inside a quoted field as ""'
+            problem = Problem(where, malformed + extent, "quoted or plain fields", fix, code="file-format")
         if self._odd.cut and not self._odd.cut.isdisjoint(lines):
             problem = line_too_long(where)
         elif problem is None and self._odd.broken and not self._odd.broken.isdisjoint(lines):
@@ -145,15 +146,14 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
         return problem or fields
 
     def _miscounted(self, where: str, fields: Fields) -> Problem:
-        found, count = f"found {len(fields)} fields", self._count
+        problem, expected = f"found {len(fields)} fields", f"{self._count}, as in the header"
+        fix = "quote fields that contain the separator; write a truncated last line again"
         if self.options.columns:
-            remedy = "name as many columns in --columns"
-            return Problem(where, found, f"{count}, as --columns names", remedy)
-        remedy = "quote fields that hold the separator; a cut last line must be written again"
-        return Problem(where, found, f"{count}, as in the header", remedy)
+            expected, fix = f"{self._count}, as in --columns", "name as many columns in --columns"
+        return Problem(where, problem, expected, fix, code="file-format")
 
     def items(self, rows: Sequence[tuple[int, Fields | Problem]]) -> Iterator[Item]:
-        """Rows as batches, and as problems."""
+        """Yield rows as batches, and the problems between them."""
         good: list[Fields] = []
         numbers: list[int] = []
         for number, row in rows:
@@ -175,63 +175,62 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
 
 
 def bad_header(path: str, header: list[str], delimiter: str) -> FileProblem | None:
-    """Return the problem of a header with a column twice, or with another delimiter."""
+    """Return the problem of a header with a repeated column or another delimiter."""
     named = [name for name in header if name]  # pandas writes its index under an empty name
     twice = next((name for name in named if named.count(name) > 1), None) if len(named) < 10_000 else None
     if twice is not None:
-        found = f"the column {shorten(twice)} stands twice in the header"
-        return FileProblem(f"{path}:1", found, "every column once", "rename one of the two")
+        problem, fix = f"the header repeats the column {shorten(twice)}", "rename one of the two"
+        return FileProblem(f"{path}:1", problem, "every column once", fix, code="column-ambiguous")
     other = next(
         (mark for mark in ",;\t|" if mark != delimiter and len(header) == 1 and mark in header[0]), None
     )
     if other is not None:
-        found = f"the header is separated by {other!r}"
-        if not delimiter:  # of a sheet
-            accepted, remedy = "a column in a cell", "split the cells into columns"
-            return FileProblem(f"{path}:1", found, accepted, remedy)
-        remedy = {"\t": "rename it to .tsv", ",": "rename it to .csv"}.get(
+        problem = f"the header is separated by {other!r}"
+        expected = f"columns separated by {delimiter!r}"
+        fix = {"\t": "rename it to .tsv", ",": "rename it to .csv"}.get(
             other, f"write it again with {delimiter!r} between the columns"
         )
-        return FileProblem(f"{path}:1", found, f"columns separated by {delimiter!r}", remedy)
+        if not delimiter:  # of a sheet
+            expected, fix = "one column per cell", "split the cells into columns"
+        return FileProblem(f"{path}:1", problem, expected, fix, code="file-format")
     return None
 
 
 def _bad_text(where: str, fields: Fields, options: FileOptions) -> Problem | None:
-    """The problem of the first byte that is no text, None where there is none."""
+    """Return the problem of the first byte outside the encoding, or None."""
     for field in fields:
         bad = LONE_SURROGATE.search(field)
         if bad:
             raw = field.encode(options.encoding, "surrogateescape")
             place = len(field[: bad.start()].encode(options.encoding, "surrogateescape"))
-            told = bad_byte(where, raw, place, encoding=options.encoding)
+            in_field = bad_byte(where, raw, place, encoding=options.encoding)
             before = shorten(field[max(0, bad.start() - 20) : bad.start()])
-            found = f"byte 0x{ord(bad.group()) & 0xFF:02x} after {before} is not UTF-8"
-            return Problem(where, found, told.expected, told.fix)
+            problem = f"byte 0x{ord(bad.group()) & 0xFF:02x} after {before} is not UTF-8"
+            return Problem(where, problem, in_field.expected, in_field.fix, code=in_field.code)
     return None
 
 
 def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
-    """Rows of a Parquet file, batch by batch, without their nulls."""
+    """Yield the rows of a Parquet file in batches, without their nulls."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        remedy = "pip install 'qwen-task-heads[train]', or write JSONL"
-        raise TaskHeadsError(Problem(path, "pyarrow is not installed", "Parquet needs it", remedy)) from error
+        problem, expected = "pyarrow is not installed", "pyarrow, which reads Parquet"
+        fix = "pip install 'qwen-task-heads[train]', or write JSONL"
+        raise TaskHeadsError(Problem(path, problem, expected, fix, code="package-missing")) from error
     number = 0
     try:
-        # Without these two, all of the file that has been read stays in memory.
+        # Without these two options, all row groups that have been read stay in memory.
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as table:
             names = table.schema_arrow.names
             if len(set(names)) < len(names):
-                found = "a column stands twice"
-                yield path, FileProblem(path, found, "every column once", "rename one of the two")
+                problem, fix = "a column is repeated", "rename one of the two"
+                yield path, FileProblem(path, problem, "every column once", fix, code="column-ambiguous")
                 return
             if not table.metadata.num_rows:
-                yield (
-                    path,
-                    FileProblem(path, "the file holds no rows", "at least one row", "add rows"),
-                )
+                problem = "the file has no rows"
+                yield path, FileProblem(path, problem, "at least one row", "add rows", code="file-empty")
             bytes_of_row = 1 + sum(
                 table.metadata.row_group(group).total_byte_size for group in range(table.num_row_groups)
             ) // max(1, table.metadata.num_rows)
@@ -249,10 +248,12 @@ def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
                     yield from in_batches(_parquet_rows(path, batch, numbers))
                     continue
                 yield ColumnBatch(columns, numbers, f"{path}:row ")
-    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:  # the last: column names
+    # UnicodeDecodeError comes from column names.
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         reason = shorten(str(error).split("\n", 1)[0], 100)
-        found = f"damaged after row {number} ({reason})"
-        yield path, FileProblem(path, found, "a whole Parquet file", "copy or write it again")
+        problem = f"the file is damaged after row {number} ({reason})"
+        fix = "copy or write it again"
+        yield path, FileProblem(path, problem, "a whole Parquet file", fix, code="file-truncated")
 
 
 def column_values(column: Any) -> list[Any]:
@@ -262,7 +263,7 @@ def column_values(column: Any) -> list[Any]:
 
 
 def _parquet_rows(path: str, batch: Any, numbers: Sequence[int]) -> Iterator[Row]:
-    """Rows one by one, of which some hold strings that are no text."""
+    """Yield rows one by one, some of which have strings that are not UTF-8."""
     for place, number in enumerate(numbers):
         where = f"{path}:row {number}"
         try:
@@ -274,7 +275,7 @@ def _parquet_rows(path: str, batch: Any, numbers: Sequence[int]) -> Iterator[Row
 
 
 def parquet_class_names(path: str) -> dict[str, tuple[str, ...]]:
-    """Return column -> names of its classes, where `datasets` wrote the file; {} for all others."""
+    """Return a map of columns to class names if `datasets` wrote the file, else {}."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -287,4 +288,4 @@ def parquet_class_names(path: str) -> dict[str, tuple[str, ...]]:
             return {}
         return names_of_classes(Features.from_arrow_schema(schema))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # whatever is wrong with the file is told where its rows are read
+        return {}  # a defect of the file is reported when its rows are read

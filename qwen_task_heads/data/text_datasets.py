@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_task_heads.data.checks import ReadReport, find_overlaps, shared_lines
-from qwen_task_heads.data.embedded_datasets import locate_set
+from qwen_task_heads.data.embedded_datasets import locate_dataset
 from qwen_task_heads.data.example_columns import joined
 from qwen_task_heads.data.example_tables import have_second
 from qwen_task_heads.data.examples import TextExample
@@ -176,7 +176,7 @@ def read_text_sets(
     check_ratio(mix_ratio)
     if test_fraction is not None:
         check_fraction(test_fraction, "test_fraction")
-    source = locate_set(source, "texts")
+    source = locate_dataset(source, "texts")
     if streaming and (Path(source).exists() or "modelscope" in (hub, source.split(":", 1)[0])):
         found, accepted = "found true for other data", "for ids of the Hugging Face Hub"
         raise TaskHeadsError(

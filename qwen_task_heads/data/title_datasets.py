@@ -15,7 +15,7 @@ import numpy as np
 
 from qwen_task_heads.data.checks import find_overlaps, shared_lines
 from qwen_task_heads.data.click_pairs import arms_of
-from qwen_task_heads.data.embedded_datasets import locate_set
+from qwen_task_heads.data.embedded_datasets import locate_dataset
 from qwen_task_heads.data.example_columns import hashed, joined
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.file_options import UTF_8, options_of
@@ -137,7 +137,7 @@ def read_title_sets(
     """
     if test_fraction is not None:
         check_fraction(test_fraction, "test_fraction")
-    source, options = locate_set(source, "titles"), options_of(encoding, columns)
+    source, options = locate_dataset(source, "titles"), options_of(encoding, columns)
     read, places, problems = read_splits(
         source,
         dev=dev,
@@ -150,7 +150,7 @@ def read_title_sets(
     for name, data in read.items():
         made = groups_to_pairs(data.groups, min_impressions=min_impressions, max_p_value=max_p_value)
         pairs[name] = assign_groups(joined([data.pairs, made]))
-        sizes = np.bincount(arms_of(data.groups).tests)
+        sizes = np.bincount(arms_of(data.groups).experiments)
         possible = int((sizes * (sizes - 1) // 2).sum())
         if possible > len(made):
             left = f"{possible - len(made):,} of {possible:,} pairs of arms"

@@ -1,13 +1,13 @@
-"""Our figures as `evaluate` modules, loaded by their path from the installed package, without a network.
+"""Provide metrics as `evaluate` modules, loaded by path from the installed package, without a network.
 
-Design decisions:
+Design:
 
-- `evaluate.load("accuracy")` fetches code from a hub; a file of the package needs none and is the version
-  that is installed. Modules that take the same inputs combine: `evaluate.combine([path, path])`.
-- They compute nothing: every figure is that of `qwen_task_heads.training`, as in `metrics.json`.
+- `evaluate.load("accuracy")` fetches code from a hub. A file of the package needs no hub and is of the
+  installed version. Modules with the same inputs combine: `evaluate.combine([path, path])`.
+- All metrics are computed by `qwen_task_heads.metrics`, as in `metrics.json`.
 - `predictions` and `references` are label ids or names, as in the metrics of `evaluate`. Logits and
   probabilities are `prediction_scores`, as in its `roc_auc` (`_inputs.py`).
-- `evaluate` reads the imports of a module line by line: one name per line there.
+- `evaluate` parses the imports of a module line by line, so modules have one import per line.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from qwen_task_heads.evaluate_modules import _inputs
 from qwen_task_heads.evaluate_modules._inputs import TakesLabels
 from qwen_task_heads.metrics.classification import REGRESSION, classification_figures
 
-__all__ = ["TakesLabels", "describe", "describe_labels", "flat", "metric_path", "text_figures"]
+__all__ = ["TakesLabels", "describe", "describe_labels", "flat", "metric_path", "text_metrics"]
 
 if TYPE_CHECKING:
     import evaluate
 
-OPTIONS = """    groups: key of each row's group, for the intervals; rows stand alone without it.
-    intervals: also give `<name>_low` and `<name>_high`, a 95% bootstrap over groups.
+OPTIONS = """    groups: key of each row's group, for the intervals; None makes each row a group.
+    intervals: also return `<name>_low` and `<name>_high`, a 95% bootstrap over groups.
 
 Returns:
-    name to figure; None where the data do not define it.
+    map of names to metrics; None if the data do not define a metric.
 """
 
 
 def metric_path(name: str) -> str:
-    """Path of a metric for `evaluate.load`.
+    """Return the path of a metric for `evaluate.load`.
 
     Args:
         name: `title_accuracy`, `task_heads_classification`, `task_heads_multilabel`,
@@ -52,41 +52,43 @@ def metric_path(name: str) -> str:
         >>> metric = evaluate.load(metric_path("task_heads_classification"))
         >>> metric.compute(predictions=["good", "bad"], references=["good", "good"])["accuracy"]
         0.5
-        >>> found = metric.compute(prediction_scores=[[2.0, 0.0], [3.0, 0.0]], references=[0, 1])
-        >>> found["accuracy"], round(found["log_loss"], 2)
+        >>> result = metric.compute(prediction_scores=[[2.0, 0.0], [3.0, 0.0]], references=[0, 1])
+        >>> result["accuracy"], round(result["log_loss"], 2)
         (0.5, 1.59)
     """
     folder = Path(__file__).parent
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem[0] != "_")
     if name not in names:
-        accepted = f"{', '.join(names)}"
-        raise TaskHeadsError(Problem("metric", f"found {name!r}", accepted, "choose one of them"))
+        expected = ", ".join(names)
+        raise TaskHeadsError(
+            Problem("metric", f"found {name!r}", expected, "choose one of them", code="option-value")
+        )
     return str(folder / f"{name}.py")
 
 
-def flat(figures: Mapping[str, Any], *, intervals: bool) -> dict[str, float | None]:
-    """Name to value, as `evaluate` shows figures; with `intervals`, also `<name>_low` and `<name>_high`.
+def flat(metrics: Mapping[str, Any], *, intervals: bool) -> dict[str, float | None]:
+    """Return a map of names to values; with `intervals`, also `<name>_low` and `<name>_high`.
 
     Args:
-        figures: name to `{value, low, high, ...}`; what is no such dict (the labels one by one) is left out.
-        intervals: give the ends of the 95% intervals where there are any.
+        metrics: map of names to `{value, low, high, ...}`; other entries (metrics per label) are left out.
+        intervals: return the bounds of the 95% intervals that exist.
     """
-    found: dict[str, float | None] = {}
-    for name, entry in figures.items():
+    result: dict[str, float | None] = {}
+    for name, entry in metrics.items():
         if not isinstance(entry, Mapping):
             continue
-        found[name] = entry["value"]
+        result[name] = entry["value"]
         if intervals and entry["low"] is not None:
-            found |= {f"{name}_low": entry["low"], f"{name}_high": entry["high"]}
-    return found
+            result |= {f"{name}_low": entry["low"], f"{name}_high": entry["high"]}
+    return result
 
 
 def describe(inputs: str, *, stored: str = "float64") -> evaluate.MetricInfo:
-    """What `evaluate` asks of a metric of numbers.
+    """Return the description of a metric of numbers for `evaluate`.
 
     Args:
-        inputs: what predictions and references are.
-        stored: dtype of `datasets` that rows are stored in.
+        inputs: description of predictions and references.
+        stored: dtype in which `datasets` stores rows.
     """
     import datasets
     import evaluate
@@ -101,25 +103,25 @@ def describe(inputs: str, *, stored: str = "float64") -> evaluate.MetricInfo:
 
 
 def describe_labels(inputs: str) -> evaluate.MetricInfo:
-    """What `evaluate` asks of a metric of labels, whose rows are JSON text; `inputs` as in `describe`."""
+    """Return the description of a metric of labels, whose rows are JSON text; `inputs` as in `describe`."""
     return describe(inputs, stored="string")
 
 
-def text_figures(
+def text_metrics(
     problem_type: str, predictions: Any, references: Any, *, intervals: bool = False, **options: Any
 ) -> dict[str, float | None]:
-    """`classification_figures`, flat.
+    """Return the classification or regression metrics of a model, flat.
 
     Args:
         problem_type: of the model.
-        predictions, references: values of a regression; else rows as `TakesLabels` stores them.
-        intervals: as in `flat`.
-        options: `groups`; of labels also `labels`, of several labels in a row `threshold`.
+        predictions, references: values of a regression; otherwise rows as `TakesLabels` stores them.
+        intervals: see `flat`.
+        options: `groups`; for labels also `labels`, and for several labels per row `threshold`.
     """
     if problem_type == REGRESSION:
         values = np.asarray(predictions, np.float64)
         targets = np.asarray(references, np.float64)
-        figures = classification_figures(problem_type, values, targets, labels=["value"], **options)
+        metrics = classification_figures(problem_type, values, targets, labels=["value"], **options)
     else:
-        figures = _inputs.label_figures(problem_type, predictions, references, **options)
-    return flat(figures, intervals=intervals)
+        metrics = _inputs.label_metrics(problem_type, predictions, references, **options)
+    return flat(metrics, intervals=intervals)

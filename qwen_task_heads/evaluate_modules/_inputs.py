@@ -1,13 +1,13 @@
-"""Inputs of the metrics of labels: ids, names or sets of labels, and scores by another argument.
+"""Check the inputs of metrics of labels: ids, names or lists of labels, and scores in another argument.
 
-Design decisions:
+Design:
 
-- `predictions` and `references` are ids or names, as users of `evaluate` pass them. Logits and probabilities
-  are `prediction_scores`, the name that `evaluate`'s `roc_auc` gives them. A matrix of numbers in place of
-  labels is refused, and so are ids together with names without a list that relates them.
-- `evaluate` stores a batch under fixed types, which would read the name "1" as the id 1 and cut 0.7 to 0.
-  Rows are therefore checked here, and stored as JSON text; `add`, `add_batch` and several processes work as
-  in any metric.
+- `predictions` and `references` are ids or names, as in `evaluate`. Logits and probabilities are
+  `prediction_scores`, as in its `roc_auc`. A matrix of numbers instead of labels is refused, and so are ids
+  together with names without a list that relates them.
+- `evaluate` stores a batch with fixed types, which would convert the name "1" to the id 1 and 0.7 to 0. Rows
+  are therefore checked here and stored as JSON text. `add`, `add_batch` and several processes work as in any
+  metric.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.metrics.classification import MULTI, ORDINAL, classification_figures
 
 SCORES = "scores"  # key of a stored row of numbers
-SURE = 40.0  # logit of a label that is predicted without a score: log-loss is not shown then
+SURE = 40.0  # logit of a label that is predicted without a score; log-loss is then left out
 NEED_SCORES = ("log_loss", "ece", "map")
-MAX_ID = 10_000  # without scores or names, labels up to the largest id are counted
-SUM = 1e-3  # how far a row of probabilities may be from 1
-PREDICTIONS = "label ids or names; logits and probabilities go to prediction_scores"
+MAX_ID = 10_000  # without scores or names, the number of labels is the largest id plus one
+SUM = 1e-3  # tolerance for the sum of a row of probabilities
 
 
 @runtime_checkable
 class _Array(Protocol):
-    """What NumPy, torch, pandas and Arrow give as plain lists."""
+    """An array of NumPy, torch, pandas or Arrow."""
 
     def tolist(self) -> Any:
-        """The values as Python objects."""
+        """Return the values as Python objects."""
 
 
 def plain(value: Any) -> Any:
@@ -51,9 +50,9 @@ def plain(value: Any) -> Any:
 
 
 class TakesLabels:
-    """Methods of a metric whose inputs are labels; stands before `evaluate.Metric` among the bases."""
+    """Methods of a metric of labels; this class must precede `evaluate.Metric` in the bases."""
 
-    several = False  # labels in a row
+    several = False  # whether a row may have several labels
 
     def compute(
         self,
@@ -63,10 +62,10 @@ class TakesLabels:
         prediction_scores: Any = None,
         **options: Any,
     ) -> dict[str, float | None] | None:
-        """Compute the metrics of these rows, or of all that were added.
+        """Compute the metrics of these rows, or of all added rows.
 
         Raises:
-            TaskHeadsError: scores among the predictions, labels in two forms, or lengths that differ.
+            TaskHeadsError: predictions are scores, labels mix ids and names, or lengths differ.
         """
         if any(value is not None for value in (predictions, references, prediction_scores)):
             self.add_batch(
@@ -80,7 +79,7 @@ class TakesLabels:
         """Add a batch of rows.
 
         Raises:
-            TaskHeadsError: as in `compute`.
+            TaskHeadsError: see `compute`.
         """
         super().add_batch(**self._encoded(predictions, references, prediction_scores))  # type: ignore[misc]
 
@@ -88,59 +87,65 @@ class TakesLabels:
         """Add one row.
 
         Raises:
-            TaskHeadsError: as in `compute`.
+            TaskHeadsError: see `compute`.
         """
         rows = (None if value is None else [value] for value in (prediction, reference, prediction_scores))
         super().add_batch(**self._encoded(*rows))  # type: ignore[misc]
 
     def _encoded(self, predictions: Any, references: Any, scores: Any) -> dict[str, list[str]]:
         if (predictions is None) == (scores is None):
-            found = "both" if scores is not None else "neither"
-            remedy = "pass labels as predictions, or logits or probabilities as prediction_scores"
-            raise TaskHeadsError(
-                Problem("predictions, prediction_scores", f"found {found}", "one of the two", remedy)
-            )
+            where, code = "predictions, prediction_scores", "option-conflict"
+            problem = "found both" if scores is not None else "found neither"
+            fix = "pass labels as predictions, or logits or probabilities as prediction_scores"
+            raise TaskHeadsError(Problem(where, problem, "one of the two", fix, code=code))
         if references is None:
-            raise TaskHeadsError(Problem("references", "found nothing", "the true labels", "pass references"))
+            raise TaskHeadsError(
+                Problem(
+                    "references", "found None", "the true labels", "pass references", code="option-missing"
+                )
+            )
         truths = _labels("references", references, several=self.several)
         if scores is not None:
             answers: list[Any] = [{SCORES: row} for row in _scores(scores)]
         else:
             answers = _labels("predictions", predictions, several=self.several)
         if len(answers) != len(truths):
-            found = f"{len(truths):,} for {len(answers):,} predictions"
-            raise TaskHeadsError(Problem("references", f"found {found}", "as many", "pass one for each row"))
+            problem = f"found {len(truths):,} for {len(answers):,} predictions"
+            expected, fix = "one reference per prediction", "pass one for each row"
+            raise TaskHeadsError(Problem("references", problem, expected, fix, code="argument-type"))
         return {"predictions": [*map(json.dumps, answers)], "references": [*map(json.dumps, truths)]}
 
 
-def _rows(where: str, value: Any, accepted: str) -> list[Any]:
+def _rows(where: str, value: Any, expected: str) -> list[Any]:
     rows = plain(value)
     if not isinstance(rows, list):
-        raise TaskHeadsError(
-            Problem(where, f"found {shorten(value)}", f"a list of {accepted}", "pass one value per row")
-        )
+        problem, fix = f"found {shorten(value)}", "pass one value per row"
+        raise TaskHeadsError(Problem(where, problem, f"a list of {expected}", fix, code="argument-type"))
     return rows
 
 
 def _labels(where: str, value: Any, *, several: bool) -> list[Any]:
-    """Check a column of labels; all rows are of one form."""
-    accepted = "rows of zeros and ones, or lists of names" if several else "label ids or names"
-    rows = _rows(where, value, accepted)
-    remedy = "pass one label per row" if not several else "pass one list per row"
+    """Check a column of labels, which are all ids or all names."""
+    expected = "rows of zeros and ones, or lists of names" if several else "label ids or names"
+    rows = _rows(where, value, expected)
+    fix = "pass one label per row" if not several else "pass one list per row"
     for place, row in enumerate(rows):
         items = row if isinstance(row, list) else [row]
         if any(isinstance(item, float) for item in items):
-            remedy = "pass logits and probabilities as prediction_scores=, and ids as whole numbers"
+            fix = "pass logits and probabilities as prediction_scores=, and ids as whole numbers"
         whole = all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items)
         named = all(isinstance(item, str) for item in items)
         if isinstance(row, list) != several or not (whole or named):
-            raise TaskHeadsError(Problem(f"{where}[{place}]", f"found {shorten(row)}", accepted, remedy))
+            raise TaskHeadsError(
+                Problem(f"{where}[{place}]", f"found {shorten(row)}", expected, fix, code="value-type")
+            )
     kinds = {_kind(row) for row in rows} - {None}
     if len(kinds) > 1:
-        found = "ids in some rows and names in others"
-        raise TaskHeadsError(
-            Problem(where, f"found {found}", "one form", "write all labels as ids, or all as names")
+        problem, fix = (
+            "found ids in some rows and names in others",
+            "write all labels as ids, or all as names",
         )
+        raise TaskHeadsError(Problem(where, problem, "ids or names", fix, code="label-conflict"))
     return rows
 
 
@@ -151,23 +156,17 @@ def _kind(row: Any) -> type | None:
 
 
 def _scores(value: Any) -> list[list[float]]:
-    accepted = "rows of one number per label, logits or probabilities"
-    rows = _rows("prediction_scores", value, accepted)
+    expected = "rows with one number per label, logits or probabilities"
+    rows = _rows("prediction_scores", value, expected)
     for place, row in enumerate(rows):
         numbers = isinstance(row, list) and row and all(isinstance(x, int | float) for x in row)
         if not numbers or not all(map(math.isfinite, row)) or len(row) != len(rows[0]):
-            raise TaskHeadsError(
-                Problem(
-                    f"prediction_scores[{place}]",
-                    f"found {shorten(row)}",
-                    accepted,
-                    "pass labels as predictions=",
-                )
-            )
+            where, fix = f"prediction_scores[{place}]", "pass labels as predictions="
+            raise TaskHeadsError(Problem(where, f"found {shorten(row)}", expected, fix, code="value-type"))
     return rows
 
 
-def label_figures(
+def label_metrics(
     problem_type: str,
     predictions: Iterable[str],
     references: Iterable[str],
@@ -175,30 +174,29 @@ def label_figures(
     labels: Sequence[str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Return the figures of `classification_figures` from stored rows.
+    """Return the classification metrics of stored rows.
 
     Args:
         problem_type: of the model.
         predictions, references: rows as `TakesLabels` stores them.
-        labels: names in the order of the ids; None takes ids as they are, and names sorted.
+        labels: names in the order of the ids; None keeps ids, and sorts names.
         options: `groups`, `threshold`.
 
     Raises:
-        TaskHeadsError: labels that `labels` lacks, ids and names without it, or scores of other lengths.
+        TaskHeadsError: `labels` lacks a label, ids and names are mixed without it, or scores have another
+            length.
     """
     answers, truths = [json.loads(row) for row in predictions], [json.loads(row) for row in references]
     stored = [isinstance(row, dict) for row in answers]
     if any(stored) and not all(stored):
-        found = "labels in some batches and scores in others"
-        raise TaskHeadsError(
-            Problem("predictions", f"found {found}", "one of the two", "pass the same argument each time")
-        )
+        problem, fix = "found labels in some batches and scores in others", "pass the same argument each time"
+        raise TaskHeadsError(Problem("predictions", problem, "one of the two", fix, code="option-conflict"))
     scored = bool(stored) and stored[0]
     width = len(answers[0][SCORES]) if scored else None
     kinds = {_kind(row) for row in (*truths, *([] if scored else answers))} - {None}
     if problem_type == ORDINAL and str in kinds and labels is None:
-        remedy = "pass labels=, from the lowest to the highest"
-        raise TaskHeadsError(Problem("labels", "found nothing", "the order of the names", remedy))
+        expected, fix = "the order of the names", "pass labels=, from the lowest to the highest"
+        raise TaskHeadsError(Problem("labels", "found None", expected, fix, code="option-missing"))
     names = _names(truths if scored else [*answers, *truths], kinds, given=labels, width=width)
     several = problem_type == MULTI
     targets = _ids("references", truths, names, several=several)
@@ -210,8 +208,8 @@ def label_figures(
         hot = chosen if several else (chosen[:, None] == np.arange(len(names))).astype(np.float64)
         logits = SURE * (2.0 * hot - 1.0)
         options["threshold"] = 0.5  # the labels were chosen by the caller
-    figures = classification_figures(problem_type, logits, targets, labels=names, **options)
-    return {name: entry for name, entry in figures.items() if scored or name not in NEED_SCORES}
+    metrics = classification_figures(problem_type, logits, targets, labels=names, **options)
+    return {name: entry for name, entry in metrics.items() if scored or name not in NEED_SCORES}
 
 
 def _names(
@@ -221,24 +219,21 @@ def _names(
     if given is not None:
         names = plain(given)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TaskHeadsError(
-                Problem("labels", f"found {shorten(given)}", "names", "pass a list of texts")
-            )
+            problem, fix = f"found {shorten(given)}", "pass a list of strings"
+            raise TaskHeadsError(Problem("labels", problem, "a list of names", fix, code="argument-type"))
         if len(set(names)) < len(names) or width not in (None, len(names)):
-            found = f"{len(names):,} names for {width:,} columns" if width else "a name twice"
-            raise TaskHeadsError(
-                Problem("labels", f"found {found}", "one name per label", "pass each label once")
-            )
+            problem = f"found {len(names):,} names for {width:,} columns" if width else "a name is repeated"
+            expected, fix = "one name per label", "pass each label once"
+            raise TaskHeadsError(Problem("labels", problem, expected, fix, code="label-invalid"))
         return names
     if kinds == {int, str}:
-        found = "ids together with names"
-        remedy = "pass labels=, the names in the order of the ids"
-        raise TaskHeadsError(Problem("predictions, references", f"found {found}", "one form", remedy))
+        where, problem = "predictions, references", "found ids together with names"
+        fix = "pass labels=, the names in the order of the ids"
+        raise TaskHeadsError(Problem(where, problem, "ids or names", fix, code="label-conflict"))
     if str in kinds and width:
-        remedy = "pass labels=, the names in the order of the columns"
-        raise TaskHeadsError(
-            Problem("references", "found names together with scores", "ids, or names with labels=", remedy)
-        )
+        problem, expected = "found names together with scores", "ids, or names with labels="
+        fix = "pass labels=, the names in the order of the columns"
+        raise TaskHeadsError(Problem("references", problem, expected, fix, code="label-conflict"))
     items = [item for row in rows for item in (row if isinstance(row, list) else [row])]
     if str in kinds:
         return sorted(set(items))
@@ -246,38 +241,40 @@ def _names(
         return [*map(str, range(width or len(rows[0])))]
     largest = max(items, default=0)
     if width is None and largest >= MAX_ID:
-        raise TaskHeadsError(
-            Problem("predictions, references", f"found the id {largest:,}", f"below {MAX_ID:,}", "check it")
-        )
+        where, problem = "predictions, references", f"found the id {largest:,}"
+        expected, fix = f"ids below {MAX_ID:,}", "check it"
+        raise TaskHeadsError(Problem(where, problem, expected, fix, code="value-range"))
     return [*map(str, range(width or largest + 1))]
 
 
 def _ids(where: str, rows: Sequence[Any], names: Sequence[str], *, several: bool) -> Any:
-    """Return ids (N,), or zeros and ones (N, L) of several labels."""
+    """Return ids (N,), or zeros and ones (N, L) for several labels per row."""
     place = {name: number for number, name in enumerate(names)}
-    wanted = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-    found: list[Any] = []
+    known = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    result: list[Any] = []
     for number, row in enumerate(rows):
         hot = several and _kind(row) is int
         if hot and (len(row) != len(names) or not set(row) <= {0, 1}):
-            accepted = f"{len(names):,} zeros and ones, or a list of names"
-            remedy = "pass one column per label, or names"
-            raise TaskHeadsError(Problem(f"{where}[{number}]", f"found {shorten(row)}", accepted, remedy))
+            expected = f"{len(names):,} zeros and ones, or a list of names"
+            fix = "pass one column per label, or names"
+            raise TaskHeadsError(
+                Problem(f"{where}[{number}]", f"found {shorten(row)}", expected, fix, code="value-type")
+            )
         items = row if isinstance(row, list) else [row]
         unknown = [
             item for item in items if item not in (place if isinstance(item, str) else range(len(names)))
         ]
         if unknown and not hot:
-            what = f"{shorten(unknown[0])}, none of the {len(names):,} labels"
-            remedy = "pass labels= with all names, in the order of the ids"
-            raise TaskHeadsError(Problem(f"{where}[{number}]", f"found {what}", wanted, remedy))
+            problem = f"{shorten(unknown[0])} is none of the {len(names):,} labels"
+            fix = "pass labels= with all names, in the order of the ids"
+            raise TaskHeadsError(Problem(f"{where}[{number}]", problem, known, fix, code="label-unknown"))
         ids = [place[item] if isinstance(item, str) else item for item in items]
-        found.append(row if hot else [float(n in ids) for n in range(len(names))] if several else ids[0])
-    return np.asarray(found, np.float64 if several else np.int64)
+        result.append(row if hot else [float(n in ids) for n in range(len(names))] if several else ids[0])
+    return np.asarray(result, np.float64 if several else np.int64)
 
 
 def _logits(scores: Any, *, several: bool) -> Any:
-    """Return logits; rows that are probabilities are turned into those that give them."""
+    """Return logits; probabilities are converted to logits."""
     inside = bool(((scores >= 0) & (scores <= 1)).all())
     tiny = np.finfo(np.float64).tiny
     if several:

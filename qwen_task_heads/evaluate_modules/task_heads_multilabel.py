@@ -1,4 +1,4 @@
-"""Micro and macro F1, mean average precision and subset accuracy of several labels per text."""
+"""Compute micro and macro F1, mean average precision and subset accuracy for several labels per text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import evaluate
 from qwen_task_heads import evaluate_modules as shared
 
 INPUTS = """
-    predictions: rows of L zeros and ones, or lists of names; or none, and `prediction_scores`.
-    references: the true labels, in either form.
+    predictions: rows of L zeros and ones, or lists of names; None with `prediction_scores`.
+    references: the true labels, as ids or names.
     prediction_scores: logits or probabilities, one row of L numbers per text.
-    labels: names in the order of the ids, which relates names to ids or to columns.
-    threshold: P(label) from which a label counts; with prediction_scores.
+    labels: names in the order of the ids or columns.
+    threshold: minimum P(label) of a predicted label, for `prediction_scores`.
 """
 
 
 class TaskHeadsMultilabel(shared.TakesLabels, evaluate.Metric):
-    """Figures of a multi-label classifier, from labels or from scores."""
+    """Metrics of a multi-label classifier, from labels or from scores."""
 
     several = True
 
@@ -26,4 +26,4 @@ class TaskHeadsMultilabel(shared.TakesLabels, evaluate.Metric):
         return shared.describe_labels(INPUTS)
 
     def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float | None]:
-        return shared.text_figures("multi_label_classification", predictions, references, **options)
+        return shared.text_metrics("multi_label_classification", predictions, references, **options)

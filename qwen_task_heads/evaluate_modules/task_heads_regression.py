@@ -1,4 +1,4 @@
-"""Pearson, Spearman, mean squared and absolute error and R² of one value per text."""
+"""Compute Pearson, Spearman, mean squared and absolute error and R² for one value per text."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ INPUTS = """
 
 
 class TaskHeadsRegression(evaluate.Metric):
-    """Figures of a regression model."""
+    """Metrics of a regression model."""
 
     def _info(self) -> evaluate.MetricInfo:
         return shared.describe(INPUTS)
 
     def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float | None]:
-        return shared.text_figures("regression", predictions, references, **options)
+        return shared.text_metrics("regression", predictions, references, **options)

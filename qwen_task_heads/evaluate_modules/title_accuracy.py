@@ -1,4 +1,4 @@
-"""Share of pairs in which the preferred title scores higher, with log-loss, Brier score and ECE."""
+"""Compute the share of pairs whose preferred title scores higher, log-loss, Brier score and ECE."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INPUTS = """
 
 
 class TitleAccuracy(evaluate.Metric):
-    """Figures of a title scorer, from the scores of preferred and other titles."""
+    """Metrics of a title scorer, from the scores of preferred and other titles."""
 
     def _info(self) -> evaluate.MetricInfo:
         return shared.describe(INPUTS)

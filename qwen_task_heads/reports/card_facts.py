@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads import __version__
 from qwen_task_heads.backbones import EMBEDDED
-from qwen_task_heads.data.embedded_datasets import EMBEDDED_SETS, EmbeddedSet
+from qwen_task_heads.data.embedded_datasets import EMBEDDED_DATASETS, EmbeddedDataset
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE, UNSTATED_USE
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
@@ -340,14 +340,14 @@ def _hub_dataset(run: RunRecord, role: str) -> str | None:
     return name if run.settings.get("hub") != "modelscope" and is_dataset_id(name) else None
 
 
-def embedded_set(model: Trained, run: RunRecord) -> EmbeddedSet | None:
+def embedded_set(model: Trained, run: RunRecord) -> EmbeddedDataset | None:
     """Return the sample of the package that the run was trained on, None for other data."""
     if run.settings.get("dataset_name") != EMBEDDED:
         return None
-    return EMBEDDED_SETS["titles" if model.config.model_type == TitleScorerConfig.model_type else "texts"]
+    return EMBEDDED_DATASETS["titles" if model.config.model_type == TitleScorerConfig.model_type else "texts"]
 
 
-def citations(run: RunRecord, *, adapter: bool, sample: EmbeddedSet | None) -> list[str]:
+def citations(run: RunRecord, *, adapter: bool, sample: EmbeddedDataset | None) -> list[str]:
     """BibTeX of this package and of the methods that the run used, from `model_cards/references.bib`."""
     text = (resources.files("qwen_task_heads.model_cards") / "references.bib").read_text(encoding="utf-8")
     entries = {re.match(r"@\w+\{([\w-]+)", entry)[1]: entry for entry in text.strip().split("\n\n")}  # type: ignore[index]

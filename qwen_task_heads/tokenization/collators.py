@@ -1,8 +1,8 @@
-"""Examples to data sets of token ids, and data sets to padded batches.
+"""Turn examples into data sets of token ids, and rows of data sets into padded batches.
 
-A batch keeps the order of its rows and carries the index of each row in its data set (`row`), so that
-an error or a prediction can name the line it came from. Nothing is dropped here but what no cut row can
-teach: titles that have become equal (`equal_rows.py`), and these for training alone.
+A batch keeps the order of its rows, with the index of each row in its data set (`row`), so that an error or a
+prediction can name its line. Only titles that have become equal (`equal_rows.py`) are left out, and only for
+training.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from qwen_task_heads.tokenization.equal_rows import (
     merge_groups,
 )
 from qwen_task_heads.tokenization.templates import as_option, encode_pairs
-from qwen_task_heads.tokenization.token_datasets import TokenSet, hash_ids, parts
+from qwen_task_heads.tokenization.token_datasets import TokenDatasetBuilder, hash_ids, row_blocks
 from qwen_task_heads.tokenization.truncation_reports import CutReport, TextCutReport
 
-EVIDENCE = ("margin", "preference", "weight")  # optional columns of a pair, floats
+PREFERENCE_SIGNALS = ("margin", "preference", "weight")  # optional columns of a pair, floats
 
 
 def pair_dataset(
     pairs: Sequence[PairExample], *, tokenizer: Any, max_length: int, drop_equal: bool = False
 ) -> tuple[Any, CutReport]:
-    """Make a `datasets.Dataset`: `chosen_ids`, `rejected_ids`, `row`, `length`, the evidence that all have.
-
-    `length` (tokens of both titles) is what `train_sampling_strategy` balances batches by.
+    """Return a `datasets.Dataset` of pairs and a report on the cut.
 
     Args:
-        pairs: of `data.pair_readers`, or made by hand.
+        pairs: from `data.pair_readers`, or constructed by the caller.
         tokenizer: with a template, see `tokenization.templates.compile_template`.
-        max_length: longest row in tokens, template included; longer prompts are cut first.
-        drop_equal: leave out pairs whose titles have become equal, for training; else they stay, as ties.
-            `row` counts all pairs either way.
+        max_length: longest row in tokens, template included; prompts are cut first.
+        drop_equal: leave out pairs whose titles have become equal, for training; otherwise they stay, as
+            ties. `row` counts all pairs in both cases.
 
     Returns:
-        The data set, and what the cut did; `check_equal` says its `equal`, and refuses a set of equal pairs.
+        `(dataset, report)`: columns `chosen_ids`, `rejected_ids`, `row`, `length` (tokens of both titles, for
+        `train_sampling_strategy`) and the preference signals that all pairs have. `check_equal` takes
+        `report.equal`, returns its messages and refuses a data set with equal pairs only.
 
     Example:
         >>> from qwen_task_heads import load_tokenizer
@@ -68,9 +68,9 @@ def pair_dataset(
         >>> pair_dataset(pairs, tokenizer=load_tokenizer("embedded"), max_length=64)[0].column_names
         ['chosen_ids', 'rejected_ids', 'row', 'length']
     """
-    evidence = _evidence(pairs)
-    made, reports = TokenSet(rows=len(pairs)), []
-    for start, block in parts(pairs):
+    signals = _preference_signals(pairs)
+    builder, reports = TokenDatasetBuilder(rows=len(pairs)), []
+    for start, block in row_blocks(pairs):
         columns, report = encode_pairs(tokenizer, block, max_length=max_length)
         ids = columns["chosen_ids"], columns["rejected_ids"]
         equal = equal_pairs(
@@ -81,18 +81,18 @@ def pair_dataset(
             **columns,
             "row": list(range(start, start + len(block))),
             "length": [len(chosen) + len(rejected) for chosen, rejected in zip(*ids, strict=True)],
-            **{name: values[start : start + len(block)].tolist() for name, values in evidence.items()},
+            **{name: values[start : start + len(block)].tolist() for name, values in signals.items()},
         }
         if drop_equal and equal.places:
             kept = sorted({*range(len(block))} - {*equal.places})
             table = {name: [values[place] for place in kept] for name, values in table.items()}
-        made.add(table)
-    return made.finish(), CutReport.of(reports, max_length)
+        builder.add(table)
+    return builder.finish(), CutReport.of(reports, max_length)
 
 
-def _evidence(pairs: Sequence[PairExample]) -> dict[str, NDArray[np.float64]]:
-    """The columns of evidence that all pairs have."""
-    stated = ((name, numbers_of(pairs, name)) for name in EVIDENCE)
+def _preference_signals(pairs: Sequence[PairExample]) -> dict[str, NDArray[np.float64]]:
+    """Return the preference signals that all pairs have, without weights that are all 1."""
+    stated = ((name, numbers_of(pairs, name)) for name in PREFERENCE_SIGNALS)
     columns = {name: values for name, values in stated if values is not None}
     if (columns["weight"] == 1).all():
         del columns["weight"]
@@ -102,17 +102,22 @@ def _evidence(pairs: Sequence[PairExample]) -> dict[str, NDArray[np.float64]]:
 def group_dataset(
     groups: Sequence[GroupExample], *, tokenizer: Any, max_length: int
 ) -> tuple[Any, CutReport]:
-    """Give a `datasets.Dataset`: `title_ids` (k lists of ids), `gains` (k click rates), `row` and `length`.
+    """Return a `datasets.Dataset` of groups and a report on the cut.
 
-    Titles of a group that the cut has made equal count as one, with their clicks and impressions together;
-    groups with one title left are left out. `row` counts all groups.
+    Titles of a group that the cut has made equal count as one, with the sum of their clicks and impressions.
+    Groups with one title left are left out.
+
+    Returns:
+        `(dataset, report)`: columns `title_ids` (k lists of ids), `gains` (k click rates), `row` and
+        `length`. `row` counts all groups.
 
     Raises:
-        TaskHeadsError: titles that nobody was shown, all of them; `evidence.comparable_groups` drops them.
+        TaskHeadsError: titles have no impressions; all of them are named. `preferences.comparable_groups`
+            leaves them out.
     """
-    made, reports, problems = TokenSet(rows=len(groups)), [], list[Problem]()
-    for start, block in parts(groups):
-        problems += _unshown(block)
+    builder, reports, problems = TokenDatasetBuilder(rows=len(groups)), [], list[Problem]()
+    for start, block in row_blocks(groups):
+        problems += _without_impressions(block)
         if problems:
             continue
         titles = [title for group in block for title in group.titles]
@@ -121,7 +126,7 @@ def group_dataset(
         ids = iter(encoded.input_ids)
         title_ids = [[next(ids) for _ in group.titles] for group in block]
         kept, equal = merge_groups(block, title_ids, tokenizer=tokenizer, max_length=max_length, start=start)
-        made.add(
+        builder.add(
             {
                 "title_ids": [rows for _, rows, _ in kept],
                 "length": [sum(map(len, rows)) for _, rows, _ in kept],
@@ -133,35 +138,37 @@ def group_dataset(
         reports.append(CutReport(len(block), *counts, max_length, equal))
     if problems:
         raise TaskHeadsError(problems)
-    return made.finish(), CutReport.of(reports, max_length)
+    return builder.finish(), CutReport.of(reports, max_length)
 
 
-def _unshown(groups: Sequence[GroupExample]) -> list[Problem]:
+def _without_impressions(groups: Sequence[GroupExample]) -> list[Problem]:
     return [
         Problem(
             group.sources[place] if place < len(group.sources) else f"group {group.group!r}",
             f"found {group.titles[place]!r} with 0 impressions",
-            "titles that were shown",
+            "titles with impressions",
             "drop the title: it has no click rate",
+            code="value-range",
         )
         for group in groups
-        for place, shown in enumerate(group.impressions)
-        if not shown
+        for place, impressions in enumerate(group.impressions)
+        if not impressions
     ]
 
 
 @dataclass(frozen=True)
 class TitleCollator:
-    """Pad pairs (chosen half first, as trl does) or groups (title after title) into one batch.
+    """Pad pairs (chosen titles first, as in trl) or groups (title after title) into one batch.
 
-    Pairs give `input_ids` and `attention_mask` (2B, T), `row` (B,) and the evidence (B,) floats.
-    Groups give them as (N, T) over all N titles, with `sizes` (B,), `gains` (N,) and `row` (B,).
+    A batch of pairs has `input_ids` and `attention_mask` (2B, T), `row` (B,) and preference signals (B,),
+    float32. A batch of groups has `input_ids` and `attention_mask` (N, T) over all N titles, with `sizes`
+    (B,), `gains` (N,) and `row` (B,).
     """
 
     pad_id: int
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make one batch of rows of `pair_dataset` or of `group_dataset`."""
+        """Return one batch of rows of `pair_dataset` or of `group_dataset`."""
         if "title_ids" in examples[0]:
             ids = [title for example in examples for title in example["title_ids"]]
             extra = {
@@ -174,51 +181,51 @@ class TitleCollator:
             ]
             extra = {
                 name: torch.tensor([example[name] for example in examples], dtype=torch.float32)
-                for name in EVIDENCE
+                for name in PREFERENCE_SIGNALS
                 if name in examples[0]
             }
         rows = torch.tensor([example["row"] for example in examples])
-        # The row comes first: Trainer takes the number of examples from the first tensor, which would be 2B.
+        # `row` comes first, because Trainer takes the number of examples from the first tensor.
         return {"row": rows, **pad_rows(ids, pad_id=self.pad_id), **extra}
 
 
 def text_dataset(
     examples: Sequence[TextExample], *, tokenizer: Any, config: PooledClassifierConfig, num_labels: int
 ) -> tuple[Any, TextCutReport]:
-    """Make a `datasets.Dataset` of labelled texts, and say what was cut.
+    """Return a `datasets.Dataset` of labelled texts and a report on the cut.
 
     Args:
         examples: n texts or pairs of texts.
         tokenizer: with the template of the config, see `tokenization.templates.bind_template`.
         config: of the classifier: `problem_type`, `max_seq_length`, `truncation`, `template`.
-        num_labels: L, labels or scores.
+        num_labels: L, number of labels or scores.
 
     Returns:
-        A data set of n rows, in their order, with `input_ids`, `row` (0 to n-1) and `labels`: an id
-        (single-label, ordinal), L zeros and ones (multi-label) or L scores (regression); `weight` unless
-        all are 1; `soft` (L probabilities) where any row has them, hard labels then as 0 and 1. With
-        `truncation: windows` rows are whole: the model makes the windows.
+        `(dataset, report)`: n rows, in their order, with `input_ids`, `row` (0 to n-1) and `labels`: an id
+        (single-label, ordinal), L zeros and ones (multi-label) or L scores (regression). `weight` is present
+        unless all are 1, and `soft` (L probabilities) if any row has them; hard labels are then 0 and 1. With
+        `truncation: windows` rows are not cut, because the model makes the windows.
 
     Raises:
-        TaskHeadsError: targets that do not fit the problem type, a tokenizer with another template, or
-            pairs with a policy for single texts.
+        TaskHeadsError: a target does not fit the problem type, the tokenizer has another template, or pairs
+            have a policy for single texts.
     """
 
     problem_type = config.problem_type or "single_label_classification"
     pairs, soft = have_second(examples), are_soft(examples)
     weights = numbers_of(examples, "weight")
     weighted = weights is not None and bool((weights != 1).any())
-    made, problems = TokenSet(rows=len(examples)), list[Problem]()
+    builder, problems = TokenDatasetBuilder(rows=len(examples)), list[Problem]()
     reports: list[TextCutReport] = []
     keys: list[NDArray[np.uint64]] = []  # of the ids of each row
-    for start, block in parts(examples):
+    for start, block in row_blocks(examples):
         labels = []
         for index, example in enumerate(block, start):
             try:
                 labels.append(_label(example.target, problem_type=problem_type, num_labels=num_labels))
             except ValueError as error:
-                where = example.source or f"examples[{index}]"
-                problems.append(Problem(where, f"found {example.target!r}", str(error), "correct the label"))
+                where, problem = example.source or f"examples[{index}]", f"found {example.target!r}"
+                problems.append(Problem(where, problem, str(error), "correct the label", code="value-type"))
         if problems:
             continue
         encoded = _encode_all(block, tokenizer=tokenizer, config=config, pairs=pairs)
@@ -234,44 +241,44 @@ def text_dataset(
                 list(example.soft or (label if isinstance(label, list) else _multi_hot([label], num_labels)))
                 for example, label in zip(block, labels, strict=True)
             ]
-        made.add(table)
+        builder.add(table)
         reports.append(_text_report(encoded, tokenizer=tokenizer, config=config))
         keys.append(hash_ids(encoded.input_ids))
     if problems:
         raise TaskHeadsError(problems)
-    dataset = made.finish()
-    among = repeated(np.concatenate(keys)).tolist()
-    ids = dataset[among]["input_ids"] if among else []
-    equal = equal_classified(examples, ids, tokenizer=tokenizer, config=config, pairs=pairs, among=among)
+    dataset = builder.finish()
+    subset = repeated(np.concatenate(keys)).tolist()
+    ids = dataset[subset]["input_ids"] if subset else []
+    equal = equal_classified(examples, ids, tokenizer=tokenizer, config=config, pairs=pairs, subset=subset)
     return dataset, replace(TextCutReport.of(reports), equal=equal)
 
 
 def text_datasets(
     train: Sequence[TextExample], dev: Sequence[TextExample], test: Sequence[TextExample], **options: Any
 ) -> tuple[tuple[Any, TextCutReport], tuple[Any, TextCutReport], list[str]]:
-    """Make the data sets of a recipe, and say which texts the cut has made equal; test is looked at for that.
+    """Return the data sets of a recipe, and messages on texts that the cut has made equal in any split.
 
     Args:
-        train, dev, test: examples; test may be empty.
+        train, dev, test: examples; test may be empty, and is only checked for equal texts.
         **options: of `text_dataset`.
 
     Returns:
-        Train and dev as `text_dataset` gives them, and lines of text.
+        `(train, dev, messages)`: train and dev as from `text_dataset`.
 
     Raises:
-        TaskHeadsError: as of `text_dataset`; a set whose texts are all equal to one of another label.
+        TaskHeadsError: see `text_dataset`; or all texts of a split are equal to a text of another label.
     """
-    made = {
+    datasets = {
         name: text_dataset(rows, **options)
         for name, rows in (("train", train), ("dev", dev), ("test", test))
         if rows
     }
-    equal = {name: report.equal for name, (_, report) in made.items()}
-    return made["train"], made["dev"], check_equal(equal, option="--max_seq_length ")
+    equal = {name: report.equal for name, (_, report) in datasets.items()}
+    return datasets["train"], datasets["dev"], check_equal(equal, option="--max_seq_length ")
 
 
 def _label(target: Any, *, problem_type: str, num_labels: int) -> Any:
-    """A target as a column of the data set holds it."""
+    """Return a target in the form of the column `labels`."""
     if problem_type in ("single_label_classification", "ordinal"):
         if type(target) is not int or not 0 <= target < num_labels:
             raise ValueError(f"the id of a label, 0 to {num_labels - 1}")
@@ -292,15 +299,16 @@ def _multi_hot(ids: Sequence[int], num_labels: int) -> list[float]:
 def _encode_all(
     examples: Sequence[TextExample], *, tokenizer: Any, config: PooledClassifierConfig, pairs: bool
 ) -> EncodedTexts:
-    """Encode by the policy of the config, once tokenizer and config are known to agree."""
+    """Check that tokenizer and config agree, and encode by the policy of the config."""
     before, between, after = template_of(tokenizer)
     wanted = {"before": before, **({"between": between} if pairs else {}), "after": after}
     if config.max_seq_length is not None and wanted != {
         part: ids for part, ids in (config.template or {"before": [], "after": []}).items() if part in wanted
     }:
-        found = "a tokenizer with another template than the config" + (", which lacks pairs" if pairs else "")
+        problem = "the template differs from that of the config" + (", which lacks pairs" if pairs else "")
+        fix = f"call bind_template(..., {pairs=})"
         raise TaskHeadsError(
-            Problem("tokenizer", f"found {found}", "one template", f"bind_template(..., {pairs=})")
+            Problem("tokenizer", problem, "the template of the config", fix, code="tokenizer-invalid")
         )
     try:
         return encode_texts(
@@ -347,16 +355,16 @@ def _text_report(encoded: EncodedTexts, *, tokenizer: Any, config: PooledClassif
 class TextCollator:
     """Pad rows of `text_dataset` into one batch of B rows.
 
-    Gives `row` (B,), `input_ids` and `attention_mask` (B, T), `labels` ((B,) int64 for single-label and
-    ordinal, (B, L) float32 for multi-label and regression), and `soft` (B, L) and `weight` (B,), float32,
-    where the data set has them. Rows without `labels` (to predict) give none.
+    A batch has `row` (B,), `input_ids` and `attention_mask` (B, T), `labels` ((B,) int64 for single-label and
+    ordinal, (B, L) float32 for multi-label and regression), and `soft` (B, L) and `weight` (B,), float32, if
+    the data set has them. Rows to predict have no `labels`.
     """
 
     pad_id: int
     problem_type: str = "single_label_classification"
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make one batch."""
+        """Return one batch."""
         whole = self.problem_type in ("single_label_classification", "ordinal")
         types = {"labels": torch.int64 if whole else torch.float32}
         names: list[str] = [name for name in ("labels", "soft", "weight") if name in examples[0]]

@@ -1,14 +1,15 @@
-"""Rows that a cut has made equal: found, counted, named by line, and refused where all of them are.
+"""Find, count and name rows that truncation has made equal, and refuse a data set with such rows only.
 
-Two texts that differ in their last words alone are one input after a cut to `max_length`. A model cannot tell
-them apart, and no metric can be better than a tie. Design decisions:
+Two texts that differ only in their last words are one input after a cut to `max_length`. A model cannot
+distinguish them, and every metric counts a tie. Design:
 
-- Equal means the same token ids, of rows whose texts differ. Rows without a cut may be equal too, if the
-  tokenizer writes their difference with the same tokens; no limit helps there, and the line says so.
-- A pair of equal titles teaches nothing: it is left out of training, and is a tie in evaluation. Equal titles
-  of a group become one, with their clicks and impressions together.
-- Equal texts of different labels stay: which of the labels is right is not known.
-- If all rows of a set are equal, the run stops, and the error names the smallest limit that tells them apart.
+- Equal means the same token ids for rows with different texts. Rows that were not cut may be equal too, if
+  the tokenizer gives their difference the same tokens. No limit helps then, and the message says so.
+- A pair of equal titles has no gradient: it is left out of training, and is a tie in evaluation. Equal titles
+  of a group become one title, with the sum of their clicks and impressions.
+- Equal texts with different labels stay, because the right label is not known.
+- If all rows of a data set are equal, the run stops. The error names the smallest limit that distinguishes
+  them.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.encoding_task_heads import PARTS, TEMPLATE_KEY, encode, encode_texts, template_of
 
-SHOWN = 5  # rows named in one line
+SHOWN = 5  # rows named in one message
 WHOLE = 1 << 40  # tokens; a limit that cuts nothing
-PHRASES = {  # of rows that the cut has made equal, and of those that no limit tells apart
+PHRASES = {  # for rows that the cut has made equal, and for rows that no limit distinguishes
     "pairs": ("are equal", "have the same tokens"),
     "groups": ("have titles that are all equal", "have titles of the same tokens"),
     "texts": ("are equal to a text of another label", "have the same tokens as a text of another label"),
@@ -37,18 +38,19 @@ Ids = list[int]
 
 @dataclass(frozen=True, kw_only=True)
 class EqualRows:
-    """The rows of a data set that their inputs do not tell apart, though their texts differ.
+    """The rows of a data set with equal inputs and different texts.
 
     Args:
         kind: `pairs`, `groups`, or `texts`, which are equal to a text of another label.
-        rows: how many rows the data set has.
+        rows: number of rows of the data set.
         places: indices of the equal rows, ascending.
-        sources: where each of them was read, file and line.
+        sources: file and line of each equal row.
         limit: tokens of the longest row, template included; None for no limit.
-        needed: the smallest limit that tells apart those that a limit can; None if there are none.
-        same: how many of them have the same tokens, whatever the limit.
-        titles: of groups, how many titles are equal to another one of their group.
-        left_out: whether they were left out of the data set.
+        needed: the smallest limit that distinguishes the rows that a limit can distinguish; None without such
+            rows.
+        same: number of equal rows that have the same tokens at any limit.
+        titles: of groups, number of titles that are equal to another title of their group.
+        left_out: whether the equal rows were left out of the data set.
     """
 
     kind: str
@@ -62,64 +64,66 @@ class EqualRows:
     left_out: bool = False
 
     @classmethod
-    def of(cls, parts: Sequence[EqualRows]) -> EqualRows:
-        """Return the report of a set that was looked at in parts, in their order; there is at least one."""
-        starts = accumulate((part.rows for part in parts), initial=0)
-        places = [place + start for part, start in zip(parts, starts, strict=False) for place in part.places]
+    def of(cls, reports: Sequence[EqualRows]) -> EqualRows:
+        """Return the report of a data set from those of its blocks, in their order; there is at least one."""
+        starts = accumulate((report.rows for report in reports), initial=0)
+        places = [
+            place + start for report, start in zip(reports, starts, strict=False) for place in report.places
+        ]
         return replace(
-            parts[0],
-            rows=sum(part.rows for part in parts),
+            reports[0],
+            rows=sum(report.rows for report in reports),
             places=tuple(places),
-            sources=tuple(source for part in parts for source in part.sources),
-            needed=max((part.needed for part in parts if part.needed), default=None),
-            same=sum(part.same for part in parts),
-            titles=sum(part.titles for part in parts),
+            sources=tuple(source for report in reports for source in report.sources),
+            needed=max((report.needed for report in reports if report.needed), default=None),
+            same=sum(report.same for report in reports),
+            titles=sum(report.titles for report in reports),
         )
 
     @property
     def are_all(self) -> bool:
-        """Whether no row is left that tells anything."""
+        """Whether all rows are equal."""
         return self.rows > 0 and len(self.places) == self.rows
 
     @property
     def named(self) -> str:
-        """Files and lines of the first few, without the folders of a machine."""
+        """Files and lines of the first equal rows, without folders."""
         shown = ", ".join(Path(source).name for source in self.sources[:SHOWN])
         return shown + (f" and {len(self.sources) - SHOWN:,} more" if len(self.sources) > SHOWN else "")
 
-    def found(self) -> str:
-        """Say how many there are, as part of a sentence."""
+    def summary(self) -> str:
+        """Return the number of equal rows, as a clause."""
         count, cut = f"{len(self.places):,} of {self.rows:,} {self.kind}", len(self.places) - self.same
         after_cut, always = PHRASES[self.kind]
         if not cut:
             return f"{count} {always}"
-        but = f" ({self.same:,} of them whatever the limit)" if self.same else ""
-        return f"{count} {after_cut} after the cut to {self.limit:,} tokens{but}"
+        at_any_limit = f" ({self.same:,} of them at any limit)" if self.same else ""
+        return f"{count} {after_cut} after the cut to {self.limit:,} tokens{at_any_limit}"
 
     def lines(self, split: str, *, option: str) -> list[str]:
-        """Say it of a split in plain words; nothing where nothing is equal."""
-        apart = f" ({option}{self.needed} tells them apart)" if self.needed else ""
-        lines = []
+        """Return the messages of a split; [] without equal rows."""
+        solution = f" ({option}{self.needed} distinguishes them)" if self.needed else ""
+        messages = []
         if self.titles:
-            found = f"{self.titles:,} titles are equal to another one of their group"
-            lines.append(f"{split}: {found}, with which they count as one{apart}")
+            count = f"{self.titles:,} titles are equal to another title of their group"
+            messages.append(f"{split}: {count} and count as one title{solution}")
         if self.places:
-            then = {"texts": ""}.get(
-                self.kind, " and are left out" if self.left_out else " and count as ties"
-            )
-            lines.append(f"{split}: {self.found()}{then}: {self.named}{apart}")
-        return lines
+            effect = " and are left out" if self.left_out else " and count as ties"
+            if self.kind == "texts":
+                effect = ""
+            messages.append(f"{split}: {self.summary()}{effect}: {self.named}{solution}")
+        return messages
 
 
 def check_equal(reports: Mapping[str, EqualRows | None], *, option: str) -> list[str]:
-    """Refuse splits of which all rows are equal, all at once; give the lines of the others.
+    """Refuse all splits whose rows are all equal in one error; return the messages of the others.
 
     Args:
-        reports: split -> its report, or None.
-        option: what sets the limit, up to its value: `--max_length ` of a recipe, `max_length=` in Python.
+        reports: map of splits to their report, or None.
+        option: option of the limit without its value: `--max_length ` of a recipe, `max_length=` in Python.
 
     Raises:
-        TaskHeadsError: with the rows, and the smallest limit that tells apart those of all splits.
+        TaskHeadsError: all rows of a split are equal; the smallest limit that distinguishes them is named.
 
     Example:
         >>> from qwen_task_heads.tokenization.equal_rows import EqualRows, check_equal
@@ -129,21 +133,21 @@ def check_equal(reports: Mapping[str, EqualRows | None], *, option: str) -> list
     """
     known = {split: report for split, report in reports.items() if report is not None}
     needed = max((report.needed for report in known.values() if report.needed), default=None)
-    problems = [_refusal(split, report, needed, option) for split, report in known.items() if report.are_all]
+    problems = [_problem(split, report, needed, option) for split, report in known.items() if report.are_all]
     if problems:
         raise TaskHeadsError(problems)
     return [line for split, report in known.items() for line in report.lines(split, option=option)]
 
 
-def _refusal(split: str, report: EqualRows, needed: int | None, option: str) -> Problem:
-    accepted = f"{report.kind} of {split} that differ in their tokens within the limit"
+def _problem(split: str, report: EqualRows, needed: int | None, option: str) -> Problem:
+    expected = f"{report.kind} of {split} that differ in their tokens within the limit"
     if report.needed is None:
-        remedy = "write texts that differ in more than what the tokenizer leaves out"
+        fix = "write texts that differ in their tokens"
     else:
-        remedy = f"give {option}{needed}, which tells them apart"
+        fix = f"give {option}{needed}, which distinguishes them"
         if report.kind != "texts":
-            remedy += ", or put what they begin with into the column prompt, which is cut first"
-    return Problem(report.named, f"found that {report.found()}", f"{accepted}", remedy)
+            fix += ", or move their common prefix into the column prompt, which is cut first"
+    return Problem(report.named, report.summary(), expected, fix, code="rows-equal")
 
 
 def equal_pairs(
@@ -159,11 +163,11 @@ def equal_pairs(
 
     Args:
         pairs: n pairs.
-        ids: n rows of the chosen titles and n of the rejected ones, as they were cut.
-        tokenizer: that made them.
-        max_length: that they were cut to.
-        left_out: what becomes of them.
-        start: number of the first pair, which names pairs without a source.
+        ids: n rows of the chosen titles and n of the rejected titles, after the cut.
+        tokenizer: that encoded them.
+        max_length: limit of the cut.
+        left_out: whether the caller leaves them out.
+        start: number of the first pair, for the names of pairs without a source.
     """
     places = [place for place, (one, other) in enumerate(zip(*ids, strict=True)) if one == other]
     prompts = [pairs[place].prompt for place in places]
@@ -188,26 +192,26 @@ def merge_groups(
     max_length: int,
     start: int = 0,
 ) -> tuple[list[tuple[int, list[Ids], list[float]]], EqualRows]:
-    """Make one title of the titles of a group that have the same ids, and leave out groups of one title.
+    """Merge titles of a group with the same ids, and leave out groups with one title left.
 
     Args:
-        groups: n groups, of titles that were shown.
-        ids: of each title of each group, as they were cut.
-        tokenizer: that made them.
-        max_length: that they were cut to.
-        start: number of the first group, which names groups without a source.
+        groups: n groups, whose titles all have impressions.
+        ids: of each title of each group, after the cut.
+        tokenizer: that encoded them.
+        max_length: limit of the cut.
+        start: number of the first group, for the names of groups without a source.
 
     Returns:
-        Of each group that is left its index, the ids of its titles and their gains: the click rate of the
-        clicks and impressions of equal titles together. And the report.
+        `(kept, report)`: index, ids of the titles and gains of each remaining group; a gain is the click rate
+        of the summed clicks and impressions of equal titles.
     """
     kept, out, titles = [], [], 0
-    alike: list[tuple[int, tuple[str, ...]]] = []
+    equal: list[tuple[int, tuple[str, ...]]] = []
     for place, (group, rows) in enumerate(zip(groups, ids, strict=True)):
         arms: dict[tuple[int, ...], list[int]] = {}
         for arm, row in enumerate(rows):
             arms.setdefault(tuple(row), []).append(arm)
-        alike += [
+        equal += [
             (place, tuple(group.titles[arm] for arm in same)) for same in arms.values() if len(same) > 1
         ]
         if len(arms) < 2:
@@ -219,9 +223,9 @@ def merge_groups(
             for same in arms.values()
         ]
         kept.append((place, [list(row) for row in arms], rates))
-    prompts = [groups[place].prompt for place, _ in alike]
-    limits = _limits(tokenizer, prompts, [texts for _, texts in alike])
-    never = {place for (place, _), limit in zip(alike, limits, strict=True) if limit is None}
+    prompts = [groups[place].prompt for place, _ in equal]
+    limits = _limits(tokenizer, prompts, [texts for _, texts in equal])
+    at_any_limit = {place for (place, _), limit in zip(equal, limits, strict=True) if limit is None}
     return kept, EqualRows(
         kind="groups",
         rows=len(groups),
@@ -229,7 +233,7 @@ def merge_groups(
         sources=tuple(_source("".join(groups[place].sources[:1]), place + start) for place in out),
         limit=max_length,
         needed=_largest(limits),
-        same=len(never.intersection(out)),
+        same=len(at_any_limit.intersection(out)),
         titles=titles,
         left_out=True,
     )
@@ -244,24 +248,24 @@ def equal_texts(
     behind: int,
     answer: int = 0,
     keeps_head: bool,
-    among: Sequence[int] | None = None,
+    subset: Sequence[int] | None = None,
 ) -> EqualRows:
     """Find the texts that have the ids of another text with another target.
 
     Args:
         examples: n texts or pairs of texts.
-        ids: n rows, as they were cut; of `among` alone, if it is given.
-        whole: gives the rows of some indices without a cut.
-        limit: that they were cut to.
-        behind: tokens that a row has behind its text.
-        answer: tokens that the limit leaves behind a row, for the answer of a generative model.
-        keeps_head: whether the beginning of a row is what a cut keeps.
-        among: indices of the only rows that may be equal to others.
+        ids: n rows, after the cut; if `subset` is given, the rows of `subset`.
+        whole: returns the rows of some indices without a cut.
+        limit: limit of the cut.
+        behind: tokens of a row after its text.
+        answer: tokens after a row that the limit reserves for the answer of a generative model.
+        keeps_head: whether the cut keeps the beginning of a row.
+        subset: indices of the rows to compare; None for all.
     """
     members: dict[tuple[int, ...], list[int]] = {}
-    for place, row in zip(range(len(examples)) if among is None else among, ids, strict=True):
+    for place, row in zip(range(len(examples)) if subset is None else subset, ids, strict=True):
         members.setdefault(tuple(row), []).append(place)
-    groups = [found for places in members.values() if (found := _conflicting(examples, places))]
+    groups = [conflict for places in members.values() if (conflict := _conflicting(examples, places))]
     rows = iter(whole([place for places in groups for place in places]))
     needed: list[int] = []
     same = 0
@@ -273,7 +277,7 @@ def equal_texts(
             needed.append(_common(full) + 1 + behind + answer)
         else:
             needed.append(max(map(len, full)) + answer)
-    places = sorted(place for found in groups for place in found)
+    places = sorted(place for group in groups for place in group)
     return EqualRows(
         kind="texts",
         rows=len(examples),
@@ -292,17 +296,17 @@ def equal_classified(
     tokenizer: Any,
     config: PooledClassifierConfig,
     pairs: bool,
-    among: Sequence[int],
+    subset: Sequence[int],
 ) -> EqualRows:
-    """Find the texts of a classifier that its cut has made equal to one of another label.
+    """Find the texts of a classifier that its cut has made equal to a text of another label.
 
     Args:
         examples: n texts or pairs of texts.
-        ids: of the rows `among`, as the config cuts them.
+        ids: of the rows `subset`, after the cut of the config.
         tokenizer: with the template of the config.
         config: of the classifier.
-        pairs: whether some are pairs.
-        among: indices of the rows whose ids are those of another row.
+        pairs: whether some examples are pairs.
+        subset: indices of the rows whose ids are equal to those of another row.
     """
 
     def whole(places: list[int]) -> list[Ids]:
@@ -316,18 +320,18 @@ def equal_classified(
         limit=config.max_seq_length,
         behind=len(template_of(tokenizer)[2]),
         keeps_head=config.truncation == "head" and not pairs,
-        among=among,
+        subset=subset,
     )
 
 
 def _conflicting(examples: Sequence[TextExample], places: Sequence[int]) -> list[int]:
-    """Those of some rows beside which there is one of another text and another target."""
+    """Return the rows in `places` for which another of them has another text and another target."""
     if len(places) < 2:
         return []
     keys = [((one.text, one.text_b), (one.target, one.soft)) for one in (examples[place] for place in places)]
     kinds = set(keys)
-    texts, targets = (Counter(kind[part] for kind in kinds) for part in (0, 1))
-    # Of all kinds, those with its text or its target are no conflict; it is one of both itself.
+    texts, targets = (Counter(kind[side] for kind in kinds) for side in (0, 1))
+    # Kinds with the same text or the same target do not conflict; the kind itself is counted in both.
     return [
         place
         for place, (text, target) in zip(places, keys, strict=True)
@@ -336,29 +340,29 @@ def _conflicting(examples: Sequence[TextExample], places: Sequence[int]) -> list
 
 
 def _limits(tokenizer: Any, prompts: Sequence[str], titles: Sequence[tuple[str, ...]]) -> list[int | None]:
-    """Of each tuple of titles, the smallest limit that tells apart those whose tokens differ.
+    """Return the smallest limit for each tuple of titles that distinguishes titles with different tokens.
 
-    None if the tokens of all of them are the same. A title is cut behind its prompt, which is left out first.
+    None if all titles have the same tokens. The prompt of a title is cut first.
     """
     template = tokenizer.init_kwargs.get(TEMPLATE_KEY) or {part: [] for part in PARTS}
     before, between, after = (len(template[part]) for part in PARTS)
     rows = iter(encode(tokenizer, [title for each in titles for title in each], max_length=WHOLE).input_ids)
     limits: list[int | None] = []
     for prompt, each in zip(prompts, titles, strict=True):
-        found = [(row := next(rows))[before : len(row) - after] for _ in each]
+        ids = [(row := next(rows))[before : len(row) - after] for _ in each]
         fixed = before + after + (between if prompt else 0)
-        limits.append(None if len({*map(tuple, found)}) == 1 else fixed + _common(found) + 1)
+        limits.append(None if len({*map(tuple, ids)}) == 1 else fixed + _common(ids) + 1)
     return limits
 
 
 def _common(rows: Sequence[Ids]) -> int:
-    """The longest beginning that two different rows share: one token more tells all of them apart."""
+    """Return the length of the longest common prefix of two different rows."""
     ranked = sorted({*map(tuple, rows)})
     return max(_shared(one, other) for one, other in pairwise(ranked))
 
 
 def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens two rows begin with alike, by halving: rows may be long."""
+    """Return the length of the common prefix of two rows, by bisection, because rows may be long."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,11 +1,11 @@
-"""Texts to token ids: the template is compiled into the tokenizer, once, before training.
+"""Compile a template into the tokenizer, once, before training, and encode texts with it.
 
-`tokenizers` lets a "special token" of a template stand for many ids. The chat scaffold and the
-instruction become one such token, the boundary another, and both are saved in `tokenizer.json`: a
-plain `tokenizer(title)` in any library then gives the ids of training. `split_special_tokens` is
-saved too, so that control tokens in a user's text stay characters; those that a tokenizer does not
-call special (Qwen's `<tool_call>`, `<think>`, `<|fim_prefix|>`) are made special first, because the flag
-splits no others. (The bare Rust `tokenizers` API ignores it: a server that uses it must clean its input.)
+In `tokenizers`, a "special token" of a template may have many ids. The chat scaffold with the instruction
+becomes one such token, and the boundary another. Both are saved in `tokenizer.json`, so that
+`tokenizer(title)` in any library returns the ids of training. `split_special_tokens` is saved too, so that
+control tokens in a user's text stay characters. The flag splits special tokens only. Control tokens that a
+tokenizer does not mark as special (Qwen's `<tool_call>`, `<think>`, `<|fim_prefix|>`) are therefore made
+special first. The Rust API of `tokenizers` ignores the flag: a server that uses it must clean its input.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierCon
 from qwen_task_heads.hubcode.encoding_task_heads import PARTS, TEMPLATE_KEY, Encoded, encode
 from qwen_task_heads.tokenization.truncation_reports import CutReport
 
-SHELL_TEXTS = ("instruction", "between", "boundary")  # options of text that stands around others
+SHELL_TEXTS = ("instruction", "between", "boundary")  # options with text of a template
 SHELL_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 PLACEHOLDERS = ("labels", "descriptions", "examples")
-OWN_PREFIX = "own"  # beside before, between, after: what the tokenizer began every text with by itself
+OWN_PREFIX = "own"  # key next to before, between and after: prefix that the tokenizer itself adds
 
 
 class Plain(str):
-    """A piece of a template that comes from data (a label, an example): control tokens stay characters."""
+    """A piece of a template from data (a label, an example), in which control tokens stay characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """What surrounds a text. Control tokens are meant here; in a user's text they are characters.
+    """The text around an input. It may have control tokens, which are characters in a user's text.
 
     Args:
         before: the chat scaffold and the instruction, e.g. `"<|im_start|>user\\nRate this title.\\n"`; or
-            its pieces, of which those of type `Plain` hold no control tokens.
-        between: between prompt and title, when there is a prompt.
-        after: the boundary, whose last token is pooled by `pooling: last`; None for the family's own.
+            its pieces, in which control tokens of pieces of type `Plain` stay characters.
+        between: text between prompt and title, if there is a prompt.
+        after: the boundary, whose last token is pooled by `pooling: last`; None for that of the model family.
     """
 
     before: str | tuple[str, ...] = ""
@@ -61,19 +61,19 @@ def label_template(
     after: str | None = None,
     shots: Sequence[tuple[str, str]] | None = None,
 ) -> Template:
-    """Fill the labels of a run into an instruction.
+    """Return a template with the labels of a run in its instruction.
 
     Args:
-        instruction: may hold `{labels}` (the names, with commas between), `{descriptions}` (a line per label,
-            `name: description`) and `{examples}` (few-shot: each text with its label). Control tokens are
-            meant in the instruction itself; in what is filled in they are characters.
+        instruction: may have `{labels}` (the names, separated by commas), `{descriptions}` (a line per label,
+            `name: description`) and `{examples}` (few-shot: each text with its label). The instruction may
+            have control tokens; in the inserted texts they are characters.
         labels: names, descriptions and examples.
         between: see `Template`.
         after: see `Template`.
-        shots: (text, label name) to show as `{examples}` in this order, instead of the labels' own.
+        shots: (text, label name) for `{examples}` in this order, instead of the examples of the labels.
 
     Raises:
-        TaskHeadsError: an unknown placeholder, or descriptions or examples that the labels lack.
+        TaskHeadsError: a placeholder is unknown, or the labels lack descriptions or examples.
 
     Example:
         >>> from qwen_task_heads.tokenization.templates import label_template
@@ -94,14 +94,15 @@ def label_template(
         if index % 2 == 0:
             pieces.append(piece)
         elif piece not in filled:
-            accepted = "" + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+            problem = f"found {{{shorten(piece)[1:-1]}}}"
+            expected = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
             problems.append(
-                Problem("--instruction", f"found {{{shorten(piece)[1:-1]}}}", accepted, "correct its name")
+                Problem("--instruction", problem, expected, "correct its name", code="option-value")
             )
         elif not filled[piece]:
-            found = f"found {{{piece}}}, and labels without {piece}"
-            accepted = f"labels with {piece}"
-            problems.append(Problem("--instruction", found, accepted, "add them to labels.yaml, or drop it"))
+            problem, expected = f"found {{{piece}}}, and labels without {piece}", f"labels with {piece}"
+            fix = "add them to labels.yaml, or drop it"
+            problems.append(Problem("--instruction", problem, expected, fix, code="option-conflict"))
         else:
             pieces.append(Plain(filled[piece]))
     if problems:
@@ -110,20 +111,20 @@ def label_template(
 
 
 def from_shell(text: str) -> str:
-    r"""Read an option of text as it is typed in a shell: `\n` and `\t` are a line break and a tab.
+    r"""Return the text of an option from a shell, with line breaks and tabs for `\n` and `\t`.
 
-    A doubled backslash is one backslash; before any other character a backslash stays.
+    A doubled backslash becomes one backslash; a backslash before any other character stays.
 
     Example:
         >>> from qwen_task_heads.tokenization.templates import from_shell
         >>> from_shell(r"Rate:\n") == "Rate:" + chr(10), from_shell(r"\\n") == r"\n"
         (True, True)
     """
-    return re.sub(r"\\([nt\\])", lambda found: SHELL_ESCAPES[found[1]], text)
+    return re.sub(r"\\([nt\\])", lambda match: SHELL_ESCAPES[match[1]], text)
 
 
 def for_shell(text: str) -> str:
-    r"""Write a text so that `from_shell` reads it back: backslashes are doubled.
+    r"""Return a text with doubled backslashes, which `from_shell` reverses.
 
     Example:
         >>> from qwen_task_heads.tokenization.templates import for_shell, from_shell
@@ -136,20 +137,20 @@ def for_shell(text: str) -> str:
 def bind_template(
     tokenizer: Any, config: PooledClassifierConfig, *, template: Template | None = None, pairs: bool = False
 ) -> None:
-    """Compile a template into the tokenizer of a classifier, and tell its config: both, or they disagree.
+    """Compile a template into the tokenizer of a classifier, and write its ids to the config.
 
-    The tokenizer then cuts at `max_seq_length` and on the side that the policy says; for `head_tail` and
-    `windows` it must not cut at all, because only the model knows how.
+    The tokenizer then cuts at `max_seq_length`, on the side of the policy. For `head_tail` and `windows` it
+    does not cut, because the model does.
 
     Args:
         tokenizer: changed in place, as by `compile_template`.
         config: of the model, changed in place.
-        template: None for the one that a saved tokenizer has, or the defaults.
+        template: None for that of a saved tokenizer, or the defaults.
         pairs: whether texts come in pairs.
 
     Raises:
-        TaskHeadsError: a template that leaves no room in `max_seq_length`, or pairs with `head_tail` or
-            `windows`.
+        TaskHeadsError: the template leaves no tokens in `max_seq_length`, or pairs have the policy
+            `head_tail` or `windows`.
     """
     ids = compile_template(tokenizer, template=template, model_type=config.get_text_config().model_type)
     try:
@@ -165,28 +166,30 @@ def bind_template(
 
 
 def as_option(error: TaskHeadError) -> TaskHeadsError:
-    """Give an error about a field of the config, which is an option of a recipe, our type."""
-    return TaskHeadsError(Problem(f"--{error.where}", error.problem, error.expected, error.fix))
+    """Return an error about a field of the config as an error about the option of that name."""
+    return TaskHeadsError(
+        Problem(f"--{error.where}", error.problem, error.expected, error.fix, code="option-value")
+    )
 
 
 def compile_template(
     tokenizer: Any, *, template: Template | None, model_type: str, max_length: int | None = None
 ) -> dict[str, list[int]]:
-    """Write the template into the tokenizer, in place, instead of one that it may have.
+    """Write the template into the tokenizer, in place, and replace an earlier one.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
-        template: what stands before, between and after the texts; None for what the tokenizer of a saved
-            model has already, or the defaults.
-        model_type: family of the backbone, which names the boundary token.
-        max_length: becomes `model_max_length`, so that stock pipelines cut where training did.
+        template: text before, between and after the inputs; None for that of the tokenizer of a saved model,
+            or the defaults.
+        model_type: family of the backbone, which defines the boundary token.
+        max_length: becomes `model_max_length`, so that stock pipelines cut texts as in training.
 
     Returns:
-        The ids: `{"before": [...], "between": [...], "after": [...]}`, also kept in the tokenizer.
+        The ids: `{"before": [...], "between": [...], "after": [...]}`, also stored in the tokenizer.
 
     Raises:
-        TaskHeadsError: a slow tokenizer, no token to end a title or to pad with, or a limit below the
-            template.
+        TaskHeadsError: the tokenizer is slow, there is no token to end a title or to pad with, or the limit
+            is shorter than the template.
     """
     if not tokenizer.is_fast:
         raise TaskHeadsError(
@@ -195,6 +198,7 @@ def compile_template(
                 f"found the slow {type(tokenizer).__name__}",
                 "a fast tokenizer (tokenizer.json)",
                 "convert it with AutoTokenizer.from_pretrained(..., use_fast=True)",
+                code="tokenizer-invalid",
             )
         )
     _make_markup_special(tokenizer)
@@ -206,17 +210,16 @@ def compile_template(
         template = template or Template()
         after = template.after if template.after is not None else _boundary(tokenizer, model_type)
         ids = {
-            # Many families begin every text with a token of their own (Llama's BOS): it is kept.
+            # The prefix that many tokenizers add to every text (BOS of Llama) is kept.
             "before": own + control_ids(tokenizer, template.before),
             "between": control_ids(tokenizer, template.between),
             "after": control_ids(tokenizer, after),
         }
     needed = sum(map(len, ids.values())) + 1
     if max_length is not None and max_length < needed:
-        found, remedy = f"found {max_length}", "raise it, or shorten the instruction"
-        raise TaskHeadsError(
-            Problem("--max_length", found, f"{needed} or more, for the template and a title", remedy)
-        )
+        problem, expected = f"found {max_length}", f"{needed} or more, for the template and a title"
+        fix = "raise it, or shorten the instruction"
+        raise TaskHeadsError(Problem("--max_length", problem, expected, fix, code="option-range"))
     special = [
         {"id": f"<{part}>", "ids": part_ids, "tokens": tokenizer.convert_ids_to_tokens(part_ids)}
         for part, part_ids in ids.items()
@@ -228,7 +231,7 @@ def compile_template(
         pair=f"{present['before']} $A {present['between']} $B {present['after']}".split(),
         special_tokens=special,
     )
-    # init_kwargs are what save_pretrained writes; the attributes are what this process uses.
+    # save_pretrained writes init_kwargs; this process uses the attributes.
     tokenizer.split_special_tokens = True
     tokenizer.init_kwargs["split_special_tokens"] = True
     tokenizer.init_kwargs[TEMPLATE_KEY] = {**ids, OWN_PREFIX: own}
@@ -241,19 +244,19 @@ def compile_template(
 
 
 def _padding(tokenizer: Any) -> str:
-    """A token to pad with: any special one, as it is masked out; an ordinary one would become special."""
+    """Return a special token for padding, because an ordinary token would become special."""
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     known = [tokenizer.eos_token, *tokenizer.all_special_tokens, *special]
     token = next((token for token in known if token is not None), None)
     if token is None:
-        found, accepted = "found no pad, eos or other special token", "a tokenizer with one of them"
-        remedy = "add one: tokenizer.add_special_tokens({'pad_token': '<pad>'}), and a row to the embedding"
-        raise TaskHeadsError(Problem("tokenizer", found, accepted, remedy))
+        problem, expected = "found no pad, eos or other special token", "a tokenizer with one of them"
+        fix = "add one: tokenizer.add_special_tokens({'pad_token': '<pad>'}), and a row to the embedding"
+        raise TaskHeadsError(Problem("tokenizer", problem, expected, fix, code="tokenizer-invalid"))
     return str(token)
 
 
 def _make_markup_special(tokenizer: Any) -> None:
-    """Mark added tokens in brackets as special; others (Gemma's runs of line breaks) are ordinary text."""
+    """Mark added tokens in brackets as special; others (runs of line breaks of Gemma) stay ordinary text."""
     markup = [
         AddedToken(
             token.content,
@@ -270,7 +273,7 @@ def _make_markup_special(tokenizer: Any) -> None:
 
 
 def control_ids(tokenizer: Any, text: str | tuple[str, ...]) -> list[int]:
-    """Ids of a part of the template, in which control tokens are control tokens, but for plain pieces."""
+    """Return the ids of a part of a template; control tokens stay characters in `Plain` pieces only."""
     pieces = (text,) if isinstance(text, str) else text
     return [
         token
@@ -283,7 +286,7 @@ def control_ids(tokenizer: Any, text: str | tuple[str, ...]) -> list[int]:
 
 
 def _own_prefix(tokenizer: Any) -> list[int]:
-    """What the tokenizer itself puts before every text, without a template of ours."""
+    """Return the ids that the tokenizer itself adds before every text, without a compiled template."""
     if compiled := tokenizer.init_kwargs.get(TEMPLATE_KEY):
         return list(compiled[OWN_PREFIX])
     processor = json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"] or {}
@@ -305,9 +308,10 @@ def _boundary(tokenizer: Any, model_type: str) -> str:
         raise TaskHeadsError(
             Problem(
                 "tokenizer",
-                "found no eos token and no boundary known for " + repr(model_type),
+                f"found no eos token, and no boundary is known for {model_type!r}",
                 "a tokenizer with an eos token, or --boundary",
                 "name the text that ends a title with --boundary",
+                code="tokenizer-invalid",
             )
         )
     return tokenizer.eos_token
@@ -316,26 +320,26 @@ def _boundary(tokenizer: Any, model_type: str) -> str:
 def encode_pairs(
     tokenizer: Any, pairs: Sequence[PairExample], *, max_length: int
 ) -> tuple[dict[str, list[list[int]]], CutReport]:
-    """Encode pairs as `chosen_ids` and `rejected_ids`, columns that trl's RewardTrainer takes as they are.
+    """Encode pairs as `chosen_ids` and `rejected_ids`, the columns of trl's RewardTrainer.
 
     Both columns keep the order of `pairs`, and no pair is left out.
     """
     rows = [(pair.chosen, pair.prompt) for pair in pairs] + [(pair.rejected, pair.prompt) for pair in pairs]
-    once = list(dict.fromkeys(rows))  # an arm of a test is in a pair with each other one
-    found = _encode_rows(tokenizer, once, max_length=max_length)
-    if found.cut_prompts or found.cut_titles:  # which are counted per pair
-        once, found = rows, _encode_rows(tokenizer, rows, max_length=max_length)
-    ids = dict(zip(once, found.input_ids, strict=True))
+    distinct = list(dict.fromkeys(rows))  # an arm of an experiment is in several pairs
+    encoded = _encode_rows(tokenizer, distinct, max_length=max_length)
+    if encoded.cut_prompts or encoded.cut_titles:  # cuts are counted per pair
+        distinct, encoded = rows, _encode_rows(tokenizer, rows, max_length=max_length)
+    ids = dict(zip(distinct, encoded.input_ids, strict=True))
     half = len(pairs)
     columns = {
         "chosen_ids": [ids[row] for row in rows[:half]],
         "rejected_ids": [ids[row] for row in rows[half:]],
     }
-    return columns, CutReport(half, found.cut_prompts, found.cut_titles, max_length)
+    return columns, CutReport(half, encoded.cut_prompts, encoded.cut_titles, max_length)
 
 
 def _encode_rows(tokenizer: Any, rows: Sequence[tuple[str, str]], *, max_length: int) -> Encoded:
-    """Encode titles, each with its prompt, "" for none."""
+    """Encode titles, each with its prompt, or "" without one."""
     prompts = [prompt for _, prompt in rows]
     titles = [title for title, _ in rows]
     return encode(tokenizer, titles, prompts=prompts if any(prompts) else None, max_length=max_length)

@@ -1,7 +1,7 @@
-"""Data sets of token ids, written as they are made.
+"""Build data sets of token ids, in memory or in a file.
 
-Small sets are kept in memory. Those of more than `IN_MEMORY` rows are written to the cache of `datasets` and
-mapped into memory, so that a set larger than the memory can be trained on.
+Data sets of up to `IN_MEMORY` rows are in memory. Larger ones are written to the cache of `datasets` and
+mapped into memory, so that a data set may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ IN_MEMORY = 100_000  # rows
 Example = TypeVar("Example")
 
 
-def parts(examples: Sequence[Example], rows: int = 4096) -> Iterator[tuple[int, Sequence[Example]]]:
-    """Yield `(start, examples)` of consecutive rows; one part of an empty set.
+def row_blocks(examples: Sequence[Example], rows: int = 4096) -> Iterator[tuple[int, Sequence[Example]]]:
+    """Yield `(start, examples)` of consecutive rows; an empty data set has one empty block.
 
     Example:
-        >>> list(parts(["a", "b", "c"], 2))
+        >>> list(row_blocks(["a", "b", "c"], 2))
         [(0, ['a', 'b']), (2, ['c'])]
     """
     for start in range(0, max(len(examples), 1), rows):
@@ -41,16 +41,16 @@ def hash_ids(rows: Sequence[Sequence[int]]) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-class TokenSet:
-    """A `datasets.Dataset` in the making.
+class TokenDatasetBuilder:
+    """Build a `datasets.Dataset` block by block.
 
     Args:
-        rows: how many there will be, about.
+        rows: approximate number of rows, which decides between memory and a file.
 
     Example:
-        >>> made = TokenSet(rows=2)
-        >>> made.add({"input_ids": [[1, 2], [3]], "row": [0, 1]})
-        >>> made.finish()["input_ids"][1]
+        >>> builder = TokenDatasetBuilder(rows=2)
+        >>> builder.add({"input_ids": [[1, 2], [3]], "row": [0, 1]})
+        >>> builder.finish()["input_ids"][1]
         [3]
     """
 
@@ -60,7 +60,7 @@ class TokenSet:
         self._writer: Any = None
 
     def add(self, columns: dict[str, list[Any]]) -> None:
-        """Add rows; every call gives the same columns."""
+        """Add rows; every call must have the same columns."""
         if self._in_memory or not any(columns.values()):
             for name, values in columns.items():
                 self._columns.setdefault(name, []).extend(values)
@@ -85,7 +85,8 @@ class TokenSet:
     def finish(self) -> Any:
         """Return the data set.
 
-        Its file is called by its content: sets of the same ids share it, and no run changes that of another.
+        The file name is a hash of its content: data sets with the same ids share a file, and no run changes
+        the file of another run.
         """
         from datasets import Dataset
 

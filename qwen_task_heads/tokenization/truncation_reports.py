@@ -1,4 +1,4 @@
-"""What a limit of tokens did to the texts of a set, said in one sentence."""
+"""Report how a limit of tokens has cut the texts of a data set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwen_task_heads.tokenization.equal_rows import EqualRows
 
 @dataclass(frozen=True)
 class CutReport:
-    """How many texts lost tokens to `max_length`, and which rows became equal by that."""
+    """Numbers of texts that were cut to `max_length`, and the rows that have become equal."""
 
     pairs: int
     cut_prompts: int
@@ -19,15 +19,15 @@ class CutReport:
     equal: EqualRows | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, parts: Sequence[CutReport], max_length: int) -> CutReport:
-        """Return the report of a set that was encoded in parts, of which there is at least one."""
-        counts = [(part.pairs, part.cut_prompts, part.cut_titles) for part in parts]
+    def of(cls, reports: Sequence[CutReport], max_length: int) -> CutReport:
+        """Return the report of a data set from those of its blocks, of which there is at least one."""
+        counts = [(report.pairs, report.cut_prompts, report.cut_titles) for report in reports]
         pairs, prompts, titles = map(sum, zip(*counts, strict=True))
-        equal = EqualRows.of([part.equal for part in parts if part.equal is not None])
+        equal = EqualRows.of([report.equal for report in reports if report.equal is not None])
         return cls(pairs, prompts, titles, max_length, equal)
 
     def line(self) -> str:
-        """Say it in one sentence."""
+        """Return the report as one sentence."""
         if not self.cut_prompts and not self.cut_titles:
             return f"all texts of {self.pairs:,} pairs fit into {self.max_length} tokens"
         return (
@@ -38,17 +38,17 @@ class CutReport:
 
 @dataclass(frozen=True)
 class TextCutReport:
-    """What `max_seq_length` did to the texts of a data set; every text is still there.
+    """Numbers of texts and tokens that `max_seq_length` has cut; no text is left out.
 
     Args:
-        texts: how many there are.
-        cut: how many are longer than the limit.
+        texts: number of texts.
+        cut: number of texts longer than the limit.
         lost: tokens that were cut off, of all texts.
-        tokens: tokens of all texts before the cut, templates apart.
-        windows: in how many windows the long texts are read; 0 for the other policies.
+        tokens: tokens of all texts before the cut, without templates.
+        windows: number of windows of the long texts; 0 for the other policies.
         max_length: the limit, template included; None for no limit.
         truncation: the policy.
-        equal: texts that are equal to one of another label.
+        equal: texts that are equal to a text of another label.
     """
 
     texts: int
@@ -61,15 +61,17 @@ class TextCutReport:
     equal: EqualRows | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, parts: Sequence[TextCutReport]) -> TextCutReport:
-        """Return the report of a set that was encoded in parts, of which there is at least one."""
-        counts = [(part.texts, part.cut, part.lost, part.tokens, part.windows) for part in parts]
+    def of(cls, reports: Sequence[TextCutReport]) -> TextCutReport:
+        """Return the report of a data set from those of its blocks, of which there is at least one."""
+        counts = [
+            (report.texts, report.cut, report.lost, report.tokens, report.windows) for report in reports
+        ]
         texts, cut, lost, tokens, windows = map(sum, zip(*counts, strict=True))
-        first = parts[0]
+        first = reports[0]
         return cls(texts, cut, lost, tokens, windows, first.max_length, first.truncation)
 
     def line(self) -> str:
-        """Say it in one sentence."""
+        """Return the report as one sentence."""
         if self.max_length is None:
             return f"{self.texts:,} texts, none cut (no --max_seq_length)"
         if not self.cut:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.data.embedded_datasets import locate_set
+from qwen_task_heads.data.embedded_datasets import locate_dataset
 from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.label_files import find_label_file, is_whole
 from qwen_task_heads.data.label_schemes import labels_of
@@ -65,7 +65,7 @@ def read_datasets_for(source: str, saved: Mapping[str, Any], **options: Any) -> 
         return read_text_sets(source, **options)
     own, given = saved["labels"], {**saved, **options}
     stated = options.get("labels")
-    if stated is None and (label_file := find_label_file(locate_set(source, "texts"))):
+    if stated is None and (label_file := find_label_file(locate_dataset(source, "texts"))):
         adds = LabelMap.read(label_file).label2id.keys() > own.label2id.keys()
         stated = label_file if adds else None
     if stated is None:
@@ -100,7 +100,7 @@ def _read_rows(source: str, own: LabelMap, given: dict[str, Any]) -> TextSets:
 
 def _train_rows(source: str, given: Mapping[str, Any]) -> RawTexts | None:
     """Return the training rows with their labels; None if they cannot be read."""
-    place = locate_set(source, "texts")
+    place = locate_dataset(source, "texts")
     options = {name: given[name] for name in READING if name in given}
     options["options"] = options_of(given.get("encoding", UTF_8), given.get("columns", ()))
     try:

@@ -19,7 +19,7 @@ from trl import RewardTrainer
 from qwen_task_heads.adapters import quiet_peft
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.metrics.ties import TIE
-from qwen_task_heads.tokenization.collators import EVIDENCE, TitleCollator
+from qwen_task_heads.tokenization.collators import PREFERENCE_SIGNALS, TitleCollator
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.group_losses import GROUP_LOSSES, pair_indices, resolve_group_loss
 from qwen_task_heads.training.hub_saving import HubSaving
@@ -28,7 +28,7 @@ from qwen_task_heads.training.speed import ThroughputCallback
 from qwen_task_heads.training.text_inputs import encode_titles
 from qwen_task_heads.training.updates import ExactUpdates, set_up
 
-COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", "length", *EVIDENCE]
+COLUMNS = ["chosen_ids", "rejected_ids", "title_ids", "gains", "row", "length", *PREFERENCE_SIGNALS]
 
 
 class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
@@ -145,7 +145,7 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         inputs = dict(inputs)
         rows = inputs.pop("row", torch.arange(0))
         sizes, gains = inputs.pop("sizes", None), inputs.pop("gains", None)
-        evidence = {name: inputs.pop(name) for name in EVIDENCE if name in inputs}
+        evidence = {name: inputs.pop(name) for name in PREFERENCE_SIGNALS if name in inputs}
         outputs = model(**inputs, use_cache=False)
         scores = outputs.logits.squeeze(-1).float()  # (2B,) or (N,)
         if sizes is None:

@@ -110,7 +110,7 @@ def test_huge_keys_and_names_are_cut_in_messages(tmp_path: Path) -> None:
     path.write_text(json.dumps({"chosen" * 100_000: "a", "chosn": "b"}) + "\n", encoding="utf-8")
     refused(path, "no row has 'chosen'")
     path.write_text('{"' + "k" * 2**20 + '": 1, "' + "k" * 2**20 + '": 2}\n' + LINE, encoding="utf-8")
-    refused(path, "stands twice")
+    refused(path, "is repeated")
     with pytest.raises(TaskHeadsError):
         read_pairs("x" * 1_000_000)
     with pytest.raises(TaskHeadsError):

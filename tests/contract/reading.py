@@ -1,7 +1,6 @@
-"""Files that a reader refuses, and what becomes of them when its message is followed.
+"""Provide cases of files that a reader refuses, and follow the fixes of its errors.
 
-A `Case` names, for each way of a remedy in its words, the files that are written or the options that are
-typed.
+A `Case` maps each alternative of a fix to the files that are written or the options that are typed.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from qwen_task_heads.training.classifier_arguments import parse_classifier_argum
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 
 Row = dict[str, Any]
-Files = dict[str, str | bytes | None]  # name -> content; None for a file that is not there any more
-# Files that are written, words that are typed in place of those of the case, or both.
+Files = dict[str, str | bytes | None]  # name -> content; None for a file that is removed
+# Files that are written, words that are typed instead of those of the case, or both.
 Change = Files | str | tuple[Files, str]
 SKIPPED: dict[str, Change] = {"keep it unanswered: --bad_rows skip": "--bad_rows skip"}  # of a row to predict
 HALF = ["--dev_fraction", "0.5"]  # so that a few rows are enough
 
 
 def texts(source: str, words: str = "") -> Any:
-    """Read as the recipe of classifiers does."""
+    """Read a source as in the recipe of classifiers."""
     if not words:
         return read_text_sets(source, dev_fraction=0.5)
     arguments = parse_classifier_arguments([*_run(), "--dataset_name", source, *HALF, *shlex.split(words)])[0]
@@ -43,7 +42,7 @@ def texts(source: str, words: str = "") -> Any:
 
 
 def titles(source: str, words: str = "") -> Any:
-    """Read as the recipe of title scorers does."""
+    """Read a source as in the recipe of title scorers."""
     if not words:
         return read_title_sets(source, dev_fraction=0.5)
     arguments = parse_title_arguments([*_run(), "--dataset_name", source, *HALF, *shlex.split(words)])[0]
@@ -51,7 +50,7 @@ def titles(source: str, words: str = "") -> Any:
 
 
 def inputs(source: str, words: str = "") -> Any:
-    """Read as the recipe that predicts does."""
+    """Read a source as in the recipe of predictions."""
     options = dict(zip(*[iter(shlex.split(words))] * 2, strict=True))
     files = options_of(options["--encoding"]) if "--encoding" in options else PLAIN
     return scan_inputs(source, bad_rows=options.get("--bad_rows", "raise"), files=files)
@@ -68,12 +67,12 @@ def _run() -> tuple[str, ...]:
 
 
 def lines(*rows: Any) -> str:
-    """JSON lines."""
+    """Return JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def stated(column: str, *values: Any, **more: Any) -> list[Row]:
-    """Rows of texts, two for each value of a target column."""
+    """Return rows of texts, two for each value of a target column."""
     return [
         {"text": f"Text {copy} of {place}", column: value, **more}
         for copy in range(2)
@@ -87,14 +86,14 @@ PAIRS = [{"chosen": f"Title {number}", "rejected": f"Other {number}"} for number
 
 @dataclass(frozen=True)
 class Case:
-    """Files that are refused at a site.
+    """Files that are refused at one place of the source code.
 
     Args:
         site: as `fixes.sites_of` names it.
-        files: name -> content; the first is read, or their folder where it ends with a slash.
-        at: the place that the message names: of a file in the folder, or an option.
-        ways: a way of the remedy, in its words -> what is done then.
-        read: how the source is read.
+        files: map of names to content; the first is read, or the folder if its name ends with a slash.
+        at: `where` of the problem: a file in the folder, or an option.
+        ways: map of the alternatives of the fix to the change that follows them.
+        read: reads the source.
         words: of the command line; `HERE` is the folder.
     """
 
@@ -119,9 +118,9 @@ def of_row(
     words: str = "",
     labels_yaml: str | None = None,
 ) -> Case:
-    """A case of one bad row after good ones; a way is a row in its place, None, or a change.
+    """Return a case of one bad row after good rows; a way is a row that replaces it, None, or a change.
 
-    Files are told from a row by their names, which have a dot.
+    Names of files have a dot, which distinguishes them from rows.
     """
     good = {texts: LABELED, titles: PAIRS, inputs: [{"text": "fine"}]}[read] if base is None else base
     changes: dict[str, Change] = {}
@@ -140,20 +139,20 @@ def of_row(
 def of_table(
     site: str, bad: str, at: str, ways: dict[str, str | None], *, name: str = "train.csv", words: str = ""
 ) -> Case:
-    """A case of a table; a way is its text, or words to type if it begins with `--`."""
+    """Return a case of a table; a way is its text, or words to type if it begins with `--`."""
     changes: dict[str, Change] = {
         way: text if text.startswith("--") else {name: text} for way, text in ways.items() if text is not None
     }
     return Case(site, {name: bad}, at, changes, words=words)
 
 
-def ways_of(remedy: str) -> list[str]:
-    """The ways that a remedy names."""
-    return [way for way in re.split(r"; (?:or )?|,? or ", remedy) if way]
+def ways_of(fix: str) -> list[str]:
+    """Return the alternatives of a fix."""
+    return [way for way in re.split(r"; (?:or )?|,? or ", fix) if way]
 
 
 def follow(case: Case, folder: Path) -> None:
-    """Provoke a refusal, do what each way of its remedy says, and read again."""
+    """Cause an error, follow each alternative of its fix, and read again."""
     source = write(folder / "0", case.files)
     with refused(case.site) as problems:
         case.read(source, _typed(case.words, folder / "0"))
@@ -169,14 +168,14 @@ def follow(case: Case, folder: Path) -> None:
 
 
 def problem_at(problems: list[Problem], at: str, folder: Path) -> Problem:
-    """The first problem at a place of a folder, or of an option."""
+    """Return the first problem at a place in a folder, or of an option."""
     found = [one for one in problems if one.where in (at, f"{folder}/{at}".removesuffix("/"))]
     assert found, [one.where for one in problems]
     return found[0]
 
 
 def write(folder: Path, files: Files) -> str:
-    """Write files and return what is read: the first that is there, or the folder where it has a slash."""
+    """Write files and return the source: the first file, or its folder if the name ends with a slash."""
     folder.mkdir(parents=True)
     there = {name: content for name, content in files.items() if content is not None}
     for name, content in there.items():

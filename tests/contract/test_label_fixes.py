@@ -142,7 +142,7 @@ KNOWN = LabelMap(("a", "b"))
         (f"{SHOTS}_check::texts", "texts", {"by": "similarity"},
          {"give them": {"by": "similarity", "texts": ["text"]}, "choose by balance": {"by": "balance"}}),
         (f"{SHOTS}_usable::where", "few-shot", {"train": [TextExample(text="x", target=(0, 1))]},
-         {"give rows of one label each": {}}),
+         {"give rows with one label each": {}}),
         (f"{SHOTS}choose_shots::few-shot", "few-shot", {"train": []},
          {"give other training rows": {}, "no shots": None}),
         (f"{SHOTS}choose_shots::f'texts[{{place}}]'", "texts[0]",

@@ -1,4 +1,4 @@
-"""What a refusal of a file or of its options says to do is done, and the file is read."""
+"""Follow the fixes of errors about files and their options, and check that the file is then read."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def workbook(*sheets: list[list[str]]) -> bytes:
 
 
 def moved(name: str, to: str, content: str | bytes = GOOD) -> Files:
-    """Another file in place of one."""
+    """Return a change that replaces a file."""
     return {name: None, to: content}
 
 
@@ -152,12 +152,12 @@ CASES = [
          {"add rows": {"train.xlsx": workbook(SHEET)}}),
     of_table(f"{TABLES}_Table._fields::where", TABLE + 'an "odd" one,a\n"5" screen",a\n', "train.csv:7",
              {'close the quotes, and write " inside a quoted field as ""': TABLE + '"5"" screen",a\n'}),
-    of_table(f"{TABLES}_Table.__next__::found.where", '"te"xt,label\nx,a\n', "train.csv:1",
+    of_table(f"{TABLES}_Table.__next__::row.where", '"te"xt,label\nx,a\n', "train.csv:1",
              {'close the quotes, and write " inside a quoted field as ""': TABLE}),
     of_table(f"{TABLES}_read_table::path", "text,label\n", "train.csv", {"add rows": TABLE}),
     of_table(f"{TABLES}bad_header::f'{{path}}:1'", "text,label,label\nx,a,a\n", "train.csv:1",
              {"rename one of the two": TABLE.replace(",", ",a,").replace(",a,", ",other,", 1)}),
-    *(Case(f"{TABLES}bad_header::f'{{path}}:1'#3", {f"train.{old}": TABLE.replace(",", mark)},
+    *(Case(f"{TABLES}bad_header::f'{{path}}:1'#2", {f"train.{old}": TABLE.replace(",", mark)},
            f"train.{old}:1", {way: moved(f"train.{old}", f"train.{new}", text)})
       for old, mark, way, new, text in (
           ("csv", "\t", "rename it to .tsv", "tsv", TABS), ("tsv", ",", "rename it to .csv", "csv", TABLE),
@@ -169,9 +169,9 @@ CASES = [
           "read it with --encoding gb18030": "--encoding gb18030"}),
     of_table(f"{TABLES}_Table._miscounted::where", TABLE[11:], "train.csv:1",
              {"name as many columns in --columns": "--columns text,label"}, words="--columns text"),
-    of_table(f"{TABLES}_Table._miscounted::where#2", TABLE + "one, two,a\n", "train.csv:6",
-             {"quote fields that hold the separator": TABLE + '"one, two",a\n',
-              "a cut last line must be written again": TABLE + "one two,a\n"}),
+    of_table(f"{TABLES}_Table._miscounted::where", TABLE + "one, two,a\n", "train.csv:6",
+             {"quote fields that contain the separator": TABLE + '"one, two",a\n',
+              "write a truncated last line again": TABLE + "one two,a\n"}),
     Case(f"{TABLES}read_parquet::path#2", {"train.parquet": parquet(text=TEXT, label=LABEL, label_=LABEL)},
          "train.parquet", {"rename one of the two": {"train.parquet": PARQUET}}),
     Case(f"{TABLES}read_parquet::path#3", {"train.parquet": parquet(text=[], label=[])}, "train.parquet",
@@ -182,7 +182,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_the_message_says_to_do_is_read(case: Case, tmp_path: Path) -> None:
+def test_the_fix_of_a_message_is_read(case: Case, tmp_path: Path) -> None:
     follow(case, tmp_path)
 
 
@@ -190,12 +190,12 @@ def test_a_hub(tmp_path: Path) -> None:
     source = write(tmp_path / "rows", {"train.jsonl": GOOD})
     with refused("data/sources.py::open_source::hub") as found:
         read_text_sets(source, hub="hf", dev_fraction=0.5)
-    first = found[0].expected.removeprefix("").split(", ")[0]
+    first = found[0].expected.split(", ")[0]
     assert found[0].fix == "choose one of them"
     assert read_text_sets(source, hub=first, dev_fraction=0.5)
 
 
-def test_an_id_that_is_none() -> None:
+def test_an_invalid_id() -> None:
     """The id of the form that it asks for is looked up, on a hub that is out of reach."""
     with refused("data/sources.py::open_source::source") as found:
         list(read_rows("modelscope:news"))
@@ -216,7 +216,7 @@ def test_a_data_set_that_cannot_be_fetched(tmp_path: Path) -> None:
     assert texts(write(tmp_path / "news", {"train.jsonl": GOOD}))
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_a_broken_link(tmp_path: Path) -> None:
     """A link to a file that is gone."""
     folder = tmp_path / "rows"
     write(folder, {"train.jsonl": GOOD})
@@ -249,7 +249,7 @@ def test_a_folder_without_data(tmp_path: Path) -> None:
     with refused("data/sources.py::_folder_files::folder") as found:
         texts(str(folder))
     assert found[0].where == str(folder)
-    assert found[0].fix == "name the folder that holds the files itself, or convert them"
+    assert found[0].fix == "name the folder of the files itself, or convert them"
     assert texts(str(folder / "in"))
     (folder / "notes.csv").write_text(TABLE)
     assert texts(str(folder))
@@ -292,7 +292,7 @@ def test_the_split_of_a_file(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_misspelt(tmp_path: Path) -> None:
-    site = "data/sources.py::_not_there::source if len(source) < 300 else source[:299] + '…'"
+    site = "data/sources.py::_not_found::source if len(source) < 300 else source[:299] + '…'"
     folder = tmp_path / "data"
     write(folder, {"train.jsonl": GOOD})
     with refused(site) as found:
@@ -300,7 +300,7 @@ def test_a_path_that_is_misspelt(tmp_path: Path) -> None:
     assert found[0].fix == "did you mean train.jsonl?"
     with refused(site) as found:
         texts(str(folder / "reviews.csv"))
-    assert found[0].fix == "check the path; the folder holds train.jsonl"
+    assert found[0].fix == "check the path; the folder has train.jsonl"
     assert texts(str(folder / "train.jsonl"))
 
 
@@ -338,7 +338,7 @@ def test_rows_that_break_off() -> None:
         yield PAIRS[0]
         raise OSError("connection reset")
 
-    with refused("data/hub_datasets.py::_broken::part") as found:
+    with refused("data/hub_datasets.py::_broken::name") as found:
         pairs_of_rows(broken(), name="rows")
     assert found[0].where == "rows"
     assert found[0].fix == "run again, or download it first"
@@ -346,7 +346,7 @@ def test_rows_that_break_off() -> None:
 
 
 def test_a_split_without_rows() -> None:
-    with refused("data/hub_datasets.py::_hub_rows::part") as found:
+    with refused("data/hub_datasets.py::_hub_rows::name") as found:
         pairs_of_rows([], name="rows")
     assert found[0].fix == "add rows, or name another split"
     assert pairs_of_rows(PAIRS, name="rows").pairs
@@ -358,5 +358,5 @@ def test_a_document_that_is_too_large(tmp_path: Path, monkeypatch: pytest.Monkey
     with refused("data/json_files.py::_read_document::path") as found:
         texts(source)
     assert found[0].where == source
-    assert found[0].fix == "write JSONL, read line by line"
+    assert found[0].fix == "write JSONL, which is read line by line"
     assert texts(write(tmp_path / "b", {"train.jsonl": GOOD}))

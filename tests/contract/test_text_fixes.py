@@ -101,7 +101,7 @@ CODED = [row | {"label_name": "ab"[row["label"]]} for row in stated("label", 0, 
 NEW = [{"text": f"New {n}", "label": "ab"[n % 2]} for n in range(4)]
 FILL = "fill in the text"
 GONE = "remove the row"
-SPEAK = "data/conversations.py::read_messages::row"
+SPEAK = "data/conversations.py::read_messages::row.where"
 WEIGHTED = having(LABELED, weight=1.0)
 CASES = [
     # columns of a file
@@ -294,7 +294,7 @@ CASES = [
            "--mix HERE/in/more.jsonl --mix_ratio 2"}, at="mix_ratio",
            words="--mix HERE/in/more.jsonl --mix_ratio 0"),
     of_mix(f"{MIXING}_named::first", renamed_values(renamed_values(NEW, "a", 0), "b", 1),
-           {"write 'label_name' beside the ids":
+           {"write 'label_name' next to the ids":
             {"in/more.jsonl": lines(*(
                 {**row, "label": "ab".index(row["label"]), "label_name": row["label"]} for row in NEW))},
             "put class.txt": {"in/class.txt": "a\nb\n"}, "labels.yaml next to the file":

@@ -35,7 +35,7 @@ def test_rows_keep_their_order_and_their_places() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
-def test_a_batch_holds_at_most_so_many_rows_of_one_source(size: int) -> None:
+def test_a_batch_has_a_maximum_of_rows_of_one_source(size: int) -> None:
     rows: list[Row] = [(f"a:row {n}", {"x": n}) for n in range(10)] + [
         (f"b:row {n}", {"x": n}) for n in range(2)
     ]
@@ -45,7 +45,7 @@ def test_a_batch_holds_at_most_so_many_rows_of_one_source(size: int) -> None:
     assert [batch.source for batch in batches][-1] == "b:row "
 
 
-def test_columns_and_rows_of_a_batch_say_the_same() -> None:
+def test_columns_and_rows_of_a_batch_are_equal() -> None:
     by_row = RowBatch([{"x": 1, "y": None}, {"z": "c"}], [3, 9], "a:")
     columns = {"x": [1, ABSENT], "y": [None, ABSENT], "z": [ABSENT, "c"]}
     by_column = ColumnBatch(columns, [3, 9], "a:")
@@ -56,7 +56,7 @@ def test_columns_and_rows_of_a_batch_say_the_same() -> None:
         assert (batch.where(1), len(batch.first(1)), batch.first(1).row(0)) == ("a:9", 1, {"x": 1, "y": None})
 
 
-def test_what_comes_once_can_be_read_again_and_is_not_read_further_than_asked() -> None:
+def test_an_iterator_can_be_read_again_and_lazily() -> None:
     asked = []
 
     def rows() -> Iterator[Row]:
@@ -73,13 +73,28 @@ def test_what_comes_once_can_be_read_again_and_is_not_read_further_than_asked() 
 
 
 def lines_of(rng: random.Random) -> Iterator[str]:
-    """Lines that the quick way reads, and lines that only the careful one does."""
+    """Return lines for the fast path, and lines that need the full parser."""
     odd = [
-        '{"text": "a", "text": "b"}', '{"text": "\\ud800"}', '{"text": "\\ud83d\\ude00"}',
-        '{"a": {"b": 1, "b": 2}}', '{"a": [1, "x"]}', "[1]", "{", "3", '{"a": 1} x', '{"a": 1e400}', "  ",
-        '{"a": NaN, "b": -Infinity}', ' {"a": 1}', '{"a": 1} ', "{}", '{"a": 1}\x0b', '{"a": "\\u4f60"}',
-        '{"a": ' + "9" * 5000 + "}", "\ufeff{}",
-    ]  # fmt: skip
+        '{"text": "a", "text": "b"}',
+        '{"text": "\\ud800"}',
+        '{"text": "\\ud83d\\ude00"}',
+        '{"a": {"b": 1, "b": 2}}',
+        '{"a": [1, "x"]}',
+        "[1]",
+        "{",
+        "3",
+        '{"a": 1} x',
+        '{"a": 1e400}',
+        "  ",
+        '{"a": NaN, "b": -Infinity}',
+        ' {"a": 1}',
+        '{"a": 1} ',
+        "{}",
+        '{"a": 1}\x0b',
+        '{"a": "\\u4f60"}',
+        '{"a": ' + "9" * 5000 + "}",
+        "\ufeff{}",
+    ]
     for number in range(400):
         row = {"text": rng.choice(["a", "中", "\t"]), "label": rng.choice([1, 1.0, True, None, "1"])}
         row |= {f"more {rng.randrange(9)}": number} if rng.random() < 0.3 else {}
@@ -87,7 +102,7 @@ def lines_of(rng: random.Random) -> Iterator[str]:
 
 
 def test_lines_are_read_as_json_reads_them(tmp_path: Path) -> None:
-    """What is quick gives what `json.loads` gives, and leaves to the careful way what has a defect."""
+    """The fast path equals `json.loads`, and leaves lines with a defect to the full parser."""
     path = tmp_path / "a.jsonl"
     lines = list(lines_of(random.Random(0)))
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -123,7 +138,7 @@ def test_a_table_of_many_batches_names_the_line_of_every_row(tmp_path: Path) -> 
             assert line.startswith((f"a{row['label']},", '"a'))
 
 
-def test_parquet_has_one_batch_of_a_bad_string_read_row_by_row(tmp_path: Path) -> None:
+def test_a_parquet_batch_with_a_bad_string_is_read_row_by_row(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
@@ -141,7 +156,7 @@ def test_parquet_has_one_batch_of_a_bad_string_read_row_by_row(tmp_path: Path) -
     assert read[1][1] == {"text": "t1", "x": 1}
 
 
-def test_a_damaged_file_is_told_after_the_rows_before(tmp_path: Path) -> None:
+def test_a_damaged_file_is_reported_after_its_good_rows(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 

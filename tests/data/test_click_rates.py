@@ -22,8 +22,8 @@ def counts(rows: int, largest: int, seed: int = 0) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("largest", [2, 40, 3000, 10**6, 10**12])
-def test_columns_give_what_single_pairs_give(largest: int) -> None:
-    """Bit by bit: the fingerprint of a run's data holds the preferences."""
+def test_columns_equal_single_pairs(largest: int) -> None:
+    """Results are bitwise equal, because the fingerprint of the data includes the preferences."""
     columns = counts(400, largest)
     single = [
         preference_from_clicks(*row) for row in zip(*(column.tolist() for column in columns), strict=True)
@@ -42,7 +42,7 @@ def test_sums_that_begin_below_the_smallest_double_are_right() -> None:
     assert preference_from_clicks(250, 10**6, 250, 10**6) == pytest.approx(0.5, abs=1e-9)
 
 
-def test_equal_rates_of_large_counts_are_told_exactly() -> None:
+def test_equal_rates_of_large_counts_are_exact() -> None:
     rates = [(3 * 10**11, 9 * 10**11), (10**11, 3 * 10**11), (10**11 + 1, 3 * 10**11)]
     group = GroupExample(
         titles=("A", "B", "C"),
@@ -53,7 +53,7 @@ def test_equal_rates_of_large_counts_are_told_exactly() -> None:
     assert [(pair.chosen, pair.rejected) for pair in groups_to_pairs([group])] == [("C", "A"), ("C", "B")]
 
 
-def test_no_arms_make_no_pairs() -> None:
+def test_experiments_without_arms_have_no_pairs() -> None:
     assert groups_to_pairs([]) == []
     from qwen_task_heads.data.click_pairs import arms_of
 

@@ -1,4 +1,4 @@
-"""Tables answer as the lists of their examples do, whole and in part."""
+"""Tables and selections of tables give the same results as lists of their examples."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
 
 @pytest.fixture(scope="module", params=["labels", "label"])
 def texts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Table[Any]:
-    """9,000 texts in three chunks, with pairs, groups and weights, of one label or several."""
+    """Return 9,000 texts in three chunks, with pairs, groups and weights, of one label or several."""
     rng = random.Random(0)
     rows = []
     for number in range(9000):
@@ -66,7 +66,7 @@ def texts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> PairData:
-    """Pairs and tests."""
+    """Return pairs and experiments."""
     rng, folder = random.Random(0), tmp_path_factory.mktemp("pairs")
     title = lambda: " ".join(rng.choices(TITLES, k=3))  # noqa: E731
     pairs = []
@@ -93,7 +93,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> PairData:
 
 
 def parts_of(table: Sequence[Any]) -> list[Sequence[Any]]:
-    """The table, some rows of it, and several tables in one."""
+    """Return the table, some of its rows, and several joined tables."""
     rows = np.random.default_rng(0).permutation(len(table))[: len(table) // 2]
     some = pick(table, np.sort(rows))
     return [table, some, Joined([pick(table, rows[:300]), some, list(pick(table, rows[:9]))])]
@@ -176,12 +176,12 @@ def test_pairs_of_arms(data: PairData, options: dict[str, Any]) -> None:
         assert [column.tolist() for column in arm_hashes(table)] == [
             column.tolist() for column in arm_hashes(rows)
         ]
-        assert arms_of(table).tests.tolist() == arms_of(rows).tests.tolist()
+        assert arms_of(table).experiments.tolist() == arms_of(rows).experiments.tolist()
         pairs = groups_to_pairs(table)
         assert split_by_group(pairs, groups=table) == split_by_group(list(pairs), groups=rows)
 
 
-def test_joined_parts_of_one_kind_stay_what_they_are(texts: Table[Any]) -> None:
+def test_joined_sequences_of_one_kind_keep_their_kind(texts: Table[Any]) -> None:
     assert joined([[], texts, []]) is texts
     assert joined([[1], [2]]) == [1, 2]
     assert list(joined([texts[:2], list(texts[2:4])])) == list(texts[:4])

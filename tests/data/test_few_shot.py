@@ -1,4 +1,4 @@
-"""Few-shot examples: which rows are shown, in which order, and never the text that is asked."""
+"""Few-shot examples: the choice of rows, their order, and the exclusion of the text to classify."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = {
 
 
 def rows(count: int, seed: int = 0) -> list[TextExample]:
-    """Texts of words of their label, three to eight."""
+    """Return texts of three to eight words of their label."""
     rng = random.Random(seed)
     made = []
     for number in range(count):
@@ -38,7 +38,7 @@ def example(text: str, target: int = 0) -> TextExample:
     return TextExample(text=text, target=target)
 
 
-def test_balance_shows_k_of_every_label_in_turn() -> None:
+def test_balance_chooses_k_examples_of_every_label_in_turn() -> None:
     (shots,) = choose_shots(rows(90), LABELS, k=3)
     assert [label for _, label in shots] == ["sport", "trade", "war"] * 3
     label_of = {row.text: LABELS.names[row.target] for row in rows(90)}
@@ -46,7 +46,7 @@ def test_balance_shows_k_of_every_label_in_turn() -> None:
     assert len(set(shots)) == 9
 
 
-def test_k_in_all_is_spread_evenly_and_the_seed_draws_who_has_one_more() -> None:
+def test_total_k_is_distributed_evenly_and_the_seed_draws_the_rest() -> None:
     more = set()
     for seed in range(30):
         (shots,) = choose_shots(rows(90), LABELS, k=4, each=False, seed=seed)
@@ -58,7 +58,7 @@ def test_k_in_all_is_spread_evenly_and_the_seed_draws_who_has_one_more() -> None
     assert len({label for _, label in shots}) == 2
 
 
-def test_a_label_with_few_rows_gives_what_it_has() -> None:
+def test_a_label_with_few_rows_contributes_all_of_them() -> None:
     train = [*rows(60), example("longer than the others", 3), example("short", 3)]
     labels = LabelMap((*LABELS.names, "rare", "none"))
     (shots,) = choose_shots(train, labels, k=4)
@@ -68,7 +68,7 @@ def test_a_label_with_few_rows_gives_what_it_has() -> None:
     assert shots_line(labels, shots) == "few-shot: 14 examples from train; 1 of 5 labels without one ('none')"
 
 
-def test_typical_and_short_rows_are_shown_and_odd_and_long_ones_are_not() -> None:
+def test_typical_and_short_rows_are_chosen() -> None:
     usual = [example(f"the team won match {number}") for number in range(10)]
     odd = [example(text) for text in ("zzz qqq", "x", "0000")]
     long = [example(f"the team won match {number} " * 3) for number in range(13)]
@@ -79,7 +79,7 @@ def test_typical_and_short_rows_are_shown_and_odd_and_long_ones_are_not() -> Non
     assert shown <= {row.text for row in usual}
 
 
-def test_no_order_of_rows_changes_what_is_shown_and_a_seed_does() -> None:
+def test_the_seed_and_not_the_order_of_rows_changes_the_choice() -> None:
     train = [example(f"{row.text} {again}", row.target) for row in rows(300) for again in range(3)]
     shuffled = random.Random(1).sample(train, len(train))
     texts = ["the team won", "goods were sold"]
@@ -88,7 +88,7 @@ def test_no_order_of_rows_changes_what_is_shown_and_a_seed_does() -> None:
     assert choose_shots(train, LABELS, k=3, seed=1) != choose_shots(train, LABELS, k=3)
 
 
-def test_similarity_is_the_cosine_over_characters_held_against_brute_force() -> None:
+def test_similarity_equals_a_brute_force_cosine_over_characters() -> None:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     train, texts = rows(200), [row.text for row in rows(300, seed=9)]
@@ -106,7 +106,7 @@ def test_similarity_is_the_cosine_over_characters_held_against_brute_force() -> 
 
 
 @pytest.mark.parametrize("by", ["balance", "similarity"])
-def test_what_is_asked_is_never_shown(by: str) -> None:
+def test_the_text_to_classify_is_excluded(by: str) -> None:
     train = rows(30)
     asked = ["  " + row.text.upper().replace(" ", "   ") for row in train[:6]]
     for text, shots in zip(asked, choose_shots(train, LABELS, k=30, by=by, texts=asked), strict=True):
@@ -120,9 +120,9 @@ def test_a_text_without_another_row_is_refused_by_its_place() -> None:
     with pytest.raises(TaskHeadsError) as caught:
         choose_shots(train, LABELS, k=2, by="similarity", texts=texts)
     assert [problem.where for problem in caught.value.problems] == ["texts[1]", "texts[3]"]
-    assert "no training row but the text itself" in str(caught.value)
-    found = choose_shots([*train, example("zzz", 1)], LABELS, k=2, by="similarity", texts=texts)
-    assert found[1] == (("zzz", "trade"),)  # the nearest other row, however far
+    assert {problem.code for problem in caught.value.problems} == {"rows-too-few"}
+    shots = choose_shots([*train, example("zzz", 1)], LABELS, k=2, by="similarity", texts=texts)
+    assert shots[1] == (("zzz", "trade"),)  # the nearest other row
 
 
 def test_contradictory_and_repeated_texts() -> None:
@@ -144,7 +144,7 @@ def test_long_examples_are_cut_and_pairs_are_joined() -> None:
     assert [text for text, _ in shots] == ["aaaa…", "prem…", "bbbb…"]
 
 
-def test_shots_stand_in_the_instruction() -> None:
+def test_shots_are_in_the_instruction() -> None:
     (shots,) = choose_shots([example("a match"), example("a ship", 1)], LABELS, k=2)
     labels = with_shots(LABELS, shots)
     assert labels.examples == (("a match",), ("a ship",), ())
@@ -153,26 +153,33 @@ def test_shots_stand_in_the_instruction() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("options", "problems"),
     [
-        ({"k": 0}, "k: found 0"),
-        ({"k": 0, "max_chars": 0, "by": "x"}, "3 problems"),
-        ({"k": 1, "by": "nearest"}, "balance, similarity"),
-        ({"k": 1, "by": "similarity"}, "texts: found None"),
-        ({"k": 1, "texts": ["a match", "a ship"]}, "no example among 2 rows"),
+        ({"k": 0}, {"k": "option-range"}),
+        (
+            {"k": 0, "max_chars": 0, "by": "x"},
+            {"k": "option-range", "max_chars": "option-range", "by": "option-value"},
+        ),
+        ({"k": 1, "by": "nearest"}, {"by": "option-value"}),
+        ({"k": 1, "by": "similarity"}, {"texts": "option-missing"}),
+        ({"k": 1, "texts": ["a match", "a ship"]}, {"few-shot": "rows-too-few"}),
     ],
 )
-def test_options_that_are_refused(options: dict, found: str) -> None:
-    with pytest.raises(TaskHeadsError, match=found):
+def test_options_that_are_refused(options: dict, problems: dict[str, str]) -> None:
+    with pytest.raises(TaskHeadsError) as caught:
         choose_shots([example("a match"), example("a ship", 1)], LABELS, **options)
+    assert {problem.where: problem.code for problem in caught.value.problems} == problems
 
 
-def test_targets_that_are_no_single_label_and_no_rows_are_refused() -> None:
+def test_targets_other_than_one_label_and_empty_train_are_refused() -> None:
     for target in ((0, 1), (0.5,), 3):
         bad = TextExample(text="x", target=target, source="train.jsonl:7")
-        with pytest.raises(TaskHeadsError, match=r"train\.jsonl:7: the target .*one label each"):
+        with pytest.raises(TaskHeadsError) as caught:
             choose_shots([*rows(6), bad], LABELS, k=1)
+        [problem] = caught.value.problems
+        assert (problem.where, problem.code) == ("train.jsonl:7", "value-type")
     for by in ("balance", "similarity"):
-        with pytest.raises(TaskHeadsError, match="no example among 0 rows"):
+        with pytest.raises(TaskHeadsError) as caught:
             choose_shots([], LABELS, k=1, by=by, texts=["x"])
+        assert caught.value.problems[0].code == "rows-too-few"
     assert choose_shots(rows(6), LABELS, k=1, by="similarity", texts=[]) == ()

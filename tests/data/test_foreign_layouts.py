@@ -292,8 +292,9 @@ def test_ag_news_as_it_is_published(tmp_path: Path, classes: bool) -> None:
         ('test text 1, with "quotes"', 1),
     ]
     assert "columns not read: title (train, test)" in sets.lines
-    with pytest.raises(TaskHeadsError, match="as --columns names"):
+    with pytest.raises(TaskHeadsError, match="--columns") as caught:
         read_text_sets(str(tmp_path), columns=["label", "text"])
+    assert caught.value.problems[0].code == "file-format"
 
 
 @pytest.mark.parametrize("name", ["gb18030", "big5", "cp1252"])
@@ -330,8 +331,9 @@ def test_workbooks(tmp_path: Path) -> None:
     with pd.ExcelWriter(tmp_path / "two.xlsx") as book:
         for sheet in ("one", "two"):
             pd.DataFrame(rows[:3]).to_excel(book, sheet_name=sheet, index=False)
-    with pytest.raises(TaskHeadsError, match="several sheets"):
+    with pytest.raises(TaskHeadsError, match="'one', 'two'") as caught:
         read_text_sets(str(tmp_path / "two.xlsx"))
+    assert caught.value.problems[0].code == "file-format"
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "folder", "splits"])

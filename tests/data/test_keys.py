@@ -10,12 +10,12 @@ from qwen_task_heads.data.keys import combine, components, hash_keys, repeated, 
 
 
 def spelled_out(text: str) -> str:
-    """`text_key` without its shortcuts."""
+    """Compute `text_key` without its shortcuts."""
     once = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(unicodedata.normalize("NFKC", once).split())
 
 
-def test_shortcuts_of_the_key_change_nothing() -> None:
+def test_shortcuts_do_not_change_the_key() -> None:
     rng = random.Random(0)
     marks = " \t\n\x0b\x1c\x85\xa0\u1680\u2003\u2028\u3000\u200b\ufeffAbßİΣﬁＡ中é\u0301\u00b4\ud800"
     for _ in range(20_000):
@@ -54,7 +54,7 @@ def test_the_order_of_columns_matters_to_their_key(rows: int) -> None:
     assert len(np.unique(combine(one, other))) == rows
 
 
-def test_hashes_are_the_same_everywhere() -> None:
+def test_hashes_are_platform_independent() -> None:
     assert [f"{key:016x}" for key in hash_keys(["", "Tea", "\ud800"]).tolist()] == [
         "e4a6a0577479b2b4",
         "6fdd9d86fe2fc3cc",

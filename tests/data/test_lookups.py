@@ -1,4 +1,4 @@
-"""The lookup of training rows: what it knows, and the leak check on splits that leak and that do not."""
+"""The lookup of training rows, and the leak check on splits with and without leaks."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def leaks(lines: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def real() -> list[PairExample]:
-    """The embedded A/B tests: pairs of one test share titles."""
+    """Return pairs of the embedded experiments; pairs of one experiment share titles."""
     return list(read_title_sets("embedded").train)
 
 
-def test_a_random_split_of_experiments_is_called_out_first_and_its_fix_works(
+def test_a_random_split_of_experiments_is_reported_first_and_its_fix_works(
     real: list[PairExample], tmp_path: Path
 ) -> None:
     rows = [pair_row(pair) for pair in random.Random(0).sample(real, len(real))]
@@ -60,7 +60,7 @@ def test_a_random_split_of_experiments_is_called_out_first_and_its_fix_works(
     assert len(fixed.train) + len(fixed.dev) + len(fixed.test) == len(rows)
 
 
-def test_a_split_by_experiment_is_silent(real: list[PairExample]) -> None:
+def test_a_split_by_experiment_has_no_leak(real: list[PairExample]) -> None:
     sets = read_title_sets("embedded")
     assert leaks(sets.lines) == []
     for salt in "abc":
@@ -69,8 +69,8 @@ def test_a_split_by_experiment_is_silent(real: list[PairExample]) -> None:
         assert (found.known, found.leaks) == (0, False)
 
 
-def test_known_titles_whose_wins_say_nothing_are_no_leak() -> None:
-    """Half of the known titles won here and lose there: known, and at chance."""
+def test_known_titles_without_consistent_wins_are_no_leak() -> None:
+    """Half of the known titles win in train and lose in test, so that the lookup is at chance."""
     train = [PairExample(chosen=f"a{n}", rejected=f"b{n}") for n in range(200)]
     test = [PairExample(chosen=f"{'ab'[n % 2]}{n}", rejected=f"c{n}", group=f"g{n}") for n in range(200)]
     found = report_titles(train, test, split="test")
@@ -101,7 +101,7 @@ def texts(count: int, start: int = 0) -> list[dict[str, Any]]:
     return [{"text": f"Text number {n}", "label": ("a", "b")[n % 2]} for n in range(start, start + count)]
 
 
-def test_texts_of_train_in_test_are_called_out_and_the_fix_works(tmp_path: Path) -> None:
+def test_texts_of_train_in_test_are_reported_and_the_fix_works(tmp_path: Path) -> None:
     train, test = texts(100), [*texts(30, 50), *texts(30, 200)]
     test[0]["text"] = test[0]["text"].upper()  # the same up to case
     sets = read_text_sets(write(tmp_path / "train.jsonl", train), test=write(tmp_path / "test.jsonl", test))
@@ -115,7 +115,7 @@ def test_texts_of_train_in_test_are_called_out_and_the_fix_works(tmp_path: Path)
 
 
 def test_texts_with_other_labels_in_train_are_no_leak() -> None:
-    """Known texts whose labels are drawn anew: a lookup of them is at chance."""
+    """Known texts whose labels are drawn again: the lookup is at chance."""
     rng = random.Random(0)
     train = [TextExample(text=f"text {n}", target=rng.randrange(2)) for n in range(300)]
     test = [TextExample(text=f"text {n}", target=rng.randrange(2)) for n in range(300)]
@@ -147,7 +147,7 @@ def test_pairs_of_texts_are_known_as_pairs() -> None:
     assert report_texts(train, train, split="test", problem_type=SINGLE).known == 30
 
 
-def test_a_set_that_was_cut_has_another_fix() -> None:
+def test_a_split_cut_from_train_has_another_fix() -> None:
     rows = [TextExample(text=f"text {n}", target=n % 2) for n in range(30)]
     found = report_texts(rows, rows, split="dev", problem_type=SINGLE)
     [line] = lookups.leak_lines({"dev": found}, were_cut=["dev"])

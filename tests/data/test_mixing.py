@@ -1,4 +1,4 @@
-"""Rows of other sets in train: which, how many, with which labels, and what is said of them."""
+"""Rows of other data sets in train: their selection, number, labels and messages."""
 
 from __future__ import annotations
 
@@ -61,17 +61,18 @@ def test_the_ratio_decides_how_many_and_the_seed_which() -> None:
     assert len({row.text for row in one}) == 30
 
 
-def test_no_order_of_rows_changes_what_is_taken() -> None:
+def test_the_order_of_rows_does_not_change_the_selection() -> None:
     own, others = examples("own", 40), examples("new", 90)
     shuffled = random.Random(0).sample(others, len(others))
     assert mix_in(own, others)[0] == mix_in(own, shuffled)[0]
 
 
-def test_too_few_others_are_all_taken_and_it_is_said() -> None:
+def test_too_few_others_are_all_added_with_a_message() -> None:
     rows, lines = mix_in(examples("own", 40), examples("new", 5))
     assert len(rows) == 45
     assert lines[0] == (
-        "mix: 5 of 5 rows of the other set added to 40 own rows (8:1, where 2:1 was asked: there are no more)"
+        "mix: 5 of 5 rows of the other set added to 40 own rows "
+        "(8:1, but 2:1 was requested: there are no more rows)"
     )
 
 
@@ -89,12 +90,12 @@ def test_rows_of_dev_test_and_train_are_left_out_and_counted() -> None:
     assert texts == {f"new {n}" for n in range(8)} | {"one"}
     assert [row.text_b for row in rows if row.text == "one"] == ["three"]
     assert lines[1:3] == [
-        "mix: 2 rows left out, whose texts stand in dev or test",
-        "mix: 1 row left out, whose text stands in train",
+        "mix: 2 rows left out, whose texts are in dev or test",
+        "mix: 1 row left out, whose text is in train",
     ]
 
 
-def test_a_text_that_other_rows_repeat_counts_once_and_contradictory_ones_not_at_all() -> None:
+def test_repeated_texts_count_once_and_contradictory_texts_are_left_out() -> None:
     def row(text: str, target: int, **more: Any) -> TextExample:
         return TextExample(text=text, target=target, **more)
 
@@ -110,18 +111,19 @@ def test_a_text_that_other_rows_repeat_counts_once_and_contradictory_ones_not_at
     assert lines[0].startswith("mix: 3 of 13 rows")
     assert lines[1:3] == [
         "mix: 2 rows left out, that repeat others of them",
-        "mix: 8 rows left out, whose texts have several labels among them",
+        "mix: 8 rows left out, whose texts have several labels",
     ]
     assert mix_in(own, others[::-1])[0] == rows
     assert "mix: 1 row left out, that repeats another of them" in mix_in(own, others[8:10])[1]
     weighted = [row("once", 1, weight=weight) for weight in (2.0, 1.0)]
     assert mix_in(own, weighted)[0][-1].weight == mix_in(own, weighted[::-1])[0][-1].weight
     soft = [row("soft", 1, soft=shares) for shares in ((0.25, 0.75), (0.125, 0.875))]
-    with pytest.raises(TaskHeadsError, match="no text without contradictory labels"):
+    with pytest.raises(TaskHeadsError) as caught:
         mix_in(own, soft)
+    assert caught.value.problems[0].code == "rows-conflict"
 
 
-def test_lengths_that_differ_by_more_than_a_factor_of_two_are_told() -> None:
+def test_lengths_that_differ_by_more_than_a_factor_of_two_give_a_message() -> None:
     own = [TextExample(text=f"{n:010}", target=0) for n in range(9)]
     for size, warned in ((20, False), (21, True), (5, False), (4, True)):
         others = [TextExample(text=f"{n:0{size}}", target=0) for n in range(1, 9)]
@@ -132,23 +134,26 @@ def test_lengths_that_differ_by_more_than_a_factor_of_two_are_told() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan"), float("inf")])
 def test_ratios_that_are_refused(tmp_path: Path, ratio: float) -> None:
-    with pytest.raises(TaskHeadsError, match="mix_ratio"):
+    with pytest.raises(TaskHeadsError) as caught:
         mix_in(examples("own", 4), examples("new", 4), ratio=ratio)
+    [problem] = caught.value.problems
+    assert (problem.where, problem.code) == ("mix_ratio", "option-range")
     assert "mix_ratio" in str(refused(tmp_path, rows_of("new", 4), mix_ratio=ratio))
 
 
 def test_nothing_to_add_is_refused() -> None:
     own = examples("own", 4)
-    with pytest.raises(TaskHeadsError, match="no row that is not already in train, dev or test"):
-        mix_in(own, own)
-    with pytest.raises(TaskHeadsError, match="no usable row"):
-        mix_in(own, [])
+    for others in (own, []):
+        with pytest.raises(TaskHeadsError) as caught:
+            mix_in(own, others, name="others.jsonl")
+        [problem] = caught.value.problems
+        assert (problem.where, problem.code) == ("others.jsonl", "rows-too-few")
 
 
-# In the sets of a run
+# In the data sets of a run
 
 
-def test_mixed_rows_only_train_and_the_fingerprint_covers_them(tmp_path: Path) -> None:
+def test_mixed_rows_are_for_training_only_and_in_the_fingerprint(tmp_path: Path) -> None:
     others = rows_of("new", 200)
     sets = read(tmp_path, others)
     assert sets.mixed == len(sets.train) // 3 == 27
@@ -170,12 +175,12 @@ def test_texts_of_dev_and_test_are_not_mixed_in(tmp_path: Path) -> None:
     }
     sets = read(tmp_path, [*dev, *test, *rows_of("new", 30)], **places)
     assert {row.text.split()[0] for row in sets.train} == {"own", "new"}
-    assert said(sets, "left out") == ["mix: 20 rows left out, whose texts stand in dev or test"]
-    message = refused(tmp_path, test, **places)
-    assert "other.jsonl: no row that is not already in train, dev or test" in str(message)
+    assert said(sets, "left out") == ["mix: 20 rows left out, whose texts are in dev or test"]
+    [problem] = refused(tmp_path, test, **places).problems
+    assert (problem.where, problem.code) == ("other.jsonl", "rows-too-few")
 
 
-def test_several_sets_and_the_training_split_of_a_folder(tmp_path: Path) -> None:
+def test_several_datasets_and_the_training_split_of_a_folder(tmp_path: Path) -> None:
     train = written(tmp_path / "own" / "train.jsonl", rows_of("own", 60))
     folder = tmp_path / "folder"
     written(folder / "train.jsonl", rows_of("folder", 10))
@@ -187,13 +192,13 @@ def test_several_sets_and_the_training_split_of_a_folder(tmp_path: Path) -> None
     assert said(sets, "of 20 rows of folder and whatever.csv added")
 
 
-def test_labels_go_by_name_and_alias(tmp_path: Path) -> None:
+def test_labels_are_matched_by_name_and_alias(tmp_path: Path) -> None:
     labels = LabelMap(("a", "b"), aliases=(("A-news",), ()))
     sets = read(tmp_path, rows_of("new", 40, ("A-news", "b")), labels=labels)
     assert {row.target == int(row.text.split()[1]) % 2 for row in sets.train[-sets.mixed :]} == {True}
 
 
-def test_labels_that_the_run_has_not_are_named_in_one_error_or_skipped(tmp_path: Path) -> None:
+def test_unknown_labels_are_in_one_error_or_skipped(tmp_path: Path) -> None:
     others = [*rows_of("new", 6, ("x", "a", "y")), {"text": "", "label": "a"}, {"text": "q", "label": "x"}]
     problems = refused(tmp_path, others).problems
     assert [(problem.where.rsplit(":", 1)[1], problem.problem) for problem in problems] == [
@@ -206,11 +211,12 @@ def test_labels_that_the_run_has_not_are_named_in_one_error_or_skipped(tmp_path:
     assert "mix: 6 of 8 rows left out" in sets.lines
 
 
-def test_ids_of_another_set_are_not_read_as_those_of_train(tmp_path: Path) -> None:
+def test_ids_of_another_dataset_are_not_ids_of_train(tmp_path: Path) -> None:
     ids = rows_of("new", 40, (0, 1))
-    message = str(refused(tmp_path, ids))
-    assert "other.jsonl:1: a label by its id, which may be another in this set" in message
-    # its own names, in another order than those of train
+    problem = refused(tmp_path, ids).problems[0]
+    assert problem.where.endswith("other.jsonl:1")
+    assert problem.code == "label-conflict"
+    # its names have another order than those of train
     named = [{**row, "label_name": "ba"[row["label"]]} for row in ids]
     sets = read(tmp_path, named)
     assert {row.target != int(row.text.split()[1]) % 2 for row in sets.train[-sets.mixed :]} == {True}
@@ -224,7 +230,7 @@ def test_ids_of_another_set_are_not_read_as_those_of_train(tmp_path: Path) -> No
     assert {row.target == int(row.text.split()[1]) % 2 for row in sets.train[-sets.mixed :]} == {True}
 
 
-def test_ids_without_names_are_those_of_train_where_train_has_no_names_either(tmp_path: Path) -> None:
+def test_ids_without_names_are_ids_of_train_if_train_has_no_names(tmp_path: Path) -> None:
     sets = read(tmp_path, rows_of("new", 40, (0, 1)), own=rows_of("own", 60, (0, 1)))
     assert {row.target == int(row.text.split()[1]) % 2 for row in sets.train[-sets.mixed :]} == {True}
     assert said(sets, "the ids of other.jsonl are read as those of train")
@@ -248,7 +254,7 @@ def test_other_problem_types(tmp_path: Path) -> None:
     assert read(tmp_path, others, own=scores).train[-1].target == (0.5,)
 
 
-def test_a_set_that_cannot_be_read_is_named_beside_the_other_problems(tmp_path: Path) -> None:
+def test_an_unreadable_dataset_is_named_with_the_other_problems(tmp_path: Path) -> None:
     train = written(tmp_path / "train.jsonl", [*rows_of("own", 20), {"text": "", "label": "a"}])
     with pytest.raises(TaskHeadsError) as caught:
         read_text_sets(

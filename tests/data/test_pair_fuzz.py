@@ -127,7 +127,7 @@ GOOD = {
 PLANTED: list[tuple[bytes, str]] = [
     (b'{"chosen": "cut off, "rejected', "not JSON"),
     (b"[1, 2]", "JSON array"),
-    (dumps(GOOD)[:-1] + b', "chosen": "twice"}', "stands twice"),
+    (dumps(GOOD)[:-1] + b', "chosen": "twice"}', "'chosen' is repeated"),
     (dumps(GOOD).replace(b"quiet", b"qui\xe9t"), "0xe9 at position"),
     (json.dumps(GOOD | {"chosen": "half \udc00"}).encode(), "lone surrogate"),
     (dumps({"chosen": "no other title"}), "no 'rejected'"),

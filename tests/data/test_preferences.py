@@ -69,9 +69,12 @@ def test_p_value_agrees_with_published_rows() -> None:
 
 
 def test_impossible_counts_are_refused() -> None:
-    with pytest.raises(TaskHeadsError, match="3 clicks of 2"):
+    with pytest.raises(TaskHeadsError, match="3 clicks of 2") as clicks:
         preference_from_clicks(3, 2, 0, 1)
-    with pytest.raises(TaskHeadsError, match="-1 clicks"):
+    with pytest.raises(TaskHeadsError, match="-1 clicks") as negative:
         two_proportion_p_value(0, 1, -1, 1)
-    with pytest.raises(TaskHeadsError, match="votes"):
+    with pytest.raises(TaskHeadsError, match="-1 and 3") as votes:
         preference_from_votes(-1, 3)
+    for caught in (clicks, negative, votes):
+        [problem] = caught.value.problems
+        assert (problem.where, problem.code) == ("counts", "value-range")

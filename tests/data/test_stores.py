@@ -21,7 +21,7 @@ def words(count: int, *, seed: int = 0) -> list[str]:
 
 
 @pytest.mark.parametrize("spool", [stores.SPOOL_BYTES, 0], ids=["memory", "file"])
-def test_a_column_gives_back_what_it_was_given(monkeypatch: pytest.MonkeyPatch, spool: int) -> None:
+def test_a_column_returns_its_texts(monkeypatch: pytest.MonkeyPatch, spool: int) -> None:
     monkeypatch.setattr(stores, "SPOOL_BYTES", spool)
     texts, given = Texts(str.upper), words(3 * CHUNK + 17)
     for start in range(0, len(given), 1000):
@@ -38,7 +38,7 @@ def test_a_column_gives_back_what_it_was_given(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("rows", [0, 5, CHUNK, 2 * CHUNK + 1, 2 * CHUNK + 40])
-def test_a_column_forgets_its_last_rows(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+def test_a_column_is_truncated(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(stores, "SPOOL_BYTES", 0)
     texts, given = Texts(str.lower), words(2 * CHUNK + 40)
     texts.extend(given)
@@ -49,7 +49,7 @@ def test_a_column_forgets_its_last_rows(monkeypatch: pytest.MonkeyPatch, rows: i
     assert (texts.hashes() == hash_keys(map(str.lower, wanted))).all()
 
 
-def test_an_empty_column_costs_nothing_until_a_text_comes() -> None:
+def test_an_empty_column_takes_no_memory_until_the_first_text() -> None:
     texts = Texts(str.lower)
     texts.extend([""] * (CHUNK + 3))
     assert texts.are_empty
@@ -62,7 +62,7 @@ def test_an_empty_column_costs_nothing_until_a_text_comes() -> None:
     assert texts.take(np.arange(3)) == [""] * 3
 
 
-def test_places_are_those_that_were_given() -> None:
+def test_places_are_returned_unchanged() -> None:
     rng, places, wanted = random.Random(1), Places(), []
     for source in ("a.jsonl:", "b.parquet:row ", "a.jsonl:"):
         number = 0
@@ -80,7 +80,7 @@ def test_places_are_those_that_were_given() -> None:
 
 
 @pytest.mark.parametrize("default", [1.0, float("nan")])
-def test_numbers_take_memory_from_the_first_that_differs(default: float) -> None:
+def test_numbers_take_memory_from_the_first_different_value(default: float) -> None:
     column = Column("d", default)
     column.extend([default] * 3)
     assert column.is_constant
@@ -101,15 +101,16 @@ def test_a_column_is_pickled_with_its_texts(monkeypatch: pytest.MonkeyPatch) -> 
     assert (again.hashes() == texts.hashes()).all()
 
 
-def test_a_full_disk_is_told_with_the_variable_that_names_another(
+def test_a_full_disk_names_the_variable_for_another_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(stores, "SPOOL_BYTES", 0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(TaskHeadsError, match="HF_DATASETS_CACHE"):
+        with pytest.raises(TaskHeadsError, match="HF_DATASETS_CACHE") as caught:
             Texts().extend(["a text"] * 9000)
+        assert caught.value.problems[0].code == "disk-full"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # as the variable does
@@ -118,7 +119,7 @@ def test_a_full_disk_is_told_with_the_variable_that_names_another(
     assert texts[8999] == "a text"
 
 
-def test_a_cache_that_cannot_be_written_is_no_obstacle(
+def test_an_unwritable_cache_falls_back_to_temporary_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()

@@ -541,7 +541,8 @@ def test_a_stream_that_breaks_off_is_a_defect_of_the_source() -> None:
 
     first, second = hub_datasets.rows_of("owner/set[train]", rows())
     assert first[0] == "owner/set[train]:row 1"
-    assert "broke off after row 1 (ConnectionError: 'the other side is gone')" in str(second[1])
+    assert second[1].code == "file-truncated"
+    assert "after row 1 (ConnectionError: 'the other side is gone')" in second[1].problem
 
 
 def test_examples_of_labels_that_are_measured_on_are_counted(tmp_path: Path) -> None:

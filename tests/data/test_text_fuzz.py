@@ -115,7 +115,7 @@ GOOD = {"text": "Ten quiet beaches", "label": 1}
 PLANTED: list[tuple[bytes, str]] = [
     (b'{"text": "cut off, "label', "not JSON"),
     (b"[1, 2]", "JSON array"),
-    (dumps(GOOD)[:-1] + b', "text": "twice"}', "stands twice"),
+    (dumps(GOOD)[:-1] + b', "text": "twice"}', "'text' is repeated"),
     (dumps(GOOD).replace(b"quiet", b"qui\xe9t"), "0xe9 at position"),
     (json.dumps(GOOD | {"text": "half \udc00"}).encode(), "lone surrogate"),
     (dumps({"text": "no label"}), "no 'label'"),

@@ -1,4 +1,4 @@
-"""Metrics as `evaluate` modules: they load by path without a network, agree with ours, and combine."""
+"""Metrics as `evaluate` modules: they load by path without a network, equal the library, and combine."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def metrics():
 
 
 def forms_of(values):
-    """The same values as lists, arrays, tensors and series."""
+    """Return the same values as lists, arrays, tensors and series."""
     import pandas as pd
 
     array = np.asarray(values)
@@ -148,7 +148,7 @@ def test_labels_are_names_too(metrics):
     assert [] in sets
     by_rows = metrics["multilabel"].compute(predictions=HOT[::-1], references=HOT)
     assert metrics["multilabel"].compute(predictions=sets[::-1], references=sets) == pytest.approx(by_rows)
-    # numbers in quotes are names, and no ids
+    # numbers in quotes are names and not ids
     assert (
         metrics["classification"].compute(predictions=["1", "10"], references=["1", "2"])["accuracy"] == 0.5
     )
@@ -158,7 +158,8 @@ def test_names_of_ordered_labels_need_their_order(metrics):
     given = {"predictions": ["good", "bad"], "references": ["fair", "bad"]}
     with pytest.raises(TaskHeadsError) as caught:
         metrics["ordinal"].compute(**given)
-    assert caught.value.problems[0].where == "labels"
+    [problem] = caught.value.problems
+    assert (problem.where, problem.code) == ("labels", "option-missing")
     assert metrics["ordinal"].compute(**given, labels=NAMED.tolist())["mae"] == 0.5
 
 
@@ -179,41 +180,59 @@ def test_probabilities_are_scores(metrics, name):
 
 
 @pytest.mark.parametrize(
-    ("given", "where"),
+    ("given", "where", "code"),
     [
-        ({"predictions": [[0.1, 0.9], [1.0, 0.0]], "references": [1, 0]}, "predictions[0]"),
-        ({"predictions": LOGITS, "references": IDS}, "predictions[0]"),
-        ({"predictions": [1, 0.3], "references": [1, 0]}, "predictions[1]"),
-        ({"predictions": [1, 0], "references": [1.0, 0.0]}, "references[0]"),
-        ({"predictions": [1, True], "references": [1, 0]}, "predictions[1]"),
-        ({"predictions": [1, -100], "references": [1, 0]}, "predictions[1]"),
-        ({"predictions": [1, None], "references": [1, 0]}, "predictions[1]"),
-        ({"predictions": [0, 10**9], "references": [1, 0]}, "predictions, references"),
-        ({"predictions": [0, 1], "references": ["a", "b"]}, "predictions, references"),
-        ({"predictions": ["a", 1], "references": ["a", "b"]}, "predictions"),
-        ({"predictions": [0, 1], "references": [0, 5], "labels": ["a", "b"]}, "references[1]"),
-        ({"predictions": ["a", "c"], "references": ["a", "b"], "labels": ["a", "b"]}, "predictions[1]"),
-        ({"predictions": [0, 1], "references": [0, 1], "labels": ["a", "a"]}, "labels"),
-        ({"predictions": "ab", "references": [0, 1]}, "predictions"),
-        ({"predictions": [0, 1], "references": [0]}, "references"),
-        ({"predictions": [0, 1]}, "references"),
-        ({"references": [0, 1]}, "predictions, prediction_scores"),
+        (
+            {"predictions": [[0.1, 0.9], [1.0, 0.0]], "references": [1, 0]},
+            "predictions[0]",
+            "value-type",
+        ),
+        ({"predictions": LOGITS, "references": IDS}, "predictions[0]", "value-type"),
+        ({"predictions": [1, 0.3], "references": [1, 0]}, "predictions[1]", "value-type"),
+        ({"predictions": [1, 0], "references": [1.0, 0.0]}, "references[0]", "value-type"),
+        ({"predictions": [1, True], "references": [1, 0]}, "predictions[1]", "value-type"),
+        ({"predictions": [1, -100], "references": [1, 0]}, "predictions[1]", "value-type"),
+        ({"predictions": [1, None], "references": [1, 0]}, "predictions[1]", "value-type"),
+        ({"predictions": [0, 10**9], "references": [1, 0]}, "predictions, references", "value-range"),
+        ({"predictions": [0, 1], "references": ["a", "b"]}, "predictions, references", "label-conflict"),
+        ({"predictions": ["a", 1], "references": ["a", "b"]}, "predictions", "label-conflict"),
+        (
+            {"predictions": [0, 1], "references": [0, 5], "labels": ["a", "b"]},
+            "references[1]",
+            "label-unknown",
+        ),
+        (
+            {"predictions": ["a", "c"], "references": ["a", "b"], "labels": ["a", "b"]},
+            "predictions[1]",
+            "label-unknown",
+        ),
+        ({"predictions": [0, 1], "references": [0, 1], "labels": ["a", "a"]}, "labels", "label-invalid"),
+        ({"predictions": "ab", "references": [0, 1]}, "predictions", "argument-type"),
+        ({"predictions": [0, 1], "references": [0]}, "references", "argument-type"),
+        ({"predictions": [0, 1]}, "references", "option-missing"),
+        ({"references": [0, 1]}, "predictions, prediction_scores", "option-conflict"),
         (
             {"predictions": [0], "prediction_scores": [[0.1]], "references": [0]},
             "predictions, prediction_scores",
+            "option-conflict",
         ),
-        ({"prediction_scores": [0.2, 0.8], "references": [0, 1]}, "prediction_scores[0]"),
-        ({"prediction_scores": [[0.2, 0.8], [0.1]], "references": [0, 1]}, "prediction_scores[1]"),
-        ({"prediction_scores": [[0.2, np.nan]], "references": [0]}, "prediction_scores[0]"),
-        ({"prediction_scores": [[0.2, 0.8]], "references": ["a"]}, "references"),
-        ({"prediction_scores": [[0.2, 0.8]], "references": [2]}, "references[0]"),
-        ({"prediction_scores": [[0.2, 0.8]], "references": [1], "labels": ["a"]}, "labels"),
+        ({"prediction_scores": [0.2, 0.8], "references": [0, 1]}, "prediction_scores[0]", "value-type"),
+        (
+            {"prediction_scores": [[0.2, 0.8], [0.1]], "references": [0, 1]},
+            "prediction_scores[1]",
+            "value-type",
+        ),
+        ({"prediction_scores": [[0.2, np.nan]], "references": [0]}, "prediction_scores[0]", "value-type"),
+        ({"prediction_scores": [[0.2, 0.8]], "references": ["a"]}, "references", "label-conflict"),
+        ({"prediction_scores": [[0.2, 0.8]], "references": [2]}, "references[0]", "label-unknown"),
+        ({"prediction_scores": [[0.2, 0.8]], "references": [1], "labels": ["a"]}, "labels", "label-invalid"),
     ],
-)  # fmt: skip
-def test_the_wrong_argument_is_named(metrics, given, where):
+)
+def test_the_wrong_argument_is_named(metrics, given, where, code):
     with pytest.raises(TaskHeadsError) as caught:
         metrics["classification"].compute(**given)
-    assert caught.value.problems[0].where == where
+    [problem] = caught.value.problems
+    assert (problem.where, problem.code) == (where, code)
     assert metrics["classification"].compute(predictions=[1, 0], references=[1, 0])["accuracy"] == 1.0
 
 
@@ -274,8 +293,12 @@ print(metric.compute(predictions=[1.0, 2.0], references=[1.0, 4.0])["mse"])
     home = {"HF_HOME": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", code],
-        env={**os.environ, **home}, cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env={**os.environ, **home},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "2.0"
 
 
@@ -290,5 +313,6 @@ def test_every_module_has_one_import_per_line_and_a_name():
 
 
 def test_an_unknown_metric_is_refused_with_the_names():
-    with pytest.raises(TaskHeadsError, match="task_heads_ordinal"):
+    with pytest.raises(TaskHeadsError, match="task_heads_ordinal") as caught:
         metric_path("accuracy")
+    assert caught.value.problems[0].code == "option-value"

@@ -1,4 +1,4 @@
-"""Labelled texts to rows and batches: nothing vanishes, and what was cut is said."""
+"""Labelled texts become rows and batches without losses, and the report counts cuts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOM = 13  # of the 16 tokens of a row, with the template below
 
 @pytest.fixture
 def prepared(tiny_config: Any) -> Any:
-    """Give `(tokenizer, config)` for options of the config."""
+    """Return a function of options of the config to `(tokenizer, config)`."""
 
     def make(*, pairs: bool = False, **options: Any) -> tuple[Any, PooledClassifierConfig]:
         tokenizer = load_tokenizer("embedded")
@@ -58,7 +58,7 @@ def test_labels_by_problem_type(prepared: Any, problem_type: str) -> None:
     assert model(**batch).loss.isfinite()
 
 
-def test_weights_and_soft_labels_are_there_when_they_say_something(prepared: Any) -> None:
+def test_weights_and_soft_labels_are_columns_if_any_row_needs_them(prepared: Any) -> None:
     tokenizer, config = prepared(problem_type="single_label_classification")
     options = {"tokenizer": tokenizer, "config": config, "num_labels": 3}
     soft = TextExample(text="a", target=1, soft=(0.2, 0.7, 0.1), weight=0.5)
@@ -99,7 +99,7 @@ def test_the_report_counts_what_was_cut(prepared: Any, truncation: str) -> None:
         assert f"{100 * lost / sum(LENGTHS):.1f}% of all" in report.line()
 
 
-def test_nothing_cut_is_said_too(prepared: Any) -> None:
+def test_the_report_covers_texts_without_a_cut(prepared: Any) -> None:
     tokenizer, config = prepared()
     _, report = text_dataset(texts(0), tokenizer=tokenizer, config=config, num_labels=2)
     assert report.line() == "all 1 texts fit into 16 tokens"
@@ -135,9 +135,7 @@ def test_pairs_share_the_limit(prepared: Any) -> None:
         ("regression", 1.0),
     ],
 )
-def test_targets_that_do_not_fit_are_named_by_their_line(
-    prepared: Any, problem_type: str, target: Any
-) -> None:
+def test_invalid_targets_are_named_by_their_line(prepared: Any, problem_type: str, target: Any) -> None:
     tokenizer, config = prepared(problem_type=problem_type)
     good = TARGETS[problem_type][0][0]
     examples = [
@@ -148,15 +146,19 @@ def test_targets_that_do_not_fit_are_named_by_their_line(
     with pytest.raises(TaskHeadsError) as caught:
         text_dataset(examples, tokenizer=tokenizer, config=config, num_labels=3)
     assert [problem.where for problem in caught.value.problems] == ["train.jsonl:2", "examples[2]"]
+    assert {problem.code for problem in caught.value.problems} == {"value-type"}
 
 
 def test_a_tokenizer_of_another_model_is_refused(prepared: Any) -> None:
     _, config = prepared()
-    with pytest.raises(TaskHeadsError, match=r"another template than the config.*bind_template"):
+    with pytest.raises(TaskHeadsError, match="pairs=False") as other:
         text_dataset(texts(0), tokenizer=load_tokenizer("embedded"), config=config, num_labels=2)
     tokenizer, config = prepared()
-    with pytest.raises(TaskHeadsError, match="lacks pairs"):
+    with pytest.raises(TaskHeadsError, match="pairs=True") as single:
         text_dataset(texts(0, text_b="b"), tokenizer=tokenizer, config=config, num_labels=2)
+    for caught in (other, single):
+        [problem] = caught.value.problems
+        assert (problem.where, problem.code) == ("tokenizer", "tokenizer-invalid")
     tokenizer, config = prepared(max_seq_length=None)
     tokenizer_of_pairs, _ = prepared(pairs=True)
     text_dataset(texts(0, text_b="b"), tokenizer=tokenizer_of_pairs, config=config, num_labels=2)  # none cut

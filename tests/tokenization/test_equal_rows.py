@@ -1,4 +1,4 @@
-"""Rows that the cut has made equal: found, named by line, and told apart by the limit that is named."""
+"""Rows that truncation has made equal: they are found, named by line, and distinct at the named limit."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LONG = "The council met again on Monday and spoke about the new bridge over the 
 
 @pytest.fixture
 def tokenizer() -> Any:
-    """The embedded one, with a template of several tokens around a text."""
-    found = load_tokenizer("embedded")
-    compile_template(found, template=Template(before="Rate this:\n", between=" | "), model_type="qwen2")
-    return found
+    """The embedded tokenizer, with a template of several tokens around a text."""
+    tokenizer = load_tokenizer("embedded")
+    compile_template(tokenizer, template=Template(before="Rate this:\n", between=" | "), model_type="qwen2")
+    return tokenizer
 
 
 def pairs(*ends: tuple[str, str], begin: str = LONG, **fields: Any) -> list[PairExample]:
@@ -35,16 +35,16 @@ def pairs(*ends: tuple[str, str], begin: str = LONG, **fields: Any) -> list[Pair
 
 def equal_of(examples: list[Any], limit: int, *, tokenizer: Any) -> EqualRows:
     make = group_dataset if isinstance(examples[0], GroupExample) else pair_dataset
-    found = make(examples, tokenizer=tokenizer, max_length=limit)[1].equal
-    assert found is not None
-    return found
+    equal = make(examples, tokenizer=tokenizer, max_length=limit)[1].equal
+    assert equal is not None
+    return equal
 
 
 @pytest.mark.parametrize("prompt", ["", "An article about bridges."])
 @pytest.mark.parametrize(
     "rejected", ["a blue moon", "red", "red moon and stars"], ids=["other", "shorter", "longer"]
 )
-def test_the_limit_named_is_the_smallest_that_tells_pairs_apart(
+def test_the_named_limit_is_the_smallest_that_distinguishes_pairs(
     tokenizer: Any, prompt: str, rejected: str
 ) -> None:
     examples = pairs(("red moon", rejected), begin=LONG * 3, prompt=prompt)
@@ -73,7 +73,7 @@ def test_equal_pairs_are_left_out_of_training_and_stay_in_dev(tokenizer: Any) ->
     assert len(pair_dataset(examples, drop_equal=True, tokenizer=tokenizer, max_length=apart)[0]) == 3
 
 
-def test_a_cut_that_makes_nothing_equal_says_nothing(tokenizer: Any) -> None:
+def test_a_cut_without_equal_rows_has_no_message(tokenizer: Any) -> None:
     examples = pairs(("x", "y"), begin="")
     _, cut = pair_dataset(examples, tokenizer=tokenizer, max_length=64)
     assert check_equal({"train": cut.equal, "dev": None}, option="") == []
@@ -90,13 +90,14 @@ def test_pairs_that_are_all_equal_are_refused_in_all_splits_at_once(tokenizer: A
     with pytest.raises(TaskHeadsError) as refused:
         check_equal(equal(12), option="--max_length ")
     first, second = refused.value.problems
-    assert "8 of 8 pairs are equal after the cut to 12 tokens" in first.problem
+    assert first.code == second.code == "rows-equal"
+    assert "8 of 8 pairs" in first.problem
     assert "1 of 1 pairs" in second.problem
     assert first.where.startswith("train.jsonl:1, train.jsonl:2")
-    # either message names what helps both
+    # both messages name one limit for both splits
     [limit] = {re.search(r"--max_length (\d+)", problem.fix)[1] for problem in refused.value.problems}  # type: ignore[index]
     assert check_equal(equal(int(limit)), option="") == []
-    # the other remedy: what they begin with is a prompt
+    # the other fix: the common prefix becomes a prompt
     moved = [
         replace(
             pair,
@@ -109,22 +110,25 @@ def test_pairs_that_are_all_equal_are_refused_in_all_splits_at_once(tokenizer: A
     assert equal_of(moved, 16, tokenizer=tokenizer).places == ()
 
 
-def test_titles_of_the_same_tokens_are_told_apart_by_no_limit(tokenizer: Any) -> None:
+def test_titles_with_the_same_tokens_have_no_limit(tokenizer: Any) -> None:
     """Byte-level tokenizers normalise to NFC: a composed letter and its two parts are one token."""
     examples = [PairExample(chosen="caf\u00e9", rejected="cafe\u0301")]
     equal = equal_of(examples, 64, tokenizer=tokenizer)
     assert (equal.places, equal.same, equal.needed) == ((0,), 1, None)
     with pytest.raises(TaskHeadsError) as refused:
         check_equal({"train": equal}, option="--max_length ")
-    assert "--max_length" not in str(refused.value)
-    assert "have the same tokens" in str(refused.value)
+    [problem] = refused.value.problems
+    assert problem.code == "rows-equal"
+    assert "--max_length" not in problem.fix
 
 
 def test_equal_titles_of_a_group_count_as_one(tokenizer: Any) -> None:
     group = GroupExample(
-        titles=("Tea", LONG + "red", LONG + "blue"), clicks=(1, 8, 2), impressions=(10, 10, 40),
+        titles=("Tea", LONG + "red", LONG + "blue"),
+        clicks=(1, 8, 2),
+        impressions=(10, 10, 40),
         sources=("arms.csv:2", "arms.csv:3", "arms.csv:4"),
-    )  # fmt: skip
+    )
     lost = GroupExample(
         titles=(LONG + "a", LONG + "b"),
         clicks=(1, 2),
@@ -142,7 +146,7 @@ def test_equal_titles_of_a_group_count_as_one(tokenizer: Any) -> None:
     assert "arms.csv:5" in lines[1]
     limit = int(re.search(r"--max_length (\d+)", lines[1])[1])  # type: ignore[index]
     assert group_dataset([lost, group], tokenizer=tokenizer, max_length=limit)[0]["row"] == [0, 1]
-    with pytest.raises(TaskHeadsError, match="1 of 1 groups"):
+    with pytest.raises(TaskHeadsError, match="1 of 1 groups"):  # the message gives the numbers
         check_equal({"train": equal_of([lost], 16, tokenizer=tokenizer)}, option="--max_length ")
     same = group_dataset([group], tokenizer=tokenizer, max_length=limit)[0]
     assert same["gains"] == [[0.1, 0.8, 0.05]]
@@ -166,15 +170,20 @@ def texts(*rows: tuple[str, int], **fields: Any) -> list[TextExample]:
 
 
 ROWS = texts(
-    (LONG + "red", 0), (LONG + "red", 0), (LONG + "green", 0), (LONG + "blue", 1), ("Tea", 1), ("Tea", 2),
+    (LONG + "red", 0),
+    (LONG + "red", 0),
+    (LONG + "green", 0),
+    (LONG + "blue", 1),
+    ("Tea", 1),
+    ("Tea", 2),
     ("Milk of " + LONG, 2),
-)  # fmt: skip
+)
 
 
 def test_texts_of_different_labels_are_named_and_stay(tiny_config: Any) -> None:
     rows, cut = text_dataset(ROWS, **classifier(tiny_config))
     assert len(rows) == len(ROWS)
-    # the same text under two labels is another defect, which a cut has not made
+    # one text with two labels is another defect, which truncation has not caused
     assert cut.equal is not None
     assert cut.equal.places == (0, 1, 2, 3)
     [line] = check_equal({"train": cut.equal}, option="--max_seq_length ")
@@ -186,13 +195,13 @@ def test_texts_of_different_labels_are_named_and_stay(tiny_config: Any) -> None:
         assert cut.equal.places == places
 
 
-def test_texts_of_one_label_are_no_conflict(tiny_config: Any) -> None:
+def test_equal_texts_of_one_label_do_not_conflict(tiny_config: Any) -> None:
     rows = [replace(row, target=1) for row in ROWS]
     assert text_dataset(rows, **classifier(tiny_config))[1].equal.places == ()
 
 
 @pytest.mark.parametrize("truncation", ["tail", "head_tail"])
-def test_the_limit_named_keeps_other_ends_whole(tiny_config: Any, truncation: str) -> None:
+def test_the_named_limit_covers_other_policies(tiny_config: Any, truncation: str) -> None:
     rows = texts(*((LONG + word + " " + LONG * 2, target) for target, word in enumerate(("red", "blue"))))
     _, cut = text_dataset(rows, **classifier(tiny_config, truncation=truncation))
     assert cut.equal.places == (0, 1)
@@ -202,7 +211,7 @@ def test_the_limit_named_keeps_other_ends_whole(tiny_config: Any, truncation: st
     assert whole.equal.places == ()
 
 
-def test_both_texts_of_a_pair_are_looked_at(tiny_config: Any) -> None:
+def test_both_texts_of_a_pair_are_compared(tiny_config: Any) -> None:
     rows = texts((LONG, 0), (LONG, 1))
     rows = [replace(row, text_b=LONG + end) for row, end in zip(rows, ("red", "blue"), strict=True)]
     _, cut = text_dataset(rows, **classifier(tiny_config, pairs=True))
@@ -211,7 +220,7 @@ def test_both_texts_of_a_pair_are_looked_at(tiny_config: Any) -> None:
     assert cut.equal.places == ()
 
 
-def test_sets_whose_texts_are_all_equal_are_refused(tiny_config: Any) -> None:
+def test_datasets_whose_texts_are_all_equal_are_refused(tiny_config: Any) -> None:
     lost = texts((LONG + "red", 0), (LONG + "blue", 1))
     with pytest.raises(TaskHeadsError) as refused:
         text_datasets(ROWS, lost, lost, **classifier(tiny_config))
@@ -221,8 +230,8 @@ def test_sets_whose_texts_are_all_equal_are_refused(tiny_config: Any) -> None:
     assert lines == []
 
 
-def test_many_equal_texts_are_found_in_a_pass_over_them(tiny_config: Any) -> None:
-    """Every text is equal to all others: a comparison of each with each would not end."""
+def test_many_equal_texts_are_found_in_linear_time(tiny_config: Any) -> None:
+    """All texts are equal, so that a quadratic comparison would take too long."""
     rows = texts(*((f"{LONG}{number}", number % 3) for number in range(6_000)))
     _, cut = text_dataset(rows, **classifier(tiny_config))
     assert cut.equal.are_all

@@ -1,4 +1,4 @@
-"""`encode_texts` gives the ids of a plain call of the saved tokenizer, whatever is cut, and counts it."""
+"""`encode_texts` returns the ids of a plain call of the saved tokenizer, and counts cuts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qwen_task_heads import PooledClassifierConfig, load_tokenizer
+from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
 from qwen_task_heads.hubcode.encoding_task_heads import cut_row, encode_texts, pieces, template_of
 from qwen_task_heads.tokenization.templates import Template, bind_template
 
@@ -33,7 +34,7 @@ def lengths(rng: random.Random, count: int, longest: int = 2000) -> list[int]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, tiny_config: Any) -> dict[str, Any]:
-    """Tokenizers of a `head` and of a `tail` model, saved and opened again by transformers."""
+    """Tokenizers of a `head` and of a `tail` model, saved and loaded by transformers."""
     found = {}
     for truncation in ("head", "tail"):
         tokenizer, folder = load_tokenizer("embedded"), tmp_path_factory.mktemp(truncation)
@@ -44,7 +45,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, tiny_config: Any) -> dict[st
     return found
 
 
-def test_the_saved_tokenizer_knows_its_side_and_limit(saved: dict[str, Any]) -> None:
+def test_the_saved_tokenizer_has_its_side_and_limit(saved: dict[str, Any]) -> None:
     assert {name: tokenizer.truncation_side for name, tokenizer in saved.items()} == {
         "head": "right",
         "tail": "left",
@@ -54,7 +55,7 @@ def test_the_saved_tokenizer_knows_its_side_and_limit(saved: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("truncation", ["head", "tail"])
-def test_texts_are_those_of_a_plain_call(saved: dict[str, Any], truncation: str, limit: int) -> None:
+def test_texts_equal_a_plain_call(saved: dict[str, Any], truncation: str, limit: int) -> None:
     rng = random.Random(limit)
     tokenizer = saved[truncation]
     texts = [text_of(rng, length) for length in lengths(rng, 10)]
@@ -69,8 +70,8 @@ def test_texts_are_those_of_a_plain_call(saved: dict[str, Any], truncation: str,
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("truncation", ["head", "tail"])
-def test_pairs_are_those_of_a_plain_call(saved: dict[str, Any], truncation: str, limit: int) -> None:
-    """The longer one is cut first, as `longest_first` does it, including its odd token."""
+def test_pairs_equal_a_plain_call(saved: dict[str, Any], truncation: str, limit: int) -> None:
+    """The longer text is cut first, as with `longest_first`, including its odd token."""
     rng = random.Random(limit)
     tokenizer = saved[truncation]
     # The plain call pairs every rest of one text with every rest of the other: minutes for 2,000 and 33.
@@ -100,7 +101,7 @@ def test_every_pair_of_small_lengths(saved: dict[str, Any]) -> None:
         assert found.input_ids == plain
 
 
-def test_an_empty_second_text_is_none(saved: dict[str, Any]) -> None:
+def test_an_empty_second_text_is_no_second_text(saved: dict[str, Any]) -> None:
     tokenizer = saved["head"]
     mixed = encode_texts(tokenizer, ["one", "two"], text_pairs=["", "b"], max_length=64).input_ids
     assert mixed == [tokenizer("one")["input_ids"], tokenizer("two", "b")["input_ids"]]
@@ -108,7 +109,7 @@ def test_an_empty_second_text_is_none(saved: dict[str, Any]) -> None:
     assert encode_texts(tokenizer, [], max_length=64).input_ids == []
 
 
-def test_a_tokenizer_without_a_template_keeps_what_it_adds() -> None:
+def test_a_tokenizer_without_a_template_keeps_its_own_tokens() -> None:
     words = {word: index for index, word in enumerate(["<unk>", "<s>", "</s>", "a", "b", "c"])}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -129,8 +130,8 @@ def test_a_tokenizer_without_a_template_keeps_what_it_adds() -> None:
 
 
 @pytest.mark.parametrize("truncation", ["head", "tail", "head_tail", "windows"])
-def test_what_the_model_cuts_is_what_the_tokenizer_cut(saved: dict[str, Any], truncation: str) -> None:
-    """Rows of training come from `encode_texts`, those of a stock caller are cut in `forward`: one result."""
+def test_the_model_cuts_like_the_tokenizer(saved: dict[str, Any], truncation: str) -> None:
+    """Rows of training come from `encode_texts`; rows of a stock caller are cut in `forward`."""
     tokenizer = saved["head"]
     before, _, after = template_of(tokenizer)
     rng = random.Random(1)
@@ -168,32 +169,33 @@ def test_head_and_tail_keep_both_ends() -> None:
 
 
 @pytest.mark.parametrize("truncation", ["head_tail", "windows"])
-def test_pairs_are_refused_where_no_policy_fits_them(saved: dict[str, Any], truncation: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"truncation: found '{truncation}'; accepted: head or tail for pairs"
-    ):
+def test_pairs_are_refused_for_policies_of_single_texts(saved: dict[str, Any], truncation: str) -> None:
+    with pytest.raises(TaskHeadError, match=truncation) as caught:
         encode_texts(saved["head"], ["a"], text_pairs=["b"], max_length=64, truncation=truncation)
+    assert caught.value.where == "truncation"
 
 
 def test_a_limit_below_the_template_is_refused(saved: dict[str, Any]) -> None:
     before, between, after = template_of(saved["head"])
     fixed = len(before) + len(after)
     assert len(encode_texts(saved["head"], ["a"], max_length=fixed + 1).input_ids[0]) == fixed + 1
-    with pytest.raises(ValueError, match=f"max_length: found {fixed}; accepted: at least {fixed + 1}"):
+    with pytest.raises(TaskHeadError, match=rf"{fixed}\b.*\b{fixed + 1}\b") as caught:
         encode_texts(saved["head"], ["a"], max_length=fixed)
-    with pytest.raises(ValueError, match=f"at least {fixed + len(between) + 1}"):
+    assert caught.value.where == "max_length"
+    with pytest.raises(TaskHeadError, match=rf"\b{fixed + len(between) + 1}\b"):
         encode_texts(saved["head"], ["a"], text_pairs=["b"], max_length=fixed + 1)
 
 
 def test_a_row_without_the_template_is_refused_when_it_must_be_cut() -> None:
     template = {"before": [1, 2], "after": [3]}
     assert cut_row([9] * 16, max_length=16, truncation="head", overlap=0, template=template) == [[9] * 16]
-    with pytest.raises(ValueError, match="input_ids: found 'a row of 17 tokens without the template"):
+    with pytest.raises(TaskHeadError, match="17 tokens") as caught:
         cut_row([9] * 17, max_length=16, truncation="head", overlap=0, template=template)
+    assert caught.value.where == "input_ids"
 
 
 @pytest.mark.parametrize("truncation", ["head_tail", "windows"])
-def test_the_tokenizer_does_not_cut_what_only_the_model_can(
+def test_the_tokenizer_does_not_cut_for_policies_of_the_model(
     tmp_path: Path, tiny_config: Any, truncation: str
 ) -> None:
     tokenizer = load_tokenizer("embedded")
@@ -203,7 +205,7 @@ def test_the_tokenizer_does_not_cut_what_only_the_model_can(
     again = AutoTokenizer.from_pretrained(tmp_path)
     before, _, after = template_of(again)
     assert len(again(" the" * 9000, truncation=True)["input_ids"]) == 9000 + len(before) + len(after)
-    # A model taken up with another policy gets another limit and side.
+    # A model that is trained with another policy gets another limit and side.
     config = PooledClassifierConfig(text_config=tiny_config(), max_seq_length=32, truncation="tail")
     bind_template(again, config)
     assert (again.model_max_length, again.truncation_side) == (32, "left")

@@ -1,4 +1,4 @@
-"""Check 6 for prompts: the instruction may hold control tokens, labels and examples may not."""
+"""Check 6 for prompts: the instruction may have control tokens, labels and examples may not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def labels(text: str = "") -> LabelMap:
     )
 
 
-def test_the_labels_stand_in_the_prompt_as_written() -> None:
+def test_the_labels_are_in_the_prompt_as_written() -> None:
     template = label_template(INSTRUCTION, labels(), after="<|im_end|>")
     assert "".join(template.before) == (
         "<|im_start|>user\nLabels: sport, politics\nsport: games\n"
@@ -42,7 +42,7 @@ def test_the_labels_stand_in_the_prompt_as_written() -> None:
     assert tokenizer.decode(ids["before"]) == "".join(template.before)
 
 
-def test_control_tokens_come_from_the_instruction_alone(tmp_path: Any) -> None:
+def test_only_the_instruction_may_have_control_tokens(tmp_path: Any) -> None:
     tokenizer = load_tokenizer("embedded")
     compile_template(tokenizer, template=label_template(INSTRUCTION, labels(HOSTILE)), model_type="qwen2")
     control = set(tokenizer.added_tokens_decoder)
@@ -61,7 +61,7 @@ def test_control_tokens_come_from_the_instruction_alone(tmp_path: Any) -> None:
     assert sum(token in control for token in promoted["before"]) > 5
 
 
-def test_pieces_of_a_template_are_told_apart_by_their_type() -> None:
+def test_pieces_of_a_template_are_encoded_by_their_type() -> None:
     tokenizer = load_tokenizer("embedded")
     one = tokenizer.convert_tokens_to_ids("<|im_end|>")
     template = Template(before=("<|im_end|>", Plain("<|im_end|>"), "<|im_end|>"))
@@ -74,19 +74,18 @@ def test_every_wrong_placeholder_is_named() -> None:
     bare = LabelMap(("sport", "politics"))
     with pytest.raises(TaskHeadsError) as caught:
         label_template("{label} {descriptions} {examples} {labels}", bare)
-    found = [problem.problem for problem in caught.value.problems]
-    assert found == [
-        "found {label}",
-        "found {descriptions}, and labels without descriptions",
-        "found {examples}, and labels without examples",
-    ]
-    assert {problem.where for problem in caught.value.problems} == {"--instruction"}
-    assert caught.value.problems[0].expected == "{labels}, {descriptions}, {examples}"
-    with pytest.raises(TaskHeadsError, match="labels without descriptions"):
+    problems = caught.value.problems
+    assert [problem.code for problem in problems] == ["option-value", "option-conflict", "option-conflict"]
+    for problem, name in zip(problems, ("{label}", "{descriptions}", "{examples}"), strict=True):
+        assert name in problem.problem
+    assert {problem.where for problem in problems} == {"--instruction"}
+    assert problems[0].expected == "{labels}, {descriptions}, {examples}"
+    with pytest.raises(TaskHeadsError) as caught:
         label_template("{descriptions}", LabelMap(("a", "b"), ("", "")))
+    assert caught.value.problems[0].code == "option-conflict"
 
 
-def test_an_instruction_without_placeholders_stays_as_it_is() -> None:
+def test_an_instruction_without_placeholders_is_unchanged() -> None:
     template = label_template('Answer in {"json": 1}: ', LabelMap(("a", "b")), between=" | ")
     assert template == Template(before=('Answer in {"json": 1}: ',), between=" | ")
     assert label_template("", LabelMap(("a",))).before == ()
@@ -98,14 +97,18 @@ def test_tokenizer_and_config_are_bound_together(tiny_config: Any) -> None:
     bind_template(tokenizer, config, template=label_template("One of {labels}: ", labels()))
     ids = tokenizer.init_kwargs["task_template"]
     assert config.template == {"before": ids["before"], "after": ids["after"]}
-    bind_template(tokenizer, config, pairs=True)  # None: the one that it has
+    bind_template(tokenizer, config, pairs=True)  # None keeps its template
     assert config.template == {part: ids[part] for part in ("before", "between", "after")}
 
 
 def test_a_template_that_leaves_no_room_is_an_error_about_the_option(tiny_config: Any) -> None:
     config = PooledClassifierConfig(text_config=tiny_config(), max_seq_length=16)
-    with pytest.raises(TaskHeadsError, match=r"--max_seq_length: found 16; accepted: \d+ or more"):
+    with pytest.raises(TaskHeadsError, match="found 16") as limit:
         bind_template(load_tokenizer("embedded"), config, template=Template(before="many words " * 20))
     config = PooledClassifierConfig(text_config=tiny_config(), max_seq_length=64, truncation="windows")
-    with pytest.raises(TaskHeadsError, match="--truncation: found 'windows'; accepted: head or tail"):
+    with pytest.raises(TaskHeadsError, match="windows") as policy:
         bind_template(load_tokenizer("embedded"), config, pairs=True)
+    for caught, option in ((limit, "--max_seq_length"), (policy, "--truncation")):
+        [problem] = caught.value.problems
+        assert problem.where == option
+        assert problem.code

@@ -13,7 +13,7 @@ from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.tokenization import token_datasets
 from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset, text_dataset
-from qwen_task_heads.tokenization.token_datasets import TokenSet, parts
+from qwen_task_heads.tokenization.token_datasets import TokenDatasetBuilder, row_blocks
 
 PAIRS = [
     PairExample(
@@ -53,7 +53,7 @@ def make(kind: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("kind", ["pairs", "groups", "texts"])
-def test_a_large_set_in_the_cache_is_the_small_one_in_memory(
+def test_a_dataset_in_the_cache_equals_one_in_memory(
     kind: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small, report = make(kind)
@@ -68,7 +68,7 @@ def test_a_large_set_in_the_cache_is_the_small_one_in_memory(
     assert large.features.keys() == small.features.keys()
 
 
-def test_equal_rows_are_named_in_the_whole_set(cache: Path) -> None:
+def test_equal_rows_are_named_in_the_whole_dataset(cache: Path) -> None:
     made, report = make("pairs")
     equal = report.equal
     assert equal.rows == 9000
@@ -76,16 +76,14 @@ def test_equal_rows_are_named_in_the_whole_set(cache: Path) -> None:
     assert equal.sources[-1] == f"a:{equal.places[-1]}"
     assert made["row"] == [n for n in range(9000) if n % 50 != 3]
     _, report = make("texts")
-    assert list(report.equal.places) == []  # equal texts are no matter of a cut
+    assert list(report.equal.places) == []  # equal texts were not caused by a cut
 
 
-def test_sets_of_equal_ids_share_a_file_and_no_other_does(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_datasets_of_equal_ids_share_a_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_datasets, "IN_MEMORY", 1)
 
     def made(row: int) -> Any:
-        tokens = TokenSet(rows=9)
+        tokens = TokenDatasetBuilder(rows=9)
         tokens.add({"row": [row]})
         return tokens.finish()
 
@@ -96,9 +94,9 @@ def test_sets_of_equal_ids_share_a_file_and_no_other_does(
     assert sorted(path.suffix for path in cache.iterdir()) == [".arrow", ".arrow"]
 
 
-def test_a_set_that_is_not_finished_leaves_no_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_dataset_leaves_no_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_datasets, "IN_MEMORY", 1)
-    tokens = TokenSet(rows=9)
+    tokens = TokenDatasetBuilder(rows=9)
     tokens.add({"row": [1]})
     assert len(list(cache.iterdir())) == 1
     del tokens
@@ -106,7 +104,7 @@ def test_a_set_that_is_not_finished_leaves_no_file(cache: Path, monkeypatch: pyt
     assert list(cache.iterdir()) == []
 
 
-def test_a_large_set_of_equal_pairs_is_refused_as_a_small_one(
+def test_a_dataset_of_equal_pairs_in_the_cache_is_refused(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_datasets, "IN_MEMORY", 1)
@@ -123,10 +121,10 @@ def test_pairs_without_a_source_are_named_by_their_place(cache: Path) -> None:
     assert (equal.places, equal.sources) == ((4500,), ("row 4501",))
 
 
-def test_parts() -> None:
-    assert [(start, len(part)) for start, part in parts(PAIRS, 4000)] == [
+def test_row_blocks() -> None:
+    assert [(start, len(part)) for start, part in row_blocks(PAIRS, 4000)] == [
         (0, 4000),
         (4000, 4000),
         (8000, 1000),
     ]
-    assert list(parts([])) == [(0, [])]
+    assert list(row_blocks([])) == [(0, [])]
