@@ -54,9 +54,9 @@ def main() -> None:
 
     # What answers cost with a head on each layer; then the best one as a model like any other
     points = measure_exits(results, sweep.with_head, rows=sweep.timed)
-    write_exits(args.output_dir, points, figure=sweep.metric, chosen=chosen, results=results)
+    write_exits(args.output_dir, points, metric=sweep.metric, chosen=chosen, results=results)
     metrics = sweep.finish(chosen, seconds=seconds, trackers=trackers)
-    said = {"chosen": chosen, "points": points, "figure": sweep.metric}
+    said = {"chosen": chosen, "points": points, "metric": sweep.metric}
     table = sweep_table(results, **said, baseline=metrics["dev"].get(sweep.BASELINE))
     command = warm_start_command(options, args, model_args, folder=args.output_dir, chosen=chosen.combination)
     following = ["", "Next, LoRA that starts from this head:", f"  {shlex.join(command)}"]

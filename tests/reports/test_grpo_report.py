@@ -1,4 +1,4 @@
-"""What is printed at the end of a run of the title generator."""
+"""Printed summary of a run of the title generator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run keeps for its publish: the reference, which its manifest lists."""
+"""Reference of a run for its verification, which the manifest lists."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def test_the_reference_is_listed_with_the_files_of_the_run(
         raise torch.OutOfMemoryError
 
     keep_reference(tmp_path, take=take)
-    assert not path.exists()  # of an older run
+    assert not path.exists()  # the file of the earlier run is removed
     assert "no reference was kept" in capsys.readouterr().out
