@@ -23,18 +23,13 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, Trained, state_facts
 from qwen_task_heads.reports.cards import (
     FOLDER,
-    code,
-    escape,
-    fenced,
-    format_value,
     licence_fields,
-    link,
     metadata,
-    one_line,
     render,
     with_form,
     with_parity,
-)  # fmt: skip
+)
+from qwen_task_heads.reports.markdown import code, escape, fenced, format_value, link, one_line
 from qwen_task_heads.reports.text_card import text_card
 from qwen_task_heads.reports.text_report import TextRun
 from qwen_task_heads.reports.title_card import accuracy_rows, title_card

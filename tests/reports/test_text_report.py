@@ -32,7 +32,7 @@ from qwen_task_heads.metrics.classification import (
     classification_figures,
 )
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP
-from qwen_task_heads.reports.cards import metric_name
+from qwen_task_heads.reports.markdown import metric_name
 from qwen_task_heads.reports.prediction_rows import hardest_errors
 from qwen_task_heads.reports.text_card import HEADLINES
 from qwen_task_heads.reports.text_report import TFIDF, TextRun, finish_texts

@@ -19,7 +19,7 @@ from qwen_task_heads import build, load_tokenizer
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.inference.scorer import Scorer
-from qwen_task_heads.reports.cards import metric_name
+from qwen_task_heads.reports.markdown import metric_name
 from qwen_task_heads.reports.title_report import Run, _write_predictions, finish_titles
 from qwen_task_heads.tokenization.templates import Template, compile_template
 
