@@ -14,6 +14,7 @@ from qwen_task_heads.inference.engine_options import FEW_SHOT, TRAINED, ZERO_SHO
 from qwen_task_heads.metrics.text_baselines import MAJORITY
 from qwen_task_heads.metrics.verdicts import ABOVE, BELOW, LEVEL
 from qwen_task_heads.reports.comparison import BASELINE, Measured
+from qwen_task_heads.reports.markdown import metric_name
 
 UNRELIABLE = 0.1  # calibration error from which probabilities are called unreliable
 PROMPTED = (ZERO_SHOT, FEW_SHOT)
@@ -43,7 +44,7 @@ def advise(
         metric: `accuracy` or `macro_f1`.
         rows: description of the rows, such as `the 500 rows of test`.
     """
-    shown = metric.replace("macro_f1", "macro F1")
+    label = metric_name(metric)
     value = {one.name: one.metrics[metric]["value"] for one in measured}
     best, similar = _best(measured, pairs, metric)
     last = f"This applies to {rows} and to the latency on this machine only."
@@ -60,12 +61,12 @@ def advise(
         also = f", and neither is {' or '.join(others)}" if others else ""
         return [
             f"Use {majority.name} for now: no engine is significantly above it{also}. {best.name}, the best "
-            f"engine, has {shown} {value[best.name]:.3f} against {value[majority.name]:.3f}.",
+            f"engine, has {label} {value[best.name]:.3f} against {value[majority.name]:.3f}.",
             last,
         ]
     if chosen is baseline:
         gap = _between(pairs, baseline, best, metric)
-        against = f"({shown} {value[best.name]:.3f} against {value[baseline.name]:.3f})"
+        against = f"({label} {value[best.name]:.3f} against {value[baseline.name]:.3f})"
         if gap["difference"] < 0 and not gap["differs"]:
             ahead = _gap(_between(pairs, best, baseline, metric))
             return [
@@ -81,19 +82,19 @@ def advise(
             f"{against}.",
             last,
         ]
-    lines = [_reason(measured, pairs, metric=metric, shown=shown, value=value, chosen=chosen, best=best)]
+    lines = [_reason(measured, pairs, metric=metric, label=label, value=value, chosen=chosen, best=best)]
     if baseline is not None:
         gap = _between(pairs, chosen, baseline, metric)
         lines.append(
             f"{chosen.name} is {_gap(gap)} above the best baseline, {baseline.name} "
-            f"({shown} {value[baseline.name]:.3f})."
+            f"({label} {value[baseline.name]:.3f})."
         )
     fastest = _fastest(_engines(measured))
     if fastest not in similar and _ratio(chosen, fastest) >= FASTER:
         gap = _between(pairs, chosen, fastest, metric)
         if gap["difference"] > 0:
             lines.append(
-                f"{fastest.name} is {_times(chosen, fastest)} per text, with {_gap(gap)} less {shown}."
+                f"{fastest.name} is {_times(chosen, fastest)} per text, with {_gap(gap)} less {label}."
             )
     candidates = _above_baseline(similar, pairs, baseline=baseline, metric=metric)
     untrained = [one.name for one in candidates if one.kind in PROMPTED and one is not chosen]
@@ -132,7 +133,7 @@ def _reason(
     pairs: Sequence[Mapping[str, Any]],
     *,
     metric: str,
-    shown: str,
+    label: str,
     value: Mapping[str, float],
     chosen: Measured,
     best: Measured,
@@ -142,14 +143,14 @@ def _reason(
     if chosen is not best:
         return (
             f"Use {chosen.name}: it is not significantly worse than {best.name} "
-            f"({shown} {value[chosen.name]:.3f} against {value[best.name]:.3f}; difference "
+            f"({label} {value[chosen.name]:.3f} against {value[best.name]:.3f}; difference "
             f"{_gap(_between(pairs, best, chosen, metric))}), and {_times(best, chosen)} per text."
         )
     if not others:
-        return f"Use {best.name}, the only engine that was measured ({shown} {value[best.name]:.3f})."
+        return f"Use {best.name}, the only engine that was measured ({label} {value[best.name]:.3f})."
     other = max(others, key=lambda one: value[one.name])
     gap = _between(pairs, best, other, metric)
-    lead = f"Use {best.name}: it has the best {shown}, {value[best.name]:.3f}"
+    lead = f"Use {best.name}: it has the best {label}, {value[best.name]:.3f}"
     if gap["differs"]:
         return f"{lead}, {_gap(gap)} above {other.name}, which is significant."
     baseline = _best_baseline(measured, metric)

@@ -55,7 +55,7 @@ class GeneratorRun:
         sha256: of the texts, in their order.
         chat: the prompts were conversations.
         max_tokens: longest completion.
-        adapter: the folder holds an adapter.
+        adapter: the folder contains an adapter.
         settings: further options that the card shows, name to value.
     """
 

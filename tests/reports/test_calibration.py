@@ -45,8 +45,11 @@ MODEL = "this model"
 LABELS = ("sport", "trade", "体育", "art")
 WORDS = ("red", "green", "blue", "sun", "moon", "tree", "car", "bank", "news", "rent", "vote", "game")
 RUN: dict[str, Any] = {
-    "seconds": 1.0, "seed": 0, "log_history": [{"loss": 0.7, "step": 1}], "backbone": "base",
-}  # fmt: skip
+    "seconds": 1.0,
+    "seed": 0,
+    "log_history": [{"loss": 0.7, "step": 1}],
+    "backbone": "base",
+}
 HEADS: dict[str, dict[str, Any]] = {
     SINGLE: {"pooling": "last"},
     MULTI: {"pooling": "last"},
@@ -137,8 +140,8 @@ def test_the_folded_head_returns_the_divided_logits_of_the_record(runs, bases, k
     model, tokenizer = prepared(bases["qwen2"], kind, adapter=adapter)
     before = Scorer(model, tokenizer=tokenizer).logits(rows).double().numpy()
     after = Scorer(str(folder)).logits(rows).double().numpy()
-    wanted = divide_logits(kind, before, record["temperature"])
-    np.testing.assert_allclose(after, wanted, atol=2e-5 * np.abs(before).max())
+    expected = divide_logits(kind, before, record["temperature"])
+    np.testing.assert_allclose(after, expected, atol=2e-5 * np.abs(before).max())
     if kind != ORDINAL:
         assert (before.argmax(1) == after.argmax(1)).all()
     for name, measured in record["metrics"].items():
@@ -270,12 +273,12 @@ def test_thresholds_raise_macro_f1_and_are_in_every_file(runs):
     assert metrics["test"][MODEL]["macro_f1"] == found["after"]
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     for row in map(json.loads, lines):
-        wanted = {
+        expected = {
             name
             for name, least in zip(LABELS, thresholds, strict=True)
             if row["probabilities"][name] >= least
         }
-        assert set(row["labels"]) == wanted
+        assert set(row["labels"]) == expected
     right = np.mean([json.loads(line)["correct"] for line in lines])
     assert metrics["test"][MODEL]["subset_accuracy"]["value"] == pytest.approx(right)
     assert f"{100 * (1 - right):.1f}%" in (folder / "errors.md").read_text(encoding="utf-8")
@@ -289,8 +292,8 @@ def test_a_maximum_error_rate_is_met_on_dev_or_refused(runs, bases, tmp_path):
     rate = next(row["upper"] for row in curve if row["coverage"] <= 0.6)
     answers = scorer.predict(rows, max_error=rate)
     given = [answer for answer in answers if answer.label is not None]
-    wanted = max((row for row in curve if row["upper"] <= rate), key=lambda row: row["coverage"])
-    assert len(given) / len(rows) == pytest.approx(wanted["coverage"])
+    expected = max((row for row in curve if row["upper"] <= rate), key=lambda row: row["coverage"])
+    assert len(given) / len(rows) == pytest.approx(expected["coverage"])
     model, tokenizer = prepared(bases["qwen2"], SINGLE)
     truth = {row.text: LABELS[row.target] for row in labelled(model, tokenizer, SINGLE, 400, 403)}
     assert np.mean([answer.label != truth[answer.text] for answer in given]) <= rate

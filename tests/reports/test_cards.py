@@ -109,9 +109,14 @@ def text_page(model, text: str, *, card: CardFacts | None = None) -> str:
     row = TextExample(text="a", target=0)
     names = (one_line(text) or "x", "b", "c")
     sets = TextSets(
-        train=[row], dev=[row], test=[row], problem_type="single_label_classification",
-        labels=LabelMap(names, descriptions=(text, "", "")), lines=[text], dev_was_cut=True,
-    )  # fmt: skip
+        train=[row],
+        dev=[row],
+        test=[row],
+        problem_type="single_label_classification",
+        labels=LabelMap(names, descriptions=(text, "", "")),
+        lines=[text],
+        dev_was_cut=True,
+    )
     own = {"label": text, "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 4}
     metrics = {
         "train": {"rows": 9, **RAN},
@@ -146,9 +151,17 @@ def test_hostile_strings_are_escaped(models, kind, every):
         licence = licence_fields(f"other:x{text}")
         assert {name: front[name] for name in licence} == licence
         assert set(front) <= {
-            "language", "license", "license_name", "library_name", "metrics", "pipeline_tag", "tags",
-            "base_model", "base_model_relation", "model-index",
-        }  # fmt: skip
+            "language",
+            "license",
+            "license_name",
+            "library_name",
+            "metrics",
+            "pipeline_tag",
+            "tags",
+            "base_model",
+            "base_model_relation",
+            "model-index",
+        }
         # the same tags as in a calm card: no HTML, link, image, table or list of the text
         page = Rendered(card)
         assert page.tags == calm.tags, text
@@ -181,14 +194,14 @@ def test_hostile_strings_are_escaped(models, kind, every):
 def test_parity_and_export_format_change_no_other_section(models, text):
     card = title_page(models[0], text)
     rows = [{"artefact": text, "largest_difference": 8.1e-07, "bound": 1e-4, "same": True, "none": None}]
-    proven = with_parity(with_parity(card, [], [text]), rows, [text, "a note"])
-    before, after = Rendered(card), Rendered(proven)
+    verified = with_parity(with_parity(card, [], [text]), rows, [text, "a note"])
+    before, after = Rendered(card), Rendered(verified)
     (table,) = after.titles["Parity"]
     assert table[0] == ["artefact", "largest difference", "bound", "same", "none"]
     assert table[1] == [one_line(text), "8.1e-07", "0.0001", "yes", "–"]
     assert {k: v for k, v in after.titles.items() if k != "Parity"} == before.titles
-    assert card.split("---\n", 2)[1] == proven.split("---\n", 2)[1]
-    merged = with_form(proven, "merged")
+    assert card.split("---\n", 2)[1] == verified.split("---\n", 2)[1]
+    merged = with_form(verified, "merged")
     assert {k: v for k, v in Rendered(merged).titles.items()} == after.titles
     assert ModelCard(merged).data.base_model_relation == "finetune"
 
@@ -239,10 +252,15 @@ def evaluated(model, *, ours: float = 0.61234, baseline: float = 0.5, **changes)
     """Return the card of a classifier with one baseline and three evaluations on dev in its log."""
     row = TextExample(text="a", target=0)
     sets = TextSets(
-        train=[row], dev=[row], test=[row], problem_type="single_label_classification",
-        labels=LabelMap(("a", "b", "c")), lines=[],
-        dev_was_cut="dev_dataset" not in changes, test_was_cut="test_dataset" not in changes,
-    )  # fmt: skip
+        train=[row],
+        dev=[row],
+        test=[row],
+        problem_type="single_label_classification",
+        labels=LabelMap(("a", "b", "c")),
+        lines=[],
+        dev_was_cut="dev_dataset" not in changes,
+        test_was_cut="test_dataset" not in changes,
+    )
     own = {"label": "a", "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 4}
     figures = {**{name: {**BOTH, "value": ours} for name in CLASSES}, "per_class": [own] * 3}
     found = {
@@ -271,20 +289,26 @@ def evaluated(model, *, ours: float = 0.61234, baseline: float = 0.5, **changes)
 
 
 @pytest.mark.parametrize(
-    ("word", "low", "said"),
+    ("word", "low", "sentence"),
     [
         ("above", 0.02, "this model is above it: +0.112 (95% paired interval +0.020 to +0.200)."),
         ("level", -0.02, "this model is **level with it**: +0.112 (95% paired interval -0.020 to +0.200)."),
         ("below", None, "this model is **below it**: +0.112 (no interval)."),
     ],
 )
-def test_the_comparison_with_the_baselines_is_a_sentence(models, word, low, said):
+def test_the_comparison_with_the_baselines_is_a_sentence(models, word, low, sentence):
     found = {
-        "split": "test", "metric": "accuracy", "baseline": "a | baseline", "value": 0.5,
-        "difference": 0.1123, "low": low, "high": None if low is None else 0.2, "word": word,
-    }  # fmt: skip
+        "split": "test",
+        "metric": "accuracy",
+        "baseline": "a | baseline",
+        "value": 0.5,
+        "difference": 0.1123,
+        "low": low,
+        "high": None if low is None else 0.2,
+        "word": word,
+    }
     page = evaluated(models[1], verdict=found)
-    assert f"The best baseline on test is “a \\| baseline” (accuracy 0.500); {said}" in page
+    assert f"The best baseline on test is “a \\| baseline” (accuracy 0.500); {sentence}" in page
     assert "Another baseline" not in page
     other = {**found, "baseline": "TF-IDF, linear", "word": "above", "low": 0.02, "high": 0.2}
     page = evaluated(models[1], verdict={**found, "beside": other})
@@ -314,17 +338,38 @@ def test_the_selected_checkpoint_is_stated_if_log_and_metrics_agree(models):
 
 def test_settings_without_effect_are_omitted(models):
     without_effect = {
-        "mix_ratio": 2.0, "window_aggregation": "mean", "window_overlap": 8, "truncation": "head",
-        "head": "linear", "head_activation": "relu", "streaming": False, "token_dropout": 0.0,
-        "min_impressions": 0, "max_p_value": 1.0, "label_smoothing_factor": 0.0, "dev_fraction": 0.1,
-        "dev_dataset": "dev.jsonl", "test_fraction": 0.15, "test_dataset": "test.jsonl",
-    }  # fmt: skip
+        "mix_ratio": 2.0,
+        "window_aggregation": "mean",
+        "window_overlap": 8,
+        "truncation": "head",
+        "head": "linear",
+        "head_activation": "relu",
+        "streaming": False,
+        "token_dropout": 0.0,
+        "min_impressions": 0,
+        "max_p_value": 1.0,
+        "label_smoothing_factor": 0.0,
+        "dev_fraction": 0.1,
+        "dev_dataset": "dev.jsonl",
+        "test_fraction": 0.15,
+        "test_dataset": "test.jsonl",
+    }
     in_effect = {
-        "mix_ratio": 2.0, "mix": "more.jsonl", "window_aggregation": "mean", "window_overlap": 8,
-        "truncation": "windows", "head": "mlp", "head_activation": "relu", "streaming": True,
-        "token_dropout": 0.1, "min_impressions": 9, "max_p_value": 0.1, "label_smoothing_factor": 0.1,
-        "dev_fraction": 0.1, "test_fraction": 0.15,
-    }  # fmt: skip
+        "mix_ratio": 2.0,
+        "mix": "more.jsonl",
+        "window_aggregation": "mean",
+        "window_overlap": 8,
+        "truncation": "windows",
+        "head": "mlp",
+        "head_activation": "relu",
+        "streaming": True,
+        "token_dropout": 0.1,
+        "min_impressions": 9,
+        "max_p_value": 0.1,
+        "label_smoothing_factor": 0.1,
+        "dev_fraction": 0.1,
+        "test_fraction": 0.15,
+    }
     always = {"setting", "metric_for_best_model"}
 
     def shown(**settings):
@@ -391,22 +436,26 @@ def test_only_hub_ids_are_datasets_of_the_metadata(models):
 def test_facts_stated_when_publishing_equal_those_stated_for_the_run(models, tmp_path, page, before):
     model = models[page is text_page]
     facts = CardFacts(
-        license="other:Ours | v1", language=["zh", "en"], dataset_license="CC BY 4.0. With credit",
-        dataset_url="https://example.org/a", dataset_id="me/data", intended_use="For | tests. Only \\1.",
+        license="other:Ours | v1",
+        language=["zh", "en"],
+        dataset_license="CC BY 4.0. With credit",
+        dataset_url="https://example.org/a",
+        dataset_id="me/data",
+        intended_use="For | tests. Only \\1.",
         citation="@misc{x,\n  title={A \\g<0> title}\n}",
-    )  # fmt: skip
-    said = CardFacts(license="mit", language="fr", citation="@misc{old}", **before)
-    wanted = ModelCard(page(model, "a", card=facts))
-    (tmp_path / "README.md").write_text(page(model, "a", card=said), encoding="utf-8")
+    )
+    of_run = CardFacts(license="mit", language="fr", citation="@misc{old}", **before)
+    expected = ModelCard(page(model, "a", card=facts))
+    (tmp_path / "README.md").write_text(page(model, "a", card=of_run), encoding="utf-8")
     manifest = {"seed": 1, "settings": {"license": "mit", "citation": "@misc{old}"}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     state_facts(tmp_path, NOTHING_STATED, named="runs/a")
     assert "license: mit" in (tmp_path / "README.md").read_text("utf-8")
     state_facts(tmp_path, facts, named="runs/a")
     found = ModelCard((tmp_path / "README.md").read_text("utf-8"))
-    assert found.text.split() == wanted.text.split()
+    assert found.text.split() == expected.text.split()
     for name in ("license", "license_name", "language", "model-index"):
-        assert found.data.to_dict()[name] == wanted.data.to_dict()[name]
+        assert found.data.to_dict()[name] == expected.data.to_dict()[name]
     assert "me/data" in found.data.datasets
     settings = json.loads((tmp_path / "manifest.json").read_text())["settings"]
     assert (settings["license"], settings["language"]) == ("other:Ours | v1", ["zh", "en"])

@@ -240,8 +240,10 @@ def test_the_nearest_example_breaks_ties_of_votes() -> None:
     near = {row.text: (("far", "a"), ("near", "b")) for row in rows}
     found = measure_baselines(rows, rows, labels=LABELS, shots=near)
     assert [one.name for one in found] == [
-        "TF-IDF, linear", "the most frequent label", "majority of the nearest"
-    ]  # fmt: skip
+        "TF-IDF, linear",
+        "the most frequent label",
+        "majority of the nearest",
+    ]
     assert found[2].metrics["accuracy"]["value"] == 0.5
     assert [one.training is None for one in found] == [False, True, True]
 
@@ -249,9 +251,14 @@ def test_the_nearest_example_breaks_ties_of_votes() -> None:
 def test_a_page_escapes_names_and_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = examples()
     sets = TextSets(
-        train=rows, dev=[], test=rows, problem_type="single_label_classification", labels=LABELS,
-        lines=["a | b <script>"], dev_was_cut=False,
-    )  # fmt: skip
+        train=rows,
+        dev=[],
+        test=rows,
+        problem_type="single_label_classification",
+        labels=LABELS,
+        lines=["a | b <script>"],
+        dev_was_cut=False,
+    )
     measured = [engine("head=x|y<b>", 0.9), engine("TF-IDF", 0.5, kind="baseline")]
     content = write_comparison(tmp_path / "new", measured, sets=sets, examples=rows, split="test")
     page = (tmp_path / "new" / "comparison.md").read_text(encoding="utf-8")
@@ -277,8 +284,9 @@ def test_baselines_choose_among_the_candidates_of_a_row() -> None:
     # The label of the words is not a candidate; of the candidates, label 3 is the most frequent one.
     rows = [
         TextExample(text=f"word{k} x{n}", target=n, candidates=labels.subset([labels.names[n], "j"]).names)
-        for k in (0, 1) for n in range(3, 8)
-    ]  # fmt: skip
+        for k in (0, 1)
+        for n in range(3, 8)
+    ]
     near = {row.text: (("far", "b"), ("near", "a")) for row in rows}
     for one in measure_baselines(train, rows, labels=labels, shots=near):
         predicted = [labels.names[label] for label in one.scores.argmax(1)]
@@ -329,10 +337,12 @@ def preferring(right: float, rows: list[PairExample], *, name: str, kind: str = 
 def test_pairs_of_titles_have_the_metrics_of_a_title_run() -> None:
     rows = pairs_of_titles()
     a, b = preferring(0.75, rows, name="a"), preferring(0.6, rows, name="b", kind="baseline")
-    wanted = ranking_metrics([2.0] * 90 + [0.0] * 30, [0.0] * 90 + [2.0] * 30, groups=[p.group for p in rows])
-    assert a.metrics["accuracy"] == wanted["pair_accuracy"]
-    assert a.metrics["log_loss"] == wanted["log_loss"]
-    assert a.metrics["ece"]["value"] == pytest.approx(wanted["ece"]["value"])
+    expected = ranking_metrics(
+        [2.0] * 90 + [0.0] * 30, [0.0] * 90 + [2.0] * 30, groups=[p.group for p in rows]
+    )
+    assert a.metrics["accuracy"] == expected["pair_accuracy"]
+    assert a.metrics["log_loss"] == expected["log_loss"]
+    assert a.metrics["ece"]["value"] == pytest.approx(expected["ece"]["value"])
     assert "ece" not in b.metrics
     [pair] = compare([a, b], rows)
     assert pair["accuracy"]["difference"] == pytest.approx(0.15)
@@ -372,9 +382,12 @@ def test_the_lookup_of_texts_is_measured_if_it_knows_some_rows() -> None:
 
 def test_each_trained_engine_is_compared_with_the_best_untrained_one() -> None:
     measured = [
-        engine("TF-IDF, linear", 0.6, kind="baseline"), engine("emb", 0.7, kind="embeddings"),
-        engine("ask", 0.4, kind="zero_shot"), engine("good", 0.9), engine("bad", 0.5, kind="sft"),
-    ]  # fmt: skip
+        engine("TF-IDF, linear", 0.6, kind="baseline"),
+        engine("emb", 0.7, kind="embeddings"),
+        engine("ask", 0.4, kind="zero_shot"),
+        engine("good", 0.9),
+        engine("bad", 0.5, kind="sft"),
+    ]
     found = verdicts(measured, compare(measured, examples()))
     assert [one["engine"] for one in found] == ["good", "bad"]
     assert {one["baseline"] for one in found} == {"emb"}

@@ -196,10 +196,10 @@ def test_logits_of_the_vocabulary_are_computed_only_at_the_answer() -> None:
     rows = reference.report["rows"]
     assert max(widths) <= len(rows) < max(map(len, rows))
     with torch.no_grad():
-        wanted = model(torch.tensor([rows[0]])).logits[0, -1, reference.job["answers"]]
+        expected = model(torch.tensor([rows[0]])).logits[0, -1, reference.job["answers"]]
     for layout in reference.report["logits"]:
         if (layout["padding"], layout["batch"]) != ("none", len(rows)):  # the rows of that layout are cut
-            assert torch.allclose(torch.tensor(layout["logits"][0]), wanted, atol=1e-5)
+            assert torch.allclose(torch.tensor(layout["logits"][0]), expected, atol=1e-5)
 
 
 def test_an_adapter_loads_only_on_the_base_of_its_training(tmp_path: Path, data: Path) -> None:

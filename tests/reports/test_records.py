@@ -21,8 +21,8 @@ def test_the_reference_is_listed_with_the_files_of_the_run(
     keep_reference(tmp_path, take=lambda: Reference({"texts": ["短い"]}, {"rows": [[1]]}))
     assert read_reference(tmp_path).job == {"texts": ["短い"]}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    wanted = {"seed": 1, "files": {"config.json": "ab", "reference.json": digest}}
-    assert json.loads(manifest.read_text()) == wanted
+    expected = {"seed": 1, "files": {"config.json": "ab", "reference.json": digest}}
+    assert json.loads(manifest.read_text()) == expected
 
     def take() -> Reference:
         raise torch.OutOfMemoryError

@@ -78,9 +78,13 @@ def finished(
     torch.manual_seed(0)
     labels = LabelMap(("score",)) if kind == REGRESSION else changes.pop("labels", LABELS)
     model = build(
-        base, task="pooled_classifier", labels=labels.names, problem_type=kind, pooling="mean",
+        base,
+        task="pooled_classifier",
+        labels=labels.names,
+        problem_type=kind,
+        pooling="mean",
         max_seq_length=32,
-    )  # fmt: skip
+    )
     tokenizer = load_tokenizer(base)
     bind_template(tokenizer, model.config, template=Template(), pairs=pairs)
     sets = TextSets(
@@ -136,24 +140,27 @@ def test_all_files_are_written_and_agree(runs, kind):
     cut = {name: entry["cut"] for name, entry in metrics["data"].items()}
     assert cut == {"train": False, "dev": True, "test": split == "test"}
     labels = ("score",) if kind == REGRESSION else LABELS.names
-    wanted = examples(kind, 9 if split == "dev" else 11, split, pairs=pairs)
+    expected = examples(kind, 9 if split == "dev" else 11, split, pairs=pairs)
 
     # the metrics are those of the saved model, loaded as by users
     logits = Scorer(str(folder)).logits(
-        [e.text for e in wanted], text_pairs=[e.text_b for e in wanted] if pairs else None
+        [e.text for e in expected], text_pairs=[e.text_b for e in expected] if pairs else None
     )
     again = classification_figures(
-        kind, logits.double().numpy(), [e.target for e in wanted], labels=labels,
-        groups=[e.group for e in wanted],
-    )  # fmt: skip
+        kind,
+        logits.double().numpy(),
+        [e.target for e in expected],
+        labels=labels,
+        groups=[e.group for e in expected],
+    )
     main = BEST_METRIC[kind][0].removeprefix("eval_")
     for name in (main, "mae" if kind == REGRESSION else "macro_f1"):
         assert metrics[split][MODEL][name] == pytest.approx(again[name])
     assert list(metrics[split])[:2] == [MODEL, TFIDF]
     assert list(metrics[split])[3:] == [LOOKUP]  # the rows are also in train
     report = metrics["lookup"][split]
-    assert (report["known"], report["coverage"], report["accuracy"]) == (len(wanted), 1.0, 1.0)
-    assert f"The lookup of train rows knows {len(wanted)} of {len(wanted)} rows of {split}" in printed
+    assert (report["known"], report["coverage"], report["accuracy"]) == (len(expected), 1.0, 1.0)
+    assert f"The lookup of train rows knows {len(expected)} of {len(expected)} rows of {split}" in printed
 
     # the model is compared with the best baseline on the same rows
     verdict, own = metrics["verdict"], metrics[split][MODEL][main]["value"]
@@ -241,10 +248,10 @@ def test_the_metrics_can_be_recomputed_from_the_predictions(runs, kind):
     folder, metrics, _ = runs(kind)
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
     pairs, split = kind == REGRESSION, "dev" if kind == ORDINAL else "test"
-    wanted = examples(kind, 9 if split == "dev" else 11, split, pairs=pairs)
-    assert len(lines) == len(wanted) + 1  # and the end of the last line
+    expected = examples(kind, 9 if split == "dev" else 11, split, pairs=pairs)
+    assert len(lines) == len(expected) + 1  # and the end of the last line
     rows = [json.loads(line) for line in lines[:-1]]
-    for row, example in zip(rows, wanted, strict=True):
+    for row, example in zip(rows, expected, strict=True):
         assert (row["text"], row["group"]) == (example.text, example.group)
         assert row["source"] == f"{split}.jsonl:{example.source.rsplit(':', 1)[1]}"
         assert row.get("text_b", "") == example.text_b
@@ -252,7 +259,7 @@ def test_the_metrics_can_be_recomputed_from_the_predictions(runs, kind):
     if kind == REGRESSION:
         errors = [row["error"] for row in rows]
         assert np.mean(np.square(errors)) == pytest.approx(ours["mse"]["value"], abs=1e-4)
-        assert [row["true"] for row in rows] == [example.target[0] for example in wanted]
+        assert [row["true"] for row in rows] == [example.target[0] for example in expected]
         return
     right = np.mean([row["correct"] for row in rows])
     assert right == pytest.approx(ours["subset_accuracy" if kind == MULTI else "accuracy"]["value"])

@@ -87,16 +87,18 @@ def finished(
     return finish_titles(model, tokenizer=tokenizer, folder=folder, run=run)
 
 
-def the_card_shows(metrics: dict[str, Any], reported: str, card: str) -> None:
+def check_card(metrics: dict[str, Any], reported: str, card: str) -> None:
     """Compare every table of the card with `metrics.json`."""
     page, ours = Rendered(card), metrics[reported][MODEL]
     accuracy, others = page.titles["Evaluation"]
     for name, *cells in accuracy[1:]:
         entry = metrics[reported][name]["pair_accuracy"]
         assert cells == [
-            f"{entry['value']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}", str(entry["n"]),
+            f"{entry['value']:.3f}",
+            f"{entry['low']:.3f} to {entry['high']:.3f}",
+            str(entry["n"]),
             str(entry["n_groups"]),
-        ]  # fmt: skip
+        ]
     assert [row[0] for row in accuracy[1:]] == list(metrics[reported])
     spelled = {metric_name(name): entry for name, entry in ours.items() if name != "pair_accuracy"}
     assert [row[0] for row in others[1:]] == list(spelled)
@@ -141,9 +143,9 @@ def test_hostile_titles_and_names_are_escaped_in_every_file(bases, tmp_path, cap
     assert f"{MODEL:<21}  {value:.3f}" in printed
     assert ("chosen on the same pairs" in printed) != test
     assert all((folder / name).stat().st_size > 1000 for name in ("training.png", "gap_against_accuracy.png"))
-    the_card_shows(metrics, reported, page)
-    verdict, beside = metrics["verdict"], metrics[reported]
-    values = {name: entry["pair_accuracy"]["value"] for name, entry in beside.items() if name != MODEL}
+    check_card(metrics, reported, page)
+    verdict, entries = metrics["verdict"], metrics[reported]
+    values = {name: entry["pair_accuracy"]["value"] for name, entry in entries.items() if name != MODEL}
     assert verdict["value"] == values[verdict["baseline"]] == max(values.values())
     assert verdict["difference"] == pytest.approx(value - verdict["value"])
     assert f"The best baseline on {reported} is {verdict['baseline']!r}" in printed
@@ -188,8 +190,10 @@ def test_predictions_mark_ties(tmp_path):
     _write_predictions(path, pairs, chosen, np.array([1.0, 2.0 - 1e-7, 0.5]))
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [(row["correct"], row.get("tie", False)) for row in rows] == [
-        (True, False), (False, True), (False, False),
-    ]  # fmt: skip
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
 
 
 def test_a_metric_on_a_dataset_of_the_hub_is_written_to_eval_results(bases, tmp_path):
