@@ -54,9 +54,9 @@ def main() -> None:
 
     # Measure the latency of a head on each layer; save the best head as a model
     points = measure_exits(results, sweep.with_head, rows=sweep.timed)
-    write_exits(args.output_dir, points, figure=sweep.metric, chosen=chosen, results=results)
+    write_exits(args.output_dir, points, metric=sweep.metric, chosen=chosen, results=results)
     metrics = sweep.finish(chosen, seconds=seconds, trackers=trackers)
-    best = {"chosen": chosen, "points": points, "figure": sweep.metric}
+    best = {"chosen": chosen, "points": points, "metric": sweep.metric}
     table = sweep_table(results, **best, baseline=metrics["dev"].get(sweep.BASELINE))
     command = warm_start_command(options, args, model_args, folder=args.output_dir, chosen=chosen.combination)
     next_step = ["", "Next, LoRA that starts from this head:", f"  {shlex.join(command)}"]

@@ -1,7 +1,7 @@
-"""The calibration of a run: fitted on dev, folded into the head before it is saved, recorded and reported.
+"""Calibrate a model on dev: fit a temperature, fold it into the head, and record the metrics.
 
-`config.json` and `metrics.json` hold the same record. It has what was fitted and why, and, once the folded
-model was measured, the calibration metrics before and after on each split.
+`config.json` and `metrics.json` contain the same record: the fitted values and their reason. After the
+evaluation of the folded model it also has the calibration metrics before and after, for each split.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from qwen_task_heads.metrics.thresholds import fit_thresholds
 from qwen_task_heads.reports.finishing import RunRecord
 
 COMPARED = ("macro_f1", "micro_f1")  # at .5 and at the thresholds
-OFF = "none was asked for"
+OFF = "none was requested"
 
 
 def calibrate_texts(
@@ -49,63 +49,67 @@ def calibrate_texts(
     *,
     run: RunRecord,
     sets: TextSets,
-    notes: list[str],
+    messages: list[str],
 ) -> Floats | None:
-    """Fit on dev, fold the temperature into the head, and put thresholds and record into the config.
+    """Fit on dev, fold the temperature into the head, and store thresholds and record in the config.
 
-    Whatever fails leaves the model as it was, with a note.
+    If calibration fails, the model is unchanged and a message says why.
 
     Args:
         model: a trained `PooledClassifier`, or a `PeftModel` around one.
-        logits: gives those of examples (N, L), as a tensor.
-        run: its settings name `calibrate` and `thresholds`.
+        logits: from examples to their logits (N, L), as a tensor.
+        run: its settings contain `calibrate` and `thresholds`.
         sets: of the run.
-        notes: gets a line about what failed, or an option that had no use.
+        messages: receives a failure, or an option without effect.
 
     Returns:
-        Logits (N, L) of dev, if they are those of the finished model; else None.
+        Logits (N, L) of dev if the model is unchanged, so that they remain valid; else None.
     """
     config, kind = model.config, sets.problem_type
-    config.calibration = config.label_thresholds = None  # of what the model was before the run
+    config.calibration = config.label_thresholds = None  # values of the model before the run
     rule = run.settings.get("thresholds")
     if rule is not None and kind != MULTI:
-        notes.append(f"--thresholds {rule} had no use: it is of {MULTI} models")
+        messages.append(f"--thresholds {rule} has no effect: it applies to {MULTI} models")
     if kind == REGRESSION:
         return None
 
     def fit() -> Floats | None:
         raw = logits(sets.dev).double().numpy()
-        known = _of_rows(sets.dev)
-        offered = raw if kind == ORDINAL else within(raw, sets.dev, labels=sets.labels)
-        windows = "an ordinal model averages the log-probabilities of windows, which no head divides"
-        off = OFF if run.settings.get("calibrate") == "none" else ""
-        off = windows if not off and kind == ORDINAL and config.truncation == "windows" else off
-        found = _temperature(kind, offered, off=off, **known)
-        divided = divide_logits(kind, raw, found.value) if found.value != 1 else raw
-        if kind == ORDINAL:  # whose answers it may change
-            kappas = [_kappa(scores, known["targets"]) for scores in (raw, divided)]
+        rows = _targets_and_groups(sets.dev)
+        among_candidates = raw if kind == ORDINAL else within(raw, sets.dev, labels=sets.labels)
+        off = ""
+        if run.settings.get("calibrate") == "none":
+            off = OFF
+        elif kind == ORDINAL and config.truncation == "windows":
+            off = "an ordinal model averages the log-probabilities of windows, which no head divides"
+        temperature = _temperature(kind, among_candidates, off=off, **rows)
+        divided = divide_logits(kind, raw, temperature.value) if temperature.value != 1 else raw
+        if kind == ORDINAL:  # a temperature may change its predictions
+            kappas = [_kappa(scores, rows["targets"]) for scores in (raw, divided)]
             if kappas[1] < kappas[0]:
                 reason = (
                     f"it would lower quadratic kappa on dev ({kappas[0]:.3f}, and {kappas[1]:.3f} with it)"
                 )
-                found, divided = replace(found, value=1.0, reason=reason), raw
-        record = _record(found, off=off)
+                temperature, divided = replace(temperature, value=1.0, reason=reason), raw
+        record = _record(temperature, off=off)
         if kind == MULTI:
-            chosen = fit_thresholds(divided, known["targets"], rule=rule or "f1", groups=known["groups"])
-            held = {name: _sides(*ends) for name, ends in chosen.held_out.items()}
-            never = [sets.labels.names[place] for place in chosen.unreachable]
-            facts = {"rule": rule or "f1", "reason": chosen.reason, "held_out": held}
-            facts["never_predicted"] = never
+            chosen = fit_thresholds(divided, rows["targets"], rule=rule or "f1", groups=rows["groups"])
+            facts = {
+                "rule": rule or "f1",
+                "reason": chosen.reason,
+                "held_out": {name: _before_after(*sides) for name, sides in chosen.held_out.items()},
+                "never_predicted": [sets.labels.names[label] for label in chosen.unreachable],
+            }
             record["thresholds"] = {name: value for name, value in facts.items() if value}
             config.label_thresholds = None if chosen.values is None else list(chosen.values)
         else:
             answers = within(divided, sets.dev, labels=sets.labels)
-            record["risk_coverage"] = risk_coverage(kind, answers, **known)
-        if kind == ORDINAL and found.value != 1:
+            record["risk_coverage"] = risk_coverage(kind, answers, **rows)
+        if kind == ORDINAL and temperature.value != 1:
             record["changed_answers"] = int((raw.argmax(1) != divided.argmax(1)).sum())
-        return _apply(model, found, record, known=raw)
+        return _apply(model, temperature, record, outputs=raw)
 
-    return _attempt(fit, config, notes)
+    return _attempt(fit, config, messages)
 
 
 def calibrate_titles(
@@ -114,57 +118,57 @@ def calibrate_titles(
     *,
     run: RunRecord,
     groups: Sequence[str],
-    notes: list[str],
+    messages: list[str],
 ) -> tuple[Floats, Floats] | None:
-    """The same for a title scorer, whose P(preferred) is calibrated.
+    """Do for a title scorer what `calibrate_texts` does for a classifier; P(preferred) is calibrated.
 
     Args:
         model: a trained `TitleScorer`, or a `PeftModel` around one.
-        scores: gives those of the chosen and the rejected titles of dev, (B,) each.
-        run: its settings name `calibrate`.
+        scores: returns the scores of the chosen and the rejected titles of dev, (B,) each.
+        run: its settings contain `calibrate`.
         groups: keys of the B pairs.
-        notes: gets a line about what failed.
+        messages: receives a failure.
 
     Returns:
-        The scores of dev, if they are those of the finished model; else None.
+        The scores of dev if the model is unchanged, so that they remain valid; else None.
     """
     model.config.calibration = None
 
     def fit() -> tuple[Floats, Floats] | None:
-        known = scores()
-        both = np.stack(known, axis=1)
+        raw = scores()
+        both = np.stack(raw, axis=1)
         off = OFF if run.settings.get("calibrate") == "none" else ""
-        found = _temperature(PAIRS, both, off=off, targets=None, groups=groups)
-        record = _record(found, off=off)
-        record["risk_coverage"] = risk_coverage(PAIRS, both / found.value, groups=groups)
-        return _apply(model, found, record, known=known)
+        temperature = _temperature(PAIRS, both, off=off, targets=None, groups=groups)
+        record = _record(temperature, off=off)
+        record["risk_coverage"] = risk_coverage(PAIRS, both / temperature.value, groups=groups)
+        return _apply(model, temperature, record, outputs=raw)
 
-    return _attempt(fit, model.config, notes)
+    return _attempt(fit, model.config, messages)
 
 
 def measured_texts(
     raw: Mapping[str, Floats], sets: TextSets, config: Any, *, after: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Complete the record of a config: the calibration metrics before and after, on each split.
+    """Return the record of a config with the calibration metrics before and after, for each split.
 
     Args:
-        raw: split to logits (N, L) of the finished model.
+        raw: from split to logits (N, L) of the calibrated model.
         sets: of the run.
         config: of the model, with a record.
-        after: split to the metrics of the finished model.
+        after: from split to metrics of the calibrated model.
     """
     kind, record, metrics = sets.problem_type, dict(config.calibration), {}
-    for name, logits in raw.items():
-        examples = sets.dev if name == "dev" else sets.test
-        known, found = _of_rows(examples), after[name]
+    for split, logits in raw.items():
+        examples = sets.dev if split == "dev" else sets.test
+        rows, calibrated = _targets_and_groups(examples), after[split]
         divided = record["temperature"] != 1
-        before = divide_logits(kind, logits, 1 / record["temperature"]) if divided else logits
-        earlier = calibration_figures(kind, within(before, examples, labels=sets.labels), **known)
-        sides = {key: (value, found[key]) for key, value in earlier.items()}
+        undivided = divide_logits(kind, logits, 1 / record["temperature"]) if divided else logits
+        before = calibration_figures(kind, within(undivided, examples, labels=sets.labels), **rows)
+        sides = {key: (value, calibrated[key]) for key, value in before.items()}
         if config.label_thresholds:
-            half = classification_figures(kind, logits, labels=sets.labels.names, **known)
-            sides |= {key: (half[key], found[key]) for key in COMPARED}
-        metrics[name] = {key: _sides(*values) for key, values in sides.items()}
+            at_half = classification_figures(kind, logits, labels=sets.labels.names, **rows)
+            sides |= {key: (at_half[key], calibrated[key]) for key in COMPARED}
+        metrics[split] = {key: _before_after(*values) for key, values in sides.items()}
     return {**record, "metrics": metrics}
 
 
@@ -175,21 +179,21 @@ def measured_titles(
     *,
     after: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The same for a title scorer; `scores` are those of the finished model, by split."""
+    """Do for a title scorer what `measured_texts` does; `scores` are of the calibrated model, by split."""
     record, metrics = dict(config.calibration), {}
-    for name, pair in scores.items():
-        both = np.stack(pair, axis=1) * record["temperature"]
-        before = calibration_figures(PAIRS, both, groups=groups[name])
-        metrics[name] = {key: _sides(value, after[name][key]) for key, value in before.items()}
+    for split, pair in scores.items():
+        undivided = np.stack(pair, axis=1) * record["temperature"]
+        before = calibration_figures(PAIRS, undivided, groups=groups[split])
+        metrics[split] = {key: _before_after(value, after[split][key]) for key, value in before.items()}
     return {**record, "metrics": metrics}
 
 
 def update_config(config: Any, folder: Path, **values: Any) -> None:
-    """Put values into a config and into the `config.json` of a saved model.
+    """Set values in a config and in the `config.json` of a saved model.
 
     Args:
         config: of the model, changed in place.
-        folder: of the model; its manifest is written afterwards.
+        folder: of the model, before its manifest is written.
         **values: fields of the config.
     """
     config.update(values)
@@ -198,57 +202,60 @@ def update_config(config: Any, folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({**saved, **values}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _of_rows(examples: Sequence[TextExample]) -> dict[str, Any]:
+def _targets_and_groups(examples: Sequence[TextExample]) -> dict[str, Any]:
     return {"targets": [one.target for one in examples], "groups": [one.group for one in examples]}
 
 
 def _temperature(kind: str, logits: Floats, *, targets: Any, groups: Sequence[str], off: str) -> Temperature:
-    """The fitted temperature, or 1 if it is switched off."""
+    """Fit a temperature; return 1 with the reason `off` if there is one."""
     if off:
         return Temperature(value=1.0, rows=len(logits), groups=0, reason=off)
     return fit_temperature(kind, logits, targets, groups=groups)
 
 
 def _kappa(logits: Floats, targets: Sequence[int]) -> float:
-    """Quadratic kappa of the answers; 0 if it is undefined."""
+    """Return quadratic kappa of the predictions; 0 if it is undefined."""
     prediction = EvalPrediction(logits, np.asarray(targets))
     return dev_metrics(ORDINAL)(prediction)["quadratic_kappa"]
 
 
-def _record(found: Temperature, *, off: str) -> dict[str, Any]:
-    """The beginning of the record of a calibration, plain JSON."""
+def _record(temperature: Temperature, *, off: str) -> dict[str, Any]:
+    """Return the JSON record of a fitted temperature."""
     record: dict[str, Any] = {
         "method": "none" if off else "temperature",
-        "temperature": found.value,
+        "temperature": temperature.value,
         "fitted_on": "dev",
-        "rows": found.rows,
+        "rows": temperature.rows,
     }
-    record |= {"groups": found.groups} if found.groups else {}
-    record |= {"reason": found.reason} if found.reason else {}
-    record |= {"held_out_log_loss": _sides(*found.log_loss)} if found.log_loss else {}
+    if temperature.groups:
+        record["groups"] = temperature.groups
+    if temperature.reason:
+        record["reason"] = temperature.reason
+    if temperature.log_loss:
+        record["held_out_log_loss"] = _before_after(*temperature.log_loss)
     return record
 
 
-def _sides(before: Any, after: Any) -> dict[str, Any]:
+def _before_after(before: Any, after: Any) -> dict[str, Any]:
     return {"before": before, "after": after}
 
 
-def _apply(model: Any, found: Temperature, record: dict[str, Any], *, known: Any) -> Any:
-    """Fold and record; give what is known of dev if it still holds."""
+def _apply(model: Any, temperature: Temperature, record: dict[str, Any], *, outputs: Any) -> Any:
+    """Store the record and fold the temperature; return the outputs of dev if they did not change."""
     model.config.calibration = record
-    if found.value == 1:
-        return known
-    fold_temperature(model, found.value)
+    if temperature.value == 1:
+        return outputs
+    fold_temperature(model, temperature.value)
     return None
 
 
-def _attempt(fit: Callable[[], Any], config: Any, notes: list[str]) -> Any:
-    """Run a calibration; note whatever fails, because the model must be saved."""
+def _attempt(fit: Callable[[], Any], config: Any, messages: list[str]) -> Any:
+    """Run a calibration; a failure becomes a message, because the model must still be saved."""
     try:
         return fit()
     except (TaskHeadsError, ValueError, ArithmeticError, RuntimeError, MemoryError, ImportError) as error:
         config.calibration = None
         if "label_thresholds" in config.__dict__:
             config.label_thresholds = None
-        notes.append(f"not calibrated: {error}")
+        messages.append(f"not calibrated: {error}")
         return None

@@ -1,7 +1,7 @@
-"""What all cards say of a run: the verdict beside baselines, the checkpoint picked, the settings in force.
+"""Lines that all cards share: comparison with baselines, selected checkpoint, settings in effect.
 
-Figures come from `metrics.json`'s dictionary. Which step was picked only the trainer's log knows; it is told
-where the log's figure of that step is also the dev figure of the finished model, and else left out.
+Metrics come from the dictionary of `metrics.json`. The selected step comes from the log of the trainer. It is
+stated if the logged metric of that step equals the dev metric of the finished model; else it is omitted.
 """
 
 from __future__ import annotations
@@ -10,54 +10,59 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads.reports.finishing import MODEL
-from qwen_task_heads.reports.markdown import figure, figure_name, plain
+from qwen_task_heads.reports.markdown import escape, format_value, metric_name
 
 if TYPE_CHECKING:
     from qwen_task_heads.reports.finishing import RunRecord
 
-AGREES = 0.005  # the log is of training's own precision, `metrics.json` of fp32
-# What plays no part in a run, name of the setting to when that is so.
-IDLE: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-    "mix_ratio": lambda told: not told.get("mix"),
-    "window_overlap": lambda told: told.get("truncation") != "windows",
-    "window_aggregation": lambda told: told.get("truncation") != "windows",
-    "head_activation": lambda told: told.get("head") != "mlp",
-    "head_sizes": lambda told: told.get("head") != "mlp",
-    "streaming": lambda told: not told["streaming"],
-    "token_dropout": lambda told: not told["token_dropout"],
-    "label_smoothing_factor": lambda told: not told["label_smoothing_factor"],
-    "min_impressions": lambda told: not told["min_impressions"],
-    "max_p_value": lambda told: told["max_p_value"] == 1.0,
-    "greater_is_better": lambda told: True,  # the name of the metric says it
-    # Of a sweep, what was tried; what was picked stands in the settings of the head.
-    **dict.fromkeys(
-        ("layers", "poolings", "heads", "losses", "penalties", "seeds", "tolerance", "task"),
-        lambda told: "penalties" in told,
-    ),
-    # A linear head is solved; steps and rates are those of an MLP.
-    **dict.fromkeys(
-        (
-            "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
-            "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
-            "optim", "disable_dropout",
-        ),
-        lambda told: "penalty" in told,
-    ),
-}  # fmt: skip
+TOLERANCE = 0.005  # the log has the precision of the training, `metrics.json` fp32
+SWEPT = ("layers", "poolings", "heads", "losses", "penalties", "seeds", "tolerance", "task")
+OPTIMIZER = (
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "max_grad_norm",
+    "optim",
+    "disable_dropout",
+)
+# From a setting to the condition under which it has no effect on the run.
+WITHOUT_EFFECT: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "mix_ratio": lambda settings: not settings.get("mix"),
+    "window_overlap": lambda settings: settings.get("truncation") != "windows",
+    "window_aggregation": lambda settings: settings.get("truncation") != "windows",
+    "head_activation": lambda settings: settings.get("head") != "mlp",
+    "head_sizes": lambda settings: settings.get("head") != "mlp",
+    "streaming": lambda settings: not settings["streaming"],
+    "token_dropout": lambda settings: not settings["token_dropout"],
+    "label_smoothing_factor": lambda settings: not settings["label_smoothing_factor"],
+    "min_impressions": lambda settings: not settings["min_impressions"],
+    "max_p_value": lambda settings: settings["max_p_value"] == 1.0,
+    "greater_is_better": lambda settings: True,  # implied by the name of the metric
+    # The values that a sweep tried; those of the saved head are among the other settings.
+    **dict.fromkeys(SWEPT, lambda settings: "penalties" in settings),
+    # A linear head is solved; these settings apply to an MLP.
+    **dict.fromkeys(OPTIMIZER, lambda settings: "penalty" in settings),
+}
 
 
-STANDS = {"above": "above it", "level": "level with it", "below": "below it"}
+COMPARISONS = {"above": "above it", "level": "level with it", "below": "below it"}
 
 
 def verdict_lines(
     metrics: Mapping[str, Any], *, name_of: Callable[[str], str] = repr, strong: str = ""
 ) -> list[str]:
-    """Where the model stands beside the best baseline, for the screen or a card; [] without a verdict.
+    """Return sentences that compare the model with the best baseline; [] without a verdict.
 
     Args:
-        metrics: the content of `metrics.json`, with `verdict` of `metrics.verdicts.give_verdict`.
-        name_of: writes the name of a baseline.
-        strong: stands on both sides of a word that is not above.
+        metrics: content of `metrics.json`, with `verdict` of `metrics.verdicts.give_verdict`.
+        name_of: formats the name of a baseline.
+        strong: markup on both sides of the comparison, unless it is "above".
 
     Example:
         >>> from qwen_task_heads.reports.card_lines import verdict_lines
@@ -67,34 +72,40 @@ def verdict_lines(
         The best baseline on test is 'TF-IDF' (accuracy 0.500); this model is above it: +0.100 (95% paired \
 interval +0.040 to +0.160).
     """
-    found = metrics.get("verdict")
-    if not found:
+    verdict = metrics.get("verdict")
+    if not verdict:
         return []
-    split, metric = found["split"], figure_name(found["metric"])
-    told = []
-    for entry, what in ((found, f"The best baseline on {split}"), (found.get("beside"), "Another baseline")):
+    split, metric = verdict["split"], metric_name(verdict["metric"])
+    entries = [(f"The best baseline on {split}", verdict), ("Another baseline", verdict.get("beside"))]
+    sentences = []
+    for subject, entry in entries:
         if entry:
-            word = STANDS[entry["word"]]
-            word = word if entry["word"] == "above" else f"{strong}{word}{strong}"
-            of = f"{metric} {figure(entry['value'])}"
-            said = f"{name_of(entry['baseline'])} ({of}); this model is {word}: {_difference(entry)}"
-            told.append(f"{what} is {said}.")
-    return told
+            comparison = COMPARISONS[entry["word"]]
+            if entry["word"] != "above":
+                comparison = f"{strong}{comparison}{strong}"
+            baseline = f"{name_of(entry['baseline'])} ({metric} {format_value(entry['value'])})"
+            sentences.append(f"{subject} is {baseline}; this model is {comparison}: {_difference(entry)}.")
+    return sentences
 
 
 def card_verdict(metrics: Mapping[str, Any], split: str) -> str:
-    """The verdict as a paragraph of a card; "" without baselines."""
-    lines = verdict_lines(metrics, name_of=lambda name: f"“{plain(name)}”", strong="**")
-    return " ".join([*lines, *([line] if (line := lookup_line(metrics, split)) else [])])
+    """Return the comparison with the baselines as a paragraph of a card; "" without baselines."""
+    lines = verdict_lines(metrics, name_of=lambda name: f"“{escape(name)}”", strong="**")
+    if line := lookup_line(metrics, split):
+        lines.append(line)
+    return " ".join(lines)
 
 
 def lookup_line(metrics: Mapping[str, Any], split: str) -> str:
-    """What the lookup of training rows rests on, where it knows some; "" where it knows none."""
-    found = metrics.get("lookup", {}).get(split)
-    if not found or not found["known"]:
+    """Return the coverage of the lookup baseline; "" if no row of the split is in train."""
+    report = metrics.get("lookup", {}).get(split)
+    if not report or not report["known"]:
         return ""
-    share = f"{found['known']:,} of {found['rows']:,} rows of {split} ({100 * found['coverage']:.1f}%)"
-    return f"The lookup of train rows knows {share}. It reads no words, and is right by leaks alone."
+    share = f"{report['known']:,} of {report['rows']:,} rows of {split} ({100 * report['coverage']:.1f}%)"
+    return (
+        f"The lookup of train rows knows {share}. It compares whole texts, so its accuracy measures "
+        "leakage only."
+    )
 
 
 def _difference(entry: Mapping[str, Any]) -> str:
@@ -105,7 +116,7 @@ def _difference(entry: Mapping[str, Any]) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference with its sign.
+    """Format a difference with its sign.
 
     Example:
         >>> from qwen_task_heads.reports.card_lines import signed
@@ -116,12 +127,12 @@ def signed(value: float) -> str:
 
 
 def picked_line(run: RunRecord, metrics: Mapping[str, Any], *, main: str) -> str:
-    """Step and dev figure of the checkpoint that was picked, to follow "on the dev set"; "" if not known.
+    """Return step and dev metric of the selected checkpoint, to follow "on the dev set"; "" if unknown.
 
     Args:
-        run: of which the log of the trainer holds a figure per look at dev.
-        metrics: the content of `metrics.json`.
-        main: the figure in it that the trainer picks by, where it picks by its usual one.
+        run: its log has the metric of each evaluation on dev.
+        metrics: content of `metrics.json`.
+        main: metric that selects checkpoints by default.
     """
     key = str(run.settings.get("metric_for_best_model") or "")
     key = key if key.startswith("eval_") else f"eval_{key}"
@@ -129,26 +140,33 @@ def picked_line(run: RunRecord, metrics: Mapping[str, Any], *, main: str) -> str
         "dev", ()
     ):
         return ""
-    looks = [entry for entry in run.log_history if entry.get(key) is not None]
+    evaluations = [entry for entry in run.log_history if entry.get(key) is not None]
     value = metrics["dev"][MODEL][main]["value"]
-    if not looks or value is None:
+    if not evaluations or value is None:
         return ""
-    best = max(looks, key=lambda entry: float(entry[key]))  # the first of equals, as the trainer does
-    if abs(float(best[key]) - value) > AGREES:
+    best = max(evaluations, key=lambda entry: float(entry[key]))  # the first of equals, as the trainer does
+    if abs(float(best[key]) - value) > TOLERANCE:
         return ""
-    which = f"penalty {best['penalty']:g}" if "penalty" in best else f"step {best['step']:,}"
-    return f"{which}, with {figure_name(main)} {figure(value)} there"
+    selected = f"penalty {best['penalty']:g}" if "penalty" in best else f"step {best['step']:,}"
+    return f"{selected}, with {metric_name(main)} {format_value(value)} there"
 
 
-def in_force(settings: Mapping[str, str], run: RunRecord, *, cut: Collection[str]) -> dict[str, str]:
-    """The rows of the table of settings without those that play no part.
+def settings_in_effect(
+    settings: Mapping[str, str], run: RunRecord, *, cut: Collection[str]
+) -> dict[str, str]:
+    """Return the rows of the table of settings that had an effect on the run.
 
     Args:
-        settings: rows as shown.
-        run: its settings as they were.
-        cut: names of the sets that were cut from the training data, by `dev_fraction` and `test_fraction`.
+        settings: rows of the table, escaped.
+        run: its settings, not escaped.
+        cut: splits that were cut from the training data, by `dev_fraction` and `test_fraction`.
     """
-    idle = {plain(name) for name, rest in IDLE.items() if name in run.settings and rest(run.settings)}
-    idle |= {"metric_for_best_model"} if not run.picked else set()
-    idle |= {plain(f"{name}_fraction") for name in ("dev", "test") if name not in cut}
-    return {name: value for name, value in settings.items() if name not in idle}
+    omitted = {
+        escape(name)
+        for name, applies in WITHOUT_EFFECT.items()
+        if name in run.settings and applies(run.settings)
+    }
+    if not run.picked:
+        omitted.add("metric_for_best_model")
+    omitted |= {escape(f"{split}_fraction") for split in ("dev", "test") if split not in cut}
+    return {name: value for name, value in settings.items() if name not in omitted}

@@ -1,65 +1,49 @@
-"""Model cards: every number comes from the metrics of the run, every piece of free text is escaped.
+"""Render model cards from templates, and update sections of rendered cards.
 
 Design:
-- Templates are the Markdown files in `model_cards/`, which is installed as `qwen_task_heads.model_cards`:
-  one page of sections that all models share, and one page per kind of model that fills its blocks.
-- Free text goes through `plain` (one line, shown as itself), `code`, `link` or `fenced` (`shown.py`), and
-  never into a template as it is.
-- What is known only when a model is published (proof of equality, form) replaces a section of the finished
-  card; a section runs from its `## heading` to the next, and free text can start no line with one.
+- Templates are the Markdown files in `model_cards/`, which are installed as `qwen_task_heads.model_cards`.
+  `card.md` has the sections of all models; one template per kind of model fills its blocks.
+- Every number comes from the metrics of the run.
+- Free text passes through `escape`, `code`, `link` or `fenced` (`markdown.py`) before it reaches a template.
+- Publishing adds the verification and the export format. Each replaces a section of the rendered card. A
+  section ends at the next `## ` heading; escaped text cannot start a line with one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
 from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE
-from qwen_task_heads.reports.markdown import (
-    code,
-    fenced,
-    figure,
-    figure_name,
-    interval,
-    link,
-    one_line,
-    plain,
-)
+from qwen_task_heads.reports.markdown import escape, one_line
 from qwen_task_heads.training.publish_arguments import LICENCES, OWN_LICENCE
 
-__all__ = [
-    "code", "fenced", "figure", "figure_name", "interval", "link", "metadata", "one_line", "plain", "render",
-    "with_form", "with_onnx", "with_parity",
-]  # fmt: skip
-
 PARITY, LOAD, ONNX = "Parity", "How to load it", "ONNX"
-# What the logits of a graph are, by a tag of the card; the graph ends where the head does.
+# Meaning of the logits of an ONNX graph, by a tag of the card; the graph ends with the head.
 LOGITS = {
     "title-scorer": "The logit is the score of a title, higher is better; of two titles, P(A preferred) is "
     "the sigmoid of score(A) − score(B).",
-    "multi-label-classification": "Probabilities are yours to take: the sigmoid of each logit, in the order "
-    "of `id2label` in `config.json`. A label is predicted from its threshold in `label_thresholds` on, or "
-    "from .5 where there are none.",
-    "regression": "The logits are the numbers themselves.",
-    "": "Probabilities are yours to take: the softmax over the logits of a text, in the order of `id2label` "
-    "in `config.json`.",
+    "multi-label-classification": "Probabilities are the sigmoid of each logit, in the order of `id2label` "
+    "in `config.json`. A label is predicted if its probability reaches its threshold in `label_thresholds`, "
+    "or .5 without thresholds.",
+    "regression": "The logits are the predicted values.",
+    "": "Probabilities are the softmax over the logits of a text, in the order of `id2label` in "
+    "`config.json`.",
 }
-# What an artefact was held against: what the run kept, or nothing but the folder itself.
-TRAINED = "compared with the trained model on held texts"
-FOLDER = (
-    "compared with this folder as it stood when it was published; no answers of the training run were kept"
-)
-# As a card says what its repo holds; `with_form` replaces the first by what was made of it.
+# The reference of the comparison: answers that the run recorded, or the published folder itself.
+TRAINED = "compared with the trained model on held-out texts"
+FOLDER = "compared with this folder at the time of publishing; no answers of the training run were recorded"
+# Contents of a repo as its card states them; `with_form` replaces them by the export format.
 ADAPTER, FULL, ADAPTER_ALONE = "An adapter with its head", "A full model", "An adapter"
 MERGED = "A full model, merged from an adapter,"
 STOCK = "A full model in a stock class of transformers,"
 
 
 def licence_fields(name: str | None) -> dict[str, str]:
-    """The licence as hubs take it: an id of `LICENCES`, else `other` with a name of its own (`other:name`).
+    """Return a licence as hub metadata: an id of `LICENCES`, or `other` with a name (`other:name`).
 
     Example:
         >>> from qwen_task_heads.reports.cards import licence_fields
@@ -85,26 +69,26 @@ def metadata(
     dataset: str,
     dataset_type: str,
     split: str,
-    figures: Sequence[tuple[str, str, float]],
+    metrics: Sequence[tuple[str, str, float]],
     language: Sequence[str] = (),
     license: str | None = None,
     datasets: Sequence[str] = (),
 ) -> str:
-    """YAML front matter, without the dashes; names become one line, where YAML would fold them.
+    """Return the YAML front matter of a card, without the dashes; names are made one line.
 
-    It is written by huggingface_hub's own classes, so that the hub reads what was meant.
+    The classes of huggingface_hub write it, so that the hub can read every field.
 
     Args:
         name: of the model.
         base: repo id of the base, or None.
         relation: `adapter` or `finetune`.
         task: the hub's name of the pipeline, such as `text-classification`.
-        tags: beside `qwen-task-heads`.
-        dataset, dataset_type, split: what the figures were measured on.
-        figures: (type, name, value) of each.
-        language: codes, where they are known.
-        license: of the model; None leaves it out.
-        datasets: ids of the hub that the model was trained or measured on.
+        tags: in addition to `qwen-task-heads`.
+        dataset, dataset_type, split: data that the metrics were measured on.
+        metrics: (type, name, value) of each.
+        language: codes of the languages, if known.
+        license: of the model; None omits it.
+        datasets: ids of hub datasets that the model was trained or evaluated on.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -119,7 +103,7 @@ def metadata(
         base_model=base,
         base_model_relation=relation if base else None,
         datasets=list(datasets) or None,
-        metrics=list(dict.fromkeys(kind for kind, _, _ in figures)) or None,
+        metrics=list(dict.fromkeys(kind for kind, _, _ in metrics)) or None,
         tags=[*tags, "qwen-task-heads"],
         eval_results=[
             EvalResult(
@@ -131,21 +115,21 @@ def metadata(
                 metric_name=title,
                 metric_value=round(value, 4),
             )
-            for kind, title, value in figures
+            for kind, title, value in metrics
         ],
     )
     return data.to_yaml()
 
 
 def render(template: str, **fields: Any) -> str:
-    """Fill `model_cards/<template>.md`; a field that the template misses is an error.
+    """Render `model_cards/<template>.md`; a missing field is an error.
 
     Args:
         template: name of the template, such as `title_scorer`.
-        **fields: values; free text must have passed through `plain`.
+        **fields: values of the fields; free text must be escaped.
     """
     text = _environment().get_template(f"{template}.md").render(**fields)
-    # blocks that are left out leave their blank lines behind
+    # Omitted blocks leave their blank lines.
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -154,7 +138,7 @@ def _environment() -> Any:
     import jinja2
 
     folder = resources.files("qwen_task_heads.model_cards")
-    # Markdown, not HTML: `plain` escapes what autoescape would not.
+    # No autoescape: it escapes HTML only; `escape` covers Markdown too.
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
         undefined=jinja2.StrictUndefined,
@@ -166,20 +150,20 @@ def _environment() -> Any:
 def with_parity(
     card: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = (), *, against: str = TRAINED
 ) -> str:
-    """The card with what was proven before publishing, in place of what stood there.
+    """Return the card with the results of the verification in its section "Parity".
+
+    If the rows include an ONNX graph, the card also gets the section that runs it.
 
     Args:
-        card: as it stands; one without the section gets it at its end.
-        rows: of the table, column to cell: text, a number, True or False, or None. Columns are those of the
-            first row.
+        card: rendered card; the section is appended if the card lacks it.
+        rows: of the table, column to cell: text, a number, True or False, or None. The first row determines
+            the columns.
         notes: sentences under the table.
         against: `TRAINED` or `FOLDER`.
 
-    Where a graph is among the rows, the card also gets the section that says how to run it.
-
     Example:
         >>> from qwen_task_heads.reports.cards import with_parity
-        >>> card = "# a\\n\\n## Parity\\n\\nNo proof.\\n\\n## Versions\\n"
+        >>> card = "# a\\n\\n## Parity\\n\\nNot verified.\\n\\n## Citation\\n"
         >>> row = {"artefact": "adapter", "largest difference": 8.1e-07, "bound": 1e-4}
         >>> print(with_parity(card, [row]).split("\\n\\n")[3])
         | artefact | largest difference | bound |
@@ -188,31 +172,34 @@ def with_parity(
     """
     if graphs := {str(row.get("artefact")) for row in rows} & {"onnx", "onnx_int8"}:
         card = with_onnx(card, int8="onnx_int8" in graphs)
-    said = [f"Each artefact was opened again in a clean process and {against}."]
+    blocks = [f"Each artefact was loaded in a clean process and {against}."]
     if rows:
         names = list(rows[0])
-        lines = [[plain(name.replace("_", " ")) for name in names], ["---"] * len(names)]
-        lines += [[_shown(row[name]) for name in names] for row in rows]
+        lines = [[escape(name.replace("_", " ")) for name in names], ["---"] * len(names)]
+        lines += [[_cell(row[name]) for name in names] for row in rows]
         table = ["| " + " | ".join(line) + " |" for line in lines]
         table[1] = table[1].replace(" ", "")
-        said.append("\n".join(table))
-    said += ["\n".join(f"- {plain(note)}" for note in notes)] * bool(notes)
-    return _replace(card, PARITY, "\n\n".join(said))
+        blocks.append("\n".join(table))
+    if notes:
+        blocks.append("\n".join(f"- {escape(note)}" for note in notes))
+    return _replace_section(card, PARITY, "\n\n".join(blocks))
 
 
 def with_onnx(card: str, *, int8: bool) -> str:
-    """The card of a repo with `onnx/`, with the lines that run it, before the proof of it.
+    """Return the card with a section that runs the ONNX files of its repo, before "Parity".
 
     Args:
-        card: as it stands; it names the repo, the kind of the model and what a call looks like.
-        int8: `onnx/model_int8.onnx` is there too.
+        card: rendered card; repo, kind of model and inputs are read from it.
+        int8: the repo also has `onnx/model_int8.onnx`.
     """
     from huggingface_hub import ModelCard
 
     tags = ModelCard(card).data.to_dict().get("tags") or []
-    inputs = _asked(card)
+    inputs = _pipeline_input(card)
     paired = inputs.startswith("{")  # a prompt and a title, or two texts
-    texts = ", ".join(f"[{text}]" for text in re.findall(r'"text(?:_pair)?": ("[^"]*")', _one(inputs)))
+    texts = ", ".join(
+        f"[{text}]" for text in re.findall(r'"text(?:_pair)?": ("[^"]*")', _single_input(inputs))
+    )
     section = render(
         "onnx",
         repo=_repo(card),
@@ -230,29 +217,30 @@ def with_onnx(card: str, *, int8: bool) -> str:
 
 
 def _repo(card: str) -> str:
-    """What the card's calls open."""
+    """Return the repo that the code of a card loads."""
     found = re.search(r'from_pretrained\("([^"\n]*)"', card)
     return found.group(1) if found else HERE
 
 
-def _asked(card: str) -> str:
-    """What the card's call of a pipeline is given."""
-    asked = re.search(r"^(?:classify|ranker|score)\((.*?)(?:, top_k=None)?\)$", card, re.MULTILINE)
-    return asked.group(1) if asked else '["A text"]'
+def _pipeline_input(card: str) -> str:
+    """Return the argument of the pipeline call in the code of a card."""
+    found = re.search(r"^(?:classify|ranker|score)\((.*?)(?:, top_k=None)?\)$", card, re.MULTILINE)
+    return found.group(1) if found else '["A text"]'
 
 
-def _one(inputs: str) -> str:
-    """One input of a stock pipeline, which reads a prompt and one title where ours ranks several."""
+def _single_input(inputs: str) -> str:
+    """Return an input of a stock pipeline, which reads a prompt with one title, not with several."""
     ranked = inputs.startswith('{"titles"')
     return '{"text": "The text", "text_pair": "A plain title"}' if ranked else inputs
 
 
 def with_form(card: str, form: str) -> str:
-    """The card of an adapter's or a full model's run, as it holds for the form that is published.
+    """Return the card of a run, changed to the export format that is published.
 
     Args:
         card: of the run folder.
-        form: `saved` (as it is), `merged` (full weights in our class) or `stock` (a class of transformers).
+        form: `saved` (unchanged), `merged` (full weights in a class of this package) or `stock` (a class of
+            transformers).
     """
     if form == "saved":
         return card
@@ -262,9 +250,10 @@ def with_form(card: str, form: str) -> str:
     page = ModelCard(card)
     if page.data.get("base_model"):
         page.data["base_model_relation"] = "finetune"
-    for kind, become in ((ADAPTER, STOCK if stock else MERGED), (FULL, STOCK if stock else FULL)):
-        page.text = page.text.replace(f"\n{kind} on ", f"\n{become} on ", 1)
-    inputs = _one(_asked(page.text)) if stock else _asked(page.text)
+    for kind, exported in ((ADAPTER, STOCK if stock else MERGED), (FULL, STOCK if stock else FULL)):
+        page.text = page.text.replace(f"\n{kind} on ", f"\n{exported} on ", 1)
+    inputs = _pipeline_input(page.text)
+    inputs = _single_input(inputs) if stock else inputs
     section = render(
         "load",
         repo=_repo(page.text),
@@ -275,20 +264,20 @@ def with_form(card: str, form: str) -> str:
         answers=False,
         stock=stock,
     )
-    return _replace(str(page), LOAD, section.split("\n", 1)[1].strip())
+    return _replace_section(str(page), LOAD, section.split("\n", 1)[1].strip())
 
 
-def _replace(card: str, heading: str, body: str) -> str:
+def _replace_section(card: str, heading: str, body: str) -> str:
     section = re.compile(rf"^## {heading}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     text = f"## {heading}\n\n{body}\n\n"
-    put: Callable[[re.Match[str]], str] = lambda _: text  # noqa: E731 - a string would read its backslashes
-    replaced, count = section.subn(put, card, count=1)
+    # A function, because a replacement string would interpret the backslashes of the text.
+    replaced, count = section.subn(lambda _: text, card, count=1)
     return (replaced if count else f"{card.rstrip()}\n\n{text}").rstrip() + "\n"
 
 
-def _shown(value: Any) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.3g}" if isinstance(value, float) else plain(value)
+    return f"{value:.3g}" if isinstance(value, float) else escape(value)

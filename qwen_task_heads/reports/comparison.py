@@ -1,15 +1,15 @@
-"""Engines on the same rows: figures, what they cost, which differences are real, and what to use.
+"""Compare engines on the same rows: metrics, latency, and paired differences.
 
 Design decisions:
-- All engines and baselines answer the same rows in this process, and are compared pair by pair on the same
-  resamples of groups: the interval of a difference is narrower than two intervals suggest. McNemar's exact
-  test (1947) stands beside it where every row is its own group.
-- Of pairs of titles the scores are those of the chosen and of the rejected one: their difference is the logit
-  of P(preferred), and accuracy, log loss and calibration are those of `metrics.ranking`.
-- Time of one text, or pair, is the median over batches of one; throughput is that of one pass over all rows,
-  which is also where the answers come from. Where each text has examples of its own, what choosing them took
-  is in both, as the average over all rows.
-- What is measured is loaded in `comparison_engines.py`; the advice that follows has `comparison_advice.py`.
+- All engines and baselines score the same rows in this process. Each pair of them is compared on the same
+  resamples of groups, so the interval of a difference is narrower than two separate intervals suggest.
+  McNemar's exact test (1947) is added if every row is its own group.
+- The scores of a pair of titles are those of the chosen and of the rejected title. Their difference is the
+  logit of P(preferred); accuracy, log loss and calibration error are those of `metrics.ranking`.
+- Latency is the median over batches of one text, or pair. Throughput is that of one pass over all rows, which
+  also gives the scores. If each text has its own few-shot examples, both include the average time of their
+  selection.
+- `comparison_engines.py` loads engines, `comparison_advice.py` derives the advice.
 """
 
 from __future__ import annotations
@@ -37,33 +37,37 @@ from qwen_task_heads.metrics.weighted import bootstrap, interval, of_classes
 
 Row = TypeVar("Row", TextExample, PairExample)
 BASELINE = "baseline"
-FIGURES = ("accuracy", "macro_f1", "log_loss", "ece")
+METRICS = ("accuracy", "macro_f1", "log_loss", "ece")
 COMPARED = ("accuracy", "macro_f1")
-OF_TITLES = {"accuracy": "pair_accuracy", "log_loss": "log_loss", "ece": "ece"}  # here and in `metrics`
+TITLE_METRICS = {
+    "accuracy": "pair_accuracy",
+    "log_loss": "log_loss",
+    "ece": "ece",
+}  # name in `ranking_metrics`
 ALONE = 32  # texts that are timed one by one
-WARM = 3  # texts before the clock counts
+WARMUP = 3  # texts before the first measured time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One engine or baseline on the rows.
+    """Scores, metrics and times of one engine or baseline.
 
     Args:
-        name: as in the table.
+        name: name in the table.
         kind: one of `engine_options.KINDS`, or `baseline`.
         scores: (N, L) float64 in the order of the schema; of titles (N, 2), chosen first.
-        figures: of `classification_figures` or `ranking_metrics`, those of `FIGURES`.
+        metrics: of `classification_figures` or `ranking_metrics`, those of `METRICS`.
         seconds_alone: per text in batches of one: median, quartiles `low` and `high`, `n`.
         texts_per_second: of one pass over all rows.
-        device: where it ran.
-        training: rows, seconds and device of its training; None where it was not trained, {} if unknown.
-        notes: what became of long texts.
+        device: device of the engine.
+        training: rows, seconds and device of its training; None if it was not trained, {} if unknown.
+        notes: messages on truncated texts.
     """
 
     name: str
     kind: str
     scores: Floats
-    figures: dict[str, dict[str, Any]]
+    metrics: dict[str, dict[str, Any]]
     seconds_alone: dict[str, float]
     texts_per_second: float
     device: str
@@ -71,12 +75,23 @@ class Measured:
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the scores, for JSON."""
-        told = {name: value for name, value in vars(self).items() if name != "scores"}
-        return {**told, "training": self.training and {k: self.training[k] for k in _TOLD & {*self.training}}}
+        """Return the entry of `comparison.json`, which has no scores."""
+        training = self.training
+        if training:
+            training = {key: value for key, value in training.items() if key in _TRAINING_KEYS}
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "figures": self.metrics,
+            "seconds_alone": self.seconds_alone,
+            "texts_per_second": self.texts_per_second,
+            "device": self.device,
+            "training": training,
+            "notes": self.notes,
+        }
 
 
-_TOLD = {"rows", "seconds", "device", "processes", "resumed"}
+_TRAINING_KEYS = {"rows", "seconds", "device", "processes", "resumed"}
 
 
 def measure(
@@ -91,15 +106,15 @@ def measure(
     choosing: float = 0.0,
     **facts: Any,
 ) -> Measured:
-    """Time an engine text by text and in one pass, and measure its answers.
+    """Time an engine text by text and in one pass, and compute its metrics.
 
     Args:
-        scores_of: examples (n) to scores as of `Measured`, a tensor or an array.
+        scores_of: from examples to scores as in `Measured`, a tensor or an array.
         examples: N rows with the id of their label, or pairs of titles.
-        name, kind, device: as of `Measured`.
+        name, kind, device: see `Measured`.
         labels: the schema; None for titles.
-        alone: texts that are timed one by one, spread over the rows.
-        choosing: seconds per text that choosing its examples took before; added to every time.
+        alone: number of texts that are timed one by one, spread over the rows.
+        choosing: seconds per text for the selection of its few-shot examples; added to every time.
         **facts: `training` and `notes` of `Measured`.
 
     Example:
@@ -107,49 +122,50 @@ def measure(
         >>> from qwen_task_heads.reports.comparison import measure
         >>> rows = [TextExample(text="a", target=0), TextExample(text="b", target=1)]
         >>> always = lambda rows: np.tile([1.0, 0.0], (len(rows), 1))
-        >>> found = measure(always, rows, name="x", kind="baseline", labels=LabelMap(("a", "b")), device="CPU")
-        >>> found.figures["accuracy"]["value"], "ece" in found.figures
+        >>> labels = LabelMap(("a", "b"))
+        >>> found = measure(always, rows, name="x", kind="baseline", labels=labels, device="CPU")
+        >>> found.metrics["accuracy"]["value"], "ece" in found.metrics
         (0.5, False)
     """
-    places = np.linspace(0, len(examples) - 1, min(alone, len(examples))).round().astype(int).tolist()
-    for place in places[:WARM]:
-        scores_of([examples[place]])
-    seconds = [choosing + _clocked(scores_of, [examples[place]])[0] for place in places]
-    whole, found = _clocked(scores_of, examples)
-    scores = np.asarray(found, np.float64)
-    figures = _figures(scores, examples, labels=labels)
-    wanted = [key for key in (COMPARED if kind == BASELINE else FIGURES) if key in figures]
+    timed = np.linspace(0, len(examples) - 1, min(alone, len(examples))).round().astype(int).tolist()
+    for index in timed[:WARMUP]:
+        scores_of([examples[index]])
+    seconds = [choosing + _clocked(scores_of, [examples[index]])[0] for index in timed]
+    pass_seconds, outputs = _clocked(scores_of, examples)
+    scores = np.asarray(outputs, np.float64)
+    metrics = _metrics(scores, examples, labels=labels)
+    reported = [key for key in (COMPARED if kind == BASELINE else METRICS) if key in metrics]
     low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
     return Measured(
         name=name,
         kind=kind,
         scores=scores,
-        figures={key: figures[key] for key in wanted},
+        metrics={key: metrics[key] for key in reported},
         seconds_alone={"median": middle, "low": low, "high": high, "n": len(seconds)},
-        texts_per_second=len(examples) / (whole + choosing * len(examples)),
+        texts_per_second=len(examples) / (pass_seconds + choosing * len(examples)),
         device=device,
         **facts,
     )
 
 
-def _figures(
+def _metrics(
     scores: Floats, examples: Sequence[Any], *, labels: LabelMap | None
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of scores by their names here."""
+    """Return the metrics of scores, by the names in `METRICS`."""
     groups = [example.group for example in examples]
     if labels is None:
-        keys = [group or f"\0{place}" for place, group in enumerate(groups)]  # "" is a pair on its own
-        found = ranking_metrics(scores[:, 0], scores[:, 1], groups=keys)
-        return {here: found[there] for here, there in OF_TITLES.items()}
+        keys = [group or f"\0{index}" for index, group in enumerate(groups)]  # no group: a group of its own
+        metrics = ranking_metrics(scores[:, 0], scores[:, 1], groups=keys)
+        return {name: metrics[ranking_name] for name, ranking_name in TITLE_METRICS.items()}
     targets = [example.target for example in examples]
     return classification_figures(SINGLE, scores, targets, labels=labels.names, groups=groups)
 
 
 def draw_groups(examples: Sequence[Row], *, rows: int, seed: int = 0) -> list[Row]:
-    """Draw whole groups at random, as many as `rows` hold, in the order of the rows; never none.
+    """Draw whole groups at random up to a number of rows, and return them in the order of the rows.
 
-    A group that is cut would count as a small one, and intervals are over groups. So the first group is kept
-    also where it has more rows.
+    Groups are not split, because intervals are over groups. At least one group is drawn, even if it has more
+    rows.
 
     Example:
         >>> from qwen_task_heads.reports.comparison import draw_groups
@@ -158,14 +174,14 @@ def draw_groups(examples: Sequence[Row], *, rows: int, seed: int = 0) -> list[Ro
         6
     """
     groups: dict[object, list[int]] = {}
-    for place, example in enumerate(examples):
-        groups.setdefault(example.group or place, []).append(place)
+    for index, example in enumerate(examples):
+        groups.setdefault(example.group or index, []).append(index)
     drawn: list[int] = []
     for group in random.Random(seed).sample([*groups.values()], len(groups)):
         if drawn and len(drawn) + len(group) > rows:
             break
         drawn += group
-    return [examples[place] for place in sorted(drawn)]
+    return [examples[index] for index in sorted(drawn)]
 
 
 def compare(
@@ -175,7 +191,7 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Every pair: the difference of its figures with paired intervals, and McNemar's exact test.
+    """Compare every pair of engines: paired differences with intervals, and McNemar's exact test.
 
     Args:
         measured: engines and baselines, on the same rows.
@@ -183,9 +199,9 @@ def compare(
         resamples, seed: of the bootstrap over groups; percentile intervals of 95%.
 
     Returns:
-        `{"a", "b", "accuracy", "macro_f1", "mcnemar"}` for each pair; a figure is `{difference, low, high,
-        differs}` of a less b, where `differs` says that the interval excludes 0. `mcnemar` is `{a_only,
-        b_only, p}`, the rows that only one has right; None where rows share groups.
+        `{"a", "b", "accuracy", "macro_f1", "mcnemar"}` for each pair. A metric is `{difference, low, high,
+        differs}` of a minus b; `differs` is true if the interval excludes 0. `mcnemar` is `{a_only, b_only,
+        p}`, the rows that only one predicts correctly; None if rows share groups.
 
     Example:
         >>> import numpy as np
@@ -200,38 +216,40 @@ def compare(
         (0.5, True, 0.002)
     """
     member = member_numbers([example.group for example in examples], len(examples))
-    ones, drawn, values, hits = np.ones((1, len(examples))), {}, {}, {}
-    for one in measured:
+    ones = np.ones((1, len(examples)))
+    resampled, values, credits = {}, {}, {}
+    for engine in measured:
         if isinstance(examples[0], PairExample):
-            hits[one.name] = pair_credit(one.scores[:, 0], one.scores[:, 1])
-            weighted = mean_measure(hits[one.name], name="accuracy")
+            credits[engine.name] = pair_credit(engine.scores[:, 0], engine.scores[:, 1])
+            weighted = mean_measure(credits[engine.name], name="accuracy")
         else:
             truth = np.array([example.target for example in examples])  # type: ignore[union-attr]
-            hits[one.name] = top_credit(one.scores, truth)
-            weighted = of_classes(one.scores, truth, 0.5)[0]
-        # The same seed draws the same groups for all.
-        options = {"width": one.scores.shape[1], "resamples": resamples, "seed": seed}
-        drawn[one.name] = bootstrap(weighted, member, **options)
-        values[one.name] = weighted(ones)
+            credits[engine.name] = top_credit(engine.scores, truth)
+            weighted = of_classes(engine.scores, truth, 0.5)[0]
+        # The same seed draws the same groups for all engines.
+        options = {"width": engine.scores.shape[1], "resamples": resamples, "seed": seed}
+        resampled[engine.name] = bootstrap(weighted, member, **options)
+        values[engine.name] = weighted(ones)
+    every_row_is_a_group = member[-1] == len(examples) - 1
     pairs = []
-    for a, b in combinations((one.name for one in measured), 2):
+    for a, b in combinations((engine.name for engine in measured), 2):
         pair: dict[str, Any] = {"a": a, "b": b}
         for key in (name for name in COMPARED if name in values[a]):
-            differences = drawn[a][key] - drawn[b][key]
+            differences = resampled[a][key] - resampled[b][key]
             value = float(values[a][key][0] - values[b][key][0])
             pair[key] = {"difference": value, "low": None, "high": None, "differs": False}
-            # Not so of one group; and equal answers on all rows show nothing of others.
+            # No interval for a single group, or for equal answers on all rows.
             if np.isfinite(differences).all() and differences.any():
-                # The biases of two macro F1 cancel; a correction would move draws of exactly 0 off it.
+                # The biases of two macro F1 cancel; a correction would shift resamples of exactly 0.
                 low, high = interval(value, differences, is_mean=True)
                 pair[key] |= {"low": low, "high": high, "differs": not low <= 0 <= high}
-        pair["mcnemar"] = _mcnemar(hits[a], hits[b]) if member[-1] == len(examples) - 1 else None
+        pair["mcnemar"] = _mcnemar(credits[a], credits[b]) if every_row_is_a_group else None
         pairs.append(pair)
     return pairs
 
 
 def _mcnemar(a: Any, b: Any) -> dict[str, Any]:
-    """Exact two-sided test that the rows which only one of two has right fall evenly."""
+    """Test whether the rows that only one of two predicts correctly are evenly split (exact, two-sided)."""
     from scipy.stats import binomtest
 
     only_a, only_b = int((a > b).sum()), int((b > a).sum())
@@ -240,7 +258,7 @@ def _mcnemar(a: Any, b: Any) -> dict[str, Any]:
 
 
 def _clocked(call: Callable[[Sequence[Any]], Any], rows: Sequence[Any]) -> tuple[float, Any]:
-    """Wall-clock seconds; the answers come back to the CPU, so a device is done by then."""
+    """Return wall-clock seconds and outputs; the outputs are on the CPU, so the device has finished."""
     begin = time.perf_counter()
-    found = call(rows)
-    return time.perf_counter() - begin, found
+    outputs = call(rows)
+    return time.perf_counter() - begin, outputs

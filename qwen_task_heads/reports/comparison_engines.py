@@ -1,7 +1,7 @@
-"""Engines loaded one after the other, and the baselines beside them: each with its figures, time and cost.
+"""Load and measure engines one after the other, and measure baselines: metrics, time and cost of training.
 
-An engine that fails costs the others nothing. A baseline gives scores, not probabilities: it has no log-loss and
-no calibration error, but it has a time.
+The failure of one engine does not stop the others. Baselines return scores, not probabilities: they have no
+log loss and no calibration error.
 """
 
 from __future__ import annotations
@@ -44,18 +44,17 @@ def measure_engines(
     alone: int = ALONE,
     choosing: float = 0.0,
 ) -> tuple[list[Measured], list[str], list[str]]:
-    """Load and `measure` one engine after the other; what one of them failed at does not stop the others.
+    """Load and `measure` one engine after the other; a failure does not stop the others.
 
     Args:
-        specs, sets: what to load, and the data with its labels.
+        specs, sets: engines to load, and the data with its labels.
         examples: rows that are measured.
         asking: options of prompted engines.
-        alone: as of `measure`.
-        choosing: seconds per text that its own examples took (few-shot by similarity); part of its time.
+        alone: see `measure`.
+        choosing: seconds per text for the selection of its few-shot examples (by similarity).
 
     Returns:
-        What was measured; what is to be said of all of them; names of those that failed, whose errors are on
-        stderr.
+        Measured engines; messages; names of the engines that failed, whose errors are printed to stderr.
     """
 
     def measured_one(spec: EngineSpec) -> tuple[Measured, list[str]]:
@@ -68,60 +67,60 @@ def measure_engines(
 def measure_each(
     specs: Sequence[EngineSpec], measure_one: Callable[[EngineSpec], tuple[Measured, list[str]]]
 ) -> tuple[list[Measured], list[str], list[str]]:
-    """Call `measure_one` for each engine; returns as `measure_engines`."""
+    """Call `measure_one` for each engine; return as `measure_engines`."""
     measured: list[Measured] = []
-    notes: list[str] = []
+    messages: list[str] = []
     failed: list[str] = []
     for spec in specs:
         try:
-            one, told = measure_one(spec)
-        except Exception as error:  # noqa: BLE001 (told here, with the traceback of a defect)
-            told = [f"{spec.name} was not measured: {' '.join(str(error).split())}"]
+            engine, new_messages = measure_one(spec)
+        except Exception as error:  # noqa: BLE001 (printed here, with a traceback if it is unexpected)
+            new_messages = [f"{spec.name} was not measured: {' '.join(str(error).split())}"]
             if not isinstance(error, TaskHeadsError):
                 traceback.print_exception(error)
-            print(f"error: {told[0]}", file=sys.stderr, flush=True)
-            traceback.clear_frames(error.__traceback__)  # a model that did not fit is let go
+            print(f"error: {new_messages[0]}", file=sys.stderr, flush=True)
+            traceback.clear_frames(error.__traceback__)  # releases the memory of a model that did not fit
             failed.append(spec.name)
         else:
-            measured.append(one)
-        notes += told
-    return measured, notes, failed
+            measured.append(engine)
+        messages += new_messages
+    return measured, messages, failed
 
 
 def _measure_engine(
     spec: EngineSpec, sets: TextSets, examples: Sequence[TextExample], *, asking: PromptOptions, **times: Any
 ) -> tuple[Measured, list[str]]:
-    """An engine with its figures, and what is to be said of it beside them."""
-    notes = [SMALL] if spec.source == EMBEDDED else []
+    """Load and measure an engine; return it with messages."""
+    messages = [SMALL] if spec.source == EMBEDDED else []
     if spec.kind == EMBEDDINGS:
-        begin, train = time.monotonic(), baseline_rows(sets.train, notes, what=spec.name)
+        begin, train = time.monotonic(), baseline_rows(sets.train, messages, what=spec.name)
         engine = open_engine(spec, sets.labels, asking=asking, train=train)
         cost: dict[str, Any] | None = fitted_cost(len(train), begin, engine.device)
     else:
         engine, cost = open_engine(spec, sets.labels, asking=asking), training_cost(spec, hub=asking.hub)
     facts: dict[str, Any] = {"name": spec.name, "kind": spec.kind, "training": cost}
     if spec.kind != EMBEDDINGS and cost and not trained_on(cost, sets):
-        notes.append(
-            f"{spec.name} was trained on other rows ({cost['rows']:,}) than those given here; whether rows "
-            "that it is measured on are among them, nobody can tell"
+        messages.append(
+            f"{spec.name} was trained on other rows ({cost['rows']:,}) than the given ones; they may include "
+            "rows that it is measured on"
         )
     facts |= {"device": device_name(engine.device), "notes": engine.notes(examples)}
-    return measure(engine.log_scores, examples, labels=sets.labels, **facts, **times), notes
+    return measure(engine.log_scores, examples, labels=sets.labels, **facts, **times), messages
 
 
 def fitted_cost(rows: int, begin: float, device: torch.device) -> dict[str, Any]:
-    """What fitting a baseline took since `begin`, with loading and encoding; as of `Measured`."""
+    """Return `training` of `Measured` for a fit that began at `begin`, including loading and encoding."""
     return {"rows": rows, "seconds": round(time.monotonic() - begin, 1), "device": device_name(device)}
 
 
 def trained_on(cost: Mapping[str, Any], sets: TextSets) -> bool:
-    """Whether a model was trained on these rows, in whatever order of the labels, or does not say."""
+    """Return whether a model was trained on these rows, in any order of the labels; True if unknown."""
     names = cost.get("labels")
     if not isinstance(names, list) or {*names} != {*sets.labels.names}:
         return True
-    place = {number: names.index(name) for number, name in enumerate(sets.labels.names)}
+    old_ids = {new_id: names.index(name) for new_id, name in enumerate(sets.labels.names)}
     rows = [
-        replace(row, target=place[row.target]) if isinstance(row.target, int) else row for row in sets.train
+        replace(row, target=old_ids[row.target]) if isinstance(row.target, int) else row for row in sets.train
     ]
     return bool(cost["sha256"] == hash_texts(rows))
 
@@ -134,19 +133,19 @@ def measure_baselines(
     shots: Mapping[str, Shots] | None = None,
     choosing: float = 0.0,
 ) -> list[Measured]:
-    """TF-IDF, the most frequent label, and the majority of a text's nearest examples where there are any.
+    """Measure TF-IDF, the most frequent label, and the majority of the nearest examples, if any are given.
 
-    As the engines, all choose within the labels that a row offers.
+    Like the engines, the baselines choose among the candidate labels of a row.
 
     Args:
         train: rows that the baselines are fitted on.
         examples: rows that are measured.
         labels: the schema.
-        shots: text to its examples, the nearest last (few-shot by similarity); None without.
-        choosing: seconds per text that finding them took.
+        shots: from a text to its examples, the nearest last (few-shot by similarity); None without.
+        choosing: seconds per text for the selection of its examples.
     """
     import sklearn.feature_extraction.text
-    import sklearn.svm  # noqa: F401 (its time is not that of the baseline)
+    import sklearn.svm  # noqa: F401 (the time of the import is not measured)
 
     device = device_name(torch.device("cpu"))
 
@@ -158,31 +157,31 @@ def measure_baselines(
     begin = time.monotonic()
     tfidf = TfidfBaseline(SINGLE, len(labels)).fit(train)
     cost = {"rows": len(train), "seconds": round(time.monotonic() - begin, 1), "device": device}
-    found = [
+    measured = [
         baseline(tfidf.predict, "TF-IDF, linear", training=cost),
         baseline(trivial.predict, trivial.name),
     ]
     if shots:
-        near = shots
-        found.append(
+        nearest = shots
+        measured.append(
             baseline(
-                lambda rows: neighbour_scores([near[row.text] for row in rows], labels),
+                lambda rows: neighbour_scores([nearest[row.text] for row in rows], labels),
                 "majority of the nearest",
                 choosing=choosing,
             )
         )
-    return found
+    return measured
 
 
 def measure_lookup(
     train: Sequence[TextExample], examples: Sequence[TextExample], *, labels: LabelMap
 ) -> list[Measured]:
-    """The lookup of training rows, where it knows any of these."""
+    """Measure the lookup of training rows, if any of the examples is in train."""
     if not look_up_texts(train, examples):
         return []
     fitted = LookupBaseline(SINGLE, len(labels)).fit(train)
     facts: dict[str, Any] = {"name": LOOKUP, "kind": BASELINE, "device": device_name(torch.device("cpu"))}
-    # Looked up once: to look through train for every text would be timed, and is no property of a table.
+    # Predict once: a pass over train for every text would dominate the times.
     keys = [(row.text, row.text_b) for row in examples]
     known = dict(zip(keys, fitted.predict(examples), strict=True))
 
@@ -193,7 +192,7 @@ def measure_lookup(
 
 
 def neighbour_scores(shots: Sequence[Shots], labels: LabelMap) -> Floats:
-    """Votes (N, L) of each text's examples; of equal ones the label of the nearest example is above.
+    """Return votes (N, L) of each text's examples; the nearest example breaks ties.
 
     Example:
         >>> from qwen_task_heads.reports.comparison_engines import neighbour_scores
@@ -202,18 +201,18 @@ def neighbour_scores(shots: Sequence[Shots], labels: LabelMap) -> Floats:
         [1]
     """
     scores = np.zeros((len(shots), len(labels)))
-    for row, shown in enumerate(shots):
-        for _, name in shown:
+    for row, examples in enumerate(shots):
+        for _, name in examples:
             scores[row, labels.label2id[name]] += 1
-        # less than a vote, and most for the label of the last one
-        nearest = {labels.label2id[name]: place + 1 for place, (_, name) in enumerate(shown)}
-        for label, rank in nearest.items():
-            scores[row, label] += rank / (len(shown) + 1)
+        # Less than one vote, and the most for the label of the last example
+        ranks = {labels.label2id[name]: rank for rank, (_, name) in enumerate(examples, start=1)}
+        for label, rank in ranks.items():
+            scores[row, label] += rank / (len(examples) + 1)
     return scores
 
 
 def device_name(device: torch.device) -> str:
-    """Where a model runs, with the threads of a CPU.
+    """Return the name of a device, with the number of threads of a CPU.
 
     Example:
         >>> import torch

@@ -1,7 +1,7 @@
-"""A picture of engines compared: how good each is, over the time that a text takes.
+"""Plot engines: a metric with its interval over the time per text.
 
-Floors are grey: they are what has to be beaten. Names stand beside the points, in the order of the figure, so
-that two engines at one place stay apart.
+Baselines are grey. The legend lists the names by descending metric, so that overlapping points can be told
+apart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_NAME = 48
 
 @dataclass(frozen=True)
 class Point:
-    """One engine or baseline: figure as a share with its interval (None without one), and seconds per text."""
+    """One engine or baseline: metric as a share, its interval (None without one), and seconds per text."""
 
     name: str
     value: float
@@ -36,15 +36,15 @@ def engines_plot(points: Sequence[Point], path: str | Path, *, label: str, title
 
     Args:
         points: at least one.
-        path: file to write; its suffix gives the format.
-        label: of the axis of the figure, such as `accuracy`.
-        title: of the picture.
+        path: file to write; its suffix determines the format.
+        label: of the axis of the metric, such as `accuracy`.
+        title: of the plot.
 
     Returns:
-        The path, written.
+        The path.
 
     Raises:
-        TaskHeadsError: no point.
+        TaskHeadsError: `points` is empty.
 
     Example:
         >>> import pathlib, tempfile
@@ -55,11 +55,15 @@ def engines_plot(points: Sequence[Point], path: str | Path, *, label: str, title
         True
     """
     if not points:
-        raise TaskHeadsError(Problem("engines plot", "found no point", "at least one", "measure an engine"))
+        raise TaskHeadsError(
+            Problem(
+                "engines plot", "found no point", "at least one", "measure an engine", code="argument-type"
+            )
+        )
     families = families_for([*(point.name for point in points), title, label])
     figure = new_figure(8.4, 4.6)
     axes = figure.subplots()
-    for place, point in enumerate(sorted(points, key=lambda point: -point.value)):
+    for index, point in enumerate(sorted(points, key=lambda point: -point.value)):
         low = point.value if point.low is None else point.low
         high = point.value if point.high is None else point.high
         name = point.name if families else readable(point.name)
@@ -67,13 +71,13 @@ def engines_plot(points: Sequence[Point], path: str | Path, *, label: str, title
         axes.errorbar(
             1000 * point.seconds,
             100 * point.value,
-            # an interval of a sample may leave its own value out by rounding
+            # Rounding can place the value of a sample outside its interval.
             yerr=[[max(0.0, 100 * (point.value - low))], [max(0.0, 100 * (high - point.value))]],
-            fmt=MARKERS[place % len(MARKERS)],
+            fmt=MARKERS[index % len(MARKERS)],
             color=GREY if point.is_baseline else ORANGE if point.is_chosen else BLUE,
             capsize=3,
             markersize=7,
-            # a name is text: no markup, and no underscore that hides it from the legend
+            # Escape math markup; the space prevents a leading underscore, which hides a label in the legend.
             label=(f" {name}" + " (advised)" * point.is_chosen).replace("$", r"\$"),
         )
     axes.set_xscale("log")

@@ -1,6 +1,6 @@
-"""The two courses of `recipes/compare.py`: read, check, measure baselines and engines, write.
+"""Run `recipes/compare.py` for texts or titles: read, check, measure baselines and engines, write.
 
-Everything that can be refused is refused before a model is loaded or the output folder is made.
+All checks run before a model is loaded or the output folder is created.
 """
 
 from __future__ import annotations
@@ -42,47 +42,58 @@ def run_comparison(
 
     Args:
         specs: engines.
-        asking: of prompted models and of all; as yet without shots.
-        options: of `recipes/compare.py`, by their names.
+        asking: options of prompted models and of all engines, without few-shot examples.
+        options: of `recipes/compare.py`, by name.
 
     Returns:
-        What `comparison.json` holds; None if no engine could be measured.
+        Content of `comparison.json`; None if no engine could be measured.
 
     Raises:
-        TaskHeadsError: what is refused beforehand; and in the end, names of engines that were not measured.
+        TaskHeadsError: invalid options or data; after all measurements, the engines that were not measured.
     """
     task = options["task"] or task_of(specs) or _task_of_data(options)
     check_task(specs, task, options)
-    course = _compare_titles if task == TITLES else _compare_texts
-    content, failed = course(specs, asking, options)
+    compare_engines = _compare_titles if task == TITLES else _compare_texts
+    content, failed = compare_engines(specs, asking, options)
     if failed:
-        names = ", ".join(failed)
         raise TaskHeadsError(
-            Problem("--engines", f"found {names}, not measured", "models that open", "see above why")
+            Problem(
+                "--engines",
+                f"{', '.join(failed)} could not be measured",
+                "models that load",
+                "see the errors printed above",
+                code="option-unsupported",
+            )
         )
     return content
 
 
 def _task_of_data(options: Mapping[str, Any]) -> str:
-    """The task of which the columns are, where the engines serve both.
+    """Infer the task from the columns, if the engines support both tasks.
 
     Raises:
-        TaskHeadsError: they are of neither.
+        TaskHeadsError: the columns are of neither task.
     """
     try:
-        read_text_sets(options["dataset_name"], **_places(options), labels=options["labels"])
+        read_text_sets(options["dataset_name"], **_split_options(options), labels=options["labels"])
     except TaskHeadsError as of_texts:
         try:
-            read_title_sets(options["dataset_name"], **_places(options))
+            read_title_sets(options["dataset_name"], **_split_options(options))
         except TaskHeadsError:
-            found, accepted = "columns of neither task", "texts with labels, or pairs of titles"
-            remedy = "give --task texts or give --task titles"  # each says what it lacks
-            raise TaskHeadsError(Problem("--dataset_name", f"found {found}", accepted, remedy)) from of_texts
+            raise TaskHeadsError(
+                Problem(
+                    "--dataset_name",
+                    "found columns of neither task",
+                    "texts with labels, or pairs of titles",
+                    "give --task texts or give --task titles",  # each then names the missing columns
+                    code="column-missing",
+                )
+            ) from of_texts
         return TITLES
     return TEXTS
 
 
-def _places(options: Mapping[str, Any]) -> dict[str, Any]:
+def _split_options(options: Mapping[str, Any]) -> dict[str, Any]:
     names = {"dev": "dev_dataset", "test": "test_dataset", "test_fraction": "test_fraction", "hub": "hub"}
     return {name: options[option] for name, option in names.items()}
 
@@ -90,71 +101,98 @@ def _places(options: Mapping[str, Any]) -> dict[str, Any]:
 def _rows_of(
     dev: Sequence[Row], test: Sequence[Row], options: Mapping[str, Any]
 ) -> tuple[Sequence[Row], str, list[str]]:
-    """The rows that are measured, the split they are from, and what is to be said of them."""
+    """Return the rows to measure, their split, and messages about them."""
     rows, split = (test, "test") if test else (dev, "dev")
-    notes = []
+    messages = []
     if options["max_rows"] and options["max_rows"] < len(rows):
-        whole, rows = rows, draw_groups(rows, rows=options["max_rows"], seed=options["seed"])
-        how = ", whole groups" if any(row.group for row in rows) else ""
-        notes.append(f"measured on {len(rows):,} of {len(whole):,} rows of {split}{how} drawn at random")
+        total = len(rows)
+        rows = draw_groups(rows, rows=options["max_rows"], seed=options["seed"])
+        groups = ", whole groups" if any(row.group for row in rows) else ""
+        messages.append(f"measured on {len(rows):,} of {total:,} rows of {split}{groups} drawn at random")
     if split == "dev":
-        notes.append("measured on dev: figures flatter models whose checkpoint was picked on the same rows")
-    return rows, split, notes
+        messages.append(
+            "measured on dev: metrics are optimistic for models whose checkpoint was selected on these rows"
+        )
+    return rows, split, messages
 
 
 def _compare_texts(
     specs: Sequence[EngineSpec], asking: PromptOptions, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    sets = read_text_sets(options["dataset_name"], **_places(options), labels=options["labels"])
+    sets = read_text_sets(options["dataset_name"], **_split_options(options), labels=options["labels"])
     labels = sets.labels
-    rows, split, notes = _rows_of(sets.dev, sets.test, options)
+    rows, split, messages = _rows_of(sets.dev, sets.test, options)
     check_engines(specs, sets, hub=options["hub"])
     choosing = 0.0
     if any(spec.kind == FEW_SHOT for spec in specs):
-        import sklearn.feature_extraction.text  # noqa: F401 (its time is not that of choosing)
+        import sklearn.feature_extraction.text  # noqa: F401 (the time of the import is not measured)
 
         begin = time.monotonic()
-        texts, how = [row.text for row in rows], {"k": options["shots"], "by": options["shots_by"]}
-        chosen = choose_shots(sets.train, labels, **how, each=False, seed=options["seed"], texts=texts)
+        texts = [row.text for row in rows]
+        chosen = choose_shots(
+            sets.train,
+            labels,
+            k=options["shots"],
+            by=options["shots_by"],
+            each=False,
+            seed=options["seed"],
+            texts=texts,
+        )
         asking = replace(asking, shots=dict(zip(texts, chosen, strict=True)))
-        told = f"few-shot: the {options['shots']} nearest of train"
-        told = shots_line(labels, chosen[0]) if asking.shared else told
         seconds = time.monotonic() - begin
-        choosing = 0.0 if asking.shared else seconds / len(rows)
-        notes.append(f"{told}; chosen in {seconds:.1f} s for all rows")
+        if asking.shared:
+            summary = shots_line(labels, chosen[0])
+        else:
+            summary = f"few-shot: the {options['shots']} nearest of train"
+            choosing = seconds / len(rows)
+        messages.append(f"{summary}; chosen in {seconds:.1f} s for all rows")
     check_prompts(specs, labels, rows, asking=asking)
     claim_folder(options["output_dir"])
     print("\n".join(sets.lines), flush=True)
-    near = None if asking.shared else asking.shots
-    baselines = measure_baselines(sets.train, rows, labels=labels, shots=near, choosing=choosing)
+    nearest = None if asking.shared else asking.shots
+    baselines = measure_baselines(sets.train, rows, labels=labels, shots=nearest, choosing=choosing)
     baselines += measure_lookup(sets.train, rows, labels=labels)
-    measuring: dict[str, Any] = {"asking": asking, "alone": options["latency_rows"], "choosing": choosing}
-    found, more, failed = measure_engines(specs, sets, rows, **measuring)
-    if not found:
+    engines, engine_messages, failed = measure_engines(
+        specs, sets, rows, asking=asking, alone=options["latency_rows"], choosing=choosing
+    )
+    if not engines:
         return None, failed
     content = write_comparison(
-        options["output_dir"], [*baselines, *found], sets=sets, examples=rows, split=split,
-        figure=options["figure"], settings=options, notes=list(dict.fromkeys([*notes, *more])),
+        options["output_dir"],
+        [*baselines, *engines],
+        sets=sets,
+        examples=rows,
+        split=split,
+        metric=options["figure"],
+        settings=options,
+        messages=list(dict.fromkeys([*messages, *engine_messages])),
         missing=failed,
-    )  # fmt: skip
+    )
     return content, failed
 
 
 def _compare_titles(
     specs: Sequence[EngineSpec], asking: PromptOptions, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    sets = read_title_sets(options["dataset_name"], **_places(options))
-    pairs, split, notes = _rows_of(sets.dev, sets.test, options)
+    sets = read_title_sets(options["dataset_name"], **_split_options(options))
+    pairs, split, messages = _rows_of(sets.dev, sets.test, options)
     check_title_engines(specs, hub=options["hub"])
     claim_folder(options["output_dir"])
     print("\n".join(sets.lines), flush=True)
-    baselines = measure_title_baselines(sets.train, pairs, notes=notes)
-    measuring: dict[str, Any] = {"asking": asking, "alone": options["latency_rows"]}
-    found, more, failed = measure_title_engines(specs, sets, pairs, **measuring)
-    if not found:
+    baselines = measure_title_baselines(sets.train, pairs, messages=messages)
+    engines, engine_messages, failed = measure_title_engines(
+        specs, sets, pairs, asking=asking, alone=options["latency_rows"]
+    )
+    if not engines:
         return None, failed
     content = write_title_comparison(
-        options["output_dir"], [*baselines, *found], sets=sets, examples=pairs, split=split,
-        settings=options, notes=list(dict.fromkeys([*notes, *more])), missing=failed,
-    )  # fmt: skip
+        options["output_dir"],
+        [*baselines, *engines],
+        sets=sets,
+        examples=pairs,
+        split=split,
+        settings=options,
+        messages=list(dict.fromkeys([*messages, *engine_messages])),
+        missing=failed,
+    )
     return content, failed

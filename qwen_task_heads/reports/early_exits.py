@@ -1,7 +1,7 @@
-"""Accuracy against latency: what a head on each layer gets right, and what its answers cost.
+"""Accuracy against latency of a head on each layer: `early_exit.json`, a plot and a printed table.
 
-One point per layer, its best combination out of a sweep. Its milliseconds are those of a model with that
-many layers, as it would be saved, on this machine. As `early_exit.json`, a plot, and lines for the screen.
+Each point is the best combination of a layer in a sweep. Its latency is that of a model with that number of
+layers, as it would be saved, on this machine.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from qwen_task_heads.reports.title_plots import BLUE, GREY, ORANGE, new_figure, 
 from qwen_task_heads.training.features import token_batches
 from qwen_task_heads.training.head_sweep import Combination, Result
 
-TIMED = 64  # rows whose scoring is timed: with a deep backbone more would take as long as the sweep
+TIMED = 64  # rows that are timed; with a deep backbone more rows would take as long as the sweep
 REPEATS = 3
 
 
 @torch.no_grad()
 def time_scoring(model: TaskHeadModel, rows: Sequence[Sequence[int]], *, batch_tokens: int = 8192) -> float:
-    """Milliseconds per row of scoring: the median of three rounds after one, on at most 64 rows.
+    """Return milliseconds per row: the median of three passes after a warm-up, on at most 64 rows.
 
     Args:
-        model: as it would be used, on its device.
-        rows: of token ids; evenly spread ones are taken.
+        model: on the device that is timed.
+        rows: of token ids; an evenly spaced sample is timed.
         batch_tokens: padded tokens in a batch.
     """
-    taken = rows[:: max(1, math.ceil(len(rows) / TIMED))]
+    sample = rows[:: max(1, math.ceil(len(rows) / TIMED))]
     batches = [
         {
             name: tensor.to(model.device)
-            for name, tensor in pad_rows([taken[index] for index in batch], pad_id=0).items()
+            for name, tensor in pad_rows([sample[index] for index in batch], pad_id=0).items()
         }
-        for batch in token_batches(taken, batch_tokens=batch_tokens)
+        for batch in token_batches(sample, batch_tokens=batch_tokens)
     ]
-    was_training, rounds = model.training, []
+    was_training, passes = model.training, []
     model.eval()
     for _ in range(REPEATS + 1):
         start = time.perf_counter()
         for batch in batches:
             model(**batch).logits.sum().item()  # waits for the device
-        rounds.append(time.perf_counter() - start)
+        passes.append(time.perf_counter() - start)
     model.train(was_training)
-    return 1000 * statistics.median(rounds[1:]) / len(taken)
+    return 1000 * statistics.median(passes[1:]) / len(sample)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +60,11 @@ class ExitPoint:
     """A point of the curve: the best combination of a layer.
 
     Args:
-        layer: how many layers the model has.
-        value: mean dev figure over the seeds.
-        spread: its standard deviation over them.
-        milliseconds: per text.
-        combination: which it is.
+        layer: number of layers of the model.
+        value: mean dev metric over the seeds.
+        spread: standard deviation over the seeds.
+        milliseconds: latency per text.
+        combination: the combination.
     """
 
     layer: int
@@ -80,12 +80,12 @@ def measure_exits(
     *,
     rows: Sequence[Sequence[int]],
 ) -> list[ExitPoint]:
-    """Give the curve of accuracy against latency: the best combination of each layer, by layer.
+    """Return the curve of accuracy against latency: the best combination of each layer, by layer.
 
     Args:
         results: best first, from `sweep_heads`.
-        make: builds the model of a combination; one at a time is kept.
-        rows: of token ids, whose scoring is timed.
+        make: builds the model of a combination; one model is in memory at a time.
+        rows: of token ids, to time the model.
     """
     best: dict[int, Result] = {}
     for result in results:
@@ -106,7 +106,7 @@ def write_exits(
     folder: str | Path,
     points: Sequence[ExitPoint],
     *,
-    figure: str,
+    metric: str,
     chosen: Result,
     results: Sequence[Result],
 ) -> None:
@@ -114,13 +114,13 @@ def write_exits(
 
     Args:
         folder: of the saved model.
-        points: of the curve, one a layer.
-        figure: what the values are.
-        chosen: the combination that was saved.
-        results: of all combinations, kept in the file under `tried`.
+        points: of the curve, one per layer.
+        metric: name of the metric of the values.
+        chosen: result of the saved combination.
+        results: of all combinations, written under `tried`.
     """
     content = {
-        "figure": figure,
+        "figure": metric,
         "set": "dev",
         "chosen": {**asdict(chosen.combination), "layer": chosen.combination.layer},
         "points": [asdict(point) for point in points],
@@ -131,13 +131,13 @@ def write_exits(
     }
     text = json.dumps(content, indent=2) + "\n"
     Path(folder, "early_exit.json").write_text(text, encoding="utf-8")
-    plot_exits(points, Path(folder, "early_exit.png"), figure=figure, chosen=chosen)
+    plot_exits(points, Path(folder, "early_exit.png"), metric=metric, chosen=chosen)
 
 
-def plot_exits(points: Sequence[ExitPoint], path: str | Path, *, figure: str, chosen: Result) -> Path:
-    """Dev figure over milliseconds per text, a point per layer, with the spread over the seeds."""
-    drawing = new_figure(5.5, 3.6)
-    axes = drawing.subplots()
+def plot_exits(points: Sequence[ExitPoint], path: str | Path, *, metric: str, chosen: Result) -> Path:
+    """Plot the dev metric over milliseconds per text, a point per layer, with the spread over the seeds."""
+    figure = new_figure(5.5, 3.6)
+    axes = figure.subplots()
     times, values = [point.milliseconds for point in points], [point.value for point in points]
     axes.errorbar(times, values, [point.spread for point in points], color=BLUE, marker="o", ecolor=GREY)
     for point in points:
@@ -150,8 +150,8 @@ def plot_exits(points: Sequence[ExitPoint], path: str | Path, *, figure: str, ch
             color=ORANGE if is_chosen else GREY,
         )
     axes.margins(x=0.2, y=0.25)
-    axes.set(xlabel="milliseconds per text", ylabel=f"{figure} on dev", title="Early exit")
-    return save_figure(drawing, path)
+    axes.set(xlabel="milliseconds per text", ylabel=f"{metric} on dev", title="Early exit")
+    return save_figure(figure, path)
 
 
 def sweep_table(
@@ -159,70 +159,77 @@ def sweep_table(
     *,
     chosen: Result,
     points: Sequence[ExitPoint],
-    figure: str,
+    metric: str,
     baseline: Mapping[str, Any] | None = None,
     top: int = 10,
 ) -> list[str]:
-    """The best combinations, and then the best of each layer with its latency, as lines of text.
+    """Return a table of the best combinations, and a table of the best of each layer with its latency.
 
     Args:
         results: best first.
-        chosen: the one that was saved.
+        chosen: result of the saved combination.
         points: of the curve.
-        figure: what the values are.
-        baseline: figures of TF-IDF on the same rows, or None.
-        top: how many combinations to show.
+        metric: name of the metric of the values.
+        baseline: metrics of TF-IDF on the same rows, or None.
+        top: number of combinations in the table.
     """
-    shown = list(results[:top])
-    if chosen not in shown:
-        shown.append(chosen)
-    rows = [["", "layers", "pooling", "head", "loss", f"{figure} on dev", "spread"]]
-    rows += [
-        [
-            "->" if result is chosen else "",
-            *(result.combination.read, result.combination.pooling),
-            *(result.combination.head, result.combination.loss),
-            *(f"{result.mean:.3f}", f"{result.spread:.3f}" if len(result.values) > 1 else ""),
-        ]
-        for result in shown
-    ]
-    exits = [["", "layers", f"{figure} on dev", "ms per text", "of the deepest"]]
-    exits += [
-        [
-            "->" if point.layer == chosen.combination.layer else "",
-            *(str(point.layer), f"{point.value:.3f}", f"{point.milliseconds:.2f}"),
-            f"{100 * point.milliseconds / points[-1].milliseconds:.0f}%",
-        ]
-        for point in points
-    ]
-    if baseline is not None and baseline[figure]["value"] is not None:
-        rows.append(["", "", "", "TF-IDF, linear", "", f"{baseline[figure]['value']:.3f}", ""])
-    last = "The best of each layer (a model with so many layers; -> is the one that was saved):"
+    listed = list(results[:top])
+    if chosen not in listed:
+        listed.append(chosen)
+    rows = [["", "layers", "pooling", "head", "loss", f"{metric} on dev", "spread"]]
+    for result in listed:
+        combination = result.combination
+        rows.append(
+            [
+                "->" if result is chosen else "",
+                combination.read,
+                combination.pooling,
+                combination.head,
+                combination.loss,
+                f"{result.mean:.3f}",
+                f"{result.spread:.3f}" if len(result.values) > 1 else "",
+            ]
+        )
+    exits = [["", "layers", f"{metric} on dev", "ms per text", "of the deepest"]]
+    for point in points:
+        exits.append(
+            [
+                "->" if point.layer == chosen.combination.layer else "",
+                str(point.layer),
+                f"{point.value:.3f}",
+                f"{point.milliseconds:.2f}",
+                f"{100 * point.milliseconds / points[-1].milliseconds:.0f}%",
+            ]
+        )
+    if baseline is not None and baseline[metric]["value"] is not None:
+        rows.append(["", "", "", "TF-IDF, linear", "", f"{baseline[metric]['value']:.3f}", ""])
+    last = "The best of each layer (a model with that number of layers; -> marks the saved one):"
     return [f"{_tried(results)}; the best on dev:", "", *aligned(rows), "", last, "", *aligned(exits)]
 
 
 def _tried(results: Sequence[Result]) -> str:
-    """How many heads of each kind were fitted, and how."""
+    """Return the number of heads of each kind, and how they were fitted."""
     trained = [result for result in results if result.combination.head_sizes]
-    linear, parts = len(results) - len(trained), []
+    linear = len(results) - len(trained)
+    counts = []
     if linear:
-        parts.append(f"{linear} linear head{'s' if linear > 1 else ''}, solved once")
+        counts.append(f"{linear} linear head{'s' if linear > 1 else ''}, solved once")
     if trained:
         seeds = len(trained[0].values)
         heads = f"{len(trained)} MLP{'s' if len(trained) > 1 else ''}"
-        parts.append(f"{heads}, trained with {seeds} seed{'s' if seeds > 1 else ''}")
-    return "; ".join(parts)
+        counts.append(f"{heads}, trained with {seeds} seed{'s' if seeds > 1 else ''}")
+    return "; ".join(counts)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of a table for the screen, two blanks in, their columns one under the other.
+    """Return the lines of a table with aligned columns, indented by two spaces.
 
     Example:
         >>> from qwen_task_heads.reports.early_exits import aligned
         >>> aligned([["a", "1"], ["bcd", "20"]])
         ['  a    1', '  bcd  20']
     """
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows

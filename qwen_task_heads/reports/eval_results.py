@@ -1,8 +1,8 @@
-"""A run's figure as `.eval_results/*.yaml`, the form in which the Hugging Face Hub reads results.
+"""Write the main metric of a run to `.eval_results/*.yaml`, the format of the Hugging Face Hub for results.
 
-An entry names a data set of the hub, so one is written only where the figures were measured on such a set, or
-on files of which the owner says so: an id that no hub has would be made up. The older `model-index` of the
-card's metadata needs no id and is always written. Format: huggingface.co/docs/hub/eval-results.
+An entry names a dataset of the hub. It is written only if the metric was measured on such a dataset, or on
+files whose dataset id the owner states. The older `model-index` of the card's metadata needs no id and is
+always written. Format: huggingface.co/docs/hub/eval-results.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import re
 from pathlib import Path
 
 FOLDER = ".eval_results"
-TASK = "default"  # of a data set that names no tasks of its own
+TASK = "default"  # task of a dataset without named tasks
 
 
 def write_eval_results(
     folder: str | Path, *, dataset_id: str, value: float, notes: str, task_id: str = TASK
 ) -> Path:
-    """Write one result, by huggingface_hub's own class.
+    """Write one result with the class of huggingface_hub.
 
     Args:
-        folder: of the run; the file goes to `.eval_results/` in it.
+        folder: of the run; the file is written to `.eval_results/` in it.
         dataset_id: `owner/name` on the hub.
-        value: of the figure, as `metrics.json` has it.
-        notes: what was measured and how, in one line.
-        task_id: as the data set's `eval.yaml` calls it.
+        value: of the metric, as in `metrics.json`.
+        notes: one line on the metric and its measurement.
+        task_id: name of the task in the dataset's `eval.yaml`.
 
     Returns:
-        The file.
+        Path of the file.
 
     Example:
         >>> import tempfile

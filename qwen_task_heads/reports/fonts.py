@@ -1,9 +1,8 @@
-"""Fonts of this machine that have the characters of a text.
+"""Find fonts of this machine that have the characters of a text.
 
-matplotlib's own font has no Chinese, Japanese or Korean characters: it draws boxes, with a warning for each.
-matplotlib takes a list of families and looks for each character in their order, so several fonts together may
-cover a set of names. matplotlib keeps its list of fonts from an earlier run; if nothing in it fits, the
-folders of the system are read again.
+The default font of matplotlib has no Chinese, Japanese or Korean characters: it draws boxes and warns.
+matplotlib accepts a list of families and searches them in order, so several fonts together may cover a set of
+names. matplotlib caches its list of fonts; if no listed font fits, the folders of the system are read again.
 """
 
 from __future__ import annotations
@@ -13,37 +12,51 @@ from functools import cache
 from pathlib import Path
 
 DEFAULT = "DejaVu Sans"  # comes with matplotlib
-# Families with Chinese, Japanese and Korean characters on Linux, macOS and Windows, tried before all others.
+# Families with Chinese, Japanese and Korean characters on Linux, macOS and Windows, tried before others
 CJK = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN",
-    "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB",
-    "Heiti TC", "STHeiti", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "SimSun", "Malgun Gothic",
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "Droid Sans Fallback",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Heiti TC",
+    "STHeiti",
+    "Arial Unicode MS",
+    "Microsoft YaHei",
+    "SimHei",
+    "SimSun",
+    "Malgun Gothic",
     "Yu Gothic",
-)  # fmt: skip
-NO_TEXT = "lastresort"  # families that draw a box for every character
+)
+LAST_RESORT = "lastresort"  # part of the name of families that draw a box for every character
 
 
 def families_for(texts: Iterable[str]) -> list[str] | None:
     """Return font families that together have every character of the texts; None if there are none.
 
     Args:
-        texts: what is to be drawn; line breaks count as characters.
+        texts: texts to draw; line breaks count as characters.
 
     Example:
         >>> from qwen_task_heads.reports.fonts import families_for
         >>> families_for(["Größe", "Спорт"])
         ['DejaVu Sans']
     """
-    missing = {ord(sign) for text in texts for sign in text}
+    characters = {ord(character) for text in texts for character in text}
     known = installed()
-    if found := _cover(missing, known):
-        return found
+    if families := _cover(characters, known):
+        return families
     new = {family: path for family, path in _added().items() if family not in known}
-    return _cover(missing, {**known, **new}) if new else None
+    return _cover(characters, {**known, **new}) if new else None
 
 
 def readable(text: str) -> str:
-    r"""Return a text with each character that the default font does not have as its code.
+    r"""Replace each character that the default font lacks by its code point.
 
     Example:
         >>> from qwen_task_heads.reports.fonts import readable
@@ -51,18 +64,18 @@ def readable(text: str) -> str:
         'head=runs/U+65B0'
     """
     known = _characters(installed()[DEFAULT])
-    return "".join(sign if ord(sign) in known else f"U+{ord(sign):04X}" for sign in text)
+    return "".join(character if ord(character) in known else f"U+{ord(character):04X}" for character in text)
 
 
 def installed() -> dict[str, str]:
-    """Return the font families that matplotlib knows, and a file of each."""
+    """Return the font families that matplotlib knows, with a file of each."""
     from matplotlib import font_manager
 
     return {font.name: font.fname for font in font_manager.fontManager.ttflist}
 
 
 def _added() -> dict[str, str]:
-    """Add the fonts of this machine that matplotlib does not know yet."""
+    """Register the fonts of this machine that matplotlib does not know; return all families."""
     from matplotlib import font_manager
 
     known = {str(Path(path).resolve()) for path in installed().values()}
@@ -70,29 +83,31 @@ def _added() -> dict[str, str]:
         if str(Path(path).resolve()) not in known:
             try:
                 font_manager.fontManager.addfont(path)
-            except (OSError, RuntimeError, ValueError):  # a file that is no font, or of a kind it cannot open
+            except (OSError, RuntimeError, ValueError):  # not a font, or an unsupported format
                 continue
     return installed()
 
 
-def _cover(missing: set[int], known: dict[str, str]) -> list[str] | None:
-    """The default family and the fewest others, by preference, that have all characters."""
-    first = [family for family in (DEFAULT, *CJK) if family in known]
-    rest = sorted(family for family in known if family not in first and NO_TEXT not in _plain(family))
-    left, used = set(missing), []
-    for family in [*first, *rest]:
-        gained = left & _characters(known[family])
-        if gained or family == DEFAULT:
+def _cover(characters: set[int], known: dict[str, str]) -> list[str] | None:
+    """Return the default family and others, by preference, that together have all characters."""
+    preferred = [family for family in (DEFAULT, *CJK) if family in known]
+    others = sorted(
+        family for family in known if family not in preferred and LAST_RESORT not in _normalized(family)
+    )
+    missing, used = set(characters), []
+    for family in [*preferred, *others]:
+        covered = missing & _characters(known[family])
+        if covered or family == DEFAULT:
             used.append(family)
-            left -= gained
-        if not left:
+            missing -= covered
+        if not missing:
             return used
     return None
 
 
 @cache
 def _characters(path: str) -> frozenset[int]:
-    """Characters that a font can draw in any size; none of a bitmap font, or of a file that does not open."""
+    """Return the characters of a scalable font; none of a bitmap font or an unreadable file."""
     from matplotlib.ft2font import FT2Font
 
     try:
@@ -102,5 +117,5 @@ def _characters(path: str) -> frozenset[int]:
         return frozenset()
 
 
-def _plain(family: str) -> str:
+def _normalized(family: str) -> str:
     return family.lower().replace(" ", "").replace(".", "")

@@ -1,11 +1,10 @@
-"""The end of a run of `recipes/sft_classify.py`: a language model that writes the label, saved and measured.
+"""Report of a run of `recipes/sft_classify.py`: save and measure a generative classifier.
 
-Everything but the engine is as at the end of a classification run (`text_outcome.py`): the same metrics, the
-same baselines, the same card. The logits are the labels' log-probabilities, so that probabilities,
-calibration and confusions mean the same on both.
+Metrics, baselines and card are those of a classification run (`text_report.py`). The logits are the
+log-probabilities of the labels, so that probabilities, calibration and confusions are comparable.
 
-What is measured is what `load_generator` opens: the adapter merged, in the dtype of the run, which
-`label_prompt.json` states. In half precision merging an adapter changes its answers.
+The measured model is the one that `load_generator` loads: the adapter merged, in the dtype of the run, which
+`label_prompt.json` states. In half precision, merging an adapter changes its predictions.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierCon
 from qwen_task_heads.inference.decision_schema import write_decision
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.reports.card_facts import Trained
-from qwen_task_heads.reports.finishing import first_notes
+from qwen_task_heads.reports.finishing import initial_messages
 from qwen_task_heads.reports.records import keep_reference
 from qwen_task_heads.reports.text_report import TextRun, record_texts
 from qwen_task_heads.verification.reference import is_quantized, take_answer_reference
@@ -34,36 +33,40 @@ from qwen_task_heads.verification.reference import is_quantized, take_answer_ref
 def finish_answers(
     model: Any, *, scorer: LabelScorer, tokenizer: Any, folder: str | Path, run: TextRun, base: Base
 ) -> dict[str, Any]:
-    """Save the model and everything that is known about it; print the summary; return the metrics.
+    """Save the model and its report, print the summary, and return the metrics.
 
     Args:
-        model: a causal language model, or a `PeftModel` around one, whose adapter is merged afterwards unless
-            the base is quantized.
-        scorer: of the run; it goes on with `model`, whose weights are whole also where they were sharded.
-        tokenizer: the model's own.
-        folder: where the model goes; also `label_prompt.json`, and `decision.json` where every label is one
-            token; the rest as of `finish_texts`.
-        run: the account of the run.
-        base: what the model was trained from, which an adapter names.
+        model: a causal language model, or a `PeftModel` around one. Its adapter is merged after saving,
+            unless the base is quantized.
+        scorer: of the run; its model is replaced by `model`, whose weights are not sharded.
+        tokenizer: of the model.
+        folder: output folder of the model. Also receives `label_prompt.json`, `decision.json` if every label
+            is one token, and the files of `finish_texts`.
+        run: record of the run.
+        base: base of the model, which an adapter names.
     """
     from peft import PeftModel
 
     folder = Path(folder)
     is_adapter = isinstance(model, PeftModel)
-    if is_adapter:  # PEFT has the path that was opened, which may be a cache, and no commit
+    if is_adapter:  # PEFT records the loaded path, which may be in a cache, and no commit
         adapter = model.peft_config[model.active_adapter]
         adapter.base_model_name_or_path = base.name
         adapter.revision = None if base.hub else base.revision
     scorer.model = model.get_base_model().eval() if is_adapter else model.eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    stated = base.as_dict() if is_adapter else None
     dtype = str(scorer.model.dtype).removeprefix("torch.")
-    scorer.prompts.save(folder, base=stated, length_normalized=scorer.length_normalized, dtype=dtype)
-    with suppress(TaskHeadsError):  # of labels of several tokens, which `LabelScorer` alone reads
+    scorer.prompts.save(
+        folder,
+        base=base.as_dict() if is_adapter else None,
+        length_normalized=scorer.length_normalized,
+        dtype=dtype,
+    )
+    with suppress(TaskHeadsError):  # labels of several tokens, which only `LabelScorer` supports
         write_decision(folder, prompts=scorer.prompts)
     labels = scorer.prompts.labels
-    config = PooledClassifierConfig(  # what the account asks: a classifier's labels and lengths
+    config = PooledClassifierConfig(  # the labels and lengths that the report needs
         id2label=labels.id2label,
         label2id=labels.label2id,
         problem_type="single_label_classification",
@@ -73,12 +76,12 @@ def finish_answers(
     )
 
     def logits(examples: Sequence[TextExample]) -> torch.Tensor:
-        offered = [example.candidates or None for example in examples]
-        return scorer.log_scores([example.text for example in examples], candidates=offered)
+        candidates = [example.candidates or None for example in examples]
+        return scorer.log_scores([example.text for example in examples], candidates=candidates)
 
-    # Before the merge: the reference describes the adapter and its base one by one.
-    held = [example.text for example in run.sets.dev]
-    take = partial(take_answer_reference, model, tokenizer=tokenizer, prompts=scorer.prompts, texts=held)
+    # Before the merge: the reference describes the adapter and its base separately.
+    texts = [example.text for example in run.sets.dev]
+    take = partial(take_answer_reference, model, tokenizer=tokenizer, prompts=scorer.prompts, texts=texts)
     keep_reference(folder, take=take)
     if is_adapter and not is_quantized(model):
         model.merge_adapter()
@@ -87,5 +90,5 @@ def finish_answers(
         logits=logits,
         folder=folder,
         run=run,
-        notes=first_notes(model, run),
+        messages=initial_messages(model, run),
     )

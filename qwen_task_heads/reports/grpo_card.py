@@ -1,7 +1,7 @@
-"""The card of a title generator that was trained by GRPO.
+"""Render the card of a title generator that was trained by GRPO.
 
-Every value comes from the run: what was not measured reads "not evaluated". Texts and titles of the training
-data stay out of the card.
+Every value comes from the run; a metric that was not measured is "not evaluated". The card contains no texts
+or titles of the training data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads.data.splits import hash_rows
 from qwen_task_heads.pretrained import hub_id
-from qwen_task_heads.reports.cards import code, fenced, figure, one_line, plain, render
+from qwen_task_heads.reports.cards import render
+from qwen_task_heads.reports.markdown import code, escape, fenced, format_value, one_line
 from qwen_task_heads.reports.run_manifest import versions
 
 if TYPE_CHECKING:
@@ -22,32 +23,39 @@ if TYPE_CHECKING:
     from qwen_task_heads.training.grpo_arguments import TitleGeneratorArguments, TitleGeneratorConfig
 
 NOT_EVALUATED = "not evaluated"
-SHOWN = {  # column of the log to its name on the card
+LOGGED = {  # from a column of the log to its name on the card
     "reward": "mean reward",
     "title_characters": "mean length of a title, in characters",
     "without_title": "share of completions without a title",
 }
 SETTINGS = (
-    "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "num_generations", "max_completion_length", "temperature", "beta", "seed",
-)  # fmt: skip
+    "learning_rate",
+    "lr_scheduler_type",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_generations",
+    "max_completion_length",
+    "temperature",
+    "beta",
+    "seed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorRun:
-    """What the card says of a run, apart from its log.
+    """Facts of a run for its card, except for the log.
 
     Args:
         base: id or folder of the model that was trained.
         reward_model: id or folder of the title scorer.
         dataset: source of the texts, as the user named it.
         column: column of the texts.
-        instruction: what the model was asked, `{text}` for the text.
+        instruction: prompt, with `{text}` for the text.
         rows: number of texts.
         sha256: of the texts, in their order.
         chat: the prompts were conversations.
         max_tokens: longest completion.
-        adapter: the folder holds an adapter.
+        adapter: the folder contains an adapter.
         settings: further options that the card shows, name to value.
     """
 
@@ -74,16 +82,23 @@ class GeneratorRun:
         chat: bool,
     ) -> GeneratorRun:
         """Gather a run from the options of `recipes/grpo_titles.py` and its texts."""
-        shown = {name: args.to_dict()[name] for name in SETTINGS}
-        shown |= {"length_penalty": task.length_penalty, "with_context": task.with_context}
+        settings = {name: args.to_dict()[name] for name in SETTINGS}
+        settings |= {"length_penalty": task.length_penalty, "with_context": task.with_context}
         if model_args.use_peft:
-            shown |= {"lora_r": model_args.lora_r, "lora_alpha": model_args.lora_alpha}
+            settings |= {"lora_r": model_args.lora_r, "lora_alpha": model_args.lora_alpha}
         return cls(
-            base=str(model_args.model_name_or_path), reward_model=task.reward_model,
-            dataset=task.dataset_name, column=task.text_column, instruction=task.instruction,
-            rows=len(texts), sha256=hash_rows((text,) for text in texts), chat=chat,
-            max_tokens=int(args.max_completion_length or 0), adapter=model_args.use_peft, settings=shown,
-        )  # fmt: skip
+            base=str(model_args.model_name_or_path),
+            reward_model=task.reward_model,
+            dataset=task.dataset_name,
+            column=task.text_column,
+            instruction=task.instruction,
+            rows=len(texts),
+            sha256=hash_rows((text,) for text in texts),
+            chat=chat,
+            max_tokens=int(args.max_completion_length or 0),
+            adapter=model_args.use_peft,
+            settings=settings,
+        )
 
 
 def generator_card(
@@ -92,8 +107,8 @@ def generator_card(
     """Return the card as Markdown.
 
     Args:
-        run: what was trained on what.
-        name: of the model, such as its folder's.
+        run: facts of the run.
+        name: of the model, such as the name of its folder.
         log_history: entries of the trainer's log.
         steps: number of updates.
 
@@ -109,11 +124,11 @@ def generator_card(
     return render(
         "title_generator",
         metadata=_metadata(run, name).strip(),
-        title=plain(name),
+        title=escape(name),
         repo=_in_string(name),
-        base=_named(run.base),
-        reward_model=_named(run.reward_model),
-        dataset=_named(run.dataset),
+        base=_id_or_name(run.base),
+        reward_model=_id_or_name(run.reward_model),
+        dataset=_id_or_name(run.dataset),
         column=code(run.column),
         instruction=fenced(run.instruction),
         rows=f"{run.rows:,}",
@@ -122,14 +137,14 @@ def generator_card(
         max_tokens=run.max_tokens,
         adapter=run.adapter,
         steps=f"{steps:,}",
-        settings={plain(key): plain(value) for key, value in run.settings.items()},
+        settings={escape(key): escape(value) for key, value in run.settings.items()},
         versions=versions(),
         measures=measures_of(log_history),
     )
 
 
 def measures_of(log_history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the rows of the table of measures: first and last logged values, and what was not measured.
+    """Return the rows of the table of metrics: first and last logged values, and unmeasured metrics.
 
     Example:
         >>> measures_of([{"reward": 0.25, "step": 5}, {"reward": 1.0, "step": 10}])["mean reward"]
@@ -137,24 +152,26 @@ def measures_of(log_history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         >>> measures_of([])["mean reward"]
         'not evaluated'
     """
-    found = {}
-    for column, name in SHOWN.items():
+    rows = {}
+    for column, name in LOGGED.items():
         logged = [entry for entry in log_history if column in entry]
-        ends = logged[:1] + logged[1:][-1:]
-        ends_shown = [f"{figure(float(entry[column]))} at step {entry['step']:,}" for entry in ends]
-        found[name] = ", ".join(ends_shown) or NOT_EVALUATED
-    return found | {
+        first_and_last = logged[:1] + logged[1:][-1:]
+        values = [
+            f"{format_value(float(entry[column]))} at step {entry['step']:,}" for entry in first_and_last
+        ]
+        rows[name] = ", ".join(values) or NOT_EVALUATED
+    return rows | {
         "reward on texts outside of training": NOT_EVALUATED,
         "preference of readers": NOT_EVALUATED,
     }
 
 
 def _metadata(run: GeneratorRun, name: str) -> str:
-    """Return the front matter; a base in a folder is named on the card alone, since the hub knows it not."""
+    """Return the front matter; it omits a base in a folder, which the hub does not know."""
     from huggingface_hub import ModelCardData
 
-    named = hub_id(run.base)
-    base = one_line(named) if named else None
+    repo_id = hub_id(run.base)
+    base = one_line(repo_id) if repo_id else None
     data = ModelCardData(
         model_name=one_line(name),
         library_name="peft" if run.adapter else "transformers",
@@ -166,11 +183,11 @@ def _metadata(run: GeneratorRun, name: str) -> str:
     return data.to_yaml()
 
 
-def _named(place: str) -> str:
-    """Return an id as it is, and of a path its name: folders of a machine stay out of the card."""
-    return code(Path(place).name if Path(place).exists() else place)
+def _id_or_name(source: str) -> str:
+    """Return an id unchanged, and only the name of a path, so that the card has no local folders."""
+    return code(Path(source).name if Path(source).exists() else source)
 
 
 def _in_string(name: str) -> str:
-    """Return a name between quotes of the Python snippet."""
+    """Escape a name for a string literal of the Python code."""
     return one_line(name).replace("\\", "\\\\").replace('"', '\\"').replace("`", "'")

@@ -1,8 +1,9 @@
-"""Free text and figures as a card shows them: text as itself, figures to fixed digits.
+"""Escape free text for Markdown, and format metrics to a fixed number of digits.
 
-A name, a label, a line of a report may hold anything; on a card it must stay one line of text. Markdown,
-HTML, tables, math and addresses are defused; control characters and those that turn the direction of
-writing are taken out, for they can make a line read as something that it does not say.
+Names, labels and lines of reports may contain any characters. On a card each stays one line of text:
+
+- Markdown, HTML, table cells, math and addresses are escaped.
+- Control characters and bidirectional controls are removed, because they can change how a line reads.
 """
 
 from __future__ import annotations
@@ -14,31 +15,38 @@ from typing import Any
 
 MAX_TEXT = 1000  # characters of one piece of free text
 MAX_INDENT = 16  # columns of a line in a code block
-# An underscore inside a word is no markup, and an ampersand none outside an entity.
+# An underscore inside a word is not markup, nor is an ampersand outside an entity.
 _MARKUP = re.compile(r"([\\`*{}\[\]|#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
-# what makes a list or a heading of a line's beginning
+# Prefixes that turn a line into a list item or a heading
 _BLOCK = re.compile(r"^([-+=]|\d+(?=[.)](?:\s|$)))")
 SPELLED = {
-    "f1": "F1", "map": "mAP", "mse": "MSE", "mae": "MAE", "r2": "R²", "ece": "ECE", "brier": "Brier score",
-    "spearman": "Spearman", "pearson": "Pearson",
-}  # fmt: skip
+    "f1": "F1",
+    "map": "mAP",
+    "mse": "MSE",
+    "mae": "MAE",
+    "r2": "R²",
+    "ece": "ECE",
+    "brier": "Brier score",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+}
 # Embeddings, overrides and isolates of the bidirectional algorithm, its marks, and the byte order mark
-_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-# What renderers turn into links without being asked: addresses of the web and of mail
+_BIDIRECTIONAL = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+# Web and mail addresses, which renderers turn into links
 _ADDRESS = re.compile(r"((?:[\w.+-]*://|www\.|[\w.+-]+@)[\w./?=&%+:@~-]*)", re.IGNORECASE)
 _URL = re.compile(r"https?://[a-z0-9][a-z0-9./?=&%#+:@~,;_-]*", re.IGNORECASE | re.ASCII)
 
 
 def one_line(text: object) -> str:
-    """Text in one line that a file and a reader can take: no control characters, at most 1,000 long.
+    """Return text as one line without control characters, truncated to 1,000 characters.
 
     Example:
         >>> from qwen_task_heads.reports.markdown import one_line
         >>> one_line("a\\x00 \\u202e\\n b")
         'a b'
     """
-    line = " ".join(_TURNING.sub("", str(text)).split())
+    line = " ".join(_BIDIRECTIONAL.sub("", str(text)).split())
     line = "".join(
         "\ufffd" if unicodedata.category(character) == "Cs" else character
         for character in line[: MAX_TEXT + 1]
@@ -48,21 +56,22 @@ def one_line(text: object) -> str:
     return line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 1] + "…"
 
 
-def plain(text: object) -> str:
-    """Free text that shows as itself in Markdown, in one line: no markup, no HTML, no table break, no link.
+def escape(text: object) -> str:
+    """Escape free text to one line of Markdown that renders as the text itself.
 
     Example:
-        >>> from qwen_task_heads.reports.cards import plain
-        >>> plain("a | b <script>")
+        >>> from qwen_task_heads.reports.markdown import escape
+        >>> escape("a | b <script>")
         'a \\\\| b &lt;script&gt;'
     """
-    parts = _ADDRESS.split(one_line(text))  # every second one is an address; it holds no markup
+    parts = _ADDRESS.split(one_line(text))  # every second part is an address, which contains no markup
     return "".join(
-        f"`{part}`" if place % 2 else _escape(part, first=not place) for place, part in enumerate(parts)
+        f"`{part}`" if index % 2 else _escape_markup(part, first=not index)
+        for index, part in enumerate(parts)
     )
 
 
-def _escape(text: str, *, first: bool) -> str:
+def _escape_markup(text: str, *, first: bool) -> str:
     text = _MARKUP.sub(r"\\\1", _ENTITY.sub("&amp;", text))
     text = text.replace("<", "&lt;").replace(">", "&gt;")
     if first:
@@ -71,10 +80,10 @@ def _escape(text: str, *, first: bool) -> str:
 
 
 def code(text: object) -> str:
-    """A code span of free text, for names and ids outside of tables.
+    """Return free text as a code span, for names and ids outside of tables.
 
     Example:
-        >>> from qwen_task_heads.reports.cards import code
+        >>> from qwen_task_heads.reports.markdown import code
         >>> code("Qwen/Qwen3-8B"), code("a`b")
         ('`Qwen/Qwen3-8B`', '``a`b``')
     """
@@ -85,13 +94,13 @@ def code(text: object) -> str:
 
 
 def link(text: str) -> str:
-    """A web address as a link; anything else as plain text."""
+    """Return a web address as a link, and any other text escaped."""
     line = one_line(text)
-    return f"<{line}>" if _URL.fullmatch(line) else plain(line)
+    return f"<{line}>" if _URL.fullmatch(line) else escape(line)
 
 
 def fenced(text: str, *, language: str = "") -> str:
-    """A code block of several lines; one that looks like a rule or a heading stands two columns in."""
+    """Return a code block; lines that start like a rule or a heading are indented by two columns."""
     lines = [
         " " * min(len(line) - len(line.lstrip()), MAX_INDENT) + one_line(line)
         for line in text.strip().splitlines()
@@ -101,32 +110,34 @@ def fenced(text: str, *, language: str = "") -> str:
     return f"{fence}{language}\n{body}\n{fence}"
 
 
-def figure(value: float | None, *, digits: int = 3) -> str:
-    """A number as the card and the screen show it; a dash where it is not defined."""
-    # adding 0.0 takes the sign off a zero
+def format_value(value: float | None, *, digits: int = 3) -> str:
+    """Format a number for cards and printed summaries; None is a dash."""
+    # Adding 0.0 removes the sign of a negative zero.
     return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def figure_name(name: str) -> str:
-    """A figure as people write it: `macro_f1` is "macro F1".
+def metric_name(name: str) -> str:
+    """Return the display name of a metric: `macro_f1` is "macro F1".
 
     Example:
-        >>> from qwen_task_heads.reports.cards import figure_name
-        >>> figure_name("macro_f1"), figure_name("map")
+        >>> from qwen_task_heads.reports.markdown import metric_name
+        >>> metric_name("macro_f1"), metric_name("map")
         ('macro F1', 'mAP')
     """
     return " ".join(SPELLED.get(word, word) for word in name.split("_"))
 
 
-def interval(entry: Mapping[str, Any] | None) -> str:
-    """A figure of `metrics.json` in a table cell, with its interval where it has one.
+def format_interval(entry: Mapping[str, Any] | None) -> str:
+    """Format a metric of `metrics.json` for a table cell, with its interval if it has one.
 
     Example:
-        >>> from qwen_task_heads.reports.cards import interval
-        >>> interval({"value": 0.61234, "low": 0.55, "high": 0.6781})
+        >>> from qwen_task_heads.reports.markdown import format_interval
+        >>> format_interval({"value": 0.61234, "low": 0.55, "high": 0.6781})
         '0.612 (0.550 to 0.678)'
     """
     if entry is None:
         return "–"
-    between = "" if entry["low"] is None else f" ({figure(entry['low'])} to {figure(entry['high'])})"
-    return figure(entry["value"]) + between
+    value = format_value(entry["value"])
+    if entry["low"] is None:
+        return value
+    return f"{value} ({format_value(entry['low'])} to {format_value(entry['high'])})"

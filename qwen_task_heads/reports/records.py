@@ -1,4 +1,4 @@
-"""The account of a run from what a recipe has at its end, and the reference that proves a publish equal."""
+"""Build the record of a run from the objects of a recipe, and keep the reference for verification."""
 
 from __future__ import annotations
 
@@ -21,29 +21,33 @@ from qwen_task_heads.verification.reference import REFERENCE, Reference, write_r
 
 
 def card_facts(task: Any) -> CardFacts:
-    """What the owner of a model states, from the options of a recipe (a `PublishArguments`)."""
+    """Return the facts that the owner of a model states in the options of a recipe (`PublishArguments`)."""
     return CardFacts(**{field.name: vars(task)[field.name] for field in fields(CardFacts)})
 
 
 def record_of(
     trainer: Any, *, task: Any, model_args: Any, config: Any, adapter: Any = None, resumed: bool = False
 ) -> dict[str, Any]:
-    """Arguments of `Run` and `TextRun`, data apart.
+    """Return the arguments of `Run` and `TextRun`, except for the data.
 
     Args:
         trainer: after training; has a `throughput`.
-        task: the options of the recipe.
-        model_args: its `ModelConfig`.
+        task: options of the recipe.
+        model_args: `ModelConfig` of the recipe.
         config: of the trained model.
         adapter: its PEFT config, or None.
-        resumed: the training began at a checkpoint.
+        resumed: the training resumed from a checkpoint.
     """
     args, base = trainer.args, model_args.model_name_or_path
-    lora = {f"lora_{name}": value for name, value in model_args.adapter_options().items()} if adapter else {}
-    settled = task.resolved(config) if isinstance(task, HeadArguments) else {}
-    told = {**vars(task), **settled, "base": base, **lora}
+    settings = dict(vars(task))
+    if isinstance(task, HeadArguments):
+        settings |= task.resolved(config)
+    settings["base"] = base
+    if adapter:
+        settings |= {f"lora_{name}": value for name, value in model_args.adapter_options().items()}
+    settings["dtype"] = model_args.dtype or "float32"
     return {
-        "settings": settings_of(args, {**told, "dtype": model_args.dtype or "float32"}),
+        "settings": settings_of(args, settings),
         "log_history": trainer.state.log_history,
         "seconds": trainer.throughput.seconds,
         "speed": trainer.throughput.result.line(),
@@ -58,20 +62,20 @@ def record_of(
 
 
 def keep_reference(folder: Path, *, take: Callable[[], Reference]) -> None:
-    """Keep what the trained model answers beside it, for the proof before a publish; the manifest lists it.
+    """Write the reference answers of the trained model, for the verification before publishing.
 
-    Where no way to compute it fits into memory none is kept, and a publish then compares with what strict
-    loading opens from the folder.
+    The manifest lists the file. If the memory does not suffice to compute the answers, no file is written;
+    publishing then compares with the model that strict loading reads from the folder.
 
     Args:
         folder: of the run.
-        take: takes the reference.
+        take: computes the reference.
     """
-    Path(folder, REFERENCE).unlink(missing_ok=True)  # of an older run in the same folder
+    Path(folder, REFERENCE).unlink(missing_ok=True)  # of an earlier run in the same folder
     try:
         path = write_reference(folder, take())
     except torch.OutOfMemoryError:
-        print("note: no reference was kept: computing it is over the memory of this machine", flush=True)
+        print("note: no reference was kept: computing it exceeds the memory of this machine", flush=True)
         return
     manifest = Path(folder, MANIFEST)
     if manifest.is_file():

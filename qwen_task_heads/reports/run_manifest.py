@@ -1,6 +1,6 @@
-"""What was run, on what: versions, seed, settings, and hashes of data, code and files, as `manifest.json`.
+"""Content of `manifest.json`: versions, seed, settings, and hashes of data, code and files.
 
-`load` holds the files against it, see `qwen_task_heads.files`.
+`load` verifies the files of a folder with it, see `qwen_task_heads.files`.
 """
 
 from __future__ import annotations
@@ -21,47 +21,70 @@ from qwen_task_heads.hubcode import CODE
 __all__ = ["hash_code", "hash_files", "hash_pairs", "settings_of", "versions"]
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
-# Settings that say what was trained; paths, tokens and hosts of the machine stay out.
+# Settings of the training; paths, tokens and host names are excluded.
 SETTINGS = (
-    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
-    "adam_beta2", "max_grad_norm", "optim", "disable_dropout", "bf16",
-    "metric_for_best_model", "greater_is_better",
-    "max_length", "center_rewards_coefficient", "label_smoothing_factor", "neftune_noise_alpha", "seed",
-)  # fmt: skip
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "max_grad_norm",
+    "optim",
+    "disable_dropout",
+    "bf16",
+    "metric_for_best_model",
+    "greater_is_better",
+    "max_length",
+    "center_rewards_coefficient",
+    "label_smoothing_factor",
+    "neftune_noise_alpha",
+    "seed",
+)
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the libraries that a result depends on, and of Python."""
+    """Return the installed versions of the libraries that a result depends on, and of Python."""
     return dict(_installed())
 
 
-@lru_cache(maxsize=1)  # each is parsed out of a file of metadata
+@lru_cache(maxsize=1)  # each version is parsed from a file of metadata
 def _installed() -> tuple[tuple[str, str], ...]:
-    found = {"qwen-task-heads": __version__, "python": platform.python_version()}
+    installed = {"qwen-task-heads": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return tuple(found.items())
+    return tuple(installed.items())
 
 
 def hash_code() -> dict[str, str]:
-    """SHA-256 of each file that travels with the model."""
+    """Return the SHA-256 of each code file that is published with a model."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in CODE}
 
 
 def settings_of(args: Any, more: Mapping[str, Any]) -> dict[str, Any]:
-    """The training settings worth telling, and those of the head and the loss."""
+    """Return the settings of a training, and further ones such as those of the head and the loss.
+
+    Args:
+        args: `TrainingArguments`, of which `SETTINGS` are kept.
+        more: further settings by name; None and "" are omitted.
+    """
     known = args.to_dict()
-    chosen = {name: known[name] for name in SETTINGS if known.get(name) is not None}
-    # Of the two lengths of a run one holds: max_steps where it is set.
-    chosen.pop("num_train_epochs" if chosen.get("max_steps", -1) > 0 else "max_steps", None)
-    given = {name: value for name, value in more.items() if value is not None and value != ""}
-    # A file or folder is told by its name: the card has no use for the paths of somebody's machine.
-    return {**chosen, **{name: _told(value) for name, value in given.items()}}
+    settings = {name: known[name] for name in SETTINGS if known.get(name) is not None}
+    # max_steps overrides num_train_epochs if it is positive.
+    settings.pop("num_train_epochs" if settings.get("max_steps", -1) > 0 else "max_steps", None)
+    for name, value in more.items():
+        if value is not None and value != "":
+            settings[name] = _without_folder(value)
+    return settings
 
 
-def _told(value: Any) -> Any:
+def _without_folder(value: Any) -> Any:
+    """Return only the name of an existing path, so that cards contain no local folders."""
     return Path(value).name if isinstance(value, str) and "/" in value and Path(value).exists() else value

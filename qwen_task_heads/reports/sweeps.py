@@ -1,8 +1,7 @@
-"""A sweep over heads on frozen features, for labelled texts and for titles: what differs between the two.
+"""Sweep over heads on frozen features, for labelled texts and for titles.
 
-Both have the same life, which `recipes/sweep_heads.py` shows: read the data, encode it, run the backbone
-once, fit the heads, save the best, measure. A sweep here owns data, model and tokenizer, and answers the
-questions in between.
+`recipes/sweep_heads.py` has the steps of both: read the data, encode it, run the backbone once, fit the
+heads, save the best, measure. A `Sweep` has data, model and tokenizer, and implements the steps that differ.
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ from qwen_task_heads.training.usage import Usage
 
 
 class Sweep:
-    """Data, model and tokenizer of a sweep. Use `open_sweep`.
+    """Data, model and tokenizer of a sweep; `open_sweep` creates it.
 
     Args:
         options: of the task.
-        training: of the heads.
-        model_args: of the backbone.
+        training: options of the heads.
+        model_args: options of the backbone.
     """
 
     TASK: ClassVar[str]
-    BASELINE: ClassVar[str]  # row of the metrics that the table of the sweep ends with
+    BASELINE: ClassVar[str]  # row of the metrics at the end of the table of the sweep
 
-    metric: str  # that dev picks by, as `metrics.json` names it
+    metric: str  # selects the head on dev, as in `metrics.json`
     losses: list[str]  # to try
     layers: list[tuple[int, ...]]  # to try
 
@@ -69,33 +68,33 @@ class Sweep:
         raise NotImplementedError
 
     def _head(self) -> dict[str, Any]:
-        """Arguments of `build` beside backbone and swept options."""
+        """Return the arguments of `build` other than backbone and swept options."""
         raise NotImplementedError
 
     def _bind(self, model: Any) -> None:
-        """Compile the template into the tokenizer, for a model."""
+        """Compile the template of a model into the tokenizer."""
         raise NotImplementedError
 
     def encode(self) -> tuple[list[Sequence[int]], list[str]]:
-        """Build model and tokenizer; return the rows that the backbone runs over, and lines on the data."""
+        """Build model and tokenizer; return the rows for the backbone, and a summary of the data."""
         raise NotImplementedError
 
     @property
     def rows(self) -> MakeRows:
-        """Rows of train and dev from the features of what `encode` returned."""
+        """Return a function from the features of the encoded rows to the rows of train and dev."""
         raise NotImplementedError
 
     @property
     def timed(self) -> list[Sequence[int]]:
-        """Rows whose scoring is timed."""
+        """Return the rows that are timed."""
         raise NotImplementedError
 
-    def _finish(self, model: Any, run: Mapping[str, Any]) -> dict[str, Any]:
-        """Save and measure a model; return `metrics.json`."""
+    def _finish(self, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Save and measure a model; return the content of `metrics.json`."""
         raise NotImplementedError
 
     def with_head(self, combination: Combination | None = None) -> Any:
-        """Build the model of a combination, its head fresh; without one, that of all layers."""
+        """Build a model with the new head of a combination; without a combination, one of all layers."""
         set_seed(self.training.seed)
         head = {} if combination is None else combination.head_options()
         model = build(self.base, **self._head(), **self.model_args.load_options(), **head, **self.where)
@@ -110,36 +109,42 @@ class Sweep:
 
     @property
     def read_layers(self) -> list[int]:
-        """Numbers of all layers that some head reads."""
+        """Return the numbers of all layers that at least one head reads."""
         return sorted({layer for layers in self.layers for layer in layers})
 
     def finish(self, chosen: Result, *, seconds: float, trackers: Sequence[Any]) -> dict[str, Any]:
-        """Save the best head as a model, measure it beside the baselines, and return `metrics.json`.
+        """Save the best head as a model, measure it with the baselines, and return `metrics.json`.
 
         Args:
-            chosen: of the sweep.
-            seconds: that the sweep took.
-            trackers: which hear what was measured.
+            chosen: result of the saved head.
+            seconds: duration of the sweep.
+            trackers: receive the metrics.
         """
         best, options = chosen.combination, self.options
         model = self.with_head(best)
         model.score.load_state_dict(chosen.fitted.state)
-        told = {**vars(options), **options.resolved(model.config), "loss": best.loss, "base": self.base}
+        settings = {**vars(options), **options.resolved(model.config), "loss": best.loss, "base": self.base}
         if chosen.fitted.penalty is not None:
-            told["penalty"] = chosen.fitted.penalty
-        told |= {"dtype": self.model_args.dtype or "float32", "seed": chosen.seed}
+            settings["penalty"] = chosen.fitted.penalty
+        settings |= {"dtype": self.model_args.dtype or "float32", "seed": chosen.seed}
         if options.save_as == "adapter":
             model = with_adapter(model, adapter_config(model, head_only=True))
-        run = {
-            "sets": self.sets, "card": card_facts(options), "backbone": self.base, "seed": chosen.seed,
-            "seconds": seconds, "settings": settings_of(self.training, told),
-            "log_history": chosen.fitted.history, "trackers": trackers, "usage": self.usage,
-        }  # fmt: skip
-        return self._finish(model, run)
+        record = {
+            "sets": self.sets,
+            "card": card_facts(options),
+            "backbone": self.base,
+            "seed": chosen.seed,
+            "seconds": seconds,
+            "settings": settings_of(self.training, settings),
+            "log_history": chosen.fitted.history,
+            "trackers": trackers,
+            "usage": self.usage,
+        }
+        return self._finish(model, record)
 
 
 class TextSweep(Sweep):
-    """A sweep over labelled texts; its options are `SweepArguments`."""
+    """Sweep over labelled texts; its options are `SweepArguments`."""
 
     TASK, BASELINE = "pooled_classifier", TFIDF
 
@@ -152,9 +157,13 @@ class TextSweep(Sweep):
     def _head(self) -> dict[str, Any]:
         labels = self.sets.labels
         return {
-            "task": self.TASK, "labels": labels.names, "problem_type": self.sets.problem_type,
-            **labels.described(), **{"max_seq_length": MAX_SEQ_LENGTH} | self.options.head_options(),
-        }  # fmt: skip
+            "task": self.TASK,
+            "labels": labels.names,
+            "problem_type": self.sets.problem_type,
+            **labels.described(),
+            "max_seq_length": MAX_SEQ_LENGTH,
+            **self.options.head_options(),
+        }
 
     def _bind(self, model: Any) -> None:
         template = self.options.template_for(self.sets.labels)
@@ -186,13 +195,13 @@ class TextSweep(Sweep):
         """See `Sweep`."""
         return list(self._dev["input_ids"])
 
-    def _finish(self, model: Any, run: Mapping[str, Any]) -> dict[str, Any]:
-        made = TextRun(cut=self._cut, **run)
-        return finish_texts(model, tokenizer=self.tokenizer, folder=self.training.output_dir, run=made)
+    def _finish(self, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+        run = TextRun(cut=self._cut, **record)
+        return finish_texts(model, tokenizer=self.tokenizer, folder=self.training.output_dir, run=run)
 
 
 class TitleSweep(Sweep):
-    """A sweep over pairs, votes, clicks or arms of titles; its options are `TitleSweepArguments`."""
+    """Sweep over pairs, votes, clicks or arms of titles; its options are `TitleSweepArguments`."""
 
     TASK, BASELINE, metric = "title_scorer", TFIDF_PAIRS, "pair_accuracy"
 
@@ -220,12 +229,12 @@ class TitleSweep(Sweep):
         )
         for name in self.losses:
             for table in (self._train, self._dev) if name in PAIR_LOSSES else ():
-                stated = [column for column in table.column_names if column in EVIDENCE]
-                PAIR_LOSSES[name].check([*stated, *self.options.loss_options()], where="--losses")
+                signals = [column for column in table.column_names if column in EVIDENCE]
+                PAIR_LOSSES[name].check([*signals, *self.options.loss_options()], where="--losses")
         equal = {"train": cut.equal, "dev": of_dev.equal, "test": of_test.equal}
         lines = [*self.sets.lines, cut.line(), *check_equal(equal, option="--max_length ")]
         kept = self._train.with_format("numpy")["row"][:]
-        self.sets = replace(self.sets, train=pick(self.sets.train, kept))  # equal pairs were left out
+        self.sets = replace(self.sets, train=pick(self.sets.train, kept))  # without pairs of equal titles
         rows = [ids for table in (self._train, self._dev) for ids in _titles(table)]
         self.usage.scored = 2 * (len(self.sets.dev) + len(self.sets.test))
         self._ends = [2 * len(self._train), 2 * len(self._dev)]
@@ -259,22 +268,23 @@ class TitleSweep(Sweep):
         """See `Sweep`."""
         return _titles(self._dev)
 
-    def _finish(self, model: Any, run: Mapping[str, Any]) -> dict[str, Any]:
-        return finish_titles(model, tokenizer=self.tokenizer, folder=self.training.output_dir, run=Run(**run))
+    def _finish(self, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+        run = Run(**record)
+        return finish_titles(model, tokenizer=self.tokenizer, folder=self.training.output_dir, run=run)
 
 
 def open_sweep(options: Any, training: Any, model_args: Any) -> Sweep:
-    """Read the data of a sweep, by what `parse_sweep_arguments` returned.
+    """Create the sweep of the options that `parse_sweep_arguments` returned, and read its data.
 
     Raises:
-        TaskHeadsError: data or options that cannot be used, or a model that has a head already.
+        TaskHeadsError: invalid data or options, or a model that already has a head.
     """
     kinds: dict[type, type[Sweep]] = {SweepArguments: TextSweep, TitleSweepArguments: TitleSweep}
     return kinds[type(options)](options, training, model_args)
 
 
 def _titles(table: Any) -> list[Sequence[int]]:
-    """Token ids of the chosen titles of a data set of pairs, then of the rejected ones."""
+    """Return the token ids of the chosen titles of a dataset of pairs, then of the rejected ones."""
     return [*table["chosen_ids"], *table["rejected_ids"]]
 
 
@@ -282,32 +292,46 @@ def _read_for(read: Callable[..., Any], options: Any) -> Any:
     """Read the data of a task.
 
     Raises:
-        TaskHeadsError: what the reader refuses; if the other task can read it, that `--task` comes first.
+        TaskHeadsError: problems of the reader, after one of `--task` if the other task can read the data.
     """
     try:
         return read(options.dataset_name, **options.data_options())
     except TaskHeadsError as error:
-        other, its_reader, has, takes = (
-            ("titles", read_title_sets, "pairs or arms of titles", "labelled texts")
-            if read is read_text_sets
-            else ("texts", read_text_sets, "labelled texts", "pairs or arms of titles")
-        )
+        read_other: Callable[..., Any]
+        other, read_other = "titles", read_title_sets
+        contents, expected = "pairs or arms of titles", "labelled texts"
+        if read is read_title_sets:
+            other, read_other = "texts", read_text_sets
+            contents, expected = expected, contents
         names = ("dev_fraction", "test_fraction", "hub", "encoding")
         given = {name: vars(options)[name] for name in names}
         given |= {"dev": options.dev_dataset, "test": options.test_dataset, "columns": options.columns or ()}
         try:
-            its_reader(options.dataset_name, bad_rows="skip", **given)
+            read_other(options.dataset_name, bad_rows="skip", **given)
         except TaskHeadsError:
             raise error from None
-        problem = Problem("--task", f"found {options.task!r}, and {has}", takes, f"give --task {other}")
-        raise TaskHeadsError([problem, *error.problems]) from error
+        wrong_task = Problem(
+            "--task",
+            f"found {options.task!r}, but the data contains {contents}",
+            expected,
+            f"give --task {other}",
+            code="option-unsupported",
+        )
+        raise TaskHeadsError([wrong_task, *error.problems]) from error
 
 
 def _refuse_head(base: str, *, revision: str | None, hub: str) -> None:
-    """Refuse a model that has a head: a sweep is over a backbone."""
+    """Refuse a model with a head, because a sweep needs a backbone."""
     config = saved_config(base, revision=revision, hub=hub)
     if config is not None:
-        backbone = config.backbone_name_or_path  # None of a full model whose backbone was a folder
-        remedy = f"give --model_name_or_path {backbone}" if backbone else "name the backbone it was built on"
-        found, accepted = "a model of ours, which has a head", "a plain backbone"
-        raise TaskHeadsError(Problem("--model_name_or_path", f"found {found}", accepted, remedy))
+        backbone = config.backbone_name_or_path  # None for a full model whose backbone was a folder
+        fix = f"give --model_name_or_path {backbone}" if backbone else "name the backbone it was built on"
+        raise TaskHeadsError(
+            Problem(
+                "--model_name_or_path",
+                "found a model that has a head",
+                "a backbone without a head",
+                fix,
+                code="model-type",
+            )
+        )

@@ -1,6 +1,6 @@
-"""The card of a classifier: figures beside baselines, every label with its own, what was cut, what it is not.
+"""Render the card of a classifier: metrics with baselines, metrics per label, truncation and limitations.
 
-Numbers come from `metrics.json`'s dictionary and from nowhere else; free text passes through `plain`.
+All numbers come from the dictionary of `metrics.json`; free text is escaped.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from qwen_task_heads.reports.card_facts import (
     metadata_fields,
     without_rows,
 )
-from qwen_task_heads.reports.card_lines import card_verdict, in_force, picked_line
-from qwen_task_heads.reports.cards import figure, figure_name, interval, metadata, plain, render
+from qwen_task_heads.reports.card_lines import card_verdict, picked_line, settings_in_effect
+from qwen_task_heads.reports.cards import metadata, render
 from qwen_task_heads.reports.finishing import MODEL
+from qwen_task_heads.reports.markdown import escape, format_interval, format_value, metric_name
 from qwen_task_heads.training.text_losses import TEXT_LOSSES
 
 if TYPE_CHECKING:
@@ -31,35 +32,34 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     REGRESSION: ("spearman", "pearson", "mse", "mae"),
     ORDINAL: ("quadratic_kappa", "mae", "accuracy", "macro_f1"),
 }
-# As the hub names them: type of the metric, and our figure
+# Metric type of the hub, and name of the metric in `metrics.json`
 HUB_METRICS: dict[str, tuple[tuple[str, str], ...]] = {
     SINGLE: (("accuracy", "accuracy"), ("f1", "macro_f1")),
     MULTI: (("f1", "micro_f1"), ("f1", "macro_f1")),
     REGRESSION: (("spearmanr", "spearman"), ("pearsonr", "pearson"), ("mse", "mse")),
     ORDINAL: (("accuracy", "accuracy"), ("mae", "mae"), ("quadratic_kappa", "quadratic_kappa")),
 }
-SAME_AS_ACCURACY = ("micro_precision", "micro_recall", "micro_f1")  # where every text has one label
+SAME_AS_ACCURACY = ("micro_precision", "micro_recall", "micro_f1")  # if every text has one label
 MAX_CLASSES = 200  # labels listed on a card
-FEW_ROWS = 20  # of a label, below which its own figures say little
+FEW_ROWS = 20  # rows of a label below which its metrics are unreliable
 
 
-WRITES = (
-    " It is a language model that writes the label; `LabelScorer` scores the labels by their own tokens, in "
-    "the lines under “How to load it”."
+GENERATIVE = (
+    " It is a generative classifier: a language model with a `LabelScorer`, which scores each label by its "
+    "tokens, as in the code under “How to load it”."
 )
 
 
-def figure_rows(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
-    """Table of figures: a head, then a row per figure with one cell per scorer.
+def metric_rows(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
+    """Return a table of metrics: a header, then a row per metric with one cell per scorer.
 
     Args:
-        found: scorer to its figures, from `metrics.json`.
-        names: figures to show; where a scorer has none there is a dash.
+        metrics: from scorer to its metrics, of `metrics.json`.
+        names: metrics of the rows; a missing metric is a dash.
     """
-    rows = [["", *found]]
-    rows += [
-        [figure_name(name), *(interval(figures.get(name)) for figures in found.values())] for name in names
-    ]
+    rows = [["", *metrics]]
+    for name in names:
+        rows.append([metric_name(name), *(format_interval(entry.get(name)) for entry in metrics.values())])
     return rows
 
 
@@ -72,48 +72,48 @@ def text_card(
     *,
     plots: dict[str, str],
 ) -> str:
-    """The card as Markdown.
+    """Return the card as Markdown.
 
     Args:
-        model: its config and kind.
-        folder: named as the model will be.
-        metrics: the content of `metrics.json`.
-        reported: the split that the figures on the card are from.
-        run: the account of the run.
-        plots: title to file name.
+        model: config and kind of the model.
+        folder: of the run; its name is the name of the model.
+        metrics: content of `metrics.json`.
+        reported: split of the metrics on the card.
+        run: record of the run.
+        plots: from title to file name.
     """
     kind, ours = run.sets.problem_type, metrics[reported][MODEL]
-    left_out = {"per_class", *HEADLINES[kind], *(SAME_AS_ACCURACY if "accuracy" in ours else ())}
-    order = [*HEADLINES[kind], *(name for name in ours if name not in left_out)]
-    table = figure_rows(metrics[reported], order)
-    table[0] = ["figure", *(plain(name) for name in table[0][1:])]
+    omitted = {"per_class", *HEADLINES[kind], *(SAME_AS_ACCURACY if "accuracy" in ours else ())}
+    order = [*HEADLINES[kind], *(name for name in ours if name not in omitted)]
+    table = metric_rows(metrics[reported], order)
+    table[0] = ["metric", *(escape(name) for name in table[0][1:])]
     main = ours[order[0]]
     compared = BEST_METRIC[kind][0].removeprefix("eval_")
     fields = card_fields(model, folder, run, metrics=metrics, reported=reported, seen=run.sets.test_seen)
-    fields["settings"] = in_force(fields["settings"], run, cut=run.sets.were_cut)
+    fields["settings"] = settings_in_effect(fields["settings"], run, cut=run.sets.were_cut)
     pairs = any(example.text_b for example in run.sets.train)
     groups = f" of {main['n_groups']:,} groups" if main["n_groups"] != main["n"] else ""
     classes = [] if kind == REGRESSION else _classes(run, ours["per_class"])
-    given = [
-        (hub, figure_name(name), ours[name]["value"])
-        for hub, name in HUB_METRICS[kind]
+    hub_metrics = [
+        (hub_type, metric_name(name), ours[name]["value"])
+        for hub_type, name in HUB_METRICS[kind]
         if ours[name]["value"] is not None
     ]
     return render(
         "text_classifier",
         metadata=metadata(
             name=folder.name,
-            # What writes a label is no classifier to a hub, whose snippet would draw it a random head.
+            # The hub's snippet for classifiers would load a generative one with a random head.
             task="text-generation" if model.answers else "text-classification",
             tags=[kind.replace("_", "-"), *["label-scoring"] * model.answers],
             dataset_type="texts",
-            figures=given,
+            metrics=hub_metrics,
             **metadata_fields(model, run, reported=reported, metrics=metrics),
         ).strip(),
         **fields,
         verdict=card_verdict(metrics, reported),
         picked_line=picked_line(run, metrics, main=compared),
-        what=_what(kind, len(run.sets.labels), pairs=pairs) + WRITES * model.answers,
+        description=_description(kind, len(run.sets.labels), pairs=pairs) + GENERATIVE * model.answers,
         meant_for=_meant_for(kind, pairs=pairs),
         limits=_limits(kind, ours, answers=model.answers),
         ranking=False,
@@ -122,12 +122,12 @@ def text_card(
         rows_line=f"{main['n']:,} rows{groups}.",
         classes=classes[:MAX_CLASSES],
         described=any(run.sets.labels.descriptions),
-        hidden=max(0, len(classes) - MAX_CLASSES),
+        unlisted=max(0, len(classes) - MAX_CLASSES),
         plots=plots,
         lengths=_lengths(model.config, run),
         rows_name="rows",
         data_lines=[
-            plain(line) for line in dict.fromkeys([*without_rows(run.sets.lines), *metrics["notes"]])
+            escape(line) for line in dict.fromkeys([*without_rows(run.sets.lines), *metrics["notes"]])
         ],
         loss_line=loss_line(run, TEXT_LOSSES[kind]),
         dev_was_cut=run.sets.dev_was_cut,
@@ -135,78 +135,79 @@ def text_card(
 
 
 def _meant_for(kind: str, *, pairs: bool) -> str:
-    it = "pairs of texts" if pairs else "texts"
+    inputs = "pairs of texts" if pairs else "texts"
     if kind == REGRESSION:
-        return f"It is meant for {it} like those it was trained on; the plot below shows how far off it is."
+        return f"The model is intended for {inputs} like those in its training data. A plot shows its errors."
     return (
-        f"It is meant for {it} like those it was trained on, under the labels listed below; it is no basis "
-        "for decisions on people without somebody who checks them."
+        f"The model is intended for {inputs} like those in its training data, with the labels listed below. "
+        "It must not be the basis of decisions on people without human review."
     )
 
 
-def _what(kind: str, count: int, *, pairs: bool) -> str:
-    it = "pair of texts" if pairs else "text"
+def _description(kind: str, count: int, *, pairs: bool) -> str:
+    unit = "pair of texts" if pairs else "text"
+    values = "a number" if count == 1 else f"{count:,} numbers"
     return {
-        SINGLE: f"A text classifier: it gives every {it} one of {count:,} labels, with probabilities.",
-        MULTI: f"A multi-label classifier: it gives every {it} any number of {count:,} labels.",
-        REGRESSION: f"A regression model: it gives every {it} "
-        + ("a number." if count == 1 else f"{count:,} numbers."),
-        ORDINAL: f"An ordinal model: it gives every {it} one of {count:,} labels that stand in an order.",
+        SINGLE: f"A text classifier: it assigns to each {unit} one of {count:,} labels, with probabilities.",
+        MULTI: f"A multi-label classifier: it assigns to each {unit} any number of {count:,} labels.",
+        REGRESSION: f"A regression model: it predicts {values} for each {unit}.",
+        ORDINAL: f"An ordinal model: it assigns to each {unit} one of {count:,} ordered labels.",
     }[kind]
 
 
 def _classes(run: TextRun, per_class: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    described = run.sets.labels.descriptions or [""] * len(per_class)
+    descriptions = run.sets.labels.descriptions or [""] * len(per_class)
     return [
         {
-            "id": str(place),
-            "label": plain(row["label"]),
-            "description": plain(told) or "–",
-            **{name: figure(row[name]) for name in ("precision", "recall", "f1")},
+            "id": str(label_id),
+            "label": escape(row["label"]),
+            "description": escape(description) or "–",
+            **{name: format_value(row[name]) for name in ("precision", "recall", "f1")},
             "support": f"{row['support']:,}",
         }
-        for place, (row, told) in enumerate(zip(per_class, described, strict=True))
+        for label_id, (row, description) in enumerate(zip(per_class, descriptions, strict=True))
     ]
 
 
 def _lengths(config: Any, run: TextRun) -> str:
-    """What happens to long texts, in training and at every prediction, and to how many it did."""
+    """Describe the truncation of long texts, and the number of truncated texts of the run."""
     limit, policy = config.max_seq_length, config.truncation
     if limit is None:
-        return "Nothing is cut."
+        return "Texts are not truncated."
     rules = {
-        "head": "longer ones keep their beginning",
-        "tail": "longer ones keep their end",
-        "head_tail": "longer ones keep half of that from either end",
-        "windows": f"longer ones are read in windows that share {config.window_overlap} tokens, and the "
-        f"{config.window_aggregation} of the windows' logits is the answer",
+        "head": "longer texts keep their first tokens",
+        "tail": "longer texts keep their last tokens",
+        "head_tail": "longer texts keep half of the limit from each end",
+        "windows": f"longer texts are split into windows that share {config.window_overlap} tokens, and the "
+        f"prediction is the {config.window_aggregation} of their logits",
     }
-    told = f"Texts have up to {limit:,} tokens, template included; {rules[policy]}, here as in training."
-    return f"{told} {plain(run.cut[:1].upper() + run.cut[1:])}.".removesuffix(" .")
+    summary = (
+        f"The limit is {limit:,} tokens, template included; {rules[policy]}, at inference as in training."
+    )
+    return f"{summary} {escape(run.cut[:1].upper() + run.cut[1:])}.".removesuffix(" .")
 
 
 def _limits(kind: str, ours: Mapping[str, Any], *, answers: bool) -> list[str]:
-    """What the figures do not promise."""
+    """Return the items of the section on limitations."""
     limits = [
-        "It has learned how this data was labelled, and nothing about truth or harm; texts of another kind, "
-        "time or language are not covered by the figures below."
+        "The model learned how this data was labelled; it does not judge truth or harm. The metrics above do "
+        "not cover texts of another kind, time or language."
     ]
     if kind == REGRESSION:
         return [*limits, "Values outside the range of the training data are extrapolated."]
     if kind != MULTI:
-        abstains = f"`{'LabelScorer' if answers else 'Scorer'}.predict(texts, abstain=0.5)` can abstain"
-        limits.append(f"Every text gets one of the labels, also one that fits none: {abstains}.")
-        limits.append(
-            f"Its probabilities are off by {figure(ours['ece']['value'])} on average (ECE, 15 bins)."
-        )
+        abstain = f"`{'LabelScorer' if answers else 'Scorer'}.predict(texts, abstain=0.5)`"
+        limits.append(f"Each text gets one of the labels, even if none fits; {abstain} can abstain.")
+        ece = format_value(ours["ece"]["value"])
+        limits.append(f"Probabilities differ from accuracies by {ece} on average (ECE, 15 bins).")
     few = sum(0 < row["support"] < FEW_ROWS for row in ours["per_class"])
     none = sum(row["support"] == 0 for row in ours["per_class"])
     if few:
         have = "1 label has" if few == 1 else f"{few:,} labels have"
         limits.append(
-            f"{have} fewer than {FEW_ROWS} rows in the set measured: figures of such a label say little."
+            f"{have} fewer than {FEW_ROWS} rows in the evaluation data: their metrics are unreliable."
         )
     if none:
         have = "1 label has" if none == 1 else f"{none:,} labels have"
-        limits.append(f"{have} no row in the set measured: nothing is known of such a label.")
+        limits.append(f"{have} no rows in the evaluation data and could not be evaluated.")
     return limits

@@ -1,11 +1,13 @@
-"""The end of a classification run: score dev and test, set them beside baselines, write and say all of it.
+"""Report of a classification run: calibrate, save, measure on dev and test, write all files, print a summary.
 
-As at the end of a title run (`outcome.py`): the model is calibrated on dev and saved, before it is measured;
-every figure on the card, the screen and the plots comes from the dictionary that `metrics.json` holds; and it
-is `Scorer`, the code that users will run, which computes the logits, not the training loop.
+Design decisions, as in `title_report.py`:
 
-Where rows offer a choice of labels, the model and the baselines are held to it alike, and a note says so: a
-head gives scores to all labels, and who uses it chooses among those that are offered.
+- The model is calibrated on dev and saved before it is measured.
+- Every metric on the card, in the summary and in the plots comes from the dictionary of `metrics.json`.
+- `Scorer` computes the logits, as it does for users; the training loop does not.
+
+If rows have candidate labels, the model and the baselines choose among them, and a message says so: a head
+scores all labels, and its caller restricts them to the candidates.
 """
 
 from __future__ import annotations
@@ -53,24 +55,24 @@ from qwen_task_heads.reports.calibration import (
 from qwen_task_heads.reports.calibration_summary import calibration_line
 from qwen_task_heads.reports.card_facts import Trained, picked_note
 from qwen_task_heads.reports.card_lines import lookup_line, verdict_lines
-from qwen_task_heads.reports.cards import figure_name
 from qwen_task_heads.reports.early_exits import aligned
 from qwen_task_heads.reports.finishing import (
     MODEL,
     SMALL,
     RunRecord,
     attempt,
-    first_notes,
+    initial_messages,
     python_command,
     save_first,
-    set_facts,
+    split_facts,
     trained_line,
     training_facts,
     write_record,
 )
+from qwen_task_heads.reports.markdown import metric_name
 from qwen_task_heads.reports.prediction_rows import hardest_errors, write_predictions
 from qwen_task_heads.reports.records import keep_reference
-from qwen_task_heads.reports.text_card import HEADLINES, figure_rows, text_card
+from qwen_task_heads.reports.text_card import HEADLINES, metric_rows, text_card
 from qwen_task_heads.reports.text_plots import (
     confusion_plot,
     reliability_plot,
@@ -81,17 +83,17 @@ from qwen_task_heads.reports.title_plots import training_curves
 from qwen_task_heads.verification.reference import take_reference
 
 TFIDF = "TF-IDF, linear"
-NEED_PROBABILITIES = ("log_loss", "ece")  # baselines give scores
-WEAKEST = 3  # labels named on the screen
+NEED_PROBABILITIES = ("log_loss", "ece")  # baselines return scores
+WEAKEST = 3  # labels in the printed summary
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextRun(RunRecord):
-    """What the end of a run needs to know of it; the rest as in `RunRecord`.
+    """Record of a classification run; for the other fields see `RunRecord`.
 
     Args:
-        sets: what was trained and measured on, with problem type and labels.
-        cut: what became of long texts, in plain words.
+        sets: data of training and evaluation, with problem type and labels.
+        cut: summary of the truncation of long texts.
     """
 
     sets: TextSets
@@ -99,33 +101,33 @@ class TextRun(RunRecord):
 
 
 def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun) -> dict[str, Any]:
-    """Save the model and everything that is known about it; print the summary; return the metrics.
+    """Save the model and its report, print the summary, and return the metrics.
 
     Args:
         model: a trained `PooledClassifier`, or a `PeftModel` around one.
         tokenizer: with the compiled template.
-        folder: where the model goes; also `metrics.json`, `predictions.jsonl`, `errors.md`,
+        folder: output folder of the model, `metrics.json`, `predictions.jsonl`, `errors.md`,
             `manifest.json`, `README.md` and plots.
-        run: the account of the run.
+        run: record of the run.
     """
-    scorer, notes = Scorer(model.eval(), tokenizer=tokenizer), first_notes(model, run)
-    known: dict[int, torch.Tensor] = {}  # of dev, unless the calibration changes them
+    scorer, messages = Scorer(model.eval(), tokenizer=tokenizer), initial_messages(model, run)
+    cached: dict[int, torch.Tensor] = {}  # logits of dev, if the calibration does not change them
 
     def logits(examples: Sequence[TextExample]) -> torch.Tensor:
-        if id(examples) in known:
-            return known[id(examples)]
+        if id(examples) in cached:
+            return cached[id(examples)]
         pairs = [example.text_b for example in examples]
         texts = [example.text for example in examples]
         with run.usage.measured():
             return scorer.logits(texts, text_pairs=pairs if any(pairs) else None)
 
     try:
-        of_dev = calibrate_texts(model, logits, run=run, sets=run.sets, notes=notes)
-    finally:  # whatever stops it
+        dev_logits = calibrate_texts(model, logits, run=run, sets=run.sets, messages=messages)
+    finally:  # save the model even if the calibration is interrupted
         folder = save_first(model, tokenizer=tokenizer, folder=folder)
-    if of_dev is not None:
-        known[id(run.sets.dev)] = torch.from_numpy(of_dev)
-    metrics = record_texts(Trained.of(model), logits=logits, folder=folder, run=run, notes=notes)
+    if dev_logits is not None:
+        cached[id(run.sets.dev)] = torch.from_numpy(dev_logits)
+    metrics = record_texts(Trained.of(model), logits=logits, folder=folder, run=run, messages=messages)
     pairs = [example.text_b for example in run.sets.dev]
     texts = [example.text for example in run.sets.dev]
     take = partial(take_reference, model, tokenizer=tokenizer, texts=texts)
@@ -139,92 +141,106 @@ def record_texts(
     logits: Callable[[Sequence[TextExample]], torch.Tensor],
     folder: Path,
     run: TextRun,
-    notes: list[str],
+    messages: list[str],
 ) -> dict[str, Any]:
-    """Measure a saved model, whatever computes its logits; write and say all of it; return the metrics.
+    """Measure a saved model, write its report, print the summary, and return the metrics.
 
     Args:
-        model: its config and kind.
-        logits: (N, L) of N examples; of labels that a row does not offer they do not count.
-        folder: where the model was saved.
-        run: the account of the run.
-        notes: what there is to say already.
+        model: config and kind of the model.
+        logits: from N examples to logits (N, L); those of labels that are not candidates are ignored.
+        folder: of the saved model.
+        run: record of the run.
+        messages: earlier messages of the run.
     """
     kind, names = run.sets.problem_type, run.sets.labels.names
-    baselines = _baseline_rows(run, notes)
-    sets = {"dev": run.sets.dev, "test": run.sets.test}
+    baselines = _baselines(run, messages)
+    splits = {"dev": run.sets.dev, "test": run.sets.test}
     metrics: dict[str, Any] = {
         "seed": run.seed,
         "problem_type": kind,
         "labels": list(names),
         "train": {"rows": len(run.sets.train), **training_facts(run)},
-        "data": set_facts({"train": run.sets.train, **sets}, run.sets.were_cut, hash_texts, "rows"),
+        "data": split_facts({"train": run.sets.train, **splits}, run.sets.were_cut, hash_texts, "rows"),
     }
     lookups = {
-        name: report_texts(run.sets.train, rows, split=name, problem_type=kind)
-        for name, rows in sets.items()
+        split: report_texts(run.sets.train, rows, split=split, problem_type=kind)
+        for split, rows in splits.items()
         if rows
     }
-    notes += leak_lines(lookups, were_cut=run.sets.were_cut)
-    known = any(report.known for report in lookups.values())
-    lookup = LookupBaseline(kind, len(names)).fit(run.sets.train) if known else None
-    said: dict[str, Floats] = {}
-    found: dict[str, Floats] = {}
-    others: dict[str, dict[str, Floats]] = {}
-    for name, examples in sets.items():
-        if examples:
-            said[name] = logits(examples).double().numpy()
-            found[name] = within(said[name], examples, labels=run.sets.labels)
-            beside = {**baselines, **({LOOKUP: lookup} if lookup and lookups[name].known else {})}
-            others[name] = {
-                baseline: within(one.predict(examples), examples, labels=run.sets.labels)
-                for baseline, one in beside.items()
-            }
-            metrics[name] = _measure(examples, found[name], others=others[name], run=run, config=model.config)
-            if line := candidates_line(examples, labels=run.sets.labels, split=name):
-                held = "; this model scores all labels, and predict.py --candidates holds it to them"
-                yours = "" if model.answers else held
-                notes.append(line + yours)
-    notes += _constant(kind, said)
+    messages += leak_lines(lookups, were_cut=run.sets.were_cut)
+    any_known = any(report.known for report in lookups.values())
+    lookup = LookupBaseline(kind, len(names)).fit(run.sets.train) if any_known else None
+    raw: dict[str, Floats] = {}  # logits of all labels
+    scores: dict[str, Floats] = {}  # logits within the candidates
+    baseline_scores: dict[str, dict[str, Floats]] = {}
+    for split, examples in splits.items():
+        if not examples:
+            continue
+        raw[split] = logits(examples).double().numpy()
+        scores[split] = within(raw[split], examples, labels=run.sets.labels)
+        fitted: dict[str, Any] = dict(baselines)
+        if lookup and lookups[split].known:
+            fitted[LOOKUP] = lookup
+        baseline_scores[split] = {
+            name: within(baseline.predict(examples), examples, labels=run.sets.labels)
+            for name, baseline in fitted.items()
+        }
+        metrics[split] = _measure(
+            examples, scores[split], baselines=baseline_scores[split], run=run, config=model.config
+        )
+        if line := candidates_line(examples, labels=run.sets.labels, split=split):
+            if not model.answers:
+                line += "; this model scores all labels, and predict.py --candidates restricts it to them"
+            messages.append(line)
+    messages += _constant(kind, raw)
     reported = "test" if run.sets.test else "dev"
-    metrics["lookup"] = {name: report.as_dict() for name, report in lookups.items()}
-    every = {MODEL: found[reported], **others[reported]}
-    metrics["verdict"] = _verdict(sets[reported], every, run=run, thresholds=model.config.label_thresholds)
+    metrics["lookup"] = {split: report.as_dict() for split, report in lookups.items()}
+    metrics["verdict"] = _verdict(
+        splits[reported],
+        {MODEL: scores[reported], **baseline_scores[reported]},
+        run=run,
+        thresholds=model.config.label_thresholds,
+    )
     if metrics["verdict"]:
         metrics["verdict"]["split"] = reported
     if model.config.calibration:
-        ours = {name: metrics[name][MODEL] for name in said}
-        metrics["calibration"] = measured_texts(said, run.sets, model.config, after=ours)
+        ours = {split: metrics[split][MODEL] for split in raw}
+        metrics["calibration"] = measured_texts(raw, run.sets, model.config, after=ours)
         update_config(model.config, folder, calibration=metrics["calibration"])
-    examples, shown = sets[reported], found[reported]
-    plots = _plots(folder, run, examples, shown, metrics, notes)
-    metrics["notes"] = notes
-    write_predictions(folder / "predictions.jsonl", examples, shown, config=model.config)
-    options = {"labels": names, "split": reported, "thresholds": model.config.label_thresholds}
-    page = hardest_errors(kind, examples, shown, **options)
+    plots = _plots(folder, run, splits[reported], scores[reported], metrics, messages)
+    metrics["notes"] = messages
+    write_predictions(folder / "predictions.jsonl", splits[reported], scores[reported], config=model.config)
+    page = hardest_errors(
+        kind,
+        splits[reported],
+        scores[reported],
+        labels=names,
+        split=reported,
+        thresholds=model.config.label_thresholds,
+    )
     (folder / "errors.md").write_text(page, encoding="utf-8")
     card = text_card(model, folder, metrics, reported, run, plots=plots)
     main = BEST_METRIC[kind][0].removeprefix("eval_")
     write_record(folder, run, metrics=metrics, card=card, reported=reported, main=main)
-    _say(metrics, reported, folder, run)
+    _print_summary(metrics, reported, folder, run)
     return metrics
 
 
 def _constant(kind: str, logits: Mapping[str, Floats]) -> list[str]:
-    """Say that a model has learned nothing: it gives one answer to every row."""
-    if kind in (MULTI, REGRESSION) or any(
-        len(set(found.argmax(1).tolist())) > 1 for found in logits.values()
-    ):
+    """Return a message if the model predicts the same label for every row."""
+    if kind in (MULTI, REGRESSION):
         return []
-    return ["the model gives one label to every text: raise --learning_rate, or train longer"]
+    if any(len(set(scores.argmax(1).tolist())) > 1 for scores in logits.values()):
+        return []
+    return ["the model predicts one label for every text: raise --learning_rate, or train longer"]
 
 
-def _baseline_rows(run: TextRun, notes: list[str]) -> dict[str, TfidfBaseline | TrivialBaseline]:
-    """Name to fitted baseline; one that cannot be fitted is left out with a note."""
+def _baselines(run: TextRun, messages: list[str]) -> dict[str, TfidfBaseline | TrivialBaseline]:
+    """Fit the baselines; one that cannot be fitted is omitted with a message."""
     kind, count, train = run.sets.problem_type, len(run.sets.labels), run.sets.train
     baselines: dict[str, TfidfBaseline | TrivialBaseline] = {}
-    fitted = baseline_rows(train, notes)
-    tfidf = attempt(lambda: TfidfBaseline(kind, count).fit(fitted), "no TF-IDF baseline", notes)
+    rows = baseline_rows(train, messages)
+    tfidf = attempt(lambda: TfidfBaseline(kind, count).fit(rows), "no TF-IDF baseline", messages)
     if tfidf is not None:
         baselines[TFIDF] = tfidf
     trivial = TrivialBaseline(kind, count).fit(train)
@@ -238,47 +254,52 @@ def _verdict(
     run: TextRun,
     thresholds: Sequence[float] | None,
 ) -> dict[str, Any] | None:
-    """The model beside the best baseline, by the metric that picks checkpoints."""
+    """Compare the model with the best baseline, by the metric that selects checkpoints."""
     kind, targets = run.sets.problem_type, [example.target for example in examples]
     measures = {
-        name: text_measure(kind, found, targets, num_labels=len(run.sets.labels))
-        for name, found in scores.items()
+        name: text_measure(kind, logits, targets, num_labels=len(run.sets.labels))
+        for name, logits in scores.items()
     }
-    if thresholds:  # the model's own; baselines are cut where their probability is .5
+    if thresholds:  # of the model; the threshold of the baselines is .5
         measures[MODEL] = text_measure(
             kind, scores[MODEL], targets, num_labels=len(run.sets.labels), thresholds=thresholds
         )
-    metric, groups = BEST_METRIC[kind][0].removeprefix("eval_"), [example.group for example in examples]
-    options: dict[str, Any] = {"groups": groups, "count": len(examples), "beside": TFIDF}
-    return give_verdict(measures, model=MODEL, metric=metric, **options)
+    return give_verdict(
+        measures,
+        model=MODEL,
+        metric=BEST_METRIC[kind][0].removeprefix("eval_"),
+        groups=[example.group for example in examples],
+        count=len(examples),
+        beside=TFIDF,
+    )
 
 
 def _measure(
     examples: Sequence[TextExample],
     logits: Floats,
     *,
-    others: Mapping[str, Floats],
+    baselines: Mapping[str, Floats],
     run: TextRun,
     config: Any,
 ) -> dict[str, Any]:
-    """Metrics of the model and of the baselines on the same rows; per label for the model only."""
+    """Return the metrics of the model and the baselines on the same rows; per label for the model only."""
     kind, targets = run.sets.problem_type, [example.target for example in examples]
     options: dict[str, Any] = {"labels": run.sets.labels.names, "groups": [e.group for e in examples]}
     thresholds = {"threshold": config.label_thresholds} if config.label_thresholds else {}
-    figures = {MODEL: classification_figures(kind, logits, targets, **options, **thresholds)}
+    metrics = {MODEL: classification_figures(kind, logits, targets, **options, **thresholds)}
     if kind != REGRESSION:
-        figures[MODEL] |= calibration_figures(kind, logits, targets, groups=options["groups"])
-    for name, scores in others.items():
-        found = classification_figures(kind, scores, targets, **options)
+        metrics[MODEL] |= calibration_figures(kind, logits, targets, groups=options["groups"])
+    for name, scores in baselines.items():
+        of_baseline = classification_figures(kind, scores, targets, **options)
         for key in ("per_class", *NEED_PROBABILITIES):
-            found.pop(key, None)
-        figures[name] = found
+            of_baseline.pop(key, None)
+        metrics[name] = of_baseline
     if kind in (SINGLE, ORDINAL):
         parents = run.sets.labels.parents
         coarse = coarse_accuracy(logits, targets, parents=parents, groups=options["groups"])
         if coarse is not None:
-            figures[MODEL]["coarse_accuracy"] = coarse
-    return figures
+            metrics[MODEL]["coarse_accuracy"] = coarse
+    return metrics
 
 
 def _plots(
@@ -287,9 +308,9 @@ def _plots(
     examples: Sequence[TextExample],
     logits: Floats,
     metrics: dict[str, Any],
-    notes: list[str],
+    messages: list[str],
 ) -> dict[str, str]:
-    """Draw what fits the problem type; title to file name of what could be drawn."""
+    """Draw the plots of the problem type; return the title and file name of each plot."""
     kind, names = run.sets.problem_type, run.sets.labels.names
     scores, truth = check_scores(kind, logits, [e.target for e in examples], num_labels=len(names))
     wanted: dict[str, tuple[str, Callable[[Path], Path]]] = {}
@@ -299,9 +320,9 @@ def _plots(
             lambda path: scatter_plot(scores.ravel(), truth.ravel(), path),
         )
     else:
-        sure = probabilities(kind, scores)
-        right = truth if kind == MULTI else top_credit(scores, truth)
-        answers = sure.ravel() if kind == MULTI else sure.max(1)
+        probability = probabilities(kind, scores)
+        correct = truth if kind == MULTI else top_credit(scores, truth)
+        confidence = probability.ravel() if kind == MULTI else probability.max(1)
         if kind != MULTI:
             wanted["Confusion"] = (
                 "confusion.png",
@@ -311,13 +332,13 @@ def _plots(
             )
         wanted["Reliability"] = (
             "reliability.png",
-            lambda path: reliability_plot(answers, np.ravel(right), path),
+            lambda path: reliability_plot(confidence, np.ravel(correct), path),
         )
     if curve := metrics.get("calibration", {}).get("risk_coverage"):
         wanted["Risk and coverage"] = ("risk_coverage.png", lambda path: risk_coverage_plot(curve, path))
     wanted["Training"] = ("training.png", lambda path: _curves(path, run, metrics["dev"]))
     drawn = {
-        title: attempt(lambda d=draw, f=file: d(folder / f), "no plot", notes)  # type: ignore[misc]
+        title: attempt(lambda d=draw, f=file: d(folder / f), "no plot", messages)  # type: ignore[misc]
         for title, (file, draw) in wanted.items()
     }
     return {title: path.name for title, path in drawn.items() if path}
@@ -332,66 +353,71 @@ def _curves(path: Path, run: TextRun, dev: dict[str, Any]) -> Path:
         run.log_history,
         path,
         accuracy_key=key,
-        accuracy_label="right (%)" if percent else figure_name(name),
+        accuracy_label="correct (%)" if percent else metric_name(name),
         loss_label="loss",
-        title=f"Dev {figure_name(name)}",
+        title=f"Dev {metric_name(name)}",
         scale=100.0 if percent else 1.0,
         baselines={baseline: value for baseline, value in baselines.items() if value is not None},
     )
 
 
-def _say(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> None:
-    """Print the figures, the weakest labels and what to type next, in plain words."""
+def _print_summary(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> None:
+    """Print the metrics, the weakest labels and the next commands."""
     kind, found = run.sets.problem_type, metrics[reported]
-    main = BEST_METRIC[kind][0].removeprefix("eval_")
-    rows = figure_rows(found, HEADLINES[kind])
-    ours = found[MODEL][main]
-    looked = lookup_line(metrics, reported)
-    pairs = any(example.text_b for example in run.sets.train)
-    command = [python_command(), "-m", "qwen_task_heads", str(folder), "A text of your own."]
-    predict = f"accelerate launch recipes/predict.py --model {shlex.quote(str(folder))}"
-    next_lines = [] if pairs else ["Next, classify a text of your own:", "  " + shlex.join(command)]
-    next_lines += ["Next, a file:" if pairs else "or a file:"]
-    offers = any(example.candidates for example in run.sets.train)
-    next_lines += [
-        f"  {predict} --input texts.jsonl --output answers.jsonl" + " --candidates category" * offers
-    ]
+    ours = found[MODEL][BEST_METRIC[kind][0].removeprefix("eval_")]
+    groups = f" of {ours['n_groups']:,} groups" if ours["n_groups"] != ours["n"] else ""
     lines = [
         "",
         trained_line(f"{describe(run)} on {len(run.sets.train):,} rows", run),
-        f"On {reported}: {ours['n']:,} rows"
-        + (f" of {ours['n_groups']:,} groups" if ours["n_groups"] != ours["n"] else "")
-        + ", 95% intervals over them"
+        f"On {reported}: {ours['n']:,} rows{groups}, 95% intervals over them"
         + picked_note(run, reported, "rows"),
         "",
-        *aligned(rows),
+        *aligned(metric_rows(found, HEADLINES[kind])),
         "",
         *verdict_lines(metrics),
-        *([looked] if looked else []),
-        *([calibration_line(metrics["calibration"], reported)] if "calibration" in metrics else []),
-        *_weakest(found[MODEL]["per_class"] if kind != REGRESSION else []),
-        *([SMALL] if run.backbone == EMBEDDED else []),
+    ]
+    if lookup := lookup_line(metrics, reported):
+        lines.append(lookup)
+    if "calibration" in metrics:
+        lines.append(calibration_line(metrics["calibration"], reported))
+    if kind != REGRESSION:
+        lines += _weakest(found[MODEL]["per_class"])
+    if run.backbone == EMBEDDED:
+        lines.append(SMALL)
+    lines += [
         "",
         *(f"note: {note}" for note in metrics["notes"]),
         f"Everything is in {folder}: model, card (README.md), metrics.json, predictions.jsonl, plots,",
-        "and the most confident mistakes in errors.md: look at these first.",
-        *next_lines,
-    ]  # fmt: skip
+        "and the most confident errors in errors.md: review these first.",
+        *_next_commands(folder, run),
+    ]
     print("\n".join(lines), flush=True)
 
 
+def _next_commands(folder: Path, run: TextRun) -> list[str]:
+    """Return the commands that use the model, with a line before each."""
+    predict = f"accelerate launch recipes/predict.py --model {shlex.quote(str(folder))}"
+    predict += " --input texts.jsonl --output answers.jsonl"
+    if any(example.candidates for example in run.sets.train):
+        predict += " --candidates category"
+    if any(example.text_b for example in run.sets.train):
+        return ["Next, a file:", f"  {predict}"]
+    command = [python_command(), "-m", "qwen_task_heads", str(folder), "A text of your own."]
+    return ["Next, classify a text of your own:", f"  {shlex.join(command)}", "or a file:", f"  {predict}"]
+
+
 def _weakest(per_class: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The labels with the lowest F1 among those that occur."""
+    """Return a line with the labels of the lowest F1 among those that occur."""
     known = [row for row in per_class if row["support"] and row["f1"] < 1]
     known = sorted(known, key=lambda row: row["f1"])[:WEAKEST]
     if len(per_class) <= 2 or not known:
         return []
-    told = ", ".join(f"{row['label']} ({row['f1']:.2f} of {row['support']} rows)" for row in known)
-    return [f"Weakest labels by F1: {told}."]
+    labels = ", ".join(f"{row['label']} ({row['f1']:.2f} of {row['support']} rows)" for row in known)
+    return [f"Weakest labels by F1: {labels}."]
 
 
 def describe(run: TextRun) -> str:
-    """What kind of model it is, in a few words."""
+    """Return a short description of the model."""
     count = len(run.sets.labels)
     return {
         MULTI: f"a multi-label classifier of {count} labels",

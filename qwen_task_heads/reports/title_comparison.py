@@ -1,4 +1,4 @@
-"""Engines and baselines on the same pairs of titles; what `comparison_engines.py` is for texts."""
+"""Load and measure engines and baselines on pairs of titles, as `comparison_engines.py` does on texts."""
 
 from __future__ import annotations
 
@@ -34,39 +34,39 @@ def measure_title_engines(
     asking: PromptOptions,
     alone: int = ALONE,
 ) -> tuple[list[Measured], list[str], list[str]]:
-    """Load and `measure` one engine after the other; arguments and result as of `measure_engines`."""
+    """Load and `measure` one engine after the other; see `measure_engines`."""
 
     def measured_one(spec: EngineSpec) -> tuple[Measured, list[str]]:
-        notes = [SMALL] if spec.source == EMBEDDED else []
+        messages = [SMALL] if spec.source == EMBEDDED else []
         if spec.kind == EMBEDDINGS:
-            begin, train = time.monotonic(), baseline_rows(sets.train, notes, what=spec.name)
+            begin, train = time.monotonic(), baseline_rows(sets.train, messages, what=spec.name)
             engine = open_title_engine(spec, train, asking=asking)
             cost: dict[str, Any] | None = fitted_cost(len(train), begin, engine.device)
         else:
             engine, cost = open_title_engine(spec, [], asking=asking), training_cost(spec, hub=asking.hub)
             if cost and cost["sha256"] != hash_pairs(sets.train):
-                notes.append(
-                    f"{spec.name} was trained on other pairs ({cost['rows']:,}) than those given here; "
-                    "whether pairs that it is measured on are among them, nobody can tell"
+                messages.append(
+                    f"{spec.name} was trained on other pairs ({cost['rows']:,}) than the given ones; they "
+                    "may include pairs that it is measured on"
                 )
         facts: dict[str, Any] = {"name": spec.name, "kind": spec.kind, "training": cost}
         facts |= {"device": device_name(engine.device), "notes": engine.notes(pairs)}
-        return measure(engine.scores, pairs, labels=None, alone=alone, **facts), notes
+        return measure(engine.scores, pairs, labels=None, alone=alone, **facts), messages
 
     return measure_each(specs, measured_one)
 
 
 def measure_title_baselines(
-    train: Sequence[PairExample], pairs: Sequence[PairExample], *, notes: list[str]
+    train: Sequence[PairExample], pairs: Sequence[PairExample], *, messages: list[str]
 ) -> list[Measured]:
-    """The longer title, TF-IDF, and the lookup of training rows where it knows some of the pairs.
+    """Measure the longer title, TF-IDF, and the lookup of training rows if it knows some of the pairs.
 
     Args:
-        train: pairs that they are fitted on.
-        pairs: that are measured.
-        notes: gets a line where TF-IDF cannot be fitted, or not on all rows.
+        train: pairs that the baselines are fitted on.
+        pairs: pairs that are measured.
+        messages: receives a message if TF-IDF cannot be fitted, or is fitted on some of the rows.
     """
-    import sklearn.feature_extraction.text  # noqa: F401 (its time is not that of a baseline)
+    import sklearn.feature_extraction.text  # noqa: F401 (the time of the import is not measured)
 
     device = device_name(torch.device("cpu"))
 
@@ -76,22 +76,22 @@ def measure_title_baselines(
         facts |= {"name": name, "kind": BASELINE, "labels": None, "device": device}
         return measure(lambda rows: np.stack(score(rows), axis=1), pairs, **facts)
 
-    found = [baseline(_lengths, LONGER)]
+    measured = [baseline(_lengths, LONGER)]
     try:
-        begin, fitted_on = time.monotonic(), baseline_rows(train, notes)
+        begin, fitted_on = time.monotonic(), baseline_rows(train, messages)
         tfidf = TfidfBradleyTerry().fit(fitted_on)
     except TaskHeadsError as error:
-        notes.append(f"no TF-IDF baseline: {error}")
+        messages.append(f"no TF-IDF baseline: {error}")
     else:
         cost = fitted_cost(len(fitted_on), begin, torch.device("cpu"))
 
         def scores(rows: Sequence[PairExample]) -> tuple[Floats, Floats]:
             return tfidf.score([row.chosen for row in rows]), tfidf.score([row.rejected for row in rows])
 
-        found.append(baseline(scores, TFIDF, training=cost))
+        measured.append(baseline(scores, TFIDF, training=cost))
     chosen, rejected, known = look_up_titles(train, pairs)
     if known.any():
-        # Looked up once: to look through train for every pair would be timed, and is no property of a table.
+        # Look up once: a pass over train for every pair would dominate the times.
         keys = [(row.prompt, row.chosen, row.rejected) for row in pairs]
         table = dict(zip(keys, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
 
@@ -99,12 +99,12 @@ def measure_title_baselines(
             both = np.array([table[row.prompt, row.chosen, row.rejected] for row in rows])
             return both[:, 0], both[:, 1]
 
-        found.append(baseline(looked_up, LOOKUP))
-    return found
+        measured.append(baseline(looked_up, LOOKUP))
+    return measured
 
 
 def _lengths(rows: Sequence[PairExample]) -> tuple[Floats, Floats]:
-    """Lengths in characters: whole numbers apart, so that equal lengths alone are ties."""
-    return np.array([len(row.chosen) for row in rows], float), np.array(
-        [len(row.rejected) for row in rows], float
-    )
+    """Return the lengths in characters as scores; only equal lengths are ties."""
+    chosen = np.array([len(row.chosen) for row in rows], float)
+    rejected = np.array([len(row.rejected) for row in rows], float)
+    return chosen, rejected

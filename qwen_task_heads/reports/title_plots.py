@@ -1,10 +1,11 @@
-"""Two plots of a run: how training went, and how far a score gap can be trusted.
+"""Plots of a run: training curves, and accuracy over the score gap.
 
 Design decisions:
 
-- `Figure` objects drawn by the Agg canvas; pyplot, its global state and its windows stay out.
-- The Okabe-Ito palette and a marker or line style beside each colour: readable without colour vision.
-- matplotlib is imported when a plot is drawn, so that importing this module stays cheap.
+- `Figure` objects are drawn by the Agg canvas, without pyplot, its global state and its windows.
+- Colours are of the Okabe-Ito palette, each with its own marker or line style, for readers with colour vision
+  deficiency.
+- matplotlib is imported when a plot is drawn, so that the import of this module is fast.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ from qwen_task_heads.metrics.ranking import wilson_interval
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # Okabe & Ito 2008
 HISTOGRAM_BINS = 30
-LEGEND: dict[str, Any] = {"edgecolor": "none", "framealpha": 0.9}  # over a line it can still be read
-# Values above the rest that may leave the loss axis, as a share of all, and the share of the axis that the
-# rest must take up without it.
-OUTLIERS, REST = 0.05, 0.25
-FEW = 8  # values, of which none is an outlier
+LEGEND: dict[str, Any] = {"edgecolor": "none", "framealpha": 0.9}  # readable over a line
+OUTLIERS = 0.05  # maximum share of values above the loss axis
+REST = 0.25  # if the other values fill a smaller share of the axis, the axis is limited
+FEW = 8  # number of values below which none is an outlier
 
 
 def training_curves(
@@ -42,31 +42,38 @@ def training_curves(
     scale: float = 100.0,
     baselines: Mapping[str, float] | None = None,
 ) -> Path:
-    """Training and dev loss, and dev accuracy, over optimizer steps, as one image.
+    """Plot training and dev loss, and a dev metric, over optimizer steps.
 
-    Few losses far above all others do not set the scale: they are marked at the upper edge, with the largest.
+    A few losses far above the others do not determine the scale: they are marked at the upper edge, with the
+    largest value in the legend.
 
     Args:
         log_history: `trainer.state.log_history`: dicts with `step` and some of `loss`, `eval_loss` and
             `accuracy_key`.
-        path: file to write; its suffix gives the format (`.png`, `.svg`, `.pdf`).
-        accuracy_key: the entry that holds the dev accuracy, or another figure.
-        accuracy_label, loss_label: what stands beside the two axes.
+        path: file to write; its suffix determines the format (`.png`, `.svg`, `.pdf`).
+        accuracy_key: key of the dev accuracy, or of another metric.
+        accuracy_label, loss_label: labels of the two axes.
         title: of the second axes.
-        scale: factor from the entry to the axis; 100 for a share shown in percent.
-        baselines: name to figure; drawn as dotted lines under the dev figure.
+        scale: factor from the logged value to the axis; 100 for a share in percent.
+        baselines: from name to metric; drawn as horizontal lines.
 
     Returns:
-        The path, written.
+        The path.
 
     Raises:
-        TaskHeadsError: no finite loss or accuracy in the history.
+        TaskHeadsError: the history has no finite loss or metric.
     """
     series = {key: _series(log_history, key) for key in ("loss", "eval_loss", accuracy_key)}
     if not any(steps for steps, _ in series.values()):
-        found = f"{len(log_history)} log entries without finite values"
-        accepted = f"entries with step and loss, eval_loss or {accuracy_key}"
-        raise TaskHeadsError(Problem("log history", found, accepted, "log at least once: set logging_steps"))
+        raise TaskHeadsError(
+            Problem(
+                "log history",
+                f"found {len(log_history)} log entries without finite values",
+                f"entries with step and loss, eval_loss or {accuracy_key}",
+                "log at least once: set logging_steps",
+                code="value-missing",
+            )
+        )
     has_accuracy = bool(series[accuracy_key][0])
     figure = new_figure(9.0 if has_accuracy else 5.0, 3.6)
     axes = figure.subplots(1, 2 if has_accuracy else 1, squeeze=False, sharex=True)[0]
@@ -91,31 +98,43 @@ def training_curves(
 
 
 def gap_against_accuracy(gaps: ArrayLike, correct: ArrayLike, path: str | Path, *, bins: int = 8) -> Path:
-    """Share of right pairs over the size of the score gap, beside `σ(gap)`, with a histogram of the gaps.
+    """Plot the share of correct pairs over the score gap, with `σ(gap)` and a histogram of the gaps.
 
-    The bins of the points hold about equally many pairs, so that their intervals are about equally wide.
-    Points on the curve mean that P(preferred) can be taken at its word, points below it an overconfident
-    scorer.
+    The bins have about the same number of pairs, so that their intervals have about the same width. Points on
+    the curve indicate a calibrated P(preferred), points below it an overconfident scorer.
 
     Args:
-        gaps: (B,) score differences of the two titles; only their size counts.
+        gaps: (B,) score differences of the two titles; the sign is ignored.
         correct: (B,) credit per pair, 1, .5 or 0.
-        path: file to write; its suffix gives the format.
-        bins: number of bins, fewer if there are too few different gaps.
+        path: file to write; its suffix determines the format.
+        bins: number of bins; fewer if there are too few distinct gaps.
 
     Returns:
-        The path, written.
+        The path.
 
     Raises:
-        TaskHeadsError: shapes differ, no rows, or values that are not finite.
+        TaskHeadsError: the shapes differ, there are no rows, or a value is not finite.
     """
     size, credit = np.abs(np.asarray(gaps, np.float64)), np.asarray(correct, np.float64)
     if size.ndim != 1 or size.shape != credit.shape or not len(size):
-        found = f"shapes {size.shape} and {credit.shape}"
-        raise TaskHeadsError(Problem("gap plot", found, "two arrays (B,), B ≥ 1", "give one credit per gap"))
+        raise TaskHeadsError(
+            Problem(
+                "gap plot",
+                f"found shapes {size.shape} and {credit.shape}",
+                "two arrays of shape (B,) with B ≥ 1",
+                "give one credit per gap",
+                code="argument-type",
+            )
+        )
     if not (np.isfinite(size).all() and np.isfinite(credit).all()):
         raise TaskHeadsError(
-            Problem("gap plot", "values that are not finite", "finite gaps", "check the scores")
+            Problem(
+                "gap plot",
+                "found values that are not finite",
+                "finite gaps and credits",
+                "check the scores",
+                code="number-not-finite",
+            )
         )
     edges = np.unique(np.quantile(size, np.linspace(0, 1, bins + 1)))
     if len(edges) < 2:  # all gaps equal
@@ -138,17 +157,21 @@ def gap_against_accuracy(gaps: ArrayLike, correct: ArrayLike, path: str | Path, 
     top.errorbar(centre, 100 * share, yerr=error, label="pairs of the bin, 95% interval", **style)
     top.axhline(50, color=GREY, linestyle=":", linewidth=1)
     top.set(ylabel="pairs in the right order (%)", title=f"Score gap against accuracy ({len(size)} pairs)")
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)  # never over a point
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)  # outside, so that it covers no point
     bottom.hist(size, bins=HISTOGRAM_BINS, color=BLUE, alpha=0.45, edgecolor="white")
     bottom.set(xlabel="score gap of the two titles (score units)", ylabel="pairs")
     return save_figure(figure, path)
 
 
 def _series(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the entries that have a finite `key`."""
-    found = [(e["step"], float(e[key])) for e in log_history if "step" in e and e.get(key) is not None]
-    # A diverged run logs NaN or inf; the rest of its curve is what the user wants to see.
-    finite = sorted((step, value) for step, value in found if math.isfinite(value))
+    """Return steps and values of the entries with a finite `key`."""
+    logged = [
+        (entry["step"], float(entry[key]))
+        for entry in log_history
+        if "step" in entry and entry.get(key) is not None
+    ]
+    # A diverged run logs NaN or inf; the rest of its curve is still drawn.
+    finite = sorted((step, value) for step, value in logged if math.isfinite(value))
     return [step for step, _ in finite], [value for _, value in finite]
 
 
@@ -157,13 +180,13 @@ def _draw_series(
 ) -> None:
     steps, values = series
     if steps:
-        # markers only where they stay apart: a short series may be a single point
+        # Markers only for short series, which may be a single point: many markers would overlap.
         marker = "o" if len(steps) <= 30 else ""
         axes.plot(steps, values, color=color, linestyle=line, marker=marker, markersize=4, label=label)
 
 
 def _limit_outliers(axes: Any, drawn: Sequence[tuple[list[float], list[float]]]) -> None:
-    """End the axis above the bulk of the values; mark those above it, and name the largest."""
+    """Limit the axis to the bulk of the values; mark those above it, with the largest in the legend."""
     points = [(step, value) for steps, values in drawn for step, value in zip(steps, values, strict=True)]
     values = np.sort([value for _, value in points])
     if len(values) < FEW:
@@ -181,7 +204,7 @@ def _limit_outliers(axes: Any, drawn: Sequence[tuple[list[float], list[float]]])
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty Agg figure; width and height in inches."""
+    """Return an empty Agg figure; width and height are in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -191,7 +214,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: str | Path, *, grid: bool = True) -> Path:
-    """Style the axes and write the file, at 150 dots per inch; without grid lines over an image."""
+    """Style the axes and write the file at 150 dots per inch; `grid=False` for images."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         if grid:
@@ -200,7 +223,7 @@ def save_figure(figure: Any, path: str | Path, *, grid: bool = True) -> Path:
         axes.title.set_fontsize(11)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # It reports that a font has no normal weight, of fonts that have one weight alone.
+    # matplotlib logs a warning for fonts that have a single weight other than normal.
     fonts = logging.getLogger("matplotlib.font_manager")
     level = fonts.level
     fonts.setLevel(logging.ERROR)

@@ -1,8 +1,7 @@
-"""The end of a run: score dev and test, set them beside the baselines, write and say all of it.
+"""Report of a title run: calibrate, save, measure on dev and test, write all files, print a summary.
 
-Card, table on the screen and plots are made from the dictionary that `metrics.json` holds, so that no two
-places can disagree. Figures of the model are computed by `Scorer`, the
-code that users will run, and not by the training loop.
+Every metric on the card, in the summary and in the plots comes from the dictionary of `metrics.json`.
+`Scorer` computes the scores, as it does for users; the training loop does not.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ from qwen_task_heads.reports.finishing import (
     SMALL,
     RunRecord,
     attempt,
-    first_notes,
+    initial_messages,
     python_command,
     save_first,
-    set_facts,
+    split_facts,
     trained_line,
     training_facts,
     write_record,
@@ -61,102 +60,138 @@ LONGER, TFIDF = "the longer title wins", "TF-IDF Bradley-Terry"
 
 @dataclass(frozen=True, kw_only=True)
 class Run(RunRecord):
-    """What the end of a run needs to know of it; the rest as in `RunRecord`.
+    """Record of a title run; for the other fields see `RunRecord`.
 
     Args:
-        sets: what was trained and measured on.
+        sets: data of training and evaluation.
     """
 
     sets: TitleSets
 
 
 def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -> dict[str, Any]:
-    """Save the model and everything that is known about it; print the table; return the metrics.
+    """Save the model and its report, print the summary, and return the metrics.
 
     Args:
         model: a trained `TitleScorer`, or a `PeftModel` around one.
         tokenizer: with the compiled template.
-        folder: where the model goes; also `metrics.json`, `predictions.jsonl`, `manifest.json`,
-            `README.md` and two plots.
-        run: the account of the run.
+        folder: output folder of the model, `metrics.json`, `predictions.jsonl`, `manifest.json`,
+            `README.md` and plots.
+        run: record of the run.
     """
-
-    scorer, notes = Scorer(model.eval(), tokenizer=tokenizer), first_notes(model, run)
-    of_dev = None
+    scorer, messages = Scorer(model.eval(), tokenizer=tokenizer), initial_messages(model, run)
+    dev_scores = None
     try:
-        groups = [pair.group for pair in run.sets.dev]
-        measure = partial(_score, scorer, run.sets.dev, run.usage)
-        of_dev = calibrate_titles(model, measure, run=run, groups=groups, notes=notes)
-    finally:  # whatever stops it
+        dev_scores = calibrate_titles(
+            model,
+            partial(_score, scorer, run.sets.dev, run.usage),
+            run=run,
+            groups=[pair.group for pair in run.sets.dev],
+            messages=messages,
+        )
+    finally:  # save the model even if the calibration is interrupted
         folder = save_first(model, tokenizer=tokenizer, folder=folder)
-    fitted = baseline_rows(run.sets.train, notes)
-    tfidf = attempt(lambda: TfidfBradleyTerry().fit(fitted), "no TF-IDF baseline", notes)
-    named = {"dev": run.sets.dev, "test": run.sets.test}
+    fit_rows = baseline_rows(run.sets.train, messages)
+    tfidf = attempt(lambda: TfidfBradleyTerry().fit(fit_rows), "no TF-IDF baseline", messages)
+    splits = {"dev": run.sets.dev, "test": run.sets.test}
     metrics: dict[str, Any] = {
         "seed": run.seed,
         "train": {"pairs": len(run.sets.train), **training_facts(run)},
-        "data": set_facts({"train": run.sets.train, **named}, run.sets.were_cut, hash_pairs, "pairs"),
+        "data": split_facts({"train": run.sets.train, **splits}, run.sets.were_cut, hash_pairs, "pairs"),
     }
     lookups = {
-        name: report_titles(run.sets.train, pairs, split=name) for name, pairs in named.items() if pairs
+        split: report_titles(run.sets.train, pairs, split=split) for split, pairs in splits.items() if pairs
     }
-    notes += leak_lines(lookups, were_cut=run.sets.were_cut)
-    scores, others = {}, {}
-    for name in lookups:
-        scores[name] = (
-            of_dev if name == "dev" and of_dev is not None else _score(scorer, named[name], run.usage)
-        )
-        others[name] = _baselines(named[name], run.sets.train, tfidf=tfidf, looked=lookups[name].known > 0)
-        metrics[name] = _measure(named[name], *scores[name], others=others[name])
+    messages += leak_lines(lookups, were_cut=run.sets.were_cut)
+    scores, credits = {}, {}
+    for split, report in lookups.items():
+        pairs = splits[split]
+        if split == "dev" and dev_scores is not None:
+            scores[split] = dev_scores
+        else:
+            scores[split] = _score(scorer, pairs, run.usage)
+        credits[split] = _baseline_credits(pairs, run.sets.train, tfidf=tfidf, use_lookup=report.known > 0)
+        metrics[split] = _measure(pairs, *scores[split], baselines=credits[split])
     if model.config.calibration:
-        keys = {name: [pair.group for pair in named[name]] for name in scores}
-        ours = {name: metrics[name][MODEL] for name in scores}
-        metrics["calibration"] = measured_titles(scores, keys, model.config, after=ours)
+        groups = {split: [pair.group for pair in splits[split]] for split in scores}
+        ours = {split: metrics[split][MODEL] for split in scores}
+        metrics["calibration"] = measured_titles(scores, groups, model.config, after=ours)
         update_config(model.config, folder, calibration=metrics["calibration"])
-    metrics["reward"] = _write_constants(model, folder, run.sets.dev, *scores["dev"])
+    metrics["reward"] = _write_reward_constants(model, folder, run.sets.dev, *scores["dev"])
     reported = "test" if run.sets.test else "dev"
-    metrics["lookup"] = {name: report.as_dict() for name, report in lookups.items()}
-    measures = {MODEL: pair_measure(*scores[reported])}
-    measures |= {name: mean_measure(of, name=PAIR_ACCURACY) for name, of in others[reported].items()}
-    groups = [pair.group for pair in named[reported]]
-    judged: dict[str, Any] = {"model": MODEL, "metric": PAIR_ACCURACY, "beside": TFIDF}
-    verdict = give_verdict(measures, groups=groups, count=len(groups), **judged)
-    metrics["verdict"] = verdict and {"split": reported, **verdict}
-    baselines = {
-        name: entry["pair_accuracy"]["value"] for name, entry in metrics["dev"].items() if name != MODEL
-    }
-    curves, bins = folder / "training.png", folder / "gap_against_accuracy.png"
-    gaps = np.subtract(*scores[reported])
-    credit = pair_credit(*scores[reported])
-    plots = {
-        "Score gap against accuracy": attempt(
-            lambda: gap_against_accuracy(gaps, credit, bins), "no plot", notes
-        ),
-        "Training": attempt(
-            lambda: training_curves(run.log_history, curves, baselines=baselines), "no plot", notes
-        ),
-    }
-    if curve := metrics.get("calibration", {}).get("risk_coverage"):
-        picture = folder / "risk_coverage.png"
-        plots["Risk and coverage"] = attempt(lambda: risk_coverage_plot(curve, picture), "no plot", notes)
-    metrics["notes"] = notes
-    _write_predictions(folder / "predictions.jsonl", named[reported], *scores[reported])
-    drawn = {title: path.name for title, path in plots.items() if path}
-    card = title_card(Trained.of(model), folder, metrics, reported, run, plots=drawn)
+    metrics["lookup"] = {split: report.as_dict() for split, report in lookups.items()}
+    metrics["verdict"] = _verdict(splits[reported], scores[reported], credits[reported])
+    if metrics["verdict"]:
+        metrics["verdict"] = {"split": reported, **metrics["verdict"]}
+    plots = _plots(folder, run, scores[reported], metrics, messages)
+    metrics["notes"] = messages
+    _write_predictions(folder / "predictions.jsonl", splits[reported], *scores[reported])
+    card = title_card(Trained.of(model), folder, metrics, reported, run, plots=plots)
     write_record(folder, run, metrics=metrics, card=card, reported=reported, main="pair_accuracy")
-    _say(metrics, reported, folder, run)
+    _print_summary(metrics, reported, folder, run)
     prompted = [pair for pair in run.sets.dev if pair.prompt]
-    held = {"texts": [pair.prompt for pair in prompted], "text_pairs": [pair.chosen for pair in prompted]}
-    if not prompted:
-        held = {"texts": [pair.chosen for pair in run.sets.dev]}
-    keep_reference(folder, take=partial(take_reference, model, tokenizer=tokenizer, **held))
+    if prompted:
+        texts = {
+            "texts": [pair.prompt for pair in prompted],
+            "text_pairs": [pair.chosen for pair in prompted],
+        }
+    else:
+        texts = {"texts": [pair.chosen for pair in run.sets.dev]}
+    keep_reference(folder, take=partial(take_reference, model, tokenizer=tokenizer, **texts))
     return metrics
 
 
-def _write_constants(
+def _verdict(
+    pairs: Sequence[PairExample],
+    scores: tuple[np.ndarray, np.ndarray],
+    credits: Mapping[str, np.ndarray],
+) -> dict[str, Any] | None:
+    """Compare the model with the best baseline, by pair accuracy."""
+    measures = {MODEL: pair_measure(*scores)}
+    measures |= {name: mean_measure(credit, name=PAIR_ACCURACY) for name, credit in credits.items()}
+    return give_verdict(
+        measures,
+        model=MODEL,
+        metric=PAIR_ACCURACY,
+        groups=[pair.group for pair in pairs],
+        count=len(pairs),
+        beside=TFIDF,
+    )
+
+
+def _plots(
+    folder: Path,
+    run: Run,
+    scores: tuple[np.ndarray, np.ndarray],
+    metrics: dict[str, Any],
+    messages: list[str],
+) -> dict[str, str]:
+    """Draw the plots; return the title and file name of each plot."""
+    gaps, credit = np.subtract(*scores), pair_credit(*scores)
+    baselines = {
+        name: entry["pair_accuracy"]["value"] for name, entry in metrics["dev"].items() if name != MODEL
+    }
+    gap_file, curves_file = folder / "gap_against_accuracy.png", folder / "training.png"
+    plots = {
+        "Score gap against accuracy": attempt(
+            lambda: gap_against_accuracy(gaps, credit, gap_file), "no plot", messages
+        ),
+        "Training": attempt(
+            lambda: training_curves(run.log_history, curves_file, baselines=baselines), "no plot", messages
+        ),
+    }
+    if curve := metrics.get("calibration", {}).get("risk_coverage"):
+        risk_file = folder / "risk_coverage.png"
+        plots["Risk and coverage"] = attempt(
+            lambda: risk_coverage_plot(curve, risk_file), "no plot", messages
+        )
+    return {title: path.name for title, path in plots.items() if path}
+
+
+def _write_reward_constants(
     model: Any, folder: Path, pairs: Sequence[PairExample], chosen: np.ndarray, rejected: np.ndarray
 ) -> dict[str, float]:
-    """Put what `TitleReward` needs into the saved config, from the different titles of dev."""
+    """Write the constants of `TitleReward` to the saved config, from the distinct titles of dev."""
     titles = {(pair.prompt, pair.chosen): score for pair, score in zip(pairs, chosen, strict=True)}
     titles |= {(pair.prompt, pair.rejected): score for pair, score in zip(pairs, rejected, strict=True)}
     constants = reward_constants(list(titles.values()), [len(title) for _, title in titles])
@@ -166,26 +201,26 @@ def _write_constants(
 
 def _score(scorer: Scorer, pairs: Sequence[PairExample], usage: Usage) -> tuple[np.ndarray, np.ndarray]:
     titles = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
-    places: dict[tuple[str, str], int] = {}  # a title stands in several pairs of its test
-    index = [places.setdefault(title, len(places)) for title in titles]
-    prompts = [prompt for prompt, _ in places]
-    given = prompts if any(prompts) else None
+    distinct: dict[tuple[str, str], int] = {}  # several pairs of an experiment may share a title
+    index = [distinct.setdefault(title, len(distinct)) for title in titles]
+    prompts = [prompt for prompt, _ in distinct]
     with usage.measured():
-        scores = np.array(scorer.score([title for _, title in places], prompts=given))[index]
+        found = scorer.score([title for _, title in distinct], prompts=prompts if any(prompts) else None)
+    scores = np.array(found)[index]
     return scores[: len(pairs)], scores[len(pairs) :]
 
 
-def _baselines(
-    pairs: Sequence[PairExample], train: Sequence[PairExample], *, tfidf: Any, looked: bool
+def _baseline_credits(
+    pairs: Sequence[PairExample], train: Sequence[PairExample], *, tfidf: Any, use_lookup: bool
 ) -> dict[str, np.ndarray]:
-    """Baseline to its credit (B,) on the pairs; the lookup only where it knows some of them."""
-    found = {LONGER: longer_title(pairs)}
+    """Return the credit (B,) of each baseline on the pairs."""
+    credits = {LONGER: longer_title(pairs)}
     if tfidf is not None:
         sides = [[p.chosen for p in pairs], [p.rejected for p in pairs]]
-        found[TFIDF] = pair_credit(*(tfidf.score(side) for side in sides))
-    if looked:
-        found[LOOKUP] = pair_credit(*look_up_titles(train, pairs)[:2])
-    return found
+        credits[TFIDF] = pair_credit(*(tfidf.score(side) for side in sides))
+    if use_lookup:
+        credits[LOOKUP] = pair_credit(*look_up_titles(train, pairs)[:2])
+    return credits
 
 
 def _measure(
@@ -193,21 +228,23 @@ def _measure(
     chosen: np.ndarray,
     rejected: np.ndarray,
     *,
-    others: Mapping[str, np.ndarray],
+    baselines: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Metrics of the model and of the baselines on the same pairs."""
+    """Return the metrics of the model and the baselines on the same pairs."""
     groups = [pair.group for pair in pairs]
-    lengths = [np.array([len(p.chosen) for p in pairs]), np.array([len(p.rejected) for p in pairs])]
     ours = ranking_metrics(
-        chosen, rejected, groups=groups, chosen_lengths=lengths[0], rejected_lengths=lengths[1]
+        chosen,
+        rejected,
+        groups=groups,
+        chosen_lengths=np.array([len(pair.chosen) for pair in pairs]),
+        rejected_lengths=np.array([len(pair.rejected) for pair in pairs]),
     )
-    figures = {
-        MODEL: ours | calibration_figures(PAIRS, np.stack([chosen, rejected], axis=1), groups=groups),
-    }
-    for name, credit in others.items():
+    ours |= calibration_figures(PAIRS, np.stack([chosen, rejected], axis=1), groups=groups)
+    metrics = {MODEL: ours}
+    for name, credit in baselines.items():
         ties = None if name == LONGER else int((credit == 0.5).sum())
-        figures[name] = {"pair_accuracy": mean_figure(credit, groups=groups, ties=ties).as_dict()}
-    return figures
+        metrics[name] = {"pair_accuracy": mean_figure(credit, groups=groups, ties=ties).as_dict()}
+    return metrics
 
 
 def _write_predictions(
@@ -219,10 +256,15 @@ def _write_predictions(
             pairs, chosen.tolist(), rejected.tolist(), credits.tolist(), strict=True
         ):
             row = {
-                "chosen": pair.chosen, "rejected": pair.rejected, "chosen_score": c, "rejected_score": r,
-                "p_preferred": 1 / (1 + float(np.exp(np.clip(r - c, -700, 700)))), "correct": credit == 1,
-                "group": pair.group, "source": Path(pair.source).name,
-            }  # fmt: skip
+                "chosen": pair.chosen,
+                "rejected": pair.rejected,
+                "chosen_score": c,
+                "rejected_score": r,
+                "p_preferred": 1 / (1 + float(np.exp(np.clip(r - c, -700, 700)))),
+                "correct": credit == 1,
+                "group": pair.group,
+                "source": Path(pair.source).name,
+            }
             if credit == 0.5:
                 row["tie"] = True
             if pair.prompt:
@@ -230,15 +272,11 @@ def _write_predictions(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None:
-    """Print the table and what to type next, in plain words."""
+def _print_summary(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None:
+    """Print the table of accuracies and the next command."""
     rows = accuracy_rows({name: entry["pair_accuracy"] for name, entry in metrics[reported].items()})
     width = max(len(row["name"]) for row in rows)
-    ours, looked = rows[0], lookup_line(metrics, reported)
-    files = "model, card (README.md), metrics.json, predictions.jsonl, plots"
-    words = ["Budget passes", "What the new budget means for your rent"]
-    if any(pair.prompt for pair in run.sets.train):  # without its prompt a title gets another score
-        words += ["--prompt", "Parliament has passed the budget."]
+    ours = rows[0]
     lines = [
         "",
         trained_line(f"a title scorer on {len(run.sets.train):,} pairs", run),
@@ -248,15 +286,24 @@ def _say(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None
         *(f"  {row['name']:<{width}}  {row['value']}  ({row['low']} to {row['high']})" for row in rows),
         "",
         *verdict_lines(metrics),
-        *([looked] if looked else []),
-        *([calibration_line(metrics["calibration"], reported)] if "calibration" in metrics else []),
-        *([SMALL] if run.backbone == EMBEDDED else []),
+    ]
+    if lookup := lookup_line(metrics, reported):
+        lines.append(lookup)
+    if "calibration" in metrics:
+        lines.append(calibration_line(metrics["calibration"], reported))
+    if run.backbone == EMBEDDED:
+        lines.append(SMALL)
+    command = [python_command(), "-m", "qwen_task_heads", str(folder)]
+    command += ["Budget passes", "What the new budget means for your rent"]
+    if any(pair.prompt for pair in run.sets.train):  # scores depend on the prompt
+        command += ["--prompt", "Parliament has passed the budget."]
+    lines += [
         "",
         *(f"note: {note}" for note in metrics["notes"]),
-        f"Everything is in {folder}: {files}.",
+        f"Everything is in {folder}: model, card (README.md), metrics.json, predictions.jsonl, plots.",
         "Next, score titles of your own:",
-        "  " + shlex.join([python_command(), "-m", "qwen_task_heads", str(folder), *words]),
-        "or open it without this package:",
-        f'  AutoModelForSequenceClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)',
-    ]  # fmt: skip
+        f"  {shlex.join(command)}",
+        "or load it without this package:",
+        f"  AutoModelForSequenceClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)",
+    ]
     print("\n".join(lines), flush=True)

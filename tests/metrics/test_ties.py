@@ -149,5 +149,5 @@ def test_engines_that_tie_are_compared_by_their_credit() -> None:
     tied = measure(lambda rows: np.ones((len(rows), 2)), rows, name="tied", **options)
     right = measure(lambda rows: np.eye(2)[[int(r.text) % 2 for r in rows]], rows, name="right", **options)
     [pair] = compare([tied, right], rows, resamples=10)
-    assert tied.figures["accuracy"]["value"] == 0.5
+    assert tied.metrics["accuracy"]["value"] == 0.5
     assert (pair["mcnemar"]["a_only"], pair["mcnemar"]["b_only"]) == (0, 8)

@@ -218,7 +218,7 @@ def test_a_finished_folder_is_published_and_a_changed_one_is_not(
     assert launching.run(RECIPES / "publish.py", *words, "--dry_run", tmp_path / "itself", *stated) == 0
     assert "Licence: MIT." in (tmp_path / "itself" / "README.md").read_text("utf-8")
     assert "Licence: not stated." in (run / "README.md").read_text("utf-8")
-    sentence = "compared with this folder as it stood when it was published; no answers of the training run"
+    sentence = "compared with this folder at the time of publishing; no answers of the training run"
     assert sentence in capfd.readouterr().out
     for name in ("README.md", "parity.json"):
         message = (tmp_path / "itself" / name).read_text("utf-8")

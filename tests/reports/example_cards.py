@@ -1,7 +1,7 @@
-"""The example cards of `model_cards/examples/`, rendered from records of real runs.
+"""Render the example cards of `model_cards/examples/` from the records of runs.
 
-`python tests/reports/example_cards.py` writes the cards again after a change of a template. With
-`--record` it first trains the models on the samples of the package (some minutes), and writes their records:
+`python tests/reports/example_cards.py` renders the cards again after a change of a template. With
+`--record` it first trains the models on the samples of the package (some minutes) and writes their records:
 
     python tests/reports/example_cards.py --record --multi_label goemotions
 
@@ -40,7 +40,7 @@ from qwen_task_heads.reports.title_report import Run
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "model_cards" / "examples"
-# Of the account what a card shows.
+# Fields of the run record that a card needs
 KEPT = ("settings", "log_history", "seconds", "seed", "backbone", "resumed", "picked")
 STATED = CardFacts(license="apache-2.0", language="en", intended_use="An example of a model card.")
 SMALL = ["--disable_tqdm", "true", "--report_to", "none"]
@@ -54,7 +54,7 @@ STOCK = "stock_export"  # of `full_classifier`
 
 
 def render_example(name: str) -> str:
-    """Return the card of an example as it is published."""
+    """Return the card of an example in its published form."""
     record = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     sets, config = record["sets"], dict(record["config"])
     titles = config.pop("model_type") == TitleScorerConfig.model_type
@@ -77,7 +77,7 @@ def render_example(name: str) -> str:
         text_sets = TextSets(train=texts, dev=texts, test=texts, **problem, **cuts)
         run = TextRun(sets=text_sets, cut=record["cut"], **kept)
     with patch.object(card_facts, "versions", return_value=record["versions"]):
-        # Without the plots: a repo has them beside its card.
+        # Without plots, which are files of the repo
         card = page(trained, Path(record["folder"]), record["metrics"], record["reported"], run, plots={})
     repo = f"your-name/{name.replace('_', '-')}"
     return with_parity(card_of_repo(with_form(card, record["form"]), repo, HUGGINGFACE), record["parity"])
@@ -89,12 +89,12 @@ def names() -> list[str]:
 
 
 def dump(path: str, kind: Callable[..., str]) -> Callable[..., str]:
-    """Wrap `title_card` or `text_card` so that what it is given is written as a record too."""
+    """Wrap `title_card` or `text_card` so that it also writes its arguments as a record."""
 
     def card(model: Any, folder: Path, metrics: Any, reported: str, run: Any, *, plots: Any) -> str:
         sets, config = run.sets, model.config.to_dict()
         known = {field.name for field in fields(type(model.config))} | {"id2label", "label2id"}
-        left_out = {"text_config", "probe", "backbone_name_or_path", "backbone_files", "transformers_version"}
+        omitted = {"text_config", "probe", "backbone_name_or_path", "backbone_files", "transformers_version"}
         record = {
             "is_adapter": model.is_adapter,
             "answers": model.answers,
@@ -103,7 +103,7 @@ def dump(path: str, kind: Callable[..., str]) -> Callable[..., str]:
             "reported": reported,
             "cut": run.cut if isinstance(run, TextRun) else "",
             "config": {"model_type": model.config.model_type}
-            | {key: value for key, value in config.items() if key in known - left_out and value is not None},
+            | {key: value for key, value in config.items() if key in known - omitted and value is not None},
             "run": {field.name: vars(run)[field.name] for field in fields(RunRecord) if field.name in KEPT},
             "sets": {key: vars(sets)[key] for key in ("lines", "dev_was_cut", "test_was_cut", "test_seen")},
             "versions": card_facts.versions(),
@@ -119,7 +119,7 @@ def dump(path: str, kind: Callable[..., str]) -> Callable[..., str]:
 
 
 def train(name: str, words: list[str], runs: Path) -> None:
-    """Run a recipe in a process in which the cards write their records."""
+    """Run a recipe in a process in which the card functions write records."""
     code = (
         "import runpy, sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -127,8 +127,8 @@ def train(name: str, words: list[str], runs: Path) -> None:
         "from qwen_task_heads.reports import title_report\n"
         "from qwen_task_heads.reports import text_report\n"
         f"path = {str(FOLDER / f'{name}.json')!r}\n"
-        "outcome.title_card = cards.dump(path, cards.title_card)\n"
-        "text_outcome.text_card = cards.dump(path, cards.text_card)\n"
+        "title_report.title_card = cards.dump(path, cards.title_card)\n"
+        "text_report.text_card = cards.dump(path, cards.text_card)\n"
         f"sys.argv = [{str(ROOT / 'recipes' / words[0])!r}, *{words[1:]!r}]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
@@ -136,7 +136,7 @@ def train(name: str, words: list[str], runs: Path) -> None:
 
 
 def compare(name: str, run: Path, form: str) -> list[dict[str, str]]:
-    """Return the rows of the comparison with the trained model, as `publish` makes them."""
+    """Return the rows of the verification against the trained model, as `publish` does."""
     from qwen_task_heads.publishing.formats import finished
     from qwen_task_heads.verification.proofs import Parity, prove
 

@@ -1,9 +1,10 @@
-"""A run that calibrates its model: the same probabilities and thresholds however the folder is opened."""
+"""Calibration of a run: every way to load the model returns the same probabilities and thresholds."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
@@ -44,8 +45,11 @@ MODEL = "this model"
 LABELS = ("sport", "trade", "体育", "art")
 WORDS = ("red", "green", "blue", "sun", "moon", "tree", "car", "bank", "news", "rent", "vote", "game")
 RUN: dict[str, Any] = {
-    "seconds": 1.0, "seed": 0, "log_history": [{"loss": 0.7, "step": 1}], "backbone": "base",
-}  # fmt: skip
+    "seconds": 1.0,
+    "seed": 0,
+    "log_history": [{"loss": 0.7, "step": 1}],
+    "backbone": "base",
+}
 HEADS: dict[str, dict[str, Any]] = {
     SINGLE: {"pooling": "last"},
     MULTI: {"pooling": "last"},
@@ -59,7 +63,7 @@ def texts(count: int, seed: int) -> list[str]:
 
 
 def prepared(base: str, kind: str, *, adapter: bool = False, **head: Any) -> tuple[Any, Any]:
-    """A model that is too sure of itself, and its tokenizer."""
+    """Return an overconfident model and its tokenizer."""
     torch.manual_seed(0)
     options = {**HEADS.get(kind, {}), **head}
     task = {"task": "pooled_classifier", "labels": LABELS}
@@ -74,7 +78,7 @@ def prepared(base: str, kind: str, *, adapter: bool = False, **head: Any) -> tup
 
 
 def labelled(model: Any, tokenizer: Any, kind: str, count: int, seed: int) -> list[TextExample]:
-    """Rows whose labels are less certain than the model, those of multi-label rare ones."""
+    """Return rows whose labels are less certain than the model; labels of multi-label rows are rare."""
     rng, rows = np.random.default_rng(seed), texts(count, seed)
     logits = Scorer(model, tokenizer=tokenizer).logits(rows).double().numpy()
     shift = 2.5 if kind == MULTI else 0.0
@@ -104,7 +108,7 @@ def finished(
 
 @pytest.fixture(scope="module")
 def runs(bases: Any, tmp_path_factory: Any) -> Any:
-    """Give `runs(kind, adapter)`: folder, metrics and printed words. Read-only."""
+    """Return `runs(kind, adapter)`: folder, metrics and printed text. Read-only."""
 
     @lru_cache
     def run(kind: str, adapter: bool = False) -> tuple[Path, dict[str, Any], str]:
@@ -122,7 +126,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, ORDINAL])
-def test_the_folded_head_gives_the_divided_logits_and_the_record_says_so(runs, bases, kind, adapter):
+def test_the_folded_head_returns_the_divided_logits_of_the_record(runs, bases, kind, adapter):
     folder, metrics, printed = runs(kind, adapter)
     record = config_of(folder)["calibration"]
     assert record == metrics["calibration"]
@@ -136,8 +140,8 @@ def test_the_folded_head_gives_the_divided_logits_and_the_record_says_so(runs, b
     model, tokenizer = prepared(bases["qwen2"], kind, adapter=adapter)
     before = Scorer(model, tokenizer=tokenizer).logits(rows).double().numpy()
     after = Scorer(str(folder)).logits(rows).double().numpy()
-    wanted = divide_logits(kind, before, record["temperature"])
-    np.testing.assert_allclose(after, wanted, atol=2e-5 * np.abs(before).max())
+    expected = divide_logits(kind, before, record["temperature"])
+    np.testing.assert_allclose(after, expected, atol=2e-5 * np.abs(before).max())
     if kind != ORDINAL:
         assert (before.argmax(1) == after.argmax(1)).all()
     for name, measured in record["metrics"].items():
@@ -145,14 +149,14 @@ def test_the_folded_head_gives_the_divided_logits_and_the_record_says_so(runs, b
         for metric in ("ece", "brier"):
             sides = measured[metric]
             assert sides["after"] == ours[metric]
-            if kind != MULTI or metric == "brier":  # its labels are rarer than the model has them
+            if kind != MULTI or metric == "brier":  # multi-label rows have rarer labels than predicted
                 assert sides["after"]["value"] < sides["before"]["value"]
             assert sides["after"]["low"] <= sides["after"]["value"] <= sides["after"]["high"]
     assert f"temperature {record['temperature']:.3f}" in printed
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, ORDINAL])
-def test_the_card_shows_the_record_to_the_digit(runs, kind):
+def test_the_card_has_the_values_of_the_record(runs, kind):
     folder, metrics, printed = runs(kind)
     page = Rendered((folder / "README.md").read_text(encoding="utf-8"))
     found = metrics["calibration"]["metrics"]["test"]
@@ -171,26 +175,26 @@ def test_the_card_shows_the_record_to_the_digit(runs, kind):
         assert f"macro F1 {found['macro_f1']['after']['value']:.3f} on test" in printed
 
 
-# What a user types who does not have the package; the card has the lines of the thresholds.
+# Code of a user without the package; the card has the lines of the thresholds.
 CHILD = r"""
 import importlib.util, json, sys
 from pathlib import Path
 from transformers import pipeline
 
 folder, stock, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-def told(classify):
+def scores(classify):
     return [{row["label"]: row["score"] for row in text} for text in classify(texts, top_k=None)]
 
 classify = pipeline("text-classification", model=folder, trust_remote_code=True)
-model, answers = classify.model, {"pipeline": told(classify)}
+model, answers = classify.model, {"pipeline": scores(classify)}
 if model.config.label_thresholds:
-    card = Path(folder, "README.md").read_text().split("gives probabilities alone:")[1]
+    card = Path(folder, "README.md").read_text().split("returns probabilities only:")[1]
     lines = card.split("```python\n")[1].split("```")[0].replace('["A text"]', "texts").strip().splitlines()
     exec(lines[0])
     answers["card"] = eval(lines[1])
 if stock:
     classify = pipeline("text-classification", model=stock, truncation=True)
-    answers["stock"] = told(classify)
+    answers["stock"] = scores(classify)
     answers["stock thresholds"] = classify.model.config.to_dict().get("label_thresholds")
 spec = importlib.util.spec_from_file_location("handler", f"{folder}/handler.py")
 module = importlib.util.module_from_spec(spec)
@@ -208,26 +212,26 @@ print(json.dumps(answers))
 @pytest.mark.parametrize(
     ("kind", "adapter"), [(SINGLE, False), (MULTI, True), (MULTI, False), (ORDINAL, False)]
 )
-def test_every_way_to_open_it_gives_the_same_probabilities_and_labels(
+def test_every_way_to_load_the_model_returns_the_same_probabilities_and_labels(
     runs, tmp_path, clean: CleanProcess, kind, adapter
 ):
     folder, _, _ = runs(kind, adapter)
     rows = texts(40, 11)
     stock = "" if kind == ORDINAL else str(export_stock(str(folder), folder=tmp_path / "stock"))
-    told = json.loads(clean.run(CHILD, folder, stock, json.dumps(rows), folder=tmp_path).splitlines()[-1])
+    loaded = json.loads(clean.run(CHILD, folder, stock, json.dumps(rows), folder=tmp_path).splitlines()[-1])
     ours = Scorer(str(folder)).predict(rows)
     for way in ("pipeline", "handler", *(["stock"] if stock else [])):
-        for answer, probability in zip(ours, told[way], strict=True):
+        for answer, probability in zip(ours, loaded[way], strict=True):
             assert probability == pytest.approx(answer.probabilities, abs=1e-5)
     if kind == MULTI:
         chosen = [list(answer.labels) for answer in ours]
-        assert told["card"] == told["handler labels"] == chosen
-        assert told["stock thresholds"] == config_of(folder)["label_thresholds"]
+        assert loaded["card"] == loaded["handler labels"] == chosen
+        assert loaded["stock thresholds"] == config_of(folder)["label_thresholds"]
         half = [list(answer.labels) for answer in Scorer(str(folder)).predict(rows, threshold=0.5)]
         assert half != chosen
 
 
-def test_its_head_is_the_start_of_another_run_without_its_calibration(runs, bases):
+def test_a_run_that_starts_from_its_head_has_no_calibration(runs, bases):
     folder, _, _ = runs(MULTI)
     fresh = {"task": "pooled_classifier", "labels": LABELS, "problem_type": MULTI, "max_seq_length": 32}
     model = load_head(build(bases["qwen2"], **fresh), str(folder), tokenizer=load_tokenizer(str(folder)))
@@ -246,7 +250,7 @@ def test_a_merged_adapter_keeps_calibration_and_thresholds(runs, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [MULTI, ORDINAL])
-def test_onnx_computes_the_calibrated_logits_and_names_the_thresholds(runs, tmp_path, kind):
+def test_onnx_returns_the_calibrated_logits_and_has_the_thresholds(runs, tmp_path, kind):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     folder, _, _ = runs(kind)
@@ -255,12 +259,12 @@ def test_onnx_computes_the_calibrated_logits_and_names_the_thresholds(runs, tmp_
     batch = load_tokenizer(str(folder))(rows, padding=True, return_tensors="np")
     found = run_onnx(path, batch["input_ids"], batch["attention_mask"])
     np.testing.assert_allclose(found, Scorer(str(folder)).logits(rows).numpy(), atol=1e-4)
-    noted = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
-    told = json.loads(noted.get("label_thresholds", "null"))
-    assert told == config_of(folder).get("label_thresholds")
+    metadata = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
+    thresholds = json.loads(metadata.get("label_thresholds", "null"))
+    assert thresholds == config_of(folder).get("label_thresholds")
 
 
-def test_thresholds_raise_macro_f1_and_stand_in_every_file(runs):
+def test_thresholds_raise_macro_f1_and_are_in_every_file(runs):
     folder, metrics, _ = runs(MULTI)
     thresholds = config_of(folder)["label_thresholds"]
     assert load(str(folder)).config.label_thresholds == thresholds
@@ -269,18 +273,18 @@ def test_thresholds_raise_macro_f1_and_stand_in_every_file(runs):
     assert metrics["test"][MODEL]["macro_f1"] == found["after"]
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     for row in map(json.loads, lines):
-        wanted = {
+        expected = {
             name
             for name, least in zip(LABELS, thresholds, strict=True)
             if row["probabilities"][name] >= least
         }
-        assert set(row["labels"]) == wanted
+        assert set(row["labels"]) == expected
     right = np.mean([json.loads(line)["correct"] for line in lines])
     assert metrics["test"][MODEL]["subset_accuracy"]["value"] == pytest.approx(right)
     assert f"{100 * (1 - right):.1f}%" in (folder / "errors.md").read_text(encoding="utf-8")
 
 
-def test_a_wanted_error_rate_holds_on_dev_and_is_refused_where_dev_cannot_show_it(runs, bases, tmp_path):
+def test_a_maximum_error_rate_is_met_on_dev_or_refused(runs, bases, tmp_path):
     folder, metrics, _ = runs(SINGLE)
     curve = metrics["calibration"]["risk_coverage"]
     scorer, rows = Scorer(str(folder)), texts(400, 403)
@@ -288,8 +292,8 @@ def test_a_wanted_error_rate_holds_on_dev_and_is_refused_where_dev_cannot_show_i
     rate = next(row["upper"] for row in curve if row["coverage"] <= 0.6)
     answers = scorer.predict(rows, max_error=rate)
     given = [answer for answer in answers if answer.label is not None]
-    wanted = max((row for row in curve if row["upper"] <= rate), key=lambda row: row["coverage"])
-    assert len(given) / len(rows) == pytest.approx(wanted["coverage"])
+    expected = max((row for row in curve if row["upper"] <= rate), key=lambda row: row["coverage"])
+    assert len(given) / len(rows) == pytest.approx(expected["coverage"])
     model, tokenizer = prepared(bases["qwen2"], SINGLE)
     truth = {row.text: LABELS[row.target] for row in labelled(model, tokenizer, SINGLE, 400, 403)}
     assert np.mean([answer.label != truth[answer.text] for answer in given]) <= rate
@@ -305,8 +309,8 @@ def test_a_wanted_error_rate_holds_on_dev_and_is_refused_where_dev_cannot_show_i
     assert caught.value.problems[0].where == "max_error"
     with pytest.raises(TaskHeadsError) as caught:
         scorer.predict(rows, max_error=best / 2)
-    told = float(caught.value.problems[0].fix.split("give ")[1].split(",")[0])
-    assert any(answer.label for answer in scorer.predict(rows, max_error=told))
+    suggested = float(re.search(r"\d[\d.]*", caught.value.problems[0].fix)[0])
+    assert any(answer.label for answer in scorer.predict(rows, max_error=suggested))
     with pytest.raises(TaskHeadsError, match="max_error"):
         scorer.predict(rows, max_error=0.3, abstain=0.5)
     with pytest.raises(TaskHeadsError, match="max_error"):
@@ -316,7 +320,7 @@ def test_a_wanted_error_rate_holds_on_dev_and_is_refused_where_dev_cannot_show_i
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI])
-def test_nothing_is_fitted_on_few_rows_or_where_none_is_asked_for(bases, tmp_path, capsys, monkeypatch, kind):
+def test_nothing_is_fitted_on_few_rows_or_without_a_request(bases, tmp_path, capsys, monkeypatch, kind):
     scored, answer = [], Scorer.logits
 
     def spied(self: Scorer, rows: Any, **options: Any) -> Any:
@@ -325,16 +329,16 @@ def test_nothing_is_fitted_on_few_rows_or_where_none_is_asked_for(bases, tmp_pat
 
     monkeypatch.setattr(Scorer, "logits", spied)
     few = finished(tmp_path / "few", bases["qwen2"], kind, dev=30)
-    assert scored[-2:] == [30, 200]  # dev once, as nothing was folded
+    assert scored[-2:] == [30, 200]  # dev is scored once, because no temperature was folded
     assert "30 rows" in few["calibration"]["reason"]
     options = {"calibrate": "none"} | {"thresholds": "none" if kind == MULTI else "f1"}
     off = finished(tmp_path / "off", bases["qwen2"], kind, settings=options)
     assert off["calibration"]["method"] == "none"
     for folder, metrics in (("few", few), ("off", off)):
         assert metrics["calibration"]["temperature"] == 1
-        noted = ["--thresholds f1 had no use"] * (folder == "off" and kind != MULTI)
-        said = [note.split(":")[0] for note in metrics["notes"]]
-        assert [note for note in said if note != "LEAK"] == noted  # the texts repeat
+        expected = ["--thresholds f1 has no effect"] * (folder == "off" and kind != MULTI)
+        messages = [note.split(":")[0] for note in metrics["notes"]]
+        assert [message for message in messages if message != "LEAK"] == expected  # the texts repeat
         assert config_of(tmp_path / folder).get("label_thresholds") is None
         logits = Scorer(str(tmp_path / folder)).logits(texts(5, 1))
         model, tokenizer = prepared(bases["qwen2"], kind)
@@ -344,7 +348,7 @@ def test_nothing_is_fitted_on_few_rows_or_where_none_is_asked_for(bases, tmp_pat
     assert "no temperature (dev has 30 rows" in capsys.readouterr().out
 
 
-def test_a_wanted_precision_is_kept_on_test(bases, tmp_path):
+def test_a_requested_precision_is_about_reached_on_test(bases, tmp_path):
     metrics = finished(tmp_path / "run", bases["qwen2"], MULTI, settings={"thresholds": "precision:0.5"})
     record = metrics["calibration"]["thresholds"]
     assert record["rule"] == "precision:0.5"
@@ -353,7 +357,7 @@ def test_a_wanted_precision_is_kept_on_test(bases, tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_whatever_fails_the_model_is_saved_as_it_was(bases, tmp_path, monkeypatch, error):
+def test_the_model_is_saved_unchanged_if_the_calibration_fails(bases, tmp_path, monkeypatch, error):
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error("stop")
 
@@ -371,7 +375,7 @@ def test_whatever_fails_the_model_is_saved_as_it_was(bases, tmp_path, monkeypatc
     assert found.config.calibration is None
 
 
-def test_where_rows_offer_a_choice_the_temperature_is_fitted_within_it(bases, tmp_path, monkeypatch):
+def test_the_temperature_is_fitted_within_the_candidates(bases, tmp_path, monkeypatch):
     seen, fit = [], calibration.fit_temperature
 
     def spied(kind: str, logits: Any, *args: Any, **options: Any) -> Any:
@@ -381,13 +385,13 @@ def test_where_rows_offer_a_choice_the_temperature_is_fitted_within_it(bases, tm
     monkeypatch.setattr(calibration, "fit_temperature", spied)
     original = text_report.calibrate_texts
 
-    def offered(model: Any, logits: Any, *, run: Any, sets: Any, notes: Any) -> Any:
+    def with_candidates(model: Any, logits: Any, *, run: Any, sets: Any, messages: Any) -> Any:
         sets.dev[:] = [
             TextExample(text=one.text, target=one.target % 2, candidates=LABELS[:2]) for one in sets.dev
         ]
-        return original(model, logits, run=run, sets=sets, notes=notes)
+        return original(model, logits, run=run, sets=sets, messages=messages)
 
-    monkeypatch.setattr(text_report, "calibrate_texts", offered)
+    monkeypatch.setattr(text_report, "calibrate_texts", with_candidates)
     metrics = finished(tmp_path / "run", bases["qwen2"], SINGLE)
     assert (probabilities(SINGLE, seen[0])[:, 2:] == 0).all()
     assert metrics["dev"][MODEL]["ece"]["value"] <= 1
@@ -408,7 +412,7 @@ def pairs(model: Any, tokenizer: Any, count: int, seed: int) -> list[PairExample
     return found
 
 
-def test_the_preferences_of_a_title_scorer_are_calibrated_and_its_ranking_stays(bases, tmp_path, capsys):
+def test_a_title_scorer_is_calibrated_without_changing_its_ranking(bases, tmp_path, capsys):
     torch.manual_seed(0)
     model = build(bases["qwen2"], pooling="last")
     tokenizer = load_tokenizer(bases["qwen2"])
@@ -433,11 +437,11 @@ def test_the_preferences_of_a_title_scorer_are_calibrated_and_its_ranking_stays(
     page = Rendered((tmp_path / "run/README.md").read_text(encoding="utf-8"))
     assert [row[0] for row in page.titles["Calibration"][0]] == ["metric", "ECE", "Brier score"]
     assert (tmp_path / "run/risk_coverage.png").exists()
-    assert metrics["reward"]["reward_std"] < before.std()  # of the scores that the saved model gives
+    assert metrics["reward"]["reward_std"] < before.std()  # computed from the scores of the saved model
     assert f"temperature {record['temperature']:.3f}" in capsys.readouterr().out
 
 
-def test_metrics_at_thresholds_are_those_of_the_figures():
+def test_metrics_are_computed_at_the_thresholds():
     logits, truth = np.array([[0.5, -2.0], [-1.0, 3.0]]), [(0, 1), (1,)]
     found = classification_figures(MULTI, logits, truth, labels=["a", "b"], threshold=[0.5, 0.1])
     assert found["subset_accuracy"]["value"] == 1.0

@@ -1,4 +1,4 @@
-"""The lines of a card run as they are written, and nothing on the screen alarms their reader."""
+"""The loading code of cards runs as written, without warnings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS = [("titles", "full"), ("titles", "adapter"), ("classifier", "full"), ("cl
 
 @pytest.fixture(scope="module")
 def saved(bases: Any, shake: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
-    """A model of each kind, as a run saves it."""
+    """Return a model of each kind, saved as by a run."""
     root, found = tmp_path_factory.mktemp("cards"), {}
     for task, form in KINDS:
         tokenizer = load_tokenizer(bases["qwen2"])
@@ -52,7 +52,7 @@ def saved(bases: Any, shake: Any, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def lines_of(task: str, form: str, *, repo: Path) -> str:
-    """The Python lines of the card's section on loading."""
+    """Return the Python code of the card's section on loading."""
     asked = '["A", "A longer title"]' if task == "titles" else '["A text"]'
     fields = {
         "repo": repo,
@@ -70,7 +70,7 @@ def lines_of(task: str, form: str, *, repo: Path) -> str:
 def test_without_the_package_nothing_is_printed(
     saved: Any, clean: CleanProcess, task: str, form: str
 ) -> None:
-    """Such as "You are using a model of type `title_scorer` to instantiate a model of type ``"."""
+    """An example is "You are using a model of type `title_scorer` to instantiate a model of type ``"."""
     folder = saved[task, form]
     lines = lines_of(task, form, repo=folder)
     assert "tokenizer = " in lines
@@ -99,7 +99,7 @@ def test_with_the_package_nothing_is_printed(
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_generative_classifier_opens_without_a_warning(tmp_path: Path) -> None:
+def test_a_generative_classifier_loads_without_a_warning(tmp_path: Path) -> None:
     model: Any = load_generator("embedded")
     tokenizer = load_tokenizer("embedded")
     prompts = AnswerPrompts(tokenizer, LabelMap(("sport", "trade")), model_type="qwen2")

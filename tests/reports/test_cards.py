@@ -1,4 +1,4 @@
-"""Check 25: 200 hostile strings in every free-text field of both cards show as themselves, do nothing."""
+"""Model cards: escaping of 200 hostile strings in every free-text field, sections, facts of the owner."""
 
 from __future__ import annotations
 
@@ -23,18 +23,13 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, Trained, state_facts
 from qwen_task_heads.reports.cards import (
     FOLDER,
-    code,
-    fenced,
-    figure,
     licence_fields,
-    link,
     metadata,
-    one_line,
-    plain,
     render,
     with_form,
     with_parity,
-)  # fmt: skip
+)
+from qwen_task_heads.reports.markdown import code, escape, fenced, format_value, link, one_line
 from qwen_task_heads.reports.text_card import text_card
 from qwen_task_heads.reports.text_report import TextRun
 from qwen_task_heads.reports.title_card import accuracy_rows, title_card
@@ -69,14 +64,14 @@ SETS = {
 
 @pytest.fixture(scope="module")
 def models(bases):
-    """A title scorer and a classifier of three labels, untrained: a card reads their configs only."""
+    """Return an untrained title scorer and an untrained classifier: a card reads their configs only."""
     labels = ["a", "b", "c"]
     found = build(bases["qwen2"]), build(bases["qwen2"], task="pooled_classifier", labels=labels)
     return tuple(Trained.of(model) for model in found)
 
 
-def account(text: str, card: CardFacts | None = None) -> dict[str, object]:
-    """What both runs have in common; an address alone would rightly be a link, so its field holds more."""
+def record(text: str, card: CardFacts | None = None) -> dict[str, object]:
+    """Return the fields of both run records; the address has more words, else it would be a link."""
     facts = card or CardFacts(
         license=f"other:x{text}",
         dataset_license=text,
@@ -106,7 +101,7 @@ def title_page(model, text: str, *, prompt: str = "", card: CardFacts | None = N
         "reward": REWARD,
     }
     model.config.backbone_revision = text
-    run = Run(sets=sets, **account(text, card))
+    run = Run(sets=sets, **record(text, card))
     return title_card(model, Path("runs", text), metrics, "test", run, plots={"Training": "training.png"})
 
 
@@ -114,9 +109,14 @@ def text_page(model, text: str, *, card: CardFacts | None = None) -> str:
     row = TextExample(text="a", target=0)
     names = (one_line(text) or "x", "b", "c")
     sets = TextSets(
-        train=[row], dev=[row], test=[row], problem_type="single_label_classification",
-        labels=LabelMap(names, descriptions=(text, "", "")), lines=[text], dev_was_cut=True,
-    )  # fmt: skip
+        train=[row],
+        dev=[row],
+        test=[row],
+        problem_type="single_label_classification",
+        labels=LabelMap(names, descriptions=(text, "", "")),
+        lines=[text],
+        dev_was_cut=True,
+    )
     own = {"label": text, "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 4}
     metrics = {
         "train": {"rows": 9, **RAN},
@@ -127,19 +127,19 @@ def text_page(model, text: str, *, card: CardFacts | None = None) -> str:
         },
         "notes": [text],
     }
-    run = TextRun(sets=sets, cut=text, **account(text, card))
+    run = TextRun(sets=sets, cut=text, **record(text, card))
     return text_card(model, Path("runs", text), metrics, "test", run, plots={})
 
 
 @pytest.mark.parametrize("kind", ["titles", "texts"])
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
-def test_hostile_strings_show_as_themselves_and_do_nothing(models, kind, every):
+def test_hostile_strings_are_escaped(models, kind, every):
     assert len(HOSTILE) == len(set(HOSTILE)) == 200
     make, model = ((title_page, models[0]), (text_page, models[1]))[kind == "texts"]
     calm = Rendered(make(model, "calm"))
-    for text in HOSTILE[(kind == "texts") % every :: every]:  # 50 a day, others for either card
+    for text in HOSTILE[(kind == "texts") % every :: every]:  # the two cards use different strings
         shown, card = one_line(text), make(model, text)
-        # one front matter, with what was put into it
+        # one front matter with the values
         assert card.startswith("---\n")
         assert len(re.findall(r"^---\s*$", card, re.MULTILINE)) == 2, text
         front = ModelCard(card, ignore_metadata_errors=False).data.to_dict()
@@ -151,10 +151,18 @@ def test_hostile_strings_show_as_themselves_and_do_nothing(models, kind, every):
         licence = licence_fields(f"other:x{text}")
         assert {name: front[name] for name in licence} == licence
         assert set(front) <= {
-            "language", "license", "license_name", "library_name", "metrics", "pipeline_tag", "tags",
-            "base_model", "base_model_relation", "model-index",
-        }  # fmt: skip
-        # the same tags as in a calm card, so no live HTML, no link, no image, no other table or list
+            "language",
+            "license",
+            "license_name",
+            "library_name",
+            "metrics",
+            "pipeline_tag",
+            "tags",
+            "base_model",
+            "base_model_relation",
+            "model-index",
+        }
+        # the same tags as in a calm card: no HTML, link, image, table or list of the text
         page = Rendered(card)
         assert page.tags == calm.tags, text
         assert page.heading == one_line(Path("runs", text).name)
@@ -162,15 +170,15 @@ def test_hostile_strings_show_as_themselves_and_do_nothing(models, kind, every):
             text
         )
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", card), text
-        # and the figures stand as they stood
-        cells = page.titles["How good it is"][0]
+        # the same metrics
+        cells = page.titles["Evaluation"][0]
         assert shown in cells[2] + cells[0]
         if kind == "titles":
             assert cells[1] == ["this model", "0.612", "0.550 to 0.678", "1,841", "220"]
             assert cells[2][1:] == ["0.612", "0.550 to –", "1,841", "220"]
         else:
             assert cells[1] == ["accuracy", *["0.612 (0.550 to 0.678)"] * 2]
-            assert page.titles["The labels"][0][1] == [
+            assert page.titles["Labels"][0][1] == [
                 "0",
                 shown,
                 shown or "–",
@@ -183,22 +191,22 @@ def test_hostile_strings_show_as_themselves_and_do_nothing(models, kind, every):
 
 
 @pytest.mark.parametrize("text", HOSTILE[::9])
-def test_parity_and_form_leave_the_rest_of_a_hostile_card_alone(models, text):
+def test_parity_and_export_format_change_no_other_section(models, text):
     card = title_page(models[0], text)
     rows = [{"artefact": text, "largest_difference": 8.1e-07, "bound": 1e-4, "same": True, "none": None}]
-    proven = with_parity(with_parity(card, [], [text]), rows, [text, "a note"])
-    before, after = Rendered(card), Rendered(proven)
+    verified = with_parity(with_parity(card, [], [text]), rows, [text, "a note"])
+    before, after = Rendered(card), Rendered(verified)
     (table,) = after.titles["Parity"]
     assert table[0] == ["artefact", "largest difference", "bound", "same", "none"]
     assert table[1] == [one_line(text), "8.1e-07", "0.0001", "yes", "–"]
     assert {k: v for k, v in after.titles.items() if k != "Parity"} == before.titles
-    assert card.split("---\n", 2)[1] == proven.split("---\n", 2)[1]
-    merged = with_form(proven, "merged")
+    assert card.split("---\n", 2)[1] == verified.split("---\n", 2)[1]
+    merged = with_form(verified, "merged")
     assert {k: v for k, v in Rendered(merged).titles.items()} == after.titles
     assert ModelCard(merged).data.base_model_relation == "finetune"
 
 
-def test_the_card_of_a_merged_or_stock_model_says_so(models):
+def test_the_card_of_a_merged_or_stock_model_names_its_format(models):
     card = text_page(replace(models[1], is_adapter=True), "calm")
     assert with_form(card, "saved") == card
     assert "PEFT's loaders on the base in a stock class" in card
@@ -218,7 +226,7 @@ def test_the_card_of_a_merged_or_stock_model_says_so(models):
         assert f'function_to_apply="none")\nscore({asked})\n' in titles
 
 
-def test_a_repo_with_graphs_says_how_to_run_them(models):
+def test_the_card_of_a_repo_with_onnx_files_has_their_code(models):
     rows = [{"artefact": name, "agreement": "100.0%"} for name in ("adapter", "onnx", "onnx_int8")]
     card = text_page(models[1], "calm")
     assert "onnxruntime" not in with_parity(card, rows[:1])
@@ -240,14 +248,19 @@ def test_a_repo_with_graphs_says_how_to_run_them(models):
     assert "of two titles, P(A preferred)" in pairs
 
 
-def judged(model, *, ours: float = 0.61234, baseline: float = 0.5, **changes):
-    """The card of a classifier with one baseline, whose log has three looks at dev."""
+def evaluated(model, *, ours: float = 0.61234, baseline: float = 0.5, **changes):
+    """Return the card of a classifier with one baseline and three evaluations on dev in its log."""
     row = TextExample(text="a", target=0)
     sets = TextSets(
-        train=[row], dev=[row], test=[row], problem_type="single_label_classification",
-        labels=LabelMap(("a", "b", "c")), lines=[],
-        dev_was_cut="dev_dataset" not in changes, test_was_cut="test_dataset" not in changes,
-    )  # fmt: skip
+        train=[row],
+        dev=[row],
+        test=[row],
+        problem_type="single_label_classification",
+        labels=LabelMap(("a", "b", "c")),
+        lines=[],
+        dev_was_cut="dev_dataset" not in changes,
+        test_was_cut="test_dataset" not in changes,
+    )
     own = {"label": "a", "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 4}
     figures = {**{name: {**BOTH, "value": ours} for name in CLASSES}, "per_class": [own] * 3}
     found = {
@@ -264,94 +277,121 @@ def judged(model, *, ours: float = 0.61234, baseline: float = 0.5, **changes):
         "verdict": changes.pop("verdict", None),
         "lookup": changes.pop("lookup", {}),
     }
-    told = account("calm")
-    told["log_history"] = [
+    fields = record("calm")
+    fields["log_history"] = [
         {"step": 10, "loss": 1.0},
         *({"step": step, "eval_accuracy": value} for step, value in ((10, 0.4), (20, 0.612), (30, 0.612))),
     ]
-    told["settings"] = {"metric_for_best_model": "eval_accuracy", "greater_is_better": True}
+    fields["settings"] = {"metric_for_best_model": "eval_accuracy", "greater_is_better": True}
     picked = changes.pop("picked", True)
-    told["settings"] |= changes
-    return text_card(model, Path("a"), metrics, "test", TextRun(sets=sets, picked=picked, **told), plots={})
+    fields["settings"] |= changes
+    return text_card(model, Path("a"), metrics, "test", TextRun(sets=sets, picked=picked, **fields), plots={})
 
 
 @pytest.mark.parametrize(
-    ("word", "low", "said"),
+    ("word", "low", "sentence"),
     [
         ("above", 0.02, "this model is above it: +0.112 (95% paired interval +0.020 to +0.200)."),
         ("level", -0.02, "this model is **level with it**: +0.112 (95% paired interval -0.020 to +0.200)."),
         ("below", None, "this model is **below it**: +0.112 (no interval)."),
     ],
 )
-def test_the_verdict_beside_the_baselines_is_a_sentence(models, word, low, said):
+def test_the_comparison_with_the_baselines_is_a_sentence(models, word, low, sentence):
     found = {
-        "split": "test", "metric": "accuracy", "baseline": "a | baseline", "value": 0.5,
-        "difference": 0.1123, "low": low, "high": None if low is None else 0.2, "word": word,
-    }  # fmt: skip
-    page = judged(models[1], verdict=found)
-    assert f"The best baseline on test is “a \\| baseline” (accuracy 0.500); {said}" in page
+        "split": "test",
+        "metric": "accuracy",
+        "baseline": "a | baseline",
+        "value": 0.5,
+        "difference": 0.1123,
+        "low": low,
+        "high": None if low is None else 0.2,
+        "word": word,
+    }
+    page = evaluated(models[1], verdict=found)
+    assert f"The best baseline on test is “a \\| baseline” (accuracy 0.500); {sentence}" in page
     assert "Another baseline" not in page
     other = {**found, "baseline": "TF-IDF, linear", "word": "above", "low": 0.02, "high": 0.2}
-    page = judged(models[1], verdict={**found, "beside": other})
+    page = evaluated(models[1], verdict={**found, "beside": other})
     assert "Another baseline is “TF-IDF, linear” (accuracy 0.500); this model is above it" in page
 
 
-def test_what_the_lookup_knows_stands_on_the_card_where_it_knows_some(models):
+def test_the_card_states_the_coverage_of_the_lookup(models):
     report = {"coverage": 0.9, "rows": 10, "known": 9, "accuracy": 1.0, "chance": 0.5, "leaks": True}
-    assert "lookup of train rows knows 9 of 10 rows of test (90.0%)" in judged(
+    assert "lookup of train rows knows 9 of 10 rows of test (90.0%)" in evaluated(
         models[1], lookup={"test": report}
     )
-    assert "lookup" not in judged(models[1], lookup={"test": {**report, "known": 0}})
+    assert "lookup" not in evaluated(models[1], lookup={"test": {**report, "known": 0}})
 
 
-def test_the_checkpoint_that_was_picked_is_named_where_log_and_figures_agree(models):
-    picked = "by a hash: step 20, with accuracy 0.612 there."
-    assert picked in judged(models[1])
-    assert picked in judged(models[1], metric_for_best_model="accuracy")
-    plainly = "from the training data by a hash."
+def test_the_selected_checkpoint_is_stated_if_log_and_metrics_agree(models):
+    step = "by a hash: step 20, with accuracy 0.612 there."
+    assert step in evaluated(models[1])
+    assert step in evaluated(models[1], metric_for_best_model="accuracy")
+    without_step = "from the training data by a hash."
     for other in ({"metric_for_best_model": "eval_loss"}, {"metric_for_best_model": None}):
-        assert plainly in judged(models[1], **other)
-    assert "no checkpoint was picked" in judged(models[1], picked=False)
+        assert without_step in evaluated(models[1], **other)
+    assert "no checkpoint was selected" in evaluated(models[1], picked=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BOTH, "value", 0.55)  # another model than the log's best
-        assert plainly in judged(models[1])
+        patch.setitem(BOTH, "value", 0.55)  # not the best metric of the log
+        assert without_step in evaluated(models[1])
 
 
-def test_settings_that_play_no_part_are_left_out(models):
-    idle = {
-        "mix_ratio": 2.0, "window_aggregation": "mean", "window_overlap": 8, "truncation": "head",
-        "head": "linear", "head_activation": "relu", "streaming": False, "token_dropout": 0.0,
-        "min_impressions": 0, "max_p_value": 1.0, "label_smoothing_factor": 0.0, "dev_fraction": 0.1,
-        "dev_dataset": "dev.jsonl", "test_fraction": 0.15, "test_dataset": "test.jsonl",
-    }  # fmt: skip
-    at_work = {
-        "mix_ratio": 2.0, "mix": "more.jsonl", "window_aggregation": "mean", "window_overlap": 8,
-        "truncation": "windows", "head": "mlp", "head_activation": "relu", "streaming": True,
-        "token_dropout": 0.1, "min_impressions": 9, "max_p_value": 0.1, "label_smoothing_factor": 0.1,
-        "dev_fraction": 0.1, "test_fraction": 0.15,
-    }  # fmt: skip
+def test_settings_without_effect_are_omitted(models):
+    without_effect = {
+        "mix_ratio": 2.0,
+        "window_aggregation": "mean",
+        "window_overlap": 8,
+        "truncation": "head",
+        "head": "linear",
+        "head_activation": "relu",
+        "streaming": False,
+        "token_dropout": 0.0,
+        "min_impressions": 0,
+        "max_p_value": 1.0,
+        "label_smoothing_factor": 0.0,
+        "dev_fraction": 0.1,
+        "dev_dataset": "dev.jsonl",
+        "test_fraction": 0.15,
+        "test_dataset": "test.jsonl",
+    }
+    in_effect = {
+        "mix_ratio": 2.0,
+        "mix": "more.jsonl",
+        "window_aggregation": "mean",
+        "window_overlap": 8,
+        "truncation": "windows",
+        "head": "mlp",
+        "head_activation": "relu",
+        "streaming": True,
+        "token_dropout": 0.1,
+        "min_impressions": 9,
+        "max_p_value": 0.1,
+        "label_smoothing_factor": 0.1,
+        "dev_fraction": 0.1,
+        "test_fraction": 0.15,
+    }
     always = {"setting", "metric_for_best_model"}
 
     def shown(**settings):
-        (table,) = Rendered(judged(models[1], **settings)).titles["Training"]
+        (table,) = Rendered(evaluated(models[1], **settings)).titles["Training"]
         return {row[0] for row in table}
 
-    assert shown(**idle) == always | {"truncation", "head", "dev_dataset", "test_dataset"}
-    assert shown(**at_work) == always | set(at_work)
+    assert shown(**without_effect) == always | {"truncation", "head", "dev_dataset", "test_dataset"}
+    assert shown(**in_effect) == always | set(in_effect)
     assert shown(picked=False) == {"setting"}
 
 
-def test_the_card_of_what_writes_labels_names_what_opens_it(models):
-    card = judged(replace(models[1], answers=True, is_adapter=True))
+def test_the_card_of_a_generative_classifier_names_its_loader(models):
+    card = evaluated(replace(models[1], answers=True, is_adapter=True))
     assert "`LabelScorer.predict(texts, abstain=0.5)` can abstain" in card
     assert 'LabelScorer.from_pretrained(".")\nscorer.predict(["A text"])' in card
     assert "`Scorer" not in card
     assert "A new\nversion" not in card
-    assert "A new\nversion of the following files was downloaded" in judged(models[1])
+    assert "A new\nversion of the following files was downloaded" in evaluated(models[1])
 
 
-def test_what_nobody_stated_is_not_guessed(models):
-    run = {**account("calm"), "card": CardFacts()}
+def test_unstated_facts_are_not_inferred(models):
+    run = {**record("calm"), "card": CardFacts()}
     pair = PairExample(chosen="a", rejected="b")
     sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[], lines=[], dev_was_cut=False)
     metrics = {
@@ -367,14 +407,14 @@ def test_what_nobody_stated_is_not_guessed(models):
     assert not {"license", "language", "datasets"} & set(yaml.safe_load(card.split("---\n", 2)[1]))
 
 
-def test_only_ids_of_a_hub_stand_as_data_sets(models):
+def test_only_hub_ids_are_datasets_of_the_metadata(models):
     for name, hub, expected in (
         ("me/titles", "huggingface", ["me/titles"]),
         ("me/titles", "modelscope", None),
         ("titles.jsonl", "huggingface", None),
         ("../titles", "huggingface", None),
     ):
-        found = {**account("calm"), "settings": {"dataset_name": name, "hub": hub}, "card": CardFacts()}
+        found = {**record("calm"), "settings": {"dataset_name": name, "hub": hub}, "card": CardFacts()}
         pair = PairExample(chosen="a", rejected="b")
         sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[pair], lines=[], dev_was_cut=False)
         metrics = {
@@ -393,25 +433,29 @@ def test_only_ids_of_a_hub_stand_as_data_sets(models):
 
 @pytest.mark.parametrize("page", [title_page, text_page])
 @pytest.mark.parametrize("before", [{}, {name: "old" for name in ("dataset_license", "intended_use")}])
-def test_what_is_stated_when_publishing_reads_as_if_the_run_had_said_it(models, tmp_path, page, before):
+def test_facts_stated_when_publishing_equal_those_stated_for_the_run(models, tmp_path, page, before):
     model = models[page is text_page]
     facts = CardFacts(
-        license="other:Ours | v1", language=["zh", "en"], dataset_license="CC BY 4.0. With credit",
-        dataset_url="https://example.org/a", dataset_id="me/data", intended_use="For | tests. Only \\1.",
+        license="other:Ours | v1",
+        language=["zh", "en"],
+        dataset_license="CC BY 4.0. With credit",
+        dataset_url="https://example.org/a",
+        dataset_id="me/data",
+        intended_use="For | tests. Only \\1.",
         citation="@misc{x,\n  title={A \\g<0> title}\n}",
-    )  # fmt: skip
-    said = CardFacts(license="mit", language="fr", citation="@misc{old}", **before)
-    wanted = ModelCard(page(model, "a", card=facts))
-    (tmp_path / "README.md").write_text(page(model, "a", card=said), encoding="utf-8")
+    )
+    of_run = CardFacts(license="mit", language="fr", citation="@misc{old}", **before)
+    expected = ModelCard(page(model, "a", card=facts))
+    (tmp_path / "README.md").write_text(page(model, "a", card=of_run), encoding="utf-8")
     manifest = {"seed": 1, "settings": {"license": "mit", "citation": "@misc{old}"}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     state_facts(tmp_path, NOTHING_STATED, named="runs/a")
     assert "license: mit" in (tmp_path / "README.md").read_text("utf-8")
     state_facts(tmp_path, facts, named="runs/a")
     found = ModelCard((tmp_path / "README.md").read_text("utf-8"))
-    assert found.text.split() == wanted.text.split()
+    assert found.text.split() == expected.text.split()
     for name in ("license", "license_name", "language", "model-index"):
-        assert found.data.to_dict()[name] == wanted.data.to_dict()[name]
+        assert found.data.to_dict()[name] == expected.data.to_dict()[name]
     assert "me/data" in found.data.datasets
     settings = json.loads((tmp_path / "manifest.json").read_text())["settings"]
     assert (settings["license"], settings["language"]) == ("other:Ours | v1", ["zh", "en"])
@@ -421,20 +465,30 @@ def test_what_is_stated_when_publishing_reads_as_if_the_run_had_said_it(models, 
     assert "license_name" not in once_more
 
 
-def test_a_card_without_room_for_a_fact_is_refused_with_all_of_them(tmp_path):
+def test_a_card_without_the_lines_of_facts_is_refused_with_all_of_them(tmp_path):
     facts = CardFacts(license="mit", intended_use="x", dataset_url="https://x.org", citation="@misc{x}")
-    with pytest.raises(
-        TaskHeadsError, match=r"runs/a/README\.md: found no card to state license, dataset_url"
-    ):
+    with pytest.raises(TaskHeadsError, match="license, dataset_url") as caught:
         state_facts(tmp_path, facts, named="runs/a")
+    [problem] = caught.value.problems
+    assert (problem.where, problem.code) == ("runs/a/README.md", "path-not-found")
     (tmp_path / "README.md").write_text("# My own words\n")
-    with pytest.raises(TaskHeadsError, match=r"README\.md: found no place for license; ") as caught:
+    with pytest.raises(TaskHeadsError, match="license") as caught:
         state_facts(tmp_path, facts, named="runs/a")
-    assert len(caught.value.problems) == 4
+    assert [problem.code for problem in caught.value.problems] == ["file-format"] * 4
+    assert {problem.where for problem in caught.value.problems} == {"runs/a/README.md"}
     assert (tmp_path / "README.md").read_text() == "# My own words\n"
 
 
-def test_facts_that_no_hub_takes_are_refused_together():
+def test_intended_use_is_stated_on_a_card_of_version_0_1_0(tmp_path):
+    """Its section was named "Intended use and limits", with the limitations as a list."""
+    old = "# a\n\n## Intended use and limits\n\nIt is meant for texts.\n\n- A limit.\n"
+    (tmp_path / "README.md").write_text(old)
+    state_facts(tmp_path, CardFacts(intended_use="For news."), named="runs/a")
+    card = (tmp_path / "README.md").read_text()
+    assert "## Intended use and limits\n\nFor news.\n\nIt is meant for texts.\n\n- A limit.\n" in card
+
+
+def test_invalid_facts_are_refused_together():
     with pytest.raises(TaskHeadsError) as caught:
         CardFacts(
             license="apache2", language=("en", "English", "en_US"), dataset_url="nonsense", dataset_id="no id"
@@ -464,8 +518,8 @@ def test_licences_are_ids_or_other():
 
 
 def test_spans_links_and_blocks():
-    assert plain("a_b 0.5 R&D 1. x") == "a_b 0.5 R&D 1. x"
-    assert plain("1. x") == r"1\. x"
+    assert escape("a_b 0.5 R&D 1. x") == "a_b 0.5 R&D 1. x"
+    assert escape("1. x") == r"1\. x"
     assert code("a``b`") == "``` a``b` ```"
     assert link("https://example.org/a?b=c") == "<https://example.org/a?b=c>"
     for url in ("javascript:alert(1)", "https://a b", "http://a/<b>", "ftp://x", "https://x/\u202e"):
@@ -473,11 +527,11 @@ def test_spans_links_and_blocks():
     assert fenced("@a{x,\n  y = {`````}\n---\n# b}") == "``````\n@a{x,\n  y = {`````}\n  ---\n  # b}\n``````"
 
 
-def test_figures_have_their_digits_and_a_dash_where_there_is_none():
-    assert figure(0.61234) == "0.612"
-    assert figure(0.6, digits=1) == "0.6"
-    assert figure(-0.0001) == "0.000"
-    assert figure(None) == "–"
+def test_values_have_fixed_digits_and_none_is_a_dash():
+    assert format_value(0.61234) == "0.612"
+    assert format_value(0.6, digits=1) == "0.6"
+    assert format_value(-0.0001) == "0.000"
+    assert format_value(None) == "–"
     (row,) = accuracy_rows({"x": ENTRY})
     assert row == {
         "name": "x",
@@ -496,19 +550,25 @@ def test_a_missing_field_is_an_error():
         render("title_scorer", metadata="")
 
 
-def test_the_base_stands_in_the_metadata_of_a_hub_model():
+def test_the_metadata_has_a_base_of_the_hub():
     front = {
-        "name": "a", "relation": "adapter", "task": "text-ranking", "tags": ["title-scorer"], "dataset": "d",
-        "dataset_type": "pairs", "split": "test", "figures": [("accuracy", "pair accuracy", 0.61234)],
-    }  # fmt: skip
+        "name": "a",
+        "relation": "adapter",
+        "task": "text-ranking",
+        "tags": ["title-scorer"],
+        "dataset": "d",
+        "dataset_type": "pairs",
+        "split": "test",
+        "metrics": [("accuracy", "pair accuracy", 0.61234)],
+    }
     read = yaml.safe_load(metadata(base="Qwen/Qwen2.5-7B", **front))
     assert read["base_model"] == "Qwen/Qwen2.5-7B"
     assert read["base_model_relation"] == "adapter"
     assert "base_model" not in metadata(base=None, **front)
 
 
-def test_a_card_without_the_section_gets_it():
+def test_parity_is_appended_to_a_card_without_the_section():
     assert with_parity("# a\n", []).startswith("# a\n\n## Parity\n\nEach artefact")
     itself = with_parity("# a\n", [], against=FOLDER)
     assert "trained model" not in itself
-    assert "no answers of the training run were kept" in itself
+    assert "no answers of the training run were recorded" in itself

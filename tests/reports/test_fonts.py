@@ -1,4 +1,4 @@
-"""Fonts that have the characters of a text, on a machine with and without them."""
+"""Selection of fonts that have the characters of a text, with and without such fonts installed."""
 
 import shutil
 import warnings
@@ -15,7 +15,7 @@ from qwen_task_heads.reports.fonts import families_for, readable
 
 @pytest.fixture
 def own(monkeypatch):
-    """The fonts that come with matplotlib alone, as its list and on the machine."""
+    """Make the fonts of matplotlib the only installed ones, and return them."""
     place = Path(matplotlib.get_data_path())
     listed = font_manager.fontManager.ttflist
     known = {font.name: font.fname for font in listed if Path(font.fname).is_relative_to(place)}
@@ -23,13 +23,13 @@ def own(monkeypatch):
     return known
 
 
-def test_the_default_font_is_enough_where_it_has_all(own):
+def test_the_default_font_suffices_if_it_has_all_characters(own):
     assert families_for(["Größe – Ñandú, Спорт"]) == ["DejaVu Sans"]
     assert families_for([]) == ["DejaVu Sans"]
 
 
 def test_several_fonts_may_cover_the_characters_together(own):
-    # STIX has the enclosing circle, and DejaVu the Armenian letter: no one of them has both
+    # STIX has the enclosing circle and DejaVu the Armenian letter; neither has both
     found = families_for(["\u0561", "a\u20dd"])
     assert found[0] == "DejaVu Sans"
     assert len(found) == 2
@@ -37,7 +37,7 @@ def test_several_fonts_may_cover_the_characters_together(own):
 
 
 def test_a_font_installed_since_the_last_plot_is_found(own, monkeypatch, tmp_path):
-    """matplotlib keeps its list of fonts of an earlier run."""
+    """matplotlib caches its list of fonts."""
     family = families_for(["a\u20dd"])[-1]
     path = own[family]
     others = {name: file for name, file in own.items() if 0x20DD not in fonts._characters(file)}
@@ -51,7 +51,7 @@ def test_a_font_installed_since_the_last_plot_is_found(own, monkeypatch, tmp_pat
     assert families_for(["a\u20dd"]) == ["DejaVu Sans", family]
 
 
-def test_a_file_that_is_gone_has_no_characters(own, monkeypatch, tmp_path):
+def test_a_missing_file_has_no_characters(own, monkeypatch, tmp_path):
     monkeypatch.setattr(fonts, "installed", lambda: {**own, "SimHei": str(tmp_path / "gone.ttf")})
     assert families_for(["体"]) is None
 

@@ -1,4 +1,4 @@
-"""The card of a title generator: sections, front matter, measured values only, hostile names."""
+"""Card of a title generator: sections, front matter, values of the run, escaping."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_sections_and_front_matter_are_those_of_the_hub() -> None:
 def test_values_are_those_of_the_run() -> None:
     card = card_of()
     assert rows_of(card, "Evaluation") | {} == {
-        "measure": "value",
+        "metric": "value",
         "mean reward": "-0.160 at step 5, 2.490 at step 200",
         "mean length of a title, in characters": "22.000 at step 5, 16.500 at step 200",
         "share of completions without a title": "0.250 at step 5, 0.000 at step 200",
@@ -80,10 +80,10 @@ def test_values_are_those_of_the_run() -> None:
     once = rows_of(card_of(log_history=LOG[:2]), "Evaluation")
     assert once["mean reward"] == "-0.160 at step 5"
     never = rows_of(card_of(log_history=[]), "Evaluation")
-    assert {value for name, value in never.items() if name != "measure"} == {"not evaluated"}
+    assert {value for name, value in never.items() if name != "metric"} == {"not evaluated"}
 
 
-def test_no_placeholder_and_no_folder_of_a_machine(tmp_path: Path) -> None:
+def test_the_card_has_no_placeholder_and_no_local_folder(tmp_path: Path) -> None:
     for name in ("base", "scorer", "articles.jsonl"):
         (tmp_path / name).mkdir()
     run = replace(
@@ -102,7 +102,7 @@ def test_no_placeholder_and_no_folder_of_a_machine(tmp_path: Path) -> None:
         )
 
 
-def test_the_call_on_the_card_is_python() -> None:
+def test_the_code_of_the_card_is_valid_python() -> None:
     for chat in (True, False):
         (block,) = re.findall(
             r"```python\n(.*?)```", card_of(replace(RUN, chat=chat), name='a "b" \\'), re.DOTALL
@@ -111,7 +111,7 @@ def test_the_call_on_the_card_is_python() -> None:
 
 
 @pytest.mark.parametrize("option", ["base", "reward_model", "dataset", "column", "instruction"])
-def test_hostile_names_stay_text(option: str) -> None:
+def test_hostile_names_are_escaped(option: str) -> None:
     calm, card = card_of(), card_of(replace(RUN, **{option: HOSTILE}), name=HOSTILE)
     assert set(front_of(card)) == set(front_of(calm))
     assert {tag for tag, _ in Rendered(card).tags} == {tag for tag, _ in Rendered(calm).tags}

@@ -1,4 +1,4 @@
-"""What is printed at the end of a run of the title generator."""
+"""Printed summary of a run of the title generator."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def test_no_title_is_printed_twice(count, tmp_path, capsys) -> None:
     finish_generator(TrainerState(), last, texts=4, seconds=1.0, folder=tmp_path)
     printed = capsys.readouterr().out
     found = re.findall(r"^ +\d\.00  .*title (\d)", printed, re.MULTILINE)
-    wanted = (
+    expected = (
         [str(n) for n in range(count)][::-1] if count < 3 else [str(count - 1), str((count - 1) // 2), "0"]
     )
-    assert found == wanted
+    assert found == expected
 
 
-@pytest.mark.parametrize(("ratio", "said"), [(0.0, False), (0.25, True)])
-def test_cut_completions_are_reported_at_the_end(ratio, said, tmp_path, capsys) -> None:
+@pytest.mark.parametrize(("ratio", "reported"), [(0.0, False), (0.25, True)])
+def test_cut_completions_are_reported_at_the_end(ratio, reported, tmp_path, capsys) -> None:
     state = TrainerState(log_history=[{CLIPPED: 1.0}, {CLIPPED: ratio}])
     finish_generator(state, [], texts=4, seconds=1.0, folder=tmp_path)
     printed = capsys.readouterr().out
-    assert ("25%" in printed) == ("--mask_truncated_completions" in printed) == said
+    assert ("25%" in printed) == ("--mask_truncated_completions" in printed) == reported

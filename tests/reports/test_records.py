@@ -1,4 +1,4 @@
-"""What a run keeps for its publish: the reference, which its manifest lists."""
+"""Reference of a run for its verification, which the manifest lists."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def test_the_reference_is_listed_with_the_files_of_the_run(
     keep_reference(tmp_path, take=lambda: Reference({"texts": ["短い"]}, {"rows": [[1]]}))
     assert read_reference(tmp_path).job == {"texts": ["短い"]}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    wanted = {"seed": 1, "files": {"config.json": "ab", "reference.json": digest}}
-    assert json.loads(manifest.read_text()) == wanted
+    expected = {"seed": 1, "files": {"config.json": "ab", "reference.json": digest}}
+    assert json.loads(manifest.read_text()) == expected
 
     def take() -> Reference:
         raise torch.OutOfMemoryError
 
     keep_reference(tmp_path, take=take)
-    assert not path.exists()  # of an older run
+    assert not path.exists()  # the file of the earlier run is removed
     assert "no reference was kept" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The manifest names what was run and on what, and nothing of the machine."""
+"""Content of the manifest: versions, settings and hashes, without paths of the machine."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ PAIR = PairExample(chosen="A", rejected="B", prompt="p", margin=0.5, preference=
     ],
     ids=str,
 )
-def test_the_hash_of_a_set_sees_every_column_and_the_order(change):
+def test_the_hash_of_a_dataset_depends_on_every_column_and_the_order(change):
     other = PairExample(chosen="X", rejected="Y")
     assert hash_pairs([replace(PAIR, **change), other]) != hash_pairs([PAIR, other])
     assert hash_pairs([other, PAIR]) != hash_pairs([PAIR, other])
     assert hash_pairs([PAIR]) != hash_pairs([PAIR, PAIR])
 
 
-def test_where_a_pair_was_read_is_no_part_of_the_hash():
+def test_the_hash_does_not_depend_on_the_source():
     assert hash_pairs([replace(PAIR, source="b:9")]) == hash_pairs([PAIR])
 
 
@@ -43,7 +43,7 @@ def test_versions_name_the_libraries_that_a_result_depends_on():
     assert all(found.values())
 
 
-def test_settings_tell_the_training_and_no_secret_or_folder(tmp_path):
+def test_settings_have_no_secret_and_no_folder(tmp_path):
     file = tmp_path / "clicks.jsonl"
     file.write_text("")
     args = TitleConfig(
@@ -54,16 +54,16 @@ def test_settings_tell_the_training_and_no_secret_or_folder(tmp_path):
         run_name="private",
         report_to="none",
     )
-    told = settings_of(
+    settings = settings_of(
         args, {"dataset_name": str(file), "base": "Qwen/Qwen2.5-7B", "loss_nu": None, "loss": "soft"}
     )
-    assert told["learning_rate"] == 3e-4
-    assert told["dataset_name"] == "clicks.jsonl"
-    assert told["base"] == "Qwen/Qwen2.5-7B"
-    assert told["loss"] == "soft"
-    assert "loss_nu" not in told
-    assert "hf_secret" not in str(told)
-    assert str(tmp_path) not in str(told)
+    assert settings["learning_rate"] == 3e-4
+    assert settings["dataset_name"] == "clicks.jsonl"
+    assert settings["base"] == "Qwen/Qwen2.5-7B"
+    assert settings["loss"] == "soft"
+    assert "loss_nu" not in settings
+    assert "hf_secret" not in str(settings)
+    assert str(tmp_path) not in str(settings)
 
 
 def test_code_and_files_are_hashed_file_by_file(tmp_path):

@@ -1,4 +1,4 @@
-"""The plots of classifiers: written, readable for any number of labels, without a box for a sign."""
+"""Plots of classifiers: readable for any number of labels, without boxes for missing characters."""
 
 import warnings
 from pathlib import Path
@@ -10,12 +10,17 @@ from matplotlib import font_manager
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.reports import fonts, text_plots
-from qwen_task_heads.reports.text_plots import confusion_plot, reliability_plot, scatter_plot
+from qwen_task_heads.reports.text_plots import (
+    confusion_plot,
+    reliability_plot,
+    risk_coverage_plot,
+    scatter_plot,
+)
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were saved, to look into."""
+    """Return the list of saved figures."""
     figures = []
     save = text_plots.save_figure
 
@@ -28,7 +33,7 @@ def drawn(monkeypatch):
 
 
 def own_fonts() -> dict[str, str]:
-    """The fonts that come with matplotlib: those of a machine without others."""
+    """Return the fonts of matplotlib, as on a machine without other fonts."""
     place = Path(matplotlib.get_data_path())
     listed = font_manager.fontManager.ttflist
     return {font.name: font.fname for font in listed if Path(font.fname).is_relative_to(place)}
@@ -68,7 +73,7 @@ def families(figure) -> list[str]:
 
 @pytest.mark.parametrize("labels", [["体育", "Trade"], ["スポーツ", "경제 😀"], ["体育" * 20, "財經"]])
 def test_no_box_is_drawn_for_a_character(tmp_path, drawn, monkeypatch, labels):
-    """On this machine, whatever fonts it has, and without any of its own; a missing glyph warns."""
+    """Test with the fonts of this machine and with those of matplotlib only; a missing glyph warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         confusion_plot(np.eye(2), tmp_path / "a.png", labels=labels)
@@ -84,13 +89,13 @@ def test_no_box_is_drawn_for_a_character(tmp_path, drawn, monkeypatch, labels):
         assert ticks(here.axes[0])[0][:2] == labels[0][:2]
 
 
-def test_chinese_names_are_drawn_where_a_font_has_them(tmp_path, drawn, caplog):
+def test_chinese_names_are_drawn_if_a_font_has_them(tmp_path, drawn, caplog):
     if fonts.families_for(["体育"]) is None:
         pytest.skip("no installed font has Chinese characters")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         confusion_plot(np.eye(2), tmp_path / "a.png", labels=["体育", "Größe"])
-    assert not caplog.records  # such as of a weight that the font does not have
+    assert not caplog.records  # for example on a missing font weight
     assert ticks(drawn[0].axes[0]) == ["体育", "Größe"]
     assert drawn[0].axes[0].get_xlabel() == "predicted"
     assert len(families(drawn[0])) > 1
@@ -113,46 +118,49 @@ def test_of_many_labels_the_most_confused_are_drawn(tmp_path, drawn, count):
     assert f"the 30 of {count} labels in most errors" in axes.get_title()
     shown = np.asarray(axes.images[0].get_array())
     assert shown.shape == (30, 31)
-    assert shown.sum(axis=1) == pytest.approx(np.full(30, 100.0))  # no row loses a prediction
+    assert shown.sum(axis=1) == pytest.approx(np.full(30, 100.0))  # every row includes all predictions
     row = kept.index(5)
     assert shown[row, kept.index(40)] == pytest.approx(100 * 11 / 100)
     inside = [place for place in kept if 20 <= place < 60]
     assert shown[row, -1] == pytest.approx(40 - len(inside))
 
 
-def test_names_stay_text_and_short(tmp_path, drawn):
+def test_names_are_drawn_as_text_and_truncated(tmp_path, drawn):
     labels = ["$x_1$", "a\nb", "n" * 90, "{}\\"]
     confusion_plot(np.eye(4), tmp_path / "a.png", labels=labels)
     assert ticks(drawn[0].axes[0]) == ["$x_1$", "a b", "n" * 23 + "…", "{}\\"]
 
 
 def test_reliability_points_are_shares_of_their_bins(tmp_path, drawn):
-    sure = np.array([0.1, 0.11, 0.11, 0.95, 0.95, 0.95, 0.95, 1.0])
-    right = np.array([0, 1, 0, 1, 1, 1, 1, 0])
-    reliability_plot(sure, right, tmp_path / "a.png")
+    confidence = np.array([0.1, 0.11, 0.11, 0.95, 0.95, 0.95, 0.95, 1.0])
+    correct = np.array([0, 1, 0, 1, 1, 1, 1, 0])
+    reliability_plot(confidence, correct, tmp_path / "a.png")
     top, bottom = drawn[0].axes
     points = top.containers[0].lines[0].get_xydata()
     assert points == pytest.approx(np.array([[32 / 3, 100 / 3], [96, 80]]))
     assert sum(bar.get_height() for bar in bottom.patches) == 8
 
 
-def test_scatter_holds_every_row(tmp_path, drawn):
+def test_scatter_plot_has_every_row(tmp_path, drawn):
     scatter_plot([1.0, 2.0, 2.0], [0.0, 2.0, 5.0], tmp_path / "a.png")
     assert drawn[0].axes[0].collections[0].get_offsets().tolist() == [[0, 1], [2, 2], [5, 2]]
     scatter_plot([1.0], [1.0], tmp_path / "b.png")  # one row, no width
 
 
-def test_what_cannot_be_drawn_is_refused(tmp_path):
+def test_invalid_values_are_refused(tmp_path):
     path = tmp_path / "a.png"
-    for draw, match in (
-        (lambda: confusion_plot(np.eye(2), path, labels=["a"]), "shape"),
-        (lambda: confusion_plot(np.zeros((1, 1)), path, labels=["a"]), "not all 0"),
-        (lambda: reliability_plot([], [], path), "shapes"),
-        (lambda: reliability_plot([1.5], [1.0], path), "0 to 1"),
-        (lambda: reliability_plot([np.nan], [1.0], path), "0 to 1"),
-        (lambda: scatter_plot([1.0], [1.0, 2.0], path), "shapes"),
-        (lambda: scatter_plot([np.nan], [1.0], path), "finite"),
+    for draw, where, code in (
+        (lambda: confusion_plot(np.eye(2), path, labels=["a"]), "confusion plot", "argument-type"),
+        (lambda: confusion_plot(np.zeros((1, 1)), path, labels=["a"]), "confusion plot", "argument-type"),
+        (lambda: reliability_plot([], [], path), "reliability plot", "argument-type"),
+        (lambda: reliability_plot([1.5], [1.0], path), "reliability plot", "value-range"),
+        (lambda: reliability_plot([np.nan], [1.0], path), "reliability plot", "value-range"),
+        (lambda: risk_coverage_plot([], path), "risk-coverage plot", "argument-type"),
+        (lambda: scatter_plot([1.0], [1.0, 2.0], path), "scatter plot", "argument-type"),
+        (lambda: scatter_plot([np.nan], [1.0], path), "scatter plot", "argument-type"),
     ):
-        with pytest.raises(TaskHeadsError, match=match):
+        with pytest.raises(TaskHeadsError) as caught:
             draw()
+        [problem] = caught.value.problems
+        assert (problem.where, problem.code) == (where, code)
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""The end of a classification run, for every problem type and hostile data: all is written, and agrees."""
+"""Report of a classification run, for every problem type and hostile texts: all files agree."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from qwen_task_heads.metrics.classification import (
     classification_figures,
 )
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP
-from qwen_task_heads.reports.cards import figure_name
+from qwen_task_heads.reports.markdown import metric_name
 from qwen_task_heads.reports.prediction_rows import hardest_errors
 from qwen_task_heads.reports.text_card import HEADLINES
 from qwen_task_heads.reports.text_report import TFIDF, TextRun, finish_texts
@@ -78,9 +78,13 @@ def finished(
     torch.manual_seed(0)
     labels = LabelMap(("score",)) if kind == REGRESSION else changes.pop("labels", LABELS)
     model = build(
-        base, task="pooled_classifier", labels=labels.names, problem_type=kind, pooling="mean",
+        base,
+        task="pooled_classifier",
+        labels=labels.names,
+        problem_type=kind,
+        pooling="mean",
         max_seq_length=32,
-    )  # fmt: skip
+    )
     tokenizer = load_tokenizer(base)
     bind_template(tokenizer, model.config, template=Template(), pairs=pairs)
     sets = TextSets(
@@ -109,7 +113,7 @@ def finished(
 
 @pytest.fixture(scope="module")
 def runs(bases: Any, tmp_path_factory: Any) -> Any:
-    """Give `runs(kind)`: folder, metrics and printed words of one run per problem type. Read-only."""
+    """Return `runs(kind)`: folder, metrics and printed text of one run per problem type. Read-only."""
 
     @lru_cache
     def run(kind: str) -> tuple[Path, dict[str, Any], str]:
@@ -127,7 +131,7 @@ def card_of(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION, ORDINAL])
-def test_everything_is_written_and_agrees(runs, kind):
+def test_all_files_are_written_and_agree(runs, kind):
     folder, metrics, printed = runs(kind)
     pairs, split = kind == REGRESSION, "dev" if kind == ORDINAL else "test"
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == metrics
@@ -136,26 +140,29 @@ def test_everything_is_written_and_agrees(runs, kind):
     cut = {name: entry["cut"] for name, entry in metrics["data"].items()}
     assert cut == {"train": False, "dev": True, "test": split == "test"}
     labels = ("score",) if kind == REGRESSION else LABELS.names
-    wanted = examples(kind, 9 if split == "dev" else 11, split, pairs=pairs)
+    expected = examples(kind, 9 if split == "dev" else 11, split, pairs=pairs)
 
-    # the figures are those of the saved model, read by the code that users run
+    # the metrics are those of the saved model, loaded as by users
     logits = Scorer(str(folder)).logits(
-        [e.text for e in wanted], text_pairs=[e.text_b for e in wanted] if pairs else None
+        [e.text for e in expected], text_pairs=[e.text_b for e in expected] if pairs else None
     )
     again = classification_figures(
-        kind, logits.double().numpy(), [e.target for e in wanted], labels=labels,
-        groups=[e.group for e in wanted],
-    )  # fmt: skip
+        kind,
+        logits.double().numpy(),
+        [e.target for e in expected],
+        labels=labels,
+        groups=[e.group for e in expected],
+    )
     main = BEST_METRIC[kind][0].removeprefix("eval_")
     for name in (main, "mae" if kind == REGRESSION else "macro_f1"):
         assert metrics[split][MODEL][name] == pytest.approx(again[name])
     assert list(metrics[split])[:2] == [MODEL, TFIDF]
-    assert list(metrics[split])[3:] == [LOOKUP]  # the rows are those of train, which is said
+    assert list(metrics[split])[3:] == [LOOKUP]  # the rows are also in train
     report = metrics["lookup"][split]
-    assert (report["known"], report["coverage"], report["accuracy"]) == (len(wanted), 1.0, 1.0)
-    assert f"The lookup of train rows knows {len(wanted)} of {len(wanted)} rows of {split}" in printed
+    assert (report["known"], report["coverage"], report["accuracy"]) == (len(expected), 1.0, 1.0)
+    assert f"The lookup of train rows knows {len(expected)} of {len(expected)} rows of {split}" in printed
 
-    # the model beside the best of them, on the same rows
+    # the model is compared with the best baseline on the same rows
     verdict, own = metrics["verdict"], metrics[split][MODEL][main]["value"]
     values = {name: entry[main]["value"] for name, entry in metrics[split].items() if name != MODEL}
     known = {name: value for name, value in values.items() if value is not None}
@@ -165,12 +172,12 @@ def test_everything_is_written_and_agrees(runs, kind):
     assert verdict["word"] in ("level", "below")
     assert f"The best baseline on {split} is {verdict['baseline']!r}" in printed
 
-    # the card and the screen show the same numbers
+    # the card and the printed summary have the same numbers
     front, body = card_of(folder)
     assert front["pipeline_tag"] == "text-classification"
     entry = metrics[split][MODEL][main]
     shown = "–" if entry["value"] is None else f"{entry['value']:.3f}"
-    assert re.search(rf"^\| {figure_name(main)} \| {shown}", body, re.MULTILINE)
+    assert re.search(rf"^\| {metric_name(main)} \| {shown}", body, re.MULTILINE)
     assert shown in printed
     for baseline in metrics[split]:
         assert baseline in printed
@@ -185,7 +192,7 @@ def test_everything_is_written_and_agrees(runs, kind):
     assert {"training.png"} < set(plots)
     assert all((folder / name).stat().st_size > 1000 for name in plots)
 
-    # nothing of the data comes alive, and no folder of the machine is told
+    # the texts are escaped, and no file has a local folder
     for name in ("README.md", "errors.md", "predictions.jsonl"):
         text = (folder / name).read_text(encoding="utf-8")
         assert "/somebody/private" not in text
@@ -199,7 +206,7 @@ def test_everything_is_written_and_agrees(runs, kind):
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION, ORDINAL])
-def test_every_figure_of_the_card_is_that_of_metrics_json_to_the_digit(runs, kind):
+def test_every_metric_of_the_card_equals_metrics_json(runs, kind):
     folder, _, _ = runs(kind)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     page = Rendered((folder / "README.md").read_text(encoding="utf-8"))
@@ -211,10 +218,10 @@ def test_every_figure_of_the_card_is_that_of_metrics_json_to_the_digit(runs, kin
         between = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
         return f"{entry['value']:.3f}{between}".replace("-0.000", "0.000")
 
-    head, *rows = page.titles["How good it is"][0]
-    assert head == ["figure", *found]
-    spelled = {figure_name(name): name for name in found[MODEL]}
-    assert {row[0] for row in rows} >= {figure_name(name) for name in HEADLINES[kind]}
+    head, *rows = page.titles["Evaluation"][0]
+    assert head == ["metric", *found]
+    spelled = {metric_name(name): name for name in found[MODEL]}
+    assert {row[0] for row in rows} >= {metric_name(name) for name in HEADLINES[kind]}
     for row in rows:
         assert row[1:] == [cell(figures.get(spelled[row[0]])) for figures in found.values()]
     if kind != REGRESSION:
@@ -224,9 +231,9 @@ def test_every_figure_of_the_card_is_that_of_metrics_json_to_the_digit(runs, kin
             + [f"{row['support']:,}"]
             for place, row in enumerate(found[MODEL]["per_class"])
         ]
-        shown = [[cell.replace("`", "") for cell in row] for row in page.titles["The labels"][0][1:]]
+        shown = [[cell.replace("`", "") for cell in row] for row in page.titles["Labels"][0][1:]]
         assert shown == [[cell.replace("`", "") for cell in row] for row in listed]
-    splits = {row[0]: row[2:] for row in page.titles["Data"][0][1:]}
+    splits = {row[0]: row[2:] for row in page.titles["Training data"][0][1:]}
     assert splits == {
         name: [f"{entry['rows']:,}", entry["sha256"][:12] + "…"]
         for name, entry in metrics["data"].items()
@@ -237,25 +244,25 @@ def test_every_figure_of_the_card_is_that_of_metrics_json_to_the_digit(runs, kin
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION, ORDINAL])
-def test_predictions_name_their_labels_and_recompute_the_figure(runs, kind):
+def test_the_metrics_can_be_recomputed_from_the_predictions(runs, kind):
     folder, metrics, _ = runs(kind)
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
     pairs, split = kind == REGRESSION, "dev" if kind == ORDINAL else "test"
-    wanted = examples(kind, 9 if split == "dev" else 11, split, pairs=pairs)
-    assert len(lines) == len(wanted) + 1  # and the end of the last line
+    expected = examples(kind, 9 if split == "dev" else 11, split, pairs=pairs)
+    assert len(lines) == len(expected) + 1  # and the end of the last line
     rows = [json.loads(line) for line in lines[:-1]]
-    for row, example in zip(rows, wanted, strict=True):
+    for row, example in zip(rows, expected, strict=True):
         assert (row["text"], row["group"]) == (example.text, example.group)
         assert row["source"] == f"{split}.jsonl:{example.source.rsplit(':', 1)[1]}"
         assert row.get("text_b", "") == example.text_b
-    figures = metrics[split][MODEL]
+    ours = metrics[split][MODEL]
     if kind == REGRESSION:
         errors = [row["error"] for row in rows]
-        assert np.mean(np.square(errors)) == pytest.approx(figures["mse"]["value"], abs=1e-4)
-        assert [row["true"] for row in rows] == [example.target[0] for example in wanted]
+        assert np.mean(np.square(errors)) == pytest.approx(ours["mse"]["value"], abs=1e-4)
+        assert [row["true"] for row in rows] == [example.target[0] for example in expected]
         return
     right = np.mean([row["correct"] for row in rows])
-    assert right == pytest.approx(figures["subset_accuracy" if kind == MULTI else "accuracy"]["value"])
+    assert right == pytest.approx(ours["subset_accuracy" if kind == MULTI else "accuracy"]["value"])
     assert all(set(row["probabilities"]) == set(LABELS.names) for row in rows)
     if kind == MULTI:
         assert rows[2]["true"] == [LABELS.names[0], LABELS.names[2]]
@@ -265,7 +272,7 @@ def test_predictions_name_their_labels_and_recompute_the_figure(runs, kind):
         assert all(row["label"] == max(row["probabilities"], key=row["probabilities"].get) for row in rows)
 
 
-def test_the_card_lists_every_label_with_its_own_figures(runs):
+def test_the_card_lists_every_label_with_its_metrics(runs):
     folder, metrics, _ = runs(SINGLE)
     _, body = card_of(folder)
     per_class = metrics["test"][MODEL]["per_class"]
@@ -279,7 +286,7 @@ def test_the_card_lists_every_label_with_its_own_figures(runs):
         assert cells[-2].strip() == ("–" if row["f1"] is None else f"{row['f1']:.3f}")
 
 
-def test_the_next_command_can_be_typed_and_the_weakest_labels_are_named(runs):
+def test_the_summary_has_valid_commands_and_the_weakest_labels(runs):
     folder, _, printed = runs(SINGLE)
     words = shlex.split(printed[printed.index("python -m") : printed.index("or a file")])
     assert words == ["python", "-m", "qwen_task_heads", str(folder), "A text of your own."]
@@ -288,7 +295,7 @@ def test_the_next_command_can_be_typed_and_the_weakest_labels_are_named(runs):
     assert predict[1:3] == ["--model", str(folder)]
 
 
-def test_what_cannot_be_made_is_noted_and_loses_nothing(bases, tmp_path, capsys):
+def test_a_failed_baseline_becomes_a_message(bases, tmp_path, capsys):
     marks = [TextExample(text="?!", target=i % 3, source="train.jsonl:1") for i in range(9)]
     metrics = finished(tmp_path / "run", bases["qwen2"], SINGLE, train=marks, warning="labels look odd")
     assert len(metrics["notes"]) == 2
@@ -301,39 +308,39 @@ def test_what_cannot_be_made_is_noted_and_loses_nothing(bases, tmp_path, capsys)
     assert (tmp_path / "run/model.safetensors").exists()
 
 
-def test_where_rows_offer_a_choice_the_model_and_the_floors_are_held_to_it(bases, tmp_path, capsys):
-    # The most frequent label is the first; no row offers it.
+def test_the_model_and_the_baselines_choose_among_candidates(bases, tmp_path, capsys):
+    # The most frequent label of train is the first one, which is not a candidate of any row.
     rows = [
         replace(row, target=1 + place % 2, candidates=LABELS.names[1:])
         for place, row in enumerate(examples(SINGLE, 12, "dev"))
     ]
     metrics = finished(tmp_path / "run", bases["qwen2"], SINGLE, dev=rows, test=False)
-    assert metrics["dev"]["the most frequent label"]["accuracy"]["value"] == 0.5  # and nought without
+    assert metrics["dev"]["the most frequent label"]["accuracy"]["value"] == 0.5  # 0 without candidates
     with (tmp_path / "run/predictions.jsonl").open(encoding="utf-8") as file:
         answers = [json.loads(line) for line in file]
     assert all(row["label"] in LABELS.names[1:] for row in answers)
     assert all(row["probabilities"][LABELS.names[0]] == 0 for row in answers)
-    told = "12 of 12 rows of dev offer only some labels (2 of 3 on average)"
-    assert told in metrics["notes"][0]
-    assert "predict.py --candidates holds it to them" in metrics["notes"][0]
-    assert told in capsys.readouterr().out
+    [message] = metrics["notes"][:1]
+    assert message.startswith("12 of 12 rows of dev ")
+    assert "predict.py --candidates restricts it to them" in message
+    assert message in capsys.readouterr().out
 
 
-def test_the_hardest_errors_come_first_and_all_kinds_are_told():
+def test_the_most_confident_errors_come_first():
     rows = examples(SINGLE, 8, "test")
     logits = np.full((8, 3), -1.0)
     logits[np.arange(8), [1, 1, 2, 0, 1, 2, 2, 2]] = [1, 5, 5, 5, 3, 4, 5, 6]
     page = hardest_errors(SINGLE, rows, logits, labels=LABELS.names, split="test")
     assert "4 of 8 rows are wrong (50.0%)." in page
     first, confusions, worst = page.split("## ")[1:]
-    # 7 (sure .998), 5 (.987), 4 (.96), 0 (.79): the truths are 0 1 2 0 0 1 2 0
+    # rows 7 (confidence .998), 5 (.987), 4 (.96) and 0 (.79); the true labels are 0 1 2 0 0 1 2 0
     assert re.findall(r"test\.jsonl:(\d)", first) == ["8", "6", "5", "1"]
     assert re.findall(r"\| (\d) \| (\d+%) \|", confusions) == [("2", "50%"), ("1", "25%"), ("1", "50%")]
     assert re.findall(r"(\d) of (\d)", worst) == [("3", "4"), ("1", "2")]
     assert all(len(re.findall(r"(?<!\\)\|", line)) in (5, 6, 7) for line in page.splitlines() if "|" in line)
 
 
-def test_long_texts_are_cut_to_one_line_and_no_error_is_no_table():
+def test_long_texts_are_truncated_to_one_line_and_tables_may_be_empty():
     row = TextExample(text="word \n" * 200, text_b="other " * 200, target=0, source="a.jsonl:1")
     page = hardest_errors(SINGLE, [row], np.array([[0.0, 1.0]]), labels=["a", "b"], split="test")
     line = next(line for line in page.splitlines() if "a.jsonl" in line)

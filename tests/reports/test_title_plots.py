@@ -1,4 +1,4 @@
-"""The plots are written, hold what they were given, and leave pyplot alone."""
+"""Plots of a title run: drawn values, layout, invalid values, and no import of pyplot."""
 
 import math
 import sys
@@ -19,7 +19,7 @@ HISTORY = [
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were saved, to look into."""
+    """Return the list of saved figures."""
     figures = []
     save = title_plots.save_figure
     monkeypatch.setattr(
@@ -35,8 +35,8 @@ def size_of_png(path) -> tuple[int, int]:
 
 
 def overlaps(figure) -> list[tuple[str, str]]:
-    """Pairs of texts (titles, labels, ticks, legends) whose boxes overlap in the drawn figure."""
-    figure.canvas.draw()  # it was laid out for another resolution when it was saved
+    """Return the pairs of texts (titles, labels, ticks, legends) whose boxes overlap in the figure."""
+    figure.canvas.draw()  # saving used another resolution
     renderer = figure.canvas.get_renderer()
     texts = []
     for axes in figure.axes:
@@ -56,14 +56,14 @@ def overlaps(figure) -> list[tuple[str, str]]:
 
 
 def _is_drawn(tick, axes) -> bool:
-    """Ticks outside the limits exist but are not drawn."""
+    """Return whether a tick is within the limits of its axis."""
     x, y = tick.get_position()
     if tick in axes.get_xticklabels():
         return axes.get_xlim()[0] <= x <= axes.get_xlim()[1]
     return axes.get_ylim()[0] <= y <= axes.get_ylim()[1]
 
 
-def test_training_curves_show_what_was_logged(tmp_path, drawn):
+def test_training_curves_have_the_logged_values(tmp_path, drawn):
     path = training_curves(HISTORY, tmp_path / "new" / "training.png", baselines={"longer title": 0.54})
     assert size_of_png(path) == (1350, 540)
     loss, accuracy = drawn[0].axes
@@ -102,18 +102,18 @@ def test_one_outlier_does_not_set_the_scale_of_the_loss(tmp_path, drawn, losses)
     axes = drawn[0].axes[0]
     low, high = axes.get_ylim()
     rest = sorted(losses)[:-1]
-    assert low <= rest[0] <= rest[-1] <= high  # all others are there
+    assert low <= rest[0] <= rest[-1] <= high  # all other values are visible
     assert high < max(losses)
     spread = rest[-1] - rest[0]
     assert not spread or spread > 0.7 * (high - low)
     label = axes.get_legend().get_texts()[-1].get_text()
-    assert label == f"above the axis: 1 (up to {max(losses):.3g})"  # and what is not, is said
+    assert label == f"above the axis: 1 (up to {max(losses):.3g})"  # the legend states the outlier
     mark = axes.get_lines()[-1]
     assert (mark.get_xdata().tolist(), mark.get_ydata().tolist()) == ([1 + losses.index(max(losses))], [high])
 
 
 @pytest.mark.parametrize("losses", [[8, 4, 2, 1, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7], [9.0, 0.5, 0.5], [0.5] * 20])
-def test_a_loss_that_falls_is_drawn_whole(tmp_path, drawn, losses):
+def test_a_decreasing_loss_is_drawn_completely(tmp_path, drawn, losses):
     training_curves([{"step": step, "loss": loss} for step, loss in enumerate(losses)], tmp_path / "a.png")
     axes = drawn[0].axes[0]
     assert axes.get_ylim()[1] >= max(line.get_ydata().max() for line in axes.get_lines())
@@ -133,12 +133,13 @@ def test_steps_are_whole_numbers(tmp_path, drawn, steps):
 
 @pytest.mark.parametrize("history", [[], [{"step": 1}], [{"step": 1, "loss": math.nan}], [{"loss": 0.7}]])
 def test_a_history_without_values_is_refused(history, tmp_path):
-    with pytest.raises(TaskHeadsError, match="logging_steps"):
+    with pytest.raises(TaskHeadsError, match="logging_steps") as caught:
         training_curves(history, tmp_path / "a.png")
+    assert caught.value.problems[0].code == "value-missing"
     assert not (tmp_path / "a.png").exists()
 
 
-def test_gap_plot_bins_hold_every_pair(tmp_path, drawn):
+def test_gap_plot_bins_contain_every_pair(tmp_path, drawn):
     rng = np.random.default_rng(0)
     gaps = rng.normal(0, 1.5, 900)
     correct = (rng.random(900) < 1 / (1 + np.exp(-np.abs(gaps)))).astype(float)
@@ -162,18 +163,20 @@ def test_gap_plot_of_few_or_equal_gaps(gaps, tmp_path, drawn):
     assert sum(bar.get_height() for bar in drawn[0].axes[1].patches) == len(gaps)
 
 
-def test_gap_plot_refuses_what_it_cannot_draw(tmp_path):
-    for gaps, correct, match in (
-        ([], [], "shapes"),
-        ([1.0], [1.0, 0.0], "shapes"),
-        ([math.nan], [1.0], "not finite"),
-        ([1.0], [math.inf], "not finite"),
+def test_gap_plot_refuses_invalid_values(tmp_path):
+    for gaps, correct, code in (
+        ([], [], "argument-type"),
+        ([1.0], [1.0, 0.0], "argument-type"),
+        ([math.nan], [1.0], "number-not-finite"),
+        ([1.0], [math.inf], "number-not-finite"),
     ):
-        with pytest.raises(TaskHeadsError, match=match):
+        with pytest.raises(TaskHeadsError) as caught:
             gap_against_accuracy(gaps, correct, tmp_path / "gap.png")
+        [problem] = caught.value.problems
+        assert (problem.where, problem.code) == ("gap plot", code)
 
 
-def test_pyplot_stays_out(tmp_path):
+def test_pyplot_is_not_imported(tmp_path):
     before = "matplotlib.pyplot" in sys.modules
     training_curves(HISTORY, tmp_path / "a.png")
     assert ("matplotlib.pyplot" in sys.modules) == before

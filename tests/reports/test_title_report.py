@@ -1,4 +1,4 @@
-"""The end of a run on titles and names that attack its files: everything is written, once, and agrees."""
+"""Report of a title run on hostile titles and names: all files agree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qwen_task_heads import build, load_tokenizer
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.inference.scorer import Scorer
-from qwen_task_heads.reports.cards import figure_name
+from qwen_task_heads.reports.markdown import metric_name
 from qwen_task_heads.reports.title_report import Run, _write_predictions, finish_titles
 from qwen_task_heads.tokenization.templates import Template, compile_template
 
@@ -87,32 +87,34 @@ def finished(
     return finish_titles(model, tokenizer=tokenizer, folder=folder, run=run)
 
 
-def the_card_shows(metrics: dict[str, Any], reported: str, card: str) -> None:
-    """Every table of the card against `metrics.json`, to the digit."""
+def check_card(metrics: dict[str, Any], reported: str, card: str) -> None:
+    """Compare every table of the card with `metrics.json`."""
     page, ours = Rendered(card), metrics[reported][MODEL]
-    accuracy, others = page.titles["How good it is"]
+    accuracy, others = page.titles["Evaluation"]
     for name, *cells in accuracy[1:]:
         entry = metrics[reported][name]["pair_accuracy"]
         assert cells == [
-            f"{entry['value']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}", str(entry["n"]),
+            f"{entry['value']:.3f}",
+            f"{entry['low']:.3f} to {entry['high']:.3f}",
+            str(entry["n"]),
             str(entry["n_groups"]),
-        ]  # fmt: skip
+        ]
     assert [row[0] for row in accuracy[1:]] == list(metrics[reported])
-    spelled = {figure_name(name): entry for name, entry in ours.items() if name != "pair_accuracy"}
+    spelled = {metric_name(name): entry for name, entry in ours.items() if name != "pair_accuracy"}
     assert [row[0] for row in others[1:]] == list(spelled)
     for name, shown in others[1:]:
         entry = spelled[name]
         value = "–" if entry["value"] is None else f"{entry['value']:.3f}"
         between = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
         assert shown == f"{value}{between}".replace("-0.000", "0.000")
-    sets = {row[0]: row[2:] for row in page.titles["Data"][0][1:]}
+    sets = {row[0]: row[2:] for row in page.titles["Training data"][0][1:]}
     data = {name: entry for name, entry in metrics["data"].items() if entry["pairs"]}
     assert sets == {name: [str(e["pairs"]), e["sha256"][:12] + "…"] for name, e in data.items()}
     assert f"Training took {metrics['train']['seconds']:.1f} s on CPU (1 thread)" in " ".join(page.texts)
 
 
 @pytest.mark.parametrize("test", [True, False])
-def test_hostile_titles_and_names_break_no_file(bases, tmp_path, capsys, test):
+def test_hostile_titles_and_names_are_escaped_in_every_file(bases, tmp_path, capsys, test):
     folder = tmp_path / "my <b> run"
     metrics = finished(folder, bases["qwen2"], test=test)
     reported = "test" if test else "dev"
@@ -141,9 +143,9 @@ def test_hostile_titles_and_names_break_no_file(bases, tmp_path, capsys, test):
     assert f"{MODEL:<21}  {value:.3f}" in printed
     assert ("chosen on the same pairs" in printed) != test
     assert all((folder / name).stat().st_size > 1000 for name in ("training.png", "gap_against_accuracy.png"))
-    the_card_shows(metrics, reported, page)
-    verdict, beside = metrics["verdict"], metrics[reported]
-    values = {name: entry["pair_accuracy"]["value"] for name, entry in beside.items() if name != MODEL}
+    check_card(metrics, reported, page)
+    verdict, entries = metrics["verdict"], metrics[reported]
+    values = {name: entry["pair_accuracy"]["value"] for name, entry in entries.items() if name != MODEL}
     assert verdict["value"] == values[verdict["baseline"]] == max(values.values())
     assert verdict["difference"] == pytest.approx(value - verdict["value"])
     assert f"The best baseline on {reported} is {verdict['baseline']!r}" in printed
@@ -155,24 +157,24 @@ def test_hostile_titles_and_names_break_no_file(bases, tmp_path, capsys, test):
     dev = [title for p in hostile_pairs(9, "dev") for title in (p.chosen, p.rejected)]
     scores = Scorer(str(folder), progress=False).score(list(dict.fromkeys(dev)))
     assert metrics["reward"]["reward_mean"] == pytest.approx(sum(scores) / len(scores), abs=1e-5)
-    assert not (folder / ".eval_results").exists()  # a file is no data set of the hub
+    assert not (folder / ".eval_results").exists()  # a file is not a dataset of the hub
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {name: entry["pairs"] for name, entry in manifest["data"].items()}["train"] == 40
 
 
-def test_the_next_command_on_the_screen_can_be_typed(bases, tmp_path, capsys):
-    """A folder with a space is quoted for the shell; the titles shown are ours, not rows of the data."""
+def test_the_next_command_of_the_summary_is_valid(bases, tmp_path, capsys):
+    """A folder with a space is quoted for the shell; the titles are examples, not rows of the data."""
     import shlex
 
     finished(tmp_path / "a run", bases["qwen2"], test=True)
     printed = capsys.readouterr().out
-    words = shlex.split(printed[printed.index("python -m") : printed.index("or open it")])
+    words = shlex.split(printed[printed.index("python -m") : printed.index("or load it")])
     assert words[4:6] == ["Budget passes", "What the new budget means for your rent"]
     assert words[:3] == ["python", "-m", "qwen_task_heads"]
     assert words[3] == str(tmp_path / "a run")
 
 
-def test_a_constant_scorer_is_reported_as_one(bases, tmp_path):
+def test_a_constant_scorer_has_ties_only(bases, tmp_path):
     metrics = finished(tmp_path / "run", bases["qwen2"], test=True, zero=True)
     accuracy = metrics["test"][MODEL]["pair_accuracy"]
     assert accuracy["value"] == 0.5
@@ -181,19 +183,21 @@ def test_a_constant_scorer_is_reported_as_one(bases, tmp_path):
     assert "–" in (tmp_path / "run/README.md").read_text()
 
 
-def test_predictions_say_what_is_a_tie(tmp_path):
-    """A gap below the rounding of fp32 is neither right nor wrong."""
+def test_predictions_mark_ties(tmp_path):
+    """A gap below the rounding of fp32 is neither correct nor wrong."""
     pairs, chosen = hostile_pairs(3, "test"), np.array([2.0, 2.0, -1.0])
     path = tmp_path / "predictions.jsonl"
     _write_predictions(path, pairs, chosen, np.array([1.0, 2.0 - 1e-7, 0.5]))
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [(row["correct"], row.get("tie", False)) for row in rows] == [
-        (True, False), (False, True), (False, False),
-    ]  # fmt: skip
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
 
 
-def test_a_figure_on_a_data_set_of_the_hub_is_written_for_the_hub(bases, tmp_path):
-    """`.eval_results/` in the form that huggingface_hub reads; the texts of users stay off the card."""
+def test_a_metric_on_a_dataset_of_the_hub_is_written_to_eval_results(bases, tmp_path):
+    """huggingface_hub can read the file, and the card has no texts of the data."""
     folder = tmp_path / "run"
     metrics = finished(folder, bases["qwen2"], test=True, data="me/titles")
     (path,) = (folder / ".eval_results").iterdir()
@@ -207,8 +211,8 @@ def test_a_figure_on_a_data_set_of_the_hub_is_written_for_the_hub(bases, tmp_pat
     assert "A title of an ordinary kind" not in card
 
 
-def test_a_split_that_leaks_is_said_in_the_notes_and_on_the_card(bases, tmp_path, capsys):
-    """Pairs of one experiment on both sides: the lookup is above the model, and nobody can miss why."""
+def test_leakage_between_splits_is_reported(bases, tmp_path, capsys):
+    """Pairs of one experiment are in train and test: the lookup is above the model."""
     train = [PairExample(chosen=f"Yes {n}", rejected=f"No {n}", group=f"g{n}") for n in range(30)]
     test = [PairExample(chosen=f"Yes {n}", rejected=f"Else {n}", group=f"g{n}") for n in range(30)]
     metrics = finished(tmp_path / "run", bases["qwen2"], test=True, pairs={"train": train, "test": test})

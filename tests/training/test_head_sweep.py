@@ -195,7 +195,7 @@ def test_the_curve_has_a_point_per_layer_and_times_real_models(swept, bases, tmp
     assert [point.combination for point in points] == made
     assert max(point.value for point in points) == won.mean
     assert all(point.milliseconds > 0 for point in points)
-    write_exits(tmp_path, points, figure="accuracy", chosen=won, results=swept["results"])
+    write_exits(tmp_path, points, metric="accuracy", chosen=won, results=swept["results"])
     content = json.loads((tmp_path / "early_exit.json").read_text())
     assert content["chosen"]["layer"] == won.combination.layer
     assert content["chosen"]["layers"] == [*won.combination.layers]
@@ -214,7 +214,7 @@ def test_the_table_shows_the_chosen_one_and_the_floor() -> None:
         for n in (1, 14)
     ]
     told = sweep_table(
-        results, chosen=results[-1], points=points, figure="accuracy", baseline={"accuracy": {"value": 0.61}}
+        results, chosen=results[-1], points=points, metric="accuracy", baseline={"accuracy": {"value": 0.61}}
     )
     [chosen, exit_line] = [line for line in told if line.lstrip().startswith("->")]
     assert "0.050" in chosen
@@ -235,7 +235,7 @@ def test_the_table_says_of_each_kind_how_it_was_fitted() -> None:
         ([result(1, 0.5)], "1 linear head, solved once;"),
         ([result(1, 0.5, 0.5)], "1 MLP, trained with 2 seeds;"),
     ):
-        told = sweep_table(results, chosen=results[0], points=[point], figure="accuracy")
+        told = sweep_table(results, chosen=results[0], points=[point], metric="accuracy")
         assert told[0].startswith(said)
 
 
