@@ -1,9 +1,9 @@
 """Task heads for Qwen and other decoders: a plugin for transformers and trl.
 
 Importing this package registers `title_scorer` and `pooled_classifier` with AutoConfig, AutoModel and
-AutoModelForSequenceClassification, and `pipeline("title-ranking")`, so that saved models load without
-`trust_remote_code` and code in their folders is not run. Native model types are left alone.
-Everything else is imported on first use.
+AutoModelForSequenceClassification, and `pipeline("title-ranking")`. Saved models then load without
+`trust_remote_code`, and code in their folders is not run. Native model types are not changed.
+All other names are imported on first use.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PIPELINE_REGISTRY.register_pipeline(
 
 
 class _Publisher:
-    """The checks and pushes of `publishing.pushing`, which is imported when one is called."""
+    """Proxy of `publishing.pushing`, which is imported on the first call."""
 
     @staticmethod
     def check(model: Any, **options: Any) -> str:
@@ -44,7 +44,7 @@ class _Publisher:
 
 
 TaskHeadModel.publisher = _Publisher
-# When PEFT is imported, and not before: it takes seconds, and the prediction path has no use for it.
+# Run when PEFT is imported, which takes seconds and is not needed for predictions.
 register_post_import_hook(lambda _: import_module(f"{__name__}.peft_models").register(), "peft")
 
 _LAZY = {

@@ -13,7 +13,7 @@ from peft import get_peft_model
 from qwen_task_heads import Scorer, TaskHeadsError, adapter_config, bind_template, build, load, save
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.head_rows import (
-    added_line,
+    added_summary,
     check_added,
     drop_calibration,
     fold_temperature,
@@ -173,11 +173,11 @@ def test_an_ordinal_head_takes_no_further_label(
 
 
 def test_the_line_says_what_is_kept_and_what_is_new() -> None:
-    line = added_line(LabelMap(WIDER), LabelMap(OLD), name="the saved model")
+    line = added_summary(LabelMap(WIDER), LabelMap(OLD), name="the saved model")
     for name in WIDER:
         assert repr(name) in line
     assert line.index("'health'") < line.index("'art'")  # kept ones first
-    assert added_line(LabelMap(OLD), LabelMap(OLD), name="the saved model") == ""
+    assert added_summary(LabelMap(OLD), LabelMap(OLD), name="the saved model") == ""
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "dora", "head_only"])

@@ -58,7 +58,7 @@ def test_tokens_are_counted(bases: dict[str, str], tmp_path: Path, packing: bool
         assert 0.3 < found.avoided < 1
     else:
         assert found.computed == found.padded
-    line = found.line()
+    line = found.summary()
     assert f"{found.padded:,} tokens" in line
     assert f"{found.avoided:.0%} of the" in line
     assert not model._forward_pre_hooks  # nobody listens any more
@@ -105,11 +105,11 @@ def test_a_share_above_the_peak_is_never_printed(bases: dict[str, str], tmp_path
         (1.0001, "second; "),
     ):
         found.flops, found._peak = factor * 1e18, 1e18  # no machine's own measurement is higher
-        line = found.line()
+        line = found.summary()
         assert shown in line
         assert all(float(share) <= 100 for share in re.findall(r"([\d.]+)%", line))
     found.flops = 0.0  # as of layers that multiply in int8
-    assert "peak" not in found.line()
+    assert "peak" not in found.summary()
     assert found.utilization is None
 
 
@@ -117,7 +117,7 @@ def test_the_best_of_all_measurements_is_the_peak(bases: dict[str, str], tmp_pat
     found, _, _ = trained(bases["qwen2"], tmp_path, before="Is it? ")
     before = found._peak
     assert before > 1e8  # measured before the training
-    found.line()
+    found.summary()
     assert found._peak >= before
     found._peak = 1e18
     found.measure_peak()
@@ -125,7 +125,7 @@ def test_the_best_of_all_measurements_is_the_peak(bases: dict[str, str], tmp_pat
 
 
 def test_a_run_without_an_update_says_so() -> None:
-    assert Throughput().line() == "speed: nothing was computed"
+    assert Throughput().summary() == "speed: nothing was computed"
     state = torch.get_rng_state()
     assert matrix_peak(torch.device("cpu")) > 0
     assert torch.equal(torch.get_rng_state(), state)

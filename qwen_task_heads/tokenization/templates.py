@@ -166,7 +166,9 @@ def bind_template(
 
 def as_option(error: TaskHeadError) -> TaskHeadsError:
     """Give an error about a field of the config, which is an option of a recipe, our type."""
-    return TaskHeadsError(Problem(f"--{error.where}", error.problem, error.expected, error.fix))
+    return TaskHeadsError(
+        Problem(f"--{error.where}", error.problem, error.expected, error.fix, code=error.code)
+    )
 
 
 def compile_template(

@@ -90,7 +90,7 @@ def test_a_batch_gives_the_logits_of_each_row_alone(family: str, side: str) -> N
     texts = rows()
     for pooling in ("last", "mean", "attention"):
         model = model_of(family, pooling=pooling)
-        assert model.why_padded is not None
+        assert model.fallback_reason is not None
         wanted, batch = one_by_one(model, texts), padded(texts, side)
         assert wanted.std() > 0.01  # else the comparison would say nothing
         counted = Throughput()

@@ -231,7 +231,7 @@ def test_a_prefix_that_is_kept_changes_no_score(bases: Any, tokenizer: Any) -> N
         assert sorted(prefix) == [0, 1, 2]
         assert_same_logits(model(own, own_mask, prefix=prefix).logits, wanted)
     for pooling in ("mean", "attention"):
-        assert "pooling" in str(scorer(pooling=pooling).why_whole(50))
+        assert "pooling" in str(scorer(pooling=pooling).prefix_fallback_reason(50))
     titles, prompts = [f"{n} ways to make tea" for n in range(4)], ["Rate titles of cooks. " * 20] * 4
     real = build(bases["qwen2"], head_layers=[1, 2]).eval()
     cached, plain = Scorer(real, tokenizer=tokenizer), Scorer(real, tokenizer=tokenizer)

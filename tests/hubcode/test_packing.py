@@ -180,13 +180,13 @@ def test_what_cannot_be_packed_is_padded_and_says_why(tiny_config: Any) -> None:
     inputs = batch()
     bloom = BloomConfig(vocab_size=128, hidden_size=32, n_layer=1, n_head=4)
     model = PooledClassifier(PooledClassifierConfig(text_config=bloom)).eval()
-    assert model.why_padded == "packed rows are not exact for a 'bloom' backbone"
+    assert model.fallback_reason == "packed rows are not exact for a 'bloom' backbone"
     rows = zip(*inputs.values(), strict=True)
     alone = torch.cat([model(input_ids=row[real.bool()][None]).logits for row, real in rows])
     assert (model(**inputs).logits - alone).abs().max() <= 1e-6
     config = TitleScorerConfig(text_config=tiny_config("qwen2", vocab_size=128))
     model = TitleScorer._from_config(config, attn_implementation="eager").eval()
-    assert model.why_padded == "packed rows need attn_implementation sdpa, and this is eager"
+    assert model.fallback_reason == "packed rows need attn_implementation sdpa, and this is eager"
     with pytest.raises(ValueError, match=r"prefix: found .packed rows need attn_implementation sdpa"):
         model.encode_prefix(torch.ones(1, 4, dtype=torch.long))
 
@@ -254,7 +254,7 @@ def test_rotations_that_hang_on_the_longest_row_allow_packing_and_no_prefix(
 @torch.no_grad()
 def test_attention_to_both_sides_takes_no_prefix() -> None:
     model = scorer("qwen3", bidirectional=True)
-    assert model.why_whole(9) == "attention to both sides"
+    assert model.prefix_fallback_reason(9) == "attention to both sides"
     with pytest.raises(ValueError, match="prefix: found 'attention to both sides'"):
         model.encode_prefix(torch.ones(1, 9, dtype=torch.long))
 
