@@ -71,11 +71,18 @@ def fetch_modelscope(
 
 
 def _unfetched(name: str, kind: str, error: Exception) -> Problem:
+    from modelscope_hub.errors import AuthenticationError, NotExistError, PermissionDeniedError
+
     reason = str(error).split("\n", 1)[0][:160]
+    code = "hub-unreachable"
+    if isinstance(error, NotExistError):
+        code = "model-not-found" if kind == "model" else "path-not-found"
+    elif isinstance(error, (AuthenticationError, PermissionDeniedError)):
+        code = "hub-denied"
     return Problem(
         name,
         f"the {kind} cannot be fetched from ModelScope ({type(error).__name__}: {reason})",
         f"a {kind} that this machine can reach or has cached",
         "check the id, the connection and MODELSCOPE_API_TOKEN, or give the folder of a copy",
-        code="hub-unreachable",
+        code=code,
     )
