@@ -1,6 +1,6 @@
-"""LoRA, DoRA and head-only configurations in which the head is always trained and always saved.
+"""LoRA, DoRA and head-only configurations in which the head is always trained and saved.
 
-PEFT leaves a head out without a word when the task or `modules_to_save` is another; here that is refused.
+With another task or other `modules_to_save`, PEFT leaves a head out without a warning; here this is an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qwen_task_heads.backbones import backbone_of
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 
-# PEFT's own word for "inject nothing": only modules_to_save, our head, is trained and saved.
+# PEFT's name for "inject nothing": only modules_to_save, here the head, is trained and saved.
 NO_TARGETS = "dummy-target-modules"
 
 
@@ -34,36 +34,37 @@ def adapter_config(
     modules_to_save: Sequence[str] | None = None,
     task_type: str = "SEQ_CLS",
 ) -> Any:
-    """Make the `LoraConfig` of a task head.
+    """Return the `LoraConfig` of a task head.
 
     Args:
-        model: the model that will be adapted; names the family's modules.
+        model: the model to adapt, whose family determines the names of modules.
         r: rank (LoRA, https://arxiv.org/abs/2106.09685).
         alpha: scale; updates are multiplied by alpha / r, or alpha / sqrt(r) with `rslora`.
-        dropout: on the adapter's input.
+        dropout: dropout of the adapter's input.
         targets: module names, `"attention"` (query and value), `"all-linear"` (all projections), or
             None for `all-linear`.
         dora: weight-decomposed updates (DoRA, https://arxiv.org/abs/2402.09353).
         rslora: rank-stabilised scale (https://arxiv.org/abs/2312.03732).
         head_only: adapt no layer; only the head is trained and saved.
-        embeddings: adapt the token embeddings too. Two thin matrices are saved, not the embeddings.
-        modules_to_save: fully trained modules; None for the head alone.
-        task_type: PEFT's task; anything but `SEQ_CLS` leaves the head out.
+        embeddings: adapt the token embeddings too. Two low-rank matrices are saved, not the embeddings.
+        modules_to_save: fully trained modules; None for only the head.
+        task_type: PEFT's task; any other than `SEQ_CLS` leaves the head out.
 
     Raises:
-        TaskHeadsError: a configuration that would leave the head untrained, or targets the model lacks.
+        TaskHeadsError: a configuration that would leave the head untrained, or targets that the model lacks.
     """
     from peft import LoraConfig
 
     saved = list(modules_to_save or ["score"])
-    if not model.on_plain_base:  # an adapter names its base only
+    if not model.on_plain_base:  # an adapter names only its base
         option = "--freeze_backbone" if head_only else "--use_peft"
         raise TaskHeadsError(
             Problem(
                 option,
-                f"found a {model.config.model_type} that is trained already, as the base of an adapter",
+                f"the base is a {model.config.model_type} that is already trained",
                 "a plain backbone",
                 "drop it (the model, its own adapter merged, is trained in full), or start from its backbone",
+                code="option-unsupported",
             )
         )
     if task_type != "SEQ_CLS":
@@ -72,7 +73,8 @@ def adapter_config(
                 "--lora_task_type",
                 f"found {task_type!r}",
                 "SEQ_CLS",
-                "drop it: the head would stay untrained and unsaved",
+                "drop it: the head would be neither trained nor saved",
+                code="option-value",
             )
         )
     if "score" not in saved:
@@ -80,8 +82,9 @@ def adapter_config(
             Problem(
                 "--lora_modules_to_save",
                 f"found {saved!r}",
-                "a list with 'score', the head, which would stay untrained",
+                "a list with 'score', the head, which would otherwise not be trained",
                 "choose such as score",
+                code="option-value",
             )
         )
     family = backbone_of(model.model.config.model_type)
@@ -105,7 +108,13 @@ def adapter_config(
                 }
             )
             raise TaskHeadsError(
-                Problem("--lora_target_modules", f"found {unknown!r}", ", ".join(linear), "choose among them")
+                Problem(
+                    "--lora_target_modules",
+                    f"found {unknown!r}",
+                    ", ".join(linear),
+                    "choose among them",
+                    code="option-value",
+                )
             )
     if embeddings:
         chosen = _with_embeddings(model, [] if chosen == NO_TARGETS else chosen)
@@ -123,9 +132,9 @@ def adapter_config(
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Silence a warning of transformers about PEFT: 0.21 asks 5.23 for a property by its old name.
+    """Silence a warning that PEFT 0.21 causes in transformers 5.23 by the old name of a property.
 
-    Nothing in a user's code causes it, and nothing there could prevent it.
+    User code neither causes the warning nor can prevent it.
 
     Example:
         >>> import warnings
@@ -140,12 +149,12 @@ def quiet_peft() -> Iterator[None]:
 
 
 def with_adapter(model: Any, config: Any, **options: Any) -> Any:
-    """Put an adapter on a model, as PEFT's `get_peft_model` does, without its deprecation warning.
+    """Add an adapter to a model by PEFT's `get_peft_model`, without its deprecation warning.
 
     Args:
-        model: of transformers, changed in place.
-        config: of PEFT, such as that of `adapter_config`.
-        **options: of `get_peft_model`.
+        model: a model of transformers, changed in place.
+        config: a config of PEFT, such as that of `adapter_config`.
+        **options: options of `get_peft_model`.
 
     Returns:
         A `PeftModel`.
@@ -164,13 +173,13 @@ def with_adapter(model: Any, config: Any, **options: Any) -> Any:
 
 
 def fold_adapter(model: Any) -> Any:
-    """Do what PEFT's `merge_and_unload` does, for an adapter that transformers put on the model itself.
+    """Merge and unload an adapter that transformers loaded, as PEFT's `merge_and_unload` does.
 
     Args:
-        model: with a loaded adapter, changed in place.
+        model: a model with a loaded adapter, changed in place.
 
     Returns:
-        The model without it.
+        The model without the adapter.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
@@ -190,11 +199,11 @@ def fold_adapter(model: Any) -> Any:
 def _with_embeddings(model: TaskHeadModel, chosen: list[str] | str) -> list[str]:
     """Add the token embeddings to the targets of an adapter.
 
-    By their path: PEFT knows `embed_tokens` as a name whose whole matrix it then saves.
+    They are named by their path, because PEFT saves the whole matrix of a target called `embed_tokens`.
     """
     embedding = model.get_input_embeddings()
     path = next(name for name, module in model.named_modules() if module is embedding)
-    if isinstance(chosen, str):  # PEFT expands all-linear only where it stands alone
+    if isinstance(chosen, str):  # PEFT expands all-linear only if it is the only target
         linear = [name for name, module in model.model.named_modules() if isinstance(module, torch.nn.Linear)]
         chosen = sorted({name.rsplit(".", 1)[-1] for name in linear})
     return [*chosen, path]

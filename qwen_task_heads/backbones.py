@@ -1,14 +1,14 @@
 """Backbone families: LoRA targets and boundary tokens, one row per `model_type`.
 
-A new family is one row. A decoder without a row still works: its targets are `all-linear` and its
-boundary is the tokenizer's eos token. Pooling never depends on this table.
+A new family needs one row. A decoder without a row also works: its targets are `all-linear` and its
+boundary is the tokenizer's eos token. Pooling does not depend on this table.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# PEFT takes this string as "all linear layers but the output and the classification head".
+# PEFT reads this string as "all linear layers but the output and the classification head".
 ALL_LINEAR = "all-linear"
 EMBEDDED = "embedded"
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -16,10 +16,10 @@ SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 @dataclass(frozen=True)
 class Backbone:
-    """What the project knows of a family.
+    """Properties of a backbone family.
 
     Args:
-        attention: modules of the query and value projections, the classic small LoRA.
+        attention: modules of the query and value projections, the targets of a small LoRA.
         all_linear: every projection of a layer, or PEFT's `all-linear`.
         boundary: tokens that may end a turn, in order of preference; the first one that the
             tokenizer has is used. `None` means the eos token.

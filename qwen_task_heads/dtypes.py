@@ -1,4 +1,4 @@
-"""Dtypes of weights by their names, and a change of the dtype of a backbone."""
+"""Dtypes of weights by name, and conversion of the dtype of a backbone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def store_in(model: TaskHeadModel, *, dtype: torch.dtype | str) -> TaskHeadModel
     """Change the dtype of the backbone in place; the head stays in fp32.
 
     Args:
-        model: without an adapter.
+        model: a model without an adapter.
         dtype: `float32`, `bfloat16` or `float16`.
 
     Returns:
@@ -25,7 +25,9 @@ def store_in(model: TaskHeadModel, *, dtype: torch.dtype | str) -> TaskHeadModel
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise TaskHeadsError(Problem("dtype", f"found {name!r}", ", ".join(DTYPES), "choose one of them"))
-    for parameter in model.model.parameters():  # buffers, as those of rotary embeddings, stay exact
+        raise TaskHeadsError(
+            Problem("dtype", f"found {name!r}", ", ".join(DTYPES), "choose one of them", code="option-value")
+        )
+    for parameter in model.model.parameters():  # buffers, such as those of rotary embeddings, are kept
         parameter.data = parameter.data.to(DTYPES[name])
     return model

@@ -1,9 +1,9 @@
-"""What a folder or repo says of its own files, and whether it is true.
+"""Verification of the files of a folder or repo against its `manifest.json`.
 
-`manifest.json` lists the SHA-256 of every file that was saved with it. Before a model is opened, the files
-that its answers hang on are held against it: config, weights or adapter, tokenizer and code. A card or a
-plot may be edited. That finds a byte that changed in the storage, and half an upload; it is no signature,
-because who can change the files can change the list.
+`manifest.json` lists the SHA-256 of every file that was saved with it. Before a model is loaded, the files
+that affect its predictions are verified: config, weights or adapter, tokenizer and code. A card or a plot may
+be edited. The check finds changed bytes and incomplete uploads. It is not a signature, because the manifest
+can be changed together with the files.
 """
 
 from __future__ import annotations
@@ -19,16 +19,25 @@ from qwen_task_heads.hubcode.hashes_task_heads import DRAFT, MANIFEST, hash_file
 
 __all__ = ["MANIFEST", "check_manifest", "hash_files"]
 
-MATTERS = (
-    "config.json", "adapter_config.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-    "*.safetensors", "model.safetensors.index.json", "*.py",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "label_prompt.json", "decision.json", "decision_template.jinja",
-)  # fmt: skip
-LARGEST = 10_000_000  # bytes of a manifest; ours have some thousands
-REMEDY = (
-    "fetch it again; if the change is yours, open it with verify=False and save() the model to a new folder"
+VERIFIED = (
+    "config.json",
+    "adapter_config.json",
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "*.py",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "label_prompt.json",
+    "decision.json",
+    "decision_template.jinja",
 )
+LARGEST = 10_000_000  # bytes of a manifest; ours have some thousands
+FIX = "fetch it again; if you changed it, load it with verify=False and save() the model to a new folder"
 
 
 def check_manifest(repo: str, *, revision: str | None = None) -> None:
@@ -42,29 +51,46 @@ def check_manifest(repo: str, *, revision: str | None = None) -> None:
         return
     where = f"{repo}/{MANIFEST}"
     if path.stat().st_size > LARGEST:
-        found = f"found {path.stat().st_size:,} bytes"
-        raise TaskHeadsError(Problem(where, found, f"at most {LARGEST:,}", REMEDY))
+        size = f"found {path.stat().st_size:,} bytes"
+        raise TaskHeadsError(Problem(where, size, f"at most {LARGEST:,}", FIX, code="file-format"))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, no JSON, or nested without end
-        found = f"found no JSON ({type(error).__name__})"
-        raise TaskHeadsError(Problem(where, found, "what save wrote", REMEDY)) from error
+        reason = f"the file is not valid JSON ({type(error).__name__})"
+        raise TaskHeadsError(
+            Problem(where, reason, "the file that save() wrote", FIX, code="file-format")
+        ) from error
     files = content.get("files") if isinstance(content, dict) else None
-    # Of earlier releases names alone; a folder that was only saved may still be edited.
+    # Manifests of earlier releases list only names; a folder that was only saved may still be edited.
     if not isinstance(files, dict) or content.get(DRAFT):
         return
     problems = []
     for name, digest in sorted(files.items()):
-        # Of subfolders by their whole names only, so that no name can lead out of the folder.
+        # Names in subfolders must match exactly, so that no pattern leads out of the folder.
         below = "/" in name or "\\" in name
-        if name not in MATTERS and (below or not any(fnmatchcase(name, pattern) for pattern in MATTERS)):
+        if name not in VERIFIED and (below or not any(fnmatchcase(name, pattern) for pattern in VERIFIED)):
             continue
         file = _find(repo, name, revision)
         if file is None:
-            problems.append(Problem(f"{repo}/{name}", "found no such file", f"{digest}", REMEDY))
+            problems.append(
+                Problem(
+                    f"{repo}/{name}",
+                    "the file is missing",
+                    f"a file with SHA-256 {digest}, as listed in {MANIFEST}",
+                    FIX,
+                    code="model-corrupted",
+                )
+            )
         elif (found := sha256(file)) != digest:
-            accepted = f"{digest}, which {MANIFEST} lists"
-            problems.append(Problem(f"{repo}/{name}", f"found SHA-256 {found}", accepted, REMEDY))
+            problems.append(
+                Problem(
+                    f"{repo}/{name}",
+                    f"found SHA-256 {found}",
+                    f"{digest}, as listed in {MANIFEST}",
+                    FIX,
+                    code="model-corrupted",
+                )
+            )
     if problems:
         raise TaskHeadsError(problems)
 

@@ -1,9 +1,9 @@
-"""Causal language models that answer with a label: the only callers of `from_pretrained` for them.
+"""Load causal language models as generative classifiers; only this module calls `from_pretrained` for them.
 
-A generator is a stock model of transformers, plain or with a stock PEFT adapter; nothing of ours travels
-with it but `label_prompt.json`: the labels, the words around a text (`AnswerPrompts.save`), the dtype in
-which its metrics were measured, and of an adapter the base it was trained on, pinned by its commit or by the
-hashes of its files.
+A generator is a stock model of transformers, plain or with a stock PEFT adapter. The only file of this
+library that is published with it is `label_prompt.json`. It holds the labels, the words around a text
+(`AnswerPrompts.save`), the dtype in which the metrics were measured, and the base of an adapter. The base is
+pinned by its commit or by the hashes of its files.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from qwen_task_heads.pretrained import is_packaged, locate, stored_name
 from qwen_task_heads.repo_checks import check_repo, commit_of
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT, read_label_prompt
 
-WRITES = "a repo id or folder of a causal language model, or an adapter of one"
+EXPECTED = "a repo id or folder of a causal language model, or an adapter of one"
 HEADS = {PooledClassifierConfig.model_type: "classifier", TitleScorerConfig.model_type: "title scorer"}
 HEAD_CLASS = "ForSequenceClassification"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """What an adapter was trained on.
+    """Base model of an adapter.
 
     Args:
         name: repo id, or a folder of this machine.
         revision: commit of its hub; None for a folder.
-        hub: `modelscope` where the commit is one of ModelScope; None for the Hugging Face Hub or a folder.
-        files: SHA-256 of the files of a folder, or of what ModelScope gave; None for the Hugging Face Hub.
+        hub: `modelscope` if the commit is one of ModelScope; None for the Hugging Face Hub or a folder.
+        files: SHA-256 of the files of a folder or of a ModelScope download; None for the Hugging Face Hub.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Base:
     files: dict[str, str] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """What `label_prompt.json` holds."""
+        """Return the fields that `label_prompt.json` stores."""
         return asdict(self)
 
 
 def base_of(name: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> Base:
-    """Pin a base as the recipe names it.
+    """Pin a base by its name in a recipe.
 
     Example:
         >>> from qwen_task_heads.generators import base_of
@@ -75,16 +75,16 @@ def base_of(name: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -
 
 
 def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> str | None:
-    """Where a file of a model lies, fetched if need be; None where the model has none, or no network says so.
+    """Return the local path of a file of a model, fetched if needed; None if the model or cache lacks it.
 
     Args:
-        name: repo id or folder, as `load_generator` takes it.
+        name: repo id or folder, as in `load_generator`.
         file: its name in the repo.
         revision: branch, tag or commit.
-        hub: where ids are looked up.
+        hub: hub of repo ids.
 
     Raises:
-        TaskHeadsError: no such model or revision; ModelScope cannot be reached and left nothing in its cache.
+        TaskHeadsError: no such model or revision, or ModelScope does not answer and its cache is empty.
 
     Example:
         >>> from qwen_task_heads.generators import file_of
@@ -105,8 +105,15 @@ def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUG
         )
     except OSError as error:
         reason = [*str(error).splitlines(), ""][0][:160]
-        accepted, remedy = "a repo id or folder that is there", "check the name, the revision and the network"
-        raise TaskHeadsError(Problem(name, f"found no such model ({reason})", accepted, remedy)) from error
+        raise TaskHeadsError(
+            Problem(
+                name,
+                f"the model was not found ({reason})",
+                "an existing repo id or folder",
+                "check the name, the revision and the network",
+                code="model-not-found",
+            )
+        ) from error
     return found
 
 
@@ -120,21 +127,21 @@ def load_generator(
     merge: bool = True,
     model_kwargs: dict[str, Any] | None = None,
 ) -> Any:
-    """Load a chat model, or one with an adapter, which is merged.
+    """Load a chat model, or an adapter of one, which is merged.
 
     Args:
         name: repo id or folder; `"embedded"` for the small backbone in the package.
         revision: branch, tag or commit.
-        hub: where ids are looked up, `huggingface` or `modelscope`; that of an adapter's base too.
-        dtype: of the weights. `auto`: that of `label_prompt.json`, in which the metrics of the card were
-            measured, or without one as the weights were saved. A base may be stored in another dtype than
+        hub: hub of repo ids, `huggingface` or `modelscope`; also that of an adapter's base.
+        dtype: dtype of the weights. `auto`: that of `label_prompt.json`, in which the metrics of the card
+            were measured; without one, that of the saved weights. A base may be stored in another dtype than
             its adapter was trained with.
-        verify: hold the files against `manifest.json`, and a local base against its hashes.
-        merge: fold an adapter into its base; False returns PEFT's model, with the weights as they are stored.
+        verify: compare the files with `manifest.json`, and a local base with its hashes.
+        merge: merge an adapter into its base; False returns PEFT's model with the stored weights.
         model_kwargs: passed on to transformers (`attn_implementation`, ...).
 
     Raises:
-        TaskHeadsError: nothing there, a model that does not generate (a head is opened by `Scorer`), or files
+        TaskHeadsError: no such model, a model that does not generate text (use `Scorer` for a head), or files
             or a base that changed.
 
     Example:
@@ -151,8 +158,8 @@ def load_generator(
         if verify:
             check_manifest(path, revision=revision)
         _refuse_head(name, path, revision=revision)
-        stated = _stated(path, revision)
-        measured_in = stated.get("dtype") or "auto"
+        prompt = _read_prompt(path, revision)
+        measured_in = prompt.get("dtype") or "auto"
         options = {"dtype": measured_in if dtype == "auto" else dtype, "trust_remote_code": False}
         options |= model_kwargs or {}
         if find_adapter_config_file(path, revision=revision) is None:
@@ -160,52 +167,70 @@ def load_generator(
         from peft import AutoPeftModelForCausalLM, PeftModel
 
         with quiet_peft():
-            if stated.get("base") is None:  # an adapter of others
-                opened = AutoPeftModelForCausalLM.from_pretrained(
+            if prompt.get("base") is None:  # an adapter that another library saved
+                adapted = AutoPeftModelForCausalLM.from_pretrained(
                     path, revision=revision or "main", **options
                 )
             else:
-                place, commit = _at_hand(Base(**stated["base"]), hub=hub, verify=verify)
+                place, commit = _resolve_base(Base(**prompt["base"]), hub=hub, verify=verify)
                 model = AutoModelForCausalLM.from_pretrained(place, revision=commit or "main", **options)
-                opened = PeftModel.from_pretrained(model, path, revision=revision)
-        return (opened.merge_and_unload() if merge else opened).eval()
+                adapted = PeftModel.from_pretrained(model, path, revision=revision)
+        return (adapted.merge_and_unload() if merge else adapted).eval()
     except TaskHeadsError:
         raise
     except TaskHeadError as error:
-        raise TaskHeadsError(Problem(error.where, error.problem, error.expected, error.fix)) from error
+        raise TaskHeadsError(
+            Problem(error.where, error.problem, error.expected, error.fix, code=error.code)
+        ) from error
     except (OSError, ValueError) as error:
         reason = [*str(error).splitlines(), ""][0]
-        found = f"no model that generates ({reason if len(reason) <= 160 else reason[:159] + '…'})"
+        reason = reason if len(reason) <= 160 else f"{reason[:159]}…"
         raise TaskHeadsError(
-            Problem(name, f"found {found}", WRITES, "check the name and the network")
+            Problem(
+                name,
+                f"no causal language model could be loaded ({reason})",
+                EXPECTED,
+                "check the name and the network",
+                code="model-not-found",
+            )
         ) from error
 
 
 def _refuse_head(name: str, path: str, *, revision: str | None) -> None:
-    """Refuse a model with a head, of which transformers would open the backbone and draw what writes."""
+    """Raise for a model with a head, for which transformers would initialise a language-model head."""
     file = cached_file(path, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
     config = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
     kind, classes = config.get("model_type"), config.get("architectures") or []
     if kind in HEADS:
-        remedy = f"open it by Scorer({name!r})"
         raise TaskHeadsError(
-            Problem(name, f"found a {HEADS[kind]}: a head that writes nothing", WRITES, remedy)
+            Problem(
+                name,
+                f"found a {HEADS[kind]}, whose head does not generate text",
+                EXPECTED,
+                f"load it by Scorer({name!r})",
+                code="model-type",
+            )
         )
     if any(str(one).endswith(HEAD_CLASS) for one in classes):
-        remedy = f"open it by transformers' pipeline('text-classification', {name!r})"
         raise TaskHeadsError(
-            Problem(name, f"found a {classes[0]}: a head that writes nothing", WRITES, remedy)
+            Problem(
+                name,
+                f"found a {classes[0]}, whose head does not generate text",
+                EXPECTED,
+                f"load it by transformers' pipeline('text-classification', {name!r})",
+                code="model-type",
+            )
         )
 
 
-def _stated(path: str, revision: str | None) -> dict[str, Any]:
-    """What `label_prompt.json` holds; {} without one."""
+def _read_prompt(path: str, revision: str | None) -> dict[str, Any]:
+    """Return the content of `label_prompt.json`; {} without one."""
     file = cached_file(path, LABEL_PROMPT, revision=revision, _raise_exceptions_for_missing_entries=False)
     return {} if file is None else read_label_prompt(file)
 
 
-def _at_hand(base: Base, *, hub: str, verify: bool) -> tuple[str, str | None]:
-    """Where transformers opens a base, and its revision there."""
+def _resolve_base(base: Base, *, hub: str, verify: bool) -> tuple[str, str | None]:
+    """Return the folder or repo id of a base, and its revision there."""
     if is_packaged(base.name):
         place, commit = locate(base.name), None
     elif MODELSCOPE in (hub, base.hub) and not Path(base.name).is_dir():

@@ -1,10 +1,10 @@
-"""GGUF files as backbones: dequantised once into a folder of the user's cache, and opened from there.
+"""GGUF files as backbones: dequantised once into a folder of the user's cache, and loaded from there.
 
 transformers reads GGUF (`from_pretrained(..., gguf_file=...)`) and dequantises it at every load. Here the
-result is saved as an ordinary folder in fp32, because everything that opens, trains, hashes and verifies a
-backbone reads folders. The folder is written beside its place and renamed, so that it is whole or absent.
-`gguf.json` in it names the file by its SHA-256; an adapter is pinned to that hash and not to files that other
-versions of transformers would write differently.
+result is saved as an ordinary folder in fp32, because loading, training, hashing and verification read
+folders. The folder is written under another name and then renamed, so that it is complete or absent. Its
+`gguf.json` stores the SHA-256 of the GGUF file. An adapter is pinned to that hash, because other versions of
+transformers would write other files.
 
 Source: https://huggingface.co/docs/transformers/gguf; the format:
     https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -32,19 +32,19 @@ from qwen_task_heads.hubcode.hashes_task_heads import (
 )
 
 MAGIC = b"GGUF"
-SPARE = 64 << 20  # bytes beside the weights: tokenizer, config and what the file system takes
+SPARE = 64 << 20  # bytes in addition to the weights: tokenizer, config and overhead of the file system
 SHOWN = 8  # names of other files in a message
 INSTALL = "pip install 'gguf>=0.10'"
 
 
 def dequantize(path: str | Path, *, name: str | None = None, expected: str | None = None) -> Path:
-    """Write a GGUF file as a transformers folder in fp32, unless that was done before, and return the folder.
+    """Write a GGUF file as a transformers folder in fp32, unless it is cached, and return the folder.
 
-    A file of a gigabyte in 4 bits becomes a folder of about six.
+    A 4-bit file of one gigabyte becomes a folder of about six.
 
     Args:
-        path: of the file; its tokenizer and config are read from it.
-        name: of the folder in the cache; the file's name and the beginning of its SHA-256 if None.
+        path: path of the file; tokenizer and config are read from it.
+        name: name of the folder in the cache; if None, the file's name and the prefix of its SHA-256.
         expected: SHA-256 that the file must have.
 
     Returns:
@@ -52,31 +52,48 @@ def dequantize(path: str | Path, *, name: str | None = None, expected: str | Non
 
     Raises:
         TaskHeadsError: no GGUF file, another SHA-256 than `expected`, a truncated file, an architecture that
-            transformers does not read, no room on the disk, or the package `gguf` is not installed. Nothing
-            is left in the cache.
+            transformers does not read, not enough disk space, or the package `gguf` is not installed. The
+            cache is not changed.
     """
     path = Path(path)
     if not path.is_file():
-        there = ", ".join(sorted(file.name for file in path.parent.glob("*.gguf"))[:SHOWN]) or "none"
-        remedy = f"check the path and --gguf_file (GGUF files there: {there})"
-        raise TaskHeadsError(Problem(str(path), "found no such file", "a GGUF file", remedy))
-    with path.open("rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            remedy = "fetch it again (a file of git-lfs that was not fetched is a few lines of text)"
-            raise TaskHeadsError(Problem(str(path), "found a file of another format", "a GGUF file", remedy))
-    digest = sha256(path)
-    if expected is not None and digest != expected:
-        remedy = "delete it and fetch it again; if the hash stays different, do not use it"
+        names = ", ".join(sorted(file.name for file in path.parent.glob("*.gguf"))[:SHOWN]) or "none"
         raise TaskHeadsError(
             Problem(
-                str(path), f"found SHA-256 {digest}", f"SHA-256 {expected}, that of the tested file", remedy
+                str(path),
+                "the file does not exist",
+                "a GGUF file",
+                f"check the path and --gguf_file (GGUF files there: {names})",
+                code="path-not-found",
+            )
+        )
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise TaskHeadsError(
+                Problem(
+                    str(path),
+                    "the file has another format",
+                    "a GGUF file",
+                    "fetch it again (a git-lfs file that was not fetched is a few lines of text)",
+                    code="file-format",
+                )
+            )
+    digest = sha256(path)
+    if expected is not None and digest != expected:
+        raise TaskHeadsError(
+            Problem(
+                str(path),
+                f"found SHA-256 {digest}",
+                f"SHA-256 {expected}, that of the tested file",
+                "delete it and fetch it again; if the hash is still different, do not use it",
+                code="model-corrupted",
             )
         )
     folder = models_cache() / (name or f"{path.stem}-{digest[:16]}")
     if is_dequantized(folder, digest):
         return folder
     try:
-        with _beside(folder, digest) as draft:
+        with _draft_of(folder, digest) as draft:
             _convert(path, draft)
             source = {"file": path.name, "sha256": digest, "files": hash_folder(draft)}
             (draft / GGUF_SOURCE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
@@ -86,8 +103,8 @@ def dequantize(path: str | Path, *, name: str | None = None, expected: str | Non
 
 
 @contextmanager
-def _beside(folder: Path, digest: str) -> Iterator[Path]:
-    """Give a draft of the folder; it takes the folder's place if all went well and is removed otherwise."""
+def _draft_of(folder: Path, digest: str) -> Iterator[Path]:
+    """Yield a draft of the folder, which replaces the folder on success and is removed on failure."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
@@ -95,7 +112,7 @@ def _beside(folder: Path, digest: str) -> Iterator[Path]:
         yield draft
         if is_dequantized(folder, digest):  # another process was faster, and may be reading it
             return
-        shutil.rmtree(folder, ignore_errors=True)  # what was cut short, or another file's
+        shutil.rmtree(folder, ignore_errors=True)  # incomplete, or from another file
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -124,20 +141,24 @@ def _convert(path: Path, folder: Path) -> None:
         )
     except OSError:
         raise
-    except Exception as error:  # the reader of GGUF raises what its parser meets: KeyError, IndexError, ...
+    except Exception as error:  # the GGUF reader raises errors of its parser: KeyError, IndexError, ...
         reason = " ".join(str(error).split())[:200]
-        accepted = "a decoder whose GGUF files transformers reads (Llama, Qwen2, Qwen3, Mistral, Gemma, ...)"
-        remedy = "fetch the file again if it may be truncated, or use the checkpoint in safetensors"
         raise TaskHeadsError(
-            Problem(str(path), f"found {type(error).__name__}: {reason}", accepted, remedy)
+            Problem(
+                str(path),
+                f"transformers cannot read it ({type(error).__name__}: {reason})",
+                "a decoder whose GGUF files transformers reads (Llama, Qwen2, Qwen3, Mistral, Gemma, ...)",
+                "fetch the file again if it may be truncated, or use the checkpoint in safetensors",
+                code="model-unsupported",
+            )
         ) from error
     finally:
         logging.set_verbosity(verbosity)
     _check_loaded(path, model, info)
-    # transformers 5.23 refuses to save what came from GGUF until nothing says so.
+    # transformers 5.23 does not save a model while it is marked as loaded from GGUF.
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
-    # A path of this machine is part of no model; `dtype` and architecture are.
+    # A path of this machine does not belong in a saved config.
     model.config._name_or_path = ""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -154,48 +175,65 @@ def _contents(path: Path) -> tuple[int, int]:
     except ImportError as error:
         raise TaskHeadsError(
             Problem(
-                "--gguf_file", "found the package gguf is not installed", "it, to read GGUF files", INSTALL
+                "--gguf_file",
+                "the package gguf is not installed",
+                "the package gguf, which reads GGUF files",
+                INSTALL,
+                code="package-missing",
             )
         ) from error
     try:
         tensors = GGUFReader(path).tensors
         return len(tensors), 4 * sum(int(tensor.n_elements) for tensor in tensors)
-    except Exception as error:  # numpy's errors of a memory map that is too short, and those of the parser
+    except Exception as error:  # errors of numpy for a memory map that is too short, and of the parser
         reason = " ".join(str(error).split())[:160]
         raise TaskHeadsError(
             Problem(
                 str(path),
-                f"found a truncated or damaged file ({reason})",
-                "a whole GGUF file",
+                f"the file is truncated or corrupted ({reason})",
+                "a complete GGUF file",
                 "fetch it again",
+                code="file-truncated",
             )
         ) from error
 
 
 def _check_loaded(path: Path, model: Any, info: dict[str, Any]) -> None:
-    """Refuse a model that the file did not fill: transformers would draw the rest at random."""
+    """Raise for tensors that the file lacks, which transformers would initialise at random."""
     import torch
 
     missing = sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys") or []))
     if missing:
-        found = f"no weights for {len(missing)} tensors of the model, such as {missing[0]}"
-        remedy = "use a file that transformers reads whole, or the checkpoint in safetensors"
-        raise TaskHeadsError(Problem(str(path), f"found {found}", "a weight for each tensor", remedy))
+        raise TaskHeadsError(
+            Problem(
+                str(path),
+                f"{len(missing)} tensors of the model have no weights, such as {missing[0]}",
+                "weights for each tensor",
+                "use a file that transformers reads completely, or the checkpoint in safetensors",
+                code="model-corrupted",
+            )
+        )
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise TaskHeadsError(
-                Problem(str(path), f"found {name} with NaN or inf", "finite weights", "fetch it again")
+                Problem(
+                    str(path),
+                    f"{name} contains NaN or inf",
+                    "finite weights",
+                    "fetch it again",
+                    code="number-not-finite",
+                )
             )
 
 
 def _unwritable(folder: Path, error: OSError) -> TaskHeadsError:
     reason = error.strerror or " ".join(str(error).split())[:160]
-    remedy = "free some space, or set QWEN_TASK_HEADS_CACHE to a folder on another disk"
     return TaskHeadsError(
         Problem(
             str(folder.parent),
-            f"found the fp32 copy cannot be written ({reason})",
-            "a folder with room for it",
-            remedy,
+            f"the fp32 copy cannot be written ({reason})",
+            "a writable folder with enough space",
+            "free some space, or set QWEN_TASK_HEADS_CACHE to a folder on another disk",
+            code="disk-full" if error.errno == errno.ENOSPC else "path-access",
         )
     )

@@ -1,15 +1,16 @@
-"""The rows of a head by the names of their labels: a trained head goes on with labels that are added to it.
+"""Add labels to a trained head by the names of its rows.
 
 Design:
 - The last layer of a linear or MLP head has one row per label. A row moves with the name of its label, so
-  the new labels may stand anywhere in the new order.
-- A new row starts as the mean of the old ones, as transformers starts new token embeddings. Its logit is then
-  the mean of the old logits, so that on no text is a new label the most probable one before it is trained
+  new labels may have any position in the new order.
+- A new row starts as the mean of the old rows, as new token embeddings do in transformers. Its logit is then
+  the mean of the old logits, so an untrained new label is never the most probable label of a text
   (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
-- Labels are added only. A list that leaves out a label of the head, or states the same labels in another
-  order, is refused: it was more likely written for another model.
-- A calibration is of the labels it was fitted on, and is dropped with them.
-- An ordinal head has no row per label: one latent value and K - 1 thresholds, which new labels would move.
+- Labels are only added. A list without a label of the head, or with the same labels in another order, raises
+an
+  error, because it was more likely written for another model.
+- A calibration applies to the labels on which it was fitted, and is dropped if labels are added.
+- An ordinal head has no row per label: one latent value and K - 1 thresholds, which new labels would change.
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ from qwen_task_heads.hubcode.pooling_task_heads import CumulativeLink, FloatLine
 
 logger = logging.get_logger(__name__)
 
-SHOWN = 8  # names in a line
-LIST = "name a file by --labels that holds them, one a line"
+SHOWN = 8  # names in a message
+LIST = "name a file by --labels that lists them, one per line"
 LABEL_FIELDS = ("label_descriptions", "label_examples", "label_aliases", "label_parents")  # of a config
 
 
-def relabeled(saved: LabelMap, names: Sequence[str], **said: Sequence[Any]) -> LabelMap:
-    """Make the map of other names, in which saved labels keep what is said of them.
+def relabeled(saved: LabelMap, names: Sequence[str], **stated: Sequence[Any]) -> LabelMap:
+    """Return a label map with other names; saved labels keep their descriptions and other fields.
 
     Args:
         saved: labels of a model.
-        names: the names wanted, in their order.
-        **said: `descriptions`, `examples`, `aliases` or `parents`, one per name, in place of the saved ones.
+        names: the names of the new map, in its order.
+        **stated: `descriptions`, `examples`, `aliases` or `parents`, one per name, instead of the saved
+            fields.
 
     Raises:
         TaskHeadsError: a blank or repeated name, or a field of another length.
@@ -55,8 +57,8 @@ def relabeled(saved: LabelMap, names: Sequence[str], **said: Sequence[Any]) -> L
     for field, empty in (("descriptions", ""), ("examples", ()), ("aliases", ()), ("parents", "")):
         values = vars(saved)[field]
         known = dict(zip(saved.names, values, strict=False))
-        if field in said:
-            values = said[field] or ()
+        if field in stated:
+            values = stated[field] or ()
             fields[field] = tuple(value if isinstance(value, str) else tuple(value) for value in values)
         elif values:
             fields[field] = tuple(known.get(name, empty) for name in names)
@@ -72,18 +74,18 @@ def check_added(
     base: str = "",
     kept: bool = True,
 ) -> None:
-    """Refuse labels that a head cannot take over by adding rows.
+    """Raise for labels to which a head cannot be extended by adding rows.
 
     Args:
-        labels: of the run.
-        saved: of the head, in the order of its rows.
-        problem_type: of the head.
-        where: what `labels` was read from, for the message.
-        base: name of the backbone, which an ordinal model is trained again on; "" if it is not known.
-        kept: whether a run that states no labels has those of the head.
+        labels: labels of the run.
+        saved: labels of the head, in the order of its rows.
+        problem_type: problem type of the head.
+        where: source of `labels`, for the message.
+        base: name of the backbone on which an ordinal model can be trained again; "" if it is not known.
+        kept: whether a run without stated labels uses those of the head.
 
     Raises:
-        TaskHeadsError: a label of the head is not among `labels`, the same labels stand in another order, or
+        TaskHeadsError: a label of the head is not among `labels`, the same labels have another order, or
             labels are added to an ordinal head.
 
     Example:
@@ -93,24 +95,25 @@ def check_added(
     """
     if labels.names == saved.names:
         return
-    accepted, found = f"all labels of the head ({_few(saved.names)}), and new ones", ""
-    remedy = "leave the label file out: the model keeps its own labels"
+    fix = "leave the label file out: the model keeps its own labels"
     if lost := [name for name in saved.names if name not in labels.label2id]:
-        found = f"{len(labels):,} labels without {_few(lost)}"
-        remedy = f"add the missing ones, or {remedy}" if kept else f"{LIST}, and new ones after them"
+        problem = f"found {len(labels):,} labels without {_few(lost)}"
+        expected = f"all labels of the head ({_few(saved.names)}), optionally with new ones"
+        fix = f"add the missing ones, or {fix}" if kept else f"{LIST}, and new ones after them"
     elif len(labels) == len(saved):
-        found = f"the labels of the head in another order, {_few(labels.names)}"
-        accepted = f"their order in the head, {_few(saved.names)}, or new labels beside them"
-        remedy = remedy if kept else f"{LIST}, in the order of id2label in its config.json"
+        problem = f"found the labels of the head in another order, {_few(labels.names)}"
+        expected = f"their order in the head, {_few(saved.names)}, or additional labels"
+        fix = fix if kept else f"{LIST}, in the order of id2label in its config.json"
     elif problem_type == "ordinal":
         new = [name for name in labels.names if name not in saved.label2id]
-        found = f"new labels ({_few(new)}) for an ordinal head of {len(saved):,}"
-        accepted = "its own labels: an ordinal head has K - 1 thresholds, and no row per label"
+        problem = f"found new labels ({_few(new)}) for an ordinal head of {len(saved):,}"
+        expected = "its own labels, because an ordinal head has K - 1 thresholds and no row per label"
         plain = f"the backbone, {base}" if base else "a plain backbone"
-        remedy = f"leave them out, or train a new model: give {plain} as --model_name_or_path"
-        remedy = remedy if kept else "drop --init_head"
-    if found:
-        raise TaskHeadsError(Problem(where, f"found {found}", accepted, remedy))
+        fix = f"leave them out, or train a new model: give {plain} as --model_name_or_path"
+        fix = fix if kept else "drop --init_head"
+    else:
+        return
+    raise TaskHeadsError(Problem(where, problem, expected, fix, code="label-conflict"))
 
 
 def rows_by_name(
@@ -121,13 +124,13 @@ def rows_by_name(
     Args:
         state: tensors of the saved head, by their names in `head`; those of its last layer are (L, in) and
             (L,), with L labels.
-        head: a linear or MLP head, of which the names of the last layer are read.
+        head: a linear or MLP head, from which the names of the last layer are read.
         saved: the L labels of `state`.
-        labels: the labels wanted.
+        labels: the new labels.
 
     Returns:
-        The tensors, of which those of the last layer have a row per wanted label: the saved row of its name,
-        or the mean of all saved rows. A tensor without a row per saved label is returned as it is.
+        The tensors; those of the last layer have a row per new label: the saved row of its name, or the mean
+        of all saved rows. A tensor without a row per saved label is returned unchanged.
 
     Example:
         >>> import torch
@@ -153,12 +156,12 @@ def rows_by_name(
 
 
 def set_labels(model: Any, labels: LabelMap) -> None:
-    """Give a model, in place, other labels that hold all of its own; their rows of the head move by name.
+    """Set labels that include all labels of a model, in place; rows of the head move by name.
 
     Args:
         model: a `PooledClassifier` without an adapter.
-        labels: as `check_added` accepts them. What they say of descriptions, examples, aliases and parents
-            replaces what the model's config says.
+        labels: as `check_added` accepts them. Their descriptions, examples, aliases and parents replace those
+            of the model's config.
 
     Example:
         >>> from qwen_task_heads import LabelMap, build
@@ -179,28 +182,28 @@ def set_labels(model: Any, labels: LabelMap) -> None:
     config.probe = None  # of the old labels; a save stores its own
     drop_calibration(config)
     model.num_labels = config.num_labels
-    with torch.device("meta"):  # no draw of initial values, which would move every draw after it
+    with torch.device("meta"):  # initialise nothing, which would change all later random numbers
         head = build_head(config, hidden_size=model.model.config.hidden_size)
     state = rows_by_name(old.state_dict(), old, saved=saved, labels=labels)
     head.load_state_dict(state, assign=True)
     model.score = head.train(old.training).requires_grad_(True)
 
 
-def added_line(labels: LabelMap, saved: LabelMap, *, name: str) -> str:
-    """Say which labels keep their rows of a head, and how the others start.
+def added_summary(labels: LabelMap, saved: LabelMap, *, name: str) -> str:
+    """Describe which labels keep their rows of a head, and how the others start.
 
     Args:
-        labels: of the run.
-        saved: of the head.
-        name: what the head is called in the line.
+        labels: labels of the run.
+        saved: labels of the head.
+        name: name of the head in the summary.
 
     Returns:
-        The line; "" without new labels.
+        One line; "" without new labels.
 
     Example:
         >>> from qwen_task_heads.data.labels import LabelMap
-        >>> from qwen_task_heads.head_rows import added_line
-        >>> added_line(LabelMap(("a", "b", "c")), LabelMap(("b", "a")), name="the saved model")
+        >>> from qwen_task_heads.head_rows import added_summary
+        >>> added_summary(LabelMap(("a", "b", "c")), LabelMap(("b", "a")), name="the saved model")
         "labels: 2 of the saved model keep their rows of the head ('b', 'a'), 1 is new ('c'): its row starts
         as the mean of these"
     """
@@ -213,15 +216,17 @@ def added_line(labels: LabelMap, saved: LabelMap, *, name: str) -> str:
 
 
 def drop_calibration(config: Any) -> None:
-    """Forget calibration and thresholds of weights or labels that are about to change, and say so.
+    """Remove calibration and thresholds of weights or labels that are about to change, with a warning.
 
     The temperature that was folded into the head stays there, as part of its weights.
 
     Args:
-        config: of a model, changed in place.
+        config: config of a model, changed in place.
     """
     if config.calibration or config.__dict__.get("label_thresholds"):
-        logger.warning("The calibration of the saved model is dropped: it holds for its weights and labels.")
+        logger.warning(
+            "The calibration of the saved model is dropped: it applies only to its weights and labels."
+        )
     config.calibration = None
     if "label_thresholds" in config.__dict__:
         config.label_thresholds = None
@@ -231,8 +236,8 @@ def drop_calibration(config: Any) -> None:
 def fold_temperature(model: Any, temperature: float) -> None:
     """Divide the logits of a model by a temperature, in place, in the weights of its last layer.
 
-    Every copy of the weights then gives calibrated probabilities, and nothing can be applied twice. Of an
-    ordinal head the latent value and the cut points are divided.
+    Every copy of the weights then gives calibrated probabilities, and the temperature cannot be applied
+    twice. For an ordinal head, the latent value and the thresholds are divided.
 
     Args:
         model: a `PooledClassifier` or `TitleScorer`, or a `PeftModel` around one.
@@ -250,9 +255,7 @@ def fold_temperature(model: Any, temperature: float) -> None:
     from peft.utils import ModulesToSaveWrapper
 
     score: Any = (model if isinstance(model, TaskHeadModel) else model.get_base_model()).score
-    if isinstance(
-        score, ModulesToSaveWrapper
-    ):  # PEFT's wrapper, which keeps the first head beside the trained one
+    if isinstance(score, ModulesToSaveWrapper):  # holds the initial and the trained head
         score = score.modules_to_save[score.active_adapters[0]]
     links = [module for module in score.modules() if isinstance(module, CumulativeLink)]
     *_, last = (module for module in score.modules() if isinstance(module, FloatLinear))

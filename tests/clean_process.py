@@ -1,7 +1,7 @@
-"""A process that has never heard of the package, and opens what others saved.
+"""A process that cannot import the package and loads models that other processes saved.
 
-Its imports cost seconds, so there is one per session: it takes jobs from its input and forks for each, so
-that no job sees what another one imported.
+Its imports take seconds, so there is one per session. It reads jobs from its input and forks for each, so
+that no job sees the imports of another job.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ for line in sys.stdin:
 
 
 class CleanProcess:
-    """The server and its two logs, which are those of the last job; it starts with the first one."""
+    """The server and the two logs of its last job; it starts with the first job."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,7 +67,7 @@ class CleanProcess:
         self.server: subprocess.Popen[str] | None = None
 
     def run(self, code: str, *words: object, folder: Path) -> str:
-        """Run code in `folder`; give what it printed on standard output. Its failure is one of the test."""
+        """Run code in `folder` and return its standard output; fail the test if the code fails."""
         if self.server is None:
             self.server = subprocess.Popen(
                 [sys.executable, "-I", "-c", SERVER, str(Path(__file__).parent)],
@@ -85,6 +85,6 @@ class CleanProcess:
         return printed
 
     def close(self) -> None:
-        """End the server."""
+        """Stop the server."""
         if self.server is not None:
             self.server.communicate()

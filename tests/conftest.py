@@ -1,7 +1,7 @@
-"""The whole suite: its order, what it may warn of, and a machine without a network.
+"""Configuration of the whole suite: order of tests, accepted warnings, and no network.
 
-Sockets may reach loopback only, the hub client is told to be offline, and its cache is a fresh
-folder, so that no test can pass because of what an earlier run downloaded.
+Sockets may reach only loopback. The hub client is offline and its cache is a new folder, so that no test can
+pass because of files that an earlier run downloaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 
-# Rooms whose files take longest, in the order in which they start.
+# Folders whose files take longest, in the order in which they start.
 LONG = ("training", "recipes", "hubcode", "faults", "publishing")
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "", b"127.0.0.1", b"localhost", None)
 
@@ -37,9 +37,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Silence the warnings of other libraries that we cannot act on; take the models' fixtures.
+    """Silence warnings of other libraries that this project cannot fix, and load the fixtures of models.
 
-    Those import torch and transformers, for which a process that only hands tests to workers has no use.
+    The fixtures import torch and transformers, which a process that only distributes tests does not need.
     """
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         config.pluginmanager.import_plugin("model_fixtures")
@@ -53,9 +53,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @cache
 def group_of(path: Path) -> str:
-    """What runs on one worker: a file, or all files that need the same server of processes.
+    """Return the group of a file: files that need the same server of processes run on one worker.
 
-    Such a server takes long to start, and lives as long as the worker.
+    Such a server is slow to start and runs as long as the worker.
     """
     text = path.read_text(encoding="utf-8")
     if re.search(r"\blaunching\.(fork|fork_two|start|finished|killed)\b", text):
@@ -64,7 +64,7 @@ def group_of(path: Path) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that need a server first, then long ones: the short ones fill the gaps at the end."""
+    """Sort files: those that need a server first, then long ones, so that short ones fill gaps at the end."""
 
     def order(item: pytest.Item) -> int:
         if group_of(item.path) in ("fork", "clean"):
@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand whole groups to workers. (pytest 9.2 loses the groups of xdist 3.8's own `loadgroup`.)"""
+    """Distribute whole groups to workers. (pytest 9.2 loses the groups of `loadgroup` in xdist 3.8.)"""
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
@@ -87,9 +87,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Let the garbage collector pass over the modules of the libraries from here on.
+    """Exclude the modules of the libraries from garbage collection.
 
-    Every training ends with a full collection, and looking through a million objects takes 0.3 s.
+    Every training ends with a full collection, which takes 0.3 s for a million objects.
     """
     gc.collect()
     gc.freeze()
@@ -97,7 +97,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_network() -> Iterator[None]:
-    """Refuse to connect, to send or to look up a name anywhere but on this machine."""
+    """Raise for connections, packets and name look-ups beyond this machine."""
     originals = {name: getattr(socket.socket, name) for name in ("connect", "connect_ex", "sendto")}
     lookup = socket.getaddrinfo
 

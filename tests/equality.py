@@ -1,6 +1,6 @@
 """Equality of two loads of one model: weights bit by bit, logits within rounding.
 
-Two loads, two processes or two machines hold the same bits of every weight. The logits that they compute may
+Two loads, processes or machines have the same bits of every weight. Their logits may
 differ in the last place: on a CPU without AVX-512 a matrix-vector product depends on the 16-byte alignment
 of its weight, and a mapped file has other offsets than a model that was built in memory.
 
@@ -35,13 +35,13 @@ def logit_difference(found: Any, wanted: Any) -> float:
 
 
 def assert_same_logits(found: Any, wanted: Any, message: object = "") -> None:
-    """Fail unless logits agree within `LOGITS`; arguments as of `logit_difference`."""
+    """Fail unless logits agree within `LOGITS`; arguments as in `logit_difference`."""
     difference = logit_difference(found, wanted)
     assert difference <= LOGITS, f"a relative difference of {difference:.2g} {message}"
 
 
 def assert_same_weights(found: Any, wanted: Any) -> None:
-    """Fail unless two models hold the same tensors: names, dtypes, shapes and bits.
+    """Fail unless two models have the same tensors: names, dtypes, shapes and bits.
 
     Args:
         found, wanted: models; names are compared without what an adapter adds to them.
@@ -78,7 +78,7 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def misalign(model: Any, *, numbers: int = 4) -> Any:
-    """Move every weight to an address that lies `numbers` values behind an aligned one; return the model.
+    """Move every weight to an address `numbers` values after an aligned one, and return the model.
 
     On a CPU without AVX-512, or with `ATEN_CPU_CAPABILITY=avx2`, the logits then differ in the last place.
     """

@@ -1,4 +1,4 @@
-"""Rows to fuzz readers with: texts from many scripts, the ways in which a line is spoilt, and writers."""
+"""Rows to fuzz readers with: texts in many scripts, corruptions of a line, and writers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def dumps(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode()
 
 
-# Each takes a sound row and gives the bytes of a line that has to be refused. The first column is a text.
+# Each converts a valid row to the bytes of a line that must be an error. The first column is a text.
 
 
 def cut(rng: random.Random, row: dict[str, Any]) -> bytes:
@@ -63,17 +63,17 @@ def nested(rng: random.Random, row: dict[str, Any]) -> bytes:
 
 
 def hurt(rng: random.Random, content: bytes) -> bytes:
-    """A file with a few bytes changed, and half of the time cut off."""
-    spoilt = bytearray(content)
+    """Return a file with a few changed bytes, truncated in half of all cases."""
+    corrupted = bytearray(content)
     for _ in range(rng.randrange(1, 4)):
-        spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
+        corrupted[rng.randrange(len(corrupted))] = rng.randrange(256)
     if rng.random() < 0.5:
-        del spoilt[rng.randrange(len(spoilt)) :]
-    return bytes(spoilt)
+        del corrupted[rng.randrange(len(corrupted)) :]
+    return bytes(corrupted)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows in the format of the suffix; .txt has `text` and `label` alone."""
+    """Write rows in the format of the suffix; .txt has only `text` and `label`."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     if path.suffix == ".jsonl":
         path.write_bytes(b"".join(dumps(row) + b"\n" for row in rows))

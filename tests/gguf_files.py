@@ -1,4 +1,4 @@
-"""Write a tiny Llama as a GGUF file, as the converter of llama.cpp writes real ones."""
+"""Write a tiny Llama as a GGUF file in the format of the converter of llama.cpp."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A stand-in for the Hugging Face Hub on loopback, for the real client: models, commits, branches, tags.
+"""A fake Hugging Face Hub on loopback for the real client: models, commits, branches, tags.
 
-It answers the routes of huggingface_hub 2.4 without xet: who am I, repos, metadata check, what goes by
-LFS, upload and check of it, commits, branches, tags, files; private repos want the token. Everything is
-held in memory, and a commit is one change of state.
+It answers the routes of huggingface_hub 2.4 without xet: whoami, repos, metadata check, LFS uploads and their
+verification, commits, branches, tags, files. Private repos need the token. All data are in memory, and a
+commit is one change of state.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class File:
 
     @property
     def oid(self) -> str:
-        """Git's id; of an LFS file that of its pointer."""
+        """Return the id of git; for an LFS file, that of its pointer."""
         data = b"pointer to " + self.sha256.encode() if self.lfs else self.content
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @dataclass
 class Repo:
-    """`commits` maps an id to its files; a new repo has one commit with git's attributes alone."""
+    """`commits` maps an id to its files; a new repo has one commit with only git's attributes."""
 
     private: bool
     commits: dict[str, dict[str, File]] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Repo:
 
 
 class HfHub(LoopbackHub):
-    """What the server has. `me` is the owner of `token`; `role` is that of the token."""
+    """State of the server. `me` is the owner of `token`; `role` is that of the token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class HfHub(LoopbackHub):
         self.repos: dict[str, Repo] = {}
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
-        """Visible files of a repo, without git's own."""
+        """Return the visible files of a repo, without those of git."""
         found = self.repos.get(repo)
         sha = found.find(revision) if found else None
         if found is None or sha is None:
@@ -91,13 +91,13 @@ class HfHub(LoopbackHub):
         return self.repos[repo]
 
     def put(self, repo: str, files: dict[str, bytes]) -> str:
-        """Commit files as if somebody had pushed them."""
+        """Commit files as if another user had pushed them."""
         there = self.repos.get(repo) or self.create(repo)
         new = {name: File(content, name.endswith(LFS)) for name, content in files.items()}
         return there.commit("main", {**there.commits[there.branches["main"]], **new})
 
     def duplicate(self, repo: str, new: str) -> None:
-        """What "duplicate this repo" does."""
+        """Duplicate a repo, as on the website."""
         self.create(new, private=self.repos[repo].private)
         self.put(new, self.files(repo))
 
@@ -298,7 +298,7 @@ def serve() -> Iterator[HfHub]:
 
 
 def point_client(hub: HfHub, patch: pytest.MonkeyPatch, *, cache: Any, login: bool = True) -> None:
-    """Point this process's client to the server: it read its environment when it was imported."""
+    """Point the client of this process to the server; the client reads its environment only on import."""
     from huggingface_hub import constants
     from huggingface_hub.utils import close_session
 

@@ -1,8 +1,7 @@
-"""Recipes run for real in tests: in this process, or in a child of a fork server that has imported torch.
+"""Run recipes in tests: in this process, or in a child of a fork server that has imported torch.
 
-A fresh process would spend most of its time on imports, so there are few: whatever needs a process of its
-own is forked from one server, which has imported all that a run needs; True launches
-are marked slow.
+A new process would spend most of its time on imports. Tests that need a separate process fork it from one
+server, which has imported all modules of a run. Real launches are marked slow.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ PRELOADED = [
     "qwen_task_heads.reports.title_report",
     "qwen_task_heads.reports.text_report",
     "qwen_task_heads.inference.batch_prediction",
-    # What the report of a run imports late: half the time of a short run otherwise.
+    # Late imports of the report, which take half the time of a short run.
     "sklearn.linear_model",
     "sklearn.feature_extraction.text",
     "matplotlib.figure",
@@ -39,12 +38,12 @@ PRELOADED = [
     "warm",
 ]
 
-# Its trainer of trl wraps the model by itself.
+# Its trainer in trl wraps the model itself.
 WARNS = ("grpo_titles",)
 
 
 def run(recipe: Path, *argv: object) -> int:
-    """Run a recipe in this process, as the command line would; give its exit code."""
+    """Run a recipe in this process as on the command line, and return its exit code."""
     words, before = [str(word) for word in argv], sys.argv
     sys.argv = [str(recipe), *words]
     try:
@@ -59,12 +58,12 @@ def run(recipe: Path, *argv: object) -> int:
 def child(
     target: Callable[..., Any], words: tuple[object, ...], log: str, environment: dict[str, str]
 ) -> None:
-    """What the fork server runs: a function with its output in a file."""
+    """Run a function in the fork server, with its output in a file."""
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
-    gc.freeze()  # what the server has imported is no garbage, and takes 0.3 s to look through
+    gc.freeze()  # imports of the server are not garbage, and a collection over them takes 0.3 s
     torch.set_num_threads(1)
     code = target(*words)
     sys.stdout.flush()
@@ -81,7 +80,7 @@ def fork(target: Callable[..., Any], *words: object, log: Path, **environment: s
 
 
 def fork_two(target: Callable[..., Any], *words: object, log: Path) -> list[Any]:
-    """Two children that a launcher would have started as ranks 0 and 1; `log` gets their rank's number."""
+    """Start two children as ranks 0 and 1 of a launcher; their rank is appended to `log`."""
     launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
         fork(target, *words, log=Path(f"{log}{rank}"), RANK=str(rank), LOCAL_RANK=str(rank), **launch)
@@ -90,7 +89,7 @@ def fork_two(target: Callable[..., Any], *words: object, log: Path) -> list[Any]
 
 
 def join(process: Any, log: Path) -> str:
-    """Wait for a child that must end well; give what it printed."""
+    """Wait for a child, which must exit with code 0, and return its output."""
     process.join()
     assert process.exitcode == 0, log.read_text()[-3000:]
     return log.read_text()
@@ -99,7 +98,7 @@ def join(process: Any, log: Path) -> str:
 def kill_once_there(path: Path) -> None:
     """End this process by SIGKILL at its first audited event (a file, an import) after `path` exists.
 
-    A watcher in another process would come too late where the machine is busy.
+    A watcher in another process would be too late on a busy machine.
     """
 
     def hook(event: str, arguments: Any) -> None:
@@ -110,7 +109,7 @@ def kill_once_there(path: Path) -> None:
 
 
 def run_until(path: Path, recipe: Path, *argv: object) -> int:
-    """Run a recipe in this process until `path` exists; SIGKILL ends it then."""
+    """Run a recipe in this process until `path` exists and SIGKILL ends it."""
     kill_once_there(path)
     return run(recipe, *argv)
 
@@ -128,7 +127,7 @@ def start(recipe: Path, words: list[object], log: Path) -> Any:
 
 
 def finished(recipe: Path, words: list[object], log: Path) -> str:
-    """Run a recipe in a child that must end well; give what it printed, which is no warning of a library."""
+    """Run a recipe in a child, which must exit with code 0 and print no warning; return its output."""
     printed = join(start(recipe, words, log), log)
     warned = re.findall(r".*\b\w+Warning: .*", printed)
     assert recipe.stem in WARNS or not warned, warned
@@ -136,14 +135,14 @@ def finished(recipe: Path, words: list[object], log: Path) -> str:
 
 
 def free_port() -> str:
-    """A port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
 
 
 def short(data: Path, base: str, output: Path, **changes: object) -> list[object]:
-    """The words of a run of a few steps; later words win, as on any command line."""
+    """Return the arguments of a run of a few steps; later arguments override earlier ones."""
     options = {
         "model_name_or_path": base, "dataset_name": data, "output_dir": output, "max_steps": 4,
         "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1,
@@ -156,7 +155,7 @@ def short(data: Path, base: str, output: Path, **changes: object) -> list[object
 
 
 def refused(recipe: Path, capfd: pytest.CaptureFixture[str], *words: object) -> str:
-    """The message of a refused run: exit code 2, one message, no traceback."""
+    """Return the message of a run with bad input: exit code 2, one message, no traceback."""
     capfd.readouterr()
     assert run(recipe, *words) == 2
     message = capfd.readouterr().err
@@ -166,7 +165,7 @@ def refused(recipe: Path, capfd: pytest.CaptureFixture[str], *words: object) -> 
 
 
 def estimated(train: dict[str, Any], printed: str) -> None:
-    """Hold what a run says of time and memory against what `metrics.json` says of it."""
+    """Compare the printed estimate and use of time and memory with those in `metrics.json`."""
     stated, used = train["estimate"], train["used"]
     assert min(stated[name] for name in ("memory", "weights", "tokens", "operations")) > 0
     assert stated["memory"] > stated["weights"]

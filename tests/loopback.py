@@ -1,8 +1,8 @@
-"""What both stand-ins of hubs share: an HTTP server on a free port of loopback that fails when it is told to.
+"""HTTP server on a free port of loopback for both fake hubs, which fails on request.
 
-`hub.fail(at=3, how="cut")` makes the third call from now on fail, and with `lasting` all calls after it too:
+`hub.fail(at=3, how="cut")` makes the third of the next calls fail, and with `lasting` all later calls too:
 
-- `503`, or any other status: the server says so, and does nothing.
+- `503`, or any other status: the server answers with it, and does nothing.
 - `cut`: the connection ends before anything was done.
 - `lost`: everything was done, and the connection ends before the answer.
 - `half`: everything was done, and the connection ends in the middle of the answer.
@@ -27,7 +27,7 @@ SLEEP = time.sleep
 
 
 def no_waiting(patch: pytest.MonkeyPatch) -> None:
-    """Let the clients try as often as they do, and wait a thousandth of a second between tries."""
+    """Keep the number of retries of the clients, with a millisecond between retries."""
     patch.setattr(time, "sleep", lambda seconds: SLEEP(min(seconds, 0.001)))
     # ModelScope's client waits for an event in place of a sleep where it reads.
     patch.setattr(
@@ -36,7 +36,7 @@ def no_waiting(patch: pytest.MonkeyPatch) -> None:
 
 
 class LoopbackHub:
-    """What both hubs have: blobs by SHA-256, a log of the calls, and the fault that is armed."""
+    """State of both hubs: blobs by SHA-256, a log of the calls, and the next fault."""
 
     def __init__(self) -> None:
         self.endpoint = ""
@@ -54,7 +54,7 @@ class LoopbackHub:
         self.calls, self.fault = 0, (0, "", False)
 
     def next_fault(self) -> str:
-        """Count a call; how it is to fail, or an empty string."""
+        """Count a call; return how it fails, or an empty string."""
         with self.lock:
             self.calls += 1
             at, how, lasting = self.fault
@@ -67,7 +67,7 @@ class LoopbackHub:
 
 
 class LoopbackHandler(BaseHTTPRequestHandler):
-    """Reads whole requests, applies faults, sends answers. A subclass has `answer`."""
+    """Read whole requests, apply faults, send answers; a subclass implements `answer`."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement
@@ -114,7 +114,7 @@ class LoopbackHandler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def send(self, code: int, content: Any = b"", **headers: Any) -> None:
-        """Send JSON, or bytes as they are; `_` in the names of headers stands for `-`."""
+        """Send JSON or bytes; `_` in names of headers means `-`."""
         kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         if self.fault == "lost":
@@ -134,7 +134,7 @@ class LoopbackHandler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def send_part(self, content: bytes, **headers: Any) -> None:
-        """Send a file, or the range of it that was asked for."""
+        """Send a file, or the requested range of it."""
         wanted = self.headers.get("Range", "").removeprefix("bytes=")
         if self.command == "HEAD" or not wanted:
             return self.send(200, content, Accept_Ranges="bytes", **headers)

@@ -31,7 +31,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
     # 0.02 * sqrt(1024 / 32): the gain per layer of a real model of 1024 channels. With 0.02 here, a
-    # score would hang on the last token alone, and an invariance would say little.
+    # score would depend only on the last token, and tests of invariance would be weak.
     "initializer_range": 0.11,
 }
 FAMILIES: dict[str, Callable[..., PreTrainedConfig]] = {
@@ -40,7 +40,7 @@ FAMILIES: dict[str, Callable[..., PreTrainedConfig]] = {
     "llama": LlamaConfig,
 }
 
-# A figure must not depend on how many cores there are, nor slow down its neighbours.
+# Results must not depend on the number of cores, and parallel tests must not slow each other down.
 torch.set_num_threads(1)
 # One thread reaches its matrix peak, which each training measures twice, with small matrices too.
 throughput.SIDE["cpu"] = 256
@@ -48,7 +48,7 @@ throughput.SIDE["cpu"] = 256
 
 @pytest.fixture(scope="session")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanProcess]:
-    """Give `clean.run(code, *words, folder=...)`: run code where the package cannot be imported."""
+    """Return `clean.run(code, *words, folder=...)`, which runs code without the package."""
     process = CleanProcess(tmp_path_factory.mktemp("clean"))
     yield process
     process.close()
@@ -56,7 +56,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanProcess]:
 
 @pytest.fixture(scope="session")
 def open_in(clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
-    """Give `open_in(job)`: run `fingerprint.py` as a proof does, in the process without the package."""
+    """Return `open_in(job)`, which runs `fingerprint.py` in the process without the package."""
     folder = tmp_path_factory.mktemp("opened")
     code = Path(fingerprint.__file__).read_text(encoding="utf-8")
 
@@ -72,16 +72,16 @@ def open_in(clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 @pytest.fixture
 def quick_proof(open_in: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proofs open what is published in the process that is warm: one of their own imports for 4 s each.
+    """Verify published models in the clean process; a separate process would import for 4 s each time.
 
-    That process of its own runs in `test_gate.py`, and for both hubs in slow tests of pushes.
+    A separate process runs in `test_gate.py`, and for both hubs in slow tests of pushes.
     """
     monkeypatch.setattr(proofs, "in_subprocess", open_in)
 
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., PreTrainedConfig]:
-    """Give `config(family, **changes)`: two layers, 32 channels, the embedded vocabulary."""
+    """Return `config(family, **changes)`: two layers, 32 channels, the embedded vocabulary."""
 
     def config(family: str = "qwen2", **changes: Any) -> PreTrainedConfig:
         return FAMILIES[family](**{**SIZES, **changes})
@@ -91,7 +91,7 @@ def tiny_config() -> Callable[..., PreTrainedConfig]:
 
 @pytest.fixture(scope="session")
 def shake() -> Callable[..., Any]:
-    """Give `shake(model)`: move every trainable tensor at random, as training would, and set eval mode."""
+    """Return `shake(model)`, which changes all trainable tensors at random and sets eval mode."""
 
     def apply(model: Any, *, seed: int = 0, width: float = 0.05) -> Any:
         generator = torch.Generator().manual_seed(seed)
@@ -106,13 +106,13 @@ def shake() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    """The embedded tokenizer, without a template. Do not change it: the session shares it."""
+    """The embedded tokenizer, without a template. The session shares it: read-only."""
     return load_tokenizer("embedded")
 
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory, tiny_config: Any, tokenizer: Any) -> dict[str, str]:
-    """Folders of random backbones saved with their `lm_head`, one per family. Read-only by agreement."""
+    """Folders of random backbones saved with their `lm_head`, one per family. Read-only."""
     root = tmp_path_factory.mktemp("bases")
     for seed, family in enumerate(FAMILIES):
         torch.manual_seed(seed)

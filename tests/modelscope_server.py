@@ -1,8 +1,8 @@
-"""A stand-in for ModelScope on loopback, for the real clients: models and data sets to read, models to write.
+"""A fake ModelScope on loopback for the real clients: models and data sets to read, models to write.
 
-It answers the routes of modelscope 1.40 (and modelscope_hub 0.5): who am I, the revisions of a repo, its
-file list, its files, new repos, large files, commits and tags; private repos want the token. What is read
-may lie in folders; what is written is held in memory, and a commit is one change of state.
+It answers the routes of modelscope 1.40 (and modelscope_hub 0.5): whoami, the revisions of a repo, its
+file list, its files, new repos, large files, commits and tags. Private repos need the token. Files to read
+may be in folders; written files are in memory, and a commit is one change of state.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Repo:
 
 
 class Hub(LoopbackHub):
-    """What the server has, and what was asked of it.
+    """State of the server, and its requests.
 
     `folders` maps (kind, repo) to a folder, `repos` holds what was written; `private` names folders that
     want `token`, `me` is its owner.
@@ -57,7 +57,7 @@ class Hub(LoopbackHub):
         self.me = "me"
 
     def commit(self, kind: str, repo: str) -> str:
-        """Commit of a repo; of a folder a hash of its files."""
+        """Return the commit of a repo; for a folder, a hash of its files."""
         if kind == "models" and repo in self.repos:
             return self.repos[repo].branches["master"]
         digest = hashlib.sha1()
@@ -72,14 +72,14 @@ class Hub(LoopbackHub):
         return self.repos[repo]
 
     def files(self, repo: str, revision: str = "master") -> Files:
-        """Visible files of a written repo, without those that a new one has."""
+        """Return the visible files of a written repo, without those of a new repo."""
         found = self.repos.get(repo)
         files = self.at("models", repo, revision) if found else None
         first = next(iter(found.commits.values())) if found else {}
         return {} if files in (None, first) else {n: d for n, d in files.items() if n != ".gitattributes"}
 
     def put(self, repo: str, files: Files) -> str:
-        """Commit files as if somebody had pushed them."""
+        """Commit files as if another user had pushed them."""
         there = self.repos.get(repo) or self.create(repo)
         return there.commit("master", {**there.commits[there.branches["master"]], **files})
 
@@ -88,7 +88,7 @@ class Hub(LoopbackHub):
         self.put(new, self.files(repo))
 
     def at(self, kind: str, repo: str, revision: str) -> Files | None:
-        """All files at a revision; None where there is no such revision."""
+        """Return all files at a revision; None without such a revision."""
         if kind == "models" and repo in self.repos:
             there = self.repos[repo]
             sha = there.branches.get(revision) or there.tags.get(revision) or revision
@@ -221,7 +221,7 @@ def serve() -> Iterator[Hub]:
 
 
 def point_client(hub: Hub, patch: pytest.MonkeyPatch, *, cache: Path, login: bool = True) -> None:
-    """Point the clients of this process to the server, with a home of their own."""
+    """Point the clients of this process to the server, with a separate home."""
     patch.setenv("MODELSCOPE_ENDPOINT", hub.endpoint)
     patch.setenv("MODELSCOPE_CACHE", str(cache))
     patch.setenv("MODELSCOPE_HOME", str(cache.with_name(cache.name + "-home")))

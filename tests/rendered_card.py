@@ -1,4 +1,4 @@
-"""A card as a reader sees it: rendered to HTML by a CommonMark parser with tables, and read back."""
+"""Render a card to HTML by a CommonMark parser with tables, and parse the result."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Rendered(HTMLParser):
     """The page of a card, without its front matter.
 
     Attributes:
-        tags: every tag opened, with its attributes, in order; code spans left out.
-        titles: heading to the tables that stand under it: rows of cells.
-        texts: what is shown outside of code.
+        tags: every start tag with its attributes, in order, without code spans.
+        titles: heading to its tables: rows of cells.
+        texts: text outside of code.
         heading: text of the first heading.
     """
 

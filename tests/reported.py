@@ -1,4 +1,4 @@
-"""Files of situations from public bug reports, in `cases/`, and where a refusal of them points."""
+"""Files from public bug reports in `cases/`, and the places of their problems."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CASES = Path(__file__).parent / "cases"
 
 
 def case(number: int, *names: str) -> str:
-    """The folder of a case, or a file in it."""
+    """Return the folder of a case, or a file in it."""
     [folder] = CASES.glob(f"{number:02}-*")
     return str(folder.joinpath(*names))
 
 
 def rows_of(path: str) -> list[dict[str, Any]]:
-    """The rows of a JSONL or CSV file, as the standard library reads them."""
+    """Return the rows of a JSONL or CSV file, read by the standard library."""
     text = Path(path).read_text(encoding="utf-8")
     if path.endswith(".csv"):
         return list(csv.DictReader(io.StringIO(text)))
@@ -31,7 +31,7 @@ def rows_of(path: str) -> list[dict[str, Any]]:
 
 
 def refused(read: Callable[[], object]) -> list[str]:
-    """Where the problems of a refusal are: the file's name and the line."""
+    """Return the places of the problems of an error: the file's name and the line."""
     with pytest.raises(TaskHeadsError) as caught:
         read()
     return [Path(problem.where).name for problem in caught.value.problems]

@@ -1,4 +1,4 @@
-"""The comparison of two loads accepts rounding and nothing else."""
+"""The comparison of two loads accepts only rounding."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_one_bit_of_one_weight_is_a_difference(bases: dict[str, str]) -> None:
         assert_same_weights(copy.deepcopy(model).to(torch.bfloat16), model)
 
 
-def test_logits_differ_by_rounding_of_the_largest_and_no_more() -> None:
+def test_logits_may_differ_only_by_rounding_of_the_largest() -> None:
     wanted = torch.tensor([[8.0], [-0.5]])
     assert_same_logits([[8.0], [-0.5 + 8 * 0.9 * LOGITS]], wanted)
     for other in ([[8.0], [-0.5 + 8 * 1.1 * LOGITS]], [[8.0], [float("nan")]], [[8.0, -0.5]]):
@@ -83,7 +83,7 @@ for folder in sys.argv[2:]:
 def test_without_avx512_the_difference_is_rounding(
     bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path: Path
 ) -> None:
-    """There a product with one output depends on the alignment of its weight; of a linear and an MLP head."""
+    """There a product with one output depends on the alignment of its weight, in linear and MLP heads."""
     heads: dict[str, dict[str, Any]] = {"linear": {}, "mlp": {"head": "mlp", "head_sizes": [8]}}
     for name, head in heads.items():
         save(shake(build(bases["qwen2"], **head)), tokenizer=tokenizer, folder=tmp_path / name)

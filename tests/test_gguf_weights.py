@@ -1,4 +1,4 @@
-"""A GGUF file becomes a folder once, whole or not at all; what it says of itself pins an adapter."""
+"""A GGUF file is converted to a folder once, completely or not at all; its hash pins an adapter."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from gguf_files import tiny_llama, write_gguf
+from refusals import raises_problem
 
 from qwen_task_heads import build, gguf_weights, load, load_tokenizer
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.gguf_weights import dequantize
 from qwen_task_heads.hubcode.hashes_task_heads import hash_base, sha256
 from qwen_task_heads.pretrained import locate
@@ -36,7 +36,7 @@ def left(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir()) if cache.is_dir() else []
 
 
-def test_the_folder_holds_the_weights_and_the_tokenizer(file, cache) -> None:
+def test_the_folder_contains_the_weights_and_the_tokenizer(file, cache) -> None:
     folder = dequantize(file)
     assert folder.parent == cache
     assert left(cache) == [folder.name]
@@ -50,13 +50,13 @@ def test_the_folder_holds_the_weights_and_the_tokenizer(file, cache) -> None:
     assert load_tokenizer(str(folder))("at")["input_ids"] == load_tokenizer(str(folder))("at")["input_ids"]
 
 
-def test_it_is_made_once(file, cache, monkeypatch) -> None:
+def test_the_file_is_converted_once(file, cache, monkeypatch) -> None:
     first = dequantize(file)
     monkeypatch.setattr(gguf_weights, "_convert", lambda *_: pytest.fail("made again"))
     assert dequantize(file) == first
 
 
-def test_a_folder_that_was_cut_short_is_made_again(file) -> None:
+def test_an_incomplete_folder_is_converted_again(file) -> None:
     folder = dequantize(file)
     (folder / "gguf.json").unlink()
     assert dequantize(file) == folder
@@ -72,7 +72,7 @@ def test_its_identity_is_the_file_until_the_folder_changes(file) -> None:
 
 
 @pytest.mark.parametrize("given", ["file", "folder and name", "build"])
-def test_every_way_to_name_it_opens_the_same_folder(file, given) -> None:
+def test_every_name_of_the_file_loads_the_same_folder(file, given) -> None:
     folder = str(dequantize(file))
     if given == "file":
         assert locate(str(file)) == folder
@@ -99,7 +99,7 @@ def no_gguf(file: Path) -> None:
 
 
 def claims_more(file: Path) -> None:
-    """State a count of tensors that no file has."""
+    """State a number of tensors that no file has."""
     content = bytearray(file.read_bytes())
     content[8:16] = (2**40).to_bytes(8, "little")
     file.write_bytes(bytes(content))
@@ -119,30 +119,36 @@ def is_not_a_number(file: Path) -> None:
     file.write_bytes(content[:-4] + nan)  # the last tensor, output_norm, is fp32
 
 
-@pytest.mark.parametrize(
-    "damage", [truncated, no_gguf, claims_more, other_architecture, lacks_a_tensor, is_not_a_number]
-)
-def test_a_bad_file_is_refused_and_nothing_stays(file, cache, damage) -> None:
+DAMAGES = {
+    truncated: "file-truncated",
+    no_gguf: "file-format",
+    claims_more: "file-truncated",
+    other_architecture: "model-unsupported",
+    lacks_a_tensor: "model-corrupted",
+    is_not_a_number: "number-not-finite",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_corrupted_file_is_an_error_and_not_cached(file, cache, damage) -> None:
     damage(file)
-    with pytest.raises(TaskHeadsError) as refused:
+    with raises_problem(DAMAGES[damage], str(file)) as problems:
         dequantize(file)
-    assert [problem.where for problem in refused.value.problems] == [str(file)]
+    assert len(problems) == 1
     assert left(cache) == []
 
 
-def test_another_hash_than_expected_is_refused(file, cache) -> None:
-    with pytest.raises(TaskHeadsError, match="0" * 64):
+def test_another_hash_than_expected_is_an_error(file, cache) -> None:
+    with raises_problem("model-corrupted", str(file), match="0" * 64):
         dequantize(file, expected="0" * 64)
     assert left(cache) == []
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_written(file, cache, monkeypatch) -> None:
+def test_a_full_disk_is_an_error_before_anything_is_written(file, cache, monkeypatch) -> None:
     usage = shutil.disk_usage(file.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
-    with pytest.raises(TaskHeadsError) as refused:
+    with raises_problem("disk-full", str(cache), match="QWEN_TASK_HEADS_CACHE"):
         dequantize(file)
-    assert refused.value.problems[0].where == str(cache)
-    assert "QWEN_TASK_HEADS_CACHE" in refused.value.problems[0].fix
     assert left(cache) == []
 
 
@@ -151,12 +157,12 @@ def test_a_write_that_fails_leaves_nothing(file, cache, monkeypatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)  # after the weights
-    with pytest.raises(TaskHeadsError, match="No space left"):
+    with raises_problem("disk-full", str(cache), match="No space left"):
         dequantize(file)
     assert left(cache) == []
 
 
-def test_two_processes_at_once_make_one_whole_folder(file, cache, tmp_path) -> None:
+def test_two_processes_at_once_write_one_complete_folder(file, cache, tmp_path) -> None:
     line = f"from qwen_task_heads.gguf_weights import dequantize; print(dequantize({str(file)!r}))"
     options: dict[str, Any] = {"env": {**os.environ}, "stdout": subprocess.PIPE, "text": True}
     both = [subprocess.Popen([sys.executable, "-c", line], **options) for _ in range(2)]

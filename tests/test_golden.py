@@ -1,4 +1,4 @@
-"""Folders that a release saved open with equal logits in every later one, with and without the package."""
+"""Folders that a release saved load with equal logits in later releases, with and without the package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ with torch.no_grad():
 
 @pytest.fixture(params=RELEASES, ids=lambda path: path.name)
 def release(request: pytest.FixtureRequest) -> Any:
-    """A folder of golden folders, and what they have to answer."""
+    """The folders of a release, and their expected logits."""
     return request.param, json.loads((request.param / "logits.json").read_text(encoding="utf-8"))
 
 
@@ -50,7 +50,7 @@ def test_a_generative_classifier_gives_the_log_scores_of_its_release(release) ->
     assert_same_logits(scorer.log_scores(wanted["texts"]), wanted["generative"])
 
 
-def test_a_full_model_opens_without_the_package(release, clean) -> None:
+def test_a_full_model_loads_without_the_package(release, clean) -> None:
     folder, _ = release
     code = "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n" + WITHOUT
     clean.run(code, folder / "full", folder / "logits.json", folder=folder)
@@ -62,5 +62,5 @@ def test_a_folder_is_named_by_a_path_or_a_text(open_it, release) -> None:
     assert type(open_it(folder / "full")) is type(open_it(str(folder / "full")))
 
 
-def test_there_are_releases() -> None:
+def test_releases_are_found() -> None:
     assert RELEASES

@@ -1,4 +1,4 @@
-"""Labels that are added to a saved classifier: old rows of its head by name, new ones in between."""
+"""Labels are added to a saved classifier; old rows of its head keep their names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 import torch
 from equality import assert_same_logits
 from peft import get_peft_model
+from refusals import raises_problem
 
 from qwen_task_heads import Scorer, TaskHeadsError, adapter_config, bind_template, build, load, save
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.head_rows import (
-    added_line,
+    added_summary,
     check_added,
     drop_calibration,
     fold_temperature,
@@ -40,7 +41,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def saved_run(base: str, tokenizer: Any, shake: Any, folder: Path, *, kind: str = "full", **head: Any) -> Any:
-    """A classifier of the old labels in a folder, and its logits."""
+    """Save a classifier of the old labels; return its folder and logits."""
     model: Any = build(base, task="pooled_classifier", labels=OLD, **head)
     bind_template(tokenizer, model.config)
     if kind != "full":
@@ -73,7 +74,7 @@ def test_old_rows_move_by_name_and_new_ones_start_as_their_mean(
                 assert torch.equal(tensor[place], own), (name, label)
         else:
             assert torch.equal(tensor, state[name]), name
-    assert rows == (2 if "mlp" in HEADS[head].values() else 1)  # a bias, too
+    assert rows == (2 if "mlp" in HEADS[head].values() else 1)  # a bias too
     assert (model.num_labels, model.config.probe) == (5, None)
     model.check_probe()
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -81,7 +82,7 @@ def test_old_rows_move_by_name_and_new_ones_start_as_their_mean(
     assert_same_logits(after[:, [WIDER.index(label) for label in OLD]], before)
     mean = before.mean(1, keepdim=True).expand(-1, 2)
     torch.testing.assert_close(after[:, [0, 3]], mean, atol=1e-5 * float(before.abs().max()), rtol=0)
-    # No answer changes before anything is trained.
+    # No prediction changes before training.
     assert [WIDER[k] for k in after.argmax(1)] == [OLD[k] for k in before.argmax(1)]
 
 
@@ -102,10 +103,10 @@ def test_the_result_is_saved_with_its_labels_and_reloads(
     assert saved_task(str(tmp_path / "new"))["labels"].names == WIDER
     [answer] = Scorer(str(tmp_path / "new")).predict(["A text."])
     assert set(answer.probabilities) == set(WIDER)
-    assert_same_logits(logits(load(folder)), before)  # what was there is as it was
+    assert_same_logits(logits(load(folder)), before)  # the old folder is not changed
 
 
-def test_nothing_is_drawn(bases: dict[str, str], words: Any, shake: Any, tmp_path: Path) -> None:
+def test_no_random_numbers_are_drawn(bases: dict[str, str], words: Any, shake: Any, tmp_path: Path) -> None:
     """Two builds are equal whatever the seed, and later draws are those of a build without new labels."""
     folder, _ = saved_run(bases["qwen2"], words, shake, tmp_path)
     drawn = []
@@ -116,7 +117,9 @@ def test_nothing_is_drawn(bases: dict[str, str], words: Any, shake: Any, tmp_pat
     assert torch.equal(*drawn)
 
 
-def test_what_is_said_of_labels_moves_with_them(bases: dict[str, str], words: Any, tmp_path: Path) -> None:
+def test_descriptions_and_aliases_move_with_their_labels(
+    bases: dict[str, str], words: Any, tmp_path: Path
+) -> None:
     labels = LabelMap(OLD, ("games", "", ""), aliases=((), ("cash",), ()))
     model = build(bases["qwen2"], task="pooled_classifier", labels=OLD, **labels.described())
     folder = str(save(model, tokenizer=words, folder=tmp_path))
@@ -124,9 +127,9 @@ def test_what_is_said_of_labels_moves_with_them(bases: dict[str, str], words: An
     assert LabelMap.of_config(kept) == relabeled(labels, WIDER)
     assert kept.label_descriptions == ["", "", "games", "", ""]
     assert kept.label_aliases == [[], [], [], [], ["cash"]]
-    told = LabelMap(WIDER, tuple(f"about {name}" for name in WIDER))
-    config = build(folder, task="pooled_classifier", labels=WIDER, **told.described()).config
-    assert config.label_descriptions == [*told.descriptions]
+    stated = LabelMap(WIDER, tuple(f"about {name}" for name in WIDER))
+    config = build(folder, task="pooled_classifier", labels=WIDER, **stated.described()).config
+    assert config.label_descriptions == [*stated.descriptions]
     same = LabelMap(OLD, ("balls", "coins", "doctors"))
     config = build(folder, task="pooled_classifier", labels=OLD, **same.described()).config
     assert config.label_descriptions == [*same.descriptions]
@@ -141,43 +144,40 @@ def test_what_is_said_of_labels_moves_with_them(bases: dict[str, str], words: An
         ("art", "cars"),
     ],
 )
-def test_labels_that_leave_one_out_or_only_change_the_order_are_refused(
+def test_missing_or_reordered_labels_are_an_error(
     bases: dict[str, str], words: Any, shake: Any, tmp_path: Path, labels: tuple[str, ...]
 ) -> None:
     folder, _ = saved_run(bases["qwen2"], words, shake, tmp_path)
-    with pytest.raises(TaskHeadsError) as caught:
+    with raises_problem("label-conflict", "--labels"):
         build(folder, task="pooled_classifier", labels=labels)
-    assert [problem.where for problem in caught.value.problems] == ["--labels"]
-    assert build(folder, task="pooled_classifier").config.id2label == dict(enumerate(OLD))  # the remedy
+    assert build(folder, task="pooled_classifier").config.id2label == dict(enumerate(OLD))  # the fix
 
 
-def test_labels_that_stand_twice_are_refused(
-    bases: dict[str, str], words: Any, shake: Any, tmp_path: Path
-) -> None:
+def test_repeated_labels_are_an_error(bases: dict[str, str], words: Any, shake: Any, tmp_path: Path) -> None:
     folder, _ = saved_run(bases["qwen2"], words, shake, tmp_path)
-    with pytest.raises(TaskHeadsError, match="stands twice"):
+    with pytest.raises(TaskHeadsError, match="'art'"):
         build(folder, task="pooled_classifier", labels=[*OLD, "art", "art"])
 
 
-def test_an_ordinal_head_takes_no_further_label(
+def test_labels_cannot_be_added_to_an_ordinal_head(
     bases: dict[str, str], words: Any, shake: Any, tmp_path: Path
 ) -> None:
     folder, _ = saved_run(bases["qwen2"], words, shake, tmp_path, kind="lora", problem_type="ordinal")
-    with pytest.raises(TaskHeadsError, match="no row per label") as caught:
+    with raises_problem("label-conflict", "--labels", match="art") as problems:
         build(folder, task="pooled_classifier", labels=[*OLD, "art"])
-    [problem] = caught.value.problems
-    assert bases["qwen2"] in problem.fix  # the base of the adapter: the run that starts anew works
+    [problem] = problems
+    assert bases["qwen2"] in problem.fix  # the base of the adapter, on which a new run works
     again = build(bases["qwen2"], task="pooled_classifier", labels=[*OLD, "art"], problem_type="ordinal")
     assert again.config.num_labels == 4
     check_added(LabelMap(OLD), LabelMap(OLD), problem_type="ordinal")
 
 
-def test_the_line_says_what_is_kept_and_what_is_new() -> None:
-    line = added_line(LabelMap(WIDER), LabelMap(OLD), name="the saved model")
+def test_the_summary_names_kept_and_new_labels() -> None:
+    summary = added_summary(LabelMap(WIDER), LabelMap(OLD), name="the saved model")
     for name in WIDER:
-        assert repr(name) in line
-    assert line.index("'health'") < line.index("'art'")  # kept ones first
-    assert added_line(LabelMap(OLD), LabelMap(OLD), name="the saved model") == ""
+        assert repr(name) in summary
+    assert summary.index("'health'") < summary.index("'art'")  # kept ones first
+    assert added_summary(LabelMap(OLD), LabelMap(OLD), name="the saved model") == ""
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "dora", "head_only"])

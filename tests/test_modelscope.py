@@ -1,4 +1,4 @@
-"""ModelScope as a source: models, adapters and data sets from a server on loopback, pinned and renamed."""
+"""ModelScope as a source: models, adapters and data sets from a server on loopback."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from equality import assert_same_logits, assert_same_model, assert_same_weights
 from loopback import no_waiting
 from modelscope_server import Hub, serve
 from peft import LoraConfig, get_peft_model
+from refusals import raises_problem
 from transformers import AutoModelForSequenceClassification
 
 from qwen_task_heads import LabelMap, LabelScorer, adapter_config, build, load, load_tokenizer, merge, save
@@ -27,7 +28,7 @@ from qwen_task_heads.modelscope import fetch_modelscope
 from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
 
 modelscope_hub = pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
-# Without a network PEFT cannot ask the other hub whether the vocabulary grew, and says so.
+# Without a network PEFT warns that it cannot compare the vocabulary with the base on the Hugging Face Hub.
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")
 BASE, ADAPTER = "Qwen/tiny", "me/adapter"
 IDS = torch.randint(1, 5000, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -35,7 +36,7 @@ IDS = torch.randint(1, 5000, (3, 9), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bases: dict[str, str]) -> Iterator[Hub]:
-    """A server with one backbone, and a cache and a home of this test alone."""
+    """A server with one backbone, with a separate cache and home."""
     _modelscope_folder.cache_clear()
     with serve() as running:
         running.folders["models", BASE] = Path(bases["qwen2"])
@@ -66,14 +67,14 @@ def test_a_backbone_is_fetched_once_and_recorded_by_its_id_and_commit(hub: Hub, 
 
 @pytest.fixture
 def adapter(hub: Hub, shake: Any, tokenizer: Any, tmp_path: Path) -> tuple[Path, Any]:
-    """A folder with an adapter of the backbone on the server, and the model that was saved there."""
+    """A folder with an adapter of the backbone on the server, and the saved model."""
     model = build(BASE, hub="modelscope", task="pooled_classifier", labels=["a", "b", "c"])
     adapted = shake(get_peft_model(model, adapter_config(model, r=2)))
     return save(adapted, tokenizer=tokenizer, folder=tmp_path / "adapter"), adapted
 
 
 @torch.no_grad()
-def test_an_adapter_finds_its_base_there_again(
+def test_the_base_of_an_adapter_is_fetched_from_there(
     hub: Hub, adapter: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     folder, adapted = adapter
@@ -100,14 +101,14 @@ def test_an_adapter_finds_its_base_there_again(
     stock = AutoModelForSequenceClassification.from_pretrained(exported).eval()
     assert (stock(input_ids=IDS).logits - logits).abs().max() <= 1e-5
 
-    # published there, it is opened by its id, and may be trained on
+    # Published there, it loads by its id, and its training can continue.
     hub.folders["models", ADAPTER] = save(model, tokenizer=tokenizer, folder=tmp_path / "up", repo_id=ADAPTER)
     assert_same_model(load(ADAPTER, hub="modelscope"), adapted, input_ids=IDS)
-    taken_up = build(ADAPTER, hub="modelscope", task="pooled_classifier")
-    assert (taken_up(input_ids=IDS).logits - logits).abs().max() <= 1e-5
+    continued = build(ADAPTER, hub="modelscope", task="pooled_classifier")
+    assert (continued(input_ids=IDS).logits - logits).abs().max() <= 1e-5
 
 
-def test_a_label_writer_brings_its_labels_and_its_base(hub: Hub, shake: Any, tmp_path: Path) -> None:
+def test_a_generative_classifier_has_its_labels_and_base(hub: Hub, shake: Any, tmp_path: Path) -> None:
     base, folder = base_of(BASE, hub="modelscope"), tmp_path / "writer"
     adapter = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"])
     model = shake(get_peft_model(load_generator(BASE, hub="modelscope"), adapter))
@@ -126,60 +127,60 @@ def test_a_label_writer_brings_its_labels_and_its_base(hub: Hub, shake: Any, tmp
     assert torch.allclose(found.log_scores(texts), wanted.log_scores(texts), atol=1e-6, rtol=0)
 
 
-def test_without_the_switch_the_message_says_where_the_base_is_from(adapter: Any) -> None:
-    with pytest.raises(TaskHeadsError, match=r"base 'Qwen/tiny'.*hub='modelscope'"):
+def test_without_the_option_the_message_names_the_hub_of_the_base(adapter: Any) -> None:
+    with raises_problem("base-changed", "config.json", match=r"'Qwen/tiny'.*hub='modelscope'"):
         load(str(adapter[0]))
 
 
-def test_a_base_that_moved_on_is_not_taken_for_the_old_one(hub: Hub, adapter: Any, bases: Any) -> None:
+def test_another_commit_of_the_base_is_an_error(hub: Hub, adapter: Any, bases: Any) -> None:
     pinned = hub.commit("models", BASE)
-    hub.folders["models", BASE] = Path(bases["qwen3"])  # whose server does not keep old commits
-    with pytest.raises(TaskHeadsError, match=f"{BASE}.*no such revision"):
+    hub.folders["models", BASE] = Path(bases["qwen3"])  # the server does not keep old commits
+    with raises_problem("model-not-found", BASE, match="no such revision"):
         load(str(adapter[0]), hub="modelscope")
     assert any(pinned in line for line in hub.log)
 
 
 @pytest.mark.parametrize(
     ("name", "revision", "named"),
-    [("me/none", None, "me/none: .*no such repo"), (BASE, "v9", f"{BASE}: .*no such revision")],
+    [("me/none", None, "no such repo"), (BASE, "v9", "no such revision")],
 )
-def test_what_is_not_there_is_named(hub: Hub, name: str, revision: str | None, named: str) -> None:
+def test_a_missing_repo_or_revision_is_named(hub: Hub, name: str, revision: str | None, named: str) -> None:
     for call in (build, load, load_tokenizer, merge):
-        with pytest.raises(TaskHeadsError, match=named):
+        with raises_problem("model-not-found", name, match=named):
             call(name, revision=revision, hub="modelscope")
 
 
-def test_a_private_repo_takes_the_token_of_the_environment(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_private_repo_uses_the_token_of_the_environment(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.private.add(BASE)
-    with pytest.raises(TaskHeadsError, match=f"{BASE}: .*access denied.*MODELSCOPE_API_TOKEN"):
+    with raises_problem("hub-denied", BASE, match="access denied.*MODELSCOPE_API_TOKEN"):
         build(BASE, hub="modelscope")
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", hub.token)
     assert build(BASE, hub="modelscope").config.backbone_name_or_path == BASE
 
 
-def test_folders_and_the_embedded_backbone_ask_nobody(hub: Hub, bases: Any) -> None:
+def test_folders_and_the_embedded_backbone_need_no_request(hub: Hub, bases: Any) -> None:
     for name in (bases["qwen2"], "embedded"):
         model = build(name, hub="modelscope")
         assert (model.config.backbone_revision, model.config.backbone_hub) == (None, None)
     assert hub.log == []
 
 
-def test_an_unknown_hub_and_a_missing_package_are_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TaskHeadsError, match="--hub: found 'gitee'; accepted: huggingface, modelscope"):
+def test_an_unknown_hub_and_a_missing_package_are_errors(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with raises_problem("option-value", "--hub", match="'gitee'.*huggingface, modelscope"):
         build(BASE, hub="gitee")
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
-    with pytest.raises(TaskHeadsError, match=r"not installed.*pip install 'qwen-task-heads\[modelscope\]'"):
+    with raises_problem("package-missing", match=r"pip install 'qwen-task-heads\[modelscope\]'"):
         build(BASE, hub="modelscope")
 
 
-def test_without_a_network_what_is_cached_is_used(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_used_without_a_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, commit = fetch_modelscope(BASE)
     with serve() as gone:
         pass
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", gone.endpoint)
     no_waiting(monkeypatch)
     assert fetch_modelscope(BASE) == (folder, commit)
-    with pytest.raises(TaskHeadsError, match="me/none: the model cannot be fetched"):
+    with raises_problem("hub-unreachable", "me/none"):
         fetch_modelscope("me/none")
 
 
@@ -201,5 +202,5 @@ def test_a_data_set_is_read_from_its_files(hub: Hub, tmp_path: Path) -> None:
     assert len(_downloads(hub)) == 4  # each file once, and no other
     with pytest.raises(TaskHeadsError, match="several splits"):
         list(read_inputs("me/flat", hub="modelscope"))
-    with pytest.raises(TaskHeadsError, match="me/none: the dataset cannot be fetched"):
+    with raises_problem("path-not-found", "me/none"):
         list(read_inputs("me/none", hub="modelscope"))

@@ -1,4 +1,4 @@
-"""The front door: public names are there, and native models are left alone."""
+"""Public names exist, and native models are not changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parent / "golden" / "0.1"
 
 
 @pytest.mark.parametrize("name", qwen_task_heads.__all__)
-def test_public_names_are_there(name: str) -> None:
+def test_public_names_exist(name: str) -> None:
     assert callable(getattr(qwen_task_heads, name))
     assert name in dir(qwen_task_heads)
 
@@ -46,7 +46,7 @@ def test_our_types_are_registered(config_class: type) -> None:
         assert type(auto.from_config(config)) is model_class
 
 
-def test_native_qwen_models_are_left_alone() -> None:
+def test_native_qwen_models_are_not_changed() -> None:
     tiny = Qwen2Config(
         vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1,

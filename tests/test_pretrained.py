@@ -1,4 +1,4 @@
-"""Names of decoders: what they lead to, and how a config keeps them."""
+"""Names of decoders: how they are resolved, and how a config stores them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from gguf_files import write_gguf
+from refusals import raises_problem
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from qwen_task_heads import adapter_config, build, load, load_tokenizer, merge, pretrained, save
 from qwen_task_heads.adapters import with_adapter
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.generators import base_of
 from qwen_task_heads.hubcode.hashes_task_heads import sha256
 from qwen_task_heads.pretrained import PACKAGED, SMOLLM2, hub_id, is_folder, is_installed, locate, stored_name
@@ -32,7 +32,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def replaced(monkeypatch, answer: Callable[[str], Any]) -> None:
-    """Answer for the package of the weights alone."""
+    """Replace the metadata of only the package of the weights."""
     real, package = pretrained.metadata.distribution, PACKAGED[SMOLLM2].package
     monkeypatch.setattr(
         pretrained.metadata, "distribution", lambda name: answer(name) if name == package else real(name)
@@ -41,7 +41,7 @@ def replaced(monkeypatch, answer: Callable[[str], Any]) -> None:
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch) -> Path:
-    """A tiny model in the place of the real one: installed, with its own hash."""
+    """A tiny model instead of the real one: installed, with its own hash."""
     model = PACKAGED[SMOLLM2]
     file = tmp_path / "site" / model.file
     file.parent.mkdir(parents=True)
@@ -60,7 +60,7 @@ def no_wheel(monkeypatch) -> None:
     replaced(monkeypatch, missing)
 
 
-def test_the_name_leads_to_the_cache_and_is_what_a_config_keeps(wheel, cache) -> None:
+def test_the_name_resolves_to_the_cache_and_is_stored_in_a_config(wheel, cache) -> None:
     assert locate(SMOLLM2) == str(cache / SMOLLM2)
     config = build(SMOLLM2, pooling="mean").config
     assert config.backbone_name_or_path == SMOLLM2
@@ -83,33 +83,31 @@ def test_names(tmp_path, wheel) -> None:
     assert stored_name(locate(SMOLLM2)) == SMOLLM2
 
 
-def test_a_folder_of_that_name_wins(tmp_path, wheel, monkeypatch) -> None:
+def test_a_folder_of_that_name_is_preferred(tmp_path, wheel, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(SMOLLM2).mkdir()
     assert locate(SMOLLM2) == SMOLLM2
     assert stored_name(SMOLLM2) == str(tmp_path / SMOLLM2)
 
 
-def test_without_the_wheel_and_a_network_it_says_what_to_install(no_wheel, cache) -> None:
+def test_without_the_wheel_and_a_network_the_fix_names_the_package(no_wheel, cache) -> None:
     assert not is_installed(SMOLLM2)
-    with pytest.raises(TaskHeadsError) as refused:
+    with raises_problem("package-missing", SMOLLM2) as problems:
         build(SMOLLM2)
-    [problem] = refused.value.problems
-    assert problem.where == SMOLLM2
+    [problem] = problems
     assert PACKAGED[SMOLLM2].install in problem.fix
     assert not cache.exists()
 
 
-def test_a_wheel_with_another_file_is_refused(wheel, cache) -> None:
+def test_a_wheel_with_another_file_is_an_error(wheel, cache) -> None:
     wheel.write_bytes(wheel.read_bytes() + b"x")
-    with pytest.raises(TaskHeadsError) as refused:
+    with raises_problem("model-corrupted", str(wheel)):
         build(SMOLLM2)
-    assert refused.value.problems[0].where == str(wheel)
     assert not cache.exists() or not list(cache.iterdir())
 
 
 def saved_adapter(folder: Path) -> tuple[Path, torch.Tensor]:
-    """A head over the packaged model, and its logits of a text."""
+    """Save a head on the packaged model; return its folder and logits."""
     torch.manual_seed(0)
     model, tokenizer = build(SMOLLM2, pooling="mean"), load_tokenizer(SMOLLM2)
     compile_template(tokenizer, template=Template(), model_type="llama", max_length=32)
@@ -118,7 +116,7 @@ def saved_adapter(folder: Path) -> tuple[Path, torch.Tensor]:
     return folder, adapted(torch.tensor([[5, 9, 40]])).logits
 
 
-def test_an_adapter_opens_wherever_the_name_does(wheel, tmp_path, monkeypatch) -> None:
+def test_an_adapter_loads_with_another_cache(wheel, tmp_path, monkeypatch) -> None:
     folder, logits = saved_adapter(tmp_path / "adapter")
     monkeypatch.setenv("QWEN_TASK_HEADS_CACHE", str(tmp_path / "another"))
     for model in (load(str(folder)), merge(str(folder))):
@@ -128,15 +126,15 @@ def test_an_adapter_opens_wherever_the_name_does(wheel, tmp_path, monkeypatch) -
     torch.testing.assert_close(opened(torch.tensor([[5, 9, 40]])).logits, logits, rtol=0, atol=1e-6)
 
 
-def test_a_base_that_changed_is_refused(wheel, tmp_path, cache) -> None:
+def test_a_changed_base_is_an_error(wheel, tmp_path, cache) -> None:
     folder, _ = saved_adapter(tmp_path / "adapter")
     config = cache / SMOLLM2 / "config.json"
     config.write_text(config.read_text().replace('"vocab_size"', '"vocab_size" '))
-    with pytest.raises(TaskHeadsError, match=r"config\.json is new"):
+    with raises_problem("base-changed", match=r"config\.json is new"):
         load(str(folder))
 
 
-def test_a_process_without_the_package_opens_it_on_the_same_machine(wheel, tmp_path) -> None:
+def test_a_process_without_the_package_loads_it_on_the_same_machine(wheel, tmp_path) -> None:
     folder, logits = saved_adapter(tmp_path / "adapter")
     code = (
         "import sys; sys.modules['qwen_task_heads'] = None\n"

@@ -1,4 +1,4 @@
-"""What the README says of training from Python runs as it stands there."""
+"""The README's examples of training from Python run unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_there_is_a_block_of_at_most_15_lines_for_each_trainer():
 # The blocks name no device: on a machine without a GPU torch warns that it pins no memory.
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 @pytest.mark.parametrize("block", BLOCKS, ids=["titles", "texts"])
-def test_it_trains_saves_and_loads(block, tmp_path, monkeypatch):
+def test_a_block_trains_and_saves(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), names)

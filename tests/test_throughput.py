@@ -1,4 +1,4 @@
-"""The speed line counts what the batches hold and what the backbone computes."""
+"""The throughput summary counts tokens of the batches and tokens that the backbone computes."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ def test_tokens_are_counted(bases: dict[str, str], tmp_path: Path, packing: bool
     found, lengths, model = trained(
         bases["qwen2"], tmp_path, before=before, packing=packing, eval_strategy="epoch"
     )
-    assert found.real == sum(lengths)  # evaluation does not count
+    assert found.real == sum(lengths)  # evaluation is not counted
     assert found.padded > found.real
     if packing:
-        assert found.computed < found.real  # the instruction stands once in a batch
+        assert found.computed < found.real  # the instruction is computed once per batch
         assert 0.3 < found.avoided < 1
     else:
         assert found.computed == found.padded
-    line = found.line()
-    assert f"{found.padded:,} tokens" in line
-    assert f"{found.avoided:.0%} of the" in line
-    assert not model._forward_pre_hooks  # nobody listens any more
+    summary = found.summary()
+    assert f"{found.padded:,} tokens" in summary
+    assert f"{found.avoided:.0%} of the" in summary
+    assert not model._forward_pre_hooks  # all hooks are removed
 
 
 def counted(model: Any, *, training: bool) -> tuple[float, float]:
-    """Operations of the linear layers as `Throughput` counts them, and of all products as torch does."""
+    """Return the operations of linear layers by `Throughput`, and of all products by torch."""
     speed, ids = Throughput(), torch.arange(3, 27).view(3, 8)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     with (
@@ -82,11 +82,11 @@ def counted(model: Any, *, training: bool) -> tuple[float, float]:
     return speed.flops, sum(products.get(name, 0) for name in (torch.ops.aten.mm, torch.ops.aten.addmm))
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])  # the last layer of `last` computes pooled tokens alone
+@pytest.mark.parametrize("pooling", ["last", "mean"])  # the last layer of `last` computes only pooled tokens
 @pytest.mark.parametrize("kind", ["full", "frozen", "lora", "predict"])
 def test_operations_are_those_that_torch_counts(bases: dict[str, str], kind: str, pooling: str) -> None:
     model: Any = build(bases["qwen2"], task="pooled_classifier", labels=["a", "b"], pooling=pooling)
-    head = 2 * 3 * model.score.weight.numel()  # which is no part of the backbone
+    head = 2 * 3 * model.score.weight.numel()  # not part of the backbone
     if kind == "frozen":
         model.model.requires_grad_(False)
     if kind == "lora":
@@ -99,17 +99,17 @@ def test_operations_are_those_that_torch_counts(bases: dict[str, str], kind: str
 def test_a_share_above_the_peak_is_never_printed(bases: dict[str, str], tmp_path: Path) -> None:
     found, _, _ = trained(bases["qwen2"], tmp_path, before="Is it? ")
     found.seconds = 1.0
-    for factor, shown in (
+    for factor, expected in (
         (0.43, ", 43% of this machine's matrix peak;"),
         (5.98, "second; "),
         (1.0001, "second; "),
     ):
         found.flops, found._peak = factor * 1e18, 1e18  # no machine's own measurement is higher
-        line = found.line()
-        assert shown in line
-        assert all(float(share) <= 100 for share in re.findall(r"([\d.]+)%", line))
+        summary = found.summary()
+        assert expected in summary
+        assert all(float(share) <= 100 for share in re.findall(r"([\d.]+)%", summary))
     found.flops = 0.0  # as of layers that multiply in int8
-    assert "peak" not in found.line()
+    assert "peak" not in found.summary()
     assert found.utilization is None
 
 
@@ -117,21 +117,21 @@ def test_the_best_of_all_measurements_is_the_peak(bases: dict[str, str], tmp_pat
     found, _, _ = trained(bases["qwen2"], tmp_path, before="Is it? ")
     before = found._peak
     assert before > 1e8  # measured before the training
-    found.line()
+    found.summary()
     assert found._peak >= before
     found._peak = 1e18
     found.measure_peak()
     assert found._peak == 1e18
 
 
-def test_a_run_without_an_update_says_so() -> None:
-    assert Throughput().line() == "speed: nothing was computed"
+def test_the_summary_of_a_run_without_an_update() -> None:
+    assert Throughput().summary() == "speed: nothing was computed"
     state = torch.get_rng_state()
     assert matrix_peak(torch.device("cpu")) > 0
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_run_that_broke_off_is_not_counted_twice(bases: dict[str, str], tmp_path: Path) -> None:
+def test_an_interrupted_run_is_not_counted_twice(bases: dict[str, str], tmp_path: Path) -> None:
     model, callback = build(bases["qwen2"]), ThroughputCallback()
     known = TrainingArguments(str(tmp_path), use_cpu=True), TrainerState(), TrainerControl()
     ids = torch.arange(3, 15).view(2, 6)
@@ -143,11 +143,11 @@ def test_a_run_that_broke_off_is_not_counted_twice(bases: dict[str, str], tmp_pa
     assert not model._forward_pre_hooks
 
 
-def test_a_hook_that_another_thread_takes_away_stops_no_pass(bases: dict[str, str]) -> None:
+def test_a_hook_removed_by_another_thread_does_not_stop_a_pass(bases: dict[str, str]) -> None:
     model = build(bases["qwen2"], task="pooled_classifier", labels=["a", "b"]).eval()
     ids = torch.arange(3, 9).view(2, 3)
     with Throughput().listening(model):
-        # That thread is between taking a hook's flag and the hook: torch calls it without kwargs.
+        # The other thread has removed the flag but not yet the hook: torch calls it without kwargs.
         for module in (model, model.model):
             module._forward_pre_hooks_with_kwargs.clear()
         assert model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape == (2, 2)

@@ -1,4 +1,4 @@
-"""What every run computes once in its process: the fork server does it before it forks, for all of them."""
+"""Work that every run does once in its process; the fork server does it before it forks."""
 
 from __future__ import annotations
 

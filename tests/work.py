@@ -1,8 +1,7 @@
-"""Work counted in function calls and lines: a bound on it holds on any processor, idle or busy.
+"""Bound work by the number of function calls or lines, which does not depend on the processor or its load.
 
-Time depends on the machine and on its load; the number of calls of one input does not. A loop that takes
-quadratic time makes so many calls that the bound ends it at once. What C code does within one call is not
-counted: the inputs are so large that pytest's timeout, which guards against hangs, ends it there.
+A loop that takes quadratic time makes so many calls that the bound stops it at once. Work of C code within
+one call is not counted. The inputs are so large that pytest's timeout would stop it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import pytest
 
 @dataclass
 class Work:
-    """How many calls of Python and C functions a block has made."""
+    """Number of calls of Python and C functions in a block."""
 
     calls: int = 0
 
@@ -28,7 +27,7 @@ def at_most(calls: int) -> Iterator[Work]:
     """Fail as soon as this thread has made more calls in the block.
 
     Args:
-        calls: the bound, about twice what the block makes today.
+        calls: the bound, about twice the current number.
 
     Yields:
         The count.
@@ -54,7 +53,7 @@ def at_most_lines(lines: int) -> Iterator[None]:
     """Fail as soon as this thread has executed more lines of Python in the block; sees loops without calls.
 
     Args:
-        lines: the bound, about twice what the block executes today.
+        lines: the bound, about twice the current number.
     """
     done, before = 0, sys.gettrace()
 

@@ -1,4 +1,4 @@
-"""The only code that travels with a published model: flat, on transformers, its dependencies and siblings."""
+"""Code that is copied into every published model: flat modules on transformers and its dependencies."""
 
 from pathlib import Path
 

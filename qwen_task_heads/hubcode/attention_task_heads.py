@@ -1,10 +1,10 @@
-"""Attention over packed rows, and which backbones have it.
+"""Attention over packed rows, and the backbones that support it.
 
-`packed_sdpa` is an attention implementation of transformers: without packed rows it is its `sdpa`, to the
-letter. With them, queries and keys are gathered into grids of similar length, on which torch's own kernels
-run on any device; on CUDA in half precision, one call of torch's variable-length flash attention takes
-their place, once it has given the grids' answer on this machine. This file travels with every published
-model; it imports torch, transformers and its siblings only.
+`packed_sdpa` is an attention implementation of transformers. Without packed rows it calls `sdpa` unchanged.
+With packed rows, queries and keys are gathered into grids of similar length, on which torch's own kernels
+run on any device. On CUDA in half precision, one call of torch's variable-length flash attention replaces the
+grids, after a check that it gives the same output on this machine. This file is copied into every published
+model; it imports only torch, transformers and its siblings.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from transformers.modeling_utils import AttentionInterface
 from .configuration_task_heads import refuse
 from .packing_task_heads import Attention, Grid, PackedRows, Ragged, pack
 
-# The number goes up when `PackedRows` changes its form: transformers keeps one function per name, and two
-# published models in one process may bring two versions of this file.
+# The number is increased when the fields of `PackedRows` change. transformers keeps one function per name,
+# and two published models in one process may bring two versions of this file.
 PACKED = "packed_sdpa_1"
-# Decoders whose tokens meet in plain scaled dot-product attention and nowhere else, each held to its padded
-# self by the tests. What is missing mixes tokens otherwise (hybrids, convolutions), knows places without
-# position_ids (ALiBi), or changes the attention scores (soft caps, sinks).
+# Decoders that mix tokens only in plain scaled dot-product attention; tests compare each with its padded
+# batch. Other families mix tokens elsewhere (hybrids, convolutions), encode positions without position_ids
+# (ALiBi), or change the attention scores (soft caps, sinks).
 EXACT = (
     "qwen2",
     "qwen3",
@@ -44,26 +44,26 @@ EXACT = (
 )
 
 
-def why_padded(config: PreTrainedConfig) -> str | None:
-    """Say why rows of a backbone cannot be packed; None if they can.
+def packing_fallback_reason(config: PreTrainedConfig) -> str | None:
+    """Return why rows of a backbone cannot be packed; None if they can.
 
     Example:
         >>> from transformers import BloomConfig
-        >>> from qwen_task_heads.hubcode.attention_task_heads import why_padded
-        >>> why_padded(BloomConfig(attn_implementation="sdpa"))
+        >>> from qwen_task_heads.hubcode.attention_task_heads import packing_fallback_reason
+        >>> packing_fallback_reason(BloomConfig(attn_implementation="sdpa"))
         "packed rows are not exact for a 'bloom' backbone"
     """
     if config.model_type not in EXACT:
         return f"packed rows are not exact for a {config.model_type!r} backbone"
-    if config._attn_implementation == "sdpa":  # set by somebody since the model was built
+    if config._attn_implementation == "sdpa":  # set after the model was built
         return f"attn_implementation was set to sdpa; set_attn_implementation({PACKED!r}) packs again"
     if config._attn_implementation != PACKED:
-        return f"packed rows need attn_implementation sdpa, and this is {config._attn_implementation}"
+        return f"packed rows need attn_implementation sdpa, not {config._attn_implementation}"
     return None
 
 
 def window_of(config: PreTrainedConfig) -> int | None:
-    """How many tokens back the attention looks, where it does not see all: longer rows are padded."""
+    """Return the size of the attention's sliding window in tokens, if any; longer rows are padded."""
     fields = config.to_dict()
     kinds = fields.get("layer_types")
     slides = kinds is None or "sliding_attention" in kinds
@@ -71,17 +71,22 @@ def window_of(config: PreTrainedConfig) -> int | None:
 
 
 def rotates_by_length(config: PreTrainedConfig) -> bool:
-    """Whether a token's rotation hangs on the longest row of its batch, so that its key cannot be kept."""
+    """Return whether rotations depend on the longest row of a batch, so that keys cannot be cached."""
     rope = config.to_dict().get("rope_parameters") or {}
     return rope.get("rope_type") in ("dynamic", "longrope")
 
 
 def two_sided_mask(config: PreTrainedConfig, mask: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
-    """Make a (B, 1, T, T) mask of a padded batch's (B, T) in which every token sees every real token."""
+    """Expand the mask (B, T) of a padded batch to (B, 1, T, T); every token sees every real token."""
     implementation = config._attn_implementation
     if implementation not in ("sdpa", PACKED, "eager"):
-        accepted = "sdpa or eager with bidirectional: true"
-        raise refuse("attn_implementation", implementation, accepted, "load with one of them")
+        raise refuse(
+            "attn_implementation",
+            implementation,
+            "sdpa or eager with bidirectional: true",
+            "load the model with one of them",
+            code="option-conflict",
+        )
     two_sided = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
     if implementation != "eager":
         return two_sided
@@ -100,10 +105,10 @@ def packed_sdpa(
     packed_rows: PackedRows | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one packed row: query (1, heads, N, D), key and value (1, key heads, N, D).
+    """Compute attention of one packed row: query (1, heads, N, D), key and value (1, key heads, N, D).
 
     Returns:
-        (1, N, heads, D), and no weights.
+        (1, N, heads, D), and None for the weights.
     """
     if packed_rows is None:
         return sdpa_attention_forward(
@@ -134,13 +139,13 @@ def attend(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Attention of packed queries.
+    """Compute the attention of packed queries.
 
     Args:
         query: (heads, N, D).
         key: (key heads, M, D), cached prefix first.
         value: (key heads, M, D).
-        attention: who sees whom.
+        attention: the keys that each query sees.
         dropout: probability, 0 outside of training.
         scale: of the scores; 1 / sqrt(D) if None.
 
@@ -149,7 +154,7 @@ def attend(
     """
     device = query.device.type
     if attention.ragged is not None and dropout == 0:
-        # Rotation gives fp32 under autocast; torch casts for its own kernels, and for this one we do.
+        # Rotation returns fp32 under autocast. torch casts inputs of its own kernels, but not of this one.
         cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
         if _has_varlen(cast, device, query.shape[2], query.requires_grad):
             return _varlen(query.to(cast), key.to(cast), value.to(cast), attention.ragged, scale)
@@ -169,7 +174,7 @@ def _on_grids(
     heads, _, width = query.shape
     for grid, q, k, v in _gather(query, key, value, attention):
         if grid.mask is not None and query.device.type == "cuda" and k.shape[1] < heads:
-            # With a mask, CUDA's fused kernels want as many key heads as heads.
+            # With a mask, CUDA's fused kernels need as many key heads as heads.
             k, v = (part.repeat_interleave(heads // k.shape[1], dim=1) for part in (k, v))
         output = F.scaled_dot_product_attention(
             q,
@@ -188,7 +193,7 @@ def _on_grids(
 def _on_grids_with_sums(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: Attention, *, scale: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs (Q, heads, D) and their log-sum-exp (Q, heads), on a CPU and without gradients."""
+    """Return outputs (Q, heads, D) and their log-sum-exp (Q, heads), on a CPU and without gradients."""
     outputs, sums = [], []
     heads, _, width = query.shape
     for grid, q, k, v in _gather(query, key, value, attention):
@@ -202,7 +207,7 @@ def _on_grids_with_sums(
 def _gather(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: Attention
 ) -> Iterator[tuple[Grid, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Each grid with its queries (R, heads, L, D), keys and values (R, key heads, K, D)."""
+    """Yield each grid with its queries (R, heads, L, D), keys and values (R, key heads, K, D)."""
     keys = attention.queries if attention.keys is None else attention.keys
     query_counts = [rows * length for rows, length, _ in (grid.shape for grid in attention.grids)]
     key_counts = [rows * width for rows, _, width in (grid.shape for grid in attention.grids)]
@@ -217,7 +222,7 @@ def _gather(
 
 
 def _restored(outputs: list[torch.Tensor], attention: Attention) -> torch.Tensor:
-    """What the grids gave, one after the other, in packed order."""
+    """Join the outputs of the grids in packed order."""
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return joined if attention.restore is None else joined.index_select(0, attention.restore)
 
@@ -225,7 +230,7 @@ def _restored(outputs: list[torch.Tensor], attention: Attention) -> torch.Tensor
 def _varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ragged: Ragged, scale: float | None
 ) -> torch.Tensor:
-    """One call of flash attention for rows of any length."""
+    """Call flash attention once for rows of any length."""
     from torch.nn.attention.varlen import varlen_attn
 
     k, v = (part.transpose(0, 1) for part in (key, value))
@@ -247,17 +252,17 @@ def _varlen(
 
 @cache
 def _has_varlen(dtype: torch.dtype, device_type: str, width: int, trains: bool) -> bool:
-    """Whether flash attention of variable length runs on this machine, and says what the grids say.
+    """Return whether variable-length flash attention runs on this machine and agrees with the grids.
 
-    Tried once for each width of a head, with gradients where they are asked for.
+    The check runs once for each width of a head, with gradients if `trains`.
     """
     if device_type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
-    beginning = torch.arange(10).expand(3, -1)
-    ids = torch.cat([beginning, torch.arange(12).reshape(3, 4)], dim=1).to(device_type)
+    shared_prefix = torch.arange(10).expand(3, -1)
+    ids = torch.cat([shared_prefix, torch.arange(12).reshape(3, 4)], dim=1).to(device_type)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[0, 12:] = False
-    packed = pack(mask, input_ids=ids)  # a beginning that three rows share
+    packed = pack(mask, input_ids=ids)
     draw = torch.Generator(device_type).manual_seed(0)
     options: dict[str, Any] = {"generator": draw, "device": device_type, "dtype": dtype}
     with torch.enable_grad(), torch.autocast(device_type, enabled=False):
@@ -286,7 +291,7 @@ def attend_with_prefix(
     dropout: float,
     scale: float | None,
 ) -> torch.Tensor:
-    """Attention (Q, heads, D) to the packed row and to the cached prefix, if there is one."""
+    """Compute the attention (Q, heads, D) to the packed row and to the cached prefix, if there is one."""
     if not packed_rows.prefix:
         return attend(query, key, value, attention, dropout=dropout, scale=scale)
     before = packed_rows.prefix[layer]
@@ -295,12 +300,12 @@ def attend_with_prefix(
         return attend(query, key, value, attention, dropout=dropout, scale=scale)
     heads, tokens, width = query.shape
     own, own_sum = _on_grids_with_sums(query, key, value, attention, scale=scale)
-    # All heads that share a key head, and all queries: one long row against the prefix, which all see whole.
+    # All queries see the whole prefix: heads that share a key head and all queries form one long row.
     rows = query.reshape(1, len(key), -1, width)
     first, first_sum = _flash(rows, before[0][None], before[1][None], scale=scale)
     first = first.reshape(heads, tokens, width).transpose(0, 1)
     first_sum = first_sum.reshape(heads, tokens).T
-    # Each part is normalised by its own sum of exponentials; softmax over both weighs them by these sums.
+    # Each part is normalised by its own sum of exponentials; softmax over both weights them by these sums.
     share = torch.sigmoid(own_sum - first_sum)[..., None].to(own.dtype)  # (Q, heads, 1)
     return torch.lerp(first, own, share)
 
@@ -314,10 +319,10 @@ def _flash(
     mask: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """torch's CPU flash attention with what it sums up: outputs (R, heads, L, D), log-sum-exp (R, heads, L).
+    """Return outputs (R, heads, L, D) and log-sum-exp (R, heads, L) of torch's CPU flash attention.
 
-    The public function gives no sums, so this is the operation behind it, of torch 2.13; `splits_prefix`
-    tells whether it is there and does so.
+    The public function does not return the sums, so this calls its operation of torch 2.13. `splits_prefix`
+    checks that the operation exists and returns them.
     """
     if mask is not None:
         mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
@@ -328,7 +333,7 @@ def _flash(
 
 @cache
 def splits_prefix(device_type: str) -> bool:
-    """Whether attention to a cached prefix can be computed apart here: on a CPU, if torch gives its sums."""
+    """Return whether attention to a cached prefix can be separate: on a CPU, if torch returns sums."""
     if device_type != "cpu":
         return False
     query, key = torch.ones(1, 1, 2, 8), torch.ones(1, 1, 3, 8)

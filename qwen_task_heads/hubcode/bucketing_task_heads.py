@@ -2,9 +2,9 @@
 
 A layer that mixes tokens in another way than attention (the gated delta rule or a state space, with a
 convolution before it) runs over padded rows. A batch of ragged lengths is computed in several passes, each
-over rows of similar length, so that little padding is computed. Padding stands behind a row, where no causal
-layer looks, so that the numbers are those of each row alone. This file travels with every published model; it
-imports torch and its siblings only.
+over rows of similar length, so that little padding is computed. Padding follows the tokens of a row, where no
+causal layer reads it, so the results are those of each row alone. This file is copied into every published
+model; it imports only torch and its siblings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from .attention_task_heads import rotates_by_length
 
 # Padded tokens that cost about as much as one more pass. A GPU takes as long for a few tokens as for
-# thousands, because starting its kernels is what takes the time.
+# thousands, because launching its kernels dominates the time.
 PASS_TOKENS = {"cpu": 32}
 PASS_TOKENS_ELSEWHERE = 4096
 
@@ -27,7 +27,7 @@ def buckets(lengths: Sequence[int], *, device_type: str = "cpu") -> list[list[in
 
     Args:
         lengths: (B,) real tokens of each row.
-        device_type: of the device that computes them.
+        device_type: type of the device that computes them.
 
     Returns:
         Indices of the rows of each bucket, shorter rows first.
@@ -50,9 +50,9 @@ def buckets(lengths: Sequence[int], *, device_type: str = "cpu") -> list[list[in
 
 
 def buckets_of(model: Any, mask: torch.Tensor) -> list[list[int]]:
-    """Give the buckets of a padded batch, mask (B, T) bool; [] where it is computed in one pass."""
+    """Return the buckets of a padded batch with mask (B, T) bool; [] if it is computed in one pass."""
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    # More processes must make equally many passes: FSDP and ZeRO-3 gather weights in each.
+    # Several processes must run the same number of passes: FSDP and ZeRO-3 gather weights in each pass.
     if not model.packing or tracing or is_distributed() or rotates_by_length(model.model.config):
         return []
     found = buckets(mask.sum(1).tolist(), device_type=mask.device.type)
@@ -60,14 +60,14 @@ def buckets_of(model: Any, mask: torch.Tensor) -> list[list[int]]:
 
 
 def is_distributed() -> bool:
-    """Tell whether this is one process of several."""
+    """Return whether this is one process of several."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def take_rows(
     tokens: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give some rows of a padded batch without its padding, padded on the right to the longest of them.
+    """Return some rows of a padded batch without its padding, padded on the right to the longest of them.
 
     Args:
         tokens: (B, T) ids or (B, T, H) embeddings.
@@ -75,7 +75,7 @@ def take_rows(
         rows: R indices.
 
     Returns:
-        (R, L) or (R, L, H), and their mask (R, L) bool. Padding holds what the batch's padding held.
+        (R, L) or (R, L, H), and their mask (R, L) bool. Padding keeps the values of the batch's padding.
 
     Example:
         >>> import torch
@@ -87,11 +87,11 @@ def take_rows(
     index = torch.tensor(rows, device=mask.device)
     own = mask[index]  # (R, T)
     longest = int(own.sum(1).max())
-    # A stable sort puts the places of real tokens first, in their order.
+    # A stable sort puts the positions of real tokens first, in their order.
     places = (~own).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]  # (R, L)
     return tokens[index[:, None], places], own.gather(1, places)
 
 
 def in_order(parts: Sequence[torch.Tensor], groups: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Join what the buckets gave, (R, L) each, in the order of the batch's rows (B, L)."""
+    """Join the outputs of the buckets, (R, L) each, in the order of the batch's rows (B, L)."""
     return torch.cat(list(parts))[torch.tensor([row for group in groups for row in group]).argsort()]

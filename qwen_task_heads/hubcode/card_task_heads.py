@@ -1,4 +1,6 @@
-"""Model card of a model that no recipe evaluated, and the name of a card. This file travels.
+"""Basic model card of a model that no recipe evaluated, and the repo name on a card.
+
+This file is copied into every published model.
 
 The full card, with baselines, intervals and training data, is rendered by the package at the end of a recipe.
 """
@@ -12,12 +14,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-# What the load snippet of a folder without a repo opens, and the note under it that `name_card` removes.
+# The name in the load snippet of a folder without a repo, and the note under it, which `name_card` removes.
 HERE = "."
 HERE_NOTE = 'Run this in the folder of the card, or put its path or the id of its repo in place of `"."`.'
 UNSTATED_USE = "Texts like those that it was trained on. Its owner stated nothing else."
 _CODE = re.compile(r"^```python\n.*?^```$", re.MULTILINE | re.DOTALL)
-_OF_0_1 = r'"path/to/[^"\n]*"'  # what the snippets of version 0.1 opened
+_OF_0_1 = r'"path/to/[^"\n]*"'  # the name in the snippets of version 0.1
 
 
 def basic_card(
@@ -51,7 +53,11 @@ def basic_card(
     page = [
         "---",
         _metadata(
-            config, name=name, base=base if has_id else None, is_adapter=is_adapter, measured=measured,
+            config,
+            name=name,
+            base=base if has_id else None,
+            is_adapter=is_adapter,
+            measured=measured,
             facts=facts or {},
         ),
         "---",
@@ -67,7 +73,7 @@ def basic_card(
         + (f"`{base}`" if has_id else f"a `{config.text_config.model_type}` backbone")
         + f", with {config.pooling} pooling{_layers(config)} and a {config.head} head.",
         "",
-    ]  # fmt: skip
+    ]
     if is_adapter and not has_id:
         page += ["Its base is a folder of the machine that trained it: it opens there alone.", ""]
     if not ranks:
@@ -149,12 +155,12 @@ def _metadata(
 
 
 def name_card(text: str, repo_id: str, *, revision: str | None = None, tags: list[str] | None = None) -> str:
-    """Give the card of a folder the name of its repo: heading, `model-index` and load snippets.
+    """Set the name of a repo on the card of a folder: in the heading, `model-index` and load snippets.
 
     A heading that was written by hand is kept.
 
     Args:
-        text: of the card.
+        text: text of the card.
         repo_id: `owner/name`.
         revision: the branch, if it is not the default one; the snippets then name it.
         tags: added to the metadata.
@@ -192,14 +198,14 @@ def name_card(text: str, repo_id: str, *, revision: str | None = None, tags: lis
 
 
 def _layers(config: Any) -> str:
-    """Return which layers are pooled, if they are several."""
+    """Return the words for the layers that are pooled, if they are several."""
     if not config.lower_layers:
         return ""
     return f" of layers {', '.join(map(str, config.lower_layers))} and {config.head_layers[-1]}"
 
 
 def _fenced(labels: Sequence[str]) -> list[str]:
-    """Return the lines of a code block that no label can end."""
+    """Return a code block whose fence is longer than any run of backticks in the labels."""
     lines = json.dumps(labels, ensure_ascii=False, indent=1).splitlines()
     longest = max((len(run) for run in re.findall(r"`+", "\n".join(lines))), default=0)
     fence = "`" * max(3, longest + 1)

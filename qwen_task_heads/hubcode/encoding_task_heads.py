@@ -1,12 +1,11 @@
-"""Texts to token ids, and long texts to what a model reads. This file travels with every published model.
+"""Encode texts as token ids and truncate long texts. This file is copied into every published model.
 
-It is the only place where texts become ids: training, scoring and the pipelines all come here. The
-template (what stands before a text, between two, and after) is compiled into the saved tokenizer, so a
-plain `tokenizer(text)` gives the same ids. The template is never cut. Of a title and its prompt the
-prompt is cut first; of other texts a policy decides: `head` or `tail` (one end is kept), `head_tail`
-(both ends; Sun et al. 2019, https://arxiv.org/abs/1905.05583, found it best for documents), or
-`windows` (all of it, piece by piece). A classifier applies its policy to ids, in `forward`, because
-stock callers hand over whole rows.
+Training, scoring and the pipelines encode all texts with this module. The template (the ids before a text,
+between two texts and after them) is compiled into the saved tokenizer, so `tokenizer(text)` gives the same
+ids. The template is never cut. Of a title and its prompt, the prompt is cut first. Other texts are cut by
+their truncation: `head` or `tail` (one end is kept), `head_tail` (both ends; Sun et al. 2019,
+https://arxiv.org/abs/1905.05583, found it best for documents), or `windows` (the whole text in windows).
+A classifier truncates ids in `forward`, because stock callers pass whole rows.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from .configuration_task_heads import refuse
+from .configuration_task_heads import TaskHeadError, refuse
 
 TEMPLATE_KEY = "task_template"  # in tokenizer_config.json: {"before": ids, "between": ids, "after": ids}
 PARTS = ("before", "between", "after")
@@ -26,7 +25,7 @@ OPENING, CLOSING = "<title>", "</title>"
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids per text, and how many texts lost tokens to the limit."""
+    """Token ids per text, and the numbers of texts that lost tokens to the limit."""
 
     input_ids: list[list[int]]
     cut_prompts: int
@@ -35,7 +34,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """Token ids per text, how many texts are over the limit, and how many tokens were lost."""
+    """Token ids per text, the number of texts over the limit, and the number of tokens lost."""
 
     input_ids: list[list[int]]
     cut: int
@@ -58,7 +57,7 @@ class _Series(Protocol):
 
 @runtime_checkable
 class _Array(Protocol):
-    """Arrays of NumPy and torch, and those that pandas keeps."""
+    """Arrays of NumPy and torch, and extension arrays of pandas."""
 
     def tolist(self) -> Any: ...
 
@@ -78,11 +77,11 @@ class Table(Protocol):
 
 
 def as_list(values: Any) -> list[Any] | None:
-    """Return the values of a list-like object as Python objects; None for what is no list of values.
+    """Return the values of a list-like object as Python objects; None for any other object.
 
     Lists, tuples, generators, NumPy arrays, pandas and polars Series, Arrow arrays and their scalars are read
-    by their methods, so none of these libraries is imported. No list of values are one text, bytes, a
-    mapping, a set (it has no order) and a table.
+    by their methods, so none of these libraries is imported. A text, bytes, a mapping, a set (which has no
+    order) and a table are not list-like.
 
     Example:
         >>> from qwen_task_heads.hubcode.encoding_task_heads import as_list
@@ -98,7 +97,7 @@ def as_list(values: Any) -> list[Any] | None:
         found = values.to_list()
     elif isinstance(values, _Array):
         found = values.tolist()
-    if isinstance(found, (str, bytes)):  # of an array without a dimension
+    if isinstance(found, (str, bytes)):  # from an array without dimensions
         return None
     try:
         rest = iter(found)
@@ -148,7 +147,7 @@ def encode(
     prompts: Sequence[str] | None = None,
     max_length: int | None = None,
 ) -> Encoded:
-    """Encode titles, each with its prompt if there is one, by the template in the tokenizer.
+    """Encode titles, each with its prompt if it has one, by the template in the tokenizer.
 
     Args:
         tokenizer: a fast tokenizer, with or without a compiled template.
@@ -157,7 +156,7 @@ def encode(
         max_length: longest row in tokens, template included; None for the tokenizer's own limit.
 
     Raises:
-        ValueError: a limit that leaves no token for the title.
+        ValueError: a limit that leaves no token for a title.
     """
     template = tokenizer.init_kwargs.get(TEMPLATE_KEY) or {part: [] for part in PARTS}
     before, between, after = (list(template[part]) for part in PARTS)
@@ -165,7 +164,11 @@ def encode(
     fixed = len(before) + len(after)
     if limit < fixed + len(between) + 1:
         raise refuse(
-            "max_length", limit, f"at least {fixed + len(between) + 1}", "the template alone is that long"
+            "max_length",
+            limit,
+            f"at least {fixed + len(between) + 1}",
+            "raise it: the template leaves no token for a title",
+            code="option-range",
         )
     title_ids = _plain_ids(tokenizer, titles)
     prompt_ids = _plain_ids(tokenizer, prompts) if prompts is not None else [[]] * len(titles)
@@ -195,7 +198,7 @@ def encode_texts(
         tokenizer: a fast tokenizer, with or without a compiled template.
         texts: n texts. Control tokens in them stay plain text.
         text_pairs: n second texts, "" for none; or None. The longer text of a pair is cut first, as
-            `longest_first` of `tokenizers` does it.
+            in `longest_first` of `tokenizers`.
         max_length: longest row in tokens, template included; None for no limit.
         truncation: `head` or `tail` (of a tokenizer whose `truncation_side` is `left`), `head_tail`, or
             `windows`: rows come back whole, because the model makes the windows.
@@ -207,13 +210,25 @@ def encode_texts(
     seconds = text_pairs or [""] * len(texts)
     second_ids = _plain_ids(tokenizer, seconds) if any(seconds) else [[]] * len(texts)
     if any(seconds) and truncation in ("head_tail", "windows"):
-        raise refuse("truncation", truncation, "head or tail for pairs of texts", "choose one of them")
+        raise refuse(
+            "truncation",
+            truncation,
+            "head or tail for pairs of texts",
+            "choose one of them",
+            code="option-conflict",
+        )
     rows, cut, lost = [], 0, 0
     for text, other, second in zip(_plain_ids(tokenizer, texts), second_ids, seconds, strict=True):
         fixed = len(before) + len(after) + (len(between) if second else 0)
         size = len(text) + len(other)
         if max_length is not None and max_length <= fixed:
-            raise refuse("max_length", max_length, f"at least {fixed + 1}", "the template alone is that long")
+            raise refuse(
+                "max_length",
+                max_length,
+                f"at least {fixed + 1}",
+                "raise it: the template leaves no token for a text",
+                code="option-range",
+            )
         if max_length is not None and size > max_length - fixed:
             room = max_length - fixed
             cut += 1
@@ -227,9 +242,9 @@ def encode_texts(
 
 
 def template_of(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
-    """Ids that a tokenizer puts before a text, between two texts, and after.
+    """Return the ids that a tokenizer puts before a text, between two texts, and after them.
 
-    Without a template of ours they are found by what it adds to a text (a BOS, `[CLS]`, `[SEP]`).
+    Without a compiled template they are derived from the ids that the tokenizer adds (BOS, `[CLS]`, `[SEP]`).
     """
     if compiled := tokenizer.init_kwargs.get(TEMPLATE_KEY):
         return list(compiled["before"]), list(compiled["between"]), list(compiled["after"])
@@ -242,10 +257,10 @@ def template_of(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
 
 
 def pieces(ids: list[int], *, room: int, truncation: str, overlap: int = 0) -> list[list[int]]:
-    """Cut the ids of one text to pieces of at most `room`: one piece, or for `windows` as many as needed.
+    """Cut the ids of one text to pieces of at most `room` ids: one piece, or with `windows` all of them.
 
-    All windows of a long text are full: the last one ends where the text ends, and shares more than
-    `overlap` with the one before. A short remainder would weigh as much as a full window.
+    All windows of a long text are full. The last window ends with the text and shares more than `overlap` ids
+    with the previous one, because a short remainder would weigh as much as a full window.
 
     Example:
         >>> from qwen_task_heads.hubcode.encoding_task_heads import pieces
@@ -271,28 +286,29 @@ def pieces(ids: list[int], *, room: int, truncation: str, overlap: int = 0) -> l
 def cut_row(
     row: list[int], *, max_length: int, truncation: str, overlap: int, template: dict[str, list[int]] | None
 ) -> list[list[int]]:
-    """Cut a whole row of a single text, and put the template around every piece.
+    """Cut a row of a single text, and put the template around every piece.
 
     Args:
-        row: ids with the template, no padding.
+        row: ids with the template, without padding.
         max_length: longest piece in tokens, template included.
         truncation: `head`, `tail`, `head_tail` or `windows`.
         overlap: tokens that neighbouring windows share.
-        template: `{"before": ids, "after": ids}`; None for nothing.
+        template: `{"before": ids, "after": ids}`; None for no template.
 
     Raises:
-        ValueError: a long row that does not begin and end with the template.
+        ValueError: a long row that does not start and end with the template.
     """
     if len(row) <= max_length:
         return [row]
     before, after = ((template or {}).get(part, []) for part in ("before", "after"))
     end = len(row) - len(after)
     if row[: len(before)] != before or row[end:] != after:
-        raise refuse(
+        raise TaskHeadError(
             "input_ids",
-            f"a row of {len(row)} tokens without the template of the config",
+            f"a row of {len(row)} tokens is without the template of the config",
             f"at most {max_length} tokens, or whole rows of the tokenizer that is saved with the model",
             "use that tokenizer",
+            code="tokenizer-invalid",
         )
     room = max_length - len(before) - len(after)
     found = pieces(row[len(before) : end], room=room, truncation=truncation, overlap=overlap)
@@ -311,7 +327,7 @@ def pad_rows(rows: Sequence[Sequence[int]], *, pad_id: int) -> dict[str, torch.T
 
 
 def _plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of the texts alone, with control tokens split into characters."""
+    """Return the ids of the texts without the template; control tokens are split into characters."""
     if not texts:
         return []
     return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)[
@@ -320,7 +336,7 @@ def _plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _cut_pair(first: list[int], second: list[int], *, room: int, left: bool) -> tuple[list[int], list[int]]:
-    """Cut two texts to `room` in all, the longer one first: `truncate_encodings` of `tokenizers`."""
+    """Cut two texts to `room` ids in total, the longer text first: `truncate_encodings` of `tokenizers`."""
     short, long = sorted((len(first), len(second)))
     long = short if short > room else max(short, room - short)
     if short + long > room:

@@ -1,4 +1,4 @@
-"""Complete the folder of saved weights: code, tokenizer, card, manifest. This file travels with a model."""
+"""Add code, tokenizer, card and manifest to saved weights. This file is copied into every published model."""
 
 from __future__ import annotations
 
@@ -17,35 +17,51 @@ from .hashes_task_heads import DRAFT, MANIFEST, hash_files, matches_any, read_ma
 
 ADAPTER = "adapter"  # subfolder of an adapter
 CARD, REFERENCE = "README.md", "reference.json"
-ROWS = ("predictions.jsonl", "errors.md")  # they hold texts of the data
+ROWS = ("predictions.jsonl", "errors.md")  # files with texts of the data
 TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
 TERMS = ("LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
-# What describes certain weights, and is wrong of any others.
+# Files that describe certain weights and are wrong for any others.
 DESCRIBES = (CARD, "metrics.json", "parity.json", "*.png", ".eval_results/*.yaml")
-# In the folder of a run, and no part of the model. The Hugging Face Hub leaves them out of an upload.
+# Files in the folder of a run that are not part of the model and are left out of an upload.
 PRIVATE = (
-    *ROWS, REFERENCE, "titles.jsonl", "completions/", "training_args.bin", "checkpoint-*/", ".task_heads_run",
-    "runs/", "swanlog/", "trackio/", "wandb/",
-)  # fmt: skip
-# A server with an older transformers installs these before it runs the code; torch is the server's own.
+    *ROWS,
+    REFERENCE,
+    "titles.jsonl",
+    "completions/",
+    "training_args.bin",
+    "checkpoint-*/",
+    ".task_heads_run",
+    "runs/",
+    "swanlog/",
+    "trackio/",
+    "wandb/",
+)
+# A server with an older transformers installs these before it runs the code; it brings its own torch.
 REQUIREMENTS = "transformers>=5.3,<6\n"
 ADAPTER_REQUIREMENTS = REQUIREMENTS + "peft>=0.18\n"
-# In the drafts of cards that transformers, trl and PEFT write.
+# Marks of the draft cards that transformers, trl and PEFT write.
 DRAFTS = ("generated_from_trainer", "More Information Needed")
 
 
 def complete(model: Any, folder: str | PathLike[str]) -> None:
-    """Write what belongs to saved weights.
+    """Write code, requirements, tokenizer, card and manifest next to saved weights.
 
-    A card, metrics and plots of exactly these weights are kept, or copied from where the model was loaded.
-    Those of other weights are removed, unless the folder's manifest shows that they were edited.
+    A card, metrics and plots of exactly these weights are kept, or copied from the folder or repo that the
+    model was loaded from. Those of other weights are removed unless the folder's manifest shows that they
+    were edited.
 
     Args:
         model: a task-head model, whose weights are in the folder.
-        folder: with the weights.
+        folder: folder with the weights.
     """
     folder = Path(folder)
     is_adapter = (folder / ADAPTER).is_dir()
@@ -54,7 +70,7 @@ def complete(model: Any, folder: str | PathLike[str]) -> None:
             shutil.copyfile(file, folder / file.name)
     needed = ADAPTER_REQUIREMENTS if is_adapter else REQUIREMENTS
     (folder / "requirements.txt").write_text(needed, encoding="utf-8")
-    if is_checkpoint(folder):  # of a Trainer, which wants back what it wrote
+    if is_checkpoint(folder):  # a Trainer resumes from the files that it wrote itself
         return
     write_gitignore(folder)
     if model.tokenizer is not None:
@@ -66,7 +82,7 @@ def complete(model: Any, folder: str | PathLike[str]) -> None:
         for name, digest in found.items():
             if listed.get(name) == digest and matches_any(name, (*DESCRIBES, REFERENCE, *ROWS)):
                 (folder / name).unlink()
-        earlier = _carry(model, folder, weights) or {DRAFT: True}
+        earlier = _copy_from_source(model, folder, weights) or {DRAFT: True}
     write_manifest(folder, earlier, known=weights)
     write_card(model, folder, is_adapter=is_adapter)
 
@@ -76,11 +92,11 @@ def write_card(
 ) -> None:
     """Write a card from the config and the recorded evaluation of these weights.
 
-    The card of an evaluated run is kept. A card that was edited keeps its text, and takes the facts.
+    The card of an evaluated run is kept. A card that was edited keeps its text and gets the facts.
 
     Args:
         model: a task-head model.
-        folder: of the model.
+        folder: folder of the model.
         is_adapter: whether the folder holds an adapter.
         facts: fields of the metadata, such as `license` and `tags`; they are kept for later cards.
     """
@@ -100,7 +116,7 @@ def write_card(
                     page.data[name] = value
                 path.write_text(str(page), encoding="utf-8")
             return
-        # What another process measured is kept.
+        # Keep metrics that another process measured.
         if metrics is None and not facts and not is_draft:
             return
     text = basic_card(model.config, is_adapter=is_adapter, evaluation=metrics, facts=model.card_facts)
@@ -115,8 +131,8 @@ def weights_of(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_gitignore(folder: str | PathLike[str]) -> None:
-    """Write the `.gitignore` that keeps rows of the data and checkpoints out of an upload by hand."""
-    lines = ["# Files of a run that are no part of the model", *(f"/{name}" for name in PRIVATE)]
+    """Write the `.gitignore` that keeps rows of the data and checkpoints out of a manual upload."""
+    lines = ["# Files of a run that are not part of the model", *(f"/{name}" for name in PRIVATE)]
     Path(folder, ".gitignore").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -126,13 +142,13 @@ def is_checkpoint(folder: str | PathLike[str]) -> bool:
 
 
 def carry_reference(model: Any, folder: str | PathLike[str]) -> None:
-    """Copy the answers of the trained model from the run that the model was loaded from, to be compared with.
+    """Copy the reference predictions of the trained model from the run that the model was loaded from.
 
-    They hold texts of the data: only a folder that is deleted after a push gets them.
+    They contain texts of the data, so they are copied only to a folder that is deleted after a push.
 
     Args:
         model: a task-head model.
-        folder: with its saved weights.
+        folder: folder with its saved weights.
     """
     if model.source is None:
         return
@@ -143,10 +159,11 @@ def carry_reference(model: Any, folder: str | PathLike[str]) -> None:
         shutil.copyfile(path, Path(folder, REFERENCE))
 
 
-def _carry(model: Any, folder: Path, weights: dict[str, str]) -> dict[str, Any]:
-    """Copy what is missing from where the model was loaded; return the manifest from there.
+def _copy_from_source(model: Any, folder: Path, weights: dict[str, str]) -> dict[str, Any]:
+    """Copy missing files from the source of the model, and return its manifest if the weights are equal.
 
-    Tokenizer and terms are copied always, what describes weights only if they are the same to the byte.
+    Tokenizer, license and notice are always copied; files that describe weights only if the weights are
+    byte-identical.
     """
     if model.source is None:
         return {}
@@ -160,7 +177,7 @@ def _carry(model: Any, folder: Path, weights: dict[str, str]) -> dict[str, Any]:
             try:
                 path = cached_file(repo, name, **options)
                 return None if path is None else Path(path)
-            except OSError:  # out of reach: asking for each file would wait for each
+            except OSError:  # the hub does not answer: do not wait again for every other file
                 offline = True
         path = cached_file(
             repo, name, **options, local_files_only=True, _raise_exceptions_for_connection_errors=False

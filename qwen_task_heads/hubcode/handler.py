@@ -1,9 +1,9 @@
-"""`EndpointHandler` of Hugging Face Inference Endpoints. This file travels with every repo.
+"""`EndpointHandler` of Hugging Face Inference Endpoints. This file is copied into every published model.
 
-The endpoint loads it by its path, as a module of its own and outside any package, so it has no relative
-imports: model and encoder come from the code files beside it, the way transformers loads code that travels.
-The ids are those of training. Bad input is an error whose message the endpoint sends back; the next request
-is served as if nothing had been.
+The endpoint loads this file by its path, outside any package, so it has no relative imports. It loads the
+model and the encoder from the code files in the same folder, as transformers loads remote code. The ids are
+those of training. Bad input raises an error whose message the endpoint returns; it does not affect the next
+request.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class EndpointHandler:
     | a text, or `{"text": "...", "text_pair": "..."}` | a list of `{"label", "score"}`, best first |
     | a list of either | a list of such lists |
 
-    `score` of a label is its probability; of regression, the value. `parameters`: `top_k` for rankings and
-    labels, `prompt` for titles given as plain texts, `threshold` (labels from this probability on, maybe
-    none) for multi-label models. A multi-label model whose config has `label_thresholds` gives the labels
-    from these on unless a threshold is given; `"threshold": 0` gives all labels.
+    `score` of a label is its probability, or the value of a regression. `parameters`: `top_k` for rankings
+    and labels, `prompt` for titles given as plain texts, `threshold` for multi-label models: labels with at
+    least this probability are returned. Without it, `label_thresholds` of the config apply, if there are any;
+    `"threshold": 0` returns all labels.
 
     Args:
-        path: the folder of the model; the one of this file when empty.
+        path: the folder of the model; if empty, the folder of this file.
 
     Example:
         handler = EndpointHandler("/repository")
@@ -63,7 +63,7 @@ class EndpointHandler:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model_class.from_pretrained(folder).eval().to(device)
         self.config = self.model.config
-        # None of the tokenizer is code. Without the config transformers reads it again, and warns or asks.
+        # The tokenizer has no code. Without `config`, transformers reads the config again and warns or asks.
         self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config)
         self.scores_titles = self.config.model_type == "title_scorer"
         template = {} if self.scores_titles else self.config.template or {}
@@ -74,17 +74,19 @@ class EndpointHandler:
         """Answer one request, `{"inputs": ..., "parameters": {...}}`.
 
         Raises:
-            ValueError: bad input, all of it in one message.
+            ValueError: bad input; one message lists all problems.
         """
         if not isinstance(data, dict) or "inputs" not in data:
-            raise ValueError(_problem("request", data, '{"inputs": ..., "parameters": {...}}', "give inputs"))
+            raise ValueError(_problem("request", data, '{"inputs": ..., "parameters": {...}}', "pass inputs"))
         inputs, parameters = data["inputs"], data.get("parameters") or {}
         if not isinstance(parameters, dict):
-            raise ValueError(_problem("parameters", parameters, "an object", "correct it"))
+            raise ValueError(_problem("parameters", parameters, "an object", "pass an object"))
         single = isinstance(inputs, (str, dict))
         items = [inputs] if single else inputs
         if not isinstance(items, list) or not items:
-            raise ValueError(_problem("inputs", inputs, "a text, an object or a list of them", "give one"))
+            raise ValueError(
+                _problem("inputs", inputs, "a text, an object or a list of them", "pass one of them")
+            )
         of_titles = self.scores_titles and isinstance(items[0], str)
         answer = self._titles if of_titles else self._rankings if self.scores_titles else self._labels
         found = answer(items, dict(parameters))
@@ -93,7 +95,7 @@ class EndpointHandler:
     def _titles(self, titles: list[Any], parameters: dict[str, Any]) -> list[Any]:
         """Score titles, in their order."""
         prompt = parameters.pop("prompt", None) or ""
-        problems = _unknown(parameters, "prompt; top_k goes with titles in an object")
+        problems = _unknown(parameters, "prompt, or top_k with titles in an object")
         problems += _texts(self._bare(titles), "inputs") + (
             [] if isinstance(prompt, str) else _texts([prompt], "prompt")
         )
@@ -104,12 +106,12 @@ class EndpointHandler:
     def _rankings(self, items: list[Any], parameters: dict[str, Any]) -> list[Any]:
         """Rank the titles of each object, best first; equal scores keep their order."""
         top_k, problems = _top_k(parameters)
-        problems += _unknown(parameters, "top_k; a prompt goes into the object")
+        problems += _unknown(parameters, "top_k, or a prompt in the object")
         for index, item in enumerate(items):
             where = f"inputs[{index}]"
             titles = item.get("titles") if isinstance(item, dict) else None
             if not isinstance(titles, list) or not titles or item.keys() - {"titles", "prompt"}:
-                problems.append(_problem(where, item, '{"titles": [...], "prompt": "..."}', "give titles"))
+                problems.append(_problem(where, item, '{"titles": [...], "prompt": "..."}', "pass titles"))
                 continue
             problems += _texts(self._bare(titles), f"{where}.titles")
             if not isinstance(item.get("prompt") or "", str):
@@ -129,24 +131,24 @@ class EndpointHandler:
         return answers
 
     def _labels(self, items: list[Any], parameters: dict[str, Any]) -> list[Any]:
-        """Give the labels of each text, best first."""
+        """Return the labels of each text, best first."""
         top_k, problems = _top_k(parameters)
         kind = self.config.problem_type
         kind = kind or ("regression" if self.config.num_labels == 1 else "single_label_classification")
         thresholds = self.config.label_thresholds or [0.0] * self.config.num_labels
         if kind == "multi_label_classification" and "threshold" in parameters:
-            threshold, told = _number(parameters.pop("threshold"))
+            threshold, threshold_problems = _number(parameters.pop("threshold"))
             thresholds = [threshold] * self.config.num_labels
-            problems += told
+            problems += threshold_problems
         allowed = "top_k and threshold" if kind == "multi_label_classification" else "top_k"
-        problems += _unknown(parameters, f"{allowed} of a {kind} model")
+        problems += _unknown(parameters, f"{allowed} for a {kind} model")
         texts, pairs = [], []
         for index, item in enumerate(items):
             fields = {"text": item} if isinstance(item, str) else item
             where = f"inputs[{index}]"
             if not isinstance(fields, dict) or "text" not in fields or fields.keys() - {"text", "text_pair"}:
                 problems.append(
-                    _problem(where, item, 'a text or {"text": ..., "text_pair": ...}', "give one")
+                    _problem(where, item, 'a text or {"text": ..., "text_pair": ...}', "pass one of them")
                 )
                 continue
             texts.append(fields["text"])
@@ -155,7 +157,7 @@ class EndpointHandler:
             if not isinstance(pairs[-1], str) or (pairs[-1] and not self.takes_pairs):
                 problems.append(_problem(f"{where}.text_pair", pairs[-1], "single texts", "drop it"))
             if self.needs_pairs and "text_pair" not in fields:
-                problems.append(_problem(where, item, "pairs, as in training", 'give text_pair, "" for none'))
+                problems.append(_problem(where, item, "pairs, as in training", 'pass text_pair, "" for none'))
         _raise(problems)
         rows = self._encode_texts(
             self.tokenizer,
@@ -169,7 +171,7 @@ class EndpointHandler:
             "regression": lambda values: values,
             "multi_label_classification": torch.sigmoid,
         }
-        # of an ordinal model the logits are log-probabilities already, which softmax leaves as they are
+        # Logits of an ordinal model are log-probabilities, which softmax does not change.
         values = apply.get(kind, lambda values: values.softmax(-1))(logits).tolist()
         names = [self.config.id2label[index] for index in range(self.config.num_labels)]
         least = dict(zip(names, thresholds, strict=True)) if kind == "multi_label_classification" else {}
@@ -183,7 +185,7 @@ class EndpointHandler:
         return answers
 
     def _bare(self, titles: Sequence[Any]) -> list[Any]:
-        """Titles as they are read, without tags."""
+        """Return the titles without tags, as the model reads them."""
         return [self._strip_title(title) if isinstance(title, str) else title for title in titles]
 
     def _score(self, titles: Sequence[str], prompt: str) -> list[float]:
@@ -193,7 +195,7 @@ class EndpointHandler:
 
     @torch.inference_mode()
     def _run(self, rows: list[list[int]]) -> torch.Tensor:
-        """Logits (n, L) of rows of ids, fp32 on the CPU, in their order."""
+        """Return the logits (n, L) of rows of ids, fp32 on the CPU, in the order of the rows."""
         found = []
         for start in range(0, len(rows), BATCH):
             batch = self._pad_rows(rows[start : start + BATCH], pad_id=self.tokenizer.pad_token_id or 0)
@@ -202,10 +204,10 @@ class EndpointHandler:
         return torch.cat(found)
 
 
-def _problem(where: str, found: Any, accepted: str, remedy: str) -> str:
-    """One message format for all code in repos: `where: found; accepted; remedy`."""
-    shown = repr(found)
-    return f"{where}: found {shown[:80]}{'...' * (len(shown) > 80)}; accepted: {accepted}; {remedy}"
+def _problem(where: str, found: Any, expected: str, fix: str) -> str:
+    """Format a problem as `TaskHeadError` does, with the value cut to 80 characters."""
+    text = repr(found)
+    return f"{where}: found {text[:80]}{'...' * (len(text) > 80)}. Expected {expected}. Fix: {fix}."
 
 
 def _raise(problems: list[str]) -> None:
@@ -216,29 +218,29 @@ def _raise(problems: list[str]) -> None:
 
 def _texts(texts: Sequence[Any], where: str) -> list[str]:
     return [
-        _problem(f"{where}[{index}]" if len(texts) > 1 else where, text, TEXT, "give one, or drop it")
+        _problem(f"{where}[{index}]" if len(texts) > 1 else where, text, TEXT, "pass a text, or drop it")
         for index, text in enumerate(texts)
         if not isinstance(text, str) or not text.strip()
     ]
 
 
-def _unknown(parameters: dict[str, Any], accepted: str) -> list[str]:
-    return [_problem(f"parameters.{name}", parameters[name], accepted, "drop it") for name in parameters]
+def _unknown(parameters: dict[str, Any], expected: str) -> list[str]:
+    return [_problem(f"parameters.{name}", parameters[name], expected, "drop it") for name in parameters]
 
 
 def _top_k(parameters: dict[str, Any]) -> tuple[int | None, list[str]]:
     value = parameters.pop("top_k", None)
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value, []
-    return None, [_problem("parameters.top_k", value, "a whole number from 1 on", "correct it")]
+    return None, [_problem("parameters.top_k", value, "a whole number of at least 1", "raise or drop it")]
 
 
 def _number(value: Any) -> tuple[float | None, list[str]]:
-    """Read a probability; as a parameter in an address it arrives as text."""
+    """Read a probability, which is a text if it was a parameter of a URL."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = -1.0
     if 0 <= number <= 1:
         return number, []
-    return None, [_problem("parameters.threshold", value, "a probability from 0 to 1", "correct it")]
+    return None, [_problem("parameters.threshold", value, "a probability from 0 to 1", "change or drop it")]

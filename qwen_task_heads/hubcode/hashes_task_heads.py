@@ -1,11 +1,11 @@
-"""Hashes of files: the manifest of a model, and the base of an adapter. This file travels with every model.
+"""Hashes of files: the manifest of a model, and the base of an adapter. Copied into every published model.
 
-`manifest.json` lists the SHA-256 of the files of a folder. A base that is a folder is pinned by hashes too.
+`manifest.json` lists the SHA-256 of the files of a folder.
 
-A base on a hub is pinned by its commit. A folder has none, and a copy fetched from ModelScope may not say
-which it holds: there the config of what was trained on it keeps a hash of every file that answers hang on,
-and an adapter is not put on a base with another byte. The stored probe would find most such bases too, but
-not say which file it is, and not by a fine-tuned twin whose rare tokens alone differ.
+A base on a hub is pinned by its commit. A folder has no commit, and a copy fetched from ModelScope may not
+record it. In these cases the config of the trained model stores a hash of every file that affects its
+predictions, and an adapter does not load on a base with other files. The stored probe also finds most such
+bases. It does not tell which file differs, and it misses a fine-tuned copy that differs only in rare tokens.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .configuration_task_heads import TaskHeadError, refuse
+from .configuration_task_heads import TaskHeadError
 
 MANIFEST = "manifest.json"
 DRAFT = "draft"  # key of a manifest: the folder was only saved, and its files may be edited
-GGUF_SOURCE = "gguf.json"  # in a folder that was dequantised from a GGUF file: the file, and what was written
+GGUF_SOURCE = "gguf.json"  # in a dequantised folder: the GGUF file, and the files that were written
 INSIDE = ("adapter", "onnx", ".eval_results")  # subfolders that belong to a model
 PINNED = ("config.json", "tokenizer.json", "model.safetensors.index.json", "*.safetensors")
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, read in parts: about a second for each gigabyte."""
+    """Return the SHA-256 of a file, which is read in chunks: about a second for each gigabyte."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while part := file.read(1 << 22):
@@ -38,10 +38,10 @@ def sha256(path: str | Path) -> str:
 
 
 def hash_base(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of the files of a base that answers hang on, by name; of a dequantised one, of its GGUF file.
+    """Return the SHA-256 by name of the files of a base that affect predictions.
 
-    Other versions of transformers write other bytes around the same dequantised weights, so the GGUF file is
-    the identity as long as the folder is what was written. After a change it is that of the files.
+    A dequantised base that was not changed is identified by its GGUF file, because other versions of
+    transformers write other bytes around the same dequantised weights. After a change its files are hashed.
 
     Example:
         >>> import tempfile
@@ -58,13 +58,13 @@ def hash_base(folder: str | Path) -> dict[str, str]:
 
 
 def hash_folder(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of the files of a folder that answers hang on, by name."""
+    """Return the SHA-256 by name of the files of a folder that affect predictions."""
     found = {path.name: path for pattern in PINNED for path in Path(folder).glob(pattern) if path.is_file()}
     return {name: sha256(path) for name, path in sorted(found.items())}
 
 
 def models_cache() -> Path:
-    """Return the folder of dequantised models: `models` in `QWEN_TASK_HEADS_CACHE` or in the user's cache.
+    """Return the cache folder of dequantised models: `models` in `QWEN_TASK_HEADS_CACHE` or the user's cache.
 
     Example:
         >>> from qwen_task_heads.hubcode.hashes_task_heads import models_cache
@@ -76,13 +76,13 @@ def models_cache() -> Path:
 
 
 def is_dequantized(folder: str | Path, digest: str) -> bool:
-    """Whether a folder was made, whole, of the GGUF file with this SHA-256."""
+    """Return whether a folder is the complete result of the GGUF file with this SHA-256."""
     source = read_gguf_source(folder)
     return source is not None and source["sha256"] == digest
 
 
 def read_gguf_source(folder: str | Path) -> dict[str, Any] | None:
-    """Return what a folder says of the GGUF file that it was dequantised from; None for any other folder."""
+    """Return the record of the GGUF file that a folder was dequantised from; None for any other folder."""
     try:
         source = json.loads(Path(folder, GGUF_SOURCE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -92,10 +92,10 @@ def read_gguf_source(folder: str | Path) -> dict[str, Any] | None:
 
 
 def check_base(folder: str | Path, files: dict[str, str] | None) -> None:
-    """Refuse a base whose files are not those of training; without hashes nothing is held against it.
+    """Raise if the files of a base are not those of training; without hashes nothing is compared.
 
     Raises:
-        ValueError: all files that changed, are missing or are new.
+        ValueError: files that changed, are missing or are new; all of them are named.
     """
     if not files:
         return
@@ -104,7 +104,7 @@ def check_base(folder: str | Path, files: dict[str, str] | None) -> None:
 
 
 def differences(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
-    """What is changed, missing or new, one text for each file.
+    """Return the files that changed, are missing or are new, as one text for each file.
 
     Example:
         >>> from qwen_task_heads.hubcode.hashes_task_heads import differences
@@ -117,17 +117,18 @@ def differences(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
 
 
 def refused_base(folder: str | Path, wrong: list[str]) -> TaskHeadError:
-    """The error of a base that is not that of training."""
-    return refuse(
+    """Return the error of a base that differs from the base of training."""
+    return TaskHeadError(
         f"base {folder}",
         ", ".join(wrong),
         "the files that the adapter was trained on",
-        "restore the base, or pass verify=False and expect other answers",
+        "restore the base, or pass verify=False and expect other predictions",
+        code="base-changed",
     )
 
 
 def matches_any(name: str, patterns: Collection[str]) -> bool:
-    """Return whether a path matches one of the patterns (`fnmatch`, with `/`), folder by folder.
+    """Return whether a path with `/` matches one of the patterns of `fnmatch`, folder by folder.
 
     Example:
         >>> from qwen_task_heads.hubcode.hashes_task_heads import matches_any
@@ -140,12 +141,12 @@ def matches_any(name: str, patterns: Collection[str]) -> bool:
 
 
 def hash_files(folder: str | PathLike[str], *, known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the SHA-256 of the files of a model by their path with `/`, except that of the manifest itself.
+    """Return the SHA-256 of the files of a model by their path with `/`, without the manifest itself.
 
-    Other subfolders than those of a model, such as the checkpoints of a run, are left out.
+    Subfolders that are not part of a model, such as the checkpoints of a run, are left out.
 
     Args:
-        folder: of the model.
+        folder: folder of the model.
         known: digests of files that have not changed, which are not read again.
     """
     root = Path(folder)
@@ -160,7 +161,7 @@ def hash_files(folder: str | PathLike[str], *, known: Mapping[str, str] | None =
 
 
 def read_manifest(folder: str | PathLike[str]) -> dict[str, Any]:
-    """Return the content of `manifest.json`; {} if there is none with a table of files."""
+    """Return the content of `manifest.json`; {} without such a file or without its table of files."""
     try:
         content = json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -171,12 +172,12 @@ def read_manifest(folder: str | PathLike[str]) -> dict[str, Any]:
 def write_manifest(
     folder: str | PathLike[str], content: dict[str, Any], *, known: Mapping[str, str] | None = None
 ) -> None:
-    """Write `manifest.json` with the hashes of the files that are there now.
+    """Write `manifest.json` with the hashes of the current files.
 
     Args:
-        folder: of the model.
-        content: kept as it is, except the table of files.
-        known: as of `hash_files`.
+        folder: folder of the model.
+        content: other fields of the manifest; the table of files is replaced.
+        known: as in `hash_files`.
     """
     text = json.dumps({**content, "files": hash_files(folder, known=known)}, indent=2, ensure_ascii=False)
     Path(folder, MANIFEST).write_text(text + "\n", encoding="utf-8")

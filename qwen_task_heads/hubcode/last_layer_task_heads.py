@@ -1,9 +1,9 @@
-"""A last layer that computes the pooled tokens alone.
+"""A last layer that computes only the pooled tokens.
 
-Above the last attention nobody looks at a token that is not pooled: of the last layer every token gives its
-key and value, and only the pooled ones have a query, go through `o`, the norms and the MLP. It is the layer's
-own class with another `forward`, so hooks, checkpointing, FSDP and copies of the model find what they know.
-This file travels with every published model; it imports torch, transformers and its siblings only.
+After the last attention, only pooled tokens are read. In the last layer every token computes its key and
+value, but only pooled tokens compute a query, `o`, the norms and the MLP. The layer keeps its own class with
+another `forward`, so that hooks, checkpointing, FSDP and copies of the model work as before.
+This file is copied into every published model; it imports only torch, transformers and its siblings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLAIN_LAYERS = ("qwen2", "qwen3", "llama", "mistral")
 
 
 def prepare(backbone: Any) -> None:
-    """Make a backbone that can take packed rows take them."""
+    """Set the attention and the last layer of a backbone for packed rows, if it supports them."""
     config = backbone.config
     if config.model_type in EXACT and config._attn_implementation in ("sdpa", PACKED):
         backbone.set_attn_implementation(PACKED)
@@ -31,7 +31,7 @@ def prepare(backbone: Any) -> None:
 
 
 class _PoolsLast:
-    """Mixed into the class of the last layer. No function on the layer: replicas of DataParallel share it."""
+    """Mixin for the class of the last layer; replicas of DataParallel would share a function on the layer."""
 
     def forward(
         self: Any,
@@ -41,7 +41,7 @@ class _PoolsLast:
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Every token gives its key and value, and only pooled tokens go on, (1, B, H)."""
+        """Return the states (1, B, H) of the pooled tokens; every token gives its key and value."""
         if packed_rows is None or packed_rows.pooled is None or position_embeddings is None:
             if packed_rows is not None:
                 kwargs["packed_rows"] = packed_rows
@@ -66,13 +66,13 @@ class _PoolsLast:
         pooled = hidden_states.index_select(1, last) + attention.o_proj(output.flatten(1)[None])  # (1, B, H)
         return pooled + self.mlp(self.post_attention_layernorm(pooled))  # type: ignore[no-any-return]
 
-    def __reduce__(self) -> Any:  # pickle cannot find a class that was made here
+    def __reduce__(self) -> Any:  # pickle cannot find a class that is created at runtime
         return _bare, (type(self).__bases__[1],), self.__dict__
 
 
 @cache
 def _pooling(kind: Any) -> Any:
-    """The class under its own name, by which FSDP and `device_map` find the layers."""
+    """Return the subclass under the name of its base, by which FSDP and `device_map` find the layers."""
     return type(kind.__name__, (_PoolsLast, kind), {"__module__": kind.__module__})
 
 
@@ -90,6 +90,6 @@ def _heads(attention: Any, part: str, states: torch.Tensor) -> torch.Tensor:
 
 
 def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of (heads, N, D) by cos and sin (1, N, D)."""
+    """Apply the rotary embedding cos and sin (1, N, D) to (heads, N, D)."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat([-second, first], dim=-1) * sin

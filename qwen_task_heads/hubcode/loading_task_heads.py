@@ -1,10 +1,9 @@
-"""Strict loading, adapter repos and the stored probe. This file travels with every published model.
+"""Strict loading, adapter repos and the stored probe. This file is copied into every published model.
 
-transformers loads what it finds and initialises the rest at random; for a task head that is how a
-trained head silently vanishes. Here a missing, extra or reshaped tensor is an error, an adapter repo
-loads its true base and then every tensor of the adapter, and a probe stored in `config.json` (token
-ids and the logits they must give) is recomputed after the load, which also finds weights that were
-swapped under the right names or a base that changed.
+transformers initialises missing tensors at random, so a trained head can be lost without an error. Here a
+missing, extra or reshaped tensor raises an error. An adapter repo loads the base of its config and then every
+tensor of the adapter. A probe in `config.json` (token ids and their logits) is recomputed after the load; it
+also finds weights that were swapped under the right names, and a base that changed.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import cached_file, logging
 
-from .configuration_task_heads import MODEL_TYPES, refuse
+from .configuration_task_heads import MODEL_TYPES, TaskHeadError, refuse
 from .folder_task_heads import ADAPTER
 from .hashes_task_heads import check_base, models_cache
 from .saving_task_heads import (
@@ -39,13 +38,13 @@ from .saving_task_heads import (
 )
 
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-# Largest difference, relative to the largest stored logit, that is rounding: one kernel against
-# another in fp32, and half precision against anything. Relative, because a fresh MLP head gives 1e-4.
+# Largest difference, relative to the largest stored logit, that rounding can cause: between kernels in fp32,
+# and between half precision and any dtype. Relative, because a new MLP head gives logits of 1e-4.
 PROBE_TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-4, torch.bfloat16: 8e-2, torch.float16: 3e-2}
 
 
 class StrictLoading(StrictSaving):
-    """`from_pretrained` that leaves out no tensor. Base of every task-head model."""
+    """`from_pretrained` that requires every tensor. Base of every task-head model."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -61,11 +60,11 @@ class StrictLoading(StrictSaving):
         """Load a full model, an adapter repo (its base, then the adapter) or a plain backbone.
 
         Args:
-            pretrained_model_name_or_path: repo id or folder. A plain backbone needs `config`, and gets
-                a fresh `score`; everything else must bring every tensor.
-            config: a `TaskHeadConfig`; read from the repo when None.
-            adapter_kwargs: set by the Auto classes; where the adapter of this load was found.
-            verify: hold a base that is a folder against its stored hashes, and recompute the stored probe
+            pretrained_model_name_or_path: repo id or folder. A plain backbone needs `config` and gets a new
+                `score`; any other model must have every tensor.
+            config: a `TaskHeadConfig`; read from the repo if None.
+            adapter_kwargs: set by the Auto classes: the place of the adapter.
+            verify: compare a base that is a folder with its stored hashes, and recompute the stored probe
                 after the load.
             output_loading_info: also return the dictionary of missing and unexpected keys.
             **kwargs: passed on to transformers (`dtype`, `device_map`, `revision`, ...).
@@ -78,21 +77,22 @@ class StrictLoading(StrictSaving):
         repo = str((adapter_kwargs or {}).get("_adapter_model_path") or path)
         hub = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
         if repo != path and (adapter_kwargs or {}).get("revision"):
-            # A duplicated repo: the commit in `kwargs` is one of the repo it was duplicated from.
+            # In a duplicated repo, the commit in `kwargs` belongs to the original repo.
             hub["revision"] = (adapter_kwargs or {})["revision"]
         own, adapter, has_weights = _inspect(cls, repo, hub)
         if config is None:
             config = cls.config_class.from_pretrained(repo, **hub)
         if own and adapter is not None and has_weights:
-            raise refuse(
+            raise TaskHeadError(
                 repo,
-                "adapter_config.json beside full weights",
+                "found adapter_config.json next to full weights",
                 "an adapter or a full model in a folder",
                 "keep one of them: their logits differ",
+                code="model-ambiguous",
             )
         quantized = kwargs.get("quantization_config") is not None
-        kwargs["ignore_mismatched_sizes"] = True  # refused here, by their names
-        with _without_load_report():  # every key of it is checked here
+        kwargs["ignore_mismatched_sizes"] = True  # `_check_keys` raises for them, with their names
+        with _without_load_report():  # `_check_keys` checks every key of the report
             if own and adapter is not None:
                 place = hub | {"subfolder": adapter} if adapter else hub
                 model, info = cls._from_adapter(
@@ -102,15 +102,18 @@ class StrictLoading(StrictSaving):
                 if not own:
                     kwargs.setdefault("key_mapping", backbone_names(config))
                 elif not has_weights:  # transformers would look for a pickle
-                    accepted = " or ".join(WEIGHTS)
-                    raise refuse(
-                        repo, "no weights in safetensors", accepted, "save it again, or fetch all of it"
+                    raise TaskHeadError(
+                        repo,
+                        "weights in safetensors are missing",
+                        " or ".join(WEIGHTS),
+                        "save it again, or fetch all of it",
+                        code="model-corrupted",
                     )
                 model, info = super().from_pretrained(
                     path, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
                 )
                 _check_keys(path, info, plain=None if own else config)
-                # transformers 5.23 makes what a checkpoint lacks in the dtype of the rest.
+                # transformers 5.23 creates tensors that a checkpoint lacks in the dtype of the others.
                 model.score.float()
         model.on_plain_base = not own or adapter is not None
         if own:
@@ -125,47 +128,49 @@ class StrictLoading(StrictSaving):
     def _from_adapter(
         cls, repo: str, *args: Any, config: Any, hub: dict[str, Any], verify: bool = True, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Load the true base named by the config, then the adapter of `repo`; `hub` names its subfolder."""
+        """Load the base named by the config, then the adapter of `repo`; `hub` names its subfolder."""
         base = config.backbone_name_or_path
         if not base:
-            raise refuse(
+            raise TaskHeadError(
                 f"{repo}/config.json",
-                "no backbone_name_or_path",
+                "backbone_name_or_path is missing",
                 "the name or folder of the base model",
                 "publish the adapter again, or set the field",
+                code="config-invalid",
             )
         base = cached_base(base)
         if verify and Path(base).is_dir():
             check_base(base, config.backbone_files)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
         kwargs.setdefault("key_mapping", backbone_names(config))
-        if config.backbone_revision and not config.backbone_hub:  # else the newest, which the probe checks
+        if config.backbone_revision and not config.backbone_hub:  # else the newest, verified by the probe
             kwargs["revision"] = config.backbone_revision
         try:
             model, info = super().from_pretrained(
                 base, *args, config=config, output_loading_info=True, adapter_kwargs=None, **kwargs
             )
         except OSError as error:
-            raise refuse(
+            raise TaskHeadError(
                 f"{repo}/config.json",
-                f"base {base!r}, which cannot be loaded ({str(error).splitlines()[0][:200]})",
+                f"base {base!r} cannot be loaded ({str(error).splitlines()[0][:200]})",
                 "a reachable repo id or an existing folder",
-                "load it with hub='modelscope', where its base is from"
+                "load it with hub='modelscope', the hub of its base"
                 if config.backbone_hub
                 else "fetch the base, or set backbone_name_or_path to where it is",
+                code="base-changed",
             ) from error
         _check_keys(base, info, plain=config)
         _load_adapter(model, repo, hub)
         return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
     def check_probe(self, where: str = "config.json") -> None:
-        """Recompute the stored probe; a model without one passes.
+        """Recompute the stored probe and compare its logits; a model without a probe passes.
 
-        Of a quantised model, or one trained on a quantised base, only that its logits are finite is held
-        against it: how much 4 bits move them depends on the weights.
+        For a quantised model, or a model trained on a quantised base, the logits must only be finite, because
+        the effect of 4 bits depends on the weights.
 
         Raises:
-            ValueError: the logits differ by more than rounding allows at the dtypes involved.
+            ValueError: logits that differ by more than the rounding of the dtypes.
         """
         probe = self.config.probe
         if not probe:
@@ -173,11 +178,12 @@ class StrictLoading(StrictSaving):
         expected = torch.tensor(probe["logits"], dtype=torch.float64)
         found = self.probe_logits(torch.tensor(probe["input_ids"])).double()
         if found.shape != expected.shape:
-            raise refuse(
+            raise TaskHeadError(
                 f"{where} probe",
-                f"logits {tuple(found.shape)}",
+                f"found logits of shape {tuple(found.shape)}",
                 f"{tuple(expected.shape)}",
                 "restore the saved config",
+                code="config-invalid",
             )
         by_name = {str(dtype).split(".")[-1]: limit for dtype, limit in PROBE_TOLERANCE.items()}
         dtypes = (str(self.dtype).split(".")[-1], str(probe.get("dtype")))
@@ -186,16 +192,17 @@ class StrictLoading(StrictSaving):
             tolerance = torch.finfo(torch.float64).max
         difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         if not difference <= tolerance:  # also true for NaN
-            raise refuse(
+            raise TaskHeadError(
                 f"{where} probe",
-                f"a relative difference of {difference:.2g}",
+                f"the logits differ from the stored ones by {difference:.2g}, relative to the largest",
                 f"at most {tolerance:.0e} in {self.dtype}",
-                "weights, base or code are not those that were saved: fetch them again, or pass verify=False",
+                "fetch weights, base and code again, or pass verify=False to load them as they are",
+                code="model-corrupted",
             )
 
 
 def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, str | None, bool]:
-    """Return whether `repo` is one of ours, the subfolder of its adapter, whether it has full weights."""
+    """Return whether `repo` is a model of `cls`, the subfolder of its adapter, whether it has weights."""
     if not _exists(repo, "config.json", hub):
         return False, None, False
     model_type = cls.config_class.get_config_dict(repo, **hub)[0].get("model_type")
@@ -204,30 +211,31 @@ def _inspect(cls: Any, repo: str, hub: dict[str, Any]) -> tuple[bool, str | None
         raise refuse(
             f"{repo}/config.json",
             model_type,
-            cls.config_class.model_type,
-            f"{cls.__name__} cannot open it: use load(), or an Auto class of transformers",
+            f"{cls.config_class.model_type}, the type of {cls.__name__}",
+            "use load(), or an Auto class of transformers",
+            code="model-type",
         )
-    # Weights and adapter are looked for in our repos only: a plain backbone takes the stock path.
+    # Weights and adapter are checked in repos of this library only; plain backbones load as in transformers.
     if not own:
         return False, None, False
     return True, find_adapter(repo, **hub), any(_exists(repo, name, hub) for name in WEIGHTS)
 
 
 def cached_base(name: str) -> str:
-    """Return the folder of a base that qwen-task-heads keeps in its cache by name; another name as it is."""
+    """Return the folder of a base that qwen-task-heads caches by name; any other name unchanged."""
     folder = models_cache() / name
     is_name = re.fullmatch(r"[\w.-]+", name) is not None and not Path(name).is_dir()
     return str(folder) if is_name and folder.is_dir() else name
 
 
 def find_adapter(repo: str, **hub: Any) -> str | None:
-    """Return the subfolder of the adapter of a model of ours, "" for the root, None without an adapter.
+    """Return the subfolder of the adapter in a model of this library; None without an adapter.
 
-    Version 0.1 saved the adapter at the root.
+    It is "" for an adapter at the root, where version 0.1 saved it.
 
     Args:
         repo: folder or repo id.
-        **hub: options of transformers such as `revision` and `subfolder`, in which the adapter's lies.
+        **hub: options of transformers such as `revision` and `subfolder`, which contains that of the adapter.
 
     Example:
         >>> from qwen_task_heads.hubcode.loading_task_heads import find_adapter
@@ -243,14 +251,18 @@ def find_adapter(repo: str, **hub: Any) -> str | None:
 
 
 def _pinned(repo: str, hub: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that give files of the commit that was loaded, whatever the branch is by then."""
+    """Return hub options that pin the commit that was loaded, even if its branch moves later."""
     kept: dict[str, Any] = {
         key: hub[key] for key in ("cache_dir", "token", "revision", "subfolder") if key in hub
     }
     path = cached_file(
-        repo, "config.json", **kept, local_files_only=True, _raise_exceptions_for_missing_entries=False,
+        repo,
+        "config.json",
+        **kept,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
+    )
     found = re.search(r"/snapshots/([0-9a-f]{40})/", Path(path or "").as_posix())
     return {**kept, "revision": found[1]} if found else kept
 
@@ -261,7 +273,7 @@ def _exists(repo: str, name: str, hub: dict[str, Any]) -> bool:
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
-    """Keep transformers' table of missing keys off the screen."""
+    """Silence transformers' report of missing keys."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -271,9 +283,9 @@ def _without_load_report() -> Iterator[None]:
 
 
 def _check_keys(where: str, info: dict[str, Any], *, plain: Any = None) -> None:
-    """Refuse a load that left a tensor out.
+    """Raise for missing, extra and reshaped tensors.
 
-    A plain backbone, loaded with the config `plain`, may lack `score`, and bring its output layer and the
+    A plain backbone, loaded with the config `plain`, may lack `score` and may have its output layer and the
     layers above an early exit.
     """
     missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
@@ -283,19 +295,24 @@ def _check_keys(where: str, info: dict[str, Any], *, plain: Any = None) -> None:
         extra = _without_output_layer(extra, plain.text_config) if extra else []
     problems = [f"{key} is missing" for key in missing]
     problems += [f"{key} is not part of the model" for key in extra]
-    shapes = info.get("mismatched_keys") or []  # names, of transformers with both shapes
+    shapes = info.get("mismatched_keys") or []  # names; from transformers, tuples with both shapes
     problems += [f"{key if isinstance(key, str) else key[0]} has another shape" for key in sorted(shapes)]
     if problems:
-        shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise refuse(
-            where, shown, "exactly the tensors of the config's model", "save or fetch the model again"
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise TaskHeadError(
+            where,
+            ", ".join(problems[:5]) + more,
+            "exactly the tensors of the config's model",
+            "save or fetch the model again",
+            code="model-corrupted",
         )
 
 
 def _without_output_layer(keys: list[str], text_config: Any) -> list[str]:
-    """Return the keys that the family's causal language model does not have above its backbone either.
+    """Return the keys that are not in the output layer of the family's causal language model.
 
-    The names are those of the class (GPT-NeoX: `embed_out`, RWKV: `head`), today's and those that it renames.
+    Names of output layers differ by class (GPT-NeoX: `embed_out`, RWKV: `head`); old names that transformers
+    renames are known too.
     """
     family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text_config), None)
     if family is None:
@@ -320,27 +337,37 @@ def _without_output_layer(keys: list[str], text_config: Any) -> list[str]:
 
 
 def _is_above(key: str, keep: int | None) -> bool:
-    """Whether a tensor belongs to a layer that an early exit does not have."""
+    """Return whether a tensor belongs to a layer above an early exit."""
     layer = re.match(r"(?:model\.)?layers\.(\d+)\.", key)
     return keep is not None and layer is not None and int(layer[1]) >= keep
 
 
 def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
-    """Inject the adapter of `repo` and set every one of its tensors, by name, shape and value."""
+    """Inject the adapter of `repo`, set all of its tensors, and verify their names, shapes and values."""
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
     path = cached_file(repo, ADAPTER_WEIGHTS, **hub)
     saved = load_file(path)
     if not any("score." in key for key in saved):
-        raise refuse(
-            path, "no score.* tensor", "an adapter with its head", "train it with modules_to_save: score"
+        raise TaskHeadError(
+            path,
+            "tensors score.* of the head are missing",
+            "an adapter with its head",
+            "train it with modules_to_save: score",
+            code="model-corrupted",
         )
     if bad := [key for key, tensor in saved.items() if not bool(tensor.isfinite().all())]:
-        raise refuse(path, f"{bad[0]} with NaN or inf", "finite weights", "fetch or train the adapter again")
+        raise TaskHeadError(
+            path,
+            f"{bad[0]} contains NaN or inf",
+            "finite weights",
+            "fetch or train the adapter again",
+            code="number-not-finite",
+        )
     names = model._weight_conversions
     model.load_adapter(repo, adapter_kwargs=hub)
     model._weight_conversions = names  # those of the adapter would rename the tensors of a merged model
-    # Of the embeddings what was trained: by default PEFT asks the hub for the vocabulary of the base.
+    # Embeddings only if they were trained: by default PEFT asks the hub for the vocabulary of the base.
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     saved = {key.removeprefix("base_model.model."): tensor for key, tensor in saved.items()}
     info = {
@@ -361,4 +388,10 @@ def _load_adapter(model: Any, repo: str, hub: dict[str, Any]) -> None:
     if wrong := [
         key for key in saved if not torch.equal(loaded[key].cpu(), saved[key].to(loaded[key].dtype))
     ]:
-        raise refuse(path, f"{wrong[0]} was not loaded", "an adapter that PEFT can load", "upgrade peft")
+        raise TaskHeadError(
+            path,
+            f"{wrong[0]} was not loaded",
+            "an adapter that PEFT can load",
+            "upgrade peft",
+            code="package-version",
+        )

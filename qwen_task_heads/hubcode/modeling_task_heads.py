@@ -1,8 +1,8 @@
 """`PooledClassifier` and `TitleScorer`: any decoder of transformers, pooled, with a head called `score`.
 
-One class serves every backbone family, because the backbone is built by `AutoModel` from the nested
-config. There is no language-model head, so no vocabulary logits are computed. This file travels with
-every published model; it imports torch, transformers and its siblings only.
+One class supports every backbone family, because `AutoModel` builds the backbone from the nested config.
+There is no language-model head, so no vocabulary logits are computed. This file is copied into every
+published model; it imports only torch, transformers and its siblings.
 """
 
 from __future__ import annotations
@@ -16,9 +16,21 @@ from torch import nn
 from transformers import AutoModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from .attention_task_heads import rotates_by_length, splits_prefix, two_sided_mask, why_padded, window_of
+from .attention_task_heads import (
+    packing_fallback_reason,
+    rotates_by_length,
+    splits_prefix,
+    two_sided_mask,
+    window_of,
+)
 from .bucketing_task_heads import buckets_of, in_order, is_distributed, take_rows
-from .configuration_task_heads import PooledClassifierConfig, TaskHeadConfig, TitleScorerConfig, refuse
+from .configuration_task_heads import (
+    PooledClassifierConfig,
+    TaskHeadConfig,
+    TaskHeadError,
+    TitleScorerConfig,
+    refuse,
+)
 from .encoding_task_heads import cut_row, pad_rows
 from .head_layers_task_heads import LayerStates, join, keep_states
 from .last_layer_task_heads import PLAIN_LAYERS, prepare
@@ -34,7 +46,7 @@ from .pooling_task_heads import (
     rows_of,
 )
 
-# Windows per pass in evaluation on one process; training keeps all activations anyway.
+# Windows per pass in evaluation on one process. Training keeps all activations and needs no limit.
 WINDOWS_PER_PASS = 64
 
 
@@ -55,13 +67,17 @@ class TaskHeadModel(StrictLoading):
     def __init__(self, config: TaskHeadConfig) -> None:
         if config.text_config is None:
             raise refuse(
-                "text_config", None, "the config of a backbone", "use qwen_task_heads.build(backbone)"
+                "text_config",
+                None,
+                "the config of a backbone",
+                "use qwen_task_heads.build(backbone)",
+                code="config-invalid",
             )
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = AutoModel.from_config(config.text_config)
         self.score = build_head(config, hidden_size=self.model.config.hidden_size)
-        # Decoders without rotary or learned positions (ALiBi, state spaces) take no position_ids.
+        # Decoders without rotary or learned positions (ALiBi, state spaces) accept no position_ids.
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.packing, self.prefix_sharing = True, True
         self._window = window_of(self.model.config)
@@ -96,37 +112,39 @@ class TaskHeadModel(StrictLoading):
     ) -> SequenceClassifierOutputWithPast:
         """Compute logits, and a loss when labels are given.
 
-        Padding costs nothing: the real tokens are packed into one row, and what rows begin with in common is
-        encoded once (`packing_task_heads`). Where `why_padded` gives a reason, rows of similar length are
-        padded together (`bucketing_task_heads`). The numbers are those of the padded batch, which is computed
-        where a caller asks for states, attentions or a cache, or gives positions.
+        No padding is computed: the real tokens are packed into one row, and prefixes that rows share are
+        encoded once (`packing_task_heads`). If `fallback_reason` is not None, rows of similar length are
+        padded together (`bucketing_task_heads`). The results are those of the padded batch, which is computed
+        if a caller requests states, attentions or a cache, or passes positions.
 
         Args:
             input_ids: (B, T) int64 token ids, padded on any side.
             attention_mask: (B, T), 1 for real tokens; without it, see `derive_mask`.
-            position_ids: (B, T); derived from the mask when None, so that padding cannot move a score.
+            position_ids: (B, T); derived from the mask if None, so that padding cannot change a score.
             inputs_embeds: (B, T, H) instead of `input_ids`.
             labels: (B,) int64 for single-label and ordinal, (B, L) floats for multi-label,
                 (B,) or (B, L) floats for regression.
             margin: ignored here; trl's RewardTrainer passes it to the model and uses it in its loss.
-            use_cache: return past key values; off, since a head needs none.
-            prefix: from `encode_prefix`: what stands before every row.
+            use_cache: return past key values; off by default, because a head does not need them.
+            prefix: keys and values from `encode_prefix` of the tokens before every row.
 
         Returns:
             `logits` (B, num_labels) in fp32; for `ordinal` they are log-probabilities.
 
         Raises:
-            ValueError: a mask row without a real token, a problem type the labels do not fit, or a prefix
-                where rows cannot be packed.
+            ValueError: a mask row without a real token, labels that do not match the problem type, or a
+                prefix with rows that cannot be packed.
         """
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         if tokens is None:
-            raise refuse("input_ids", None, "input_ids or inputs_embeds", "pass one of them")
+            raise refuse(
+                "input_ids", None, "input_ids or inputs_embeds", "pass one of them", code="argument-type"
+            )
         if attention_mask is None:
             attention_mask = mask_for(self, input_ids)
         mask = real_tokens(attention_mask, tokens)
-        kwargs.pop("return_dict", None)  # PEFT always passes it; what is returned is this class anyway
-        # Not by truth: an empty cache is false, and wants to be filled; a tensor is neither.
+        kwargs.pop("return_dict", None)  # PEFT always passes it; the result always has this class
+        # Not by truth value: an empty cache is falsy but must be filled, and a tensor has no truth value.
         others = (position_ids, *kwargs.values())
         free = not use_cache and all(value is None or value is False for value in others)
         logits = None
@@ -137,7 +155,13 @@ class TaskHeadModel(StrictLoading):
             below = [packed.unpack(own)[0] for own in lower.take(states.device)]
             logits = self._head(*packed.unpack(states), below)
         elif prefix is not None:
-            raise refuse("prefix", "rows that cannot be packed", "rows without it", "give the rows whole")
+            raise TaskHeadError(
+                "prefix",
+                "the rows cannot be packed",
+                "rows without a prefix",
+                "pass whole rows",
+                code="option-unsupported",
+            )
         elif free and (groups := buckets_of(self, mask)):
             name = "input_ids" if inputs_embeds is None else "inputs_embeds"
             parts = [take_rows(tokens, mask, group) for group in groups]
@@ -161,7 +185,7 @@ class TaskHeadModel(StrictLoading):
     def _padded(
         self, mask: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
     ) -> tuple[torch.Tensor, Any]:
-        """Logits (B, L) of a padded batch, mask (B, T) bool, and what the backbone returns for it."""
+        """Return the logits (B, L) of a padded batch with mask (B, T) bool, and the backbone's output."""
         if attention_mask is not None and self._takes_positions and "position_ids" not in kwargs:
             kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
         if self.config.bidirectional:
@@ -174,41 +198,41 @@ class TaskHeadModel(StrictLoading):
     def _head(
         self, rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, lower: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Logits (B, L) of the states (B, T, H) of rows, and of what lower layers gave, before the norm."""
+        """Return the logits (B, L) of the states (B, T, H) of rows and of lower layers before the norm."""
         layers = [*(self.model.norm(own) for own in lower), rows]
         if self.config.pooling == "attention":
             return self.score(join(layers), mask)
         return self.score(join([pool(own, mask, last, pooling=self.config.pooling) for own in layers]))
 
     @property
-    def why_padded(self) -> str | None:
+    def fallback_reason(self) -> str | None:
         """Why batches are not packed; None if they are."""
-        return why_padded(self.model.config) if self.packing else "packing is switched off"
+        return packing_fallback_reason(self.model.config) if self.packing else "packing is switched off"
 
     def _can_pack(self, mask: torch.Tensor, prefix: KeysAndValues | None = None) -> bool:
-        """Whether packed rows give the numbers of a batch, mask (B, T) bool."""
-        # What is traced must not hang on the lengths of one batch.
-        if self.why_padded or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        """Return whether packed rows give the results of a batch with mask (B, T) bool."""
+        # A traced graph must not depend on the lengths of one batch.
+        if self.fallback_reason or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
         before = next(iter(prefix.values()))[0].shape[1] if prefix else 0
         return len(mask) > 0 and (self._window is None or before + int(mask.sum(1).max()) <= self._window)
 
-    def why_whole(self, longest: int) -> str | None:
-        """Say why rows of at most `longest` tokens must be given whole; None if they take a prefix."""
+    def prefix_fallback_reason(self, longest: int) -> str | None:
+        """Return why rows of at most `longest` tokens cannot use a cached prefix; None if they can."""
         reasons = {
-            self.why_padded: self.why_padded is not None,
-            f"pooling {self.config.pooling!r}": self.config.pooling != "last",
-            "attention to both sides": self.config.bidirectional,
-            "rotations that hang on the longest row": rotates_by_length(self.model.config),
-            f"rows of {longest} tokens": self._window is not None and longest > self._window,
+            self.fallback_reason: self.fallback_reason is not None,
+            f"pooling is {self.config.pooling!r}": self.config.pooling != "last",
+            "attention is bidirectional": self.config.bidirectional,
+            "rotations depend on the longest row": rotates_by_length(self.model.config),
+            f"rows have {longest} tokens": self._window is not None and longest > self._window,
         }
-        return next((reason for reason, holds in reasons.items() if holds), None)
+        return next((reason for reason, applies in reasons.items() if applies), None)
 
     def _pack(
         self, input_ids: torch.Tensor | None, mask: torch.Tensor, prefix: KeysAndValues | None
     ) -> PackedRows:
         last_only = self.config.pooling == "last"
-        cast = torch.is_autocast_enabled(mask.device.type)  # does not reach an attention in parts
+        cast = torch.is_autocast_enabled(mask.device.type)  # not applied to attention to a separate prefix
         return pack(
             mask,
             input_ids=input_ids if self.prefix_sharing else None,
@@ -227,7 +251,7 @@ class TaskHeadModel(StrictLoading):
             name: None if value is None else value.flatten(0, 1).index_select(0, packed.source)[None]
             for name, value in tokens.items()
         }
-        # A mask of four dimensions is taken as it is: no (N, N) mask is made, and `packed_sdpa` needs none.
+        # transformers passes a 4D mask on unchanged. `packed_sdpa` needs no mask, so no (N, N) mask is made.
         return self.model(
             **row,
             position_ids=packed.position_ids,
@@ -239,26 +263,32 @@ class TaskHeadModel(StrictLoading):
 
     @torch.no_grad()
     def encode_prefix(self, input_ids: torch.Tensor) -> KeysAndValues:
-        """Keep the keys and values of tokens that stand before many rows, such as a long instruction.
+        """Return the keys and values of tokens before many rows, such as a long instruction.
 
         Args:
             input_ids: (1, P) int64, on the model's device.
 
         Returns:
-            For `forward(prefix=...)`, together with the rest of each row.
+            The argument `prefix` of `forward`, which is then called with the rest of each row.
 
         Raises:
-            ValueError: a model that takes no prefix, see `why_whole`.
+            ValueError: a model that cannot use a cached prefix, see `prefix_fallback_reason`.
         """
-        if found := self.why_whole(input_ids.shape[1]):
-            raise refuse("prefix", found, "packed causal rows and pooling 'last'", "give the rows whole")
+        if reason := self.prefix_fallback_reason(input_ids.shape[1]):
+            raise TaskHeadError(
+                "prefix",
+                reason,
+                "packed causal rows and pooling 'last'",
+                "pass whole rows",
+                code="option-unsupported",
+            )
         store = Store()
         packed = pack(torch.ones_like(input_ids, dtype=torch.bool))._replace(store=store)
         self._states_of(packed, input_ids=input_ids)
         return store.layers
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean loss over the batch, by `problem_type` (guessed from the labels as transformers does)."""
+        """Return the mean loss of the batch by `problem_type`, which is inferred from the labels if None."""
         return mean_loss(logits, labels, problem_type=self.config.problem_type)
 
 
@@ -293,11 +323,11 @@ class PooledClassifier(TaskHeadModel):
     ) -> SequenceClassifierOutputWithPast:
         """Compute logits, and a loss when labels are given; rows over `max_seq_length` are cut first.
 
-        See `TaskHeadModel.forward` for the arguments. Where rows are cut, logits and loss are all that is
-        returned: states and attentions would be those of the pieces.
+        See `TaskHeadModel.forward` for the arguments. If rows are cut, only logits and loss are returned,
+        because states and attentions would be those of the pieces.
 
         Raises:
-            ValueError: also a long row that cannot be cut: a pair, or one without the template.
+            ValueError: also a long row that cannot be cut: a pair, or a row without the template.
         """
         if attention_mask is None and (input_ids is not None or inputs_embeds is not None):
             attention_mask = mask_for(self, input_ids)
@@ -325,7 +355,7 @@ class PooledClassifier(TaskHeadModel):
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
 
     def _is_long(self, tokens: torch.Tensor | None, mask: torch.Tensor | None) -> bool:
-        """Tell whether a text, padding apart, is longer than `max_seq_length`."""
+        """Return whether a text without padding is longer than `max_seq_length`."""
         limit = self.config.max_seq_length
         if limit is None or tokens is None or tokens.shape[1] <= limit:
             return False
@@ -334,20 +364,30 @@ class PooledClassifier(TaskHeadModel):
     def _cut(
         self, input_ids: torch.Tensor | None, mask: torch.Tensor | None, **others: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """Give the pieces of all rows, padded on the right, their mask, and how many each row has.
+        """Return the pieces of all rows, padded on the right, their mask, and their number per row.
 
-        Refused are long rows of which it is not known where the text begins and ends.
+        Long rows in which the text cannot be located raise an error.
         """
         config = self.config
         named = [name for name, value in others.items() if value is not None]
         if mask is not None and mask.dim() != 2:
             named.append("attention_mask")
         if input_ids is None or named:
-            accepted = f"input_ids and a 2D mask alone for rows over max_seq_length {config.max_seq_length}"
-            raise refuse(named[0], "a row that is longer", accepted, "leave it out, or cut the row")
+            raise TaskHeadError(
+                named[0],
+                f"a row is longer than max_seq_length {config.max_seq_length}",
+                "only input_ids and a 2D mask for such rows",
+                "leave it out, or cut the row",
+                code="text-too-long",
+            )
         if "between" in (config.template or {}):
-            accepted = f"at most {config.max_seq_length} tokens: only a tokenizer knows where its parts meet"
-            raise refuse("input_ids", "a longer pair", accepted, "pass truncation=True to the tokenizer")
+            raise TaskHeadError(
+                "input_ids",
+                f"a pair is longer than max_seq_length {config.max_seq_length}",
+                "pairs that the tokenizer has cut, because only it can separate the two texts",
+                "pass truncation=True to the tokenizer",
+                code="text-too-long",
+            )
         mask = torch.ones_like(input_ids) if mask is None else mask
         found = [
             cut_row(
@@ -366,8 +406,8 @@ class PooledClassifier(TaskHeadModel):
     def _aggregate(self, logits: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """Aggregate the logits of pieces (P, L) to those of rows (B, L), differentiably.
 
-        The mean of logits is the normalised geometric mean of the windows' probabilities. Log-probabilities
-        of `ordinal` do not sum to one after it; they are normalised again, as softmax would do.
+        The mean of logits is the normalised geometric mean of the windows' probabilities. Aggregated
+        log-probabilities of `ordinal` do not sum to one, so they are normalised again, as by softmax.
         """
         aggregate = torch.mean if self.config.window_aggregation == "mean" else torch.amax
         rows = torch.stack([aggregate(part, dim=0) for part in logits.split(counts)])
@@ -377,8 +417,8 @@ class PooledClassifier(TaskHeadModel):
 class TitleScorer(TaskHeadModel):
     """One score per text, higher is better: P(a preferred to b) = sigmoid(score(a) - score(b)).
 
-    A Bradley-Terry reward model (Bradley and Terry 1952, https://doi.org/10.1093/biomet/39.3-4.324) in
-    the form that trl's RewardTrainer trains: `logits` (B, 1).
+    A Bradley-Terry reward model (Bradley and Terry 1952, https://doi.org/10.1093/biomet/39.3-4.324) with
+    `logits` (B, 1), as trl's RewardTrainer trains it.
 
     Example:
         >>> import torch

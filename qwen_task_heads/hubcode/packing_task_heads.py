@@ -1,17 +1,17 @@
-"""Packed rows: the real tokens of a padded batch in one row, and beginnings that rows share only once.
+"""Packed rows: the real tokens of a padded batch in one row, with prefixes that rows share only once.
 
-A padded batch spends half to four fifths of its work on padding and on the same prompt again. Here the
-tokens that are real go through embeddings, linears, norms and MLP as one row of N tokens; attention alone
-sees rows again. The batch itself stays what it was, so collators, samplers, trainers and pipelines need to
-know nothing of it, and the numbers are those of the padded batch (up to rounding, 1e-6 in fp32).
+A padded batch spends half to four fifths of its work on padding and on repeated prompts. Here only the real
+tokens go through embeddings, linears, norms and MLP, as one row of N tokens; only attention separates the
+rows. The batch itself is not changed, so collators, samplers, trainers and pipelines work as before. The
+results are those of the padded batch (up to rounding, 1e-6 in fp32).
 
-Rows that begin alike (an instruction common to the batch, a prompt common to a pair or a list) are cut
-into segments: the common beginning stands once, and each remainder has it as its parent. Under causal
-attention a token's state depends on what stands before it alone, so states, losses and gradients are those
-of the full rows. Beginnings may nest: an instruction, then prompts, then titles.
+Rows with a common prefix (an instruction of the whole batch, a prompt of a pair or a list) are cut into
+segments. The prefix is stored once and is the parent of each remainder. Under causal attention the state of a
+token depends only on the tokens before it, so states, losses and gradients are those of the full rows.
+Prefixes may nest: an instruction, then prompts, then titles.
 
 Sources: packing without cross-contamination, Krell et al. 2021, https://arxiv.org/abs/2107.02027; prefix
-sharing in training, https://arxiv.org/abs/2410.20305. This file travels with every published model.
+sharing in training, https://arxiv.org/abs/2410.20305. This file is copied into every published model.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from typing import Any, NamedTuple
 
 import torch
 
-MIN_SHARED = 8  # tokens; a shorter common beginning costs more in attention than it saves in linears
-MIN_SAVED = 0.1  # of a batch's tokens; sharing less is not worth its second kind of attention
-# Scores per head that a grid may compute for padding, rather than to be cut into two grids.
+MIN_SHARED = 8  # tokens; a shorter common prefix costs more in attention than it saves in linears
+MIN_SAVED = 0.1  # share of a batch's tokens; sharing less does not pay for the second kind of attention
+# Attention scores per head that a grid may compute for padding before it is split into two grids.
 GRID_WASTE = 16_384
 
 KeysAndValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
 class Store:
-    """Takes the keys and values of a pass. No dict: who moves a layer's inputs would hand it a copy."""
+    """Stores the keys and values of a pass. Not a dict: code that moves a layer's inputs would copy it."""
 
     def __init__(self) -> None:
         self.layers: KeysAndValues = {}
 
 
-# Tuples, because whoever moves a model's inputs between devices (accelerate, FSDP) looks into tuples.
+# Tuples, because accelerate and FSDP, which move a model's inputs between devices, look into tuples.
 class Grid(NamedTuple):
-    """Queries of similar reach, as R rows of L, and the K keys that each row may see.
+    """Queries with similar numbers of keys, as R rows of L, and the K keys that each row may see.
 
     Args:
         shape: (R, L, K).
-        mask: (R, 1, L or 1, K) bool, True where a query sees a key; None for all, or for causal.
-        causal: whether a query sees the keys up to its own place; there is no `mask` then, and K is L.
+        mask: (R, 1, L or 1, K) bool, True if a query sees a key; None for all, or for causal.
+        causal: whether a query sees the keys up to its own position; `mask` is None then, and K is L.
     """
 
     shape: tuple[int, int, int]
@@ -56,7 +56,7 @@ class Ragged(NamedTuple):
     """The same attention for kernels of variable length: queries in packed order, keys row after row.
 
     Args:
-        keys: (M,) place of each key, cached prefix first; None where they are the queries.
+        keys: (M,) position of each key, cached prefix first; None if they are the queries.
         q_ends: (S + 1,) int32, cumulative numbers of queries of the S segments.
         k_ends: (S + 1,) int32, of keys. A causal mask is aligned at the last key.
         longest: most queries and most keys of a segment.
@@ -69,15 +69,17 @@ class Ragged(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Who sees whom.
+    """Assignment of keys to queries.
 
     Args:
         grids: G grids.
-        queries: places of the queries of all grids, one after the other (sum of R * L,), in the packed row or
-            among the last tokens; filled up with any place. One gather serves all grids, forwards and back.
-        keys: of the keys (sum of R * K,), cached prefix first; None where they are the queries' places.
-        restore: (Q,) leads from the grids' outputs, one after the other, to packed order; None if it is that.
-        ragged: the same for other kernels.
+        queries: positions of the queries of all grids, concatenated (sum of R * L,), in the packed row or
+            among the last tokens; padded with any position. One gather serves all grids, forward and
+            backward.
+        keys: positions of the keys (sum of R * K,), cached prefix first; None if they are those of the
+            queries.
+        restore: (Q,) index from the concatenated outputs of the grids to packed order; None if they have it.
+        ragged: the same attention for kernels of variable length.
     """
 
     grids: tuple[Grid, ...]
@@ -88,21 +90,21 @@ class Attention(NamedTuple):
 
 
 class PackedRows(NamedTuple):
-    """A batch of B rows as one row of N tokens. Made by `pack`.
+    """A batch of B rows as one row of N tokens, created by `pack`.
 
     Args:
-        source: (N,) place of each token in the flattened padded batch (B * T,).
+        source: (N,) position of each token in the flattened padded batch (B * T,).
         position_ids: (1, N), those of the padded rows.
-        attention: of all tokens.
-        rows: (B, T') place in the packed row of each token of each row, filled up with 0; None if only the
-            last tokens are asked for.
-        row_mask: (B, T') bool, what of `rows` is real.
-        last: (B,) place in the packed row of the last token of each row.
-        pooled: attention of the last tokens alone, for a last layer that computes nothing else.
+        attention: attention of all tokens.
+        rows: (B, T') position in the packed row of each token of each row, padded with 0; None if only the
+            last tokens are needed.
+        row_mask: (B, T') bool, True for real entries of `rows`.
+        last: (B,) position in the packed row of the last token of each row.
+        pooled: attention of only the last tokens, for a last layer that computes no others.
         prefix: (keys, values) per layer, (heads, P, D) each, of tokens before every row; {} for none.
-        apart: whether attention to the prefix is computed apart, over all queries at once, and merged; else
-            its keys stand before those of the packed row.
-        store: which the layers fill with their keys and values; None where nobody wants them.
+        apart: whether attention to the prefix is computed separately, over all queries at once, and merged;
+            otherwise its keys precede those of the packed row.
+        store: object that the layers fill with their keys and values; None if they are not needed.
     """
 
     source: torch.Tensor
@@ -117,33 +119,33 @@ class PackedRows(NamedTuple):
     store: Store | None = None
 
     def unpack(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Give states (1, N, H), or (1, B, H) of the last tokens, as `pooling_task_heads.pool` takes them."""
+        """Return the arguments of `pool` from states (1, N, H), or (1, B, H) of the last tokens."""
         if self.rows is not None and self.row_mask is not None:
-            # A shared beginning may be followed by a gap before a row's own tokens: look, do not count.
+            # A gap may follow a shared prefix, so the last position is found by the mask, not by counting.
             place = torch.arange(self.row_mask.shape[1], device=self.row_mask.device)
             return states[0][self.rows], self.row_mask, (self.row_mask * place).argmax(1)
-        # By their number and not by `pooled`: a last layer that was put in later may give all tokens.
+        # Decided by shape and not by `pooled`: a replaced last layer may return all tokens.
         last = states[0] if states.shape[1] == len(self.last) else states[0].index_select(0, self.last)
         one = torch.ones(len(last), 1, dtype=torch.bool, device=last.device)
         return last[:, None], one, torch.zeros_like(self.last)
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two rows of ids begin with in common."""
+    """Return the number of tokens in the common prefix of two rows of ids."""
     unequal = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return next(unequal, min(len(first), len(second)))
 
 
 class _Segments(NamedTuple):
-    """S segments of the packed row, each with what stands before it.
+    """S segments of the packed row, each with the tokens before it.
 
     Args:
-        place: (S,) where they begin in the packed row.
-        size: (S,) their tokens.
-        parent: (S,) row of `chains` that stands before them.
-        chains: (U, P) places of keys, cached prefix first, filled up with 0.
-        reach: (U,) how many of them are real.
-        before: tokens of the cached prefix.
+        place: (S,) start of each segment in the packed row.
+        size: (S,) number of tokens of each segment.
+        parent: (S,) row of `chains` that precedes each segment.
+        chains: (U, P) positions of keys, cached prefix first, padded with 0.
+        reach: (U,) number of real keys of each chain.
+        before: number of tokens of the cached prefix.
     """
 
     place: torch.Tensor
@@ -168,15 +170,15 @@ def pack(
     """Pack the real tokens of a padded batch.
 
     Args:
-        mask: (B, T) bool, True for real tokens, at least one a row, anywhere in it.
-        input_ids: (B, T); with them, beginnings that rows share stand once. None keeps all rows whole.
+        mask: (B, T) bool, True for real tokens, at least one per row, at any position.
+        input_ids: (B, T); with them, prefixes that rows share are stored once. None: nothing is shared.
         causal: False lets every token of a row see the whole row; nothing can be shared then.
         last_only: whether only the last token of a row is pooled.
-        pooled_only: whether the last layer computes the pooled tokens alone; needs `last_only`.
-        prefix: keys and values of tokens that stand before every row, from a pass that stored them. Their
-            states are gone, so it goes with `last_only` alone.
+        pooled_only: whether the last layer computes only the pooled tokens; needs `last_only`.
+        prefix: keys and values of tokens before every row, from a pass that stored them. Needs `last_only`,
+            because their states are not kept.
         apart: see `PackedRows`; needs a prefix.
-        ragged: whether kernels of variable length are told too; on CUDA if None.
+        ragged: whether to describe the rows for kernels of variable length too; if None, on CUDA only.
 
     Example:
         >>> import torch
@@ -193,7 +195,7 @@ def pack(
     own = [(0, -1)] * len(lengths)
     if input_ids is not None and causal and len(lengths) > 1:
         shared, own = _share(input_ids.cpu()[mask], lengths)
-    # (row, begin, end, parent) of what is shared, then of each row its own remainder.
+    # (row, begin, end, parent) of shared segments, then of the remainder of each row.
     parts = [*shared, *((row, begin, lengths[row], parent) for row, (begin, parent) in enumerate(own))]
     row, begin, end, parent = torch.tensor(parts).T
     size = end - begin
@@ -202,7 +204,7 @@ def pack(
     starts = torch.tensor([0, *accumulate(lengths)])[row]
     source = flat[(starts + begin).repeat_interleave(size) + within]
     position_ids = before + begin.repeat_interleave(size) + within
-    before = 0 if apart else before  # from here on, the places of keys
+    before = 0 if apart else before  # below, the offset of key positions
     chains = [torch.arange(before)]
     for index, (_, _, _, above) in enumerate(shared):
         chains.append(torch.cat([chains[above + 1], before + place[index] + torch.arange(int(size[index]))]))
@@ -234,19 +236,20 @@ def pack(
 def _share(
     ids: torch.Tensor, lengths: list[int]
 ) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int]]]:
-    """Find beginnings that rows share.
+    """Find prefixes that rows share.
 
     Args:
-        ids: (N,) of all rows, one after the other.
-        lengths: of the rows.
+        ids: (N,) ids of all rows, concatenated.
+        lengths: lengths of the rows.
 
     Returns:
-        Shared segments `(row, begin, end, parent)`, parents first, parent -1 for none; and of each row where
-        its own remainder begins, at least one token, and its parent. With too little to gain, nothing.
+        Shared segments `(row, begin, end, parent)`, parents first, parent -1 for none; and for each row the
+        start of its remainder, which has at least one token, and its parent. Nothing is shared if less than
+        `MIN_SAVED` of the tokens would be saved.
     """
     parts = ids.to(torch.int32).split(lengths)
     keys = [part.numpy().tobytes() for part in parts]
-    # In the order of their bytes, rows that begin with the same tokens stand beside each other.
+    # Sorted by their bytes, rows with the same first tokens are neighbours.
     order = sorted(range(len(parts)), key=keys.__getitem__)
     table, _ = _fill([parts[row] for row in order])
     equal = (table[1:] == table[:-1]).to(torch.int8).cumprod(1).sum(1).tolist()
@@ -276,7 +279,7 @@ def _share(
 
 
 def _attention(segments: _Segments, *, causal: bool, ragged: bool, last: bool = False) -> Attention:
-    """Grids over all tokens of the segments; with `last`, over S queries, the last token of each."""
+    """Build grids over all tokens of the segments; with `last`, over the last token of each of S segments."""
     grids, all_queries, all_keys, places, outputs, start = [], [], [], [], [], 0
     for group in _groups(segments, last=last):
         part = segments._replace(
@@ -322,7 +325,7 @@ def _attention(segments: _Segments, *, causal: bool, ragged: bool, last: bool = 
 
 
 def _groups(segments: _Segments, *, last: bool) -> list[list[int]]:
-    """Segments that share a grid: one more kernel call costs more than some padding."""
+    """Group segments that share a grid: one more kernel call costs more than some padding."""
     before, size = segments.reach[segments.parent].tolist(), segments.size.tolist()
     groups: list[list[int]] = []
     longest = chain = cost = 0
@@ -340,7 +343,7 @@ def _groups(segments: _Segments, *, last: bool) -> list[list[int]]:
 
 
 def _whole_rows(segments: _Segments) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places of all keys of each segment, its chain and then itself, (R, K), and which of them are real."""
+    """Return the positions (R, K) of all keys of each segment, its chain first, and a mask of real ones."""
     longest, chain = int(segments.size.max()), int(segments.reach[segments.parent].max())
     offset = torch.arange(longest)[None]
     real = offset < segments.size[:, None]
@@ -350,7 +353,7 @@ def _whole_rows(segments: _Segments) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _ragged(segments: _Segments, *, last: bool) -> Ragged:
-    """The segments for kernels of variable length."""
+    """Describe the segments for kernels of variable length."""
     keys, real = _whole_rows(segments)
     counts, size = real.sum(1), torch.ones_like(segments.size) if last else segments.size
     q_ends, k_ends = (torch.nn.functional.pad(n.cumsum(0), (1, 0)).to(torch.int32) for n in (size, counts))
@@ -359,13 +362,13 @@ def _ragged(segments: _Segments, *, last: bool) -> Ragged:
 
 
 def _fill(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of different length as (R, longest), filled with 0, and their lengths (R,)."""
+    """Return rows of different length as (R, longest), padded with 0, and their lengths (R,)."""
     lengths = torch.tensor([len(row) for row in rows])
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True), lengths
 
 
 def _move(item: Any, device: torch.device) -> Any:
-    """The same on a device; whole numbers, flags and the cached prefix stay as they are."""
+    """Move the tensors of nested tuples to a device; numbers, flags and the cached prefix are not changed."""
     if isinstance(item, torch.Tensor):
         return item.to(device, non_blocking=True)
     if isinstance(item, tuple):

@@ -1,7 +1,7 @@
-"""`pipeline("title-ranking")`. This file travels with every published title scorer.
+"""`pipeline("title-ranking")`. This file is copied into every published title scorer.
 
-The ids come from `encode`, as in training. Nothing imports this file where it is_publishable: the config names
-it, and `loading_task_heads` copies it.
+The ids come from `encode`, as in training. In a published folder no module imports this file: the config
+names it, and `folder_task_heads` copies it.
 """
 
 from __future__ import annotations
@@ -32,34 +32,39 @@ class TitleRankingPipeline(Pipeline):
     """
 
     def __call__(self, inputs: Any, *, prompt: str | None = None, **kwargs: Any) -> Any:
-        """Rank one list of titles, perhaps under a prompt, or several inputs."""
-        # What transformers streams is left to it, one input at a time.
+        """Rank one list of titles, optionally with a prompt, or several inputs."""
+        # transformers streams generators and datasets, one input at a time.
         streams = isinstance(inputs, (Generator, Dataset))
         several = None if streams else as_list(inputs)
         if several is not None:
             inputs = several
-        if several == []:  # transformers looks at the first input
-            raise refuse("title-ranking", inputs, ACCEPTED, "give texts")
+        if several == []:  # transformers would read the first input
+            raise refuse("title-ranking", inputs, ACCEPTED, "pass texts", code="argument-type")
         if several and isinstance(several[0], str):
             inputs = {"titles": several, "prompt": prompt or ""}
         elif prompt is not None:
-            accepted = "a list of titles beside prompt="
-            raise refuse("title-ranking", inputs, accepted, 'give {"titles": [...], "prompt": "..."} alone')
+            raise refuse(
+                "title-ranking",
+                inputs,
+                "a list of titles with prompt=",
+                'pass {"titles": [...], "prompt": "..."} without prompt=',
+                code="option-conflict",
+            )
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(self, top_k: int | None = None, **kwargs: Any) -> tuple[dict, dict, dict]:
         if kwargs:
-            raise refuse("title-ranking", sorted(kwargs), "top_k", "drop the others")
+            raise refuse("title-ranking", sorted(kwargs), "top_k", "drop the others", code="option-unknown")
         return {}, {}, ({} if top_k is None else {"top_k": top_k})
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
         """Tokenize the titles of one input into a right-padded batch."""
         titles = as_list(inputs.get("titles")) if isinstance(inputs, dict) else None
         if not titles or not all(isinstance(title, str) and strip_title(title) for title in titles):
-            raise refuse("title-ranking", inputs, ACCEPTED, "give texts")
+            raise refuse("title-ranking", inputs, ACCEPTED, "pass texts", code="argument-type")
         prompts = [inputs["prompt"]] * len(titles) if inputs.get("prompt") else None
         encoded = encode(self.tokenizer, [strip_title(title) for title in titles], prompts=prompts)
-        pad_id = self.tokenizer.pad_token_id or 0  # masked out, so any id will do
+        pad_id = self.tokenizer.pad_token_id or 0  # masked out, so any id works
         return {"titles": titles, **pad_rows(encoded.input_ids, pad_id=pad_id)}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:

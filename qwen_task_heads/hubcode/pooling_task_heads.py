@@ -1,9 +1,8 @@
-"""Pooling and heads: hidden states in, logits out. This file travels with every published model.
+"""Pooling and heads: hidden states in, logits out. This file is copied into every published model.
 
-Two decisions are made here for every model. Pooling looks at the attention mask and never at token
-ids, so a pad id, a missing pad id or eos == pad cannot move a score; only a call without a mask has it
-read from the pad ids at the edges of its rows, and says so.
-Heads compute in fp32 whatever the backbone's dtype and autocast say, because bf16 scores near 8
+Pooling uses the attention mask and not token ids, so a pad id, a missing pad id or eos == pad cannot change a
+score. Only without a mask, the mask is derived from the pad ids at the edges of rows, and a warning is
+logged. Heads compute in fp32 under any dtype of the backbone and under autocast, because bf16 scores near 8
 tie for titles 0.04 apart.
 """
 
@@ -17,24 +16,24 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .configuration_task_heads import TaskHeadConfig, refuse
+from .configuration_task_heads import TaskHeadConfig, TaskHeadError, refuse
 
 logger = logging.get_logger(__name__)
-GAP = 2.0  # between neighbouring thresholds of a fresh ordinal head
-PASS_MASK = "Pass the attention_mask of the tokenizer if that is not meant."
+GAP = 2.0  # between neighbouring thresholds of a new ordinal head
+PASS_MASK = "Pass the attention_mask of the tokenizer if this is not intended."
 
 
 def rows_of(
     hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Give what `pool` takes of a padded batch: `(rows (B, T, H), mask (B, T) bool, last (B,) in T)`.
+    """Return the arguments of `pool` for a padded batch: rows (B, T, H), mask (B, T) bool, last (B,) in T.
 
     Args:
         hidden_states: (B, T, H), any float dtype.
         attention_mask: (B, T), 1 for real tokens on either or both sides of padding; None for all real.
 
     Raises:
-        ValueError: a row without a real token, or a mask of another form.
+        ValueError: a row without a real token, or a mask of another shape.
     """
     mask = real_tokens(attention_mask, hidden_states)
     position = torch.arange(mask.shape[1], device=mask.device)
@@ -42,25 +41,30 @@ def rows_of(
 
 
 def real_tokens(attention_mask: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
-    """Give the mask (B, T) of `tokens` (B, T, ...) as bool, at least one True a row.
+    """Return the mask (B, T) of `tokens` (B, T, ...) as bool, with at least one True per row.
 
     Raises:
-        ValueError: a row without a real token, or a mask of another form.
+        ValueError: a row without a real token, or a mask of another shape.
     """
     if attention_mask is None:
         return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     if attention_mask.dim() != 2:
-        raise refuse(
+        raise TaskHeadError(
             "attention_mask",
-            f"{attention_mask.dim()} dimensions",
+            f"found {attention_mask.dim()} dimensions",
             "(batch, length)",
-            "pass the rows padded: the model packs them itself, and shares what they begin with",
+            "pass padded rows: the model itself packs them and shares their prefixes",
+            code="argument-type",
         )
     mask = attention_mask.to(torch.bool)
     if not torch.compiler.is_compiling() and not bool(mask.any(1).all()):
         row = int((~mask.any(1)).nonzero()[0])
-        raise refuse(
-            "attention_mask", f"no real token in row {row}", "at least one 1 in a row", "drop empty texts"
+        raise TaskHeadError(
+            "attention_mask",
+            f"row {row} has no real token",
+            "at least one 1 in each row",
+            "drop empty texts",
+            code="text-empty",
         )
     return mask
 
@@ -76,21 +80,22 @@ def mask_for(model: Any, input_ids: torch.Tensor | None) -> torch.Tensor | None:
 def derive_mask(
     input_ids: torch.Tensor | None, *, pad_id: int | None, template: dict | None = None
 ) -> torch.Tensor | None:
-    """Give the attention mask (B, T) int64 of a call without one, read from the pad ids at the edges of rows.
+    """Derive the attention mask (B, T) int64 of a call without one from the pad ids at the edges of rows.
 
-    Real is what lies between the first and the last other token of a row, pad ids among it too, and the pad
-    ids with which the template itself begins or ends. What is derived or cannot be derived is logged once.
+    All tokens between the first and the last token other than the pad id are real, pad ids among them
+    included. Pad ids with which the template itself starts or ends are real too. A warning is logged once,
+    also if no mask can be derived.
 
     Source: `GenericForSequenceClassification` of transformers 5.23, which pools the last token other than
     the pad id. It lets tokens attend to padding on the left, which is masked here.
 
     Args:
         input_ids: (B, T) int64; None for a call with `inputs_embeds`.
-        pad_id: of the backbone's config or the tokenizer.
+        pad_id: pad id of the backbone's config or of the tokenizer.
         template: `TaskHeadConfig.template`.
 
     Returns:
-        None if no row is padded or nothing tells: all tokens are real then.
+        None if no row is padded or no mask can be derived: all tokens are real then.
 
     Example:
         >>> import torch
@@ -116,7 +121,7 @@ def derive_mask(
     real = (position >= first - _run_of(pad_id, before)) & (position <= last + _run_of(pad_id, after[::-1]))
     real &= other.any(1, keepdim=True)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return real.long()  # what is traced must not hang on one batch
+        return real.long()  # a traced graph must not depend on one batch
     if bool(real.all()):
         return None
     logger.warning_once(
@@ -127,7 +132,7 @@ def derive_mask(
 
 
 def _run_of(token: int, ids: list[int]) -> int:
-    """Return how many ids at the beginning are this token."""
+    """Return the number of leading ids that are this token."""
     return next((index for index, found in enumerate(ids) if found != token), len(ids))
 
 
@@ -144,13 +149,17 @@ def pool(rows: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, *, pooling:
     if pooling == "last":
         return rows[torch.arange(rows.shape[0], device=rows.device), last].float()
     rows = rows.float()
-    # masked_fill, not multiplication: a pad position may hold inf or NaN after reduced precision
+    # masked_fill, not multiplication: a pad position may hold inf or NaN in reduced precision
     if pooling == "mean":
         return rows.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True)
     if pooling == "max":
         return rows.masked_fill(~mask[..., None], -torch.inf).amax(1)
     raise refuse(
-        "pooling", pooling, "last, mean, max (attention is pooled by its head)", "choose one of them"
+        "pooling",
+        pooling,
+        "last, mean or max (attention is pooled by its head)",
+        "choose one of them",
+        code="option-value",
     )
 
 
@@ -168,8 +177,8 @@ class CumulativeLink(nn.Module):
     """Ordinal output: one latent value, K - 1 ordered thresholds, log-probabilities of K labels.
 
     P(y <= k) = sigmoid(threshold_k - f(x)), the proportional-odds model (McCullagh 1980,
-    https://doi.org/10.1111/j.2517-6161.1980.tb01109.x). As the outputs are log-probabilities that
-    sum to one, softmax leaves them as they are: cross-entropy and stock pipelines apply unchanged.
+    https://doi.org/10.1111/j.2517-6161.1980.tb01109.x). The outputs are normalised log-probabilities, which
+    softmax does not change, so cross-entropy and stock pipelines apply unchanged.
     """
 
     def __init__(self, in_features: int, num_labels: int) -> None:
@@ -183,7 +192,7 @@ class CumulativeLink(nn.Module):
         gaps = self.log_gaps.float().exp()
         thresholds = torch.cat([self.first.float(), self.first.float() + gaps.cumsum(0)])  # (K-1,)
         below = thresholds - self.latent(pooled)  # (B, K-1), logit of P(y <= k)
-        # Softplus and not logsigmoid, which ONNX Runtime computes as -inf from -19 on
+        # Softplus and not logsigmoid, which ONNX Runtime computes as -inf at or below -19
         first, final = -F.softplus(-below[:, :1]), -F.softplus(below[:, -1:])
         # sigmoid(a) - sigmoid(b) = sigmoid(a) * sigmoid(-b) * (1 - exp(b - a)), stable for a > b
         middle = torch.log(-torch.expm1(-gaps)) - F.softplus(-below[:, 1:]) - F.softplus(below[:, :-1])
@@ -191,7 +200,7 @@ class CumulativeLink(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Pool by a learned query, then apply a head. Query and head live in one module, so both are saved."""
+    """Pool by a learned query, then apply a head. One module has query and head, so both are saved."""
 
     def __init__(self, hidden_size: int, head: nn.Module) -> None:
         super().__init__()
@@ -214,10 +223,10 @@ _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Ta
 def build_head(config: TaskHeadConfig, *, hidden_size: int) -> nn.Module:
     """Build the module `score` of a config: (B, H) to (B, labels); with `attention`, (B, T, H) and a mask.
 
-    H is the width of all layers that the head reads, `hidden_size` each. `attention` has one query for
+    H is the total width of the layers that the head reads, `hidden_size` each. `attention` has one query for
     all of them, so that a token has one weight.
 
-    A plain linear head without dropout is one matrix `score.weight`, the layout of the stock
+    A linear head without dropout is one matrix `score.weight`, the layout of the stock
     `Qwen2ForSequenceClassification`, which serving stacks read.
     """
     layers: list[nn.Module] = []
@@ -232,7 +241,11 @@ def build_head(config: TaskHeadConfig, *, hidden_size: int) -> nn.Module:
     if config.problem_type == "ordinal":
         if config.num_labels < 3:
             raise refuse(
-                "num_labels", config.num_labels, "3 or more for 'ordinal'", "use single_label_classification"
+                "num_labels",
+                config.num_labels,
+                "3 or more for 'ordinal'",
+                "use single_label_classification",
+                code="rows-too-few",
             )
         layers.append(CumulativeLink(width, config.num_labels))
     else:
@@ -244,18 +257,18 @@ def build_head(config: TaskHeadConfig, *, hidden_size: int) -> nn.Module:
 
 
 def init_head(module: nn.Module) -> None:
-    """Initialise the parameters of a head that are not those of a linear layer; of other modules, nothing."""
+    """Initialise the parameters of a head module, except linear layers; other modules are not changed."""
     if isinstance(module, CumulativeLink):
-        # Symmetric and GAP apart: closer, the inner labels would never be the most probable ones.
+        # Symmetric and GAP apart: with smaller gaps the inner labels would never be the most probable.
         gaps = module.log_gaps.numel()
         nn.init.constant_(module.first, -GAP * gaps / 2)
         nn.init.constant_(module.log_gaps, math.log(GAP))
     elif isinstance(module, AttentionPool):
-        nn.init.zeros_(module.query)  # starts as the mean
+        nn.init.zeros_(module.query)  # equal weights: mean pooling at the start
 
 
 def mean_loss(logits: torch.Tensor, labels: torch.Tensor, *, problem_type: str | None) -> torch.Tensor:
-    """Mean loss of logits (B, L); a problem type of None is guessed from the labels as transformers does."""
+    """Return the mean loss of logits (B, L); a problem type of None is inferred as in transformers."""
     several = logits.shape[1] > 1
     if problem_type is None:
         problem_type = "single_label_classification" if several else "regression"

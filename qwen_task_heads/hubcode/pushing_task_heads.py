@@ -1,6 +1,6 @@
-"""Push a saved folder as a repo of the Hugging Face Hub. This file travels with every published model.
+"""Push a saved folder as a repo of the Hugging Face Hub. This file is copied into every published model.
 
-With the package installed its publisher does that, and checks repo and model first.
+If the package is installed, its publisher pushes the folder after it has checked repo and model.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 
 from .card_task_heads import name_card
-from .configuration_task_heads import refuse
+from .configuration_task_heads import TaskHeadError, refuse
 from .folder_task_heads import CARD, PRIVATE, carry_reference, weights_of
 from .hashes_task_heads import DRAFT, read_manifest, write_manifest
 
-# Weights that a push replaces; of two forms in one repo no loader could tell which is meant.
+# Weights that a push replaces: with two export formats in one repo, a loader could not choose.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter/*", "adapter_config.json")
 
 
@@ -33,11 +33,11 @@ def push(
     """Save a model to a temporary folder and push it.
 
     Args:
-        model: a task-head model; its `publisher` pushes, or huggingface_hub alone if there is none.
-        save: writes the folder.
-        repo_id: of the repo.
+        model: a task-head model; its `publisher` pushes, or huggingface_hub if there is none.
+        save: function that writes the folder.
+        repo_id: id of the repo.
         tags: added to the card.
-        **options: of `StrictSaving.push_to_hub`.
+        **options: those of `StrictSaving.push_to_hub`.
     """
     with tempfile.TemporaryDirectory(prefix="push-") as root:
         folder = Path(root)
@@ -50,7 +50,7 @@ def push(
 
 
 def name_folder(folder: Path, repo_id: str, *, tags: list[str] | None = None) -> None:
-    """Name the repo on the card of a saved folder; from here on its files belong together."""
+    """Set the repo name on the card of a saved folder, and mark its manifest as final."""
     card, manifest = folder / CARD, read_manifest(folder)
     card.write_text(name_card(card.read_text(encoding="utf-8"), repo_id, tags=tags), encoding="utf-8")
     final = {key: manifest[key] for key in manifest if key != DRAFT}
@@ -71,7 +71,13 @@ def _push_alone(
     api = HfApi(token=token)
     repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.model_info(repo).private:
-        raise refuse(repo, "a public repo", "a private one, as was asked for", "name another repo")
+        raise TaskHeadError(
+            repo,
+            "the repo is public",
+            "a private repo, as requested",
+            "name another repo",
+            code="hub-invalid",
+        )
     _refuse_other_model(api, repo, folder, revision=revision)
     if revision is not None and not revision.startswith("refs/pr"):
         api.create_branch(repo, branch=revision, exist_ok=True)
@@ -87,7 +93,7 @@ def _push_alone(
 
 
 def _refuse_other_model(api: HfApi, repo: str, folder: Path, *, revision: str | None) -> None:
-    """Refuse to replace a model that answers something else, before anything is sent."""
+    """Raise before the upload if the repo holds a model of another task or with other labels."""
     if not api.file_exists(repo, "config.json", revision=revision):
         return
     names = ("model_type", "architectures", "id2label")
@@ -102,4 +108,5 @@ def _refuse_other_model(api: HfApi, repo: str, folder: Path, *, revision: str | 
             {name: there.get(name) for name in names},
             "a repo without a model, or with the same task and labels",
             "name another repo",
+            code="path-exists",
         )

@@ -1,16 +1,18 @@
-"""Write the folder of a model, the same for every way to save or push it. This file travels.
+"""Write the folder of a model, in the same layout for every way to save or push it.
+
+This file is copied into every published model.
 
 | path | content |
 |---|---|
-| `config.json` | backbone, pooling, head, labels, template, true base, and `auto_map` to the code |
-| `*_task_heads.py`, `handler.py` | the code that opens it in a process without the package |
-| `model.safetensors`, or `adapter/` | all weights, or what was trained on the base that `config.json` names |
+| `config.json` | backbone, pooling, head, labels, template, base, and `auto_map` to the code |
+| `*_task_heads.py`, `handler.py` | the code that loads it in a process without the package |
+| `model.safetensors`, or `adapter/` | all weights, or the adapter on the base that `config.json` names |
 | tokenizer files | if the model knows its tokenizer |
 | `README.md`, `manifest.json` | model card; SHA-256 of each file |
 
 The adapter is in a subfolder because the Auto classes follow an `adapter_config.json` at the root of a repo
-to its base before they read `config.json`: such a repo opens as the stock class of the base, with a random
-head. With the subfolder a folder opens in the same way after any upload, copy or move.
+to its base before they read `config.json`. Such a repo loads as the stock class of the base, with a random
+head. With the subfolder, a folder loads in the same way after any upload, copy or move.
 
 Source: transformers 5.23, `_BaseAutoModelClass.from_pretrained`; peft 0.21, `PeftModel.save_pretrained`.
 """
@@ -29,31 +31,38 @@ from huggingface_hub import CommitInfo
 from safetensors.torch import save_file
 from transformers import MODEL_MAPPING, PreTrainedModel
 
-from .configuration_task_heads import refuse
+from .configuration_task_heads import TaskHeadError, refuse
 from .folder_task_heads import ADAPTER, complete
 from .pushing_task_heads import push
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# In `adapter_config.json` in place of a base. A loader that follows it without our config would put the
-# adapter on a stock class with another head; a name that no hub takes stops it, and says where to look.
+# In `adapter_config.json` in place of a base. A loader that ignores our config would put the adapter on a
+# stock class with another head. A name that no hub accepts stops it, and names the right place.
 SEE_CONFIG = "see backbone_name_or_path in ../config.json"
 SEE_SAVE = "not a base: save this model with qwen_task_heads.save"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # of a full model
 PROBE_ROWS, PROBE_LENGTH = 4, 12
 QUANTIZED = "quantized"  # in place of a dtype
 PUSH_OPTIONS = (
-    "repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags",
-)  # fmt: skip
+    "repo_id",
+    "commit_message",
+    "commit_description",
+    "private",
+    "token",
+    "revision",
+    "create_pr",
+    "tags",
+)
 
 
 class StrictSaving(PreTrainedModel):
-    """`save_pretrained` and `push_to_hub` that leave nothing out. Base of every task-head model.
+    """`save_pretrained` and `push_to_hub` that write complete models. Base of every task-head model.
 
     Attributes:
         tokenizer: saved with the model if set; the package's trainers and `save` set it.
         evaluations: metrics, each with logits of the weights that they belong to; see `record_evaluation`.
         card_facts: fields of the card's metadata that its owner stated.
-        on_plain_base: an adapter of this model needs only the backbone that `config` names.
+        on_plain_base: whether an adapter of this model needs only the backbone that `config` names.
         source: the folder or repo that this model was loaded from, and options of the hub.
         publisher: pushes a saved folder; set by the package, which checks repo and model first.
     """
@@ -73,13 +82,13 @@ class StrictSaving(PreTrainedModel):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save weights (of a loaded adapter, those of the adapter), config, code, card and a fresh probe.
+        """Save weights (only the adapter, if one is loaded), config, code, card and a new probe.
 
         Args:
             save_directory: created if absent; files of the same names are replaced.
             is_main_process: whether this process writes.
-            state_dict: tensors collected from sharded training (FSDP, ZeRO), where one process cannot run the
-                model. No probe is stored then, because it could not be computed.
+            state_dict: tensors collected from sharded training (FSDP, ZeRO). No probe is stored then, because
+                one process cannot run the model.
             push_to_hub: push the model too, to `repo_id` or a repo named as the folder.
             **kwargs: as in transformers: `max_shard_size`, and for a push those of `push_to_hub`.
         """
@@ -92,7 +101,7 @@ class StrictSaving(PreTrainedModel):
                 self.write_adapter(folder, state_dict=state_dict)
         else:
             _clear_weights(folder, adapter=False)
-            # Under the names of our modules: Trainer resumes by them, and knows of no renaming.
+            # Under the names of our modules, by which Trainer resumes; it does not rename tensors.
             kwargs.setdefault("save_original_format", backbone_names(self.config) is None)
             with portable(self.config, adapter=False):
                 super().save_pretrained(
@@ -106,7 +115,7 @@ class StrictSaving(PreTrainedModel):
     def save_around(
         self, peft_model: Any, folder: str | PathLike[str], *, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Save the adapter of a `PeftModel` around this model, as `save_pretrained` saves a loaded one."""
+        """Save the adapter of a `PeftModel` around this model in the layout of `save_pretrained`."""
         self.config.probe = self.make_probe() if state_dict is None else None
         self.write_adapter(folder, peft_model=peft_model, state_dict=state_dict)
         complete(self, folder)
@@ -114,30 +123,37 @@ class StrictSaving(PreTrainedModel):
     def write_adapter(
         self, folder: str | PathLike[str], *, peft_model: Any = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Write `adapter/` and the `config.json` that opens it.
+        """Write `adapter/` and the `config.json` that loads it.
 
         Args:
-            folder: of the model.
+            folder: folder of the model.
             peft_model: the `PeftModel` around this model; None for an adapter that this model loaded itself.
-            state_dict: as of `save_pretrained`.
+            state_dict: as in `save_pretrained`.
         """
         from peft.utils import get_peft_model_state_dict
 
         if not self.on_plain_base:
-            raise refuse(
+            raise TaskHeadError(
                 "adapter",
-                "one on a model that is trained already",
-                "one on a plain backbone, which others can fetch",
+                "its base is a model that is already trained",
+                "an adapter on a plain backbone, which others can fetch",
                 "merge it (qwen_task_heads.merge) and save the full model",
+                code="model-unsupported",
             )
         around = self if peft_model is None else peft_model
         if len(around.peft_config) != 1:
-            raise refuse("adapters", sorted(around.peft_config), "one adapter", "merge or delete the others")
+            raise refuse(
+                "adapters",
+                sorted(around.peft_config),
+                "one adapter",
+                "merge or delete the others",
+                code="model-ambiguous",
+            )
         ((name, config),) = around.peft_config.items()
         tensors = get_peft_model_state_dict(
             around, state_dict=state_dict, adapter_name=name, save_embedding_layers=False
         )
-        prefix = "base_model.model." if peft_model is None else ""  # PEFT's loader wants its own names
+        prefix = "base_model.model." if peft_model is None else ""  # names that PEFT's loader expects
         inside = Path(folder, ADAPTER)
         _clear_weights(Path(folder), adapter=True)
         inside.mkdir(parents=True, exist_ok=True)
@@ -154,11 +170,11 @@ class StrictSaving(PreTrainedModel):
             self.config.save_pretrained(folder)
 
     def record_evaluation(self, metrics: dict[str, float]) -> None:
-        """Keep metrics of the weights as they are now, for the card of these weights and no others."""
+        """Store metrics of the current weights, for the card of these weights only."""
         self.evaluations = (*self.evaluations, (metrics, self.make_probe()["logits"]))
 
     def recorded_evaluation(self) -> dict[str, float] | None:
-        """Return the metrics that were recorded of the weights as they are now; None if there are none."""
+        """Return the metrics that were recorded for the current weights; None if there are none."""
         if not self.evaluations:
             return None
         now = self.make_probe()["logits"]
@@ -177,17 +193,17 @@ class StrictSaving(PreTrainedModel):
         max_shard_size: int | str | None = "50GB",
         tags: list[str] | None = None,
     ) -> CommitInfo:
-        """Push the model as a repo that opens in one line, in one commit.
+        """Push the model in one commit, as a repo that loads in one line.
 
         Args:
-            repo_id: `owner/name`, or a name of your own.
+            repo_id: `owner/name`, or a name without owner for the account of the token.
             commit_message, commit_description, private, token, revision, create_pr: as in transformers.
             max_shard_size: largest file of full weights.
             tags: added to the card.
 
         Raises:
-            ValueError: no login, no right to write there, a repo that holds another model, or an adapter of a
-                base that no hub has; nothing was sent.
+            ValueError: no login, no permission to write, a repo that holds another model, or an adapter of a
+                base that is on no hub. Nothing was uploaded.
         """
         return push(
             self,
@@ -203,7 +219,7 @@ class StrictSaving(PreTrainedModel):
         )
 
     def make_probe(self) -> dict[str, Any]:
-        """Token ids (4 rows of 12, spread over the vocabulary) and their logits, for `config.json`."""
+        """Return token ids (4 rows of 12, spread over the vocabulary) and their logits, for `config.json`."""
         vocabulary = embedding_rows(self)
         steps = torch.arange(1, PROBE_ROWS * PROBE_LENGTH + 1) * 7919  # a prime: rows share no prefix
         input_ids = (steps % vocabulary).view(PROBE_ROWS, PROBE_LENGTH)
@@ -220,7 +236,7 @@ class StrictSaving(PreTrainedModel):
         training = self.training
         self.eval()
         input_ids = input_ids.to(self.device)
-        mask = torch.ones_like(input_ids)  # a pad id among them is a token like others
+        mask = torch.ones_like(input_ids)  # pad ids count as tokens here
         logits = self(input_ids=input_ids, attention_mask=mask, use_cache=False).logits.float().cpu()
         self.train(training)
         return logits
@@ -244,18 +260,24 @@ def _name_no_base(path: Path) -> None:
 
 
 def _clear_weights(folder: Path, *, adapter: bool) -> None:
-    """Remove weights that the next save would not replace; refuse weights of the other form."""
+    """Remove weights that the next save would not replace; raise for weights of the other kind."""
     full = [*(folder / name for name in WEIGHTS), *folder.glob("model-*-of-*.safetensors")]
-    adapters = [folder / ADAPTER / ADAPTER_CONFIG, folder / ADAPTER_CONFIG]  # of today, of version 0.1
+    adapters = [folder / ADAPTER / ADAPTER_CONFIG, folder / ADAPTER_CONFIG]  # current; version 0.1
     others = [path for path in (full if adapter else adapters) if path.is_file()]
     if others:
-        raise refuse(str(folder), others[0].name, "full weights or an adapter", "save to a new folder")
+        raise refuse(
+            str(folder),
+            others[0].name,
+            f"a folder without {'full weights' if adapter else 'an adapter'}",
+            "save to a new folder",
+            code="path-exists",
+        )
     for path in [folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS] if adapter else full:
         path.unlink(missing_ok=True)
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
-    """Return how many ids a model has an embedding for, also below an adapter on the embeddings."""
+    """Return the number of ids with an embedding, also if an adapter wraps the embeddings."""
     modules = model.get_input_embeddings().modules()
     return next(module for module in modules if isinstance(module, torch.nn.Embedding)).num_embeddings
 
@@ -266,7 +288,7 @@ def is_quantized(config: Any) -> bool:
 
 
 def backbone_names(config: Any) -> dict[str, str] | None:
-    """Map tensors of families that name their backbone otherwise (GPT-2: `transformer`) to `model`."""
+    """Return a mapping to `model` for families with another name of the backbone (GPT-2: `transformer`)."""
     backbone = MODEL_MAPPING.get(type(config.text_config), None)
     prefix = "model" if backbone is None else backbone.base_model_prefix
     return None if prefix == "model" else {rf"^{prefix}\.": "model."}
@@ -274,11 +296,11 @@ def backbone_names(config: Any) -> dict[str, str] | None:
 
 @contextmanager
 def portable(config: Any, *, adapter: bool) -> Iterator[None]:
-    """Leave out of a config, while it is saved, what is true of this process or this machine alone."""
+    """Remove fields that apply only to this process or machine from a config while it is saved."""
     kept, text_name = dict(config.__dict__), config.text_config._name_or_path
     base = config.backbone_name_or_path
     config.text_config._name_or_path = ""
-    if adapter:  # its base is not quantised; this process had it so
+    if adapter:  # only this process quantised the base
         config.__dict__.pop("quantization_config", None)
     elif base and (Path(base).is_absolute() or Path(base).is_dir()):  # full weights need no base
         config.backbone_name_or_path = config.backbone_files = None

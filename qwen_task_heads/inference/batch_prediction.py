@@ -237,7 +237,7 @@ def predict_file(
     report.resumed = scan.rows - sum(min(block_rows, scan.rows - block * block_rows) for block in missing)
     report.notes = _notes(scan, model, candidates=candidates)
     if isinstance(model, Scorer) and model.throughput.padded:
-        report.speed = model.throughput.line()
+        report.speed = model.throughput.summary()
     return report
 
 

@@ -91,7 +91,7 @@ class PrefixCache:
     def _can_serve(self, longest: int) -> bool:
         # A compiled model pads all rows; `torch.compile(model)` wraps it, and `.compile()` does not.
         compiled = "_orig_mod" in self.model._modules or self.model._compiled_call_impl is not None
-        return not compiled and self.model.why_whole(longest) is None
+        return not compiled and self.model.prefix_fallback_reason(longest) is None
 
 
 def state_of(model: torch.nn.Module) -> Any:

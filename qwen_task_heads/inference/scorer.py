@@ -377,7 +377,7 @@ class Scorer:
         Rows that begin alike stand together where last tokens are pooled; else rows of similar length do.
         """
         # The other poolings look at padded rows of states, (rows, longest, H), and memory holds these.
-        packs = self.model.why_padded is None and self.model.config.pooling == "last"
+        packs = self.model.fallback_reason is None and self.model.config.pooling == "last"
         batches: list[list[int]] = []
         tokens = 0  # of the last batch
         for index in sorted(range(len(rows)), key=lambda index: rows[index] if packs else len(rows[index])):

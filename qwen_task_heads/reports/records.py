@@ -50,7 +50,7 @@ def record_of(
         "settings": settings_of(args, settings),
         "log_history": trainer.state.log_history,
         "seconds": trainer.throughput.seconds,
-        "speed": trainer.throughput.result.line(),
+        "speed": trainer.throughput.result.summary(),
         "usage": trainer.throughput.usage,
         "seed": args.seed,
         "backbone": base,

@@ -168,7 +168,7 @@ def bind_template(
 def as_option(error: TaskHeadError) -> TaskHeadsError:
     """Return an error about a field of the config as an error about the option of that name."""
     return TaskHeadsError(
-        Problem(f"--{error.where}", error.problem, error.expected, error.fix, code="option-value")
+        Problem(f"--{error.where}", error.problem, error.expected, error.fix, code=error.code)
     )
 
 

@@ -28,7 +28,7 @@ from qwen_task_heads.data.raw_texts import RawTexts
 from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.data.text_readers import read_texts
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.head_rows import added_line, check_added, relabeled
+from qwen_task_heads.head_rows import added_summary, check_added, relabeled
 
 READING = ("hub", "problem_type", "max_samples", "streaming")  # options of `read_texts`
 
@@ -74,7 +74,7 @@ def read_datasets_for(source: str, saved: Mapping[str, Any], **options: Any) -> 
         labels = stated if isinstance(stated, LabelMap) else LabelMap.read(stated)
         check_added(labels, own, problem_type=given["problem_type"], where=_place(stated))
         sets = read_text_sets(source, **{**given, "labels": stated})
-    sets.lines.extend(filter(None, [added_line(sets.labels, own, name="the saved model")]))
+    sets.lines.extend(filter(None, [added_summary(sets.labels, own, name="the saved model")]))
     return sets
 
 

@@ -7,7 +7,7 @@ is nearly all of the work. Decisions:
   features of layer k therefore works unchanged in a model built with `backbone_layers=k`. The pooling
   `attention` learns while it pools and needs every token: it has no features.
 - All layers and poolings come from one pass over packed rows; where those are not exact
-  (`model.why_padded`), from the padded batch. Rows that are equal are computed once.
+  (`model.fallback_reason`), from the padded batch. Rows that are equal are computed once.
 - A file on disk is named by a hash of all that its numbers hang on: every byte of the backbone's weights, its
   config, the token ids (the template is part of them), layer, pooling, dtype, versions of torch and
   transformers. There is nothing to invalidate: whatever changes is another file. Files are

@@ -51,8 +51,8 @@ class ThroughputCallback(TrainerCallback):
         self._start = time.monotonic()
         model = kwargs["model"]
         model = model.get_base_model() if isinstance(model, PeftModel) else model
-        if model.why_padded and state.is_world_process_zero:
-            print(f"note: batches are not packed: {model.why_padded}", flush=True)
+        if model.fallback_reason and state.is_world_process_zero:
+            print(f"note: batches are not packed: {model.fallback_reason}", flush=True)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self._open.enter_context(self.result.listening(model, training=True, dtype=dtype))
         if self.usage.estimate is None:

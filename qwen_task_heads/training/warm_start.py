@@ -21,7 +21,7 @@ from transformers.utils import cached_file
 
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.head_rows import added_line, check_added, rows_by_name
+from qwen_task_heads.head_rows import added_summary, check_added, rows_by_name
 from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadConfig
 from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY, template_of
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
@@ -156,7 +156,7 @@ def load_head(
         labels, before = LabelMap.of_config(model.config), LabelMap.of_config(saved)
         state = rows_by_name(state, model.score, saved=before, labels=labels)
         if messages is not None:
-            messages.append(added_line(labels, before, name="--init_head"))
+            messages.append(added_summary(labels, before, name="--init_head"))
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
         problem = f"found tensors {sorted(state)} of other names or shapes in {repo}"

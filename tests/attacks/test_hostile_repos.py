@@ -1,4 +1,4 @@
-"""Check 23: hostile repos. Each is refused by our own error, quickly, and nothing of it runs.
+"""Check 23: hostile repos. Each is a `TaskHeadsError` within bounded work, and none of their code runs.
 
 Everything that carries code would create a canary; the Auto classes of transformers are held to that too,
 since with the package installed they are a safe way to load. Work is counted in calls; pytest's timeout
@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
+from refusals import raises_problem
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from work import at_most
 
-from qwen_task_heads import TaskHeadsError, adapter_config, build, load, load_tokenizer, merge, save
+from qwen_task_heads import adapter_config, build, load, load_tokenizer, merge, save
 
 Attack = Callable[[Path, Path], None]
 CALLS = 1_000_000
@@ -178,42 +179,42 @@ def huge_tokenizer(folder: Path, canary: Path) -> None:
     os.truncate(folder / "tokenizer.json", 100_000_001)
 
 
-# attack: kind of folder, what opens it, the message
-ATTACKS: dict[Attack, tuple[str, Callable[[str], Any], str]] = {
-    pickle_weights: ("full", load, "no weights in safetensors"),
-    foreign_code: ("full", load, r"auto_map AutoConfig 'evil\.Evil'"),
-    code_of_another_repo: ("adapter", load, "auto_map AutoModelForSequenceClassification 'somebody/else--"),
-    foreign_pipeline: ("full", load, r"custom_pipelines title-ranking 'evil\.Evil'"),
-    kernel_of_a_hub: ("full", load, "_attn_implementation 'somebody/kernels:attention'"),
-    kernel_below: ("adapter", load, "attn_implementation 'somebody/kernels'"),
-    link_out_of_the_folder: ("full", load, "model.safetensors: found a link to"),
-    names_out_of_the_folder: ("full", load, r"index\.json: found '\.\./up\.safetensors'"),
-    huge_json: ("full", load, r"config\.json: found 100,000,001 bytes"),
-    nested_json: ("full", load, r"config\.json: found no JSON \(RecursionError\)"),
-    huge_header: ("full", load, "a broken file"),
-    tensor_beyond_the_file: ("full", load, "a broken file"),
-    adapter_beside_weights: ("full", load, "adapter_config.json beside full weights"),
-    layers_without_end: ("full", load, "num_hidden_layers 1000000000"),
-    labels_without_end: ("full", load, "num_labels 1000000000"),
-    probe_without_end: ("full", load, "a probe of many tokens"),
-    pattern_without_end: ("adapter", load, "target_modules '"),
-    pattern_of_ranks: ("adapter", merge, "rank_pattern '"),
-    model_of_somebody: ("adapter", build, "auto_mapping {'base_model_class'"),
-    other_kind_of_adapter: ("adapter", load, "peft_type 'PROMPT_TUNING'"),
-    pickled_adapter: ("adapter", load, r"adapter_model\.safetensors"),
-    tokenizer_with_code: ("full", load_tokenizer, "code of its own"),
-    huge_tokenizer: ("full", load_tokenizer, r"tokenizer\.json: found 100,000,001 bytes"),
+# attack: kind of folder, loader, code of the error, and the value that it names
+ATTACKS: dict[Attack, tuple[str, Callable[[str], Any], str, str]] = {
+    pickle_weights: ("full", load, "model-corrupted", "safetensors"),
+    foreign_code: ("full", load, "code-untrusted", r"auto_map AutoConfig 'evil\.Evil'"),
+    code_of_another_repo: ("adapter", load, "code-untrusted", "auto_map .*'somebody/else--"),
+    foreign_pipeline: ("full", load, "code-untrusted", r"custom_pipelines title-ranking 'evil\.Evil'"),
+    kernel_of_a_hub: ("full", load, "code-untrusted", "_attn_implementation 'somebody/kernels:attention'"),
+    kernel_below: ("adapter", load, "code-untrusted", "attn_implementation 'somebody/kernels'"),
+    link_out_of_the_folder: ("full", load, "code-untrusted", "model.safetensors: .*link"),
+    names_out_of_the_folder: ("full", load, "code-untrusted", r"index\.json: .*'\.\./up\.safetensors'"),
+    huge_json: ("full", load, "file-format", r"config\.json: .*100,000,001 bytes"),
+    nested_json: ("full", load, "file-format", r"config\.json: .*RecursionError"),
+    huge_header: ("full", load, "model-corrupted", "safetensors"),
+    tensor_beyond_the_file: ("full", load, "model-corrupted", "safetensors"),
+    adapter_beside_weights: ("full", load, "model-ambiguous", "adapter_config.json"),
+    layers_without_end: ("full", load, "config-invalid", "num_hidden_layers 1000000000"),
+    labels_without_end: ("full", load, "config-invalid", "num_labels 1000000000"),
+    probe_without_end: ("full", load, "config-invalid", "probe"),
+    pattern_without_end: ("adapter", load, "config-invalid", "target_modules '"),
+    pattern_of_ranks: ("adapter", merge, "config-invalid", "rank_pattern '"),
+    model_of_somebody: ("adapter", build, "code-untrusted", "auto_mapping {'base_model_class'"),
+    other_kind_of_adapter: ("adapter", load, "config-invalid", "peft_type 'PROMPT_TUNING'"),
+    pickled_adapter: ("adapter", load, "model-not-found", r"adapter_model\.safetensors"),
+    tokenizer_with_code: ("full", load_tokenizer, "code-untrusted", "auto_map"),
+    huge_tokenizer: ("full", load_tokenizer, "file-format", r"tokenizer\.json: .*100,000,001 bytes"),
 }
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_a_hostile_repo_is_refused_at_once(honest: Path, tmp_path: Path, attack: Attack) -> None:
-    kind, entrance, message = ATTACKS[attack]
+def test_a_hostile_repo_is_an_error(honest: Path, tmp_path: Path, attack: Attack) -> None:
+    kind, entrance, code, named = ATTACKS[attack]
     for name in ("full", "adapter"):
         shutil.copytree(honest / name, tmp_path / name)
     canary = tmp_path / "canary"
     attack(tmp_path / kind, canary)
-    with pytest.raises(TaskHeadsError, match=message):
+    with raises_problem(code, match=named):
         entrance(str(tmp_path / kind))
     assert not canary.exists()
 
@@ -226,14 +227,14 @@ WRONG_KINDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("field", WRONG_KINDS)
-def test_a_field_of_another_kind_is_refused_by_its_name(honest: Path, tmp_path: Path, field: str) -> None:
+def test_a_field_of_another_type_is_named(honest: Path, tmp_path: Path, field: str) -> None:
     folder = tmp_path / "full"
     shutil.copytree(honest / "full", folder)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     *outer, name = field.split(".")
     (config[outer[0]] if outer else config)[name] = WRONG_KINDS[field]
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    with pytest.raises(TaskHeadsError, match=f"config\\.json: found .*{name}"):
+    with raises_problem("config-invalid", "config.json", match=name):
         load(str(folder), verify=False)
 
 
@@ -241,8 +242,8 @@ CARRY_CODE = (pickle_weights, foreign_code, foreign_pipeline, pickled_adapter, t
 
 
 @pytest.mark.parametrize("attack", CARRY_CODE, ids=lambda attack: attack.__name__)
-def test_nothing_of_it_runs_in_the_auto_classes_either(honest: Path, tmp_path: Path, attack: Attack) -> None:
-    kind, _, _ = ATTACKS[attack]
+def test_the_auto_classes_do_not_run_its_code_either(honest: Path, tmp_path: Path, attack: Attack) -> None:
+    kind, *_ = ATTACKS[attack]
     shutil.copytree(honest / kind, tmp_path / kind)
     canary = tmp_path / "canary"
     attack(tmp_path / kind, canary)
@@ -254,8 +255,8 @@ def test_nothing_of_it_runs_in_the_auto_classes_either(honest: Path, tmp_path: P
     assert not canary.exists()
 
 
-def test_a_template_that_never_ends_is_not_rendered(honest: Path, tmp_path: Path) -> None:
-    """Neither to load a tokenizer nor to score a text: our template is ids, and a chat template is none."""
+def test_an_endless_template_is_not_rendered(honest: Path, tmp_path: Path) -> None:
+    """Loading a tokenizer and scoring a text do not render the chat template."""
     shutil.copytree(honest / "full", tmp_path / "it")
     bomb = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
     (tmp_path / "it" / "chat_template.jinja").write_text(bomb)
@@ -266,8 +267,8 @@ def test_a_template_that_never_ends_is_not_rendered(honest: Path, tmp_path: Path
     assert answer[0]["label"] == "score"
 
 
-def test_a_pickle_in_the_way_does_no_harm(honest: Path, tmp_path: Path) -> None:
-    """`training_args.bin` and the like are never opened."""
+def test_pickles_next_to_the_weights_are_not_read(honest: Path, tmp_path: Path) -> None:
+    """`training_args.bin` and other pickles are never loaded."""
     shutil.copytree(honest / "full", tmp_path / "it")
     for name in ("training_args.bin", "pytorch_model.bin", "optimizer.pt"):
         (tmp_path / "it" / name).write_bytes(pickle.dumps(_Bomb(tmp_path / "canary")))
@@ -276,11 +277,11 @@ def test_a_pickle_in_the_way_does_no_harm(honest: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_base_is_held_to_less_and_still_leads_nowhere(bases: dict[str, str], tmp_path: Path) -> None:
+def test_a_plain_base_has_fewer_checks_but_runs_no_code(bases: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(bases["qwen2"], tmp_path / "base")
     _edit(tmp_path / "base", "config.json", auto_map={"AutoModel": "evil.Evil"})  # ignored: no trust
     build(str(tmp_path / "base"))
     _edit(tmp_path / "base", "config.json", _attn_implementation="somebody/kernels")
     names_out_of_the_folder(tmp_path / "base", tmp_path)
-    with pytest.raises(TaskHeadsError, match="2 problems"):
+    with raises_problem("code-untrusted", match="2 problems"):
         build(str(tmp_path / "base"))

@@ -1,8 +1,8 @@
-"""Refusals of the package and the fixes that they name: where they are made, and how one is followed.
+"""Find the sites of problems in the source, and apply the fixes that the problems name.
 
-A site is a call in the source that makes a `Problem`. Its name is `module::function::where`, with `where` as
-the source writes it, and `#2` for the second one of that name; a line number would change with every edit.
-The place of `row.refuse(...)`, by which a reader refuses a row, is `row`.
+A site is a call in the source that creates a `Problem`. Its name is `module::function::where`, with `where`
+as in the source, and `#2` for the second site of that name. A line number would change with every edit.
+The place of `row.refuse(...)`, by which a reader rejects a row, is `row`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,21 @@ from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
 
 PACKAGE = Path(qwen_task_heads.__file__).parent
 MAKERS = {
-    "Problem", "FileProblem", "InputProblem", "RowProblem", "Problem.of", "TaskHeadsError.of",
-    "TaskHeadError", "refuse", "not_one_of", "error_at", "_refusal",
-}  # fmt: skip
+    "Problem",
+    "FileProblem",
+    "InputProblem",
+    "RowProblem",
+    "TaskHeadError",
+    "refuse",
+    "not_one_of",
+    "error_at",
+    "_refusal",
+}
 
 
 @cache
 def sites_of(module: str) -> dict[str, tuple[int, int]]:
-    """Name -> first and last line of every site of a module, in the order of the source."""
+    """Return first and last line of every site of a module by its name, in the order of the source."""
     calls: list[tuple[str, str, ast.Call]] = []
 
     def visit(node: ast.AST, scope: str) -> None:
@@ -59,7 +66,7 @@ def sites_of(module: str) -> dict[str, tuple[int, int]]:
 
 
 def _wheres(call: ast.Call) -> list[str]:
-    """The place that a call names; of `not_one_of`, which checks several options, each of them."""
+    """Return the place that a call names; for `not_one_of`, which checks several options, all of them."""
     if _is_of_row(call):
         return ["row"]
     if ast.unparse(call.func) == "not_one_of":
@@ -68,7 +75,7 @@ def _wheres(call: ast.Call) -> list[str]:
 
 
 def _is_of_row(call: ast.Call) -> bool:
-    """Whether a call is `row.refuse(...)`, whose place is that of the row."""
+    """Return whether a call is `row.refuse(...)`, whose place is that of the row."""
     return isinstance(call.func, ast.Attribute) and call.func.attr == "refuse"
 
 
@@ -78,7 +85,7 @@ def _text(node: ast.expr) -> str:
 
 @contextmanager
 def made() -> Iterator[list[str]]:
-    """Note the sites at which problems are made meanwhile."""
+    """Record the sites at which problems are created in the block."""
     found: list[str] = []
     makers = (Problem, InputProblem, TaskHeadError)  # the last two do not call the first
     before = [maker.__init__ for maker in makers]
@@ -101,7 +108,7 @@ def made() -> Iterator[list[str]]:
 
 @contextmanager
 def refused(site: str) -> Iterator[list[Any]]:
-    """Expect a refusal that is made at a site; the list that it gives holds its problems afterwards."""
+    """Expect an error that is created at a site; the yielded list contains its problems after the block."""
     problems: list[Any] = []
     with made() as sites, pytest.raises((TaskHeadsError, TaskHeadError)) as caught:
         yield problems
@@ -111,7 +118,7 @@ def refused(site: str) -> Iterator[list[Any]]:
 
 
 def _sites_on(frame: FrameType | None) -> Iterator[str]:
-    """The sites that a stack of calls stands at."""
+    """Yield the sites that are active in a stack of calls."""
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(PACKAGE):
@@ -128,59 +135,57 @@ Words = list[str]
 
 
 def changes(problem: Problem, argv: Words, typed: dict[str, Words] | None = None) -> list[Words]:
-    """The command lines that the remedy of a problem of an option leads to, one per way that it names.
+    """Return the command lines that follow from the fix of a problem, one for each alternative in it.
 
     Args:
-        problem: of an option, `--name`.
-        argv: the command line that was refused.
-        typed: what a way of the remedy, in these words, takes in place of the option, if it asks for a value
-            that only the user knows.
+        problem: problem of an option, `--name`.
+        argv: the command line with the problem.
+        typed: words that replace the option, by the text of an alternative that asks for a value which only
+            the user knows.
 
     Raises:
-        AssertionError: a way that no rule below turns into a command line.
+        AssertionError: an alternative that no rule below converts into a command line.
     """
     option = problem.where
-    accepted = problem.expected.removeprefix("")
     found: list[Words] = []
-    remedy = re.sub(
-        r"^(drop it|drop the option|raise it): .*", r"\1", problem.fix
-    )  # what follows is the reason
-    for way in re.split(r",? or (?=drop|give|name|add|choose|see|set)|; ", remedy):
+    # After a colon follows the reason.
+    fix = re.sub(r"^(drop it|drop the option|raise it): .*", r"\1", problem.fix)
+    for way in re.split(r",? or (?=drop|give|pass|name|add|choose|see|set)|; ", fix):
         if way in (typed or {}):
             found.append([*without(argv, option), *(typed or {})[way]])
         elif re.match(r"drop (it|one|the option)\b", way):
             found.append(without(argv, option))
         elif match := re.match(r"add (--\w+(?: [\w/]+)?)$", way):
             found.append([*argv, *match[1].split()])
-        elif match := re.match(r"give (--\w+) (.+) instead$", way):
+        elif match := re.match(r"(?:give|pass) (--\w+) (.+) instead$", way):
             found.append([*without(argv, option), match[1], *match[2].split()])
-        elif match := re.match(r"give (--\w+(?: [\w./:-]+)*)$", way):
+        elif match := re.match(r"(?:give|pass) (--\w+(?: [\w./:-]+)*)$", way):
             found.append([*argv, *match[1].split()])
         elif match := re.match(r"set (\w+): (\w+)$", way):  # as in a config file
             found.append([*argv, f"--{match[1]}", match[2]])
         elif match := re.match(r"choose such as ([\w.,:/ -]+)$", way):
             found.append([*without(argv, option), option, *match[1].split()])
         elif way == "raise it":
-            match = re.match(r"(\d+) or more", accepted)
+            match = re.match(r"(\d+) or more", problem.expected)
             assert match, f"no bound is named by: {problem}"
             found.append([*without(argv, option), option, match[1]])
         elif way.startswith(("choose one of them", "choose among them")):
-            found.append([*without(argv, option), option, re.split("[, ]", accepted)[0]])
+            found.append([*without(argv, option), option, re.split("[, ]", problem.expected)[0]])
         elif match := re.match(r"did you mean (\S+)\?$", way):
             found.append([*without(argv, option), option, match[1]])
         elif way.startswith("see --help"):
             found.append([*argv, "--help"])
         elif way.startswith("correct its name"):
-            name = f"--{accepted.split(', ')[0]}"
+            name = f"--{problem.expected.split(', ')[0]}"
             found.append([name if word == option else word for word in argv])
         else:
-            raise AssertionError(f"no rule types {way!r}, a way of: {problem}")
-    assert found, f"nothing can be typed after: {problem}"
+            raise AssertionError(f"no rule applies to {way!r}, an alternative of: {problem}")
+    assert found, f"no command line follows from: {problem}"
     return found
 
 
 def without(argv: Words, option: str) -> Words:
-    """A command line without an option and its values."""
+    """Return a command line without an option and its values."""
     kept: Words = []
     dropping = False
     for word in argv:

@@ -1,6 +1,6 @@
-"""The source of the package and of the recipes, each file parsed once for all rules that are read from it.
+"""The source of the package and of the recipes; each file is parsed once for all rules.
 
-A rule is one test over all files. It lists every finding with its file, so that one run shows them all.
+A rule is one test over all files. It lists every finding with its file, so that one run shows all of them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ RECIPES = sorted((REPO / "recipes").glob("*.py"))
 
 
 def name_of(path: Path) -> str:
-    """The path within the repository."""
+    """Return the path within the repository."""
     return path.relative_to(REPO).as_posix()
 
 
 @cache
 def text_of(path: Path) -> str:
-    """The text of a source file."""
+    """Return the text of a source file."""
     return path.read_text(encoding="utf-8")
 
 
 @cache
 def tree_of(path: Path) -> ast.Module:
-    """The parsed source of a file. Do not change it: all rules share it."""
+    """Return the parsed source of a file, which all rules share and must not change."""
     return ast.parse(text_of(path))

@@ -1,4 +1,4 @@
-"""The rules of the house, read from the source: imports, size, and what code must never do."""
+"""Rules of the package layout, checked in the source: imports between packages, and forbidden calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sources import MODULES, PACKAGE, RECIPES, name_of, text_of, tree_of
 
-# A room imports from rooms of a lower number, and from itself. Rooms of one number do not know each other.
+# A package or module imports only from those of a lower level, and from itself.
 LEVELS = {
     "errors": 0,
     "hubcode": 1,
@@ -42,13 +42,13 @@ LEVELS = {
     "__init__": 15,
     "__main__": 16,
 }
-# transformers itself loads weights with safetensors, adapters with peft, and reaches hubs by huggingface_hub.
-# peft is heavy, so it is imported where an adapter is loaded, and nowhere else.
-TRAVELS_WITH = {"torch", "transformers", "safetensors", "huggingface_hub"}
-TRAVELS_WITH_LAZILY = {"peft"}
+# Published code may import only dependencies of transformers. peft is imported only to load an adapter,
+# because its import takes seconds.
+HUBCODE_IMPORTS = {"torch", "transformers", "safetensors", "huggingface_hub"}
+HUBCODE_LAZY_IMPORTS = {"peft"}
 
 
-def _room(path: Path) -> str:
+def _package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -75,11 +75,11 @@ def _calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
-def test_every_room_has_a_level() -> None:
-    assert {_room(path) for path in MODULES} <= LEVELS.keys()
+def test_every_package_has_a_level() -> None:
+    assert {_package_of(path) for path in MODULES} <= LEVELS.keys()
 
 
-def test_the_rules_are_read_from_all_of_the_source() -> None:
+def test_the_rules_apply_to_the_whole_source() -> None:
     names = {name_of(path) for path in [*MODULES, *RECIPES]}
     assert {"qwen_task_heads/hubcode/handler.py", "recipes/classify.py"} <= names
     assert len(names) > 100
@@ -88,26 +88,26 @@ def test_the_rules_are_read_from_all_of_the_source() -> None:
 def test_imports_go_one_way() -> None:
     wrong = []
     for path in MODULES:
-        room = _room(path)
+        package = _package_of(path)
         for name, line, _ in _imports(path):
             parts = name.split(".")
             if parts[0] == "recipes":
-                wrong.append(f"{name_of(path)}:{line}: recipes are imported by nothing")
-            # the version is a plain string, no room and no code
-            if parts[0] != PACKAGE.name or parts[1] in (room, "__version__"):
+                wrong.append(f"{name_of(path)}:{line}: recipes must not be imported")
+            # the version is a plain string
+            if parts[0] != PACKAGE.name or parts[1] in (package, "__version__"):
                 continue
-            # `from qwen_task_heads import x` is a room, or a public name, which only the top may use
+            # `from qwen_task_heads import x` is a package, or a public name, which only the top level may use
             target = parts[1] if parts[1] in LEVELS else "__init__"
-            if LEVELS[target] >= LEVELS[room]:
-                wrong.append(f"{name_of(path)}:{line}: {room} imports {target}")
+            if LEVELS[target] >= LEVELS[package]:
+                wrong.append(f"{name_of(path)}:{line}: {package} imports {target}")
     assert not wrong, "\n".join(wrong)
 
 
-def test_code_that_travels_stands_alone() -> None:
-    """transformers copies siblings that are named by `from .x import y`, and nothing else."""
+def test_published_code_imports_only_its_siblings() -> None:
+    """transformers copies only siblings that are named by `from .x import y`."""
     hubcode = sorted((PACKAGE / "hubcode").glob("*.py"))
     siblings = {path.stem for path in hubcode if path.stem.endswith("_task_heads")}
-    # Inference Endpoints know their handler by its name; nothing else imports it.
+    # Inference Endpoints find their handler by its name; no module imports it.
     assert {path.stem for path in hubcode} - siblings == {"__init__", "handler"}
     wrong = []
     for path in hubcode:
@@ -116,10 +116,10 @@ def test_code_that_travels_stands_alone() -> None:
             if parts[0] == PACKAGE.name:
                 if parts[1] != "hubcode" or len(parts) != 4 or parts[2] not in siblings:
                     wrong.append(f"{path.name}:{line}: {name}")
-            elif parts[0] in TRAVELS_WITH_LAZILY:
+            elif parts[0] in HUBCODE_LAZY_IMPORTS:
                 if at_top:
                     wrong.append(f"{path.name}:{line}: {name} at module level")
-            elif parts[0] not in TRAVELS_WITH | set(sys.stdlib_module_names):
+            elif parts[0] not in HUBCODE_IMPORTS | set(sys.stdlib_module_names):
                 wrong.append(f"{path.name}:{line}: {name}")
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ImportFrom) and PACKAGE.name in (node.module or ""):
@@ -127,13 +127,13 @@ def test_code_that_travels_stands_alone() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_module_states_its_decisions() -> None:
+def test_every_module_has_a_docstring() -> None:
     found = [name_of(path) for path in MODULES if not ast.get_docstring(tree_of(path))]
     assert not found, "\n".join(found)
 
 
-def test_no_probing_for_attributes() -> None:
-    """`getattr` and `hasattr` hide a wrong type; the lazy names of the package are the one exception."""
+def test_no_getattr_and_hasattr() -> None:
+    """`getattr` and `hasattr` hide a wrong type; only the lazy names of the package need them."""
     found = [
         f"{name_of(path)}:{call.lineno}: {function}"
         for path in MODULES
@@ -143,7 +143,7 @@ def test_no_probing_for_attributes() -> None:
     assert not found, "\n".join(found)
 
 
-def test_no_paths_of_a_machine() -> None:
+def test_no_absolute_paths() -> None:
     places = [f"/{top}/" for top in ("work", "home", "root", "Users")]
     found = [
         f"{name_of(path)}: {place}"

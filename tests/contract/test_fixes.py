@@ -77,6 +77,7 @@ WITHOUT = {
     "modelscope.py::fetch_modelscope::name": PIP,
     "modelscope.py::_unfetched::name": MODELSCOPE,
     "loading_errors.py::as_our_errors::error.where": WRAPPED,
+    "loading_errors.py::config_problem::config": "a field of another type, which no option can have",
     "reports/comparison_advice.py::_between::comparison": "an argument between our own functions",
     "reports/comparison_runs.py::run_comparison::--engines": WRAPPED,
     "publishing/modelscope.py::ModelScope.__init__::--hub modelscope": PIP,
@@ -134,7 +135,7 @@ def test_what_is_named_is_there(followed: set[str]) -> None:
 def test_a_new_refusal_is_found(tmp_path: Path) -> None:
     path = tmp_path / "new.py"
     path.write_text(
-        "def f(x):\n    raise TaskHeadsError.of('--x', 'a', 'b', 'c')\n\n"
+        "def f(x):\n    raise TaskHeadError('--x', 'a', 'b', 'c')\n\n"
         "class G:\n    def g(self):\n        return [Problem(f'--{n}', '', '', '') for n in 'ab'], "
         "Problem(f'--{n}', '', '', '')\n\n"
         "def h(x):\n    return not_one_of(('--y', x, 'ab'), ('--z', x, 'ab'))\n"

@@ -1,4 +1,4 @@
-"""What a refusal of a GGUF file, or of a model that a package ships, says to do is done, and works."""
+"""Fixes in errors of GGUF files and packaged models are applied, and work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good file, as it would be fetched again."""
+    """A complete file, as it would be fetched again."""
     return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.Q8_0.gguf")
 
 
@@ -38,7 +38,7 @@ def file(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(whole, tmp_path / whole.name))
 
 
-def test_a_file_that_is_not_there_is_named_among_those_that_are(file: Path) -> None:
+def test_a_missing_file_is_replaced_by_an_existing_one(file: Path) -> None:
     with refused("gguf_weights.py::dequantize::str(path)") as found:
         build(str(file.parent), gguf_file="tiny.gguf")
     [name] = re.findall(r"GGUF files there: (\S+)\)", found[0].fix)
@@ -75,13 +75,13 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 
 @pytest.mark.parametrize("site", DAMAGES)
-def test_a_damaged_file_is_fetched_again(site: str, file: Path, whole: Path, bases: dict[str, str]) -> None:
-    remedy, damage = DAMAGES[site]
+def test_a_corrupted_file_is_fetched_again(site: str, file: Path, whole: Path, bases: dict[str, str]) -> None:
+    fix, damage = DAMAGES[site]
     damage(file)
     with refused(site) as found:
         build(str(file))
-    assert remedy in found[0].fix
-    if "safetensors" in remedy:
+    assert fix in found[0].fix
+    if "safetensors" in fix:
         assert build(bases["llama"])
     else:
         shutil.copy(whole, file)

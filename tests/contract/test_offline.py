@@ -1,4 +1,4 @@
-"""The suite has no network: what leaves this machine is an error, what stays on it is not."""
+"""The suite has no network: connections to other machines are errors, connections to this one are not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.parametrize("address", [("192.0.2.1", 80), ("huggingface.co", 443)])
-def test_connections_that_leave_the_machine_are_refused(address: tuple[str, int]) -> None:
+def test_connections_to_other_machines_are_errors(address: tuple[str, int]) -> None:
     with socket.socket() as client:
         for connect in (client.connect, client.connect_ex):
             with pytest.raises(OSError, match="tests have no network"):
@@ -35,7 +35,7 @@ def test_loopback_is_open() -> None:
         connection.close()
 
 
-def test_the_hub_client_is_offline_and_has_an_empty_cache_of_its_own() -> None:
+def test_the_hub_client_is_offline_with_a_separate_cache() -> None:
     from huggingface_hub import constants
 
     assert constants.HF_HUB_OFFLINE

@@ -1,6 +1,6 @@
-"""Checks 21 and 22: code in a folder does not run where the package is, and nothing runs what it reads.
+"""Checks 21 and 22: with the package installed, code of a folder does not run, and no code runs its input.
 
-What that code may import is in `test_architecture.py`; that it opens without the package, and is equal, is in
+Imports of published code are checked in `test_architecture.py`. Loading without the package is checked in
 `publishing/test_gate.py` and `hubcode/test_reload.py`.
 """
 
@@ -34,7 +34,7 @@ IDS = torch.arange(12).view(2, 6)
 
 
 @pytest.mark.parametrize("kind", ["full", "adapter"])
-def test_tampered_code_is_not_run_where_the_package_is(
+def test_changed_code_does_not_run_with_the_package_installed(
     bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path: Path, kind: str
 ) -> None:
     model = build(bases["qwen2"])
@@ -44,13 +44,13 @@ def test_tampered_code_is_not_run_where_the_package_is(
     write_json(folder / "manifest.json", {"files": hash_files(folder)})
     for file in CODE:
         (folder / file.name).write_text(f"import os\nos.mkdir({str(tmp_path / 'canary')!r})\n")
-    # The manifest names every file of it ...
+    # The manifest names all changed files.
     with pytest.raises(TaskHeadsError) as caught:
         check_manifest(str(folder))
     assert sorted(Path(problem.where).name for problem in caught.value.problems) == sorted(
         file.name for file in CODE
     )
-    # ... and without one, with trust or without, it is not looked at.
+    # Without a manifest, the code is not read, with or without trust_remote_code.
     (folder / "manifest.json").unlink()
     loaded = [load(str(folder))]
     for trust in (False, True):
@@ -79,7 +79,7 @@ RUNS = (
 
 
 def unsafe(tree: ast.Module) -> list[str]:
-    """Every line that trusts, unpickles, evaluates or gives a text to a shell."""
+    """Return every line that trusts remote code, unpickles, evaluates a text or passes it to a shell."""
     found, names = [], {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -93,7 +93,7 @@ def unsafe(tree: ast.Module) -> list[str]:
             if (node.module or "").split(".")[0] in PICKLES:
                 found.append(f"line {node.lineno}: {node.module}")
     for node in ast.walk(tree):
-        if isinstance(node, ast.Dict):  # options on their way to a loader
+        if isinstance(node, ast.Dict):  # options of a loader
             for key, value in zip(node.keys, node.values, strict=True):
                 if isinstance(key, ast.Constant) and key.value in ("trust_remote_code", "shell"):
                     given = {key.value: value}
@@ -121,7 +121,7 @@ def _trusting(line: int, given: dict[str, ast.expr]) -> list[str]:
     ]
 
 
-def test_nothing_runs_what_it_reads() -> None:
+def test_no_code_runs_its_input() -> None:
     found = [f"{name_of(path)}: {line}" for path in [*MODULES, *RECIPES] for line in unsafe(tree_of(path))]
     assert not found, "\n".join(found)
 
@@ -143,7 +143,7 @@ def test_nothing_runs_what_it_reads() -> None:
         "np.load(x, allow_pickle=True)",
     ],
 )
-def test_the_scan_finds_what_it_is_for(line: str) -> None:
+def test_the_scan_finds_unsafe_lines(line: str) -> None:
     assert unsafe(ast.parse(line))
     safe = "torch.load(x, weights_only=True); yaml.safe_load(x); f(trust_remote_code=trust)"
     assert unsafe(ast.parse(safe)) == []

@@ -1,4 +1,4 @@
-"""Backbones whose rows cannot be packed: buckets of similar length give the numbers of each row alone."""
+"""Backbones whose rows cannot be packed: buckets of similar length give the results of each row alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MOE = {
     "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 16,
 }
-# Linear attention beside full attention; a short convolution beside it; states alone; ALiBi.
+# Linear and full attention; short convolution and attention; only state spaces; ALiBi.
 BACKBONES: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {**SIZES, **GATED},
     "qwen3_next": {**SIZES, **GATED, **MOE},
@@ -90,9 +90,9 @@ def test_a_batch_gives_the_logits_of_each_row_alone(family: str, side: str) -> N
     texts = rows()
     for pooling in ("last", "mean", "attention"):
         model = model_of(family, pooling=pooling)
-        assert model.why_padded is not None
+        assert model.fallback_reason is not None
         wanted, batch = one_by_one(model, texts), padded(texts, side)
-        assert wanted.std() > 0.01  # else the comparison would say nothing
+        assert wanted.std() > 0.01  # otherwise the comparison would be weak
         counted = Throughput()
         with counted.listening(model):
             found = model(**batch).logits
@@ -138,7 +138,7 @@ def passes_of(model: Any, batch: dict[str, torch.Tensor], **options: Any) -> int
     return len(found)
 
 
-def test_what_needs_the_batch_whole_gets_it() -> None:
+def test_some_options_need_the_whole_batch() -> None:
     model, batch = model_of("qwen3_5_text"), padded(rows(), "right")
     assert passes_of(model, batch) > 1
     assert passes_of(model, batch, output_hidden_states=True) == 1
@@ -150,16 +150,16 @@ def test_what_needs_the_batch_whole_gets_it() -> None:
     config = CONFIG_MAPPING["qwen2"](
         **SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
     )
-    config = TitleScorerConfig(text_config=config)  # its rotations hang on the longest row
+    config = TitleScorerConfig(text_config=config)  # its rotations depend on the longest row
     assert passes_of(TitleScorer._from_config(config, attn_implementation="eager"), batch) == 1
 
 
 @pytest.mark.usefixtures("one_of_a_group")
-def test_each_of_several_processes_makes_one_pass() -> None:
+def test_each_of_several_processes_runs_one_pass() -> None:
     assert passes_of(model_of("qwen3_5_text"), padded(rows(), "right")) == 1
 
 
-def test_a_bucket_holds_less_padding_than_a_pass_costs() -> None:
+def test_a_bucket_has_less_padding_than_a_pass_costs() -> None:
     generator = torch.Generator().manual_seed(0)
     for count in (1, 2, 40):
         lengths = torch.randint(1, 300, (count,), generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""A batch without `attention_mask`: padding is read from the edges of rows, and that is logged once."""
+"""A batch without `attention_mask`: padding is derived from the edges of rows, with one warning."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import raises_problem
 from transformers import BloomConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -20,7 +21,7 @@ ROWS = [[7, 8, 9, 10, 11, 12, 13], [21, PAD, 23], [PAD + 5]]  # of the second, a
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[Any]:
-    """Give a function that returns and forgets what the package's travelling code has warned of."""
+    """Return a function that returns and clears the warnings of hubcode."""
     transformers_logging.enable_propagation()
     logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
 
@@ -79,7 +80,7 @@ def test_no_mask_gives_the_logits_of_the_mask(
     assert len(warnings()) == 1
 
 
-def test_no_mask_trains_alike(tiny_config: Any) -> None:
+def test_training_without_a_mask_is_equal(tiny_config: Any) -> None:
     batch, grads = _padded("left"), []
     for given in (batch, {"input_ids": batch["input_ids"]}):
         model = _classifier(tiny_config(vocab_size=64, pad_token_id=PAD)).train()
@@ -89,14 +90,14 @@ def test_no_mask_trains_alike(tiny_config: Any) -> None:
 
 
 @torch.no_grad()
-def test_a_row_of_padding_alone_is_refused(tiny_config: Any) -> None:
+def test_a_row_of_only_padding_is_an_error(tiny_config: Any) -> None:
     model = _classifier(tiny_config(vocab_size=64, pad_token_id=PAD))
-    with pytest.raises(ValueError, match="no real token in row 1"):
+    with raises_problem("text-empty", "attention_mask", match="row 1"):
         model(input_ids=torch.tensor([[5, 6], [PAD, PAD]]))
 
 
 @torch.no_grad()
-def test_rows_without_padding_pass_in_silence(tiny_config: Any, warnings: Any) -> None:
+def test_rows_without_padding_log_no_warning(tiny_config: Any, warnings: Any) -> None:
     model = _classifier(tiny_config(vocab_size=64, pad_token_id=PAD))
     ids = torch.tensor([[5, PAD, 6], [7, 8, 9]])
     wanted = model(input_ids=ids, attention_mask=ids * 0 + 1).logits
@@ -106,8 +107,8 @@ def test_rows_without_padding_pass_in_silence(tiny_config: Any, warnings: Any) -
 
 
 @torch.no_grad()
-def test_the_probe_holds_pad_ids_and_does_not_warn(tiny_config: Any, warnings: Any) -> None:
-    first = 7919 % 64  # where the probe begins
+def test_the_probe_contains_pad_ids_and_logs_no_warning(tiny_config: Any, warnings: Any) -> None:
+    first = 7919 % 64  # the first id of the probe
     scorers = []
     for pad_id in (None, first):
         torch.manual_seed(0)
@@ -120,7 +121,7 @@ def test_the_probe_holds_pad_ids_and_does_not_warn(tiny_config: Any, warnings: A
 
 
 @torch.no_grad()
-def test_without_a_pad_id_the_tokenizer_tells_or_a_warning_says_so(
+def test_without_a_pad_id_the_tokenizer_is_used_or_a_warning_is_logged(
     tiny_config: Any, tokenizer: Any, warnings: Any
 ) -> None:
     model = _classifier(tiny_config())

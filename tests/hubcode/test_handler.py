@@ -1,4 +1,4 @@
-"""The handler as Inference Endpoints load and call it: by its path, in a process without the package."""
+"""The handler is loaded and called as in Inference Endpoints: by its path, without the package."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ REQUESTS: dict[str, list[Any]] = {
 def served(
     bases: dict[str, str], shake: Any, clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """All requests to all handlers, in one process; and our own scorers, by name."""
+    """All requests to all handlers in one process, and the package's scorers by name."""
     root, scorers = tmp_path_factory.mktemp("served"), {}
     options: dict[str, dict[str, Any]] = {
         "titles": {},
@@ -122,7 +122,7 @@ def _close(found: list[float], wanted: list[float]) -> bool:
     return bool(torch.allclose(torch.tensor(found), torch.tensor(wanted), rtol=0, atol=2e-6))
 
 
-def test_it_travels_and_is_hashed(served: dict[str, Any]) -> None:
+def test_it_is_saved_with_its_hash(served: dict[str, Any]) -> None:
     assert (served["root"] / "single" / "handler.py").is_file()
     assert "handler.py" in hash_code()
 
@@ -158,9 +158,9 @@ def test_parameters_choose_labels(served: dict[str, Any]) -> None:
     over = served["answers"]["multi"][0]["answer"]
     wanted = served["scorers"]["multi"].predict(TEXTS, threshold=0.5)
     assert [[row["label"] for row in rows] for rows in over] == [list(row.labels) for row in wanted]
-    assert {len(rows) for rows in over} != {len(LABELS)}  # else the threshold chose nothing
-    told = served["answers"]["multi"][2]["error"]
-    assert told.startswith("parameters.threshold: found 2; accepted: a probability from 0 to 1")
+    assert {len(rows) for rows in over} != {len(LABELS)}  # otherwise the threshold had no effect
+    message = served["answers"]["multi"][2]["error"]
+    assert message.startswith("parameters.threshold: found 2. Expected ")
 
 
 def test_thresholds_of_the_config_choose_labels(served: dict[str, Any]) -> None:
@@ -187,13 +187,13 @@ def test_values_and_pairs(served: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["titles", "single"])
-def test_bad_input_is_told_and_the_next_request_is_served(served: dict[str, Any], name: str) -> None:
+def test_bad_input_is_an_error_and_the_next_request_is_served(served: dict[str, Any], name: str) -> None:
     rows = served["answers"][name]
     assert {row["type"] for row in rows[: len(BAD)]} == {"ValueError"}
-    told = [row["error"] for row in rows[: len(BAD)]]
-    assert all("; accepted: " in text and ": found " in text for text in told)
-    assert len(told[6].splitlines()) == 3  # all three at once
-    assert told[7].startswith("parameters.unknown: found 1")
+    messages = [row["error"] for row in rows[: len(BAD)]]
+    assert all(": found " in text and ". Expected " in text and ". Fix: " in text for text in messages)
+    assert len(messages[6].splitlines()) == 3  # all three problems
+    assert messages[7].startswith("parameters.unknown: found 1")
     assert "answer" in rows[len(BAD)]
     last = rows[-1]["error"].splitlines()
     if name == "titles":
@@ -204,7 +204,7 @@ def test_bad_input_is_told_and_the_next_request_is_served(served: dict[str, Any]
         assert [line.split(":")[0] for line in last] == ["parameters.threshold", "inputs[0].text_pair"]
 
 
-def test_without_a_path_the_folder_of_the_file_is_opened(
+def test_without_a_path_the_folder_of_the_file_is_loaded(
     served: dict[str, Any], clean: CleanProcess, tmp_path: Path
 ) -> None:
     folder = served["root"] / "value"

@@ -1,4 +1,4 @@
-"""Rows over `max_seq_length` are cut by the classifier itself: every caller gets the ids of training."""
+"""The classifier cuts rows over `max_seq_length` itself, so that every caller gets the ids of training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
+from refusals import raises_problem
 
 from qwen_task_heads import PooledClassifier, PooledClassifierConfig, adapter_config
 from qwen_task_heads.hubcode import modeling_task_heads
@@ -52,7 +53,7 @@ def padded(rows: list[list[int]], side: str) -> dict[str, torch.Tensor]:
 
 
 def by_hand(model: PooledClassifier, row: list[int]) -> torch.Tensor:
-    """Logits of every piece of a row, one by one: (pieces, L)."""
+    """Return the logits of every piece of a row, computed one by one: (pieces, L)."""
     config = model.config
     found = cut_row(
         row,
@@ -71,7 +72,7 @@ def by_hand(model: PooledClassifier, row: list[int]) -> torch.Tensor:
 )
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("truncation", POLICIES)
-def test_a_long_row_is_its_pieces_wherever_it_stands(
+def test_a_long_row_gives_its_pieces_at_any_position(
     make: Any, truncation: str, pooling: str, side: str
 ) -> None:
     family = ("qwen2", "qwen3", "llama", "qwen2")[POOLINGS.index(pooling)]
@@ -84,11 +85,11 @@ def test_a_long_row_is_its_pieces_wherever_it_stands(
     assert (found - wanted).abs().max() <= TOLERANCE
     alone = torch.cat([model(input_ids=torch.tensor([row])).logits for row in rows])
     assert (alone - wanted).abs().max() <= TOLERANCE
-    assert wanted.std() > 0.1  # else the figure would say nothing
+    assert wanted.std() > 0.1  # otherwise the comparison would be weak
 
 
 @torch.no_grad()
-def test_the_policies_differ(make: Any) -> None:
+def test_the_truncations_differ(make: Any) -> None:
     rows = rows_of(1, (45,))
     found = torch.cat([make(truncation=policy)(**padded(rows, "right")).logits for policy in POLICIES])
     distances = torch.pdist(found)
@@ -107,12 +108,12 @@ def test_padding_over_the_limit_cuts_nothing(make: Any, truncation: str, side: s
     wanted = torch.cat([model(input_ids=torch.tensor([row])).logits for row in rows])
     output = model(**batch, output_hidden_states=True)
     assert (output.logits - wanted).abs().max() <= TOLERANCE
-    assert output.hidden_states is not None  # the plain way
+    assert output.hidden_states is not None  # the padded batch
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("aggregation", ["mean", "max"])
-def test_windows_are_aggregated_as_the_config_says(make: Any, aggregation: str) -> None:
+def test_windows_are_aggregated_by_the_config(make: Any, aggregation: str) -> None:
     model = make(truncation="windows", window_aggregation=aggregation, window_overlap=3)
     rows = rows_of(3)
     pieces = [by_hand(model, row) for row in rows]
@@ -130,7 +131,7 @@ def test_ordinal_windows_give_probabilities(make: Any, aggregation: str) -> None
     assert logits.exp().sum(1) == pytest.approx(torch.ones(len(rows)), abs=1e-6)
     pieces = by_hand(model, rows[-1])
     raw = pieces.mean(0) if aggregation == "mean" else pieces.amax(0)
-    assert float(raw.exp().sum()) != pytest.approx(1, abs=1e-4)  # why they are normalised again
+    assert float(raw.exp().sum()) != pytest.approx(1, abs=1e-4)  # so they are normalised again
     assert (logits[-1] - raw.log_softmax(0)).abs().max() <= TOLERANCE
 
 
@@ -204,30 +205,30 @@ def test_a_training_batch_is_cut_without_a_mask_too(make: Any) -> None:
     assert torch.equal(model(ids).logits, model(**short).logits)
 
 
-# What cannot be cut is refused
+# Rows that cannot be cut
 
 
 @pytest.mark.parametrize("truncation", POLICIES)
-def test_long_rows_of_other_kinds_are_refused(make: Any, truncation: str) -> None:
+def test_long_rows_that_cannot_be_cut_are_errors(make: Any, truncation: str) -> None:
     model = make(truncation=truncation)
     batch = padded(rows_of(9), "right")
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    with pytest.raises(ValueError, match="inputs_embeds: found 'a row that is longer'"):
+    with raises_problem("text-too-long", "inputs_embeds"):
         model(inputs_embeds=model.get_input_embeddings()(ids), attention_mask=mask)
-    with pytest.raises(ValueError, match="position_ids: found"):
+    with raises_problem("text-too-long", "position_ids"):
         model(**batch, position_ids=torch.arange(ids.shape[1]).expand_as(ids))
-    with pytest.raises(ValueError, match="attention_mask: found"):
+    with raises_problem("text-too-long", "attention_mask"):
         model(ids, torch.ones(len(ids), 1, ids.shape[1], ids.shape[1], dtype=torch.bool))
-    with pytest.raises(ValueError, match="without the template of the config"):
+    with raises_problem("tokenizer-invalid", "input_ids", match="20 tokens"):
         model(torch.full((1, 20), 5))
-    with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
+    with raises_problem("argument-type", "input_ids"):
         model()
 
 
-def test_a_long_pair_is_left_to_its_tokenizer(make: Any) -> None:
+def test_a_long_pair_must_be_cut_by_its_tokenizer(make: Any) -> None:
     model = make(truncation="head", template={"before": BEFORE, "between": [4], "after": AFTER})
     model(**padded(rows_of(11, (13,)), "right"))
-    with pytest.raises(ValueError, match=r"input_ids: found 'a longer pair'.*pass truncation=True"):
+    with raises_problem("text-too-long", "input_ids", match="truncation=True"):
         model(**padded(rows_of(11, (14,)), "right"))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from equality import assert_same_logits, logit_difference
+from refusals import raises_problem
 from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, BloomConfig, DynamicCache
 
@@ -176,18 +177,18 @@ def test_rows_within_a_sliding_window_are_packed_and_longer_ones_padded() -> Non
 
 
 @torch.no_grad()
-def test_what_cannot_be_packed_is_padded_and_says_why(tiny_config: Any) -> None:
+def test_rows_that_cannot_be_packed_are_padded_with_a_reason(tiny_config: Any) -> None:
     inputs = batch()
     bloom = BloomConfig(vocab_size=128, hidden_size=32, n_layer=1, n_head=4)
     model = PooledClassifier(PooledClassifierConfig(text_config=bloom)).eval()
-    assert model.why_padded == "packed rows are not exact for a 'bloom' backbone"
+    assert model.fallback_reason == "packed rows are not exact for a 'bloom' backbone"
     rows = zip(*inputs.values(), strict=True)
     alone = torch.cat([model(input_ids=row[real.bool()][None]).logits for row, real in rows])
     assert (model(**inputs).logits - alone).abs().max() <= 1e-6
     config = TitleScorerConfig(text_config=tiny_config("qwen2", vocab_size=128))
     model = TitleScorer._from_config(config, attn_implementation="eager").eval()
-    assert model.why_padded == "packed rows need attn_implementation sdpa, and this is eager"
-    with pytest.raises(ValueError, match=r"prefix: found .packed rows need attn_implementation sdpa"):
+    assert model.fallback_reason == "packed rows need attn_implementation sdpa, not eager"
+    with raises_problem("option-unsupported", "prefix", match="attn_implementation sdpa"):
         model.encode_prefix(torch.ones(1, 4, dtype=torch.long))
 
 
@@ -212,18 +213,18 @@ def test_a_cached_prefix_gives_the_scores_of_whole_rows(family: str) -> None:
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(rest) for rest in rests], batch_first=True)
     ids = torch.nn.utils.rnn.pad_sequence(rests, batch_first=True)
     wanted = model(**inputs).logits
-    for model.prefix_sharing in (False, True):  # the prompts behind it are shared, or not
+    for model.prefix_sharing in (False, True):  # the prompts after it are shared, or not
         found = model(input_ids=ids, attention_mask=mask, prefix=prefix).logits
         assert (found - wanted).abs().max() <= 1e-6
-        with torch.enable_grad():  # then it cannot be computed apart
+        with torch.enable_grad():  # then it cannot be computed separately
             found = model(input_ids=ids, attention_mask=mask, prefix=prefix).logits
         assert (found - wanted).abs().max() <= 1e-6
-    with pytest.raises(ValueError, match="prefix: found"):
+    with raises_problem("option-unsupported", "prefix"):
         model(input_ids=ids, attention_mask=mask, prefix=prefix, output_hidden_states=True)
 
 
-def behind_a_prefix(model: Any, ids: torch.Tensor, *, known: int) -> torch.Tensor:
-    """Logits of rows (B, T) that begin alike, their first tokens cached."""
+def after_a_prefix(model: Any, ids: torch.Tensor, *, known: int) -> torch.Tensor:
+    """Return the logits of rows (B, T) with a common prefix, whose first tokens are cached."""
     prefix = model.encode_prefix(ids[:1, :known])
     return model(input_ids=ids[:, known:], prefix=prefix).logits  # type: ignore[no-any-return]
 
@@ -238,24 +239,22 @@ TURNING = [
 
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "rope"), TURNING)
-def test_rotations_that_hang_on_the_longest_row_allow_packing_and_no_prefix(
-    family: str, rope: dict[str, Any]
-) -> None:
+def test_rotations_by_the_longest_row_allow_packing_but_no_prefix(family: str, rope: dict[str, Any]) -> None:
     sizes = {"max_position_embeddings": 32, "original_max_position_embeddings": 32, "rope_parameters": rope}
     model, inputs = scorer(family, **sizes), batch()
     model.model.double()  # in fp32 the rounding of other shapes alone is 1.1e-6 on some processors
     logits = [model(**inputs).logits for _ in ways(model)]
     for other in logits:
         assert_same_logits(other, logits[0])
-    with pytest.raises(ValueError, match="prefix: found 'rotations that hang on the longest row'"):
+    with raises_problem("option-unsupported", "prefix", match="rotations"):
         model.encode_prefix(torch.ones(1, 20, dtype=torch.long))
 
 
 @torch.no_grad()
-def test_attention_to_both_sides_takes_no_prefix() -> None:
+def test_bidirectional_attention_cannot_use_a_prefix() -> None:
     model = scorer("qwen3", bidirectional=True)
-    assert model.why_whole(9) == "attention to both sides"
-    with pytest.raises(ValueError, match="prefix: found 'attention to both sides'"):
+    assert model.prefix_fallback_reason(9) == "attention is bidirectional"
+    with raises_problem("option-unsupported", "prefix", match="bidirectional"):
         model.encode_prefix(torch.ones(1, 9, dtype=torch.long))
 
 
@@ -268,7 +267,7 @@ def test_a_prefix_is_kept_below_hooks_that_move_a_layers_inputs() -> None:
     wanted = model(input_ids=ids).logits
     for layer in model.model.layers:  # as `device_map` puts them there
         add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu", io_same_device=True))
-    assert (behind_a_prefix(model, ids, known=40) - wanted).abs().max() <= 1e-6
+    assert (after_a_prefix(model, ids, known=40) - wanted).abs().max() <= 1e-6
 
 
 @torch.no_grad()
@@ -276,7 +275,7 @@ def test_a_prefix_under_autocast() -> None:
     model = scorer("qwen2")
     ids = torch.cat([torch.arange(40).expand(3, -1) + 3, torch.arange(12).view(3, 4) + 3], 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        wanted, found = model(input_ids=ids).logits, behind_a_prefix(model, ids, known=40)
+        wanted, found = model(input_ids=ids).logits, after_a_prefix(model, ids, known=40)
     assert (found - wanted).abs().max() < 0.05 * max(1.0, float(wanted.abs().max()))
 
 

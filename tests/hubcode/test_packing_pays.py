@@ -29,13 +29,13 @@ def rows_of(kind: str) -> list[torch.Tensor]:
     def draw(size: int) -> torch.Tensor:
         return torch.randint(3, 1000, (size,), generator=generator)
 
-    if kind == "ragged":  # as reviews are: many short, few long
+    if kind == "ragged":  # as in reviews: many short, few long
         return [draw(size) for size in (6, 8, 9, 11, 12, 14, 15, 18, 20, 24, 28, 33, 40, 52, 75, 160)]
     return [torch.cat([prompt, draw(8 + n)]) for prompt in (draw(100), draw(100)) for n in range(8)]
 
 
 def operations(model: Any, inputs: dict[str, torch.Tensor], *, packing: bool) -> int:
-    """Operations of the matrix products of one training step."""
+    """Return the operations of the matrix products of one training step."""
     model.packing = packing
     with FlopCounterMode(display=False) as counter:
         model(**inputs).logits.sum().backward()
@@ -43,12 +43,12 @@ def operations(model: Any, inputs: dict[str, torch.Tensor], *, packing: bool) ->
 
 
 @pytest.mark.parametrize("kind", ["ragged", "lists with a prompt"])
-def test_operations_shrink_at_least_as_the_tokens_do(model: Any, kind: str) -> None:
+def test_operations_shrink_at_least_as_much_as_tokens(model: Any, kind: str) -> None:
     rows = rows_of(kind)
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     inputs = {"input_ids": ids, "attention_mask": mask}
     tokens = ids.numel() / len(model._pack(ids, mask.bool(), None).source)
     assert tokens > 3
-    # More than the tokens: the last layer computes the pooled ones alone.
+    # More than the tokens: the last layer computes only the pooled ones.
     assert operations(model, inputs, packing=False) >= tokens * operations(model, inputs, packing=True)

@@ -1,4 +1,4 @@
-"""An adapter as it lies on a hub: in a cache of snapshots, under the id of its repo, without a network.
+"""An adapter from a hub: in a cache of snapshots, under the id of its repo, without a network.
 
 On a hub the Auto classes open what an `adapter_config.json` at the root names as base; only a cache laid out
 like the hub client's shows that. Adapters of today have it in a subfolder, those of version 0.1 at the root.
@@ -25,7 +25,7 @@ from qwen_task_heads import TitleScorer, adapter_config, build, load, merge, sav
 from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
 
 REPO = "me/ad"
-# Without a network PEFT cannot ask the hub whether the vocabulary grew, and says so.
+# Without a network PEFT warns that it cannot compare the vocabulary with the base.
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")
 COMMITS = ("1" * 40, "2" * 40)
 IDS = torch.randint(1, 5000, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -47,17 +47,17 @@ for auto in (AutoModel, AutoModelForSequenceClassification):
     assert type(model).__name__ == "TitleScorer", type(model)
     with torch.no_grad():
         assert_same_logits(model(input_ids=ids).logits, logits, auto)
-# The recipe of PEFT, on the true base: the code is the adapter's, and the base has none.
+# The recipe of PEFT on the base: only the adapter repo has code.
 config = AutoConfig.from_pretrained("me/ad", trust_remote_code=True)
 base = AutoModelForSequenceClassification.from_pretrained(
     config.backbone_name_or_path, config=config, trust_remote_code=True
 )
 with torch.no_grad():
-    # As a folder: offline, peft 0.21 looks for a repo's subfolder inside itself.
+    # As a folder: offline, peft 0.21 appends the subfolder of a repo twice.
     adapter = snapshot_download("me/ad", cache_dir=sys.argv[1]) + "/" + sys.argv[2]
     found = PeftModel.from_pretrained(base, adapter).eval()(input_ids=ids).logits
 assert_same_logits(found, logits)
-# What is saved from here names the code beside it, not the repo that it came from.
+# A config saved from here names the code next to it, not its source repo.
 model.save_pretrained("again")
 again = AutoModel.from_pretrained("again", trust_remote_code=True)
 with torch.no_grad():
@@ -66,7 +66,7 @@ with torch.no_grad():
 
 
 def _publish(cache: Path, repo: str, commit: str, folder: Path) -> None:
-    """Lay a folder out as the hub client does after a download."""
+    """Write a folder in the layout of the hub client's cache."""
     root = cache / f"models--{repo.replace('/', '--')}"
     (root / "refs").mkdir(parents=True, exist_ok=True)
     (root / "refs" / "main").write_text(commit)
@@ -75,7 +75,7 @@ def _publish(cache: Path, repo: str, commit: str, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Published:
-    """A cache with a base and an adapter of it, the adapter's subfolder, and the model that was saved."""
+    """A cache with a base and an adapter of it, the adapter's subfolder, and the saved model."""
 
     cache: Path
     subfolder: str
@@ -87,7 +87,7 @@ class Published:
 
 
 def _as_version_0_1(folder: Path) -> Path:
-    """Move the adapter to the root, where it names its own repo as base."""
+    """Move the adapter to the root, with its own repo as base."""
     for file in (folder / "adapter").iterdir():
         file.rename(folder / file.name)
     (folder / "adapter").rmdir()
@@ -121,7 +121,7 @@ def _in_cache(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(published.cache))
 
 
-def test_the_adapter_names_no_base_and_the_config_the_true_one(published: Published) -> None:
+def test_only_the_config_names_the_base(published: Published) -> None:
     folder = published.folder
     adapter = json.loads((folder / published.subfolder / "adapter_config.json").read_text())
     named = SEE_CONFIG if published.subfolder else REPO
@@ -132,7 +132,7 @@ def test_the_adapter_names_no_base_and_the_config_the_true_one(published: Publis
 
 @torch.no_grad()
 @pytest.mark.usefixtures("_in_cache")
-def test_both_auto_classes_open_the_scorer_and_not_the_backbone(published: Published) -> None:
+def test_both_auto_classes_load_the_scorer_and_not_the_backbone(published: Published) -> None:
     for opened in (
         AutoModel.from_pretrained(REPO),
         AutoModelForSequenceClassification.from_pretrained(REPO),
@@ -148,8 +148,8 @@ def test_both_auto_classes_open_the_scorer_and_not_the_backbone(published: Publi
 
 
 @pytest.mark.usefixtures("_in_cache")
-def test_the_subfolder_alone_opens_in_no_class(published: Published) -> None:
-    """Neither a stock class with a random head, nor the backbone."""
+def test_the_subfolder_alone_does_not_load(published: Published) -> None:
+    """Neither as a stock class with a random head, nor as the backbone."""
     folder = published.folder / "adapter"
     if not published.subfolder:
         return
@@ -162,9 +162,7 @@ def test_the_subfolder_alone_opens_in_no_class(published: Published) -> None:
 
 @torch.no_grad()
 @pytest.mark.usefixtures("_in_cache")
-def test_saved_again_it_is_in_the_layout_of_today(
-    published: Published, tokenizer: Any, tmp_path: Path
-) -> None:
+def test_saved_again_it_has_the_current_layout(published: Published, tokenizer: Any, tmp_path: Path) -> None:
     load(REPO).save_pretrained(tmp_path / "stock")
     save(load(REPO), tokenizer=tokenizer, folder=tmp_path / "ours")
     for name in ("stock", "ours"):
@@ -174,6 +172,6 @@ def test_saved_again_it_is_in_the_layout_of_today(
         assert_same_model(load(str(tmp_path / name)), published.model, input_ids=IDS)
 
 
-def test_a_process_without_the_package_opens_it_too(published: Published, clean: CleanProcess) -> None:
+def test_a_process_without_the_package_loads_it_too(published: Published, clean: CleanProcess) -> None:
     printed = clean.run(CHILD, published.cache, published.subfolder, folder=published.cache.parent)
     assert "LOAD REPORT" not in printed + clean.logs[1].read_text()

@@ -1,4 +1,4 @@
-"""Check 10: what was saved comes back equal, in a process that has never heard of the package.
+"""Check 10: a saved model loads with equal weights and logits in a process without the package.
 
 All combinations are saved once, opened by one child process in which `import qwen_task_heads` fails,
 and compared there; each comparison is a test of its own here.
@@ -102,7 +102,7 @@ def _logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def batch() -> dict[str, torch.Tensor]:
-    """Five rows of random ids, padded on the right."""
+    """Return five rows of random ids, padded on the right."""
     ids = torch.randint(0, 5000, (5, 14), generator=torch.Generator().manual_seed(7))
     mask = (torch.arange(14)[None] < torch.tensor([14, 9, 1, 12, 5])[:, None]).long()
     return {"input_ids": ids, "attention_mask": mask}
@@ -117,7 +117,7 @@ def opened(
     clean: CleanProcess,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], dict[str, Any]]:
-    """Give `opened("quick" | "rest")`: save these combinations, open them all in one clean process."""
+    """Return `opened("quick" | "rest")`: these combinations, saved and loaded in one clean process."""
     text_rows = [dict(tokenizer(text, return_tensors="pt", split_special_tokens=True)) for text in TEXTS]
 
     def make(name: str) -> Any:
@@ -143,7 +143,9 @@ def opened(
         (root / "texts.json").write_text(json.dumps(TEXTS))
         try:
             return json.loads(clean.run(CHILD, root, folder=root).splitlines()[-1])
-        except AssertionError as error:  # kept like an answer: a failing child must not run once per test
+        except (
+            AssertionError
+        ) as error:  # stored as an answer, so that a failing child does not run once per test
             return {"failure": str(error)}
 
     return run
@@ -171,13 +173,13 @@ def test_reload_without_the_package_is_equal(opened: Any, group: str, name: str)
     assert max(differences.values()) <= LOGITS, differences
 
 
-def test_the_clean_process_stays_clean(opened: Any) -> None:
+def test_the_clean_process_does_not_import_the_package(opened: Any) -> None:
     assert opened("quick")["leaked"] == []
 
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_merged_is_the_adapter_within_rounding(
+def test_a_merged_model_equals_the_adapter_within_rounding(
     bases: dict[str, str], tokenizer: Any, shake: Any, batch: Any, tmp_path: Path, family: str, head: str
 ) -> None:
     model = build(bases[family], **HEADS[head])
@@ -193,7 +195,7 @@ def test_merged_is_the_adapter_within_rounding(
 def test_reload_with_the_package_needs_no_trust(
     bases: dict[str, str], tokenizer: Any, shake: Any, batch: Any, tmp_path: Path, kind: str
 ) -> None:
-    """The installed class wins, and code in the folder is not run: here it would end the test."""
+    """The installed class is used, and code in the folder, which would end the test, is not run."""
     model = build(bases["qwen2"])
     if kind == "lora":
         model = get_peft_model(model, adapter_config(model, r=4))

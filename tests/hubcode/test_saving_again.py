@@ -1,4 +1,4 @@
-"""What is loaded may be saved again, as an adapter, merged or quantised, and holds no path of a machine."""
+"""A loaded model can be saved again: as an adapter, merged or quantised, without paths of a machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 import torch
 from equality import assert_same_model, logit_difference
 from peft import get_peft_model
+from refusals import raises_problem
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from qwen_task_heads import (
     PooledClassifier,
-    TaskHeadsError,
     TitleScorer,
     adapter_config,
     build,
@@ -47,7 +47,9 @@ def adapter(
 # Adapters
 
 
-def test_a_loaded_adapter_trained_on_is_saved_whole(adapter: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_loaded_adapter_is_saved_completely_after_training(
+    adapter: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     model = load(str(adapter))
     before = model.config.probe
     with torch.no_grad():
@@ -63,11 +65,11 @@ def test_a_loaded_adapter_trained_on_is_saved_whole(adapter: Path, tokenizer: An
         assert logit_difference(again.config.probe["logits"], before["logits"]) > 1e-3
         assert_same_model(again, model, input_ids=IDS)
         assert_same_model(AutoModel.from_pretrained(folder), model, input_ids=IDS)
-    with pytest.raises(TaskHeadsError, match="save to a new folder"):
+    with raises_problem("path-exists", "ours"):
         save(merge(str(adapter)), tokenizer=tokenizer, folder=tmp_path / "ours")
 
 
-def test_merge_takes_a_path_and_a_loaded_adapter(adapter: Path, tmp_path: Path) -> None:
+def test_merge_accepts_a_path_and_a_loaded_adapter(adapter: Path, tmp_path: Path) -> None:
     wanted = _logits(load(str(adapter)))
     for merged in (merge(adapter), merge(load(str(adapter)))):
         assert type(merged) is TitleScorer
@@ -75,7 +77,7 @@ def test_merge_takes_a_path_and_a_loaded_adapter(adapter: Path, tmp_path: Path) 
         assert not [name for name in merged.state_dict() if "lora" in name or "modules_to_save" in name]
         merged.save_pretrained(tmp_path / "full")
         assert_same_model(load(str(tmp_path / "full")), merged, input_ids=IDS)
-        with pytest.raises(TaskHeadsError, match="no adapter on it"):
+        with raises_problem("model-type", "model"):
             merge(merged)
 
 
@@ -84,8 +86,8 @@ def just_load(folder: str) -> None:
     load(folder)
 
 
-def test_no_table_of_missing_keys_is_printed(adapter: Path, tmp_path: Path) -> None:
-    """The head is missing in the base, which is no news. In a process, since transformers logs once."""
+def test_no_report_of_missing_keys_is_printed(adapter: Path, tmp_path: Path) -> None:
+    """The head is always missing in the base. In a new process, because transformers logs once."""
     printed = launching.join(launching.fork(just_load, str(adapter), log=tmp_path / "log"), tmp_path / "log")
     assert "REPORT" not in printed
     assert "score.weight" not in printed
@@ -97,12 +99,12 @@ def test_no_table_of_missing_keys_is_printed(adapter: Path, tmp_path: Path) -> N
 def test_an_adapter_of_a_quantised_base_names_a_plain_one(
     bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path: Path
 ) -> None:
-    """Its base is not quantised on disk, and the probe of 4 bits is not that of 16."""
+    """Its base is not quantised on disk, and the probe in 4 bits differs from that in 16 bits."""
     model = build(bases["qwen2"])
     adapted = shake(get_peft_model(model, adapter_config(model, r=2)))
     given = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     model.config.quantization_config = given
-    with torch.no_grad():  # as far from the base as 4 bits are
+    with torch.no_grad():  # the difference of 4-bit weights
         model.model.layers[0].mlp.down_proj.get_base_layer().weight.mul_(1.1)
     folder = save(adapted, tokenizer=tokenizer, folder=tmp_path)
     assert model.config.quantization_config == given
@@ -112,27 +114,27 @@ def test_an_adapter_of_a_quantised_base_names_a_plain_one(
     plain = load(str(folder))
     assert "quantization_config" not in plain.config.to_dict()
     plain.config.probe = {**plain.config.probe, "logits": [[float("nan")]] * 4}
-    with pytest.raises(ValueError, match="probe"):
+    with raises_problem("model-corrupted", "probe"):
         plain.check_probe()
 
 
 # Other classes, other tensors
 
 
-def test_another_task_of_ours_is_refused(bases: dict[str, str], tmp_path: Path) -> None:
+def test_a_model_of_another_task_is_an_error(bases: dict[str, str], tmp_path: Path) -> None:
     build(bases["qwen2"], task="pooled_classifier", num_labels=1).save_pretrained(tmp_path / "classifier")
     build(bases["qwen2"]).save_pretrained(tmp_path / "scorer")
     for cls, name in ((TitleScorer, "classifier"), (PooledClassifier, "scorer")):
-        with pytest.raises(ValueError, match=f"{cls.__name__} cannot open it"):
+        with raises_problem("model-type", "config.json", match=cls.__name__):
             cls.from_pretrained(tmp_path / name)
 
 
-def test_an_lm_head_in_a_model_of_ours_is_refused(bases: dict[str, str], tmp_path: Path) -> None:
+def test_an_extra_lm_head_is_an_error(bases: dict[str, str], tmp_path: Path) -> None:
     build(bases["qwen2"]).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["lm_head.weight"] = torch.zeros(4, 4)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TaskHeadsError, match=r"lm_head\.weight is not part of the model"):
+    with raises_problem("model-corrupted", match=r"lm_head\.weight is not part of the model"):
         load(str(tmp_path))
 
 
@@ -140,7 +142,7 @@ def test_an_lm_head_in_a_model_of_ours_is_refused(bases: dict[str, str], tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["full", "merged", "reloaded"])
-def test_full_weights_hold_no_path_of_their_base(
+def test_full_weights_contain_no_path_of_their_base(
     bases: dict[str, str], tokenizer: Any, tmp_path: Path, kind: str
 ) -> None:
     base = shutil.copytree(bases["qwen2"], tmp_path / "base-of-mine")

@@ -1,4 +1,4 @@
-"""Check 11: a model that is not exactly what was saved is refused, whichever tensor is wrong.
+"""Check 11: a model that differs from the saved one in any tensor is an error.
 
 Every tensor of a full model and of an adapter is deleted, renamed and reshaped in turn; then weights
 are changed under their right names, where only the stored probe can tell.
@@ -16,6 +16,7 @@ import pytest
 import torch
 from equality import assert_same_model, logit_difference
 from peft import get_peft_model
+from refusals import raises_problem
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
@@ -43,7 +44,7 @@ def base(tiny_config: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def folders(base: str, shake: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A saved full model and a saved adapter. Tests work on copies."""
+    """A saved full model and a saved adapter, which tests copy."""
     root = tmp_path_factory.mktemp("strict")
     shake(build(base, **HEAD), seed=1).save_pretrained(root / "full")
     model = build(base, **HEAD)
@@ -95,14 +96,14 @@ def _transpose(tensors: Tensors, name: str) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", value).removeprefix("_"),
 )  # fmt: skip
-def test_every_damaged_tensor_is_refused(
+def test_every_corrupted_tensor_is_an_error(
     folders: dict[str, Path], tmp_path: Path, kind: str, damage: Callable[[Tensors, str], None]
 ) -> None:
     tensors = load_file(folders[kind] / _weights(kind))
     accepted = []
     for name, tensor in tensors.items():
         if damage is _transpose and tensor.dim() == 2 and tensor.shape[0] == tensor.shape[1]:
-            continue  # a square matrix transposed keeps its shape: the probe's part, below
+            continue  # a transposed square matrix keeps its shape; the probe finds it, see below
         changed = dict(tensors)
         damage(changed, name)
         path = _copy(folders[kind], tmp_path, changed, kind)
@@ -116,14 +117,14 @@ def test_every_damaged_tensor_is_refused(
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
 @pytest.mark.parametrize("kind", ["full", "adapter"])
-def test_a_missing_head_is_refused_by_name_at_every_entrance(
+def test_a_missing_head_is_named_by_every_loader(
     folders: dict[str, Path], tmp_path: Path, kind: str, entrance: str
 ) -> None:
     tensors = load_file(folders[kind] / _weights(kind))
     name = next(key for key in tensors if "score" in key and key.endswith("query"))
     _delete(tensors, name)
     path = _copy(folders[kind], tmp_path, tensors, kind)
-    with pytest.raises(ValueError, match=r"score\.query is missing"):
+    with raises_problem("model-corrupted", match=r"score\.query is missing"):
         ENTRANCES[entrance](path)
 
 
@@ -160,21 +161,19 @@ def _transpose_square(tensors: Tensors) -> None:
     ids=lambda f: f.__name__[1:],
 )
 @pytest.mark.parametrize("kind", ["full", "adapter"])
-def test_other_weights_under_the_right_names_are_refused_by_the_probe(
+def test_the_probe_finds_other_weights_under_the_right_names(
     folders: dict[str, Path], tmp_path: Path, kind: str, swap: Callable[[Tensors], None]
 ) -> None:
     tensors = load_file(folders[kind] / _weights(kind))
     swap(tensors)
     path = _copy(folders[kind], tmp_path, tensors, kind)
-    with pytest.raises(ValueError, match=r"probe: found 'a relative difference"):
+    with raises_problem("model-corrupted", "probe"):
         load(path)
     assert isinstance(TitleScorer.from_pretrained(path, verify=False), TitleScorer)
 
 
 @pytest.mark.parametrize("kind", ["full", "adapter"])
-def test_weights_that_are_not_numbers_are_refused(
-    folders: dict[str, Path], tmp_path: Path, kind: str
-) -> None:
+def test_weights_with_nan_are_an_error(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
     tensors = load_file(folders[kind] / _weights(kind))
     name = next(key for key in tensors if "down_proj" in key)
     tensors[name] = torch.full_like(tensors[name], torch.nan)
@@ -182,10 +181,8 @@ def test_weights_that_are_not_numbers_are_refused(
         load(_copy(folders[kind], tmp_path, tensors, kind))
 
 
-def test_every_backbone_matrix_exchanged_between_layers_is_refused(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    """Norms of a fresh backbone are all ones, so exchanging those changes nothing, and is left out."""
+def test_exchanged_matrices_of_two_layers_are_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Norms of a new backbone are all ones and are not exchanged, because the result would be equal."""
     tensors = load_file(folders["full"] / _weights("full"))
     accepted = []
     for first in [key for key in tensors if ".layers.0." in key and key.endswith("_proj.weight")]:
@@ -200,7 +197,7 @@ def test_every_backbone_matrix_exchanged_between_layers_is_refused(
     assert accepted == []
 
 
-def test_a_changed_base_under_an_adapter_is_refused(
+def test_a_changed_base_of_an_adapter_is_an_error(
     folders: dict[str, Path], base: str, tmp_path: Path
 ) -> None:
     moved = tmp_path / "base"
@@ -210,52 +207,52 @@ def test_a_changed_base_under_an_adapter_is_refused(
     config = json.loads((adapter / "config.json").read_text())
     config["backbone_name_or_path"] = str(moved)
     (adapter / "config.json").write_text(json.dumps(config))
-    load(str(adapter))  # the same base elsewhere is the same base
+    load(str(adapter))  # a copy of the base is accepted
     tensors = load_file(moved / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"] *= 1.05
     save_file(tensors, moved / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"model\.safetensors has changed"):
+    with raises_problem("base-changed", match=r"model\.safetensors has changed"):
         load(str(adapter))
-    config["backbone_files"] = None  # as of a base on a hub, where only the probe is left
+    config["backbone_files"] = None  # as for a base on a hub, which only the probe verifies
     (adapter / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="weights, base or code are not those that were saved"):
+    with raises_problem("model-corrupted", "probe"):
         load(str(adapter))
 
 
-def test_a_vanished_base_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missing_base_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     shutil.copytree(folders["adapter"], adapter)
     config = json.loads((adapter / "config.json").read_text())
-    for base, message in ((str(tmp_path / "gone"), "gone"), (None, "no backbone_name_or_path")):
+    for base, code in ((str(tmp_path / "gone"), "base-changed"), (None, "config-invalid")):
         (adapter / "config.json").write_text(json.dumps({**config, "backbone_name_or_path": base}))
-        with pytest.raises(ValueError, match=message):
+        with raises_problem(code, "config.json", match=Path(base or "").name):
             load(str(adapter))
 
 
-def test_an_adapter_beside_full_weights_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_next_to_full_weights_is_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders["adapter"], tmp_path, dirs_exist_ok=True)
     shutil.copy(folders["full"] / "model.safetensors", tmp_path)
     for entrance in ENTRANCES.values():
-        with pytest.raises(ValueError, match="keep one of them"):
+        with raises_problem("model-ambiguous", str(tmp_path)):
             entrance(str(tmp_path))
 
 
-def test_an_adapter_without_its_head_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_without_its_head_is_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
     tensors = load_file(folders["adapter"] / _weights("adapter"))
     path = _copy(
         folders["adapter"], tmp_path, {k: v for k, v in tensors.items() if "score" not in k}, "adapter"
     )
-    with pytest.raises(ValueError, match=r"no score\.\* tensor"):
+    with raises_problem("model-corrupted", match=r"score\.\*"):
         load(path)
 
 
-def test_a_plain_backbone_may_lack_the_head_and_nothing_else(base: str, tmp_path: Path) -> None:
+def test_a_plain_backbone_may_lack_only_the_head(base: str, tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path, dirs_exist_ok=True)
     tensors = load_file(tmp_path / "model.safetensors")
     accepted = []
     for name in tensors:
         if name == "lm_head.weight":
-            continue  # a head of ours replaces it
+            continue  # replaced by the task head
         save_file(
             {k: v for k, v in tensors.items() if k != name},
             tmp_path / "model.safetensors",
@@ -280,7 +277,9 @@ def test_saving_with_a_given_state_dict_drops_the_probe(folders: dict[str, Path]
     assert torch.equal(again.score.query, state["score.query"])
 
 
-def test_trained_on_by_stock_means_and_saved_again(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_model_is_trained_with_plain_torch_and_saved_again(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     model = load(str(folders["full"])).train()
     before = model.config.probe
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -291,10 +290,10 @@ def test_trained_on_by_stock_means_and_saved_again(folders: dict[str, Path], tmp
     again = load(str(tmp_path))
     assert logit_difference(again.config.probe["logits"], before["logits"]) > 1e-3
     assert_same_model(again, model.eval(), input_ids=ids)
-    assert model.train().training  # making the probe left the mode as it was
+    assert model.train().training  # computing the probe does not change the mode
 
 
-def test_the_probe_forgives_rounding_only(folders: dict[str, Path]) -> None:
+def test_the_probe_tolerates_only_rounding(folders: dict[str, Path]) -> None:
     """bf16 and fp32 loads of an fp32 model pass; in fp32 a thousandth does not."""
     path = str(folders["full"])
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -302,14 +301,14 @@ def test_the_probe_forgives_rounding_only(folders: dict[str, Path]) -> None:
     model = load(path)
     rows = torch.tensor(model.config.probe["logits"])
     model.config.probe = {**model.config.probe, "logits": (rows + rows.abs().max() * 1e-3).tolist()}
-    with pytest.raises(ValueError, match=r"relative difference of 0\.001"):
+    with raises_problem("model-corrupted", "probe", match=r"0\.001"):
         model.check_probe()
     model.config.probe = {**model.config.probe, "logits": rows[:2].tolist()}
-    with pytest.raises(ValueError, match="restore the saved config"):
+    with raises_problem("config-invalid", "probe"):
         model.check_probe()
 
 
-def test_loading_info_is_given_when_asked_for(folders: dict[str, Path]) -> None:
+def test_loading_info_is_returned_on_request(folders: dict[str, Path]) -> None:
     for folder in folders.values():
         model, info = TitleScorer.from_pretrained(folder, output_loading_info=True)
         assert isinstance(model, TitleScorer)
@@ -317,7 +316,7 @@ def test_loading_info_is_given_when_asked_for(folders: dict[str, Path]) -> None:
         assert not info["unexpected_keys"]
 
 
-def test_merging_takes_the_probe_of_the_adapter_away(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_merging_removes_the_probe_of_the_adapter(folders: dict[str, Path], tmp_path: Path) -> None:
     merged = merge(str(folders["adapter"]))
     merged.save_pretrained(tmp_path)
     ids = torch.arange(12).view(2, 6)

@@ -76,7 +76,7 @@ def test_a_backbone_whose_rows_cannot_be_packed(tmp_path, rows) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     model = classifier(str(tmp_path))
-    assert model.why_padded is not None
+    assert model.fallback_reason is not None
     [features] = extract_features(model, rows).values()
     assert difference(model, rows, features) <= 1e-6
     with pytest.raises(TaskHeadsError, match=r"--layers: found \[1\] of a gpt2"):
