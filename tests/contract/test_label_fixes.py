@@ -60,10 +60,10 @@ CASES = [
             {"write - before each": "- name: a\n  aliases:\n  - x\n"}),
     of_file(f"{FILES}_entries::path", "7", "", {"write one entry per label": "- a\n- b\n"}),
     of_file(f"{FILES}_parse_yaml::where", "- a\n- b: c: d\n", ":2",
-            {"correct the syntax": "- a\n- b\n", "quote names that hold :": "- a\n- 'b: c: d'\n",
+            {"correct the syntax": "- a\n- b\n", "quote names that contain :": "- a\n- 'b: c: d'\n",
              "#": "- a\n- 'b#'\n"}),
     of_file(f"{FILES}_parse_yaml::where", "a: x\na: y\n", ":2",
-            {"correct the syntax": "a: x\nb: y\n", "quote names that hold :": "'a:': x\na: y\n",
+            {"correct the syntax": "a: x\nb: y\n", "quote names that contain :": "'a:': x\na: y\n",
              "#": "'a#': x\na: y\n"}),
     named("a\nb\n", f"{FILES}_read_file::path#2", "nmaes.txt", "check the path"),
     named("a\nb\0", f"{FILES}_read_file::path#3", "names.txt", "name the file of the labels"),
@@ -102,7 +102,7 @@ def test_names_of_a_map() -> None:
     with refused(f"{MAP}subset::where") as found:
         known.subset(["b", "x"])
     assert (found[0].where, found[0].fix) == ("candidates", "name labels of the schema")
-    assert known.subset(found[0].expected.removeprefix("").split(", ")[:2])
+    assert known.subset(found[0].expected.split(", ")[:2])
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_label_file_of_another_model(names: tuple[str, str], tmp_path: Path) -
     assert read_sets_for(source, {}, dev_fraction=0.5).labels.names == names
     wanted = [row["label"] for row in named]
     if len(ways) == 3:
-        assert ways[1] == "name by --labels a file of these labels and then those of the model that it lacks"
+        assert ways[1] == "name by --labels a file of these labels, followed by the other labels of the model"
         (tmp_path / "all.yaml").write_text(f"[{', '.join(names)}, a]")
         options = parse_classifier_arguments(
             ["--dev_fraction", "0.5", "--labels", str(tmp_path / "all.yaml")]

@@ -93,7 +93,7 @@ AGAINST = [
 ]
 COUNTS = {"votes_chosen": "votes_rejected", "votes_rejected": "votes_chosen"}
 NEW: Row = {"chosen": "A new title", "rejected": "Another one"}
-RENAME = "did you mean 'rejected' by 'rejectd'? rename it"
+RENAME = "rename 'rejectd' to 'rejected'"
 GONE, DROP = "remove the row", "drop it"
 COLUMNS, TEXTS, READERS = "data/pair_columns.py::", "data/pair_texts.py::", "data/pair_readers.py::"
 ROWS = "data/pair_rows.py::"
@@ -105,13 +105,13 @@ CASES = [
           {"add": [{**one, "bad": one["rejected"]} for one in PAIRS], "rename the column": PAIRS}),
     whole("data/pair_layout.py::read_layout::where#2", renamed(PAIRS, rejected="rejectd"), {RENAME: PAIRS}),
     whole("data/pair_layout.py::read_layout::where#3", having(PAIRS, wieght=1.0),
-          {"did you mean 'weight'? rename it": having(PAIRS, weight=1.0), DROP: PAIRS}),
+          {"rename it to 'weight'": having(PAIRS, weight=1.0), DROP: PAIRS}),
     # of a row
     row(f"{COLUMNS}require::row", {"chosen": "x"}, {"add the column": {"rejected": "y"}, GONE: None}),
     row(f"{COLUMNS}require::row", {"chosen": "x", "rejectd": "y"},
         {RENAME: {"rejectd": "gone", "rejected": "y"}}),
     row(f"{COLUMNS}refuse_misspelt::row", {**NEW, "wieght": 1},
-        {"did you mean 'weight'? rename it": {"wieght": "gone", "weight": 1}, DROP: {"wieght": "gone"}},
+        {"rename it to 'weight'": {"wieght": "gone", "weight": 1}, DROP: {"wieght": "gone"}},
         base=having(PAIRS, weight=1.0)),
     row(f"{COLUMNS}RowReader.one_title::row", {**NEW, "chosen": 3},
         {"write the title as a string": {"chosen": "3"}}),
@@ -124,11 +124,11 @@ CASES = [
         {"write the number": {"weight": 2}, "leave the key out": {"weight": "gone"}}),
     row(f"{COLUMNS}RowReader.group::row", {**NEW, "group_id": ["t"]},
         {"write the key as a string": {"group_id": "t"}}),
-    row(f"{COLUMNS}read_evidence::row", {**VOTED[0], **NEW, "preference": 0.9},
+    row(f"{COLUMNS}read_signals::row", {**VOTED[0], **NEW, "preference": 0.9},
         {"keep one of them": {"preference": "gone"}}, base=VOTED),
-    row(f"{COLUMNS}read_evidence::row#2", {**NEW, "votes_chosen": 3},
+    row(f"{COLUMNS}read_signals::row#2", {**NEW, "votes_chosen": 3},
         {"add it": {"votes_rejected": 1}, "leave all of them out": {"votes_chosen": "gone"}}, base=VOTED),
-    row(f"{COLUMNS}read_evidence::row#3", {**CLICKED[0], **NEW, "chosen_clicks": 91},
+    row(f"{COLUMNS}read_signals::row#3", {**CLICKED[0], **NEW, "chosen_clicks": 91},
         {"correct the counts": {"chosen_clicks": 19}}, base=CLICKED),
     # texts of a row
     row(f"{TEXTS}read_texts::row", {**NEW, "chosen": talk("x")},
@@ -138,11 +138,11 @@ CASES = [
     row(f"{TEXTS}read_texts::row#3", {"chosen": "x", "rejected": " x "}, {GONE: None}),
     row(f"{TEXTS}read_prompt::row", {**NEW, "prompt": 3},
         {"write a string": {"prompt": "3"}, "leave the key out": {"prompt": "gone"}}),
-    row(f"{TEXTS}_talk::row", {"chosen": [], "rejected": talk("y")},
+    row(f"{TEXTS}_conversation::row", {"chosen": [], "rejected": talk("y")},
         {"end with the title": {"chosen": talk("x")}}, base=TALKS),
-    row(f"{TEXTS}_talk::row#2", {"chosen": talk("x", by="user"), "rejected": talk("y")},
+    row(f"{TEXTS}_conversation::row#2", {"chosen": talk("x", by="user"), "rejected": talk("y")},
         {"end with the title": {"chosen": talk("x")}}, base=TALKS),
-    row(f"{TEXTS}_talk::row#3", {"chosen": talk(" "), "rejected": talk("y")},
+    row(f"{TEXTS}_conversation::row#3", {"chosen": talk(" "), "rejected": talk("y")},
         {"fill in the title": {"chosen": talk("x")}}, base=TALKS),
     row(f"{ROWS}read_pair::row", {**NEW, "rejected": ["x", "y"], "preference": 0.9},
         {"write one pair per row": {"rejected": "x"}}),
@@ -151,14 +151,14 @@ CASES = [
     arm(f"{ROWS}read_arm::row#2", ("New", 5, 100, ""), {"fill in the key": ("New", 5, 100, "t1")}),
     arm(f"{ROWS}read_arm::row#3", ("New", 101, 100, "t1"),
         {"correct the counts": ("New", 10, 100, "t1")}),
-    whole("data/raw_pairs.py::ArmColumns._of_one_prompt::self.places[row]",
+    whole("data/raw_pairs.py::ArmColumns._check_prompts::self.places[row]",
           [{"headline": f"Title {n}", "clicks": n, "impressions": 9, "test_id": 0, "prompt": f"About {n}"}
            for n in range(2)],
-          {"give the tests different keys":
+          {"give the experiments different keys":
            [{"headline": f"Title {n}", "clicks": n, "impressions": 9, "test_id": n % 2,
              "prompt": f"About {n % 2}"} for n in range(4)]}, at="train.jsonl:2"),
     arm(f"{READERS}_finish::source", ("Alone", 5, 100, "t"),
-        {"add the other headlines of a test": ("A,6,100,t\nB,9,100,t\nC,7,100,s\nD", 8, 100, "s")},
+        {"add the other headlines of an experiment": ("A,6,100,t\nB,9,100,t\nC,7,100,s\nD", 8, 100, "s")},
         at="train.csv", base=[]),
     # a file as a whole
     whole(f"{READERS}_finish::source", [{**NEW, "chosen": ""}], {"correct the rows below": PAIRS},
@@ -166,16 +166,16 @@ CASES = [
     whole("data/title_datasets.py::read_title_sets::places[name]", [*PAIRS, *[{**NEW, "chosen": ""}] * 5],
           {"correct the rows below": [*PAIRS, *[NEW] * 5]}, at="train.jsonl", words="--bad_rows skip"),
     whole("data/checks.py::swapped_problem::source", AGAINST,
-          {"the columns look swapped: exchange 'chosen' and 'rejected' in the names of all of them":
+          {"exchange 'chosen' and 'rejected' in the names of all columns":
            renamed(AGAINST, **COUNTS, chosen="rejected", rejected="chosen"),
            "of the counts alone": renamed(AGAINST, **COUNTS)}, at="train.jsonl"),
     arm("data/title_datasets.py::read_title_sets::places[name]#2", ("New", 9, 100, "t1"),
         {"lower --min_impressions": "--min_impressions 100",
-         "add tests whose click rates differ": ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
+         "add experiments whose click rates differ": ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
         at="train.csv", words="--min_impressions 101"),
     arm("data/title_datasets.py::read_title_sets::places[name]#2", ("New", 9, 100, "t1"),
         {"raise --max_p_value": "--max_p_value 0.9",
-         "add tests whose click rates differ": ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
+         "add experiments whose click rates differ": ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
         at="train.csv", words="--max_p_value 0.01"),
     arm("data/preferences.py::groups_to_pairs::groups_to_pairs", ("New", 9, 100, "t1"),
         {"correct the option": "--min_impressions 1"}, at="groups_to_pairs", words="--min_impressions -1"),
@@ -206,7 +206,7 @@ def test_what_becomes_of_bad_rows(tmp_path: Path) -> None:
     with refused("data/pair_readers.py::read_pairs::bad_rows") as found:
         read_pairs(source, bad_rows="drop")
     assert (found[0].where, found[0].fix) == ("bad_rows", "choose one of them")
-    first = found[0].expected.removeprefix("").split(", ")[0]
+    first = found[0].expected.split(", ")[0]
     assert read_pairs(source, bad_rows=first).pairs
 
 
@@ -231,5 +231,5 @@ def test_titles_that_tie_all_groups() -> None:
     with refused("data/splits.py::split_by_group::split") as found:
         split_by_group(pairs, dev_fraction=0.5)
     *_, last = ways_of(found[0].fix)
-    assert last == "pass titles_apart=False, as stock titles tie the groups together"
+    assert last == "pass titles_apart=False, as stock titles connect the groups"
     assert all(split_by_group(pairs, dev_fraction=0.5, titles_apart=False))
