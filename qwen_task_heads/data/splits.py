@@ -177,8 +177,8 @@ def split_texts(
     A unit is a set of rows that stay together: rows of one `group`, with an equal text (up to case, width,
     spacing) or with an equal second text. The units of each label are ordered by their hash, and dev gets the
     first ones up to the fraction. A remainder of less than one row is carried over to the next label. Every
-    label keeps rows in train. Without this order, a split by hash alone leaves a label of 10 rows out of dev
-    in a third of all cases. The split does not depend on the order of rows, and new rows move few others.
+    label keeps rows in train. (A split by hash alone leaves a label of 10 rows out of dev in a third of all
+    cases.) The split does not depend on the order of rows, and new rows move few others.
 
     Args:
         examples: any order. Several labels in a row count as the rarest of them; scores as one label.

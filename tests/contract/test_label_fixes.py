@@ -1,4 +1,4 @@
-"""What a refusal of label files, maps of labels and examples says to do is done, and works."""
+"""Apply each fix of the problems of label files, maps of labels and few-shot examples."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FILES, MAP, SHOTS = "data/label_files.py::", "data/labels.py::LabelMap.", "data/
 
 
 def of_file(site: str, bad: str, at: str, ways: dict[str, str]) -> Case:
-    """A case of labels.yaml; a way is its content."""
+    """Return a case of labels.yaml; a fix is its content."""
     changes: dict[str, Change] = {way: {"labels.yaml": text} for way, text in ways.items()}
     return Case(site, {"labels.yaml": bad}, f"labels.yaml{at}", changes, read=labels)
 
 
 def named(bad: str | bytes, site: str, at: str, way: str, name: str = "names.txt") -> Case:
-    """A case of a file that `--labels` names, which is another one afterwards."""
+    """Return a case of the file of `--labels`; the fix names another file."""
     files = {"train.jsonl": lines(*LABELED), name: bad, "in/labels.yaml": "[a, b]"}
     change = "--labels HERE/in/labels.yaml"
     return Case(site, files, at, {way: change}, words=f"--labels HERE/{at.split(':')[0]}")
@@ -73,11 +73,11 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_the_message_says_to_do_is_read(case: Case, tmp_path: Path) -> None:
+def test_fixed_file_is_read(case: Case, tmp_path: Path) -> None:
     follow(case, tmp_path)
 
 
-def test_a_label_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_file_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_files, "MAX_LABEL_FILE", 100)
     source = write(tmp_path / "rows", {"train.jsonl": lines(*LABELED), "class.txt": "a\nb\n"})
     with refused(f"{FILES}_read_file::path") as found:
@@ -196,7 +196,7 @@ def test_class_names_that_a_saved_model_contradicts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [("b", "a"), ("c", "b")])
 def test_a_label_file_of_another_model(names: tuple[str, str], tmp_path: Path) -> None:
-    """Ids of the rows count in the order of the file beside them, whatever the model says."""
+    """Ids of rows refer to the label file next to the data, also if the model has another order."""
     named = stated("label", *names)
     rows = [{**row, "label": names.index(row["label"])} for row in named]
     folder = tmp_path / "rows"

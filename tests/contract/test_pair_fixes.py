@@ -1,4 +1,4 @@
-"""What a refusal of preferences and of splits says to do is done, and they are read."""
+"""Apply each fix of the problems of preferences and splits, and read the data again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Cells = list[tuple[str, str, str, str]]
 
 
 def row(site: str, bad: Row, ways: dict[str, Any], *, base: list[Row] = PAIRS) -> Case:
-    """A case of a bad pair after good ones; a way is what changes in it, or None to remove it."""
+    """Return a case of a bad pair after good pairs; a fix is its changes, or None to remove it."""
     changed = {way: change if change is None else bad | change for way, change in ways.items()}
     kept = {
         way: change and {name: value for name, value in change.items() if value != "gone"}
@@ -40,7 +40,7 @@ def whole(
     at: str = "train.jsonl:1",
     words: str = "",
 ) -> Case:
-    """A case of a whole file; a way is its rows, or words to type."""
+    """Return a case of a whole file; a fix is its rows, or command-line options."""
     changes: dict[str, Change] = {
         way: done if isinstance(done, str) else {"train.jsonl": lines(*done)} for way, done in ways.items()
     }
@@ -48,7 +48,7 @@ def whole(
 
 
 def table(*cells: tuple[object, ...]) -> str:
-    """A table of arms."""
+    """Return a table of arms."""
     return "headline,clicks,impressions,test_id\n" + "".join(",".join(map(str, row)) + "\n" for row in cells)
 
 
@@ -56,7 +56,7 @@ def arm(
     site: str, bad: tuple[object, ...], ways: dict[str, tuple[object, ...] | str], *, at: str = "train.csv:6",
     base: list[tuple[object, ...]] | None = None, words: str = "",
 ) -> Case:  # fmt: skip
-    """A case of a bad arm after good ones; a way is the arm in its place, or words to type."""
+    """Return a case of a bad arm after good arms; a fix is an arm in its place, or command-line options."""
     good = ARMS if base is None else base
     changes: dict[str, Change] = {
         way: done if isinstance(done, str) else {"train.csv": table(*good, done)}
@@ -95,6 +95,7 @@ COUNTS = {"votes_chosen": "votes_rejected", "votes_rejected": "votes_chosen"}
 NEW: Row = {"chosen": "A new title", "rejected": "Another one"}
 RENAME = "rename 'rejectd' to 'rejected'"
 GONE, DROP = "remove the row", "drop it"
+MORE = "add experiments whose click rates differ"
 COLUMNS, TEXTS, READERS = "data/pair_columns.py::", "data/pair_texts.py::", "data/pair_readers.py::"
 ROWS = "data/pair_rows.py::"
 CASES = [
@@ -171,11 +172,11 @@ CASES = [
            "of the counts alone": renamed(AGAINST, **COUNTS)}, at="train.jsonl"),
     arm("data/title_datasets.py::read_title_sets::places[name]#2", ("New", 9, 100, "t1"),
         {"lower --min_impressions": "--min_impressions 100",
-         "add experiments whose click rates differ": ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
+         MORE: ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
         at="train.csv", words="--min_impressions 101"),
     arm("data/title_datasets.py::read_title_sets::places[name]#2", ("New", 9, 100, "t1"),
         {"raise --max_p_value": "--max_p_value 0.9",
-         "add experiments whose click rates differ": ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
+         MORE: ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
         at="train.csv", words="--max_p_value 0.01"),
     arm("data/preferences.py::groups_to_pairs::groups_to_pairs", ("New", 9, 100, "t1"),
         {"correct the option": "--min_impressions 1"}, at="groups_to_pairs", words="--min_impressions -1"),
@@ -197,11 +198,11 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_the_message_says_to_do_is_read(case: Case, tmp_path: Path) -> None:
+def test_fixed_data_is_read(case: Case, tmp_path: Path) -> None:
     follow(case, tmp_path)
 
 
-def test_what_becomes_of_bad_rows(tmp_path: Path) -> None:
+def test_values_of_bad_rows(tmp_path: Path) -> None:
     source = write(tmp_path / "rows", {"train.jsonl": lines(*PAIRS)})
     with refused("data/pair_readers.py::read_pairs::bad_rows") as found:
         read_pairs(source, bad_rows="drop")
@@ -225,8 +226,8 @@ def test_counts(measure: Callable[..., float], wrong: tuple[int, ...], right: tu
     assert measure(*right) > 0
 
 
-def test_titles_that_tie_all_groups() -> None:
-    """Where a function is called, groups may be kept apart alone."""
+def test_titles_that_connect_all_groups() -> None:
+    """The fix for callers of the function is to keep only groups apart."""
     pairs = [PairExample(chosen="Stock", rejected=f"Title {n}", group=f"t{n}") for n in range(4)]
     with refused("data/splits.py::split_by_group::split") as found:
         split_by_group(pairs, dev_fraction=0.5)

@@ -1,4 +1,4 @@
-"""What a refusal of texts and their labels says to do is done, and they are read."""
+"""Apply each fix of the problems of texts and labels, and read the data again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def of_set(
     words: str = "",
     **more: str,
 ) -> Case:
-    """A case of a whole set; a way is its rows, or a change."""
+    """Return a case of a whole dataset; a fix is its rows, or a change."""
     changes = {
         way: {"train.jsonl": lines(*done)} if isinstance(done, list) else done for way, done in ways.items()
     }
@@ -43,7 +43,7 @@ def of_set(
 
 
 def of_dev(site: str, rows: list[Any], bad: Any, ways: dict[str, Any]) -> Case:
-    """A case of a row of dev; a way is a row in its place, or a change."""
+    """Return a case of a row of dev; a fix is a row in its place, or a change."""
     changes = {
         way: {"dev.jsonl": lines(change)} if isinstance(change, dict) else change
         for way, change in ways.items()
@@ -61,19 +61,19 @@ def of_mix(
     at: str = "more.jsonl",
     words: str = "--mix HERE/in/more.jsonl",
 ) -> Case:
-    """A case of a set that is mixed in."""
+    """Return a case of a dataset of `--mix`."""
     files = {"train.jsonl": lines(*LABELED), "in/more.jsonl": lines(*rows)}
     return Case(site, files, at, ways, words=words)
 
 
 def crossed(name: str) -> list[dict[str, Any]]:
-    """Rows with codes, of which `one` may be the name of another label too."""
+    """Return rows with codes, one of which may be the name of another label."""
     codes = [("1a", name), ("2a", "two"), ("1a", name), ("2a", "two"), ("one", "three")]
     return [{"text": f"Text {n}", "label": code, "label_name": name} for n, (code, name) in enumerate(codes)]
 
 
 def by(*names: str, words: str = "") -> tuple[Files, str]:
-    """The labels in a file that is named."""
+    """Return a label file, and the option that names it."""
     text = "".join(f"- {name!r}\n" for name in names)
     return {"in/labels.yaml": text}, f"--labels HERE/in/labels.yaml {words}"
 
@@ -316,7 +316,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_the_message_says_to_do_is_read(case: Case, tmp_path: Path) -> None:
+def test_fixed_data_is_read(case: Case, tmp_path: Path) -> None:
     follow(case, tmp_path)
 
 
@@ -327,7 +327,7 @@ def test_what_the_message_says_to_do_is_read(case: Case, tmp_path: Path) -> None
         ({"bad_rows": "drop"}, {"bad_rows": "raise"}),
     ],
 )
-def test_an_option_with_a_value_of_few(wrong: dict[str, str], right: dict[str, str], tmp_path: Path) -> None:
+def test_option_with_few_values(wrong: dict[str, str], right: dict[str, str], tmp_path: Path) -> None:
     sites = {"problem_type": f"{SETS}::problem_type", "bad_rows": f"{SETS}::bad_rows"}
     [name] = wrong
     source = write(tmp_path / "rows", {"train.jsonl": lines(*LABELED)})

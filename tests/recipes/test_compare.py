@@ -241,7 +241,7 @@ def test_descriptions_rows_that_offer_labels_and_a_part_of_the_rows(
     printed = capfd.readouterr().out
     assert "measured on 7 of 12 rows of test" in printed
     assert "few-shot: 8 examples from train" in printed
-    assert "7 of 7 rows of test offer only some labels (2 of 3 on average)" in printed
+    assert "7 of 7 rows of test have candidate labels (2 of 3 on average)" in printed
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 7
     for row in rows:

@@ -313,7 +313,7 @@ def test_where_rows_offer_a_choice_the_model_and_the_floors_are_held_to_it(bases
         answers = [json.loads(line) for line in file]
     assert all(row["label"] in LABELS.names[1:] for row in answers)
     assert all(row["probabilities"][LABELS.names[0]] == 0 for row in answers)
-    told = "12 of 12 rows of dev offer only some labels (2 of 3 on average)"
+    told = "12 of 12 rows of dev have candidate labels (2 of 3 on average)"
     assert told in metrics["notes"][0]
     assert "predict.py --candidates holds it to them" in metrics["notes"][0]
     assert told in capsys.readouterr().out
