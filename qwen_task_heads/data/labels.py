@@ -74,9 +74,7 @@ class LabelMap:
                 problems.append(Problem("labels", problem, expected, "add the others", code="label-invalid"))
         if not self.names:
             problems.append(
-                Problem(
-                    "labels", "found no label", "at least one label", "name the labels", code="label-invalid"
-                )
+                Problem("labels", "no label", "at least one label", "name the labels", code="label-invalid")
             )
         if problems:
             raise TaskHeadsError(problems)
