@@ -1,7 +1,7 @@
-"""Rows that offer a choice of labels: whatever answers them, a model or a baseline, is held to it here.
+"""Restrict the scores of models and baselines to the candidate labels of a row.
 
-A model that may only choose between two of twenty labels is right half the time by tossing a coin. What
-stands beside it has to choose between the same two, or the comparison measures the offer and no model.
+A random choice between two candidates is right in half of the cases, whatever the number of labels. A model
+and the baselines that it is compared with must therefore choose from the same candidates.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ from numpy.typing import ArrayLike, NDArray
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
 
-LEAST = -1e4  # of a label that a row offers: log-scores and margins do not come near it
-NEVER = 2 * LEAST  # of one that it does not: below all others, and its probability is 0 in float64
+LEAST = -1e4  # lower bound of the score of a candidate, below all real log-scores and margins
+NEVER = 2 * LEAST  # score of any other label; its probability is 0 in float64
 
 
 def within(scores: ArrayLike, examples: Sequence[TextExample], *, labels: LabelMap) -> NDArray[np.float64]:
-    """Scores whose best label is one that the row offers, and whose softmax is over these alone.
+    """Set the score of each label that is not a candidate of its row to `NEVER`.
+
+    The best label of a row is then a candidate, and the softmax is over the candidates alone.
 
     Args:
-        scores: (N, L) logits, log-probabilities or margins, the higher the better; -inf is none at all.
-        examples: the N rows; one without `candidates` offers all labels, and keeps its scores.
+        scores: (N, L) logits, log-probabilities or margins, the higher the better; -inf for no score.
+        examples: the N rows; a row without `candidates` keeps its scores.
         labels: the map that names the L columns.
 
     Returns:
-        (N, L), a copy: `NEVER` where a row does not offer the label.
+        (N, L), a copy.
 
     Example:
         >>> from qwen_task_heads.data.candidates import within
@@ -36,27 +38,27 @@ def within(scores: ArrayLike, examples: Sequence[TextExample], *, labels: LabelM
         >>> within([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]], rows, labels=labels).tolist()
         [[-20000.0, 1.0, 2.0], [3.0, 1.0, 2.0]]
     """
-    found, place_of = np.array(scores, dtype=np.float64), labels.label2id
-    for row, example in zip(found, examples, strict=True):
+    restricted = np.array(scores, dtype=np.float64)
+    for row, example in zip(restricted, examples, strict=True):
         if example.candidates:
-            places = [place_of[name] for name in example.candidates]
-            kept = np.maximum(row[places], LEAST)
+            ids = [labels.label2id[name] for name in example.candidates]
+            kept = np.maximum(row[ids], LEAST)
             row[:] = NEVER
-            row[places] = kept
-    return found
+            row[ids] = kept
+    return restricted
 
 
 def candidates_line(examples: Sequence[TextExample], *, labels: LabelMap, split: str) -> str:
-    """How many rows offer a part of the labels, and what that means for the figures; "" where none does.
+    """Return the message on the rows of a split that have candidate labels, "" if there are none.
 
     Example:
         >>> row = TextExample(text="x", target=1, candidates=("b", "c"))
         >>> candidates_line([row], labels=LabelMap(("a", "b", "c")), split="test")
-        '1 of 1 rows of test offer only some labels (2 of 3 on average): models and baselines choose among these'
+        '1 of 1 rows of test have candidate labels (2 of 3 on average): models and baselines choose from them'
     """
     sizes = [len(example.candidates) for example in examples if example.candidates]
     if not sizes:
         return ""
-    rows = f"{len(sizes):,} of {len(examples):,} rows of {split} offer only some labels"
+    rows = f"{len(sizes):,} of {len(examples):,} rows of {split} have candidate labels"
     mean = f"{sum(sizes) / len(sizes):.3g} of {len(labels):,} on average"
-    return f"{rows} ({mean}): models and baselines choose among these"
+    return f"{rows} ({mean}): models and baselines choose from them"

@@ -1,8 +1,8 @@
-"""A file of labels -> names and what is said of them, or every problem of that file.
+"""A file of labels -> names, descriptions, examples, aliases and parents, or every problem of that file.
 
 Design:
 - In `labels.yaml` every scalar is text: `no`, `1` and `2020-01-01` are names, not false, a number and a date.
-- Problems of names are collected, so that one run names all of them.
+- Problems of names are collected, so that one run reports all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LabelTexts = dict[str, tuple[Any, ...]]  # fields of `LabelMap`
 
 KEYS = ("name", "description", "examples", "aliases", "parent")
 WHOLE = re.compile(r"[+-]?[0-9]+")
-MAX_NAME = 1000  # characters; a longer label is a text in the wrong column
+MAX_NAME = 1000  # characters; a longer label is probably a text in the wrong column
 MAX_LABEL_FILE = 64 * 2**20  # bytes
 MAX_DEPTH = 6  # of lists in a label file
 LABEL_FILES = ("labels.yaml", "labels.yml", "class.txt", "classes.txt", "labels.txt")
@@ -29,11 +29,11 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def read_label_file(path: str | os.PathLike[str]) -> LabelTexts:
-    """Fields of a file by their names, as `LabelMap` takes them.
+    """Read a label file as arguments of `LabelMap`, by their names.
 
     Raises:
-        TaskHeadsError: the file cannot be read, or any of its names or aliases is blank, repeated or no text.
-            All of them at once.
+        TaskHeadsError: the file cannot be read, or any name or alias is blank, repeated or not text. The
+            error names all problems.
     """
     name = os.fspath(path)
     text = _read_file(name)
@@ -41,45 +41,45 @@ def read_label_file(path: str | os.PathLike[str]) -> LabelTexts:
 
 
 def find_label_file(source: str) -> str | None:
-    """The label file of a local source: in its folder, or next to the file or what `save_to_disk` wrote.
+    """Find the label file of a local source: in its folder, or next to the file or saved dataset.
 
     Returns:
-        Its path, the first of `LABEL_FILES` that is there; None without one, and for ids of a hub.
+        The path of the first of `LABEL_FILES` that exists; None without one, and for ids of a hub.
 
     Raises:
-        TaskHeadsError: several are there and do not say the same.
+        TaskHeadsError: several exist and have different labels.
     """
     place = Path(source)
-    is_folder = place.is_dir() and not is_saved_dataset(source)  # which is one thing, as a file is
+    is_folder = place.is_dir() and not is_saved_dataset(source)  # a saved dataset is like one file
     folder = place if is_folder else place.parent if place.exists() else None
-    found = [folder / name for name in LABEL_FILES if (folder / name).is_file()] if folder else []
-    if len(found) > 1 and len({read_label_file(path)["names"] for path in found}) > 1:
-        names = " and ".join(path.name for path in found)
-        found_both = f"{names} say different labels"
-        raise _refusal(str(folder), found_both, "one of them", "remove the others")
-    return str(found[0]) if found else None
+    paths = [folder / name for name in LABEL_FILES if (folder / name).is_file()] if folder else []
+    if len(paths) > 1 and len({read_label_file(path)["names"] for path in paths}) > 1:
+        problem = f"{' and '.join(path.name for path in paths)} have different labels"
+        raise _refusal(str(folder), problem, "one label file", "remove the others", code="label-conflict")
+    return str(paths[0]) if paths else None
 
 
 def name_problems(names: Sequence[Any], place: str, *, first: int = 1) -> list[Problem]:
-    """What is wrong with names; `place` is the pattern of where they stand, counted from `first`."""
-    if _all_fine(names):
+    """Return the problems of names; `place` is a pattern of their places, counted from `first`."""
+    if _are_valid(names):
         return []
     problems = []
     seen: dict[str, int] = {}
     for number, name in enumerate(names, start=first):
-        where, accepted = place.format(number), "different names, as text"
-        if problem := _text_problem(name, where, accepted, what="label"):
-            problems.append(problem)
+        where, expected = place.format(number), "different names, as text"
+        if text_problem := _text_problem(name, where, expected, kind="label"):
+            problems.append(text_problem)
         elif name in seen:
-            found = f"the label {shorten(name)} stands twice (first at {place.format(seen[name])})"
-            problems.append(Problem(where, found, accepted, "rename or remove one of the two"))
+            problem = f"the label {shorten(name)} is repeated (first at {place.format(seen[name])})"
+            fix = "rename or remove one of the two"
+            problems.append(Problem(where, problem, expected, fix, code="label-invalid"))
         else:
             seen[name] = number
     return problems
 
 
-def _all_fine(names: Sequence[Any]) -> bool:
-    """Whether no name has a problem: a row may bring 100,000, which takes passes of C code."""
+def _are_valid(names: Sequence[Any]) -> bool:
+    """Return whether no name has a problem; each check is one pass of C code over up to 100,000 names."""
     return (
         set(map(type, names)) == {str}
         and len(set(names)) == len(names)
@@ -93,10 +93,10 @@ def _all_fine(names: Sequence[Any]) -> bool:
 def alias_problems(
     names: Sequence[Any], aliases: Sequence[Sequence[Any]], place: str, *, first: int = 1
 ) -> list[Problem]:
-    """What is wrong with other spellings; `place` as in `name_problems`.
+    """Return the problems of aliases; `place` as in `name_problems`.
 
-    Each must differ from all names and from all other aliases, its own label's too, and be no whole number:
-    `1` in a row is an id, so that an alias of that look would silently mean another label.
+    An alias must differ from all names and all other aliases, also those of its label. It must not be a whole
+    number: `1` in a row is an id, so that the alias would silently mean another label.
     """
     if not any(aliases):
         return []
@@ -104,46 +104,48 @@ def alias_problems(
     seen = {name: number for number, name in enumerate(names, start=first) if isinstance(name, str)}
     for number, spellings in enumerate(aliases, start=first):
         for alias in spellings:
-            where, accepted = place.format(number), "spellings that no other label has, as text"
-            if problem := _text_problem(alias, where, accepted, what="alias"):
-                problems.append(problem)
+            where, expected = place.format(number), "spellings that no other label has, as text"
+            if text_problem := _text_problem(alias, where, expected, kind="alias"):
+                problems.append(text_problem)
             elif is_whole(alias):
-                found = f"the alias {shorten(alias)} is a whole number, which rows state ids by"
-                problems.append(Problem(where, found, accepted, "remove it, or make it the name"))
+                problem = f"the alias {shorten(alias)} is a whole number, which is an id in rows"
+                fix = "remove it, or make it the name"
+                problems.append(Problem(where, problem, expected, fix, code="label-invalid"))
             elif alias in seen:
-                found = f"the alias {shorten(alias)} stands twice (first at {place.format(seen[alias])})"
-                problems.append(Problem(where, found, accepted, "remove one of the two"))
+                problem = f"the alias {shorten(alias)} is repeated (first at {place.format(seen[alias])})"
+                fix = "remove one of the two"
+                problems.append(Problem(where, problem, expected, fix, code="label-invalid"))
             else:
                 seen[alias] = number
     return problems
 
 
 def parent_problems(parents: Sequence[Any], place: str, *, first: int = 1) -> list[Problem]:
-    """What is wrong with names of coarser labels, "" where there is none; `place` as in `name_problems`."""
-    found = (
-        _text_problem(parent, place.format(number), "the name of a coarser label", what="parent")
+    """Return the problems of names of coarser labels, "" without one; `place` as in `name_problems`."""
+    problems = (
+        _text_problem(parent, place.format(number), "the name of a coarser label", kind="parent")
         for number, parent in enumerate(parents, start=first)
         if parent != ""
     )
-    return [problem for problem in found if problem]
+    return [problem for problem in problems if problem]
 
 
-def _text_problem(name: Any, where: str, accepted: str, *, what: str) -> Problem | None:
-    """What is wrong with a name, alias or parent by itself."""
+def _text_problem(name: Any, where: str, expected: str, *, kind: str) -> Problem | None:
+    """Return the problem of a single name, alias or parent, if any."""
     if not isinstance(name, str):
-        return Problem(where, f"the {what} {shorten(name)}", accepted, "write the name as text")
+        problem, fix = f"the {kind} {shorten(name)} is not text", "write the name as text"
+        return Problem(where, problem, expected, fix, code="label-invalid")
     if not name.strip() or name != name.strip() or CONTROL.search(name):
-        found = f"the {what} {shorten(name)} is blank, or has outer white space or control characters"
-        return Problem(where, found, accepted, "write a visible name")
+        problem = f"the {kind} {shorten(name)} is blank, or has outer white space or control characters"
+        return Problem(where, problem, expected, "write a visible name", code="label-invalid")
     if len(name) > MAX_NAME:
-        article = "an" if what == "alias" else "a"
-        found, accepted = f"{article} {what} of {len(name):,} characters", f"at most {MAX_NAME:,}"
-        return Problem(where, found, accepted, "shorten the name")
+        problem, expected = f"the {kind} has {len(name):,} characters", f"at most {MAX_NAME:,} characters"
+        return Problem(where, problem, expected, "shorten the name", code="label-invalid")
     return None
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text is a whole number in plain digits, such as `7` or `-100`.
+    """Return whether a text is a whole number in plain digits, such as `7` or `-100`.
 
     Example:
         >>> is_whole("-100"), is_whole("1.0"), is_whole("²")
@@ -153,32 +155,35 @@ def is_whole(text: str) -> bool:
 
 
 def _read_file(path: str) -> str:
-    accepted = "labels.yaml, or a name per line, in UTF-8"
+    expected = "labels.yaml, or a name per line, in UTF-8"
+    name_file = "name the file of the labels"
     try:
         if os.path.getsize(path) > MAX_LABEL_FILE:
-            raise _refusal(path, f"over {MAX_LABEL_FILE:,} bytes", accepted, "name the file of the labels")
+            problem = f"the file has over {MAX_LABEL_FILE:,} bytes"
+            raise _refusal(path, problem, expected, name_file, code="file-format")
         with open(path, "rb") as stream:
             content = stream.read().removeprefix(b"\xef\xbb\xbf")
         text = content.decode("utf-8")
     except OSError as error:
-        found = f"cannot be read ({error.strerror or type(error).__name__})"
-        raise _refusal(path, found, accepted, "check the path") from error
+        problem = f"the file cannot be read ({error.strerror or type(error).__name__})"
+        code = "path-not-found" if isinstance(error, FileNotFoundError) else "path-access"
+        raise _refusal(path, problem, expected, "check the path", code=code) from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        found = f"byte 0x{content[error.start]:02x} is not UTF-8"
-        raise _refusal(f"{path}:{line}", found, accepted, "save the file as UTF-8") from error
+        problem, fix = f"byte 0x{content[error.start]:02x} is not UTF-8", "save the file as UTF-8"
+        raise _refusal(f"{path}:{line}", problem, expected, fix, code="file-encoding") from error
     if "\0" in text:
-        raise _refusal(path, "binary data", accepted, "name the file of the labels")
+        raise _refusal(path, "found binary data", expected, name_file, code="file-format")
     return text
 
 
-def _refusal(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem(where, found, accepted, remedy))
+def _refusal(where: str, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
+    return TaskHeadsError(Problem(where, problem, expected, fix, code=code))
 
 
 def _from_lines(path: str, text: str) -> LabelTexts:
-    """A class file: blank lines at its end are passed over, blank lines between names are not."""
-    lines = text.rstrip().split("\n")  # not splitlines: U+2028 and U+0085 may stand in a name
+    """Read a class file; blank lines are accepted at its end, and refused between names."""
+    lines = text.rstrip().split("\n")  # not splitlines: names may contain U+2028 and U+0085
     names = tuple(line.strip() for line in lines)
     if problems := name_problems(names, _pattern(path) + ":{}"):
         raise TaskHeadsError(problems)
@@ -186,7 +191,7 @@ def _from_lines(path: str, text: str) -> LabelTexts:
 
 
 def _pattern(path: str) -> str:
-    """A path as a format string; braces may stand in names of folders."""
+    """Convert a path to a format string; names of folders may contain braces."""
     return path.replace("{", "{{").replace("}", "}}")
 
 
@@ -196,20 +201,19 @@ def _from_yaml(path: str, text: str) -> LabelTexts:
     problems = name_problems(names, place)
     for where, entry in entries:
         if unknown := [key for key in entry if key not in KEYS]:
-            accepted = f"{', '.join(KEYS)}"
-            problems.append(
-                Problem(where, f"unknown key {shorten(unknown[0])}", accepted, "correct its name")
-            )
+            problem = f"found the unknown key {shorten(unknown[0])}"
+            expected = ", ".join(KEYS)
+            problems.append(Problem(where, problem, expected, "correct its name", code="label-invalid"))
         if not isinstance(entry.get("description", ""), str):
-            found = f"the description is {shorten(entry['description'])}"
-            problems.append(Problem(where, found, "text", "write a string"))
+            problem = f"the description is {shorten(entry['description'])}"
+            problems.append(Problem(where, problem, "text", "write a string", code="label-invalid"))
         texts = entry.get("examples", [])
         if not isinstance(texts, list) or not all(isinstance(item, str) and item.strip() for item in texts):
-            found = f"the examples are {shorten(texts)}"
-            problems.append(Problem(where, found, "a list of texts", "write one text per entry"))
+            problem, fix = f"the examples are {shorten(texts)}", "write one text per entry"
+            problems.append(Problem(where, problem, "a list of texts", fix, code="label-invalid"))
         if not isinstance(entry.get("aliases", []), list):
-            found = f"the aliases are {shorten(entry['aliases'])}"
-            problems.append(Problem(where, found, "a list of names", "write - before each"))
+            problem, fix = f"the aliases are {shorten(entry['aliases'])}", "write - before each"
+            problems.append(Problem(where, problem, "a list of names", fix, code="label-invalid"))
     rows = [entry for _, entry in entries]
     aliases = [row.get("aliases", []) if isinstance(row.get("aliases"), list) else [] for row in rows]
     parents = [row.get("parent", "") for row in rows]
@@ -226,15 +230,16 @@ def _from_yaml(path: str, text: str) -> LabelTexts:
 
 
 def _entries(path: str, value: Any) -> list[tuple[str, dict[str, Any]]]:
-    """(place, entry with any of `KEYS`) of every label, from any of the three forms."""
+    """Return (place, entry with any of `KEYS`) of every label, from any of the three forms."""
     if isinstance(value, Mapping):
         return [
             (f"{path}:label {number}", {"name": name, "description": description})
             for number, (name, description) in enumerate(value.items(), start=1)
         ]
     if not isinstance(value, list) or not value:
-        accepted = f"a list of names, of {{{', '.join(KEYS)}}}, or a mapping name: description"
-        raise _refusal(path, f"found {shorten(value)}", accepted, "write one entry per label")
+        expected = f"a list of names, of {{{', '.join(KEYS)}}}, or a mapping name: description"
+        problem, fix = f"found {shorten(value)}", "write one entry per label"
+        raise _refusal(path, problem, expected, fix, code="label-invalid")
     return [
         (f"{path}:label {number}", item if isinstance(item, dict) else {"name": item})
         for number, item in enumerate(value, start=1)
@@ -242,62 +247,62 @@ def _entries(path: str, value: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _parse_yaml(path: str, text: str) -> Any:
-    """The value of a document, every scalar as text.
+    """Return the value of a document, every scalar as text.
 
-    Built from the events of the parser: its own constructor keeps the last of two equal keys without a word,
-    and its C composer recurses until the process dies.
+    The value is built from the events of the parser. The constructor of PyYAML silently keeps the last of two
+    equal keys, and its C composer recurses until the process crashes.
     """
     import yaml
 
     root: list[Any] = []
-    stack: list[_Open] = [_Open(root)]
+    stack: list[_Collection] = [_Collection(root)]
     events = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
-    where, found = path, ""
+    where, problem = path, ""
     try:
         for event in yaml.parse(text, Loader=events):
             if isinstance(event, yaml.ScalarEvent):
-                found = stack[-1].add(event.value)
+                problem = stack[-1].add(event.value)
             elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
-                held: list[Any] | dict[str, Any] = [] if isinstance(event, yaml.SequenceStartEvent) else {}
-                found = stack[-1].add(held)
-                stack.append(_Open(held))
-                found = "lists within lists" if len(stack) > MAX_DEPTH else found
+                items: list[Any] | dict[str, Any] = [] if isinstance(event, yaml.SequenceStartEvent) else {}
+                problem = stack[-1].add(items)
+                stack.append(_Collection(items))
+                problem = "found too deeply nested lists" if len(stack) > MAX_DEPTH else problem
             elif isinstance(event, yaml.CollectionEndEvent):
                 stack.pop()
             elif isinstance(event, yaml.AliasEvent):
-                found = f"the alias *{shorten(event.anchor)}"
-            if found:
+                problem = f"found the alias *{shorten(event.anchor)}"
+            if problem:
                 where = f"{path}:{event.start_mark.line + 1}" if event.start_mark else path
                 break
     except yaml.MarkedYAMLError as error:
         where = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else where
-        found = f"not YAML ({shorten(error.problem or 'malformed', 120)})"
+        problem = f"the text is not YAML ({shorten(error.problem or 'malformed', 120)})"
     except (yaml.YAMLError, RecursionError) as error:
-        found = f"not YAML ({shorten(str(error).split(chr(10), 1)[0], 120)})"
-    if found or len(root) > 1:
-        found = found or "several documents"
-        remedy = "correct the syntax; quote names that hold : or #"
-        raise _refusal(where, found, "names, with descriptions and examples", remedy)
+        problem = f"the text is not YAML ({shorten(str(error).split(chr(10), 1)[0], 120)})"
+    if problem or len(root) > 1:
+        problem = problem or "found several documents"
+        fix = "correct the syntax; quote names that contain : or #"
+        raise _refusal(where, problem, "names, with descriptions and examples", fix, code="file-format")
     return root[0] if root else None
 
 
-class _Open:
-    """A list or mapping that is being read; in a mapping, keys and values come in turn."""
+class _Collection:
+    """A list or mapping that is being read; a mapping takes keys and values in turn."""
 
-    def __init__(self, held: list[Any] | dict[str, Any]) -> None:
-        self.held = held
+    def __init__(self, items: list[Any] | dict[str, Any]) -> None:
+        self.items = items
         self.key: str | None = None
 
     def add(self, value: Any) -> str:
-        """Take the next key or value; what is wrong with it, or ""."""
-        if isinstance(self.held, list):
-            self.held.append(value)
+        """Add the next key or value; return its problem, or ""."""
+        if isinstance(self.items, list):
+            self.items.append(value)
         elif self.key is None:
             if not isinstance(value, str):
-                return "a key that is no text"
-            if value in self.held:
-                return f"the key {shorten(value)} stands twice"
+                return "found a key that is not text"
+            if value in self.items:
+                return f"the key {shorten(value)} is repeated"
             self.key = value
         else:
-            self.held[self.key], self.key = value, None
+            self.items[self.key], self.key = value, None
         return ""

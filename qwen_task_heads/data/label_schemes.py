@@ -1,18 +1,18 @@
-"""Targets of the training rows -> the labels of a run, and how rows state them.
+"""Targets of the training rows -> the labels of a run, and how the rows refer to them.
 
-Design: where no file or model gives the labels, they come from the training rows as a set, by the first rule
-that applies, so that no order of rows and no dev or test file changes them:
+Design: unless a file or a model gives the labels, they are derived from the set of training rows, by the
+first rule that applies. They do not depend on the order of rows, or on dev and test files.
 
-1. the class names that the schema of a column declares;
-2. `label_name` (`label_text`, `label_desc`) beside codes, one name per code and one code per name, in the
-   order of the codes;
-3. whole numbers, which must be 0 to K-1 or 1 to K without a gap, each named by itself;
-4. names, sorted by code point; for `ordinal` refused, because sorting is no scale.
+1. The class names that the schema of a column declares.
+2. `label_name` (`label_text`, `label_desc`) of codes, one name per code and one code per name, in the order
+   of the codes.
+3. Whole numbers, which must be 0 to K-1 or 1 to K without a gap; the name is the number.
+4. Names, sorted by code point. They are refused for `ordinal`, because sorted names are not a scale.
 
-A dev or test row with another label is refused, and so is one that states an id where nothing says which
-label has it: names in train and ids in test have no common meaning. Where given names are numbers (stars `1`
-to `5`), a number in a row means the name if the training rows fit the names and not the ids, and the other
-way round; where both fit, nothing is guessed. Rows may use aliases wherever they may use names.
+A dev or test row with another label is refused. A row with an id is refused if train has only names. If given
+names are numbers (stars `1` to `5`), a number in a row is a name if the training rows fit the names and not
+the ids, and an id in the opposite case; if the rows fit both, they are refused. Rows may use aliases in place
+of names.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from qwen_task_heads.data.raw_texts import RawTarget, RowProblem
 from qwen_task_heads.data.text_layout import ANSWERS
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
-SHOWN = 8
-FREE_ROWS = 20  # rows from which as many labels as texts are a mistake
-MEND_NAMES = "correct one of the two, or drop the column of names"
-GIVEN = "the given labels"  # of a map that no file states, as that of a saved model
-ANOTHER = "correct it, or name a label file that has it with --labels"
+SHOWN = 8  # labels named in a message
+FREE_ROWS = 20  # minimum number of rows to refuse labels that are nearly as many as the rows
+CORRECT_NAME = "correct one of the two, or drop the column of names"
+CORRECT_LABEL = "correct it, or name a label file that has it with --labels"
+GIVEN = "the given labels"  # origin of labels that no file gives, such as those of a saved model
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """The labels of a run, and how rows state them.
+    """The labels of a run, and how the rows refer to them.
 
     Args:
-        problem_type: what is trained.
+        problem_type: the problem type.
         labels: names in their order.
-        origin: where the labels come from, in plain words.
-        by_name: whole numbers in the rows are names of labels, and not ids.
-        has_ids: something says which id a label has, so that rows may state ids.
-        codes: code -> id, where rows state codes beside names; {} where the codes are the ids.
+        origin: origin of the labels, for messages.
+        by_name: whether whole numbers in the rows are names of labels instead of ids.
+        has_ids: whether the ids of the labels are known, so that rows may use ids.
+        codes: code -> id, if rows use codes with names; {} if the codes are the ids.
     """
 
     problem_type: str
@@ -66,34 +66,30 @@ def derive_scheme(
     given_by: str = "given labels",
     class_names: tuple[str, ...] = (),
 ) -> Scheme:
-    """Tell the labels of a run from its training rows, or from what is given.
+    """Derive the labels of a run from its training rows, or from given labels.
 
     Args:
         rows: each different target of the training rows.
         problem_type: one of `PROBLEM_TYPES`.
         source: name of the training set, for messages.
         count: number of training rows.
-        given: labels that are stated already; they win over everything else.
-        given_by: what states them, for messages.
-        class_names: names that a hub declares for the target column.
+        given: labels of a file or a model, which take precedence over all others.
+        given_by: origin of `given`, for messages.
+        class_names: names that the schema of a hub dataset declares for the target column.
 
     Raises:
-        TaskHeadsError: the rows do not say which labels there are; all problems at once.
+        TaskHeadsError: the labels cannot be derived from the rows; the error names all problems.
     """
     if problem_type == "regression":
         return _scores_scheme(rows, source=source, count=count, given=given, given_by=given_by)
     if given is not None and class_names and [*map(given.spelled.get, class_names)] != [*given.id2label]:
-        found = f"{given_by} says {shorten(given.names)}, and the data set {shorten(class_names)}"
-        raise error_at(
-            source,
-            found,
-            "the labels of the data set",
-            _of_labels("write names in place of the ids", given_by),
-        )
+        own, declared = shorten(given.names), shorten(class_names)
+        problem = f"found the labels {own} ({given_by}) and {declared} (the dataset)"
+        fix = _fix_labels("write names in place of the ids", given_by)
+        raise error_at(source, problem, "the labels of the dataset", fix, code="label-conflict")
     if given is None and class_names:
-        return _checked(
-            Scheme(problem_type, LabelMap(class_names), "the class names of the data set"), source
-        )
+        scheme = Scheme(problem_type, LabelMap(class_names), "the class names of the dataset")
+        return _checked(scheme, source)
     if given is not None:
         by_name = given.are_numbers and _numbers_are_names(rows, given, source=source)
         return _checked(Scheme(problem_type, given, given_by, by_name), source)
@@ -101,76 +97,72 @@ def derive_scheme(
     lengths = {len(raw.value): raw.where for raw in soft}
     if lengths:
         return _checked(_soft_scheme(rows, lengths, problem_type, source), source)
-    ids: dict[int, str] = {}  # label -> where it stands first
+    ids: dict[int, str] = {}  # label -> its first place
     names: dict[str, str] = {}
-    offered: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
     for raw in rows:
         for label in labels_of(raw):
             (ids if isinstance(label, int) else names).setdefault(label, raw.where)  # type: ignore[arg-type]
-        if raw.candidates != offered:  # most rows offer the same, and may offer 100,000
-            offered = raw.candidates
-            names.update({label: raw.where for label in offered if label not in names})
+        if raw.candidates != candidates:  # consecutive rows often have equal candidates, up to 100,000
+            candidates = raw.candidates
+            names.update({label: raw.where for label in candidates if label not in names})
     # Numbers in quotes are refused row by row, unless the other labels are codes too.
-    stated = set(names) if are_codes(names) else names.keys() - set(filter(is_whole, names))
+    named = set(names) if are_codes(names) else names.keys() - set(filter(is_whole, names))
     if any(raw.name and raw.name != raw.value for raw in rows):
-        return _checked(_bijection(rows, problem_type, source), source)
-    if ids and stated:
-        name = min(stated)
-        found = f"labels are numbers ({next(iter(ids.values()))}) and names ({names[name]})"
-        raise error_at(
-            source,
-            found,
-            "one of the two",
-            "write all labels in one form, or name them in labels.yaml (--labels)",
-        )
+        return _checked(_named_codes_scheme(rows, problem_type, source), source)
+    if ids and named:
+        problem = f"labels are numbers ({next(iter(ids.values()))}) and names ({names[min(named)]})"
+        fix = "write all labels in one form, or name them in labels.yaml (--labels)"
+        raise error_at(source, problem, "numbers or names", fix, code="label-conflict")
     if ids:
         labels = _from_ids(ids, source)
         numbers = Scheme(problem_type, labels, "the whole numbers in train", by_name=labels.are_numbers)
         return _checked(numbers, source)
-    if stated and problem_type == "ordinal":
-        found = f"the names {shorten(sorted(stated)[:SHOWN])} without an order"
-        accepted = "whole numbers from 0, or names in the order of labels.yaml"
-        raise error_at(source, found, accepted, "name them in their order in labels.yaml (--labels)")
-    if not stated and names:
+    if named and problem_type == "ordinal":
+        problem = f"the names {shorten(sorted(named)[:SHOWN])} have no order"
+        expected = "whole numbers from 0, or names in the order of labels.yaml"
+        fix = "name them in their order in labels.yaml (--labels)"
+        raise error_at(source, problem, expected, fix, code="label-invalid")
+    if not named and names:
         first_of_row = [(raw, next(chain(labels_of(raw), raw.candidates), None)) for raw in rows]
         raise TaskHeadsError([in_quotes(raw, value) for raw, value in first_of_row if value is not None])
-    if not stated:
-        found = "no label in any row"
-        raise error_at(source, found, "at least two labels", "write the labels into the rows")
-    if count >= FREE_ROWS and 2 * len(stated) > count and problem_type in ANSWERS:
-        found = f"{len(stated):,} different labels in {count:,} rows, which look like texts"
-        remedy = "rename the column of the labels to 'label', or name them in labels.yaml (--labels)"
-        raise error_at(source, found, "labels that several rows have", remedy)
-    labels = LabelMap(tuple(sorted(stated)))
+    if not named:
+        problem, fix = "no row has a label", "write the labels into the rows"
+        raise error_at(source, problem, "at least two labels", fix, code="rows-too-few")
+    if count >= FREE_ROWS and 2 * len(named) > count and problem_type in ANSWERS:
+        problem = f"found {len(named):,} different labels in {count:,} rows, which look like texts"
+        fix = "rename the column of the labels to 'label', or name them in labels.yaml (--labels)"
+        raise error_at(source, problem, "labels of several rows each", fix, code="label-invalid")
+    labels = LabelMap(tuple(sorted(named)))
     return _checked(Scheme(problem_type, labels, "the names in train, sorted", has_ids=False), source)
 
 
-def error_at(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
-    """One problem as an error."""
-    return TaskHeadsError(Problem(where, found, f"{accepted}", remedy))
+def error_at(where: str, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
+    """Return an error with one problem."""
+    return TaskHeadsError(Problem(where, problem, expected, fix, code=code))
 
 
 def in_quotes(raw: RawTarget, value: int | str) -> Problem:
-    """The problem of a number in quotes among plain numbers or words."""
-    found = f"the label {shorten(value)} is a number in quotes"
-    accepted = "a number, or the name of a label"
-    return RowProblem(raw.where, found, accepted, "write it without quotes")
+    """Return the problem of a number in quotes among plain numbers or words."""
+    problem = f"the label {shorten(value)} is a number in quotes"
+    expected = "a number, or the name of a label"
+    return RowProblem(raw.where, problem, expected, "write it without quotes", code="value-type")
 
 
-def _of_labels(remedy: str, given_by: str) -> str:
-    """A remedy of rows, or another one for the labels that are given by a file or by a saved model."""
-    other = "train a new model: give a plain backbone as --model_name_or_path"
+def _fix_labels(fix: str, given_by: str) -> str:
+    """Add to a fix of rows a fix of the labels, which a file or a saved model gives."""
+    new_model = "train a new model: give a plain backbone as --model_name_or_path"
     of_model = given_by.startswith((GIVEN, "the model"))
-    return f"{remedy}, or {other if of_model else 'correct the label file'}"
+    return f"{fix}, or {new_model if of_model else 'correct the label file'}"
 
 
 def is_soft(value: list[object]) -> bool:
-    """Whether a list holds probabilities, and no labels."""
+    """Return whether a list contains probabilities instead of labels."""
     return bool(value) and isinstance(value[0], float)
 
 
 def labels_of(raw: RawTarget) -> Iterator[int | str]:
-    """Every id or name that a row states, beside its candidates."""
+    """Yield every id or name of a target, without its candidates."""
     if isinstance(raw.value, list | dict):
         for label in raw.value:
             yield key_of(label) if isinstance(raw.value, dict) else label
@@ -181,59 +173,61 @@ def labels_of(raw: RawTarget) -> Iterator[int | str]:
 
 
 def states_ids(rows: Sequence[RawTarget]) -> bool:
-    """Whether any row states its label by an id, or its probabilities in the order of ids."""
+    """Return whether any row has a label id, or probabilities in the order of ids."""
     return any(isinstance(label, int | float) for raw in rows for label in labels_of(raw))
 
 
 def key_of(name: str) -> int | str:
-    """A key of a mapping; JSON has no numbers there, so that `"3"` is an id."""
+    """Convert a key of a mapping to an id or name; `"3"` is an id, because JSON keys are strings."""
     name = name.strip()
     return int(name) if is_whole(name) and len(name) < 10 else name
 
 
 def _checked(scheme: Scheme, source: str) -> Scheme:
     if len(scheme.labels) < 2 and scheme.problem_type != "multi_label_classification":
-        found = f"only one label, {shorten(scheme.labels.names[0])} ({scheme.origin})"
+        problem = f"found only one label, {shorten(scheme.labels.names[0])} ({scheme.origin})"
         derived = scheme.origin.endswith(("in train", "in train, sorted"))
-        remedy = "add rows of other labels" if derived else "name the other labels there"
-        raise error_at(source, found, "at least two", remedy)
+        fix = "add rows of other labels" if derived else "name the other labels there"
+        raise error_at(source, problem, "at least two labels", fix, code="rows-too-few")
     return scheme
 
 
 def _numbers_are_names(rows: Sequence[RawTarget], given: LabelMap, *, source: str) -> bool:
-    """Whether the numbers of the training rows are names of `given`, and not its ids."""
+    """Return whether the numbers of the training rows are names of `given` instead of ids."""
     numbers = {label for raw in rows if not raw.name for label in labels_of(raw) if isinstance(label, int)}
     as_names = all(str(number) in given.label2id for number in numbers)
     as_ids = all(number in given.id2label for number in numbers)
     if numbers and as_names and as_ids:
-        found = f"labels called by numbers, {shorten(given.names[:SHOWN])}, and all rows also fit their ids"
-        raise error_at(source, found, "names that are no numbers", "rename them, as in '1 star'")
+        problem = f"the names {shorten(given.names[:SHOWN])} are numbers, and all rows also fit their ids"
+        fix = "rename them, as in '1 star'"
+        raise error_at(source, problem, "names that are not numbers", fix, code="label-invalid")
     return as_names and bool(numbers)
 
 
-def _bijection(rows: Sequence[RawTarget], problem_type: str, source: str) -> Scheme:
+def _named_codes_scheme(rows: Sequence[RawTarget], problem_type: str, source: str) -> Scheme:
+    """Derive the labels from codes with names, one name per code and one code per name."""
     names: dict[int | str, tuple[str, str]] = {}  # code -> (name, where)
     codes: dict[str, tuple[int | str, str]] = {}
     unnamed: dict[int | str, str] = {}
     problems: list[Problem] = []
-    accepted = "one name per id, and one id per name"
+    expected = "one name per id, and one id per name"
     for raw in rows:
         if not raw.name:
             unnamed.setdefault(raw.value, raw.where)
             continue
         name, first = names.setdefault(raw.value, (raw.name, raw.where))
         if name != raw.name:
-            found = f"label {raw.value} is called {shorten(raw.name)} here, and {shorten(name)} at {first}"
-            problems.append(RowProblem(raw.where, found, accepted, MEND_NAMES))
+            problem = f"label {raw.value} is {shorten(raw.name)} here, and {shorten(name)} at {first}"
+            problems.append(RowProblem(raw.where, problem, expected, CORRECT_NAME, code="label-conflict"))
             continue
         code, first = codes.setdefault(raw.name, (raw.value, raw.where))
         if code != raw.value:
-            found = f"{shorten(raw.name)} is label {raw.value} here, and {code} at {first}"
-            problems.append(RowProblem(raw.where, found, accepted, MEND_NAMES))
+            problem = f"{shorten(raw.name)} is label {raw.value} here, and {code} at {first}"
+            problems.append(RowProblem(raw.where, problem, expected, CORRECT_NAME, code="label-conflict"))
     for code, where in unnamed.items():
         if code not in names and code not in codes:
-            found = f"label {code} has no 'label_name' in any row"
-            problems.append(Problem(where, found, accepted, "add its name"))
+            problem = f"label {code} has no 'label_name' in any row"
+            problems.append(Problem(where, problem, expected, "add its name", code="value-missing"))
     if problems:
         raise TaskHeadsError(problems)
     ordered = sorted(names, key=lambda code: (isinstance(code, str), code))
@@ -244,7 +238,7 @@ def _bijection(rows: Sequence[RawTarget], problem_type: str, source: str) -> Sch
 
 
 def _from_ids(ids: dict[int, str], source: str) -> LabelMap:
-    """Labels 0 to K-1, or 1 to K, each called by its number."""
+    """Return labels 0 to K-1, or 1 to K, named by their numbers."""
     largest, least = max(ids), min(ids)
     if largest + 1 - min(least, 1) != len(ids):
         missing = []
@@ -254,19 +248,20 @@ def _from_ids(ids: dict[int, str], source: str) -> LabelMap:
             if len(missing) > SHOWN:
                 break
         gap = ", ".join(missing[:SHOWN]) + (", …" if len(missing) > SHOWN else "")
-        found = f"labels up to {largest:,} ({ids[largest]}) without {gap}"
-        remedy = "number them from 0, or name all of them in class.txt or labels.yaml"
-        raise error_at(source, found, "0 to K-1 without a gap", remedy)
+        problem = f"found labels up to {largest:,} ({ids[largest]}) without {gap}"
+        fix = "number them from 0, or name all of them in class.txt or labels.yaml"
+        raise error_at(source, problem, "0 to K-1 without a gap", fix, code="label-invalid")
     return LabelMap(tuple(str(label) for label in range(least, largest + 1)))
 
 
 def _soft_scheme(
     rows: Sequence[RawTarget], lengths: dict[int, str], problem_type: str, source: str
 ) -> Scheme:
-    """Labels of lists of probabilities; mappings go by their names like any other."""
+    """Return the labels of lists of probabilities, named by their ids."""
     if len(lengths) > 1 or any(isinstance(raw.value, dict) for raw in rows):
-        found = f"probabilities in several forms ({', '.join(list(lengths.values())[:2])})"
-        raise error_at(source, found, "lists of one length, or mappings", "write them in one form")
+        problem = f"found probabilities in several forms ({', '.join(list(lengths.values())[:2])})"
+        expected = "lists of one length, or mappings"
+        raise error_at(source, problem, expected, "write them in one form", code="rows-conflict")
     names = tuple(str(label) for label in range(next(iter(lengths))))
     return Scheme(problem_type, LabelMap(names), "the probabilities in train")
 
@@ -277,16 +272,18 @@ def _scores_scheme(
     lengths = {len(raw.value): raw.where for raw in rows}
     if len(lengths) > 1:
         places = ", ".join(f"{length} at {where}" for length, where in sorted(lengths.items())[:2])
-        found = f"rows of different numbers of scores ({places})"
-        raise error_at(source, found, "one number", "write as many scores in every row")
+        problem = f"found rows with different numbers of scores ({places})"
+        expected = "the same number of scores in every row"
+        raise error_at(source, problem, expected, "write as many scores in every row", code="rows-conflict")
     length = next(iter(lengths), 1)
     if given is not None and len(given) != length:
-        found = f"{len(given):,} labels ({given_by}) and {length:,} scores in a row"
-        remedy = _of_labels(f"write {len(given):,} scores in every row", given_by)
-        raise error_at(source, found, "one label per score", remedy)
+        problem = f"found {len(given):,} labels ({given_by}) and {length:,} scores in a row"
+        fix = _fix_labels(f"write {len(given):,} scores in every row", given_by)
+        raise error_at(source, problem, "one label per score", fix, code="dataset-mismatch")
     if count > 1 and len({raw.value for raw in rows}) == 1:
-        found = f"every row has the score {shorten(rows[0].value)}"
-        raise error_at(source, found, "at least two different scores", "add rows of other scores")
+        problem = f"every row has the score {shorten(rows[0].value)}"
+        expected = "at least two different scores"
+        raise error_at(source, problem, expected, "add rows of other scores", code="rows-too-few")
     names = ("score",) if length == 1 else tuple(f"score_{place}" for place in range(length))
     origin = given_by if given is not None else "the numbers in train"
     return Scheme("regression", given or LabelMap(names), origin)

@@ -1,4 +1,4 @@
-"""What a run is told of the labels of its texts."""
+"""Messages on the labels of a run: their number, origin and names, and unusual labels."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from qwen_task_heads.errors import Problem, shorten
 
 
 def one_class(train: Sequence[TextExample], scheme: Scheme, source: str) -> list[Problem]:
-    """Nothing can be learnt where all rows say the same."""
+    """Return the problem of training rows that all have the same label, if any."""
     if scheme.problem_type == "regression" or are_soft(train):
         return []
     counts = label_counts(train) - Counter({-1: len(train)})
     if scheme.problem_type == "multi_label_classification":
-        found = "no row has a label" if not counts else ""
+        problem = "no row has a label" if not counts else ""
+    elif len(counts) == 1:
+        problem = f"every row has the label {shorten(scheme.labels.names[next(iter(counts))])}"
     else:
-        found = f"every row is {shorten(scheme.labels.names[next(iter(counts))])}" if len(counts) == 1 else ""
-    accepted = "rows of at least two labels"
-    return [Problem(source, found, accepted, "add rows of other labels")] if found else []
+        problem = ""
+    expected, fix = "rows of at least two labels", "add rows of other labels"
+    return [Problem(source, problem, expected, fix, code="rows-too-few")] if problem else []
 
 
 def label_lines(train: Sequence[TextExample], scheme: Scheme) -> list[str]:
-    """What the labels are, where they come from, and which of them are odd."""
+    """Return messages on the number, origin and names of the labels, and on unusual labels."""
     names = scheme.labels.names
     if scheme.problem_type == "regression":
         scores = f"{len(names):,} score{'' if len(names) == 1 else 's'}"
@@ -38,36 +40,40 @@ def label_lines(train: Sequence[TextExample], scheme: Scheme) -> list[str]:
     counts = label_counts(train)
     never = [name for place, name in enumerate(names) if place not in counts]
     if never:
-        lines.append(f"labels: {len(never):,} never stand in train ({_few(never)})")
+        lines.append(f"labels: {len(never):,} without rows in train ({_few(never)})")
     joined = [name for name in names if "|" in name and {*map(str.strip, name.split("|"))} <= {*names}]
     if joined and scheme.problem_type != "multi_label_classification":
-        found = f"{len(joined):,} are others joined by '|' ({_few(joined)})"
-        lines.append(f"labels: {found}: a column 'labels' has several in a row")
+        lines.append(
+            f"labels: {len(joined):,} are others joined by '|' ({_few(joined)}); for several labels in a "
+            "row, name the column 'labels'"
+        )
     folded = scheme.labels.folded
     if len(folded) < len(names):
-        alike = [name for name in names if folded[text_key(name)] != name]
-        found = f"{len(alike):,} differ from others only in case, width or spacing"
-        lines.append(f"labels: {found} ({_few(alike)})")
+        similar = [name for name in names if folded[text_key(name)] != name]
+        lines.append(
+            f"labels: {len(similar):,} differ from others only in case, width or spacing ({_few(similar)})"
+        )
     return lines
 
 
-def shown_lines(sets: Mapping[str, Sequence[TextExample]], labels: LabelMap) -> list[str]:
-    """Examples of labels that are also measured on, per set."""
-    own = zip(labels.names, labels.examples, strict=False)  # without any, they are ()
-    shown = [(name, text_key(text)) for name, texts in own for text in texts]
+def example_lines(splits: Mapping[str, Sequence[TextExample]], labels: LabelMap) -> list[str]:
+    """Return a message for each of dev and test that has examples of the labels among its texts."""
+    own = zip(labels.names, labels.examples, strict=False)  # `examples` is () without any
+    examples = [(name, text_key(text)) for name, texts in own for text in texts]
     lines: list[str] = []
-    for role in ("dev", "test") if shown else ():
-        measured = {
-            # as few_shot shows a pair
+    for split in ("dev", "test") if examples else ():
+        texts_of_split = {
+            # `few_shot` joins the texts of a pair in the same way
             text_key(f"{row.text}\n{row.text_b}" if row.text_b else row.text): row.source
-            for row in reversed(sets.get(role, []))  # the first of several is named
+            for row in reversed(splits.get(split, []))  # so that the first of equal texts is named
         }
-        if seen := [(name, measured[key]) for name, key in shown if key in measured]:
-            stand = "example of a label stands" if len(seen) == 1 else "examples of labels stand"
+        seen = [(name, texts_of_split[key]) for name, key in examples if key in texts_of_split]
+        if seen:
+            subject = "example of a label is" if len(seen) == 1 else "examples of labels are"
             name, where = seen[0]
             lines.append(
-                f"labels: {len(seen):,} {stand} in {role}: with {{examples}} in the instruction, figures on "
-                f"{role} flatter (first: of {shorten(name, 40)}, as {Path(where).name})"
+                f"labels: {len(seen):,} {subject} in {split}: with {{examples}} in the instruction, metrics "
+                f"on {split} are too high (first: of {shorten(name, 40)}, as {Path(where).name})"
             )
     return lines
 

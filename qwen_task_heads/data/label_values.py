@@ -1,19 +1,18 @@
 """One meaning of a label value over all files of a run.
 
-A class is `3` in JSON, `"3"` where the column went through text, `3.0` where pandas saw a gap, and `3` in
-CSV, where a name is written in the same way. What such a value means is told from all training rows together:
+A class is `3` in JSON, `"3"` if the column was text, and `3.0` if pandas found a missing cell. In CSV, the id
+`3` and the name `3` are written the same way. All training rows together determine the meaning of a value:
 
-1. Values of given labels that are all spelled by these labels are names.
-2. Texts that are all whole numbers are numbers: `11`, `"11"` and `11.0` are one, in the order of numbers.
-3. Numbers with a fraction are a question: scores, or names of classes?
-4. Whole numbers among codes such as `2.1`, `V15` or `01` are codes too; beside words they are ids among
-   names, and refused.
+1. If labels are given and all values are names or aliases of them, the values are names.
+2. If all texts are whole numbers, they are numbers: `11`, `"11"` and `11.0` are equal, in numeric order.
+3. Numbers with a fraction may be scores or names of classes; the problem type or a label file decides.
+4. Whole numbers among codes such as `2.1`, `V15` or `01` are codes too; among words they are refused as ids.
 
-A number in quotes or with a point among plain numbers of the same file is a defect of that row. Where a label
-file names K labels by words and the ids in the rows are 1 to K, these count from 1.
+A number in quotes or with a decimal point among plain numbers of the same file is a defect of that row. If a
+label file names K labels by words and the ids in the rows are 1 to K, the ids count from 1.
 
-Several labels in a text are separated by `|`; by `;` or `,` where the parts are labels of other rows too, so
-that `Food, drink` is not torn.
+The separator of several labels in a text is `|`. It is also `;` or `,` if the parts are labels of other rows,
+so that a name such as `Food, drink` is not split.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 SEPARATORS = {";": re.compile("[;；]"), ",": re.compile("[,，、]")}
 DIGIT = re.compile(r"\d")
-CLEAR = 0.8  # share of parts that are labels of other rows, from which a mark is a separator
+CLEAR = 0.8  # minimum share of parts that are labels of other rows, for a mark to be a separator
 MULTI = "multi_label_classification"
 
 
@@ -45,18 +44,18 @@ def resolve_labels(
     by_file: bool = False,
     is_class: bool = False,
 ) -> str:
-    """Give the values of the target column one form in all sets, in place: ids as int, names as str.
+    """Convert the values of the target column in all splits, in place: ids to int, names to str.
 
     Args:
-        train: the training rows, which decide.
+        train: the training rows, which determine the meaning of the values.
         others: dev and test of the same run.
         mixed: other training sets, whose ids may have another meaning; their texts are read the same way.
-        labels: names of a label file or of a model; None if nothing gives them.
-        by_file: whether a label file gives them.
-        is_class: whether the problem type was asked for, so that numbers with a fraction are no question.
+        labels: names of a label file or of a model; None without either.
+        by_file: whether the labels are from a label file.
+        is_class: whether the user set the problem type, so that numbers with a fraction are names of classes.
 
     Returns:
-        What is to be said of the ids, such as `", ids in quotes"`; "" for nothing.
+        A note on the ids for the origin of the labels, such as `", ids in quotes"`; "" without one.
 
     Raises:
         TaskHeadsError: numbers with a fraction, rows of zeros and ones, or a separator that may be part of
@@ -70,31 +69,31 @@ def resolve_labels(
     """
     if train.kind == "regression" or train.target == "probabilities":
         return ""
-    sets = [train, *others, *mixed]
-    for raw in sets:
+    datasets = [train, *others, *mixed]
+    for raw in datasets:
         _resolve_floats(raw)
         _refuse_missing(raw, labels)
     if train.kind == MULTI:
-        _split_labels(sets, labels)
+        _split_labels(datasets, labels)
         _refuse_zeros_and_ones(train)
-    said = ""
+    note = ""
     if convert := _conversion(train, labels, is_class=is_class):
         before = [row.value for row in train.stated if not row.textual]
-        for raw in sets:
+        for raw in datasets:
             _convert(raw, convert)
         quoted = convert is _as_number and before != [row.value for row in train.stated if not row.textual]
-        said = ", ids in quotes" if quoted and labels is not None else ""
+        note = ", ids in quotes" if quoted and labels is not None else ""
     own = [train, *others]
     if by_file and labels is not None and _count_from_one(own, labels):
-        said += ", ids from 1"
-        made: dict[Any, Any] = {}
+        note += ", ids from 1"
+        converted: dict[Any, Any] = {}
         for raw in own:
-            raw.change(lambda row: _mapped(row, _one_less, made))
-    return said
+            raw.change(lambda row: _mapped(row, _one_less, converted))
+    return note
 
 
 def are_codes(names: Iterable[str]) -> bool:
-    """Return whether whole numbers among these names are codes as the others are, and no ids among words.
+    """Return whether all names other than whole numbers contain digits, so that whole numbers are codes too.
 
     Example:
         >>> are_codes(["2", "2.1", "V15"]), are_codes(["2", "sport"]), are_codes(["1", "2"])
@@ -105,39 +104,40 @@ def are_codes(names: Iterable[str]) -> bool:
 
 
 def _labels(row: RawTarget) -> Sequence[int | str]:
-    """Every id or name of a row, names stripped; a list holds ids or names, and may hold 100,000."""
+    """Return every id or name of a row, names stripped; there may be 100,000."""
     if isinstance(row.value, list | dict):
         return [*row.value]
     return [row.value.strip()] if isinstance(row.value, str) else [row.value]
 
 
 def _resolve_floats(raw: RawTexts) -> None:
-    """Whole numbers that pandas wrote as floats become numbers; among plain numbers they are refused."""
+    """Convert whole numbers that pandas wrote as floats; refuse them among plain whole numbers."""
     plain = _files_with_numbers(raw)
 
-    def settled(row: RawTarget) -> RawTarget | RowProblem:
+    def resolved(row: RawTarget) -> RawTarget | RowProblem:
         if not isinstance(row.value, float):
             return row
         if row.file not in plain:
             return replace(row, value=int(row.value))
-        found, accepted = f"{raw.target!r} is {row.value}", "whole numbers, as in the other rows"
-        return RowProblem(row.where, found, accepted, "write all labels in one form")
+        problem, expected = f"{raw.target!r} is {row.value}", "whole numbers, as in the other rows"
+        return RowProblem(row.where, problem, expected, "write all labels in one form", code="value-type")
 
-    raw.change(settled)
+    raw.change(resolved)
 
 
 def _refuse_missing(raw: RawTexts, labels: LabelMap | None) -> None:
-    """Refuse rows whose label is a word for a value that is not there, unless it is the name of a label."""
+    """Refuse rows whose label is a word for a missing value, unless it is the name of a label."""
     words = MISSING if labels is None else MISSING - labels.spelled.keys()
 
     def checked(row: RawTarget) -> RawTarget | RowProblem:
         if row.candidates or words.isdisjoint(_labels(row)):
             return row
         word = next(label for label in _labels(row) if label in words)
-        shown = word if str(word).lower() == "nan" else repr(word)
-        remedy = "fill it in or remove the row; a label of this name must be in labels.yaml (--labels)"
-        found = f"{raw.target!r} is {shown}, which says that the value is missing"
-        return RowProblem(row.where, found, "the id of a label, or its name", remedy)
+        text = word if str(word).lower() == "nan" else repr(word)
+        problem = f"{raw.target!r} is {text}, a word for a missing value"
+        expected = "the id of a label, or its name"
+        fix = "fill it in or remove the row; or name the label in labels.yaml (--labels)"
+        return RowProblem(row.where, problem, expected, fix, code="value-missing")
 
     raw.change(checked)
 
@@ -146,8 +146,8 @@ def _refuse_missing(raw: RawTexts, labels: LabelMap | None) -> None:
 
 
 def _conversion(train: RawTexts, labels: LabelMap | None, *, is_class: bool) -> Callable[[Any], Any] | None:
-    """How the texts of the target column are to be read, or None to leave them as they are."""
-    texts: dict[str, str] = {}  # spelling -> where it is first
+    """Return the conversion of the texts of the target column, or None to keep them."""
+    texts: dict[str, str] = {}  # spelling -> its first place
     plain, textual = _files_with_numbers(train), any(row.textual for row in train.stated)
     for row in train.stated:
         if row.textual or row.file not in plain:
@@ -155,7 +155,7 @@ def _conversion(train: RawTexts, labels: LabelMap | None, *, is_class: bool) -> 
     if not texts:
         return _as_number
     if labels is not None and texts.keys() <= labels.spelled.keys():
-        # In a table nothing tells the name 1 from the id 1; in JSON the quotes do.
+        # In a table, the name 1 and the id 1 are written the same way; in JSON, names have quotes.
         numbered = all(whole_number(name) is not None for name in labels.names)
         return None if textual and numbered else partial(_as_spelled, labels.spelled.keys())
     if all(whole_number(text) is not None for text in texts):
@@ -166,14 +166,13 @@ def _conversion(train: RawTexts, labels: LabelMap | None, *, is_class: bool) -> 
         if is_class:
             return _as_name
         text = next(text for text in texts if whole_number(text) is None)
-        found = f"numbers that are no whole numbers in {train.target!r}, such as {text}"
-        remedy = (
-            "--problem_type regression for scores; for classes --problem_type single_label_classification, "
-            "or name them in labels.yaml (--labels)"
+        problem = f"found numbers with a fraction in {train.target!r}, such as {text}"
+        expected = "ids or names of labels, or scores"
+        fix = (
+            "pass --problem_type regression for scores; for classes, pass --problem_type "
+            "single_label_classification, or name them in labels.yaml (--labels)"
         )
-        raise TaskHeadsError(
-            Problem(texts[text], f"found {found}", "ids or names of labels, or scores", remedy)
-        )
+        raise TaskHeadsError(Problem(texts[text], problem, expected, fix, code="value-type"))
     return _as_name if are_codes(texts) else None
 
 
@@ -183,7 +182,7 @@ def _as_number(label: Any) -> Any:
 
 
 def _as_spelled(known: Collection[str], label: Any) -> Any:
-    """A name of the given labels; what is none of them may be an id."""
+    """Keep a name or alias of the given labels; convert any other whole number to an id."""
     return str(label) if str(label).strip() in known else _as_number(label)
 
 
@@ -196,7 +195,7 @@ def _as_name(label: Any) -> Any:
 
 
 def _files_with_numbers(raw: RawTexts) -> set[str]:
-    """Files that state plain numbers: a number in quotes there is a defect of its row."""
+    """Return the files that have plain numbers, in which a number in quotes is a defect of its row."""
     return {
         row.file for row in raw.stated if not row.textual and isinstance(next(iter(_labels(row)), ""), int)
     }
@@ -204,79 +203,78 @@ def _files_with_numbers(raw: RawTexts) -> set[str]:
 
 def _convert(raw: RawTexts, convert: Callable[[Any], Any]) -> None:
     plain = _files_with_numbers(raw)
-    made: dict[Any, Any] = {}
+    known: dict[Any, Any] = {}
 
     def converted(row: RawTarget) -> RawTarget:
-        # Plain numbers are no text, and so never names; in quotes beside them, a defect.
+        # Plain numbers are ids; a number in quotes in the same file is a defect and is refused later.
         is_text = row.textual or (row.file not in plain and not row.candidates)
-        return _mapped(row, convert, made) if is_text else row
+        return _mapped(row, convert, known) if is_text else row
 
     raw.change(converted)
 
 
-def _mapped(row: RawTarget, change: Callable[[Any], Any], made: dict[Any, Any]) -> RawTarget:
-    """A row with its labels changed; `made` holds what was changed before."""
-    if isinstance(row.value, dict):  # probabilities by name, whose keys are read as JSON writes them
+def _mapped(row: RawTarget, change: Callable[[Any], Any], known: dict[Any, Any]) -> RawTarget:
+    """Apply `change` to the labels of a row; `known` caches its results."""
+    if isinstance(row.value, dict):  # probabilities by name; `key_of` reads the keys
         return row
     labels = row.value if isinstance(row.value, list) else [row.value]
-    made.update({label: change(label) for label in {*labels} - made.keys()})
-    changed = [made[label] for label in labels]
+    known.update({label: change(label) for label in {*labels} - known.keys()})
+    changed = [known[label] for label in labels]
     if changed == labels:
         return row
     return replace(row, value=changed if isinstance(row.value, list) else changed[0])
 
 
-def _count_from_one(sets: Sequence[RawTexts], labels: LabelMap) -> bool:
-    """Whether ids are 1 to K of a file with K names that are words."""
+def _count_from_one(datasets: Sequence[RawTexts], labels: LabelMap) -> bool:
+    """Return whether the ids are 1 to K, for a label file of K words."""
     if any(map(is_whole, labels.names)):
         return False
     wanted = set(range(1, len(labels) + 1))
     ids = [
         {label for row in raw.stated if not row.name for label in _labels(row) if isinstance(label, int)}
-        for raw in sets
+        for raw in datasets
     ]
-    return ids[0] == wanted and all(found <= wanted for found in ids)
+    return ids[0] == wanted and all(own <= wanted for own in ids)
 
 
 # Several labels in a text
 
 
-def _split_labels(sets: Sequence[RawTexts], labels: LabelMap | None) -> None:
-    """Split names at `;` or `,` if these separate labels, in all sets alike."""
+def _split_labels(datasets: Sequence[RawTexts], labels: LabelMap | None) -> None:
+    """Split names at `;` or `,` in all splits if these marks separate labels."""
     known = set() if labels is None else labels.spelled.keys()
     for mark, pattern in SEPARATORS.items():
-        held = {  # names with the mark that no label is spelled by -> where
+        marked = {  # name with the mark that is not a spelling of a label -> place
             name: row.where
-            for raw in sets
+            for raw in datasets
             for row in reversed(raw.stated)
             if row.is_split
             for name in _labels(row)
             if isinstance(name, str) and name not in known and pattern.search(name)
         }
-        if not held:
+        if not marked:
             continue
-        rows = [row for raw in sets for row in raw.stated]
+        rows = [row for raw in datasets for row in raw.stated]
         uses_bar = any(row.is_split and len(_labels(row)) > 1 for row in rows)
-        cells: dict[str, set[str]] = {}  # part -> the texts that it is in
+        cells: dict[str, set[str]] = {}  # part -> the texts that contain it
         for name in {name for row in rows for name in _labels(row) if isinstance(name, str)}:
             for part in map(str.strip, pattern.split(name)):
                 cells.setdefault(part, set()).add(name)
-        parts = {part.strip() for name in held for part in pattern.split(name)}
-        stated = {part for part in parts if part in known or len(cells[part]) > 1}
+        parts = {part.strip() for name in marked for part in pattern.split(name)}
+        repeated = {part for part in parts if part in known or len(cells[part]) > 1}
         if known and not parts <= known:
-            stated = set()
-        each = all(stated & {*map(str.strip, pattern.split(name))} for name in held)
-        clear = each and len(stated) >= CLEAR * len(parts) and not uses_bar
+            repeated = set()
+        each = all(repeated & {*map(str.strip, pattern.split(name))} for name in marked)
+        clear = each and len(repeated) >= CLEAR * len(parts) and not uses_bar
         if clear or all(whole_number(part) is not None for part in parts):
-            for raw in sets:
+            for raw in datasets:
                 raw.change(partial(_split_row, pattern=pattern, known=known))
-        elif stated or not uses_bar:
-            name, where = min(held.items(), key=lambda item: item[1])
-            found = f"{shorten(name)}, in which {mark!r} may separate labels or be part of a name"
-            remedy = "write a|b or a list for several labels; or name all labels in labels.yaml (--labels)"
-            raise TaskHeadsError(
-                Problem(where, f"found {found}", "labels separated by '|', or a list", remedy)
-            )
+        elif repeated or not uses_bar:
+            name, where = min(marked.items(), key=lambda item: item[1])
+            problem = f"found {shorten(name)}, in which {mark!r} may separate labels or be part of a name"
+            expected = "labels separated by '|', or a list"
+            fix = "write a|b or a list for several labels; or name all labels in labels.yaml (--labels)"
+            raise TaskHeadsError(Problem(where, problem, expected, fix, code="label-invalid"))
 
 
 def _split_row(row: RawTarget, *, pattern: re.Pattern[str], known: Iterable[str]) -> RawTarget:
@@ -284,17 +282,20 @@ def _split_row(row: RawTarget, *, pattern: re.Pattern[str], known: Iterable[str]
         return row
     parts: dict[Any, None] = {}
     for name in row.value:
-        whole = not isinstance(name, str) or name.strip() in known
-        pieces = [name] if whole else [part.strip() for part in pattern.split(name)]
+        is_label = not isinstance(name, str) or name.strip() in known
+        pieces = [name] if is_label else [part.strip() for part in pattern.split(name)]
         parts.update(dict.fromkeys(piece for piece in pieces if piece != ""))
     return replace(row, value=list(parts))
 
 
 def _refuse_zeros_and_ones(train: RawTexts) -> None:
-    """Refuse lists of two zeros and ones: read as ids they would be other labels. Longer ones are no ids."""
+    """Refuse `[0, 1]` and `[1, 0]` in all rows, which as ids would be other labels.
+
+    Longer rows of zeros and ones repeat an id, which the reader refuses.
+    """
     lists = [row.value for row in train.stated]
     if lists and all(len(value) == 2 and set(value) == {0, 1} for value in lists):
-        found = f"a 0 and a 1 in {train.target!r} of every row, as of a row of zeros and ones"
-        remedy = "write the ids that hold, such as [1] for [0, 1]"
-        accepted = "the ids or names of the labels that hold"
-        raise TaskHeadsError(Problem(train.stated[0].where, f"found {found}", accepted, remedy))
+        problem = f"found rows of zeros and ones in {train.target!r}"
+        expected = "the ids or names of the labels of each row"
+        fix = "write the ids of the labels, such as [1] for [0, 1]"
+        raise TaskHeadsError(Problem(train.stated[0].where, problem, expected, fix, code="label-invalid"))

@@ -1,14 +1,13 @@
-"""The labels of a model: names in an order, perhaps with descriptions, examples, aliases and parents.
+"""The labels of a model: names in an order, optionally with descriptions, examples, aliases and parents.
 
 Design:
-- The order is the meaning: logit `k` belongs to name `k`. So a map comes from a file that states it, from a
-  model's config, or from the labels of the training rows as a set; never from the order of rows.
-- Names are compared as they stand, white space around them aside. Two that are equal are refused.
-- An alias is another spelling in data, such as a second annotator's. Rows that use it have the label; models,
-  prompts and predictions know the name only. A spelling means one label, or it is refused.
-- A parent is a coarser label, for the figure of how often a mistake stays within the family. One level: what
-  is above a parent is not asked.
-- What files of labels look like stands in `label_files.py`.
+- Logit `k` belongs to name `k`. The order is therefore read from a label file or the config of a model, or
+  derived from the set of labels of the training rows; it never depends on the order of rows.
+- Names are compared exactly, without surrounding white space. Equal names are refused.
+- An alias is another spelling of a label in the data. Rows with an alias have its label; models, prompts and
+  predictions use the name only. A spelling of two labels is refused.
+- A parent is a coarser label. A metric reports how many errors keep the parent. Parents have no parents.
+- `label_files.py` documents the formats of label files.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """The names of the labels; the place of a name is its id.
+    """The names of the labels; the index of a name is its id.
 
     Args:
         names: label names, in the order of the logits; not blank, all different.
-        descriptions: one per name ("" where there is none), or () without any.
+        descriptions: one per name ("" if it has none), or () without any.
         examples: texts of each label, one tuple per name, or () without any.
         aliases: other spellings of each label, one tuple per name, or () without any.
-        parents: the name of a coarser label, one per name ("" where there is none), or () without any.
+        parents: the name of a coarser label, one per name ("" if it has none), or () without any.
 
     Raises:
         TaskHeadsError: no name, a blank or repeated name or alias, an alias that is a whole number, or a
-            field of another length. All of them at once.
+            field of another length. The error names all problems.
 
     Example:
         >>> labels = LabelMap(("sport", "politics"))
@@ -70,10 +69,13 @@ class LabelMap:
         for field in ("descriptions", "examples", "aliases", "parents"):
             values = self.__dict__[field]
             if values and len(values) != len(self.names):
-                found = f"{len(values):,} {field} of {len(self.names):,} labels"
-                problems.append(Problem("labels", found, "one per label, or none", "add the others"))
+                problem = f"found {len(values):,} {field} of {len(self.names):,} labels"
+                expected = "one per label, or none"
+                problems.append(Problem("labels", problem, expected, "add the others", code="label-invalid"))
         if not self.names:
-            problems.append(Problem("labels", "no label", "at least one", "name the labels"))
+            problems.append(
+                Problem("labels", "no label", "at least one label", "name the labels", code="label-invalid")
+            )
         if problems:
             raise TaskHeadsError(problems)
 
@@ -92,7 +94,7 @@ class LabelMap:
 
     @cached_property
     def spelled(self) -> dict[str, int]:
-        """Name or alias -> id: what a row may say."""
+        """Name or alias -> id."""
         others = {alias: place for place, aliases in enumerate(self.aliases) for alias in aliases}
         return {**others, **self.label2id}
 
@@ -106,7 +108,7 @@ class LabelMap:
         return {text_key(alias): self.names[self.spelled[alias]] for group in self.aliases for alias in group}
 
     def near(self, spelling: str) -> str | None:
-        """The label that is meant where only case, width or spacing of its name or alias differ.
+        """Return the label whose name or alias differs only in case, width or spacing, None without one.
 
         Example:
             >>> LabelMap(("sport", "trade"), aliases=(("games",), ())).near(" Games")
@@ -117,29 +119,29 @@ class LabelMap:
 
     @cached_property
     def parent_of(self) -> dict[str, str]:
-        """Name -> its parent, of the labels that have one."""
+        """Name -> parent, for the labels that have one."""
         pairs = zip(self.names, self.parents, strict=False)
         return {name: parent for name, parent in pairs if parent}
 
     def subset(self, names: Iterable[str], *, where: str = "candidates") -> LabelMap:
-        """The map of some labels with all that is said of them, in the order of this map.
+        """Return the map of some labels with all of their fields, in the order of this map.
 
         Args:
-            names: names, in any order; one that stands twice counts once.
-            where: what `names` was read from, for the message.
+            names: names, in any order; repeated names count once.
+            where: origin of `names`, for messages.
 
         Raises:
-            TaskHeadsError: names that are no labels, all of them, or no name.
+            TaskHeadsError: all names that are not labels; or there is no name.
 
         Example:
             >>> LabelMap(("a", "b", "c"), ("x", "y", "z")).subset(["c", "a"])
             LabelMap(names=('a', 'c'), descriptions=('x', 'z'), examples=(), aliases=(), parents=())
         """
         wanted = dict.fromkeys(names)
-        accepted = f"{', '.join(self.names[:5])}{', …' if len(self) > 5 else ''}"
-        accepted += f" ({len(self):,} labels)"
+        expected = f"{', '.join(self.names[:5])}{', …' if len(self) > 5 else ''} ({len(self):,} labels)"
+        fix = "name labels of the schema"
         if problems := [
-            Problem(where, f"found {shorten(name)}", accepted, "name labels of the schema")
+            Problem(where, f"found {shorten(name)}", expected, fix, code="label-unknown")
             for name in wanted
             if name not in self.label2id
         ]:
@@ -152,22 +154,22 @@ class LabelMap:
         return LabelMap(**kept)
 
     def _fields(self) -> dict[str, tuple[Any, ...]]:
-        """Every field by its name, as it stands."""
+        """Return every field by its name."""
         return {field.name: self.__dict__[field.name] for field in fields(self)}
 
     def stated(self) -> tuple[object, ...]:
-        """What a fingerprint covers: fields that came later only where they say something.
+        """Return the fields of a fingerprint; aliases and parents are included only if there are any.
 
-        So a run that was started before they existed is still the same run.
+        Fingerprints of runs that were started before these fields existed therefore do not change.
         """
         first = (self.names, self.descriptions, self.examples)
         return (*first, self.aliases, self.parents) if self.aliases or self.parents else first
 
     def described(self) -> dict[str, Any]:
-        """All but the names as fields of a config, where there are any."""
+        """Return the fields other than the names as fields of a config, without empty ones."""
         lists = {
             "label_descriptions": [*self.descriptions],
-            "label_examples": [[*texts] for texts in self.examples],  # lists, as config.json gives them back
+            "label_examples": [[*texts] for texts in self.examples],  # lists, as read from config.json
             "label_aliases": [[*aliases] for aliases in self.aliases],
             "label_parents": [*self.parents],
         }
@@ -175,7 +177,7 @@ class LabelMap:
 
     @cached_property
     def are_numbers(self) -> bool:
-        """Whether names are whole numbers that are not their own ids, such as the stars 1 to 5."""
+        """Whether a name is a whole number other than its id, as in the stars 1 to 5."""
         return any(is_whole(name) and name != str(place) for place, name in enumerate(self.names))
 
     @classmethod
@@ -188,8 +190,8 @@ class LabelMap:
                 a name per line.
 
         Raises:
-            TaskHeadsError: the file cannot be read, or any of its names or aliases is blank, repeated or no
-                text. All of them at once.
+            TaskHeadsError: the file cannot be read, or any name or alias is blank, repeated or not text. The
+                error names all problems.
 
         Example:
             >>> import pathlib, tempfile
@@ -203,13 +205,13 @@ class LabelMap:
 
     @classmethod
     def of_config(cls, config: PreTrainedConfig) -> LabelMap:
-        """The labels of a model, from `id2label`.
+        """Read the labels of a model from `id2label`.
 
-        The other fields come from `label_descriptions`, `label_examples`, `label_aliases` and
-        `label_parents`, where it has them.
+        The other fields are `label_descriptions`, `label_examples`, `label_aliases` and `label_parents`, if
+        the config has them.
 
         Raises:
-            TaskHeadsError: ids that are not 0 to K-1, or `label2id` that says something else.
+            TaskHeadsError: ids that are not 0 to K-1, or a `label2id` that contradicts them.
 
         Example:
             >>> from transformers import Qwen2Config
@@ -219,37 +221,37 @@ class LabelMap:
         """
         id2label = {int(key): value for key, value in (config.id2label or {}).items()}
         if not id2label or sorted(id2label) != list(range(len(id2label))):
-            found = f"the ids {shorten(sorted(id2label))}"
+            problem, fix = f"found the ids {shorten(sorted(id2label))}", "correct it in config.json"
             raise TaskHeadsError(
-                Problem("config.id2label", found, "0 to K-1, each once", "correct it in config.json")
+                Problem("config.id2label", problem, "0 to K-1, each once", fix, code="config-invalid")
             )
         names = tuple(id2label[place] for place in range(len(id2label)))
-        said = vars(config)
+        values = vars(config)
         labels = cls(
             names,
-            descriptions=tuple(said.get("label_descriptions") or ()),
-            examples=tuple(tuple(texts) for texts in said.get("label_examples") or ()),
-            aliases=tuple(tuple(aliases) for aliases in said.get("label_aliases") or ()),
-            parents=tuple(said.get("label_parents") or ()),
+            descriptions=tuple(values.get("label_descriptions") or ()),
+            examples=tuple(tuple(texts) for texts in values.get("label_examples") or ()),
+            aliases=tuple(tuple(aliases) for aliases in values.get("label_aliases") or ()),
+            parents=tuple(values.get("label_parents") or ()),
         )
-        # transformers fills label2id with LABEL_0, ... where only id2label was given: that says nothing.
+        # transformers fills label2id with LABEL_0, ... if only id2label is given; these entries are ignored.
         label2id = config.label2id or {}
-        stated = {key: value for key, value in label2id.items() if key != f"LABEL_{value}"}
-        if stated and stated != labels.label2id:
-            found = f"label2id is {shorten(stated)}"
-            accepted = f"the inverse of id2label, {shorten(labels.label2id)}"
-            remedy = "correct it in config.json, or remove it there"
-            raise TaskHeadsError(Problem("config.label2id", found, accepted, remedy))
+        given = {key: value for key, value in label2id.items() if key != f"LABEL_{value}"}
+        if given and given != labels.label2id:
+            problem = f"label2id is {shorten(given)}"
+            expected = f"the inverse of id2label, {shorten(labels.label2id)}"
+            fix = "correct it in config.json, or remove it there"
+            raise TaskHeadsError(Problem("config.label2id", problem, expected, fix, code="config-invalid"))
         return labels
 
 
 def check_same(labels: LabelMap, model: LabelMap, *, where: str = "labels") -> None:
-    """Refuse labels whose names or order are not those of a model.
+    """Refuse labels whose names or order differ from those of a model.
 
     Args:
-        labels: what a file or the data say.
-        model: labels of the model that goes on training.
-        where: what `labels` was read from, for the message.
+        labels: labels of a file or of the data.
+        model: labels of the model that continues training.
+        where: origin of `labels`, for messages.
 
     Raises:
         TaskHeadsError: another number of labels, other names, or the same names in another order.
@@ -259,29 +261,28 @@ def check_same(labels: LabelMap, model: LabelMap, *, where: str = "labels") -> N
         Traceback (most recent call last):
         ...
         qwen_task_heads.errors.TaskHeadsError: labels: label 0 is 'a', and 'b' in the model (the same names in
-        another order); accepted: the labels of the model, in its order; write names in place of the ids, or
-        train a new model: give a plain backbone as --model_name_or_path
+        another order). Expected the labels of the model, in its order. Fix: write names in place of the ids,
+        or train a new model: give a plain backbone as --model_name_or_path.
     """
     if labels.names == model.names:
         return
     if len(labels) != len(model):
-        found = f"{len(labels):,} labels, and {len(model):,} in the model"
+        problem = f"found {len(labels):,} labels, and {len(model):,} in the model"
     else:
         place = next(index for index, name in enumerate(labels.names) if name != model.names[index])
-        found = (
-            f"label {place} is {shorten(labels.names[place])}, and {shorten(model.names[place])} in the model"
-        )
+        own, other = shorten(labels.names[place]), shorten(model.names[place])
+        problem = f"label {place} is {own}, and {other} in the model"
         if sorted(labels.names) == sorted(model.names):
-            found += " (the same names in another order)"
-    accepted = "the labels of the model, in its order"
-    remedy = "write names in place of the ids"
+            problem += " (the same names in another order)"
+    expected = "the labels of the model, in its order"
+    fix = "write names in place of the ids"
     if set(labels.names) != set(model.names):
-        remedy += ", or name by --labels a file of these labels and then those of the model that it lacks"
-    remedy += ", or train a new model: give a plain backbone as --model_name_or_path"
-    raise TaskHeadsError(Problem(where, found, accepted, remedy))
+        fix += ", or name by --labels a file of these labels, followed by the other labels of the model"
+    fix += ", or train a new model: give a plain backbone as --model_name_or_path"
+    raise TaskHeadsError(Problem(where, problem, expected, fix, code="label-conflict"))
 
 
 def _as_tuple(values: Any) -> Any:
-    """A tuple of a list-like field, and of the list-like entries in it; a text stays."""
+    """Convert a list-like field, and the list-like entries in it, to tuples; texts are kept."""
     rows = as_list(values)
     return values if rows is None else tuple(map(_as_tuple, rows))

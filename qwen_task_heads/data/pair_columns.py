@@ -1,15 +1,14 @@
-"""Columns of a row -> a validated example, or every problem of that row.
+"""Columns of a row -> validated values, or every problem of that row.
 
 Design:
-- `layout.py` has told what kind of file it is; here each row is held against that.
-- Problems are collected, not raised: a row with three defects names all three.
-- Nothing is coerced: `true`, `"1"` and `null` are not numbers, 3 is not a title. Only CSV and TSV, where
-  all is text, have their numbers parsed.
+- `pair_layout.py` determines the kind of a file; this module validates each row against it.
+- Problems are collected, not raised: a row with three defects reports all three.
+- Nothing is coerced: `true`, `"1"` and `null` are not numbers, 3 is not a title. Numbers are parsed only in
+  CSV and TSV, where every cell is text.
 """
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from typing import Any
 
@@ -22,134 +21,135 @@ from qwen_task_heads.hubcode.encoding_task_heads import CLOSING, OPENING, strip_
 
 MAX_COUNT = 10**12
 MIN_WEIGHT = 1e-6
-MAX_NUMBER = 1e6  # margins and weights beyond this overflow a loss in half precision, and are mistakes
+MAX_NUMBER = 1e6  # larger margins and weights overflow a loss in half precision
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing would be seen: white space, control and zero-width characters, and title tags only."""
+    """Return whether a text has only white space, control or zero-width characters, and title tags."""
     if "<" in text:
         text = text.lower().replace(OPENING, "").replace(CLOSING, "")
     return all(unicodedata.category(char) in ("Zs", "Zl", "Zp", "Cc", "Cf") for char in text)
 
 
 class RowReader:
-    """Typed access to the columns of one row; problems are collected, so that a row names all of them."""
+    """Read typed values from the columns of one row, and collect the problems of the row in `problems`.
+
+    Args:
+        where: file and line of the row.
+        values: column -> value.
+    """
 
     def __init__(self, where: str, values: dict[str, Any]) -> None:
         self.where = where
         self.values = values
         self.problems: list[Problem] = []
 
-    def refuse(self, found: str, accepted: str, remedy: str) -> None:
-        """Note a problem of this row."""
-        self.problems.append(Problem(self.where, found, f"{accepted}", remedy))
+    def refuse(self, problem: str, expected: str, fix: str, *, code: str = "value-type") -> None:
+        """Add a problem of this row."""
+        self.problems.append(Problem(self.where, problem, expected, fix, code=code))
 
     def title(self, column: str) -> str:
-        """A title without tags; refused where nothing is left of it."""
+        """Return the title of a column without tags; "" with a problem if it has no visible text."""
         return self.one_title(column, self.values[column])
 
     def one_title(self, column: str, value: Any) -> str:
-        """One of the titles of a column, without tags; refused where nothing is left of it."""
+        """Return a title of a column without tags; "" with a problem if it has no visible text."""
         if not isinstance(value, str):
-            self.refuse(f"{column!r} is {shorten(value)}", "text", "write the title as a string")
+            problem = f"{column!r} is {shorten(value)}"
+            self.refuse(problem, "text", "write the title as a string", code="value-type")
             return ""
         if is_blank(value):
-            what = (
-                "empty"
-                if not value
-                else "white space only"
-                if not value.strip()
-                else "without any visible text"
-            )
-            self.refuse(f"{column!r} is {what}", "a title with text", "fill in the title or remove the row")
+            if not value:
+                defect = "empty"
+            else:
+                defect = "without any visible text" if value.strip() else "white space only"
+            fix = "fill in the title or remove the row"
+            self.refuse(f"{column!r} is {defect}", "a title with text", fix, code="text-empty")
             return ""
         return strip_title(value)
 
-    def number(self, column: str, *, low: float, high: float, accepted: str) -> float | None:
-        """A finite number in [low, high], None where the row has none."""
+    def number(self, column: str, *, low: float, high: float, expected: str) -> float | None:
+        """Return a finite number in [low, high], None if the row has none."""
         value = self._parsed(column, float)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            self.refuse(f"{column!r} is {shorten(self.values[column])}", accepted, "correct the number")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:
+            problem = f"{column!r} is {shorten(self.values[column])}"
+            code = "value-range" if is_number else "value-type"
+            self.refuse(problem, expected, "correct the number", code=code)
             return None
         return float(value)
 
     def count(self, column: str) -> int | None:
-        """A whole number from 0, None where the row has none."""
+        """Return a whole number from 0, None if the row has none."""
         value = self._parsed(column, int)
         if value is None:
             return None
-        whole = isinstance(value, int) or (
-            isinstance(value, float) and math.isfinite(value) and value.is_integer()
-        )
-        if isinstance(value, bool) or not whole or not 0 <= value <= MAX_COUNT:
-            self.refuse(
-                f"{column!r} is {shorten(self.values[column])}", "a whole number from 0", "correct the count"
-            )
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_whole = not isinstance(value, float) or value.is_integer()  # False for infinity and NaN
+        if not is_number or not is_whole or not 0 <= value <= MAX_COUNT:
+            problem = f"{column!r} is {shorten(self.values[column])}"
+            code = "value-range" if is_number else "value-type"
+            self.refuse(problem, "a whole number from 0", "correct the count", code=code)
             return None
         return int(value)
 
     def _parsed(self, column: str, kind: type[int] | type[float]) -> Any:
-        """The value, parsed in a text row; None where it is absent, refused (once) where it is null."""
+        """Return the value, parsed in a row of text; None if it is absent, with a problem if it is null."""
         if column not in self.values:
             return None
         value = self.values[column]
         if isinstance(self.values, TextRow):
             if not value.strip():
                 return None
-            whole = whole_number(value.strip())  # pandas has whole numbers beside gaps as floats
+            whole = whole_number(value.strip())  # pandas writes whole numbers as floats if a cell is missing
             return whole if kind is int and whole is not None else parse_number(value)
         if value is None:
-            self.refuse(f"{column!r} is null", "a number", "write the number, or leave the key out")
+            fix = "write the number, or leave the key out"
+            self.refuse(f"{column!r} is null", "a number", fix, code="value-missing")
         return value
 
     def group(self) -> str:
-        """The key of the group, "" where there is none."""
+        """Return the key of the group, "" if there is none."""
         column = next((name for name in GROUP if name in self.values), None)
         value = "" if column is None else self.values[column]
         if isinstance(self.values, TextRow) and value.strip() in MISSING:
             return ""
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, str | int)
-            or (isinstance(value, str) and len(value) > 1000)
-        ):
-            self.refuse(
-                f"{column!r} is {shorten(value)}", "text or a whole number", "write the key as a string"
-            )
+        is_key = isinstance(value, str | int) and not isinstance(value, bool)
+        if not is_key or (isinstance(value, str) and len(value) > 1000):
+            code = "value-range" if is_key else "value-missing" if value is None else "value-type"
+            problem = f"{column!r} is {shorten(value)}"
+            expected = "text of at most 1,000 characters, or a whole number"
+            self.refuse(problem, expected, "write the key as a string", code=code)
             return ""
-        return (
-            value.strip() if isinstance(value, str) else f"{value:d}" if abs(value) < 10**18 else f"{value:x}"
-        )
+        if isinstance(value, str):
+            return value.strip()
+        return f"{value:d}" if abs(value) < 10**18 else f"{value:x}"
 
 
 def require(row: RowReader, layout: Layout, columns: tuple[str, ...]) -> bool:
-    """Refuse a row that lacks one of the columns, and name the column that may be meant."""
+    """Return whether a row has all columns; each absent one becomes a problem that names a similar column."""
     for column in columns:
         if column not in row.values and column not in layout.absent:
-            hint = next((name for name in row.values if layout.near.get(name) == column), None)
-            remedy = (
-                f"did you mean {column!r} by {hint!r}? rename it"
-                if hint
-                else "add the column or remove the row"
-            )
-            row.refuse(f"no {column!r}", "a row with " + " and ".join(map(repr, columns)), remedy)
+            similar = next((name for name in row.values if layout.near.get(name) == column), None)
+            expected = "a row with " + " and ".join(map(repr, columns))
+            fix = f"rename {similar!r} to {column!r}" if similar else "add the column or remove the row"
+            row.refuse(f"column {column!r} is missing", expected, fix, code="column-missing")
     return all(column in row.values for column in columns)
 
 
 def refuse_misspelt(row: RowReader, layout: Layout, required: tuple[str, ...]) -> None:
-    """Refuse an optional column that is misspelt in this row and well spelt in others."""
+    """Refuse an optional column that is misspelt in this row and correct in other rows."""
     for name, target in layout.near.items():
-        spelt = target in layout.absent or target in required or target in row.values
-        if name in row.values and not spelt:
-            row.refuse(
-                f"unknown column {name!r}", f"{target!r}", f"did you mean {target!r}? rename it, or drop it"
-            )
+        is_correct = target in layout.absent or target in required or target in row.values
+        if name in row.values and not is_correct:
+            fix = f"rename it to {target!r}, or drop it"
+            row.refuse(f"found the unknown column {name!r}", repr(target), fix, code="column-unknown")
 
 
 def collapse(text: str) -> str:
-    """White space runs as one blank: how two titles are compared for equality.
+    """Replace each run of white space by one blank; equality of titles is defined on the result.
 
     Example:
         >>> collapse(" Ten  ways to rest ")
@@ -158,28 +158,32 @@ def collapse(text: str) -> str:
     return " ".join(text.split())
 
 
-def read_evidence(row: RowReader, layout: Layout) -> tuple[float | None, bool | None]:
-    """(P(chosen preferred), whether the evidence prefers the rejected title) from the columns of the row."""
+def read_signals(row: RowReader, layout: Layout) -> tuple[float | None, bool | None]:
+    """Read the preference signals of a row: votes, clicks or a probability.
+
+    Returns:
+        P(chosen preferred), and whether the signals prefer the rejected title; None without signals.
+    """
     present = [
         names for names in (VOTES, CLICKS, ("preference",)) if any(_filled(row, name) for name in names)
     ]
     if len(present) > 1:
-        found = "evidence of several kinds (" + ", ".join(names[0] for names in present) + ")"
-        row.refuse(found, "votes, clicks or a preference", "keep one of them")
+        problem = "found preference signals of several kinds (" + ", ".join(kind[0] for kind in present) + ")"
+        row.refuse(problem, "votes, clicks or a preference", "keep one of them", code="column-ambiguous")
         return None, None
     if not present:
         row.count("votes_skip")
         return None, None
     if present[0] == ("preference",):
-        value = row.number("preference", low=0, high=1, accepted="a probability from 0 to 1")
+        value = row.number("preference", low=0, high=1, expected="a probability from 0 to 1")
         return value, None if value is None else value < 0.5
     row.count("votes_skip")
     counts = [row.count(name) for name in present[0]]
-    lacking = [name for name in present[0] if not _filled(row, name) and name not in layout.absent]
-    if lacking:
-        row.refuse(
-            f"no {lacking[0]!r}", " and ".join(map(repr, present[0])), "add it, or leave all of them out"
-        )
+    missing = [name for name in present[0] if not _filled(row, name) and name not in layout.absent]
+    if missing:
+        expected = " and ".join(map(repr, present[0]))
+        fix = "add it, or leave all of them out"
+        row.refuse(f"{missing[0]!r} is missing", expected, fix, code="value-missing")
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
         return None, None
@@ -187,15 +191,16 @@ def read_evidence(row: RowReader, layout: Layout) -> tuple[float | None, bool | 
         return preference_from_votes(*known), known[0] < known[1]
     for name, clicks, impressions in (("chosen", known[0], known[1]), ("rejected", known[2], known[3])):
         if clicks > impressions:
-            found = f"{clicks:,} clicks of {impressions:,} impressions ({name!r})"
-            row.refuse(found, "clicks up to the impressions", "correct the counts")
+            problem = f"found {clicks:,} clicks of {impressions:,} impressions ({name!r})"
+            expected = "at most as many clicks as impressions"
+            row.refuse(problem, expected, "correct the counts", code="value-conflict")
             return None, None
-    # Raw rates decide what is called swapped: the prior would tip equal rates of unequal counts.
+    # Raw rates decide whether a row is swapped: the prior would break the tie of equal rates.
     return preference_from_clicks(*known), known[0] * known[3] < known[2] * known[1]
 
 
 def _filled(row: RowReader, column: str) -> bool:
-    """Whether the row states the column; an empty cell of a table states nothing."""
+    """Return whether the row has a value of the column; an empty cell of a table is no value."""
     if column not in row.values:
         return False
     return not isinstance(row.values, TextRow) or bool(row.values[column].strip())

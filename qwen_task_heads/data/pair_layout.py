@@ -1,10 +1,10 @@
-"""The columns of a file -> its kind, and what is misspelt or missing in all of it.
+"""The columns of a file -> its kind, and the columns that are misspelt or missing in all of its rows.
 
 Design:
-- The kind of a file (pairs or arms) is told by its columns, once per file. A required column that no row
-  has, and a column that looks like a misspelt accepted one, is one problem of the file, not one per row.
-- Other columns are left alone: real files carry ids and dates. A column counts as misspelt when it is
-  nearly an accepted one which the file lacks (`wieght`, `Chosen`, `chosen_votes`).
+- The columns determine the kind of a file (pairs or arms), once per file. A required column that no row has,
+  and a misspelt column, are one problem of the file, not one per row.
+- Other columns, such as ids and dates, are ignored. A column counts as misspelt if it resembles an accepted
+  column that the file lacks (`wieght`, `Chosen`, `chosen_votes`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from qwen_task_heads.data.json_files import FileProblem
 from qwen_task_heads.errors import shorten
 
-GROUP = ("group_id", "test_id", "group")  # the first that a row has
+GROUP = ("group_id", "test_id", "group")  # the first one that a row has is read
 VOTES = ("votes_chosen", "votes_rejected")
 CLICKS = ("chosen_clicks", "chosen_impressions", "rejected_clicks", "rejected_impressions")
 PAIR_COLUMNS = (
@@ -32,7 +32,7 @@ PAIR_COLUMNS = (
     *GROUP,
 )
 HEADLINE = ("headline", "title")
-# Where the prompt of a row is, the first form that is there; see `pair_texts.py`.
+# Columns of the prompt; the first entry that is present is read. See `pair_texts.py`.
 HISTORY = ("conversations", "messages")
 ALPACA = ("instruction", "input")
 PROMPTS = (("prompt",), (HISTORY[0],), ALPACA, ("question",), ("query",))
@@ -40,22 +40,22 @@ SYSTEM = "system"
 TITLES = ("chosen", "rejected")
 SWIFT = ("messages", "rejected_response")
 ARM_COLUMNS = (*HEADLINE, "impressions", "clicks", "prompt", *GROUP)
-MAX_UNREAD = 20  # columns that are named in a line
-MAX_HINTS = 200  # a hostile file may hold 100,000 columns; did-you-mean looks at so many
+MAX_UNREAD = 20  # columns that are named in a message
+MAX_HINTS = 200  # columns compared with the accepted ones; a hostile file may have 100,000 columns
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the columns of one file say: its kind, and what is wrong with all of its rows at once.
+    """The kind of one file by its columns, and the problems of all of its rows.
 
     Args:
-        kind: `pairs`, `arms`, or "" where the columns name neither.
+        kind: `pairs`, `arms`, or "" if the columns fit neither.
         problems: problems of the file.
-        near: misspelt column -> the accepted column it resembles.
+        near: misspelt column -> the accepted column that it resembles.
         absent: accepted columns that no row has.
         titles: the columns of the chosen and of the rejected title.
         prompt: the columns that make the prompt, in their order.
-        unread: columns that mean nothing here.
+        unread: columns that are ignored.
     """
 
     kind: str
@@ -68,11 +68,11 @@ class Layout:
 
 
 def read_layout(where: str, columns: Collection[str]) -> Layout:
-    """Tell the kind of a file from the columns its rows have, all rows together.
+    """Determine the kind of a file from the columns of all its rows.
 
     Args:
         where: the first row, for messages.
-        columns: every column that stands in some row.
+        columns: every column that any row has.
     """
     near = {
         kind: nearly(columns, accepted, alternatives=(GROUP, HEADLINE))
@@ -89,59 +89,57 @@ def read_layout(where: str, columns: Collection[str]) -> Layout:
         kind = kind if near[kind] else ""
     shown = ", ".join(sorted(columns)[:12]) + (", …" if len(columns) > 12 else "")
     if not kind:
-        accepted = f"{', '.join(PAIR_COLUMNS)}; or arms with {', '.join(ARM_COLUMNS)}"
-        problem = FileProblem(
-            where, f"no known column (columns: {shorten(shown, 200)})", accepted, "rename the columns"
-        )
-        return Layout("", (problem,), {}, frozenset())
+        problem = f"found no known column (columns: {shorten(shown, 200)})"
+        expected = f"{', '.join(PAIR_COLUMNS)}; or arms with {', '.join(ARM_COLUMNS)}"
+        unknown = FileProblem(where, problem, expected, "rename the columns", code="column-missing")
+        return Layout("", (unknown,), {}, frozenset())
     accepted_columns = _ACCEPTED[kind]
     prompt = _prompt_columns(columns, titles)
     absent = frozenset(accepted_columns) - set(columns)
     problems = []
-    hints = {name: target for name, target in near[kind].items() if name not in (*titles, *prompt)}
-    for needed in _missing_sets(kind, columns, titles):
-        hint = next((name for name, target in hints.items() if target in needed), None)
-        remedy = f"did you mean {needed[0]!r} by {hint!r}? rename it" if hint else "add or rename the column"
-        found = f"no row has {' or '.join(map(repr, needed))} (columns: {shorten(shown, 200)})"
-        problems.append(FileProblem(where, found, f"{', '.join(accepted_columns)}", remedy))
-    named = {name for needed in _missing_sets(kind, columns, titles) for name in needed}
-    for name, target in hints.items():
-        if target in absent and target not in named:
-            found, accepted = f"unknown column {name!r}", f"{', '.join(accepted_columns)}"
-            problems.append(
-                FileProblem(where, found, accepted, f"did you mean {target!r}? rename it, or drop it")
-            )
+    similar = {name: target for name, target in near[kind].items() if name not in (*titles, *prompt)}
+    missing = _missing_columns(kind, columns, titles)
+    expected = ", ".join(accepted_columns)
+    for needed in missing:
+        hint = next((name for name, target in similar.items() if target in needed), None)
+        problem = f"no row has {' or '.join(map(repr, needed))} (columns: {shorten(shown, 200)})"
+        fix = f"rename {hint!r} to {needed[0]!r}" if hint else "add or rename the column"
+        problems.append(FileProblem(where, problem, expected, fix, code="column-missing"))
+    reported = {name for needed in missing for name in needed}
+    for name, target in similar.items():
+        if target in absent and target not in reported:
+            problem, fix = f"found the unknown column {name!r}", f"rename it to {target!r}, or drop it"
+            problems.append(FileProblem(where, problem, expected, fix, code="column-unknown"))
     headline = next((name for name in HEADLINE if name in columns), "")
     own = {*accepted_columns, *titles} - {*HEADLINE, *GROUP} if kind == "pairs" else {"impressions", "clicks"}
     unread = unread_columns(columns, {*own, *prompt, headline if kind == "arms" else ""})
-    return Layout(kind, tuple(problems), hints, absent, titles, prompt, unread)
+    return Layout(kind, tuple(problems), similar, absent, titles, prompt, unread)
 
 
 def _prompt_columns(columns: Collection[str], titles: tuple[str, str]) -> tuple[str, ...]:
-    """The first form of prompt that is there, after a system message of its own column."""
-    form = next((form for form in PROMPTS if form[0] in columns), ())
-    system = (SYSTEM,) if SYSTEM in columns else ()
-    found = (*system, *(name for name in form if name in columns))
-    return tuple(name for name in found if name not in titles)
+    """Return the column of the system message, then the columns of the first prompt that is present."""
+    prompt = next((names for names in PROMPTS if names[0] in columns), ())
+    present = [name for name in (SYSTEM, *prompt) if name in columns]
+    return tuple(name for name in present if name not in titles)
 
 
 _ACCEPTED = {"pairs": PAIR_COLUMNS, "arms": ARM_COLUMNS}
 
 
-def _missing_sets(kind: str, columns: Collection[str], titles: tuple[str, str]) -> list[tuple[str, ...]]:
-    """Sets of columns of which the file has none; evidence counts as needed once a part of it is there."""
+def _missing_columns(kind: str, columns: Collection[str], titles: tuple[str, str]) -> list[tuple[str, ...]]:
+    """Return the alternatives of which the file has none; votes and clicks are required as a whole."""
     if kind == "arms":
         needed: list[tuple[str, ...]] = [HEADLINE, ("impressions",), ("clicks",), GROUP]
     else:
         needed = [(name,) for name in titles]
-        for evidence in (VOTES, CLICKS):
-            if any(name in columns for name in evidence):
-                needed += [(name,) for name in evidence]
+        for signal in (VOTES, CLICKS):
+            if any(name in columns for name in signal):
+                needed += [(name,) for name in signal]
     return [names for names in needed if not any(name in columns for name in names)]
 
 
 def unread_columns(columns: Collection[str], read: Collection[str]) -> tuple[str, ...]:
-    """Return the columns of a file that are not among those that are read, nor its group column.
+    """Return the columns of a file that are neither read nor its group column.
 
     Example:
         >>> unread_columns(["text", "label", "id", "group"], ["text", "label"])
@@ -152,20 +150,20 @@ def unread_columns(columns: Collection[str], read: Collection[str]) -> tuple[str
 
 
 def unread_lines(unread: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return the line that names columns which mean nothing here, with the sets that have them.
+    """Return the message that names the ignored columns, with the splits that have them.
 
     Args:
-        unread: role -> its columns.
+        unread: split -> its columns.
 
     Example:
         >>> unread_lines({"train": ["id", "date"], "dev": ["id"], "test": []})
         ['columns not read: id (train, dev), date (train)']
     """
-    roles: dict[str, list[str]] = {}
-    for role, columns in unread.items():
+    splits: dict[str, list[str]] = {}
+    for split, columns in unread.items():
         for column in columns:
-            roles.setdefault(column, []).append(role)
-    named = [f"{shorten(column, 40)[1:-1]} ({', '.join(found)})" for column, found in roles.items()]
+            splits.setdefault(column, []).append(split)
+    named = [f"{shorten(column, 40)[1:-1]} ({', '.join(having)})" for column, having in splits.items()]
     more = [f"and {len(named) - MAX_UNREAD:,} more"] if len(named) > MAX_UNREAD else []
     return [f"columns not read: {', '.join(named[:MAX_UNREAD] + more)}"] if named else []
 
@@ -173,12 +171,12 @@ def unread_lines(unread: Mapping[str, Iterable[str]]) -> list[str]:
 def nearly(
     columns: Collection[str], accepted: tuple[str, ...], *, alternatives: tuple[tuple[str, ...], ...]
 ) -> dict[str, str]:
-    """Column that looks misspelt -> the accepted one that is meant.
+    """Map each misspelt column to the accepted column that it resembles.
 
     Args:
-        columns: what a file has.
-        accepted: what means something in it.
-        alternatives: accepted columns of which one is enough; with one there, nobody misses the others.
+        columns: columns of a file.
+        accepted: columns that are read.
+        alternatives: accepted columns of which one is enough; if one is present, the others are not missing.
     """
     names = [name for name in columns if 0 < len(name) <= 40][:MAX_HINTS]
     result = {}
@@ -189,11 +187,11 @@ def nearly(
         match = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.8)
         target = plain[match[0]] if match else None
         if target is not None and name.startswith(target + "_"):
-            target = None  # `prompt_id` is a column of its own
-        if target is None:  # the words in another order: chosen_votes
+            target = None  # `prompt_id` is another column
+        if target is None:  # the same words in another order: chosen_votes
             words = sorted(_plain(name).split("_"))
             target = next((known for known in accepted if sorted(known.split("_")) == words), None)
-        # `title` beside `headline`, or `group` beside `test_id`, are alternatives that nobody misses.
+        # With `headline`, the file needs no `title`; with `test_id`, no `group`.
         enough = next((names for names in alternatives if target in names), ())
         if target is not None and not any(other in columns for other in enough):
             result[name] = target

@@ -1,21 +1,21 @@
-"""Preference files -> validated pairs and groups, with an account of every row.
+"""Preference files -> validated pairs and groups, with a report on every row.
 
 Design:
-- One pass reads, validates and collects; one exception at the end names every defect of the source
-  (`bad_rows="raise"`), or the defects are counted and kept in the report (`bad_rows="skip"`).
-- Whole-file defects (kind, columns, swapped evidence) always raise: skipping them would skip the file.
-- Evidence (votes, clicks) only sets `preference`; whether training uses it is the recipe's choice.
-- Which columns make which rows stands in `pair_scan.py`, which bytes make which rows in `formats.py`.
+- One pass reads, validates and collects. At the end, one exception names every defect of the source
+  (`bad_rows="raise"`), or the report counts and keeps the defects (`bad_rows="skip"`).
+- Defects of a whole file (kind, columns, swapped titles) always raise: skipping them would skip the file.
+- Preference signals (votes, clicks) only set `preference`; the recipe decides whether training uses it.
+- `sources.py` turns bytes into rows; `pair_scan.py` turns the columns of rows into pairs and arms.
 
 Accepted rows (`prompt`, `margin`, `weight` and one of `group_id`, `test_id`, `group` are optional):
 
 | row | columns |
 |---|---|
 | pair | chosen, rejected: text, with or without <title>…</title>; other layouts: `pair_texts.py` |
-| pair with votes | … votes_chosen, votes_rejected, perhaps votes_skip |
+| pair with votes | … votes_chosen, votes_rejected, optionally votes_skip |
 | pair with clicks | … chosen_clicks, chosen_impressions, rejected_clicks, rejected_impressions |
 | pair with a probability | … preference, from 0 to 1 |
-| arm of a test | headline or title, impressions, clicks, and one of the group columns |
+| arm of an experiment | headline or title, impressions, clicks, and one of the group columns |
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ __all__ = ["PairData", "groups_to_pairs", "pair_to_row", "pairs_of_rows", "read_
 
 @dataclass(frozen=True, kw_only=True)
 class PairData:
-    """What a source holds.
+    """The pairs and experiments of a source, with the report on its rows.
 
     Args:
         pairs: pairs, in reading order.
-        groups: tests with their arms, in order of first appearance; empty unless a file holds arms.
-        report: the account of every row.
-        unread: columns that mean nothing here, in order of appearance.
+        groups: experiments with their arms, in order of first appearance; empty unless a file has arms.
+        report: the report on every row.
+        unread: columns that are ignored, in order of appearance.
     """
 
     pairs: Sequence[PairExample]
@@ -64,7 +64,7 @@ class PairData:
 
 @dataclass
 class _Collected:
-    """Everything read so far, over all files of a source."""
+    """Rows, counts and problems over all files of a source."""
 
     pairs: PairColumns = field(default_factory=PairColumns)
     arms: ArmColumns = field(default_factory=ArmColumns)
@@ -73,7 +73,7 @@ class _Collected:
     problems: list[Problem] = field(default_factory=list)
     file_problems: list[Problem] = field(default_factory=list)
     swapped: list[str] = field(default_factory=list)
-    with_evidence: int = 0
+    with_signals: int = 0
     conversations: list[str] = field(default_factory=list)
     several: int = 0  # pairs beyond the first of their row
 
@@ -86,16 +86,17 @@ def read_pairs(
     bad_rows: str = "raise",
     options: FileOptions = PLAIN,
 ) -> PairData:
-    """Read preferences from a file, a folder, or a data set id.
+    """Read preferences from a file, a folder, or a dataset id.
 
-    The earlier messages of a conversation become the prompt: their contents, joined by line ends, without
-    their roles, and no chat template is applied. The report counts such rows.
+    The earlier messages of a conversation become the prompt: their contents, joined by newlines, without
+    roles and chat template. The report counts such rows.
 
     Args:
         source: JSONL, JSON, CSV, TSV, Parquet, Arrow or Excel; a folder of these, or one by `save_to_disk`;
-            `owner/name` of a hub, also as `modelscope:owner/name`. An existing path wins over an id.
-        split: `train`, `dev` or `test` of a folder or hub data set that holds several.
-        hub: where an id without prefix is looked up, `huggingface` or `modelscope`.
+            `owner/name` of a hub, also as `modelscope:owner/name`. An existing path takes precedence over an
+            id.
+        split: `train`, `dev` or `test` of a folder or hub dataset with several splits.
+        hub: the hub of an id without prefix, `huggingface` or `modelscope`.
         bad_rows: `raise` names every refused row in one error; `skip` leaves them out and counts them.
         options: encoding of text files, and columns of tables without a header.
 
@@ -103,8 +104,9 @@ def read_pairs(
         Pairs, groups and the report, with `report.rows_read == report.used + report.refused`.
 
     Raises:
-        TaskHeadsError: the source cannot be read, has unknown or misspelt columns, no usable row, evidence
-            that mostly speaks against the columns, or (with `raise`) any refused row. All of them at once.
+        TaskHeadsError: the source cannot be read, has unknown or misspelt columns, no usable row, preference
+            signals that mostly contradict the columns, or (with `raise`) any refused row. The error names
+            all of these problems.
 
     Example:
         >>> import pathlib, tempfile
@@ -118,23 +120,25 @@ def read_pairs(
         ('A', 'B', 0.75)
     """
     if bad_rows not in ("raise", "skip"):
-        found = f"found {shorten(bad_rows)}"
-        raise TaskHeadsError(Problem("bad_rows", found, "raise, skip", "choose one of them"))
+        problem = f"found {shorten(bad_rows)}"
+        raise TaskHeadsError(
+            Problem("bad_rows", problem, "raise, skip", "choose one of them", code="option-value")
+        )
     collected, unread = _Collected(), dict[str, None]()
     for rows in open_source(source, split=split, hub=hub, options=options):
-        unread.update(dict.fromkeys(_read_part(rows, collected)))
+        unread.update(dict.fromkeys(_read_file(rows, collected)))
     return _finish(os.fspath(source), collected, unread, skip=bad_rows == "skip")
 
 
 def pairs_of_rows(rows: Any, *, name: str) -> PairData:
-    """Read preferences from rows in memory, held against the same rules as those of a file.
+    """Read preferences from rows in memory, validated as those of a file.
 
     Args:
-        rows: a data set of `datasets`, or dicts, with the columns that are listed above.
-        name: what the rows are called in messages: `name:row 17`, counted from 1.
+        rows: a `datasets.Dataset`, or dicts, with the columns that are listed above.
+        name: name of the rows in messages: `name:row 17`, counted from 1.
 
     Raises:
-        TaskHeadsError: as `read_pairs`; any refused row is named.
+        TaskHeadsError: as in `read_pairs`, with every refused row.
 
     Example:
         >>> from qwen_task_heads.data.pair_readers import pairs_of_rows
@@ -142,12 +146,12 @@ def pairs_of_rows(rows: Any, *, name: str) -> PairData:
         'train_dataset:row 1'
     """
     collected = _Collected()
-    unread = _read_part(rows_of(name, rows), collected)
+    unread = _read_file(rows_of(name, rows), collected)
     return _finish(name, collected, unread, skip=False)
 
 
-def _read_part(rows: RowSource, collected: _Collected) -> Iterable[str]:
-    """One file; its columns that mean nothing."""
+def _read_file(rows: RowSource, collected: _Collected) -> Iterable[str]:
+    """Read one file, and return the columns that are ignored."""
 
     def start(where: str, columns: Collection[str]) -> PairScan:
         return PairScan(collected, read_layout(where, columns))
@@ -157,34 +161,34 @@ def _read_part(rows: RowSource, collected: _Collected) -> Iterable[str]:
 
 
 def _finish(source: str, collected: _Collected, unread: Iterable[str], *, skip: bool) -> PairData:
-    """Raise what must be raised, else report."""
-    tests = collected.arms.tests()
-    # A lone arm is no defect of the file: tests of images have one headline, with nothing to compare.
-    collected.refused += len(tests.conflicts) + len(tests.lone)
-    collected.problems += tests.conflicts
+    """Raise the collected problems, or return the data with its report."""
+    experiments = collected.arms.experiments()
+    # A lone arm is not a defect: experiments on images have one headline, which gives no pair.
+    collected.refused += len(experiments.conflicts) + len(experiments.lone)
+    collected.problems += experiments.conflicts
     used = collected.rows_read - collected.refused
-    against = swapped_problem(source, swapped=len(collected.swapped), with_evidence=collected.with_evidence)
-    problems = collected.file_problems + ([against] if against else []) + ([] if skip else collected.problems)
+    swapped = swapped_problem(source, swapped=len(collected.swapped), with_signals=collected.with_signals)
+    problems = collected.file_problems + ([swapped] if swapped else []) + ([] if skip else collected.problems)
     if not problems and not used:
-        found = f"none of {collected.rows_read:,} rows can be used"
-        if tests.lone:
-            found += f" ({len(tests.lone):,} arms stand alone in their tests)"
-        accepted = "at least one pair, or one test of two headlines"
-        remedy = "correct the rows below" if collected.problems else "add the other headlines of a test"
-        nothing = Problem(source, found, accepted, remedy)
-        problems = [nothing, *collected.problems]
+        problem = f"none of {collected.rows_read:,} rows can be used"
+        if experiments.lone:
+            problem += f" ({len(experiments.lone):,} arms are alone in their experiments)"
+        expected = "at least one pair, or one experiment of two headlines"
+        fix = "correct the rows below" if collected.problems else "add the other headlines of an experiment"
+        problems = [Problem(source, problem, expected, fix, code="rows-too-few"), *collected.problems]
     if problems:
         raise TaskHeadsError(problems)
     pairs = collected.pairs.table()
     findings = examine(pairs, swapped=collected.swapped)
     extra = (
         Finding("conversation", tuple(collected.conversations)),
-        Finding("pooled", tuple(tests.pooled)),
-        Finding("lone", tuple(tests.lone)),
+        Finding("pooled", tuple(experiments.pooled)),
+        Finding("lone", tuple(experiments.lone)),
     )
     findings += tuple(finding for finding in extra if finding.count)
-    stated = hashed(pairs, "group")
-    groups = np.union1d(stated[stated != hash_keys([KEYS["group"]("")])[0]], hashed(tests.table, "group"))
+    keys = hashed(pairs, "group")
+    keys = keys[keys != hash_keys([KEYS["group"]("")])[0]]
+    groups = np.union1d(keys, hashed(experiments.table, "group"))
     report = ReadReport(
         source=source,
         rows_read=collected.rows_read,
@@ -196,11 +200,11 @@ def _finish(source: str, collected: _Collected, unread: Iterable[str], *, skip: 
         refusals=tuple(collected.problems),
         findings=findings,
     )
-    return PairData(pairs=pairs, groups=tests.table, report=report, unread=tuple(unread))
+    return PairData(pairs=pairs, groups=experiments.table, report=report, unread=tuple(unread))
 
 
 def pair_to_row(pair: PairExample) -> dict[str, Any]:
-    """A pair as a row that `read_pairs` reads back, equal up to `source` (which says where it is read).
+    """Convert a pair to a row that `read_pairs` reads back, equal up to `source`, the place of the row.
 
     Example:
         >>> pair_to_row(PairExample(chosen="A", rejected="B", group="t1"))

@@ -1,4 +1,4 @@
-"""One row of preferences -> a pair or an arm, or every problem of that row."""
+"""A row of preferences -> a pair or an arm, or every problem of that row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from qwen_task_heads.data.pair_columns import (
     MAX_NUMBER,
     MIN_WEIGHT,
     RowReader,
-    read_evidence,
+    read_signals,
     refuse_misspelt,
     require,
 )
@@ -21,9 +21,9 @@ class PairRow:
     """A row of pairs.
 
     Args:
-        texts: the titles, of which the rejected ones may be several.
-        margin, preference, weight, group: as of a `PairExample`.
-        swapped: whether the evidence of the row prefers the rejected title, None without evidence.
+        texts: the prompt and the titles; the rejected titles may be several.
+        margin, preference, weight, group: as in `PairExample`.
+        swapped: whether the preference signals prefer the rejected title, None without signals.
     """
 
     texts: PairTexts
@@ -36,7 +36,7 @@ class PairRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmRow:
-    """A row of arms: a title of a test, with its counts."""
+    """A row of arms: a title of an experiment, with its counts."""
 
     title: str
     prompt: str
@@ -46,18 +46,17 @@ class ArmRow:
 
 
 def read_pair(row: RowReader, layout: Layout) -> PairRow | None:
-    """Read a pair, one for each rejected title; None with `row.problems` filled."""
+    """Read a row of pairs, with one or more rejected titles; return None if `row.problems` has any."""
     refuse_misspelt(row, layout, layout.titles)
     texts = read_texts(row, layout) if require(row, layout, layout.titles) else None
-    margin = row.number(
-        "margin", low=-MAX_NUMBER, high=MAX_NUMBER, accepted="a finite number to 1e6 either way"
-    )
-    weight = row.number("weight", low=MIN_WEIGHT, high=MAX_NUMBER, accepted="a number over 0, to 1e6")
-    preference, swapped = read_evidence(row, layout)
+    margin = row.number("margin", low=-MAX_NUMBER, high=MAX_NUMBER, expected="a number from -1e6 to 1e6")
+    weight = row.number("weight", low=MIN_WEIGHT, high=MAX_NUMBER, expected="a number from 1e-6 to 1e6")
+    preference, swapped = read_signals(row, layout)
     group = row.group()
     if texts is not None and len(texts.rejected) > 1 and preference is not None:
-        found = f"votes, clicks or a preference beside {len(texts.rejected):,} rejected titles"
-        row.refuse(found, "evidence on one pair", "write one pair per row")
+        problem = f"found votes, clicks or a preference for {len(texts.rejected):,} rejected titles"
+        expected = "preference signals of one pair"
+        row.refuse(problem, expected, "write one pair per row", code="value-conflict")
     if row.problems or texts is None:
         return None
     return PairRow(
@@ -71,7 +70,7 @@ def read_pair(row: RowReader, layout: Layout) -> PairRow | None:
 
 
 def read_arm(row: RowReader, layout: Layout) -> ArmRow | None:
-    """Read an arm; None with `row.problems` filled."""
+    """Read an arm; return None if `row.problems` has any."""
     headline = next((name for name in HEADLINE if name in row.values), _first_present(HEADLINE, layout))
     group = next((name for name in GROUP if name in row.values), _first_present(GROUP, layout))
     needed = (headline, "impressions", "clicks", group)
@@ -82,12 +81,16 @@ def read_arm(row: RowReader, layout: Layout) -> ArmRow | None:
     prompt, key = "\n".join(read_prompt(row, layout)[0]).strip(), row.group()
     for column, value in (("clicks", clicks), ("impressions", impressions)):
         if column in row.values and value is None and not row.problems:
-            row.refuse(f"{column!r} is empty", "a whole number from 0", "fill in the count")
+            problem = f"{column!r} is empty"
+            row.refuse(problem, "a whole number from 0", "fill in the count", code="value-missing")
     if group in row.values and not key and not row.problems:
-        row.refuse(f"{group!r} is empty", "the key of the test", "fill in the key")
+        row.refuse(
+            f"{group!r} is empty", "the key of the experiment", "fill in the key", code="value-missing"
+        )
     if clicks is not None and impressions is not None and clicks > impressions:
-        found = f"{clicks:,} clicks of {impressions:,} impressions"
-        row.refuse(found, "clicks up to the impressions", "correct the counts")
+        problem = f"found {clicks:,} clicks of {impressions:,} impressions"
+        expected = "at most as many clicks as impressions"
+        row.refuse(problem, expected, "correct the counts", code="value-conflict")
     if row.problems or not complete or clicks is None or impressions is None:
         return None
     return ArmRow(title=title, prompt=prompt, group=key, clicks=clicks, impressions=impressions)

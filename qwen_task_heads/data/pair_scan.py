@@ -1,8 +1,8 @@
-"""Batches of preferences -> columns. Plain rows are read column by column; all others by `pair_rows`.
+"""Batches of preferences -> columns. Plain rows are read column by column, other rows one by one.
 
 A pair is plain if both titles are texts without marks of tags, lists or conversations, and its numbers are
-numbers. An arm is plain if its title is such a text, and its counts are whole numbers of which the clicks are
-the smaller one.
+numbers. An arm is plain if its title is such a text, and its counts are whole numbers with at most as many
+clicks as impressions. `pair_rows` reads all other rows.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from qwen_task_heads.data.text_scan import plain_groups, plain_numbers, plain_te
 from qwen_task_heads.errors import Problem
 
 NAN = float("nan")
-MARKS = frozenset("[{(<")  # a list, messages or a tag begin with one of these
+MARKS = frozenset("[{(<")  # first characters of a list, messages or a tag
 
 
 class Collected(Protocol):
-    """Where rows go, and what is counted of them."""
+    """The columns that take the rows, and the counts of these rows."""
 
     pairs: PairColumns
     arms: ArmColumns
     refused: int
     problems: list[Problem]
     swapped: list[str]
-    with_evidence: int
+    with_signals: int
     conversations: list[str]
     several: int
 
 
 class PairScan:
-    """The rows of one file, added to `collected`.
+    """Reads the rows of one file into `collected`.
 
     Args:
-        collected: where they go.
-        layout: of the file.
+        collected: takes the rows and counts them.
+        layout: layout of the file.
     """
 
     def __init__(self, collected: Collected, layout: Layout) -> None:
@@ -61,7 +61,7 @@ class PairScan:
 
     def _add_pairs(self, batch: Batch) -> None:
         chosen, rejected = (plain_titles(batch, name) for name in self.layout.titles)
-        preferences, swapped = _plain_evidence(batch)
+        preferences, swapped = _plain_signals(batch)
         columns: dict[str, Sequence[Any]] = {
             "chosen": chosen,
             "rejected": rejected,
@@ -71,27 +71,27 @@ class PairScan:
             "preference": preferences,
             "weight": plain_weights(batch),
         }
-        rows: dict[int, list[dict[str, Any]]] = {}  # place of an odd row -> its pairs
+        rows: dict[int, list[dict[str, Any]]] = {}  # index of a row that is not plain -> its pairs
         for place, (one, two, *others) in enumerate(zip(*columns.values(), strict=True)):
             if not self._is_plain or not one or not two or None in others or _may_be_equal(one, two):
                 rows[place] = self._read_pair(batch, place)
             elif (preference := others[3]) == preference:
-                self.collected.with_evidence += 1
+                self.collected.with_signals += 1
                 self.collected.swapped += [batch.where(place)] if swapped[place] else []
         columns, numbers = _merged(columns, batch.numbers, rows)
         self.collected.pairs.extend(columns, source=batch.source, numbers=numbers)
 
     def _read_pair(self, batch: Batch, place: int) -> list[dict[str, Any]]:
-        """The pairs of a row that is read by itself."""
+        """Return the pairs of one row."""
         row = RowReader(batch.where(place), batch.row(place))
         pair = read_pair(row, self.layout)
         if pair is None:
             self._refuse(row)
             return []
         self.collected.several += len(pair.texts.rejected) - 1
-        self.collected.with_evidence += pair.swapped is not None
+        self.collected.with_signals += pair.swapped is not None
         self.collected.swapped += [row.where] if pair.swapped else []
-        self.collected.conversations += [row.where] if pair.texts.spoken else []
+        self.collected.conversations += [row.where] if pair.texts.from_messages else []
         return _pairs_of(pair)
 
     def _add_arms(self, batch: Batch) -> None:
@@ -105,9 +105,9 @@ class PairScan:
             "impressions": impressions,
         }
         rows: dict[int, list[dict[str, Any]]] = {}
-        for place, (title, prompt, group, clicked, shown) in enumerate(zip(*columns.values(), strict=True)):
-            whole = title and group and prompt is not None and clicked is not None and shown is not None
-            if not self._is_plain or not whole or clicked > shown:
+        for place, (title, prompt, group, clicked, seen) in enumerate(zip(*columns.values(), strict=True)):
+            complete = title and group and prompt is not None and clicked is not None and seen is not None
+            if not self._is_plain or not complete or clicked > seen:
                 row = RowReader(batch.where(place), batch.row(place))
                 arm = read_arm(row, self.layout)
                 rows[place] = [] if arm is None else [vars(arm)]
@@ -121,7 +121,7 @@ class PairScan:
         self.collected.problems += row.problems
 
     def _plain_prompts(self, batch: Batch) -> list[str | None]:
-        """The prompt of each row; None where a row has to be read by itself."""
+        """Return the prompt of each row, None for a row that is not plain."""
         if not self.layout.prompt:
             return [""] * len(batch)
         values = batch.column(self.layout.prompt[0])
@@ -149,7 +149,7 @@ def _pairs_of(pair: PairRow) -> list[dict[str, Any]]:
 def _merged(
     columns: dict[str, Sequence[Any]], numbers: Sequence[int], rows: dict[int, list[dict[str, Any]]]
 ) -> tuple[dict[str, Sequence[Any]], Sequence[int]]:
-    """Columns with other rows in the places of some: none, one or several for each."""
+    """Replace the rows at some indices by the rows in `rows`: none, one or several for each index."""
     if not rows:
         return columns, numbers
     merged: dict[str, list[Any]] = {name: [] for name in columns}
@@ -164,7 +164,7 @@ def _merged(
 
 
 def plain_titles(batch: Batch, column: str) -> list[str]:
-    """Return the titles of a column; "" where a row has to be read by itself."""
+    """Return the titles of a column, "" for a row that is not plain."""
     return [
         "" if text[:1] in MARKS or text[-1:] == ">" or text.startswith("Human:") else text
         for text in plain_texts(batch, column)
@@ -172,7 +172,7 @@ def plain_titles(batch: Batch, column: str) -> list[str]:
 
 
 def _may_be_equal(one: str, other: str) -> bool:
-    """Whether two titles may be equal but for white space; such rows are read by themselves."""
+    """Return whether two titles are equal up to white space; such rows are read one by one."""
     return one[0] == other[0] and one[-1] == other[-1] and collapse(one) == collapse(other)
 
 
@@ -180,8 +180,8 @@ def _plain(batch: Batch, name: str, low: float, high: float) -> list[float | Non
     return plain_numbers(batch, name, low=low, high=high, absent=NAN)
 
 
-def _plain_evidence(batch: Batch) -> tuple[list[float | None], Sequence[bool]]:
-    """(P(chosen preferred) of each row, None where it has to be read by itself; whether that is swapped)."""
+def _plain_signals(batch: Batch) -> tuple[list[float | None], Sequence[bool]]:
+    """Return P(chosen preferred) of each row, None if it is not plain, and whether the row looks swapped."""
     known = [names for names in (("preference",), CLICKS) if not {*names}.isdisjoint(batch.names)]
     if not {*VOTES, "votes_skip"}.isdisjoint(batch.names) or len(known) > 1:
         return [None] * len(batch), [False] * len(batch)
@@ -193,14 +193,14 @@ def _plain_evidence(batch: Batch) -> tuple[list[float | None], Sequence[bool]]:
     columns = np.array(
         [row if ok else (0, 0, 0, 0) for row, ok in zip(counts, plain, strict=True)], np.int64
     ).T
-    found = preferences_from_clicks(*columns).tolist()
-    # Raw rates decide what is called swapped, as in `read_evidence`.
+    preferences = preferences_from_clicks(*columns).tolist()
+    # Raw rates decide whether a row is swapped, as in `read_signals`.
     swapped = exact_products(columns[0], columns[3]) < exact_products(columns[2], columns[1])
-    return [value if ok else None for value, ok in zip(found, plain, strict=True)], swapped.tolist()
+    return [value if ok else None for value, ok in zip(preferences, plain, strict=True)], swapped.tolist()
 
 
 def _plain_counts(batch: Batch, name: str) -> list[int | None]:
-    """Whole numbers, in text as digits; None where a row has to be read by itself."""
+    """Return the whole numbers of a column, in text as digits; None for a row that is not plain."""
     values = batch.column(name)
     if batch.textual:
         digits = (

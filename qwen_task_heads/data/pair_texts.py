@@ -2,16 +2,16 @@
 
 | layout | columns |
 |---|---|
-| plain | chosen, rejected, perhaps prompt: text |
-| trl, UltraFeedback | chosen, rejected: messages, the title last; perhaps prompt, as text or messages |
+| plain | chosen, rejected, optionally prompt: text |
+| trl, UltraFeedback | chosen, rejected: messages, the title last; optionally prompt, as text or messages |
 | HH-RLHF | chosen, rejected: `\\n\\nHuman: ...\\n\\nAssistant: ...` |
-| Alpaca, as of LLaMA-Factory | instruction, perhaps input; chosen, rejected |
-| ShareGPT, as of LLaMA-Factory | conversations; chosen, rejected: one message |
+| Alpaca, as in LLaMA-Factory | instruction, optionally input; chosen, rejected |
+| ShareGPT, as in LLaMA-Factory | conversations; chosen, rejected: one message |
 | ms-swift | messages, the chosen title last; rejected_response |
-| Orca DPO | question or query, perhaps system; chosen, rejected |
+| Orca DPO | question or query, optionally system; chosen, rejected |
 
-`rejected` may be a list of titles: one pair each. What comes before the titles is the prompt: contents joined
-by line ends, without roles and chat template. A prompt column that repeats it, or a part of it, adds nothing.
+`rejected` may be a list of titles; each makes one pair. The messages before the titles are the prompt: their
+contents joined by newlines, without roles and chat template. A prompt column that repeats them is read once.
 
 Sources: https://huggingface.co/docs/trl/dataset_formats#preference, https://llamafactory.readthedocs.io
 (data preparation), https://swift.readthedocs.io (custom dataset), https://huggingface.co/datasets/HuggingFaceH4/
@@ -35,75 +35,85 @@ class PairTexts:
     """The texts of a row.
 
     Args:
-        prompt: "" without one.
+        prompt: "" without a prompt.
         chosen: the preferred title.
-        rejected: the other titles; () where the row is refused.
-        spoken: the prompt was made of messages.
+        rejected: the other titles; () if the row is refused.
+        from_messages: whether the prompt was made of messages.
     """
 
     prompt: str = ""
     chosen: str = ""
     rejected: tuple[str, ...] = ()
-    spoken: bool = False
+    from_messages: bool = False
 
 
 def read_texts(row: RowReader, layout: Layout) -> PairTexts:
-    """Read the texts of a row that has `layout.titles`; without `rejected` where `row.problems` says why."""
-    before, spoken = read_prompt(row, layout)
+    """Read the texts of a row that has `layout.titles`; without `rejected` if `row.problems` has any."""
+    prompt_parts, from_messages = read_prompt(row, layout)
     good, bad = layout.titles
-    if good in HISTORY:  # of ms-swift: the chosen title is the last message
-        said, other = _talk(row, good), None
-        if said is None:
+    if good in HISTORY:  # ms-swift: the chosen title is the last message
+        chosen_talk, rejected_talk = _conversation(row, good), None
+        if chosen_talk is None:
             return PairTexts()
     else:
         turns = {name: _turns(row.values[name]) for name in (good, bad)}
-        if None in turns.values():  # a text with marks of turns beside one without is a title
+        if None in turns.values():  # a text with marks of turns is a title if the other text has none
             turns = dict.fromkeys(turns)
-        talks = [name for name in (good, bad) if turns[name] or _holds_messages(row.values[name])]
+        talks = [name for name in (good, bad) if turns[name] or _has_messages(row.values[name])]
         if len(talks) == 1 and not (talks == [bad] and _texts_of(row.values[bad])):
-            found = f"only {talks[0]!r} is a list of messages"
-            row.refuse(found, "both or neither", "write both in one form")
+            problem = f"only {talks[0]!r} is a list of messages"
+            expected = "messages in both columns or in neither"
+            row.refuse(problem, expected, "write both in one form", code="value-conflict")
             return PairTexts()
-        is_talk = len(talks) == 2
-        said, other = (_talk(row, name, turns[name]) if is_talk else None for name in (good, bad))
-        if is_talk and (said is None or other is None):
+        are_talks = len(talks) == 2
+        chosen_talk, rejected_talk = (
+            _conversation(row, name, turns[name]) if are_talks else None for name in (good, bad)
+        )
+        if are_talks and (chosen_talk is None or rejected_talk is None):
             return PairTexts()
-    chosen = said[1] if said else row.title(good)
-    rejected = [other[1]] if other else [row.one_title(bad, title) for title in _several(row.values[bad])]
-    if said and other and said[0] != other[0]:
-        found = f"{good!r} and {bad!r} answer different conversations"
-        row.refuse(found, "the same messages before the title", "correct or remove the row")
-    if said and said[0]:
-        before, spoken = _once(before, said[0]), True
-    equal = [title for title in rejected if chosen and title and collapse(chosen) == collapse(title)]
-    if equal:
-        row.refuse(f"{good!r} and {bad!r} are equal ({shorten(chosen)})", "two titles", "remove the row")
+    chosen = chosen_talk[1] if chosen_talk else row.title(good)
+    if rejected_talk:
+        rejected = [rejected_talk[1]]
+    else:
+        titles = _texts_of(row.values[bad]) or [row.values[bad]]
+        rejected = [row.one_title(bad, title) for title in titles]
+    if chosen_talk and rejected_talk and chosen_talk[0] != rejected_talk[0]:
+        problem = f"{good!r} and {bad!r} answer different conversations"
+        expected = "the same messages before the title"
+        row.refuse(problem, expected, "correct or remove the row", code="value-conflict")
+    if chosen_talk and chosen_talk[0]:
+        prompt_parts, from_messages = _merge(prompt_parts, chosen_talk[0]), True
+    if any(chosen and title and collapse(chosen) == collapse(title) for title in rejected):
+        problem = f"{good!r} and {bad!r} are equal ({shorten(chosen)})"
+        row.refuse(problem, "two different titles", "remove the row", code="value-conflict")
     if not chosen or not all(rejected):
         return PairTexts()
-    prompt = "\n".join(before).strip()
-    return PairTexts(prompt, chosen, tuple(rejected), spoken=spoken and bool(prompt))
+    prompt = "\n".join(prompt_parts).strip()
+    return PairTexts(prompt, chosen, tuple(rejected), from_messages=from_messages and bool(prompt))
 
 
 def read_prompt(row: RowReader, layout: Layout) -> tuple[list[str], bool]:
-    """The parts of the prompt beside the titles, and whether they are messages."""
+    """Return the parts of the prompt outside the columns of titles, and whether they are messages."""
     parts: list[str] = []
-    spoken = False
+    from_messages = False
     for column in layout.prompt:
         value = row.values.get(column, "")
         if column in HISTORY and column in layout.titles:
             continue
-        if _holds_messages(value) or column in HISTORY:
+        if _has_messages(value) or column in HISTORY:
             if column in row.values:
                 parts += [content for _, content in read_messages(row, column, last="assistant") or []]
-                spoken = True
+                from_messages = True
         elif isinstance(value, str):
             parts += [value.strip()] if value.strip() else []
         elif value is not None or column not in (*ALPACA, "system"):
-            row.refuse(f"{column!r} is {shorten(value)}", "text", "write a string, or leave the key out")
-    return parts, spoken
+            code = "value-missing" if value is None else "value-type"
+            fix = "write a string, or leave the key out"
+            row.refuse(f"{column!r} is {shorten(value)}", "text", fix, code=code)
+    return parts, from_messages
 
 
-def _holds_messages(value: Any) -> bool:
+def _has_messages(value: Any) -> bool:
     return isinstance(value, list | dict) or (isinstance(value, str) and is_conversation(value))
 
 
@@ -111,45 +121,44 @@ def _turns(value: Any) -> Messages | None:
     return split_turns(value) if isinstance(value, str) else None
 
 
-def _talk(row: RowReader, column: str, turns: Messages | None = None) -> tuple[list[str], str] | None:
-    """(earlier contents, the title) of messages; None where they are refused."""
+def _conversation(row: RowReader, column: str, turns: Messages | None = None) -> tuple[list[str], str] | None:
+    """Return the contents of the earlier messages, and the title; None if they are refused."""
     if turns is None and row.values[column] == []:
-        row.refuse(f"no message in {column!r}", "messages", "end with the title")
+        problem, expected = f"{column!r} has no message", "messages that end with the title"
+        row.refuse(problem, expected, "end with the title", code="value-missing")
         return None
     messages = turns or read_messages(row, column, last="assistant")
     if not messages:
         return None
     role, title = messages[-1]
     if role != "assistant":
-        found = f"the last message of {column!r} is from {shorten(role)}"
-        row.refuse(found, "messages that end with the title, by the assistant", "end with the title")
+        problem = f"the last message of {column!r} is from {shorten(role)}"
+        expected = "messages that end with the title, by the assistant"
+        row.refuse(problem, expected, "end with the title", code="value-conflict")
         return None
     if is_blank(title):
-        row.refuse(f"the title in {column!r} is empty", "a title with text", "fill in the title")
+        problem = f"the title in {column!r} is empty"
+        row.refuse(problem, "a title with text", "fill in the title", code="text-empty")
         return None
     return [content for _, content in messages[:-1]], strip_title(title)
 
 
-def _several(value: Any) -> list[Any]:
-    """The titles of a list of texts, or the one that a value is."""
-    return _texts_of(value) or [value]
-
-
 def _texts_of(value: Any) -> list[str]:
-    """The texts of a list that holds nothing else, also of a list as text; [] for all others."""
-    found = parse_list(value) if isinstance(value, str) else value
-    texts = [title for title in found if isinstance(title, str)] if isinstance(found, list) else []
-    return texts if texts and len(texts) == len(found or ()) else []
+    """Return the texts of a list of texts, also of a list written as text; [] for all other values."""
+    items = parse_list(value) if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        return []
+    return items
 
 
-def _once(prompt: list[str], before: list[str]) -> list[str]:
-    """Prompt and earlier messages, without what both of them hold."""
-    one, other = ([part.strip() for part in parts if part.strip()] for parts in (prompt, before))
-    if _within(one, other) or "\n".join(one) == "\n".join(other):
+def _merge(prompt: list[str], messages: list[str]) -> list[str]:
+    """Join the prompt and the earlier messages; if one contains the other, return the larger one alone."""
+    one, other = ([part.strip() for part in parts if part.strip()] for parts in (prompt, messages))
+    if _contains(other, one) or "\n".join(one) == "\n".join(other):
         return other
-    return one if _within(other, one) else [*one, *other]
+    return one if _contains(one, other) else [*one, *other]
 
 
-def _within(parts: list[str], whole: list[str]) -> bool:
-    """Whether some parts follow each other in the whole."""
-    return any(whole[place : place + len(parts)] == parts for place in range(len(whole) - len(parts) + 1))
+def _contains(whole: list[str], parts: list[str]) -> bool:
+    """Return whether `parts` is a contiguous slice of `whole`."""
+    return any(whole[start : start + len(parts)] == parts for start in range(len(whole) - len(parts) + 1))

@@ -1,4 +1,4 @@
-"""Preferences as they were read: columns of pairs, and columns of arms that are still to be paired."""
+"""Preferences before pairing: columns of pairs, and columns of the arms of experiments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PairColumns:
         self.places.extend(source, numbers)
 
     def truncate(self, rows: int) -> None:
-        """Forget all rows but the first ones."""
+        """Remove all rows but the first `rows`."""
         for texts in self.texts.values():
             texts.truncate(rows)
         for values in self.numbers.values():
@@ -49,20 +49,23 @@ class PairColumns:
         rows = np.arange(len(self))
         margins, preferences, weights = (column.values() for column in self.numbers.values())
         return PairTable(
-            **self.texts, chosen_rows=rows, rejected_rows=rows, margins=margins, preferences=preferences,
-            weights=weights, places=self.places,
-        )  # fmt: skip
+            **self.texts,
+            chosen_rows=rows,
+            rejected_rows=rows,
+            margins=margins,
+            preferences=preferences,
+            weights=weights,
+            places=self.places,
+        )
 
 
 class ArmColumns:
-    """Arms of tests, in reading order."""
+    """Arms of experiments, in reading order."""
 
     def __init__(self) -> None:
-        self.title, self.prompt, self.group = (
-            Texts(KEYS["chosen"]),
-            Texts(KEYS["prompt"]),
-            Texts(KEYS["group"]),
-        )
+        self.title = Texts(KEYS["chosen"])
+        self.prompt = Texts(KEYS["prompt"])
+        self.group = Texts(KEYS["group"])
         self._clicks, self._impressions = array("q"), array("q")
         self.places = Places()
 
@@ -79,19 +82,19 @@ class ArmColumns:
         self.places.extend(source, numbers)
 
     def truncate(self, rows: int) -> None:
-        """Forget all rows but the first ones."""
+        """Remove all rows but the first `rows`."""
         for column in (self.title, self.prompt, self.group, self.places):
             column.truncate(rows)
         del self._clicks[rows:], self._impressions[rows:]
 
-    def tests(self) -> Tests:
-        """Put the arms of each test together."""
+    def experiments(self) -> Experiments:
+        """Group the arms by experiment and pool those with equal titles."""
         clicks, impressions = (
             np.frombuffer(column, np.int64) for column in (self._clicks, self._impressions)
         )
         groups = self.group.hashes()
         order = _by_first(groups)
-        order, conflicts = self._of_one_prompt(order, groups)
+        order, conflicts = self._check_prompts(order, groups)
         order, pooled = self._pool(order, groups, clicks, impressions)
         ids = groups[order]
         starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1])[: len(ids)])
@@ -99,19 +102,26 @@ class ArmColumns:
         alone = ends - starts < 2
         lone = {int(row) for row in order[starts[alone]]}
         table = GroupTable(
-            title=self.title, prompt=self.prompt, group=self.group, clicks=clicks, impressions=impressions,
-            places=self.places, order=order, starts=starts[~alone], ends=ends[~alone],
-        )  # fmt: skip
+            title=self.title,
+            prompt=self.prompt,
+            group=self.group,
+            clicks=clicks,
+            impressions=impressions,
+            places=self.places,
+            order=order,
+            starts=starts[~alone],
+            ends=ends[~alone],
+        )
         with_lone = [row for row, first in pooled if first in lone]
-        return Tests(
+        return Experiments(
             table,
             conflicts=conflicts,
             pooled=[self.places[row] for row, first in sorted(pooled) if first not in lone],
             lone=[self.places[row] for row in sorted([*lone, *with_lone])],
         )
 
-    def _of_one_prompt(self, order: Numbers, groups: Hashes) -> tuple[Numbers, list[Problem]]:
-        """The arms whose prompt is that of the first arm of their test, and a problem of each other one."""
+    def _check_prompts(self, order: Numbers, groups: Hashes) -> tuple[Numbers, list[Problem]]:
+        """Keep the arms that have the prompt of the first arm of their experiment; refuse the others."""
         if self.prompt.are_empty:
             return order, []
         problems: list[Problem] = []
@@ -122,13 +132,14 @@ class ArmColumns:
                 first, group, prompt = row, groups[row], own
             elif own != prompt:
                 kept[place] = False
-                found = f"test {shorten(self.group[row])} has another prompt at {self.places[first]}"
+                key = shorten(self.group[row])
                 problems.append(
                     Problem(
                         self.places[row],
-                        found,
-                        "one prompt per test",
-                        "give the tests different keys",
+                        f"experiment {key} has another prompt at {self.places[first]}",
+                        "one prompt per experiment",
+                        "give the experiments different keys",
+                        code="rows-conflict",
                     )
                 )
         return order[kept], problems
@@ -136,15 +147,15 @@ class ArmColumns:
     def _pool(
         self, order: Numbers, groups: Hashes, clicks: NDArray[np.int64], impressions: NDArray[np.int64]
     ) -> tuple[Numbers, list[tuple[int, int]]]:
-        """Add the counts of arms that repeat a headline of their test to those of the first one.
+        """Add the counts of arms that repeat a headline of their experiment to those of the first one.
 
         Returns:
-            The arms that are left, and `(row, row of the first)` of the others.
+            The remaining arms, and `(row, row of the first)` of each other arm.
         """
-        alike = order[repeated(combine(groups[order], self.title.hashes()[order]))]
+        equal = order[repeated(combine(groups[order], self.title.hashes()[order]))]
         first: dict[tuple[int, str], int] = {}
         pooled: list[tuple[int, int]] = []
-        keys = zip(alike.tolist(), groups[alike].tolist(), self.title.take(alike), strict=True)
+        keys = zip(equal.tolist(), groups[equal].tolist(), self.title.take(equal), strict=True)
         for row, group, title in keys:
             kept = first.setdefault((group, " ".join(title.split())), row)
             if kept != row:
@@ -155,14 +166,14 @@ class ArmColumns:
 
 
 @dataclass(frozen=True)
-class Tests:
-    """Tests of at least two arms, and what became of the other arms.
+class Experiments:
+    """Experiments of at least two arms, and the places of the other arms.
 
     Args:
-        table: the tests, in the order of their first arms.
-        conflicts: a problem of each arm with another prompt than its test.
-        pooled: places of the arms that repeat a headline of their test.
-        lone: places of the arms of tests that have one headline.
+        table: the experiments, in the order of their first arms.
+        conflicts: a problem of each arm with another prompt than its experiment.
+        pooled: places of the arms that repeat a headline of their experiment.
+        lone: places of the arms of experiments with one headline.
     """
 
     table: GroupTable
@@ -172,7 +183,7 @@ class Tests:
 
 
 def _by_first(groups: Hashes) -> Numbers:
-    """Rows with equal groups side by side, both in the order of their first rows."""
+    """Sort rows by group; groups, and rows within a group, keep the order of their first rows."""
     _, first, number = np.unique(groups, return_index=True, return_inverse=True)
     kind = np.int32 if len(groups) < 2**31 else np.int64
     return np.argsort(first[number], kind="stable").astype(kind)

@@ -1,7 +1,7 @@
-"""Labelled texts as they were read: columns of texts, and every different target once.
+"""Labelled texts with unresolved targets: columns of texts, and every different target once.
 
-What the values of labels mean is a matter of the whole column, and not of its rows: a file of 500,000 rows
-may have four different targets. So each target stands once, with its first place, and rows carry its number.
+The meaning of a label value depends on the whole column, and a file of 500,000 rows may have four different
+targets. Each different target is therefore stored once, with its first place; a row stores its index.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from qwen_task_heads.errors import Problem
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawTarget:
-    """What some rows say of their labels, not resolved yet.
+    """An unresolved target of one or more rows.
 
     Args:
         value: id or name; list of these; tuple of scores; list or mapping of probabilities; by the kind.
-        name: the `label_name` beside an id, "" without one.
-        candidates: names that the row offers (`category`), () without.
-        where: file and line of the first row that says it.
-        textual: the row is one of CSV, TSV or a class file: `3` there is what `"3"` is in JSON.
-        is_split: several labels came as one text, which other separators than `|` may part further.
+        name: the `label_name` of an id, "" without one.
+        candidates: candidate labels of the row (`category`), () without.
+        where: file and line of the first row with this target.
+        textual: whether the row is from CSV, TSV or a class file, in which `3` is the `"3"` of JSON.
+        is_split: whether several labels were one text, which separators other than `|` may split further.
     """
 
     value: Any = None
@@ -42,27 +42,27 @@ class RawTarget:
 
     @property
     def file(self) -> str:
-        """The file that says it."""
+        """The file of the first row with this target."""
         return self.where.rsplit(":", 1)[0]
 
 
 class RowProblem(Problem):
-    """What is wrong with a target, and so with every row that has it.
+    """A problem of a target, and so of every row that has it.
 
-    `where` is `RawTarget.where`: `RawTexts.of_rows` finds the rows by it.
+    `where` is `RawTarget.where`, by which `RawTexts.of_rows` finds the rows.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawText:
-    """One row.
+    """A row of texts with its unresolved target.
 
     Args:
         text: stripped, not empty.
         text_b: the second text of a pair, "" for single texts.
-        weight: of the row, positive.
-        group: key of what belongs together, "" without one.
-        target: what it says of its labels, with the place of the row.
+        weight: weight of the row, positive.
+        group: key of the rows that stay in one split, "" without one.
+        target: the target, with the place of the row.
     """
 
     text: str
@@ -74,23 +74,24 @@ class RawText:
 
 @dataclass(kw_only=True)
 class RawTexts:
-    """All rows of a source, their targets not resolved yet.
+    """All rows of a source, with unresolved targets.
 
     Args:
-        source: what was read, as the user named it.
+        source: file, folder or dataset id, as the user named it.
         targets: each different target of each file, in the order of their first rows.
-        kind: problem type that the target column serves, "" where no file says.
+        kind: problem type of the target column, "" if unknown.
         target: the target column of the first file.
-        class_names: names that a hub's columns declare for the target, () without.
-        rows_read: rows of data, good or not; `rows_read == len(self) + refused`.
+        class_names: class names that the schema of a hub dataset declares for the target, () without.
+        rows_read: all rows of data; `rows_read == len(self) + refused`.
         refused: rows with a problem.
-        problems: of rows; one row may have several.
-        file_problems: of whole files, which are never skipped.
-        spoken: rows in which others than the user speak; what they say is no part of the text.
-        hidden: rows whose label is -1, as benchmarks mark a test set whose labels they keep.
-        unread: columns that mean nothing here, in order of appearance.
-        notes: what else to know of how the files were read.
-        cut_at: `max_samples`, where it left rows unread.
+        problems: problems of rows; one row may have several.
+        file_problems: problems of whole files, which are never skipped.
+        spoken: rows with messages of other roles than user, which are left out of the text.
+        unlabeled: rows with label -1, by which benchmarks mark unpublished labels of a test split.
+        unread: columns that are ignored, in order of appearance.
+        messages: messages on how the files were read.
+        cut_at: `max_samples`, if it left rows unread.
+        refused_targets: index in `targets` -> the problem of that target.
     """
 
     source: str
@@ -103,18 +104,18 @@ class RawTexts:
     problems: list[Problem] = field(default_factory=list)
     file_problems: list[Problem] = field(default_factory=list)
     spoken: list[str] = field(default_factory=list)
-    hidden: int = 0
+    unlabeled: int = 0
     unread: dict[str, None] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     cut_at: int | None = None
     refused_targets: dict[int, Problem] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.text, self.text_b = Texts(KEYS["text"]), Texts(KEYS["text_b"])
         self.group, self.weights, self.places = Texts(KEYS["group"]), Column("d", 1.0), Places()
-        self.scores = Column("d", np.nan)  # of targets that are one score
-        self._score_codes: list[int] = []  # of the first score, and of all others
-        self._codes = array("i")  # per row, its place in `targets`
+        self.scores = Column("d", np.nan)  # of rows whose target is one score
+        self._score_codes: list[int] = []  # of the first score, and of all other scores
+        self._codes = array("i")  # per row, the index of its target
         self._code_of: dict[bytes, int] = {}
 
     def __len__(self) -> int:
@@ -133,24 +134,29 @@ class RawTexts:
 
     @property
     def codes(self) -> NDArray[np.int32]:
-        """Per row, the place of its target in `targets`."""
+        """Per row, the index of its target in `targets`."""
         return np.frombuffer(self._codes, np.int32)
 
     def code_of(self, target: RawTarget) -> int:
-        """Return the place of a target, which is added where it is a new one."""
-        parts = (
-            target.value, target.name, target.candidates, target.file, target.textual, target.is_split
-        )  # fmt: skip
-        key = blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        """Return the index of a target, which is added if it is new."""
+        fields = (
+            target.value,
+            target.name,
+            target.candidates,
+            target.file,
+            target.textual,
+            target.is_split,
+        )
+        key = blake2b(repr(fields).encode("utf-8", "surrogatepass"), digest_size=16).digest()
         code = self._code_of.setdefault(key, len(self.targets))
         if code == len(self.targets):
             self.targets.append(target)
         return code
 
     def code_of_score(self, target: RawTarget) -> int:
-        """Return the place of a target that is one score: the first score, or one for all others.
+        """Return the index of a target that is one score: one index for the first score, one for all others.
 
-        Each row has its own score in `scores`; of the targets it is only asked whether they differ.
+        `scores` has the score of each row. The targets only show whether all scores are equal.
         """
         for code in self._score_codes:
             if self.targets[code].value == target.value:
@@ -171,7 +177,7 @@ class RawTexts:
         source: str,
         numbers: Sequence[int],
     ) -> None:
-        """Add rows of one file; `source` and `numbers` are those of a `Batch`."""
+        """Add rows of one file; `source` and `numbers` are fields of a `Batch`."""
         self.text.extend(texts)
         self.text_b.extend(texts_b)
         self.group.extend(groups)
@@ -186,15 +192,15 @@ class RawTexts:
         return [target for code, target in enumerate(self.targets) if code not in self.refused_targets]
 
     def change(self, make: Callable[[RawTarget], RawTarget | RowProblem]) -> None:
-        """Put another target, or what is wrong with it, in the place of each that is not refused."""
+        """Replace each target that is not refused by `make(target)`, or refuse it with that problem."""
         for code, target in enumerate(self.targets):
             if code in self.refused_targets:
                 continue
-            made = make(target)
-            if isinstance(made, Problem):
-                self.refused_targets[code] = made
+            result = make(target)
+            if isinstance(result, Problem):
+                self.refused_targets[code] = result
             else:
-                self.targets[code] = made
+                self.targets[code] = result
 
     def with_targets(self, targets: Sequence[RawTarget]) -> RawTexts:
         """Return the same rows with other targets, one for each."""
@@ -203,11 +209,11 @@ class RawTexts:
         return other
 
     def rows_with(self, code: int) -> Numbers:
-        """Return the numbers of the rows that have a target."""
+        """Return the indices of the rows that have a target."""
         return np.flatnonzero(self.codes == code)
 
     def of_rows(self, problems: Iterable[Problem]) -> list[Problem]:
-        """Return problems, each of a target once for every row that has it."""
+        """Repeat each problem of a target for every row that has the target."""
         first = {target.where: code for code, target in enumerate(self.targets)}
         result: list[Problem] = []
         for problem in problems:
@@ -217,11 +223,13 @@ class RawTexts:
                 continue
             for row in self.rows_with(code).tolist():
                 where = self.places[row]
-                result.append(Problem(where, problem.problem, problem.expected, problem.fix))
+                result.append(
+                    Problem(where, problem.problem, problem.expected, problem.fix, code=problem.code)
+                )
         return result
 
     def row_problems(self) -> list[Problem]:
-        """Return the problems of all rows: those found while they were read, then those of their targets."""
+        """Return the problems of all rows: first those of reading, then those of the targets."""
         return self.problems + self.of_rows(self.refused_targets.values())
 
 

@@ -1,9 +1,9 @@
-"""Train and dev by a hash of the group, so that shuffling or reordering the file moves nothing.
+"""Split data by a hash of the group, so that the split does not depend on the order of rows.
 
-What is promised: a group stands on one side only, and so does every title (up to case, width and spacing):
-groups that share a title go together, over any chain of shared titles. Without this, a headline tested twice
-would be trained on and measured. What is not promised: the exact fraction, because whole components move;
-and that adding rows moves nothing, because a new row may join two components.
+Each group is in one split only, and so is each title (up to case, width, spacing). Groups that share a title
+stay together, also through a chain of shared titles, so that no headline is in both train and dev. The size
+of a split is not exact, because connected groups move as a whole. New rows may move other rows, because they
+may connect groups.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ def split_by_group(
     groups: Sequence[GroupExample] = (),
     held_out: str = "dev",
 ) -> tuple[Sequence[PairExample], Sequence[PairExample]]:
-    """Split into train and dev.
+    """Split pairs into train and dev.
 
     Args:
-        pairs: any order; those without a group get one by `assign_groups`.
+        pairs: any order; `assign_groups` adds missing groups.
         dev_fraction: expected share of groups in dev, between 0 and 1, both excluded.
         salt: another salt gives another split.
-        titles_apart: also keep every title on one side. False keeps groups apart only: for data in which
-            a few stock titles stand under many prompts and tie everything together.
-        groups: tests of the same data; their titles are kept apart too, also those that no pair has.
-        held_out: name of the second side, for messages: `dev` or `test`.
+        titles_apart: whether each title is in one split only. False keeps only groups apart, for data in
+            which a few stock titles have many prompts and connect most groups.
+        groups: experiments of the same data, whose titles are kept apart too, with or without pairs.
+        held_out: name of the second split, for messages: `dev` or `test`.
 
     Returns:
         `(train, dev)`, each in the order of `pairs`, with every `group` filled.
 
     Raises:
-        TaskHeadsError: the fraction is out of range, or a side would be empty.
+        TaskHeadsError: the fraction is out of range, or a split would be empty.
 
     Example:
         >>> pairs = [PairExample(chosen=f"a{i}", rejected=f"b{i}", group=f"t{i}") for i in range(100)]
@@ -82,65 +82,66 @@ def split_by_group(
     units = np.unique(names)
     shares = _shares(salt, units)
     in_dev = shares < dev_fraction
-    if len(units) > 1 and in_dev.all() | ~in_dev.any():  # of few groups the draw may leave a side empty:
-        order = np.lexsort((units, shares))  # the nearest one goes there
+    if len(units) > 1 and in_dev.all() | ~in_dev.any():
+        # With few groups, a split may be empty; it gets the group with the nearest hash.
+        order = np.lexsort((units, shares))
         in_dev[order[0]], in_dev[order[-1]] = True, False
     dev_rows = in_dev[np.searchsorted(units, names)]
     train, dev = pick(grouped, np.flatnonzero(~dev_rows)), pick(grouped, np.flatnonzero(dev_rows))
     if not train or not dev:
-        found = f"the {held_out if train else 'train'} split of {len(grouped):,} pairs would be empty"
-        found += f" ({len(units):,} independent groups)"
-        remedy = f"give a {held_out} file (--{held_out}_dataset), or add pairs of other titles"
+        problem = f"the {held_out if train else 'train'} split of {len(grouped):,} pairs would be empty"
+        problem += f" ({len(units):,} independent groups)"
+        fix = f"give a {held_out} file (--{held_out}_dataset), or add pairs of other titles"
         if titles_apart and len({pair.group for pair in grouped}) > 1:
-            remedy += ", or pass titles_apart=False, as stock titles tie the groups together"
-        raise TaskHeadsError(Problem("split", found, "pairs on both sides", remedy))
+            fix += ", or pass titles_apart=False, as stock titles connect the groups"
+        raise TaskHeadsError(Problem("split", problem, "pairs in both splits", fix, code="rows-too-few"))
     return train, dev
 
 
 def titles_tie(pairs: Sequence[PairExample], groups: Sequence[GroupExample] = ()) -> bool:
-    """Return whether shared titles tie more than half of the groups together, so that no split is left.
+    """Return whether shared titles connect more than half of the groups, which prevents a useful split.
 
     Example:
         >>> pairs = [PairExample(chosen=f"a{i}", rejected="A plain title", group=f"t{i}") for i in range(9)]
         >>> titles_tie(pairs)
         True
     """
-    groups_apart, places = np.unique(hashed(pairs, "group"), return_index=True)
-    tied = _group_names(pairs, groups, titles_apart=True)[places]
-    largest = np.unique(tied, return_counts=True)[1].max(initial=0)
-    return bool(largest > max(len(groups_apart) / 2, 1))
+    own_groups, places = np.unique(hashed(pairs, "group"), return_index=True)
+    connected = _group_names(pairs, groups, titles_apart=True)[places]
+    largest = np.unique(connected, return_counts=True)[1].max(initial=0)
+    return bool(largest > max(len(own_groups) / 2, 1))
 
 
 def _group_names(
     pairs: Sequence[PairExample], groups: Sequence[GroupExample], *, titles_apart: bool
 ) -> Hashes:
-    """Per pair, the name of what its group stays together with."""
+    """Return the name of the connected groups of each pair."""
     own = hashed(pairs, "group")
-    edges = [_once(own, own)]
-    known = np.zeros(0, np.uint64)  # edges of arms, among which are those of their pairs
+    edges = [_unique_edges(own, own)]
+    known = np.zeros(0, np.uint64)  # edges of arms, which include those of their pairs
     if len(groups):
         edges.append(arm_hashes(groups))
         known = np.sort(combine(*edges[-1]))
     for part in blocks(pairs) if titles_apart else ():
         for name in ("chosen", "rejected"):
-            one, other = _once(hashed(part, "group"), hashed(part, name))
+            one, other = _unique_edges(hashed(part, "group"), hashed(part, name))
             new = ~within(combine(one, other), known)
             edges.append((one[new], other[new]))
     nodes, names = components(edges)
     return names[np.searchsorted(nodes, own)]
 
 
-def _once(one: Hashes, other: Hashes) -> tuple[Hashes, Hashes]:
-    """Edges without those that repeat others."""
+def _unique_edges(one: Hashes, other: Hashes) -> tuple[Hashes, Hashes]:
+    """Remove repeated edges."""
     _, first = np.unique(combine(one, other), return_index=True)
     return one[first], other[first]
 
 
 def assign_groups(pairs: Sequence[PairExample]) -> Sequence[PairExample]:
-    """Fill missing groups: the prompt where there is one, else pairs connected by shared titles.
+    """Fill missing groups: by the prompt, and without a prompt by shared titles.
 
-    The key is a hash of the prompt, or the smallest hash of the connected titles, so that the order of the
-    pairs does not matter. Groups that are there stay as they are.
+    The key is a hash of the prompt, or the smallest hash of the connected titles, so that it does not depend
+    on the order of pairs. Existing groups are kept.
 
     Example:
         >>> pairs = [PairExample(chosen="A", rejected="B"), PairExample(chosen="b", rejected="C")]
@@ -148,23 +149,22 @@ def assign_groups(pairs: Sequence[PairExample]) -> Sequence[PairExample]:
         >>> one.group == two.group
         True
     """
-    bare = hash_keys([KEYS["group"]("")])[0]
-    missing = np.flatnonzero(hashed(pairs, "group") == bare)
+    empty = hash_keys([KEYS["group"]("")])[0]
+    missing = np.flatnonzero(hashed(pairs, "group") == empty)
     if not len(missing):
         return pairs
-    lacking = pick(pairs, missing)
-    prompts = hashed(lacking, "prompt")
-    alone = prompts == hash_keys([""])[0]
+    ungrouped = pick(pairs, missing)
+    prompts = hashed(ungrouped, "prompt")
+    without_prompt = np.flatnonzero(prompts == hash_keys([""])[0])
     names = [f"prompt-{key:016x}" for key in prompts.tolist()]
-    if alone.any():
+    if len(without_prompt):
         titles = [
-            (text_key(pair.chosen), text_key(pair.rejected)) for pair in pick(lacking, np.flatnonzero(alone))
+            (text_key(pair.chosen), text_key(pair.rejected)) for pair in pick(ungrouped, without_prompt)
         ]
-        chosen, rejected = (hash_keys(side) for side in zip(*titles, strict=True))
+        chosen, rejected = (hash_keys(column) for column in zip(*titles, strict=True))
         nodes, smallest = components([(chosen, rejected)])
-        for place, key in zip(
-            np.flatnonzero(alone), smallest[np.searchsorted(nodes, chosen)].tolist(), strict=True
-        ):
+        keys = smallest[np.searchsorted(nodes, chosen)].tolist()
+        for place, key in zip(without_prompt.tolist(), keys, strict=True):
             names[place] = f"titles-{key:016x}"
     return with_groups(pairs, dict(zip(missing.tolist(), names, strict=True)))
 
@@ -172,26 +172,26 @@ def assign_groups(pairs: Sequence[PairExample]) -> Sequence[PairExample]:
 def split_texts(
     examples: Sequence[TextExample], *, dev_fraction: float = 0.1, salt: str = "", held_out: str = "dev"
 ) -> tuple[Sequence[TextExample], Sequence[TextExample], str]:
-    """Split texts into train and dev, every label in about its share.
+    """Split texts into train and dev, with about the same share of every label.
 
-    Rows of one `group`, rows with an equal text (up to case, width, spacing) and rows with an equal second
-    text stay together. Within a label, what stays together is ordered by its hash and dev takes the first
-    ones up to the fraction; what is too little for one row is carried over to the next label. So dev figures
-    per label rest on rows (a draw by hash alone leaves a label of 10 rows out of dev in a third of all
-    cases), no label loses its last rows to dev, shuffling moves nothing, and new rows move few.
+    A unit is a set of rows that stay together: rows of one `group`, with an equal text (up to case, width,
+    spacing) or with an equal second text. The units of each label are ordered by their hash, and dev gets the
+    first ones up to the fraction. A remainder of less than one row is carried over to the next label. Every
+    label keeps rows in train. (A split by hash alone leaves a label of 10 rows out of dev in a third of all
+    cases.) The split does not depend on the order of rows, and new rows move few others.
 
     Args:
         examples: any order. Several labels in a row count as the rarest of them; scores as one label.
         dev_fraction: expected share of rows in dev, between 0 and 1, both excluded.
         salt: another salt gives another split.
-        held_out: name of the second side, for messages: `dev` or `test`.
+        held_out: name of the second split, for messages: `dev` or `test`.
 
     Returns:
-        `(train, dev, note)`, both in the order of `examples`. The note is "", or says that second texts are
-        not kept apart, because a few of them stand in so many rows that they tie most of the data together.
+        `(train, dev, note)`, both in the order of `examples`. The note is "", or states that second texts are
+        not kept apart, because a few of them occur in so many rows that they connect most rows.
 
     Raises:
-        TaskHeadsError: the fraction is out of range, or a side would be empty.
+        TaskHeadsError: the fraction is out of range, or a split would be empty.
 
     Example:
         >>> texts = [TextExample(text=f"text {i}", target=i % 2) for i in range(100)]
@@ -204,28 +204,28 @@ def split_texts(
     if 2 * units.largest > max(len(examples), 40):
         looser = _Units(_components(examples, second=False))
         if looser.count > units.count:
-            units, note = looser, "second texts of pairs tie most rows together, and are not kept apart"
+            units, note = looser, "second texts of pairs connect most rows, and are not kept apart"
     dev_rows = _draw(examples, units, dev_fraction=dev_fraction, salt=salt)
     train, dev = pick(examples, index(~dev_rows)), pick(examples, index(dev_rows))
     if not train or not dev:
-        found = f"no rows for {held_out} among {len(examples):,} ({units.count:,} independent groups)"
-        remedy = f"give a {held_out} file (--{held_out}_dataset), or add rows"
-        if dev_fraction < 0.5 and _may_go(examples, units):
-            remedy += f", or raise {held_out}_fraction"
-        raise TaskHeadsError(Problem("split", found, "rows on both sides", remedy))
+        problem = f"no rows for {held_out} among {len(examples):,} ({units.count:,} independent groups)"
+        fix = f"give a {held_out} file (--{held_out}_dataset), or add rows"
+        if dev_fraction < 0.5 and _has_spare_unit(examples, units):
+            fix += f", or raise {held_out}_fraction"
+        raise TaskHeadsError(Problem("split", problem, "rows in both splits", fix, code="rows-too-few"))
     return train, dev, note
 
 
 class _Units:
-    """What stays together: each unit goes by its first row. Units of one row take no memory.
+    """Sets of rows that stay together, each identified by its first row. Units of one row use no memory.
 
     Args:
-        names: of what each row stays together with.
+        names: name of the unit of each row.
     """
 
     def __init__(self, names: Hashes) -> None:
         self.names = names
-        self.tied = repeated(names)  # rows that are not alone
+        self.tied = repeated(names)  # rows of units with several rows
         _, first, places, sizes = np.unique(
             names[self.tied], return_index=True, return_inverse=True, return_counts=True
         )
@@ -246,7 +246,7 @@ class _Units:
         yield from (self.rows(unit) for unit in [*first.tolist(), *np.unique(self.first_of_tied).tolist()])
 
     def give_rarest(self, labels: NDArray[Any], counts: Mapping[int, int]) -> Numbers:
-        """Give each row the label of its unit that the fewest rows have, in place; return the tied units."""
+        """Set the label of each row to the rarest label of its unit, in place; return the larger units."""
         own = labels[self.tied]
         different, places = np.unique(own, return_inverse=True)
         rows = np.array([counts[label] for label in different.tolist()], np.int64)[places]
@@ -260,13 +260,13 @@ class _Units:
 def _draw(
     examples: Sequence[TextExample], units: _Units, *, dev_fraction: float, salt: str
 ) -> NDArray[np.bool_]:
-    """Which rows go to dev."""
-    left = label_counts(examples)  # rows of each label that are still in train
-    stratum = rarest_labels(examples, left)  # each unit under the rarest label of its rows
-    alike = units.give_rarest(stratum, left)
+    """Return which rows are in dev."""
+    left = label_counts(examples)  # rows of each label that remain in train
+    stratum = rarest_labels(examples, left)  # the rarest label of the rows of each unit
+    several = units.give_rarest(stratum, left)
     shares = _shares(salt, units.names)
-    shares[units.tied] = np.inf  # but of the first row of each unit
-    shares[alike] = _shares(salt, units.names[alike])
+    shares[units.tied] = np.inf  # except for the first row of each unit
+    shares[several] = _shares(salt, units.names[several])
     order = np.lexsort((units.names, shares, stratum))
     sizes = np.zeros(max(left, default=-1) + 2, np.int64)
     for part in slices(len(order)):
@@ -278,7 +278,7 @@ def _draw(
         quota += dev_fraction * (end - start)
         for place in range(start, end):
             unit = int(order[place])
-            if quota < 0.5 or shares[unit] == np.inf:  # too little for one row, or no unit is left
+            if quota < 0.5 or shares[unit] == np.inf:  # the remainder is below one row, or no unit is left
                 break
             rows = units.rows(unit)
             taken = Counter(label for row in rows for label in labels_at(examples, row))
@@ -291,15 +291,15 @@ def _draw(
     return in_dev
 
 
-def _may_go(examples: Sequence[TextExample], units: _Units) -> bool:
-    """Whether there is a unit without which every label keeps a row."""
+def _has_spare_unit(examples: Sequence[TextExample], units: _Units) -> bool:
+    """Return whether any unit can leave train so that every label keeps a row."""
     counts = label_counts(examples)
     taken = (Counter(label for row in rows for label in labels_at(examples, row)) for rows in units)
     return any(all(counts[label] > count for label, count in own.items()) for own in taken)
 
 
 def _components(examples: Sequence[TextExample], *, second: bool) -> Hashes:
-    """The name of what each row stays together with, through any chain of groups and texts."""
+    """Return the name of the unit of each row, connected through any chain of groups and texts."""
     keys, edges = hashed(examples, "text"), []
     others, groups = hashed(examples, "text_b"), hashed(examples, "group")
     has_b = others != hash_keys([KEYS["text_b"]("")])[0]
@@ -320,23 +320,24 @@ def _components(examples: Sequence[TextExample], *, second: bool) -> Hashes:
 
 
 def check_fraction(fraction: float, where: str) -> None:
-    """Refuse a share that leaves one side of a split empty."""
+    """Refuse a fraction that is not between 0 and 1."""
     if not 0 < fraction < 1:
-        raise TaskHeadsError(Problem(where, f"found {fraction!s}", "between 0 and 1", "choose such as 0.1"))
+        problem, expected = f"found {fraction!s}", "a number between 0 and 1, both excluded"
+        raise TaskHeadsError(Problem(where, problem, expected, "choose such as 0.1", code="option-range"))
 
 
-def cut_line(role: str, cut: str, fraction: float) -> str:
-    """The line of a run's account on a set that was cut from the training data.
+def cut_line(split: str, cut: str, fraction: float) -> str:
+    """Return the message on a split that was cut from the training data.
 
     Example:
         >>> cut_line("test", "150 texts", 0.15)
         'no test set given: 150 texts were cut from train by hash (test_fraction 0.15)'
     """
-    return f"no {role} set given: {cut} were cut from train by hash ({role}_fraction {fraction:g})"
+    return f"no {split} set given: {cut} were cut from train by hash ({split}_fraction {fraction:g})"
 
 
 def hash_rows(rows: Iterable[tuple[object, ...]]) -> str:
-    """SHA-256 over rows of plain values, in their order."""
+    """Return SHA-256 over rows of plain values, in their order."""
     digest = sha256()
     for row in rows:
         digest.update(repr(row).encode())
@@ -344,10 +345,10 @@ def hash_rows(rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _shares(salt: str, names: Hashes) -> NDArray[np.float64]:
-    """Numbers in [0, 1) that depend on the salt and the names only.
+    """Return numbers in [0, 1) that depend only on the salt and the names.
 
-    The name of a component is the smallest hash of its members; hashing it again removes the bias that
-    would send large components to dev.
+    The name of a component is the smallest hash of its members. Hashing it again removes the bias of large
+    components towards dev.
     """
     shares = np.empty(len(names))
     for part in slices(len(names)):

@@ -1,15 +1,15 @@
-"""Train, dev and test of a text classifier, from whatever the user has, with an account of all of it.
+"""Read the train, dev and test splits of a text classifier, with a summary of the data.
 
 Design:
-- Every defect of every file is collected before the one error is raised.
-- Labels come from what states them: given, or a label file next to the data, else from the training rows
-  as a set (`text_targets.py`). A label file counts for single files as for folders, so that naming
-  `data/train.jsonl` and naming `data` mean the same.
-- Without a dev set one is cut by a hash of the texts (`splits.split_texts`), and on request a test set before
-  it, with another hash: neither shares a text or a group with the others.
-- Rows of other sets (`mix`) come last, after the cut: none is ever measured on.
-- Examples of a label file are shown by `{examples}` of an instruction: those that stand in dev or test are
-  counted, as overlaps of train are.
+- One error names the defects of all files.
+- Labels are given, or read from a label file next to the data, or derived from the set of training rows
+  (`label_schemes.py`). A label file is read for single files and for folders, so that `data/train.jsonl` and
+  `data` have the same labels.
+- Without a dev split, one is cut from train by a hash of the texts (`splits.split_texts`). A test split is
+  cut on request, before dev and with another hash. No split shares a text or a group with another one.
+- Rows of other datasets (`mix`) are added to train after the cut, so that they are never in dev or test.
+- `{examples}` of an instruction inserts the examples of a label file. The summary counts the examples that
+  are in dev or test, and the overlaps of train with dev and test.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.file_options import UTF_8, options_of
 from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.label_schemes import GIVEN, Scheme, derive_scheme, states_ids
-from qwen_task_heads.data.label_summary import label_lines, one_class, shown_lines
+from qwen_task_heads.data.label_summary import example_lines, label_lines, one_class
 from qwen_task_heads.data.label_values import resolve_labels
 from qwen_task_heads.data.labels import LabelMap, check_same
 from qwen_task_heads.data.lookups import leak_lines, report_texts
@@ -40,24 +40,22 @@ from qwen_task_heads.data.text_readers import read_texts
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
-SHOWN = 8  # names in a line
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextSets:
-    """Everything that a run trains and is measured on.
+    """The train, dev and test splits of a text classifier, with its labels.
 
     Args:
         train: labelled texts.
-        dev: texts for choosing.
-        test: texts for reporting, perhaps none.
+        dev: texts that select the checkpoint.
+        test: texts of the final metrics; may be empty.
         problem_type: one of `PROBLEM_TYPES`.
-        labels: the labels in their order; `target` counts in it.
-        lines: what was read, found and cut, in plain words.
-        dev_was_cut: the dev set was cut from the training source.
-        test_was_cut: the test set was cut from the training source.
-        test_seen: texts of test that also stand in train.
-        mixed: rows of train that come from other sets (`mix`), the last ones.
+        labels: the labels in their order; a `target` is an id of them.
+        lines: summary of the data, one message per line.
+        dev_was_cut: whether the dev split was cut from the training source.
+        test_was_cut: whether the test split was cut from the training source.
+        test_seen: number of texts of test that are also in train.
+        mixed: number of rows of train from other datasets (`mix`), which are the last ones.
     """
 
     train: Sequence[TextExample]
@@ -73,33 +71,33 @@ class TextSets:
 
     @property
     def were_cut(self) -> tuple[str, ...]:
-        """Names of the sets that were cut from the training source."""
+        """Names of the splits that were cut from the training source."""
         return ("dev",) * self.dev_was_cut + ("test",) * self.test_was_cut
 
     @property
     def have_pairs(self) -> bool:
-        """Whether the training set holds pairs of texts."""
+        """Whether the training set has pairs of texts."""
         return have_second(self.train)
 
     def fingerprint(self) -> dict[str, str]:
-        """SHA-256 of all that trains a model or picks its checkpoint; a run resumes on the same data only."""
+        """Return SHA-256 of train, dev and labels; a run resumes only if they are unchanged."""
         return {
             "train_texts": hash_texts(self.train),
             "dev_texts": hash_texts(self.dev),
-            # with what a prompt may say of them
+            # including the descriptions and examples, which prompts may contain
             "labels": hash_rows([(self.problem_type, *self.labels.stated())]),
         }
 
 
 def hash_texts(examples: Iterable[TextExample]) -> str:
-    """SHA-256 over the examples in their order: texts, targets, candidates, weights; not where they stood.
+    """Return SHA-256 over the texts, targets, candidates and weights of examples, in their order.
 
     Example:
         >>> hash_texts([TextExample(text="A", target=0)])[:8]
         '4b0e06b4'
     """
     return hash_rows(
-        # candidates only where there are any, so that runs from before there were go on
+        # without empty candidates, so that runs that are older than this field can resume
         (
             row.text,
             row.text_b,
@@ -130,36 +128,35 @@ def read_text_sets(
     encoding: str = UTF_8,
     columns: Sequence[str] = (),
 ) -> TextSets:
-    """Read the sets of a text classifier; `text_readers.py` lists the columns that are accepted.
+    """Read the splits of a text classifier; `text_readers.py` lists the accepted columns.
 
     Args:
-        source: file, folder or data set id of the training set; `"embedded"` for the sample that ships
-            with the package. Splits found in a folder or data set are used where `dev` and `test` are
-            None.
+        source: file, folder or dataset id of the training set; `"embedded"` for the sample in the package.
+            If `dev` or `test` is None, the dev and test splits of a folder or dataset are used.
         dev: file, folder or id of the dev set; of several splits, the one called dev or validation.
-        test: file, folder or id of the test set; of several splits, the one called test. A test split that is
-            merely found, and whose labels are all -1, is left out.
+        test: file, folder or id of the test set; of several splits, the one called test. A test split of
+            `source` whose labels are all -1 is left out.
         problem_type: `single_label_classification`, `multi_label_classification`, `regression` or `ordinal`;
-            None to tell it by the target column (never ordinal).
+            None derives it from the target column (never ordinal).
         labels: the labels in their order, or the path of `labels.yaml` or a class file. None looks for such
-            a file next to the data, else tells them from the training rows. A map is that of a model: where
-            rows state ids, a file next to the data must say the same.
-        dev_fraction: share of rows cut for dev where there is none; of what a cut test set leaves.
-        test_fraction: share of rows cut for test where there is none; None cuts no test set.
+            a file next to the data, else derives the labels from the training rows. If `labels` is a map of
+            a model and the rows have ids, a label file next to the data must have the same labels.
+        dev_fraction: share of the rows that are cut for dev if there is no dev set, after the cut of test.
+        test_fraction: share of the rows that are cut for test if there is no test set; None cuts none.
         hub: `huggingface` or `modelscope`, for ids.
         bad_rows: `raise` names every refused row in one error; `skip` leaves them out and counts them.
-        max_samples: read at most so many rows of the training set.
-        streaming: read the rows of a Hugging Face data set as they arrive; refused for others.
-        mix: files, folders or ids of other training sets with the same labels, rows of which are added to
-            train (`mixing.py`); a set's training split where it has several.
-        mix_ratio: own rows for one row of these.
-        encoding: of text files, such as `gb18030`.
+        max_samples: maximum number of rows to read of the training set.
+        streaming: whether to read the rows of a Hugging Face dataset as they arrive; refused for other data.
+        mix: files, folders or ids of other training sets with the same labels, whose rows are added to train
+            (`mixing.py`); of several splits, the training split.
+        mix_ratio: own rows for each added row.
+        encoding: encoding of text files, such as `gb18030`.
         columns: names of the columns of CSV and TSV files without a header.
 
     Raises:
-        TaskHeadsError: all the problems of all the files: unreadable sources, unknown or ambiguous columns,
-            labels that contradict each other or have gaps, one label only, refused rows, an empty set, or a
-            mixed set with other labels.
+        TaskHeadsError: the problems of all files: unreadable sources, unknown or ambiguous columns, labels
+            that contradict each other or have gaps, one label only, refused rows, an empty split, or a mixed
+            dataset with other labels.
 
     Example:
         >>> import pathlib, tempfile
@@ -178,12 +175,11 @@ def read_text_sets(
         check_fraction(test_fraction, "test_fraction")
     source = locate_dataset(source, "texts")
     if streaming and (Path(source).exists() or "modelscope" in (hub, source.split(":", 1)[0])):
-        found, accepted = "found true for other data", "for ids of the Hugging Face Hub"
-        raise TaskHeadsError(
-            Problem("streaming", found, accepted, "drop it: the data is read from its files")
-        )
+        problem, fix = "found true for other data", "drop it: the data is read from its files"
+        expected = "an id of the Hugging Face Hub"
+        raise TaskHeadsError(Problem("streaming", problem, expected, fix, code="option-unsupported"))
     options = options_of(encoding, columns)
-    told = [problem_type]  # the training set, read first, says what the others are read as
+    kind = [problem_type]  # the training set is read first and determines how the others are read
     limit = [max_samples]  # of the training set
 
     def read(place: str, split: str | None) -> RawTexts:
@@ -191,12 +187,12 @@ def read_text_sets(
             place,
             split=split,
             hub=hub,
-            problem_type=told[0],
+            problem_type=kind[0],
             max_samples=limit[0],
             streaming=streaming,
             options=options,
         )
-        told[0], limit[0] = told[0] or texts.kind or None, None
+        kind[0], limit[0] = kind[0] or texts.kind or None, None
         return texts
 
     raws, places, problems = read_splits(source, dev=dev, test=test, read=read)
@@ -204,104 +200,110 @@ def read_text_sets(
     problems += more
     for raw in raws.values():
         problems += raw.file_problems
-    beside = [raw for role, raw in raws.items() if role != "train"]
     scheme, more = _scheme(
-        raws.get("train"), source=source, labels=labels, others=beside, mixed=[*others.values()],
+        raws.get("train"),
+        source=source,
+        labels=labels,
+        others=[raw for split, raw in raws.items() if split != "train"],
+        mixed=[*others.values()],
         is_class=problem_type is not None,
-    )  # fmt: skip
+    )
     problems += more
     if scheme is None:
         for raw in raws.values():
             problems += raw.row_problems()
         raise TaskHeadsError(problems)
-    hidden = test is None and "test" in raws and 0 < raws["test"].hidden == raws["test"].rows_read
-    if hidden:
+    is_unlabeled = test is None and "test" in raws and 0 < raws["test"].unlabeled == raws["test"].rows_read
+    if is_unlabeled:
         del raws["test"]
-    sets: dict[str, Sequence[TextExample]] = {}
+    splits: dict[str, Sequence[TextExample]] = {}
     reports: dict[str, ReadReport] = {}
-    for role, raw in raws.items():
-        sets[role], reports[role] = resolve_all(raw, scheme, place=places[role])
+    for split, raw in raws.items():
+        splits[split], reports[split] = resolve_all(raw, scheme, place=places[split])
     problems += _refusals(reports, places, skip=bad_rows == "skip")
     mixed, mix_lines, more = resolve_others(
         others, scheme, source=source, own=raws["train"].stated, skip=bad_rows == "skip"
     )
     problems += more
     if not problems:
-        problems += one_class(sets["train"], scheme, source)
+        problems += one_class(splits["train"], scheme, source)
     if problems:
         raise TaskHeadsError(problems)
-    lines = [f"{role}: {line}" for role, report in reports.items() for line in report.lines()]
-    for role, raw in raws.items():
-        lines += [f"{role}: {note}" for note in raw.notes]
+    lines = [f"{split}: {line}" for split, report in reports.items() for line in report.lines()]
+    for split, raw in raws.items():
+        lines += [f"{split}: {message}" for message in raw.messages]
         if raw.cut_at is not None:
-            lines.append(f"{role}: only the first {raw.cut_at:,} rows were read")
-    if hidden:
-        lines.append("test: all labels are -1 (kept by the authors), so the set is left out")
-    lines += unread_lines({role: raw.unread for role, raw in raws.items()})
-    lines += label_lines(sets["train"], scheme)
-    train, dev_was_cut = sets["train"], "dev" not in sets
-    test_was_cut = "test" not in sets and test_fraction is not None
+            lines.append(f"{split}: only the first {raw.cut_at:,} rows were read")
+    if is_unlabeled:
+        lines.append("test: all labels are -1 (unpublished), so the split is left out")
+    lines += unread_lines({split: raw.unread for split, raw in raws.items()})
+    lines += label_lines(splits["train"], scheme)
+    train, dev_was_cut = splits["train"], "dev" not in splits
+    test_was_cut = "test" not in splits and test_fraction is not None
     if test_fraction is not None and test_was_cut:
-        train, sets["test"], note = split_texts(
+        train, splits["test"], note = split_texts(
             train, dev_fraction=test_fraction, salt="test", held_out="test"
         )
-        lines.append(cut_line("test", f"{len(sets['test']):,} texts", test_fraction))
+        lines.append(cut_line("test", f"{len(splits['test']):,} texts", test_fraction))
         lines += [note] if note else []
     elif test_fraction is not None:
         lines.append(TEST_GIVEN)
     if dev_was_cut:
-        train, sets["dev"], note = split_texts(train, dev_fraction=dev_fraction)
-        lines.append(cut_line("dev", f"{len(sets['dev']):,} texts", dev_fraction))
+        train, splits["dev"], note = split_texts(train, dev_fraction=dev_fraction)
+        lines.append(cut_line("dev", f"{len(splits['dev']):,} texts", dev_fraction))
         lines += [note] if note else []
     own = len(train)
     if others:
-        apart = joined([sets["dev"], sets.get("test", [])])
+        apart = joined([splits["dev"], splits.get("test", [])])
         train, more_lines = mix_in(train, mixed, ratio=mix_ratio, apart=apart, name=names_of(others))
         lines += mix_lines + more_lines
-    seen_before = {}
-    for role in ("dev", "test"):
-        overlaps = find_overlaps(train, sets.get(role, []))
-        seen_before[role] = len(overlaps)
+    seen = {}
+    for split in ("dev", "test"):
+        overlaps = find_overlaps(train, splits.get(split, []))
+        seen[split] = len(overlaps)
         if overlaps:
             first = overlaps[0]
-            stand = f"text of {role} also stands" if len(overlaps) == 1 else f"texts of {role} also stand"
-            seen, where = (Path(place).name for place in (first.test_source, first.train_source))
+            subject = f"text of {split} is" if len(overlaps) == 1 else f"texts of {split} are"
+            where, train_where = (Path(place).name for place in (first.test_source, first.train_source))
             lines.append(
-                f"{len(overlaps):,} {stand} in train: figures on {role} flatter (first: "
-                f"{seen} as {where}, {first.kind})"
+                f"{len(overlaps):,} {subject} also in train: metrics on {split} are too high (first: "
+                f"{where} as {train_where}, {first.kind})"
             )
     if test_was_cut and not dev_was_cut:
-        lines += shared_lines(sets["dev"], sets["test"])
-    lines += shown_lines(sets, scheme.labels)
-    kind = scheme.problem_type
-    measured = {name: rows for name, rows in sets.items() if name != "train"}
-    lookups = {n: report_texts(train, rows, split=n, problem_type=kind) for n, rows in measured.items()}
+        lines += shared_lines(splits["dev"], splits["test"])
+    lines += example_lines(splits, scheme.labels)
+    lookups = {
+        split: report_texts(train, rows, split=split, problem_type=scheme.problem_type)
+        for split, rows in splits.items()
+        if split != "train"
+    }
     were_cut = ["dev"] * dev_was_cut + ["test"] * test_was_cut
     return TextSets(
         train=train,
-        dev=sets["dev"],
-        test=sets.get("test", []),
+        dev=splits["dev"],
+        test=splits.get("test", []),
         problem_type=scheme.problem_type,
         labels=scheme.labels,
-        lines=[*leak_lines(lookups, were_cut=were_cut), *lines],  # first: nothing counts with a leak
+        lines=[*leak_lines(lookups, were_cut=were_cut), *lines],  # a leak invalidates the metrics
         dev_was_cut=dev_was_cut,
         test_was_cut=test_was_cut,
-        test_seen=seen_before["test"],
+        test_seen=seen["test"],
         mixed=len(train) - own,
     )
 
 
 def _check_options(*, problem_type: str | None, bad_rows: str, max_samples: int | None) -> None:
     problems = []
+    choose = "choose one of them"
     if problem_type is not None and problem_type not in PROBLEM_TYPES:
-        found, accepted = f"found {shorten(problem_type)}", f"{', '.join(PROBLEM_TYPES)}"
-        problems.append(Problem("problem_type", found, accepted, "choose one of them"))
+        problem, expected = f"found {shorten(problem_type)}", ", ".join(PROBLEM_TYPES)
+        problems.append(Problem("problem_type", problem, expected, choose, code="option-value"))
     if bad_rows not in ("raise", "skip"):
-        found = f"found {shorten(bad_rows)}"
-        problems.append(Problem("bad_rows", found, "raise, skip", "choose one of them"))
+        problem = f"found {shorten(bad_rows)}"
+        problems.append(Problem("bad_rows", problem, "raise, skip", choose, code="option-value"))
     if max_samples is not None and max_samples < 1:
-        found = f"found {max_samples}"
-        problems.append(Problem("max_samples", found, "at least 1, or none", "correct the number"))
+        problem, expected = f"found {max_samples}", "at least 1, or none"
+        problems.append(Problem("max_samples", problem, expected, "correct the number", code="option-range"))
     if problems:
         raise TaskHeadsError(problems)
 
@@ -315,12 +317,13 @@ def _scheme(
     mixed: Sequence[RawTexts],
     is_class: bool,
 ) -> tuple[Scheme | None, list[Problem]]:
-    """The labels of the run, or None with problems (perhaps none, where others are at fault).
+    """Derive the labels of the run, after `label_values` converted the label values of all datasets.
 
-    Values of labels get one form in all of these sets, see `label_values`.
+    Returns:
+        The labels, or None, and the problems. Without a training set, the problems are those of its source.
     """
     given_by = GIVEN
-    stated = isinstance(labels, LabelMap)
+    is_map = isinstance(labels, LabelMap)
     try:
         if labels is None and (train is None or train.kind != "regression"):
             labels = find_label_file(source)
@@ -329,11 +332,11 @@ def _scheme(
             labels = LabelMap.read(labels)
         if train is None or not train.kind:
             return None, []
-        by_file = labels is not None and not stated
+        by_file = labels is not None and not is_map
         given_by += resolve_labels(train, others, labels, mixed=mixed, by_file=by_file, is_class=is_class)
-        beside = find_label_file(source) if stated and states_ids(train.stated) else None
-        if beside is not None and labels is not None:  # ids of the data would be read as those of the model
-            check_same(LabelMap.read(beside), labels, where=beside)
+        label_file = find_label_file(source) if is_map and states_ids(train.stated) else None
+        if label_file is not None and labels is not None:  # ids of the data would be read as ids of the model
+            check_same(LabelMap.read(label_file), labels, where=label_file)
         scheme = derive_scheme(
             train.stated,
             problem_type=train.kind,
@@ -349,12 +352,13 @@ def _scheme(
 
 
 def _refusals(reports: Mapping[str, ReadReport], places: Mapping[str, str], *, skip: bool) -> list[Problem]:
-    """What stops the run: refused rows, or with `skip` a set that is mostly or wholly refused."""
+    """Return all refused rows; with `skip`, only those of a split of which more than half is refused."""
     problems: list[Problem] = []
-    for role, report in reports.items():
+    for split, report in reports.items():
         if skip and 2 * report.refused > report.rows_read:
-            found = f"{report.refused:,} of {report.rows_read:,} rows are refused"
-            problems.append(Problem(places[role], found, "at most half", "correct the rows below"))
+            problem = f"{report.refused:,} of {report.rows_read:,} rows are refused"
+            fix = "correct the rows below"
+            problems.append(Problem(places[split], problem, "at most half", fix, code="rows-too-few"))
         elif skip:
             continue
         problems += report.refusals

@@ -1,12 +1,11 @@
-"""The columns of a file of texts -> where the text stands, and which column is the target.
+"""The columns of a file of texts -> its text columns and its target column.
 
 Design:
-- The columns tell, once per file. Two kinds of target in one file are refused unless the problem type
-  decides: guessing trains on the wrong one.
-- Columns that mean nothing here are left alone and named (`TextLayout.unread`); one that looks misspelt is
-  refused, once per file.
+- The columns of a file are read once. Two kinds of target in one file are refused unless the problem type
+  decides, because a guess may train on the wrong one.
+- Other columns are ignored and reported (`TextLayout.unread`); a misspelt column is refused, once per file.
 - Rows of instruction tuning have their label as the answer: `output` of Alpaca, the last message of a
-  conversation. A column that is made for labels wins over that.
+  conversation. A column of labels takes precedence.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from qwen_task_heads.errors import shorten
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression", "ordinal")
 
-# Where the text stands: the first form that the columns of a file complete.
-FORMS: tuple[tuple[str, ...], ...] = (
+# Text columns: the first layout whose columns are all present.
+COLUMN_LAYOUTS: tuple[tuple[str, ...], ...] = (
     ("messages",),
     ("conversations",),
     ("text_a", "text_b"),
@@ -37,15 +36,12 @@ FORMS: tuple[tuple[str, ...], ...] = (
     ("instruction", "input"),
     ("instruction",),
 )
-ALPACA = "instruction"  # joined with `input` by a line end, as Alpaca's prompt has them
-# A text only where no other column is one: beside a title, nothing says which of the two is meant.
+ALPACA = "instruction"  # joined with `input` by a newline, as in the prompt of Alpaca
+# `content` is the text only without another text column; with `title`, the choice would be a guess.
 LAST, YIELDS_TO = ("content",), "title"
-NAMES = (
-    "label_name",
-    "label_text",
-    "label_desc",
-)  # of labels, beside codes or alone; the first that is there
-# Target columns, and the problem types that each may serve; the first is what it means unasked.
+# Columns of label names, with codes or alone; the first one that is present is read.
+NAMES = ("label_name", "label_text", "label_desc")
+# Target columns, and the problem types of each; the first type is the default.
 TARGETS: dict[str, tuple[str, ...]] = {
     "label": ("single_label_classification", "ordinal", "regression", "multi_label_classification"),
     "labels": ("multi_label_classification",),
@@ -53,18 +49,18 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "probabilities": ("single_label_classification",),
     "output": ("single_label_classification", "ordinal"),
 }
-ANSWERS = ("single_label_classification", "ordinal")  # of names alone, and of answers
+ANSWERS = ("single_label_classification", "ordinal")  # problem types of names alone, and of answers
 
 
 @dataclass(frozen=True)
 class TextLayout(Layout):
-    """What the columns of a file of texts say; `kind` is the problem type, "" without a target.
+    """Text and target columns of a file of texts; `kind` is the problem type, "" without a target.
 
     Args:
         texts: one or two text columns.
-        target: the target column, "" where there is none.
-        name: the column of names beside the codes of the target, "" where there is none.
-        unread: columns that mean nothing here.
+        target: the target column, "" if there is none.
+        name: the column of the names of the codes in the target column, "" if there is none.
+        unread: columns that are ignored.
     """
 
     texts: tuple[str, ...] = ()
@@ -76,83 +72,91 @@ class TextLayout(Layout):
 def read_text_layout(
     where: str, columns: Collection[str], *, problem_type: str | None = None, with_target: bool = True
 ) -> TextLayout:
-    """Tell the columns of a file from those its rows have, all rows together.
+    """Determine the text and target columns of a file from the columns of all its rows.
 
     Args:
         where: the first row, for messages.
-        columns: every column that stands in some row.
-        problem_type: what is trained, which decides between several targets; None to tell it by the target.
-        with_target: False for files to predict, whose targets are left alone.
+        columns: every column that any row has.
+        problem_type: the problem type, which decides between several targets; None derives it from the
+            target.
+        with_target: False for files to predict, whose targets are ignored.
     """
     shown = shorten(", ".join(sorted(columns)[:12]) + (", …" if len(columns) > 12 else ""), 200)
     problems: list[FileProblem] = []
-    complete = forms_of(columns)
+    complete = layouts_of(columns)
     texts = complete[0] if complete else ()
     targets = _targets(columns, problem_type, texts) if with_target else []
     target = targets[0] if targets else ""
-    named_by = next((name for name in NAMES if name in columns), "") if target == "label" else ""
-    accepted = _accepted(texts, target, named_by, with_target=with_target)
+    name_column = next((name for name in NAMES if name in columns), "") if target == "label" else ""
+    accepted = _accepted(texts, target, name_column, with_target=with_target)
     near = nearly(columns, accepted, alternatives=(GROUP,))
+    text_columns = dict.fromkeys(name for layout in COLUMN_LAYOUTS for name in layout)
     if len(complete) != 1:
-        forms = "; ".join(" and ".join(form) for form in FORMS)
-        hints = nearly(columns, tuple({name for form in FORMS for name in form}), alternatives=())
-        hint = next(iter(hints), "")
-        remedy = "keep one of them" if complete else "add or rename the column"
-        remedy = f"did you mean {hints[hint]!r} by {hint!r}? rename it" if hint and not complete else remedy
-        found = "several kinds of text" if complete else "no text column"
-        problems.append(FileProblem(where, f"{found} (columns: {shown})", f"{forms}", remedy))
+        problem = "found several kinds of text" if complete else "found no text column"
+        expected = "; ".join(" and ".join(layout) for layout in COLUMN_LAYOUTS)
+        similar = nearly(columns, tuple(text_columns), alternatives=())
+        code, fix = "column-ambiguous", "keep one of them"
+        if not complete:
+            misspelt = next(iter(similar), "")
+            code, fix = "column-missing", "add or rename the column"
+            fix = f"rename {misspelt!r} to {similar[misspelt]!r}" if misspelt else fix
+        problems.append(FileProblem(where, f"{problem} (columns: {shown})", expected, fix, code=code))
     if with_target and len(targets) != 1:
         problems.append(_target_problem(where, columns, targets, problem_type, near, shown))
-    named = {name for form in FORMS for name in form} if not complete else set()
+    reported = {} if complete else text_columns
     for name, meant in near.items():
-        if meant not in columns and meant not in named and meant not in TARGETS and meant not in texts:
-            said = f"{', '.join(accepted)}"
-            remedy = f"did you mean {meant!r}? rename it, or drop it"
-            problems.append(FileProblem(where, f"unknown column {name!r}", said, remedy))
+        if meant not in columns and meant not in reported and meant not in TARGETS and meant not in texts:
+            problem, fix = f"found the unknown column {name!r}", f"rename it to {meant!r}, or drop it"
+            problems.append(FileProblem(where, problem, ", ".join(accepted), fix, code="column-unknown"))
     kind = (problem_type or TARGETS.get(target, ANSWERS)[0]) if target else ""
-    absent = frozenset(accepted) - set(columns)
-    read = (*texts, target, named_by, "weight", *(("category",) if target == "output" else ()))
+    read = (*texts, target, name_column, "weight", *(("category",) if target == "output" else ()))
     return TextLayout(
-        kind, tuple(problems), near, absent,
-        texts=texts, target=target, name=named_by, unread=unread_columns(columns, read),
-    )  # fmt: skip
+        kind,
+        tuple(problems),
+        near,
+        absent=frozenset(accepted) - set(columns),
+        texts=texts,
+        target=target,
+        name=name_column,
+        unread=unread_columns(columns, read),
+    )
 
 
-def forms_of(columns: Collection[str]) -> list[tuple[str, ...]]:
-    """The text columns that are there; of `text` and `text` with `text_b`, the larger form only.
+def layouts_of(columns: Collection[str]) -> list[tuple[str, ...]]:
+    """Return the text columns that are present; of `text` and `text` with `text_b`, only the latter.
 
     Example:
-        >>> forms_of(["id", "text", "text_b"]), forms_of(["text", "content"]), forms_of(["content"])
+        >>> layouts_of(["id", "text", "text_b"]), layouts_of(["text", "content"]), layouts_of(["content"])
         ([('text', 'text_b')], [('text',)], [('content',)])
     """
-    complete = [form for form in FORMS if all(name in columns for name in form)]
+    complete = [layout for layout in COLUMN_LAYOUTS if all(name in columns for name in layout)]
     if LAST in complete and (len(complete) > 1 or YIELDS_TO in columns):
         complete.remove(LAST)
-    plain = [form for form in complete if form[0] != ALPACA]
-    complete = plain or complete  # an instruction beside a text is a prompt of somebody's
-    return [form for form in complete if not any(set(form) < set(other) for other in complete)]
+    plain = [layout for layout in complete if layout[0] != ALPACA]
+    complete = plain or complete  # with a text column, the instruction is a prompt and not the text
+    return [layout for layout in complete if not any(set(layout) < set(other) for other in complete)]
 
 
 def _accepted(texts: tuple[str, ...], target: str, name: str, *, with_target: bool) -> tuple[str, ...]:
-    """Columns that mean something in a file of this form; others are left alone."""
+    """Return the columns that are read in a file of this layout."""
     if not with_target:
         return texts
-    beside = {"label": (name or "label_name",), "output": ("category",)}.get(target, ())
-    return (*(texts or ("text",)), *((target,) if target else TARGETS), *beside, "weight", *GROUP)
+    extra = {"label": (name or "label_name",), "output": ("category",)}.get(target, ())
+    return (*(texts or ("text",)), *((target,) if target else TARGETS), *extra, "weight", *GROUP)
 
 
 def _targets(columns: Collection[str], problem_type: str | None, texts: tuple[str, ...]) -> list[str]:
-    """The target columns that serve the problem type; `output` is one beside `category`, and of Alpaca."""
-    there = [name for name in TARGETS if name in columns and (name != "output" or "category" in columns)]
-    if not there and problem_type in (None, *ANSWERS):
-        there = [name for name in NAMES if name in columns][:1]
-        there = there or ["output"] * (texts[:1] == (ALPACA,) and "output" in columns)
-        return there or [name for name in texts if name in CONVERSATIONS]
+    """Return the target columns of the problem type; `output` counts with `category`, and in Alpaca rows."""
+    present = [name for name in TARGETS if name in columns and (name != "output" or "category" in columns)]
+    if not present and problem_type in (None, *ANSWERS):
+        present = [name for name in NAMES if name in columns][:1]
+        present = present or ["output"] * (texts[:1] == (ALPACA,) and "output" in columns)
+        return present or [name for name in texts if name in CONVERSATIONS]
     if problem_type is None:
-        return there
-    fit = [name for name in there if problem_type in TARGETS[name]]
+        return present
+    fit = [name for name in present if problem_type in TARGETS[name]]
     first = [name for name in fit if TARGETS[name][0] == problem_type]
-    # `score` beside `label`: regression takes the column that is made for it, and so for the others.
+    # Of `score` and `label`, regression takes `score`, its default target; the other types likewise.
     return first if len(first) == 1 and "probabilities" not in fit else fit
 
 
@@ -164,18 +168,19 @@ def _target_problem(
     near: dict[str, str],
     shown: str,
 ) -> FileProblem:
-    served = [name for name, types in TARGETS.items() if problem_type is None or problem_type in types]
-    accepted = f"{', '.join(served)}" + (f" for {problem_type}" if problem_type else "")
+    fitting = [name for name, types in TARGETS.items() if problem_type is None or problem_type in types]
+    expected = ", ".join(fitting) + (f" for {problem_type}" if problem_type else "")
     if targets:
-        found = f"several targets: {', '.join(targets)}"
+        problem = f"found several targets: {', '.join(targets)}"
         deciding = [name for name in PROBLEM_TYPES if len(_targets(columns, name, ())) == 1]
-        remedy = "drop the other columns"
+        fix = "drop the other columns"
         if problem_type is None and deciding:
-            remedy = f"name the problem type, such as --problem_type {deciding[0]}, or {remedy}"
-        return FileProblem(where, found, accepted, remedy)
-    hint = next((name for name, meant in near.items() if meant in TARGETS), "")
-    remedy = f"did you mean {near[hint]!r} by {hint!r}? rename it" if hint else "add or rename the column"
+            fix = f"name the problem type, such as --problem_type {deciding[0]}, or {fix}"
+        return FileProblem(where, problem, f"one of {expected}", fix, code="column-ambiguous")
+    misspelt = next((name for name, meant in near.items() if meant in TARGETS), "")
+    fix = f"rename {misspelt!r} to {near[misspelt]!r}" if misspelt else "add or rename the column"
     unfit = [name for name in TARGETS if name in columns and name != "output"]
     if unfit:
-        remedy = f"train on {unfit[0]!r} with --problem_type {TARGETS[unfit[0]][0]}, or add the column"
-    return FileProblem(where, f"no target column (columns: {shown})", accepted, remedy)
+        fix = f"train on {unfit[0]!r} with --problem_type {TARGETS[unfit[0]][0]}, or add the column"
+    problem = f"found no target column (columns: {shown})"
+    return FileProblem(where, problem, expected, fix, code="column-missing")

@@ -1,26 +1,26 @@
-"""Files of texts -> rows with unresolved targets, or texts to predict, with an account of every row.
+"""Files of texts -> rows with unresolved targets, or texts to predict, with the problems of all rows.
 
-Accepted columns (`weight` and one of `group_id`, `test_id`, `group` are optional; others are left alone):
+Accepted columns (`weight` and one of `group_id`, `test_id`, `group` are optional; others are ignored):
 
 | text | columns |
 |---|---|
-| one text | text, or sentence; content where there is neither, and no title |
+| one text | text, or sentence; content if there is neither, and no title |
 | two texts | text_a + text_b, sentence1 + sentence2, premise + hypothesis, question1 + question2, |
 | | text + text_b, text + text_pair |
-| conversation | messages, or conversations of ShareGPT: what the user says, joined by line ends |
-| Alpaca | instruction, perhaps input: joined by a line end |
+| conversation | messages, or conversations of ShareGPT: the user's messages, joined by newlines |
+| Alpaca | instruction, optionally input: joined by a newline |
 
 | target | columns | in CSV and TSV |
 |---|---|---|
-| one label | label: an id, or a name; perhaps label_name, label_text or label_desc beside it | the same |
+| one label | label: an id, or a name; optionally with label_name, label_text or label_desc | the same |
 | | output of Alpaca; the last message of a conversation | the same |
-| several labels | labels: list of ids or of names, perhaps empty; or text, `a|b` | `a|b`, a list, `[]` |
-| score | score (or label, where regression is asked for): a number, or a list | a number, or a JSON list |
-| soft label | probabilities: list by id, or mapping of names, that sums to 1 | JSON |
+| several labels | labels: list of ids or of names, which may be empty; or text, `a|b` | `a|b`, a list, `[]` |
+| score | score (or label, for regression): a number, or a list | a number, or a JSON list |
+| soft label | probabilities: list by id, or mapping of names, with sum 1 | JSON |
 | candidates | category: names, as list or separated by commas; output: one of them | the same |
 
-A class file (`train.txt`) holds `text<TAB>label` lines, or others of `class_files.py`, with `class.txt` or
-`labels.txt` next to it. What the values of labels mean is in `label_values.py`.
+A class file (`train.txt`) has `text<TAB>label` lines, or those of `class_files.py`, with `class.txt` or
+`labels.txt` next to it. `label_values.py` determines the meaning of label values.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from qwen_task_heads.data.raw_texts import RawTexts
 from qwen_task_heads.data.scanning import scan_file
 from qwen_task_heads.data.sources import TEXT_KINDS, open_source
 from qwen_task_heads.data.text_columns import read_text
-from qwen_task_heads.data.text_layout import ALPACA, TextLayout, forms_of, read_text_layout
+from qwen_task_heads.data.text_layout import ALPACA, TextLayout, layouts_of, read_text_layout
 from qwen_task_heads.data.text_scan import TextScan
 from qwen_task_heads.errors import Problem
 
@@ -55,16 +55,17 @@ def read_texts(
     streaming: bool = False,
     options: FileOptions = PLAIN,
 ) -> RawTexts:
-    """Read labelled texts from a file, a folder, or a data set id; labels are resolved later.
+    """Read labelled texts from a file, a folder, or a dataset id; labels are resolved later.
 
     Args:
         source: JSONL, JSON, CSV, TSV, Parquet, Arrow, Excel or a class file; a folder of these, or one by
-            `save_to_disk`; `owner/name` of a hub, also as `modelscope:owner/name`. An existing path wins.
-        split: `train`, `dev` or `test` of a folder or hub data set that holds several.
-        hub: where an id without prefix is looked up, `huggingface` or `modelscope`.
-        problem_type: what is trained, or None to tell it by the target column.
-        max_samples: read no more rows than this, or None for all.
-        streaming: read the rows of a hub as they arrive.
+            `save_to_disk`; `owner/name` of a hub, also as `modelscope:owner/name`. An existing path takes
+            precedence over an id.
+        split: `train`, `dev` or `test` of a folder or hub dataset with several splits.
+        hub: the hub of an id without prefix, `huggingface` or `modelscope`.
+        problem_type: the problem type, or None to derive it from the target column.
+        max_samples: maximum number of rows to read, None for all.
+        streaming: whether to read the rows of a hub as they arrive.
         options: encoding of text files, and columns of tables without a header.
 
     Raises:
@@ -72,26 +73,26 @@ def read_texts(
             rows are collected, not raised.
     """
     result = RawTexts(source=source)
-    opened = open_source(source, split=split, hub=hub, kinds=TEXT_KINDS, streaming=streaming, options=options)
-    for rows in opened:
+    files = open_source(source, split=split, hub=hub, kinds=TEXT_KINDS, streaming=streaming, options=options)
+    for rows in files:
         left = None if max_samples is None else max_samples - result.rows_read
         if left == 0:
             result.cut_at = max_samples
             break
-        if _read_part(rows, result, problem_type=problem_type or result.kind or None, left=left):
+        if _read_file(rows, result, problem_type=problem_type or result.kind or None, left=left):
             result.cut_at = max_samples
         if rows.name.endswith(".txt") and os.path.isfile(rows.name) and is_label_first(rows.name, options):
-            result.notes.append(f"each line of {os.path.basename(rows.name)} begins with its label")
+            result.messages.append(f"each line of {os.path.basename(rows.name)} begins with its label")
     return result
 
 
 def texts_of_rows(rows: Any, *, name: str, problem_type: str | None = None) -> RawTexts:
-    """Read labelled texts from rows in memory, held against the same rules as those of a file.
+    """Read labelled texts from rows in memory, validated as those of a file.
 
     Args:
-        rows: a data set of `datasets`, or dicts, with the columns that are listed above.
-        name: what the rows are called in messages: `name:row 17`, counted from 1.
-        problem_type: what is trained, or None to tell it by the target column.
+        rows: a `datasets.Dataset`, or dicts, with the columns that are listed above.
+        name: name of the rows in messages: `name:row 17`, counted from 1.
+        problem_type: the problem type, or None to derive it from the target column.
 
     Example:
         >>> from qwen_task_heads.data.text_readers import texts_of_rows
@@ -99,12 +100,12 @@ def texts_of_rows(rows: Any, *, name: str, problem_type: str | None = None) -> R
         'train_dataset:row 1'
     """
     result = RawTexts(source=name)
-    _read_part(rows_of(name, rows), result, problem_type=problem_type, left=None)
+    _read_file(rows_of(name, rows), result, problem_type=problem_type, left=None)
     return result
 
 
-def _read_part(rows: RowSource, result: RawTexts, *, problem_type: str | None, left: int | None) -> bool:
-    """One file, at most `left` rows of it; whether there are more."""
+def _read_file(rows: RowSource, result: RawTexts, *, problem_type: str | None, left: int | None) -> bool:
+    """Read at most `left` rows of one file, and return whether it has more."""
 
     def start(where: str, columns: Collection[str]) -> TextScan:
         layout = read_text_layout(where, columns, problem_type=problem_type)
@@ -128,7 +129,7 @@ class TextInput:
         text_b: the second text of a pair, "" for single texts.
         row: the row as it was read, with all its columns.
         source: file and line.
-        candidates: names of the labels to choose from, where the caller reads them; () for all.
+        candidates: names of the labels to choose from, if the caller reads them; () for all.
     """
 
     text: str
@@ -140,7 +141,11 @@ class TextInput:
 
 @dataclass(frozen=True)
 class InputProblem(Problem):
-    """A row without a usable text; `row` is that row as it was read, with all its columns."""
+    """A problem of a row without a usable text.
+
+    Args:
+        row: the row as it was read, with all its columns.
+    """
 
     row: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -153,25 +158,25 @@ def read_inputs(
     streaming: bool = False,
     options: FileOptions = PLAIN,
 ) -> Iterator[tuple[str, TextInput | Problem]]:
-    """Read texts to predict, as the rows come: JSONL, Parquet and class files in constant memory.
+    """Read texts to predict row by row: JSONL, Parquet and class files in constant memory.
 
-    The first row that has a text decides which columns of a file hold it; where there is no other text, a
-    `title` is one. Targets are not looked at.
+    The first row with a text determines the text columns of its file. Without another text, `title` is the
+    text. Targets are not read.
 
     Args:
-        source: as of `read_texts`.
-        split: split of a folder or hub data set that holds several.
-        hub: where an id without prefix is looked up.
-        streaming: read the rows of a hub as they arrive.
+        source: as in `read_texts`.
+        split: split of a folder or hub dataset with several splits.
+        hub: the hub of an id without prefix.
+        streaming: whether to read the rows of a hub as they arrive.
         options: encoding of text files, and columns of tables without a header.
 
     Returns:
         An iterator of `(where, text)`, or `(where, problem)` for a row without a text (an `InputProblem`
-        where the row itself could be read); one item per row, and one with a `FileProblem` for a file that
-        cannot be read.
+        if the row can be read); one item per row, and one with a `FileProblem` for a file that cannot be
+        read.
 
     Raises:
-        TaskHeadsError: at once, where the source, split or hub does not exist or cannot be fetched.
+        TaskHeadsError: before the first row, if the source, split or hub does not exist or cannot be fetched.
 
     Example:
         >>> import pathlib, tempfile
@@ -180,44 +185,55 @@ def read_inputs(
         ...     _ = path.write_text('{"text": " fine ", "id": 7}\\n{"id": 8}\\n')
         ...     (_, one), (_, two) = read_inputs(str(path))
         >>> one.text, one.row["id"], two.problem
-        ('fine', 7, "no 'text'")
+        ('fine', 7, "column 'text' is missing")
     """
-    opened = open_source(source, split=split, hub=hub, kinds=TEXT_KINDS, streaming=streaming, options=options)
-    return _inputs(opened)
+    files = open_source(source, split=split, hub=hub, kinds=TEXT_KINDS, streaming=streaming, options=options)
+    return _inputs(files)
 
 
-def _inputs(opened: Iterable[RowSource]) -> Iterator[tuple[str, TextInput | Problem]]:
-    for rows in opened:
+def _inputs(files: Iterable[RowSource]) -> Iterator[tuple[str, TextInput | Problem]]:
+    for rows in files:
         layout: TextLayout | None = None
         for where, row in rows:
             if isinstance(row, Problem):
                 yield where, row
                 continue
             if layout is None:
-                told = read_text_layout(where, row, with_target=False)
-                if "title" in row and not forms_of(row):  # what a title scorer is given
-                    told = replace(told, problems=(), texts=("title",))
-                if told.problems:
-                    first = told.problems[0]
-                    yield where, InputProblem(where, first.problem, first.expected, first.fix, row)
+                own = read_text_layout(where, row, with_target=False)
+                if "title" in row and not layouts_of(row):  # a row for a title scorer
+                    own = replace(own, problems=(), texts=("title",))
+                if own.problems:
+                    first = own.problems[0]
+                    yield (
+                        where,
+                        InputProblem(where, first.problem, first.expected, first.fix, row, code=first.code),
+                    )
                     continue
-                layout = told
+                layout = own
             yield where, _input(where, row, layout)
 
 
 def _input(where: str, row: dict[str, Any], layout: TextLayout) -> TextInput | Problem:
-    forms = forms_of(row)
-    if forms and forms != [layout.texts] and forms[0][0] != ALPACA:
-        found = f"the text stands in {' and '.join(forms[0])}, and above in {' and '.join(layout.texts)}"
-        accepted, remedy = "the same columns in all rows", "write the file in one form"
-        return InputProblem(where, found, accepted, remedy, row)
+    own = layouts_of(row)
+    if own and own != [layout.texts] and own[0][0] != ALPACA:
+        columns, earlier = " and ".join(own[0]), " and ".join(layout.texts)
+        problem = f"the text is in {columns}, and in {earlier} in earlier rows"
+        expected, fix = "the same columns in all rows", "write the file in one form"
+        return InputProblem(where, problem, expected, fix, row, code="column-ambiguous")
     reader = RowReader(where, row)
     raw = read_text(reader, layout)
     if raw is None:
         first = reader.problems[0]
-        return InputProblem(first.where, first.problem, first.expected, first.fix, row)
+        return InputProblem(first.where, first.problem, first.expected, first.fix, row, code=first.code)
     return TextInput(text=raw.text, text_b=raw.text_b, row=row, source=where)
 
 
-__all__ = ["FileProblem", "InputProblem", "RawTexts", "TextInput", "read_inputs", "read_texts",
-           "texts_of_rows"]  # fmt: skip
+__all__ = [
+    "FileProblem",
+    "InputProblem",
+    "RawTexts",
+    "TextInput",
+    "read_inputs",
+    "read_texts",
+    "texts_of_rows",
+]

@@ -1,8 +1,7 @@
-"""Batches of labelled texts -> columns. Plain rows are read column by column; all others by `text_columns`.
+"""Batches of labelled texts -> columns. Plain rows are read column by column, other rows one by one.
 
-A row is plain if its texts begin with something visible, and its target has been seen before. What a row
-means is decided in one place: a target is read by `text_columns.read_text` when it is new, and looked up from
-then on.
+A row is plain if its texts begin with a visible character and its target has occurred before.
+`text_columns.read_text` reads each new target once; equal targets are looked up.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from qwen_task_heads.data.raw_texts import RawTarget, RawText, RawTexts
 from qwen_task_heads.data.text_columns import read_text
 from qwen_task_heads.data.text_layout import ALPACA, TextLayout
 
-MAX_KNOWN = 100_000  # targets that are looked up
-SCORE = -1  # in the place of a code until it is known which rows are kept
-MAX_CELL = 200  # characters of one that is: a long list hardly comes again
+MAX_KNOWN = 100_000  # targets kept for look-up
+MAX_CELL = 200  # characters of a target kept for look-up; longer lists seldom repeat
+SCORE = -1  # code of a score, until the kept rows are known
 
 
 class TextScan:
-    """The rows of one file, added to `raw`.
+    """Reads the rows of one file into `raw`.
 
     Args:
-        raw: where they go.
-        layout: of the file.
+        raw: takes the rows.
+        layout: layout of the file.
         class_names: names of the classes of its target, () without.
     """
 
@@ -39,8 +38,8 @@ class TextScan:
         self._known: dict[Any, int] = {}  # cells of the target -> its code
         special = {ALPACA, *CONVERSATIONS}
         self._is_plain = special.isdisjoint((*layout.texts, layout.target)) and bool(layout.texts)
-        beside = ("category",) if layout.target == "output" else ()
-        self._cells = tuple(name for name in (layout.target, layout.name, *beside) if name)
+        candidates = ("category",) if layout.target == "output" else ()
+        self._cells = tuple(name for name in (layout.target, layout.name, *candidates) if name)
 
     def add(self, batch: Batch) -> None:
         """Add the rows of a batch."""
@@ -57,15 +56,15 @@ class TextScan:
         texts = columns[0] if self._is_plain else [""] * len(batch)
         texts_b = columns[1] if len(columns) > 1 else [""] * len(batch)
         groups, weights = plain_groups(batch), plain_weights(batch)
-        odd = [
+        remaining = [  # rows that are not plain
             place
-            for place, found in enumerate(zip(texts, codes, groups, weights, strict=True))
-            if not found[0] or None in found
+            for place, cells in enumerate(zip(texts, codes, groups, weights, strict=True))
+            if not cells[0] or None in cells
         ]
         if len(columns) > 1:
-            odd = sorted({*odd, *(place for place, text in enumerate(texts_b) if not text)})
+            remaining = sorted({*remaining, *(place for place, text in enumerate(texts_b) if not text)})
         refused = set()
-        for place in odd:
+        for place in remaining:
             row = self._read(batch, place)
             if row is None:
                 refused.add(place)
@@ -92,7 +91,7 @@ class TextScan:
         )
 
     def _plain_scores(self, batch: Batch) -> list[float]:
-        """The score of each row, NaN where there is none, or the row has to be read by itself."""
+        """Return the score of each row, NaN without a score or for a row that is not plain."""
         if self.layout.kind != "regression" or not self._is_plain:
             return [math.nan] * len(batch)
         return [
@@ -101,7 +100,7 @@ class TextScan:
         ]
 
     def _keys(self, batch: Batch) -> list[Any]:
-        """The cells of the target of each row; texts as they are, others with their type."""
+        """Return the cells of the target of each row; texts as they are, others with their type."""
         columns = [
             [cell if type(cell) is str else (repr(cell),) for cell in batch.column(name)]
             for name in self._cells
@@ -109,16 +108,16 @@ class TextScan:
         return columns[0] if len(columns) == 1 else [*zip(*columns, strict=True)] or [()] * len(batch)
 
     def _read(self, batch: Batch, place: int) -> RawText | None:
-        """A row by itself, None with its problems noted."""
+        """Read one row; return None and collect its problems if it is refused."""
         raw, layout = self._raw, self.layout
         reader = RowReader(batch.where(place), batch.row(place))
         row = read_text(reader, layout)
         if row is None:
             raw.refused += 1
             raw.problems += reader.problems
-            raw.hidden += reader.values.get(layout.target) in (-1, "-1")
+            raw.unlabeled += reader.values.get(layout.target) in (-1, "-1")
             return None
-        if layout.texts[0] in CONVERSATIONS and _others_speak(reader, layout):
+        if layout.texts[0] in CONVERSATIONS and _has_other_roles(reader, layout):
             raw.spoken.append(reader.where)
         value = row.target.value
         if (
@@ -131,21 +130,23 @@ class TextScan:
         return row
 
 
-def _others_speak(row: RowReader, layout: TextLayout) -> bool:
+def _has_other_roles(row: RowReader, layout: TextLayout) -> bool:
+    """Return whether a conversation has messages of other roles than user, except the label."""
     messages = read_messages(row, layout.texts[0]) or []
-    spoken = messages[:-1] if layout.target == layout.texts[0] else messages  # without the label
-    return any(role != "user" for role, _ in spoken)
+    if layout.target == layout.texts[0]:
+        messages = messages[:-1]  # the last message is the label
+    return any(role != "user" for role, _ in messages)
 
 
 def plain_texts(batch: Batch, column: str) -> list[str]:
-    """Return the texts of a column, stripped; "" where a row has to be read by itself."""
+    """Return the stripped texts of a column, "" for a row that is not plain."""
     values = batch.column(column)
     stripped = [value.strip() if type(value) is str else "" for value in values]
     return [text if text[:1].isprintable() else "" for text in stripped]
 
 
 def plain_groups(batch: Batch) -> list[str | None]:
-    """Return the group of each row; None where a row has to be read by itself."""
+    """Return the group of each row, None for a row that is not plain."""
     names = [name for name in GROUP if name in batch.names]
     if not names:
         return [""] * len(batch)
@@ -163,12 +164,12 @@ def _plain_group(value: Any, absent: str | None, *, textual: bool) -> str | None
 
 
 def plain_weights(batch: Batch) -> list[float | None]:
-    """Return the weight of each row; None where a row has to be read by itself."""
+    """Return the weight of each row, None for a row that is not plain."""
     return plain_numbers(batch, "weight", low=MIN_WEIGHT, high=MAX_NUMBER, absent=1.0)
 
 
 def plain_numbers(batch: Batch, name: str, *, low: float, high: float, absent: float) -> list[float | None]:
-    """Return the numbers of a column; None where a row has to be read by itself."""
+    """Return the numbers of a column, `absent` for a missing cell, None for a row that is not plain."""
     if name not in batch.names:
         return [absent] * len(batch)
     return [

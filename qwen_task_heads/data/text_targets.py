@@ -1,4 +1,4 @@
-"""Each target of a row -> ids, scores or probabilities by the labels of the run, or what is wrong with it."""
+"""Each target of a row -> ids, scores or probabilities by the labels of the run, or a problem."""
 
 from __future__ import annotations
 
@@ -9,101 +9,120 @@ import numpy as np
 from qwen_task_heads.data.checks import Finding, ReadReport, examine_texts
 from qwen_task_heads.data.example_tables import TextTable
 from qwen_task_heads.data.label_files import is_whole
-from qwen_task_heads.data.label_schemes import ANOTHER, SHOWN, Scheme, error_at, in_quotes, is_soft, key_of
+from qwen_task_heads.data.label_schemes import (
+    CORRECT_LABEL,
+    SHOWN,
+    Scheme,
+    error_at,
+    in_quotes,
+    is_soft,
+    key_of,
+)
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
 from qwen_task_heads.data.sequences import index
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
-CandidateSets = dict[tuple[str, ...], tuple[tuple[str, ...], bool]]  # rows offer the same, maybe 100,000
+# Candidates of a row -> (labels among them, whether there are other names). Rows often have equal candidates.
+CandidateSets = dict[tuple[str, ...], tuple[tuple[str, ...], bool]]
 
-
+# (target, soft, candidates) of a `TextExample`.
 Resolved = tuple[int | tuple[int, ...] | tuple[float, ...], tuple[float, ...] | None, tuple[str, ...]]
 
 
-def resolve(raw: RawTarget, scheme: Scheme, *, offers: CandidateSets | None = None) -> Resolved | RowProblem:
-    """A target as ids, scores or probabilities, or what is wrong with it.
+def resolve(raw: RawTarget, scheme: Scheme, *, known: CandidateSets | None = None) -> Resolved | RowProblem:
+    """Convert a target to ids, scores or probabilities.
 
     Args:
-        raw: what a row says.
+        raw: unresolved target.
         scheme: labels of the run.
-        offers: what is known of candidates; filled.
+        known: cache of candidates, which is filled.
 
     Returns:
-        `(target, soft, candidates)` of a `TextExample`.
+        `(target, soft, candidates)` of a `TextExample`, or the problem of the target.
     """
     try:
         target, soft = _resolve_target(raw, scheme)
-        _check_offered(raw, scheme.labels)
+        _check_candidates(raw, scheme.labels)
     except TaskHeadsError as error:
         problem = error.problems[0]
-        return RowProblem(problem.where, problem.problem, problem.expected, problem.fix)
-    return target, soft, _offered(raw.candidates, scheme.labels, {} if offers is None else offers)[0]
+        return RowProblem(problem.where, problem.problem, problem.expected, problem.fix, code=problem.code)
+    return target, soft, _candidates(raw.candidates, scheme.labels, {} if known is None else known)[0]
 
 
-def _check_offered(raw: RawTarget, labels: LabelMap) -> None:
-    """Refuse candidates of which two spell one label; that none stands twice the reader has seen."""
+def _check_candidates(raw: RawTarget, labels: LabelMap) -> None:
+    """Refuse two candidates that are spellings of one label; the reader refuses equal candidates."""
     if not labels.aliases or not raw.candidates:
         return
     first: dict[int, str] = {}
     for name in raw.candidates:
         place = labels.spelled.get(name)
         if place is not None and first.setdefault(place, name) != name:
-            found = f"{shorten(first[place])} and {shorten(name)} in 'category', both {labels.names[place]!r}"
-            raise error_at(raw.where, found, "each candidate once", "remove one of the two")
+            spellings = f"{shorten(first[place])} and {shorten(name)}"
+            problem = f"{spellings} in 'category' are both {labels.names[place]!r}"
+            raise error_at(
+                raw.where, problem, "each candidate once", "remove one of the two", code="value-conflict"
+            )
 
 
-def _offered(
-    candidates: tuple[str, ...], labels: LabelMap, offers: CandidateSets
+def _candidates(
+    candidates: tuple[str, ...], labels: LabelMap, known: CandidateSets
 ) -> tuple[tuple[str, ...], bool]:
-    """The labels among candidates, in the order of the map, and whether there are others among them.
+    """Return the labels among candidates, in the order of the map, and whether there are other names.
 
-    The first are () where they are all the labels, or a row has none.
+    The labels are () if the candidates are all labels, or if the row has no candidates.
     """
-    if candidates and candidates not in offers:
-        offers[candidates] = _ordered(candidates, labels)
-    return offers.get(candidates, ((), False))
+    if candidates and candidates not in known:
+        known[candidates] = _ordered(candidates, labels)
+    return known.get(candidates, ((), False))
 
 
 def _ordered(candidates: tuple[str, ...], labels: LabelMap) -> tuple[tuple[str, ...], bool]:
     places = {labels.spelled[name] for name in candidates if name in labels.spelled}
-    strange = len(places) < len(candidates) and not labels.spelled.keys() >= set(candidates)
+    has_others = len(places) < len(candidates) and not labels.spelled.keys() >= set(candidates)
     if len(places) == len(labels):
-        return (), strange
-    return tuple(labels.names[place] for place in sorted(places)), strange
+        return (), has_others
+    return tuple(labels.names[place] for place in sorted(places)), has_others
 
 
 def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[TextTable, ReadReport]:
-    """The examples of a set, and the account of its rows.
+    """Resolve all targets of a source; return its examples and the report on its rows.
 
     Args:
         raw: all rows of a source.
         scheme: labels of the run.
-        place: what was read, as the user named it.
+        place: file, folder or dataset id, as the user named it.
     """
-    offers = CandidateSets()
+    known = CandidateSets()
     targets: list[Resolved] = []
     refused = dict(raw.refused_targets)
-    strange = []
-    for code, stated in enumerate(raw.targets):
-        made = refused.get(code) or resolve(stated, scheme, offers=offers)
-        if isinstance(made, Problem):
-            refused[code] = made
+    with_others = []  # codes of targets with candidates that are not labels
+    for code, target in enumerate(raw.targets):
+        resolved = refused.get(code) or resolve(target, scheme, known=known)
+        if isinstance(resolved, Problem):
+            refused[code] = resolved
             targets.append((-1, None, ()))
             continue
-        targets.append(made)
-        if _offered(stated.candidates, scheme.labels, offers)[1]:
-            strange.append(code)
+        targets.append(resolved)
+        if _candidates(target.candidates, scheme.labels, known)[1]:
+            with_others.append(code)
     codes = raw.codes
     examples = TextTable(
-        text=raw.text, text_b=raw.text_b, group=raw.group, weights=raw.weights.values(), codes=codes,
+        text=raw.text,
+        text_b=raw.text_b,
+        group=raw.group,
+        weights=raw.weights.values(),
+        codes=codes,
         scores=None if raw.scores.is_constant else raw.scores.values(),
-        targets=targets, places=raw.places, rows=index(~np.isin(codes, [*refused])) if refused else None,
-    )  # fmt: skip
-    odd = tuple(raw.places[row] for row in np.flatnonzero(np.isin(codes, strange)).tolist())
-    findings = (*examine_texts(examples, spoken=raw.spoken), *([Finding("strange", odd)] if odd else []))
+        targets=targets,
+        places=raw.places,
+        rows=index(~np.isin(codes, [*refused])) if refused else None,
+    )
+    strange = tuple(raw.places[row] for row in np.flatnonzero(np.isin(codes, with_others)).tolist())
+    findings = examine_texts(examples, spoken=raw.spoken)
+    findings += (Finding("strange", strange),) if strange else ()
     report = ReadReport(
-        # The card shows this: a file's name, not the folders of somebody's machine.
+        # Model cards show the source, so names of folders are removed.
         source=Path(place).name if Path(place).exists() else place,
         rows_read=raw.rows_read,
         used=len(examples),
@@ -120,16 +139,17 @@ def _resolve_target(
 ) -> tuple[int | tuple[int, ...] | tuple[float, ...], tuple[float, ...] | None]:
     if scheme.problem_type == "regression":
         if len(raw.value) != len(scheme.labels):
-            found = f"{len(raw.value):,} scores"
-            raise error_at(raw.where, found, f"{len(scheme.labels):,}, as in train", "correct the row")
+            problem, expected = f"found {len(raw.value):,} scores", f"{len(scheme.labels):,}, as in train"
+            raise error_at(raw.where, problem, expected, "correct the row", code="dataset-mismatch")
         return raw.value, None
     if isinstance(raw.value, dict) or (isinstance(raw.value, list) and is_soft(raw.value)):
         soft = _resolve_soft(raw, scheme)
         return max(range(len(soft)), key=soft.__getitem__), soft
     if isinstance(raw.value, list):
         ids = sorted(_resolve_label(raw, label, scheme) for label in raw.value)
-        if len(set(ids)) < len(ids):  # an id and its name
-            raise error_at(raw.where, f"a label twice: {shorten(raw.value)}", "each label once", "remove one")
+        if len(set(ids)) < len(ids):  # two spellings of one label
+            problem = f"found a label twice: {shorten(raw.value)}"
+            raise error_at(raw.where, problem, "each label once", "remove one", code="value-conflict")
         return tuple(ids), None
     return _resolve_label(raw, raw.value, scheme), None
 
@@ -137,8 +157,9 @@ def _resolve_target(
 def _resolve_soft(raw: RawTarget, scheme: Scheme) -> tuple[float, ...]:
     if isinstance(raw.value, list):
         if len(raw.value) != len(scheme.labels):
-            found = f"{len(raw.value):,} probabilities"
-            raise error_at(raw.where, found, f"{len(scheme.labels):,}, one per label", "correct the row")
+            problem = f"found {len(raw.value):,} probabilities"
+            expected = f"{len(scheme.labels):,}, one per label"
+            raise error_at(raw.where, problem, expected, "correct the row", code="dataset-mismatch")
         return tuple(raw.value)
     soft = [0.0] * len(scheme.labels)
     for name, share in raw.value.items():
@@ -147,14 +168,14 @@ def _resolve_soft(raw: RawTarget, scheme: Scheme) -> tuple[float, ...]:
 
 
 def _resolve_label(raw: RawTarget, value: int | str, scheme: Scheme) -> int:
-    """The id of one label of a row."""
+    """Return the id of one label of a row."""
     labels = scheme.labels
     place = _place_of_id(raw, value, scheme) if isinstance(value, int) else _place_of_name(raw, value, scheme)
     if raw.name and labels.spelled.get(raw.name) != place:
-        found = (
-            f"label {shorten(value)} is {shorten(labels.names[place])}, and 'label_name' {shorten(raw.name)}"
-        )
-        raise error_at(raw.where, found, f"names by {scheme.origin}", "correct one of the two")
+        name = shorten(labels.names[place])
+        problem = f"label {shorten(value)} is {name}, and 'label_name' is {shorten(raw.name)}"
+        expected = f"names by {scheme.origin}"
+        raise error_at(raw.where, problem, expected, "correct one of the two", code="label-conflict")
     return place
 
 
@@ -163,11 +184,12 @@ def _place_of_id(raw: RawTarget, value: int, scheme: Scheme) -> int:
     if not scheme.has_ids:
         if raw.name in labels.spelled:
             return labels.spelled[raw.name]
-        found = f"label {value} is an id, and nothing says which of the {len(labels):,} labels has it"
-        remedy = (
+        problem = f"label {value} is an id, and the ids of the {len(labels):,} labels are not known"
+        expected = f"names, as in train ({scheme.origin})"
+        fix = (
             "write the name, or name the labels in their order in labels.yaml (--labels), or add 'label_name'"
         )
-        raise error_at(raw.where, found, f"names, as in train ({scheme.origin})", remedy)
+        raise error_at(raw.where, problem, expected, fix, code="label-unknown")
     if scheme.codes:
         place = scheme.codes.get(value)
     elif scheme.by_name and not raw.name:
@@ -175,10 +197,10 @@ def _place_of_id(raw: RawTarget, value: int, scheme: Scheme) -> int:
     else:
         place = value if 0 <= value < len(labels) else None
     if place is None:
-        named = scheme.by_name or scheme.codes
-        accepted = shorten(labels.names[:SHOWN]) if named else f"0 to {len(labels) - 1:,}"
-        found = f"label {value} is none of the {len(labels):,} labels ({scheme.origin})"
-        raise error_at(raw.where, found, accepted, ANOTHER)
+        are_named = scheme.by_name or scheme.codes
+        expected = shorten(labels.names[:SHOWN]) if are_named else f"0 to {len(labels) - 1:,}"
+        problem = f"label {value} is none of the {len(labels):,} labels ({scheme.origin})"
+        raise error_at(raw.where, problem, expected, CORRECT_LABEL, code="label-unknown")
     return place
 
 
@@ -186,15 +208,17 @@ def _place_of_name(raw: RawTarget, value: str, scheme: Scheme) -> int:
     labels, name = scheme.labels, value.strip()
     by_code, by_name = scheme.codes.get(name), labels.spelled.get(name)
     if by_code is not None and by_name not in (None, by_code):
-        found = f"{shorten(value)}, the code of one label and the name of another"
-        raise error_at(raw.where, found, "codes that are no names of other labels", "rename the label")
+        problem = f"{shorten(value)} is the code of one label and the name of another"
+        expected = "codes that are not names of other labels"
+        raise error_at(raw.where, problem, expected, "rename the label", code="label-conflict")
     place = by_name if by_code is None else by_code
     numbered = not labels.are_numbers and all(map(is_whole, labels.names))
     if is_whole(name) and (place is None or numbered):
         raise TaskHeadsError(in_quotes(raw, value))
     if place is None:
         near = labels.near(name)
-        remedy = ANOTHER if near is None else f"did you mean {shorten(near)}?"
-        found = f"{shorten(value)} is none of the {len(labels):,} labels ({scheme.origin})"
-        raise error_at(raw.where, found, shorten(labels.names[:SHOWN], 120), remedy)
+        fix = CORRECT_LABEL if near is None else f"write {shorten(near)}"
+        problem = f"{shorten(value)} is none of the {len(labels):,} labels ({scheme.origin})"
+        expected = shorten(labels.names[:SHOWN], 120)
+        raise error_at(raw.where, problem, expected, fix, code="label-unknown")
     return place

@@ -1,8 +1,8 @@
-"""Train, dev and test of a title scorer, from whatever the user has, with an account of all of it.
+"""Read the train, dev and test splits of a title scorer, with a summary of the data.
 
-A folder or hub data set may hold its splits; separate files may be named; without a dev set one is cut
-by a hash of the groups, and on request a test set before it. Every defect of every file is collected before
-the one error is raised.
+A folder or hub dataset may contain several splits, and the user may name separate files. Without a dev split,
+one is cut from train by a hash of the groups; a test split is cut on request, before dev. One error names the
+defects of all files.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 
 @dataclass(frozen=True, kw_only=True)
 class TitleSets:
-    """Everything that a run trains and is measured on.
+    """The train, dev and test splits of a title scorer.
 
     Args:
-        train: pairs, with arms of tests turned into pairs.
-        groups: tests of the training set, for losses over lists, without arms of too few impressions and
-            without tests that give no pair; empty without arms.
-        dev: pairs for choosing.
-        test: pairs for reporting, perhaps none.
-        lines: what was read, found and cut, in plain words.
-        dev_was_cut: the dev set was cut from the training source.
-        test_was_cut: the test set was cut from the training source.
-        test_seen: pairs of test that also stand in train.
+        train: pairs, including those of the arms of experiments.
+        groups: experiments of the training set, for losses over lists, without arms of too few impressions
+            and without experiments that give no pair; empty without arms.
+        dev: pairs that select the checkpoint.
+        test: pairs of the final metrics; may be empty.
+        lines: summary of the data, one message per line.
+        dev_was_cut: whether the dev split was cut from the training source.
+        test_was_cut: whether the test split was cut from the training source.
+        test_seen: number of pairs of test that are also in train.
     """
 
     train: Sequence[PairExample]
@@ -65,11 +65,11 @@ class TitleSets:
 
     @property
     def were_cut(self) -> tuple[str, ...]:
-        """Names of the sets that were cut from the training source."""
+        """Names of the splits that were cut from the training source."""
         return ("dev",) * self.dev_was_cut + ("test",) * self.test_was_cut
 
     def fingerprint(self) -> dict[str, str]:
-        """SHA-256 of all that trains a model or picks its checkpoint; a run resumes on the same data only."""
+        """Return SHA-256 of train and dev; a run resumes only if they are unchanged."""
         return {
             "train_pairs": hash_pairs(self.train),
             "train_groups": hash_groups(self.groups),
@@ -78,7 +78,7 @@ class TitleSets:
 
 
 def hash_pairs(pairs: Iterable[PairExample]) -> str:
-    """SHA-256 over the pairs in their order: texts, prompts and evidence, not where they were read.
+    """Return SHA-256 over the prompts, titles, preferences, margins and weights of pairs, in their order.
 
     Example:
         >>> hash_pairs([PairExample(chosen="A", rejected="B")])[:8]
@@ -90,7 +90,7 @@ def hash_pairs(pairs: Iterable[PairExample]) -> str:
 
 
 def hash_groups(groups: Iterable[GroupExample]) -> str:
-    """SHA-256 over the groups in their order: prompts, titles, clicks and impressions."""
+    """Return SHA-256 over the prompts, titles, clicks and impressions of groups, in their order."""
     return hash_rows((group.prompt, group.titles, group.clicks, group.impressions) for group in groups)
 
 
@@ -108,26 +108,25 @@ def read_title_sets(
     encoding: str = UTF_8,
     columns: Sequence[str] = (),
 ) -> TitleSets:
-    """Read the sets of a title scorer.
+    """Read the splits of a title scorer; `pair_readers.py` lists the accepted columns.
 
     Args:
-        source: file, folder or data set id of the training set; `"embedded"` for the sample that ships
-            with the package. Splits found in a folder or data set are used where `dev` and `test` are
-            None.
+        source: file, folder or dataset id of the training set; `"embedded"` for the sample in the package.
+            If `dev` or `test` is None, the dev and test splits of a folder or dataset are used.
         dev: file, folder or id of the dev set; of several splits, the one called dev or validation.
         test: file, folder or id of the test set; of several splits, the one called test.
-        dev_fraction: share of groups cut for dev where there is none; of what a cut test set leaves.
-        test_fraction: share of groups cut for test where there is none; None cuts no test set.
+        dev_fraction: share of the groups that are cut for dev if there is no dev set, after the cut of test.
+        test_fraction: share of the groups that are cut for test if there is no test set; None cuts none.
         hub: `huggingface` or `modelscope`, for ids.
         bad_rows: `raise` or `skip`, as in `read_pairs`.
-        min_impressions: of arms; both titles of a pair need as many.
-        max_p_value: of arms; pairs whose clicks differ less clearly are left out, and from the groups the
-            tests without any other pair.
-        encoding: of text files, such as `gb18030`.
+        min_impressions: minimum number of impressions of both arms of a pair.
+        max_p_value: maximum p-value of the difference in clicks of a pair of arms; other pairs, and
+            experiments without any pair, are left out.
+        encoding: encoding of text files, such as `gb18030`.
         columns: names of the columns of CSV and TSV files without a header.
 
     Raises:
-        TaskHeadsError: all the problems of all the files, or an empty set.
+        TaskHeadsError: the problems of all files, or an empty split.
 
     Example:
         >>> from qwen_task_heads.data.title_datasets import read_title_sets
@@ -138,7 +137,7 @@ def read_title_sets(
     if test_fraction is not None:
         check_fraction(test_fraction, "test_fraction")
     source, options = locate_dataset(source, "titles"), options_of(encoding, columns)
-    read, places, problems = read_splits(
+    data_of, places, problems = read_splits(
         source,
         dev=dev,
         test=test,
@@ -146,47 +145,54 @@ def read_title_sets(
     )
     if problems:
         raise TaskHeadsError(problems)
-    pairs, unmade = {}, []
-    for name, data in read.items():
-        made = groups_to_pairs(data.groups, min_impressions=min_impressions, max_p_value=max_p_value)
-        pairs[name] = assign_groups(joined([data.pairs, made]))
+    pairs, pair_lines = {}, []
+    for name, data in data_of.items():
+        of_arms = groups_to_pairs(data.groups, min_impressions=min_impressions, max_p_value=max_p_value)
+        pairs[name] = assign_groups(joined([data.pairs, of_arms]))
         sizes = np.bincount(arms_of(data.groups).experiments)
         possible = int((sizes * (sizes - 1) // 2).sum())
-        if possible > len(made):
-            left = f"{possible - len(made):,} of {possible:,} pairs of arms"
-            unmade.append(f"{name}: {left} left out: equal click rates, --min_impressions or --max_p_value")
+        if possible > len(of_arms):
+            count = f"{possible - len(of_arms):,} of {possible:,} pairs of arms"
+            reasons = "equal click rates, --min_impressions or --max_p_value"
+            pair_lines.append(f"{name}: {count} left out: {reasons}")
         if 2 * len(data.report.refusals) > data.report.rows_read:
-            defects = f"{len(data.report.refusals):,} defects in {data.report.rows_read:,} rows"
-            problem = Problem(places[name], defects, "at most half of the rows", "correct the rows below")
-            raise TaskHeadsError([problem, *data.report.refusals])
-    for name, found in pairs.items():
-        if not found:
-            remedies = ["lower --min_impressions"] * (min_impressions > 0)
-            remedies += ["raise --max_p_value"] * (max_p_value < 1)
-            remedy = ", or ".join([*remedies, "add tests whose click rates differ"])
-            raise TaskHeadsError(Problem(places[name], "no pair is left", "at least one", remedy))
+            problem = f"found {len(data.report.refusals):,} defects in {data.report.rows_read:,} rows"
+            expected, fix = "at most half as many defects as rows", "correct the rows below"
+            mostly_refused = Problem(places[name], problem, expected, fix, code="rows-too-few")
+            raise TaskHeadsError([mostly_refused, *data.report.refusals])
+    for name, rows in pairs.items():
+        if not rows:
+            fixes = ["lower --min_impressions"] * (min_impressions > 0)
+            fixes += ["raise --max_p_value"] * (max_p_value < 1)
+            fix = ", or ".join([*fixes, "add experiments whose click rates differ"])
+            problem = "no pair is left"
+            raise TaskHeadsError(
+                Problem(places[name], problem, "at least one pair", fix, code="rows-too-few")
+            )
     lines = []
-    for name, data in read.items():
-        # The card shows these lines: a file's name, not the folders of somebody's machine.
+    for name, data in data_of.items():
+        # Model cards show these lines, so names of folders are removed.
         place = places[name]
         report = replace(data.report, source=Path(place).name if Path(place).exists() else place)
         lines += [f"{name}: {line}" for line in report.lines()]
-    lines += unread_lines({name: data.unread for name, data in read.items()})
-    lines += unmade
+    lines += unread_lines({name: data.unread for name, data in data_of.items()})
+    lines += pair_lines
     train, dev_was_cut = pairs["train"], "dev" not in pairs
-    groups, left_out = comparable_groups(read["train"].groups, min_impressions=min_impressions)
-    lines += [f"train: {line}" for line in left_out]
+    groups, group_lines = comparable_groups(data_of["train"].groups, min_impressions=min_impressions)
+    lines += [f"train: {line}" for line in group_lines]
     paired = within(hashed(groups, "group"), np.unique(hashed(train, "group")))
     if unclear := int((~paired).sum()):
-        tests = f"{unclear:,} test{'' if unclear == 1 else 's'}"
-        lines.append(f"train: {tests} without a clear difference (--max_p_value) left out of the groups")
+        experiments = f"{unclear:,} experiment{'' if unclear == 1 else 's'}"
+        lines.append(
+            f"train: {experiments} without a clear difference (--max_p_value) left out of the groups"
+        )
     groups = pick(groups, np.flatnonzero(paired))
     test_was_cut = "test" not in pairs and test_fraction is not None
     if test_fraction is not None and not test_was_cut:
         lines.append(TEST_GIVEN)
     apart = not titles_tie(train, groups)
     if not apart and (dev_was_cut or test_was_cut):
-        lines.append("a few titles tie most groups together, and are not kept apart when sets are cut")
+        lines.append("a few titles connect most groups, so splits are cut without keeping titles apart")
     for name, share in (("test", test_fraction if test_was_cut else None), ("dev", dev_fraction)):
         if share is None or name in pairs:
             continue
@@ -197,29 +203,33 @@ def read_title_sets(
         taken = np.unique(hashed(pairs[name], "group"))
         groups = pick(groups, np.flatnonzero(~within(hashed(groups, "group"), taken)))
         lines.append(cut_line(name, f"{len(pairs[name]):,} pairs of {len(taken):,} groups", share))
-    seen_before = {}
+    seen = {}
     for name in ("dev", "test"):
         overlaps = find_overlaps(train, pairs.get(name, []))
-        seen_before[name] = len(overlaps)
+        seen[name] = len(overlaps)
         if overlaps:
             first = overlaps[0]
-            seen, source = (Path(place).name for place in (first.test_source, first.train_source))
+            subject = f"pair of {name} is" if len(overlaps) == 1 else f"pairs of {name} are"
+            where, train_where = (Path(place).name for place in (first.test_source, first.train_source))
             lines.append(
-                f"{len(overlaps):,} pairs of {name} also stand in train: figures on {name} flatter (first: "
-                f"{seen} as {source}, {first.kind})"
+                f"{len(overlaps):,} {subject} also in train: metrics on {name} are too high (first: "
+                f"{where} as {train_where}, {first.kind})"
             )
-    known = _stated_groups(read["train"])
+    known = _group_keys(data_of["train"])
     for name in ("dev", "test"):
-        shared = int(within(_stated_groups(read[name]), known).sum()) if name in read else 0
+        shared = int(within(_group_keys(data_of[name]), known).sum()) if name in data_of else 0
         if shared:
-            tests = f"{shared:,} test{'' if shared == 1 else 's'} of {name}"
-            lines.append(f"{tests} with the key of a test of train: metrics on {name} may flatter")
+            experiments = f"{shared:,} experiment{'' if shared == 1 else 's'} of {name}"
+            lines.append(
+                f"{experiments} with the key of an experiment of train: metrics on {name} may be too high"
+            )
     if test_was_cut and not dev_was_cut:
         lines += shared_lines(pairs["dev"], pairs["test"])
-    measured = {name: rows for name, rows in pairs.items() if name != "train"}
-    lookups = {name: report_titles(train, rows, split=name) for name, rows in measured.items()}
+    lookups = {
+        name: report_titles(train, rows, split=name) for name, rows in pairs.items() if name != "train"
+    }
     were_cut = ["dev"] * dev_was_cut + ["test"] * test_was_cut
-    lines = [*leak_lines(lookups, were_cut=were_cut), *lines]  # first: nothing below counts with a leak
+    lines = [*leak_lines(lookups, were_cut=were_cut), *lines]  # a leak invalidates the metrics
     return TitleSets(
         train=train,
         groups=groups,
@@ -228,11 +238,11 @@ def read_title_sets(
         lines=lines,
         dev_was_cut=dev_was_cut,
         test_was_cut=test_was_cut,
-        test_seen=seen_before["test"],
+        test_seen=seen["test"],
     )
 
 
-def _stated_groups(data: PairData) -> Hashes:
-    """The keys of tests that the rows state, each once, sorted."""
-    stated = np.union1d(hashed(data.pairs, "group"), hashed(data.groups, "group"))
-    return stated[stated != hash_keys([KEYS["group"]("")])[0]]
+def _group_keys(data: PairData) -> Hashes:
+    """Return the different keys of groups in the rows, sorted."""
+    keys = np.union1d(hashed(data.pairs, "group"), hashed(data.groups, "group"))
+    return keys[keys != hash_keys([KEYS["group"]("")])[0]]

@@ -150,7 +150,7 @@ def test_texts_that_all_share_one_long_chain(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     sets = counted(path)
     assert len(sets.dev) == 500
-    assert "second texts of pairs tie most rows together, and are not kept apart" in sets.lines
+    assert "second texts of pairs connect most rows, and are not kept apart" in sets.lines
 
 
 def test_huge_names_are_truncated_in_messages(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a refusal of label files, maps of labels and examples says to do is done, and works."""
+"""Apply each fix of the problems of label files, maps of labels and few-shot examples."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FILES, MAP, SHOTS = "data/label_files.py::", "data/labels.py::LabelMap.", "data/
 
 
 def of_file(site: str, bad: str, at: str, ways: dict[str, str]) -> Case:
-    """A case of labels.yaml; a way is its content."""
+    """Return a case of labels.yaml; a fix is its content."""
     changes: dict[str, Change] = {way: {"labels.yaml": text} for way, text in ways.items()}
     return Case(site, {"labels.yaml": bad}, f"labels.yaml{at}", changes, read=labels)
 
 
 def named(bad: str | bytes, site: str, at: str, way: str, name: str = "names.txt") -> Case:
-    """A case of a file that `--labels` names, which is another one afterwards."""
+    """Return a case of the file of `--labels`; the fix names another file."""
     files = {"train.jsonl": lines(*LABELED), name: bad, "in/labels.yaml": "[a, b]"}
     change = "--labels HERE/in/labels.yaml"
     return Case(site, files, at, {way: change}, words=f"--labels HERE/{at.split(':')[0]}")
@@ -60,10 +60,10 @@ CASES = [
             {"write - before each": "- name: a\n  aliases:\n  - x\n"}),
     of_file(f"{FILES}_entries::path", "7", "", {"write one entry per label": "- a\n- b\n"}),
     of_file(f"{FILES}_parse_yaml::where", "- a\n- b: c: d\n", ":2",
-            {"correct the syntax": "- a\n- b\n", "quote names that hold :": "- a\n- 'b: c: d'\n",
+            {"correct the syntax": "- a\n- b\n", "quote names that contain :": "- a\n- 'b: c: d'\n",
              "#": "- a\n- 'b#'\n"}),
     of_file(f"{FILES}_parse_yaml::where", "a: x\na: y\n", ":2",
-            {"correct the syntax": "a: x\nb: y\n", "quote names that hold :": "'a:': x\na: y\n",
+            {"correct the syntax": "a: x\nb: y\n", "quote names that contain :": "'a:': x\na: y\n",
              "#": "'a#': x\na: y\n"}),
     named("a\nb\n", f"{FILES}_read_file::path#2", "nmaes.txt", "check the path"),
     named("a\nb\0", f"{FILES}_read_file::path#3", "names.txt", "name the file of the labels"),
@@ -73,11 +73,11 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_the_message_says_to_do_is_read(case: Case, tmp_path: Path) -> None:
+def test_fixed_file_is_read(case: Case, tmp_path: Path) -> None:
     follow(case, tmp_path)
 
 
-def test_a_label_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_file_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_files, "MAX_LABEL_FILE", 100)
     source = write(tmp_path / "rows", {"train.jsonl": lines(*LABELED), "class.txt": "a\nb\n"})
     with refused(f"{FILES}_read_file::path") as found:
@@ -102,7 +102,7 @@ def test_names_of_a_map() -> None:
     with refused(f"{MAP}subset::where") as found:
         known.subset(["b", "x"])
     assert (found[0].where, found[0].fix) == ("candidates", "name labels of the schema")
-    assert known.subset(found[0].expected.removeprefix("").split(", ")[:2])
+    assert known.subset(found[0].expected.split(", ")[:2])
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_class_names_that_a_saved_model_contradicts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [("b", "a"), ("c", "b")])
 def test_a_label_file_of_another_model(names: tuple[str, str], tmp_path: Path) -> None:
-    """Ids of the rows count in the order of the file beside them, whatever the model says."""
+    """Ids of rows refer to the label file next to the data, also if the model has another order."""
     named = stated("label", *names)
     rows = [{**row, "label": names.index(row["label"])} for row in named]
     folder = tmp_path / "rows"
@@ -210,7 +210,7 @@ def test_a_label_file_of_another_model(names: tuple[str, str], tmp_path: Path) -
     assert read_datasets_for(source, {}, dev_fraction=0.5).labels.names == names
     wanted = [row["label"] for row in named]
     if len(ways) == 3:
-        assert ways[1] == "name by --labels a file of these labels and then those of the model that it lacks"
+        assert ways[1] == "name by --labels a file of these labels, followed by the other labels of the model"
         (tmp_path / "all.yaml").write_text(f"[{', '.join(names)}, a]")
         options = parse_classifier_arguments(
             ["--dev_fraction", "0.5", "--labels", str(tmp_path / "all.yaml")]

@@ -1,4 +1,4 @@
-"""What a refusal of preferences and of splits says to do is done, and they are read."""
+"""Apply each fix of the problems of preferences and splits, and read the data again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Cells = list[tuple[str, str, str, str]]
 
 
 def row(site: str, bad: Row, ways: dict[str, Any], *, base: list[Row] = PAIRS) -> Case:
-    """A case of a bad pair after good ones; a way is what changes in it, or None to remove it."""
+    """Return a case of a bad pair after good pairs; a fix is its changes, or None to remove it."""
     changed = {way: change if change is None else bad | change for way, change in ways.items()}
     kept = {
         way: change and {name: value for name, value in change.items() if value != "gone"}
@@ -40,7 +40,7 @@ def whole(
     at: str = "train.jsonl:1",
     words: str = "",
 ) -> Case:
-    """A case of a whole file; a way is its rows, or words to type."""
+    """Return a case of a whole file; a fix is its rows, or command-line options."""
     changes: dict[str, Change] = {
         way: done if isinstance(done, str) else {"train.jsonl": lines(*done)} for way, done in ways.items()
     }
@@ -48,7 +48,7 @@ def whole(
 
 
 def table(*cells: tuple[object, ...]) -> str:
-    """A table of arms."""
+    """Return a table of arms."""
     return "headline,clicks,impressions,test_id\n" + "".join(",".join(map(str, row)) + "\n" for row in cells)
 
 
@@ -56,7 +56,7 @@ def arm(
     site: str, bad: tuple[object, ...], ways: dict[str, tuple[object, ...] | str], *, at: str = "train.csv:6",
     base: list[tuple[object, ...]] | None = None, words: str = "",
 ) -> Case:  # fmt: skip
-    """A case of a bad arm after good ones; a way is the arm in its place, or words to type."""
+    """Return a case of a bad arm after good arms; a fix is an arm in its place, or command-line options."""
     good = ARMS if base is None else base
     changes: dict[str, Change] = {
         way: done if isinstance(done, str) else {"train.csv": table(*good, done)}
@@ -93,8 +93,9 @@ AGAINST = [
 ]
 COUNTS = {"votes_chosen": "votes_rejected", "votes_rejected": "votes_chosen"}
 NEW: Row = {"chosen": "A new title", "rejected": "Another one"}
-RENAME = "did you mean 'rejected' by 'rejectd'? rename it"
+RENAME = "rename 'rejectd' to 'rejected'"
 GONE, DROP = "remove the row", "drop it"
+MORE = "add experiments whose click rates differ"
 COLUMNS, TEXTS, READERS = "data/pair_columns.py::", "data/pair_texts.py::", "data/pair_readers.py::"
 ROWS = "data/pair_rows.py::"
 CASES = [
@@ -105,13 +106,13 @@ CASES = [
           {"add": [{**one, "bad": one["rejected"]} for one in PAIRS], "rename the column": PAIRS}),
     whole("data/pair_layout.py::read_layout::where#2", renamed(PAIRS, rejected="rejectd"), {RENAME: PAIRS}),
     whole("data/pair_layout.py::read_layout::where#3", having(PAIRS, wieght=1.0),
-          {"did you mean 'weight'? rename it": having(PAIRS, weight=1.0), DROP: PAIRS}),
+          {"rename it to 'weight'": having(PAIRS, weight=1.0), DROP: PAIRS}),
     # of a row
     row(f"{COLUMNS}require::row", {"chosen": "x"}, {"add the column": {"rejected": "y"}, GONE: None}),
     row(f"{COLUMNS}require::row", {"chosen": "x", "rejectd": "y"},
         {RENAME: {"rejectd": "gone", "rejected": "y"}}),
     row(f"{COLUMNS}refuse_misspelt::row", {**NEW, "wieght": 1},
-        {"did you mean 'weight'? rename it": {"wieght": "gone", "weight": 1}, DROP: {"wieght": "gone"}},
+        {"rename it to 'weight'": {"wieght": "gone", "weight": 1}, DROP: {"wieght": "gone"}},
         base=having(PAIRS, weight=1.0)),
     row(f"{COLUMNS}RowReader.one_title::row", {**NEW, "chosen": 3},
         {"write the title as a string": {"chosen": "3"}}),
@@ -124,11 +125,11 @@ CASES = [
         {"write the number": {"weight": 2}, "leave the key out": {"weight": "gone"}}),
     row(f"{COLUMNS}RowReader.group::row", {**NEW, "group_id": ["t"]},
         {"write the key as a string": {"group_id": "t"}}),
-    row(f"{COLUMNS}read_evidence::row", {**VOTED[0], **NEW, "preference": 0.9},
+    row(f"{COLUMNS}read_signals::row", {**VOTED[0], **NEW, "preference": 0.9},
         {"keep one of them": {"preference": "gone"}}, base=VOTED),
-    row(f"{COLUMNS}read_evidence::row#2", {**NEW, "votes_chosen": 3},
+    row(f"{COLUMNS}read_signals::row#2", {**NEW, "votes_chosen": 3},
         {"add it": {"votes_rejected": 1}, "leave all of them out": {"votes_chosen": "gone"}}, base=VOTED),
-    row(f"{COLUMNS}read_evidence::row#3", {**CLICKED[0], **NEW, "chosen_clicks": 91},
+    row(f"{COLUMNS}read_signals::row#3", {**CLICKED[0], **NEW, "chosen_clicks": 91},
         {"correct the counts": {"chosen_clicks": 19}}, base=CLICKED),
     # texts of a row
     row(f"{TEXTS}read_texts::row", {**NEW, "chosen": talk("x")},
@@ -138,11 +139,11 @@ CASES = [
     row(f"{TEXTS}read_texts::row#3", {"chosen": "x", "rejected": " x "}, {GONE: None}),
     row(f"{TEXTS}read_prompt::row", {**NEW, "prompt": 3},
         {"write a string": {"prompt": "3"}, "leave the key out": {"prompt": "gone"}}),
-    row(f"{TEXTS}_talk::row", {"chosen": [], "rejected": talk("y")},
+    row(f"{TEXTS}_conversation::row", {"chosen": [], "rejected": talk("y")},
         {"end with the title": {"chosen": talk("x")}}, base=TALKS),
-    row(f"{TEXTS}_talk::row#2", {"chosen": talk("x", by="user"), "rejected": talk("y")},
+    row(f"{TEXTS}_conversation::row#2", {"chosen": talk("x", by="user"), "rejected": talk("y")},
         {"end with the title": {"chosen": talk("x")}}, base=TALKS),
-    row(f"{TEXTS}_talk::row#3", {"chosen": talk(" "), "rejected": talk("y")},
+    row(f"{TEXTS}_conversation::row#3", {"chosen": talk(" "), "rejected": talk("y")},
         {"fill in the title": {"chosen": talk("x")}}, base=TALKS),
     row(f"{ROWS}read_pair::row", {**NEW, "rejected": ["x", "y"], "preference": 0.9},
         {"write one pair per row": {"rejected": "x"}}),
@@ -151,14 +152,14 @@ CASES = [
     arm(f"{ROWS}read_arm::row#2", ("New", 5, 100, ""), {"fill in the key": ("New", 5, 100, "t1")}),
     arm(f"{ROWS}read_arm::row#3", ("New", 101, 100, "t1"),
         {"correct the counts": ("New", 10, 100, "t1")}),
-    whole("data/raw_pairs.py::ArmColumns._of_one_prompt::self.places[row]",
+    whole("data/raw_pairs.py::ArmColumns._check_prompts::self.places[row]",
           [{"headline": f"Title {n}", "clicks": n, "impressions": 9, "test_id": 0, "prompt": f"About {n}"}
            for n in range(2)],
-          {"give the tests different keys":
+          {"give the experiments different keys":
            [{"headline": f"Title {n}", "clicks": n, "impressions": 9, "test_id": n % 2,
              "prompt": f"About {n % 2}"} for n in range(4)]}, at="train.jsonl:2"),
     arm(f"{READERS}_finish::source", ("Alone", 5, 100, "t"),
-        {"add the other headlines of a test": ("A,6,100,t\nB,9,100,t\nC,7,100,s\nD", 8, 100, "s")},
+        {"add the other headlines of an experiment": ("A,6,100,t\nB,9,100,t\nC,7,100,s\nD", 8, 100, "s")},
         at="train.csv", base=[]),
     # a file as a whole
     whole(f"{READERS}_finish::source", [{**NEW, "chosen": ""}], {"correct the rows below": PAIRS},
@@ -166,16 +167,16 @@ CASES = [
     whole("data/title_datasets.py::read_title_sets::places[name]", [*PAIRS, *[{**NEW, "chosen": ""}] * 5],
           {"correct the rows below": [*PAIRS, *[NEW] * 5]}, at="train.jsonl", words="--bad_rows skip"),
     whole("data/checks.py::swapped_problem::source", AGAINST,
-          {"the columns look swapped: exchange 'chosen' and 'rejected' in the names of all of them":
+          {"exchange 'chosen' and 'rejected' in the names of all columns":
            renamed(AGAINST, **COUNTS, chosen="rejected", rejected="chosen"),
            "of the counts alone": renamed(AGAINST, **COUNTS)}, at="train.jsonl"),
     arm("data/title_datasets.py::read_title_sets::places[name]#2", ("New", 9, 100, "t1"),
         {"lower --min_impressions": "--min_impressions 100",
-         "add tests whose click rates differ": ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
+         MORE: ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
         at="train.csv", words="--min_impressions 101"),
     arm("data/title_datasets.py::read_title_sets::places[name]#2", ("New", 9, 100, "t1"),
         {"raise --max_p_value": "--max_p_value 0.9",
-         "add tests whose click rates differ": ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
+         MORE: ("A,9,1000,t8\nB,99,1000,t8\nC,9,1000,t9\nD", 99, 1000, "t9")},
         at="train.csv", words="--max_p_value 0.01"),
     arm("data/preferences.py::groups_to_pairs::groups_to_pairs", ("New", 9, 100, "t1"),
         {"correct the option": "--min_impressions 1"}, at="groups_to_pairs", words="--min_impressions -1"),
@@ -197,16 +198,16 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_the_message_says_to_do_is_read(case: Case, tmp_path: Path) -> None:
+def test_fixed_data_is_read(case: Case, tmp_path: Path) -> None:
     follow(case, tmp_path)
 
 
-def test_what_becomes_of_bad_rows(tmp_path: Path) -> None:
+def test_values_of_bad_rows(tmp_path: Path) -> None:
     source = write(tmp_path / "rows", {"train.jsonl": lines(*PAIRS)})
     with refused("data/pair_readers.py::read_pairs::bad_rows") as found:
         read_pairs(source, bad_rows="drop")
     assert (found[0].where, found[0].fix) == ("bad_rows", "choose one of them")
-    first = found[0].expected.removeprefix("").split(", ")[0]
+    first = found[0].expected.split(", ")[0]
     assert read_pairs(source, bad_rows=first).pairs
 
 
@@ -225,11 +226,11 @@ def test_counts(measure: Callable[..., float], wrong: tuple[int, ...], right: tu
     assert measure(*right) > 0
 
 
-def test_titles_that_tie_all_groups() -> None:
-    """Where a function is called, groups may be kept apart alone."""
+def test_titles_that_connect_all_groups() -> None:
+    """The fix for callers of the function is to keep only groups apart."""
     pairs = [PairExample(chosen="Stock", rejected=f"Title {n}", group=f"t{n}") for n in range(4)]
     with refused("data/splits.py::split_by_group::split") as found:
         split_by_group(pairs, dev_fraction=0.5)
     *_, last = ways_of(found[0].fix)
-    assert last == "pass titles_apart=False, as stock titles tie the groups together"
+    assert last == "pass titles_apart=False, as stock titles connect the groups"
     assert all(split_by_group(pairs, dev_fraction=0.5, titles_apart=False))

@@ -1,4 +1,4 @@
-"""What a refusal of texts and their labels says to do is done, and they are read."""
+"""Apply each fix of the problems of texts and labels, and read the data again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def of_set(
     words: str = "",
     **more: str,
 ) -> Case:
-    """A case of a whole set; a way is its rows, or a change."""
+    """Return a case of a whole dataset; a fix is its rows, or a change."""
     changes = {
         way: {"train.jsonl": lines(*done)} if isinstance(done, list) else done for way, done in ways.items()
     }
@@ -43,7 +43,7 @@ def of_set(
 
 
 def of_dev(site: str, rows: list[Any], bad: Any, ways: dict[str, Any]) -> Case:
-    """A case of a row of dev; a way is a row in its place, or a change."""
+    """Return a case of a row of dev; a fix is a row in its place, or a change."""
     changes = {
         way: {"dev.jsonl": lines(change)} if isinstance(change, dict) else change
         for way, change in ways.items()
@@ -61,19 +61,19 @@ def of_mix(
     at: str = "more.jsonl",
     words: str = "--mix HERE/in/more.jsonl",
 ) -> Case:
-    """A case of a set that is mixed in."""
+    """Return a case of a dataset of `--mix`."""
     files = {"train.jsonl": lines(*LABELED), "in/more.jsonl": lines(*rows)}
     return Case(site, files, at, ways, words=words)
 
 
 def crossed(name: str) -> list[dict[str, Any]]:
-    """Rows with codes, of which `one` may be the name of another label too."""
+    """Return rows with codes, one of which may be the name of another label."""
     codes = [("1a", name), ("2a", "two"), ("1a", name), ("2a", "two"), ("one", "three")]
     return [{"text": f"Text {n}", "label": code, "label_name": name} for n, (code, name) in enumerate(codes)]
 
 
 def by(*names: str, words: str = "") -> tuple[Files, str]:
-    """The labels in a file that is named."""
+    """Return a label file, and the option that names it."""
     text = "".join(f"- {name!r}\n" for name in names)
     return {"in/labels.yaml": text}, f"--labels HERE/in/labels.yaml {words}"
 
@@ -106,13 +106,13 @@ WEIGHTED = having(LABELED, weight=1.0)
 CASES = [
     # columns of a file
     of_set(f"{LAYOUT}read_text_layout::where", renamed(LABELED, "text", "texts"),
-           {"did you mean 'text' by 'texts'? rename it": LABELED}, at="train.jsonl:1"),
+           {"rename 'texts' to 'text'": LABELED}, at="train.jsonl:1"),
     of_set(f"{LAYOUT}read_text_layout::where", renamed(LABELED, "text", "body"),
            {"add": having(LABELED, body=""), "rename the column": LABELED}, at="train.jsonl:1"),
     of_set(f"{LAYOUT}read_text_layout::where", having(LABELED, sentence="x"), {"keep one of them": LABELED},
            at="train.jsonl:1"),
     of_set(f"{LAYOUT}read_text_layout::where#2", having(LABELED, wieght=1.0),
-           {"did you mean 'weight'? rename it": WEIGHTED, "drop it": LABELED}, at="train.jsonl:1"),
+           {"rename it to 'weight'": WEIGHTED, "drop it": LABELED}, at="train.jsonl:1"),
     of_set(f"{LAYOUT}_target_problem::where", having(LABELED, labels=["a", "b"]),
            {"name the problem type, such as --problem_type single_label_classification":
             "--problem_type single_label_classification", "drop the other columns": LABELED},
@@ -121,7 +121,7 @@ CASES = [
            {"drop the other columns": LABELED}, at="train.jsonl:1",
            words="--problem_type single_label_classification"),
     of_set(f"{LAYOUT}_target_problem::where#2", renamed(LABELED, "label", "lable"),
-           {"did you mean 'label' by 'lable'? rename it": LABELED}, at="train.jsonl:1"),
+           {"rename 'lable' to 'label'": LABELED}, at="train.jsonl:1"),
     of_set(f"{LAYOUT}_target_problem::where#2", renamed(LABELED, "label", "class"),
            {"add": [{**row, "label": row["class"]} for row in renamed(LABELED, "label", "class")],
             "rename the column": LABELED}, at="train.jsonl:1"),
@@ -154,7 +154,7 @@ CASES = [
            base=stated("label", 0, 1)),
     of_row(f"{COLUMNS}_is_label::row", {"text": "x", "label": -1},
            {"correct the id": {"text": "x", "label": 1},
-            "remove the row (-100 and -1 mark hidden labels)": None},
+            "remove the row (-100 and -1 mark unlabeled rows)": None},
            base=stated("label", 0, 1)),
     of_set(f"{COLUMNS}_is_label::row", stated("label", ["a"], ["b"]),
            {"rename the column to 'labels' for several labels in a row": MULTI}, at="train.jsonl:1"),
@@ -165,7 +165,7 @@ CASES = [
     of_row(f"{COLUMNS}_read_list::row#2", {"text": "x", "labels": ["a", 1]},
            {"write all of them in one form": {"text": "x", "labels": ["a", "b"]}}, base=MULTI),
     of_row(f"{COLUMNS}_read_list::row#3", {"text": "x", "labels": ["a", "a"]},
-           {"write each label once (the ids that hold, no row of zeros and ones)":
+           {"write each label once (the ids of the labels, not a row of zeros and ones)":
             {"text": "x", "labels": ["a"]}}, base=MULTI),
     of_row(f"{COLUMNS}_read_scores::row", {"text": "x", "score": "high"},
            {"correct it": {"text": "x", "score": 1}}, base=SCORES),
@@ -191,14 +191,14 @@ CASES = [
     of_row(f"{COLUMNS}read_candidates::row#4", {**OFFERS[0], "output": 1},
            {"write one of the candidates": {**OFFERS[0], "output": "a"}}, base=OFFERS),
     # values of labels over all rows
-    of_row(f"{VALUES}_resolve_floats.settled::row.where", {"text": "x", "label": 1.0},
+    of_row(f"{VALUES}_resolve_floats.resolved::row.where", {"text": "x", "label": 1.0},
            {"write all labels in one form": {"text": "x", "label": 1}}, base=stated("label", 0, 1)),
     of_row(f"{VALUES}_refuse_missing.checked::row.where", {"text": "x", "label": "NA"},
            {"fill it in": {"text": "x", "label": "a"}, GONE: None,
-            "a label of this name must be in labels.yaml (--labels)": by("a", "b", "NA")}),
+            "name the label in labels.yaml (--labels)": by("a", "b", "NA")}),
     of_set(f"{VALUES}_conversion::texts[text]", stated("label", "0.5", "1.25"),
-           {"--problem_type regression for scores": "--problem_type regression",
-            "for classes --problem_type single_label_classification":
+           {"pass --problem_type regression for scores": "--problem_type regression",
+            "for classes, pass --problem_type single_label_classification":
             "--problem_type single_label_classification",
             "name them in labels.yaml (--labels)": by("0.5", "1.25")}, at="train.jsonl:1"),
     of_set(f"{VALUES}_split_labels::where", stated("labels", "Food, drink", "Sport"),
@@ -206,7 +206,7 @@ CASES = [
             "a list for several labels": stated("labels", ["Food", "drink"], ["Sport"]),
             "name all labels in labels.yaml (--labels)": by("Food, drink", "Sport")}, at="train.jsonl:1"),
     of_set(f"{VALUES}_refuse_zeros_and_ones::train.stated[0].where", stated("labels", [0, 1], [1, 0]),
-           {"write the ids that hold, such as [1] for [0, 1]": stated("labels", [1], [0])},
+           {"write the ids of the labels, such as [1] for [0, 1]": stated("labels", [1], [0])},
            at="train.jsonl:1"),
     # the labels of a run
     of_set(f"{SCHEMES}derive_scheme::source#2", stated("label", 0, "a"),
@@ -230,13 +230,13 @@ CASES = [
     of_set(f"{SCHEMES}_numbers_are_names::source", stated("label", 0, 1, 2),
            {"rename them, as in '1 star'": {"labels.yaml": "- 1 star\n- 2 stars\n- none\n"}},
            labels_yaml="- 1\n- 2\n- 0\n"),
-    of_row(f"{SCHEMES}_bijection::raw.where", {"text": "x", "label": 0, "label_name": "b"},
+    of_row(f"{SCHEMES}_named_codes_scheme::raw.where", {"text": "x", "label": 0, "label_name": "b"},
            {"correct one of the two": {"text": "x", "label": 0, "label_name": "a"},
             "drop the column of names": {"train.jsonl": lines(*stated("label", 0, 1))}}, base=CODED),
-    of_row(f"{SCHEMES}_bijection::raw.where#2", {"text": "x", "label": 2, "label_name": "a"},
+    of_row(f"{SCHEMES}_named_codes_scheme::raw.where#2", {"text": "x", "label": 2, "label_name": "a"},
            {"correct one of the two": {"text": "x", "label": 2, "label_name": "c"},
             "drop the column of names": {"train.jsonl": lines(*stated("label", 0, 1, 2))}}, base=CODED),
-    of_row(f"{SCHEMES}_bijection::where", {"text": "x", "label": 2},
+    of_row(f"{SCHEMES}_named_codes_scheme::where", {"text": "x", "label": 2},
            {"add its name": {"text": "x", "label": 2, "label_name": "c"}}, base=CODED),
     of_set(f"{SCHEMES}_from_ids::source", stated("label", 0, 3),
            {"number them from 0": stated("label", 0, 1), "name all of them in class.txt":
@@ -254,7 +254,7 @@ CASES = [
     of_set("data/label_summary.py::one_class::source", stated("label", "a"),
            {"add rows of other labels": LABELED}, labels_yaml="[a, b]"),
     # targets by these labels
-    of_row(f"{TARGETS}_check_offered::raw.where", {**OFFERS[0], "category": ["a", "A", "b"]},
+    of_row(f"{TARGETS}_check_candidates::raw.where", {**OFFERS[0], "category": ["a", "A", "b"]},
            {"remove one of the two": {**OFFERS[0], "category": ["a", "b"]}}, base=OFFERS,
            labels_yaml=ALIASED),
     of_row(f"{TARGETS}_resolve_target::raw.where#2", {"text": "x", "labels": ["a", "A"]},
@@ -278,11 +278,11 @@ CASES = [
            {"correct it": {"text": "x", "label": "b"},
             "name a label file that has it with --labels": by("a", "b", "c", words=DEV)}),
     of_dev(f"{TARGETS}_place_of_name::raw.where#2", LABELED, {"text": "x", "label": "A"},
-           {"did you mean 'a'?": {"text": "x", "label": "a"}}),
+           {"write 'a'": {"text": "x", "label": "a"}}),
     # options, and sets as a whole
     of_set("data/text_datasets.py::read_text_sets::streaming", LABELED,
            {"drop it: the data is read from its files": ""}, at="streaming", words="--streaming true"),
-    of_set("data/text_datasets.py::_refusals::places[role]", [*LABELED, *[{"text": "", "label": "a"}] * 5],
+    of_set("data/text_datasets.py::_refusals::places[split]", [*LABELED, *[{"text": "", "label": "a"}] * 5],
            {"correct the rows below": [*LABELED, *[{"text": "x", "label": "a"}] * 5]},
            words="--bad_rows skip"),
     of_mix(f"{MIXING}mix_in::name", having(NEW, text="Same"),
@@ -316,7 +316,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_the_message_says_to_do_is_read(case: Case, tmp_path: Path) -> None:
+def test_fixed_data_is_read(case: Case, tmp_path: Path) -> None:
     follow(case, tmp_path)
 
 
@@ -327,14 +327,14 @@ def test_what_the_message_says_to_do_is_read(case: Case, tmp_path: Path) -> None
         ({"bad_rows": "drop"}, {"bad_rows": "raise"}),
     ],
 )
-def test_an_option_with_a_value_of_few(wrong: dict[str, str], right: dict[str, str], tmp_path: Path) -> None:
+def test_option_with_few_values(wrong: dict[str, str], right: dict[str, str], tmp_path: Path) -> None:
     sites = {"problem_type": f"{SETS}::problem_type", "bad_rows": f"{SETS}::bad_rows"}
     [name] = wrong
     source = write(tmp_path / "rows", {"train.jsonl": lines(*LABELED)})
     with refused(sites[name]) as found:
         read_text_sets(source, dev_fraction=0.5, **wrong)
     assert (found[0].where, found[0].fix) == (name, "choose one of them")
-    assert found[0].expected.removeprefix("").split(", ")[0] == right[name]
+    assert found[0].expected.split(", ")[0] == right[name]
     assert read_text_sets(source, dev_fraction=0.5, **right)
 
 

@@ -1,4 +1,4 @@
-"""Scores held to the labels that rows offer, whatever kind of score it is."""
+"""Scores of any kind restricted to the candidate labels of rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 2e3])
-def test_the_best_is_one_that_is_offered_and_probabilities_are_over_these(scale: float) -> None:
+def test_best_label_is_a_candidate_and_probabilities_are_over_candidates(scale: float) -> None:
     given = scale * np.array([[5.0, -4.0, 3.0, -3.0], [5.0, 4.0, -9.0, 1.0], [1.0, 2.0, 3.0, 0.0]])
     before = given.copy()
     found = within(given, ROWS, labels=LABELS)
@@ -34,16 +34,16 @@ def test_the_best_is_one_that_is_offered_and_probabilities_are_over_these(scale:
     assert np.array_equal(given, before)
 
 
-def test_labels_that_were_not_asked_for_are_finite_and_below_those_that_were() -> None:
+def test_other_labels_have_finite_scores_below_those_of_candidates() -> None:
     given = np.full((1, 4), -np.inf)
-    assert within(given, ROWS[:1], labels=LABELS).argmax(1).tolist() == [1]  # an offered one all the same
+    assert within(given, ROWS[:1], labels=LABELS).argmax(1).tolist() == [1]  # a candidate, without any score
     given[0, 3] = -50.0
     found = within(given, ROWS[:1], labels=LABELS)
     assert np.isfinite(found).all()
     assert found.argmax(1).tolist() == [3]
 
 
-def test_the_line_is_said_only_where_a_row_offers_a_part() -> None:
+def test_message_on_candidates_is_empty_without_any() -> None:
     assert candidates_line(ROWS[2:], labels=LABELS, split="test") == ""
-    told = candidates_line(ROWS, labels=LABELS, split="dev")
-    assert told.startswith("2 of 3 rows of dev offer only some labels (1.5 of 4 on average)")
+    message = candidates_line(ROWS, labels=LABELS, split="dev")
+    assert message.startswith("2 of 3 rows of dev have candidate labels (1.5 of 4 on average)")

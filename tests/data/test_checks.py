@@ -12,7 +12,7 @@ from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.keys import text_key
 
 
-def test_planted_overlaps_are_found_and_no_other() -> None:
+def test_only_planted_overlaps_are_found() -> None:
     rng = random.Random(0)
     words = ["alpha", "beta", "gamma", "eins", "zwei", "drei", "Straße", "café", "漢字", "東京", "ＡＢＣ"]
     train = [
@@ -60,7 +60,7 @@ def test_text_key_is_stable(one: str) -> None:
     assert text_key(f"  {one.upper()} ") == text_key(one.upper())
 
 
-def test_report_lines_in_plain_words() -> None:
+def test_lines_of_a_report() -> None:
     sources = tuple(f"data/train.jsonl:{line}" for line in (17, 40, 51, 90))
     report = ReadReport(
         source="data/train.jsonl",
@@ -72,14 +72,32 @@ def test_report_lines_in_plain_words() -> None:
         findings=(Finding("duplicate", sources),),
     )
     assert report.lines() == [
-        "2,679 pairs of 1,901 tests read from data/train.jsonl",
+        "2,679 pairs of 1,901 experiments read from data/train.jsonl",
         "1 of 2,680 rows left out",
         "4 duplicates of earlier pairs (train.jsonl:17, train.jsonl:40, train.jsonl:51, …)",
     ]
 
 
-@pytest.mark.parametrize("name", ["formats", "columns", "readers", "doctor", "evidence", "splits"])
+MODULES = (
+    "candidates",
+    "checks",
+    "label_files",
+    "label_values",
+    "labels",
+    "pair_columns",
+    "pair_layout",
+    "pair_readers",
+    "splits",
+    "text_datasets",
+    "text_layout",
+    "text_readers",
+    "title_datasets",
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_documented_examples_run(name: str) -> None:
-    result = doctest.testmod(import_module(f"qwen_task_heads.data.{name}"))
+    module = import_module(f"qwen_task_heads.data.{name}")
+    result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted > 0
     assert result.failed == 0

@@ -149,7 +149,7 @@ def test_several_rejected_titles_make_several_pairs(tmp_path: Path, form: str) -
     [
         ({"chosen": "A", "rejected": ["B", "A"]}, "are equal"),
         ({"chosen": "A", "rejected": ["B", " "]}, "white space only"),
-        ({"chosen": "A", "rejected": ["B", "C"], "preference": 0.75}, "beside 2 rejected titles"),
+        ({"chosen": "A", "rejected": ["B", "C"], "preference": 0.75}, "for 2 rejected titles"),
         ({"chosen": ["A"], "rejected": "B"}, "a list of messages"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One meaning of a label value, over spellings, files, formats and splits; nothing is changed in silence."""
+"""One meaning of a label value, over spellings, files, formats and splits; no value changes silently."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def spelled(number: int, spelling: str) -> Any:
 
 
 def rows_of(values: list[Any], what: str, column: str = "label", copies: int = 3, **more: Any) -> Rows:
-    """Rows whose text says which value is theirs, by its place."""
+    """Return rows whose text contains the index of their value."""
     return [
         {"text": f"{what} {copy} of {place}.", column: value}
         | {name: names[place] for name, names in more.items()}
@@ -62,7 +62,7 @@ def rows_of(values: list[Any], what: str, column: str = "label", copies: int = 3
 
 
 def meanings(sets: TextSets) -> dict[int, set[str]]:
-    """Place of a value -> names that its rows got, in all sets."""
+    """Map the index of a value to the labels of its rows in all splits."""
     found: dict[int, set[str]] = {}
     for row in (*sets.train, *sets.dev, *sets.test):
         place = int(row.text.rstrip(".").rsplit(" ", 1)[1])
@@ -79,7 +79,7 @@ def read(train: str, test: str) -> TextSets | str:
 
 
 def scenarios() -> Iterator[tuple[str, Any, Any, tuple[str, ...] | None, str, str, str]]:
-    """`(kind, train values, test values, names or None for a refusal, class file, train form, test form)`."""
+    """Yield (kind, train values, test values, names or None if refused, class file, formats of both)."""
     forms = [*product(FORMATS, FORMATS)]
     for first, classes in product((0, 1), ("", "\n".join(WORDS))):
         names = WORDS if classes else tuple(str(first + place) for place in range(12))
@@ -110,7 +110,7 @@ def scenarios() -> Iterator[tuple[str, Any, Any, tuple[str, ...] | None, str, st
 
 
 def check(folder: Path, scenario: tuple[str, Any, Any, tuple[str, ...] | None, str, str, str]) -> str:
-    """What is wrong with a scenario, "" for nothing."""
+    """Return a description of a scenario that fails, "" if it passes."""
     kind, train, test, names, classes, form, other = scenario
     folder.mkdir()
     if classes:
@@ -118,11 +118,11 @@ def check(folder: Path, scenario: tuple[str, Any, Any, tuple[str, ...] | None, s
     column = "labels" if isinstance(train[0], list) else "label"
     place = write(folder, "train", rows_of(train, "train", column), form)
     found = read(place, write(folder, "test", rows_of(test, "test", column, copies=1), other))
-    told = f"{kind}: {train[:3]} in {form}, {test[:3]} in {other}, {bool(classes)}"
+    description = f"{kind}: {train[:3]} in {form}, {test[:3]} in {other}, {bool(classes)}"
     if names is None or isinstance(found, str):
-        return "" if names is None and isinstance(found, str) else f"{told}: {found}"
+        return "" if names is None and isinstance(found, str) else f"{description}: {found}"
     wanted = {place: {name} for place, name in enumerate(names)}
-    return "" if meanings(found) == wanted else f"{told}: {meanings(found)}"
+    return "" if meanings(found) == wanted else f"{description}: {meanings(found)}"
 
 
 ALL = list(scenarios())
@@ -135,8 +135,8 @@ def test_a_sample_of_all_combinations(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_combination_changes_a_meaning_in_silence(tmp_path: Path) -> None:
-    """A class file beside names in another order, ids from 0 and 1, floats of pandas, codes, six formats."""
+def test_no_combination_changes_a_meaning_silently(tmp_path: Path) -> None:
+    """Cover class files in another order, ids from 0 and 1, floats of pandas, codes, six formats."""
     assert len(ALL) >= 2000
     assert [wrong for n, one in enumerate(ALL) if (wrong := check(tmp_path / str(n), one))][:10] == []
 
@@ -160,7 +160,7 @@ CELLS = {
 @pytest.mark.parametrize("cell", CELLS)
 def test_several_labels_in_every_spelling(tmp_path: Path, cell: str, form: str) -> None:
     if cell == "list" and form in ("csv", "tsv"):
-        cell = "python"  # what a table makes of a list
+        cell = "python"  # tables contain lists as text
     rows = [{"text": f"text {n}", "labels": CELLS[cell](labels)} for n, labels in enumerate(SETS)]
     sets = read_text_sets(write(tmp_path, "train", rows, form))
     assert sets.labels.names == ("fear", "joy", "love")
@@ -179,21 +179,22 @@ def test_several_labels_in_every_spelling(tmp_path: Path, cell: str, form: str) 
         (["a, b|c", "a|b", "b, c"], ","),
     ],
 )
-def test_a_mark_that_may_be_part_of_a_name_is_named(tmp_path: Path, cells: list[str], mark: str) -> None:
+def test_ambiguous_separator_is_refused(tmp_path: Path, cells: list[str], mark: str) -> None:
     rows = [{"text": f"text {n}", "labels": cell} for n, cell in enumerate(cells * 9)]
     path = write(tmp_path, "train", rows, "jsonl")
     with pytest.raises(TaskHeadsError) as caught:
         read_text_sets(path)
     (problem,) = caught.value.problems
     assert problem.where.startswith(f"{path}:")
+    assert problem.code == "label-invalid"
     assert repr(mark) in problem.problem
-    # the fix that is named
+    # the fix in the message
     names = sorted({part.strip() for cell in cells for part in cell.split("|")})
     (tmp_path / "labels.yaml").write_text("".join(f"- '{name}'\n" for name in names), encoding="utf-8")
     assert read_text_sets(path, labels=str(tmp_path / "labels.yaml")).labels.names == tuple(names)
 
 
-def test_names_with_commas_stay_whole_beside_a_bar(tmp_path: Path) -> None:
+def test_names_with_commas_are_not_split_if_a_bar_separates_labels(tmp_path: Path) -> None:
     cells = ["Food, drink|Sport", "Sport", "News|Food, drink"] * 9
     rows = [{"text": f"text {n}", "labels": cell} for n, cell in enumerate(cells)]
     names = read_text_sets(write(tmp_path, "train", rows, "csv")).labels.names
@@ -203,34 +204,36 @@ def test_names_with_commas_stay_whole_beside_a_bar(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["label", "labels"])
 @pytest.mark.parametrize("word", ["nan", "NaN", "<NA>", "None", "NULL", "null", "NA", "N/A", ""])
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_a_word_for_a_missing_value_is_no_label(tmp_path: Path, column: str, word: str, form: str) -> None:
+def test_word_for_a_missing_value_is_refused(tmp_path: Path, column: str, word: str, form: str) -> None:
     rows = [{"text": f"text {n}", column: "yes" if n % 2 else "no"} for n in range(30)]
     rows[7][column] = word
     path = write(tmp_path, "train", rows, form)
     with pytest.raises(TaskHeadsError) as caught:
         read_text_sets(path)
-    assert [problem.where for problem in caught.value.problems] == [f"{path}:{9 if form == 'csv' else 8}"]
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.code) == (f"{path}:{9 if form == 'csv' else 8}", "value-missing")
     assert len(read_text_sets(path, bad_rows="skip").labels) == 2
-    if word not in ("", "nan", "NaN"):  # the fix that is named
+    if word not in ("", "nan", "NaN"):  # the fix in the message
         (tmp_path / "labels.yaml").write_text(f"- 'no'\n- 'yes'\n- '{word}'\n")
         assert read_text_sets(path).labels.names[2] == word
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("text", [True, False])
-def test_scores_in_the_label_column_are_a_question(tmp_path: Path, form: str, text: bool) -> None:
+def test_scores_in_the_label_column_need_a_problem_type(tmp_path: Path, form: str, text: bool) -> None:
     values = [round(0.4 + 0.21 * n, 2) for n in range(20)]
     rows = [{"text": f"text {n}", "label": str(value) if text else value} for n, value in enumerate(values)]
     path = write(tmp_path, "train", rows, form)
-    with pytest.raises(TaskHeadsError, match="regression"):
+    with pytest.raises(TaskHeadsError, match="regression") as caught:
         read_text_sets(path)
+    assert "value-type" in {problem.code for problem in caught.value.problems}
     sets = read_text_sets(path, problem_type="regression")
     assert {row.target for row in (*sets.train, *sets.dev)} == {(value,) for value in values}
 
 
 @pytest.mark.parametrize("column", ["label_name", "label_text", "label_desc"])
 @pytest.mark.parametrize("codes", [range(4), range(100, 104), ["a1", "b2", "c3", "d4"]], ids=str)
-def test_names_beside_codes(tmp_path: Path, column: str, codes: Any) -> None:
+def test_names_of_codes(tmp_path: Path, column: str, codes: Any) -> None:
     train = write(tmp_path, "train", rows_of([*codes], "train", copies=5, **{column: WORDS[:4]}), "csv")
     for number, test in enumerate((rows_of([*codes], "test"), rows_of([*WORDS[:4]], "test"))):
         sets = read(train, write(tmp_path, f"test{number}", test, "jsonl"))
@@ -243,11 +246,12 @@ def test_names_alone_are_labels(tmp_path: Path) -> None:
     assert read_text_sets(write(tmp_path, "train", rows, "jsonl")).labels.names == tuple(sorted(WORDS[:3]))
 
 
-def test_ids_from_one_are_so_only_where_all_of_them_are_there(tmp_path: Path) -> None:
+def test_ids_count_from_one_only_if_all_of_them_occur(tmp_path: Path) -> None:
     (tmp_path / "class.txt").write_text("\n".join(WORDS[:4]))
     path = write(tmp_path, "train", rows_of([1, 2, 4], "train", copies=5), "jsonl")
-    with pytest.raises(TaskHeadsError, match="label 4 is none of the 4 labels"):
+    with pytest.raises(TaskHeadsError, match="label 4") as caught:
         read_text_sets(path)
+    assert {problem.code for problem in caught.value.problems} == {"label-unknown"}
     path = write(tmp_path, "train", rows_of([1, 2, 3, 4], "train", copies=5), "jsonl")
     assert any("ids from 1" in line for line in read_text_sets(path).lines)
 
@@ -256,5 +260,7 @@ def test_ids_from_one_are_so_only_where_all_of_them_are_there(tmp_path: Path) ->
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 def test_rows_of_zeros_and_ones_are_refused(tmp_path: Path, rows: list[list[int]], form: str) -> None:
     written = [{"text": f"text {n}", "labels": row} for n, row in enumerate(rows * 9)]
-    with pytest.raises(TaskHeadsError, match="ids that hold"):
+    with pytest.raises(TaskHeadsError, match="zeros and ones") as caught:
         read_text_sets(write(tmp_path, "train", written, form))
+    codes = {problem.code for problem in caught.value.problems}
+    assert "label-invalid" in codes or "value-conflict" in codes

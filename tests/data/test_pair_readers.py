@@ -1,4 +1,4 @@
-"""Row kinds, columns, findings, and the account of every row."""
+"""Row kinds, columns, findings, and the report on every row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pair_row(number: int = 0, **more: object) -> dict[str, object]:
     return {"chosen": f"Good title {number}", "rejected": f"Bad title {number}", **more}
 
 
-def said(content: str, role: str = "assistant") -> dict[str, str]:
+def message(content: str, role: str = "assistant") -> dict[str, str]:
     return {"role": role, "content": content}
 
 
@@ -73,11 +73,11 @@ def test_votes_and_clicks_set_the_preference(tmp_path: Path) -> None:
 
 
 def test_conversations_explicit_and_implicit(tmp_path: Path) -> None:
-    prompt = [said("Be brief", "system"), said("About cats", "user")]
+    prompt = [message("Be brief", "system"), message("About cats", "user")]
     rows = [
-        {"prompt": prompt, "chosen": [said("<title>Cats!</title>")], "rejected": [said("On cats")]},
-        {"chosen": [*prompt, said("Cats!!")], "rejected": [*prompt, said("On cats")]},
-        {"prompt": "Be brief\nAbout cats", "chosen": [said("Cats!!!")], "rejected": [said("On cats")]},
+        {"prompt": prompt, "chosen": [message("<title>Cats!</title>")], "rejected": [message("On cats")]},
+        {"chosen": [*prompt, message("Cats!!")], "rejected": [*prompt, message("On cats")]},
+        {"prompt": "Be brief\nAbout cats", "chosen": [message("Cats!!!")], "rejected": [message("On cats")]},
     ]
     pairs = read_pairs(write_rows(tmp_path / "a.jsonl", rows)).pairs
     assert [pair.prompt for pair in pairs] == ["Be brief\nAbout cats"] * 3
@@ -85,41 +85,54 @@ def test_conversations_explicit_and_implicit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "found"),
+    ("row", "code", "value"),
     [
-        ({"chosen": [], "rejected": [said("x")]}, "no message in 'chosen'"),
-        ({"chosen": [said("x", "user")], "rejected": [said("y")]}, "last message of 'chosen' is from 'user'"),
-        ({"chosen": [{"from": "gpt", "text": "x"}], "rejected": [said("y")]}, "message 1 of 'chosen'"),
-        ({"chosen": [said(" ")], "rejected": [said("y")]}, "the title in 'chosen' is empty"),
-        ({"chosen": [said("x")], "rejected": ["y"]}, "message 1 of 'rejected'"),
+        ({"chosen": [], "rejected": [message("x")]}, "value-missing", "'chosen'"),
+        ({"chosen": [message("x", "user")], "rejected": [message("y")]}, "value-conflict", "'user'"),
+        ({"chosen": [{"from": "gpt", "text": "x"}], "rejected": [message("y")]}, "value-type", "message 1"),
+        ({"chosen": [message(" ")], "rejected": [message("y")]}, "text-empty", "'chosen'"),
+        ({"chosen": [message("x")], "rejected": ["y"]}, "value-type", "message 1 of 'rejected'"),
         (
-            {"chosen": [said("a", "user"), said("x")], "rejected": [said("b", "user"), said("y")]},
-            "different conv",
+            {
+                "chosen": [message("a", "user"), message("x")],
+                "rejected": [message("b", "user"), message("y")],
+            },
+            "value-conflict",
+            "conversations",
         ),
-        ({"chosen": [said("x")], "rejected": [said("x ")]}, "are equal"),
-        (pair_row(prompt=[{"role": "user", "content": 3}]), "message 1 of 'prompt'"),
-        (pair_row(votes_chosen=1, votes_rejected=1, preference=0.5), "evidence of several kinds"),
-        (pair_row(preference=1.5), "'preference' is 1.5"),
-        (pair_row(votes_chosen=1, votes_rejected=1, votes_skip=True), "'votes_skip' is True"),
-        (pair_row(weight=10**400), "'weight' is"),
-        (pair_row(margin="0.5"), "'margin' is '0.5'"),
-        (pair_row(margin=None), "'margin' is null"),
-        (pair_row(group_id=1.0), "'group_id' is 1.0"),
-        (pair_row(group_id=None), "'group_id' is None"),
+        ({"chosen": [message("x")], "rejected": [message("x ")]}, "value-conflict", "'x'"),
+        (pair_row(prompt=[{"role": "user", "content": 3}]), "value-type", "message 1 of 'prompt'"),
+        (
+            pair_row(votes_chosen=1, votes_rejected=1, preference=0.5),
+            "column-ambiguous",
+            "votes_chosen, preference",
+        ),
+        (pair_row(preference=1.5), "value-range", "'preference' is 1.5"),
+        (pair_row(votes_chosen=1, votes_rejected=1, votes_skip=True), "value-type", "'votes_skip' is True"),
+        (pair_row(votes_chosen=10**400, votes_rejected=1), "value-range", "'votes_chosen'"),
+        (pair_row(weight=10**400), "value-range", "'weight'"),
+        (pair_row(margin="0.5"), "value-type", "'margin' is '0.5'"),
+        (pair_row(margin=None), "value-missing", "'margin' is null"),
+        (pair_row(group_id=1.0), "value-type", "'group_id' is 1.0"),
+        (pair_row(group_id=None), "value-missing", "'group_id' is None"),
         (
             pair_row(chosen_clicks=9, chosen_impressions=8, rejected_clicks=0, rejected_impressions=1),
+            "value-conflict",
             "9 clicks of 8 impressions",
         ),
     ],
 )
-def test_refusals_name_the_line_and_the_value(tmp_path: Path, row: dict[str, object], found: str) -> None:
+def test_bad_row_is_refused_with_its_line_and_value(
+    tmp_path: Path, row: dict[str, object], code: str, value: str
+) -> None:
     path = write_rows(tmp_path / "a.jsonl", [pair_row(), row])
     problems = refusal(path).problems
     assert {problem.where for problem in problems} == {f"{path}:2"}
-    assert found in problems[0].problem
+    assert problems[0].code == code
+    assert value in problems[0].problem
 
 
-def test_a_row_with_three_defects_names_all_three(tmp_path: Path) -> None:
+def test_all_defects_of_a_row_are_reported(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [pair_row(), {"chosen": " ", "rejected": 1, "margin": True}])
     assert len(refusal(path).problems) == 3
     report = read_pairs(path, bad_rows="skip").report
@@ -148,31 +161,33 @@ def test_misspelt_column_is_named_once_for_the_file(
     row = {rename.get(name, name): value for name, value in row.items()}
     error = refusal(write_rows(tmp_path / "a.jsonl", [row] * 1000), bad_rows=bad_rows)
     assert len(error.problems) == len(rename)
-    assert f"did you mean '{target}'" in str(error)
-    assert "chosen, rejected, prompt" in str(error)
+    assert {problem.code for problem in error.problems} <= {"column-missing", "column-unknown"}
+    assert any(
+        problem.fix.startswith("rename") and f"'{target}'" in problem.fix for problem in error.problems
+    )
+    assert all("chosen, rejected, prompt" in problem.expected for problem in error.problems)
 
 
 def test_a_column_misspelt_in_one_row_is_named_there(tmp_path: Path) -> None:
     rows = [pair_row(number, weight=1) for number in range(5)] + [pair_row(9, weigth=2)]
     path = write_rows(tmp_path / "a.jsonl", rows)
     (problem,) = refusal(path).problems
-    assert problem.where == f"{path}:6"
-    assert "did you mean 'weight'" in problem.fix
+    assert (problem.where, problem.code) == (f"{path}:6", "column-unknown")
+    assert "'weight'" in problem.fix
 
 
-def test_missing_and_unknown_columns_are_named_once(tmp_path: Path) -> None:
-    error = refusal(write_rows(tmp_path / "a.jsonl", [{"chosen": "x"}] * 500))
-    assert len(error.problems) == 1
-    assert "no row has 'rejected'" in str(error)
-    error = refusal(write_rows(tmp_path / "b.jsonl", [{"text": "x", "label": 1}] * 500))
-    assert len(error.problems) == 1
-    assert "no known column" in str(error)
-    error = refusal(write_rows(tmp_path / "c.jsonl", [pair_row(n, votes_chosen=3) for n in range(9)]))
-    assert len(error.problems) == 1
-    assert "no row has 'votes_rejected'" in str(error)
+def test_missing_and_unknown_columns_are_reported_once(tmp_path: Path) -> None:
+    for rows, column in (
+        ([{"chosen": "x"}] * 500, "'rejected'"),
+        ([{"text": "x", "label": 1}] * 500, "label, text"),
+        ([pair_row(n, votes_chosen=3) for n in range(9)], "'votes_rejected'"),
+    ):
+        (problem,) = refusal(write_rows(tmp_path / "a.jsonl", rows)).problems
+        assert problem.code == "column-missing"
+        assert column in problem.problem
 
 
-def test_foreign_columns_are_left_alone(tmp_path: Path) -> None:
+def test_other_columns_are_ignored(tmp_path: Path) -> None:
     more = {
         "prompt_id": 3,
         "weight_kg": 4,
@@ -223,7 +238,7 @@ def test_seven_of_seven_kinds_are_found_and_counted(tmp_path: Path) -> None:
         assert part in text
 
 
-def test_nearly_equal_titles_are_kept_and_said(tmp_path: Path) -> None:
+def test_nearly_equal_titles_are_kept_and_reported(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"chosen": "ＡＢＣ", "rejected": "abc"}])
     assert read_pairs(path).report.count("near_equal") == 1
 
@@ -233,14 +248,15 @@ def test_the_same_pair_under_another_prompt_is_no_duplicate(tmp_path: Path) -> N
     assert read_pairs(write_rows(tmp_path / "a.jsonl", rows)).report.findings == ()
 
 
-def test_a_swapped_file_is_refused_by_its_own_evidence(tmp_path: Path) -> None:
+def test_swapped_file_is_refused_by_its_own_votes(tmp_path: Path) -> None:
     rows = [pair_row(number, votes_chosen=2, votes_rejected=7) for number in range(11)]
     rows += [pair_row(number, votes_chosen=7, votes_rejected=2) for number in range(20, 29)]
     path = write_rows(tmp_path / "a.jsonl", rows)
     for bad_rows in ("raise", "skip"):
-        assert "columns look swapped" in str(refusal(path, bad_rows=bad_rows))
-    assert "11 of 20" in str(refusal(path))
-    path = write_rows(tmp_path / "b.jsonl", rows[1:])  # 10 of 19: too few rows to tell
+        (problem,) = refusal(path, bad_rows=bad_rows).problems
+        assert (problem.where, problem.code) == (path, "pairs-swapped")
+        assert "11 of 20" in problem.problem
+    path = write_rows(tmp_path / "b.jsonl", rows[1:])  # 10 of 19 rows are too few
     assert read_pairs(path).report.count("swapped") == 10
     half = write_rows(tmp_path / "c.jsonl", [*rows, pair_row(99, votes_chosen=7, votes_rejected=2), rows[11]])
     assert read_pairs(half).report.count("swapped") == 11
@@ -278,7 +294,7 @@ def test_arms_become_groups_and_pairs(tmp_path: Path) -> None:
     report = data.report
     assert (report.rows_read, report.used, report.refused, report.groups) == (7, 6, 1, 2)
     assert (report.count("pooled"), report.count("lone")) == (1, 1)
-    assert report.lines()[0].startswith("6 arms of 2 tests read from")
+    assert report.lines()[0].startswith("6 arms of 2 experiments read from")
     pairs = groups_to_pairs(data.groups)
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("E", "B"), ("E", "A"), ("B", "A")]
     assert all(pair.group == "t1" and pair.preference is not None and pair.preference > 0.5 for pair in pairs)
@@ -289,59 +305,59 @@ def test_arms_become_groups_and_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "found"),
+    ("row", "code", "value"),
     [
-        (arm("t", "A", clicks=1001), "1,001 clicks of 1,000"),
-        (arm("t", "A", clicks=True), "'clicks' is True"),
-        (arm("t", "A", impressions="9"), "'impressions' is '9'"),
-        (arm("t", " "), "'headline' is white space only"),
-        (arm("", "A"), "'test_id' is empty"),
-        ({"test_id": "t", "headline": "A", "clicks": 1}, "no 'impressions'"),
-        ({"headline": "A", "clicks": 1, "impressions": 2}, "no 'test_id'"),
-        (arm("t1", "Z", prompt="another"), "test 't1' has another prompt"),
+        (arm("t", "A", clicks=1001), "value-conflict", "1,001 clicks of 1,000"),
+        (arm("t", "A", clicks=True), "value-type", "'clicks' is True"),
+        (arm("t", "A", impressions="9"), "value-type", "'impressions' is '9'"),
+        (arm("t", " "), "text-empty", "'headline'"),
+        (arm("", "A"), "value-missing", "'test_id'"),
+        ({"test_id": "t", "headline": "A", "clicks": 1}, "column-missing", "'impressions'"),
+        ({"headline": "A", "clicks": 1, "impressions": 2}, "column-missing", "'test_id'"),
+        (arm("t1", "Z", prompt="another"), "rows-conflict", "'t1'"),
     ],
 )
-def test_bad_arms_are_refused_by_line(tmp_path: Path, row: dict[str, object], found: str) -> None:
+def test_bad_arms_are_refused_by_line(tmp_path: Path, row: dict[str, object], code: str, value: str) -> None:
     path = write_rows(tmp_path / "a.jsonl", [arm("t1", "A"), arm("t1", "B"), row])
     (problem,) = refusal(path).problems
-    assert problem.where == f"{path}:3"
-    assert found in problem.problem
+    assert (problem.where, problem.code) == (f"{path}:3", code)
+    assert value in problem.problem
 
 
 def test_empty_counts_of_arms_in_csv(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("test_id,title,impressions,clicks\nt,A,9,1\nt,B,9,\nt,C,,1\n,D,9,1\n", encoding="utf-8")
     problems = refusal(str(path)).problems
-    assert [problem.problem for problem in problems] == [
-        "'clicks' is empty",
-        "'impressions' is empty",
-        "'test_id' is empty",
-    ]
+    assert [problem.where for problem in problems] == [f"{path}:{line}" for line in (3, 4, 5)]
+    assert [problem.code for problem in problems] == ["value-missing"] * 3
 
 
-def test_misspelt_arm_column_and_lone_tests(tmp_path: Path) -> None:
+def test_misspelt_arm_column_and_lone_arms(tmp_path: Path) -> None:
     rows = [{"test_id": "t", "headline": str(n), "impressions": 9, "cliks": 1} for n in range(9)]
-    error = refusal(write_rows(tmp_path / "a.jsonl", rows))
-    assert len(error.problems) == 1
-    assert "did you mean 'clicks'" in str(error)
-    error = refusal(write_rows(tmp_path / "b.jsonl", [arm(number, "A") for number in range(3)]))
-    assert "3 arms stand alone" in str(error)
+    (problem,) = refusal(write_rows(tmp_path / "a.jsonl", rows)).problems
+    assert problem.code == "column-missing"
+    assert "'clicks'" in problem.fix
+    (problem,) = refusal(write_rows(tmp_path / "b.jsonl", [arm(n, "A") for n in range(3)])).problems
+    assert problem.code == "rows-too-few"
+    assert "3 arms" in problem.problem
 
 
 def test_unknown_options_are_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [pair_row()])
-    assert "raise, skip" in str(refusal(path, bad_rows="ignore"))
-    assert "huggingface, modelscope" in str(refusal(path, hub="github"))
+    (problem,) = refusal(path, bad_rows="ignore").problems
+    assert (problem.where, problem.code, problem.expected) == ("bad_rows", "option-value", "raise, skip")
+    assert refusal(path, hub="github").problems[0].where == "hub"
     with pytest.raises(TaskHeadsError, match="max_p_value"):
         groups_to_pairs([], max_p_value=2)
 
 
-def test_nothing_usable_is_an_error_also_when_skipping(tmp_path: Path) -> None:
+def test_file_without_usable_rows_is_refused_with_skip(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"chosen": "", "rejected": "x"}])
-    assert "none of 1 rows can be used" in str(refusal(path, bad_rows="skip"))
+    problem = refusal(path, bad_rows="skip").problems[0]
+    assert (problem.where, problem.code) == (path, "rows-too-few")
 
 
-def test_conversations_that_lose_their_roles_are_said(tmp_path: Path) -> None:
+def test_conversations_without_roles_are_reported(tmp_path: Path) -> None:
     turn = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A title?"}]
     rows = [
         {"chosen": [*turn, {"role": "assistant", "content": "A"}],
@@ -354,5 +370,5 @@ def test_conversations_that_lose_their_roles_are_said(tmp_path: Path) -> None:
     data = read_pairs(str(path))
     assert [pair.prompt for pair in data.pairs] == ["Be brief.\nA title?"] * 2 + ["plain"]
     (line,) = [line for line in data.report.lines() if "joined" in line]
-    assert line.startswith("2 conversations whose earlier messages were joined by line ends, without roles")
+    assert line.startswith("2 conversations whose earlier messages were joined by newlines, without roles")
     assert "chats.jsonl:1, chats.jsonl:2" in line

@@ -304,7 +304,7 @@ def test_titles_are_cut_by_their_groups(tmp_path: Path) -> None:
     )
     sets = read_title_sets(str(tmp_path / "a.jsonl"), dev=dev, test_fraction=0.2)
     assert sets.were_cut == ("test",)
-    assert f"test: {len(sets.test)} rows are also in dev, by which the checkpoint is picked" in sets.lines
+    assert f"test: {len(sets.test)} rows are also in dev, which selects the checkpoint" in sets.lines
 
 
 @pytest.mark.parametrize("read", [read_text_sets, read_title_sets])

@@ -214,7 +214,7 @@ def test_labels_that_join_other_labels_are_reported(tmp_path: Path) -> None:
     ]
     lines = read_text_sets(write(tmp_path / "a.jsonl", rows)).lines
     assert [line for line in lines if "joined" in line] == [
-        "labels: 1 are others joined by '|' ('a|b'): a column 'labels' has several in a row"
+        "labels: 1 are others joined by '|' ('a|b'); for several labels in a row, name the column 'labels'"
     ]
 
 
@@ -228,6 +228,8 @@ def test_experiments_of_dev_that_are_in_train_are_counted(tmp_path: Path) -> Non
         return write(tmp_path / f"{name}.jsonl", rows)
 
     lines = read_title_sets(arms("train", range(9)), dev=arms("dev", range(7, 12))).lines
-    assert "2 tests of dev with the key of a test of train: metrics on dev may flatter" in lines
+    assert (
+        "2 experiments of dev with the key of an experiment of train: metrics on dev may be too high" in lines
+    )
     lines = read_title_sets(arms("train", range(9)), dev=arms("dev", range(9, 12))).lines
     assert not any("the key of" in line for line in lines)

@@ -12,14 +12,14 @@ from qwen_task_heads.errors import TaskHeadsError
 
 
 def mixed_pairs(count: int = 2000) -> list[PairExample]:
-    """Groups, prompts and bare pairs, with titles shared between some of them."""
+    """Return pairs with groups, with prompts and with neither, some of which share titles."""
     rng = random.Random(0)
     pairs = []
     for number in range(count):
         test = number // 4
         titles = [f"Title {test} {k}" for k in rng.sample(range(5), 2)]
         if rng.random() < 0.05:
-            titles[0] = f"TITLE {rng.randrange(test + 1)}  0"  # crosses into another test
+            titles[0] = f"TITLE {rng.randrange(test + 1)}  0"  # a title of another experiment
         more = ({"group": f"t{test}"}, {"prompt": f"Prompt {test}"}, {})[test % 3]
         pairs.append(PairExample(chosen=titles[0], rejected=titles[1], source=str(number), **more))
     return pairs
@@ -30,7 +30,7 @@ def sides(pairs: list[PairExample], **options: object) -> tuple[set[str], set[st
     return {pair.source for pair in train}, {pair.source for pair in dev}
 
 
-def test_shuffling_moves_nothing() -> None:
+def test_split_does_not_depend_on_the_order_of_rows() -> None:
     pairs = mixed_pairs()
     expected = sides(pairs, dev_fraction=0.2)
     groups = {pair.source: pair.group for pair in assign_groups(pairs)}
@@ -45,7 +45,7 @@ def test_the_split_is_the_same_in_every_process_and_version() -> None:
     assert sorted(map(int, sides(pairs)[1])) == [15, 23, 35]
 
 
-def test_no_group_and_no_title_stands_on_both_sides() -> None:
+def test_no_group_and_no_title_is_in_both_splits() -> None:
     train, dev = split_by_group(mixed_pairs(), dev_fraction=0.2)
     assert len(train) + len(dev) == 2000
     assert 200 < len(dev) < 600
@@ -59,9 +59,11 @@ def test_no_group_and_no_title_stands_on_both_sides() -> None:
 
 def test_titles_may_be_shared_on_request() -> None:
     stock = [PairExample(chosen=f"Own {i}", rejected="Stock title", group=f"t{i}") for i in range(50)]
-    with pytest.raises(TaskHeadsError, match=r"titles_apart=False") as caught:
+    with pytest.raises(TaskHeadsError, match="titles_apart=False") as caught:
         split_by_group(stock)
-    assert "1 independent groups" in str(caught.value)
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.code) == ("split", "rows-too-few")
+    assert "1 independent groups" in problem.problem
     train, dev = split_by_group(stock, titles_apart=False, dev_fraction=0.3)
     assert {pair.group for pair in train}.isdisjoint(pair.group for pair in dev)
 
@@ -85,19 +87,22 @@ def test_large_components_are_not_drawn_to_dev() -> None:
 
 @pytest.mark.parametrize("fraction", [0, 1, -1, float("nan")])
 def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
-    with pytest.raises(TaskHeadsError, match="between 0 and 1"):
+    with pytest.raises(TaskHeadsError) as caught:
         split_by_group(mixed_pairs(40), dev_fraction=fraction)
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.code) == ("dev_fraction", "option-range")
 
 
-def test_an_empty_side_is_refused() -> None:
+def test_an_empty_split_is_refused() -> None:
     one = [PairExample(chosen="a", rejected="b", group="t")]
-    with pytest.raises(TaskHeadsError, match="split of 1 pairs would be empty"):
-        split_by_group(one)
-    with pytest.raises(TaskHeadsError, match="would be empty"):
-        split_by_group([])
+    for pairs in (one, []):
+        with pytest.raises(TaskHeadsError, match=f"{len(pairs)} pairs") as caught:
+            split_by_group(pairs)
+        (problem,) = caught.value.problems
+        assert (problem.where, problem.code) == ("split", "rows-too-few")
 
 
-def test_groups_that_are_there_stay() -> None:
+def test_existing_groups_are_kept() -> None:
     pairs = assign_groups([PairExample(chosen="a", rejected="b", group="t", prompt="p")])
     assert pairs[0].group == "t"
 
@@ -109,6 +114,7 @@ def test_a_long_chain_is_one_component_in_linear_time() -> None:
     assert len(groups) == 1
 
 
-def test_no_texts_are_no_split() -> None:
-    with pytest.raises(TaskHeadsError, match="no rows for dev"):
+def test_split_without_texts_is_refused() -> None:
+    with pytest.raises(TaskHeadsError) as caught:
         split_texts([])
+    assert caught.value.problems[0].code == "rows-too-few"

@@ -13,7 +13,7 @@ import pytest
 from qwen_task_heads.data.conversations import CONVERSATIONS
 from qwen_task_heads.data.json_files import FileProblem
 from qwen_task_heads.data.raw_texts import RawText, RawTexts
-from qwen_task_heads.data.text_layout import ALPACA, FORMS, PROBLEM_TYPES, TARGETS
+from qwen_task_heads.data.text_layout import ALPACA, COLUMN_LAYOUTS, PROBLEM_TYPES, TARGETS
 from qwen_task_heads.data.text_readers import TextInput, read_inputs, read_texts
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode import configuration_task_heads
@@ -43,18 +43,18 @@ def test_the_problem_types_are_those_of_the_models() -> None:
     assert set(PROBLEM_TYPES) == set(configuration_task_heads.PROBLEM_TYPES)
 
 
-@pytest.mark.parametrize("form", FORMS, ids="+".join)
-def test_every_form_of_text(tmp_path: Path, form: tuple[str, ...]) -> None:
-    row: dict[str, Any] = {name: f" {name} \n" for name in form} | {"label": 0, "id": 7}
-    if form[0] in CONVERSATIONS:
-        row[form[0]] = [said(form[0])]
+@pytest.mark.parametrize("layout", COLUMN_LAYOUTS, ids="+".join)
+def test_every_column_layout_of_texts(tmp_path: Path, layout: tuple[str, ...]) -> None:
+    row: dict[str, Any] = {name: f" {name} \n" for name in layout} | {"label": 0, "id": 7}
+    if layout[0] in CONVERSATIONS:
+        row[layout[0]] = [said(layout[0])]
     raw = only(read_rows(tmp_path, row))
-    texts = ("\n".join(form), "") if form[0] == ALPACA else (*form, "")[:2]
+    texts = ("\n".join(layout), "") if layout[0] == ALPACA else (*layout, "")[:2]
     assert (raw.text, raw.text_b) == texts
     assert raw.target.where == f"{tmp_path}/a.jsonl:1"
 
 
-def test_a_conversation_is_what_the_user_says(tmp_path: Path) -> None:
+def test_text_of_a_conversation_is_that_of_the_user(tmp_path: Path) -> None:
     messages = [said("Be brief", "system"), said("One"), said("Yes?", "assistant"), said("Two")]
     texts = read_rows(tmp_path, {"messages": messages, "label": 1}, {"messages": [said("x")], "label": 0})
     assert only(texts).text == "One\nTwo"
@@ -115,95 +115,106 @@ def test_candidates_in_every_spelling(tmp_path: Path, category: object) -> None:
     assert (raw.target.candidates, raw.target.value) == (("a", "b"), "b")
 
 
-BAD_ROWS: list[tuple[dict[str, Any], str]] = [
-    ({"label": True}, "'label' is True"),
-    ({"label": None}, "'label' is None"),
-    ({"label": 1.5}, "'label' is 1.5"),
-    ({"label": math.nan}, "'label' is nan"),
-    ({"label": -100}, "'label' is -100"),
-    ({"label": -1}, "'label' is -1"),
-    ({"label": 10**30}, "'label' is 1000"),
-    ({"label": " "}, "'label' is ' '"),
-    ({"label": ["a"]}, "rename the column to 'labels'"),
-    ({"label": {}}, "'label' is {}"),
-    ({"label": 1, "label_name": ""}, "'label_name' is ''"),
-    ({"label": 1, "label_name": 3}, "'label_name' is 3"),
-    ({"labels": 3}, "rename the column to 'label'"),
-    ({"labels": None}, "'labels' is None"),
-    ({"labels": [1, "a"]}, "mixes ids and names"),
-    ({"labels": [1, 1]}, "names a label twice"),
-    ({"labels": [True]}, "'labels' is True"),
-    ({"labels": [0.0, 1.0]}, "'labels' is 0.0"),
-    ({"score": "three"}, "'score' is 'three'"),
-    ({"score": math.inf}, "'score' is inf"),
-    ({"score": True}, "'score' is True"),
-    ({"score": []}, "'score' is []"),
-    ({"score": None}, "'score' is None"),
-    ({"score": [1, None]}, "'score' is [1, None]"),
-    ({"score": 10**400}, "'score' is 1000"),
-    ({"probabilities": [0.5, 0.4]}, "sum to 0.9"),
-    ({"probabilities": [1.5, -0.5]}, "holds 1.5"),
-    ({"probabilities": ["1"]}, "holds '1'"),
-    ({"probabilities": []}, "'probabilities' is []"),
-    ({"probabilities": 1}, "'probabilities' is 1"),
-    ({"category": ["a"], "output": "b"}, "no candidate"),
-    ({"category": [], "output": "b"}, "'category' is []"),
-    ({"category": ["a"], "output": 1}, "'output' is 1"),
-    ({"category": ["a", "b", "a "], "output": "b"}, "'category' names 'a' twice"),
-    ({"category": "a, b, a", "output": "b"}, "'category' names 'a' twice"),
-    ({"text": ""}, "'text' is empty"),
-    ({"text": " \n"}, "'text' is white space only"),
-    ({"text": "\u200b\ufeff"}, "'text' is without any visible text"),
-    ({"text": 7}, "'text' is 7"),
-    ({"text": None}, "'text' is None"),
-    ({"weight": 0}, "'weight' is 0"),
-    ({"weight": "2"}, "'weight' is '2'"),
-    ({"group_id": None}, "'group_id' is None"),
+BAD_ROWS: list[tuple[dict[str, Any], str, str]] = [
+    ({"label": True}, "value-type", "True"),
+    ({"label": None}, "value-missing", "None"),
+    ({"label": 1.5}, "value-type", "1.5"),
+    ({"label": math.nan}, "value-missing", "nan"),
+    ({"label": -100}, "value-range", "-100"),
+    ({"label": -1}, "value-range", "-1"),
+    ({"label": 10**30}, "value-range", "1000"),
+    ({"label": " "}, "value-missing", "' '"),
+    ({"label": ["a"]}, "value-type", "['a']"),
+    ({"label": {}}, "value-type", "{}"),
+    ({"label": 1, "label_name": ""}, "value-missing", "'label_name' is ''"),
+    ({"label": 1, "label_name": 3}, "value-type", "'label_name' is 3"),
+    ({"labels": 3}, "value-type", "3"),
+    ({"labels": None}, "value-missing", "None"),
+    ({"labels": [1, "a"]}, "value-type", "ids and names"),
+    ({"labels": [1, 1]}, "value-conflict", "[1, 1]"),
+    ({"labels": [True]}, "value-type", "True"),
+    ({"labels": [0.0, 1.0]}, "value-type", "0.0"),
+    ({"score": "three"}, "value-type", "'three'"),
+    ({"score": math.inf}, "value-range", "inf"),
+    ({"score": True}, "value-type", "True"),
+    ({"score": []}, "value-missing", "[]"),
+    ({"score": None}, "value-missing", "None"),
+    ({"score": [1, None]}, "value-missing", "[1, None]"),
+    ({"score": 10**400}, "value-range", "1000"),
+    ({"probabilities": [0.5, 0.4]}, "value-range", "0.9"),
+    ({"probabilities": [1.5, -0.5]}, "value-range", "1.5"),
+    ({"probabilities": ["1"]}, "value-type", "'1'"),
+    ({"probabilities": []}, "value-type", "[]"),
+    ({"probabilities": 1}, "value-type", "1"),
+    ({"category": ["a"], "output": "b"}, "value-conflict", "'b'"),
+    ({"category": [], "output": "b"}, "value-type", "'category' is []"),
+    ({"category": ["a"], "output": 1}, "value-type", "'output' is 1"),
+    ({"category": ["a", "b", "a "], "output": "b"}, "value-conflict", "'a'"),
+    ({"category": "a, b, a", "output": "b"}, "value-conflict", "'a'"),
+    ({"text": ""}, "text-empty", "'text'"),
+    ({"text": " \n"}, "text-empty", "'text'"),
+    ({"text": "\u200b\ufeff"}, "text-empty", "'text'"),
+    ({"text": 7}, "value-type", "7"),
+    ({"text": None}, "value-missing", "None"),
+    ({"weight": 0}, "value-range", "0"),
+    ({"weight": "2"}, "value-type", "'2'"),
+    ({"group_id": None}, "value-missing", "None"),
 ]
 
 
-@pytest.mark.parametrize(("row", "found"), BAD_ROWS, ids=[str(row)[:40] for row, _ in BAD_ROWS])
-def test_a_bad_value_is_refused_with_its_line(tmp_path: Path, row: dict[str, Any], found: str) -> None:
+@pytest.mark.parametrize(("row", "code", "value"), BAD_ROWS, ids=[str(row)[:40] for row, *_ in BAD_ROWS])
+def test_bad_value_is_refused_with_its_line(
+    tmp_path: Path, row: dict[str, Any], code: str, value: str
+) -> None:
     target = {} if set(row) & set(TARGETS) else {"label": 0}
     texts = read_rows(tmp_path, {"text": "x"} | target | row)
-    assert (texts.refused, len(texts.problems)) == (1, 1)
-    assert texts.problems[0].where == f"{tmp_path}/a.jsonl:1"
-    assert found in str(texts.problems[0])
+    assert texts.refused == 1
+    (problem,) = texts.problems
+    assert (problem.where, problem.code) == (f"{tmp_path}/a.jsonl:1", code)
+    assert value in problem.problem
 
 
-def test_all_problems_of_a_row_are_named(tmp_path: Path) -> None:
+def test_fix_names_the_column_of_one_or_several_labels(tmp_path: Path) -> None:
+    for row, column in (({"label": ["a"]}, "'labels'"), ({"labels": 3}, "'label'")):
+        (problem,) = read_rows(tmp_path, {"text": "x"} | row).problems
+        assert f"rename the column to {column}" in problem.fix
+
+
+def test_all_problems_of_a_row_are_reported(tmp_path: Path) -> None:
     texts = read_rows(tmp_path, {"text": "", "label": -1, "weight": 0}, {"text": "x", "label": 0})
-    assert [problem.problem for problem in texts.problems] == [
-        "'text' is empty",
-        "'label' is -1",
-        "'weight' is 0",
-    ]
-    assert (texts.refused, len(texts), texts.hidden) == (1, 1, 1)
+    assert [problem.code for problem in texts.problems] == ["text-empty", "value-range", "value-range"]
+    assert (texts.refused, len(texts), texts.unlabeled) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(
-    ("row", "problem_type", "found"),
+    ("row", "problem_type", "code", "text"),
     [
-        ({"body": "x", "label": 0}, None, "no text column"),
-        ({"Text": "x", "label": 0}, None, "did you mean 'text' by 'Text'"),
-        ({"text": "x", "messages": [], "label": 0}, None, "several kinds of text"),
-        ({"text_a": "x", "label": 0}, None, "no text column"),
-        ({"text": "x"}, None, "no target column"),
-        ({"text": "x", "lable": 0}, None, "did you mean 'label' by 'lable'"),
-        ({"text": "x", "label": 0, "score": 1.0}, None, "several targets: label, score"),
-        ({"text": "x", "label": 0, "probabilities": [1]}, "single_label_classification", "several targets"),
-        ({"text": "x", "label": 0, "wieght": 1}, None, "did you mean 'weight'"),
-        ({"text": "x", "score": 1.0}, "single_label_classification", "no target column"),
-        ({"text": "x", "output": "a"}, None, "no target column"),
+        ({"body": "x", "label": 0}, None, "column-missing", "body"),
+        ({"Text": "x", "label": 0}, None, "column-missing", "rename 'Text' to 'text'"),
+        ({"text": "x", "messages": [], "label": 0}, None, "column-ambiguous", "messages, text"),
+        ({"text_a": "x", "label": 0}, None, "column-missing", "text_a"),
+        ({"text": "x"}, None, "column-missing", "text"),
+        ({"text": "x", "lable": 0}, None, "column-missing", "rename 'lable' to 'label'"),
+        ({"text": "x", "label": 0, "score": 1.0}, None, "column-ambiguous", "label, score"),
+        (
+            {"text": "x", "label": 0, "probabilities": [1]},
+            "single_label_classification",
+            "column-ambiguous",
+            "label, probabilities",
+        ),
+        ({"text": "x", "label": 0, "wieght": 1}, None, "column-unknown", "'weight'"),
+        ({"text": "x", "score": 1.0}, "single_label_classification", "column-missing", "score"),
+        ({"text": "x", "output": "a"}, None, "column-missing", "output"),
     ],
 )
-def test_what_is_wrong_with_all_rows_is_said_once(
-    tmp_path: Path, row: dict[str, Any], problem_type: str | None, found: str
+def test_defect_of_all_rows_is_reported_once(
+    tmp_path: Path, row: dict[str, Any], problem_type: str | None, code: str, text: str
 ) -> None:
     texts = read_rows(tmp_path, row, row, problem_type=problem_type)
-    assert len(texts.file_problems) == 1
-    assert isinstance(texts.file_problems[0], FileProblem)
-    assert found in str(texts.file_problems[0])
+    (problem,) = texts.file_problems
+    assert isinstance(problem, FileProblem)
+    assert problem.code == code
+    assert text in str(problem)
     assert (texts.refused, texts.problems) == (2, [])
 
 
@@ -223,15 +234,12 @@ def test_class_files(tmp_path: Path) -> None:
     path.write_bytes("\ufeff词汇阅读\t3\r\n\nno label\na\tb\t1\nlast\tsport".encode() + b"\n\xff\t1\n")
     texts = read_texts(str(path))
     assert [(raw.text, raw.target.value) for raw in texts] == [("词汇阅读", 3), ("last", "sport")]
-    assert [(problem.where.rsplit(":")[-1], problem.problem) for problem in texts.problems] == [
-        ("3", "no 'label'"),
-        ("4", "found 2 tabs"),
-        ("6", "byte 0xff at position 1 of the line is not UTF-8"),
-    ]
+    assert [problem.where.rsplit(":")[-1] for problem in texts.problems] == ["3", "4", "6"]
+    assert texts.problems[0].code == "column-missing"
     assert texts.rows_read == 5
 
 
-def test_a_folder_of_class_files_leaves_notes_and_labels_alone(tmp_path: Path) -> None:
+def test_readme_and_label_files_of_a_folder_are_not_read(tmp_path: Path) -> None:
     for name in ("readme.txt", "class.txt", "train.txt"):
         (tmp_path / name).write_text("x\t0\n", encoding="utf-8")
     assert read_texts(str(tmp_path), split="train").rows_read == 1
@@ -276,11 +284,13 @@ def test_texts_to_predict_in_every_kind_of_file(tmp_path: Path) -> None:
         ]
 
 
-def test_another_form_in_a_later_row_is_refused_and_not_dropped(tmp_path: Path) -> None:
+def test_other_text_columns_in_a_later_row_are_refused(tmp_path: Path) -> None:
     rows = [{"x": 1}, {"text": "a"}, {"text": "a", "text_b": "b"}, {"y": 1}, {"text": "c"}]
     items = inputs(write_rows(tmp_path / "a.jsonl", rows))
     assert [isinstance(item, TextInput) for item in items] == [False, True, False, False, True]
-    assert "the text stands in text and text_b, and above in text" in str(items[2])
+    assert isinstance(items[2], Problem)
+    assert (items[2].where, items[2].code) == (f"{tmp_path}/a.jsonl:3", "column-ambiguous")
+    assert "text and text_b" in items[2].problem
 
 
 def test_defective_inputs(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_descriptions_candidates_and_max_rows(tmp_path: Path, models: dict[str, 
     printed = capfd.readouterr().out
     assert "measured on 7 of 12 rows of test" in printed
     assert "few-shot: 8 examples from train" in printed
-    assert "7 of 7 rows of test offer only some labels (2 of 3 on average)" in printed
+    assert "7 of 7 rows of test have candidate labels (2 of 3 on average)" in printed
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 7
     for row in rows:
