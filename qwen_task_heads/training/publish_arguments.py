@@ -2,7 +2,7 @@
 
 `--push_to_hub`, `--hub_model_id`, `--hub_private_repo` and `--hub_revision` are transformers' names and
 mean what they mean there, with one difference: only a finished model leaves the machine, after it was
-opened again and found equal (`verification/proofs.py`). Trainer's own upload is switched off: it takes the
+opened again and found equal (`verification/parity.py`). Trainer's own upload is switched off: it takes the
 folder as it is, without config and code, and with `training_args.bin`, which holds the token.
 """
 

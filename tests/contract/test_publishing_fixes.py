@@ -1,7 +1,7 @@
 """What a refusal of publishing says to type is typed, and leads to a publish or an export.
 
 Hubs are servers on this machine, which the real clients reach. What is published is not compared with a
-trained model here: `tests/verification/test_proofs.py` does that.
+trained model here: `tests/verification/test_parity.py` does that.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.export.reward_model import export_reward_model
 from qwen_task_heads.export.stock import serve_command
 from qwen_task_heads.inference.engine_options import EngineSpec, PromptOptions
-from qwen_task_heads.publishing.formats import finished
+from qwen_task_heads.publishing.formats import read_run
 from qwen_task_heads.publishing.publish import check_publishable, publish
 from qwen_task_heads.publishing.pushing import check_push
 from qwen_task_heads.publishing.staging import stage
@@ -137,29 +137,29 @@ def test_a_graph_of_a_model_that_writes(run: Any, tmp_path: Path) -> None:
 
 
 def test_a_stock_form_of_a_model_that_writes(run: Any, tmp_path: Path) -> None:
-    with refused("publishing/formats.py::Writes.make::--form") as found:
-        finished(run("writes")).in_form("stock", tmp_path / "made")
-    assert finished(tmp_path / "run-writes").in_form(first(found), tmp_path / "made")
+    with refused("publishing/formats.py::GenerativeRun.make::--form") as found:
+        read_run(run("writes")).in_form("stock", tmp_path / "made")
+    assert read_run(tmp_path / "run-writes").in_form(first(found), tmp_path / "made")
 
 
 def test_a_folder_without_a_run(run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with refused("publishing/formats.py::WithHead.__init__::str(folder)") as found:
+    with refused("publishing/formats.py::HeadRun.__init__::str(folder)") as found:
         send(tmp_path / "empty", dry_run=tmp_path / "staged")
-    assert "the folder that a run finished in" in found[0].expected
+    assert "finished run" in found[0].expected
     assert send(run(), dry_run=tmp_path / "staged")
 
 
 def test_an_adapter_on_a_folder_of_this_machine(run: Any, hub: Any, tmp_path: Path) -> None:
     """By a command at the end, before a training, and in Python."""
     folder = run("adapter")
-    with refused("publishing/formats.py::nobody_has::where") as found:
+    with refused("publishing/formats.py::local_base_problem::where") as found:
         send(folder)
     for words in ("--form merged", "--publish_form merged", "merge(folder).push_to_hub(repo)"):
         assert words in found[0].fix
     assert send(folder, form="merged")
     argv = ["--use_peft", *PUSH, "--output_dir", str(tmp_path), *CPU]
-    with refused("publishing/formats.py::nobody_has::where") as found:
+    with refused("publishing/formats.py::local_base_problem::where") as found:
         publish_target_of(*parse_classifier_arguments(argv))
     assert publish_target_of(*parse_classifier_arguments([*argv, "--publish_form", "merged"]))
     assert merge(str(folder)).push_to_hub("me/other")
@@ -177,7 +177,7 @@ def test_an_adapter_on_a_trained_model(run: Any, hub: Any, bases: dict[str, str]
 
 # --- the options, before training ---
 
-STOCK = "publishing/target.py::_not_stock::"
+STOCK = "publishing/target.py::_stock_problems::"
 OPTIONS = [
     (f"{STOCK}--publish_form", parse_sft_arguments, ""),
     *[
@@ -244,7 +244,7 @@ def test_a_link_in_place_of_a_file(run: Any, tmp_path: Path) -> None:
     (folder / "README.md").symlink_to(tmp_path / "card.md")
     with refused("publishing/staging.py::stage::str(folder / name)") as found:
         stage(folder, tmp_path / "staged", repo_id=REPO, hub="huggingface")
-    assert found[0].fix == "copy it"
+    assert "copy of the file" in found[0].fix
     (folder / "README.md").unlink()
     shutil.copyfile(tmp_path / "card.md", folder / "README.md")
     assert stage(folder, tmp_path / "staged", repo_id=REPO, hub="huggingface")
@@ -254,7 +254,7 @@ def test_a_folder_without_a_model(run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with refused("publishing/staging.py::stage::str(folder)") as found:
         stage(tmp_path / "empty", tmp_path / "staged", repo_id=REPO, hub="huggingface")
-    assert "name the folder that a run finished in" in found[0].fix
+    assert "output folder of a finished run" in found[0].fix
     assert stage(run(), tmp_path / "staged", repo_id=REPO, hub="huggingface")
 
 
@@ -449,7 +449,7 @@ def classifier(bases: dict[str, str], tokenizer: Any, shake: Any) -> Callable[..
 
 def test_what_no_stock_class_has(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier(pooling="mean")
-    with refused("export/stock.py::last_token_reasons::field") as found:
+    with refused("export/stock.py::last_token_problems::field") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
     assert "with save(), or publish.py --form saved" in found[0].fix
     folder = save(model, tokenizer=words, folder=tmp_path / "own")
@@ -458,14 +458,14 @@ def test_what_no_stock_class_has(classifier: Any, tmp_path: Path) -> None:
 
 def test_a_head_of_two_layers(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier(head="mlp", head_sizes=[32], labels=["score"], problem_type="regression")
-    with refused("export/stock.py::_reasons::head") as found:
+    with refused("export/stock.py::_unsupported::head") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
     assert "export_reward_model()" in found[0].fix
     assert "save()" in found[0].fix
     assert export_reward_model(model, tokenizer=words, folder=tmp_path / "reward")
     assert save(model, tokenizer=words, folder=tmp_path / "own")
     model, words = classifier()
-    with refused("export/reward_model.py::_reasons::field") as found:
+    with refused("export/reward_model.py::_unsupported::field") as found:
         export_reward_model(model, tokenizer=words, folder=tmp_path / "other")
     assert "save()" in found[0].fix
     assert save(model, tokenizer=words, folder=tmp_path / "linear")
@@ -475,7 +475,7 @@ def test_a_family_without_a_stock_class(tokenizer: Any, tmp_path: Path) -> None:
     size = {"vocab_size": 5026, "n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4}
     backbone = CodeGenConfig(**size, bos_token_id=0, eos_token_id=0)
     model = PooledClassifier(PooledClassifierConfig(text_config=backbone, num_labels=2))
-    with refused("export/stock.py::_reasons::text_config") as found:
+    with refused("export/stock.py::_unsupported::text_config") as found:
         export_stock(model, tokenizer=copy.deepcopy(tokenizer), folder=tmp_path / "out")
     assert "save()" in found[0].fix
     assert load(str(save(model, tokenizer=copy.deepcopy(tokenizer), folder=tmp_path / "own")))
@@ -500,7 +500,7 @@ def test_a_tokenizer_whose_end_is_its_padding(bases: dict[str, str], tmp_path: P
 
 def test_an_export_without_a_tokenizer(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier()
-    with refused("export/stock.py::open_merged::tokenizer") as found:
+    with refused("export/stock.py::load_merged::tokenizer") as found:
         export_stock(model, folder=tmp_path / "out")
     assert found[0].fix == "pass tokenizer="
     assert export_stock(model, tokenizer=words, folder=tmp_path / "out")
@@ -509,7 +509,7 @@ def test_an_export_without_a_tokenizer(classifier: Any, tmp_path: Path) -> None:
 def test_a_folder_that_is_taken(full: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    with refused("export/stock.py::taken::str(folder)") as found:
+    with refused("export/stock.py::folder_problems::str(folder)") as found:
         export_stock(str(full), folder=tmp_path / "taken")
     assert found[0].fix == "name another, or empty it"
     assert export_stock(str(full), folder=tmp_path / "another")
@@ -527,13 +527,13 @@ def test_a_server_of_what_is_no_export(full: Path, tmp_path: Path) -> None:
 def test_what_no_graph_has(classifier: Any, tmp_path: Path) -> None:
     onnx = pytest.importorskip("qwen_task_heads.export.onnx")
     model, words = classifier(truncation="windows")
-    with refused("export/onnx.py::_reasons::field") as found:
+    with refused("export/onnx.py::_unsupported::field") as found:
         onnx.export_onnx(model, tokenizer=words, folder=tmp_path / "out")
     assert "publish the model with save()" in found[0].fix
     assert save(model, tokenizer=words, folder=tmp_path / "own")
     with refused("export/onnx.py::agreement::texts") as found:
         onnx.agreement(tmp_path / "model.onnx", model=model, tokenizer=words, texts=[])
-    assert found[0].fix == "give held-out texts"  # tests/export/test_onnx.py gives them
+    assert found[0].fix == "pass held-out texts"  # tests/export/test_onnx.py gives them
 
 
 # --- around a run ---
@@ -546,8 +546,8 @@ def test_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with refused("tracking/callbacks.py::track::--report_to") as found:
         asked("mlflow")
     assert asked(first(found)) == []  # none
-    for variable, idle in TRACKERS["wandb"].settled.items():
-        monkeypatch.setenv(variable, f"not-{idle}")
+    for variable, required in TRACKERS["wandb"].required_env.items():
+        monkeypatch.setenv(variable, f"not-{required}")
         with refused("tracking/callbacks.py::track::variable") as found:
             asked("wandb")
         assert [problem.fix[:8] for problem in found if problem.where == variable] == ["unset it"]

@@ -145,7 +145,7 @@ def test_recipes_that_make_no_stock_model_say_so(
         "stock",
     ]
     told = launching.refused(RECIPES / recipe, capfd, *words)
-    assert ("found 'stock' of a model that writes labels" in told) == (recipe == "sft_classify.py")
+    assert ("found 'stock' for a generative classifier" in told) == (recipe == "sft_classify.py")
     assert ("--poolings: found 'mean'" in told) == (recipe == "sweep_heads.py")
 
 
@@ -203,7 +203,7 @@ def test_a_finished_folder_is_published_and_a_changed_one_is_not(
     )
     words = ["--model", run, "--hub_model_id", "me/again"]
     assert launching.run(RECIPES / "publish.py", *words, "--dry_run", tmp_path / "staged") == 0
-    assert "Staged and proven equal" in capfd.readouterr().out
+    assert "Staged and verified" in capfd.readouterr().out
     assert not hub.repos
     assert "compared with the trained model" in (tmp_path / "staged" / "README.md").read_text("utf-8")
     kept = (run / "reference.json").read_bytes()
@@ -230,8 +230,8 @@ def test_a_finished_folder_is_published_and_a_changed_one_is_not(
     config["label2id"] = {"good": 0, "bad": 1}
     (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     told = launching.refused(RECIPES / "publish.py", capfd, *words)
-    assert f"{run}/config.json: found another file than the run wrote" in told
-    assert f"{run}/confusion.png: found no such file" in told
+    assert f"{run}/config.json: the file changed after the run" in told
+    assert f"{run}/confusion.png: the file is missing" in told
     (run / "manifest.json").unlink()
     assert "found it without manifest.json" in launching.refused(RECIPES / "publish.py", capfd, *words)
     assert not hub.repos

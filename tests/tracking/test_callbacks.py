@@ -18,7 +18,7 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import build
 from qwen_task_heads.tracking.callbacks import TRACKERS, SwanLab, Wandb, finish_trackers, track
 from qwen_task_heads.tracking.libraries import failures_of
-from qwen_task_heads.tracking.payload import MAX_TEXT, Cleaner, example_lines, final_figures
+from qwen_task_heads.tracking.payload import MAX_TEXT, Cleaner, example_lines, final_metrics
 from qwen_task_heads.training.arguments import DataArguments
 
 VARIABLES = (
@@ -140,7 +140,7 @@ def test_ten_examples_and_no_token_cut_in_two(tmp_path: Path) -> None:
 
 
 def test_figures_of_the_model_and_the_floors() -> None:
-    assert final_figures(METRICS) == {
+    assert final_metrics(METRICS) == {
         "final/dev/this_model/accuracy": 0.75,
         "final/dev/TF-IDF_linear/accuracy": 0.5,
     }
@@ -215,12 +215,12 @@ def test_a_run_that_is_open_says_where_it_goes_whatever_the_environment_says(
     monkeypatch.setenv("SWANLAB_MODE", "online")
     (tracker,) = track(arguments(tmp_path / "run", "swanlab"), task=DataArguments())
     assert tracker.predictions
-    assert str(tmp_path / "theirs") in tracker.line()
+    assert str(tmp_path / "theirs") in tracker.location()
     monkeypatch.setenv("SWANLAB_MODE", "offline")
     # What a run that is online says of itself; to start one needs a server.
     monkeypatch.setitem(vars(open_swanlab), "mode", "online")
     assert not tracker.predictions
-    assert tracker.line() == "swanlab, online"
+    assert tracker.location() == "swanlab, online"
 
 
 @pytest.mark.parametrize(("mode", "local"), [("online", False), ("shared", False), ("offline", True)])
@@ -333,7 +333,7 @@ def read_tensorboard(folder: Path, trained: bool) -> None:
     events.Reload()
     scalars = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
     during = {"train/loss": 0.5, "eval/accuracy": 0.25} if trained else {}
-    assert scalars == {**final_figures(METRICS), **during}
+    assert scalars == {**final_metrics(METRICS), **during}
     texts = {
         tag.removesuffix("/text_summary"): events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
         for tag in events.Tags()["tensors"]
@@ -354,7 +354,7 @@ def read_swanlab(folder: Path, trained: bool) -> None:
     (record,) = run.glob("run-*.swanlab")
     content = record.read_bytes()
     during = ["train/loss", "eval/accuracy"] if trained else []
-    for name in [*final_figures(METRICS), *during]:
+    for name in [*final_metrics(METRICS), *during]:
         assert name.encode() in content
     texts = [path.read_text() for path in (run / "media" / "text").iterdir()]
     assert any("1. a match in spring *** | true: sport" in text for text in texts)
@@ -370,7 +370,7 @@ def read_trackio(folder: Path, trained: bool) -> None:
         logged = " ".join(str(row) for row in base.execute("select * from metrics"))
         configs = " ".join(str(row) for row in base.execute("select * from configs"))
     during = ["train/loss", "eval/accuracy"] if trained else []
-    for name in [*final_figures(METRICS), *during]:
+    for name in [*final_metrics(METRICS), *during]:
         assert name in logged
     assert "1. a match in spring *** | true: sport" in logged
     assert "learning_rate" in configs
@@ -384,7 +384,7 @@ def read_wandb(folder: Path, trained: bool) -> None:
     (record,) = run.glob("run-*.wandb")
     content = record.read_bytes()
     during = ["train/loss", "eval/accuracy"] if trained else []
-    for name in [*final_figures(METRICS), *during]:
+    for name in [*final_metrics(METRICS), *during]:
         assert name.encode() in content
     texts = [path.read_text() for path in (run / "files" / "media" / "html").rglob("*.html")]
     assert any("1. a match in spring *** | true: sport" in text for text in texts)

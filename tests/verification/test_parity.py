@@ -32,7 +32,7 @@ from qwen_task_heads.tokenization.templates import Template, bind_template, comp
 from qwen_task_heads.verification import fingerprint
 from qwen_task_heads.verification.artifacts import in_subprocess
 from qwen_task_heads.verification.differences import largest
-from qwen_task_heads.verification.proofs import HALF, OTHER_DEVICE, Parity, prove
+from qwen_task_heads.verification.parity import HALF, OTHER_DEVICE, Parity, verify_artifact
 from qwen_task_heads.verification.reference import (
     Reference,
     read_reference,
@@ -74,7 +74,7 @@ def prepared(
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_trained_passes(prepared: Any, open_in: Any, kind: str) -> None:
     folder, reference = prepared[kind]
-    parity = prove(folder, reference=reference, kind=kind, repo_id="me/it", run=open_in)
+    parity = verify_artifact(folder, reference=reference, kind=kind, repo_id="me/it", run=open_in)
     sides = ("right",) if kind == "stock" else ("left", "right")
     texts = len(reference.job["texts"])
     assert {(row.padding, row.batch) for row in parity.rows} == {
@@ -91,7 +91,7 @@ def test_what_was_trained_passes(prepared: Any, open_in: Any, kind: str) -> None
 
 
 def test_several_artefacts_make_one_table() -> None:
-    from qwen_task_heads.verification.proofs import Row
+    from qwen_task_heads.verification.parity import Row
 
     row = Row("full", "A", "left", 1, 1e-7, 1e-6, 1.0)
     worse = Row("full", "A", "none", 9, 2e-7, 1e-6, 0.9)
@@ -293,7 +293,7 @@ def test_a_corruption_is_refused_by_its_name(prepared: Any, open_in: Any, tmp_pa
     shutil.copytree(folder, tmp_path / "it")
     corrupt(tmp_path / "it")
     with pytest.raises(TaskHeadsError, match=message):
-        prove(tmp_path / "it", reference=reference, kind=kind, repo_id="me/it", run=open_in)
+        verify_artifact(tmp_path / "it", reference=reference, kind=kind, repo_id="me/it", run=open_in)
 
 
 @pytest.mark.parametrize("kind", ["merged", "stock"])
@@ -309,7 +309,7 @@ def test_an_adapter_that_was_not_merged_is_refused(
 
     _tensors(tmp_path / "it" / "model.safetensors", change)
     with pytest.raises(TaskHeadsError, match=r"the adapter is not merged: found .*down_proj\.weight"):
-        prove(tmp_path / "it", reference=reference, kind=kind, repo_id="me/it", run=open_in)
+        verify_artifact(tmp_path / "it", reference=reference, kind=kind, repo_id="me/it", run=open_in)
 
 
 @pytest.mark.parametrize("probe", [True, False])
@@ -328,7 +328,7 @@ def test_another_base_is_refused(
 
     _json(tmp_path / "it" / "config.json", change)
     with pytest.raises(TaskHeadsError) as caught:
-        prove(tmp_path / "it", reference=reference, kind="adapter", repo_id="me/it", run=open_in)
+        verify_artifact(tmp_path / "it", reference=reference, kind="adapter", repo_id="me/it", run=open_in)
     message = str(caught.value)
     assert "the base: config.json backbone_name_or_path: found" in message
     assert "the base: found other values in model.norm.weight; " in message
@@ -341,7 +341,7 @@ def test_all_differences_come_at_once(prepared: Any, open_in: Any, tmp_path: Pat
     for corrupt in (_permute, _pad, _pooling, _template, _scale):
         corrupt(tmp_path / "it")
     with pytest.raises(TaskHeadsError) as caught:
-        prove(tmp_path / "it", reference=reference, kind="full", repo_id="me/it", run=open_in)
+        verify_artifact(tmp_path / "it", reference=reference, kind="full", repo_id="me/it", run=open_in)
     wheres = " | ".join(problem.where for problem in caught.value.problems)
     for name in ("labels", "pad_token_id", "pooling", "tokenizer template", "up_proj.weight", "logits"):
         assert name in wheres
@@ -350,7 +350,7 @@ def test_all_differences_come_at_once(prepared: Any, open_in: Any, tmp_path: Pat
 def test_what_cannot_be_compared_is_refused(prepared: Any, open_in: Any, tmp_path: Path) -> None:
     folder, reference = prepared["full"]
     with pytest.raises(TaskHeadsError, match="kind: found 'gguf'"):
-        prove(folder, reference=reference, kind="gguf", repo_id="me/it")
+        verify_artifact(folder, reference=reference, kind="gguf", repo_id="me/it")
     with pytest.raises(TaskHeadsError, match=r"reference\.json: found no reference"):
         read_reference(tmp_path)
     shutil.copytree(folder, tmp_path / "staged")
@@ -359,9 +359,13 @@ def test_what_cannot_be_compared_is_refused(prepared: Any, open_in: Any, tmp_pat
         r"^runs/it/pooling_task_heads\.py: found no such file; accepted: the one that save\(\) writes; save "
     )
     with pytest.raises(TaskHeadsError, match=missing):  # the folder that its user knows, not the copy
-        prove(tmp_path / "staged", reference=reference, kind="full", repo_id="me/it", named="runs/it")
+        verify_artifact(
+            tmp_path / "staged", reference=reference, kind="full", repo_id="me/it", named="runs/it"
+        )
     with pytest.raises(TaskHeadsError, match="found it crashed"):
-        prove(folder, reference=reference, kind="full", repo_id="me/it", run=lambda job: "it crashed")
+        verify_artifact(
+            folder, reference=reference, kind="full", repo_id="me/it", run=lambda job: "it crashed"
+        )
 
 
 # Without a network PEFT cannot ask the hub whether the vocabulary grew, and says so.
@@ -385,15 +389,15 @@ def test_a_base_of_a_hub_comes_from_the_cache_and_a_scorer_reads_pairs(
         model, tokenizer=tokenizer, texts=["Parliament met."] * 3, text_pairs=["It met", "A budget", "Why?"]
     )
     folder = save(model, tokenizer=tokenizer, folder=tmp_path / "run", repo_id="me/titles")
-    parity = prove(folder, reference=reference, kind="adapter", repo_id="me/titles", run=open_in)
+    parity = verify_artifact(folder, reference=reference, kind="adapter", repo_id="me/titles", run=open_in)
     assert all(row.bound is not None and row.bound < 1e-5 for row in parity.rows)
     wide = merge(str(folder), dtype=torch.float32)
     merged = save(wide, tokenizer=tokenizer, folder=tmp_path / "merged")
-    parity = prove(merged, reference=reference, kind="merged", repo_id="me/titles", run=open_in)
+    parity = verify_artifact(merged, reference=reference, kind="merged", repo_id="me/titles", run=open_in)
     assert all(row.bound is not None and row.bound < 1e-4 for row in parity.rows)
     half = merge(str(folder))  # folded in fp32, stored as the base is
     merged = save(half, tokenizer=tokenizer, folder=tmp_path / "half")
-    parity = prove(merged, reference=reference, kind="merged", repo_id="me/titles", run=open_in)
+    parity = verify_artifact(merged, reference=reference, kind="merged", repo_id="me/titles", run=open_in)
     assert all(row.bound is not None and row.difference <= row.bound < 1 for row in parity.rows)
 
 
@@ -408,16 +412,16 @@ def test_a_stock_class_in_half_precision_keeps_the_head_of_training_in_its_file(
     reference = take_reference(model, tokenizer=tokenizer, texts=HELD)
     folder = export_stock(model, tokenizer=tokenizer, folder=tmp_path / "stock")
     given: dict[str, Any] = {"reference": reference, "kind": "stock", "repo_id": "me/it", "run": open_in}
-    parity = prove(folder, **given)
+    parity = verify_artifact(folder, **given)
     assert max(row.difference for row in parity.rows) > 1e-5  # the head was rounded
     assert all(row.bound is not None and row.difference <= row.bound < 1 for row in parity.rows)
     shutil.copytree(folder, tmp_path / "narrow")
     _narrow(tmp_path / "narrow")
     with pytest.raises(TaskHeadsError, match=r"dtype of score\.weight: found bfloat16; accepted: float32"):
-        prove(tmp_path / "narrow", **given)
+        verify_artifact(tmp_path / "narrow", **given)
     _tensors(folder / "model.safetensors", lambda tensors: tensors["score.weight"].mul_(1.001))
     with pytest.raises(TaskHeadsError, match=r"tensor score\.weight: found values of norm"):
-        prove(folder, **given)
+        verify_artifact(folder, **given)
 
 
 @pytest.mark.slow
@@ -430,23 +434,23 @@ def test_graphs_are_held_to_their_bounds(prepared: Any, open_in: Any, shake: Any
     shutil.copytree(folder, tmp_path / "it")
     export_onnx(str(folder), folder=tmp_path / "it", int8=True)
     given = {"reference": reference, "repo_id": "me/it", "run": open_in}
-    parity = prove(tmp_path / "it", kind="onnx", **given)
+    parity = verify_artifact(tmp_path / "it", kind="onnx", **given)
     assert len(parity.rows) == 6
     assert all(row.opened_by == "onnxruntime" for row in parity.rows)
     assert all(row.bound is not None and row.difference <= row.bound for row in parity.rows)
-    parity = prove(tmp_path / "it", kind="onnx_int8", **given)
+    parity = verify_artifact(tmp_path / "it", kind="onnx_int8", **given)
     assert parity.card_rows()[0]["bound"] == "none"
     assert max(row.difference for row in parity.rows) > 1e-4
     assert min(row.agreement for row in parity.rows) > 0.7
     (tmp_path / "it" / "onnx" / "model_int8.onnx").replace(tmp_path / "it" / "onnx" / "model.onnx")
     with pytest.raises(TaskHeadsError, match=r"logits \(.* padding, batch \d+\): found a difference of"):
-        prove(tmp_path / "it", kind="onnx", **given)
+        verify_artifact(tmp_path / "it", kind="onnx", **given)
     _permute(tmp_path / "it")
     with pytest.raises(TaskHeadsError, match=r"config\.json labels: found"):
-        prove(tmp_path / "it", kind="onnx", **given)
+        verify_artifact(tmp_path / "it", kind="onnx", **given)
     (tmp_path / "it" / "onnx" / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(TaskHeadsError, match=r"found .*(InvalidProtobuf|INVALID_PROTOBUF)"):
-        prove(tmp_path / "it", kind="onnx", **given)
+        verify_artifact(tmp_path / "it", kind="onnx", **given)
 
 
 def test_a_quantised_base_is_held_to_a_wider_bound_and_its_head_to_the_same(
@@ -460,26 +464,26 @@ def test_a_quantised_base_is_held_to_a_wider_bound_and_its_head_to_the_same(
         if ".lora_" not in name and not name.startswith("score."):
             entry.update(dtype="uint8", shape=[7, 1], sha256="0")
     quantized = Reference(reference.job, report)
-    parity = prove(folder, reference=quantized, kind="adapter", repo_id="me/it", run=open_in)
+    parity = verify_artifact(folder, reference=quantized, kind="adapter", repo_id="me/it", run=open_in)
     assert all(row.bound is not None and row.bound >= 0.5 for row in parity.rows)
     shutil.copytree(folder, tmp_path / "it")
     _without_probe(_scale_adapter)(tmp_path / "it")
     with pytest.raises(TaskHeadsError, match=r"up_proj\.lora_B\.weight: found"):
-        prove(tmp_path / "it", reference=quantized, kind="adapter", repo_id="me/it", run=open_in)
+        verify_artifact(tmp_path / "it", reference=quantized, kind="adapter", repo_id="me/it", run=open_in)
 
 
 def test_a_failure_of_the_process_is_told_by_its_last_line(prepared: Any) -> None:
     folder, reference = prepared["full"]
     trace = "Traceback:\n  File 'opened.py'\nMemoryError: none left\n"
     with pytest.raises(TaskHeadsError, match="found MemoryError: none left; accepted"):
-        prove(folder, reference=reference, kind="full", repo_id="me/it", run=lambda job: trace)
+        verify_artifact(folder, reference=reference, kind="full", repo_id="me/it", run=lambda job: trace)
 
 
 def test_the_process_of_its_own(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Isolated, without tokens, and it cannot import the package."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     folder, reference = prepared["adapter"]
-    parity = prove(folder, reference=reference, kind="adapter", repo_id="me/it")
+    parity = verify_artifact(folder, reference=reference, kind="adapter", repo_id="me/it")
     assert {row.artefact for row in parity.rows} == {"adapter"}
 
 
@@ -551,7 +555,7 @@ def test_what_is_over_a_gpu_is_compared_on_the_cpu_or_as_it_is_stored(
 
     def proven(fails: str) -> Parity:
         run = _small(clean, tmp_path, fails=fails)
-        return prove(folder, reference=reference, kind="full", repo_id="me/it", run=run)
+        return verify_artifact(folder, reference=reference, kind="full", repo_id="me/it", run=run)
 
     rows = proven("False").rows
     assert {row.bound / OTHER_DEVICE < 20 for row in rows if row.bound is not None} == {True}
@@ -588,5 +592,5 @@ def test_a_killed_process_is_tried_with_less_and_told_as_such(
         return in_subprocess(job)
 
     with pytest.raises(TaskHeadsError, match=r"signal 9.*publish where more memory is free"):
-        prove(folder, reference=reference, kind="full", repo_id="me/it", run=run)
+        verify_artifact(folder, reference=reference, kind="full", repo_id="me/it", run=run)
     assert tried == [True, False]
