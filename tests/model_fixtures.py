@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from qwen_task_heads import load_tokenizer, throughput
-from qwen_task_heads.verification import fingerprint, proofs
+from qwen_task_heads.verification import fingerprint, parity
 
 # The embedded tokenizer has 5026 ids; a backbone that it feeds needs as many rows.
 VOCABULARY = 5026
@@ -56,7 +56,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanProcess]:
 
 @pytest.fixture(scope="session")
 def open_in(clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
-    """Give `open_in(job)`: run `fingerprint.py` as a proof does, in the process without the package."""
+    """Give `open_in(job)`: run `fingerprint.py` as verification does, in the process without the package."""
     folder = tmp_path_factory.mktemp("opened")
     code = Path(fingerprint.__file__).read_text(encoding="utf-8")
 
@@ -76,7 +76,7 @@ def quick_proof(open_in: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch)
 
     That process of its own runs in `test_gate.py`, and for both hubs in slow tests of pushes.
     """
-    monkeypatch.setattr(proofs, "in_subprocess", open_in)
+    monkeypatch.setattr(parity, "in_subprocess", open_in)
 
 
 @pytest.fixture(scope="session")

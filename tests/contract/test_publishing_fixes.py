@@ -1,7 +1,6 @@
-"""What a refusal of publishing says to type is typed, and leads to a publish or an export.
+"""Tests that following the fix of a publishing error leads to a publish or an export.
 
-Hubs are servers on this machine, which the real clients reach. What is published is not compared with a
-trained model here: `tests/verification/test_parity.py` does that.
+Hubs are loopback servers for the real clients. `tests/verification/test_parity.py` tests the verification.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ SLEEP = time.sleep
 def made_runs(
     bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Folders of `save`: a full classifier, an adapter on a local base, and a model that writes labels."""
+    """Folders of `save`: a full classifier, an adapter on a local base, and a generative classifier."""
     root, words = tmp_path_factory.mktemp("runs"), copy.deepcopy(tokenizer)
     for kind in ("full", "adapter"):
         model: Any = build(bases["qwen2"], **TASK)
@@ -91,7 +90,7 @@ def run(made_runs: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Hugging Face Hub with a login; waiting between tries costs nothing."""
+    """A Hugging Face Hub with a login; retries do not wait."""
     monkeypatch.setattr(time, "sleep", lambda seconds: SLEEP(min(seconds, 0.001)))
     with hf_server.serve() as server:
         hf_server.point_client(server, monkeypatch, cache=tmp_path / "cache")
@@ -105,8 +104,8 @@ def full(made_runs: dict[str, Path]) -> Path:
 
 
 def first(found: list[Any]) -> str:
-    """The first value that a problem accepts."""
-    return re.split("[, ]", found[0].expected.removeprefix(""))[0]
+    """Return the first value in `expected` of a problem."""
+    return re.split("[, ]", found[0].expected)[0]
 
 
 def send(folder: Path, **options: Any) -> Any:
@@ -128,7 +127,7 @@ def test_a_hub_of_another_name(full: Path, hub: Any) -> None:
     assert send(full, hub=first(found))
 
 
-def test_a_graph_of_a_model_that_writes(run: Any, tmp_path: Path) -> None:
+def test_a_graph_of_a_generative_classifier(run: Any, tmp_path: Path) -> None:
     folder = run("writes")
     with refused("publishing/publish.py::publish::--onnx") as found:
         send(folder, onnx=True, dry_run=tmp_path / "staged")
@@ -136,7 +135,7 @@ def test_a_graph_of_a_model_that_writes(run: Any, tmp_path: Path) -> None:
     assert send(folder, dry_run=tmp_path / "staged")
 
 
-def test_a_stock_form_of_a_model_that_writes(run: Any, tmp_path: Path) -> None:
+def test_a_stock_class_of_a_generative_classifier(run: Any, tmp_path: Path) -> None:
     with refused("publishing/formats.py::GenerativeRun.make::--form") as found:
         read_run(run("writes")).in_form("stock", tmp_path / "made")
     assert read_run(tmp_path / "run-writes").in_form(first(found), tmp_path / "made")
@@ -151,7 +150,7 @@ def test_a_folder_without_a_run(run: Any, tmp_path: Path) -> None:
 
 
 def test_an_adapter_on_a_folder_of_this_machine(run: Any, hub: Any, tmp_path: Path) -> None:
-    """By a command at the end, before a training, and in Python."""
+    """In a command, before training, and in Python."""
     folder = run("adapter")
     with refused("publishing/formats.py::local_base_problem::where") as found:
         send(folder)
@@ -194,7 +193,7 @@ OPTIONS = [
 @pytest.mark.parametrize(
     ("site", "parse", "words"), OPTIONS, ids=[words or "writes" for *_, words in OPTIONS]
 )
-def test_a_stock_class_that_cannot_hold_the_model(
+def test_options_that_a_stock_class_does_not_support(
     hub: Any, tmp_path: Path, site: str, parse: Any, words: str
 ) -> None:
     argv = ["--output_dir", str(tmp_path), *CPU, *PUSH]
@@ -217,7 +216,7 @@ CHANGED: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("site", CHANGED)
-def test_a_folder_that_is_not_as_the_run_left_it(run: Any, tmp_path: Path, site: str) -> None:
+def test_a_folder_that_changed_after_the_run(run: Any, tmp_path: Path, site: str) -> None:
     folder = run()
     manifest = json.loads((folder / "manifest.json").read_text())
     if site.endswith("#2"):
@@ -266,7 +265,7 @@ def test_a_destination_with_files(run: Any, tmp_path: Path) -> None:
 
 
 def test_a_secret(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a card, which may be edited; and a value of the environment that stands there by chance."""
+    """In a card, which can be edited, and a value of the environment that is in the card by chance."""
     folder, card = run(), tmp_path / "run-full" / "README.md"
     plain = card.read_text()
     for text, way in (("hf_" + "a1" * 17, "take it out"), ("my-5ecret-value", "unset DB_PASSWORD")):
@@ -305,7 +304,7 @@ def test_facts_without_a_place_on_the_card(run: Any, tmp_path: Path) -> None:
     (folder / "README.md").write_text(plain)
 
 
-def test_a_reference_that_is_gone(run: Any) -> None:
+def test_a_missing_reference(run: Any) -> None:
     folder = run()
     with refused("verification/reference.py::read_reference::str(path)") as found:
         read_reference(folder)
@@ -317,7 +316,7 @@ def test_a_reference_that_is_gone(run: Any) -> None:
 # --- the hub ---
 
 
-def test_nobody_logged_in(full: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_login(full: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with refused("publishing/hub.py::Hub._not_logged_in::self.title") as found:
         send(full)
@@ -326,7 +325,7 @@ def test_nobody_logged_in(full: Path, hub: Any, monkeypatch: pytest.MonkeyPatch)
     assert send(full)
 
 
-def test_no_right_to_write(full: Path, hub: Any) -> None:
+def test_no_write_permission(full: Path, hub: Any) -> None:
     with refused("publishing/hub.py::Hub._no_right::repo_id") as found:
         send(full, repo_id="other/news")
     [owner] = re.findall(r"may write for (\w+)", found[0].problem)
@@ -341,7 +340,7 @@ def test_no_right_to_write(full: Path, hub: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["news", "me/my news!", "me//news", "-/a/b"])
-def test_a_name_that_no_hub_takes(full: Path, hub: Any, name: str) -> None:
+def test_an_invalid_repo_id(full: Path, hub: Any, name: str) -> None:
     with refused("publishing/hub.py::Hub._bad_name::--hub_model_id") as found:
         send(full, repo_id=name)
     [changed] = changes(found[0], ["--hub_model_id", name])
@@ -363,7 +362,7 @@ def test_a_public_repo(full: Path, hub: Any) -> None:
     assert send(full, private=True)
 
 
-def test_a_tag_that_is_taken(full: Path, hub: Any) -> None:
+def test_an_existing_tag(full: Path, hub: Any) -> None:
     send(full, tag="v1")
     hub.put(REPO, {"NOTES.md": b"by hand"})
     hub.files(REPO)
@@ -401,7 +400,7 @@ def test_a_hub_that_fails(full: Path, hub: Any, site: str) -> None:
 
 @pytest.mark.slow
 def test_a_publish_after_training_that_fails(full: Path, hub: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    """The command of the message publishes the model, proven in a process of its own."""
+    """The command of the message publishes the model after verification in a subprocess."""
     hub.fail(at=1, how="500", lasting=True)
     with refused("publishing/target.py::PublishTarget.push::str(folder)") as found:
         PublishTarget(repo_id=REPO, private=False, tag="v1").push(full)
@@ -412,7 +411,9 @@ def test_a_publish_after_training_that_fails(full: Path, hub: Any, capfd: pytest
     assert "v1" in hub.repos[REPO].tags
 
 
-def test_what_modelscope_has_not(full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_branches_and_pull_requests_on_modelscope(
+    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
     with modelscope_server.serve() as server:
         modelscope_server.point_client(server, monkeypatch, cache=tmp_path / "cache")
@@ -447,7 +448,7 @@ def classifier(bases: dict[str, str], tokenizer: Any, shake: Any) -> Callable[..
     return make
 
 
-def test_what_no_stock_class_has(classifier: Any, tmp_path: Path) -> None:
+def test_settings_that_no_stock_class_supports(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier(pooling="mean")
     with refused("export/stock.py::last_token_problems::field") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
@@ -481,7 +482,7 @@ def test_a_family_without_a_stock_class(tokenizer: Any, tmp_path: Path) -> None:
     assert load(str(save(model, tokenizer=copy.deepcopy(tokenizer), folder=tmp_path / "own")))
 
 
-def test_a_tokenizer_whose_end_is_its_padding(bases: dict[str, str], tmp_path: Path) -> None:
+def test_a_tokenizer_whose_pad_token_ends_every_text(bases: dict[str, str], tmp_path: Path) -> None:
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "a": 2}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     words = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
@@ -506,7 +507,7 @@ def test_an_export_without_a_tokenizer(classifier: Any, tmp_path: Path) -> None:
     assert export_stock(model, tokenizer=words, folder=tmp_path / "out")
 
 
-def test_a_folder_that_is_taken(full: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty(full: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     with refused("export/stock.py::folder_problems::str(folder)") as found:
@@ -517,14 +518,14 @@ def test_a_folder_that_is_taken(full: Path, tmp_path: Path) -> None:
     assert export_stock(str(full), folder=tmp_path / "taken")
 
 
-def test_a_server_of_what_is_no_export(full: Path, tmp_path: Path) -> None:
+def test_a_server_command_of_a_folder_without_an_export(full: Path, tmp_path: Path) -> None:
     with refused("export/stock.py::serve_command::str(folder)") as found:
         serve_command(full)
     assert found[0].fix == "export the model first"
     assert serve_command(export_stock(str(full), folder=tmp_path / "out"))
 
 
-def test_what_no_graph_has(classifier: Any, tmp_path: Path) -> None:
+def test_settings_that_no_graph_supports(classifier: Any, tmp_path: Path) -> None:
     onnx = pytest.importorskip("qwen_task_heads.export.onnx")
     model, words = classifier(truncation="windows")
     with refused("export/onnx.py::_unsupported::field") as found:
@@ -574,8 +575,8 @@ def test_a_folder_of_a_comparison(tmp_path: Path) -> None:
     claim_folder(tmp_path / "below")
 
 
-def test_a_task_that_no_column_tells_can_be_named(tmp_path: Path) -> None:
-    """What is named then says which columns it lacks; with these the comparison runs."""
+def test_a_task_that_the_columns_do_not_imply(tmp_path: Path) -> None:
+    """The named task reports its missing columns, and with these the comparison runs."""
     site = "reports/comparison_runs.py::_task_of_data::--dataset_name"
     data = tmp_path / "train.csv"
     data.write_text("a,b\n" + "".join(f"{n},{n}\n" for n in range(40)), encoding="utf-8")
