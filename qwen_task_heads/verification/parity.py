@@ -290,13 +290,13 @@ def _causes(reference: Reference, report: dict[str, Any], kind: str, folder: Pat
     out_of_memory = report.get("out_of_memory")
     problems = [
         Problem(
-            f"loading the {what}",
+            f"loading the {stage}",
             " ".join(reason.split())[:300],
             "no error",
-            MORE_MEMORY if what == out_of_memory else "save the model again",
-            code="memory-exceeded" if what == out_of_memory else "verification-failed",
+            MORE_MEMORY if stage == out_of_memory else "save the model again",
+            code="memory-exceeded" if stage == out_of_memory else "verification-failed",
         )
-        for what, reason in report["failed"].items()
+        for stage, reason in report["failed"].items()
     ]
     stock = "facts" in report and report["facts"]["model_type"] != wanted["facts"]["model_type"]
     # The config of a `generator_adapter` is that of its base.

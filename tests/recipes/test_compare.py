@@ -191,8 +191,8 @@ def test_labels_of_others_are_refused_by_name_before_any_model_runs(
     )
     assert f"head={several}: found regression" in message
     assert f"head={models['sft']}: found no classifier of this library" in message
-    assert "sft=embedded: found no label_prompt.json" in message
-    assert f"zero_shot={models['sft']}: found a label_prompt.json" in message
+    assert "sft=embedded: label_prompt.json is missing" in message
+    assert f"zero_shot={models['sft']}: found a generative classifier with label_prompt.json" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -99,5 +99,5 @@ def test_a_tracker_that_is_not_there_is_refused_before_the_data_are_read(tmp_pat
     process.join()
     assert process.exitcode == 2
     said = (tmp_path / "log").read_text()
-    assert "--report_to: found 'comet_ml'; accepted: none, swanlab, tensorboard, trackio, wandb" in said
+    assert "--report_to: found 'comet_ml'. Expected none, swanlab, tensorboard, trackio, wandb" in said
     assert not (tmp_path / "run").exists()
