@@ -76,9 +76,9 @@ def main() -> None:
         dry_run=args.dry_run,
         replace=args.replace,
         facts=facts,
-        say=partial(print, flush=True),
+        log=partial(print, flush=True),
     )
-    print("\n".join(published.lines()))
+    print("\n".join(published.messages()))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from qwen_task_heads import load_tokenizer, throughput
-from qwen_task_heads.verification import fingerprint, proofs
+from qwen_task_heads.verification import fingerprint, parity
 
 # The embedded tokenizer has 5026 ids; a backbone that it feeds needs as many rows.
 VOCABULARY = 5026
@@ -76,7 +76,7 @@ def quick_proof(open_in: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch)
 
     A separate process runs in `test_gate.py`, and for both hubs in slow tests of pushes.
     """
-    monkeypatch.setattr(proofs, "in_subprocess", open_in)
+    monkeypatch.setattr(parity, "in_subprocess", open_in)
 
 
 @pytest.fixture(scope="session")

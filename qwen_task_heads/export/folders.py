@@ -1,7 +1,7 @@
-"""A trained model to a folder that anyone opens: weights or adapter, config, code, tokenizer.
+"""Save a trained model to a folder: weights or adapter, config, code and tokenizer.
 
-The layout is the one that every loader takes (AutoModel, AutoModelForSequenceClassification,
-`PeftModel.from_pretrained`, `pipeline`), with the package installed and without it.
+The folder loads with AutoModel, AutoModelForSequenceClassification, `PeftModel.from_pretrained` and
+`pipeline`, with or without this package.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from qwen_task_heads.hubcode.folder_task_heads import ADAPTER, CARD
 from qwen_task_heads.hubcode.hashes_task_heads import read_manifest, write_manifest
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, WEIGHTS, embedding_rows
 
-ADAPTERS = (f"{ADAPTER}/{ADAPTER_CONFIG}", ADAPTER_CONFIG)  # today, and of version 0.1
+ADAPTERS = (f"{ADAPTER}/{ADAPTER_CONFIG}", ADAPTER_CONFIG)  # the current layout, and that of version 0.1
 
 
 def save(model: Any, *, tokenizer: Any, folder: str | Path, repo_id: str | None = None) -> Path:
-    """Write a full model, or an adapter with its head, and all that is needed to open it.
+    """Save a full model, or an adapter with its head, with all files that loading needs.
 
     Args:
         model: a `TitleScorer` or `PooledClassifier`, with or without a loaded adapter, or a `PeftModel`
             around one.
         tokenizer: with the compiled template; its pad id is written into the config.
-        folder: created when absent; files of the same names are replaced.
-        repo_id: the repo that the folder will be uploaded to, which its card then names.
+        folder: created if absent; files of the same names are replaced.
+        repo_id: the repo that the folder will be uploaded to; the card names it.
 
     Returns:
         The folder.
 
     Raises:
-        TaskHeadsError: a tokenizer with ids that the model has no row for, or a folder that holds an
-            adapter where full weights should go, or the other way round: no loader could tell which.
+        TaskHeadsError: a tokenizer with ids above the rows of the embeddings, or a folder that would have
+            both full weights and an adapter, which is ambiguous for loaders.
 
     Example:
         >>> import tempfile
@@ -62,7 +62,7 @@ def save(model: Any, *, tokenizer: Any, folder: str | Path, repo_id: str | None 
 
 
 def _check(inner: Any, *, tokenizer: Any, folder: Path, other: tuple[str, ...]) -> None:
-    """Refuse what would be saved and could not be opened, before anything is written."""
+    """Raise if the saved folder could not be loaded; called before anything is written."""
     problems = []
     rows = embedding_rows(inner)
     largest = max(tokenizer.get_vocab().values())
@@ -71,12 +71,19 @@ def _check(inner: Any, *, tokenizer: Any, folder: Path, other: tuple[str, ...]) 
             Problem(
                 "tokenizer",
                 f"found id {largest} ({shorten(tokenizer.convert_ids_to_tokens(largest))})",
-                f"ids below {rows}, the rows of the model's embeddings",
-                "save the tokenizer of this model, or resize_token_embeddings before training",
+                f"ids below {rows}, the number of rows of the model's embeddings",
+                "save the tokenizer of this model, or call resize_token_embeddings before training",
+                code="tokenizer-invalid",
             )
         )
     problems += [
-        Problem(str(folder), f"found {name}", "full weights or an adapter", "save to a new folder")
+        Problem(
+            str(folder),
+            f"found {name}",
+            "either full weights or an adapter",
+            "save to a new folder",
+            code="model-ambiguous",
+        )
         for name in other
         if (folder / name).exists()
     ]

@@ -1,14 +1,14 @@
-"""A model to `onnx/model.onnx`, which ONNX Runtime computes without torch, and to int8 beside it.
+"""Export a model to `onnx/model.onnx` for ONNX Runtime without torch, and to an int8 graph.
 
-The graph is traced by transformers' own exporter (`torch.export`) along the padded path of `forward`:
-packed rows and shared beginnings hang on the lengths of one batch, so both are switched off while it is
-traced. Batch and length are free, padding may stand on either side, and every pooling and head is in the
-graph. What cannot be is a policy that cuts ids inside `forward`: the tokenizer has to cut, so `head` and
-`tail` are left. Label names, and thresholds if the model has some, travel in the file's metadata.
+The graph is traced by transformers' exporter (`torch.export`) along the padded path of `forward`. Packing and
+the prefix cache depend on the lengths of one batch, so both are switched off for tracing. Batch size and
+length are free, padding may be on either side, and every pooling and head is supported. Truncation inside
+`forward` is not supported: the tokenizer has to truncate, so only `head` and `tail` are. Label names, and
+thresholds if the model has them, are copied to the metadata of the file.
 
-An export is run under ONNX Runtime on left-padded, right-padded and single rows, and has to give the logits
-of the model, before it appears under its name. int8 is not held to that: `agreement` says how often the
-answers stay, on the weights that are served.
+An export is verified under ONNX Runtime on left-padded, right-padded and single rows against the logits of
+the model, before it gets its final name. int8 is not verified: `agreement` measures how often the predictions
+are equal on the exported weights.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.export.stock import (
     check_difference,
     float_logits,
-    open_merged,
-    proof_rows,
+    load_merged,
     truncation_rules,
+    verification_rows,
 )
 from qwen_task_heads.hubcode.attention_task_heads import PACKED, rotates_by_length
 from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, strip_title
@@ -49,22 +49,23 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 INPUTS = ("input_ids", "attention_mask")
-TOLERANCE = 1e-5  # of logits in fp32, relative to the largest one where that is above 1
-# Protobuf holds 2 GiB a file; over this, the weights go to `model.onnx.data` beside the graph.
+TOLERANCE = 1e-5  # of logits in fp32, relative to the largest one if that is above 1
+# A protobuf file is limited to 2 GiB; larger weights are saved in `model.onnx.data`.
 MAX_INLINE = 1 << 30
-HEAD = "score."  # how the names of the head's operations begin in the file
-BATCH = 16  # rows per call of `agreement`
+HEAD = "score."  # prefix of the names of the head's operations in the file
+BATCH = 16  # rows per batch of `agreement`
 # Raised by torch 2.13 inside torch.export: https://github.com/pytorch/pytorch/issues/146879
 _DEPRECATED = (r".*(LeafSpec|treespec).*", FutureWarning)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an ONNX file answers beside the model it came from.
+    """Agreement of an ONNX file with the model that it was exported from.
 
     Args:
-        texts: how many were compared.
-        argmax: share of texts, 0 to 1, with the same best label; of title scorers, of pairs in one order.
+        texts: number of compared texts.
+        argmax: share of texts, 0 to 1, with the same best label; for title scorers, of pairs in the same
+            order.
         difference: largest absolute difference of a logit.
     """
 
@@ -76,21 +77,20 @@ class Agreement:
 def export_onnx(
     model_or_folder: Any, *, tokenizer: Any = None, folder: str | Path, int8: bool = False
 ) -> Path:
-    """Write `onnx/model.onnx`: `input_ids` and `attention_mask` (B, T) int64 to `logits` (B, labels) fp32.
+    """Export a graph of `input_ids` and `attention_mask` (B, T) int64 to `logits` (B, labels) fp32.
 
     Args:
         model_or_folder: a `PooledClassifier` or `TitleScorer`, a `PeftModel` around one, or the folder or
             repo of one. An adapter is merged first, into a given model in place.
         tokenizer: with the compiled template; None for the one in the folder.
-        folder: gets `onnx/model.onnx`, which replaces one that is there, and the tokenizer where there is
-            none, so that texts can be read from it alone.
+        folder: gets `onnx/model.onnx`, replacing an existing one, and the tokenizer if it is absent.
         int8: also write `onnx/model_int8.onnx`: the backbone's matrices per channel, activations per call.
 
     Returns:
-        The path of `model.onnx`; over 1 GiB its weights lie in `model.onnx.data` beside it.
+        The path of `model.onnx`; weights over 1 GiB are saved in `model.onnx.data` next to it.
 
     Raises:
-        TaskHeadsError: a model that cannot be traced, all reasons at once; a missing package; or logits that
+        TaskHeadsError: a model that cannot be traced, with all reasons; a missing package; or logits that
             differ under ONNX Runtime.
 
     Example:
@@ -102,8 +102,8 @@ def export_onnx(
     Source: https://huggingface.co/docs/transformers/main/en/serialization
     """
     check_packages()
-    model, tokenizer = open_merged(model_or_folder, tokenizer=tokenizer)
-    if problems := _reasons(model):
+    model, tokenizer = load_merged(model_or_folder, tokenizer=tokenizer)
+    if problems := _unsupported(model):
         raise TaskHeadsError(problems)
     plain = model
     if model.device.type != "cpu" or model.dtype != torch.float32:
@@ -113,10 +113,10 @@ def export_onnx(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as staging:
         path = Path(staging, "model.onnx")
         _write(_trace(plain), path, config=model.config)
-        _prove(plain, tokenizer, path)
+        _verify(plain, tokenizer, path)
         if int8:
             _quantize(path, Path(staging, "model_int8.onnx"))
-        # Weights first: a graph that is there can be opened.
+        # Weights first, so that an existing graph can always be loaded.
         for file in sorted(Path(staging).iterdir(), key=lambda file: file.suffix == ".onnx"):
             os.replace(file, folder / file.name)
     if not (folder.parent / "tokenizer.json").exists():
@@ -127,10 +127,10 @@ def export_onnx(
 def run_onnx(
     path: str | Path, input_ids: Sequence[Sequence[int]] | np.ndarray, attention_mask: Any
 ) -> np.ndarray:
-    """Logits (B, labels) fp32 by ONNX Runtime on the CPU; needs neither torch nor transformers.
+    """Return logits (B, labels) fp32, computed by ONNX Runtime on the CPU without torch and transformers.
 
     Args:
-        path: of the `.onnx` file.
+        path: the `.onnx` file.
         input_ids: (B, T) ids, padded on any side with any id.
         attention_mask: (B, T), 1 for real tokens, at least one a row.
     """
@@ -148,14 +148,14 @@ def agreement(
 ) -> Agreement:
     """Compare an ONNX file with the model on texts, in batches of 16 of similar length.
 
-    int8 has one scale for all activations of a call, so a text's logits hang a little on its batch.
+    int8 has one scale for all activations of a call, so the logits of a text depend slightly on its batch.
 
     Args:
         path: `model.onnx` or `model_int8.onnx`.
-        model: what it was exported from, merged.
+        model: the exported model, merged.
         tokenizer: with the compiled template.
         texts: n texts, or titles.
-        text_pairs: n second texts, or the prompts of titles; None for none.
+        text_pairs: n second texts, or the prompts of titles; or None.
 
     Raises:
         TaskHeadsError: no texts, or a missing package.
@@ -164,7 +164,9 @@ def agreement(
     texts = rows_of("texts", texts)
     text_pairs = None if text_pairs is None else rows_of("text_pairs", text_pairs)
     if not texts:
-        raise TaskHeadsError(Problem("texts", "found none", "one or more", "give held-out texts"))
+        raise TaskHeadsError(
+            Problem("texts", "found no texts", "one or more", "pass held-out texts", code="rows-too-few")
+        )
     if isinstance(model, PooledClassifier):
         config = model.config
         rows = encode_texts(
@@ -188,43 +190,72 @@ def agreement(
 
 
 def check_packages(*names: str) -> None:
-    """Refuse to go on without the packages of the extra `[onnx]`, naming all that are missing."""
+    """Raise with all missing packages of the extra `[onnx]`.
+
+    Args:
+        names: the packages that are needed; all of the extra if none is named.
+
+    Raises:
+        TaskHeadsError: a package is not installed.
+    """
     if missing := [name for name in names or PACKAGES if find_spec(name) is None]:
-        found, accepted = f"found no {', no '.join(missing)}", f"{', '.join(names or PACKAGES)}"
-        raise TaskHeadsError(Problem("onnx", found, accepted, "pip install 'qwen-task-heads[onnx]'"))
+        raise TaskHeadsError(
+            Problem(
+                "onnx",
+                f"{', '.join(missing)} not installed",
+                ", ".join(names or PACKAGES),
+                "pip install 'qwen-task-heads[onnx]'",
+                code="package-missing",
+            )
+        )
 
 
-def _reasons(model: Any) -> list[Problem]:
-    """Why a graph of free batch and length cannot give what this model gives; all reasons."""
+def _unsupported(model: Any) -> list[Problem]:
+    """Return the settings of a model that a graph of free batch size and length does not support."""
     config = model.config
     attention = config.text_config._attn_implementation
     quantization = config.__dict__.get("quantization_config")
     method = quantization and dict(quantization).get("quant_method")
     rotation = (config.text_config.to_dict().get("rope_parameters") or {}).get("rope_type")
-    full, sdpa = "load the model with dtype=torch.float32", "load the model with attn_implementation='sdpa'"
+    save = "publish the model with save()"
     rules = [
-        *((*rule, "a graph cuts nothing: publish the model with save()") for rule in truncation_rules(model)),
-        ("quantization_config", method, quantization is None, "a base in float32, bfloat16 or float16", full),
-        ("attn_implementation", attention, attention in (PACKED, "sdpa", "eager"), "sdpa or eager", sdpa),
+        *((*rule, save) for rule in truncation_rules(model)),
         (
-            "rope_type", rotation, not rotates_by_length(config.text_config),
-            "rotations that do not hang on the longest row of a batch", "publish the model with save()",
+            "quantization_config",
+            method,
+            quantization is None,
+            "a base in float32, bfloat16 or float16",
+            "load the model with dtype=torch.float32",
         ),
-    ]  # fmt: skip
+        (
+            "attn_implementation",
+            attention,
+            attention in (PACKED, "sdpa", "eager"),
+            "sdpa or eager",
+            "load the model with attn_implementation='sdpa'",
+        ),
+        (
+            "rope_type",
+            rotation,
+            not rotates_by_length(config.text_config),
+            "rotations that do not depend on the longest row of a batch",
+            save,
+        ),
+    ]
     return [
-        Problem(field, f"found {value!r}", f"{accepted}", remedy)
-        for field, value, fits, accepted, remedy in rules
+        Problem(field, f"found {value!r}", expected, fix, code="model-unsupported")
+        for field, value, fits, expected, fix in rules
         if not fits
     ]
 
 
 def _trace(model: Any) -> Any:
-    """Trace a model to an `onnx_ir.Model`; the model is afterwards as it was."""
+    """Trace a model to an `onnx_ir.Model`; the state of the model is restored."""
     from torch._dynamo.exc import TorchDynamoException
     from torch.onnx.errors import OnnxExporterError
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    # Several rows of several tokens, padded on both sides: what is 1 in a sample is taken for a constant.
+    # Several rows of several tokens, padded on both sides: a size of 1 would be traced as a constant.
     ids = torch.arange(1, 22).reshape(3, 7)
     mask = torch.ones_like(ids)
     mask[1, :3] = mask[2, 5:] = 0
@@ -239,16 +270,20 @@ def _trace(model: Any) -> Any:
             )
         except (OnnxExporterError, TorchDynamoException, RuntimeError, ValueError, TypeError) as error:
             name, reason = model.config.text_config.model_type, " ".join(str(error).split())[:200]
-            found = f"found {name!r}, which transformers' exporter cannot trace ({reason})"
-            accepted = "a decoder whose forward hangs on no length"
             raise TaskHeadsError(
-                Problem("text_config", found, accepted, "publish the model with save()")
+                Problem(
+                    "text_config",
+                    f"transformers' exporter cannot trace {name!r} ({reason})",
+                    "a decoder whose forward does not depend on lengths",
+                    "publish the model with save()",
+                    code="model-unsupported",
+                )
             ) from error
 
 
 @contextlib.contextmanager
 def _padded(model: Any) -> Iterator[None]:
-    """Take the path of padded batches, in eval mode, and cut nothing: a tokenizer has done that."""
+    """Compute padded batches in eval mode and without truncation, which is left to the tokenizer."""
     config, kept = model.config, (model.packing, model.prefix_sharing, model.training)
     limit = config.__dict__.get("max_seq_length")
     model.packing = model.prefix_sharing = False
@@ -266,8 +301,8 @@ def _padded(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the progress of torch's exporter off the screen; its errors are raised."""
-    # onnxruntime's quantiser speaks by the root logger.
+    """Suppress the progress messages of torch's exporter; its errors are raised."""
+    # onnxruntime's quantizer uses the root logger.
     loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "transformers.exporters")]
     levels = [logger.level for logger in loggers]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -282,14 +317,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _write(program: Any, path: Path, *, config: Any) -> None:
-    """Write a traced graph with the labels of its outputs, and with nothing of the machine that traced it."""
+    """Write a traced graph with the labels of its outputs, without paths of this machine."""
     import onnx_ir
 
     for graph in (program.graph, *program.functions.values()):
         for node in graph.all_nodes():
             if "'score'" in node.metadata_props.get("pkg.torch.onnx.name_scopes", ""):
                 node.name = f"{HEAD}{node.name}"
-            node.metadata_props.clear()  # the stack of every operation, with the paths of this machine
+            node.metadata_props.clear()  # stack traces with paths of this machine
             node.doc_string = None
             for value in node.outputs:
                 value.metadata_props.clear()
@@ -307,15 +342,15 @@ def _write(program: Any, path: Path, *, config: Any) -> None:
     onnx_ir.save(program, str(path), external_data=f"{path.name}.data" if size > MAX_INLINE else None)
 
 
-def _prove(model: Any, tokenizer: Any, path: Path) -> None:
-    """Run the file on rows padded on the left, on the right and not at all, against the model."""
-    rows, session = proof_rows(model, tokenizer), _session(path)
+def _verify(model: Any, tokenizer: Any, path: Path) -> None:
+    """Compare the file with the model on rows padded on the left, on the right, and without padding."""
+    rows, session = verification_rows(model, tokenizer), _session(path)
     right = pad_rows(rows, pad_id=tokenizer.pad_token_id or 0)
     left = {name: _to_left(right[name], right["attention_mask"]) for name in INPUTS}
     for batch in (right, left, *(pad_rows([row], pad_id=0) for row in rows)):
-        wanted = float_logits(model, batch)
-        found = torch.from_numpy(_run(session, *(batch[name].numpy() for name in INPUTS)))
-        check_difference(found, wanted, tolerance=TOLERANCE, where=str(path.name), what="ONNX Runtime")
+        expected = float_logits(model, batch)
+        logits = torch.from_numpy(_run(session, *(batch[name].numpy() for name in INPUTS)))
+        check_difference(logits, expected, tolerance=TOLERANCE, where=path.name, runtime="ONNX Runtime")
 
 
 def _to_left(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -324,7 +359,7 @@ def _to_left(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _quantize(path: Path, target: Path) -> None:
-    """Quantise the backbone's matrices; embeddings and the head stay in fp32.
+    """Quantize the backbone's matrices; embeddings and the head stay in fp32.
 
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
@@ -332,12 +367,12 @@ def _quantize(path: Path, target: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = onnx.load(path, load_external_data=False)
-    # onnxruntime 1.31 takes shapes from here that no longer hold after quantisation, and fails on them.
+    # onnxruntime 1.31 reads shapes from here that are wrong after quantization, and fails.
     del graph.graph.value_info[:]
     cleared = path.with_name("cleared.onnx")
     onnx.save(graph, cleared)
     head = [node.name for node in graph.graph.node if node.name.startswith(HEAD)]
-    head += [f"{name}_MatMul" for name in head]  # what the quantiser makes of a Gemm
+    head += [f"{name}_MatMul" for name in head]  # the quantizer turns a Gemm into a MatMul
     with _quiet():
         quantize_dynamic(
             cleared,

@@ -1,12 +1,12 @@
-"""A model with a two-layer head to the `Qwen2ForRewardModel` layout, which vLLM serves.
+"""Export a model with a two-layer head to the `Qwen2ForRewardModel` layout, which vLLM serves.
 
 That class is `Linear(hidden, hidden)`, ReLU, `Linear(hidden, 1)` on Qwen2 (tensors `score.0.*` and
-`score.2.*`, with biases), so an `mlp` head of just that form fits and any other is refused. transformers has
-no such class, and the folder brings no code: `config.json` names the architecture for servers, there is no
-`auto_map`, and `reference_logits` recomputes the answers from the files with plain transformers and
-safetensors. An export is held to that before it appears under its name.
+`score.2.*`, with biases). An `mlp` head of this form is supported, and any other head is refused.
+transformers has no such class, and the folder has no code: `config.json` names the architecture for servers,
+without an `auto_map`. `reference_logits` recomputes the scores from the files with plain transformers and
+safetensors. An export is verified with it before it gets its final name.
 
-vLLM gives the value of every token; the last one is the score of the text.
+vLLM returns the value of every token; the last one is the score of the text.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.export.stock import (
-    PROOF_TEXTS,
     TOLERANCE,
-    appearing,
+    VERIFICATION_TEXTS,
     check_difference,
     float_logits,
-    last_token_reasons,
-    open_merged,
-    proof_limit,
-    proof_rows,
-    taken,
+    folder_problems,
+    last_token_problems,
+    load_merged,
+    staging_folder,
+    verification_limit,
+    verification_rows,
 )
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
 from qwen_task_heads.modelscope import HUGGINGFACE
 
 ARCHITECTURE = "Qwen2ForRewardModel"
 HEAD = ("score.0.weight", "score.0.bias", "score.2.weight", "score.2.bias")
-REMEDY = "vLLM's class has no such thing: publish the model with save()"
+FIX = "publish the model with save()"
 
 
 def export_reward_model(
@@ -51,21 +51,21 @@ def export_reward_model(
     revision: str | None = None,
     hub: str = HUGGINGFACE,
 ) -> Path:
-    """Write a Qwen2 model with a two-layer head as vLLM's `Qwen2ForRewardModel`.
+    """Export a Qwen2 model with a two-layer head as vLLM's `Qwen2ForRewardModel`.
 
     Args:
         model_or_folder: a `TitleScorer` or `PooledClassifier` of one output, a `PeftModel` around one, or
             the folder or repo of one. An adapter is merged first, into a given model in place.
         tokenizer: with the compiled template; None for the one in the folder.
-        folder: where to; new or empty.
-        revision: of a repo.
-        hub: where ids are looked up, that of an adapter's base too: `huggingface` or `modelscope`.
+        folder: new or empty folder to write.
+        revision: branch, tag or commit of a repo.
+        hub: hub of the ids, also of an adapter's base: `huggingface` or `modelscope`.
 
     Returns:
-        The folder; `serve_command` says how vLLM opens it.
+        The folder; `serve_command` returns the command that serves it with vLLM.
 
     Raises:
-        TaskHeadsError: a model of another form, all reasons at once, or scores that differ after the export.
+        TaskHeadsError: an unsupported model, with all reasons, or scores that differ after the export.
 
     Example:
         >>> import tempfile
@@ -81,10 +81,10 @@ def export_reward_model(
     Source: https://github.com/vllm-project/vllm/blob/main/vllm/model_executor/models/qwen2_rm.py
     """
     folder = Path(folder)
-    model, tokenizer = open_merged(model_or_folder, tokenizer=tokenizer, revision=revision, hub=hub)
-    if problems := [*_reasons(model), *taken(folder)]:
+    model, tokenizer = load_merged(model_or_folder, tokenizer=tokenizer, revision=revision, hub=hub)
+    if problems := [*_unsupported(model), *folder_problems(folder)]:
         raise TaskHeadsError(problems)
-    with appearing(folder) as staged:
+    with staging_folder(folder) as staged:
         staged.mkdir()
         _config(model, pad_id=tokenizer.pad_token_id).save_pretrained(staged)
         first, last = (layer for layer in model.score if isinstance(layer, torch.nn.Linear))
@@ -97,14 +97,14 @@ def export_reward_model(
             metadata={"format": "pt"},
         )
         tokenizer.save_pretrained(staged)
-        _prove(model, tokenizer, staged)
+        _verify(model, tokenizer, staged)
     return folder
 
 
 def reference_logits(
     folder: str | Path, *, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Scores (B, 1) fp32 of a reward model's folder, by plain transformers and safetensors.
+    """Return scores (B, 1) fp32 of an exported folder, computed with plain transformers and safetensors.
 
     Args:
         folder: written by `export_reward_model`.
@@ -114,11 +114,11 @@ def reference_logits(
     Raises:
         RuntimeError: a tensor that is missing, extra or of another shape.
     """
-    return _open(Path(folder))(input_ids, attention_mask)
+    return _load_scorer(Path(folder))(input_ids, attention_mask)
 
 
-def _open(folder: Path) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Open a folder as `reference_logits` does, once for several batches."""
+def _load_scorer(folder: Path) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Load a folder for `reference_logits`, once for several batches."""
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
@@ -139,8 +139,8 @@ def _open(folder: Path) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     return score
 
 
-def _reasons(model: Any) -> list[Problem]:
-    """Why vLLM's class cannot compute what this model does; all reasons."""
+def _unsupported(model: Any) -> list[Problem]:
+    """Return the settings of a model that vLLM's class does not support."""
     config = model.config
     family, width = config.text_config.model_type, config.text_config.hidden_size
     is_mlp = config.head == "mlp"
@@ -152,18 +152,18 @@ def _reasons(model: Any) -> list[Problem]:
         ("head_activation", config.head_activation, not is_mlp or config.head_activation == "relu", "relu"),
     ]
     problems = [
-        Problem(field, f"found {value!r}", f"{accepted}", REMEDY)
-        for field, value, fits, accepted in rules
+        Problem(field, f"found {value!r}", expected, FIX, code="model-unsupported")
+        for field, value, fits, expected in rules
         if not fits
     ]
-    return [*problems, *last_token_reasons(model, remedy=REMEDY)]
+    return [*problems, *last_token_problems(model, fix=FIX)]
 
 
 def _config(model: Any, *, pad_id: int | None) -> Any:
-    """The backbone's config, with what servers read of a reward model."""
+    """Return the backbone's config with the fields that servers read of a reward model."""
     config = copy.deepcopy(model.config.text_config)
     config.id2label, config.label2id = dict(model.config.id2label), dict(model.config.label2id)
-    config.problem_type = "regression"  # the score itself, and no sigmoid of it
+    config.problem_type = "regression"  # the score itself, without a sigmoid
     config.pad_token_id = pad_id
     config.architectures = [ARCHITECTURE]
     config.dtype = str(model.dtype).split(".")[-1]
@@ -171,18 +171,21 @@ def _config(model: Any, *, pad_id: int | None) -> Any:
     return config
 
 
-def _prove(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Compare scores in fp32 with those of the files, rows padded left, right and not at all."""
-    padded = pad_rows(proof_rows(model, tokenizer), pad_id=0)
-    wanted, score = float_logits(model, padded), _open(folder)
-    again = AutoTokenizer.from_pretrained(folder)
+def _verify(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Compare scores of the files with those of the model in fp32, padded left, right and not padded."""
+    padded = pad_rows(verification_rows(model, tokenizer), pad_id=0)
+    logits, score = float_logits(model, padded), _load_scorer(folder)
+    saved_tokenizer = AutoTokenizer.from_pretrained(folder)
     options: dict[str, Any] = {
-        "truncation": True, "max_length": proof_limit(model, tokenizer), "return_tensors": "pt",
-    }  # fmt: skip
+        "truncation": True,
+        "max_length": verification_limit(model, tokenizer),
+        "return_tensors": "pt",
+    }
     batches = [
-        again(list(PROOF_TEXTS), padding=True, padding_side=side, **options) for side in ("left", "right")
+        saved_tokenizer(list(VERIFICATION_TEXTS), padding=True, padding_side=side, **options)
+        for side in ("left", "right")
     ]
-    batches += [again(text, **options) for text in PROOF_TEXTS]
-    for batch, expected in zip(batches, [wanted, wanted, *wanted.split(1)], strict=True):
-        found = score(batch["input_ids"], batch["attention_mask"])
-        check_difference(found, expected, tolerance=TOLERANCE, where=str(folder), what=ARCHITECTURE)
+    batches += [saved_tokenizer(text, **options) for text in VERIFICATION_TEXTS]
+    for batch, expected in zip(batches, [logits, logits, *logits.split(1)], strict=True):
+        scores = score(batch["input_ids"], batch["attention_mask"])
+        check_difference(scores, expected, tolerance=TOLERANCE, where=str(folder), runtime=ARCHITECTURE)

@@ -1,16 +1,17 @@
-"""A linear last-token model to a plain `<Family>ForSequenceClassification` folder, opened without our code.
+"""Export a linear last-token model to `<Family>ForSequenceClassification`, a class of transformers.
 
-What the stock class computes is one matrix on the last token, so a model that does anything else is
-refused rather than approximated. The stock head finds the last token by its id (the right-most one that
-is not the pad id), so the pad id must differ from the token that ends every text. An export is compared
-with the model it came from, by stock classes and in padded batches, before it appears under its name.
+The stock class computes one matrix on the state of the last token, and any other model is refused. The stock
+head finds the last token by its id: the right-most one that is not the pad id. The pad id must therefore
+differ from the token that ends every text. An export is verified against its model with the stock class, in
+padded batches, before it gets its final name.
 
-`config.json` has what vLLM reads: `architectures`, `id2label` (from which `num_labels` follows) and
-`problem_type`, which chooses between softmax, sigmoid and the score itself; `serve_command` gives the line.
-Stock pipelines cut nothing by themselves: pass `truncation=True` for texts over the limit of training.
+`config.json` has the fields that vLLM reads: `architectures`, `id2label` (which implies `num_labels`) and
+`problem_type`, which chooses between softmax, sigmoid and the score itself. `serve_command` returns the
+command. Stock pipelines do not truncate by default: pass `truncation=True` for texts over the limit of
+training.
 
-What the other exports (`reward_model`, `onnx`) need as well is here: opening and merging, the texts of the
-proof, and a folder that appears under its name only when it is whole and proven.
+The module also has the functions that `reward_model` and `onnx` share: loading and merging, the texts of the
+verification, and a staging folder that is renamed after the verification.
 """
 
 from __future__ import annotations
@@ -45,14 +46,15 @@ from qwen_task_heads.models import (
     merge,
 )
 from qwen_task_heads.modelscope import HUGGINGFACE
-from qwen_task_heads.verification.reference import PROOF
+from qwen_task_heads.verification.reference import FIXED_TEXTS
 
-# Of logits in fp32, relative to the largest one where that is above 1: another order of the same sums, which
-# in deep models and merged adapters is more than 1e-6.
+# Of logits in fp32, relative to the largest one if that is above 1. The stock class adds the same numbers in
+# another order, which changes deep models and merged adapters by more than 1e-6.
 TOLERANCE = 1e-5
-# The last is longer than most limits. One with control tokens is left out: a tokenizer without a compiled
-# template, which no recipe saves, reads them as such.
-PROOF_TEXTS = (*(text for text in PROOF if "<|" not in text), "word " * 600)
+# The last text is longer than most limits. The text with control tokens is left out, because a tokenizer
+# without a compiled template would parse them.
+VERIFICATION_TEXTS = (*(text for text in FIXED_TEXTS if "<|" not in text), "word " * 600)
+FIX = "publish the model with save(), or publish.py --form saved"
 
 
 def export_stock(
@@ -64,24 +66,24 @@ def export_stock(
     hub: str = HUGGINGFACE,
     dtype: str | None = None,
 ) -> Path:
-    """Write a model as transformers' own class of its family, with labels, problem type and pad id.
+    """Export a model as the transformers class of its family, with labels, problem type and pad id.
 
     Args:
         model_or_folder: a `PooledClassifier` or `TitleScorer`, a `PeftModel` around one, or the folder or
             repo of one. An adapter is merged first, into a given model in place.
         tokenizer: with the compiled template; None for the one in the folder.
-        folder: where to; new or empty.
-        revision: of a repo.
-        hub: where ids are looked up, that of an adapter's base too: `huggingface` or `modelscope`.
-        dtype: of the backbone's weights in the files, as `dtypes.store_in` takes it; None for that of the
-            model, which of an adapter is that of its base.
+        folder: new or empty folder to write.
+        revision: branch, tag or commit of a repo.
+        hub: hub of the ids, also of an adapter's base: `huggingface` or `modelscope`.
+        dtype: dtype of the backbone's weights in the files, see `dtypes.store_in`; None for that of the
+            model, which for an adapter is that of its base.
 
     Returns:
-        The folder, which `AutoModelForSequenceClassification` and servers open.
+        The folder, which `AutoModelForSequenceClassification` and servers load.
 
     Raises:
-        TaskHeadsError: a model that is more than one matrix on the last token, all reasons at once; a family
-            without a stock class; or logits that differ after the export.
+        TaskHeadsError: an unsupported model, with all reasons; a family without a stock class; or logits
+            that differ after the export.
 
     Example:
         >>> import tempfile
@@ -94,32 +96,36 @@ def export_stock(
         {0: 'no', 1: 'yes'}
     """
     folder = Path(folder)
-    model, tokenizer = open_merged(model_or_folder, tokenizer=tokenizer, revision=revision, hub=hub)
-    problems = [*_reasons(model), *_choose_pad(tokenizer, rows=embedding_rows(model)), *taken(folder)]
+    model, tokenizer = load_merged(model_or_folder, tokenizer=tokenizer, revision=revision, hub=hub)
+    problems = [
+        *_unsupported(model),
+        *_choose_pad(tokenizer, rows=embedding_rows(model)),
+        *folder_problems(folder),
+    ]
     if problems:
         raise TaskHeadsError(problems)
     if dtype is not None:
         store_in(model, dtype=dtype)
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"
-    with appearing(folder) as staged:
+    with staging_folder(folder) as staged:
         _convert(model, pad_id=tokenizer.pad_token_id).save_pretrained(staged)
         tokenizer.save_pretrained(staged)
-        _prove(model, tokenizer, staged)
+        _verify(model, tokenizer, staged)
     return folder
 
 
 def serve_command(folder: str | Path) -> str:
-    """The line that serves an export with vLLM: `/classify` of a stock class, `/pooling` of a reward model.
+    """Return the vLLM command of an export: `/classify` of a stock class, `/pooling` of a reward model.
 
-    Of a reward model vLLM gives a value per token, and the last one is the score; it would be the sigmoid of
-    it, if the line did not switch that off. A prompt over the tokenizer's limit is refused by the server
-    (`--max-model-len`) rather than read whole, which training never did.
+    For a reward model vLLM returns a value per token, and the last one is the score; the command switches off
+    the sigmoid. With `--max-model-len` the server refuses a prompt over the tokenizer's limit, because the
+    model was not trained on longer ones.
 
     Args:
         folder: written by `export_stock` or `export_reward_model`.
 
     Raises:
-        TaskHeadsError: a folder that is no such export.
+        TaskHeadsError: the folder is not such an export.
 
     Source: https://docs.vllm.ai/en/latest/models/pooling_models/
     """
@@ -128,9 +134,15 @@ def serve_command(folder: str | Path) -> str:
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     classes = config.get("architectures") or [None]
     if not str(classes[0]).endswith(("ForSequenceClassification", "ForRewardModel")):
-        found = f"found {shorten(classes[0])}" if config else "found no config.json"
-        accepted = "a folder of export_stock() or export_reward_model()"
-        raise TaskHeadsError(Problem(str(folder), found, accepted, "export the model first"))
+        raise TaskHeadsError(
+            Problem(
+                str(folder),
+                f"found {shorten(classes[0])}" if config else "config.json is missing",
+                "a folder of export_stock() or export_reward_model()",
+                "export the model first",
+                code="model-type" if config else "model-not-found",
+            )
+        )
     words = ["vllm", "serve", str(folder), "--runner", "pooling"]
     saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     if saved["model_max_length"] < config["max_position_embeddings"]:
@@ -140,19 +152,19 @@ def serve_command(folder: str | Path) -> str:
     return shlex.join(words)
 
 
-def open_merged(
+def load_merged(
     model_or_folder: Any, *, tokenizer: Any, revision: str | None = None, hub: str = HUGGINGFACE
 ) -> tuple[Any, Any]:
-    """Open what an export is given: `(model, tokenizer)`, without an adapter, the tokenizer a copy.
+    """Return the model of an export with its adapter merged, and a copy of the tokenizer.
 
     Args:
-        model_or_folder: as of `export_stock`.
+        model_or_folder: see `export_stock`.
         tokenizer: None for the one in the folder.
-        revision: of a repo.
-        hub: where ids are looked up.
+        revision: branch, tag or commit of a repo.
+        hub: hub of the ids.
 
     Raises:
-        TaskHeadsError: a model without a tokenizer, or nothing there.
+        TaskHeadsError: a model without a tokenizer, or no such model.
     """
     if isinstance(model_or_folder, (str, Path)):
         source = str(model_or_folder)
@@ -165,17 +177,23 @@ def open_merged(
             model = merge(model)
     if tokenizer is None:
         raise TaskHeadsError(
-            Problem("tokenizer", "found none", "the tokenizer of the model", "pass tokenizer=")
+            Problem(
+                "tokenizer",
+                "the tokenizer is missing",
+                "the tokenizer of the model",
+                "pass tokenizer=",
+                code="option-missing",
+            )
         )
     return model, copy.deepcopy(tokenizer)  # its pad token may change
 
 
-def last_token_reasons(model: Any, *, remedy: str) -> list[Problem]:
-    """Why a server that reads the last token's state, and no more, cannot compute what this model does."""
+def last_token_problems(model: Any, *, fix: str) -> list[Problem]:
+    """Return the settings of a model that a linear head on the last token does not support."""
     config = model.config
     rules = [
         ("pooling", config.pooling, config.pooling == "last", "last"),
-        ("head_layers", config.head_layers, not config.lower_layers, "one layer, the last that is kept"),
+        ("head_layers", config.head_layers, not config.lower_layers, "one layer, the last one of the model"),
         ("bidirectional", config.bidirectional, not config.bidirectional, "false"),
         (
             "problem_type",
@@ -186,59 +204,76 @@ def last_token_reasons(model: Any, *, remedy: str) -> list[Problem]:
     ]
     rules += truncation_rules(model)
     return [
-        Problem(field, f"found {value!r}", f"{accepted}", remedy)
-        for field, value, fits, accepted in rules
+        Problem(field, f"found {value!r}", expected, fix, code="model-unsupported")
+        for field, value, fits, expected in rules
         if not fits
     ]
 
 
 def truncation_rules(model: Any) -> list[tuple[str, Any, bool, str]]:
-    """`(field, value, fits, accepted)` of a policy that a tokenizer cannot follow; none for title scorers."""
+    """Return `(field, value, fits, expected)` of the truncation policy; [] for title scorers."""
     if not isinstance(model, PooledClassifier):
         return []
     policy = model.config.truncation
     fits = policy not in ("head_tail", "windows")
-    return [("truncation", policy, fits, "head or tail, which a tokenizer can do")]
+    return [("truncation", policy, fits, "head or tail, which a tokenizer supports")]
 
 
-def _reasons(model: Any) -> list[Problem]:
-    """Why the stock class cannot compute what this model does; all reasons."""
+def _unsupported(model: Any) -> list[Problem]:
+    """Return the settings of a model that the stock class does not support."""
     config = model.config
-    remedy = "the stock class has no such thing: publish the model with save(), or publish.py --form saved"
-    problems = last_token_reasons(model, remedy=remedy)
+    problems = last_token_problems(model, fix=FIX)
     if config.head != "linear":
-        other = "export_reward_model() writes a two-layer head as vLLM reads it; or publish with save()"
-        problems.append(Problem("head", f"found {config.head!r}", "linear", other))
+        problems.append(
+            Problem(
+                "head",
+                f"found {config.head!r}",
+                "linear",
+                "export a two-layer head with export_reward_model(), or publish the model with save()",
+                code="model-unsupported",
+            )
+        )
     if type(config.text_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        name = config.text_config.model_type
-        accepted = "a family with a ForSequenceClassification class in transformers"
-        problems.append(Problem("text_config", f"found {name!r}", accepted, "publish the model with save()"))
+        problems.append(
+            Problem(
+                "text_config",
+                f"found {config.text_config.model_type!r}",
+                "a family with a ForSequenceClassification class in transformers",
+                "publish the model with save()",
+                code="model-unsupported",
+            )
+        )
     return problems
 
 
 def _choose_pad(tokenizer: Any, *, rows: int) -> list[Problem]:
-    """Make sure that no text ends with the pad id, whose tokens the stock head takes for padding."""
+    """Choose a pad token that ends no text, because the stock head skips pad tokens."""
     _, _, after = template_of(tokenizer)
     boundary = after[-1] if after else None
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != boundary:
         return []
     special = [
-        (("pad" not in token.content, index), token.content)  # those meant for padding first
+        (("pad" not in token.content, index), token.content)  # tokens named as padding first
         for index, token in tokenizer.added_tokens_decoder.items()
         if token.special and index != boundary and index < rows
     ]
     if not special:
-        found = f"found {shorten(tokenizer.pad_token)} as pad token and as the end of every text"
-        accepted = "two tokens, as the stock head skips pad tokens wherever they stand"
-        remedy = "train with another --boundary, or add a pad token before training"
-        return [Problem("tokenizer", found, accepted, remedy)]
+        return [
+            Problem(
+                "tokenizer",
+                f"found {shorten(tokenizer.pad_token)} as pad token and as the end of every text",
+                "two tokens, because the stock head skips all pad tokens",
+                "train with another --boundary, or add a pad token before training",
+                code="tokenizer-invalid",
+            )
+        ]
     tokenizer.pad_token = min(special)[1]
     return []
 
 
 @contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """Give a place to write to, which becomes `folder` at the end; after an error nothing is left of it."""
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to `folder` at the end, and removed after an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
         staged = Path(staging, "export")
@@ -246,23 +281,31 @@ def appearing(folder: Path) -> Iterator[Path]:
         os.replace(staged, folder)
 
 
-def taken(folder: Path) -> list[Problem]:
-    """The problem of a folder that holds files, or none."""
+def folder_problems(folder: Path) -> list[Problem]:
+    """Return the problem of an output folder that is not empty, or []."""
     if folder.is_dir() and not any(folder.iterdir()):
         return []
     if not folder.exists():
         return []
-    return [Problem(str(folder), "found files", "a new or empty folder", "name another, or empty it")]
+    return [
+        Problem(
+            str(folder),
+            "the folder is not empty",
+            "a new or empty folder",
+            "name another, or empty it",
+            code="path-exists",
+        )
+    ]
 
 
 def _convert(model: Any, *, pad_id: int) -> Any:
-    """Give the stock model with the same tensors, every one of them under the stock name."""
+    """Return the stock model with the same tensors, each under its stock name."""
     config = copy.deepcopy(model.config.text_config)
     stock_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     config.id2label, config.label2id = dict(model.config.id2label), dict(model.config.label2id)
     default = "regression" if model.config.num_labels == 1 else "single_label_classification"
     config.problem_type = model.config.problem_type or default
-    if model.config.__dict__.get("label_thresholds"):  # the stock class gives probabilities alone
+    if model.config.__dict__.get("label_thresholds"):  # for callers; the stock class ignores it
         config.label_thresholds = list(model.config.label_thresholds)
     if model.config.calibration:
         config.calibration = copy.deepcopy(model.config.calibration)
@@ -275,37 +318,45 @@ def _convert(model: Any, *, pad_id: int) -> Any:
     tensors["score.weight"] = linear.weight.detach()
     with torch.device("meta"):
         stock = stock_class(config)
-    wanted = stock.state_dict()
-    wrong = sorted(wanted.keys() ^ tensors.keys())
-    wrong += [name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape]
+    expected = stock.state_dict()
+    wrong = sorted(expected.keys() ^ tensors.keys())
+    wrong += [
+        name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape
+    ]
     if wrong:
-        found = f"found {stock_class.__name__}, which differs in {shorten(wrong[0])}"
-        accepted = "a stock class of a backbone and one matrix `score`"
-        raise TaskHeadsError(Problem("text_config", found, accepted, "publish the model with save()"))
+        raise TaskHeadsError(
+            Problem(
+                "text_config",
+                f"{stock_class.__name__} differs in {shorten(wrong[0])}",
+                "a stock class of a backbone and one matrix `score`",
+                "publish the model with save()",
+                code="model-unsupported",
+            )
+        )
     stock = stock_class(config).to(model.dtype)
-    # As it was trained: servers that compute the head in fp32 then give the logits of this model.
+    # The head stays in fp32, so that servers that compute it in fp32 give the logits of this model.
     stock.score.float()
     stock.load_state_dict({name: tensor.cpu() for name, tensor in tensors.items()}, strict=True)
     return stock.eval()
 
 
-def proof_rows(model: Any, tokenizer: Any) -> list[list[int]]:
-    """Token ids of `PROOF_TEXTS`, cut as the model was trained to cut."""
-    limit, side = proof_limit(model, tokenizer), tokenizer.truncation_side
+def verification_rows(model: Any, tokenizer: Any) -> list[list[int]]:
+    """Return the token ids of `VERIFICATION_TEXTS`, truncated as in training."""
+    limit, side = verification_limit(model, tokenizer), tokenizer.truncation_side
     return encode_texts(
-        tokenizer, PROOF_TEXTS, max_length=limit, truncation="tail" if side == "left" else "head"
+        tokenizer, VERIFICATION_TEXTS, max_length=limit, truncation="tail" if side == "left" else "head"
     ).input_ids
 
 
-def proof_limit(model: Any, tokenizer: Any) -> int:
-    """Longest row of the proof: longer texts show nothing that shorter ones do not."""
+def verification_limit(model: Any, tokenizer: Any) -> int:
+    """Return the length limit of the verification; without a limit of the model, about 512 tokens."""
     limit = model.config.max_seq_length if isinstance(model, PooledClassifier) else None
     return limit or min(tokenizer.model_max_length, 512 + sum(map(len, template_of(tokenizer))))
 
 
 @torch.no_grad()
 def float_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits (B, L) of a padded batch, computed in fp32 and in eval mode whatever the model is in."""
+    """Return logits (B, L) of a padded batch, in fp32 and eval mode whatever the state of the model."""
     ours = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
     training, device = ours.training, ours.device
     ours.eval()
@@ -315,40 +366,50 @@ def float_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def check_difference(
-    found: torch.Tensor, wanted: torch.Tensor, *, tolerance: float, where: str, what: str
+    found: torch.Tensor, expected: torch.Tensor, *, tolerance: float, where: str, runtime: str
 ) -> float:
-    """Give the largest difference of logits, absolute, if it is within the tolerance.
+    """Return the largest absolute difference of logits; raise if it exceeds the tolerance.
 
     Args:
-        found: (B, L), of the export.
-        wanted: (B, L), of the model.
-        tolerance: relative to the largest logit where that is above 1.
-        where: the folder.
-        what: the class or runtime that computed `found`.
+        found: (B, L), logits of the export.
+        expected: (B, L), logits of the model.
+        tolerance: relative to the largest logit if that is above 1.
+        where: the folder or file.
+        runtime: the class or runtime that computed `found`.
 
     Raises:
-        TaskHeadsError: it is not.
+        TaskHeadsError: the difference exceeds the tolerance or is NaN.
     """
-    allowed = tolerance * max(1.0, float(wanted.abs().max()))
-    difference = float((found - wanted).abs().max())
+    allowed = tolerance * max(1.0, float(expected.abs().max()))
+    difference = float((found - expected).abs().max())
     if difference <= allowed:  # false for NaN
         return difference
-    found_text = f"found logits of {what} that differ by {difference:.2g}"
-    remedy = "this family computes something else there: publish the model with save()"
-    raise TaskHeadsError(Problem(where, found_text, f"at most {allowed:.0e}", remedy))
+    raise TaskHeadsError(
+        Problem(
+            where,
+            f"the logits of {runtime} differ by {difference:.2g}",
+            f"a difference of at most {allowed:.0e}",
+            "publish the model with save(), because this export computes other logits",
+            code="verification-failed",
+        )
+    )
 
 
 @torch.no_grad()
-def _prove(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Compare logits in fp32: stock classes from the folder, in padded batches, against the model itself."""
-    # Padded as the tokenizer pads below, so that nothing but the classes differs. That padding moves no
-    # logit of ours is known; the stock class is compared with it.
-    padded = pad_rows(proof_rows(model, tokenizer), pad_id=tokenizer.pad_token_id)
-    wanted = float_logits(model, padded)
-    # Not by our own loaders: as anyone opens it.
+def _verify(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Compare the stock class, loaded from the folder, with the model: logits in fp32 of padded batches."""
+    # Padded as the tokenizer pads below, so that only the classes differ.
+    padded = pad_rows(verification_rows(model, tokenizer), pad_id=tokenizer.pad_token_id)
+    expected = float_logits(model, padded)
+    # Loaded with transformers alone, as by users of the export.
     stock = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    again = AutoTokenizer.from_pretrained(folder)
-    limit = proof_limit(model, tokenizer)
-    batch = again(list(PROOF_TEXTS), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-    found = stock(**batch).logits
-    check_difference(found, wanted, tolerance=TOLERANCE, where=str(folder), what=type(stock).__name__)
+    saved_tokenizer = AutoTokenizer.from_pretrained(folder)
+    batch = saved_tokenizer(
+        list(VERIFICATION_TEXTS),
+        padding=True,
+        truncation=True,
+        max_length=verification_limit(model, tokenizer),
+        return_tensors="pt",
+    )
+    logits = stock(**batch).logits
+    check_difference(logits, expected, tolerance=TOLERANCE, where=str(folder), runtime=type(stock).__name__)

@@ -1,1 +1,1 @@
-"""Scorers: weights to answers. Imports neither trl nor datasets."""
+"""Inference: scorers, engines and batch prediction. Imports neither trl nor datasets."""

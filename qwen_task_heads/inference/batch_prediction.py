@@ -1,15 +1,15 @@
-"""A file of texts to a file of answers, by any number of processes: the order and the row count are kept.
+"""Predict for a file of texts with any number of processes; the order and the number of rows are kept.
 
 Design:
-- The input is read twice. The first pass, before the model is loaded, names every bad row, counts, and
-  hashes what was read; the second streams, one block of rows in memory at a time.
-- Block i (rows i*B to i*B+B-1) is computed by process i mod P. Every process parses the whole input,
-  because parsing costs far less than a model, and nobody has to hand out work. Neither the blocks nor the
-  batches inside them depend on P, so any number of processes gives the same bytes on one machine, and
-  resumes another's. Machines with other processors may differ in the last decimal of a number.
-- A row comes out with all that it came in with, and the answer under names with a prefix, so that a `label`
-  in the input stays what it was. A row without a usable text gets an `error` instead of an answer with
-  `bad_rows="skip"`, and a row that cannot be read at all has nothing else: rows in = answers + errors.
+- The input is read twice. The first pass, before the model is loaded, validates, counts and hashes all rows.
+  The second pass streams the input, with one shard of rows in memory at a time.
+- Shard i (rows i*B to i*B+B-1) is computed by process i mod P. Every process parses the whole input, because
+  parsing is much cheaper than the model, and no coordination is needed. Neither the shards nor the batches
+  inside them depend on P. Any number of processes gives the same bytes on one machine, and can resume another
+  run. Machines with other processors may differ in the last decimal of a number.
+- An output row has the columns of the input and those of the answer, whose names have a prefix, so that a
+  `label` column of the input is kept. With `bad_rows="skip"` an invalid row gets an `error` instead of an
+  answer, and a row that cannot be parsed has only the `error`: rows in = answers + errors.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from qwen_task_heads.inference.predictions import (
     problem_type_of,
 )
 from qwen_task_heads.inference.scorer import Scorer
-from qwen_task_heads.inference.shards import SUFFIXES, Parts
+from qwen_task_heads.inference.shards import SUFFIXES, Shards
 
-CATEGORY = "category"  # where the rows of training offer labels
+CATEGORY = "category"  # the column of candidates in training data
 
 
 @dataclass(frozen=True)
 class InputScan:
-    """What the first pass found: rows, bad ones, those that offer no labels, columns, pairs, and a hash."""
+    """Result of the first pass: counts of rows, errors and rows without candidates; columns, pairs, hash."""
 
     rows: int
     errors: int
@@ -68,23 +68,28 @@ def scan_inputs(
     labels: LabelMap | None = None,
     files: FileOptions = PLAIN,
 ) -> InputScan:
-    """Read a whole input without a model.
+    """Validate and count all rows of an input, without a model.
 
     Args:
-        source: a file, a folder, or a data set id, as `read_inputs` takes them.
-        split: which split of a folder or data set.
-        hub: where ids are looked up.
-        bad_rows: `raise`: every bad row is named, in one error; `skip`: they are counted.
-        candidates: the column with the labels that a row offers, which are held against `labels`.
-        labels: those of a model that writes them.
+        source: a file, a folder, or a dataset id, see `read_inputs`.
+        split: split of a folder or dataset.
+        hub: hub of ids.
+        bad_rows: `raise` raises all invalid rows in one error; `skip` counts them.
+        candidates: column with the candidate labels of a row, which must be in `labels`.
+        labels: labels of the model.
         files: encoding of text files, and columns of tables without a header.
 
     Raises:
-        TaskHeadsError: bad rows, a column that no row has, or a file that is damaged as a whole, which is
-            never skipped.
+        TaskHeadsError: invalid rows, a missing column, or a file that cannot be read, which is never skipped.
     """
     if bad_rows not in ("raise", "skip"):
-        raise _problem("bad_rows", f"found {bad_rows!r}", "raise, skip", "choose one of them")
+        raise _error(
+            "bad_rows",
+            f"found {bad_rows!r}",
+            "raise, skip",
+            "choose one of them",
+            code="option-value",
+        )
     digest, columns = hashlib.sha256(), dict[str, None]()
     problems: list[Problem] = []
     rows = errors = pairs = without = 0
@@ -108,10 +113,15 @@ def scan_inputs(
     if problems:
         raise TaskHeadsError(problems)
     if not rows:
-        raise _problem(source, "found no rows", "at least one", "add rows")
+        raise _error(source, "found no rows", "at least one row", "add rows", code="file-empty")
     if candidates is not None and candidates not in columns:
-        found = f"found {candidates!r}, which no row of {source} has"
-        raise _problem("--candidates", found, ", ".join(columns), "name the column of the labels")
+        raise _error(
+            "--candidates",
+            f"column {candidates!r} is missing in {source}",
+            ", ".join(columns),
+            "name the column of the labels",
+            code="column-missing",
+        )
     return InputScan(rows, errors, without, tuple(columns), pairs > 0, digest.hexdigest())
 
 
@@ -137,43 +147,52 @@ def predict_file(
     wait: Callable[[], None] = lambda: None,
     **scorer: Any,
 ) -> FileReport | None:
-    """Answer for every row of a file, in order; the same call again resumes after a kill.
+    """Predict for every row of a file, in order; the same call resumes a killed run.
 
     Args:
-        model: a classifier, a title scorer or a label writer: repo id, folder, `Scorer` or `LabelScorer`.
-        source: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, a folder of them, or a data set id.
-        output: `.jsonl`, `.csv` or `.tsv`; it must not be there yet.
-        split: which split of a folder or data set.
-        hub: where ids are looked up, of the model too: `huggingface` or `modelscope`.
+        model: a classifier, a title scorer or a generative classifier: repo id, folder, `Scorer` or
+            `LabelScorer`.
+        source: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, a folder of them, or a dataset id.
+        output: `.jsonl`, `.csv` or `.tsv`; must not exist.
+        split: split of a folder or dataset.
+        hub: hub of ids, also of the model: `huggingface` or `modelscope`.
         bad_rows: `raise` or `skip`, see `scan_inputs`.
         top_k: see `Scorer.predict`.
         threshold: see `Scorer.predict`.
         abstain: see `Scorer.predict`.
         max_error: see `Scorer.predict`.
-        prefix: before the names of the answer's columns.
-        candidates: of models that give one label, the column with the labels that a row offers (a list, or
-            separated by commas; empty for all): the answer is one of these.
-        encoding: of text files, such as `gb18030`.
+        prefix: prefix of the names of the answer's columns.
+        candidates: for models with one label per text, the column with the candidate labels of a row (a list,
+            or separated by commas; empty for all labels).
+        encoding: encoding of text files, such as `gb18030`.
         columns: names of the columns of CSV and TSV files without a header.
-        block_rows: rows that are computed and written at a time.
-        process_index: which of the processes this is.
-        num_processes: how many there are.
+        block_rows: rows of a shard.
+        process_index: index of this process.
+        num_processes: number of processes.
         wait: a barrier of all processes.
-        **scorer: arguments of `open_scorer`, where `model` is a name.
+        **scorer: arguments of `open_scorer`, if `model` is a name.
 
     Returns:
-        A report, in the main process; None in the others.
+        A report in the main process; None in the others.
 
     Raises:
-        TaskHeadsError: bad rows, bad options, an output that is there, parts of another run, a full disk.
+        TaskHeadsError: invalid rows or options, an existing output, shards of another run, or a full disk.
     """
     from tqdm.auto import tqdm
 
     started, output = time.monotonic(), Path(output)
     if output.suffix not in SUFFIXES:
-        raise _problem(str(output), f"found the suffix {output.suffix!r}", ", ".join(SUFFIXES), "choose one")
+        raise _error(
+            str(output),
+            f"found the suffix {output.suffix!r}",
+            ", ".join(SUFFIXES),
+            "choose one of them",
+            code="option-value",
+        )
     if block_rows < 1:
-        raise _problem("block_rows", f"found {block_rows}", "1 or more", "choose such as 2048")
+        raise _error(
+            "block_rows", f"found {block_rows}", "1 or more", "choose such as 2048", code="option-range"
+        )
     labels = None
     if candidates is not None:
         labels = labels_to_choose(model, revision=scorer.get("revision"), hub=hub)
@@ -186,55 +205,67 @@ def predict_file(
     options["max_error"] = max_error
     config = model.config
     if scan.pairs and not model.takes_pairs:
-        accepted = (
-            "one title per row for a title scorer"
-            if model.is_title_scorer
-            else "single texts, as in training"
+        title = "one title per row for a title scorer"
+        raise _error(
+            source,
+            "found pairs of texts",
+            title if model.is_title_scorer else "single texts, as in training",
+            "drop a column",
+            code="dataset-mismatch",
         )
-        raise _problem(source, "found pairs of texts", accepted, "drop a column")
     if model.needs_pairs and not scan.pairs and scan.errors < scan.rows:
-        remedy = "write the texts into the columns text_a and text_b"
-        raise _problem(source, "found no second text in any row", "pairs of texts, as in training", remedy)
+        raise _error(
+            source,
+            "found no second text in any row",
+            "pairs of texts, as in training",
+            "write the texts into the columns text_a and text_b",
+            code="dataset-mismatch",
+        )
     check_options(problem_type_of(config), **options)
     if max_error is not None:
         confidence_for(max_error, config)
     identity = {
-        "input": scan.sha256, "model": model_hash(model, asked=_asked(model)), "bad_rows": bad_rows,
+        "input": scan.sha256,
+        "model": model_hash(model, asked=_prompt(model)),
+        "bad_rows": bad_rows,
         "prefix": prefix,
-        "batch_tokens": model.batch_tokens, "dtype": str(model.dtype), "int8": model.int8,
-        "candidates": candidates, **options,
-    }  # fmt: skip
-    parts = Parts(output, rows=scan.rows, block_rows=block_rows, identity=identity)
+        "batch_tokens": model.batch_tokens,
+        "dtype": str(model.dtype),
+        "int8": model.int8,
+        "candidates": candidates,
+        **options,
+    }
+    shards = Shards(output, rows=scan.rows, block_rows=block_rows, identity=identity)
     header = _columns(scan, config, prefix=prefix)
-    parts.check()
-    wait()  # nobody writes before everybody has looked
+    shards.check()
+    wait()  # until all processes have checked, before the first one writes
     missing: list[int] = []
     if process_index == 0:
-        parts.open()
-        missing = parts.missing()  # before anybody writes: the rest is of an earlier start
+        shards.open()
+        missing = shards.missing()  # before any process writes; the other shards are of an earlier start
     wait()
-    mine = {block for block in parts.missing() if block % num_processes == process_index}
+    own = {index for index in shards.missing() if index % num_processes == process_index}
     items = _inputs(source, **read)
     with tqdm(
-        total=sum(min(block_rows, scan.rows - block * block_rows) for block in mine),
+        total=sum(min(block_rows, scan.rows - index * block_rows) for index in own),
         desc=f"Predicting ({num_processes} processes)" if num_processes > 1 else "Predicting",
         unit="row",
         disable=process_index != 0,
     ) as bar:
-        for block in range(max(mine, default=-1) + 1):
-            if block not in mine:
+        for index in range(max(own, default=-1) + 1):
+            if index not in own:
                 deque(islice(items, block_rows), maxlen=0)
                 continue
             rows = _answer(list(islice(items, block_rows)), model, options=options, prefix=prefix)
-            parts.write(block, rows)
+            shards.write(index, rows)
             bar.update(len(rows))
-    wait()  # until all blocks are written
+    wait()  # until all shards are written
     if process_index != 0:
         return None
     report = FileReport(output)
-    parts.assemble(columns=header, rows=report.counted(parts.read(), prefix=prefix))
+    shards.assemble(columns=header, rows=report.counted(shards.read(), prefix=prefix))
     report.seconds = time.monotonic() - started
-    report.resumed = scan.rows - sum(min(block_rows, scan.rows - block * block_rows) for block in missing)
+    report.resumed = scan.rows - sum(min(block_rows, scan.rows - index * block_rows) for index in missing)
     report.notes = _notes(scan, model, candidates=candidates)
     if isinstance(model, Scorer) and model.throughput.padded:
         report.speed = model.throughput.summary()
@@ -250,7 +281,7 @@ def _inputs(
     labels: LabelMap | None,
     files: FileOptions,
 ) -> Iterator[tuple[str, TextInput | Problem]]:
-    """The rows of a file, with the labels that they offer."""
+    """Return the rows of an input with their candidate labels."""
     items = read_inputs(source, split=split, hub=hub, options=files)
     if candidates is None or labels is None:
         return items
@@ -264,16 +295,16 @@ def _answer(
     options: dict[str, Any],
     prefix: str,
 ) -> list[dict[str, Any]]:
-    """Rows of the input to rows of the output."""
+    """Return the output rows of input rows."""
     good = [item for _, item in items if isinstance(item, TextInput)]
     texts, pairs = [item.text for item in good], [item.text_b for item in good]
     if isinstance(scorer, Scorer) and scorer.is_title_scorer:
         prompts = [item.row.get("prompt") or "" for item in good]
         answers = [{"score": round(score, DIGITS)} for score in scorer.score(texts, prompts=prompts)]
     else:
-        offered = [item.candidates for item in good]
-        found = choose(scorer, texts, candidates=offered, text_pairs=pairs, **options)
-        answers = [answer.as_dict() for answer in found]
+        candidates = [item.candidates for item in good]
+        predictions = choose(scorer, texts, candidates=candidates, text_pairs=pairs, **options)
+        answers = [prediction.as_dict() for prediction in predictions]
     rest = iter(answers)
     return [
         {**(item.row if isinstance(item, InputProblem) else {}), ERROR: str(item)}
@@ -284,35 +315,39 @@ def _answer(
 
 
 def _notes(scan: InputScan, scorer: Scorer | LabelScorer, *, candidates: str | None) -> list[str]:
-    """What who reads the answers may not expect."""
+    """Return messages on the candidates of the rows."""
     if candidates is not None and scan.without_candidates:
         return [
-            f"{scan.without_candidates:,} rows offer no labels in {candidates!r}: they were asked for all"
+            f"{scan.without_candidates:,} rows have no candidates in {candidates!r}: all labels were scored"
         ]
     if candidates is None and isinstance(scorer, LabelScorer) and CATEGORY in scan.columns:
-        told = f"with --candidates {CATEGORY} every answer is one of what its row offers"
-        return [f"the column {CATEGORY!r} was not looked at: {told}"]
+        hint = f"--candidates {CATEGORY} restricts every answer to the candidates of its row"
+        return [f"the column {CATEGORY!r} was ignored: {hint}"]
     return []
 
 
 def _columns(scan: InputScan, config: Any, *, prefix: str) -> list[str]:
-    """Columns of the output; those of the answer must not be in the input, where they would be lost."""
+    """Return the columns of the output; raise if the input has a column of the answer already."""
     names = [f"{prefix}{name}" for name in answer_columns(config)] + ([ERROR] if scan.errors else [])
-    if taken := [name for name in names if name in scan.columns]:
-        found = f"the input has the columns {', '.join(map(repr, taken))}"
-        remedy = "rename the column" if taken == [ERROR] else "name another --prefix"
-        raise _problem("--prefix", found, "names that the input does not have", remedy)
+    if existing := [name for name in names if name in scan.columns]:
+        raise _error(
+            "--prefix",
+            f"the input has the columns {', '.join(map(repr, existing))}",
+            "names that the input does not have",
+            "rename the column" if existing == [ERROR] else "name another --prefix",
+            code="option-conflict",
+        )
     return [*scan.columns, *names]
 
 
-def _asked(scorer: Scorer | LabelScorer) -> list[Any] | None:
-    """What a model that writes labels is asked; None of a head."""
+def _prompt(scorer: Scorer | LabelScorer) -> list[Any] | None:
+    """Return the prompt and options of a generative classifier; None for a head."""
     if isinstance(scorer, Scorer):
         return None
     prompts = scorer.prompts
-    words = [*prompts.around(), asdict(prompts.labels), prompts.max_length, prompts.truncation]
-    return [*words, scorer.calibrate, scorer.length_normalized, scorer.answers]
+    values = [*prompts.around(), asdict(prompts.labels), prompts.max_length, prompts.truncation]
+    return [*values, scorer.calibrate, scorer.length_normalized, scorer.answers]
 
 
-def _problem(where: str, found: str, accepted: str, remedy: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem(where, found, f"{accepted}", remedy))
+def _error(where: str, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
+    return TaskHeadsError(Problem(where, problem, expected, fix, code=code))

@@ -1,4 +1,4 @@
-"""What became of a file of texts, counted from its answers and said in plain words."""
+"""Report of a batch prediction: counts of its answers and a summary to print."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class FileReport:
     """Counts of a finished file; filled by `counted`.
 
     Args:
-        output: where the answers are.
-        rows: lines out.
-        errors: those of them that hold an error and no answer.
-        labels: how often each label was predicted; None counts abstentions, or rows without a label.
-        scores: of models that give one score: `least`, `mean` and `largest`.
-        seconds: from the start to the finished file.
-        resumed: rows that were there from an earlier start.
-        notes: what who reads the answers may not expect.
-        speed: a line on how fast the model was on this process; "" if it had nothing to do.
+        output: the file of answers.
+        rows: number of written rows.
+        errors: number of rows with an error instead of an answer.
+        labels: number of predictions of each label; None counts abstentions and rows without a label.
+        scores: for models with one score: `least`, `mean` and `largest`.
+        seconds: time from the start to the finished file.
+        resumed: number of rows computed by an earlier start.
+        notes: messages that help to interpret the answers.
+        speed: a summary of the model's speed in this process; "" if it computed nothing.
 
     Example:
         >>> from pathlib import Path
@@ -50,7 +50,7 @@ class FileReport:
     speed: str = ""
 
     def counted(self, rows: Any, *, prefix: str) -> Iterator[dict[str, Any]]:
-        """Pass rows on and count what they say; `prefix` stands before the names of the answer."""
+        """Yield the rows and count their answers, whose column names start with `prefix`."""
         label, labels, score = f"{prefix}label", f"{prefix}labels", f"{prefix}score"
         total, least, largest = 0.0, float("inf"), float("-inf")
         for row in rows:
@@ -76,15 +76,15 @@ class FileReport:
             f"in {self.seconds:,.1f} s ({rate:,.0f} rows/s)"
         ]
         if self.resumed:
-            lines.append(f"{self.resumed:,} of them were there from an earlier start: not in the rate")
+            lines.append(f"{self.resumed:,} of them were computed by an earlier start: not in the rate")
         lines += [f"note: {note}" for note in self.notes]
         if self.labels:
-            shown = [
+            counts = [
                 f"{'(none)' if name is None else name} {count:,} ({count / answered:.1%})"
                 for name, count in self.labels.most_common(LABELS_SHOWN)
             ]
             rest = len(self.labels) - LABELS_SHOWN
-            lines.append("labels: " + ", ".join(shown) + (f", and {rest} other labels" if rest > 0 else ""))
+            lines.append("labels: " + ", ".join(counts) + (f", and {rest} other labels" if rest > 0 else ""))
         if self.scores:
             lines.append("scores: " + ", ".join(f"{name} {value:.4g}" for name, value in self.scores.items()))
         lines += [self.speed] * bool(self.speed)

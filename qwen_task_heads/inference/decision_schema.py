@@ -1,15 +1,15 @@
-"""A label schema for transformers' `pipeline("decision")`: `decision.json` and its template.
+"""Write a label schema for transformers' `pipeline("decision")`: `decision.json` and its template.
 
-That pipeline reads the logits of one token per option after one prompt. So where every label is a token of
-its own, it and `LabelScorer(with_end=False)` are the same computation on the same ids, and anybody asks the
-model without this package:
+The pipeline reads the logits of one token per option after one prompt. If every label is a single token, it
+computes the same as `LabelScorer(with_end=False)` on the same ids. The model can then be used without this
+package:
 
     model = AutoModelForCausalLM.from_pretrained("me/news")
     decide = pipeline("decision", model=model, tokenizer=AutoTokenizer.from_pretrained("me/news"))
     decide({"state": "A text", "questions": {"label": question(labels)}})["label"]["probabilities"]
 
-The model is given as an object: of a Qwen2 named by a string, transformers 5.23 makes a JEV decision model of
-8 billion random weights instead.
+The model must be passed as an object: for the name of a Qwen2 model, transformers 5.23 creates a JEV decision
+model of 8 billion random weights.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
 
-SPLIT = "<|split|>"  # transformers' own mark: what stands on either side is encoded by itself
+SPLIT = "<|split|>"  # a mark of transformers: the texts on both sides are encoded separately
 
 
 def write_decision(folder: str | Path, *, prompts: AnswerPrompts) -> None:
     """Write `decision.json` and `decision_template.jinja` for the labels and the instruction of `prompts`.
 
     Args:
-        folder: of the model.
-        prompts: labels of one token each.
+        folder: folder of the model.
+        prompts: prompts with labels of one token each.
 
     Raises:
-        TaskHeadsError: labels of several tokens, which that pipeline does not read, all of them at once; or
-            labels that it would read as other tokens.
+        TaskHeadsError: all labels of several tokens, which the pipeline does not support; or labels that it
+            would encode as other tokens.
 
     Source: transformers 5.23, `decision/template_utils.py`.
     """
@@ -44,8 +44,9 @@ def write_decision(folder: str | Path, *, prompts: AnswerPrompts) -> None:
         Problem(
             f"label {shorten(name)}",
             f"found {len(ids)} tokens",
-            "labels of one token each, which is what pipeline('decision') reads",
+            "labels of one token each, as pipeline('decision') needs",
             "use LabelScorer, or rename the label",
+            code="label-invalid",
         )
         for name, ids in zip(prompts.labels.names, prompts.answers, strict=True)
         if len(ids) != 1
@@ -54,9 +55,15 @@ def write_decision(folder: str | Path, *, prompts: AnswerPrompts) -> None:
         raise TaskHeadsError(problems)
     names = list(prompts.labels.names)
     if prompts.tokenizer(names, add_special_tokens=False)["input_ids"] != prompts.answers:
-        found = "labels whose tokens depend on what stands before them"
-        accepted = "a chat template and a tokenizer that leave them alone, as pipeline('decision') does"
-        raise TaskHeadsError(Problem("chat template", f"found {found}", accepted, "use LabelScorer"))
+        raise TaskHeadsError(
+            Problem(
+                "chat template",
+                "the tokens of the labels depend on the text before them",
+                "labels with the same tokens in every context, as pipeline('decision') needs",
+                "use LabelScorer",
+                code="label-invalid",
+            )
+        )
     pieces, after = prompts.around()
     before = SPLIT.join([*pieces, ""])
     template = f"{{{{- {_quoted(before)} ~ state ~ {_quoted(SPLIT + after)} -}}}}"
@@ -66,7 +73,7 @@ def write_decision(folder: str | Path, *, prompts: AnswerPrompts) -> None:
 
 
 def question(labels: LabelMap) -> dict[str, Any]:
-    """The question that goes with a written `decision.json`: all labels, in their order.
+    """Return the question for a written `decision.json`: all labels, in their order.
 
     Example:
         >>> from qwen_task_heads import LabelMap
@@ -78,5 +85,5 @@ def question(labels: LabelMap) -> dict[str, Any]:
 
 
 def _quoted(text: str) -> str:
-    """A string literal of jinja, which knows the escapes of JSON."""
+    """Return a string literal of jinja, which supports the escapes of JSON."""
     return json.dumps(text, ensure_ascii=False)

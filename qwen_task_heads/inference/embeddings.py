@@ -1,11 +1,11 @@
-"""Embeddings and a linear model: the baseline that a sentence encoder, used as it is, gives.
+"""Baseline of a linear model on the embeddings of a sentence encoder, which is not trained.
 
-The encoder is any model that `sentence-transformers` opens, by repo id or folder; it is not trained. What is
-fitted on the training rows is scikit-learn's: logistic regression for classes, and for titles Bradley-Terry,
-logistic regression on differences without intercept. Features are standardised; the penalty is the entry of
-`GRID` with the least log-loss of a cross-validation over groups of train.
+The encoder is any model that `sentence-transformers` loads, by repo id or folder. A model of scikit-learn is
+fitted on the training rows: logistic regression for classes, and Bradley-Terry for titles (logistic
+regression on differences without intercept). Features are standardized. The penalty is the entry of `GRID`
+with the lowest log-loss in a cross-validation over groups of train.
 
-Prompts of titles are not looked at: both titles of a pair have the same one, and it cancels out.
+Prompts of titles are ignored: both titles of a pair have the same prompt, and it cancels out.
 """
 
 from __future__ import annotations
@@ -24,32 +24,39 @@ from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.repo_checks import check_repo
 
-GRID = (0.0003, 0.003, 0.03, 0.3)  # inverse penalties to choose from, of standardised features
+GRID = (0.0003, 0.003, 0.03, 0.3)  # candidates of the inverse penalty, for standardized features
 FOLDS = 3
-ABSENT = -50.0  # log-probability of a class that no training row has
+ABSENT = -50.0  # log-probability of a class without training rows
 LIBRARY = "sentence_transformers"
 Floats = NDArray[np.float64]
 Encode = Callable[[Sequence[str]], Floats]
 
 
 def missing_library(where: str) -> list[Problem]:
-    """The problem of an installation without `sentence-transformers`; none with it."""
+    """Return the problem of a missing `sentence-transformers`, or []."""
     if find_spec(LIBRARY) is not None:
         return []
-    found, remedy = "no sentence-transformers", 'pip install "qwen-task-heads[embeddings]"'
-    return [Problem(where, f"found {found}", "an installation with it", remedy)]
+    return [
+        Problem(
+            where,
+            "sentence-transformers is not installed",
+            "an installed sentence-transformers",
+            'pip install "qwen-task-heads[embeddings]"',
+            code="package-missing",
+        )
+    ]
 
 
 class Embedder:
     """A sentence encoder.
 
     Args:
-        name: repo id or folder of a model that sentence-transformers opens.
-        hub: where ids are looked up.
-        device: where it runs; the library's choice when None.
+        name: repo id or folder of a model that sentence-transformers loads.
+        hub: hub of the id.
+        device: device of the model; the default of the library if None.
 
     Raises:
-        TaskHeadsError: sentence-transformers is not installed, or there is no such model.
+        TaskHeadsError: sentence-transformers is not installed, or the model does not exist.
     """
 
     def __init__(
@@ -70,24 +77,29 @@ class Embedder:
             raise
         except (OSError, ValueError) as error:
             reason = [*str(error).splitlines(), ""][0][:160]
-            accepted, remedy = "a model of sentence-transformers", "check the name and the network"
             raise TaskHeadsError(
-                Problem(name, f"found no sentence encoder ({reason})", accepted, remedy)
+                Problem(
+                    name,
+                    f"the sentence encoder cannot be loaded ({reason})",
+                    "a model of sentence-transformers",
+                    "check the name and the network",
+                    code="model-not-found",
+                )
             ) from error
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device of the model."""
         return torch.device(self.model.device)
 
     def __call__(self, texts: Sequence[str]) -> Floats:
-        """Embeddings (N, D) float64 of N texts; equal texts are encoded once."""
+        """Return embeddings (N, D) float64 of N texts; equal texts are encoded once."""
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        found = self.model.encode([*places], show_progress_bar=False, convert_to_numpy=True)
-        return np.asarray(found, np.float64)[[places[text] for text in texts]]
+        embeddings = self.model.encode([*places], show_progress_bar=False, convert_to_numpy=True)
+        return np.asarray(embeddings, np.float64)[[places[text] for text in texts]]
 
-    def cut_line(self, texts: Sequence[str]) -> list[str]:
-        """How many texts are longer than what the encoder reads."""
+    def truncation_messages(self, texts: Sequence[str]) -> list[str]:
+        """Return a message with the number of truncated texts, or []."""
         limit = self.model.max_seq_length
         if limit is None:
             return []
@@ -97,11 +109,11 @@ class Embedder:
 
 
 class EmbeddingClassifier:
-    """Logistic regression on embeddings of texts; of pairs of texts, on both, their distance and product.
+    """Logistic regression on embeddings of texts; for pairs, on both embeddings, their distance and product.
 
     Args:
-        encode: texts (N) to embeddings (N, D).
-        num_labels: L.
+        encode: texts (N) -> embeddings (N, D).
+        num_labels: number of labels L.
 
     Example:
         >>> import numpy as np
@@ -128,7 +140,7 @@ class EmbeddingClassifier:
         return self
 
     def log_scores(self, examples: Sequence[TextExample]) -> Floats:
-        """Log-probabilities (N, L); of a class that no training row has, `ABSENT`."""
+        """Return log-probabilities (N, L); `ABSENT` for a class without training rows."""
         scores = np.full((len(examples), self.num_labels), ABSENT)
         if isinstance(self._model, int):
             scores[:, self._model] = 0.0
@@ -151,7 +163,7 @@ class EmbeddingScorer:
     Source: Bradley & Terry 1952.
 
     Args:
-        encode: titles (N) to embeddings (N, D).
+        encode: titles (N) -> embeddings (N, D).
 
     Example:
         >>> import numpy as np
@@ -175,7 +187,8 @@ class EmbeddingScorer:
         self._scaler = StandardScaler().fit(features := self.encode(titles))
         features = self._scaler.transform(features)
         gaps = features[: len(pairs)] - features[len(pairs) :]
-        # The loss is symmetric: turning every second pair round equals mirroring all, at half the cost.
+        # The loss is symmetric: swapping every second pair equals adding all mirrored pairs, at half the
+        # cost.
         sign = np.where(np.arange(len(pairs)) % 2, -1, 1)
         groups = [pair.group or str(place) for place, pair in enumerate(pairs)]
         model = _fit(gaps * sign[:, None], sign, groups, intercept=False)
@@ -183,12 +196,12 @@ class EmbeddingScorer:
         return self
 
     def score(self, titles: Sequence[str]) -> Floats:
-        """Scores (N,) of titles; `σ` of a difference is P(preferred)."""
+        """Return scores (N,) of titles; the sigmoid of a difference is P(preferred)."""
         return np.asarray(self._scaler.transform(self.encode(titles)) @ self._weights, np.float64)
 
 
 def _fit(features: Floats, truth: NDArray[Any], groups: Sequence[str], *, intercept: bool) -> Any:
-    """Logistic regression, its penalty by cross-validation; the class itself where there is one only."""
+    """Fit logistic regression with a cross-validated penalty; return a single class itself."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 

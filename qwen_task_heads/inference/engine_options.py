@@ -1,4 +1,4 @@
-"""What a user may name and ask of engines (`engines.py`), checked before anything is read."""
+"""Options of engines (`engines.py`), validated before any data is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEAD, SFT, SCORER, ZERO_SHOT, FEW_SHOT, EMBEDDINGS = KINDS = (
 TRAINED = (HEAD, SFT, SCORER)  # by recipes; all others are baselines
 TEXTS, TITLES = TASKS = ("texts", "titles")
 KINDS_OF = {TEXTS: (HEAD, SFT, ZERO_SHOT, FEW_SHOT, EMBEDDINGS), TITLES: (SCORER, ZERO_SHOT, EMBEDDINGS)}
-# Options of prompts and labels, name to what is no choice: titles have neither.
+# Options of prompts and labels -> their default; titles have neither.
 OF_TEXTS: Mapping[str, Any] = {
     "labels": None,
     "instruction": None,
@@ -36,28 +36,28 @@ OF_TEXTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What the user named: `kind=source`."""
+    """An engine as the user named it: `kind=source`."""
 
     kind: str
     source: str
 
     @property
     def name(self) -> str:
-        """As it was typed."""
+        """The engine as it was typed."""
         return f"{self.kind}={self.source}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-    """How a prompted model is asked, and on what all models run.
+    """Options of prompted models, and the runtime options of all engines.
 
     Args:
-        instruction: of zero- and few-shot; None for the defaults.
-        shots: text to its examples, for few-shot; the same for all texts where `shared`.
-        shared: one choice of examples for all texts.
-        max_length: longest prompt with its answer, in tokens; trained generators have their own.
-        length_normalized, calibrate: as of `LabelScorer`, for all generators; calibrate for prompted ones.
-        hub, dtype, device, batch_tokens: of all engines.
+        instruction: instruction of zero- and few-shot; None for the defaults.
+        shots: text -> its examples, for few-shot; the same for all texts if `shared`.
+        shared: whether all texts have the same examples.
+        max_length: longest prompt with its answer, in tokens; trained generators have their own limit.
+        length_normalized, calibrate: see `LabelScorer`; `calibrate` is for prompted models only.
+        hub, dtype, device, batch_tokens: options of all engines.
     """
 
     instruction: str | None = None
@@ -72,7 +72,7 @@ class PromptOptions:
     batch_tokens: int = 8192
 
     def per_text(self, spec: EngineSpec) -> Mapping[str, Shots] | None:
-        """Text to its own examples; None where an engine shows none, or the same ones to all."""
+        """Return text -> its own examples; None if the engine has none, or the same for all texts."""
         return self.shots if spec.kind == FEW_SHOT and not self.shared else None
 
 
@@ -82,103 +82,149 @@ def parse_engines(
     asking: PromptOptions | None = None,
     counts: Mapping[str, int | None] | None = None,
 ) -> list[EngineSpec]:
-    """Read `kind=source` entries, and refuse options that do not fit them.
+    """Parse `kind=source` entries, and validate the options that depend on them.
 
     Args:
         words: entries.
-        asking: options, as yet without shots.
-        counts: options (`--max_rows`) that have to be 1 or more, or None.
+        asking: options, without shots.
+        counts: options (`--max_rows`) that must be 1 or more, or None.
 
     Raises:
-        TaskHeadsError: unknown kinds, entries without a source, the same entry twice, or none; an instruction
-            that has no place for examples of few-shot, or one that zero-shot cannot fill; calibration with
-            examples per text; counts below 1. All at once.
+        TaskHeadsError: unknown kinds, entries without a source, repeated entries, or none; an instruction
+            without `{examples}` for few-shot, or with `{examples}` for zero-shot; calibration with examples
+            per text; counts below 1. All problems are raised together.
 
     Example:
         >>> from qwen_task_heads.inference.engine_options import parse_engines
         >>> [spec.kind for spec in parse_engines(["head=runs/news", "zero_shot=embedded"])]
         ['head', 'zero_shot']
     """
-    accepted = f"KIND=SOURCE with one of {', '.join(KINDS)}"
-    found, problems = [], []
+    expected = f"KIND=SOURCE with one of {', '.join(KINDS)}"
+    fix = "name an engine, such as head=runs/news"
+    specs: list[EngineSpec] = []
+    problems = []
     for word in words:
         kind, _, source = word.partition("=")
         if kind not in KINDS or not source.strip():
             problems.append(
-                Problem("--engines", f"found {shorten(word)}", accepted, "such as head=runs/news")
+                Problem("--engines", f"found {shorten(word)}", expected, fix, code="option-value")
             )
-        elif EngineSpec(kind, source) in found:
-            problems.append(Problem("--engines", f"found {shorten(word)} twice", "once", "drop one"))
+        elif EngineSpec(kind, source) in specs:
+            problems.append(
+                Problem(
+                    "--engines",
+                    f"found {shorten(word)} twice",
+                    "each engine once",
+                    "drop one",
+                    code="option-conflict",
+                )
+            )
         else:
-            found.append(EngineSpec(kind, source))
+            specs.append(EngineSpec(kind, source))
     if not words:
-        problems.append(Problem("--engines", "found none", accepted, "such as head=runs/news"))
-    problems += _option_problems({spec.kind for spec in found}, asking or PromptOptions())
+        problems.append(Problem("--engines", "no engine is named", expected, fix, code="option-missing"))
+    problems += _option_problems({spec.kind for spec in specs}, asking or PromptOptions())
     for name, value in (counts or {}).items():
         if value is not None and value < 1:
-            problems.append(Problem(name, f"found {value}", "1 or more", "choose such as 100"))
+            problems.append(
+                Problem(name, f"found {value}", "1 or more", "choose such as 100", code="option-range")
+            )
     if problems:
         raise TaskHeadsError(problems)
-    return found
+    return specs
 
 
 def check_task(specs: Sequence[EngineSpec], task: str, options: Mapping[str, Any]) -> None:
-    """Refuse engines and options that are not of a task.
+    """Raise for engines and options that a task does not have.
 
     Args:
         specs: engines.
         task: `texts` or `titles`.
-        options: name to value; those of `OF_TEXTS` are refused for titles.
+        options: name -> value; those of `OF_TEXTS` are refused for titles.
 
     Raises:
-        TaskHeadsError: all of them at once.
+        TaskHeadsError: all such engines and options.
 
     Example:
         >>> from qwen_task_heads.inference.engine_options import EngineSpec, check_task
         >>> check_task([EngineSpec("scorer", "runs/titles")], "titles", {"labels": None})
     """
-    accepted = f"{', '.join(f'{kind}=' for kind in KINDS_OF[task])} for {task}"
+    expected = f"{', '.join(f'{kind}=' for kind in KINDS_OF[task])} for {task}"
     other = next(name for name in TASKS if name != task)
     problems = [
-        Problem(spec.name, f"found an engine of {other}", accepted, f"drop it, or give {other}")
+        Problem(
+            spec.name,
+            f"found an engine of {other}",
+            expected,
+            f"drop it, or give {other}",
+            code="option-unsupported",
+        )
         for spec in specs
         if spec.kind not in KINDS_OF[task]
     ]
     for name, default in OF_TEXTS.items() if task == TITLES else ():
         if options.get(name, default) != default:
-            found, where = f"{shorten(options[name])} with titles", f"--{name}"
-            problems.append(Problem(where, f"found {found}", "texts with labels", "drop it"))
+            problems.append(
+                Problem(
+                    f"--{name}",
+                    f"found {shorten(options[name])} with titles",
+                    "texts with labels",
+                    "drop it",
+                    code="option-unsupported",
+                )
+            )
     if problems:
         raise TaskHeadsError(problems)
 
 
 def task_of(specs: Sequence[EngineSpec]) -> str | None:
-    """The task that the engines tell; None where all of them serve both, or some serve one task each.
+    """Return the task that the engines imply; None if they imply none, or both.
 
     Example:
         >>> from qwen_task_heads.inference.engine_options import EngineSpec, task_of
         >>> task_of([EngineSpec("scorer", "a")]), task_of([EngineSpec("zero_shot", "a")])
         ('titles', None)
     """
-    told = {TEXTS: {*KINDS_OF[TEXTS]} - {*KINDS_OF[TITLES]}, TITLES: {*KINDS_OF[TITLES]} - {*KINDS_OF[TEXTS]}}
-    found = [task for task, kinds in told.items() if any(spec.kind in kinds for spec in specs)]
-    return found[0] if len(found) == 1 else None
+    distinctive = {
+        TEXTS: {*KINDS_OF[TEXTS]} - {*KINDS_OF[TITLES]},
+        TITLES: {*KINDS_OF[TITLES]} - {*KINDS_OF[TEXTS]},
+    }
+    tasks = [task for task, kinds in distinctive.items() if any(spec.kind in kinds for spec in specs)]
+    return tasks[0] if len(tasks) == 1 else None
 
 
 def _option_problems(kinds: Set[str], asking: PromptOptions) -> list[Problem]:
     problems = []
-    words = asking.instruction
-    shows = words is not None and "{examples}" in words
-    if FEW_SHOT in kinds and words is not None and not shows:
-        found, accepted = "no {examples} in it, and few_shot=", "an instruction with a place for its examples"
+    instruction = asking.instruction
+    has_examples = instruction is not None and "{examples}" in instruction
+    if FEW_SHOT in kinds and instruction is not None and not has_examples:
         problems.append(
-            Problem("--instruction", f"found {found}", accepted, "add {examples}, or use zero_shot=")
+            Problem(
+                "--instruction",
+                "found no {examples} with few_shot=",
+                "an instruction with a place for examples",
+                "add {examples}, or use zero_shot=",
+                code="option-conflict",
+            )
         )
-    if ZERO_SHOT in kinds and shows:
-        found, accepted = "{examples} in it, and zero_shot=", "an instruction without, as it shows none"
-        remedy = "drop {examples}, or compare zero_shot= in a run of its own"
-        problems.append(Problem("--instruction", f"found {found}", accepted, remedy))
+    if ZERO_SHOT in kinds and has_examples:
+        problems.append(
+            Problem(
+                "--instruction",
+                "found {examples} with zero_shot=, which has no examples",
+                "an instruction without {examples}",
+                "drop {examples}, or compare zero_shot= in a separate run",
+                code="option-conflict",
+            )
+        )
     if FEW_SHOT in kinds and asking.calibrate and not asking.shared:
-        found, accepted = "true, and --shots_by similarity", "the same examples for all texts"
-        problems.append(Problem("--calibrate", f"found {found}", accepted, "drop it, or --shots_by balance"))
+        problems.append(
+            Problem(
+                "--calibrate",
+                "found true with --shots_by similarity",
+                "the same examples for all texts",
+                "drop it, or give --shots_by balance",
+                code="option-conflict",
+            )
+        )
     return problems

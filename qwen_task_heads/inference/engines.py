@@ -1,16 +1,15 @@
-"""Engines that give one schema of labels to texts: a trained head, a trained generator, a prompted one.
+"""Engines for text classification: a trained head, a trained or prompted generator, or embeddings.
 
-An engine is named on the command line as `kind=source`. All of them answer one call, `log_scores`, in the
-order of the schema: labels are aligned by name, never by place. Rows that offer a choice of labels are
-answered within it by all. What cannot be answered is refused before any model is loaded, because the others
-may have run for hours by then: options (`engine_options.py`), data and labels (`check_engines`), prompts
-(`check_prompts`).
+An engine is named on the command line as `kind=source`. All engines implement `log_scores`, in the order of
+the schema: labels are aligned by name. Rows with candidate labels are scored within these. Everything is
+validated before any model is loaded, because the other engines may run for hours: options
+(`engine_options.py`), data and labels (`check_engines`), prompts (`check_prompts`).
 
 | kind | source | labels |
 |---|---|---|
 | `head` | a trained `PooledClassifier` | its own |
-| `sft` | what `recipes/sft_classify.py` saved, with `label_prompt.json` | its own, and its own instruction |
-| `zero_shot` | a chat model | the schema's names, and descriptions where there are any |
+| `sft` | a generative classifier of `recipes/sft_classify.py` | its own, with its own instruction |
+| `zero_shot` | a chat model | the schema's names, and descriptions if there are any |
 | `few_shot` | a chat model | the same, with examples from train (`data/few_shot.py`) |
 | `embeddings` | a model of sentence-transformers | the schema's, by logistic regression fitted on train |
 """
@@ -56,7 +55,7 @@ from qwen_task_heads.tokenization.label_prompts import (
     read_label_prompt,
 )
 
-SHOWN = 8  # names in a message
+MAX_NAMES = 8  # names of labels in a message
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,11 @@ class Engine:
     """A loaded engine.
 
     Args:
-        spec: what it is.
-        device: where it runs.
-        log_scores: examples (n) to (n, L) float64 in the order of the schema, held to the labels that a row
-            offers (`data/candidates.py`).
-        notes: of examples, what became of long ones, in plain words.
+        spec: kind and source.
+        device: device of the model.
+        log_scores: examples (n) -> (n, L) float64 in the order of the schema, restricted to the candidates of
+            each row (`data/candidates.py`).
+        notes: examples -> messages on truncated texts.
     """
 
     spec: EngineSpec
@@ -78,24 +77,38 @@ class Engine:
 
 
 def check_engines(specs: Sequence[EngineSpec], sets: TextSets, *, hub: str = HUGGINGFACE) -> None:
-    """Refuse data that engines cannot answer, and trained models with other labels, before any is loaded.
+    """Validate data and labels for the engines, before any model is loaded.
 
-    Labels are the same where the names are, in whatever order.
+    The labels of a trained model must have the same names as the schema, in any order.
 
     Raises:
         TaskHeadsError: data of another problem type, pairs for a language model, and one problem per engine
-            with the labels that only one side has; all at once.
+            with other labels; all problems are raised together.
     """
     labels, problems = sets.labels, []
     if sets.problem_type not in ONE_LABEL:
-        found, accepted = f"found {sets.problem_type}", "one label per text"
-        problems.append(Problem("--dataset_name", found, accepted, "compare the cards of its models"))
-    parts = (sets.train, sets.dev, sets.test)
-    if any(row.text_b for part in parts for row in part) and any(
+        problems.append(
+            Problem(
+                "--dataset_name",
+                f"found {sets.problem_type}",
+                "one label per text",
+                "compare the cards of its models",
+                code="option-unsupported",
+            )
+        )
+    splits = (sets.train, sets.dev, sets.test)
+    if any(row.text_b for rows in splits for row in rows) and any(
         spec.kind not in (HEAD, EMBEDDINGS) for spec in specs
     ):
-        found, accepted = "found pairs of texts", "single texts, where a language model answers"
-        problems.append(Problem("--dataset_name", found, accepted, "compare heads and embeddings alone"))
+        problems.append(
+            Problem(
+                "--dataset_name",
+                "found pairs of texts",
+                "single texts, if a language model is compared",
+                "compare only heads and embeddings",
+                code="option-unsupported",
+            )
+        )
     for spec in specs:
         try:
             own = _own_labels(spec, hub=hub)
@@ -107,12 +120,19 @@ def check_engines(specs: Sequence[EngineSpec], sets: TextSets, *, hub: str = HUG
         sides = []
         for names, other, where in ((own, labels, "the model"), (labels, own, "the data")):
             if only := [name for name in names.names if name not in other.label2id]:
-                told = ", ".join(shorten(name, 40) for name in only[:SHOWN])
-                sides.append(f"{len(only):,} only in {where} ({told}{', …' if len(only) > SHOWN else ''})")
+                listed = ", ".join(shorten(name, 40) for name in only[:MAX_NAMES])
+                dots = ", …" if len(only) > MAX_NAMES else ""
+                sides.append(f"{len(only):,} only in {where} ({listed}{dots})")
         if sides:
-            remedy = "give the file of its labels by --labels, or leave the engine out"
-            accepted = "the same names, in any order"
-            problems.append(Problem(spec.name, f"found labels {' and '.join(sides)}", accepted, remedy))
+            problems.append(
+                Problem(
+                    spec.name,
+                    f"found labels {' and '.join(sides)}",
+                    "the same names, in any order",
+                    "give the file of its labels by --labels, or leave the engine out",
+                    code="label-conflict",
+                )
+            )
     if problems:
         raise TaskHeadsError(problems)
 
@@ -120,11 +140,11 @@ def check_engines(specs: Sequence[EngineSpec], sets: TextSets, *, hub: str = HUG
 def check_prompts(
     specs: Sequence[EngineSpec], labels: LabelMap, examples: Sequence[TextExample], *, asking: PromptOptions
 ) -> None:
-    """Refuse what language models cannot be asked, before any is loaded: every prompt is encoded once.
+    """Validate the prompts of language models, before any model is loaded, by encoding each of them.
 
     Raises:
-        TaskHeadsError: no tokenizer or chat template, an instruction that cannot be filled, a limit that
-            leaves a text no room; of all engines at once, each by its name.
+        TaskHeadsError: no tokenizer or chat template, an invalid instruction, or a limit without room for a
+            text; the problems of all engines are raised together.
     """
     problems = []
     for spec in specs:
@@ -135,14 +155,14 @@ def check_prompts(
             if spec.kind == SFT:
                 path = file_of(spec.source, LABEL_PROMPT, hub=asking.hub) or ""
                 prompts = AnswerPrompts.load(path, tokenizer=tokenizer, model_type="")
-            else:  # the family moves no token: what ends a turn is in the chat template
+            else:  # the ids do not depend on the family; the chat template has the end of a turn
                 prompts = _prompts(spec, tokenizer, labels, asking=asking, model_type="")
-            _cut(prompts, spec, examples, shots=asking.per_text(spec))
+            _count_truncated(prompts, spec, examples, shots=asking.per_text(spec))
         except TaskHeadsError as error:
-            options = {"max_length": "--max_length"} if spec.kind != SFT else {}  # a trained one has its own
-            for one in error.problems:
-                where = options.get(one.where, one.where)
-                problems.append(replace(one, where=f"{spec.name}, {where}"))
+            options = {"max_length": "--max_length"} if spec.kind != SFT else {}  # sft has its own limit
+            for problem in error.problems:
+                where = options.get(problem.where, problem.where)
+                problems.append(replace(problem, where=f"{spec.name}, {where}"))
     if problems:
         raise TaskHeadsError(problems)
 
@@ -157,13 +177,13 @@ def open_engine(
     """Load an engine; embeddings are fitted on train.
 
     Args:
-        spec: what to load.
-        labels: the schema; its order is that of the scores.
+        spec: kind and source.
+        labels: the schema, whose order the scores have.
         asking: options; for `few_shot` with shots.
         train: rows that embeddings are fitted on.
 
     Raises:
-        TaskHeadsError: no such model, a model that is not of its kind, or few-shot without examples.
+        TaskHeadsError: no such model, a model of another kind, or few-shot without examples.
 
     Example:
         >>> from qwen_task_heads.data.examples import TextExample
@@ -180,14 +200,21 @@ def open_engine(
         return _head(spec, scorer, labels)
     if spec.kind == EMBEDDINGS:
         return _embeddings(spec, labels, train, asking=asking)
-    if asking.length_normalized or spec.kind != SFT:  # a trained one knows how it was measured
+    if asking.length_normalized or spec.kind != SFT:  # a trained model has its own default
         common["length_normalized"] = asking.length_normalized
     if spec.kind == SFT:
         options: dict[str, Any] = {"hub": asking.hub, "dtype": asking.dtype, "device": asking.device}
         return _generator(spec, LabelScorer.from_pretrained(spec.source, **options, **common), labels)
     if spec.kind == FEW_SHOT and not asking.shots:
-        found, accepted = "found no examples", "examples from train"
-        raise TaskHeadsError(Problem(spec.name, found, accepted, "choose some, or use zero_shot"))
+        raise TaskHeadsError(
+            Problem(
+                spec.name,
+                "found no examples",
+                "examples from train",
+                "choose some, or use zero_shot",
+                code="rows-too-few",
+            )
+        )
     model = load_generator(spec.source, hub=asking.hub, dtype=asking.dtype)
     device = device_of(asking.device)
     model = model if device is None else model.to(device)
@@ -198,7 +225,7 @@ def open_engine(
 
 
 def training_cost(spec: EngineSpec, *, hub: str = HUGGINGFACE) -> dict[str, Any] | None:
-    """What `metrics.json` of a trained model says of its training, {} without one; None for prompted ones.
+    """Return the training cost in `metrics.json` of a trained model; {} without one, None if prompted.
 
     Returns:
         `rows`, `sha256`, `labels`, `seconds`, `device`, `processes`, `resumed`.
@@ -209,22 +236,33 @@ def training_cost(spec: EngineSpec, *, hub: str = HUGGINGFACE) -> dict[str, Any]
     try:
         if path is None:
             return {}
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
-        data = told["data"]["train"]
+        metrics = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = metrics["data"]["train"]
         rows = data.get("rows", data.get("pairs"))
-        return {**told["train"], "rows": rows, "sha256": data.get("sha256"), "labels": told.get("labels")}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):  # a file of somebody else's
+        return {
+            **metrics["train"],
+            "rows": rows,
+            "sha256": data.get("sha256"),
+            "labels": metrics.get("labels"),
+        }
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):  # not a file of this library
         return {}
 
 
 def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
-    """Labels that a trained model was saved with; None for prompted ones."""
+    """Return the labels of a trained model; None for a prompted one."""
     if spec.kind == HEAD:
         task = saved_task(spec.source, hub=hub)
         if not task or task["problem_type"] not in ONE_LABEL:
-            found = f"found {task['problem_type']}" if task else "found no classifier of this library"
-            accepted = "a head that gives every text one label"
-            raise TaskHeadsError(Problem(spec.name, found, accepted, "name what recipes/classify.py saved"))
+            raise TaskHeadsError(
+                Problem(
+                    spec.name,
+                    f"found {task['problem_type']}" if task else "found no classifier of this library",
+                    "a head with one label per text",
+                    "name a model that recipes/classify.py saved",
+                    code="model-type",
+                )
+            )
         labels: LabelMap = task["labels"]
         return labels
     path = file_of(spec.source, LABEL_PROMPT, hub=hub)
@@ -235,38 +273,52 @@ def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
     if spec.kind != SFT:
         if path is None:
             return None
-        accepted = "a chat model that was not trained to write labels"
         raise TaskHeadsError(
-            Problem(spec.name, f"found a {LABEL_PROMPT}", accepted, f"name it as sft={spec.source}")
+            Problem(
+                spec.name,
+                f"found a generative classifier with {LABEL_PROMPT}",
+                "a chat model that is not a generative classifier",
+                f"name it as sft={spec.source}",
+                code="model-type",
+            )
         )
     if path is None:
-        accepted, remedy = f"a model with {LABEL_PROMPT}", "ask a plain chat model by zero_shot="
-        raise TaskHeadsError(Problem(spec.name, f"found no {LABEL_PROMPT}", accepted, remedy))
-    written: LabelMap = read_label_prompt(path)["labels"]
-    return written
+        raise TaskHeadsError(
+            Problem(
+                spec.name,
+                f"{LABEL_PROMPT} is missing",
+                "a generative classifier with this file",
+                "name a chat model by zero_shot=",
+                code="model-type",
+            )
+        )
+    saved_labels: LabelMap = read_label_prompt(path)["labels"]
+    return saved_labels
 
 
 def _head(spec: EngineSpec, scorer: Scorer, labels: LabelMap) -> Engine:
     config = scorer.model.config
     order = _order(LabelMap.of_config(config), labels)
 
-    def given(examples: Sequence[TextExample]) -> tuple[list[str], list[str] | None]:
-        pairs = [example.text_b for example in examples]
-        told = pairs if any(pairs) or scorer.needs_pairs else None
-        return [example.text for example in examples], told
+    def columns(examples: Sequence[TextExample]) -> tuple[list[str], list[str] | None]:
+        second = [example.text_b for example in examples]
+        has_pairs = any(second) or scorer.needs_pairs
+        return [example.text for example in examples], second if has_pairs else None
 
     def log_scores(examples: Sequence[TextExample]) -> torch.Tensor:
-        texts, pairs = given(examples)
+        texts, pairs = columns(examples)
         logits = scorer.logits(texts, text_pairs=pairs)
-        found = logits.double().log_softmax(-1)[:, order].numpy()
-        return torch.from_numpy(within(found, examples, labels=labels))
+        scores = logits.double().log_softmax(-1)[:, order].numpy()
+        return torch.from_numpy(within(scores, examples, labels=labels))
 
     def notes(examples: Sequence[TextExample]) -> list[str]:
-        texts, pairs = given(examples)
+        texts, pairs = columns(examples)
         limits: dict[str, Any] = {"max_length": config.max_seq_length, "truncation": config.truncation}
         cut = encode_texts(scorer.tokenizer, texts, text_pairs=pairs, **limits).cut
-        what = "were read in windows" if config.truncation == "windows" else "were cut, for rows"
-        return [f"{cut:,} of {len(texts):,} texts {what} of {config.max_seq_length:,} tokens"] if cut else []
+        action = "were read in windows" if config.truncation == "windows" else "were cut, for rows"
+        return (
+            [f"{cut:,} of {len(texts):,} texts {action} of {config.max_seq_length:,} tokens"] if cut else []
+        )
 
     return Engine(spec, scorer.model.device, log_scores, notes)
 
@@ -281,7 +333,8 @@ def _embeddings(
         return torch.from_numpy(within(fitted.log_scores(examples), examples, labels=labels))
 
     def notes(examples: Sequence[TextExample]) -> list[str]:
-        return encode.cut_line([text for row in examples for text in (row.text, row.text_b) if text])
+        texts = [text for row in examples for text in (row.text, row.text_b) if text]
+        return encode.truncation_messages(texts)
 
     return Engine(spec, encode.device, log_scores, notes)
 
@@ -292,7 +345,7 @@ def _generator(
     order = _order(answers.prompts.labels, labels)
 
     def log_scores(examples: Sequence[TextExample]) -> torch.Tensor:
-        # Examples are of all labels, so few-shot asks for all, and the choice is made afterwards.
+        # The examples have all labels, so few-shot scores all, and `within` restricts them afterwards.
         options: dict[str, Any] = {"shots": None if shots is None else [shots[row.text] for row in examples]}
         if spec.kind != FEW_SHOT:
             options = {"candidates": [example.candidates or None for example in examples]}
@@ -300,16 +353,15 @@ def _generator(
         return torch.from_numpy(within(scores[:, order].numpy(), examples, labels=labels))
 
     def notes(examples: Sequence[TextExample]) -> list[str]:
-        cut, fewer = _cut(answers.prompts, spec, examples, shots=shots)
-        lines = (
-            [f"labels are scored one by one: {answers.fallback_reason}"] if answers.fallback_reason else []
-        )
+        cut, fewer = _count_truncated(answers.prompts, spec, examples, shots=shots)
+        reason = answers.fallback_reason
+        messages = [f"labels are scored one by one: {reason}"] if reason else []
         limit = f"{answers.prompts.max_length:,} tokens"
         if cut:
-            lines.append(f"{cut:,} of {len(examples):,} texts were cut, for prompts of {limit}")
+            messages.append(f"{cut:,} of {len(examples):,} texts were cut, for prompts of {limit}")
         if fewer:
-            lines.append(f"{fewer:,} prompts of {len(examples):,} show fewer examples, to fit {limit}")
-        return lines
+            messages.append(f"{fewer:,} prompts of {len(examples):,} have fewer examples, to fit {limit}")
+        return messages
 
     return Engine(spec, answers.model.device, log_scores, notes)
 
@@ -317,33 +369,35 @@ def _generator(
 def _prompts(
     spec: EngineSpec, tokenizer: Any, labels: LabelMap, *, asking: PromptOptions, model_type: str
 ) -> AnswerPrompts:
-    """Prompts of a model that is asked, with the examples that all texts share."""
+    """Return the prompts of a prompted model, with the examples that all texts share."""
     few = spec.kind == FEW_SHOT
-    words = instruction_for(labels, few_shot=few) if asking.instruction is None else asking.instruction
-    shown = with_shots(labels, next(iter(asking.shots.values()))) if few else labels
+    instruction = asking.instruction
+    if instruction is None:
+        instruction = instruction_for(labels, few_shot=few)
+    described = with_shots(labels, next(iter(asking.shots.values()))) if few else labels
     options: dict[str, Any] = {"model_type": model_type, "max_length": asking.max_length}
-    return AnswerPrompts(tokenizer, shown, instruction=words, **options)
+    return AnswerPrompts(tokenizer, described, instruction=instruction, **options)
 
 
-def _cut(
+def _count_truncated(
     prompts: AnswerPrompts,
     spec: EngineSpec,
     examples: Sequence[TextExample],
     *,
     shots: Mapping[str, Shots] | None,
 ) -> tuple[int, int]:
-    """Encode as scoring does; how many texts are cut, and how many prompts show fewer examples."""
-    asked: dict[tuple[str, ...], list[TextExample]] = {}
+    """Encode as scoring does; return how many texts are truncated, and prompts have fewer examples."""
+    groups: dict[tuple[str, ...], list[TextExample]] = {}
     for example in examples:
-        asked.setdefault(() if spec.kind == FEW_SHOT else example.candidates, []).append(example)
+        groups.setdefault(() if spec.kind == FEW_SHOT else example.candidates, []).append(example)
     cut = fewer = 0
-    for offered, rows in asked.items():
-        shown = None if shots is None else [shots[row.text] for row in rows]
-        found = prompts.encode([row.text for row in rows], candidates=offered or None, shots=shown)
-        cut, fewer = cut + found.cut, fewer + found.fewer
+    for candidates, rows in groups.items():
+        row_shots = None if shots is None else [shots[row.text] for row in rows]
+        encoded = prompts.encode([row.text for row in rows], candidates=candidates or None, shots=row_shots)
+        cut, fewer = cut + encoded.cut, fewer + encoded.fewer
     return cut, fewer
 
 
 def _order(own: LabelMap, labels: LabelMap) -> list[int]:
-    """Places of the schema's labels in the model's scores."""
+    """Return the indices of the schema's labels in the model's scores."""
     return [own.label2id[name] for name in labels.names]

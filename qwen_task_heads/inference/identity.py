@@ -1,8 +1,8 @@
-"""The identity of a scorer's model, by which a run that resumes recognises its own parts.
+"""Hash of a scorer's model, by which a resumed run recognizes its own shards.
 
-It is a hash of the config and of a few numbers of every tensor, as they are stored. Numbers that are computed
-after the load, those of a merged adapter and of a probe, are no part of it: they differ in the last place
-between processors, and the answers of two machines may be parts of one file.
+The hash is of the config and of a few numbers of every tensor, as they are stored. Numbers computed after
+loading, those of a merged adapter and of a probe, are not included: their last digit differs between
+processors, and two machines may write shards of one file.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from qwen_task_heads.inference.scorer import Scorer
 
 SAMPLES = 16  # numbers of a tensor
-# Where a model lies or was made, and numbers that were computed.
+# Config fields of paths, versions and computed numbers.
 NOT_THE_MODEL = (
-    "backbone_name_or_path", "backbone_revision", "transformers_version", "_name_or_path", "probe",
-)  # fmt: skip
+    "backbone_name_or_path",
+    "backbone_revision",
+    "transformers_version",
+    "_name_or_path",
+    "probe",
+)
 
 Samples = dict[str, list[float]]
 Stored = tuple[Any, Samples]  # the state of a model after its load, and its samples before
@@ -31,7 +35,7 @@ def sample_weights(model: Any) -> Samples:
     """Return up to 17 numbers of every parameter, by name, at equal distances.
 
     Args:
-        model: with its adapter, if it has one, not merged.
+        model: with its adapter, if any, not merged.
 
     Example:
         >>> import torch
@@ -50,14 +54,14 @@ def sample_weights(model: Any) -> Samples:
 
 
 def model_hash(scorer: Scorer | LabelScorer, *, asked: Any = None) -> str:
-    """Return a hash of a scorer's model and of what it is asked: 64 hexadecimal digits.
+    """Return a hash of a scorer's model and its prompt: 64 hexadecimal digits.
 
-    It is the same on every machine, and wherever the model lies.
+    The hash does not depend on the machine or the path of the model.
 
     Args:
-        scorer: if it was loaded by name and not changed since, its weights count as they are stored, and
-            otherwise as they are now.
-        asked: the prompt of a model that writes labels, as JSON; None of a head.
+        scorer: the stored weights are hashed if it was loaded by name and not changed since; otherwise the
+            current weights.
+        asked: the prompt of a generative classifier, as JSON; None for a head.
     """
     content = {
         name: value for name, value in scorer.model.config.to_dict().items() if name not in NOT_THE_MODEL

@@ -1,8 +1,8 @@
-"""What callers in Python pass: list-like inputs, bad rows and the device.
+"""Validation of Python arguments: list-like inputs, invalid rows and the device.
 
-Lists, tuples, generators, NumPy and Arrow arrays and Series are read alike (`as_list`); none of their
-libraries is imported. All bad rows are named in one error. With `on_error="keep"` each keeps its place as an
-answer that carries its error.
+Lists, tuples, generators, NumPy and Arrow arrays and Series are supported (`as_list`) without importing their
+libraries. All invalid rows are reported in one error. With `on_error="keep"` an invalid row gives an answer
+with an error at its place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def rows_of(name: str, values: Any) -> list[Any]:
     """Return the values of a list-like argument.
 
     Raises:
-        TaskHeadsError: one text, a mapping, a set, a table, or what has no values.
+        TaskHeadsError: a single text, a mapping, a set, a table, or a value that is not list-like.
 
     Example:
         >>> import numpy
@@ -40,14 +40,16 @@ def rows_of(name: str, values: Any) -> list[Any]:
     rows = as_list(values)
     if rows is not None:
         return rows
-    accepted = "a list of texts, a tuple, a generator, a Series or an array"
     if isinstance(values, str):
-        raise TaskHeadsError(Problem(name, "found one text", accepted, "put it into a list"))
-    if isinstance(values, Table):
-        found, remedy = f"a table ({type(values).__name__})", 'pass one column, such as table["text"]'
-        raise TaskHeadsError(Problem(name, f"found {found}", accepted, remedy))
-    found = f"a {type(values).__name__}, {shorten(values)}"
-    raise TaskHeadsError(Problem(name, f"found {found}", accepted, "put the texts into a list"))
+        problem, fix = "found one text", "put it into a list"
+    elif isinstance(values, Table):
+        problem = f"found a table ({type(values).__name__})"
+        fix = 'pass one column, such as table["text"]'
+    else:
+        problem = f"found a {type(values).__name__}, {shorten(values)}"
+        fix = "put the texts into a list"
+    expected = "a list of texts, a tuple, a generator, a Series or an array"
+    raise TaskHeadsError(Problem(name, problem, expected, fix, code="argument-type"))
 
 
 def check_rows(
@@ -59,28 +61,41 @@ def check_rows(
     titles: bool = False,
     more: Mapping[int, Problem] | None = None,
 ) -> dict[int, str]:
-    """Check n rows; return the errors of the bad ones by their place.
+    """Validate n rows; return the errors of invalid rows by their index.
 
     Args:
         texts: n texts, not empty.
         others: n prompts or second texts, "" for none; or None.
-        names: what the caller calls the two.
-        on_error: `raise` names all bad rows in one error; `keep` returns them; None raises where the caller
-            does not offer `keep`.
-        titles: a text of tags alone is empty.
-        more: problems of rows that the caller found.
+        names: names of the two arguments in messages.
+        on_error: `raise` raises all invalid rows in one error; `keep` returns them; None raises for callers
+            without the option.
+        titles: whether texts are titles, of which one with tags only is empty.
+        more: problems that the caller found, by row.
 
     Raises:
-        TaskHeadsError: another number of `others`, an unknown `on_error`, or bad rows that are not kept.
+        TaskHeadsError: another number of `others`, an unknown `on_error`, or invalid rows that are not kept.
     """
     if on_error is not None and on_error not in ON_ERROR:
         raise TaskHeadsError(
-            Problem("on_error", f"found {shorten(on_error)}", ", ".join(ON_ERROR), "choose one of them")
+            Problem(
+                "on_error",
+                f"found {shorten(on_error)}",
+                ", ".join(ON_ERROR),
+                "choose one of them",
+                code="option-value",
+            )
         )
     (name, other), general = names, []
     if others is not None and len(others) != len(texts):
-        found = f"{len(others)} {other} for {len(texts)} {name}"
-        general.append(Problem(other, f"found {found}", "one each", 'use "" where there is none'))
+        general.append(
+            Problem(
+                other,
+                f"found {len(others)} {other} for {len(texts)} {name}",
+                f"one for each of the {name}",
+                'use "" for none',
+                code="argument-type",
+            )
+        )
     problems: dict[int, list[Problem]] = {}
     for place, text in enumerate(texts):
         if problem := _text_problem(f"{name}[{place}]", text, other=other, title=titles):
@@ -99,85 +114,108 @@ def check_rows(
 
 
 def _text_problem(where: str, text: Any, *, other: str, title: bool) -> Problem | None:
-    if isinstance(text, tuple | list | dict):  # as pipelines take pairs
-        what = other.replace("text_pairs", "second texts")
-        found = f"a {type(text).__name__}, {shorten(text)}"
-        return Problem(where, f"found {found}", "a text", f"give {what} by {other}=[...]")
+    if isinstance(text, tuple | list | dict):  # pipelines take pairs in this form
+        return Problem(
+            where,
+            f"found a {type(text).__name__}, {shorten(text)}",
+            "a text",
+            f"give {other.replace('text_pairs', 'second texts')} by {other}=[...]",
+            code="argument-type",
+        )
     if not isinstance(text, str) or not (strip_title(text) if title else text.strip()):
-        return Problem(where, f"found {shorten(text)}", "a text that is not empty", "drop it")
+        return Problem(
+            where,
+            f"found {shorten(text)}",
+            "a text that is not empty",
+            "drop it",
+            code="text-empty" if isinstance(text, str) else "value-type",
+        )
     return _surrogate_problem(where, text)
 
 
 def _other_problem(where: str, text: Any) -> Problem | None:
     if not isinstance(text, str):
-        return Problem(where, f"found {shorten(text)}", "a text", 'use "" for none')
+        return Problem(where, f"found {shorten(text)}", "a text", 'use "" for none', code="value-type")
     return _surrogate_problem(where, text)
 
 
 def _surrogate_problem(where: str, text: str) -> Problem | None:
-    """Half of a surrogate pair, which no tokenizer encodes."""
+    """Return the problem of a lone surrogate, which tokenizers cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        found = f"half of a character ({text[error.start]!r} at {error.start:,})"
         return Problem(
-            where, f"found {found}", "text that UTF-8 can hold", "drop it, or decode its source again"
+            where,
+            f"found a lone surrogate ({text[error.start]!r} at {error.start:,})",
+            "text that UTF-8 can encode",
+            "drop it, or decode its source again",
+            code="file-encoding",
         )
     return None
 
 
 def candidate_rows(candidates: Iterable[Any] | None, *, count: int) -> list[Any]:
-    """Return the candidates per text as lists; None, or NaN of a Series, stands for all labels.
+    """Return the candidates per text as lists; None, or NaN of a Series, means all labels.
 
     Raises:
-        TaskHeadsError: what is no list, or another number than of texts.
+        TaskHeadsError: a value that is not list-like, or another number of lists than of texts.
     """
     rows = [None] * count if candidates is None else rows_of("candidates", candidates)
     if len(rows) != count:
-        found, accepted = f"{len(rows):,} for {count:,} texts", "one list of names per text, or None"
-        raise TaskHeadsError(Problem("candidates", f"found {found}", accepted, "pass one for each"))
+        raise TaskHeadsError(
+            Problem(
+                "candidates",
+                f"found {len(rows):,} for {count:,} texts",
+                "one list of names per text, or None",
+                "pass one for each",
+                code="argument-type",
+            )
+        )
     missing = [isinstance(row, float) and row != row for row in rows]
     rows = [None if nothing else row for nothing, row in zip(missing, rows, strict=True)]
     return [row if (names := as_list(row)) is None else names for row in rows]
 
 
 def candidate_problems(candidates: Sequence[Any], *, labels: LabelMap) -> dict[int, Problem]:
-    """Return problems of rows of candidates: one text, an unknown label, or a label twice."""
-    accepted, problems = "a list of different names of labels", {}
+    """Return the problems of candidates by row: not a list, empty, an unknown label, or a repeated label."""
+    problems = {}
     for place, names in enumerate(candidates):
-        where = f"candidates[{place}]"
         if names is None:
             continue
         if not isinstance(names, list):
-            problems[place] = Problem(where, f"found {shorten(names)}", accepted, "put it in a list")
+            problem, fix, code = f"found {shorten(names)}", "put it in a list", "argument-type"
         elif not names:
-            remedy = "name some, or pass None for all labels"
-            problems[place] = Problem(where, "found none", accepted, remedy)
+            problem, fix = "found an empty list", "name some, or pass None for all labels"
+            code = "value-missing"
         elif unknown := [name for name in names if not isinstance(name, str) or name not in labels.label2id]:
-            found, remedy = ", ".join(map(shorten, unknown)), "give names as in labels.names, and no aliases"
-            problems[place] = Problem(where, f"found {found}", accepted, remedy)
+            problem = f"found {', '.join(map(shorten, unknown))}"
+            fix, code = "give names as in labels.names, without aliases", "label-unknown"
         elif len(set(names)) < len(names):
-            found = f"{shorten(Counter(names).most_common(1)[0][0])} twice"
-            problems[place] = Problem(where, f"found {found}", accepted, "name each label once")
+            problem = f"found {shorten(Counter(names).most_common(1)[0][0])} twice"
+            fix, code = "name each label once", "label-conflict"
+        else:
+            continue
+        expected = "a list of different names of labels"
+        problems[place] = Problem(f"candidates[{place}]", problem, expected, fix, code=code)
     return problems
 
 
 def without(rows: Sequence[Any], bad: Mapping[int, str]) -> list[Any]:
-    """Return the rows that are not bad."""
+    """Return the valid rows."""
     return [row for place, row in enumerate(rows) if place not in bad] if bad else list(rows)
 
 
 def in_place(answers: Sequence[Answer], bad: Mapping[int, Answer]) -> list[Answer]:
-    """Put the answers of bad rows between those of the others, at their places."""
+    """Insert the answers of invalid rows at their indices."""
     rest, count = iter(answers), len(answers) + len(bad)
     return [bad[place] if place in bad else next(rest) for place in range(count)]
 
 
 def device_of(device: str | torch.device | None) -> torch.device | None:
-    """Return the device that is meant; `auto` is the GPU if there is one, else the CPU.
+    """Return the named device; `auto` is the GPU if there is one, else the CPU.
 
     Raises:
-        TaskHeadsError: a name that torch does not know, or `cuda` without a GPU.
+        TaskHeadsError: an unknown device, or `cuda` without a GPU.
 
     Example:
         >>> from qwen_task_heads.inference.inputs import device_of
@@ -186,19 +224,27 @@ def device_of(device: str | torch.device | None) -> torch.device | None:
     """
     if device is None:
         return None
-    there = torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available()
     if device == "auto":
-        if not there:
+        if not has_gpu:
             return torch.device("cpu")
         logger.warning_once(f'device="auto": runs on the GPU {torch.cuda.get_device_name()}')
         return torch.device("cuda")
-    accepted, remedy = 'auto, cpu, or a GPU that is there, such as "cuda"', 'pass device="auto"'
+    expected, fix = 'auto, cpu, or an available GPU, such as "cuda"', 'pass device="auto"'
     try:
         named = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise TaskHeadsError(Problem("device", f"found {shorten(device)}", accepted, remedy)) from error
-    if named.type == "cuda" and not there:
         raise TaskHeadsError(
-            Problem("device", f"found {shorten(str(device))} on a machine without", accepted, remedy)
+            Problem("device", f"found {shorten(device)}", expected, fix, code="option-value")
+        ) from error
+    if named.type == "cuda" and not has_gpu:
+        raise TaskHeadsError(
+            Problem(
+                "device",
+                f"found {shorten(str(device))} on a machine without a GPU",
+                expected,
+                fix,
+                code="device-unavailable",
+            )
         )
     return named

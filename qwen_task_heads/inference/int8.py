@@ -1,8 +1,8 @@
 """Scoring in int8 on a CPU: the backbone's matrices per channel, activations per call.
 
-It is torch's dynamic quantisation, with its own kernels (oneDNN, FBGEMM). The head stays in fp32. One scale
-serves all activations of a call, so a text's score hangs a little on the texts beside it. How often
-the answers stay is measured by `agreement`, on the weights that are served: random weights say nothing.
+This is torch's dynamic quantization, with its kernels (oneDNN, FBGEMM). The head stays in fp32. All
+activations of a call have one scale, so the score of a text depends slightly on the other texts of its batch.
+`agreement` measures how often the predictions are equal; it is meaningful for trained weights only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
-# Raised by torch 2.13 inside `quantize_dynamic`. torchao is to follow it; its kernels want torch.compile.
+# Raised by torch 2.13 inside `quantize_dynamic`. Its successor is torchao, whose kernels need torch.compile.
 _DEPRECATED = (
     (r"torch\.ao\.quantization is deprecated", DeprecationWarning),
     (r"torch\.quantize_per_tensor, torch\.quantize_per_channel", UserWarning),
@@ -24,27 +24,34 @@ _DEPRECATED = (
 
 
 def to_int8(model: Any) -> Any:
-    """A copy of a model whose backbone multiplies in int8; for scoring on a CPU alone.
+    """Return a copy of a model whose backbone multiplies in int8, for scoring on a CPU.
 
     Args:
-        model: of this library, without an adapter, in fp32, on a CPU.
+        model: a model of this library, without an adapter, in fp32, on a CPU.
 
     Raises:
-        TaskHeadsError: a model elsewhere, in another dtype or with an adapter.
+        TaskHeadsError: a model on another device, in another dtype or with an adapter.
 
-    Source: https://docs.pytorch.org/docs/stable/quantization.html (dynamic quantisation).
+    Source: https://docs.pytorch.org/docs/stable/quantization.html (dynamic quantization).
     """
     backbone = model.model
-    found = None
+    problem = None
     if model.device.type != "cpu":
-        found = f"found a model on {model.device.type}"
+        problem = f"found a model on {model.device.type}"
     elif backbone.dtype != torch.float32:
-        found = f"found weights in {str(backbone.dtype).removeprefix('torch.')}"
+        problem = f"found weights in {str(backbone.dtype).removeprefix('torch.')}"
     elif model._hf_peft_config_loaded:
-        found = "found an adapter beside its base"
-    if found:
-        accepted = "a full model in float32 on the CPU"
-        raise TaskHeadsError(Problem("int8", found, accepted, "load it so, or drop int8"))
+        problem = "found an adapter that is not merged"
+    if problem:
+        raise TaskHeadsError(
+            Problem(
+                "int8",
+                problem,
+                "a full model in float32 on the CPU",
+                "load the model in that way, or drop int8",
+                code="option-unsupported",
+            )
+        )
     quantized = copy.deepcopy(model).eval()
     with warnings.catch_warnings():
         for message, category in _DEPRECATED:
@@ -58,7 +65,7 @@ def to_int8(model: Any) -> Any:
 
 
 def agreement(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:
-    """Share of rows, 0 to 1, whose highest logit is the same; of single scores, of pairs in the same order.
+    """Return the share of rows, 0 to 1, with the same best label; for scores, of pairs in the same order.
 
     Args:
         ours: (n, L) logits.

@@ -1,16 +1,16 @@
-"""Labels scored from their own tokens: what a chat model would answer, with probabilities and no parser.
+"""Score labels by the log-probabilities of their tokens under a causal language model.
 
-The score of a label is the log-probability that the model writes exactly its tokens and then ends its turn.
-Candidates are compared by a softmax over these, so an answer outside the set cannot happen. Three things are
-computed once instead of once a label: what all prompts begin with (instruction, labels, examples), the rest
-of each prompt, and what labels begin with alike (`label_trie`). The scores are those of every label alone to
-rounding.
+The score of a label is the log-probability that the model generates exactly its tokens and then ends its
+turn. A softmax over the candidates gives probabilities, so every answer is one of the candidates. Three
+computations are shared by all labels: the common prefix of the prompts (instruction, labels, examples), the
+rest of each prompt, and common prefixes of labels (`label_trie`). Up to rounding, the scores equal those of
+every label alone.
 
-Options that change the question, each off by default:
-- `length_normalized`: the mean over the label's tokens, as `acc_norm` of lm-evaluation-harness.
-- `calibrate`: contextual calibration (Zhao et al. 2021, https://arxiv.org/abs/2102.09690): divide by what
-  the model answers to texts without content.
-- `with_end=False`: the probability that an answer begins with the label. For labels of one token each that
+Options that change the score, each off by default:
+- `length_normalized`: the mean over the label's tokens, like `acc_norm` of lm-evaluation-harness.
+- `calibrate`: contextual calibration (Zhao et al. 2021, https://arxiv.org/abs/2102.09690): divide by the
+  probabilities for texts without content.
+- `with_end=False`: the probability that an answer starts with the label. For labels of one token each, this
   is what transformers' `pipeline("decision")` computes.
 """
 
@@ -58,9 +58,9 @@ from qwen_task_heads.tokenization.label_prompts import (
 )
 
 CONTENT_FREE = ("N/A", "[MASK]", "-")
-LOGITS_BUDGET = 2**27  # floats of logits at a time: 512 MB in fp32, twice that for a moment
-MAX_KEPT = 256  # sets of candidates whose calibration is kept
-MIN_SHARED = 8  # tokens worth a pass of their own
+LOGITS_BUDGET = 2**27  # floats of logits at a time: 512 MB in fp32, with a peak of twice that
+MAX_BIASES = 256  # sets of candidates whose calibration is cached
+MIN_SHARED = 8  # tokens of a common prefix that are computed separately
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # per layer, (1, heads, P, D)
 
 
@@ -68,13 +68,13 @@ class LabelScorer:
     """Score labels by their tokens with a causal language model.
 
     Args:
-        model: of `AutoModelForCausalLM`, in eval mode.
-        prompts: of the same model's tokenizer, with the labels.
-        with_end: count the end of the answer too.
-        length_normalized: the mean over tokens instead of the sum.
-        calibrate: divide by the answers to texts without content.
-        batch_tokens: positions that a batch holds keys and values of, its rows times prompt and labels;
-            bounds the memory, changes no score.
+        model: model of `AutoModelForCausalLM`, in eval mode.
+        prompts: prompts of the model's tokenizer, with the labels.
+        with_end: whether the end of the answer is scored too.
+        length_normalized: use the mean over tokens instead of the sum.
+        calibrate: divide by the probabilities for texts without content.
+        batch_tokens: positions in the key-value cache of a batch, its rows times prompt and labels; limits
+            the memory and does not change scores.
 
     Example:
         >>> from transformers import AutoModelForCausalLM
@@ -89,7 +89,7 @@ class LabelScorer:
         torch.Size([1, 2])
     """
 
-    is_title_scorer = takes_pairs = needs_pairs = int8 = False  # what is asked of a `Scorer`
+    is_title_scorer = takes_pairs = needs_pairs = int8 = False  # as properties of `Scorer`
 
     def __init__(
         self,
@@ -103,8 +103,15 @@ class LabelScorer:
         progress: bool = True,
     ) -> None:
         if batch_tokens < 1:
-            found, remedy = f"found {batch_tokens}", "choose such as 32768"
-            raise TaskHeadsError(Problem("batch_tokens", found, "1 or more", remedy))
+            raise TaskHeadsError(
+                Problem(
+                    "batch_tokens",
+                    f"found {batch_tokens}",
+                    "1 or more",
+                    "choose such as 32768",
+                    code="option-range",
+                )
+            )
         self.model, self.prompts = model.eval(), prompts
         self.stored: Stored = (None, {})
         self.length_normalized, self.calibrate = length_normalized, calibrate
@@ -112,8 +119,8 @@ class LabelScorer:
         ends = [prompts.end] if with_end else []
         self.answers = [[*ids, *ends] for ids in prompts.answers]
         self.fallback_reason = fallback_reason(model)
-        self._kept: tuple[Any, KeysAndValues | None] = (None, None)  # state of the model, its instruction
-        self._biases: dict[tuple[str, ...], tuple[Any, torch.Tensor]] = {}  # per candidates, as `_kept`
+        self._cached: tuple[Any, KeysAndValues | None] = (None, None)  # state of the model, prefix
+        self._biases: dict[tuple[str, ...], tuple[Any, torch.Tensor]] = {}  # candidates -> (state, bias)
 
     @classmethod
     def from_pretrained(
@@ -128,44 +135,58 @@ class LabelScorer:
         device: str | torch.device | None = None,
         **options: Any,
     ) -> LabelScorer:
-        """Load a chat model, or one of `recipes/sft_classify.py`, which brings labels and instruction.
+        """Load a chat model, or a generative classifier with its labels and instruction.
 
         Args:
             name: repo id or folder.
-            labels: of a plain chat model; of a trained one None for its own.
-            instruction: as of `AnswerPrompts`; None for that of the trained model, or the default.
+            labels: labels of a plain chat model; None for those of a generative classifier.
+            instruction: see `AnswerPrompts`; None for that of the generative classifier, or the default.
             revision: branch, tag or commit.
             hub: `huggingface` or `modelscope`.
-            dtype: of the weights; as of `load_generator`, that of the card's metrics when `auto`.
-            device: where to run; the GPU if there is one when `auto`.
-            **options: of the scorer.
+            dtype: dtype of the weights; with `auto`, that of the card's metrics, see `load_generator`.
+            device: device of the model; with `auto`, the GPU if there is one.
+            **options: options of the scorer.
 
         Raises:
-            TaskHeadsError: no such model, a head (which `Scorer` opens), or no labels.
+            TaskHeadsError: no such model, a model with a head (see `Scorer`), or no labels.
         """
         name, device = str(name), device_of(device)
         if not (labels is None or isinstance(labels, LabelMap)):
-            accepted = "a LabelMap, or None for the labels of a trained model"
-            remedy = 'pass labels=LabelMap(("good", "bad"))'
-            raise TaskHeadsError(Problem("labels", f"found {shorten(labels)}", accepted, remedy))
+            raise TaskHeadsError(
+                Problem(
+                    "labels",
+                    f"found {shorten(labels)}",
+                    "a LabelMap, or None for the labels of a generative classifier",
+                    'pass labels=LabelMap(("good", "bad"))',
+                    code="argument-type",
+                )
+            )
         model = load_generator(name, revision=revision, hub=hub, dtype=dtype, merge=False)
         samples = sample_weights(model)
-        if not isinstance(model, PreTrainedModel):  # PEFT's wrapper of an adapter
+        if not isinstance(model, PreTrainedModel):  # a PeftModel
             model = model.merge_and_unload().eval()
         tokenizer = load_tokenizer(name, revision=revision, hub=hub)
         family = model.config.get_text_config().model_type
         path = file_of(name, LABEL_PROMPT, revision=revision, hub=hub)
         if path is None and labels is None:
-            accepted = f"a model with {LABEL_PROMPT}, or a chat model and labels"
-            raise TaskHeadsError(Problem(name, "found no labels", accepted, "pass labels=LabelMap((...))"))
+            raise TaskHeadsError(
+                Problem(
+                    name,
+                    "found no labels",
+                    f"a model with {LABEL_PROMPT}, or a chat model and labels",
+                    "pass labels=LabelMap((...))",
+                    code="option-missing",
+                )
+            )
         if path is None:
-            words = instruction_for(labels) if instruction is None else instruction  # type: ignore[arg-type]
-            prompts = AnswerPrompts(tokenizer, labels, instruction=words, model_type=family)  # type: ignore[arg-type]
+            if instruction is None:
+                instruction = instruction_for(labels)  # type: ignore[arg-type]
+            prompts = AnswerPrompts(tokenizer, labels, instruction=instruction, model_type=family)  # type: ignore[arg-type]
         else:
             prompts = AnswerPrompts.load(path, tokenizer=tokenizer, model_type=family)
             options.setdefault("length_normalized", read_label_prompt(path)["length_normalized"])
         if path is not None and not (labels is None and instruction is None):
-            prompts = AnswerPrompts(  # what is not given stays as it was trained
+            prompts = AnswerPrompts(  # arguments that are not given keep their trained values
                 tokenizer,
                 labels or prompts.labels,
                 instruction=prompts.instruction if instruction is None else instruction,
@@ -179,7 +200,7 @@ class LabelScorer:
 
     @property
     def config(self) -> PreTrainedConfig:
-        """Labels and problem type, as those of a classifier."""
+        """Config with labels and problem type, as of a classifier."""
         labels = self.prompts.labels
         return PreTrainedConfig(
             id2label=labels.id2label, label2id=labels.label2id, problem_type="single_label_classification"
@@ -187,7 +208,7 @@ class LabelScorer:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         dtype: torch.dtype = self.model.dtype
         return dtype
 
@@ -200,23 +221,23 @@ class LabelScorer:
         abstain: float | None = None,
         on_error: str = RAISE,
     ) -> list[Prediction]:
-        """Labels with probabilities for n texts, as `Scorer.predict` gives them.
+        """Predict labels with probabilities for n texts, as `Scorer.predict`.
 
         Args:
             texts: n texts, not empty.
-            candidates: as of `log_scores`.
-            top_k: how many labels `ranked` holds; all when None, or if there are fewer.
-            abstain: no label where the best probability is below it.
-            on_error: `raise` refuses bad rows; `keep` gives a `Prediction` with an `error` in their place.
+            candidates: see `log_scores`.
+            top_k: number of labels in `ranked`; all if None or if there are fewer.
+            abstain: predict no label if the best probability is below it.
+            on_error: `raise` raises for invalid rows; `keep` gives them a `Prediction` with an `error`.
 
         Raises:
-            TaskHeadsError: as of `log_scores`.
+            TaskHeadsError: see `log_scores`.
         """
         options: dict[str, Any] = {"top_k": top_k, "abstain": abstain}
         check_options("single_label_classification", **options)
         rows = rows_of("texts", texts)
-        offered = candidate_rows(candidates, count=len(rows))
-        scores, bad = self._log_scores(rows, offered, on_error=on_error)
+        names = candidate_rows(candidates, count=len(rows))
+        scores, bad = self._log_scores(rows, names, on_error=on_error)
         return to_predictions(scores, self.config, texts=rows, errors=bad, **options)
 
     def log_scores(
@@ -226,23 +247,23 @@ class LabelScorer:
         candidates: Iterable[Iterable[str] | None] | None = None,
         shots: Iterable[Shots] | None = None,
     ) -> torch.Tensor:
-        """Log-scores of all labels: (n, L) float64 on the CPU; -inf for labels that are no candidates.
+        """Return log-scores of all labels: (n, L) float64 on the CPU; -inf for labels outside the candidates.
 
-        Without an option they are log-probabilities of the answers, and their exponentials sum to at most 1.
+        By default they are log-probabilities of the answers, and their exponentials sum to at most 1.
 
         Args:
-            texts: n texts, not empty; long ones are cut as in training.
-            candidates: per text, the names of the labels to choose from; all labels when None.
-            shots: per text, the examples to show for it (`few_shot.choose_shots`), where the instruction has
-                `{examples}`; those of the labels when None.
+            texts: n texts, not empty; long ones are truncated as in training.
+            candidates: per text, the names of the candidate labels; all labels if None.
+            shots: per text, its examples (`few_shot.choose_shots`), if the instruction has `{examples}`;
+                those of the labels if None.
 
         Raises:
-            TaskHeadsError: an empty text; candidates that are no labels, or name one twice; or calibration
-                with such examples.
+            TaskHeadsError: an empty text; candidates that are unknown or repeated; or calibration with
+                examples per text.
         """
         rows = rows_of("texts", texts)
-        offered = candidate_rows(candidates, count=len(rows))
-        return self._log_scores(rows, offered, None if shots is None else rows_of("shots", shots))[0]
+        names = candidate_rows(candidates, count=len(rows))
+        return self._log_scores(rows, names, None if shots is None else rows_of("shots", shots))[0]
 
     def _log_scores(
         self,
@@ -252,106 +273,120 @@ class LabelScorer:
         *,
         on_error: str | None = None,
     ) -> tuple[torch.Tensor, Mapping[int, str]]:
-        """Log-scores of the good rows, and the errors of the bad ones by their place."""
+        """Return log-scores of the valid rows, and the errors of the invalid ones by their index."""
         wrong = candidate_problems(candidates, labels=self.prompts.labels)
         bad = check_rows(texts, None, names=("texts", "texts"), on_error=on_error, more=wrong)
-        if self.calibrate and shots is not None:  # it is the context that is calibrated
-            accepted, remedy = "the same examples for all", "drop it, or choose them by balance"
-            raise TaskHeadsError(Problem("calibrate", "found true with examples per text", accepted, remedy))
+        if self.calibrate and shots is not None:  # calibration is of one context
+            raise TaskHeadsError(
+                Problem(
+                    "calibrate",
+                    "found true with examples per text",
+                    "the same examples for all texts",
+                    "drop it, or choose them by balance",
+                    code="option-conflict",
+                )
+            )
         texts, candidates = without(texts, bad), without(candidates, bad)
         labels = self.prompts.labels
-        given = [None if one is None else tuple(one) for one in candidates]
-        # In the order of the schema, once for all rows that offer the same.
+        given = [None if names is None else tuple(names) for names in candidates]
+        # In the order of the schema, once for all rows with the same candidates.
         ordered = {
-            one: labels.names if one is None else labels.subset(one).names for one in dict.fromkeys(given)
+            names: labels.names if names is None else labels.subset(names).names
+            for names in dict.fromkeys(given)
         }
-        asked: dict[tuple[str, ...], list[int]] = {}
-        for index, one in enumerate(given):
-            asked.setdefault(ordered[one], []).append(index)
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for index, names in enumerate(given):
+            groups.setdefault(ordered[names], []).append(index)
         result = torch.full((len(texts), len(labels)), -torch.inf, dtype=torch.float64)
-        for names, rows in asked.items():
-            shown = None if shots is None else [shots[index] for index in rows]
-            encoded = self.prompts.encode([texts[index] for index in rows], candidates=names, shots=shown)
-            places = sorted(labels.label2id[name] for name in names)
-            found = self._score(encoded.input_ids, places)
+        for group, rows in groups.items():
+            row_shots = None if shots is None else [shots[index] for index in rows]
+            encoded = self.prompts.encode([texts[index] for index in rows], candidates=group, shots=row_shots)
+            places = sorted(labels.label2id[name] for name in group)
+            scores = self._score(encoded.input_ids, places)
             if self.calibrate:
-                found = found - self._content_free(names, places)
-            result[torch.tensor(rows)[:, None], torch.tensor(places)] = found
+                scores = scores - self._content_free(group, places)
+            result[torch.tensor(rows)[:, None], torch.tensor(places)] = scores
         return result, bad
 
     def probabilities(
         self, texts: Iterable[str], *, candidates: Iterable[Iterable[str] | None] | None = None
     ) -> torch.Tensor:
-        """P(label) among the candidates: (n, L) float64, rows sum to 1."""
+        """Return P(label) among the candidates: (n, L) float64, rows sum to 1."""
         return self.log_scores(texts, candidates=candidates).softmax(-1)
 
     def _content_free(self, names: tuple[str, ...], places: list[int]) -> torch.Tensor:
-        """Log of the mean probability of every label over texts without content: (len(places),)."""
+        """Return the log of the mean probability of labels for texts without content: (len(places),)."""
         state = state_of(self.model)
-        made, bias = self._biases.get(names, (None, None))
-        if bias is None or made != state:
+        bias_state, bias = self._biases.get(names, (None, None))
+        if bias is None or bias_state != state:
             rows = self.prompts.encode(CONTENT_FREE, candidates=names).input_ids
-            # In logarithms: a long label is too improbable for its probability to be a number.
+            # In logarithms, because the probability of a long label may underflow.
             bias = self._score(rows, places).log_softmax(-1).logsumexp(0) - math.log(len(rows))
-            if len(self._biases) >= MAX_KEPT:
+            if len(self._biases) >= MAX_BIASES:
                 self._biases.clear()
             self._biases[names] = state, bias
         return bias
 
     @torch.inference_mode()
     def _score(self, rows: list[list[int]], places: list[int]) -> torch.Tensor:
-        """Log-scores (n, len(places)) of the labels at `places` after n prompts."""
+        """Return log-scores (n, len(places)) of the labels at `places` after n prompts."""
         answers = [self.answers[place] for place in places]
         if self.fallback_reason is not None:
             return score_alone(self.model, rows, answers, length_normalized=self.length_normalized)
         trie = make_trie(answers)
-        shared, before = self._before(rows)
+        shared, prefix = self._prefix(rows)
         result = torch.empty(len(rows), len(answers), dtype=torch.float64)
         for batch in self._batches([len(row) for row in rows], nodes=1 + len(trie.tokens)):
-            result[batch] = self._score_batch([rows[index][shared:] for index in batch], trie, before)
+            result[batch] = self._score_batch([rows[index][shared:] for index in batch], trie, prefix)
         if self.length_normalized:
             result /= trie.lengths
         return result
 
-    def _before(self, rows: list[list[int]]) -> tuple[int, KeysAndValues | None]:
-        """How many tokens all prompts begin with, and their keys and values.
+    def _prefix(self, rows: list[list[int]]) -> tuple[int, KeysAndValues | None]:
+        """Return the length of the common prefix of the prompts, and its keys and values.
 
-        Those of the instruction with all labels are kept for the next call, so that a text asked alone does
-        not pay for them, as long as the weights are the same.
+        The prefix with the instruction and all labels is cached for the next call, while the weights are the
+        same.
         """
-        begin = self.prompts.prefix
-        size = len(begin)
-        if size < MIN_SHARED or any(row[:size] != begin or len(row) == size for row in rows):
+        prefix = self.prompts.prefix
+        size = len(prefix)
+        if size < MIN_SHARED or any(row[:size] != prefix or len(row) == size for row in rows):
             shared = _shared(rows)
             return shared, self._encode(rows[0][:shared]) if shared else None
         state = state_of(self.model)
-        made, kept = self._kept
-        if made != state:
-            kept = self._encode(begin)
-            self._kept = state, kept
-        return size, kept
+        cached_state, cached = self._cached
+        if cached_state != state:
+            cached = self._encode(prefix)
+            self._cached = state, cached
+        return size, cached
 
     def _encode(self, ids: list[int]) -> KeysAndValues:
-        """Keys and values per layer, (1, heads, P, D), of what all prompts begin with."""
+        """Return keys and values per layer, (1, heads, P, D), of a prefix."""
         cache = DynamicCache()
         input_ids = torch.tensor([ids], device=self.model.device)
         self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _score_batch(self, rows: list[list[int]], trie: Trie, before: KeysAndValues | None) -> torch.Tensor:
-        """Sum of the log-probabilities of every label's tokens, (B, L) float64, for B ends of prompts."""
+    def _score_batch(self, rows: list[list[int]], trie: Trie, prefix: KeysAndValues | None) -> torch.Tensor:
+        """Return the log-probability of every label's tokens, (B, L) float64, after B prompts.
+
+        Args:
+            rows: ids of the prompts after the prefix.
+            trie: trie of the labels.
+            prefix: keys and values of the prefix, or None.
+        """
         model, device = self.model, self.model.device
-        past = before[0][0].shape[2] if before else 0
+        past = prefix[0][0].shape[2] if prefix else 0
         count, longest = len(rows), max(map(len, rows))
-        # Padded on the left, so that all prompts end in one column.
+        # Padded on the left, so that all prompts end in the same column.
         ids = torch.tensor([[row[0]] * (longest - len(row)) + row for row in rows], device=device)
         sizes = torch.tensor([len(row) for row in rows], device=device)
         real = torch.arange(longest, device=device) >= longest - sizes[:, None]  # (B, T)
         real = torch.cat([real.new_ones(count, past), real], dim=1)  # (B, P + T)
         positions = (real.long().cumsum(1) - 1).clamp(min=0)
-        kept = [(k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in before or ()]
-        cache = DynamicCache(kept or None)
-        found = logits_of(
+        layers = [(k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in prefix or ()]
+        cache = DynamicCache(layers or None)
+        logits = logits_of(
             model,
             keep=1,
             input_ids=ids,
@@ -362,10 +397,10 @@ class LabelScorer:
         )  # (B, 1, V)
         if len(trie.tokens):
             tree = trie.ancestors.to(device)[None].expand(count, -1, -1)  # (B, N, N)
-            seen = torch.cat([real[:, None].expand(-1, len(trie.tokens), -1), tree], dim=2)[:, None]
-            mask = torch.zeros(seen.shape, dtype=model.dtype, device=device)
-            mask.masked_fill_(~seen, torch.finfo(model.dtype).min)
-            more = logits_of(
+            visible = torch.cat([real[:, None].expand(-1, len(trie.tokens), -1), tree], dim=2)[:, None]
+            mask = torch.zeros(visible.shape, dtype=model.dtype, device=device)
+            mask.masked_fill_(~visible, torch.finfo(model.dtype).min)
+            node_logits = logits_of(
                 model,
                 input_ids=trie.tokens.to(device)[None].expand(count, -1),
                 attention_mask=mask,  # (B, 1, N, P + T + N)
@@ -373,19 +408,19 @@ class LabelScorer:
                 past_key_values=cache,
                 use_cache=True,
             )
-            found = torch.cat([found, more], dim=1)  # (B, 1 + N, V)
-        return sum_edges(found, trie)
+            logits = torch.cat([logits, node_logits], dim=1)  # (B, 1 + N, V)
+        return sum_edges(logits, trie)
 
     def _batches(self, sizes: list[int], *, nodes: int) -> Iterable[list[int]]:
-        """Indices of rows of similar length, within the memory of prompts and of logits."""
-        most = max(1, LOGITS_BUDGET // (nodes * self.model.config.get_text_config().vocab_size))
+        """Return indices of rows of similar length, within the limits of cached positions and logits."""
+        max_rows = max(1, LOGITS_BUDGET // (nodes * self.model.config.get_text_config().vocab_size))
         batches: list[list[int]] = []
         for index in sorted(range(len(sizes)), key=lambda index: sizes[index]):
-            # Sorted: the last is the longest.
+            # Sorted, so the new row is the longest of its batch.
             if (
                 not batches
                 or (len(batches[-1]) + 1) * (sizes[index] + nodes) > self.batch_tokens
-                or len(batches[-1]) >= most
+                or len(batches[-1]) >= max_rows
             ):
                 batches.append([])
             batches[-1].append(index)
@@ -397,8 +432,8 @@ class LabelScorer:
 
 
 def _shared(rows: list[list[int]]) -> int:
-    """Tokens that all prompts begin with, of which one is left to each; 0 where a pass is not worth it."""
+    """Return the length of the common prefix, leaving each prompt one token; 0 if it is too short."""
     first, last = min(rows), max(rows)
-    most = min(map(len, rows)) - 1
-    shared = next((at for at in range(most) if first[at] != last[at]), most)
+    longest = min(map(len, rows)) - 1
+    shared = next((index for index in range(longest) if first[index] != last[index]), longest)
     return shared if shared >= MIN_SHARED and len(rows) > 1 else 0

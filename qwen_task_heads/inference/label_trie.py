@@ -1,8 +1,8 @@
-"""Labels as a tree of tokens, so that what they begin with alike is computed once.
+"""Labels as a trie of tokens, so that shared prefixes of labels are computed once.
 
-Nodes attend to the prompt and to their own ancestors (tree attention, Miao et al. 2024,
-https://arxiv.org/abs/2305.09781). `score_alone` computes the same label by label; the tree is held against
-it, and it stands in where a family's attention takes no mask of four dimensions.
+Nodes attend to the prompt and to their ancestors (tree attention, Miao et al. 2024,
+https://arxiv.org/abs/2305.09781). `score_alone` computes the same label by label. The tests compare the trie
+with it, and it is used if the attention of a family does not support masks of four dimensions.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from transformers import PreTrainedModel
 
 from qwen_task_heads.hubcode.attention_task_heads import EXACT, rotates_by_length, window_of
 
-ROWS = 16384  # of the vocabulary, turned to fp32 at a time
+ROWS = 16384  # rows of the vocabulary that are converted to fp32 at a time
 
 
 def fallback_reason(model: Any) -> str | None:
-    """Why every label is scored by itself; None where the trie is exact."""
+    """Return why every label is scored alone; None if the trie is exact."""
     config = model.config.get_text_config()
     if config.model_type not in EXACT:
-        return f"the attention of {config.model_type!r} takes no tree of labels"
+        return f"the attention of {config.model_type!r} does not support a trie of labels"
     if window_of(config) is not None:
-        return "a sliding window would cut the tree of labels"
+        return "a sliding window would truncate the trie of labels"
     if rotates_by_length(config):
-        return "positions turn with the length of the row, and a tree has none of its own"
+        return "the rotation of positions depends on the length of the row, which a trie does not have"
     if config._attn_implementation not in ("sdpa", "eager"):
-        return f"attention {config._attn_implementation!r} takes no mask of four dimensions"
+        return f"attention {config._attn_implementation!r} does not support masks of four dimensions"
     return None
 
 
 @dataclass(frozen=True)
 class Trie:
-    """Labels as a tree of tokens. Node 0 is the end of the prompt; node k > 0 is token `tokens[k - 1]`.
+    """Trie of label tokens. Node 0 is the end of the prompt; node k > 0 is token `tokens[k - 1]`.
 
     Args:
-        tokens: ids of the n nodes that something follows, in an order in which parents come first.
-        depths: of the nodes, 1 below the prompt.
-        ancestors: (n, n) bool, `[i, j]` where node j is i or above it.
-        edges: (node, token) that are scored, each once.
-        steps: (label, edge) pairs: the edges whose log-probabilities a label is the sum of.
-        lengths: edges of every label.
+        tokens: ids of the n inner nodes, parents first.
+        depths: depths of the nodes, 1 below the prompt.
+        ancestors: (n, n) bool, true at `[i, j]` if node j is node i or an ancestor of it.
+        edges: (node, token) pairs that are scored, each once.
+        steps: (label, edge) pairs; the score of a label is the sum over its edges.
+        lengths: number of edges of every label.
     """
 
     tokens: torch.Tensor
@@ -56,10 +56,10 @@ class Trie:
 
 
 def make_trie(answers: Sequence[Sequence[int]]) -> Trie:
-    """Merge what answers begin with alike.
+    """Build a trie that merges shared prefixes of answers.
 
     Args:
-        answers: token ids of every label, the end included where it counts.
+        answers: token ids of every label, with the end if it is scored.
 
     Example:
         >>> from qwen_task_heads.inference.label_trie import make_trie
@@ -93,7 +93,7 @@ def make_trie(answers: Sequence[Sequence[int]]) -> Trie:
 
 
 def sum_edges(logits: torch.Tensor, trie: Trie) -> torch.Tensor:
-    """Log-probabilities of labels (B, L) float64 from the logits (B, nodes, V) of the nodes of the trie."""
+    """Return log-probabilities of labels (B, L) float64 from the logits (B, nodes, V) of the trie's nodes."""
     edges, steps = trie.edges.to(logits.device), trie.steps
     # Row by row: a float64 copy of all logits would triple the memory.
     norms = torch.stack([row.double().logsumexp(-1) for row in logits])  # (B, nodes)
@@ -103,27 +103,27 @@ def sum_edges(logits: torch.Tensor, trie: Trie) -> torch.Tensor:
 
 
 def logits_of(model: Any, *, keep: int = 0, **inputs: Any) -> torch.Tensor:
-    """Logits (B, T, V) of the last `keep` positions, or of all, of a causal language model.
+    """Return logits (B, T, V) of the last `keep` positions, or of all, of a causal language model.
 
-    Of a model in half precision, in fp32 from its last states on: logits near 20 in bf16 are steps of 1/8,
-    so probabilities would come in steps of 13% and different labels tie. Families outside `EXACT` compute
-    them themselves, as they may have more than a matrix between states and logits (soft caps, scales); so do
-    models whose last matrix is adapted or sharded.
+    For a model in half precision, the last matrix is computed in fp32. Logits near 20 in bf16 have steps of
+    1/8, so probabilities would have steps of 13%, and different labels would tie. Families outside `EXACT`
+    compute their logits themselves, because they may apply more than a matrix (soft caps, scales). So do
+    models whose last matrix has an adapter or is sharded.
 
     Args:
-        model: of `AutoModelForCausalLM`.
-        keep: as `logits_to_keep` of transformers.
-        **inputs: of the model.
+        model: model of `AutoModelForCausalLM`.
+        keep: see `logits_to_keep` of transformers.
+        **inputs: inputs of the model.
     """
     head = model.get_output_embeddings()
-    # Of one dimension where ZeRO-3 has taken it.
+    # ZeRO-3 leaves a sharded weight with one dimension.
     is_matrix = type(head) is torch.nn.Linear and head.weight.dim() == 2 and head.weight.dtype.itemsize <= 2
     family = model.config.get_text_config().model_type
     if not is_matrix or not isinstance(model, PreTrainedModel) or family not in EXACT:
         return model(**inputs, logits_to_keep=keep).logits
     states = model.base_model(**inputs).last_hidden_state[:, -keep:].float()
-    found = torch.cat([linear(states, rows.float()) for rows in head.weight.split(ROWS)], dim=-1)
-    return found if head.bias is None else found + head.bias.float()
+    logits = torch.cat([linear(states, rows.float()) for rows in head.weight.split(ROWS)], dim=-1)
+    return logits if head.bias is None else logits + head.bias.float()
 
 
 @torch.inference_mode()
@@ -134,13 +134,13 @@ def score_alone(
     *,
     length_normalized: bool = False,
 ) -> torch.Tensor:
-    """Log-scores (n, L) float64 of L answers after n prompts, every prompt with every answer by itself.
+    """Return log-scores (n, L) float64 of L answers after n prompts, one prompt and answer at a time.
 
-    Exact for any causal model, and slow; the trie is held against it.
+    This is exact for any causal model, and slow.
     """
     result = torch.empty(len(rows), len(answers), dtype=torch.float64)
-    for index, place, found in _alone(model, rows, answers):
-        result[index, place] = found / len(answers[place]) if length_normalized else found
+    for index, place, score in _alone(model, rows, answers):
+        result[index, place] = score / len(answers[place]) if length_normalized else score
     return result
 
 

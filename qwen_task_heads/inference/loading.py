@@ -1,6 +1,6 @@
-"""A trained model by its name, whatever it is: a head is opened by `Scorer`, a label writer by `LabelScorer`.
+"""Load a trained model by its name: `Scorer` for a head, `LabelScorer` for a generative classifier.
 
-Also the labels that rows of a file offer, to which the answers of either are held.
+The module also reads the candidate labels of rows, and restricts the predictions of either scorer to them.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ def open_scorer(
     int8: bool = False,
     **options: Any,
 ) -> Scorer | LabelScorer:
-    """Open what a recipe trained.
+    """Load the scorer of a model that a recipe trained.
 
     Args:
         name: repo id or folder.
         revision: branch, tag or commit.
-        hub: where ids are looked up.
-        batch_tokens: as of the scorer; its own default when None.
-        int8: as of `Scorer`.
-        **options: of the scorer: `dtype`, `device`, `progress`.
+        hub: hub of the id.
+        batch_tokens: see the scorer; its default if None.
+        int8: see `Scorer`.
+        **options: options of the scorer: `dtype`, `device`, `progress`.
 
     Raises:
-        TaskHeadsError: no such model, one that neither scorer opens, or int8 with a label writer.
+        TaskHeadsError: no such model, a model that neither scorer loads, or int8 with a generative
+            classifier.
 
     Example:
         >>> import tempfile
@@ -65,23 +66,30 @@ def open_scorer(
     if batch_tokens is not None:
         options["batch_tokens"] = batch_tokens
     path = None
-    with suppress(TaskHeadsError):  # no such model: `Scorer` says which there are
+    with suppress(TaskHeadsError):  # if the model does not exist, `Scorer` raises
         path = file_of(name, LABEL_PROMPT, revision=revision, hub=hub)
     if path is None:
         return Scorer(name, revision=revision, hub=hub, int8=int8, **options)
     if int8:
-        found, accepted = "true with a model that writes its labels", "a model with a head"
-        raise TaskHeadsError(Problem("int8", f"found {found}", accepted, "drop it"))
+        raise TaskHeadsError(
+            Problem(
+                "int8",
+                "found true with a generative classifier",
+                "a model with a head",
+                "drop it",
+                code="option-unsupported",
+            )
+        )
     return LabelScorer.from_pretrained(name, revision=revision, hub=hub, **options)
 
 
 def labels_to_choose(
     model: str | Path | Scorer | LabelScorer, *, revision: str | None = None, hub: str = HUGGINGFACE
 ) -> LabelMap:
-    """The labels of which a model gives every text one; of a name, without loading its weights.
+    """Return the labels of a model with one label per text; for a name, without loading its weights.
 
     Raises:
-        TaskHeadsError: no such model, or one that does something else.
+        TaskHeadsError: no such model, or a model without exactly one label per text.
     """
     if isinstance(model, LabelScorer):
         return model.prompts.labels
@@ -90,37 +98,47 @@ def labels_to_choose(
         task = {} if model.is_title_scorer else {"labels": LabelMap.of_config(config)}
         kind = None if model.is_title_scorer else config.problem_type
     elif path := file_of(str(model), LABEL_PROMPT, revision=revision, hub=hub):
-        written: LabelMap = read_label_prompt(path)["labels"]
-        return written
+        saved_labels: LabelMap = read_label_prompt(path)["labels"]
+        return saved_labels
     else:
         task = saved_task(str(model), revision=revision, hub=hub)
         kind = task.get("problem_type")
     labels: LabelMap | None = task.get("labels")
     if labels is not None and (kind or (ONE_LABEL[0] if len(labels) > 1 else None)) in ONE_LABEL:
         return labels
-    found = f"found with {kind or 'a model without labels'}"
-    raise TaskHeadsError(Problem("--candidates", found, f"with {', '.join(ONE_LABEL)}", "drop it"))
+    raise TaskHeadsError(
+        Problem(
+            "--candidates",
+            f"found with {f'a {kind} model' if kind else 'a model without labels'}",
+            f"a {' or '.join(ONE_LABEL)} model",
+            "drop it",
+            code="option-unsupported",
+        )
+    )
 
 
 def with_candidates(
     items: Iterable[tuple[str, TextInput | Problem]], *, column: str, labels: LabelMap
 ) -> Iterator[tuple[str, TextInput | Problem]]:
-    """Texts with the labels that their rows offer; a row whose column is empty offers all.
+    """Add the candidate labels of the rows to the texts; an empty cell means all labels.
 
     Args:
-        items: of `read_inputs`.
-        column: holds names or aliases of labels, as a list or separated by commas.
-        labels: those of the model.
+        items: items of `read_inputs`.
+        column: column with names or aliases of labels, as a list or separated by commas.
+        labels: labels of the model.
 
     Returns:
-        The same items; in the place of a row that offers something else, an `InputProblem`.
+        The same items, with an `InputProblem` in place of a row with invalid candidates.
     """
     for where, item in items:
-        yield where, offer_of(item, column=column, labels=labels) if isinstance(item, TextInput) else item
+        if isinstance(item, TextInput):
+            yield where, resolve_candidates(item, column=column, labels=labels)
+        else:
+            yield where, item
 
 
-def offer_of(item: TextInput, *, column: str, labels: LabelMap) -> TextInput | InputProblem:
-    """A text with the labels that its row offers, or what is wrong with them."""
+def resolve_candidates(item: TextInput, *, column: str, labels: LabelMap) -> TextInput | InputProblem:
+    """Return a text with the candidate labels of its row, or the problem of invalid candidates."""
     value = item.row.get(column)
     if value is None or value == [] or (isinstance(value, str) and value.strip() in ("", "[]")):
         return item
@@ -130,25 +148,37 @@ def offer_of(item: TextInput, *, column: str, labels: LabelMap) -> TextInput | I
         reader.problems += _wrong_names(names, where=item.source, column=column, labels=labels)
     if reader.problems:
         first = reader.problems[0]
-        return InputProblem(first.where, first.problem, first.expected, first.fix, item.row)
+        return InputProblem(first.where, first.problem, first.expected, first.fix, item.row, code=first.code)
     places = sorted(labels.spelled[name] for name in names)
     return replace(item, candidates=tuple(labels.names[place] for place in places))
 
 
 def _wrong_names(names: Iterable[str], *, where: str, column: str, labels: LabelMap) -> list[Problem]:
-    """Names that the model does not know, or that mean one label."""
+    """Return the problem of a name that is unknown or repeats a label, or []."""
     known: dict[int, str] = {}
     for name in names:
         place = labels.spelled.get(name)
         if place is None:
             near = labels.near(name)
-            remedy = "correct the row" if near is None else f"did you mean {shorten(near)}?"
-            accepted = f"labels of the model: {shorten(labels.names)}"
-            return [Problem(where, f"found {shorten(name)} in {column!r}", accepted, remedy)]
+            return [
+                Problem(
+                    where,
+                    f"found {shorten(name)} in {column!r}",
+                    f"labels of the model: {shorten(labels.names)}",
+                    "correct the row" if near is None else f"did you mean {shorten(near)}?",
+                    code="label-unknown",
+                )
+            ]
         if place in known:
             both = f"{shorten(known[place])} and {shorten(name)}, both {shorten(labels.names[place])}"
             return [
-                Problem(where, f"found {both}, in {column!r}", "each label once", "remove one of the two")
+                Problem(
+                    where,
+                    f"found {both}, in {column!r}",
+                    "each label once",
+                    "remove one of the two",
+                    code="label-conflict",
+                )
             ]
         known[place] = name
     return []
@@ -162,13 +192,14 @@ def choose(
     text_pairs: Iterable[str] | None = None,
     **options: Any,
 ) -> list[Prediction]:
-    """Answers that are held to what each text offers: the probabilities are over these labels.
+    """Predict within the candidate labels of each text; probabilities are over the candidates.
 
     Args:
-        scorer: of n texts.
+        scorer: the scorer.
+        texts: n texts.
         candidates: per text, names of labels; () for all.
-        text_pairs: as of `Scorer.predict`.
-        **options: of `predict`.
+        text_pairs: see `Scorer.predict`.
+        **options: options of `predict`.
 
     Example:
         >>> from qwen_task_heads import build, load_tokenizer
@@ -181,14 +212,16 @@ def choose(
     """
     given = rows_of("texts", texts)
     pairs = None if text_pairs is None else rows_of("text_pairs", text_pairs)
-    offered = [tuple(one) if one else () for one in candidate_rows(candidates, count=len(given))]
+    restrictions = [tuple(names) if names else () for names in candidate_rows(candidates, count=len(given))]
     if isinstance(scorer, LabelScorer):
         options = {name: value for name, value in options.items() if value is not None}
-        return scorer.predict(given, candidates=[one or None for one in offered], **options)
-    if not any(offered):
+        return scorer.predict(given, candidates=[names or None for names in restrictions], **options)
+    if not any(restrictions):
         return scorer.predict(given, text_pairs=pairs, **options)
-    offers = zip(given, offered, strict=True)
-    rows = [TextExample(text=text, target=0, candidates=one) for text, one in offers]
+    rows = [
+        TextExample(text=text, target=0, candidates=names)
+        for text, names in zip(given, restrictions, strict=True)
+    ]
     logits = scorer.logits(given, text_pairs=pairs)
-    held = torch.from_numpy(within(logits.numpy(), rows, labels=LabelMap.of_config(scorer.config)))
-    return to_predictions(held, scorer.config, texts=given, text_pairs=pairs, **options)
+    restricted = torch.from_numpy(within(logits.numpy(), rows, labels=LabelMap.of_config(scorer.config)))
+    return to_predictions(restricted, scorer.config, texts=given, text_pairs=pairs, **options)

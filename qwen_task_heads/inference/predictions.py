@@ -1,4 +1,4 @@
-"""Logits to answers that name their labels, by the model's problem type.
+"""Convert logits to predictions with label names, by the problem type of the model.
 
 | problem type | answer | options |
 |---|---|---|
@@ -7,8 +7,8 @@
 | regression | `score`, or one per output in `scores` | none |
 | ordinal | `label` (the most probable), `probabilities`, `expected_rank` | `top_k`, `abstain`, `max_error` |
 
-An option that means nothing for a problem type is refused, because a threshold that is passed over in
-silence looks like one that was obeyed. Probabilities are computed in float64, so that they sum to 1.
+An option that a problem type does not have is refused instead of ignored. Probabilities are computed in
+float64, so that they sum to 1.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ OPTIONS = {
     "ordinal": ("top_k", "abstain", "max_error"),
 }
 THRESHOLD = 0.5
-DIGITS = 6  # decimals in files; float32 has no more, and two machines may differ in the last one
+DIGITS = 6  # decimals in files; float32 has no more, and the last one may differ between machines
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says about one text. What does not apply to its problem type is empty.
+    """Prediction for one text. Fields that the problem type does not have are empty.
 
     Args:
-        text: the text, as it was given.
+        text: the text as given.
         text_b: the second text of a pair, or "".
-        label: the label's name; None where the model abstains, and for multi-label and regression.
-        labels: of multi-label, the names at or over the threshold, best first; maybe none.
-        score: of regression with one output.
-        scores: of regression, by output name.
-        probabilities: of every label, by name, in the order of the ids.
+        label: name of the label; None if the model abstains, and for multi-label and regression.
+        labels: for multi-label, the names with a probability at or over the threshold, best first.
+        score: for regression with one output.
+        scores: for regression, by output name.
+        probabilities: probability of every label by name, in the order of the ids.
         ranked: (name, probability), best first; the first `top_k`, or all.
-        expected_rank: of ordinal, the mean of the label's id (0..K-1) under the probabilities.
-        error: why a bad row has no answer, where it was kept; else None.
+        expected_rank: for ordinal, the mean of the label's id (0..K-1) under the probabilities.
+        error: the error of an invalid row that was kept; else None.
     """
 
     text: str
@@ -63,16 +63,16 @@ class Prediction:
 
     @property
     def probability(self) -> float | None:
-        """The best label's probability, of single-label and ordinal models; else None."""
+        """Probability of the best label, for single-label and ordinal models; else None."""
         if self.labels is not None or not self.probabilities:
             return None
         return max(self.probabilities.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the answer without the text, for JSON: only what applies, rounded to 6 decimals.
+        """Return the prediction for JSON, without the text and empty fields, rounded to 6 decimals.
 
-        `probabilities` are those of `ranked`, best first; an abstention is a `label` of null. A bad row that
-        was kept has its `error` alone.
+        `probabilities` are those of `ranked`, best first; an abstention is a `label` of null. An invalid row
+        that was kept has only its `error`.
         """
         if self.error is not None:
             return {"error": self.error}
@@ -92,7 +92,7 @@ class Prediction:
 
 
 def answer_columns(config: Any) -> list[str]:
-    """The keys of `Prediction.as_dict` for a model; of a title scorer, `score`."""
+    """Return the keys of `Prediction.as_dict` for a model; `score` for a title scorer."""
     kind = problem_type_of(config)
     if kind == "regression":
         return ["score" if config.num_labels == 1 else "scores"]
@@ -109,10 +109,10 @@ def check_options(
     abstain: float | None = None,
     max_error: float | None = None,
 ) -> None:
-    """Refuse options that do not fit the problem type, and values out of range, all at once.
+    """Validate the options of a prediction for a problem type.
 
     Raises:
-        TaskHeadsError: with one problem per option.
+        TaskHeadsError: one problem per option that the problem type does not have or that is out of range.
     """
     problems = []
     options = {"top_k": top_k, "threshold": threshold, "abstain": abstain, "max_error": max_error}
@@ -120,40 +120,63 @@ def check_options(
         if value is None:
             continue
         if name not in OPTIONS[problem_type]:
-            fitting = [kind for kind, options in OPTIONS.items() if name in options]
+            fitting = [kind for kind, names in OPTIONS.items() if name in names]
             problems.append(
                 Problem(
                     name,
                     f"found {value} with a {problem_type} model",
-                    f"with {' and '.join(fitting)}",
+                    f"a {' or '.join(fitting)} model",
                     "drop it",
+                    code="option-unsupported",
                 )
             )
         elif name == "top_k":
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                accepted = "a whole number from 1; all labels if there are fewer"
-                problems.append(Problem(name, f"found {shorten(value)}", accepted, "correct it"))
+                problems.append(
+                    Problem(
+                        name,
+                        f"found {shorten(value)}",
+                        "an integer of 1 or more; all labels if there are fewer",
+                        "choose such as 3",
+                        code="option-range",
+                    )
+                )
         elif not 0 <= value <= 1:
-            problems.append(Problem(name, f"found {value}", "a probability from 0 to 1", "correct it"))
+            problems.append(
+                Problem(
+                    name,
+                    f"found {value}",
+                    "a probability from 0 to 1",
+                    "choose such as 0.5",
+                    code="option-range",
+                )
+            )
     if abstain is not None and max_error is not None:
-        found, accepted = "found it beside abstain", "one of the two"
-        problems.append(Problem("max_error", found, accepted, "drop one"))
+        problems.append(
+            Problem(
+                "max_error",
+                "found max_error and abstain",
+                "one of the two",
+                "drop one",
+                code="option-conflict",
+            )
+        )
     if problems:
         raise TaskHeadsError(problems)
 
 
 def confidence_for(max_error: float, config: Any) -> float:
-    """Return the probability below which a model abstains, for a wanted rate of wrong answers.
+    """Return the probability below which a model abstains, for a maximal error rate.
 
-    The rate is held against the upper end of the 95% interval of the error on dev, because the error of the
-    rows that were chosen by it is too low itself. Of the coverages that keep to it the largest is taken.
+    The rate is compared with the upper end of the 95% interval of the error on dev, because the error itself
+    is biased low after this choice. Among the coverages within the rate, the largest is chosen.
 
     Args:
-        max_error: share of wrong answers among those that are given.
-        config: of the model, whose run has stored a risk-coverage curve.
+        max_error: share of wrong answers among those given.
+        config: config of the model, with a stored risk-coverage curve.
 
     Raises:
-        TaskHeadsError: no such curve, or a rate below all that dev can show.
+        TaskHeadsError: a config without the curve, or a rate below all rates of the curve.
 
     Source: Geifman & El-Yaniv 2017, https://arxiv.org/abs/1705.08500.
 
@@ -165,30 +188,40 @@ def confidence_for(max_error: float, config: Any) -> float:
         >>> confidence_for(0.05, PooledClassifierConfig(calibration={"risk_coverage": curve}))
         0.8
     """
-    # A model that writes its labels has a config without the field.
+    # The config of a generative classifier does not have the field.
     curve = (config.__dict__.get("calibration") or {}).get("risk_coverage")
     if not curve:
-        found, accepted = f"{max_error} with a model that has no risk-coverage curve", "a model that has one"
         raise TaskHeadsError(
-            Problem("max_error", f"found {found}", accepted, "give abstain, or train it again")
+            Problem(
+                "max_error",
+                f"found {max_error} with a model without a risk-coverage curve",
+                "a model with a risk-coverage curve",
+                "give abstain, or train it again",
+                code="option-unsupported",
+            )
         )
     fitting = [row for row in curve if row["upper"] <= max_error]
     if not fitting:
         lowest = math.ceil(1000 * min(row["upper"] for row in curve)) / 1000
-        accepted = f"{lowest:g} or more, which the rows of dev can show"
         raise TaskHeadsError(
-            Problem("max_error", f"found {max_error:g}", accepted, f"give {lowest:g}, or abstain")
+            Problem(
+                "max_error",
+                f"found {max_error:g}",
+                f"{lowest:g} or more, the lowest rate that the dev rows support",
+                f"give {lowest:g}, or abstain",
+                code="option-range",
+            )
         )
     return float(max(fitting, key=lambda row: row["coverage"])["confidence"])
 
 
 def problem_type_of(config: Any) -> str:
-    """The problem type of a model's config; where none is stated, that which its loss would assume."""
+    """Return the problem type of a config; if it has none, the type that the loss would assume."""
     return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
 
 
 def thresholds_of(config: Any, threshold: float | None = None) -> list[float]:
-    """Thresholds (L) of a multi-label model: the one given, else those of its config, else 0.5."""
+    """Return the thresholds (L) of a multi-label model: the given one, else those of its config, else 0.5."""
     if threshold is not None:
         return [threshold] * config.num_labels
     return list(config.label_thresholds or [THRESHOLD] * config.num_labels)
@@ -206,21 +239,22 @@ def to_predictions(
     max_error: float | None = None,
     errors: Mapping[int, str] | None = None,
 ) -> list[Prediction]:
-    """Turn logits (N, L) into N predictions; with errors, into one more for each bad row.
+    """Convert logits (N, L) to N predictions; with errors, to one more for each invalid row.
 
     Args:
-        logits: of a `PooledClassifier`; of an ordinal one they are log-probabilities.
-        config: its config, for the problem type and the names of the labels.
-        texts: the N texts, with the bad rows at their places.
+        logits: logits of a `PooledClassifier`; for an ordinal one they are log-probabilities.
+        config: config of the model, with the problem type and the names of the labels.
+        texts: the N texts, and the invalid rows at their indices.
         text_pairs: as many second texts, or None.
-        top_k: how many labels `ranked` holds; all when None, or if there are fewer.
-        threshold: of multi-label: labels at or over it are predicted; those of the config when None, or 0.5.
-        abstain: `label` is None where the best probability is below it.
-        max_error: as `abstain`, by a wanted rate of wrong answers; see `confidence_for`.
-        errors: of bad rows, which have no logits, by their place.
+        top_k: number of labels in `ranked`; all if None or if there are fewer.
+        threshold: for multi-label, labels at or over it are predicted; if None, the thresholds of the
+            config, or 0.5.
+        abstain: `label` is None if the best probability is below it.
+        max_error: like `abstain`, by a maximal error rate; see `confidence_for`.
+        errors: errors of invalid rows, which have no logits, by their index.
 
     Raises:
-        TaskHeadsError: an option that does not fit the problem type, or a value out of range.
+        TaskHeadsError: an option that the problem type does not have, or a value out of range.
 
     Example:
         >>> import torch
@@ -244,19 +278,19 @@ def to_predictions(
     given = list(zip(without(rows, bad), without(seconds, bad), strict=True))
     values = logits.double()
     if kind == "regression":
-        found = [
+        predictions = [
             Prediction(
                 text, pair, score=row[0] if len(row) == 1 else None, scores=dict(zip(names, row, strict=True))
             )
             for (text, pair), row in zip(given, values.tolist(), strict=True)
         ]
-        return in_place(found, failed)
+        return in_place(predictions, failed)
     several = kind == "multi_label_classification"
     probabilities = values.sigmoid() if several else values.softmax(1)  # (N, L)
     least = thresholds_of(config, threshold) if several else ()
     answers = []
     for (text, pair), row in zip(given, probabilities.tolist(), strict=True):
-        best = sorted(range(len(row)), key=lambda index: -row[index])  # equal ones keep the order of the ids
+        best = sorted(range(len(row)), key=lambda index: -row[index])  # ties keep the order of the ids
         common: dict[str, Any] = {
             "probabilities": dict(zip(names, row, strict=True)),
             "ranked": tuple((names[index], row[index]) for index in best[:top_k]),

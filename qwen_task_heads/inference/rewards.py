@@ -1,13 +1,13 @@
-"""A title scorer as a reward: for trl's GRPO, and for picking the best of several completions.
+"""Rewards from a title scorer, for trl's GRPO and for best-of-n selection.
 
 Design:
-- A completion is not a title: thinking, tags and control tokens are taken off before it is scored, so that a
-  writer is paid for the title and not for its wrapping.
-- Scores have no unit. A reward counts in standard deviations of the scores of real titles: 0 is an average
-  title of the scorer's dev set. The constants stand in the scorer's config (`reward_mean` and the like),
-  where the run that trained it wrote them.
-- What holds no title gets less than every title beside it: silence must never pay. Titles are not clipped to
-  achieve that, for equal rewards teach nothing, and a writer may start far below the titles of people.
+- Thinking, tags and control tokens are removed from a completion, so that only its title is scored.
+- Scores have no unit. A reward is in standard deviations of the scores of real titles, and 0 is the mean of
+  the scorer's dev titles. The constants (`reward_mean` and others) are in the scorer's config, written by its
+  training.
+- A completion without a title gets a lower reward than every title of the call. Rewards of titles are not
+  clipped for this, because equal rewards give no gradient, and the first titles of a generator may score far
+  below real ones.
 
 Sources: GRPO, Shao et al. 2024, arXiv:2402.03300; best of n, Stiennon et al. 2020, arXiv:2009.01325; length
 as what reward models overrate, Singhal et al. 2023, arXiv:2310.03716.
@@ -31,12 +31,12 @@ from qwen_task_heads.hubcode.encoding_task_heads import as_list
 from qwen_task_heads.inference.inputs import rows_of
 from qwen_task_heads.inference.scorer import Scorer
 
-LOWEST = -5.0  # standard deviations under an average title
+LOWEST = -5.0  # standard deviations from the mean
 THINK, THOUGHT = (re.compile(tag, re.IGNORECASE) for tag in ("<think>", "</think>"))
 OPENING, CLOSING = (re.compile(tag, re.IGNORECASE) for tag in ("<title>", "</title>"))
-KEYCAP = re.compile("[0-9#*]\ufe0f?\u20e3")  # an emoji that begins with a digit
-UNSEEN = frozenset("\u115f\u1160\u3164\uffa0")  # letters of Unicode without a glyph
-WORDS = ("Lu", "Ll", "Lt", "Lo", "Nd", "Nl", "No")  # categories of letters and numbers, of any script
+KEYCAP = re.compile("[0-9#*]\ufe0f?\u20e3")  # an emoji that starts with a digit
+UNSEEN = frozenset("\u115f\u1160\u3164\uffa0")  # Unicode letters without a glyph
+WORDS = ("Lu", "Ll", "Lt", "Lo", "Nd", "Nl", "No")  # Unicode categories of letters and numbers
 CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext)\|>")
 CONSTANTS = ("reward_mean", "reward_std", "reward_length_mean", "reward_length_slope")
 
@@ -45,18 +45,18 @@ Completion = str | Sequence[Message]  # plain text, or the messages of a convers
 
 
 def reward_constants(scores: ArrayLike, lengths: ArrayLike) -> dict[str, float]:
-    """What a title scorer's config holds for rewards: the fields `reward_*` of `TitleScorerConfig`.
+    """Compute the constants of rewards: the fields `reward_*` of `TitleScorerConfig`.
 
     Args:
         scores: (N,) scores of different titles, with their prompts if they have any.
-        lengths: (N,) their lengths in characters.
+        lengths: (N,) lengths of the titles in characters.
 
     Returns:
         Mean and standard deviation of the scores, mean length, and the slope of the least-squares line of
-        score over length, in score per character (0 where all titles are equally long).
+        score over length, in score per character (0 if all titles have the same length).
 
     Raises:
-        TaskHeadsError: no titles, other lengths than scores, or values that are not finite.
+        TaskHeadsError: no titles, another number of lengths than of scores, or values that are not finite.
 
     Example:
         >>> from qwen_task_heads.inference.rewards import reward_constants
@@ -65,9 +65,15 @@ def reward_constants(scores: ArrayLike, lengths: ArrayLike) -> dict[str, float]:
     """
     s, n = np.asarray(scores, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
     if s.ndim != 1 or s.shape != n.shape or not s.size or not (np.isfinite(s).all() and np.isfinite(n).all()):
-        found = f"found shapes {s.shape} and {n.shape}, or values that are not finite"
-        accepted = "as many finite scores as lengths, at least one"
-        raise TaskHeadsError(Problem("reward_constants", found, accepted, "check what is passed"))
+        raise TaskHeadsError(
+            Problem(
+                "reward_constants",
+                f"found shapes {s.shape} and {n.shape}, or values that are not finite",
+                "as many finite scores as lengths, at least one",
+                "check both arguments",
+                code="argument-type",
+            )
+        )
     spread = n - n.mean()
     slope = float(spread @ s / (spread @ spread)) if spread.any() else 0.0
     values = (float(s.mean()), float(s.std()), float(n.mean()), slope)
@@ -75,12 +81,12 @@ def reward_constants(scores: ArrayLike, lengths: ArrayLike) -> dict[str, float]:
 
 
 def title_of(completion: Completion) -> str:
-    """The title that a completion holds, in one line; "" if it holds none. Linear time.
+    """Return the title of a completion in one line, or "" if it has none; in linear time.
 
     Args:
-        completion: text, or messages of which the assistant's are read. All up to `</think>` is thinking, and
-            all after a `<think>` that is never closed. Of `<title>…</title>` the first is the title; without
-            the tags the whole answer is. A title has a letter or a number, of any script.
+        completion: text, or messages, of which those of the assistant are read. Text up to `</think>`, and
+            after an unclosed `<think>`, is thinking. The title is the first `<title>…</title>`, or the whole
+            answer without these tags. A title has a letter or a number of any script.
 
     Example:
         >>> from qwen_task_heads.inference.rewards import title_of
@@ -90,7 +96,7 @@ def title_of(completion: Completion) -> str:
         ('', '')
     """
     text = _text_of(completion, role="assistant")
-    text = THOUGHT.split(text)[-1]  # the opening tag may stand in the prompt
+    text = THOUGHT.split(text)[-1]  # the opening tag may be in the prompt
     text = CONTROL.sub(" ", THINK.split(text, maxsplit=1)[0])
     text = OPENING.split(text, maxsplit=1)[-1]
     text = OPENING.sub(" ", CLOSING.split(text, maxsplit=1)[0])
@@ -98,7 +104,7 @@ def title_of(completion: Completion) -> str:
 
 
 def has_words(text: str) -> bool:
-    """Return whether a text holds a letter or a number of any script; marks and pictures alone are no title.
+    """Return whether a text has a letter or a number of any script.
 
     Example:
         >>> from qwen_task_heads.inference.rewards import has_words
@@ -110,7 +116,7 @@ def has_words(text: str) -> bool:
 
 
 def _text_of(content: Completion, *, role: str) -> str:
-    """Plain text as it is; of messages those of a role, with the text parts of each."""
+    """Return plain text unchanged; for messages, the text parts of those of a role."""
     if isinstance(content, str):
         return content
     parts: list[str] = []
@@ -126,15 +132,28 @@ def _text_of(content: Completion, *, role: str) -> str:
 
 
 def _read_completions(where: str, completions: Any) -> list[Any]:
-    """Texts or conversations of a list, an array or a Series; anything else, and one text, is refused."""
-    accepted = "texts, or conversations: lists of messages"
+    """Return the texts or conversations of a list-like argument, and validate them."""
     rows = as_list(completions)
     if rows is None:
         found = "one text" if isinstance(completions, str) else type(completions).__name__
-        raise TaskHeadsError(Problem(where, f"found {found}", f"a list of {accepted}", "put it in a list"))
+        raise TaskHeadsError(
+            Problem(
+                where,
+                f"found {found}",
+                "a list of texts, or of conversations (lists of messages)",
+                "put it in a list",
+                code="argument-type",
+            )
+        )
     rows = [row if (messages := as_list(row)) is None else messages for row in rows]
     problems = [
-        Problem(f"{where}[{place}]", f"found {shorten(one)}", accepted, "pass what the writer wrote")
+        Problem(
+            f"{where}[{place}]",
+            f"found {shorten(one)}",
+            "a text, or a conversation (a list of messages)",
+            "pass the completion as the model generated it",
+            code="value-type",
+        )
         for place, one in enumerate(rows)
         if not isinstance(one, str)
         and not (isinstance(one, list) and all(isinstance(message, Mapping) for message in one))
@@ -145,14 +164,27 @@ def _read_completions(where: str, completions: Any) -> list[Any]:
 
 
 def _check_numbers(*, lowest: Any, length_penalty: Any) -> None:
-    """Refuse what is no finite number, and a share of length outside 0 to 1."""
+    """Raise if `lowest` is not a finite number, or `length_penalty` not from 0 to 1."""
     problems = []
     if not isinstance(lowest, Real) or not np.isfinite(float(lowest)):
-        problems.append(Problem("lowest", f"found {shorten(lowest)}", "a finite number", "choose such as -5"))
-    if not isinstance(length_penalty, Real) or not 0 <= float(length_penalty) <= 1:
-        accepted = "0 (its taste for length stays) to 1 (it is taken away)"
         problems.append(
-            Problem("length_penalty", f"found {shorten(length_penalty)}", accepted, "choose such as 0.5")
+            Problem(
+                "lowest",
+                f"found {shorten(lowest)}",
+                "a finite number",
+                "choose such as -5",
+                code="option-range",
+            )
+        )
+    if not isinstance(length_penalty, Real) or not 0 <= float(length_penalty) <= 1:
+        problems.append(
+            Problem(
+                "length_penalty",
+                f"found {shorten(length_penalty)}",
+                "0 (the length bias is kept) to 1 (it is removed)",
+                "choose such as 0.5",
+                code="option-range",
+            )
         )
     if problems:
         raise TaskHeadsError(problems)
@@ -160,7 +192,7 @@ def _check_numbers(*, lowest: Any, length_penalty: Any) -> None:
 
 @dataclass(frozen=True)
 class Best:
-    """The best of several completions: its title, its place among them, and the rewards of all."""
+    """The best of several completions: its title, its index, and the rewards of all."""
 
     title: str
     index: int
@@ -169,7 +201,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Paid:
-    """What one completion was paid: what the user asked, the title, its reward, and the whole completion."""
+    """The reward of one completion, with the user's prompt, the title and the whole completion."""
 
     prompt: str
     title: str
@@ -178,30 +210,30 @@ class Paid:
 
 
 class TitleReward:
-    """Rewards for the titles in completions, by a trained title scorer; a `reward_funcs` entry of trl.
+    """Rewards for the titles in completions, from a trained title scorer; a `reward_funcs` entry of trl.
 
     A reward is `(score − length_penalty · slope · (length − mean length) − mean) / standard deviation`.
-    Equal titles of a call are scored once; rows are packed. In a run of several processes each has its own
-    scorer.
+    Equal titles of a call are scored once, and rows are packed. In a run of several processes, each process
+    has its own scorer.
 
     Args:
         scorer: a `Scorer`, or repo id or folder of a title scorer.
-        normalise: count in standard deviations from an average title, by the constants of the scorer's
-            config. False gives its scores; the order is the same.
-        length_penalty: share of the scorer's linear taste for length that is taken away: 0 leaves it,
-            1 removes it. What of it was deserved is lost too. Lengths are in characters.
-        lowest: reward of a completion without a title, in the units of the rewards; where a title of the same
-            call gets as little, the completion gets one less than that title.
-        context: column of the training data with what the scorer reads beside a title, such as the article;
-            `prompt` for the prompts themselves (the user's messages). None: titles alone.
-        options: of `Scorer` where a name is given: `device`, `revision`, `hub`, `dtype`, `batch_tokens`.
+        normalise: whether rewards are in standard deviations from the mean, by the constants of the scorer's
+            config. With False they are the scores, in the same order.
+        length_penalty: share of the scorer's linear length bias that is removed, from 0 to 1. An effect of
+            length that is justified is removed too. Lengths are in characters.
+        lowest: reward of a completion without a title, in the units of the rewards. If a title of the same
+            call has this reward or less, the completion gets one less than that title.
+        context: column of the training data with the context that the scorer reads with a title, such as the
+            article; `prompt` for the prompts (the user's messages). None for titles only.
+        options: options of `Scorer` if a name is given: `device`, `revision`, `hub`, `dtype`, `batch_tokens`.
 
     Attributes:
-        last: what the completions of the last call were paid, in their order; for people to read.
+        last: the rewards of the completions of the last call, in their order, for logging.
 
     Raises:
-        TaskHeadsError: a classifier, a scorer without the constants that are asked for, or a share of length
-            outside 0 to 1.
+        TaskHeadsError: a classifier, a scorer without the needed constants, or a `length_penalty` outside
+            0 to 1.
 
     Example:
         >>> from qwen_task_heads import Scorer, TitleReward, build, load_tokenizer
@@ -212,7 +244,7 @@ class TitleReward:
         (2, True)
     """
 
-    __name__ = "title_reward"  # under which trl logs it
+    __name__ = "title_reward"  # the name in trl's logs
 
     def __init__(
         self,
@@ -231,22 +263,33 @@ class TitleReward:
         )
         self.lowest, self.context = float(lowest), context
         if not self.scorer.is_title_scorer:
-            found, accepted = "found a classifier", "a title scorer"
-            raise TaskHeadsError(Problem("TitleReward", found, accepted, "name a model of reward_titles.py"))
+            raise TaskHeadsError(
+                Problem(
+                    "TitleReward",
+                    "found a classifier",
+                    "a title scorer",
+                    "name a model of recipes/reward_titles.py",
+                    code="model-type",
+                )
+            )
         config = self.scorer.model.config.to_dict()
         known = {name: config[name] for name in CONSTANTS}
         self.mean, self.std, self.length_mean, slope = 0.0, 1.0, 0.0, 0.0
         if normalise or length_penalty:
             missing = [name for name, value in known.items() if value is None]
             if missing or (normalise and not known["reward_std"]):
-                found = (
-                    f"found no {', '.join(missing)}"
-                    if missing
-                    else "found reward_std 0: all titles score alike"
+                name = str(self.scorer.model.config.name_or_path) or "the scorer"
+                raise TaskHeadsError(
+                    Problem(
+                        f"config of {shorten(name)}",
+                        f"{', '.join(missing)} not set"
+                        if missing
+                        else "found reward_std 0: all scores equal",
+                        "constants of its dev titles",
+                        "train it by recipes/reward_titles.py, or pass normalise=False and no length_penalty",
+                        code="config-invalid",
+                    )
                 )
-                remedy = "train it by recipes/reward_titles.py, or pass normalise=False and no length_penalty"
-                where = f"config of {shorten(str(self.scorer.model.config.name_or_path) or 'the scorer')}"
-                raise TaskHeadsError(Problem(where, found, "constants of its dev titles", remedy))
             self.length_mean, slope = known["reward_length_mean"], known["reward_length_slope"]
         if normalise:
             self.mean, self.std = known["reward_mean"], known["reward_std"]
@@ -261,21 +304,22 @@ class TitleReward:
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> list[float]:
-        """Rewards of n completions, as trl's `GRPOTrainer` calls it.
+        """Return the rewards of n completions; called by trl's `GRPOTrainer`.
 
         Args:
             prompts: n prompts, texts or conversations.
             completions: n completions, texts or conversations.
-            completion_ids: not read; trl passes it.
-            log_metric: trl's logger; gets the mean length of the titles and the share of completions without.
-            columns: n values of each column of the training data; `context` is read, the rest is not.
+            completion_ids: ignored; trl passes it.
+            log_metric: trl's logger; receives the mean length of the titles and the share of completions
+                without a title.
+            columns: n values of each column of the training data; only `context` is read.
 
         Returns:
-            n finite numbers, never None.
+            n finite numbers.
 
         Raises:
-            TaskHeadsError: completions that are no texts or conversations, `context` names no column, or the
-                numbers of prompts and completions differ.
+            TaskHeadsError: completions that are neither texts nor conversations, an unknown column in
+                `context`, or different numbers of prompts and completions.
         """
         completions = _read_completions("completions", completions)
         prompts = rows_of("prompts", prompts)
@@ -285,14 +329,28 @@ class TitleReward:
             contexts = [_text_of(prompt, role="user") for prompt in prompts]
         elif self.context is not None:
             if self.context not in columns:
-                found = f"found no column {self.context!r}"
-                accepted = "prompt, " + ", ".join(sorted(columns))
-                raise TaskHeadsError(Problem("context", found, accepted, "name a column of the data"))
+                raise TaskHeadsError(
+                    Problem(
+                        "context",
+                        f"column {self.context!r} is missing",
+                        "prompt, " + ", ".join(sorted(columns)),
+                        "name a column of the data",
+                        code="column-missing",
+                    )
+                )
             values = rows_of(self.context, columns[self.context])
-            contexts = ["" if not value or value != value else str(value) for value in values]  # NaN: none
+            # An empty value, None and NaN mean no context.
+            contexts = ["" if not value or value != value else str(value) for value in values]
         if len(contexts) != len(titles):
-            found = f"found {len(contexts)} prompts for {len(titles)} completions"
-            raise TaskHeadsError(Problem("TitleReward", found, "as many", "pass one for each"))
+            raise TaskHeadsError(
+                Problem(
+                    "TitleReward",
+                    f"found {len(contexts)} prompts for {len(titles)} completions",
+                    "one prompt per completion",
+                    "pass one for each",
+                    code="argument-type",
+                )
+            )
         if log_metric is not None and titles:
             log_metric("title_characters", float(np.mean([len(title) for title in titles])))
             log_metric("without_title", float(np.mean([not title for title in titles])))
@@ -304,10 +362,14 @@ class TitleReward:
         return rewards
 
     def best_of_n(self, completions: Sequence[Completion], *, prompt: str = "") -> Best:
-        """The best of n completions, the first of equals; `prompt` is what the scorer reads beside a title.
+        """Return the best of n completions, the first one of ties.
+
+        Args:
+            completions: n completions, texts or conversations.
+            prompt: the context that the scorer reads with a title.
 
         Raises:
-            TaskHeadsError: no list of texts or conversations, or no completion holds a title.
+            TaskHeadsError: not a list of texts or conversations, or no completion has a title.
 
         Example:
             >>> from qwen_task_heads import Scorer, TitleReward, build, load_tokenizer
@@ -319,14 +381,21 @@ class TitleReward:
         completions = _read_completions("best_of_n", completions)
         titles = [title_of(completion) for completion in completions]
         if not any(titles):
-            found = f"found no title in {len(titles)} completions"
-            raise TaskHeadsError(Problem("best_of_n", found, "at least one", "generate more"))
+            raise TaskHeadsError(
+                Problem(
+                    "best_of_n",
+                    f"found no title in {len(titles)} completions",
+                    "at least one title",
+                    "generate more",
+                    code="value-missing",
+                )
+            )
         rewards = self._rewards(titles, [prompt] * len(titles))
         index = max((place for place, title in enumerate(titles) if title), key=lambda place: rewards[place])
         return Best(titles[index], index, rewards)
 
     def _rewards(self, titles: Sequence[str], contexts: Sequence[str]) -> list[float]:
-        """Rewards of titles, "" for none; each pair of context and title is scored once."""
+        """Return the rewards of titles, "" for none; each pair of context and title is scored once."""
         rows = list(dict.fromkeys((c, t) for c, t in zip(contexts, titles, strict=True) if t))
         prompts = [context for context, _ in rows]
         scores = self.scorer.score([t for _, t in rows], prompts=prompts if any(prompts) else None)

@@ -1,12 +1,11 @@
-"""`Scorer`: texts in; scores and ranks, or labels and probabilities out. Imports neither trl nor datasets.
+"""Score and rank titles, or classify texts, with a trained model. Imports neither trl nor datasets.
 
-The ids come from the encoder of training, the one place where texts become ids, by the length and the
-truncation that the model was saved with. So an answer here is the answer of training, of the pipelines
-and of any server that uses the saved tokenizer.
+`Scorer` encodes texts as training does, with the length limit and the truncation of the saved model. Its
+results equal those of training, of the pipelines and of servers that use the saved tokenizer.
 
-Nothing is computed twice: rows are packed, batches hold rows that begin alike, what all rows of a call
-begin with is kept for the next call, and an adapter is merged into its base when it is loaded by name.
-None of it but `int8` moves a score by more than rounding.
+For speed, rows are packed, batches have rows with common prefixes, the prefix of all rows is cached for the
+next call, and an adapter is merged when a model is loaded by name. Except `int8`, none of these changes a
+score by more than rounding.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class RankedTitle:
-    """A title as it was given, with its score, its rank (1 is best) and P(it is the best of its list).
+    """A title with its score, its rank (1 is best) and the probability that it is the best of its list.
 
-    A bad row that was kept has an `error`, no rank, and NaN for score and probability.
+    An invalid row that was kept has an `error`, no rank, and NaN for score and probability.
     """
 
     title: str
@@ -61,7 +60,7 @@ class RankedTitle:
 
 
 class FailedScore(float):
-    """The score of a bad row that was kept: NaN, with its `error`.
+    """Score of an invalid row that was kept: NaN, with its `error`.
 
     Example:
         >>> from qwen_task_heads.inference.scorer import FailedScore
@@ -73,12 +72,12 @@ class FailedScore(float):
     error: str
 
     def __new__(cls, error: str) -> FailedScore:
-        """Make NaN with an error."""
+        """Create NaN with an error."""
         score = super().__new__(cls, "nan")
         score.error = error
         return score
 
-    def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]  # float's gives its value
+    def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]  # that of float returns its value
         return (self.error,)
 
     def __repr__(self) -> str:
@@ -86,24 +85,24 @@ class FailedScore(float):
 
 
 class Scorer:
-    """Score and rank titles with a trained `TitleScorer`, or label texts with a `PooledClassifier`.
+    """Score and rank titles with a trained `TitleScorer`, or classify texts with a `PooledClassifier`.
 
-    `score`, `rank` and `prefer` are of title scorers, `logits` and `predict` of classifiers. All take lists,
-    tuples, generators, NumPy and Arrow arrays and Series. Titles are read without `<title>` tags. With
-    `on_error="keep"` a bad row keeps its place as an answer with an `error`, and the others are answered.
+    `score`, `rank` and `prefer` are for title scorers, `logits` and `predict` for classifiers. All take
+    lists, tuples, generators, NumPy and Arrow arrays and Series. `<title>` tags of titles are removed. With
+    `on_error="keep"` an invalid row gives an answer with an `error`, and the other rows are scored.
 
     Args:
-        model: repo id, folder, or a loaded model (then give `tokenizer`).
+        model: repo id, folder, or a loaded model, which needs `tokenizer`.
         tokenizer: the tokenizer saved with the model.
-        batch_tokens: tokens per batch; bounds the memory, changes no score but with `int8`.
-        device: where to run; the model's own device when None, the GPU if there is one when `auto`.
-        progress: show a bar over more than a thousand texts.
-        revision: of a repo id: branch, tag or commit.
-        hub: where ids are looked up, `huggingface` or `modelscope`.
-        dtype: of the backbone's weights; as they were saved when `auto`. `torch.bfloat16` halves the memory,
-            and the time where the processor has it.
-        int8: on a CPU, multiply the backbone's matrices in int8. Scores change a little: see the card, or
-            `inference.int8.agreement`, for how often the answers stay.
+        batch_tokens: tokens per batch; limits the memory, and changes scores only with `int8`.
+        device: device of the model; its current device if None; with `auto`, the GPU if there is one.
+        progress: whether to show a progress bar for more than a thousand texts.
+        revision: branch, tag or commit of a repo id.
+        hub: hub of ids, `huggingface` or `modelscope`.
+        dtype: dtype of the backbone's weights; the saved dtype with `auto`. `torch.bfloat16` halves the
+            memory, and the time on processors that support it.
+        int8: on a CPU, multiply the backbone's matrices in int8. This changes scores slightly: for the share
+            of equal predictions see the card or `inference.int8.agreement`.
 
     Example:
         >>> import tempfile
@@ -132,8 +131,15 @@ class Scorer:
         int8: bool = False,
     ) -> None:
         if batch_tokens < 1:
-            found, remedy = f"found {batch_tokens}", "choose such as 8192"
-            raise TaskHeadsError(Problem("batch_tokens", found, "1 or more", remedy))
+            raise TaskHeadsError(
+                Problem(
+                    "batch_tokens",
+                    f"found {batch_tokens}",
+                    "1 or more",
+                    "choose such as 8192",
+                    code="option-range",
+                )
+            )
         device = device_of("cpu" if int8 and device == "auto" else device)
         samples: Samples = {}
         if isinstance(model, (str, Path)):
@@ -144,7 +150,13 @@ class Scorer:
                 model = merge(model)
         if tokenizer is None:
             raise TaskHeadsError(
-                Problem("Scorer", "found a model without a tokenizer", "both", "pass tokenizer=")
+                Problem(
+                    "Scorer",
+                    "found a model without a tokenizer",
+                    "a model and its tokenizer",
+                    "pass tokenizer=",
+                    code="option-missing",
+                )
             )
         self.model = model.eval() if device is None else model.eval().to(device)
         self.int8 = int8
@@ -159,43 +171,43 @@ class Scorer:
 
     @property
     def config(self) -> Any:
-        """The model's, with its labels and problem type."""
+        """Config of the model, with labels and problem type."""
         return self.model.config
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the backbone's weights."""
+        """Dtype of the backbone's weights."""
         dtype: torch.dtype = self.model.model.dtype
         return dtype
 
     @property
     def is_title_scorer(self) -> bool:
-        """Whether the model gives one score per title, and no labels."""
+        """Whether the model is a title scorer."""
         return isinstance(self.model.config, TitleScorerConfig)
 
     @property
     def takes_pairs(self) -> bool:
-        """Whether the model reads pairs of texts; one without a template, which no recipe trained, may."""
+        """Whether the model reads pairs of texts; a model without a template may."""
         template = None if self.is_title_scorer else self.model.config.template
         return not self.is_title_scorer and (not template or "between" in template)
 
     @property
     def needs_pairs(self) -> bool:
-        """Whether the model was trained on pairs, so that who gives single texts alone has to say so."""
+        """Whether the model was trained on pairs, so that single texts need explicit empty second texts."""
         return not self.is_title_scorer and "between" in (self.model.config.template or {})
 
     def score(
         self, titles: Iterable[str], *, prompts: Iterable[str] | None = None, on_error: str = RAISE
     ) -> list[float]:
-        """Score n titles, higher is better, in their order.
+        """Score n titles in their order; higher is better.
 
         Args:
             titles: n texts, not empty.
             prompts: n contexts, "" for none; or None.
-            on_error: `raise` refuses bad rows; `keep` gives a `FailedScore` in their place.
+            on_error: `raise` raises for invalid rows; `keep` gives them a `FailedScore`.
 
         Raises:
-            TaskHeadsError: an empty title, another number of prompts, or a model that is no title scorer.
+            TaskHeadsError: an empty title, another number of prompts, or a model that is not a title scorer.
         """
         rows = rows_of("titles", titles)
         contexts = None if prompts is None else rows_of("prompts", prompts)
@@ -205,11 +217,11 @@ class Scorer:
     def _score(
         self, titles: list[Any], prompts: list[Any] | None, *, on_error: str | None, of_list: bool = False
     ) -> tuple[list[float], Mapping[int, str]]:
-        """Scores of the good rows, and the errors of the bad ones by their place."""
+        """Return the scores of the valid rows, and the errors of the invalid ones by their index."""
         self._check_model("score", of_titles=True)
         bad = check_rows(titles, prompts, names=("titles", "prompts"), on_error=on_error, titles=True)
         good, contexts = without(titles, bad), None if prompts is None else without(prompts, bad)
-        bare = [strip_title(title) for title in good]  # as the readers of training give them
+        bare = [strip_title(title) for title in good]  # as the readers of training do
         encoded = encode(self.tokenizer, bare, prompts=contexts)
         if encoded.cut_prompts or encoded.cut_titles:
             limit = self.tokenizer.model_max_length
@@ -224,17 +236,22 @@ class Scorer:
 
         Args:
             titles: n texts, not empty.
-            prompt: the context that all share.
-            top_k: how many of the best to give; all when None.
-            on_error: `raise` refuses bad rows; `keep` gives them after the ranked ones, in their order, with
-                an `error`.
+            prompt: the context of all titles.
+            top_k: number of titles to return; all if None.
+            on_error: `raise` raises for invalid rows; `keep` appends them in their order, with an `error`.
 
         Raises:
-            TaskHeadsError: as of `score`.
+            TaskHeadsError: see `score`.
         """
         if prompt and not isinstance(prompt, str):
             raise TaskHeadsError(
-                Problem("prompt", f"found a {type(prompt).__name__}", "a text", 'use "" for none')
+                Problem(
+                    "prompt",
+                    f"found a {type(prompt).__name__}",
+                    "a text",
+                    'use "" for none',
+                    code="argument-type",
+                )
             )
         rows = rows_of("titles", titles)
         contexts = [prompt] * len(rows) if prompt else None
@@ -251,21 +268,21 @@ class Scorer:
         return ranked[:top_k] + failed
 
     def prefer(self, first: str, second: str, *, prompt: str = "") -> float:
-        """P(first preferred to second) = sigmoid(score difference)."""
+        """Return P(first preferred to second) = sigmoid(score difference)."""
         contexts = [prompt, prompt] if prompt else None
         (a, b), _ = self._score([first, second], contexts, on_error=None)
         return float(torch.sigmoid(torch.tensor(a - b)))
 
     def logits(self, texts: Iterable[str], *, text_pairs: Iterable[str] | None = None) -> torch.Tensor:
-        """Logits of n texts: (n, labels) fp32 on the CPU, in their order.
+        """Return the logits of n texts: (n, labels) fp32 on the CPU, in their order.
 
         Args:
-            texts: n texts, not empty; cut or read in windows as the model's config says.
-            text_pairs: n second texts of pairs, "" for none; None for a model of single texts only.
+            texts: n texts, not empty; truncated or read in windows by the config of the model.
+            text_pairs: n second texts of pairs, "" for none; None only for a model of single texts.
 
         Raises:
             TaskHeadsError: an empty text, another number of second texts, pairs for a model of single texts,
-                none for a model of pairs, or a title scorer.
+                no pairs for a model of pairs, or a title scorer.
         """
         self._check_model("logits", of_titles=False)
         rows = rows_of("texts", texts)
@@ -274,18 +291,29 @@ class Scorer:
     def _logits(
         self, texts: list[Any], text_pairs: list[Any] | None, *, on_error: str | None = None
     ) -> tuple[torch.Tensor, Mapping[int, str]]:
-        """Logits of the good rows, and the errors of the bad ones by their place."""
+        """Return the logits of the valid rows, and the errors of the invalid ones by their index."""
         bad = check_rows(texts, text_pairs, names=("texts", "text_pairs"), on_error=on_error)
         good, pairs = without(texts, bad), None if text_pairs is None else without(text_pairs, bad)
         if any(pairs or ()) and not self.takes_pairs:
-            accepted, remedy = "single texts, as in training", "drop them"
-            raise TaskHeadsError(Problem("text_pairs", "found second texts", accepted, remedy))
-        if texts and text_pairs is None and self.needs_pairs:
-            accepted, remedy = (
-                "pairs, as in training",
-                'give text_pairs=[...], "" where there is none',
+            raise TaskHeadsError(
+                Problem(
+                    "text_pairs",
+                    "found second texts",
+                    "single texts, as in training",
+                    "drop them",
+                    code="option-unsupported",
+                )
             )
-            raise TaskHeadsError(Problem("text_pairs", "found no second texts", accepted, remedy))
+        if texts and text_pairs is None and self.needs_pairs:
+            raise TaskHeadsError(
+                Problem(
+                    "text_pairs",
+                    "the second texts are missing",
+                    "pairs, as in training",
+                    'give text_pairs=[...], with "" for none',
+                    code="option-missing",
+                )
+            )
         return self._run(self._encode_texts(good, pairs)), bad
 
     def predict(
@@ -299,27 +327,28 @@ class Scorer:
         max_error: float | None = None,
         on_error: str = RAISE,
     ) -> list[Prediction]:
-        """Answers with label names and probabilities (or scores) for n texts, in their order.
+        """Predict labels and probabilities (or scores) for n texts, in their order.
 
         Args:
             texts: n texts, not empty.
-            text_pairs: as of `logits`.
-            top_k: how many labels `ranked` holds; all when None, or if there are fewer.
-            threshold: of multi-label models: labels at or over it are predicted; when None those that the
-                model's run chose on dev, one per label, or 0.5.
-            abstain: of single-label and ordinal models: no label where the best probability is below it.
-            max_error: in place of `abstain`: no label where the best probability is below the one from which
-                at most this share of the answers on dev was wrong; see `predictions.confidence_for`.
-            on_error: `raise` refuses bad rows; `keep` gives a `Prediction` with an `error` in their place.
+            text_pairs: see `logits`.
+            top_k: number of labels in `ranked`; all if None or if there are fewer.
+            threshold: for multi-label models, labels at or over it are predicted; if None, the thresholds
+                per label chosen on dev in training, or 0.5.
+            abstain: for single-label and ordinal models, predict no label if the best probability is below
+                it.
+            max_error: instead of `abstain`, the maximal share of wrong answers, from which the confidence
+                threshold is chosen; see `predictions.confidence_for`.
+            on_error: `raise` raises for invalid rows; `keep` gives them a `Prediction` with an `error`.
 
         Raises:
-            TaskHeadsError: as of `logits`, or an option that the problem type does not have.
+            TaskHeadsError: see `logits`, or an option that the problem type does not have.
         """
         self._check_model("predict", of_titles=False)
         config = self.model.config
         options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
         options["max_error"] = max_error
-        # Before the logits, which may take hours.
+        # Validated before the logits, which may take hours.
         check_options(problem_type_of(config), **options)
         if max_error is not None:
             confidence_for(max_error, config)
@@ -341,15 +370,20 @@ class Scorer:
     def _check_model(self, method: str, *, of_titles: bool) -> None:
         if self.is_title_scorer == of_titles:
             return
-        remedy = "call predict() or logits()" if of_titles else "call score(), rank() or prefer()"
-        accepted = f"a {'title_scorer' if of_titles else 'pooled_classifier'}"
-        found = f"found a {self.model.config.model_type}"
-        raise TaskHeadsError(Problem(f"Scorer.{method}", found, accepted, remedy))
+        raise TaskHeadsError(
+            Problem(
+                f"Scorer.{method}",
+                f"found a {self.model.config.model_type}",
+                "a title_scorer" if of_titles else "a pooled_classifier",
+                "call predict() or logits()" if of_titles else "call score(), rank() or prefer()",
+                code="model-type",
+            )
+        )
 
     def _run(self, rows: list[list[int]], *, of_list: bool = False) -> torch.Tensor:
-        """Logits (n, L) of n rows of ids, fp32 on the CPU, in their order.
+        """Return logits (n, L) of n rows of ids, fp32 on the CPU, in their order.
 
-        Equal rows are computed once: in another batch one would differ by rounding, and not be a tie.
+        Equal rows are computed once, because rounding differs between batches and would break ties.
         """
         places: dict[tuple[int, ...], int] = {}
         index = [places.setdefault(tuple(row), len(places)) for row in rows]
@@ -357,26 +391,26 @@ class Scorer:
             return self._run([list(row) for row in places], of_list=of_list)[index]
         result = torch.empty(len(rows), self.model.config.num_labels)
         limit = None if self.is_title_scorer else self.model.config.max_seq_length
-        # The model cuts longer rows itself, and has to see them whole.
+        # The model truncates longer rows itself, and needs the whole rows.
         fits = limit is None or max(map(len, rows), default=0) <= limit
         known, prefix = self.prefixes.take(rows, of_list=of_list) if fits else (0, None)
         options = {"prefix": prefix} if prefix else {}
-        begin = time.monotonic()
+        start = time.monotonic()
         with self.throughput.listening(self.model), torch.inference_mode():
             for batch in self._batches(rows, known=known):
-                parts = [rows[index][known:] for index in batch]
-                tensors = pad_rows(parts, pad_id=self.tokenizer.pad_token_id or 0)
+                suffixes = [rows[index][known:] for index in batch]
+                tensors = pad_rows(suffixes, pad_id=self.tokenizer.pad_token_id or 0)
                 inputs = {name: value.to(self.model.device) for name, value in tensors.items()}
                 result[batch] = self.model(**inputs, **options).logits.float().cpu()
-        self.throughput.seconds += time.monotonic() - begin
+        self.throughput.seconds += time.monotonic() - start
         return result
 
     def _batches(self, rows: list[list[int]], *, known: int) -> Iterable[list[int]]:
-        """Cut the indices into batches of at most `batch_tokens` tokens, `known` ones of each row apart.
+        """Split the indices into batches of at most `batch_tokens` tokens, without `known` ones of each row.
 
-        Rows that begin alike stand together where last tokens are pooled; else rows of similar length do.
+        With last-token pooling, rows with a common prefix are batched together; else rows of similar length.
         """
-        # The other poolings look at padded rows of states, (rows, longest, H), and memory holds these.
+        # The other poolings need the padded states, (rows, longest, H), in memory.
         packs = self.model.fallback_reason is None and self.model.config.pooling == "last"
         batches: list[list[int]] = []
         tokens = 0  # of the last batch

@@ -1,15 +1,16 @@
-"""The blocks of a large result on disk: written whole or not at all, and only ever of one input and model.
+"""Shards of a large result on disk: each is written atomically, for one input and model.
 
-`OUTPUT.parts/` holds a manifest and one file of JSON lines per block, each of which takes its name by
-rename once its bytes are on the disk. A file with a block's name is therefore complete, whoever wrote it
-and whenever, and a killed run is resumed by computing the blocks that are not there. The manifest says of
-which input, model and options the blocks are; others are refused by name. The result takes its own name by
-rename too, when all blocks are there, and the folder goes. Several machines need a shared file system.
+`OUTPUT.parts/` has a manifest and one JSON Lines file per shard. A shard is renamed to its final name after
+its bytes are on the disk, so a file with that name is complete. A killed run is resumed by computing the
+missing shards. The manifest has the input, the model and the options of the shards; a run with others is
+refused. After all shards are written, the result is renamed to its final name too, and the folder is removed.
+Several machines need a shared file system.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -20,29 +21,30 @@ from typing import Any
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # of the manifest; raise it when its keys change meaning
+FORMAT = 1  # version of the manifest; increase it if the meaning of a key changes
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 
 
-class Parts:
-    """The blocks of one output.
+class Shards:
+    """The shards of one output.
 
     Args:
-        output: the file to be made, `.jsonl`, `.csv` or `.tsv`.
-        rows: rows of the whole input.
-        block_rows: rows of a block; the last one has the rest.
-        identity: what the blocks hang on (hash of the input, of the model, options), by name; JSON scalars.
+        output: the file to write, `.jsonl`, `.csv` or `.tsv`.
+        rows: number of rows of the whole input.
+        block_rows: rows of a shard; the last one may have fewer.
+        identity: values that determine the shards (hash of the input and the model, options), by name; JSON
+            scalars.
 
     Example:
         >>> import pathlib, tempfile
-        >>> from qwen_task_heads.inference.shards import Parts
+        >>> from qwen_task_heads.inference.shards import Shards
         >>> output = pathlib.Path(tempfile.mkdtemp(), "out.jsonl")
-        >>> parts = Parts(output, rows=3, block_rows=2, identity={"model": "a"})
-        >>> parts.open()
-        >>> for block in parts.missing():
-        ...     parts.write(block, [{"row": block}] * (2 if block == 0 else 1))
-        >>> parts.assemble(columns=["row"])
-        >>> output.read_text().split("\\n")[0], parts.folder.exists()
+        >>> shards = Shards(output, rows=3, block_rows=2, identity={"model": "a"})
+        >>> shards.open()
+        >>> for index in shards.missing():
+        ...     shards.write(index, [{"row": index}] * (2 if index == 0 else 1))
+        >>> shards.assemble(columns=["row"])
+        >>> output.read_text().split("\\n")[0], shards.folder.exists()
         ('{"row": 0}', False)
     """
 
@@ -54,101 +56,110 @@ class Parts:
         self.identity = {**identity, "rows": rows, "block_rows": block_rows}
 
     def check(self) -> None:
-        """Look whether this run may write here; change nothing.
+        """Check whether this run may write here, without changing files.
 
         Raises:
-            TaskHeadsError: an output that is there already, or blocks of another input, model or option.
+            TaskHeadsError: an existing output, or shards of another input, model or option.
         """
         path = self.folder / MANIFEST
         if not path.is_file():
             if self.output.exists():
-                raise _problem(
+                raise _error(
                     self.output,
-                    "the file is there already",
+                    "the file exists already",
                     "a new file",
                     "name another --output, or remove it",
+                    code="path-exists",
                 )
             return
         try:
-            found = json.loads(path.read_bytes())
-            known, stated = found["format"], dict(found["identity"])
+            content = json.loads(path.read_bytes())
+            version, stated = content["format"], dict(content["identity"])
         except (ValueError, KeyError, TypeError) as error:
-            raise _problem(path, "damaged", "a manifest of this program", f"remove {self.folder}") from error
-        differing = [
+            raise _error(
+                path,
+                "the manifest is corrupted",
+                "a manifest of this library",
+                f"remove {self.folder}",
+                code="checkpoint-incomplete",
+            ) from error
+        differences = [
             f"{name} was {shorten(stated.get(name))} and is {shorten(self.identity.get(name))}"
             for name in sorted({*stated, *self.identity})
             if stated.get(name) != self.identity.get(name)
         ]
-        if known != FORMAT:
-            differing = [f"format {shorten(known)}"]
-        if differing:
-            raise _problem(
+        if version != FORMAT:
+            differences = [f"format {shorten(version)}"]
+        if differences:
+            raise _error(
                 self.folder,
-                f"parts of another run ({'; '.join(differing)})",
-                "parts of the same input, model and options",
+                f"found shards of another run ({'; '.join(differences)})",
+                "shards of the same input, model and options",
                 f"repeat that command to finish it, name another --output, or remove {self.folder}",
+                code="checkpoint-foreign",
             )
 
     def open(self) -> None:
-        """Make the folder and its manifest; the main process does, after every process has checked."""
+        """Create the folder and its manifest; called by the main process after all processes have checked."""
         path = self.folder / MANIFEST
         if path.is_file():
             return
         content = json.dumps({"format": FORMAT, "identity": self.identity}, indent=1)
         try:
-            if self.folder.exists():  # of a run that was killed while it cleared up: blocks of who knows what
+            if self.folder.exists():  # shards without a manifest, of a run that was killed during its cleanup
                 shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True)
             _write(path, [content])
         except OSError as error:
-            raise _disk_problem(path, error) from error
+            raise _disk_error(path, error) from error
 
     def missing(self) -> list[int]:
-        """Numbers of the blocks that are not there yet."""
+        """Return the indices of the missing shards."""
         count = -(-self.rows // self.block_rows)
-        there = {path.name for path in self.folder.glob("*.jsonl")}
-        return [block for block in range(count) if self._path(block).name not in there]
+        existing = {path.name for path in self.folder.glob("*.jsonl")}
+        return [index for index in range(count) if self._path(index).name not in existing]
 
-    def write(self, block: int, rows: Sequence[dict[str, Any]]) -> None:
-        """Write one block, whole.
+    def write(self, index: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Write one shard atomically.
 
         Raises:
-            TaskHeadsError: what the disk refused.
+            TaskHeadsError: an error of the disk.
         """
-        path = self._path(block)
+        path = self._path(index)
         try:
             _write(path, [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows])
         except OSError as error:
-            raise _disk_problem(path, error) from error
+            raise _disk_error(path, error) from error
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """All rows, in order.
+        """Yield all rows in order.
 
         Raises:
-            TaskHeadsError: a block that is not there, or has another number of rows.
+            TaskHeadsError: a shard that is missing, corrupted or has another number of rows.
         """
         for start in range(0, self.rows, self.block_rows):
-            path, expected = self._path(start // self.block_rows), min(self.block_rows, self.rows - start)
-            remedy = "remove this part and start the same command again"
+            path, count = self._path(start // self.block_rows), min(self.block_rows, self.rows - start)
+            fix = "remove this shard and start the same command again"
+            code = "checkpoint-incomplete"
             try:
                 with path.open("rb") as stream:
                     rows = [json.loads(line) for line in stream]
             except (OSError, ValueError) as error:
-                found = f"a damaged part ({shorten(str(error))})"
-                raise _problem(path, found, f"{expected} rows", remedy) from error
-            if len(rows) != expected:
-                raise _problem(path, f"a part of {len(rows)} rows", f"{expected} rows", remedy)
+                problem = f"the shard cannot be read ({shorten(str(error))})"
+                raise _error(path, problem, f"{count} rows", fix, code=code) from error
+            if len(rows) != count:
+                raise _error(path, f"the shard has {len(rows)} rows", f"{count} rows", fix, code=code)
             yield from rows
 
     def assemble(self, *, columns: Sequence[str], rows: Iterator[dict[str, Any]] | None = None) -> None:
-        """Make the output of all blocks, and remove them.
+        """Write the output of all shards, and remove them.
 
         Args:
-            columns: the header of `.csv` and `.tsv`, in which lists and dictionaries stand as JSON.
-            rows: what to write instead of `read()`, such as a generator that counts as it passes on.
+            columns: header of `.csv` and `.tsv`; their lists and dictionaries are written as JSON.
+            rows: rows to write instead of `read()`, such as a generator that counts them.
 
         Raises:
-            TaskHeadsError: a damaged block, or what the disk refused; the blocks stay.
+            TaskHeadsError: a corrupted shard, or an error of the disk; the shards are kept.
         """
         temporary = self.folder / f"{self.output.name}.tmp"
         rows = self.read() if rows is None else rows
@@ -164,15 +175,15 @@ class Parts:
                 _flush(stream)
             os.replace(temporary, self.output)
         except OSError as error:
-            raise _disk_problem(self.output, error) from error
-        shutil.rmtree(self.folder, ignore_errors=True)  # the result is safe; what is left harms nobody
+            raise _disk_error(self.output, error) from error
+        shutil.rmtree(self.folder, ignore_errors=True)  # the result is complete without the shards
 
-    def _path(self, block: int) -> Path:
-        return self.folder / f"{block:08d}.jsonl"
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:08d}.jsonl"
 
 
 def _write(path: Path, lines: list[str]) -> None:
-    """Write a file that is there whole or not at all; two processes may write the same one."""
+    """Write a file atomically; two processes may write the same one."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8", newline="") as stream:
         stream.writelines(lines)
@@ -189,15 +200,23 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
-def _problem(where: Path, found: str, accepted: str, remedy: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem(str(where), found, f"{accepted}", remedy))
+def _error(where: Path, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
+    return TaskHeadsError(Problem(str(where), problem, expected, fix, code=code))
 
 
-def _disk_problem(path: Path, error: OSError) -> TaskHeadsError:
+def _disk_error(path: Path, error: OSError) -> TaskHeadsError:
     if isinstance(error, FileNotFoundError):
-        found, accepted = "its folder is gone", "one run of a command at a time"
-        return _problem(path, found, accepted, "look whether another run has finished, or start again")
-    found = f"cannot be written ({error.strerror or error})"
-    return _problem(
-        path, found, "a disk that takes it", "free some space or check the rights, and start again"
+        return _error(
+            path,
+            "the folder was removed during the run",
+            "one run of a command at a time",
+            "check whether another run has finished, or start again",
+            code="path-not-found",
+        )
+    return _error(
+        path,
+        f"the file cannot be written ({error.strerror or error})",
+        "a writable disk with enough space",
+        "free some space or check the permissions, and start again",
+        code="disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "path-access",
     )

@@ -1,14 +1,13 @@
-"""Engines that prefer one of two titles: a trained scorer, a base model before training, embeddings.
+"""Engines for title pairs: a trained scorer, a base model before training, or embeddings.
 
 | kind | source | score of a title |
 |---|---|---|
-| `scorer` | what `recipes/reward_titles.py` or `sweep_heads.py` saved | its own |
+| `scorer` | a title scorer of `recipes/reward_titles.py` or `sweep_heads.py` | its own |
 | `zero_shot` | a causal language model | mean log-probability of its tokens, after the prompt of its row |
 | `embeddings` | a model of sentence-transformers | Bradley-Terry on embeddings, fitted on train |
 
-All answer one call, `scores`: the score of the chosen and of the rejected title, whose difference is the
-logit of P(preferred). A base model has read many titles and no clicks: how likely it finds a title is what it
-knows of titles before training.
+All engines implement `scores`: the scores of the chosen and of the rejected title, whose difference is the
+logit of P(preferred). The likelihood of a base model is the baseline without training on preferences.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.modelscope import HUGGINGFACE
 
-LOGITS = 2**27  # of a batch of a language model: half a GiB in fp32
+LOGITS = 2**27  # logits of a batch of a language model: half a GiB in fp32
 Floats = NDArray[np.float64]
 
 
@@ -44,10 +43,10 @@ class TitleEngine:
     """A loaded engine.
 
     Args:
-        spec: what it is.
-        device: where it runs.
-        scores: pairs (n) to (n, 2) float64, chosen first.
-        notes: of pairs, what became of long ones, in plain words.
+        spec: kind and source.
+        device: device of the model.
+        scores: pairs (n) -> (n, 2) float64, chosen first.
+        notes: pairs -> messages on truncated pairs.
     """
 
     spec: EngineSpec
@@ -57,11 +56,11 @@ class TitleEngine:
 
 
 def check_title_engines(specs: Sequence[EngineSpec], *, hub: str = HUGGINGFACE) -> None:
-    """Refuse what is no engine of its kind, before any is loaded.
+    """Validate the sources of engines, before any model is loaded.
 
     Raises:
-        TaskHeadsError: no such model, a scorer without a title head, or embeddings without the library; all
-            at once.
+        TaskHeadsError: no such model, a scorer without a title head, or embeddings without the library; the
+            problems of all engines are raised together.
     """
     problems: list[Problem] = []
     for spec in specs:
@@ -73,8 +72,15 @@ def check_title_engines(specs: Sequence[EngineSpec], *, hub: str = HUGGINGFACE) 
         if spec.kind == EMBEDDINGS:
             problems += missing_library(spec.name)
         elif spec.kind == SCORER and _kind_of(file) != TitleScorerConfig.model_type:
-            accepted, remedy = "a title scorer", "name what recipes/reward_titles.py saved"
-            problems.append(Problem(spec.name, "found no title scorer of this library", accepted, remedy))
+            problems.append(
+                Problem(
+                    spec.name,
+                    "found no title scorer of this library",
+                    "a title scorer",
+                    "name a model that recipes/reward_titles.py saved",
+                    code="model-type",
+                )
+            )
     if problems:
         raise TaskHeadsError(problems)
 
@@ -85,7 +91,7 @@ def open_title_engine(
     """Load an engine; embeddings are fitted on train.
 
     Raises:
-        TaskHeadsError: no such model, or a model that is not of its kind.
+        TaskHeadsError: no such model, or a model of another kind.
 
     Example:
         >>> from qwen_task_heads.data.examples import PairExample
@@ -99,19 +105,18 @@ def open_title_engine(
     if spec.kind == SCORER:
         options: dict[str, Any] = {"hub": asking.hub, "dtype": asking.dtype, "device": asking.device}
         scorer = Scorer(spec.source, batch_tokens=asking.batch_tokens, progress=False, **options)
-        return TitleEngine(spec, scorer.model.device, lambda pairs: _both(scorer, pairs))
+        return TitleEngine(spec, scorer.model.device, lambda pairs: _score_pairs(scorer, pairs))
     if spec.kind == EMBEDDINGS:
         encode = Embedder(spec.source, hub=asking.hub, device=asking.device)
         fitted = EmbeddingScorer(encode).fit(train)
 
-        def embedded(pairs: Sequence[PairExample]) -> Floats:
-            found = fitted.score([title for pair in pairs for title in (pair.chosen, pair.rejected)])
-            return found.reshape(-1, 2)
+        def scores(pairs: Sequence[PairExample]) -> Floats:
+            return fitted.score(_titles(pairs)).reshape(-1, 2)
 
-        def cut(pairs: Sequence[PairExample]) -> list[str]:
-            return encode.cut_line([title for pair in pairs for title in (pair.chosen, pair.rejected)])
+        def notes(pairs: Sequence[PairExample]) -> list[str]:
+            return encode.truncation_messages(_titles(pairs))
 
-        return TitleEngine(spec, encode.device, embedded, cut)
+        return TitleEngine(spec, encode.device, scores, notes)
     model = load_generator(spec.source, hub=asking.hub, dtype=asking.dtype)
     device = device_of(asking.device)
     model = model if device is None else model.to(device)
@@ -121,19 +126,19 @@ def open_title_engine(
         max_length=asking.max_length,
         batch_tokens=asking.batch_tokens,
     )
-    return TitleEngine(spec, model.device, likelihood.pairs, likelihood.cut_line)
+    return TitleEngine(spec, model.device, likelihood.pairs, likelihood.truncation_messages)
 
 
 class TitleLikelihood:
     """Mean log-probability per token of titles under a causal language model, in nats.
 
-    A title follows its prompt and a line end, or else the token that separates texts, if the tokenizer has
-    one; without either its first token is not counted. A mean, because a sum would prefer short titles.
+    A title follows its prompt and a newline, or the token that separates texts, if the tokenizer has one.
+    Without either, its first token is not scored. The mean is used because a sum would prefer short titles.
 
     Args:
         model: a causal language model.
-        tokenizer: its own, without a template.
-        max_length: tokens of prompt and title; a longer prompt keeps its end, a longer title its beginning.
+        tokenizer: the tokenizer of the model, without a template.
+        max_length: tokens of prompt and title; a longer prompt keeps its end, a longer title its start.
         batch_tokens: tokens per batch.
     """
 
@@ -146,24 +151,23 @@ class TitleLikelihood:
             self._start = tokenizer.eos_token_id
 
     def pairs(self, pairs: Sequence[PairExample]) -> Floats:
-        """Scores (n, 2) of chosen and rejected titles."""
-        titles = [title for pair in pairs for title in (pair.chosen, pair.rejected)]
+        """Return scores (n, 2) of chosen and rejected titles."""
         prompts = [pair.prompt for pair in pairs for _ in range(2)]
-        return self.score(titles, prompts=prompts).reshape(-1, 2)
+        return self.score(_titles(pairs), prompts=prompts).reshape(-1, 2)
 
     def score(self, titles: Sequence[str], *, prompts: Sequence[str] | None = None) -> Floats:
-        """Scores (n,) of n titles; equal rows are computed once."""
+        """Return scores (n,) of n titles; equal rows are computed once."""
         rows = [self._ids(*row) for row in zip(titles, prompts or [""] * len(titles), strict=True)]
         places = {row: place for place, row in enumerate(dict.fromkeys(rows))}
         unique = [*places]
-        found = np.empty(len(unique))
+        scores = np.empty(len(unique))
         with torch.inference_mode():
             for batch in self._batches(unique):
-                found[batch] = self._means([unique[place] for place in batch])
-        return found[[places[row] for row in rows]]
+                scores[batch] = self._means([unique[place] for place in batch])
+        return scores[[places[row] for row in rows]]
 
-    def cut_line(self, pairs: Sequence[PairExample]) -> list[str]:
-        """How many pairs were cut."""
+    def truncation_messages(self, pairs: Sequence[PairExample]) -> list[str]:
+        """Return a message with the number of truncated pairs, or []."""
         cut = sum(self._length(pair) > self.max_length for pair in pairs)
         return [f"{cut:,} of {len(pairs):,} pairs were cut to {self.max_length:,} tokens"] if cut else []
 
@@ -179,7 +183,7 @@ class TitleLikelihood:
         return ids
 
     def _ids(self, title: str, prompt: str) -> tuple[tuple[int, ...], int]:
-        """Ids of a row, and how many of them are context."""
+        """Return the ids of a row, and how many of them are context."""
         own = self._encode(title)[: max(1, self.max_length - 1)]
         start = [] if self._start is None else [self._start]
         before = self._encode(f"{prompt}\n")[-max(1, self.max_length - len(own)) :] if prompt else start
@@ -196,7 +200,7 @@ class TitleLikelihood:
             yield batch
 
     def _means(self, rows: Sequence[tuple[tuple[int, ...], int]]) -> Floats:
-        """Mean log-probability of the tokens after the context, (n,)."""
+        """Return the mean log-probability of the tokens after the context, (n,)."""
         ids = [list(row) for row, _ in rows]
         inputs = {name: value.to(self.model.device) for name, value in pad_rows(ids, pad_id=0).items()}
         logits = self.model(**inputs).logits
@@ -212,20 +216,24 @@ class TitleLikelihood:
         return np.array(means)
 
 
-def _both(scorer: Scorer, pairs: Sequence[PairExample]) -> Floats:
-    """Scores (n, 2) of a trained scorer."""
-    titles = [title for pair in pairs for title in (pair.chosen, pair.rejected)]
+def _titles(pairs: Sequence[PairExample]) -> list[str]:
+    """Return the chosen and the rejected title of each pair, in one list."""
+    return [title for pair in pairs for title in (pair.chosen, pair.rejected)]
+
+
+def _score_pairs(scorer: Scorer, pairs: Sequence[PairExample]) -> Floats:
+    """Return scores (n, 2) of a trained scorer."""
     prompts = [pair.prompt for pair in pairs for _ in range(2)]
-    found = scorer.score(titles, prompts=prompts if any(prompts) else None)
-    return np.array(found, np.float64).reshape(-1, 2)
+    scores = scorer.score(_titles(pairs), prompts=prompts if any(prompts) else None)
+    return np.array(scores, np.float64).reshape(-1, 2)
 
 
 def _kind_of(file: str | None) -> str | None:
-    """`model_type` of a config; None without one."""
+    """Return `model_type` of a config; None without one."""
     if file is None:
         return None
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found.get("model_type") if isinstance(found, dict) else None
+    return config.get("model_type") if isinstance(config, dict) else None

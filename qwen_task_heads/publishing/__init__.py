@@ -1,1 +1,1 @@
-"""Manifests, cards, exports: weights to a repo that others open."""
+"""Publishing: stage a finished run, verify it and push it to a hub."""

@@ -1,7 +1,7 @@
-"""The forms a finished model is published in, and what proves each: with a head, or writing the label.
+"""Export formats of a finished run: as saved, merged, or as a stock class of transformers.
 
-Both have a folder with the account of a run; they differ in what opens them, in what a form is, and in the
-reference that a form is held against.
+A run has trained a model with a head or a generative classifier. The two differ in their loaders, their
+export formats, and the reference that verification compares with.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from qwen_task_heads.verification.reference import (
 SAVED, MERGED, STOCK = EXPORT_FORMATS
 
 
-class Finished(ABC):
-    """The folder of a finished run.
+class FinishedRun(ABC):
+    """The output folder of a finished run.
 
     Attributes:
-        folder: of the run.
-        is_adapter: it holds an adapter, and not full weights.
+        folder: output folder of the run.
+        is_adapter: whether the folder has an adapter instead of full weights.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,36 +50,36 @@ class Finished(ABC):
     @property
     @abstractmethod
     def base(self) -> str | None:
-        """What an adapter names as its base."""
+        """Repo id or folder of an adapter's base."""
 
     @abstractmethod
     def kinds(self, form: str) -> list[str]:
-        """Kinds of the gate that prove a form."""
+        """Return the kinds of verification for an export format."""
 
     @abstractmethod
     def make(self, form: str, made: Path) -> None:
-        """Write the model in another form."""
+        """Write the model in another export format."""
 
     @abstractmethod
-    def opened(self) -> Reference:
-        """What strict loading opens from the folder, where the run kept no reference."""
+    def compute_reference(self) -> Reference:
+        """Compute a reference from the saved model, if the run saved none."""
 
     def reference(self) -> Reference:
-        """What the trained model answered."""
-        return read_reference(self.folder) if self.kept else self.opened()
+        """Return the outputs of the trained model."""
+        return read_reference(self.folder) if self.has_reference else self.compute_reference()
 
     @property
-    def kept(self) -> bool:
-        """What the trained model answered was kept; else the folder can be held against itself alone."""
+    def has_reference(self) -> bool:
+        """Whether the run saved a reference; else the artifacts are compared with the saved model."""
         return (self.folder / REFERENCE).is_file()
 
     def check_base(self) -> None:
-        """Refuse an adapter whose base nobody else has: a folder of this machine."""
+        """Raise if the base of the adapter is a folder of this machine."""
         if self.is_adapter and is_local(self.base):
-            raise TaskHeadsError(nobody_has(str(self.folder), self.base))
+            raise TaskHeadsError(local_base_problem(str(self.folder), self.base))
 
     def in_form(self, form: str, made: Path) -> Path:
-        """The folder, or the same model in another form with the account of its run."""
+        """Return the folder of the run, or a folder with the model in another format and the run's record."""
         if form == SAVED:
             return self.folder
         self.make(form, made)
@@ -93,108 +93,123 @@ class Finished(ABC):
         return made
 
 
-class WithHead(Finished):
-    """A title scorer or a classifier."""
+class HeadRun(FinishedRun):
+    """A finished run of a title scorer or a classifier."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         path = folder / "config.json"
         if not path.is_file():
-            found, wanted = "no config.json", "the folder that a run finished in"
-            raise TaskHeadsError(Problem(str(folder), f"found {found}", wanted, "name that folder"))
+            raise TaskHeadsError(
+                Problem(
+                    str(folder),
+                    "config.json is missing",
+                    "the output folder of a finished run",
+                    "pass the output folder of the run",
+                    code="model-not-found",
+                )
+            )
         self.config = json.loads(path.read_text(encoding="utf-8"))
         self.hub = self.config.get("backbone_hub") or HUGGINGFACE
 
     @property
     def base(self) -> str | None:
-        """The true base, which stands in the config."""
+        """The base as the config names it."""
         return self.config.get("backbone_name_or_path")
 
     def kinds(self, form: str) -> list[str]:
-        """As saved, merged, or of a stock class."""
+        """Return the kind of the adapter or full model, of the merged model, or of the stock class."""
         return [form] if form != SAVED else ["adapter" if self.is_adapter else "full"]
 
     def full(self, *, dtype: str) -> Any:
-        """Return the model without an adapter, its backbone in `dtype`."""
-        open_full = merge if self.is_adapter else load
-        return open_full(str(self.folder), hub=self.hub, dtype=dtype)
+        """Return the model with its adapter merged, the backbone in `dtype`."""
+        load_full = merge if self.is_adapter else load
+        return load_full(str(self.folder), hub=self.hub, dtype=dtype)
 
     def make(self, form: str, made: Path) -> None:
-        """Fold the adapter, or write transformers' own class."""
-        trained = self.config["dtype"] or "float32"  # else a model of half precision would double in size
+        """Write the merged model, or the model as a class of transformers."""
+        trained = self.config["dtype"] or "float32"  # else a model in half precision would double in size
         if form == STOCK:
             export_stock(str(self.folder), folder=made, hub=self.hub, dtype=trained)
         else:
             tokenizer = load_tokenizer(str(self.folder))
             save(self.full(dtype=trained), tokenizer=tokenizer, folder=made)
 
-    def opened(self) -> Reference:
-        """By `load`."""
+    def compute_reference(self) -> Reference:
+        """Compute a reference with the model that `load` returns."""
         model = load(str(self.folder), hub=self.hub)
         return take_reference(model, tokenizer=load_tokenizer(str(self.folder)))
 
 
-class Writes(Finished):
-    """A language model that writes the label: a stock model already."""
+class GenerativeRun(FinishedRun):
+    """A finished run of a generative classifier, which is a class of transformers already."""
 
     @property
     def base(self) -> str | None:
-        """What PEFT's own config names."""
+        """The base as PEFT's config names it."""
         content = json.loads((self.folder / "adapter_config.json").read_text(encoding="utf-8"))
         return content.get("base_model_name_or_path")
 
     def kinds(self, form: str) -> list[str]:
-        """Its own, with an adapter or without."""
+        """Return the kind of the generative classifier: merged, with an adapter, or full."""
         if form == MERGED:
             return ["generator_merged"]
         return ["generator_adapter" if self.is_adapter else "generator"]
 
     def make(self, form: str, made: Path) -> None:
-        """Fold the adapter."""
+        """Write the model with its adapter merged."""
         if form == STOCK:
-            accepted = "saved or merged: it is a class of transformers already"
-            raise TaskHeadsError(Problem("--form", f"found {form!r}", accepted, "choose one of them"))
-        trained = self.reference().report["dtype"]  # the base may be stored in another
+            raise TaskHeadsError(
+                Problem(
+                    "--form",
+                    f"found {form!r} for a generative classifier, which is a class of transformers already",
+                    "saved or merged",
+                    "choose one of them",
+                    code="option-unsupported",
+                )
+            )
+        trained = self.reference().report["dtype"]  # the base may be stored in another dtype
         load_generator(str(self.folder), dtype=trained).save_pretrained(made)
         load_tokenizer(str(self.folder)).save_pretrained(made)
         for name in (LABEL_PROMPT, "decision.json", "decision_template.jinja"):
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, made / name)
 
-    def opened(self) -> Reference:
-        """By `load_generator`, an adapter merged."""
+    def compute_reference(self) -> Reference:
+        """Compute a reference with the model that `load_generator` returns, its adapter merged."""
         model, tokenizer = load_generator(str(self.folder)), load_tokenizer(str(self.folder))
         family = model.config.get_text_config().model_type
         prompts = AnswerPrompts.load(self.folder / LABEL_PROMPT, tokenizer=tokenizer, model_type=family)
         return take_answer_reference(model, tokenizer=tokenizer, prompts=prompts)
 
 
-def finished(folder: Path) -> Finished:
-    """What a folder holds.
+def read_run(folder: Path) -> FinishedRun:
+    """Return the finished run of a folder.
 
     Raises:
-        TaskHeadsError: no model of this library.
+        TaskHeadsError: the folder has no model of this library.
     """
-    return Writes(folder) if (folder / LABEL_PROMPT).is_file() else WithHead(folder)
+    return GenerativeRun(folder) if (folder / LABEL_PROMPT).is_file() else HeadRun(folder)
 
 
 def is_local(base: str | None) -> bool:
-    """Whether a base is a folder of this machine."""
+    """Return whether a base is a folder of this machine."""
     return bool(base) and (is_folder(base) or Path(base or "").is_absolute())
 
 
-def nobody_has(where: str, base: str | None) -> Problem:
-    """The problem of such an adapter."""
+def local_base_problem(where: str, base: str | None) -> Problem:
+    """Return the problem of an adapter whose base is a folder of this machine."""
     return Problem(
         where,
-        f"found an adapter of {_shown(base)}, a folder of this machine",
-        "an adapter of a base that others can fetch by its id, or a full model",
+        f"the base of the adapter is {_base_name(base)}, a folder of this machine",
+        "an adapter of a base that a hub has, or a full model",
         "publish it merged (recipes/publish.py --form merged, when training --publish_form merged; in Python "
         "qwen_task_heads.merge(folder).push_to_hub(repo)), or train from a repo id",
+        code="base-changed",
     )
 
 
-def _shown(base: str | None) -> str:
-    """Return a base as its user named it."""
+def _base_name(base: str | None) -> str:
+    """Return the base as the user named it, quoted."""
     embedded = base and Path(base).resolve() == EMBEDDED_FOLDER.resolve()
     return repr(EMBEDDED if embedded else Path(base or "").name)

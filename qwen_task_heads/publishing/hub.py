@@ -1,17 +1,16 @@
-"""What publishing to a hub is, whichever it is: may I write there, and one commit of a staged folder.
+"""Base class of hubs: permission checks, and the upload of a staged folder as one commit.
 
-`Hub.push` is the same for both: look at what is there, refuse what would surprise, send only what
-changed, and send it as one commit, which also deletes what an earlier publish left and this one has not
-(`staging.stale`; files that people put there stay). Files
-that go beside git (LFS) are uploaded before and are invisible until that commit, so a failure at any call
-leaves the old state or the new one; where the answer to the commit was lost, the next try finds that
-nothing changed, makes no second commit and only sets the tag.
+`Hub.push` reads the state of the repo, validates the request and uploads the changed files in one commit. The
+commit also deletes stale files of an earlier publish (`staging.is_stale`); files added by hand are kept. LFS
+files are uploaded before the commit and are invisible until it exists. A failure at any call therefore leaves
+the old state or the new one. If the response to the commit was lost, the next publish finds no changes, makes
+no second commit and only sets the tag.
 
-What is replaced and removed is said before it is sent, and a repo that holds a model of another task (what
-it answers, or its labels) is refused without `replace`: a mistyped name would cost somebody's model.
+A summary of replaced and removed files is logged before the upload. A repo with a model of another task or
+other labels is refused without `replace`, because the repo name may be mistyped.
 
-Tokens come from the environment, a login, or the argument of an ordinary verb; no option of a recipe takes
-one. Errors of the clients are told in our words, without a chain: their own texts may quote a header.
+Tokens come from the environment, a login, or the `token` argument in Python; no option of a recipe takes one.
+Errors of the clients are raised without a chain, because their texts may quote a header.
 """
 
 from __future__ import annotations
@@ -34,43 +33,59 @@ from qwen_task_heads.publishing.staging import (
     MANIFEST,
     files_of,
     is_publishable,
-    stale,
+    is_stale,
     task_of,
 )
 from qwen_task_heads.redaction import redact
 
-# What a hub's status says, as (found, accepted, remedy); {title} and {reason} are filled in.
-_CHECK_CARD = "where that names the card, mend the metadata on top of README.md; else publish again"
-_MOVED_ON = (
-    "another commit, made meanwhile ({reason})", "a branch that nobody else writes to meanwhile",
-    "look at what is there now, and publish again",
-)  # fmt: skip
-TOLD = {
-    400: ("a request that {title} does not take ({reason})", "card and files as it takes them", _CHECK_CARD),
+# HTTP status -> (code, problem, expected, fix); {title} and {reason} are filled in.
+_CONFLICT = (
+    "hub-invalid",
+    "another commit was made during the upload ({reason})",
+    "a branch without other commits during the upload",
+    "check the current files of the repo and publish again",
+)
+STATUS_PROBLEMS = {
+    400: (
+        "hub-invalid",
+        "{title} rejected the request ({reason})",
+        "a model card and files that the hub accepts",
+        "if the reason names the card, correct the metadata at the top of README.md; else publish again",
+    ),
     403: (
-        "a refusal of {title} ({reason})", "a repo that this login may write to, with storage left",
-        "check what the token may write, and what storage the owner of the repo has left",
+        "hub-denied",
+        "{title} denied the request ({reason})",
+        "a repo with write permission and enough storage",
+        "check the permissions of the token and the storage quota of the repo's owner",
     ),
-    404: ("nothing there ({reason})", "a repo, branch or commit that is there", "check the names"),
-    409: _MOVED_ON,
-    412: _MOVED_ON,
+    404: (
+        "hub-invalid",
+        "the repo, branch or commit does not exist ({reason})",
+        "an existing repo, branch or commit",
+        "check the names",
+    ),
+    409: _CONFLICT,
+    412: _CONFLICT,
     429: (
-        "too many requests ({reason})", "fewer requests in the time", "wait some minutes and publish again",
+        "hub-unreachable",
+        "too many requests ({reason})",
+        "a request rate below the limit of the hub",
+        "wait some minutes and publish again",
     ),
-}  # fmt: skip
+}
 NOT_LOGGED_IN = 401
-NAMED = 5  # removed files by name; of more the number
+NAMED = 5  # removed files listed by name; the rest is counted
 
 
-def quiet(line: str) -> None:
-    """Say nothing of what is being done."""
+def discard(line: str) -> None:
+    """Ignore a progress message."""
 
 
 class Hub(ABC):
-    """A hub to publish to. `check` early, `push` at the end; both say plainly what is wrong.
+    """A hub to publish to: `check` before any work, `push` at the end.
 
     Args:
-        token: of the hub; None for that of the login.
+        token: token of the hub; None for that of the login.
     """
 
     name: ClassVar[str]
@@ -83,14 +98,14 @@ class Hub(ABC):
     def __init__(self, *, token: bool | str | None = None) -> None: ...
 
     def full_name(self, repo_id: str) -> str:
-        """Return `owner/name`; a name alone is a repo of the user who is logged in.
+        """Return `owner/name`; a name without owner is a repo of the logged-in user.
 
         Raises:
-            TaskHeadsError: a name alone without a login.
+            TaskHeadsError: a name without owner and without a login.
         """
         if "/" in repo_id:
             return repo_id
-        with self._told(repo_id):
+        with self._errors(repo_id):
             return f"{self._user()}/{repo_id}"
 
     @abstractmethod
@@ -105,19 +120,19 @@ class Hub(ABC):
         tag: str | None = None,
         again: bool = False,
     ) -> None:
-        """Ask the hub, before any work, whether a later `push` of a new model would be taken.
+        """Check, before any work, whether the hub would accept a later `push` of a new model.
 
         Args:
             repo_id: `owner/name`.
-            private, revision, tag: as of `push`.
-            again: the very model may be there already, and its tag with it.
+            private, revision, tag: see `push`.
+            again: the repo may have the same model and its tag already.
 
         Raises:
-            TaskHeadsError: a bad name, nobody logged in, no right to write, a hub out of reach, a public
-                repo, a branch that cannot be made, or a tag that is taken.
+            TaskHeadsError: an invalid name, no login, no write permission, an unreachable hub, a public
+                repo, a branch that cannot be created, or an existing tag.
         """
         branch = revision or self.branch
-        with self._told(repo_id):
+        with self._errors(repo_id):
             self._check(repo_id)
             state = self._state(repo_id, branch) or State(private=bool(private))
         new_commit = not again or state.tags.get(tag or "") != state.head
@@ -134,80 +149,92 @@ class Hub(ABC):
         message: str | None = None,
         replace: bool = False,
         create_pr: bool = False,
-        say: Callable[[str], None] = quiet,
+        log: Callable[[str], None] = discard,
     ) -> Published:
-        """Publish a staged folder as one commit; create the repo and the branch where they are absent.
+        """Publish a staged folder as one commit; create the repo and the branch if they are absent.
 
         Args:
-            staged: from `stage`, with nothing in it that should stay.
+            staged: from `stage`; all its files are published.
             repo_id: `owner/name`.
-            private: of a new repo; None for the hub's default. One that is there keeps what it is, and a
-                public one is refused where a private one was asked for.
-            revision: branch; None for the hub's own.
-            tag: of the commit, or None.
-            message: of the commit.
-            replace: the repo's model may be replaced by one of another task.
-            create_pr: propose the commit as a pull request, if the hub has them.
-            say: takes a line on what is replaced and removed, before anything is sent.
+            private: visibility of a new repo; None for the hub's default. An existing repo keeps its
+                visibility; a public one is refused if a private one was requested.
+            revision: branch; None for the default branch of the hub.
+            tag: tag of the commit, or None.
+            message: commit message.
+            replace: allow replacing a model of another task.
+            create_pr: open a pull request with the commit, if the hub supports it.
+            log: called with a summary of replaced and removed files before the upload.
 
         Raises:
-            TaskHeadsError: what `check` and `check_task` name, or a failed call.
+            TaskHeadsError: see `check` and `check_task`, or a failed call.
         """
         staged = Path(staged)
         files = {name: staged / name for name in files_of(staged)}
         branch = revision or self.branch
         notes = []
-        with self._told(repo_id):
+        with self._errors(repo_id):
             self._check(repo_id)
             state = self._state(repo_id, branch)
-            asked: dict[str, Any] = {"private": private, "branch": branch, "tag": tag}
+            options: dict[str, Any] = {"private": private, "branch": branch, "tag": tag}
             new = state is None
             if state is None:
-                self._check_state(repo_id, State(private=bool(private)), new_commit=True, **asked)
+                self._check_state(repo_id, State(private=bool(private)), new_commit=True, **options)
                 self._create(repo_id, private=private)
                 state = self._state(repo_id, branch) or State(private=bool(private))
             if state.private and private is False:
-                notes.append("The repo was private and is left so; make it public on its page.")
-            changed = {n: path for n, path in files.items() if not self._same(path, state.files.get(n))}
-            over = [name for name in state.files if is_publishable(name, rows=True) and name not in files]
-            earlier = self._earlier(repo_id, state) if over else {}
-            gone = [name for name in over if stale(name, earlier=earlier)]
-            new_commit = bool(changed or gone) or state.tags.get(tag or "") != state.head
-            self._check_state(repo_id, state, new_commit=new_commit, **asked)
+                notes.append("The repo stays private; make it public on its page.")
+            changed = {
+                name: path for name, path in files.items() if not self._is_same(path, state.files.get(name))
+            }
+            unlisted = [name for name in state.files if is_publishable(name, rows=True) and name not in files]
+            earlier = self._earlier(repo_id, state) if unlisted else {}
+            deleted = [name for name in unlisted if is_stale(name, earlier=earlier)]
+            new_commit = bool(changed or deleted) or state.tags.get(tag or "") != state.head
+            self._check_state(repo_id, state, new_commit=new_commit, **options)
             if branch in state.branches and not new:
                 if not replace:
                     self._check_task(repo_id, state, staged)
-                if line := _replaced(state.files, changed=changed, gone=gone):
-                    say(f"{repo_id} ({branch}): {line}.")
-            say(f"Sending {len(changed)} of {len(files)} files to {self.title} ...")
+                if summary := _summary(state.files, changed=changed, deleted=deleted):
+                    log(f"{repo_id} ({branch}): {summary}.")
+            log(f"Sending {len(changed)} of {len(files)} files to {self.title} ...")
             if state.head is not None and branch not in state.branches:
                 self._make_branch(repo_id, branch, head=state.head)
-            if changed or gone:
+            if changed or deleted:
                 commit = self._commit(
-                    repo_id, changed, stale=gone, branch=branch, head=state.head,
-                    message=message or "Publish", create_pr=create_pr,
-                )  # fmt: skip
+                    repo_id,
+                    changed,
+                    deleted=deleted,
+                    branch=branch,
+                    head=state.head,
+                    message=message or "Publish",
+                    create_pr=create_pr,
+                )
             else:
                 commit = str(state.head)
             if tag is not None and tag not in state.tags:
                 self._tag(repo_id, tag, branch=branch, commit=commit)
         return Published(
-            repo_id=repo_id, hub=self.name, url=self._url(repo_id, tag or branch), commit=commit,
-            private=state.private, unchanged=not (changed or gone), notes=tuple(notes),
-        )  # fmt: skip
+            repo_id=repo_id,
+            hub=self.name,
+            url=self._url(repo_id, tag or branch),
+            commit=commit,
+            private=state.private,
+            unchanged=not (changed or deleted),
+            notes=tuple(notes),
+        )
 
     def check_task(self, staged: str | Path, *, repo_id: str, revision: str | None = None) -> None:
-        """Refuse to put a staged model in the place of one of another task, before it is proven.
+        """Raise if a push would replace a model of another task; called before verification.
 
         Args:
             staged: from `stage`.
-            repo_id, revision: as of `push`.
+            repo_id, revision: see `push`.
 
         Raises:
-            TaskHeadsError: the repo holds a model that answers something else, or in other labels.
+            TaskHeadsError: the repo has a model of another task or with other labels.
         """
         branch = revision or self.branch
-        with self._told(repo_id):
+        with self._errors(repo_id):
             state = self._state(repo_id, branch)
             if state is not None and branch in state.branches:
                 self._check_task(repo_id, state, Path(staged))
@@ -228,7 +255,7 @@ class Hub(ABC):
     def _fetch(self, repo_id: str, name: str, *, commit: str, folder: str) -> Path: ...
 
     @abstractmethod
-    def _same(self, path: Path, digest: str | None) -> bool: ...
+    def _is_same(self, path: Path, digest: str | None) -> bool: ...
 
     @abstractmethod
     def _commit(
@@ -236,7 +263,7 @@ class Hub(ABC):
         repo_id: str,
         files: Mapping[str, Path],
         *,
-        stale: list[str],
+        deleted: list[str],
         branch: str,
         head: str | None,
         message: str,
@@ -250,23 +277,28 @@ class Hub(ABC):
     def _url(self, repo_id: str, revision: str) -> str: ...
 
     @abstractmethod
-    def _told(self, repo_id: str) -> AbstractContextManager[None]: ...
+    def _errors(self, repo_id: str) -> AbstractContextManager[None]: ...
 
     def _check_task(self, repo_id: str, state: State, staged: Path) -> None:
         names = [name for name in DESCRIBED if name in state.files]
-        with tempfile.TemporaryDirectory(prefix="there-") as folder:
+        with tempfile.TemporaryDirectory(prefix="published-") as folder:
             for name in names:
                 self._fetch(repo_id, name, commit=str(state.head), folder=folder)
             there = task_of(Path(folder))
         ours = task_of(staged)
         if there is not None and there != ours:
-            remedy = "name another repo; if that model shall go, publish with --replace"
             raise TaskHeadsError(
-                Problem(repo_id, f"found {there}", f"a repo without a model, or with {ours}", remedy)
+                Problem(
+                    repo_id,
+                    f"the repo has {there}",
+                    f"a repo without a model, or with {ours}",
+                    "name another repo, or replace that model with --replace",
+                    code="path-exists",
+                )
             )
 
     def _earlier(self, repo_id: str, state: State) -> Mapping[str, Any]:
-        """What the publish before this one sent, by the manifest that lies in the repo; {} without one."""
+        """Return the `files` table of the manifest in the repo; {} without one."""
         if MANIFEST not in state.files or state.head is None:
             return {}
         with tempfile.TemporaryDirectory(prefix="earlier-") as folder:
@@ -274,7 +306,7 @@ class Hub(ABC):
             try:
                 manifest = json.loads(path.read_text(encoding="utf-8"))
             except ValueError:
-                return {}  # somebody's own file of that name
+                return {}  # not a manifest of this library
         table = manifest.get("files") if isinstance(manifest, dict) else None
         return table if isinstance(table, dict) else {}
 
@@ -288,93 +320,117 @@ class Hub(ABC):
         tag: str | None,
         new_commit: bool,
     ) -> None:
-        """Refuse what a repo as it is does not take, with all reasons at once."""
+        """Raise if the state of a repo does not allow the push, with all reasons at once."""
         problems: list[Problem] = []
         if private and not state.private:
-            remedy = (
-                "give --public (of a training --hub_private_repo false), make the repo private on its page, "
-                "or name another"
+            problems.append(
+                Problem(
+                    repo_id,
+                    "found a public repo",
+                    "a private repo, as requested",
+                    "pass --public (in training: --hub_private_repo false), make the repo private on its "
+                    "page, or name another",
+                    code="option-conflict",
+                )
             )
-            problems += TaskHeadsError(
-                Problem(repo_id, "found a public repo", "a private one, as was asked for", remedy)
-            ).problems
         if branch not in {self.branch, *state.branches} and not self.makes_branches:
-            found = f"no branch {branch!r}, which its client cannot make"
-            remedy = f"make it on the repo's page, or publish to {self.branch} with a tag"
-            there = ", ".join(sorted(state.branches)) or self.branch
-            problems += TaskHeadsError(Problem(repo_id, f"found {found}", there, remedy)).problems
+            problems.append(
+                Problem(
+                    repo_id,
+                    f"branch {branch!r} does not exist, and the client of {self.title} cannot create one",
+                    ", ".join(sorted(state.branches)) or self.branch,
+                    f"create it on the repo's page, or publish to {self.branch} with a tag",
+                    code="hub-invalid",
+                )
+            )
         if tag is not None and tag in state.tags and new_commit:
-            problems += TaskHeadsError(Problem(
-                f"tag {tag!r} of {repo_id}", f"found it at commit {state.tags[tag]}, another state",
-                "a tag that is not taken", "choose another, or delete that one on the repo's page",
-            )).problems  # fmt: skip
+            problems.append(
+                Problem(
+                    f"tag {tag!r} of {repo_id}",
+                    f"the tag exists at commit {state.tags[tag]}, which has other files",
+                    "a new tag",
+                    "choose another, or delete that one on the repo's page",
+                    code="path-exists",
+                )
+            )
         if problems:
             raise TaskHeadsError(problems)
 
     def _failed(
-        self, repo_id: str, error: Exception, status: int | None, *, said: str | None = None
+        self, repo_id: str, error: Exception, status: int | None, *, message: str | None = None
     ) -> TaskHeadsError:
-        """A client's error in our words, without what it may quote; `said` is the hub's own message."""
+        """Return the problem of a client's error, redacted; `message` is the hub's own text."""
         root: BaseException = error
-        while root.__cause__ is not None:  # "error while uploading x", because ...
+        while root.__cause__ is not None:  # the client wraps the cause: "error while uploading x"
             root = root.__cause__
-        reason = redact(" ".join((said or f"{type(root).__name__}: {root}").split()))[:200]
+        reason = redact(" ".join((message or f"{type(root).__name__}: {root}").split()))[:200]
         if status == NOT_LOGGED_IN:
-            return self._not_logged_in(f"a token that {self.title} does not accept ({reason})")
-        if status in TOLD:
-            found, accepted, remedy = TOLD[status]
-            return TaskHeadsError(
-                Problem(repo_id, f"found {found.format(title=self.title, reason=reason)}", accepted, remedy)
-            )
-        accepted = f"an answer of {self.title}"
-        remedy = "nothing of this publish is visible, or all of it: check the network and publish again"
-        return TaskHeadsError(
-            Problem(repo_id, f"found a hub that failed or is out of reach ({reason})", accepted, remedy)
-        )
-
-    def _not_logged_in(self, found: str = "nobody logged in") -> TaskHeadsError:
-        return TaskHeadsError(Problem(self.title, f"found {found}", "a token that may write", self.login))
-
-    def _no_right(self, repo_id: str, found: str) -> TaskHeadsError:
-        accepted = "a repo of your own or of an organisation that you may write to"
+            return self._not_logged_in(f"{self.title} does not accept the token ({reason})")
+        if status in STATUS_PROBLEMS:
+            code, problem, expected, fix = STATUS_PROBLEMS[status]
+            problem = problem.format(title=self.title, reason=reason)
+            return TaskHeadsError(Problem(repo_id, problem, expected, fix, code=code))
         return TaskHeadsError(
             Problem(
                 repo_id,
-                f"found {found}",
-                accepted,
+                f"the hub failed or did not answer ({reason})",
+                f"an answer of {self.title}",
+                "check the network and publish again; a commit is never published in part",
+                code="hub-unreachable",
+            )
+        )
+
+    def _not_logged_in(self, problem: str = "not logged in") -> TaskHeadsError:
+        return TaskHeadsError(
+            Problem(self.title, problem, "a token with write access", self.login, code="hub-denied")
+        )
+
+    def _no_right(self, repo_id: str, problem: str) -> TaskHeadsError:
+        return TaskHeadsError(
+            Problem(
+                repo_id,
+                problem,
+                "a repo of your own or of an organisation with write access",
                 "name another owner, or log in with a token that may write",
+                code="hub-denied",
             )
         )
 
     def _bad_name(self, repo_id: str, reason: str) -> TaskHeadsError:
-        accepted = "owner/name of letters, digits, '-', '_' and '.'"
-        parts = [re.sub(r"[^\w.]+", "-", part, flags=re.ASCII).strip("-.") for part in repo_id.split("/")]
-        name = "/".join(["owner", *filter(None, parts)][-2:])
-        remedy = f"choose such as {name}"
-        return TaskHeadsError(Problem("--hub_model_id", f"found {repo_id!r} ({reason})", accepted, remedy))
+        words = [re.sub(r"[^\w.]+", "-", part, flags=re.ASCII).strip("-.") for part in repo_id.split("/")]
+        example = "/".join(["owner", *filter(None, words)][-2:])
+        return TaskHeadsError(
+            Problem(
+                "--hub_model_id",
+                f"found {repo_id!r} ({reason})",
+                "owner/name of letters, digits, '-', '_' and '.'",
+                f"choose such as {example}",
+                code="hub-invalid",
+            )
+        )
 
 
-def _replaced(there: Mapping[str, str], *, changed: Collection[str], gone: Collection[str]) -> str:
-    """What a commit does to the files that are there, in words; "" where it does nothing to them.
+def _summary(existing: Mapping[str, str], *, changed: Collection[str], deleted: Collection[str]) -> str:
+    """Return how a commit changes the existing files of a repo; "" if it changes none.
 
     Example:
-        >>> from qwen_task_heads.publishing.hub import _replaced
-        >>> _replaced({"a": "", "b": ""}, changed=["a", "c"], gone=["b", "pooling_task_heads.py"])
+        >>> from qwen_task_heads.publishing.hub import _summary
+        >>> _summary({"a": "", "b": ""}, changed=["a", "c"], deleted=["b", "pooling_task_heads.py"])
         'replaces 1 file, adds 1, removes b and 1 code file'
     """
-    over = sum(name in there for name in changed)
-    if not over and not gone:
+    replaced = sum(name in existing for name in changed)
+    if not replaced and not deleted:
         return ""
-    code = [name for name in gone if matches_any(name, CODE)]
-    named = [name for name in gone if name not in code]
-    removed = named[:NAMED] + [f"{_files(len(named) - NAMED)} more"] * (len(named) > NAMED)
-    removed += [_files(len(code), "code file")] * bool(code)
-    parts = [f"replaces {_files(over)}", f"adds {len(changed) - over}"]
+    code = [name for name in deleted if matches_any(name, CODE)]
+    named = [name for name in deleted if name not in code]
+    removed = named[:NAMED] + [f"{_count(len(named) - NAMED)} more"] * (len(named) > NAMED)
+    removed += [_count(len(code), "code file")] * bool(code)
+    parts = [f"replaces {_count(replaced)}", f"adds {len(changed) - replaced}"]
     if removed:
         *first, last = removed
         parts.append("removes " + (f"{', '.join(first)} and {last}" if first else last))
     return ", ".join(parts)
 
 
-def _files(count: int, noun: str = "file") -> str:
+def _count(count: int, noun: str = "file") -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,7 +1,7 @@
-"""The Hugging Face Hub as a place to publish to, through huggingface_hub.
+"""Publish to the Hugging Face Hub with huggingface_hub.
 
-Rights are read from the login before anything is sent: the role of the token, the organisations of the
-user and, of a fine-grained token, what it was given.
+Permissions are read from the login before the upload: the role of the token, the organisations of the user
+and the grants of a fine-grained token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qwen_task_heads.publishing.staging import sha256
 
 
 class HuggingFace(Hub):
-    """The Hugging Face Hub, by huggingface_hub; address in HF_ENDPOINT."""
+    """The Hugging Face Hub, by huggingface_hub; its address is in HF_ENDPOINT."""
 
     name, title, branch = HUGGINGFACE, "the Hugging Face Hub", "main"
     makes_branches = True
@@ -57,14 +57,14 @@ class HuggingFace(Hub):
         token = me.get("auth", {}).get("accessToken", {})
         organisations = {org["name"]: org.get("roleInOrg") for org in me.get("orgs", [])}
         if token.get("role") == "read":
-            raise self._no_right(repo_id, "a token that may only read")
+            raise self._no_right(repo_id, "the token may only read")
         if owner != me["name"] and organisations.get(owner, "read") == "read":
-            whose = ", ".join([me["name"], *(o for o, role in organisations.items() if role != "read")])
-            raise self._no_right(repo_id, f"a login that may write for {whose}")
+            writable = [name for name, role in organisations.items() if role != "read"]
+            raise self._no_right(repo_id, f"the login may write for {', '.join([me['name'], *writable])}")
         if token.get("role") == "fineGrained" and not _may_write(
             token.get("fineGrained", {}), owner, repo_id
         ):
-            raise self._no_right(repo_id, "a fine-grained token without repo.write there")
+            raise self._no_right(repo_id, "the fine-grained token has no repo.write for the repo")
 
     def _state(self, repo_id: str, branch: str) -> State | None:
         from huggingface_hub import RepoFile
@@ -76,7 +76,7 @@ class HuggingFace(Hub):
             return None
         refs = self.api.list_repo_refs(repo_id)
         branches = {ref.name: ref.target_commit for ref in refs.branches}
-        # A new branch begins where the main one is.
+        # A new branch starts at the main one.
         head = branches.get(branch, info.sha)
         tree = self.api.list_repo_tree(repo_id, recursive=True, revision=head)
         entries = [entry for entry in tree if isinstance(entry, RepoFile)]
@@ -97,7 +97,7 @@ class HuggingFace(Hub):
     def _fetch(self, repo_id: str, name: str, *, commit: str, folder: str) -> Path:
         return Path(self.api.hf_hub_download(repo_id, name, revision=commit, local_dir=folder))
 
-    def _same(self, path: Path, digest: str | None) -> bool:
+    def _is_same(self, path: Path, digest: str | None) -> bool:
         if digest is None or len(digest) == 64:  # LFS: the SHA-256 of the file
             return digest is not None and sha256(path) == digest
         content = path.read_bytes()
@@ -108,7 +108,7 @@ class HuggingFace(Hub):
         repo_id: str,
         files: Mapping[str, Path],
         *,
-        stale: list[str],
+        deleted: list[str],
         branch: str,
         head: str | None,
         message: str,
@@ -117,12 +117,16 @@ class HuggingFace(Hub):
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-        operations += [CommitOperationDelete(name, is_folder=False) for name in stale]
-        # With its parent: somebody else's commit in between is not overwritten.
+        operations += [CommitOperationDelete(name, is_folder=False) for name in deleted]
+        # With `parent_commit` the hub rejects the commit if another one was made in between.
         commit = self.api.create_commit(
-            repo_id, operations, commit_message=message, revision=branch, parent_commit=head,
+            repo_id,
+            operations,
+            commit_message=message,
+            revision=branch,
+            parent_commit=head,
             create_pr=create_pr,
-        )  # fmt: skip
+        )
         return str(commit.oid)
 
     def _tag(self, repo_id: str, tag: str, *, branch: str, commit: str) -> None:
@@ -132,7 +136,7 @@ class HuggingFace(Hub):
         return f"{self.api.endpoint}/{repo_id}/tree/{revision}"
 
     @contextmanager
-    def _told(self, repo_id: str) -> Iterator[None]:
+    def _errors(self, repo_id: str) -> Iterator[None]:
         from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
         try:
@@ -142,15 +146,15 @@ class HuggingFace(Hub):
         except (HTTPError, OSError, ValueError, RuntimeError) as error:
             answer: BaseException | None = error
             while answer is not None and not isinstance(answer, HfHubHTTPError):
-                answer = answer.__cause__  # of a failed upload, or of a card that was looked at
+                answer = answer.__cause__  # failed uploads and card validation wrap the response
             if answer is None:
                 raise self._failed(repo_id, error, None) from None
-            said = answer.server_message or str(answer)
-            raise self._failed(repo_id, error, answer.response.status_code, said=said) from None
+            message = answer.server_message or str(answer)
+            raise self._failed(repo_id, error, answer.response.status_code, message=message) from None
 
 
 def _may_write(grants: Mapping[str, Any], owner: str, repo_id: str) -> bool:
-    """Whether a fine-grained token may write to a repo: everywhere, for its owner, or for itself."""
+    """Return whether a fine-grained token may write to a repo: globally, to its owner's, or to this one."""
     if "repo.write" in grants.get("global", []):
         return True
     return any(

@@ -1,7 +1,7 @@
-"""ModelScope as a place to publish to, through modelscope_hub.
+"""Publish to ModelScope with modelscope_hub.
 
-Its `upload_folder` commits what it could upload and the rest later or never, and deletes in a commit of
-its own: half a model would be visible. So its calls are made one by one: negotiate, upload, one commit.
+`upload_folder` of modelscope_hub commits what it could upload and the rest later or never, and deletes in
+another commit: half a model would be visible. This module calls the steps instead: negotiate, upload, commit.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from qwen_task_heads.publishing.records import State
 from qwen_task_heads.publishing.staging import sha256
 
 CONFLICT = 409
-HIDDEN_FROM_MOST = (1, 3, "private", "internal")  # as ModelScope writes who sees a repo; 5 is everybody
+NOT_PUBLIC = (1, 3, "private", "internal")  # values of `Visibility`; 5 is public
 
 
 class ModelScope(Hub):
-    """ModelScope, by modelscope_hub; address in MODELSCOPE_ENDPOINT."""
+    """ModelScope, by modelscope_hub; its address is in MODELSCOPE_ENDPOINT."""
 
     name, title, branch = MODELSCOPE, "ModelScope", BRANCH
     makes_branches = False
@@ -35,12 +35,16 @@ class ModelScope(Hub):
             from modelscope_hub import HubApi
             from modelscope_hub.config import HubConfig
         except ImportError as error:
-            remedy = "pip install 'qwen-task-heads[modelscope]'"
-            found = f"modelscope is not installed ({error})"
             raise TaskHeadsError(
-                Problem("--hub modelscope", f"found {found}", "its own client", remedy)
+                Problem(
+                    "--hub modelscope",
+                    f"modelscope is not installed ({error})",
+                    "the client of ModelScope",
+                    "pip install 'qwen-task-heads[modelscope]'",
+                    code="package-missing",
+                )
             ) from error
-        # Without a config it would keep the environment of its first use.
+        # Without a config, HubApi keeps the environment of its first use.
         self.config = HubConfig(token=token) if isinstance(token, str) else HubConfig()
         self.api = HubApi(self.config)
 
@@ -54,7 +58,7 @@ class ModelScope(Hub):
             raise self._bad_name(repo_id, "not of the form owner/name")
         if not self.config.token:
             raise self._not_logged_in()
-        # Organisations are not listed there; of another owner the hub itself says no, when it is asked.
+        # `whoami` lists no organisations; the hub itself refuses a repo of another owner.
         self.api.whoami()
 
     def _state(self, repo_id: str, branch: str) -> State | None:
@@ -76,24 +80,24 @@ class ModelScope(Hub):
         )
 
     def _is_private(self, repo_id: str) -> bool:
-        """Whether only some may see a repo; one that does not say counts as public."""
+        """Return whether a repo is not public; a repo without a visibility counts as public."""
         visibility = self.api.legacy.get_repo_info(repo_id, "model").get("Visibility")
         if visibility is None:
             visibility = self.api.get_repo(repo_id, "model").visibility
-        return visibility in HIDDEN_FROM_MOST
+        return visibility in NOT_PUBLIC
 
     def _create(self, repo_id: str, *, private: bool | None) -> None:
         visibility = "private" if private else "public"
-        # Without a licence its client would claim Apache-2.0; the card says which it is.
+        # Without a licence, the client would claim Apache-2.0; the card names the actual licence.
         self.api.create_repo(repo_id, "model", visibility=visibility, license="other")
 
     def _make_branch(self, repo_id: str, branch: str, *, head: str) -> None:
-        """Its client makes none, and a push that wants one is refused before."""
+        """Do nothing: the client cannot create a branch, and `_check_state` refuses a new one."""
 
     def _fetch(self, repo_id: str, name: str, *, commit: str, folder: str) -> Path:
         return Path(self.api.download_file(repo_id, "model", name, revision=commit, local_dir=folder))
 
-    def _same(self, path: Path, digest: str | None) -> bool:
+    def _is_same(self, path: Path, digest: str | None) -> bool:
         return bool(digest) and sha256(path) == digest
 
     def _commit(
@@ -101,7 +105,7 @@ class ModelScope(Hub):
         repo_id: str,
         files: Mapping[str, Path],
         *,
-        stale: list[str],
+        deleted: list[str],
         branch: str,
         head: str | None,
         message: str,
@@ -109,18 +113,23 @@ class ModelScope(Hub):
     ) -> str:
         if create_pr:
             raise TaskHeadsError(
-                Problem("create_pr", "found True", "False: ModelScope takes commits alone", "drop it")
+                Problem(
+                    "create_pr",
+                    "found True; ModelScope has no pull requests",
+                    "False",
+                    "drop it",
+                    code="option-unsupported",
+                )
             )
         operations = [self._operation(repo_id, name, path) for name, path in files.items()]
-        operations += [{"action": "delete", "path": name, "type": "normal", "size": 0, "sha256": "",
-                        "content": "", "encoding": ""} for name in stale]  # fmt: skip
+        operations += [_entry("delete", name) for name in deleted]
         answer = self.api.legacy.create_commit(
             repo_id, "model", operations=operations, commit_message=message, revision=branch
         )
         return str(answer.get("CommitId") or answer.get("Id") or "")
 
     def _operation(self, repo_id: str, name: str, path: Path) -> dict[str, Any]:
-        """One entry of a commit; a large file is uploaded first, where the hub does not have it."""
+        """Return one entry of a commit; a large file is uploaded first if the hub does not have it."""
         from modelscope_hub.constants import (
             MODEL_LFS_SUFFIX,
             UPLOAD_INLINE_METADATA_PATHS,
@@ -131,15 +140,13 @@ class ModelScope(Hub):
         large = size > UPLOAD_LFS_FORCE_THRESHOLD_BYTES or path.suffix in MODEL_LFS_SUFFIX
         if path.name.upper() in UPLOAD_INLINE_METADATA_PATHS or not large:
             content = base64.b64encode(path.read_bytes()).decode()
-            return {"action": "create", "path": name, "type": "normal", "size": size, "sha256": "",
-                    "content": content, "encoding": "base64"}  # fmt: skip
+            return _entry("create", name, size=size, content=content, encoding="base64")
         digest = sha256(path)
         blob = {"oid": digest, "size": size}
         if url := self.api.legacy.validate_blobs(repo_id, "model", [blob]).get(digest):
             with path.open("rb") as file:
                 self.api.legacy.upload_blob(url, file, size)
-        return {"action": "create", "path": name, "type": "lfs", "size": size, "sha256": digest,
-                "content": "", "encoding": ""}  # fmt: skip
+        return _entry("create", name, type="lfs", size=size, sha256=digest)
 
     def _tag(self, repo_id: str, tag: str, *, branch: str, commit: str) -> None:
         self.api.create_repo_tag(repo_id, "model", tag, revision=branch)
@@ -148,7 +155,7 @@ class ModelScope(Hub):
         return f"{self.config.endpoint}/models/{repo_id}/files?version={revision}"
 
     @contextmanager
-    def _told(self, repo_id: str) -> Iterator[None]:
+    def _errors(self, repo_id: str) -> Iterator[None]:
         from modelscope_hub.errors import APIError, HubError, ServerError
 
         try:
@@ -158,9 +165,15 @@ class ModelScope(Hub):
         except APIError as error:
             status = error.status_code
             if isinstance(error, ServerError) and status is not None and status < 500:
-                status = CONFLICT  # its client tells two commits at once from other bad requests
+                status = CONFLICT  # the client raises ServerError for concurrent commits
             if status is None and "too many 429 error responses" in error.message:
-                status = 429  # it has tried again by itself, and of the last answer that alone is left
-            raise self._failed(repo_id, error, status, said=error.message) from None
+                status = 429  # the client retried; the message is all that is left of the last response
+            raise self._failed(repo_id, error, status, message=error.message) from None
         except (HubError, OSError, ValueError) as error:  # an error of requests is an OSError
             raise self._failed(repo_id, error, None) from None
+
+
+def _entry(action: str, path: str, **fields: Any) -> dict[str, Any]:
+    """Return one operation of a commit with all fields that the hub reads."""
+    defaults = {"type": "normal", "size": 0, "sha256": "", "content": "", "encoding": ""}
+    return {"action": action, "path": path, **defaults, **fields}

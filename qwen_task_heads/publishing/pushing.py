@@ -1,8 +1,7 @@
-"""Push a folder that an ordinary verb saved: `model.push_to_hub`, `trainer.push_to_hub` and the like.
+"""Push a saved folder for `model.push_to_hub`, `trainer.push_to_hub` and related methods.
 
-`hubs.publish` does the work, so that these verbs refuse what it refuses, send one commit and the same files.
-They follow transformers where it differs: a new repo has the hub's default visibility, and a token can be
-given.
+`publishing.publish` does the work, with the same checks, the same files and one commit. As in transformers, a
+new repo has the hub's default visibility, and a token can be passed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from transformers.utils import logging
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.folder_task_heads import REFERENCE
 from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE
-from qwen_task_heads.publishing.formats import is_local, nobody_has
+from qwen_task_heads.publishing.formats import is_local, local_base_problem
 from qwen_task_heads.publishing.publish import HUBS, publish
 from qwen_task_heads.reports.records import keep_reference
 from qwen_task_heads.verification.reference import take_reference
@@ -33,17 +32,17 @@ def hub_of_process() -> str:
 
 
 def check_push(model: Any, *, repo_id: str, token: bool | str | None, private: bool | None) -> str:
-    """Check before training what would refuse the push after it; return `owner/name`.
+    """Check, before training, whether a push after it would succeed; return `owner/name`.
 
     Args:
         model: a model with a task head, or a `PeftModel` around one.
-        repo_id: `owner/name`, or a name of the user's own.
-        token: of the hub; None for that of the login.
-        private: of a new repo; None for the hub's default.
+        repo_id: `owner/name`, or a name without owner for a repo of the user.
+        token: token of the hub; None for that of the login.
+        private: visibility of a new repo; None for the hub's default.
 
     Raises:
-        TaskHeadsError: no login, no right to write, a repo that is not as asked for or holds another model,
-            or an adapter of a base that no hub has.
+        TaskHeadsError: no login, no write permission, a repo of another visibility or with another model,
+            or an adapter of a local base.
     """
     from peft import PeftModel
 
@@ -52,12 +51,17 @@ def check_push(model: Any, *, repo_id: str, token: bool | str | None, private: b
     client.check(repo_id, private=private)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if inner is not model and not inner.on_plain_base:
-        found, accepted = "an adapter on a model that is trained already", "an adapter on a plain backbone"
         raise TaskHeadsError(
-            Problem("push_to_hub", f"found {found}", accepted, "train in full, or start from the backbone")
+            Problem(
+                "push_to_hub",
+                "found an adapter on a model that is trained already",
+                "an adapter on a plain backbone",
+                "train in full, or start from the backbone",
+                code="option-unsupported",
+            )
         )
     if inner is not model and is_local(inner.config.backbone_name_or_path):
-        raise TaskHeadsError(nobody_has("push_to_hub", inner.config.backbone_name_or_path))
+        raise TaskHeadsError(local_base_problem("push_to_hub", inner.config.backbone_name_or_path))
     with tempfile.TemporaryDirectory(prefix="check-") as folder:
         inner.config.save_pretrained(folder)
         client.check_task(folder, repo_id=repo_id)
@@ -77,23 +81,23 @@ def push_folder(
     trained: Any = None,
     tokenizer: Any = None,
 ) -> Any:
-    """Push a saved folder; compare it with the trained model first, if that or its reference is there.
+    """Push a saved folder; verify it first if the trained model or its reference is available.
 
-    Inside ModelScope's `patch_hub` or `patch_context` the repo is one of ModelScope.
+    Inside ModelScope's `patch_hub` or `patch_context` the repo is on ModelScope.
 
     Args:
         folder: as `save_pretrained` writes it.
-        repo_id: `owner/name`, or a name of the user's own.
+        repo_id: `owner/name`, or a name without owner for a repo of the user.
         commit_message, private, token, revision, create_pr: as in `transformers.PreTrainedModel.push_to_hub`.
         commit_description: added to the message.
         trained: the model that was saved, if it is in memory.
-        tokenizer: of that model.
+        tokenizer: the tokenizer of `trained`.
 
     Returns:
-        The `CommitInfo` of the hub's own library.
+        The `CommitInfo` of the hub's library.
 
     Raises:
-        TaskHeadsError: what `publish` refuses; nothing was sent.
+        TaskHeadsError: see `publish`; nothing was uploaded.
     """
     hub = hub_of_process()
     repo_id = HUBS[hub](token=token).full_name(repo_id)
@@ -106,21 +110,31 @@ def push_folder(
     message = commit_message or "Upload model"
     try:
         published = publish(
-            folder, repo_id=repo_id, hub=hub, private=private, token=token, revision=revision, verify=verify,
-            create_pr=create_pr, message="\n\n".join(filter(None, [message, commit_description])),
-        )  # fmt: skip
-    except TaskHeadsError as error:  # the folder is a temporary one, which no user named
+            folder,
+            repo_id=repo_id,
+            hub=hub,
+            private=private,
+            token=token,
+            revision=revision,
+            verify=verify,
+            create_pr=create_pr,
+            message="\n\n".join(filter(None, [message, commit_description])),
+        )
+    except TaskHeadsError as error:  # the folder is temporary, so the messages name the repo instead
         problems = [
             replace(problem, where=problem.where.replace(str(folder), repo_id)) for problem in error.problems
         ]
         raise TaskHeadsError(problems) from error
-    done = "compared with the trained model in a clean process" if verify else (
-        "not compared with a trained model; `recipes/publish.py --model FOLDER` does that for the folder of "
-        "a finished run, and adds metrics with baselines"
-    )  # fmt: skip
-    seen = "private" if published.private else "public"
-    logger.warning(f"{published.url} ({seen}): pushed, {done}.")
-    if hub == MODELSCOPE:  # huggingface_hub's class refuses the address of another hub
+    if verify:
+        done = "compared with the trained model in a clean process"
+    else:
+        done = (
+            "not compared with a trained model; `recipes/publish.py --model FOLDER` does that for the "
+            "folder of a finished run, and adds metrics with baselines"
+        )
+    visibility = "private" if published.private else "public"
+    logger.warning(f"{published.url} ({visibility}): pushed, {done}.")
+    if hub == MODELSCOPE:  # huggingface_hub's CommitInfo rejects the URL of another hub
         from modelscope.utils.repo_utils import CommitInfo as Commit
     else:
         from huggingface_hub import CommitInfo as Commit

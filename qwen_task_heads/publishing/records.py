@@ -1,4 +1,4 @@
-"""What a hub says of a repo, and what a publish returns."""
+"""State of a repo on a hub, and the result of a publish."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Where a model was published, or staged.
+    """Result of a publish or of a dry run.
 
     Args:
         repo_id: `owner/name`.
-        hub: its name.
-        url: of the commit's files; None where nothing was sent.
-        commit: its id; None where nothing was sent.
-        private: whether the repo is.
-        unchanged: the repo held these very files already, and got no commit.
-        notes: what else to know.
+        hub: name of the hub.
+        url: URL of the commit's files; None if nothing was uploaded.
+        commit: id of the commit; None if nothing was uploaded.
+        private: whether the repo is private.
+        unchanged: whether the repo had the same files already, so that no commit was made.
+        notes: further messages for the user.
     """
 
     repo_id: str
@@ -28,24 +28,24 @@ class Published:
     unchanged: bool = False
     notes: tuple[str, ...] = ()
 
-    def lines(self) -> list[str]:
-        """What to say on the screen."""
+    def messages(self) -> list[str]:
+        """Return the lines to print."""
         if self.url is None:
-            return ["Nothing was sent.", *self.notes]
-        did = "Nothing to publish, the files are there already:" if self.unchanged else "Published:"
-        who = "private" if self.private else "public"
-        return [f"{did} {self.url} ({who}, commit {self.commit})", *self.notes]
+            return ["Nothing was uploaded.", *self.notes]
+        action = "Nothing to publish, the repo has the same files:" if self.unchanged else "Published:"
+        visibility = "private" if self.private else "public"
+        return [f"{action} {self.url} ({visibility}, commit {self.commit})", *self.notes]
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a repo holds.
+    """State of a repo on a hub.
 
     Args:
-        private: whether the repo is.
-        head: commit of the branch at hand, or the one that a new branch will begin at.
-        branches, tags: name to commit.
-        files: of `head`: path to the hub's own digest of it.
+        private: whether the repo is private.
+        head: commit of the branch, or the commit that a new branch starts at.
+        branches, tags: name -> commit.
+        files: path -> the hub's digest of the file at `head`.
     """
 
     private: bool

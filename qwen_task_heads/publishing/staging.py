@@ -1,14 +1,14 @@
-"""What is published: a folder with exactly the files of a published model, copied by an allow-list.
+"""Stage the files of a published model: a copy of the run folder by an allow-list.
 
-A run folder also holds what must stay: checkpoints, optimizer states, `training_args.bin` (with the hub
-token in clear), rows of the data. So nothing is left out by name; what is not named here stays.
+A run folder also has files that must not be published: checkpoints, optimizer states, `training_args.bin`
+(with the hub token in clear text), rows of the data. Therefore only the files listed here are copied.
 
-Which files of an earlier publish are stale in a repo its own `manifest.json` says: what somebody put there
-by hand is left, whatever its name, but for weights and adapters, of which loaders would pick one.
+The `manifest.json` in a repo lists the files of the earlier publish, which become stale. Files added by hand
+are kept, except weights and adapters, because a loader could pick either.
 
-What is staged follows to the byte from the folder, the names of repo and hub, and the installed package,
-whose code it is; a retry gives the identical repo. A merge and its probe are computed: on another processor
-their last bits may differ.
+The staged bytes depend only on the folder, the names of repo and hub, and the installed package, whose code
+is copied. A retry gives the identical repo. A merged model and its probe are computed: their last bits may
+differ on another processor.
 """
 
 from __future__ import annotations
@@ -34,36 +34,57 @@ from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT
 
 CODE = ("*_task_heads.py", "handler.py")
 WEIGHTS = (
-    "adapter/adapter_model.safetensors", "adapter_model.safetensors", "model.safetensors",
-    "model-*-of-*.safetensors", "onnx/*.onnx",
-)  # fmt: skip
+    "adapter/adapter_model.safetensors",
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "onnx/*.onnx",
+)
 MODEL = (
-    *CODE, *WEIGHTS, "config.json", "generation_config.json", "adapter_config.json",
+    *CODE,
+    *WEIGHTS,
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
     "adapter/adapter_config.json",
-    "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja",
-    "requirements.txt", "configuration.json", "onnx/*.data", "onnx/*.onnx_data",
-    "label_prompt.json", "decision.json", "decision_template.jinja",
-)  # fmt: skip
-# What is told of a model, in whatever form it is published.
-RECORD = (
-    "README.md", "*.png", "metrics.json", "parity.json", "manifest.json", EVAL_RESULTS, *TERMS,
-)  # fmt: skip
-# Two of these in one repo, and no loader could tell which form is meant.
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "requirements.txt",
+    "configuration.json",
+    "onnx/*.data",
+    "onnx/*.onnx_data",
+    "label_prompt.json",
+    "decision.json",
+    "decision_template.jinja",
+)
+# The record of a run, published with every export format.
+RECORD = ("README.md", "*.png", "metrics.json", "parity.json", "manifest.json", EVAL_RESULTS, *TERMS)
+# A repo with the files of two export formats would be ambiguous for loaders.
 ONE_FORM = (
-    *WEIGHTS, "adapter/adapter_config.json", "adapter_config.json", "model.safetensors.index.json",
-)  # fmt: skip
+    *WEIGHTS,
+    "adapter/adapter_config.json",
+    "adapter_config.json",
+    "model.safetensors.index.json",
+)
 HEADS = ("TitleScorer", "PooledClassifier", "title_scorer", "pooled_classifier")
-DESCRIBED = ("config.json", LABEL_PROMPT)  # where a folder says what its model answers
-# What only a run writes: with one of these and no manifest, nothing says that they belong together.
+DESCRIBED = ("config.json", LABEL_PROMPT)  # the files that state the task of a model
+# Files that only a run writes. Without a manifest, it is unknown whether they belong to the model.
 OF_A_RUN = ("metrics.json", EVAL_RESULTS)
-AGAIN = (
-    "put back what the run wrote, or train again; without its figures it is published by "
+RESTORE = (
+    "put back what the run wrote, or train again; to publish without metrics, pass "
     "save(load(folder, verify=False), ...) to a new folder"
 )
-# Where ModelScope's own library looks for the kind of a model.
+# ModelScope's library reads the kind of a model here.
 CONFIGURATION = {"framework": "pytorch", "task": "text-classification"}
-# In its context an adapter finds its base there; the pipelines of a repo want the folder of a snapshot.
+# Inside the context, an adapter finds its base on ModelScope. Pipelines of a repo need a snapshot folder.
 FROM_MODELSCOPE = """
 From ModelScope (`pip install modelscope`), the same calls on a snapshot, inside its context:
 
@@ -79,31 +100,32 @@ with patch_context():
 
 
 def is_publishable(name: str, *, rows: bool = False, model: bool = True) -> bool:
-    """Whether a file belongs to a published model; `name` is relative to its root.
+    """Return whether a file belongs to a published model.
 
     Args:
-        name: with `/`.
-        rows: count the files that hold rows of the data too.
-        model: count the files of the model itself, beside what is told of it.
+        name: path relative to the root of the model, with `/`.
+        rows: include the files with rows of the data.
+        model: include the files of the model itself, next to the record of its run.
 
     Example:
         >>> from qwen_task_heads.publishing.staging import is_publishable
-        >>> [is_publishable(name) for name in ("config.json", "training_args.bin", "checkpoint-5/config.json")]
+        >>> names = ("config.json", "training_args.bin", "checkpoint-5/config.json")
+        >>> [is_publishable(name) for name in names]
         [True, False, False]
     """
     return matches_any(name, RECORD + MODEL * model + ROWS * rows)
 
 
-def stale(name: str, *, earlier: Collection[str]) -> bool:
-    """Whether a file of a repo, which is not staged, is what an earlier publish left there.
+def is_stale(name: str, *, earlier: Collection[str]) -> bool:
+    """Return whether a file of a repo that is not staged is left from an earlier publish.
 
     Args:
-        name: with `/`.
-        earlier: names in the `files` table of the repo's own manifest.
+        name: path in the repo, with `/`.
+        earlier: names in the `files` table of the manifest in the repo.
 
     Example:
-        >>> from qwen_task_heads.publishing.staging import stale
-        >>> [stale(n, earlier=["old.png"]) for n in ("old.png", "by_hand.png", "model.safetensors")]
+        >>> from qwen_task_heads.publishing.staging import is_stale
+        >>> [is_stale(n, earlier=["old.png"]) for n in ("old.png", "by_hand.png", "model.safetensors")]
         [True, False, True]
     """
     if matches_any(name, ONE_FORM):
@@ -112,49 +134,69 @@ def stale(name: str, *, earlier: Collection[str]) -> bool:
 
 
 def check_run(folder: str | Path) -> tuple[str, ...]:
-    """Hold a folder against what its run listed at its end: labels, figures and proof must belong together.
+    """Compare a folder with the manifest of its run, so that model, labels and metrics belong together.
 
-    The card may be edited by hand. A folder that was saved without the account of a run is taken as it is.
+    The card may be edited by hand. A folder saved without the record of a run is not checked.
 
     Args:
-        folder: of a finished run, or of `save`.
+        folder: output folder of a finished run, or of `save`.
 
     Returns:
-        What to say beside: a card that was edited, or no account of a run.
+        Messages for the user: the card was edited, or the folder has no record of a run.
 
     Raises:
-        TaskHeadsError: every file that changed or is missing, or a run whose manifest is.
+        TaskHeadsError: every changed or missing file, or a missing manifest.
     """
     folder = Path(folder)
     names, notes = files_of(folder), []
     if MANIFEST not in names or read_manifest(folder).get(DRAFT):  # none, or that of `save`
         problems = [
-            Problem(str(folder / name), f"found it without {MANIFEST}", "a run as it ended", AGAIN)
+            Problem(
+                str(folder / name),
+                f"{MANIFEST} is missing next to this file",
+                "the files of a finished run",
+                RESTORE,
+                code="path-not-found",
+            )
             for name in names
             if matches_any(name, OF_A_RUN)
         ]
         if problems:
             raise TaskHeadsError(problems)
-        return ("The folder holds no account of a run: it is published without figures.",)
+        return ("The folder has no record of a run: the model is published without metrics.",)
     try:
         table = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         listed = {str(name): str(digest) for name, digest in table.items()}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        wanted = "the list of files and hashes that the run wrote"
-        raise TaskHeadsError(Problem(str(folder / MANIFEST), "found no such list", wanted, AGAIN)) from error
+        raise TaskHeadsError(
+            Problem(
+                str(folder / MANIFEST),
+                "the table of files is missing or malformed",
+                "the manifest with files and hashes that the run wrote",
+                RESTORE,
+                code="file-format",
+            )
+        ) from error
     problems = []
     for name, digest in sorted(listed.items()):
-        there = name in names
-        matters = is_publishable(name, rows=True) or (
-            name == REFERENCE and there
-        )  # without one the card says so
-        if not matters or (there and sha256(folder / name) == digest):
+        exists = name in names
+        # A missing reference is allowed: the card then states what the model was compared with.
+        matters = is_publishable(name, rows=True) or (name == REFERENCE and exists)
+        if not matters or (exists and sha256(folder / name) == digest):
             continue
-        if name == CARD and there:
+        if name == CARD and exists:
             notes.append(f"{name} was edited after the run, and is published as it is.")
             continue
-        found = "another file than the run wrote" if there else "no such file"
-        problems.append(Problem(str(folder / name), f"found {found}", f"SHA-256 {digest[:12]}…", AGAIN))
+        problem = "the file changed after the run" if exists else "the file is missing"
+        problems.append(
+            Problem(
+                str(folder / name),
+                problem,
+                f"a file with SHA-256 {digest[:12]}…",
+                RESTORE,
+                code="model-corrupted",
+            )
+        )
     if problems:
         raise TaskHeadsError(problems)
     return tuple(notes)
@@ -169,51 +211,69 @@ def stage(
     rows: bool = False,
     revision: str | None = None,
 ) -> Path:
-    """Copy what travels of a finished folder, and make it that of a repo.
+    """Copy the files of a finished run that are published, and adapt them to the repo.
 
     The card names the repo, and the manifest lists the staged files with their SHA-256. An adapter in the
-    layout of version 0.1 is moved to its subfolder (`hubcode.saving_task_heads` says why).
+    layout of version 0.1 is moved to its subfolder; `hubcode.saving_task_heads` has the reason.
 
     Args:
-        folder: of a finished run; left as it is.
-        destination: created; must be absent or empty.
+        folder: output folder of a finished run; not changed.
+        destination: folder to stage in; must be absent or empty.
         repo_id: `owner/name` of the repo.
-        hub: `huggingface` or `modelscope`, which wants a `configuration.json`.
+        hub: `huggingface` or `modelscope`; the latter needs a `configuration.json`.
         rows: publish `predictions.jsonl` and `errors.md` too.
-        revision: the branch, where it is not the one that the hub gives unasked; the card's lines name it.
+        revision: the branch, if it is not the default branch of the hub; the code on the card names it.
 
     Returns:
         The destination.
 
     Raises:
-        TaskHeadsError: no model there, a link in place of a file, or a destination with files.
+        TaskHeadsError: the folder has no model or has links, or the destination is not empty.
     """
     folder, destination = Path(folder), Path(destination)
     names = files_of(folder)
     chosen = [name for name in names if is_publishable(name, rows=rows)]
     problems = [
         Problem(
-            str(folder / name), "found a link", "regular files: what it points to may be anything", "copy it"
+            str(folder / name),
+            "found a symbolic link",
+            "a regular file, because a link may point to any file",
+            "replace the link by a copy of the file",
+            code="file-format",
         )
         for name in chosen
         if (folder / name).is_symlink() or (folder / name).parent.is_symlink()
     ]
-    described = {"config.json", "label_prompt.json"} & set(chosen)  # PEFT's adapters have no config
+    # An adapter of a generative classifier has no config.json.
+    described = {"config.json", "label_prompt.json"} & set(chosen)
     if not described or not any(name.endswith(".safetensors") for name in chosen):
-        wanted = "config.json and weights or an adapter"
         problems.append(
-            Problem(str(folder), "found no model", wanted, "name the folder that a run finished in")
+            Problem(
+                str(folder),
+                "the folder has no model",
+                "config.json with weights or an adapter",
+                "pass the output folder of a finished run",
+                code="model-not-found",
+            )
         )
     if destination.exists() and any(destination.iterdir()):
-        problems.append(Problem(str(destination), "found files", "a new or empty folder", "name another one"))
+        problems.append(
+            Problem(
+                str(destination),
+                "the folder is not empty",
+                "a new or empty folder",
+                "name another one",
+                code="path-exists",
+            )
+        )
     if problems:
         raise TaskHeadsError(problems)
     for name in chosen:
         (destination / name).parent.mkdir(parents=True, exist_ok=True)
-        # Code is that of the installed package: the proof is of it, and a run may be older.
+        # Verification runs the code of the installed package, and the run may be older.
         own = {file.name: file for file in OWN_CODE}.get(name, folder / name)
         shutil.copyfile(own, destination / name)
-    if {"config.json", ADAPTER_CONFIG} <= set(chosen):  # a label writer's has no config of ours
+    if {"config.json", ADAPTER_CONFIG} <= set(chosen):  # an adapter of a head, in the layout of 0.1
         move_adapter(destination)
     if "README.md" in chosen:
         card = (destination / "README.md").read_text(encoding="utf-8")
@@ -221,16 +281,15 @@ def stage(
             card_of_repo(card, repo_id, hub, rows=rows, revision=revision), encoding="utf-8"
         )
     if hub == MODELSCOPE:
-        writes = {"task": "text-generation"} if "label_prompt.json" in chosen else {}
-        write_json(destination / "configuration.json", CONFIGURATION | writes)
-    return seal(destination)
+        task = {"task": "text-generation"} if "label_prompt.json" in chosen else {}
+        write_json(destination / "configuration.json", CONFIGURATION | task)
+    return update_manifest(destination)
 
 
-def seal(staged: str | Path) -> Path:
-    """Write `manifest.json` anew for the files that are there now; everything else in it stays.
+def update_manifest(staged: str | Path) -> Path:
+    """Update `manifest.json` to the current files of the folder; its other keys are kept.
 
-    `files` becomes a table of path to SHA-256, without the manifest itself, and `code` the part of it
-    that runs.
+    `files` maps each path to its SHA-256, without the manifest itself; `code` is the executable subset.
     """
     staged = Path(staged)
     path = staged / MANIFEST
@@ -240,18 +299,18 @@ def seal(staged: str | Path) -> Path:
         name: digest for name, digest in files.items() if any(fnmatchcase(name, code) for code in CODE)
     }
     content["files"] = files
-    content.pop(DRAFT, None)  # from here on the files belong together
+    content.pop(DRAFT, None)  # the set of files is complete now
     write_json(path, content)
     return staged
 
 
 def files_of(folder: Path) -> list[str]:
-    """Paths of all files below a folder, relative to it, with `/`, sorted."""
+    """Return the paths of all files below a folder, relative to it, with `/`, sorted."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def task_of(folder: str | Path) -> str | None:
-    """What the model of a folder or repo answers, in whatever form it is; None where nothing says so.
+    """Describe the task of a model in a folder, whatever its export format; None if it is not stated.
 
     Example:
         >>> import json, tempfile
@@ -266,7 +325,7 @@ def task_of(folder: str | Path) -> str | None:
     config, prompt = (_object(Path(folder, name)) for name in DESCRIBED)
     if labels := prompt.get("labels"):
         names: list[Any] = labels.get("names", []) if isinstance(labels, dict) else []
-        return "a language model that writes " + ", ".join(map(str, names))
+        return "a generative classifier of " + ", ".join(map(str, names))
     kind = next(iter(config.get("architectures") or []), None) or config.get("model_type")
     if not isinstance(kind, str):
         return None
@@ -281,7 +340,7 @@ def task_of(folder: str | Path) -> str | None:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; {} where there is none, or it is somebody's own."""
+    """Return the object of a JSON file; {} if the file is missing or has no object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -292,10 +351,10 @@ def _object(path: Path) -> dict[str, Any]:
 def card_of_repo(
     card: str, repo_id: str, hub: str, *, rows: bool = False, revision: str | None = None
 ) -> str:
-    """Return the card of a run as that of a repo; arguments as of `stage`."""
+    """Return the card of a run adapted to a repo; for the arguments see `stage`."""
     pinned = f", revision={json.dumps(revision)}" if revision else ""
     card = name_card(card, repo_id, revision=revision)
-    if not rows:  # a sentence on files that are not published
+    if not rows:  # remove links to files that are not published
         card = re.sub(r"^.*(?:\]\(errors\.md\)|`errors\.md`).*\n\n?", "", card, flags=re.MULTILINE)
     if hub == MODELSCOPE:
         card = re.sub(

@@ -1,8 +1,8 @@
-"""Where a run's model goes when it is finished: read from the options, asked of the hub, used at the end.
+"""Publish target of a run: read from the options, checked before training, used at the end.
 
-The hub is asked before training starts (login, name, right to write, what the repo is), and the options are
-held against the form that was asked for, because a run of hours that ends in "401" or "found pooling mean"
-has told its user too late. What leaves is decided in `hubs.publish`.
+Before training starts, the hub is checked (login, repo name, write permission, state of the repo) and the
+options are compared with the export format. Otherwise a run of hours could fail at its last step. The
+published files are chosen in `publishing.staging`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from qwen_task_heads.training.arguments import HeadArguments
 
 @dataclass(frozen=True, kw_only=True)
 class PublishTarget:
-    """A repo and how to publish to it; the arguments of `publish`.
+    """A repo and the options of publishing to it; the fields are arguments of `publish`.
 
     Args:
         repo_id: `owner/name`.
         hub: `huggingface` or `modelscope`.
-        form: `saved`, `merged` or `stock`.
+        form: export format: `saved`, `merged` or `stock`.
         private: whether a new repo is private.
-        revision: branch; None for the hub's own.
-        tag: of the commit, or None.
-        rows: publish the files that hold texts of the data.
+        revision: branch; None for the default branch of the hub.
+        tag: tag of the commit, or None.
+        rows: publish the files with texts of the data.
     """
 
     repo_id: str
@@ -43,26 +43,29 @@ class PublishTarget:
     rows: bool = False
 
     def push(self, folder: str | Path) -> None:
-        """Prove the finished model in `folder` equal, publish it and say where it is.
+        """Verify and publish the finished model in `folder`, and print its URL.
 
         Raises:
-            TaskHeadsError: why nothing was published; the model in the folder is as it was, and the last
-                problem names the command that publishes it.
+            TaskHeadsError: nothing was published. The folder is not changed, and the last problem names the
+                command that publishes it.
         """
         from qwen_task_heads.publishing.publish import publish
 
         try:
-            published = publish(folder, **vars(self), say=partial(print, flush=True))
+            published = publish(folder, **vars(self), log=partial(print, flush=True))
         except TaskHeadsError as error:
-            again = Problem(
-                str(folder), "found the model finished and saved here, and not published",
-                "the reasons above mended", f"then type: {self.command(folder)}",
-            )  # fmt: skip
-            raise TaskHeadsError([*error.problems, again]) from error
-        print("\n".join(["", *published.lines()]), flush=True)
+            retry = Problem(
+                str(folder),
+                "the model was saved here but not published",
+                "a run without the problems above",
+                f"correct them, then type: {self.command(folder)}",
+                code=error.problems[0].code,
+            )
+            raise TaskHeadsError([*error.problems, retry]) from error
+        print("\n".join(["", *published.messages()]), flush=True)
 
     def command(self, folder: str | Path) -> str:
-        """What publishes a finished folder here."""
+        """Return the command that publishes a finished folder to this target."""
         words = [python_command(), "recipes/publish.py", "--model", str(folder)]
         words += ["--hub_model_id", self.repo_id, "--hub", self.hub, "--form", self.form]
         words += [] if self.private else ["--public"]
@@ -71,9 +74,9 @@ class PublishTarget:
         return shlex.join(words + ["--rows"] * self.rows)
 
 
-# What a stock class computes, by the options that may ask for something else, of one run and of a sweep,
-# which may choose any of its values. The trained model is held to the same by `stock.export_stock`.
-_STOCK_TAKES = {
+# Values that a stock class supports, by option. A sweep may choose any of its values, so all are checked.
+# `stock.export_stock` checks the trained model itself.
+_STOCK_VALUES = {
     "pooling": ("last",),
     "poolings": ("last",),
     "head": ("linear",),
@@ -84,40 +87,58 @@ _STOCK_TAKES = {
 }
 
 
-def _not_stock(task: Any) -> list[Problem]:
-    """Why a model trained with these options will not go into a stock class; what was not given fits.
+def _stock_problems(task: Any) -> list[Problem]:
+    """Return the options that a stock class does not support; options that are not given are not checked.
 
-    A saved model that is trained further may still have such a head: that is found at the end.
+    A saved model that is trained further may still have such a head: `export_stock` checks that.
     """
-    remedy = "give --publish_form saved, or choose one of them"
     if not isinstance(task, HeadArguments):
-        found, accepted = "found 'stock' of a model that writes labels", "saved, merged"
-        remedy = "drop it: what such a run saves is a class of transformers already"
-        return [Problem("--publish_form", found, accepted, remedy)]
-    options = vars(task)  # a recipe has some of these
+        return [
+            Problem(
+                "--publish_form",
+                "found 'stock' for a generative classifier, which is a class of transformers already",
+                "saved, merged",
+                "drop it",
+                code="option-unsupported",
+            )
+        ]
+    options = vars(task)  # a recipe has a subset of these options
     problems = []
-    for name, takes in _STOCK_TAKES.items():
+    for name, supported in _STOCK_VALUES.items():
         given = options.get(name)
         values = given if isinstance(given, list) else [given]
         problems += [
-            Problem(f"--{name}", f"found {value!r}", f"{_listed(takes)} in a stock class", remedy)
+            Problem(
+                f"--{name}",
+                f"found {value!r}",
+                f"{_joined(supported)} in a stock class",
+                "give --publish_form saved, or choose one of them",
+                code="option-unsupported",
+            )
             for value in values
-            if value is not None and value not in takes
+            if value is not None and value not in supported
         ]
     if len(options.get("head_layers") or []) > 1:
-        found, accepted = f"found {options['head_layers']}", "one layer in a stock class"
-        problems.append(Problem("--head_layers", found, accepted, "give --publish_form saved, or drop it"))
+        problems.append(
+            Problem(
+                "--head_layers",
+                f"found {options['head_layers']}",
+                "one layer in a stock class",
+                "give --publish_form saved, or drop it",
+                code="option-unsupported",
+            )
+        )
     return problems
 
 
-def _listed(values: tuple[Any, ...]) -> str:
+def _joined(values: tuple[Any, ...]) -> str:
     return ", ".join(str(value).lower() for value in values)
 
 
 def publish_target_of(task: Any, training: Any, model: Any) -> PublishTarget | None:
-    """Take up the options of publishing and ask the hub; None where nothing is to be published.
+    """Read the publish options and check the hub; None if nothing is to be published.
 
-    Trainer's own upload is switched off, also where this gives None: see `PublishArguments`.
+    The upload of `Trainer` is switched off, also if this returns None; see `PublishArguments`.
 
     Args:
         task: a `PublishArguments` with `hub`.
@@ -125,8 +146,8 @@ def publish_target_of(task: Any, training: Any, model: Any) -> PublishTarget | N
         model: `ModelConfig`; names the base, and whether the model is an adapter.
 
     Raises:
-        TaskHeadsError: a repo that this login cannot write or that is not as asked for, a model that nobody
-            else could open, or one that the form cannot hold.
+        TaskHeadsError: a repo without write permission or of another visibility, an adapter on a local base,
+            or a model that the export format does not support.
     """
     from qwen_task_heads.publishing.formats import STOCK
     from qwen_task_heads.publishing.publish import HUBS, check_publishable
@@ -134,7 +155,7 @@ def publish_target_of(task: Any, training: Any, model: Any) -> PublishTarget | N
     if not training.push_to_hub:
         return None
     training.push_to_hub = False
-    found = PublishTarget(
+    target = PublishTarget(
         repo_id=training.hub_model_id,
         hub=task.hub,
         form=task.publish_form,
@@ -144,10 +165,11 @@ def publish_target_of(task: Any, training: Any, model: Any) -> PublishTarget | N
         rows=task.publish_rows,
     )
     if training.process_index == 0:
-        if found.form == STOCK and (problems := _not_stock(task)):
+        if target.form == STOCK and (problems := _stock_problems(task)):
             raise TaskHeadsError(problems)
-        options = vars(task)  # a recipe has some of these
+        options = vars(task)  # a recipe has a subset of these options
         is_adapter = model.use_peft or options.get("freeze_backbone") or options.get("save_as") == "adapter"
-        check_publishable(model.model_name_or_path, adapter=bool(is_adapter) and found.form == "saved")
-        HUBS[found.hub]().check(found.repo_id, private=found.private, revision=found.revision, tag=found.tag)
-    return found
+        check_publishable(model.model_name_or_path, adapter=bool(is_adapter) and target.form == "saved")
+        hub = HUBS[target.hub]()
+        hub.check(target.repo_id, private=target.private, revision=target.revision, tag=target.tag)
+    return target

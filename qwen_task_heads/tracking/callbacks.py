@@ -1,16 +1,16 @@
-"""Trackers of a run (`--report_to`): SwanLab, TensorBoard, trackio and wandb, offline where they can be.
+"""Experiment trackers of a run (`--report_to`): SwanLab, TensorBoard, trackio and wandb, offline by default.
 
-What a tracker hears during training is what transformers' own callback tells it. Each class here is that
-callback, prepared and finished around it:
+Each class extends the callback of transformers, which logs during training:
 
-- what it hears is cleaned (`tracked.py`): no token, and a path is told by its name;
-- it starts offline and inside the output folder, unless the environment or a login says otherwise;
-- it stays open after training, for what is measured at the end: figures of the model and of the baselines as
-  `final/<split>/<scorer>/<figure>`, the settings, the plots, and the first ten predictions as text;
-- when it fails at the end, the run goes on: it is measured and saved, and may be published yet.
+- values are cleaned before they are logged (`payload.py`): tokens are removed, and a path is reduced to its
+  name;
+- the tracker starts offline and inside the output folder, unless the environment or a login says otherwise;
+- the tracker stays open after training for the final metrics of the model and of the baselines as
+  `final/<split>/<scorer>/<metric>`, the settings, the plots, and the first ten predictions as text;
+- if the tracker fails at the end, the run continues: the model is evaluated, saved and published.
 
-Rows are somebody's data. Predictions go to a tracker that keeps them on this machine; to one that sends them
-away only with `--log_predictions true`.
+Predictions have texts of the data. They are logged to a tracker that stores them on this machine; to any
+other only with `--log_predictions true`.
 """
 
 from __future__ import annotations
@@ -34,61 +34,61 @@ from transformers.integrations.integration_utils import (
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.tracking.libraries import (
-    SWANLAB_HERE,
-    WANDB_HERE,
+    SWANLAB_LOCAL,
+    WANDB_LOCAL,
     failures_of,
     swanlab_mode,
     wandb_mode,
 )
-from qwen_task_heads.tracking.payload import Cleaner, ShownModel, Told, told_at_end
+from qwen_task_heads.tracking.payload import Cleaner, CleanModel, FinalRecord, final_record
 
-NOT_OURS = ("kubeflow",)  # added by transformers inside such a job; hears of progress alone
+NOT_OURS = ("kubeflow",)  # added by transformers inside such a job; logs progress only
 WANDB_UPLOADS = {"WANDB_LOG_MODEL": "false", "WANDB_WATCH": "false"}  # with the value that does nothing
 
 
 class Tracker(TrainerCallback):
-    """A tracker of one run: a callback of `Trainer`, and what is told when the run is measured.
+    """A tracker of one run: a callback of `Trainer` that also logs the final record.
 
     Args:
         args: `TrainingArguments` of the run.
-        predictions: log example predictions; None where the tracker keeps them on this machine.
-        places: paths of the run, known to its `Cleaner`.
+        predictions: whether to log example predictions; None for only if they stay on this machine.
+        places: paths of the run for its `Cleaner`.
     """
 
     module: ClassVar[str]
-    settled: ClassVar[Mapping[str, str]] = {}  # variables of the environment that have one accepted value
+    required_env: ClassVar[Mapping[str, str]] = {}  # environment variables with a single accepted value
 
     def __init__(self, args: Any, *, predictions: bool | None = None, places: Sequence[Any] = ()) -> None:
-        super().__init__()  # transformers' callback, which imports the library
+        super().__init__()  # the callback of transformers, which imports the library
         self.args = args
         self.folder = Path(args.output_dir)
         self.clean = Cleaner(places=[args.output_dir, *places])
         self.is_started = False
-        self._asked = predictions
+        self._predictions = predictions
 
     @property
     def predictions(self) -> bool:
-        """Whether it is told example predictions, as of now: a run that is open says where it goes."""
-        return self.is_local(self.args) if self._asked is None else self._asked
+        """Whether example predictions are logged; the mode of an open run decides if no option does."""
+        return self.is_local(self.args) if self._predictions is None else self._predictions
 
     @classmethod
     def is_local(cls, args: Any) -> bool:
-        """Whether nothing that it is told leaves this machine."""
+        """Return whether all logged values stay on this machine."""
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Start the run before transformers' callback would."""
+        """Start the run before the callback of transformers would."""
 
-    def record(self, told: Told) -> None:
-        """Tell what was measured."""
+    def record(self, final: FinalRecord) -> None:
+        """Log the final record."""
         raise NotImplementedError
 
     def close(self) -> None:
         """End the run."""
         raise NotImplementedError
 
-    def line(self) -> str:
-        """Where to look, for the screen; asked while the run is open."""
+    def location(self) -> str:
+        """Return the command or place to view the run; called while the run is open."""
         raise NotImplementedError
 
     def on_train_begin(
@@ -99,17 +99,17 @@ class Tracker(TrainerCallback):
         model: Any = None,
         **kwargs: object,
     ) -> None:
-        """Start the run, with arguments and a model whose settings are clean."""
+        """Start the run with cleaned arguments and a cleaned model config."""
         if not state.is_world_process_zero:
             return
         if not self.is_started:
             self.prepare()
         self.is_started = True
-        told, shown = self.clean.value(args.to_dict()), copy.copy(args)
-        shown.to_dict = lambda: told  # all that the callbacks send of the arguments comes through it
-        shown.run_name = None if args.run_name is None else self.clean.value(args.run_name)
-        seen = {} if model is None else {"model": ShownModel(model, self.clean)}
-        super().on_train_begin(shown, state, control, **seen)
+        values, clean_args = self.clean.value(args.to_dict()), copy.copy(args)
+        clean_args.to_dict = lambda: values  # the callbacks read the arguments through it
+        clean_args.run_name = None if args.run_name is None else self.clean.value(args.run_name)
+        options = {} if model is None else {"model": CleanModel(model, self.clean)}
+        super().on_train_begin(clean_args, state, control, **options)
 
     def on_log(
         self,
@@ -119,16 +119,16 @@ class Tracker(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: object,
     ) -> None:
-        """Pass the figures on, from the first process."""
+        """Log the cleaned metrics, in the main process."""
         if self.is_started:
             super().on_log(args, state, control, logs=self.clean.value(logs or {}))
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Stay open: the run is measured after training. `close` does what transformers does here."""
+        """Keep the run open for the final metrics; `close` does what transformers does here."""
 
 
 class TensorBoard(Tracker, TensorBoardCallback):
-    """Event files in `<output_dir>/runs`, or where TENSORBOARD_LOGGING_DIR says; always local."""
+    """Event files in `<output_dir>/runs` or TENSORBOARD_LOGGING_DIR; always local."""
 
     module = "tensorboard"
     tb_writer: Any
@@ -140,18 +140,18 @@ class TensorBoard(Tracker, TensorBoardCallback):
 
     @classmethod
     def is_local(cls, args: Any) -> bool:
-        """Always."""
+        """Return True: event files are local."""
         return True
 
-    def record(self, told: Told) -> None:
-        """Add summaries."""
+    def record(self, final: FinalRecord) -> None:
+        """Add scalars, texts and images."""
         from matplotlib.image import imread
 
-        for name, value in told.scalars.items():
+        for name, value in final.scalars.items():
             self.tb_writer.add_scalar(name, value)
-        for name, text in told.texts.items():
+        for name, text in final.texts.items():
             self.tb_writer.add_text(name, text)
-        for path in told.pictures:
+        for path in final.pictures:
             pixels = (imread(path)[:, :, :3] * 255).round().astype(np.uint8)  # (H, W, 3)
             self.tb_writer.add_image(f"plots/{path.stem}", pixels, dataformats="HWC")
 
@@ -161,27 +161,28 @@ class TensorBoard(Tracker, TensorBoardCallback):
             self.tb_writer.close()
         self.tb_writer = None
 
-    def line(self) -> str:
-        """The command that shows it."""
+    def location(self) -> str:
+        """Return the command that shows the run."""
         return f"tensorboard --logdir {self.logging_dir}"
 
 
 class SwanLab(Tracker, SwanLabCallback):
-    """A run in `<output_dir>/swanlab`, unless SWANLAB_MODE says `online`.
+    """A run in `<output_dir>/swanlab`, unless SWANLAB_MODE is `online`.
 
-    Its `local` mode needs the dashboard (`swanlab[dashboard]`); without it the mode is `offline`, which
-    writes the same folder. Neither reads the host, the command line, the git remote or the terminal.
+    The `local` mode needs the dashboard (`swanlab[dashboard]`). Without it the mode is `offline`, which
+    writes the same folder. Both modes log neither the host, the command line, the git remote nor the
+    terminal.
     """
 
     module = "swanlab"
 
     @classmethod
     def is_local(cls, args: Any) -> bool:
-        """Unless it was told to go online (`cloud` of old versions)."""
-        return swanlab_mode() in SWANLAB_HERE
+        """Return True unless the mode is `online` (`cloud` in old versions)."""
+        return swanlab_mode() in SWANLAB_LOCAL
 
     def prepare(self) -> None:
-        """Start it, or take the run that somebody has started in this process."""
+        """Start the run, unless one is open in this process."""
         import swanlab
 
         if swanlab.has_run():
@@ -200,13 +201,13 @@ class SwanLab(Tracker, SwanLabCallback):
             **resume,
         )
 
-    def record(self, told: Told) -> None:
-        """Log figures, `swanlab.Text` and, where pillow is installed, `swanlab.Image`."""
+    def record(self, final: FinalRecord) -> None:
+        """Log metrics, `swanlab.Text` and, if pillow is installed, `swanlab.Image`."""
         import swanlab
 
-        written = {name: swanlab.Text(text) for name, text in told.texts.items()}
-        drawn = {f"plots/{path.stem}": swanlab.Image(str(path)) for path in told.pictures}
-        swanlab.log({**told.scalars, **written, **(drawn if find_spec("PIL") else {})})
+        texts = {name: swanlab.Text(text) for name, text in final.texts.items()}
+        plots = {f"plots/{path.stem}": swanlab.Image(str(path)) for path in final.pictures}
+        swanlab.log({**final.scalars, **texts, **(plots if find_spec("PIL") else {})})
 
     def close(self) -> None:
         """End the run."""
@@ -214,8 +215,8 @@ class SwanLab(Tracker, SwanLabCallback):
 
         swanlab.finish()
 
-    def line(self) -> str:
-        """The command that shows it, or sends it to a server that shows it."""
+    def location(self) -> str:
+        """Return the command that shows the run, or uploads it to a server."""
         import swanlab
 
         mode = swanlab_mode()
@@ -226,58 +227,62 @@ class SwanLab(Tracker, SwanLabCallback):
 
 
 class Trackio(Tracker, TrackioCallback):
-    """A run in trackio's own folder (TRACKIO_DIR), unless a Space or a server is named."""
+    """A run in trackio's folder (TRACKIO_DIR), unless a Space or a server is named."""
 
     module = "trackio"
 
     @classmethod
     def is_local(cls, args: Any) -> bool:
-        """Where neither `--trackio_space_id` nor the environment names another place."""
-        elsewhere = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
-        return not (args.trackio_space_id or elsewhere)
+        """Return whether neither `--trackio_space_id` nor the environment names a Space or server."""
+        remote = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
+        return not (args.trackio_space_id or remote)
 
-    def record(self, told: Told) -> None:
-        """Log figures, `trackio.Markdown` and `trackio.Image`."""
+    def record(self, final: FinalRecord) -> None:
+        """Log metrics, `trackio.Markdown` and `trackio.Image`."""
         import trackio
 
-        written = {name: trackio.Markdown(text) for name, text in told.texts.items()}
-        drawn = {f"plots/{path.stem}": trackio.Image(str(path)) for path in told.pictures}
-        trackio.log({**told.scalars, **written, **drawn})
+        texts = {name: trackio.Markdown(text) for name, text in final.texts.items()}
+        plots = {f"plots/{path.stem}": trackio.Image(str(path)) for path in final.pictures}
+        trackio.log({**final.scalars, **texts, **plots})
 
     def close(self) -> None:
-        """End the run; transformers freezes a Space here."""
+        """End the run; the callback of transformers freezes a Space here."""
         TrackioCallback.on_train_end(self, self.args, TrainerState(), TrainerControl())
 
-    def line(self) -> str:
-        """The command that shows it."""
+    def location(self) -> str:
+        """Return the command that shows the run."""
         return f"trackio show --project {self.args.project}"
 
 
 class Wandb(Tracker, WandbCallback):
     """A run in `<output_dir>/wandb`; offline unless WANDB_MODE says otherwise or there is a login.
 
-    It reads neither the machine nor the terminal, and uploads no model: a model is published by
-    `--push_to_hub`, which looks into what leaves.
+    The run logs neither the machine nor the terminal, and uploads no model. A model is published by
+    `--push_to_hub`, which scans the published files for secrets.
     """
 
     module = "wandb"
-    settled = WANDB_UPLOADS
+    required_env = WANDB_UPLOADS
 
     @classmethod
     def is_local(cls, args: Any) -> bool:
-        """Without a login, or told to be offline."""
-        return wandb_mode() in WANDB_HERE
+        """Return whether the mode is offline, which is the default without a login."""
+        return wandb_mode() in WANDB_LOCAL
 
     def prepare(self) -> None:
-        """Start it, or take the run that somebody has started in this process."""
+        """Start the run, unless one is open in this process."""
         import wandb
 
         if wandb.run is not None:
             return
         settings = wandb.Settings(
-            console="off", disable_git=True, disable_code=True, x_disable_meta=True,
-            x_disable_machine_info=True, x_save_requirements=False,
-        )  # fmt: skip
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+        )
         wandb.init(
             project=os.environ.get("WANDB_PROJECT") or self.clean.value(self.args.project),
             name=self.clean.value(self.args.run_name or self.folder.name),
@@ -286,13 +291,13 @@ class Wandb(Tracker, WandbCallback):
             settings=settings,
         )
 
-    def record(self, told: Told) -> None:
-        """Log figures, `wandb.Image`, and `wandb.Html`: a table would name a folder of this machine."""
+    def record(self, final: FinalRecord) -> None:
+        """Log metrics, `wandb.Image`, and `wandb.Html`, because a table would have a path of this machine."""
         import wandb
 
-        written = {name: wandb.Html(f"<pre>{html.escape(text)}</pre>") for name, text in told.texts.items()}
-        drawn = {f"plots/{path.stem}": wandb.Image(str(path)) for path in told.pictures}
-        wandb.log({**told.scalars, **written, **drawn})
+        texts = {name: wandb.Html(f"<pre>{html.escape(text)}</pre>") for name, text in final.texts.items()}
+        plots = {f"plots/{path.stem}": wandb.Image(str(path)) for path in final.pictures}
+        wandb.log({**final.scalars, **texts, **plots})
 
     def close(self) -> None:
         """End the run."""
@@ -300,8 +305,8 @@ class Wandb(Tracker, WandbCallback):
 
         wandb.finish()
 
-    def line(self) -> str:
-        """Where it is."""
+    def location(self) -> str:
+        """Return the command that uploads an offline run, or that the run is online."""
         folder = os.environ.get("WANDB_DIR") or str(self.folder)
         return f"wandb sync {folder}/wandb/offline-run-*" if self.is_local(self.args) else "wandb, online"
 
@@ -315,17 +320,17 @@ TRACKERS: dict[str, type[Tracker]] = {
 
 
 def track(args: Any, *, task: Any) -> list[Tracker]:
-    """Trackers of a run, as callbacks for its trainer; `record_of` finds them there at the end.
+    """Return the trackers of a run, as callbacks for its trainer.
 
-    Nothing is started and nothing written before training begins. `args.report_to` is emptied, so that
-    transformers does not add its own callbacks beside these.
+    Nothing is started or written before training starts. `args.report_to` is emptied, so that transformers
+    does not add its own callbacks.
 
     Args:
         args: `TrainingArguments` of the run.
-        task: the options of a recipe (a `DataArguments`); its `log_predictions`.
+        task: the options of a recipe (a `DataArguments`) with `log_predictions`.
 
     Raises:
-        TaskHeadsError: a tracker that is not known or not installed, all of them at once.
+        TaskHeadsError: all trackers that are unknown or not installed.
 
     Example:
         >>> from transformers import TrainingArguments
@@ -334,29 +339,47 @@ def track(args: Any, *, task: Any) -> list[Tracker]:
         >>> track(TrainingArguments("runs/x", report_to="none", use_cpu=True), task=DataArguments())
         []
     """
-    asked = [name for name in args.report_to if name not in NOT_OURS]
-    chosen = [name for name in asked if name in TRACKERS]
-    accepted = "none, " + ", ".join(TRACKERS)
+    names = [name for name in args.report_to if name not in NOT_OURS]
+    known = [name for name in names if name in TRACKERS]
     problems = [
-        Problem("--report_to", f"found {name!r}", accepted, "choose among them")
-        for name in asked
+        Problem(
+            "--report_to",
+            f"found {name!r}",
+            "none, " + ", ".join(TRACKERS),
+            "choose one of them",
+            code="option-value",
+        )
+        for name in names
         if name not in TRACKERS
     ]
-    missing = [name for name in chosen if find_spec(TRACKERS[name].module) is None]
+    missing = [name for name in known if find_spec(TRACKERS[name].module) is None]
     if missing:
-        found = f"found {', '.join(missing)}, not installed"
-        pip = 'pip install "qwen-task-heads[track]", or pip install ' + " ".join(missing)
-        problems.append(Problem("--report_to", found, "trackers that are installed", pip))
-    for name in chosen:
-        for variable, idle in TRACKERS[name].settled.items():
-            if (found := os.environ.get(variable, idle)) != idle:
-                remedy = "unset it; a model is published by --push_to_hub"
-                problems.append(Problem(variable, f"found {found!r}", f"{idle}", remedy))
+        problems.append(
+            Problem(
+                "--report_to",
+                f"{', '.join(missing)} not installed",
+                "installed trackers",
+                f'pip install "qwen-task-heads[track]", or pip install {" ".join(missing)}',
+                code="package-missing",
+            )
+        )
+    for name in known:
+        for variable, required in TRACKERS[name].required_env.items():
+            if (value := os.environ.get(variable, required)) != required:
+                problems.append(
+                    Problem(
+                        variable,
+                        f"found {value!r}",
+                        required,
+                        "unset it; --push_to_hub publishes the model instead",
+                        code="option-unsupported",
+                    )
+                )
     if problems:
         raise TaskHeadsError(problems)
     args.report_to = [name for name in args.report_to if name in NOT_OURS]
-    about: dict[str, Any] = {"predictions": task.log_predictions, "places": [*vars(task).values()]}
-    return [TRACKERS[name](args, **about) for name in dict.fromkeys(chosen)]
+    options: dict[str, Any] = {"predictions": task.log_predictions, "places": [*vars(task).values()]}
+    return [TRACKERS[name](args, **options) for name in dict.fromkeys(known)]
 
 
 def finish_trackers(
@@ -367,34 +390,41 @@ def finish_trackers(
     settings: Mapping[str, Any],
     reported: str,
 ) -> None:
-    """Tell the trackers of a finished run what was measured, end them all, and say where to look.
+    """Log the final record of a run to its trackers, end them, and print where to view them.
 
-    One that fails is told of in a line with its reason: no dashboard is worth the end of a run.
+    A tracker that fails does not end the run: the failure is printed with its reason.
 
     Args:
         trackers: from `track`.
-        folder: of the run, with `predictions.jsonl` and plots.
-        metrics: as `metrics.json` holds them.
-        settings: as `manifest.json` holds them.
+        folder: output folder of the run, with `predictions.jsonl` and plots.
+        metrics: content of `metrics.json`.
+        settings: settings in `manifest.json`.
         reported: the split of the predictions.
     """
-    about: dict[str, Any] = {"folder": folder, "metrics": metrics, "settings": settings, "reported": reported}
-    told = [told_at_end(**about, predictions=one.predictions, clean=one.clean) for one in trackers]
-    for tracker, measured in zip(trackers, told, strict=True):
+    options: dict[str, Any] = {
+        "folder": folder,
+        "metrics": metrics,
+        "settings": settings,
+        "reported": reported,
+    }
+    records = [
+        final_record(**options, predictions=tracker.predictions, clean=tracker.clean) for tracker in trackers
+    ]
+    for tracker, record in zip(trackers, records, strict=True):
         failures = failures_of(tracker.module)
         try:
-            if not tracker.is_started:  # a run without `Trainer`: a sweep
+            if not tracker.is_started:  # a sweep has no `Trainer`
                 tracker.on_train_begin(tracker.args, TrainerState(), TrainerControl())
-            tracker.record(measured)
-            print(f"Tracked: {tracker.line()}", flush=True)
+            tracker.record(record)
+            print(f"Tracked: {tracker.location()}", flush=True)
         except failures as error:
-            _tell_failure(tracker, error)
+            _print_failure(tracker, error)
         try:
             tracker.close()
         except failures as error:
-            _tell_failure(tracker, error)
+            _print_failure(tracker, error)
 
 
-def _tell_failure(tracker: Tracker, error: Exception) -> None:
+def _print_failure(tracker: Tracker, error: Exception) -> None:
     reason = " ".join(tracker.clean.text(f"{type(error).__name__}: {error}").split())
     print(f"Not tracked: {tracker.module} failed at the end ({reason[:300]})", flush=True)

@@ -1,8 +1,8 @@
-"""What the libraries of trackers do: where they send what they hear, and what they raise when they fail.
+"""Behaviour of the tracker libraries: the mode of a run, and the exceptions of failures.
 
-Where it goes: the open run is asked first, then the environment and the logins. A run that somebody started
-in this process goes where they said, whatever the environment says; what is not known to stay counts as sent
-away. Only a library that is already imported can have an open run, so that asking imports none.
+The mode is read from the open run, then from the environment and the logins. A run started by other code of
+this process keeps its mode, whatever the environment says. Any mode that is not known to be local counts as
+remote. A library that is not imported has no open run, so it is not imported to find out.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-SWANLAB_HERE = ("local", "offline", "disabled")
-WANDB_HERE = ("offline", "dryrun", "disabled")
+SWANLAB_LOCAL = ("local", "offline", "disabled")
+WANDB_LOCAL = ("offline", "dryrun", "disabled")
 _TRACKIO_ERRORS = (
     ("httpx", "HTTPError"),
     ("httpx2", "HTTPError"),
@@ -23,7 +23,7 @@ _TRACKIO_ERRORS = (
 
 
 def swanlab_mode() -> str:
-    """Mode of SwanLab's open run; else SWANLAB_MODE by its name of today; else one that writes here only.
+    """Return the mode of SwanLab's open run, else SWANLAB_MODE, else a local mode.
 
     Example:
         >>> from qwen_task_heads.tracking.libraries import swanlab_mode
@@ -35,14 +35,14 @@ def swanlab_mode() -> str:
 
         if swanlab.has_run():
             return swanlab.get_run().mode
-    asked = os.environ.get("SWANLAB_MODE") or ("local" if find_spec("swanboard") else "offline")
-    return "online" if asked == "cloud" else asked
+    mode = os.environ.get("SWANLAB_MODE") or ("local" if find_spec("swanboard") else "offline")
+    return "online" if mode == "cloud" else mode  # `cloud` is the old name
 
 
 def wandb_mode() -> str:
-    """Mode of wandb's open run; else WANDB_MODE; else `online` with a login and `offline` without.
+    """Return the mode of wandb's open run, else WANDB_MODE, else `online` with a login or `offline`.
 
-    `run.settings.mode` is what https://docs.wandb.ai/models/support/run_wandb_offline says to look at.
+    Source: https://docs.wandb.ai/models/support/run_wandb_offline, on `run.settings.mode`.
 
     Example:
         >>> from qwen_task_heads.tracking.libraries import wandb_mode
@@ -58,42 +58,43 @@ def wandb_mode() -> str:
 
 
 def failures_of(module: str) -> tuple[type[Exception], ...]:
-    """What a tracker raises where a network, a server, a disk or its own state fails.
+    """Return the exceptions that a tracker raises if a network, a server, a disk or its own state fails.
 
-    All of them raise OSError (what `requests` and the Hugging Face Hub raise is one too), ValueError, and
-    RuntimeError where no run is open. What else they raise derives from Exception alone, and is named here.
-    Nothing wider: a TypeError or AttributeError would be an error of ours.
+    All trackers raise OSError (also the base of errors of `requests` and the Hugging Face Hub), ValueError,
+    and RuntimeError if no run is open. Their other errors derive from Exception directly and are named here.
+    TypeError and AttributeError are not included, because they are bugs of this library.
 
     Args:
-        module: of an installed tracker.
+        module: name of an installed tracker's module.
 
     Example:
         >>> from qwen_task_heads.tracking.libraries import failures_of
         >>> OSError in failures_of("tensorboard")
         True
     """
-    found: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError)
+    failures: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError)
     if module == "swanlab":
         from swanlab.exceptions import AuthenticationError, DataStoreError
 
-        return (*found, AuthenticationError, DataStoreError)
+        return (*failures, AuthenticationError, DataStoreError)
     if module == "wandb":
         import wandb
 
-        return (*found, wandb.Error)
+        return (*failures, wandb.Error)
     if module == "trackio":
         import sqlite3
 
-        found = (*found, sqlite3.Error)  # of its data base
-        # Of its own and of the client below it, by versions; only what is imported can have raised.
+        failures = (*failures, sqlite3.Error)  # of its database
+        # Errors of trackio and its HTTP client, which depend on the version. Modules that are not imported
+        # cannot have raised.
         for source, name in _TRACKIO_ERRORS:
             if source in sys.modules:
-                found = (*found, vars(sys.modules[source])[name])
-    return found
+                failures = (*failures, vars(sys.modules[source])[name])
+    return failures
 
 
 def _has_wandb_login() -> bool:
-    """Whether wandb would find a key: in the environment, or where its login leaves it."""
+    """Return whether wandb would find a key, in the environment or in the netrc file of its login."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     path = Path(os.environ.get("NETRC") or Path.home() / (".netrc" if os.name == "posix" else "_netrc"))

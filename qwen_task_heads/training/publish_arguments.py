@@ -2,7 +2,7 @@
 
 `--push_to_hub`, `--hub_model_id`, `--hub_private_repo` and `--hub_revision` are options of transformers and
 keep their meaning, with one difference: only a finished model is published, after it was reloaded and
-verified (`verification/proofs.py`). Trainer's own upload is disabled: it publishes the folder without config
+verified (`verification/parity.py`). Trainer's own upload is disabled: it publishes the folder without config
 and code, and with `training_args.bin`, which contains the hub token.
 """
 

@@ -1,1 +1,1 @@
-"""Verification: what is published is opened again in a clean process and compared."""
+"""Verification: load a published model again in a clean process and compare it with the trained one."""

@@ -1,8 +1,8 @@
-"""An artefact as it lies after a download, and the process that opens it and knows nothing else.
+"""Lay an artifact out as after a download, and load it in an isolated process.
 
-What is published is opened by its id, from a cache laid out as the hub's client lays it out: a load of the
-plain folder would not show an adapter that jumps to the wrong base, or code that is not found. The process
-is an isolated interpreter (`python -I`) with caches of its own, offline, and without the user's tokens.
+A published model is loaded by its id, from a cache in the layout of the hub's client. Loading the plain
+folder would not detect an adapter that loads the wrong base, or code that is not found. The process is an
+isolated interpreter (`python -I`) with its own caches, offline, and without the user's tokens.
 """
 
 from __future__ import annotations
@@ -22,27 +22,37 @@ from huggingface_hub import constants
 from qwen_task_heads.modelscope import MODELSCOPE, fetch_modelscope
 from qwen_task_heads.verification import fingerprint
 
-# What the process must not inherit: tokens, and its part in a distributed launch.
+# Variables that the process must not inherit: tokens, and those of a distributed launch.
 HIDDEN = ("TOKEN", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_", "TORCHELASTIC_")
 TIMEOUT = 3600  # seconds
-# What loaders ask for and a repo need not have: after a download the cache knows what is not there, and an
-# offline load of an adapter without `config.json` hangs on that.
+# Optional files that loaders ask for. After a download, the cache records which of them do not exist. An
+# offline load of an adapter without `config.json` hangs without this record.
 OPTIONAL = (
-    "adapter_config.json", "adapter/adapter_config.json",
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json",
-    "custom_generate/generate.py", "generation_config.json", "model.safetensors",
-    "model.safetensors.index.json", "preprocessor_config.json", "processor_config.json",
-    "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
-)  # fmt: skip
+    "adapter_config.json",
+    "adapter/adapter_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "custom_generate/generate.py",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 KILLED = f"ended by signal {int(signal.SIGKILL)}"
 
-# Runs fingerprint.py on a job file in a process without the package; gives "" or why that failed.
-Opener = Callable[[Path], str]
+# Runs fingerprint.py on a job file in a process without the package; returns "" or the reason of a failure.
+Loader = Callable[[Path], str]
 
 
 def lay_out(folder: Path, *, cache: Path, repo_id: str) -> str:
-    """Lay a folder out as the hub's client does after a download; its commit is a hash of its files."""
+    """Lay a folder out in the cache as after a download; return its commit, a hash of the files."""
     digest = hashlib.sha1(usedforsecurity=False)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
@@ -66,12 +76,12 @@ def lay_out(folder: Path, *, cache: Path, repo_id: str) -> str:
     return commit
 
 
-def bring_base(folder: Path, cache: Path) -> None:
-    """Link the base that an adapter names, from the user's cache or ModelScope's, into the new cache."""
+def link_base(folder: Path, cache: Path) -> None:
+    """Link the base of an adapter from the user's cache, or ModelScope's, into the new cache."""
     cache.mkdir(parents=True, exist_ok=True)
     if not any((folder / name).is_file() for name in ("adapter_config.json", "adapter/adapter_config.json")):
         return
-    if (folder / "label_prompt.json").is_file():  # of a language model, whose adapter has no config
+    if (folder / "label_prompt.json").is_file():  # the adapter of a generative classifier has no config
         stated = json.loads((folder / "label_prompt.json").read_text(encoding="utf-8"))["base"]
         config = {f"backbone_{key}": stated[key] for key in ("hub", "revision")}
         base = stated["name"]
@@ -82,61 +92,71 @@ def bring_base(folder: Path, cache: Path) -> None:
         return
     name = f"models--{base.replace('/', '--')}"
     if config.get("backbone_hub") == MODELSCOPE:
-        found, _ = fetch_modelscope(base, revision=config.get("backbone_revision"))
-        lay_out(found, cache=cache, repo_id=base)
+        snapshot, _ = fetch_modelscope(base, revision=config.get("backbone_revision"))
+        lay_out(snapshot, cache=cache, repo_id=base)
     elif Path(constants.HF_HUB_CACHE, name).is_dir():
         (cache / name).symlink_to(Path(constants.HF_HUB_CACHE, name).resolve())
 
 
 def in_subprocess(job: Path) -> str:
-    """Run `fingerprint.py` on a job file in an isolated interpreter, without a network and without tokens."""
-    kept = {name: value for name, value in os.environ.items() if not any(part in name for part in HIDDEN)}
+    """Run `fingerprint.py` on a job file in an isolated interpreter, without network and tokens."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not any(part in name for part in HIDDEN)
+    }
     root = job.parent
     environment = {
-        **kept,
-        "HF_HOME": str(root / "home"), "HF_HUB_CACHE": str(root / "hub"),
-        "HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
+        **inherited,
+        "HF_HOME": str(root / "home"),
+        "HF_HUB_CACHE": str(root / "hub"),
+        "HF_MODULES_CACHE": str(root / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     try:
-        found = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-I", fingerprint.__file__, str(job)],
-            env=environment, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-            timeout=TIMEOUT, check=False,
-        )  # fmt: skip
+            env=environment,
+            cwd=root,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=TIMEOUT,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return f"no answer in {TIMEOUT} s"
-    if found.returncode == -signal.SIGKILL:  # the last line of stderr would be a warning of something else
+    if process.returncode == -signal.SIGKILL:  # the last line of stderr would be an unrelated warning
         return f"{KILLED}: most likely out of memory"
-    if found.returncode < 0:
-        return f"ended by signal {-found.returncode}"
-    return "" if found.returncode == 0 else found.stderr[-1000:] or f"exit code {found.returncode}"
+    if process.returncode < 0:
+        return f"ended by signal {-process.returncode}"
+    return "" if process.returncode == 0 else process.stderr[-1000:] or f"exit code {process.returncode}"
 
 
 def attempts(device: str, *, numbers: int, wide: bool = True) -> list[tuple[str, bool]]:
-    """Ways to compute logits of a model, the exact first and the frugal last: `(device, in fp32)`.
+    """Return the ways to compute the logits of a model, the most exact first: `(device, in fp32)`.
 
-    What is over a GPU's memory raises there, and the next way is tried. What is over the machine's own ends
-    the process without a word, so fp32 is not tried there when there is no room for it.
+    A GPU without enough memory raises, and the next way is tried. Without enough main memory, the system ends
+    the process. Therefore fp32 is not tried on the CPU unless it fits.
 
     Args:
-        device: `cpu`, or of an accelerator.
-        numbers: how many the model holds.
-        wide: try fp32 at all.
+        device: `cpu` or an accelerator.
+        numbers: number of parameters of the model.
+        wide: whether to try fp32 at all.
     """
-    roomy = 4 * numbers <= room()
-    found = [(place, True) for place in (device, "cpu") if wide and (place != "cpu" or roomy)]
-    return list(dict.fromkeys([*found, (device, False), ("cpu", False)]))
+    fits = 4 * numbers <= available_memory()
+    in_fp32 = [(place, True) for place in (device, "cpu") if wide and (place != "cpu" or fits)]
+    return list(dict.fromkeys([*in_fp32, (device, False), ("cpu", False)]))
 
 
-def room() -> float:
-    """Bytes of memory that processes may still take here; infinite where the system does not say."""
-    found, group = [math.inf], Path("/sys/fs/cgroup")
+def available_memory() -> float:
+    """Return the bytes of memory that are available here; infinity if the system does not report it."""
+    limits, group = [math.inf], Path("/sys/fs/cgroup")
     if (system := Path("/proc/meminfo")).is_file():
-        told = dict(line.split(":") for line in system.read_text().splitlines())
-        found.append(1024 * int(told["MemAvailable"].split()[0]))
+        memory = dict(line.split(":") for line in system.read_text().splitlines())
+        limits.append(1024 * int(memory["MemAvailable"].split()[0]))
     if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(told["inactive_file"])
-        found.append(int(limit) - used)
-    return min(found)
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])
+        limits.append(int(limit) - used)
+    return min(limits)

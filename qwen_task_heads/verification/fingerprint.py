@@ -1,13 +1,13 @@
-"""What a model is, in a form that two processes can compare: facts, tensors by name, token ids, logits.
+"""Compute the fingerprint of a model for comparison between processes: config, tensors, token ids, logits.
 
-The proof gate describes the trained model with it where it was trained, and runs this file by its path in
-a process that cannot import the package and describes what was opened there. Like is compared with like,
-because both sides run these lines. So this file stands alone: the standard library, torch, transformers,
-and onnxruntime where a graph is opened.
+Verification computes the fingerprint of the trained model at the end of a run. It then runs this file by its
+path in a process that cannot import the package, and computes the fingerprint of the loaded artifact. Both
+sides run the same code. Therefore this file imports only the standard library, torch, transformers, and
+onnxruntime for a graph.
 
-Logits are computed in fp32 on both sides, whatever is stored: rounding to bfloat16 would hide what the
-gate looks for. The weights of a trained model are widened in place and narrowed again, which loses nothing.
-Where memory ends the job says so, and what is computed in the stored dtype is told with its logits.
+Logits are computed in fp32 on both sides, whatever the stored dtype, because rounding to bfloat16 would hide
+differences. The weights of a trained model are widened in place and narrowed again without a loss. If the
+memory is not enough, the report says so; logits computed in the stored dtype are marked by `computed_in`.
 """
 
 from __future__ import annotations
@@ -27,38 +27,59 @@ from typing import Any
 
 PACKAGE = "qwen_task_heads"
 HALF = ("torch.bfloat16", "torch.float16")
-FEW, MORE = 4, 3  # rows that are padded one by one, and by how many tokens
-VERY_LONG = 10**9  # a tokenizer's limit that is none
-# Where a config says how it was made or saved, not what is computed.
+FEW, MORE = 4, 3  # number of rows that are padded one by one, and the pad tokens of each
+VERY_LONG = 10**9  # a tokenizer without a limit has a larger one
+# Fields of a config that state how it was made or saved, not what is computed.
 NOISE = {
-    "_name_or_path", "architectures", "auto_map", "backbone_files", "backbone_hub", "backbone_name_or_path",
-    "backbone_revision", "custom_pipelines", "dtype", "id2label", "label2id", "num_labels", "probe",
-    "quantization_config", "transformers_version", "use_cache",
-}  # fmt: skip
-# What opening may raise: a report that names it is worth more than a traceback.
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "backbone_files",
+    "backbone_hub",
+    "backbone_name_or_path",
+    "backbone_revision",
+    "custom_pipelines",
+    "dtype",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "probe",
+    "quantization_config",
+    "transformers_version",
+    "use_cache",
+}
+# Exceptions of loading that are written to the report.
 FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
-    SyntaxError, TypeError, ValueError,
-)  # fmt: skip
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 Logits = list[list[float]]
-Forward = Callable[[Any, Any], Logits]  # input_ids (B, T) and attention_mask (B, T) to logits (B, L)
+Forward = Callable[[Any, Any], Logits]  # input_ids (B, T), attention_mask (B, T) -> logits (B, L)
 
 
 def describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """Describe a model of ours or of a stock class, with its tokenizer.
+    """Return the fingerprint of a model of this library or of a stock class, with its tokenizer.
 
     Args:
-        model: in any dtype, with or without an adapter; in eval mode and as it was afterwards.
+        model: in any dtype, with or without an adapter; its training mode is restored.
         tokenizer: as it was saved with the model.
-        job: `texts` and `text_pairs` (or None), and `paddings`, those of `left` and `right` it must take. Of
-            a language model that writes a label also `prompts`, the ids it is given, and `answers`, the
-            tokens whose logits after them are told. `wide` is false where fp32 has no room.
+        job: `texts`, `text_pairs` (or None) and `paddings`, the padding sides to compute (`left`, `right`).
+            For a generative classifier also `prompts`, the input ids, and `answers`, the tokens whose logits
+            are reported. `wide` is false if fp32 does not fit the memory.
 
     Returns:
-        What `json` writes: `facts` of the config, `tokenizer`, `token_ids` and `rows` of the texts,
-        `tensors` and, of an adapter, `merged` (what folding it must give), `logits` per layout, and
-        `computed_in`, the dtype of the weights behind them.
+        A JSON object: `facts` of the config, `tokenizer`, `token_ids` and `rows` of the texts, `tensors`,
+        `logits` per layout, and `computed_in`, the dtype of the weights. For an adapter also `merged`, the
+        weights that merging must give.
     """
     answers = job.get("answers")
     rows = rows_of(tokenizer, job) if answers is None else job["prompts"]
@@ -85,7 +106,7 @@ def describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def facts(config: Any) -> dict[str, Any]:
-    """All of a config that says what is computed, flat: `pooling`, `labels`, `text_config.rope_theta`."""
+    """Return the fields of a config that affect results, flat: `pooling`, `text_config.rope_theta`."""
     fields = _plain(config.to_dict())
     inner = fields.pop("text_config", None) or {}
     found = {name: value for name, value in fields.items() if name not in NOISE}
@@ -102,7 +123,7 @@ def facts(config: Any) -> dict[str, Any]:
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
-    """What a tokenizer does to every text."""
+    """Return the settings of a tokenizer that affect every text."""
     given = tokenizer.init_kwargs
     limit = tokenizer.model_max_length
     return _plain(
@@ -118,7 +139,7 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
 
 
 def ids_of(tokenizer: Any, job: dict[str, Any]) -> dict[str, list[list[int]]]:
-    """Token ids of the plain call on the texts, with what the template adds and without."""
+    """Return the token ids of the texts, with the tokens of the template and without."""
     texts = (job["texts"],) if job["text_pairs"] is None else (job["texts"], job["text_pairs"])
     return {
         "token_ids": tokenizer(*texts, verbose=False)["input_ids"],
@@ -127,14 +148,14 @@ def ids_of(tokenizer: Any, job: dict[str, Any]) -> dict[str, list[list[int]]]:
 
 
 def rows_of(tokenizer: Any, job: dict[str, Any]) -> list[list[int]]:
-    """Token ids that the model is given: cut where the tokenizer has a limit, as pipelines do."""
+    """Return the input ids of the model, truncated if the tokenizer has a limit, as in pipelines."""
     texts = (job["texts"],) if job["text_pairs"] is None else (job["texts"], job["text_pairs"])
     cut = tokenizer.model_max_length < VERY_LONG
     return tokenizer(*texts, truncation=cut, verbose=False)["input_ids"]
 
 
 def canonical(name: str) -> str:
-    """Name a tensor as it is called without an adapter around it: PEFT and transformers wrap differently.
+    """Return the name of a tensor without the wrappers of an adapter, which differ in PEFT and transformers.
 
     Example:
         >>> from qwen_task_heads.verification.fingerprint import canonical
@@ -147,20 +168,20 @@ def canonical(name: str) -> str:
 
 
 def tensors(model: Any) -> dict[str, dict[str, Any]]:
-    """Dtype, shape, hash and norm of every tensor, by its canonical name.
+    """Return dtype, shape, hash and norm of every tensor, by its canonical name.
 
-    The hash is one of the values in fp32, so that it is the same for what was widened without a loss.
+    The values are hashed in fp32, so that a tensor widened without a loss has the same hash.
     """
     found = {}
     for name, tensor in model.state_dict().items():
-        if ".original_module." in name:  # the untrained twin of a trained head
+        if ".original_module." in name:  # the untrained copy of a trained head
             continue
         found[canonical(name)] = tensor_facts(tensor, head=canonical(name).startswith("score."))
     return found
 
 
 def tensor_facts(tensor: Any, *, head: bool = False) -> dict[str, Any]:
-    """What is told of one tensor; of a head also whether its values went through int8."""
+    """Return the facts of one tensor; for a head also whether its values were rounded to int8."""
     import torch
 
     value = tensor.detach().cpu()
@@ -179,7 +200,7 @@ def tensor_facts(tensor: Any, *, head: bool = False) -> dict[str, Any]:
 
 
 def _in_int8_steps(weight: Any) -> bool:
-    """Whether all values are whole multiples of a 127th of the largest: a weight that went through int8."""
+    """Return whether all values are multiples of 1/127 of the largest, as after rounding to int8."""
     if weight.dim() != 2 or weight.numel() < 16:
         return False
     for largest in (weight.abs().max(), weight.abs().amax(dim=1, keepdim=True)):
@@ -190,7 +211,7 @@ def _in_int8_steps(weight: Any) -> bool:
 
 
 def _merged(model: Any) -> dict[str, dict[str, Any]]:
-    """The weights that folding the adapter into its base gives, layer by layer; of no adapter, none."""
+    """Return the weights after merging the adapter into its base; {} without an adapter."""
     if not any(".lora_" in name for name, _ in model.named_parameters()):
         return {}
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -200,7 +221,7 @@ def _merged(model: Any) -> dict[str, dict[str, Any]]:
         if not isinstance(module, BaseTunerLayer):
             continue
         weight = dict(module.get_base_layer().named_parameters(recurse=False)).get("weight")
-        # Quantised weights cannot be folded without a loss that nobody could predict; experts have no one.
+        # Merging into quantized weights has an unpredictable loss; layers of experts have no single weight.
         if weight is None or not weight.is_floating_point():
             continue
         layer = copy.deepcopy(module)
@@ -211,7 +232,7 @@ def _merged(model: Any) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def in_fp32(model: Any, *, wide: bool = True) -> Iterator[None]:
-    """Compute in fp32 what is stored in half precision, if `wide`; the same bits are back afterwards."""
+    """Compute in fp32 with a model stored in half precision, if `wide`; the stored bits are restored."""
     import torch
 
     both = (*model.parameters(), *model.buffers())
@@ -220,7 +241,7 @@ def in_fp32(model: Any, *, wide: bool = True) -> Iterator[None]:
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        for tensor in narrow:  # which may end in the middle, where memory does
+        for tensor in narrow:  # may run out of memory in the middle
             tensor.data = tensor.data.float()
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             yield
@@ -236,8 +257,8 @@ def _torch_forward(model: Any, answers: Sequence[int] | None) -> Forward:
         if answers is None:
             return model(**given).logits.float().cpu().tolist()
         counted = given["attention_mask"].cumsum(1)
-        # The first place at which all real tokens are counted. Logits of a whole vocabulary are asked for
-        # there only: those of 22 rows of 1024 tokens and 152k ids would be 13.7 GB.
+        # `argmax` gives the position of the last real token. Logits are computed only there: those of
+        # 22 rows of 1024 tokens and 152k ids would be 13.7 GB.
         last, row = counted.argmax(1).unique(return_inverse=True)
         places = (counted - 1).clamp(min=0)
         logits = model(**given, position_ids=places, logits_to_keep=last).logits
@@ -247,7 +268,7 @@ def _torch_forward(model: Any, answers: Sequence[int] | None) -> Forward:
 
 
 def _graph_forward(path: str) -> Forward:
-    """Run an ONNX file as anyone would, on the CPU."""
+    """Return a function that runs an ONNX file on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -265,10 +286,10 @@ def _graph_forward(path: str) -> Forward:
 def layouts(
     forward: Forward, rows: Sequence[Sequence[int]], *, pad_id: int, paddings: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Logits of rows one by one and together, not padded and padded on each side.
+    """Return the logits of rows one by one and in a batch, without padding and padded on each side.
 
     Returns:
-        `{"padding", "batch", "logits"}`; the batch without padding has the rows cut to the shortest.
+        `{"padding", "batch", "logits"}`; in the batch without padding, rows are cut to the shortest.
     """
     shortest = min(map(len, rows))
     together = [list(row[-shortest:]) for row in rows]
@@ -286,7 +307,7 @@ def layouts(
 
 
 def _batch(rows: Sequence[Sequence[int]], pad_id: int, side: str, more: int) -> tuple[Any, Any]:
-    """`input_ids` and `attention_mask` (B, T) int64, with `more` pad tokens beyond the longest row."""
+    """Return `input_ids` and `attention_mask` (B, T) int64, with `more` pad tokens beyond the longest row."""
     import torch
 
     width = max(map(len, rows)) + more
@@ -300,18 +321,18 @@ def _batch(rows: Sequence[Sequence[int]], pad_id: int, side: str, more: int) -> 
 
 
 def _plain(value: Any) -> Any:
-    """Give a value as `json` would read it back, so that both processes compare the same types."""
+    """Return a value as `json` would read it back, so that both processes compare the same types."""
     return json.loads(json.dumps(value, default=str))
 
 
 class _Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name.split(".")[0] == PACKAGE:
-            raise ImportError(f"{name}: the artefact asks for the package that made it")
+            raise ImportError(f"{name}: the artifact imports the package that wrote it")
 
 
-def _open(job: dict[str, Any], report: dict[str, Any]) -> None:
-    """Open what the job names, as a reader would, and describe as much of it as can be opened."""
+def _load(job: dict[str, Any], report: dict[str, Any]) -> None:
+    """Load the model of a job without the package, and write its fingerprint to the report."""
     import torch
     from huggingface_hub import constants
     from safetensors import SafetensorError
@@ -336,17 +357,17 @@ def _open(job: dict[str, Any], report: dict[str, Any]) -> None:
         except (*FAILURES, MemoryError, SafetensorError) as error:
             report["failed"][what] = f"{type(error).__name__}: {error}"
             full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-            if full or "can't allocate memory" in str(error):  # torch's words of the CPU's memory
+            if full or "can't allocate memory" in str(error):  # torch's message for the CPU
                 report["out_of_memory"] = what
 
-    writes = "answers" in job
-    if not writes:  # an adapter of a language model has no config of its own
+    is_generative = "answers" in job
+    if not is_generative:  # the adapter of a generative classifier has no config.json
         with stage("config"):
             config = AutoConfig.from_pretrained(name, **trust)
             report["facts"] = facts(config)
     tokenizer = None
     with stage("tokenizer"):
-        # Without code of the repo; unless told so, transformers asks on the terminal for the config's.
+        # The tokenizer needs no code of the repo. With the default, transformers would prompt for it.
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         report |= {"tokenizer": tokenizer_facts(tokenizer), **ids_of(tokenizer, job)}
     if job["graph"]:
@@ -357,13 +378,13 @@ def _open(job: dict[str, Any], report: dict[str, Any]) -> None:
             report["logits"] = layouts(forward, rows, pad_id=pad_id or 0, paddings=job["paddings"])
         return
     model = None
-    opener = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
+    auto_class = AutoModelForCausalLM if is_generative else AutoModelForSequenceClassification
     with stage("model"):
         if job["base_dtype"]:
             model = _stock_adapter(name, dtype=job["base_dtype"])
         else:
-            model = opener.from_pretrained(name, **trust)
-    if model is None and job["trust"]:  # a stored probe says that something is wrong; look at what it is
+            model = auto_class.from_pretrained(name, **trust)
+    if model is None and job["trust"]:  # the stored probe failed: load without it to find the cause
         with stage("model, unverified"):
             model = AutoModelForSequenceClassification.from_pretrained(name, verify=False, **trust)
     if model is not None and tokenizer is not None:
@@ -374,7 +395,7 @@ def _open(job: dict[str, Any], report: dict[str, Any]) -> None:
 
 
 def _stock_adapter(name: str, *, dtype: str) -> Any:
-    """A language model with an adapter, by PEFT: transformers would round the adapter to the base's dtype."""
+    """Load an adapter with PEFT, because transformers would round the adapter to the base's dtype."""
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -386,13 +407,13 @@ def _stock_adapter(name: str, *, dtype: str) -> Any:
 
 
 def main() -> None:
-    """Read the job named on the command line and write its report beside it."""
+    """Read the job file of the command line and write `report.json` next to it."""
     sys.meta_path.insert(0, _Block())
     if PACKAGE in sys.modules:
-        raise SystemExit(f"{PACKAGE} is imported here: this would show nothing")
+        raise SystemExit(f"{PACKAGE} is imported already: this process cannot verify an artifact")
     path = Path(sys.argv[1])
     report: dict[str, Any] = {"failed": {}}
-    _open(json.loads(path.read_text(encoding="utf-8")), report)
+    _load(json.loads(path.read_text(encoding="utf-8")), report)
     path.with_name("report.json").write_text(json.dumps(report), encoding="utf-8")
 
 

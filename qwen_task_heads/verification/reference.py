@@ -1,8 +1,8 @@
-"""What a trained model answers, kept until an artefact of it is held against it.
+"""Reference outputs of a trained model, saved for the verification of its artifacts.
 
-Taken from the model itself at the end of a run, in fp32 on the device it is on: texts of dev of all lengths,
-a few fixed ones that every proof here uses, and one over the limit, which shows that all cut alike. It holds
-texts of the data, so it stays in the run folder as `reference.json` and never travels.
+They are computed with the model itself at the end of a run, in fp32 on its device. The texts are dev texts of
+all lengths, a few fixed texts, and one text over the length limit to verify truncation. The reference has
+texts of the data: it is saved in the run folder as `reference.json` and never published.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from qwen_task_heads.hubcode.folder_task_heads import REFERENCE
 from qwen_task_heads.verification.artifacts import attempts
 from qwen_task_heads.verification.fingerprint import describe
 
-HELD, LONGEST = 16, 2000  # texts of dev, and characters of one
-# Of many lengths and scripts, with a control token in one of them.
-PROOF = (
+HELD, LONGEST = 16, 2000  # number of dev texts, and characters of each
+# Texts of several lengths and scripts, one of them with control tokens.
+FIXED_TEXTS = (
     "A plain title",
     "短い題",
     "?",
@@ -36,11 +36,11 @@ PROOF = (
 
 @dataclass(frozen=True)
 class Reference:
-    """What a trained model answers, and what it is.
+    """Outputs of a trained model, and its fingerprint.
 
     Args:
         job: the texts and how they are fed.
-        report: see `opened.describe`.
+        report: see `fingerprint.describe`.
     """
 
     job: dict[str, Any]
@@ -50,14 +50,14 @@ class Reference:
 def take_reference(
     model: Any, *, tokenizer: Any, texts: Sequence[str] = (), text_pairs: Sequence[str] | None = None
 ) -> Reference:
-    """Describe a trained model and its answers, in fp32 on the device it is on.
+    """Compute the fingerprint and the outputs of a trained model, in fp32 on its device.
 
     Args:
-        model: a `TitleScorer` or `PooledClassifier`, or a `PeftModel` around one. It is as before afterwards.
+        model: a `TitleScorer` or `PooledClassifier`, or a `PeftModel` around one; its state is restored.
         tokenizer: as it is saved with the model.
-        texts: held texts, of which up to 16 of all lengths are taken, beside a few fixed ones; of pairs (a
-            prompt and its title) the first.
-        text_pairs: the second of each, or None.
+        texts: dev texts, of which up to 16 of all lengths are used, in addition to a few fixed ones. For
+            pairs (a prompt and its title) the first texts.
+        text_pairs: the second texts of the pairs, or None.
 
     Example:
         >>> from qwen_task_heads import build, load_tokenizer
@@ -70,15 +70,15 @@ def take_reference(
 
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     held = _choose(texts, text_pairs)
-    # One text over the limit shows that all cut alike; beyond a thousand words it would show no more.
+    # One text over the limit verifies truncation; a thousand words are enough for that.
     limit = inner.config.to_dict().get("max_seq_length") or 64
-    fixed = [*PROOF, "word " * min(limit + limit // 2, 1000)]
+    fixed = [*FIXED_TEXTS, "word " * min(limit + limit // 2, 1000)]
     job = {
         "texts": [first for first, _ in held] + fixed,
         "text_pairs": None if text_pairs is None else [second for _, second in held] + fixed,
         "paddings": ["left", "right"],
     }
-    with _as_opened(inner):
+    with _as_loaded(inner):
         report = _describe(inner, tokenizer, job)
     report["facts"]["pad_token_id"] = tokenizer.pad_token_id  # as saving writes it
     return Reference(job, report)
@@ -87,15 +87,15 @@ def take_reference(
 def take_answer_reference(
     model: Any, *, tokenizer: Any, prompts: Any, texts: Sequence[str] = ()
 ) -> Reference:
-    """As `take_reference`, of a language model that writes the label: the logits of the labels' first tokens.
+    """Compute the reference of a generative classifier: the logits of the labels' first tokens.
 
     Args:
-        model: a causal language model, or a `PeftModel` around one. It is as before afterwards.
-        tokenizer: the model's own, as it is saved.
-        prompts: its `AnswerPrompts`.
-        texts: held texts, of which up to 16 of all lengths are taken, beside a few fixed ones.
+        model: a causal language model, or a `PeftModel` around one; its state is restored.
+        tokenizer: the tokenizer of the model, as it is saved.
+        prompts: the `AnswerPrompts` of the model.
+        texts: dev texts, of which up to 16 of all lengths are used, in addition to a few fixed ones.
     """
-    held = [first for first, _ in _choose(texts, None)] + list(PROOF)
+    held = [first for first, _ in _choose(texts, None)] + list(FIXED_TEXTS)
     job = {
         "texts": held,
         "text_pairs": None,
@@ -108,14 +108,14 @@ def take_answer_reference(
 
 
 def _describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """`describe` where the memory allows it: in fp32 there, in fp32 on the CPU, or as the model is stored.
+    """Call `describe` in fp32 on the model's device, else in fp32 on the CPU, else in the stored dtype.
 
     Raises:
-        torch.OutOfMemoryError: not even that.
+        torch.OutOfMemoryError: the memory is not enough for any of these.
     """
     home, training, quantized = model.device, model.training, is_quantized(model)
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    # What is quantised stays where it is.
+    # A quantized model cannot be moved.
     ways = [way for way in attempts(home.type, numbers=numbers) if way[0] == home.type or not quantized]
     while True:
         device, wide = ways.pop(0)
@@ -130,7 +130,7 @@ def _describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]
             if model.device != home:
                 model.to(home)
         if home.type == "cuda":
-            torch.cuda.empty_cache()  # once the failed computation is let go of
+            torch.cuda.empty_cache()  # after the failed computation has been released
 
 
 def is_quantized(model: Any) -> bool:
@@ -139,20 +139,20 @@ def is_quantized(model: Any) -> bool:
 
 
 def _choose(texts: Sequence[str], pairs: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Texts spread over all lengths, from the shortest to the longest."""
+    """Return texts of evenly spaced ranks by length, from the shortest to the longest."""
     both = zip(texts, pairs if pairs is not None else [""] * len(texts), strict=True)
-    found = sorted(
+    different = sorted(
         {(first[:LONGEST], second[:LONGEST]) for first, second in both if first.strip() or second.strip()},
         key=lambda pair: (len(pair[0]) + len(pair[1]), pair),
     )
-    if len(found) <= HELD:
-        return found
-    return [found[round(at * (len(found) - 1) / (HELD - 1))] for at in range(HELD)]
+    if len(different) <= HELD:
+        return different
+    return [different[round(step * (len(different) - 1) / (HELD - 1))] for step in range(HELD)]
 
 
 @contextmanager
-def _as_opened(model: Any) -> Iterator[None]:
-    """Compute as a reader's process will: packed attention, no flash kernel, which has no fp32."""
+def _as_loaded(model: Any) -> Iterator[None]:
+    """Compute as a newly loaded model does: packed attention, and no flash kernel, which has no fp32."""
     attention = model.model.config._attn_implementation
     packing, sharing = model.packing, model.prefix_sharing
     if model.model.config.model_type in EXACT and attention != PACKED:
@@ -167,7 +167,7 @@ def _as_opened(model: Any) -> Iterator[None]:
 
 
 def write_reference(folder: str | Path, reference: Reference) -> Path:
-    """Write `reference.json` into a run folder. It holds texts of dev, and never travels."""
+    """Write `reference.json` to a run folder. It has dev texts and is never published."""
     path = Path(folder, REFERENCE)
     path.write_text(json.dumps(asdict(reference), ensure_ascii=False), encoding="utf-8")
     return path
@@ -177,13 +177,19 @@ def read_reference(folder: str | Path) -> Reference:
     """Read the reference of a run folder.
 
     Raises:
-        TaskHeadsError: there is none, or it cannot be read.
+        TaskHeadsError: the reference is missing or cannot be read.
     """
     path = Path(folder, REFERENCE)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Reference(content["job"], content["report"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        found = f"found no reference ({type(error).__name__})"
-        remedy = "finish the run again, or take_reference(load(folder), ...) and write_reference()"
-        raise TaskHeadsError(Problem(str(path), found, "what the run wrote at its end", remedy)) from error
+        raise TaskHeadsError(
+            Problem(
+                str(path),
+                f"the reference is missing or cannot be read ({type(error).__name__})",
+                "the file that the run wrote at its end",
+                "finish the run again, or call take_reference(load(folder), ...) and write_reference()",
+                code="path-not-found" if isinstance(error, OSError) else "file-format",
+            )
+        ) from error

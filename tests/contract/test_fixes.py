@@ -20,7 +20,7 @@ TESTS = (
 )  # fmt: skip
 
 # Modules whose refusals are followed elsewhere, or not yet.
-COMPARED = "what a comparison found; tests/verification/test_proofs.py has each beside what passes"
+COMPARED = "what a comparison found; tests/verification/test_parity.py has each beside what passes"
 OUTSIDE = {
     "errors.py": "makes problems for others",
     "tokenization/": "templates, prompts and rows of a run; tests/tokenization",
@@ -33,7 +33,7 @@ OUTSIDE = {
     "hubcode/pipeline_task_heads.py": "arguments of a pipeline",
     "hubcode/pushing_task_heads.py": "a push without the package; tests/publishing/test_saving_methods.py",
     "verification/differences.py": COMPARED,
-    "verification/proofs.py": COMPARED,
+    "verification/parity.py": COMPARED,
 }
 CHECKED = "checked before the first step; its fixes are followed in tests/training"
 OUTSIDE |= {f"training/{name}_checks.py": CHECKED for name in ("option", "optimizer", "run")}

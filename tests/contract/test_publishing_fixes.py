@@ -1,7 +1,6 @@
-"""What a refusal of publishing says to type is typed, and leads to a publish or an export.
+"""Tests that following the fix of a publishing error leads to a publish or an export.
 
-Hubs are servers on this machine, which the real clients reach. What is published is not compared with a
-trained model here: `tests/verification/test_proofs.py` does that.
+Hubs are loopback servers for the real clients. `tests/verification/test_parity.py` tests the verification.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.export.reward_model import export_reward_model
 from qwen_task_heads.export.stock import serve_command
 from qwen_task_heads.inference.engine_options import EngineSpec, PromptOptions
-from qwen_task_heads.publishing.formats import finished
+from qwen_task_heads.publishing.formats import read_run
 from qwen_task_heads.publishing.publish import check_publishable, publish
 from qwen_task_heads.publishing.pushing import check_push
 from qwen_task_heads.publishing.staging import stage
@@ -71,7 +70,7 @@ SLEEP = time.sleep
 def made_runs(
     bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Folders of `save`: a full classifier, an adapter on a local base, and a model that writes labels."""
+    """Folders of `save`: a full classifier, an adapter on a local base, and a generative classifier."""
     root, words = tmp_path_factory.mktemp("runs"), copy.deepcopy(tokenizer)
     for kind in ("full", "adapter"):
         model: Any = build(bases["qwen2"], **TASK)
@@ -91,7 +90,7 @@ def run(made_runs: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Hugging Face Hub with a login; waiting between tries costs nothing."""
+    """A Hugging Face Hub with a login; retries do not wait."""
     monkeypatch.setattr(time, "sleep", lambda seconds: SLEEP(min(seconds, 0.001)))
     with hf_server.serve() as server:
         hf_server.point_client(server, monkeypatch, cache=tmp_path / "cache")
@@ -105,8 +104,8 @@ def full(made_runs: dict[str, Path]) -> Path:
 
 
 def first(found: list[Any]) -> str:
-    """The first value that a problem accepts."""
-    return re.split("[, ]", found[0].expected.removeprefix(""))[0]
+    """Return the first value in `expected` of a problem."""
+    return re.split("[, ]", found[0].expected)[0]
 
 
 def send(folder: Path, **options: Any) -> Any:
@@ -128,7 +127,7 @@ def test_a_hub_of_another_name(full: Path, hub: Any) -> None:
     assert send(full, hub=first(found))
 
 
-def test_a_graph_of_a_model_that_writes(run: Any, tmp_path: Path) -> None:
+def test_a_graph_of_a_generative_classifier(run: Any, tmp_path: Path) -> None:
     folder = run("writes")
     with refused("publishing/publish.py::publish::--onnx") as found:
         send(folder, onnx=True, dry_run=tmp_path / "staged")
@@ -136,30 +135,30 @@ def test_a_graph_of_a_model_that_writes(run: Any, tmp_path: Path) -> None:
     assert send(folder, dry_run=tmp_path / "staged")
 
 
-def test_a_stock_form_of_a_model_that_writes(run: Any, tmp_path: Path) -> None:
-    with refused("publishing/formats.py::Writes.make::--form") as found:
-        finished(run("writes")).in_form("stock", tmp_path / "made")
-    assert finished(tmp_path / "run-writes").in_form(first(found), tmp_path / "made")
+def test_a_stock_class_of_a_generative_classifier(run: Any, tmp_path: Path) -> None:
+    with refused("publishing/formats.py::GenerativeRun.make::--form") as found:
+        read_run(run("writes")).in_form("stock", tmp_path / "made")
+    assert read_run(tmp_path / "run-writes").in_form(first(found), tmp_path / "made")
 
 
 def test_a_folder_without_a_run(run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with refused("publishing/formats.py::WithHead.__init__::str(folder)") as found:
+    with refused("publishing/formats.py::HeadRun.__init__::str(folder)") as found:
         send(tmp_path / "empty", dry_run=tmp_path / "staged")
-    assert "the folder that a run finished in" in found[0].expected
+    assert "finished run" in found[0].expected
     assert send(run(), dry_run=tmp_path / "staged")
 
 
 def test_an_adapter_on_a_folder_of_this_machine(run: Any, hub: Any, tmp_path: Path) -> None:
-    """By a command at the end, before a training, and in Python."""
+    """In a command, before training, and in Python."""
     folder = run("adapter")
-    with refused("publishing/formats.py::nobody_has::where") as found:
+    with refused("publishing/formats.py::local_base_problem::where") as found:
         send(folder)
     for words in ("--form merged", "--publish_form merged", "merge(folder).push_to_hub(repo)"):
         assert words in found[0].fix
     assert send(folder, form="merged")
     argv = ["--use_peft", *PUSH, "--output_dir", str(tmp_path), *CPU]
-    with refused("publishing/formats.py::nobody_has::where") as found:
+    with refused("publishing/formats.py::local_base_problem::where") as found:
         publish_target_of(*parse_classifier_arguments(argv))
     assert publish_target_of(*parse_classifier_arguments([*argv, "--publish_form", "merged"]))
     assert merge(str(folder)).push_to_hub("me/other")
@@ -177,7 +176,7 @@ def test_an_adapter_on_a_trained_model(run: Any, hub: Any, bases: dict[str, str]
 
 # --- the options, before training ---
 
-STOCK = "publishing/target.py::_not_stock::"
+STOCK = "publishing/target.py::_stock_problems::"
 OPTIONS = [
     (f"{STOCK}--publish_form", parse_sft_arguments, ""),
     *[
@@ -194,7 +193,7 @@ OPTIONS = [
 @pytest.mark.parametrize(
     ("site", "parse", "words"), OPTIONS, ids=[words or "writes" for *_, words in OPTIONS]
 )
-def test_a_stock_class_that_cannot_hold_the_model(
+def test_options_that_a_stock_class_does_not_support(
     hub: Any, tmp_path: Path, site: str, parse: Any, words: str
 ) -> None:
     argv = ["--output_dir", str(tmp_path), *CPU, *PUSH]
@@ -217,7 +216,7 @@ CHANGED: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("site", CHANGED)
-def test_a_folder_that_is_not_as_the_run_left_it(run: Any, tmp_path: Path, site: str) -> None:
+def test_a_folder_that_changed_after_the_run(run: Any, tmp_path: Path, site: str) -> None:
     folder = run()
     manifest = json.loads((folder / "manifest.json").read_text())
     if site.endswith("#2"):
@@ -244,7 +243,7 @@ def test_a_link_in_place_of_a_file(run: Any, tmp_path: Path) -> None:
     (folder / "README.md").symlink_to(tmp_path / "card.md")
     with refused("publishing/staging.py::stage::str(folder / name)") as found:
         stage(folder, tmp_path / "staged", repo_id=REPO, hub="huggingface")
-    assert found[0].fix == "copy it"
+    assert "copy of the file" in found[0].fix
     (folder / "README.md").unlink()
     shutil.copyfile(tmp_path / "card.md", folder / "README.md")
     assert stage(folder, tmp_path / "staged", repo_id=REPO, hub="huggingface")
@@ -254,7 +253,7 @@ def test_a_folder_without_a_model(run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with refused("publishing/staging.py::stage::str(folder)") as found:
         stage(tmp_path / "empty", tmp_path / "staged", repo_id=REPO, hub="huggingface")
-    assert "name the folder that a run finished in" in found[0].fix
+    assert "output folder of a finished run" in found[0].fix
     assert stage(run(), tmp_path / "staged", repo_id=REPO, hub="huggingface")
 
 
@@ -266,7 +265,7 @@ def test_a_destination_with_files(run: Any, tmp_path: Path) -> None:
 
 
 def test_a_secret(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a card, which may be edited; and a value of the environment that stands there by chance."""
+    """In a card, which can be edited, and a value of the environment that is in the card by chance."""
     folder, card = run(), tmp_path / "run-full" / "README.md"
     plain = card.read_text()
     for text, way in (("hf_" + "a1" * 17, "take it out"), ("my-5ecret-value", "unset DB_PASSWORD")):
@@ -305,7 +304,7 @@ def test_facts_without_a_place_on_the_card(run: Any, tmp_path: Path) -> None:
     (folder / "README.md").write_text(plain)
 
 
-def test_a_reference_that_is_gone(run: Any) -> None:
+def test_a_missing_reference(run: Any) -> None:
     folder = run()
     with refused("verification/reference.py::read_reference::str(path)") as found:
         read_reference(folder)
@@ -317,7 +316,7 @@ def test_a_reference_that_is_gone(run: Any) -> None:
 # --- the hub ---
 
 
-def test_nobody_logged_in(full: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_login(full: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with refused("publishing/hub.py::Hub._not_logged_in::self.title") as found:
         send(full)
@@ -326,7 +325,7 @@ def test_nobody_logged_in(full: Path, hub: Any, monkeypatch: pytest.MonkeyPatch)
     assert send(full)
 
 
-def test_no_right_to_write(full: Path, hub: Any) -> None:
+def test_no_write_permission(full: Path, hub: Any) -> None:
     with refused("publishing/hub.py::Hub._no_right::repo_id") as found:
         send(full, repo_id="other/news")
     [owner] = re.findall(r"may write for (\w+)", found[0].problem)
@@ -341,7 +340,7 @@ def test_no_right_to_write(full: Path, hub: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["news", "me/my news!", "me//news", "-/a/b"])
-def test_a_name_that_no_hub_takes(full: Path, hub: Any, name: str) -> None:
+def test_an_invalid_repo_id(full: Path, hub: Any, name: str) -> None:
     with refused("publishing/hub.py::Hub._bad_name::--hub_model_id") as found:
         send(full, repo_id=name)
     [changed] = changes(found[0], ["--hub_model_id", name])
@@ -363,7 +362,7 @@ def test_a_public_repo(full: Path, hub: Any) -> None:
     assert send(full, private=True)
 
 
-def test_a_tag_that_is_taken(full: Path, hub: Any) -> None:
+def test_an_existing_tag(full: Path, hub: Any) -> None:
     send(full, tag="v1")
     hub.put(REPO, {"NOTES.md": b"by hand"})
     hub.files(REPO)
@@ -401,7 +400,7 @@ def test_a_hub_that_fails(full: Path, hub: Any, site: str) -> None:
 
 @pytest.mark.slow
 def test_a_publish_after_training_that_fails(full: Path, hub: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    """The command of the message publishes the model, proven in a process of its own."""
+    """The command of the message publishes the model after verification in a subprocess."""
     hub.fail(at=1, how="500", lasting=True)
     with refused("publishing/target.py::PublishTarget.push::str(folder)") as found:
         PublishTarget(repo_id=REPO, private=False, tag="v1").push(full)
@@ -412,7 +411,9 @@ def test_a_publish_after_training_that_fails(full: Path, hub: Any, capfd: pytest
     assert "v1" in hub.repos[REPO].tags
 
 
-def test_what_modelscope_has_not(full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_branches_and_pull_requests_on_modelscope(
+    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
     with modelscope_server.serve() as server:
         modelscope_server.point_client(server, monkeypatch, cache=tmp_path / "cache")
@@ -447,9 +448,9 @@ def classifier(bases: dict[str, str], tokenizer: Any, shake: Any) -> Callable[..
     return make
 
 
-def test_what_no_stock_class_has(classifier: Any, tmp_path: Path) -> None:
+def test_settings_that_no_stock_class_supports(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier(pooling="mean")
-    with refused("export/stock.py::last_token_reasons::field") as found:
+    with refused("export/stock.py::last_token_problems::field") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
     assert "with save(), or publish.py --form saved" in found[0].fix
     folder = save(model, tokenizer=words, folder=tmp_path / "own")
@@ -458,14 +459,14 @@ def test_what_no_stock_class_has(classifier: Any, tmp_path: Path) -> None:
 
 def test_a_head_of_two_layers(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier(head="mlp", head_sizes=[32], labels=["score"], problem_type="regression")
-    with refused("export/stock.py::_reasons::head") as found:
+    with refused("export/stock.py::_unsupported::head") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
     assert "export_reward_model()" in found[0].fix
     assert "save()" in found[0].fix
     assert export_reward_model(model, tokenizer=words, folder=tmp_path / "reward")
     assert save(model, tokenizer=words, folder=tmp_path / "own")
     model, words = classifier()
-    with refused("export/reward_model.py::_reasons::field") as found:
+    with refused("export/reward_model.py::_unsupported::field") as found:
         export_reward_model(model, tokenizer=words, folder=tmp_path / "other")
     assert "save()" in found[0].fix
     assert save(model, tokenizer=words, folder=tmp_path / "linear")
@@ -475,13 +476,13 @@ def test_a_family_without_a_stock_class(tokenizer: Any, tmp_path: Path) -> None:
     size = {"vocab_size": 5026, "n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4}
     backbone = CodeGenConfig(**size, bos_token_id=0, eos_token_id=0)
     model = PooledClassifier(PooledClassifierConfig(text_config=backbone, num_labels=2))
-    with refused("export/stock.py::_reasons::text_config") as found:
+    with refused("export/stock.py::_unsupported::text_config") as found:
         export_stock(model, tokenizer=copy.deepcopy(tokenizer), folder=tmp_path / "out")
     assert "save()" in found[0].fix
     assert load(str(save(model, tokenizer=copy.deepcopy(tokenizer), folder=tmp_path / "own")))
 
 
-def test_a_tokenizer_whose_end_is_its_padding(bases: dict[str, str], tmp_path: Path) -> None:
+def test_a_tokenizer_whose_pad_token_ends_every_text(bases: dict[str, str], tmp_path: Path) -> None:
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "a": 2}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     words = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
@@ -500,16 +501,16 @@ def test_a_tokenizer_whose_end_is_its_padding(bases: dict[str, str], tmp_path: P
 
 def test_an_export_without_a_tokenizer(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier()
-    with refused("export/stock.py::open_merged::tokenizer") as found:
+    with refused("export/stock.py::load_merged::tokenizer") as found:
         export_stock(model, folder=tmp_path / "out")
     assert found[0].fix == "pass tokenizer="
     assert export_stock(model, tokenizer=words, folder=tmp_path / "out")
 
 
-def test_a_folder_that_is_taken(full: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty(full: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    with refused("export/stock.py::taken::str(folder)") as found:
+    with refused("export/stock.py::folder_problems::str(folder)") as found:
         export_stock(str(full), folder=tmp_path / "taken")
     assert found[0].fix == "name another, or empty it"
     assert export_stock(str(full), folder=tmp_path / "another")
@@ -517,23 +518,23 @@ def test_a_folder_that_is_taken(full: Path, tmp_path: Path) -> None:
     assert export_stock(str(full), folder=tmp_path / "taken")
 
 
-def test_a_server_of_what_is_no_export(full: Path, tmp_path: Path) -> None:
+def test_a_server_command_of_a_folder_without_an_export(full: Path, tmp_path: Path) -> None:
     with refused("export/stock.py::serve_command::str(folder)") as found:
         serve_command(full)
     assert found[0].fix == "export the model first"
     assert serve_command(export_stock(str(full), folder=tmp_path / "out"))
 
 
-def test_what_no_graph_has(classifier: Any, tmp_path: Path) -> None:
+def test_settings_that_no_graph_supports(classifier: Any, tmp_path: Path) -> None:
     onnx = pytest.importorskip("qwen_task_heads.export.onnx")
     model, words = classifier(truncation="windows")
-    with refused("export/onnx.py::_reasons::field") as found:
+    with refused("export/onnx.py::_unsupported::field") as found:
         onnx.export_onnx(model, tokenizer=words, folder=tmp_path / "out")
     assert "publish the model with save()" in found[0].fix
     assert save(model, tokenizer=words, folder=tmp_path / "own")
     with refused("export/onnx.py::agreement::texts") as found:
         onnx.agreement(tmp_path / "model.onnx", model=model, tokenizer=words, texts=[])
-    assert found[0].fix == "give held-out texts"  # tests/export/test_onnx.py gives them
+    assert found[0].fix == "pass held-out texts"  # tests/export/test_onnx.py gives them
 
 
 # --- around a run ---
@@ -546,8 +547,8 @@ def test_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with refused("tracking/callbacks.py::track::--report_to") as found:
         asked("mlflow")
     assert asked(first(found)) == []  # none
-    for variable, idle in TRACKERS["wandb"].settled.items():
-        monkeypatch.setenv(variable, f"not-{idle}")
+    for variable, required in TRACKERS["wandb"].required_env.items():
+        monkeypatch.setenv(variable, f"not-{required}")
         with refused("tracking/callbacks.py::track::variable") as found:
             asked("wandb")
         assert [problem.fix[:8] for problem in found if problem.where == variable] == ["unset it"]
@@ -574,8 +575,8 @@ def test_a_folder_of_a_comparison(tmp_path: Path) -> None:
     claim_folder(tmp_path / "below")
 
 
-def test_a_task_that_no_column_tells_can_be_named(tmp_path: Path) -> None:
-    """What is named then says which columns it lacks; with these the comparison runs."""
+def test_a_task_that_the_columns_do_not_imply(tmp_path: Path) -> None:
+    """The named task reports its missing columns, and with these the comparison runs."""
     site = "reports/comparison_runs.py::_task_of_data::--dataset_name"
     data = tmp_path / "train.csv"
     data.write_text("a,b\n" + "".join(f"{n},{n}\n" for n in range(40)), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A saved folder holds all that opens it, and nothing that keeps it from being opened."""
+"""Tests that a saved folder has all files that loading needs, and no files that prevent it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_the_code_that_travels_is_all_of_hubcode() -> None:
+def test_the_copied_code_is_all_of_hubcode() -> None:
     assert {file.name for file in CODE} == {
         "attention_task_heads.py", "bucketing_task_heads.py", "card_task_heads.py",
         "configuration_task_heads.py",
@@ -55,7 +55,7 @@ def test_the_layout(bases: dict[str, str], tokenizer: Any, tmp_path: Path, kind:
     assert config["architectures"] == ["TitleScorer"]
     assert config["auto_map"]["AutoModelForSequenceClassification"] == "modeling_task_heads.TitleScorer"
     assert config["custom_pipelines"]["title-ranking"]["impl"] == "pipeline_task_heads.TitleRankingPipeline"
-    # Full weights need no base, and a folder of this machine is nobody else's business.
+    # Full weights need no base, and a folder of this machine is not published.
     assert config["backbone_name_or_path"] == (bases["qwen2"] if kind == "adapter" else None)
     assert "_name_or_path" not in config["text_config"] or not config["text_config"]["_name_or_path"]
     assert model.config.backbone_name_or_path == bases["qwen2"]  # the model at hand keeps it
@@ -86,8 +86,10 @@ def test_a_tokenizer_with_ids_beyond_the_model_is_refused(
 ) -> None:
     torch.manual_seed(0)
     model = TitleScorer(TitleScorerConfig(text_config=tiny_config(vocab_size=128)))
-    with pytest.raises(TaskHeadsError, match=r"tokenizer: found id 5025 .*ids below 128.*resize_token"):
+    with pytest.raises(TaskHeadsError, match=r"5025.* 128") as caught:
         save(model, tokenizer=tokenizer, folder=tmp_path / "new")
+    assert [(one.code, one.where) for one in caught.value.problems] == [("tokenizer-invalid", "tokenizer")]
+    assert "resize_token_embeddings" in caught.value.problems[0].fix
     assert not (tmp_path / "new").exists()  # before anything was written
 
 
@@ -100,15 +102,18 @@ def test_a_saved_adapter_and_full_weights_do_not_mix(
     save(adapted, tokenizer=tokenizer, folder=tmp_path / "adapter")
     for wrong, folder in ((adapted, "full"), (model, "adapter")):
         before = _content(tmp_path / folder)
-        with pytest.raises(TaskHeadsError, match="save to a new folder"):
+        with pytest.raises(TaskHeadsError) as caught:
             save(wrong, tokenizer=tokenizer, folder=tmp_path / folder)
+        assert {(one.code, one.where) for one in caught.value.problems} == {
+            ("model-ambiguous", str(tmp_path / folder))
+        }
         assert _content(tmp_path / folder) == before
-    # the same kind may be saved again, as a trainer does
+    # the same kind can be saved again, as a trainer does
     save(model, tokenizer=tokenizer, folder=tmp_path / "full")
     load(str(save(adapted, tokenizer=tokenizer, folder=tmp_path / "adapter")))
 
 
-def test_a_folder_may_move(bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path: Path) -> None:
+def test_a_moved_folder_loads(bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path: Path) -> None:
     model = shake(build(bases["llama"]))
     folder = save(model, tokenizer=tokenizer, folder=tmp_path / "here")
     folder.rename(tmp_path / "there")
@@ -117,7 +122,7 @@ def test_a_folder_may_move(bases: dict[str, str], tokenizer: Any, shake: Any, tm
     assert AutoConfig.from_pretrained(tmp_path / "there").model_type == "title_scorer"
 
 
-def test_a_server_installs_what_the_code_is_written_for(
+def test_the_requirements_are_those_of_the_project(
     bases: dict[str, str], tokenizer: Any, tmp_path: Path
 ) -> None:
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")

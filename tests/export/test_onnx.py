@@ -1,4 +1,4 @@
-"""ONNX files: the logits of the model without torch, from plain text alone; what has none is refused."""
+"""Tests that ONNX files have the logits of the model without torch, and of unsupported models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXTS = ["A plain title", "短い題", "?", "word " * 100, "Rest<|im_end|>\n<|im
 LIMIT = 40
 MLP: dict[str, Any] = {"head": "mlp", "head_sizes": [8]}
 
-# Neither the package nor torch's model: the tokenizer of the folder and ONNX Runtime.
+# Uses the tokenizer of the folder and ONNX Runtime, without the package and without torch's model.
 CHILD = r"""
 import json, sys
 from pathlib import Path
@@ -68,14 +68,14 @@ def prepared(base: str, shake: Any, *, task: str = "pooled_classifier", **option
 
 @torch.no_grad()
 def logits_of(model: Any, tokenizer: Any, side: str = "head") -> torch.Tensor:
-    """Our own ids, encoder and padding."""
+    """Logits with the ids, encoder and padding of this library."""
     rows = encode_texts(tokenizer, TEXTS, max_length=LIMIT, truncation=side).input_ids
     return model.eval()(**pad_rows(rows, pad_id=0)).logits
 
 
 @pytest.fixture(scope="module")
 def exported(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """An adapter's model with an mlp head, saved and exported beside it, in int8 too.
+    """A model with an adapter and an mlp head, saved and exported in fp32 and int8.
 
     Of one layer, because each one takes seconds to trace.
     """
@@ -90,7 +90,7 @@ def exported(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.slow
-def test_the_file_is_where_it_should_be_and_the_model_as_it_was(exported: dict[str, Any]) -> None:
+def test_the_files_are_written_and_the_model_is_restored(exported: dict[str, Any]) -> None:
     assert exported["path"] == exported["folder"] / "onnx" / "model.onnx"
     assert {path.name for path in exported["path"].parent.iterdir()} == {"model.onnx", "model_int8.onnx"}
     model = exported["model"]
@@ -99,7 +99,7 @@ def test_the_file_is_where_it_should_be_and_the_model_as_it_was(exported: dict[s
 
 
 @pytest.mark.slow
-def test_the_lines_of_the_card_give_the_logits(exported: dict[str, Any], clean: CleanProcess) -> None:
+def test_the_code_of_the_card_gives_the_logits(exported: dict[str, Any], clean: CleanProcess) -> None:
     folder = exported["folder"]
     card = with_parity("# a\n", [{"artefact": "onnx"}])
     (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -115,16 +115,16 @@ def test_texts_alone_give_the_logits_without_the_package(
 ) -> None:
     folder = exported["folder"]
     (folder / "texts.json").write_text(json.dumps(TEXTS))
-    told = json.loads(clean.run(CHILD, folder, folder=folder).splitlines()[-1])
+    metadata = json.loads(clean.run(CHILD, folder, folder=folder).splitlines()[-1])
     found = load_file(folder / "found.safetensors")
     rows = encode_texts(exported["tokenizer"], TEXTS, max_length=LIMIT).input_ids
     right = pad_rows(rows, pad_id=exported["tokenizer"].pad_token_id)["input_ids"]
     assert torch.equal(found["right ids"], right)
     for side in ("left", "right"):
         assert (found[side] - exported["wanted"]).abs().max() <= 1e-5
-    assert exported["wanted"].std() > 0.05  # else the figures would say nothing
-    assert json.loads(told["id2label"]) == {str(index): label for index, label in enumerate(LABELS)}
-    assert told["problem_type"] == "single_label_classification"
+    assert exported["wanted"].std() > 0.05  # the logits of the texts differ
+    assert json.loads(metadata["id2label"]) == {str(index): label for index, label in enumerate(LABELS)}
+    assert metadata["problem_type"] == "single_label_classification"
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_batch_and_length_are_free(exported: dict[str, Any], batch: int, length:
 
 
 @pytest.mark.slow
-def test_nothing_of_the_machine_is_in_the_file(exported: dict[str, Any]) -> None:
+def test_the_file_has_no_path_of_the_machine(exported: dict[str, Any]) -> None:
     data = exported["path"].read_bytes()
     here = str(Path(onnx.__file__).parents[2]).encode()
     assert here not in data
@@ -151,7 +151,7 @@ def test_nothing_of_the_machine_is_in_the_file(exported: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
-def test_int8_keeps_the_head_and_says_how_far_it_is(exported: dict[str, Any]) -> None:
+def test_int8_keeps_the_head_in_fp32_and_its_agreement_is_measured(exported: dict[str, Any]) -> None:
     import onnx as onnx_package
 
     int8 = exported["path"].with_name("model_int8.onnx")
@@ -167,11 +167,12 @@ def test_int8_keeps_the_head_and_says_how_far_it_is(exported: dict[str, Any]) ->
     assert (exact.texts, exact.argmax) == (25, 1.0)
     assert exact.difference <= 1e-5 < rough.difference < 0.5
     assert 0 <= rough.argmax <= 1
-    with pytest.raises(TaskHeadsError, match="texts: found none"):
+    with pytest.raises(TaskHeadsError) as caught:
         agreement(int8, texts=[], **options)
+    assert [(one.code, one.where) for one in caught.value.problems] == [("rows-too-few", "texts")]
 
 
-def test_all_reasons_are_given_at_once(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
+def test_all_problems_are_raised_together(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
     model, tokenizer = prepared(bases["llama"], shake, truncation="windows")
     model.config.text_config.rope_parameters["rope_type"] = "dynamic"
     model.config.text_config._attn_implementation = "flex_attention"
@@ -181,23 +182,28 @@ def test_all_reasons_are_given_at_once(bases: dict[str, str], shake: Any, tmp_pa
     wheres = [problem.where for problem in caught.value.problems]
     assert wheres == ["truncation", "quantization_config", "attn_implementation", "rope_type"]
     assert not (tmp_path / "out").exists()
-    with pytest.raises(TaskHeadsError, match="tokenizer: found none"):
+    assert {problem.code for problem in caught.value.problems} == {"model-unsupported"}
+    with pytest.raises(TaskHeadsError) as caught:
         export_onnx(model, folder=tmp_path / "out")
+    assert [(one.code, one.where) for one in caught.value.problems] == [("option-missing", "tokenizer")]
 
 
-def test_a_missing_package_is_a_plain_error(
+def test_a_missing_package_is_reported(
     bases: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(TaskHeadsError, match=r"found no onnxscript; .*pip install 'qwen-task-heads\[onnx\]'"):
+    with pytest.raises(TaskHeadsError, match="onnxscript") as caught:
         export_onnx(bases["qwen2"], folder=tmp_path)
+    assert [(one.code, one.where) for one in caught.value.problems] == [("package-missing", "onnx")]
+    assert caught.value.problems[0].fix == "pip install 'qwen-task-heads[onnx]'"
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
-    with pytest.raises(TaskHeadsError, match="onnx: found no onnxruntime; accepted: onnxruntime"):
+    with pytest.raises(TaskHeadsError, match="onnxruntime") as caught:
         run_onnx(tmp_path / "model.onnx", [[1]], [[1]])
+    assert caught.value.problems[0].expected == "onnxruntime"
 
 
-# Every family, pooling, head, kind of attention and problem type in at least one row, and more than
-# one layer in one: each layer of each export takes seconds to trace.
+# Every family, pooling, head, kind of attention and problem type is in at least one row. Only one row has
+# more than one layer, because each layer of each export takes seconds to trace.
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "last-tail-eager": ("qwen2", {"truncation": "tail", "model_kwargs": {"attn_implementation": "eager"}}),
     "scorer": ("qwen3", {"task": "title_scorer", "backbone_layers": 2}),
@@ -221,7 +227,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_poolings_and_heads(bases: dict[str, str], shake: Any, tmp_path: Path, name: str) -> None:
-    """The export compares left, right and no padding itself, to 1e-5; here with our own ids once more."""
+    """The export verifies left, right and no padding to 1e-5; this test verifies the ids of this library."""
     family, options = OTHERS[name]
     model, tokenizer = prepared(bases[family], shake, **{"backbone_layers": 1, **options})
     wanted = logits_of(model, tokenizer, side=options.get("truncation", "head"))
@@ -236,7 +242,7 @@ def test_poolings_and_heads(bases: dict[str, str], shake: Any, tmp_path: Path, n
 
 
 @pytest.mark.slow
-def test_half_precision_is_exported_in_full_and_large_weights_lie_beside_the_graph(
+def test_half_precision_is_exported_in_fp32_and_large_weights_are_external_data(
     bases: dict[str, str], shake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx, "MAX_INLINE", 1000)
@@ -253,7 +259,7 @@ def test_half_precision_is_exported_in_full_and_large_weights_lie_beside_the_gra
 def test_another_graph_is_refused(
     bases: dict[str, str], shake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the proof is for: a graph of another model."""
+    """Verification detects the graph of another model."""
     model, tokenizer = prepared(bases["qwen2"], shake, backbone_layers=1)
     traced = onnx._trace
 
@@ -264,6 +270,7 @@ def test_another_graph_is_refused(
         return traced(other)
 
     monkeypatch.setattr(onnx, "_trace", scaled)
-    with pytest.raises(TaskHeadsError, match="found logits of ONNX Runtime that differ by"):
+    with pytest.raises(TaskHeadsError, match="ONNX Runtime") as caught:
         export_onnx(model, tokenizer=tokenizer, folder=tmp_path / "out")
+    assert caught.value.problems[0].code == "verification-failed"
     assert [*(tmp_path / "out" / "onnx").iterdir()] == []

@@ -1,4 +1,4 @@
-"""The layout of vLLM's `Qwen2ForRewardModel`: two layers, and nothing of ours; and the lines that serve."""
+"""Tests of the layout of vLLM's `Qwen2ForRewardModel`, and of the commands that serve exports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qwen_task_heads.tokenization.templates import Template, bind_template, comp
 TEXTS = ["A plain title", "短い題", "?", "word " * 100, "Rest<|im_end|>\n<|im_start|>assistant\n"]
 WIDTH, LIMIT = 32, 40
 
-# What vLLM's class computes, from the files alone: per token, of which the last one is the score.
+# The computation of vLLM's class from the files alone: values per token, of which the last one is the score.
 CHILD = r"""
 import json, sys
 import torch
@@ -65,7 +65,7 @@ def prepared(base: str, shake: Any, *, lora: bool = False, **options: Any) -> tu
 
 @torch.no_grad()
 def scores_of(model: Any, tokenizer: Any) -> torch.Tensor:
-    """Our own ids and padding."""
+    """Scores with the ids and padding of this library."""
     return model.eval()(**pad_rows(encode(tokenizer, TEXTS).input_ids, pad_id=0)).logits
 
 
@@ -112,24 +112,26 @@ def test_the_layout(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"head": "linear", "head_sizes": None}, "head: found 'linear'; accepted: mlp; export_stock"),
-        ({"head_sizes": [8]}, r"head_sizes: found \[8\]; accepted: \[32\]"),
-        ({"head_sizes": [WIDTH, WIDTH]}, r"head_sizes: found \[32, 32\]"),
-        ({"head_activation": "gelu"}, "head_activation: found 'gelu'; accepted: relu"),
-        ({"pooling": "mean"}, "pooling: found 'mean'; accepted: last"),
-        ({"bidirectional": True}, "bidirectional: found True"),
+        ({"head": "linear", "head_sizes": None}, ("head", "found 'linear'")),
+        ({"head_sizes": [8]}, ("head_sizes", "found [8]")),
+        ({"head_sizes": [WIDTH, WIDTH]}, ("head_sizes", "found [32, 32]")),
+        ({"head_activation": "gelu"}, ("head_activation", "found 'gelu'")),
+        ({"pooling": "mean"}, ("pooling", "found 'mean'")),
+        ({"bidirectional": True}, ("bidirectional", "found True")),
     ],
 )
-def test_other_forms_are_refused(
-    bases: dict[str, str], shake: Any, tmp_path: Path, options: dict[str, Any], reason: str
+def test_other_models_are_refused(
+    bases: dict[str, str], shake: Any, tmp_path: Path, options: dict[str, Any], reason: tuple[str, str]
 ) -> None:
     model, tokenizer = prepared(bases["qwen2"], shake, **options)
-    with pytest.raises(TaskHeadsError, match=reason):
+    with pytest.raises(TaskHeadsError) as caught:
         export_reward_model(model, tokenizer=tokenizer, folder=tmp_path / "out")
+    assert reason in [(one.where, one.problem) for one in caught.value.problems]
+    assert {one.code for one in caught.value.problems} == {"model-unsupported"}
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_reasons_are_given_at_once(bases: dict[str, str], tmp_path: Path) -> None:
+def test_all_problems_are_raised_together(bases: dict[str, str], tmp_path: Path) -> None:
     model = build(
         bases["qwen3"], task="pooled_classifier", labels=["a", "b"], max_seq_length=LIMIT, pooling="max",
         head="mlp", head_sizes=[8], head_activation="tanh", truncation="windows",
@@ -144,7 +146,7 @@ def test_all_reasons_are_given_at_once(bases: dict[str, str], tmp_path: Path) ->
     ]  # fmt: skip
 
 
-def test_the_proof_finds_a_head_in_the_wrong_order(
+def test_verification_detects_a_head_in_the_wrong_order(
     bases: dict[str, str], shake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = prepared(bases["qwen2"], shake)
@@ -154,18 +156,21 @@ def test_the_proof_finds_a_head_in_the_wrong_order(
         real({**tensors, "score.0.bias": tensors["score.0.bias"].flip(0)}, *args, **kwargs)
 
     monkeypatch.setattr(reward_model, "save_torch_state_dict", scaled)
-    with pytest.raises(TaskHeadsError, match="found logits of Qwen2ForRewardModel that differ by"):
+    with pytest.raises(TaskHeadsError, match="Qwen2ForRewardModel") as caught:
         export_reward_model(model, tokenizer=tokenizer, folder=tmp_path / "out")
+    assert caught.value.problems[0].code == "verification-failed"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_stock_export_names_this_one(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
+def test_the_stock_export_refers_to_this_one(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
     model, tokenizer = prepared(bases["qwen2"], shake)
-    with pytest.raises(TaskHeadsError, match=r"head: found 'mlp'; .*export_reward_model\(\)"):
+    with pytest.raises(TaskHeadsError) as caught:
         export_stock(model, tokenizer=tokenizer, folder=tmp_path / "out")
+    assert [(one.code, one.where) for one in caught.value.problems] == [("model-unsupported", "head")]
+    assert "export_reward_model()" in caught.value.problems[0].fix
 
 
-def test_the_lines_that_serve(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
+def test_the_commands_that_serve_exports(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
     model, tokenizer = prepared(bases["qwen2"], shake)
     folder = export_reward_model(model, tokenizer=tokenizer, folder=tmp_path / "a model")
     words = ["vllm", "serve", str(folder), "--runner", "pooling", "--max-model-len", str(LIMIT)]
@@ -175,10 +180,12 @@ def test_the_lines_that_serve(bases: dict[str, str], shake: Any, tmp_path: Path)
     folder = export_stock(model, tokenizer=tokenizer, folder=tmp_path / "stock")
     assert serve_command(folder) == f"vllm serve {folder} --runner pooling"
     saved = save(model, tokenizer=tokenizer, folder=tmp_path / "saved")
-    with pytest.raises(TaskHeadsError, match="found 'TitleScorer'; accepted: a folder of export_stock"):
+    with pytest.raises(TaskHeadsError, match="TitleScorer") as caught:
         serve_command(saved)
-    with pytest.raises(TaskHeadsError, match=r"found no config\.json"):
+    assert [(one.code, one.where) for one in caught.value.problems] == [("model-type", str(saved))]
+    with pytest.raises(TaskHeadsError) as caught:
         serve_command(tmp_path)
+    assert [(one.code, one.where) for one in caught.value.problems] == [("model-not-found", str(tmp_path))]
 
 
 def test_sharded_weights_are_read_together(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
@@ -189,6 +196,6 @@ def test_sharded_weights_are_read_together(bases: dict[str, str], shake: Any, tm
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     for index, names in enumerate((list(tensors)[:5], list(tensors)[5:])):
-        part = {name: tensors[name] for name in names}
-        save_file(part, folder / f"model-{index + 1:05}-of-00002.safetensors")
+        shard = {name: tensors[name] for name in names}
+        save_file(shard, folder / f"model-{index + 1:05}-of-00002.safetensors")
     assert_same_logits(reference_logits(folder, **batch), wanted)

@@ -1,4 +1,4 @@
-"""A stock export opens without the package and without trust, and gives the logits of the model."""
+"""Tests that a stock export loads without the package and without trust, and has the logits of the model."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def prepared(
 
 
 def logits_of(model: Any, tokenizer: Any, *, side: str = "head") -> torch.Tensor:
-    """Our own ids and padding, no stock tokenizer call."""
+    """Logits with the ids and padding of this library, without a call of the stock tokenizer."""
     rows = encode_texts(tokenizer, TEXTS, max_length=LIMIT, truncation=side).input_ids
     with torch.no_grad():
         return model.eval()(**pad_rows(rows, pad_id=0)).logits
@@ -110,7 +110,7 @@ def logits_of(model: Any, tokenizer: Any, *, side: str = "head") -> torch.Tensor
 def opened(
     bases: dict[str, str], shake: Any, clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """Export all, and open all in one process that does not have the package."""
+    """Export all models, and load them in one process without the package."""
     root = tmp_path_factory.mktemp("stock")
     expected = {}
     for name, (family, task, options, lora) in EXPORTS.items():
@@ -128,7 +128,7 @@ def opened(
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_the_export_opens_without_the_package(opened: dict[str, Any], name: str) -> None:
+def test_the_export_loads_without_the_package(opened: dict[str, Any], name: str) -> None:
     family, task, options, _ = EXPORTS[name]
     found = opened["answer"][name]
     assert found["difference"] <= 1e-6
@@ -146,7 +146,7 @@ def test_the_export_opens_without_the_package(opened: dict[str, Any], name: str)
     assert found["missing"] == []
 
 
-def test_none_of_our_code_is_in_it(opened: dict[str, Any]) -> None:
+def test_the_export_has_no_code_of_this_library(opened: dict[str, Any]) -> None:
     assert opened["leaked"] == []
     names = {path.name for name in EXPORTS for path in (opened["root"] / name).iterdir()}
     assert not [name for name in names if name.endswith(".py")]
@@ -162,38 +162,45 @@ def test_none_of_our_code_is_in_it(opened: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"pooling": "mean"}, "pooling: found 'mean'; accepted: last"),
-        ({"pooling": "attention"}, "pooling: found 'attention'"),
-        ({"head": "mlp", "head_sizes": [8]}, "head: found 'mlp'; accepted: linear"),
-        ({"bidirectional": True}, "bidirectional: found True"),
-        ({"problem_type": "ordinal"}, "problem_type: found 'ordinal'"),
-        ({"truncation": "windows"}, "truncation: found 'windows'; accepted: head or tail"),
-        ({"truncation": "head_tail"}, "truncation: found 'head_tail'"),
+        ({"pooling": "mean"}, ("pooling", "found 'mean'")),
+        ({"pooling": "attention"}, ("pooling", "found 'attention'")),
+        ({"head": "mlp", "head_sizes": [8]}, ("head", "found 'mlp'")),
+        ({"bidirectional": True}, ("bidirectional", "found True")),
+        ({"problem_type": "ordinal"}, ("problem_type", "found 'ordinal'")),
+        ({"truncation": "windows"}, ("truncation", "found 'windows'")),
+        ({"truncation": "head_tail"}, ("truncation", "found 'head_tail'")),
     ],
 )
-def test_what_the_stock_class_cannot_do_is_refused(
-    bases: dict[str, str], shake: Any, tmp_path: Path, options: dict[str, Any], reason: str
+def test_settings_that_the_stock_class_does_not_support_are_refused(
+    bases: dict[str, str], shake: Any, tmp_path: Path, options: dict[str, Any], reason: tuple[str, str]
 ) -> None:
     model, tokenizer = prepared(bases["qwen2"], shake, **options)
-    with pytest.raises(TaskHeadsError, match=reason):
+    with pytest.raises(TaskHeadsError) as caught:
         export_stock(model, tokenizer=tokenizer, folder=tmp_path / "out")
+    assert [(one.where, one.problem) for one in caught.value.problems] == [reason]
+    assert caught.value.problems[0].code == "model-unsupported"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_reasons_are_given_at_once(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
+def test_all_problems_are_raised_together(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
     model, tokenizer = prepared(
         bases["qwen2"], shake, pooling="max", head="mlp", head_sizes=[8], truncation="windows"
     )
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TaskHeadsError) as caught:
         export_stock(model, tokenizer=tokenizer, folder=tmp_path)
-    wheres = [problem.where for problem in caught.value.problems]
-    assert wheres == ["pooling", "truncation", "head", str(tmp_path)]
-    with pytest.raises(TaskHeadsError, match="tokenizer: found none"):
+    assert [(problem.code, problem.where) for problem in caught.value.problems] == [
+        ("model-unsupported", "pooling"),
+        ("model-unsupported", "truncation"),
+        ("model-unsupported", "head"),
+        ("path-exists", str(tmp_path)),
+    ]
+    with pytest.raises(TaskHeadsError) as caught:
         export_stock(model, folder=tmp_path)
+    assert [(one.code, one.where) for one in caught.value.problems] == [("option-missing", "tokenizer")]
 
 
-def test_a_pad_token_that_ends_every_text_is_exchanged(
+def test_a_pad_token_that_ends_every_text_is_replaced(
     bases: dict[str, str], shake: Any, tmp_path: Path
 ) -> None:
     """With eos == pad, as in the base models of Qwen, the stock head would skip the boundary."""
@@ -205,7 +212,7 @@ def test_a_pad_token_that_ends_every_text_is_exchanged(
     again = AutoTokenizer.from_pretrained(folder)
     assert again.pad_token == "<|vision_pad|>"
     assert json.loads((folder / "config.json").read_text())["pad_token_id"] == again.pad_token_id
-    assert tokenizer.pad_token == "<|endoftext|>"  # the one given is not changed
+    assert tokenizer.pad_token == "<|endoftext|>"  # the given tokenizer is not changed
     from transformers import AutoModelForSequenceClassification
 
     batch = again(TEXTS, padding=True, truncation=True, return_tensors="pt")
@@ -214,15 +221,16 @@ def test_a_pad_token_that_ends_every_text_is_exchanged(
     assert (found - wanted).abs().max() <= 1e-6
 
 
-def test_the_proof_finds_a_pad_token_left_as_it_was(
+def test_verification_detects_a_wrong_pad_token(
     bases: dict[str, str], shake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is refused when the choice of a pad token is wrong: the export itself, and nothing is left."""
+    """If the pad token is wrong, the export fails and leaves no files."""
     model, tokenizer = prepared(bases["qwen2"], shake)
     bind_template(tokenizer, model.config, template=Template(after="<|endoftext|>"))
     monkeypatch.setattr(stock, "_choose_pad", lambda tokenizer, *, rows: [])
-    with pytest.raises(TaskHeadsError, match="logits of Qwen2ForSequenceClassification that differ by"):
+    with pytest.raises(TaskHeadsError, match="Qwen2ForSequenceClassification") as caught:
         export_stock(model, tokenizer=tokenizer, folder=tmp_path / "out")
+    assert caught.value.problems[0].code == "verification-failed"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,8 +245,9 @@ def test_without_another_special_token_the_pad_is_refused(
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     model = build(bases["llama"], task="pooled_classifier", labels=LABELS)
     bind_template(tokenizer, model.config, template=Template())
-    with pytest.raises(TaskHeadsError, match=r"found '</s>' as pad token and as the end of every text"):
+    with pytest.raises(TaskHeadsError, match="'</s>'") as caught:
         export_stock(model, tokenizer=tokenizer, folder=tmp_path / "out")
+    assert [(one.code, one.where) for one in caught.value.problems] == [("tokenizer-invalid", "tokenizer")]
 
 
 def test_half_precision_keeps_its_dtype_and_the_head_its_own(
@@ -256,10 +265,10 @@ def test_half_precision_keeps_its_dtype_and_the_head_its_own(
     }
     assert torch.equal(tensors["score.weight"], weight)
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
-    assert model.dtype == torch.bfloat16  # the model at hand is as it was
+    assert model.dtype == torch.bfloat16  # the given model is not changed
 
 
-def test_a_merged_adapter_is_folded_in_fp32_and_stored_as_asked(
+def test_an_adapter_is_merged_in_fp32_and_stored_in_the_given_dtype(
     bases: dict[str, str], shake: Any, tmp_path: Path
 ) -> None:
     model, tokenizer = prepared(bases["qwen2"], shake, lora=True)
@@ -273,8 +282,9 @@ def test_a_merged_adapter_is_folded_in_fp32_and_stored_as_asked(
         assert torch.equal(tensor, whole[name].to(dtype))  # rounded once
         assert tensor.dtype == dtype
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
-    with pytest.raises(TaskHeadsError, match="dtype: found 'int8'"):
+    with pytest.raises(TaskHeadsError, match="int8") as caught:
         export_stock(source, folder=tmp_path / "other", dtype="int8")
+    assert caught.value.problems[0].where == "dtype"
 
 
 def test_a_family_without_a_stock_class_is_refused(tmp_path: Path, tokenizer: Any) -> None:
@@ -286,5 +296,6 @@ def test_a_family_without_a_stock_class_is_refused(tmp_path: Path, tokenizer: An
         vocab_size=5026, n_embd=32, n_layer=1, n_head=4, rotary_dim=4, bos_token_id=0, eos_token_id=0
     )
     model = PooledClassifier(PooledClassifierConfig(text_config=backbone, num_labels=2))
-    with pytest.raises(TaskHeadsError, match="text_config: found 'codegen'"):
+    with pytest.raises(TaskHeadsError, match="codegen") as caught:
         export_stock(model, tokenizer=copy.deepcopy(tokenizer), folder=tmp_path / "out")
+    assert ("model-unsupported", "text_config") in [(one.code, one.where) for one in caught.value.problems]

@@ -1,10 +1,10 @@
-"""A saved tokenizer opens without trust in any code, and gives the ids of training wherever it is used.
+"""Tests that a saved tokenizer loads without trust in code, and gives the ids of training.
 
-transformers 5.23 reads `config.json` before any file of the tokenizer. Of a model type it does not know that
-brings code, `AutoConfig` then asks at the terminal whether to run that code, unless `trust_remote_code` is
-given; the answer "no", or none, leads to the same tokenizer. Nothing in the tokenizer's own files is read
-before that question, so no field of them can prevent it; without `auto_map` the model could not be opened.
-`trust_remote_code=False` is the call without a question, and an export asks nothing at all.
+transformers 5.23 reads `config.json` before any file of the tokenizer. For an unknown model type with code,
+`AutoConfig` then prompts at the terminal whether to run that code, unless `trust_remote_code` is given. The
+answer "no", or none, gives the same tokenizer. No file of the tokenizer is read before the prompt, so no
+field can prevent it, and without `auto_map` the model could not be loaded. With `trust_remote_code=False`
+there is no prompt, and an export never prompts.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ questions = [len(asked)]
 found["asked"] = ids(AutoTokenizer.from_pretrained(f"{root}/single"), texts)
 questions.append(len(asked))
 ran = [name for name in sys.modules if name.startswith("transformers_modules.")]
-# Of a model the code has to be trusted; its pipeline takes the same tokenizer.
+# The code of a model has to be trusted; its pipeline uses the same tokenizer.
 for name, options in {"single": {"trust_remote_code": True}, "stock": {}}.items():
     pipe = pipeline("text-classification", model=f"{root}/{name}", **options)
     batches = [pipe.preprocess(text, truncation=True) for text in texts]
@@ -77,7 +77,7 @@ print(json.dumps({"found": found, "questions": questions, "ran": ran}))
 def opened(
     bases: dict[str, str], shake: Any, clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """Save and export, and open the tokenizers in a process without the package; and our own ids, by name."""
+    """Load saved and exported tokenizers in a process without the package; add the ids of this library."""
     root = tmp_path_factory.mktemp("alone")
     wanted: dict[str, list[list[int]]] = {}
     for name in ("single", "pairs"):
@@ -118,14 +118,14 @@ def test_the_ids_are_those_of_training(opened: dict[str, Any], name: str) -> Non
     assert len({row[-1] for row in wanted}) == 1
 
 
-def test_nobody_is_asked_and_no_code_is_run(opened: dict[str, Any]) -> None:
+def test_loading_neither_prompts_nor_runs_code(opened: dict[str, Any]) -> None:
     quiet, bare = opened["questions"]
     assert quiet == 0
     assert bare == 1  # the question of transformers 5.23 to a call that says nothing; 0 would be better
     assert opened["ran"] == []
 
 
-def test_a_users_control_tokens_stay_characters(opened: dict[str, Any]) -> None:
+def test_control_tokens_in_a_text_are_encoded_as_characters(opened: dict[str, Any]) -> None:
     tokenizer = load_tokenizer(str(opened["root"] / "single"))
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     for row in opened["wanted"]["single"]:

@@ -1,4 +1,4 @@
-"""Files of texts to files of answers: order, counts, formats, many processes, leftovers of other runs."""
+"""Tests of batch prediction: order, counts, formats, several processes, and shards of other runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwen_task_heads import Scorer, build, load_tokenizer, save
 from qwen_task_heads import __main__ as command
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.batch_prediction import predict_file, scan_inputs
-from qwen_task_heads.inference.shards import Parts
+from qwen_task_heads.inference.shards import Shards
 from qwen_task_heads.tokenization.templates import bind_template
 
 LABELS = ["sport", "trade", "art"]
@@ -53,11 +53,15 @@ def source(tmp_path: Path) -> str:
     return str(path)
 
 
+def problems_of(caught: pytest.ExceptionInfo[TaskHeadsError]) -> list[tuple[str, str]]:
+    return [(problem.code, problem.where) for problem in caught.value.problems]
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_every_row_comes_out_in_its_place_with_all_it_had(scorers: Any, source: str, tmp_path: Path) -> None:
+def test_rows_keep_their_order_and_their_columns(scorers: Any, source: str, tmp_path: Path) -> None:
     output = tmp_path / "deep" / "out.jsonl"
     report = predict_file(scorers["single"], source=source, output=output, block_rows=4)
     rows = read(output)
@@ -83,7 +87,7 @@ def test_every_row_comes_out_in_its_place_with_all_it_had(scorers: Any, source: 
         ("titles", ["predicted_score"]),
     ],
 )  # fmt: skip
-def test_every_kind_of_model_answers(
+def test_every_kind_of_model_predicts(
     scorers: Any, source: str, tmp_path: Path, kind: str, columns: list[str]
 ) -> None:
     predict_file(scorers[kind], source=source, output=tmp_path / "out.jsonl")
@@ -111,7 +115,7 @@ def test_titles_with_prompts_score_as_the_scorer_does(scorers: Any, tmp_path: Pa
 
 
 def in_processes(count: int, scorer: Scorer, *, source: str, output: Path, **options: Any) -> None:
-    """Run as `count` processes: threads with a barrier, which see of each other what processes do."""
+    """Run as `count` processes, simulated by threads with a barrier."""
     barrier, failed = threading.Barrier(count), []
 
     def run(index: int) -> None:
@@ -142,26 +146,26 @@ def test_any_number_of_processes_gives_the_same_bytes(
 
 
 class Killed(Exception):
-    """Stands for SIGKILL; the recipe's test has the real one."""
+    """Simulates SIGKILL, which the test of the recipe uses."""
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, blocks: int) -> list[int]:
-    """Let `Parts.write` fail after so many blocks; give the list of the blocks that were written."""
+    """Let `Shards.write` fail after a number of shards; return the list of the written shards."""
     written: list[int] = []
-    write = Parts.write
+    write = Shards.write
 
-    def stopping(self: Parts, block: int, rows: Any) -> None:
+    def stopping(self: Shards, block: int, rows: Any) -> None:
         if len(written) == blocks:
             raise Killed
         written.append(block)
         write(self, block, rows)
 
-    monkeypatch.setattr(Parts, "write", stopping)
+    monkeypatch.setattr(Shards, "write", stopping)
     return written
 
 
 @pytest.mark.parametrize("stop", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 5))])
-def test_a_run_goes_on_where_another_number_of_processes_stopped(
+def test_a_run_is_resumed_by_another_number_of_processes(
     scorers: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     output, common = tmp_path / "out.jsonl", {"source": source, "block_rows": 4}
@@ -178,7 +182,7 @@ def test_a_run_goes_on_where_another_number_of_processes_stopped(
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_parts_of_another_run_are_refused_by_name(
+def test_shards_of_another_run_are_refused_with_the_difference(
     scorers: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out.jsonl"
@@ -192,8 +196,9 @@ def test_parts_of_another_run_are_refused_by_name(
         ({**common, "top_k": 3}, "top_k was 2 and is 3"),
         ({**common, "top_k": 2, "block_rows": 8}, "block_rows was 4 and is 8"),
     ):
-        with pytest.raises(TaskHeadsError, match=named):
+        with pytest.raises(TaskHeadsError, match=named) as caught:
             predict_file(scorers["single"], **options)
+        assert problems_of(caught) == [("checkpoint-foreign", f"{output}.parts")]
     with pytest.raises(TaskHeadsError, match="model was"):
         predict_file(scorers["ordinal"], **common, top_k=2)
     Path(source).write_text(Path(source).read_text().replace("number 7", "number 8"))
@@ -202,7 +207,7 @@ def test_parts_of_another_run_are_refused_by_name(
     assert sorted(path.name for path in (tmp_path / "out.jsonl.parts").iterdir()) == before
 
 
-def test_a_damaged_part_is_named_and_an_output_is_never_replaced(
+def test_a_corrupted_shard_is_reported_and_an_output_is_never_replaced(
     scorers: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out.jsonl"
@@ -210,27 +215,29 @@ def test_a_damaged_part_is_named_and_an_output_is_never_replaced(
         stop_after(patch, 3)
         with pytest.raises(Killed):
             predict_file(scorers["single"], source=source, output=output, block_rows=4)
-    part = tmp_path / "out.jsonl.parts" / "00000001.jsonl"
-    for content in (part.read_text().split("\n", 1)[1], part.read_text()[:-9]):
-        part.write_text(content)
-        with pytest.raises(TaskHeadsError, match=r"00000001\.jsonl: .*remove this part"):
+    shard = tmp_path / "out.jsonl.parts" / "00000001.jsonl"
+    for content in (shard.read_text().split("\n", 1)[1], shard.read_text()[:-9]):
+        shard.write_text(content)
+        with pytest.raises(TaskHeadsError) as caught:
             predict_file(scorers["single"], source=source, output=output, block_rows=4)
-    part.unlink()
+        assert problems_of(caught) == [("checkpoint-incomplete", str(shard))]
+    shard.unlink()
     predict_file(scorers["single"], source=source, output=output, block_rows=4)
     before = output.read_bytes()
-    with pytest.raises(TaskHeadsError, match=r"out\.jsonl: the file is there already"):
+    with pytest.raises(TaskHeadsError) as caught:
         predict_file(scorers["single"], source=source, output=output)
+    assert problems_of(caught) == [("path-exists", str(output))]
     assert output.read_bytes() == before
 
 
-def spoil(source: str) -> None:
+def corrupt(source: str) -> None:
     lines = Path(source).read_text().splitlines()
     lines[3], lines[9] = '{"id": 3, "text": ', '{"id": 9, "text": "  "}'
     Path(source).write_text("\n".join(lines) + "\n")
 
 
-def test_bad_rows_are_all_named_before_a_model_is_loaded(source: str, tmp_path: Path) -> None:
-    spoil(source)
+def test_all_invalid_rows_are_reported_before_a_model_is_loaded(source: str, tmp_path: Path) -> None:
+    corrupt(source)
     with pytest.raises(TaskHeadsError) as caught:
         predict_file("no/model", source=source, output=tmp_path / "out.jsonl")
     assert [problem.where for problem in caught.value.problems] == [f"{source}:4", f"{source}:10"]
@@ -238,7 +245,7 @@ def test_bad_rows_are_all_named_before_a_model_is_loaded(source: str, tmp_path: 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".tsv"])
 def test_skipped_rows_keep_their_line(scorers: Any, source: str, tmp_path: Path, suffix: str) -> None:
-    spoil(source)
+    corrupt(source)
     output = tmp_path / f"out{suffix}"
     report = predict_file(scorers["single"], source=source, output=output, bad_rows="skip", block_rows=4)
     assert (report.rows, report.errors, sum(report.labels.values())) == (23, 2, 21)
@@ -254,7 +261,7 @@ def test_skipped_rows_keep_their_line(scorers: Any, source: str, tmp_path: Path,
     for index, row in enumerate(rows):
         if index != 3:
             assert int(row["id"]) == index
-        if index in (3, 9):  # of line 4 nothing could be read
+        if index in (3, 9):  # line 4 cannot be parsed
             assert {**row, "error": ""} == ({"id": row["id"], "text": "  "} if index == 9 else {}) | {
                 "error": ""
             }
@@ -263,29 +270,32 @@ def test_skipped_rows_keep_their_line(scorers: Any, source: str, tmp_path: Path,
             assert row["predicted_label"] in LABELS
 
 
-def test_a_damaged_file_is_no_bad_row(tmp_path: Path) -> None:
+def test_a_corrupted_file_is_not_skipped(tmp_path: Path) -> None:
     (tmp_path / "in.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(TaskHeadsError, match=r"in\.parquet"):
         scan_inputs(str(tmp_path / "in.parquet"), bad_rows="skip")
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "code", "where", "value"),
     [
-        ({"output": "out.txt"}, "suffix '.txt'"),
-        ({"threshold": 0.5}, "threshold: found 0.5 with a single_label_classification model"),
-        ({"top_k": 0}, "top_k: found 0"),
-        ({"bad_rows": "drop"}, "bad_rows"),
-        ({"block_rows": 0}, "block_rows: found 0"),
-        ({"prefix": ""}, "--prefix: .*'label'"),
+        ({"output": "out.txt"}, "option-value", "out.txt", "'.txt'"),
+        ({"threshold": 0.5}, "option-unsupported", "threshold", "0.5"),
+        ({"top_k": 0}, "option-range", "top_k", "0"),
+        ({"bad_rows": "drop"}, "option-value", "bad_rows", "'drop'"),
+        ({"block_rows": 0}, "option-range", "block_rows", "0"),
+        ({"prefix": ""}, "option-conflict", "--prefix", "'label'"),
     ],
 )
-def test_bad_options_are_refused(
-    scorers: Any, source: str, tmp_path: Path, options: dict[str, Any], named: str
+def test_invalid_options_are_refused(
+    scorers: Any, source: str, tmp_path: Path, options: dict[str, Any], code: str, where: str, value: str
 ) -> None:
     output = tmp_path / options.pop("output", "out.jsonl")
-    with pytest.raises(TaskHeadsError, match=named):
+    with pytest.raises(TaskHeadsError) as caught:
         predict_file(scorers["single"], source=source, output=output, **options)
+    [problem] = caught.value.problems
+    assert (problem.code, Path(problem.where).name) == (code, where)
+    assert value in problem.problem
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
 
 
@@ -305,11 +315,12 @@ def test_pairs_of_texts_reach_the_model_as_pairs(scorers: Any, tmp_path: Path) -
     logits = scorers["regression"].logits(["one", "three"], text_pairs=["two", "four five"])
     found = torch.tensor([row["predicted_score"] for row in read(tmp_path / "out.jsonl")])
     assert torch.allclose(found, logits[:, 0], atol=2e-6)
-    with pytest.raises(TaskHeadsError, match="pairs of texts"):
+    with pytest.raises(TaskHeadsError) as caught:
         predict_file(scorers["titles"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "t.jsonl")
+    assert problems_of(caught) == [("dataset-mismatch", str(tmp_path / "in.jsonl"))]
 
 
-def test_pairs_and_single_texts_are_refused_by_a_model_of_the_other(
+def test_pairs_and_single_texts_are_refused_by_a_model_of_the_other_kind(
     bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in.jsonl").write_text('{"text_a": "one", "text_b": "two"}\n')
@@ -317,45 +328,53 @@ def test_pairs_and_single_texts_are_refused_by_a_model_of_the_other(
     model = build(bases["qwen2"], task="pooled_classifier", labels=LABELS)
     bind_template(tokenizer, model.config)
     scorer = Scorer(model, tokenizer=tokenizer)
-    with pytest.raises(TaskHeadsError, match="text_pairs: found second texts"):
+    with pytest.raises(TaskHeadsError) as caught:
         scorer.predict(["one"], text_pairs=["two"])
-    with pytest.raises(TaskHeadsError, match="found pairs of texts; accepted: single texts"):
+    assert problems_of(caught) == [("option-unsupported", "text_pairs")]
+    with pytest.raises(TaskHeadsError) as caught:
         predict_file(scorer, source=str(tmp_path / "in.jsonl"), output=tmp_path / "out.jsonl")
+    assert problems_of(caught) == [("dataset-mismatch", str(tmp_path / "in.jsonl"))]
     assert len(scorer.predict(["one"], text_pairs=[""])) == 1
     bind_template(tokenizer, model.config, pairs=True)
     assert len(scorer.predict(["one"], text_pairs=["two"])) == 1
-    assert len(scorer.predict(["one"], text_pairs=[""])) == 1  # said to be none
+    assert len(scorer.predict(["one"], text_pairs=[""])) == 1  # an explicit empty second text
     assert scorer.predict([]) == []
-    with pytest.raises(TaskHeadsError, match=r"text_pairs: found no second texts; .* text_pairs="):
+    with pytest.raises(TaskHeadsError) as caught:
         scorer.predict(["one"])
+    assert problems_of(caught) == [("option-missing", "text_pairs")]
+    assert "text_pairs=" in caught.value.problems[0].fix
     (tmp_path / "single.jsonl").write_text('{"text": "one"}\n')
-    with pytest.raises(TaskHeadsError, match=r"no second text in any row; .* text_a and text_b"):
+    with pytest.raises(TaskHeadsError, match="text_a and text_b") as caught:
         predict_file(scorer, source=str(tmp_path / "single.jsonl"), output=tmp_path / "single.csv")
+    assert problems_of(caught) == [("dataset-mismatch", str(tmp_path / "single.jsonl"))]
     predict_file(scorer, source=str(tmp_path / "in.jsonl"), output=tmp_path / "pairs.jsonl")
     folder = save(model, tokenizer=tokenizer, folder=tmp_path / "model")
     monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), "one"])
-    with pytest.raises(TaskHeadsError, match="--text_pair: found no second text"):
+    with pytest.raises(TaskHeadsError) as caught:
         command.main()
+    assert caught.value.problems[0].where == "--text_pair"
     monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), "one", "--text_pair", "two"])
     command.main()
-    with pytest.raises(TaskHeadsError, match="batch_tokens: found 0"):
+    with pytest.raises(TaskHeadsError) as caught:
         Scorer(model, tokenizer=tokenizer, batch_tokens=0)
+    assert problems_of(caught) == [("option-range", "batch_tokens")]
 
 
-def test_a_full_disk_is_named_and_leaves_the_blocks_before(
+def test_a_full_disk_is_reported_and_earlier_shards_are_kept(
     scorers: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, calls = tmp_path / "out.jsonl", []
 
     def full(descriptor: int) -> None:
         calls.append(descriptor)
-        if len(calls) == 3:  # the manifest, block 0, block 1
+        if len(calls) == 3:  # the manifest, shard 0, shard 1
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr("qwen_task_heads.inference.shards.os.fsync", full)
-        with pytest.raises(TaskHeadsError, match=r"00000001\.jsonl: .*No space left"):
+        with pytest.raises(TaskHeadsError, match="No space left") as caught:
             predict_file(scorers["single"], source=source, output=output, block_rows=4)
+    assert problems_of(caught) == [("disk-full", str(tmp_path / "out.jsonl.parts" / "00000001.jsonl"))]
     assert (tmp_path / "out.jsonl.parts" / "00000000.jsonl").exists()
     assert not (tmp_path / "out.jsonl.parts" / "00000001.jsonl").exists()
     predict_file(scorers["single"], source=source, output=output, block_rows=4)

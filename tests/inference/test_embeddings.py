@@ -1,4 +1,4 @@
-"""Embeddings with a linear model: what is fitted, and the library where it is installed."""
+"""Tests of linear models on embeddings, and of the library if it is installed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_pairs_of_texts_are_read_as_pairs() -> None:
     assert (found.argmax(1) == [row.target for row in rows]).mean() == 1.0
 
 
-def test_titles_are_scored_in_either_order_alike() -> None:
+def test_scores_of_titles_do_not_depend_on_their_order() -> None:
     rng = random.Random(0)
     pairs = [
         PairExample(chosen=f"sun {rng.choice(WORDS)}", rejected=f"rain {rng.choice(WORDS)}", group=f"g{n}")
@@ -107,7 +107,7 @@ def test_the_penalty_is_chosen_over_whole_groups(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(find_spec("sentence_transformers") is not None, reason="sentence-transformers is there")
-def test_without_the_library_the_engine_is_refused_with_what_to_type() -> None:
+def test_without_the_library_the_engine_is_refused_with_the_command_to_install_it() -> None:
     spec = EngineSpec("embeddings", "embedded")
     for call in (lambda: Embedder("embedded"), lambda: check_title_engines([spec])):
         with pytest.raises(TaskHeadsError) as caught:
@@ -116,7 +116,7 @@ def test_without_the_library_the_engine_is_refused_with_what_to_type() -> None:
         assert 'pip install "qwen-task-heads[embeddings]"' in problem.fix
 
 
-def test_no_such_encoder_is_refused_beforehand(tmp_path: Path) -> None:
+def test_an_unknown_encoder_is_refused_before_loading(tmp_path: Path) -> None:
     from qwen_task_heads.data.labels import LabelMap
     from qwen_task_heads.data.text_datasets import TextSets
 
@@ -134,7 +134,7 @@ def test_no_such_encoder_is_refused_beforehand(tmp_path: Path) -> None:
 
 @installed
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_library_opens_an_encoder_by_its_folder(tmp_path: Path) -> None:
+def test_an_encoder_is_loaded_from_its_folder(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("embedded")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     torch.manual_seed(0)

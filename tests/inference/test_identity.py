@@ -1,4 +1,4 @@
-"""A run resumes on the model that began it: weights as stored count, rounding of a merge does not."""
+"""Tests of the hash by which a run is resumed: of stored weights, without the rounding of a merge."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qwen_task_heads.inference.batch_prediction import predict_file
 from qwen_task_heads.inference.identity import model_hash
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.loading import open_scorer
-from qwen_task_heads.inference.shards import Parts
+from qwen_task_heads.inference.shards import Shards
 from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
 
 
@@ -34,7 +34,7 @@ def head(bases: dict[str, str], tokenizer: Any, shake: Any, tmp_path: Path) -> P
 
 @pytest.fixture
 def writer(bases: dict[str, str], shake: Any, tmp_path: Path) -> Path:
-    """A folder with the adapter of a model that writes labels."""
+    """A folder with the adapter of a generative classifier."""
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"])
     shake(get_peft_model(load_generator(bases["qwen2"]), config)).save_pretrained(tmp_path / "writer")
     tokenizer = load_tokenizer(bases["qwen2"])
@@ -54,8 +54,8 @@ def change_adapter(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["head", "writer"])
-def test_the_rounding_of_a_merge_is_no_other_model(request: pytest.FixtureRequest, kind: str) -> None:
-    """Processors merge to other last bits; all of them are moved by one here."""
+def test_the_rounding_of_a_merge_does_not_change_the_hash(request: pytest.FixtureRequest, kind: str) -> None:
+    """The last bits of a merge depend on the processor; the test changes all of them."""
     folder = request.getfixturevalue(kind)
     scorer = open_scorer(str(folder))
     assert isinstance(scorer, Scorer if kind == "head" else LabelScorer)
@@ -69,7 +69,7 @@ def test_the_rounding_of_a_merge_is_no_other_model(request: pytest.FixtureReques
 
 
 @pytest.mark.parametrize("change", [lambda weight: weight.neg_(), lambda weight: weight[0, 0].add_(1e-3)])
-def test_other_weights_in_memory_are_another_model(
+def test_other_weights_in_memory_change_the_hash(
     bases: dict[str, str], tokenizer: Any, change: Callable[[torch.Tensor], Any]
 ) -> None:
     scorer = Scorer(build(bases["qwen2"]), tokenizer=tokenizer)
@@ -79,22 +79,22 @@ def test_other_weights_in_memory_are_another_model(
     assert model_hash(scorer) != before
 
 
-def test_parts_of_another_adapter_are_refused(
+def test_shards_of_another_adapter_are_refused(
     head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both adapters have one config: without their weights they would pass for one model."""
+    """The adapters have the same config and differ only in their weights."""
 
     class Stopped(Exception):
         pass
 
-    def stop(self: Parts, block: int, rows: Any) -> None:
+    def stop(self: Shards, block: int, rows: Any) -> None:
         raise Stopped
 
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "A late goal"}\n', encoding="utf-8")
     options = {"source": str(source), "output": tmp_path / "out.jsonl"}
     with monkeypatch.context() as patch:
-        patch.setattr(Parts, "write", stop)
+        patch.setattr(Shards, "write", stop)
         with pytest.raises(Stopped):
             predict_file(str(head), **options)
     change_adapter(head)

@@ -1,4 +1,4 @@
-"""What callers in Python pass: list-like inputs, rows that are kept with their error, and the device."""
+"""Tests of Python arguments: list-like inputs, invalid rows with their errors, and the device."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def asked() -> LabelScorer:
 
 
 @pytest.mark.parametrize("kind", LISTS)
-def test_every_list_gives_the_answers_of_a_list(
+def test_all_list_like_types_give_the_same_answers(
     classifier: Scorer, titles: Scorer, asked: LabelScorer, kind: str
 ) -> None:
     given = LISTS[kind]
@@ -98,7 +98,7 @@ def test_every_list_gives_the_answers_of_a_list(
 
 
 @pytest.mark.parametrize("kind", LISTS)
-def test_the_functions_of_the_package_take_every_list(
+def test_the_functions_of_the_package_take_list_like_types(
     classifier: Scorer, titles: Scorer, asked: LabelScorer, kind: str
 ) -> None:
     given, names = LISTS[kind], ["trade", "sport"]
@@ -147,7 +147,7 @@ def test_the_pipeline_takes_columns_and_streams_generators(titles: Scorer, kind:
     ],
     ids=lambda wrong: type(wrong).__name__,
 )  # fmt: skip
-def test_what_is_no_list_of_texts_is_refused(
+def test_a_value_that_is_not_a_list_of_texts_is_refused(
     classifier: Scorer, titles: Scorer, asked: LabelScorer, wrong: Any
 ) -> None:
     calls = {"texts": (classifier.predict, classifier.logits, asked.predict), "titles": (titles.score,)}
@@ -168,7 +168,7 @@ def test_what_is_no_list_of_texts_is_refused(
 
 
 @pytest.mark.parametrize("bad", BAD, ids=repr)
-def test_a_bad_row_keeps_its_place_and_the_others_are_answered(
+def test_an_invalid_row_keeps_its_place_and_the_others_are_answered(
     classifier: Scorer, titles: Scorer, asked: LabelScorer, bad: Any
 ) -> None:
     rows = [TEXTS[0], bad, TEXTS[1]]
@@ -199,14 +199,16 @@ def test_a_bad_row_keeps_its_place_and_the_others_are_answered(
     assert ranked[1].error == scores[1].error
 
 
-def test_rows_that_are_all_bad_or_not_there_are_answered_too(classifier: Scorer, titles: Scorer) -> None:
+def test_only_invalid_rows_and_no_rows_are_answered(classifier: Scorer, titles: Scorer) -> None:
     assert [bool(answer.error) for answer in classifier.predict(["", None], on_error="keep")] == [True] * 2
     assert [math.isnan(score) for score in titles.score(["", None], on_error="keep")] == [True] * 2
     assert [row.rank for row in titles.rank(["", None], on_error="keep")] == [None] * 2
     assert classifier.predict([], on_error="keep") == titles.score([], on_error="keep") == []
 
 
-def test_a_bad_second_text_prompt_or_offer_is_of_its_row(titles: Scorer, asked: LabelScorer) -> None:
+def test_invalid_second_texts_prompts_and_candidates_are_reported_with_their_row(
+    titles: Scorer, asked: LabelScorer
+) -> None:
     model = build("embedded", labels=["a", "b"], task="pooled_classifier")
     pairs = Scorer(model, tokenizer=load_tokenizer("embedded"))  # without a template it takes both
     found = pairs.predict(TEXTS, text_pairs=["x", None, ""], on_error="keep")
@@ -227,7 +229,7 @@ def test_a_bad_second_text_prompt_or_offer_is_of_its_row(titles: Scorer, asked: 
     ]
 
 
-def test_what_is_wrong_with_the_call_is_no_error_of_a_row(classifier: Scorer, titles: Scorer) -> None:
+def test_an_error_of_the_call_is_raised_with_keep(classifier: Scorer, titles: Scorer) -> None:
     for call, where in (
         (lambda: classifier.predict(TEXTS, on_error="skip"), "on_error"),
         (lambda: classifier.predict(TEXTS, text_pairs=["x"], on_error="keep"), "text_pairs"),
@@ -240,7 +242,7 @@ def test_what_is_wrong_with_the_call_is_no_error_of_a_row(classifier: Scorer, ti
         assert [problem.where for problem in caught.value.problems] == [where]
 
 
-def test_a_failed_score_travels_between_processes() -> None:
+def test_a_failed_score_can_be_pickled() -> None:
     score = pickle.loads(pickle.dumps(FailedScore("titles[0]: found ''")))
     assert math.isnan(score)
     assert score.error == "titles[0]: found ''"
@@ -250,7 +252,7 @@ TAGGED = ["<title>lost card</title>", " <TITLE> age? </Title>\n", "<title><title
 BARE = ["lost card", "age?", "短い文", "a <title> inside"]
 
 
-def test_title_tags_are_read_alike_everywhere(titles: Scorer, tmp_path: Any) -> None:
+def test_title_tags_are_removed_by_all_callers(titles: Scorer, tmp_path: Any) -> None:
     prompts = ["x", "", "y", ""]
     assert titles.score(TAGGED, prompts=prompts) == pytest.approx(
         titles.score(BARE, prompts=prompts), abs=1e-6
@@ -300,7 +302,7 @@ class Listener(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def test_auto_is_the_gpu_that_is_there_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_gpu_if_there_is_one_and_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     listener, logger = Listener(), logging.getLogger("qwen_task_heads.inference.inputs")
     logger.addHandler(listener)
     try:
@@ -317,7 +319,7 @@ def test_auto_is_the_gpu_that_is_there_and_says_so_once(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda", 3.5, "CPU "])
-def test_a_device_that_is_not_there_is_refused(
+def test_an_unavailable_device_is_refused(
     titles: Scorer, device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -327,11 +329,12 @@ def test_a_device_that_is_not_there_is_refused(
     ):
         with pytest.raises(TaskHeadsError, match="auto") as caught:
             opened()
-        assert caught.value.problems[0].where == "device"
+        code = "device-unavailable" if device == "cuda" else "option-value"
+        assert [(one.code, one.where) for one in caught.value.problems] == [(code, "device")]
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_auto_opens_a_model_here(titles: Scorer, int8: bool) -> None:
+def test_auto_loads_a_model_on_this_machine(titles: Scorer, int8: bool) -> None:
     scorer = Scorer(titles.model, tokenizer=titles.tokenizer, device="auto", int8=int8)
     gpu = torch.cuda.is_available() and not int8
     assert scorer.model.device.type == ("cuda" if gpu else "cpu")

@@ -1,4 +1,4 @@
-"""Scores of labels by their tokens: the trie against every label alone, and what options do."""
+"""Tests of label scores: the trie compared with every label alone, and the options."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def titles() -> list[str]:
 
 
 def many_labels(count: int) -> LabelMap:
-    """Labels of one to three words, of which many begin alike and some are the beginning of others."""
+    """Labels of one to three words, many with common prefixes, and some a prefix of others."""
     draw = random.Random(0)
     words = sorted({word for title in titles()[:40] for word in title.split()})[:60]
     names = {" ".join(draw.sample(words, draw.randint(1, 3))) for _ in range(4 * count)}
@@ -52,7 +52,7 @@ def scorer(model: Any, labels: LabelMap, **options: Any) -> LabelScorer:
 
 @torch.inference_mode()
 def score_by_cache(model: Any, rows: list[list[int]], answers: list[list[int]]) -> torch.Tensor:
-    """As `score_alone`, by the stock model's own cache: a prompt once, then all answers as a padded batch."""
+    """Compute as `score_alone` with the cache of transformers: the prompt, then all answers in a batch."""
     found = []
     lengths = torch.tensor([len(answer) for answer in answers])
     width = int(lengths.max())
@@ -101,7 +101,7 @@ def test_families_and_a_shared_instruction(model: Any) -> None:
         compare(other, texts=4, labels=10, instruction="One of {labels}. Text: ")
 
 
-def test_a_family_without_such_masks_scores_labels_alone(model: Any) -> None:
+def test_a_family_without_masks_of_four_dimensions_scores_labels_alone(model: Any) -> None:
     labels = many_labels(6)
     wanted = scorer(model, labels).log_scores(titles()[:2])
     ours = scorer(model, labels)
@@ -109,14 +109,14 @@ def test_a_family_without_such_masks_scores_labels_alone(model: Any) -> None:
     assert torch.allclose(ours.log_scores(titles()[:2]), wanted, atol=1e-5, rtol=0)
 
 
-def test_the_exponentials_of_all_answers_are_a_share_of_all_that_could_be_written(model: Any) -> None:
+def test_the_probabilities_of_all_answers_sum_to_at_most_one(model: Any) -> None:
     ours = scorer(model, LabelMap(("a", "a b", "b")))
     mass = ours.log_scores(titles()[:3]).exp().sum(1)
     assert ((mass > 0) & (mass < 1)).all()
     assert torch.allclose(ours.probabilities(titles()[:3]).sum(1), torch.ones(3, dtype=torch.float64))
 
 
-def test_a_label_that_begins_another_is_told_apart_by_the_end(model: Any) -> None:
+def test_a_label_that_is_a_prefix_of_another_has_its_own_score(model: Any) -> None:
     trie = make_trie([[5, 1], [5, 6, 1]])
     assert trie.tokens.tolist() == [5, 6]
     assert trie.ancestors.tolist() == [[True, False], [True, True]]
@@ -175,8 +175,8 @@ def test_a_family_that_scales_its_logits_computes_them_itself() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_step_of_training_makes_what_is_kept_worthless(model: Any, fused: bool) -> None:
-    """A fused optimizer, the default one, writes past torch's count of writes."""
+def test_cached_values_are_computed_again_after_a_training_step(model: Any, fused: bool) -> None:
+    """A fused optimizer, the default one, does not update torch's version counter."""
     trained = copy.deepcopy(model)
     options = {"calibrate": True, "instruction": "What is it about? " * 20 + "{labels}"}
     ours = scorer(trained, many_labels(5), **options)
@@ -189,7 +189,7 @@ def test_a_step_of_training_makes_what_is_kept_worthless(model: Any, fused: bool
     assert torch.equal(found, scorer(trained, many_labels(5), **options).log_scores(titles()[:2]))
 
 
-def test_candidates_in_another_order_are_the_same_question(model: Any) -> None:
+def test_the_order_of_candidates_does_not_change_scores(model: Any) -> None:
     ours = scorer(model, many_labels(5))
     one, other = many_labels(5).names[:2]
     passes: list[Any] = []
@@ -202,7 +202,7 @@ def test_candidates_in_another_order_are_the_same_question(model: Any) -> None:
     assert counts[2] - counts[1] == counts[1] - counts[0]
 
 
-def test_positions_that_turn_with_the_length_have_no_tree(model: Any) -> None:
+def test_rotations_that_depend_on_the_length_have_no_trie(model: Any) -> None:
     dynamic = copy.deepcopy(model.config)
     dynamic.rope_parameters = {**dynamic.rope_parameters, "rope_type": "dynamic", "factor": 2.0}
     with torch.device("meta"):
@@ -211,7 +211,7 @@ def test_positions_that_turn_with_the_length_have_no_tree(model: Any) -> None:
     assert fallback_reason(model) is None
 
 
-def test_what_is_kept_goes_with_the_weights(model: Any) -> None:
+def test_cached_values_depend_on_the_weights(model: Any) -> None:
     changed, options = copy.deepcopy(model), {"instruction": "Which of these is it?\n", "calibrate": True}
     ours = scorer(changed, many_labels(5), **options)
     before = ours.log_scores(titles()[:2])
@@ -223,7 +223,7 @@ def test_what_is_kept_goes_with_the_weights(model: Any) -> None:
     assert torch.equal(after, scorer(changed, many_labels(5), **options).log_scores(titles()[:2]))
 
 
-def test_each_text_is_asked_with_its_own_examples(model: Any) -> None:
+def test_each_text_is_scored_with_its_own_examples(model: Any) -> None:
     labels = with_shots(many_labels(5), (("a text", many_labels(5).names[0]),))
     ours = scorer(model, labels, instruction=FEW_SHOT_INSTRUCTION)
     shots = [((title, labels.names[place]),) for place, title in enumerate(titles()[5:8])]
@@ -232,10 +232,11 @@ def test_each_text_is_asked_with_its_own_examples(model: Any) -> None:
         alone = scorer(model, with_shots(labels, shown), instruction=FEW_SHOT_INSTRUCTION)
         assert torch.allclose(found[place], alone.log_scores(titles()[place : place + 1])[0], atol=1e-5)
     assert not torch.allclose(found, ours.log_scores(titles()[:3]), atol=1e-3)
-    with pytest.raises(TaskHeadsError, match="calibrate: found true with examples per text"):
+    with pytest.raises(TaskHeadsError) as caught:
         scorer(model, labels, instruction=FEW_SHOT_INSTRUCTION, calibrate=True).log_scores(
             ["a"], shots=shots[:1]
         )
+    assert [(one.code, one.where) for one in caught.value.problems] == [("option-conflict", "calibrate")]
 
 
 def test_the_instruction_is_encoded_once_for_all_calls(model: Any) -> None:
@@ -248,7 +249,7 @@ def test_the_instruction_is_encoded_once_for_all_calls(model: Any) -> None:
     known = len(ours.prompts.prefix)
     found = [ours.log_scores([title])[0] for title in titles()[:3]]
     assert passed.count(known) == 1
-    assert len(passed) == 7  # and for each text its end and the labels
+    assert len(passed) == 7  # with the rest of the prompt and the labels of each text
     assert torch.allclose(torch.stack(found), ours.log_scores(titles()[:3]), atol=1e-5, rtol=0)
     with torch.no_grad():
         own.model.layers[0].mlp.up_proj.weight.add_(0.05)
@@ -257,7 +258,7 @@ def test_the_instruction_is_encoded_once_for_all_calls(model: Any) -> None:
     assert not torch.allclose(ours.log_scores(titles()[:1])[0], found[0], atol=1e-3)
 
 
-def test_candidates_of_a_row_are_all_that_it_can_answer(model: Any) -> None:
+def test_only_candidates_of_a_row_are_predicted(model: Any) -> None:
     labels = many_labels(8)
     ours = scorer(model, labels)
     chosen = [labels.names[2:4], labels.names]
@@ -266,39 +267,46 @@ def test_candidates_of_a_row_are_all_that_it_can_answer(model: Any) -> None:
     assert (found[1] > 0).all()
     alone = ours.probabilities(titles()[:1], candidates=[labels.names[2:4][::-1]])
     assert torch.allclose(found[:1], alone)
-    with pytest.raises(TaskHeadsError) as refused:
+    with pytest.raises(TaskHeadsError, match="'unheard'") as caught:
         ours.log_scores(titles()[:3], candidates=[("unheard",), None, ()])
-    assert [problem.where for problem in refused.value.problems] == ["candidates[0]", "candidates[2]"]
-    assert "found 'unheard'" in str(refused.value)
-    with pytest.raises(TaskHeadsError, match=r"texts\[1\]: found ' '"):
-        ours.log_scores(["A match", " "])
-    one, other = labels.names[:2]
+    assert [(problem.code, problem.where) for problem in caught.value.problems] == [
+        ("label-unknown", "candidates[0]"),
+        ("value-missing", "candidates[2]"),
+    ]
     with pytest.raises(TaskHeadsError) as caught:
+        ours.log_scores(["A match", " "])
+    assert [(one.code, one.where) for one in caught.value.problems] == [("text-empty", "texts[1]")]
+    one, other = labels.names[:2]
+    with pytest.raises(TaskHeadsError, match=f"'{one}' twice") as caught:
         ours.log_scores(titles()[:3], candidates=[(one, other, one), None, one])
-    assert [problem.where for problem in caught.value.problems] == ["candidates[0]", "candidates[2]"]
-    assert f"found '{one}' twice" in str(caught.value)
+    assert [(problem.code, problem.where) for problem in caught.value.problems] == [
+        ("label-conflict", "candidates[0]"),
+        ("argument-type", "candidates[2]"),
+    ]
     for short in ([], [None]):
-        with pytest.raises(TaskHeadsError, match="for 2 texts; accepted: one list of names per text"):
+        with pytest.raises(TaskHeadsError, match="for 2 texts") as caught:
             ours.predict(titles()[:2], candidates=short)
+        assert [problem.code for problem in caught.value.problems] == ["argument-type"]
 
 
-def test_what_is_no_chat_model_and_no_labels_is_refused_before_it_is_opened(tmp_path: Path) -> None:
-    with pytest.raises(TaskHeadsError, match=r"^labels: found \['good', 'bad'\]; accepted: a LabelMap"):
+def test_invalid_labels_and_models_of_other_kinds_are_refused_before_loading(tmp_path: Path) -> None:
+    with pytest.raises(TaskHeadsError, match=r"\['good', 'bad'\]") as caught:
         LabelScorer.from_pretrained("no/such-model", labels=["good", "bad"])  # type: ignore[arg-type]
-    for config, told in (
-        ({"model_type": "title_scorer"}, "found a title scorer: .*open it by Scorer"),
-        ({"model_type": "pooled_classifier"}, "found a classifier: .*open it by Scorer"),
+    assert [(one.code, one.where) for one in caught.value.problems] == [("argument-type", "labels")]
+    for config, fix in (
+        ({"model_type": "title_scorer"}, "Scorer"),
+        ({"model_type": "pooled_classifier"}, "Scorer"),
         (
             {"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"]},
-            "found a Qwen2ForSequenceClassification: .*text-classification",
+            "text-classification",
         ),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(TaskHeadsError, match=told):
+        with pytest.raises(TaskHeadsError, match=fix):
             LabelScorer.from_pretrained(str(tmp_path), labels=LabelMap(("good", "bad")))
 
 
-def test_5000_answers_are_all_labels(model: Any) -> None:
+def test_500_predictions_are_all_labels(model: Any) -> None:
     labels = LabelMap(("sport", "trade", "news"))
     found = scorer(model, labels).probabilities([f"{n} {text}" for n, text in enumerate(titles() * 9)][:500])
     assert set(found.argmax(1).tolist()) <= {0, 1, 2}
@@ -325,23 +333,25 @@ def test_the_decision_pipeline_of_transformers_gives_the_same_probabilities(
         answer = decide({"state": text, "questions": {"label": question(labels)}})["label"]
         wanted = ours.probabilities([text])[0].tolist()
         assert list(answer["probabilities"].values()) == pytest.approx(wanted, abs=1e-6)
-    with pytest.raises(TaskHeadsError, match="label 'a b': found 2 tokens"):
+    with pytest.raises(TaskHeadsError, match="2 tokens") as caught:
         write_decision(tmp_path, prompts=scorer(model, LabelMap(("a", "a b"))).prompts)
+    assert [(one.code, one.where) for one in caught.value.problems] == [("label-invalid", "label 'a b'")]
 
 
-def test_labels_that_the_decision_pipeline_would_read_otherwise_are_refused(tmp_path: Path) -> None:
-    """Behind "Answer: " a label begins with a blank, which makes it another token; that pipeline has none."""
+def test_labels_that_the_decision_pipeline_would_encode_as_other_tokens_are_refused(tmp_path: Path) -> None:
+    """After "Answer: " a label has a leading blank and another token; the pipeline adds no blank."""
     tokenizer = load_tokenizer("embedded")
     words = [word for word in ("the", "a", "of", "to", "in") if len(tokenizer(" " + word)["input_ids"]) == 1]
     tokenizer.chat_template = tokenizer.chat_template.replace("assistant\\n'", "assistant\\nAnswer: '")
     prompts = AnswerPrompts(tokenizer, LabelMap(tuple(words)), model_type="qwen2", instruction=SHORT)
     assert [len(ids) for ids in prompts.answers] == [1] * len(words)
-    with pytest.raises(TaskHeadsError, match="labels whose tokens depend on what stands before them"):
+    with pytest.raises(TaskHeadsError) as caught:
         write_decision(tmp_path, prompts=prompts)
+    assert [(one.code, one.where) for one in caught.value.problems] == [("label-invalid", "chat template")]
     assert not (tmp_path / "decision.json").exists()
 
 
-def test_a_saved_prompt_comes_back_with_its_labels(model: Any, tmp_path: Path) -> None:
+def test_a_saved_prompt_is_loaded_with_its_labels(model: Any, tmp_path: Path) -> None:
     labels = LabelMap(("sport", "trade"), descriptions=("games", "goods"))
     first = scorer(model, labels, instruction="{descriptions}\n")
     first.prompts.max_length = 200  # not the default
@@ -359,8 +369,10 @@ def test_a_saved_prompt_comes_back_with_its_labels(model: Any, tmp_path: Path) -
     assert answer.label in labels.names
     assert len(answer.ranked) == 1
     (tmp_path / "label_prompt.json").write_text("{}")
-    with pytest.raises(TaskHeadsError, match=r"label_prompt\.json: found a file that cannot be read"):
+    with pytest.raises(TaskHeadsError) as caught:
         LabelScorer.from_pretrained(str(tmp_path))
+    assert caught.value.problems[0].where.endswith("label_prompt.json")
     (tmp_path / "label_prompt.json").unlink()
-    with pytest.raises(TaskHeadsError, match="found no labels"):
+    with pytest.raises(TaskHeadsError) as caught:
         LabelScorer.from_pretrained(str(tmp_path))
+    assert [(one.code, one.where) for one in caught.value.problems] == [("option-missing", str(tmp_path))]

@@ -1,4 +1,4 @@
-"""Rewards of a real title scorer: what is scored, in which units, and what never pays."""
+"""Tests of rewards from a title scorer: extraction of titles, units, and completions without a title."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def scorer(bases):
         ([], ""),
     ],
 )
-def test_the_title_is_taken_out_of_its_wrapping(completion, title):
+def test_thinking_tags_and_control_tokens_are_removed(completion, title):
     assert title_of(completion) == title
 
 
@@ -71,7 +71,7 @@ def test_a_long_completion_takes_linear_time():
             title_of(piece * 100_000)
 
 
-def test_a_reward_is_a_score_in_standard_deviations_without_its_taste_for_length(scorer):
+def test_a_reward_is_a_score_in_standard_deviations_without_its_length_bias(scorer):
     scores = np.array(scorer.score(TITLES))
     lengths = np.array([len(title) for title in TITLES])
     prompts = ["Write a title."] * 4
@@ -84,7 +84,7 @@ def test_a_reward_is_a_score_in_standard_deviations_without_its_taste_for_length
         assert TitleReward(scorer, length_penalty=share)(prompts, TITLES) == pytest.approx(expected, abs=1e-5)
 
 
-def test_no_title_gets_less_than_every_title_and_nothing_is_none_or_nan(scorer):
+def test_a_completion_without_a_title_has_the_lowest_reward_and_all_are_finite(scorer):
     completions = ["!!! 🎉", "<title>…</title>", "<think>never ends", "\u200b", *TITLES]
     of_titles = TitleReward(scorer)([""] * 4, TITLES)
     least = min(of_titles)
@@ -97,7 +97,11 @@ def test_no_title_gets_less_than_every_title_and_nothing_is_none_or_nan(scorer):
     assert TitleReward(scorer)([], []) == []
 
 
-def test_equal_titles_are_scored_once_and_contexts_come_from_where_they_are_said_to(scorer, monkeypatch):
+def problems_of(caught):
+    return [(problem.code, problem.where) for problem in caught.value.problems]
+
+
+def test_equal_titles_are_scored_once_with_the_contexts_of_the_option(scorer, monkeypatch):
     seen = []
     score = scorer.score
     monkeypatch.setattr(scorer, "score", lambda *a, **k: seen.append((a, k)) or score(*a, **k))
@@ -119,35 +123,40 @@ def test_equal_titles_are_scored_once_and_contexts_come_from_where_they_are_said
     assert seen[-1] == ((["Rest", "Rest"],), {"prompts": ["A", "B"]})
     assert rewards == pytest.approx([*score(["Rest", "Rest"], prompts=["A", "B"]), -999])
     assert metrics == {"title_characters": pytest.approx(8 / 3), "without_title": pytest.approx(1 / 3)}
-    with pytest.raises(TaskHeadsError, match="found no column 'text'; accepted: prompt, article"):
+    with pytest.raises(TaskHeadsError, match="'text'") as caught:
         TitleReward(scorer, context="text")(**call)
-    with pytest.raises(TaskHeadsError, match="found 1 prompts for 2 completions"):
+    assert problems_of(caught) == [("column-missing", "context")]
+    assert "prompt, article" in caught.value.problems[0].expected
+    with pytest.raises(TaskHeadsError, match="1 prompts for 2 completions") as caught:
         TitleReward(scorer, context="prompt")(["a"], ["b", "c"])
+    assert problems_of(caught) == [("argument-type", "TitleReward")]
 
 
-def test_the_best_of_n_is_a_title_and_the_first_of_equals(scorer):
+def test_the_best_of_n_is_a_title_and_the_first_of_ties(scorer):
     reward = TitleReward(scorer)
     best = reward.best_of_n(["", *TITLES, *TITLES])
     assert best.rewards == reward([""] * 9, ["", *TITLES, *TITLES])
     assert best.index == int(np.argmax(best.rewards[1:])) + 1
     assert best.title == TITLES[best.index - 1]
     assert TitleReward(scorer, lowest=1e6).best_of_n(["", "A"]).index == 1  # no title is never the best
-    with pytest.raises(TaskHeadsError, match="found no title in 2 completions"):
+    with pytest.raises(TaskHeadsError) as caught:
         reward.best_of_n(["", "<title></title>"])
+    assert problems_of(caught) == [("value-missing", "best_of_n")]
 
 
-def test_what_is_no_list_of_completions_is_refused(scorer):
+def test_a_value_that_is_not_a_list_of_completions_is_refused(scorer):
     reward = TitleReward(scorer)
     for call in (reward.best_of_n, lambda given: reward(["p"], given)):
         for given in ("A title", {"role": "assistant", "content": "A"}, None, 3):
-            with pytest.raises(TaskHeadsError, match="a list of texts"):
+            with pytest.raises(TaskHeadsError) as caught:
                 call(given)
+            assert [problem.code for problem in caught.value.problems] == ["argument-type"]
         with pytest.raises(TaskHeadsError) as caught:
             call([None, "A title", 3, ["A"]])
         assert [problem.where[-3:] for problem in caught.value.problems] == ["[0]", "[2]", "[3]"]
 
 
-def test_what_the_last_call_paid_is_kept(scorer):
+def test_the_rewards_of_the_last_call_are_kept(scorer):
     reward = TitleReward(scorer)
     talk = [{"role": "system", "content": "no"}, {"role": "user", "content": "Write."}]
     rewards = reward([talk, "Write."], [[{"role": "assistant", "content": "<title>A</title>"}], ""])
@@ -157,31 +166,37 @@ def test_what_the_last_call_paid_is_kept(scorer):
     ]
 
 
-def test_constants_travel_in_the_config_and_are_asked_for(scorer, bases, tmp_path):
+def test_constants_are_saved_in_the_config_and_validated(scorer, bases, tmp_path):
     folder = save(scorer.model, tokenizer=scorer.tokenizer, folder=tmp_path / "scorer")
     by_name = TitleReward(str(folder), device="cpu", batch_tokens=64)
     assert by_name(["p"] * 4, TITLES) == pytest.approx(TitleReward(scorer)(["p"] * 4, TITLES), abs=1e-5)
     assert by_name.__name__ == "title_reward"
     tokenizer = load_tokenizer(bases["qwen2"])
     plain = Scorer(build(bases["qwen2"]), tokenizer=tokenizer, progress=False)
-    with pytest.raises(TaskHeadsError, match=r"found no reward_mean, .*normalise=False"):
+    with pytest.raises(TaskHeadsError, match="reward_mean") as caught:
         TitleReward(plain)
+    assert [problem.code for problem in caught.value.problems] == ["config-invalid"]
+    assert "normalise=False" in caught.value.problems[0].fix
     with pytest.raises(TaskHeadsError, match="reward_length_slope"):
         TitleReward(plain, normalise=False, length_penalty=1.0)
     plain.model.config.update({**KNOWN, "reward_std": 0.0})
-    with pytest.raises(TaskHeadsError, match="all titles score alike"):
+    with pytest.raises(TaskHeadsError, match="reward_std 0"):
         TitleReward(plain)
     assert len(TitleReward(plain, normalise=False)(["p"], ["A"])) == 1
-    with pytest.raises(TaskHeadsError, match="lowest: found nan; accepted: a finite number"):
+    with pytest.raises(TaskHeadsError, match="nan") as caught:
         TitleReward(scorer, lowest=float("nan"))
+    assert problems_of(caught) == [("option-range", "lowest")]
     for share in (-1, 5, "x", None, math.nan):
-        with pytest.raises(TaskHeadsError, match=r"^length_penalty: found .*; accepted: 0 "):
+        with pytest.raises(TaskHeadsError) as caught:
             TitleReward(scorer, length_penalty=share)
-    with pytest.raises(TaskHeadsError, match="2 problems"):
+        assert problems_of(caught) == [("option-range", "length_penalty")]
+    with pytest.raises(TaskHeadsError) as caught:
         TitleReward(scorer, length_penalty="x", lowest="y")
+    assert len(caught.value.problems) == 2
     classifier = build(bases["qwen2"], task="pooled_classifier", labels=["a", "b"])
-    with pytest.raises(TaskHeadsError, match="found a classifier"):
+    with pytest.raises(TaskHeadsError) as caught:
         TitleReward(Scorer(classifier, tokenizer=tokenizer))
+    assert problems_of(caught) == [("model-type", "TitleReward")]
 
 
 def test_constants_are_those_of_the_titles():

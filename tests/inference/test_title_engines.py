@@ -1,4 +1,4 @@
-"""Engines of titles: a trained scorer, and the likelihood of a title under a base model, token by token."""
+"""Tests of title engines: a trained scorer, and the likelihood of a title under a base model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def likelihood() -> TitleLikelihood:
 
 
 def by_hand(one: TitleLikelihood, title: str, prompt: str) -> float:
-    """Token by token, a row at a time."""
+    """Compute the mean log-probability token by token, one row at a time."""
     encode = lambda text: one.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
     start = one.tokenizer.bos_token_id
     start = one.tokenizer.eos_token_id if start is None else start
@@ -60,13 +60,13 @@ def test_a_prompt_changes_a_score_and_a_batch_does_not(likelihood: TitleLikeliho
     np.testing.assert_allclose(small.pairs(PAIRS), likelihood.pairs(PAIRS), rtol=1e-5)
 
 
-def test_long_rows_are_cut_and_counted(likelihood: TitleLikelihood) -> None:
+def test_long_rows_are_truncated_and_counted(likelihood: TitleLikelihood) -> None:
     short = TitleLikelihood(likelihood.model, likelihood.tokenizer, max_length=8)
     pairs = [PairExample(chosen="A " * 50, rejected="B", prompt="P " * 50), PAIRS[2]]
     assert np.isfinite(short.pairs(pairs)).all()
-    [line] = short.cut_line(pairs)
+    [line] = short.truncation_messages(pairs)
     assert line.startswith("1 of 2 pairs")
-    assert likelihood.cut_line(PAIRS) == []
+    assert likelihood.truncation_messages(PAIRS) == []
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def scorer(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathF
     return save(shake(model), tokenizer=tokenizer, folder=tmp_path_factory.mktemp("titles") / "run")
 
 
-def test_a_trained_scorer_answers_as_itself(scorer: Path) -> None:
+def test_the_engine_of_a_trained_scorer_gives_its_scores(scorer: Path) -> None:
     engine = open_title_engine(EngineSpec("scorer", str(scorer)), [])
     found, own = engine.scores(PAIRS), Scorer(str(scorer))
     prompts = [pair.prompt for pair in PAIRS]
@@ -85,15 +85,16 @@ def test_a_trained_scorer_answers_as_itself(scorer: Path) -> None:
         np.testing.assert_allclose(found[:, side], wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_no_scorer_is_refused_and_all_at_once(scorer: Path, tmp_path: Path) -> None:
+def test_all_sources_without_a_scorer_are_refused(scorer: Path, tmp_path: Path) -> None:
     specs = [EngineSpec("scorer", "embedded"), EngineSpec("zero_shot", str(tmp_path / "none"))]
     with pytest.raises(TaskHeadsError) as caught:
         check_title_engines([*specs, EngineSpec("scorer", str(scorer))])
     wheres = [problem.where for problem in caught.value.problems]
     assert wheres == ["scorer=embedded", str(tmp_path / "none")]
+    assert caught.value.problems[0].code == "model-type"
 
 
-def test_engines_tell_their_task_and_others_are_refused() -> None:
+def test_engines_imply_their_task_and_others_are_refused() -> None:
     specs = parse_engines(["scorer=a", "zero_shot=b"])
     assert task_of(specs) == "titles"
     assert task_of(parse_engines(["head=a", "embeddings=b"])) == "texts"

@@ -1,7 +1,7 @@
-"""Push, an empty cache, one line: both hubs, adapters and full models, both heads, without the package.
+"""Tests that a published model loads from an empty cache without the package, from both hubs.
 
-The models are pushed by `publish` and opened over HTTP by the hubs' own clients, in a process that cannot
-import the package; the true base of the adapters lies on the same hub.
+The models are pushed by `publish` and loaded over HTTP by the clients of the hubs, in a process that cannot
+import the package. The base of the adapters is on the same hub.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from qwen_task_heads.verification.reference import take_reference, write_referen
 pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
-    # PEFT asks the hub whether the vocabulary grew, where there is no base in a folder of that name
+    # PEFT asks the hub whether the vocabulary grew, if no folder has the name of the base
     pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning"),
 ]
 BASE = "base/tiny"
@@ -41,7 +41,7 @@ BOTH = ("huggingface", "modelscope")
 KINDS = [
     (hub, head, form) for hub in BOTH for head in ("title", "classifier") for form in ("adapter", "full")
 ]
-# Of the eight, two that hold every value of each; the others run with the slow tests.
+# Two of the eight cover every value; the others are slow tests.
 DAILY = (("huggingface", "title", "adapter"), ("modelscope", "classifier", "full"))
 CARD = '---\nlicense: mit\n---\n# A\n\n## How to load it\n\n```python\nload("path/to/a")\n```\n'
 
@@ -83,10 +83,10 @@ with context():
     for text, wanted in zip(job["texts"], job["answers"]):
         found = classify(text, top_k=None)
         assert [row["label"] for row in found] == sorted(wanted, key=wanted.get, reverse=True), found
-        # one row at a time here, and one batch there
+        # rows are scored one at a time here, and were scored in one batch in training
         assert max(abs(row["score"] - wanted[row["label"]]) for row in found) <= 5e-6, (found, wanted)
     place = job["repo"]
-    if job["hub"] == "modelscope":  # its context does not reach the code of a pipeline; the card says so
+    if job["hub"] == "modelscope":  # its context does not apply to the code of a pipeline
         from modelscope import snapshot_download
         place = snapshot_download(job["repo"])
     if job["ranking"]:
@@ -105,7 +105,7 @@ if job["hub"] == "huggingface":
 
 @dataclass(frozen=True)
 class Trained:
-    """A run folder and what its model answers."""
+    """A run folder and the logits of its model."""
 
     folder: Path
     logits: list[list[float]]
@@ -114,7 +114,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def place(request: Any, tmp_path_factory: pytest.TempPathFactory, bases: Any) -> Iterator[tuple[str, Any]]:
-    """A hub with the tiny base on it, and this process's clients pointed there."""
+    """A hub with the tiny base, and the clients of this process configured for it."""
     module = {"huggingface": hf_server, "modelscope": modelscope_server}[request.param]
     with module.serve() as server, pytest.MonkeyPatch.context() as patch:
         module.point_client(server, patch, cache=tmp_path_factory.mktemp("hub") / "cache")
@@ -126,7 +126,7 @@ def place(request: Any, tmp_path_factory: pytest.TempPathFactory, bases: Any) ->
 def train(
     place: tuple[str, Any], folder: Path, head: str, form: str, shake: Any, *, width: float = 0.05
 ) -> Trained:
-    """A model as a run leaves it: its trainable tensors moved, its template compiled, a card."""
+    """Save a model as a run does: with changed trainable tensors, a compiled template and a card."""
     task = {"title": "title_scorer", "classifier": "pooled_classifier"}[head]
     labels = {"labels": LABELS} if head == "classifier" else {}
     model = build(BASE, hub=place[0], task=task, **labels)
@@ -158,7 +158,7 @@ def train(
     [pytest.param(*kind, marks=[] if kind in DAILY else pytest.mark.slow) for kind in KINDS],
     indirect=["place"],
 )
-def test_pushed_and_loaded_in_one_line(
+def test_a_published_model_loads_in_one_line(
     place: tuple[str, Any], clean: CleanProcess, shake: Any, tmp_path: Path, head: str, form: str
 ) -> None:
     hub, server = place
@@ -189,11 +189,11 @@ def test_pushed_and_loaded_in_one_line(
 @pytest.mark.slow
 @pytest.mark.parametrize("place", BOTH, indirect=True)
 @pytest.mark.parametrize("form", ["saved", "merged", "stock"])
-def test_what_is_pushed_was_proven(
+def test_a_published_model_was_verified(
     request: pytest.FixtureRequest, place: tuple[str, Any], shake: Any, tmp_path: Path, form: str
 ) -> None:
     hub, server = place
-    if (hub, form) != ("modelscope", "saved"):  # that one in a process of its own
+    if (hub, form) != ("modelscope", "saved"):  # this case uses a subprocess
         request.getfixturevalue("quick_proof")
     trained = train(place, tmp_path / "run", "classifier", "adapter", shake, width=0.01)
     onnx = form == "merged"
@@ -208,7 +208,7 @@ def test_what_is_pushed_was_proven(
         assert hashlib.sha256(there[name]).hexdigest() == digest, name
     if form == "stock":
         assert not [name for name in there if name.endswith(".py")]
-    # a second publish of the same run is the same to the byte
+    # a second publish of the same run has the same bytes
     assert publish(trained.folder, repo_id=repo, hub=hub, form=form, onnx=onnx).unchanged
 
 
@@ -225,15 +225,18 @@ def test_a_model_that_changed_after_the_run_is_not_pushed(
     config = json.loads((trained.folder / "config.json").read_text())
     config["id2label"] = {"0": "sport", "1": "world", "2": "trade"}
     (trained.folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(TaskHeadsError, match="label"):
+    with pytest.raises(TaskHeadsError) as caught:
         publish(trained.folder, repo_id="me/changed", hub=hub)
+    assert ("verification-failed", "config.json labels") in [
+        (problem.code, problem.where) for problem in caught.value.problems
+    ]
     assert "me/changed" not in server.repos
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["adapter", "full"])
-@pytest.mark.parametrize("place", ["huggingface"], indirect=True)  # ModelScope's client makes no branch
-def test_the_line_of_a_branchs_card_opens_it_where_the_main_one_is_empty(
+@pytest.mark.parametrize("place", ["huggingface"], indirect=True)  # ModelScope's client creates no branch
+def test_the_code_on_the_card_of_a_branch_loads_it_if_the_main_branch_is_empty(
     place: tuple[str, Any], clean: CleanProcess, shake: Any, tmp_path: Path, form: str
 ) -> None:
     hub, server = place

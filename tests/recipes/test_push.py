@@ -204,7 +204,7 @@ def test_a_finished_folder_is_published_and_a_changed_one_is_not(
     )
     words = ["--model", run, "--hub_model_id", "me/again"]
     assert launching.run(RECIPES / "publish.py", *words, "--dry_run", tmp_path / "staged") == 0
-    assert "Staged and proven equal" in capfd.readouterr().out
+    assert "Staged and verified" in capfd.readouterr().out
     assert not hub.repos
     assert "compared with the trained model" in (tmp_path / "staged" / "README.md").read_text("utf-8")
     kept = (run / "reference.json").read_bytes()

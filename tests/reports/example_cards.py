@@ -137,15 +137,17 @@ def train(name: str, words: list[str], runs: Path) -> None:
 
 def compare(name: str, run: Path, form: str) -> list[dict[str, str]]:
     """Return the rows of the verification against the trained model, as `publish` does."""
-    from qwen_task_heads.publishing.formats import finished
-    from qwen_task_heads.verification.proofs import Parity, prove
+    from qwen_task_heads.publishing.formats import read_run
+    from qwen_task_heads.verification.parity import Parity, verify_artifact
 
-    folder = finished(run)
+    folder = read_run(run)
     with tempfile.TemporaryDirectory() as root:
         made = folder.in_form(form, Path(root, form))
         parity = Parity(())
         for kind in folder.kinds(form):
-            parity += prove(made, reference=folder.reference(), kind=kind, repo_id=f"your-name/{name}")
+            parity += verify_artifact(
+                made, reference=folder.reference(), kind=kind, repo_id=f"your-name/{name}"
+            )
     return parity.card_rows()
 
 

@@ -1,4 +1,4 @@
-"""Trackers, each for real where it is installed: what it holds after a run, and what it must not hold."""
+"""Tests of trackers with their libraries, if installed: the logged values, and no secrets in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import build
 from qwen_task_heads.tracking.callbacks import TRACKERS, SwanLab, Wandb, finish_trackers, track
 from qwen_task_heads.tracking.libraries import failures_of
-from qwen_task_heads.tracking.payload import MAX_TEXT, Cleaner, example_lines, final_figures
+from qwen_task_heads.tracking.payload import MAX_TEXT, Cleaner, example_lines, final_metrics
 from qwen_task_heads.training.arguments import DataArguments
 
 VARIABLES = (
@@ -42,7 +42,7 @@ METRICS = {
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder without logins, and an environment that says nothing of trackers."""
+    """A home folder without logins, and an environment without variables of trackers."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home-of-somebody"))
@@ -62,14 +62,14 @@ def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_settings_lose_secrets_and_folders_and_nothing_else(own_home: Path) -> None:
+def test_only_secrets_and_folders_are_removed_from_settings(own_home: Path) -> None:
     clean = Cleaner({"$T": "abcdefgh"})
-    told = {
+    settings = {
         "lr": np.float32(0.5), "steps": 3, "packing": True, "none": None, "words": "none of it",
         "key abcdefgh": ["abcdefgh", ("hf_" + "a" * 34,)], "base": f"{own_home}/models/qwen",
         "cache": "~/.cache/models", "repo": "Qwen/Qwen2.5-0.5B", "note": f"read from {own_home}/data.jsonl",
     }  # fmt: skip
-    assert clean.value(told) == {
+    assert clean.value(settings) == {
         "lr": 0.5, "steps": 3, "packing": True, "none": None, "words": "none of it",
         "key ***": ["***", ["***"]], "base": "qwen",
         "cache": "models", "repo": "Qwen/Qwen2.5-0.5B", "note": "read from ~/data.jsonl",
@@ -82,18 +82,18 @@ def test_settings_lose_secrets_and_folders_and_nothing_else(own_home: Path) -> N
      "/label:{text}/n", "/classify sport/trade", "read /data/of-somebody/x.jsonl", "~5 items/hour",
      "/" + "long/" * 2000 + " x"],
 )  # fmt: skip
-def test_a_text_that_begins_like_a_path_is_told_whole(text: str) -> None:
+def test_a_text_that_starts_like_a_path_is_kept(text: str) -> None:
     assert Cleaner({}).value(text) == text
 
 
-def test_a_setting_that_is_a_path_is_told_by_its_name(tmp_path: Path) -> None:
+def test_a_setting_that_is_a_path_is_reduced_to_its_name(tmp_path: Path) -> None:
     there = tmp_path / "with blanks, and more"
     there.mkdir()
     clean = Cleaner({})
     assert clean.value([str(there), "/data/models/qwen", "~/qwen"]) == [there.name, "qwen", "qwen"]
 
 
-def test_known_paths_are_told_by_name_inside_texts_too(
+def test_known_paths_inside_texts_are_reduced_to_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, run = tmp_path / "private" / "train.jsonl", tmp_path / "runs" / "news"
@@ -101,13 +101,13 @@ def test_known_paths_are_told_by_name_inside_texts_too(
     data.touch()
     monkeypatch.chdir(tmp_path)
     clean = Cleaner({}, places=["private/train.jsonl", None, 2, [str(run)], "Qwen/Qwen2.5-0.5B", "embedded"])
-    told = clean.value(f"read {data} and {data.parent}/labels.yaml; saved in '{run}/plots'")
-    assert told == "read train.jsonl and private/labels.yaml; saved in 'news/plots'"
+    cleaned = clean.value(f"read {data} and {data.parent}/labels.yaml; saved in '{run}/plots'")
+    assert cleaned == "read train.jsonl and private/labels.yaml; saved in 'news/plots'"
     assert clean.text(f"see https://a.org{data}") == f"see https://a.org{data}"
-    assert Cleaner({}, places=["/data"]).text("in /data") == "in /data"  # tells nothing
+    assert Cleaner({}, places=["/data"]).text("in /data") == "in /data"  # not private
 
 
-def test_examples_show_text_truth_answer_and_probability(tmp_path: Path) -> None:
+def test_examples_have_text_truth_answer_and_probability(tmp_path: Path) -> None:
     rows = [
         *ROWS,
         {
@@ -130,7 +130,7 @@ def test_examples_show_text_truth_answer_and_probability(tmp_path: Path) -> None
     ]
 
 
-def test_ten_examples_and_no_token_cut_in_two(tmp_path: Path) -> None:
+def test_secrets_are_removed_from_ten_examples_before_truncation(tmp_path: Path) -> None:
     secret = "abcdefgh" * 8
     row = {**ROWS[0], "text": "x" * (MAX_TEXT - 20) + " " + secret + "y" * 50}
     lines = example_lines(write_rows(tmp_path, [row] * 12), Cleaner({"$T": secret}))
@@ -139,14 +139,14 @@ def test_ten_examples_and_no_token_cut_in_two(tmp_path: Path) -> None:
     assert len(lines[0].split(" | ")[0]) == MAX_TEXT + len("1. ")
 
 
-def test_figures_of_the_model_and_the_floors() -> None:
-    assert final_figures(METRICS) == {
+def test_final_metrics_of_the_model_and_the_baselines() -> None:
+    assert final_metrics(METRICS) == {
         "final/dev/this_model/accuracy": 0.75,
         "final/dev/TF-IDF_linear/accuracy": 0.5,
     }
 
 
-def test_what_is_unknown_or_missing_is_refused_at_once(
+def test_unknown_and_missing_trackers_are_refused_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SwanLab, "module", "no_such_swanlab")
@@ -154,16 +154,18 @@ def test_what_is_unknown_or_missing_is_refused_at_once(
     monkeypatch.setenv("WANDB_LOG_MODEL", "end")
     with pytest.raises(TaskHeadsError) as caught:
         track(arguments(tmp_path, "mlflow", "swanlab", "wandb"), task=DataArguments())
-    unknown, missing, uploads = map(str, caught.value.problems)
-    assert "'mlflow'" in unknown
-    assert "trackio" in unknown
-    assert "swanlab, wandb, not installed" in missing
-    assert 'pip install "qwen-task-heads[track]"' in missing
-    assert "WANDB_LOG_MODEL" in uploads
+    unknown, missing, uploads = caught.value.problems
+    assert (unknown.code, unknown.where) == ("option-value", "--report_to")
+    assert "'mlflow'" in unknown.problem
+    assert "trackio" in unknown.expected
+    assert (missing.code, missing.where) == ("package-missing", "--report_to")
+    assert "swanlab, wandb" in missing.problem
+    assert 'pip install "qwen-task-heads[track]"' in missing.fix
+    assert (uploads.code, uploads.where) == ("option-unsupported", "WANDB_LOG_MODEL")
     assert not list(tmp_path.glob("r*"))
 
 
-def test_without_trackers_nothing_is_done(tmp_path: Path) -> None:
+def test_without_trackers_the_list_is_empty(tmp_path: Path) -> None:
     assert track(arguments(tmp_path), task=DataArguments()) == []
 
 
@@ -183,7 +185,7 @@ def test_without_trackers_nothing_is_done(tmp_path: Path) -> None:
         ("wandb", {"WANDB_MODE": "online"}, None, False),
     ],
 )
-def test_rows_stay_here_unless_asked(
+def test_the_mode_of_a_tracker_is_local_by_default(
     name: str, variables: dict[str, str], space: str | None, local: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable, value in variables.items():
@@ -191,14 +193,14 @@ def test_rows_stay_here_unless_asked(
     assert TRACKERS[name].is_local(SimpleNamespace(trackio_space_id=space)) is local
 
 
-def test_a_login_of_wandb_is_found_where_it_leaves_it(own_home: Path) -> None:
+def test_a_login_of_wandb_is_found_in_the_netrc_file(own_home: Path) -> None:
     (own_home / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password 1234567890\n")
     assert Wandb.is_local(SimpleNamespace()) is False
 
 
 @pytest.fixture
 def open_swanlab(tmp_path: Path) -> Any:
-    """A run that somebody started before."""
+    """A run started by other code of the process."""
     swanlab = pytest.importorskip("swanlab")
     probe = swanlab.Settings.Probe(runtime=False, git=False, requirements=False, swanlab=False)
     settings = swanlab.Settings(
@@ -209,32 +211,32 @@ def open_swanlab(tmp_path: Path) -> Any:
         swanlab.finish()
 
 
-def test_a_run_that_is_open_says_where_it_goes_whatever_the_environment_says(
+def test_the_mode_of_an_open_run_precedes_the_environment(
     tmp_path: Path, open_swanlab: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SWANLAB_MODE", "online")
     (tracker,) = track(arguments(tmp_path / "run", "swanlab"), task=DataArguments())
     assert tracker.predictions
-    assert str(tmp_path / "theirs") in tracker.line()
+    assert str(tmp_path / "theirs") in tracker.location()
     monkeypatch.setenv("SWANLAB_MODE", "offline")
-    # What a run that is online says of itself; to start one needs a server.
+    # The mode of an online run is simulated, because starting one needs a server.
     monkeypatch.setitem(vars(open_swanlab), "mode", "online")
     assert not tracker.predictions
-    assert tracker.line() == "swanlab, online"
+    assert tracker.location() == "swanlab, online"
 
 
 @pytest.mark.parametrize(("mode", "local"), [("online", False), ("shared", False), ("offline", True)])
-def test_a_run_of_wandb_that_is_open_says_where_it_goes(
+def test_the_mode_of_an_open_wandb_run_precedes_the_environment(
     mode: str, local: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = ModuleType("wandb")  # a run that goes online needs a server
+    library = ModuleType("wandb")  # an online run needs a server
     library.run = SimpleNamespace(settings=SimpleNamespace(mode=mode))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", library)
     monkeypatch.setenv("WANDB_MODE", "offline" if not local else "online")
     assert Wandb.is_local(SimpleNamespace()) is local
 
 
-def test_a_tracker_that_fails_at_the_end_is_told_of_and_the_others_are_ended(
+def test_a_failed_tracker_is_reported_and_the_others_are_ended(
     own_home: Path, open_swanlab: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = own_home / "run"
@@ -250,7 +252,7 @@ def test_a_tracker_that_fails_at_the_end_is_told_of_and_the_others_are_ended(
 
 
 @pytest.mark.parametrize("name", sorted(TRACKERS))
-def test_failures_of_a_disk_are_known_of_every_tracker_and_errors_of_ours_of_none(name: str) -> None:
+def test_failures_of_trackers_include_disks_and_exclude_bugs(name: str) -> None:
     if name == "wandb" and find_spec(name) is None:
         pytest.skip("wandb is not installed: pip install wandb")
     known = failures_of(name)
@@ -260,13 +262,13 @@ def test_failures_of_a_disk_are_known_of_every_tracker_and_errors_of_ours_of_non
 
 
 def held(folder: Path) -> bytes:
-    """All that a tracker has written, in one piece."""
+    """All bytes that a tracker has written."""
     return b"\n".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 @pytest.mark.parametrize("name", sorted(TRACKERS))
 @pytest.mark.parametrize("with_trainer", [True, False], ids=["trained", "swept"])
-def test_a_run_is_written_here_and_holds_no_secret(
+def test_a_run_is_written_locally_without_secrets(
     name: str,
     with_trainer: bool,
     own_home: Path,
@@ -305,9 +307,9 @@ def test_a_run_is_written_here_and_holds_no_secret(
     content = held(where)
     assert [origin for origin, secret in secrets.items() if secret.encode() in content] == []
     mine = where if name not in ("swanlab", "wandb") else where / name
-    told = [path for path in mine.rglob("*") if path.is_file() and path.suffix not in (".log", ".swanlab")]
-    assert told
-    assert [path.name for path in told if b"home-of-somebody" in path.read_bytes()] == []
+    files = [path for path in mine.rglob("*") if path.is_file() and path.suffix not in (".log", ".swanlab")]
+    assert files
+    assert [path.name for path in files if b"home-of-somebody" in path.read_bytes()] == []
 
 
 def draw_plot(path: Path) -> None:
@@ -319,7 +321,7 @@ def draw_plot(path: Path) -> None:
 
 
 def trackio_folder(monkeypatch: pytest.MonkeyPatch, home: Path) -> Path:
-    """trackio reads its variable once, when it is imported: it is imported again."""
+    """Import trackio again, because it reads its variable once at import."""
     for module in [name for name in sys.modules if name.split(".")[0] == "trackio"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setenv("TRACKIO_DIR", str(home / "trackio"))
@@ -333,7 +335,7 @@ def read_tensorboard(folder: Path, trained: bool) -> None:
     events.Reload()
     scalars = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
     during = {"train/loss": 0.5, "eval/accuracy": 0.25} if trained else {}
-    assert scalars == {**final_figures(METRICS), **during}
+    assert scalars == {**final_metrics(METRICS), **during}
     texts = {
         tag.removesuffix("/text_summary"): events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
         for tag in events.Tags()["tensors"]
@@ -354,7 +356,7 @@ def read_swanlab(folder: Path, trained: bool) -> None:
     (record,) = run.glob("run-*.swanlab")
     content = record.read_bytes()
     during = ["train/loss", "eval/accuracy"] if trained else []
-    for name in [*final_figures(METRICS), *during]:
+    for name in [*final_metrics(METRICS), *during]:
         assert name.encode() in content
     texts = [path.read_text() for path in (run / "media" / "text").iterdir()]
     assert any("1. a match in spring *** | true: sport" in text for text in texts)
@@ -370,7 +372,7 @@ def read_trackio(folder: Path, trained: bool) -> None:
         logged = " ".join(str(row) for row in base.execute("select * from metrics"))
         configs = " ".join(str(row) for row in base.execute("select * from configs"))
     during = ["train/loss", "eval/accuracy"] if trained else []
-    for name in [*final_figures(METRICS), *during]:
+    for name in [*final_metrics(METRICS), *during]:
         assert name in logged
     assert "1. a match in spring *** | true: sport" in logged
     assert "learning_rate" in configs
@@ -384,7 +386,7 @@ def read_wandb(folder: Path, trained: bool) -> None:
     (record,) = run.glob("run-*.wandb")
     content = record.read_bytes()
     during = ["train/loss", "eval/accuracy"] if trained else []
-    for name in [*final_figures(METRICS), *during]:
+    for name in [*final_metrics(METRICS), *during]:
         assert name.encode() in content
     texts = [path.read_text() for path in (run / "files" / "media" / "html").rglob("*.html")]
     assert any("1. a match in spring *** | true: sport" in text for text in texts)
@@ -399,11 +401,11 @@ READERS = {
 }
 
 
-def test_a_tracker_that_goes_online_hears_of_rows_only_when_asked(
+def test_predictions_are_logged_online_only_with_the_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TRACKERS["tensorboard"], "is_local", classmethod(lambda cls, args: False))
-    for asked, shown in ((None, False), (True, True), (False, False)):
+    for option, logged in ((None, False), (True, True), (False, False)):
         args = arguments(tmp_path, "tensorboard")
-        (tracker,) = track(args, task=DataArguments(log_predictions=asked))
-        assert tracker.predictions is shown
+        (tracker,) = track(args, task=DataArguments(log_predictions=option))
+        assert tracker.predictions is logged

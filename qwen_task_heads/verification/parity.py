@@ -1,18 +1,21 @@
-"""The proof before every push: what is published is opened again where the package is not, and is equal.
+"""Verify an artifact before a push: load it without the package and compare it with the trained model.
 
-A reference (`reference.py`) is what the trained model itself answered, in fp32 on held texts. An artefact is
-laid out as the hub's client lays out a download, and opened by its id, offline, by a process that cannot
-import the package: the id, the code, the adapter's way to its base and the tokenizer are all proven with
-the weights. One process per artefact, because its imports take 5 s. All differences come in one error, each
-by its name.
+A reference (`reference.py`) has the outputs of the trained model, in fp32 on dev texts. The artifact is laid
+out as after a download, and loaded by its id, offline, in a process that cannot import the package. This
+verifies the id, the code, the base of an adapter, the tokenizer and the weights. Each artifact gets one
+process, because the imports take 5 s. All differences are raised in one error.
 
-Weights are compared by their hash and logits within a bound, because a processor may round a product by where
-its weight lies in memory. Bounds are relative to the largest logit where that is above 1: 1e-6 for the same
-arithmetic (an adapter, a full model), 1e-5 for another order of the same sums (merged, stock classes), 1e-4
-for an ONNX graph, and for what was opened on another kind of device. int8 has none: its agreement is told. Of
-a base that was quantised in training nobody can say how much that moves logits: there the bound is
-`QUANTIZED`, and the base's own tensors are not compared. What has no room in fp32, neither on the GPU nor on
-the CPU, is computed as it is stored, held to `HALF`, and said so.
+Weights are compared by their hash. Logits are compared within a bound, because the rounding of a product may
+depend on the address of a weight in memory. Bounds are relative to the largest logit, if that is above 1:
+
+- 1e-6 for the same arithmetic (an adapter, a full model);
+- 1e-5 for another order of the same sums (merged models, stock classes);
+- 1e-4 for an ONNX graph, and for another kind of device;
+- none for int8, for which only the agreement is reported;
+- `QUANTIZED` for a base that was quantized in training: the effect on the logits cannot be predicted, and the
+  tensors of the base are not compared;
+- `HALF` for a model that fits neither the GPU nor the CPU in fp32: it is computed in its stored dtype, and
+  the report says so.
 """
 
 from __future__ import annotations
@@ -34,11 +37,11 @@ from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WE
 from qwen_task_heads.repo_checks import check_repo
 from qwen_task_heads.verification.artifacts import (
     KILLED,
-    Opener,
+    Loader,
     attempts,
-    bring_base,
     in_subprocess,
     lay_out,
+    link_base,
 )
 from qwen_task_heads.verification.differences import (
     agreement,
@@ -48,25 +51,33 @@ from qwen_task_heads.verification.differences import (
     compare_tensors,
     compare_tokenizers,
     largest,
+    mismatch,
     with_stored_head,
 )
 from qwen_task_heads.verification.reference import Reference
 
 BOUNDS = {
-    "adapter": 1e-6, "full": 1e-6, "merged": 1e-5, "stock": 1e-5, "onnx": 1e-4, "onnx_int8": None,
-    "generator": 1e-6, "generator_adapter": 1e-6, "generator_merged": 1e-5,
-}  # fmt: skip
+    "adapter": 1e-6,
+    "full": 1e-6,
+    "merged": 1e-5,
+    "stock": 1e-5,
+    "onnx": 1e-4,
+    "onnx_int8": None,
+    "generator": 1e-6,
+    "generator_adapter": 1e-6,
+    "generator_merged": 1e-5,
+}
 OTHER_DEVICE, HALF, QUANTIZED = 1e-4, 8e-2, 0.5
 GRAPHS = {"onnx": "onnx/model.onnx", "onnx_int8": "onnx/model_int8.onnx"}
 GENERATORS = ("generator", "generator_adapter", "generator_merged")
-FOLDED = ("merged", "stock", "generator_merged")
-MEMORY = "publish where more memory is free: the artefact itself may be sound"
+WITHOUT_ADAPTER = ("merged", "stock", "generator_merged")
+MORE_MEMORY = "publish with more free memory; the artifact itself may be correct"
 WITH_CODE = ("adapter", "full", "merged")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison of logits; `bound` None where agreement is all that is told."""
+    """One comparison of logits; `bound` is None if only the agreement is reported."""
 
     artefact: str
     opened_by: str
@@ -79,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Parity:
-    """The comparisons of one artefact, or of several."""
+    """The comparisons of one or more artifacts."""
 
     rows: tuple[Row, ...]
 
@@ -87,21 +98,21 @@ class Parity:
         return Parity(self.rows + other.rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """What `parity.json` holds."""
+        """Return the content of `parity.json`."""
         return {"rows": [asdict(row) for row in self.rows]}
 
     def card_rows(self) -> list[dict[str, str]]:
-        """The worst layout of each artefact, as texts for the card."""
+        """Return the worst layout of each artifact, as a table row of the card."""
         names = dict.fromkeys((row.artefact, row.opened_by) for row in self.rows)
-        found = []
-        for artefact, by in names:
-            rows = [row for row in self.rows if (row.artefact, row.opened_by) == (artefact, by)]
+        table = []
+        for artifact, by in names:
+            rows = [row for row in self.rows if (row.artefact, row.opened_by) == (artifact, by)]
             worst = max(rows, key=lambda row: row.difference)
             sides = ", ".join(dict.fromkeys(row.padding for row in rows))
             batches = ", ".join(map(str, sorted({row.batch for row in rows})))
-            found.append(
+            table.append(
                 {
-                    "artefact": artefact,
+                    "artefact": artifact,
                     "opened by": by,
                     "padding": sides,
                     "batch": batches,
@@ -110,55 +121,58 @@ class Parity:
                     "agreement": f"{min(row.agreement for row in rows):.1%}",
                 }
             )
-        return found
+        return table
 
 
-def prove(
+def verify_artifact(
     folder: str | Path,
     *,
     reference: Reference,
     kind: str,
     repo_id: str | None,
-    run: Opener | None = None,
+    run: Loader | None = None,
     named: str | Path | None = None,
 ) -> Parity:
-    """Open an artefact as its readers will, and hold it against the trained model.
+    """Load an artifact as its users will, and compare it with the trained model.
 
     Args:
-        folder: exactly what is to be published.
-        reference: of the trained model.
-        kind: `adapter`, `full`, `merged`, `stock`, `onnx` or `onnx_int8`.
-        repo_id: the id it is opened by; None opens the folder by its path.
-        run: how `opened.py` is run; a subprocess of its own when None.
-        named: the folder that messages name, where `folder` is a copy that its user does not know.
+        folder: the files that will be published.
+        reference: reference of the trained model.
+        kind: `adapter`, `full`, `merged`, `stock`, `onnx`, `onnx_int8`, `generator`, `generator_adapter` or
+            `generator_merged`.
+        repo_id: the id to load by; None loads the folder by its path.
+        run: runs `fingerprint.py` on a job file; None for a subprocess.
+        named: the folder named in messages, if `folder` is a temporary copy.
 
     Returns:
         The differences of logits, per padding and batch.
 
     Raises:
-        TaskHeadsError: all that differs, each by its name.
+        TaskHeadsError: every difference from the trained model.
     """
     folder = Path(folder).resolve()
     named = named or folder
     if kind not in BOUNDS:
-        raise TaskHeadsError(Problem("kind", f"found {kind!r}", ", ".join(BOUNDS), "choose one of them"))
+        raise TaskHeadsError(
+            Problem("kind", f"found {kind!r}", ", ".join(BOUNDS), "choose one of them", code="option-value")
+        )
     if problems := _missing(folder, kind, named=named):
         raise TaskHeadsError(problems)
-    check_repo(str(folder))  # with it, code that is not ours is not run, not even here
-    with tempfile.TemporaryDirectory(prefix="proof-") as root:
+    check_repo(str(folder))  # refuses code that is not of this library before it runs
+    with tempfile.TemporaryDirectory(prefix="verification-") as root:
         cache = Path(root, "hub")
         if repo_id is not None:
             lay_out(folder, cache=cache, repo_id=repo_id)
-        bring_base(folder, cache)
+        link_base(folder, cache)
         job = {
             **reference.job,
             "name": repo_id or str(folder),
             "folder": str(folder),
             "cache": str(cache),
-            "trust": kind in WITH_CODE or _is_ours(folder),
+            "trust": kind in WITH_CODE or _has_code(folder),
             "graph": str(folder / GRAPHS[kind]) if kind in GRAPHS else None,
             "rows": reference.report["rows"],
-            # A stock adapter says nothing of the dtype in which its base was opened for training.
+            # A PEFT adapter does not store the dtype of its base in training.
             "base_dtype": reference.report["dtype"] if kind == "generator_adapter" else None,
             "paddings": ["right"] if kind == "stock" else ["left", "right"],
         }
@@ -169,15 +183,22 @@ def prove(
     over += [row for row in rows if not np.isfinite(row.difference) and row not in over]
     if over:
         worst = max(over, key=lambda row: np.nan_to_num(row.difference, nan=np.inf))
-        where = f"logits ({worst.padding} padding, batch {worst.batch})"
-        text = f"a difference of {worst.difference:.2g}"
-        accepted = "finite logits" if worst.bound is None else f"at most {worst.bound:.1e}"
         problems.append(
-            Problem(where, f"found {text}", accepted, "what differs is named above, if it has a name")
+            mismatch(
+                f"logits ({worst.padding} padding, batch {worst.batch})",
+                f"found a difference of {worst.difference:.2g}",
+                "finite logits" if worst.bound is None else f"at most {worst.bound:.1e}",
+                "correct the problems above, if any, and export the model again",
+            )
         )
-    if not rows and not problems:  # a proof that compared nothing is none
+    if not rows and not problems:
         problems.append(
-            Problem(str(named), "found no logits to compare", "those of every layout", "make it again")
+            mismatch(
+                str(named),
+                "found no logits to compare",
+                "logits of every layout",
+                "export the model again",
+            )
         )
     if problems:
         raise TaskHeadsError(problems)
@@ -185,9 +206,9 @@ def prove(
 
 
 def _report(
-    job: dict[str, Any], reference: Reference, *, path: Path, run: Opener, named: str | Path
+    job: dict[str, Any], reference: Reference, *, path: Path, run: Loader, named: str | Path
 ) -> dict[str, Any]:
-    """What the clean process tells; where memory ends, of an attempt that takes less."""
+    """Return the report of the clean process; without enough memory, of an attempt that needs less."""
     device = reference.report["device"] if torch.cuda.is_available() else "cpu"
     numbers = sum(math.prod(tensor["shape"]) for tensor in reference.report["tensors"].values())
     wide = reference.report.get("computed_in", "float32") == "float32"
@@ -202,14 +223,20 @@ def _report(
             return report
     if not failure:
         return report
-    found, accepted = failure.strip().splitlines()[-1][:500], "an artefact that a clean process opens"
+    killed = KILLED in failure
     raise TaskHeadsError(
-        Problem(str(named), f"found {found}", accepted, MEMORY if KILLED in failure else "make it again")
+        Problem(
+            str(named),
+            f"the clean process failed: {failure.strip().splitlines()[-1][:500]}",
+            "an artifact that loads in a clean process",
+            MORE_MEMORY if killed else "export the model again",
+            code="memory-exceeded" if killed else "verification-failed",
+        )
     )
 
 
 def _missing(folder: Path, kind: str, *, named: str | Path) -> list[Problem]:
-    """Files without which nothing opens, and code that is not the package's."""
+    """Return the files that loading needs and the folder lacks, and code that differs from the package."""
     wanted = ["tokenizer.json", "tokenizer_config.json"]
     wanted += ["label_prompt.json"] if kind in GENERATORS else []
     wanted += ["config.json"] if kind != "generator_adapter" else []
@@ -221,41 +248,59 @@ def _missing(folder: Path, kind: str, *, named: str | Path) -> list[Problem]:
         wanted.append(GRAPHS[kind])
     elif not (folder / "model.safetensors.index.json").is_file():
         wanted.append("model.safetensors")
-    ours = CODE if kind in WITH_CODE or _is_ours(folder) else []
+    ours = CODE if kind in WITH_CODE or _has_code(folder) else []
     missing = [name for name in [*wanted, *(file.name for file in ours)] if not (folder / name).is_file()]
     changed = [
         file.name
         for file in ours
         if file.name not in missing and (folder / file.name).read_bytes() != file.read_bytes()
     ]
-    remedy = "save the model again"
+    fix = "save the model again"
     problems = [
-        Problem(f"{named}/{name}", "found no such file", "the one that save() writes", remedy)
+        Problem(
+            f"{named}/{name}",
+            "the file is missing",
+            "the file that save() writes",
+            fix,
+            code="model-corrupted",
+        )
         for name in missing
     ]
-    accepted = "the file of the installed package"
-    problems += [Problem(f"{named}/{name}", "found other code", accepted, remedy) for name in changed]
+    problems += [
+        Problem(
+            f"{named}/{name}",
+            "found other code",
+            "the file of the installed package",
+            fix,
+            code="model-corrupted",
+        )
+        for name in changed
+    ]
     return problems
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder brings our code; then it is held against ours above."""
+def _has_code(folder: Path) -> bool:
+    """Return whether a folder has the code of this library, which `_missing` compares with the package."""
     return (folder / "configuration_task_heads.py").is_file()
 
 
 def _causes(reference: Reference, report: dict[str, Any], kind: str, folder: Path) -> list[Problem]:
-    """All differences that have a name."""
+    """Return the failures of loading and the differences of config, tokenizer and tensors."""
     wanted = reference.report
-    full = report.get("out_of_memory")
+    out_of_memory = report.get("out_of_memory")
     problems = [
         Problem(
-            f"opening the {what}", f'found {" ".join(reason.split())[:300]}', "no error",
-            MEMORY if what == full else "save the model again",
+            f"loading the {stage}",
+            " ".join(reason.split())[:300],
+            "no error",
+            MORE_MEMORY if stage == out_of_memory else "save the model again",
+            code="memory-exceeded" if stage == out_of_memory else "verification-failed",
         )
-        for what, reason in report["failed"].items()
-    ]  # fmt: skip
+        for stage, reason in report["failed"].items()
+    ]
     stock = "facts" in report and report["facts"]["model_type"] != wanted["facts"]["model_type"]
-    if "facts" in report and not stock and kind != "generator_adapter":  # whose config is its base's
+    # The config of a `generator_adapter` is that of its base.
+    if "facts" in report and not stock and kind != "generator_adapter":
         problems += compare_facts(wanted["facts"], report["facts"], adapter=kind == "adapter")
     if stock and "tokenizer" in report:
         rows = report.get("rows", wanted["rows"])
@@ -265,12 +310,14 @@ def _causes(reference: Reference, report: dict[str, Any], kind: str, folder: Pat
         problems += compare_tokenizers(wanted, report, texts=texts, stock=stock)
     if "tensors" in report:
         found = with_stored_head(report["tensors"], folder) if kind == "stock" else report["tensors"]
-        problems += compare_tensors(wanted, found, folded=kind in FOLDED, quantized=wanted["quantized"])
+        problems += compare_tensors(
+            wanted, found, merged=kind in WITHOUT_ADAPTER, quantized=wanted["quantized"]
+        )
     return problems
 
 
 def _rows(reference: Reference, report: dict[str, Any], kind: str) -> list[Row]:
-    """Logits of every layout against those of the same layout of the trained model."""
+    """Compare the logits of every layout with those of the trained model."""
     wanted = {(entry["padding"], entry["batch"]): entry["logits"] for entry in reference.report["logits"]}
     relative, narrow = BOUNDS[kind], ""
     tensors = report.get("tensors", {})
@@ -279,15 +326,15 @@ def _rows(reference: Reference, report: dict[str, Any], kind: str) -> list[Row]:
             relative = max(relative, OTHER_DEVICE)
         rounded = [*reference.report["merged"], *(["score.weight"] if kind == "stock" else [])]
         if any(tensors.get(name, {}).get("dtype") != "float32" for name in rounded):
-            relative = max(relative, HALF if kind in FOLDED else 0)
-        computed = {told.get("computed_in", "float32") for told in (reference.report, report)}
+            relative = max(relative, HALF if kind in WITHOUT_ADAPTER else 0)
+        computed = {one.get("computed_in", "float32") for one in (reference.report, report)}
         if narrow := ", ".join(sorted(computed - {"float32"})):
             relative = max(relative, HALF)
         if reference.report["quantized"]:
             relative = max(relative, QUANTIZED)
     by = "onnxruntime" if kind in GRAPHS else f"{report.get('class')}, without the package"
-    by += f", in {narrow}: there was no room for fp32" if narrow else ""
-    problem_type, found = reference.report["facts"].get("problem_type"), []
+    by += f", in {narrow}: not enough memory for fp32" if narrow else ""
+    problem_type, rows = reference.report["facts"].get("problem_type"), []
     for entry in report["logits"]:
         ours, theirs = wanted[entry["padding"], entry["batch"]], entry["logits"]
         scale = largest(ours)
@@ -301,5 +348,6 @@ def _rows(reference: Reference, report: dict[str, Any], kind: str) -> list[Row]:
             bound=None if relative is None else relative * scale,
             agreement=agreement(theirs, ours, problem_type=problem_type) if same else 0.0,
         )
-        found.append(replace(row, difference=row.difference if np.isfinite(row.difference) else float("inf")))
-    return found
+        difference = row.difference if np.isfinite(row.difference) else float("inf")
+        rows.append(replace(row, difference=difference))
+    return rows
