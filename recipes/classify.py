@@ -94,7 +94,7 @@ def main() -> None:
         callbacks=[VerifiedCheckpointCallback(limit, run=identity), *trackers]
         + [EarlyStoppingCallback(patience)] * bool(patience),
     )
-    sets.lines.extend([cut.line(), *lines, *trainer.loss.lines])
+    sets.lines.extend([cut.line(), *lines, *trainer.loss.messages])
     if is_main:
         hazards = [*resume_hazards(args, early_stopping=patience is not None), *texts.notes()]
         print("\n".join([*sets.lines, *(f"note: {hazard}" for hazard in hazards)]), flush=True)

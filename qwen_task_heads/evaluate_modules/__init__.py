@@ -21,7 +21,7 @@ import numpy as np
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.evaluate_modules import _inputs
 from qwen_task_heads.evaluate_modules._inputs import TakesLabels
-from qwen_task_heads.metrics.classification import REGRESSION, classification_figures
+from qwen_task_heads.metrics.classification import REGRESSION, classification_metrics
 
 __all__ = ["TakesLabels", "describe", "describe_labels", "flat", "metric_path", "text_figures"]
 
@@ -108,7 +108,7 @@ def describe_labels(inputs: str) -> evaluate.MetricInfo:
 def text_figures(
     problem_type: str, predictions: Any, references: Any, *, intervals: bool = False, **options: Any
 ) -> dict[str, float | None]:
-    """`classification_figures`, flat.
+    """`classification_metrics`, flat.
 
     Args:
         problem_type: of the model.
@@ -119,7 +119,7 @@ def text_figures(
     if problem_type == REGRESSION:
         values = np.asarray(predictions, np.float64)
         targets = np.asarray(references, np.float64)
-        figures = classification_figures(problem_type, values, targets, labels=["value"], **options)
+        figures = classification_metrics(problem_type, values, targets, labels=["value"], **options)
     else:
         figures = _inputs.label_figures(problem_type, predictions, references, **options)
     return flat(figures, intervals=intervals)

@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.metrics.classification import MULTI, ORDINAL, classification_figures
+from qwen_task_heads.metrics.classification import MULTI, ORDINAL, classification_metrics
 
 SCORES = "scores"  # key of a stored row of numbers
 SURE = 40.0  # logit of a label that is predicted without a score: log-loss is not shown then
@@ -175,7 +175,7 @@ def label_figures(
     labels: Sequence[str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Return the figures of `classification_figures` from stored rows.
+    """Return the figures of `classification_metrics` from stored rows.
 
     Args:
         problem_type: of the model.
@@ -210,7 +210,7 @@ def label_figures(
         hot = chosen if several else (chosen[:, None] == np.arange(len(names))).astype(np.float64)
         logits = SURE * (2.0 * hot - 1.0)
         options["threshold"] = 0.5  # the labels were chosen by the caller
-    figures = classification_figures(problem_type, logits, targets, labels=names, **options)
+    figures = classification_metrics(problem_type, logits, targets, labels=names, **options)
     return {name: entry for name, entry in figures.items() if scored or name not in NEED_SCORES}
 
 

@@ -23,7 +23,7 @@ from qwen_task_heads.head_rows import fold_temperature
 from qwen_task_heads.metrics.calibration import (
     PAIRS,
     Temperature,
-    calibration_figures,
+    calibration_metrics,
     divide_logits,
     fit_temperature,
     risk_coverage,
@@ -32,7 +32,7 @@ from qwen_task_heads.metrics.classification import (
     MULTI,
     ORDINAL,
     REGRESSION,
-    classification_figures,
+    classification_metrics,
     dev_metrics,
 )
 from qwen_task_heads.metrics.ranking import Floats
@@ -159,10 +159,10 @@ def measured_texts(
         known, found = _of_rows(examples), after[name]
         divided = record["temperature"] != 1
         before = divide_logits(kind, logits, 1 / record["temperature"]) if divided else logits
-        earlier = calibration_figures(kind, within(before, examples, labels=sets.labels), **known)
+        earlier = calibration_metrics(kind, within(before, examples, labels=sets.labels), **known)
         sides = {key: (value, found[key]) for key, value in earlier.items()}
         if config.label_thresholds:
-            half = classification_figures(kind, logits, labels=sets.labels.names, **known)
+            half = classification_metrics(kind, logits, labels=sets.labels.names, **known)
             sides |= {key: (half[key], found[key]) for key in COMPARED}
         metrics[name] = {key: _sides(*values) for key, values in sides.items()}
     return {**record, "metrics": metrics}
@@ -179,7 +179,7 @@ def measured_titles(
     record, metrics = dict(config.calibration), {}
     for name, pair in scores.items():
         both = np.stack(pair, axis=1) * record["temperature"]
-        before = calibration_figures(PAIRS, both, groups=groups[name])
+        before = calibration_metrics(PAIRS, both, groups=groups[name])
         metrics[name] = {key: _sides(value, after[name][key]) for key, value in before.items()}
     return {**record, "metrics": metrics}
 

@@ -27,7 +27,7 @@ from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.metrics.classification import (
     SINGLE,
-    classification_figures,
+    classification_metrics,
     member_numbers,
 )
 from qwen_task_heads.metrics.ranking import Floats, pair_credit, ranking_metrics
@@ -52,7 +52,7 @@ class Measured:
         name: as in the table.
         kind: one of `engine_options.KINDS`, or `baseline`.
         scores: (N, L) float64 in the order of the schema; of titles (N, 2), chosen first.
-        figures: of `classification_figures` or `ranking_metrics`, those of `FIGURES`.
+        figures: of `classification_metrics` or `ranking_metrics`, those of `FIGURES`.
         seconds_alone: per text in batches of one: median, quartiles `low` and `high`, `n`.
         texts_per_second: of one pass over all rows.
         device: where it ran.
@@ -142,7 +142,7 @@ def _figures(
         found = ranking_metrics(scores[:, 0], scores[:, 1], groups=keys)
         return {here: found[there] for here, there in OF_TITLES.items()}
     targets = [example.target for example in examples]
-    return classification_figures(SINGLE, scores, targets, labels=labels.names, groups=groups)
+    return classification_metrics(SINGLE, scores, targets, labels=labels.names, groups=groups)
 
 
 def draw_groups(examples: Sequence[Row], *, rows: int, seed: int = 0) -> list[Row]:

@@ -26,7 +26,7 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.lookups import leak_lines, report_texts
 from qwen_task_heads.data.text_datasets import TextSets, hash_texts
 from qwen_task_heads.inference.scorer import Scorer
-from qwen_task_heads.metrics.calibration import calibration_figures
+from qwen_task_heads.metrics.calibration import calibration_metrics
 from qwen_task_heads.metrics.classification import (
     BEST_METRIC,
     MULTI,
@@ -34,7 +34,7 @@ from qwen_task_heads.metrics.classification import (
     REGRESSION,
     SINGLE,
     check_scores,
-    classification_figures,
+    classification_metrics,
     coarse_accuracy,
     confusion_matrix,
     probabilities,
@@ -265,11 +265,11 @@ def _measure(
     kind, targets = run.sets.problem_type, [example.target for example in examples]
     options: dict[str, Any] = {"labels": run.sets.labels.names, "groups": [e.group for e in examples]}
     thresholds = {"threshold": config.label_thresholds} if config.label_thresholds else {}
-    figures = {MODEL: classification_figures(kind, logits, targets, **options, **thresholds)}
+    figures = {MODEL: classification_metrics(kind, logits, targets, **options, **thresholds)}
     if kind != REGRESSION:
-        figures[MODEL] |= calibration_figures(kind, logits, targets, groups=options["groups"])
+        figures[MODEL] |= calibration_metrics(kind, logits, targets, groups=options["groups"])
     for name, scores in others.items():
-        found = classification_figures(kind, scores, targets, **options)
+        found = classification_metrics(kind, scores, targets, **options)
         for key in ("per_class", *NEED_PROBABILITIES):
             found.pop(key, None)
         figures[name] = found

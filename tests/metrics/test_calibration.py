@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from problem_assertions import raises_problem
 from sklearn.metrics import brier_score_loss
 
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.pooling_task_heads import CumulativeLink
 from qwen_task_heads.metrics import calibration, ranking
 from qwen_task_heads.metrics.calibration import (
     PAIRS,
-    calibration_figures,
+    calibration_metrics,
     divide_logits,
     fit_temperature,
     risk_coverage,
@@ -24,7 +24,7 @@ from qwen_task_heads.metrics.classification import (
     ORDINAL,
     REGRESSION,
     SINGLE,
-    classification_figures,
+    classification_metrics,
     probabilities,
 )
 
@@ -70,7 +70,7 @@ def test_a_known_temperature_is_found_and_halves_the_calibration_error(kind, fac
     assert after < before
     fresh, truth = sure_logits(kind, 4000, factor=factor, seed=1)
     errors = [
-        calibration_figures(kind, scores, truth)["ece"]["value"]
+        calibration_metrics(kind, scores, truth)["ece"]["value"]
         for scores in (fresh, divide_logits(kind, fresh, found.value))
     ]
     assert errors[1] < errors[0] / 2
@@ -135,17 +135,17 @@ def test_no_group_is_on_both_sides_of_a_fold():
 
 def test_the_calibration_metrics_are_the_formulas():
     logits, targets = sure_logits(SINGLE, 300, factor=2.0)
-    found = calibration_figures(SINGLE, logits, targets)
+    found = calibration_metrics(SINGLE, logits, targets)
     p = probabilities(SINGLE, logits)
     assert found["brier"]["value"] == pytest.approx(((p - np.eye(4)[targets]) ** 2).sum(1).mean())
-    plain = classification_figures(SINGLE, logits, targets, labels=list("abcd"))
+    plain = classification_metrics(SINGLE, logits, targets, labels=list("abcd"))
     assert found["ece"]["value"] == pytest.approx(plain["ece"]["value"])
-    both = calibration_figures(SINGLE, logits[:, :2], [min(one, 1) for one in targets])
+    both = calibration_metrics(SINGLE, logits[:, :2], [min(one, 1) for one in targets])
     p = probabilities(SINGLE, logits[:, :2])[:, 1]
     assert both["brier"]["value"] == pytest.approx(2 * brier_score_loss([min(t, 1) for t in targets], p))
 
     logits, targets = sure_logits(MULTI, 300, factor=2.0)
-    found = calibration_figures(MULTI, logits, targets)
+    found = calibration_metrics(MULTI, logits, targets)
     p = probabilities(MULTI, logits)
     assert found["brier"]["value"] == pytest.approx(((p - targets) ** 2).mean())
     slot = np.minimum((p * 15).astype(int), 14)
@@ -153,21 +153,21 @@ def test_the_calibration_metrics_are_the_formulas():
     assert found["ece"]["value"] == pytest.approx(sum(by_bin) / p.size)
 
     scores, _ = sure_logits(PAIRS, 300, factor=2.0)
-    found = calibration_figures(PAIRS, scores)
+    found = calibration_metrics(PAIRS, scores)
     assert found["brier"]["value"] == pytest.approx(ranking.brier(*scores.T).mean())
     assert found["ece"]["value"] == pytest.approx(ranking.expected_calibration_error(*scores.T))
 
 
 def test_intervals_are_over_groups_and_hold_the_value():
     logits, targets = sure_logits(SINGLE, 300, factor=2.0)
-    alone = calibration_figures(SINGLE, logits, targets)
-    grouped = calibration_figures(
+    alone = calibration_metrics(SINGLE, logits, targets)
+    grouped = calibration_metrics(
         SINGLE, np.repeat(logits, 3, 0), np.repeat(targets, 3), groups=np.repeat(range(300), 3).astype(str)
     )
     for name in ("ece", "brier"):
         assert alone[name]["low"] <= alone[name]["value"] <= alone[name]["high"]
         assert grouped[name] == pytest.approx({**alone[name], "n": 900})
-    one = calibration_figures(SINGLE, logits, targets, groups=["same"] * 300)
+    one = calibration_metrics(SINGLE, logits, targets, groups=["same"] * 300)
     assert one["ece"]["low"] is None
 
 
@@ -184,11 +184,11 @@ def test_risk_and_coverage_by_hand():
     assert grouped[0]["upper"] == pytest.approx(ranking.wilson_interval(0.25, count=2)[1])
 
 
-def test_equal_confidences_are_kept_or_left_together():
+def test_equal_confidences_are_kept_or_dropped_together():
     curve = risk_coverage(SINGLE, [[1.0, 0.0]] * 30, [0] * 20 + [1] * 10)
     assert [(row["coverage"], row["error"]) for row in curve] == [(1.0, pytest.approx(1 / 3))]
 
 
-def test_a_regression_has_no_probabilities():
-    with pytest.raises(TaskHeadsError, match="calibration"):
+def test_calibration_of_a_regression_raises_an_error():
+    with raises_problem("option-unsupported", "calibration"):
         fit_temperature(REGRESSION, [[1.0]], [1.0])

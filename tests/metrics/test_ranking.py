@@ -5,16 +5,16 @@ import math
 
 import numpy as np
 import pytest
+from problem_assertions import raises_problem
 from work import at_most
 
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.metrics import ranking
 from qwen_task_heads.metrics.ranking import (
-    Figure,
+    Metric,
     bootstrap_interval,
     group_metrics,
     length_bias,
-    mean_figure,
+    mean_metric,
     pair_accuracy,
     ranking_metrics,
     spearman,
@@ -89,7 +89,7 @@ def test_bootstrap_of_841_pairs_has_no_loop_over_resamples():
 
 def test_one_group_has_no_interval():
     assert bootstrap_interval([1.0, 0.0], ["a", "a"]) == (None, None)
-    assert mean_figure([1.0, 0.0], groups=["a", "a"]) == Figure(0.5, None, None, 2, 1)
+    assert mean_metric([1.0, 0.0], groups=["a", "a"]) == Metric(0.5, None, None, 2, 1)
 
 
 def test_chunks_do_not_lose_resamples(monkeypatch):
@@ -210,32 +210,32 @@ def test_groups_without_any_gain_give_no_ratio():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_scores_that_are_not_finite_are_refused_with_their_row(bad):
+def test_scores_that_are_not_finite_raise_an_error_with_their_row(bad):
     for call in (
         lambda: ranking_metrics([0.0, 1.0, bad], [0.0, 0.0, 0.0]),
         lambda: pair_accuracy([0.0, 1.0, 0.0], [0.0, 0.0, bad]),
         lambda: group_metrics([0.0, 1.0, bad], [0.1, 0.2, 0.3], ["a", "a", "a"]),
     ):
-        with pytest.raises(TaskHeadsError, match="row 2"):
+        with raises_problem("number-not-finite", match="row 2"):
             call()
 
 
-def test_bad_shapes_and_options_are_refused():
-    with pytest.raises(TaskHeadsError, match="shapes"):
+def test_invalid_shapes_and_options_raise_errors():
+    with raises_problem("argument-type", "pair metrics"):
         pair_accuracy([1.0, 2.0], [1.0])
-    with pytest.raises(TaskHeadsError, match="B ≥ 1"):
+    with raises_problem("argument-type", "pair metrics"):
         pair_accuracy([], [])
-    with pytest.raises(TaskHeadsError, match="B ≥ 1"):
-        mean_figure([])
-    with pytest.raises(TaskHeadsError, match="one group key per value"):
+    with raises_problem("argument-type", "metrics"):
+        mean_metric([])
+    with raises_problem("argument-type", "metrics"):
         pair_accuracy([1.0, 2.0], [0.0, 0.0], groups=["a"])
-    with pytest.raises(TaskHeadsError, match="level"):
+    with raises_problem("option-range", "bootstrap", match="level 95"):
         bootstrap_interval([1.0, 0.0], level=95)
-    with pytest.raises(TaskHeadsError, match="resamples"):
+    with raises_problem("option-range", "bootstrap", match="0 resamples"):
         bootstrap_interval([1.0, 0.0], resamples=0)
-    with pytest.raises(TaskHeadsError, match="0 or more"):
+    with raises_problem("value-range", "gains", match="-1"):
         group_metrics([1.0, 2.0], [-1.0, 0.0], ["a", "a"])
-    with pytest.raises(TaskHeadsError, match="2 or more"):
+    with raises_problem("rows-too-few", "groups"):
         group_metrics([1.0, 2.0], [1.0, 0.0], ["a", "b"])
 
 
@@ -270,5 +270,5 @@ def test_every_interval_of_a_scorer_holds_its_value():
                 assert entry["low"] <= entry["value"] <= entry["high"], name
     for value in (0.1, 0.7, 1.3):  # of which a sum over rows is not exact
         for rows in range(2, 40):
-            found = mean_figure([value] * 3 * rows, groups=[f"g{row // 3}" for row in range(3 * rows)])
+            found = mean_metric([value] * 3 * rows, groups=[f"g{row // 3}" for row in range(3 * rows)])
             assert found.low <= found.value <= found.high

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.metrics.classification import classification_figures, coarse_accuracy
+from qwen_task_heads.metrics.classification import classification_metrics, coarse_accuracy
 from qwen_task_heads.metrics.ranking import group_metrics, pair_accuracy, ranking_metrics, spearman
 from qwen_task_heads.metrics.ties import gap_signs, merge_ties, tie_bound, top_credit, top_shares
 from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry
@@ -65,7 +65,7 @@ def test_labels_tied_at_the_top_share_the_row() -> None:
     truth = np.arange(count) % 3
     same = np.stack([noisy(-0.5, count)] * 3, axis=1) * (1 + 1e-7 * np.arange(3))
     for kind in ("single_label_classification", "ordinal"):
-        figures = classification_figures(kind, same, truth, labels=["a", "b", "c"])
+        figures = classification_metrics(kind, same, truth, labels=["a", "b", "c"])
         for name in ("accuracy", "micro_f1", "macro_f1", "macro_recall"):
             assert figures[name]["value"] == pytest.approx(1 / 3), name
         assert [row["predicted"] for row in figures["per_class"]] == [100] * 3
@@ -77,7 +77,7 @@ def test_labels_tied_at_the_top_share_the_row() -> None:
 
 
 def test_half_of_a_row_is_told_as_such() -> None:
-    figures = classification_figures(
+    figures = classification_metrics(
         "single_label_classification", [[1.0, 1.0], [2.0, 0.0]], [0, 0], labels=["a", "b"]
     )
     assert figures["accuracy"]["value"] == 0.75
@@ -93,12 +93,15 @@ def test_a_label_that_is_no_candidate_does_not_widen_the_bound() -> None:
 
 def test_a_constant_has_no_rank_correlation_whatever_its_last_bit() -> None:
     assert spearman(noisy(0.7), np.arange(400)) is None
-    figures = classification_figures("regression", noisy(0.7), np.arange(400.0), labels=["score"])
+    figures = classification_metrics("regression", noisy(0.7), np.arange(400.0), labels=["score"])
     assert figures["spearman"]["value"] is None
-    some = classification_figures(
-        "multi_label_classification", np.stack([noisy(0.7)] * 2, 1), np.eye(2)[np.arange(400) % 2],
-        labels=["a", "b"], resamples=20,
-    )  # fmt: skip
+    some = classification_metrics(
+        "multi_label_classification",
+        np.stack([noisy(0.7)] * 2, 1),
+        np.eye(2)[np.arange(400) % 2],
+        labels=["a", "b"],
+        resamples=20,
+    )
     assert some["map"]["value"] == pytest.approx(0.5)
 
 
@@ -132,7 +135,7 @@ def test_bounds_hang_on_the_largest_score() -> None:
 def test_a_head_on_features_counts_equal_scores_as_half() -> None:
     features = torch.randn(6, 4)
     rows = PairRows(features, features.clone(), resolve_pair_loss("bradley_terry"))
-    assert rows.figures(torch.nn.Linear(4, 1))["eval_accuracy"] == 0.5
+    assert rows.metrics(torch.nn.Linear(4, 1))["eval_accuracy"] == 0.5
 
 
 def test_a_baseline_that_knows_no_word_is_right_in_half_of_the_pairs() -> None:

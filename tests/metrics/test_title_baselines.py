@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from problem_assertions import raises_problem
 from work import at_most
 
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.metrics import title_baselines
 from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry, longer_title, writes_without_spaces
 
@@ -134,12 +134,12 @@ def test_work_grows_no_faster_than_the_pairs():
     assert calls[1] <= 5 * calls[0]
 
 
-def test_bad_input_is_refused():
-    with pytest.raises(TaskHeadsError, match="1 training pairs"):
+def test_invalid_input_raises_errors():
+    with raises_problem("rows-too-few", "TF-IDF baseline", match="1 training pairs"):
         TfidfBradleyTerry().fit(planted(1, 0))
-    with pytest.raises(TaskHeadsError, match="before fit"):
+    with raises_problem("argument-type", "TF-IDF baseline"):
         TfidfBradleyTerry().score(["a"])
-    with pytest.raises(TaskHeadsError, match="check the titles"):
+    with raises_problem("text-empty", "TF-IDF baseline"):
         TfidfBradleyTerry().fit([PairExample(chosen="  ", rejected="\t")] * 3)
 
 

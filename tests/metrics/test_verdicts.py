@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwen_task_heads.metrics import lookup_baseline, verdicts
-from qwen_task_heads.metrics.classification import BEST_METRIC, classification_figures
+from qwen_task_heads.metrics.classification import BEST_METRIC, classification_metrics
 from qwen_task_heads.metrics.verdicts import give_verdict, mean_measure, text_measure
 
 MODEL = "this model"
@@ -73,7 +73,7 @@ def test_the_metric_of_every_kind_is_that_of_the_table(kind: str) -> None:
         targets = (scores + rng.normal(size=(80, 4))).argmax(1).tolist()
     names = [f"l{n}" for n in range(scores.shape[1])]
     metric = BEST_METRIC[kind][0].removeprefix("eval_")
-    wanted = classification_figures(kind, scores, targets, labels=names)[metric]["value"]
+    wanted = classification_metrics(kind, scores, targets, labels=names)[metric]["value"]
     measure = text_measure(kind, scores, targets, num_labels=len(names))
     assert measure(np.ones((1, 80)))[metric][0] == pytest.approx(wanted)
     chance = text_measure(kind, rng.normal(size=scores.shape), targets, num_labels=len(names))

@@ -31,7 +31,7 @@ from qwen_task_heads.metrics.classification import (
     MULTI,
     ORDINAL,
     SINGLE,
-    classification_figures,
+    classification_metrics,
     probabilities,
 )
 from qwen_task_heads.reports import calibration, text_report
@@ -439,5 +439,5 @@ def test_the_preferences_of_a_title_scorer_are_calibrated_and_its_ranking_stays(
 
 def test_metrics_at_thresholds_are_those_of_the_figures():
     logits, truth = np.array([[0.5, -2.0], [-1.0, 3.0]]), [(0, 1), (1,)]
-    found = classification_figures(MULTI, logits, truth, labels=["a", "b"], threshold=[0.5, 0.1])
+    found = classification_metrics(MULTI, logits, truth, labels=["a", "b"], threshold=[0.5, 0.1])
     assert found["subset_accuracy"]["value"] == 1.0

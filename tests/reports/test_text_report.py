@@ -29,7 +29,7 @@ from qwen_task_heads.metrics.classification import (
     ORDINAL,
     REGRESSION,
     SINGLE,
-    classification_figures,
+    classification_metrics,
 )
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP
 from qwen_task_heads.reports.cards import figure_name
@@ -142,7 +142,7 @@ def test_everything_is_written_and_agrees(runs, kind):
     logits = Scorer(str(folder)).logits(
         [e.text for e in wanted], text_pairs=[e.text_b for e in wanted] if pairs else None
     )
-    again = classification_figures(
+    again = classification_metrics(
         kind, logits.double().numpy(), [e.target for e in wanted], labels=labels,
         groups=[e.group for e in wanted],
     )  # fmt: skip

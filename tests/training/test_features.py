@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from problem_assertions import raises_problem
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from qwen_task_heads import build
@@ -79,7 +80,7 @@ def test_a_backbone_whose_rows_cannot_be_packed(tmp_path, rows) -> None:
     assert model.why_padded is not None
     [features] = extract_features(model, rows).values()
     assert difference(model, rows, features) <= 1e-6
-    with pytest.raises(TaskHeadsError, match=r"--layers: found \[1\] of a gpt2"):
+    with raises_problem("option-unsupported", "--layers", match=r"\[1\] of a gpt2"):
         extract_features(model, rows, layers=[1])
 
 
@@ -181,7 +182,7 @@ def test_dtype_is_part_of_the_name(bases, rows, tmp_path, counted) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
-def test_a_damaged_file_is_made_again(bases, rows, tmp_path, counted, damage) -> None:
+def test_a_corrupted_file_is_computed_again(bases, rows, tmp_path, counted, damage) -> None:
     model = classifier(bases["qwen2"])
     [first] = extract_features(model, rows, cache_dir=tmp_path).values()
     [path] = tmp_path.iterdir()
@@ -195,17 +196,17 @@ def test_a_damaged_file_is_made_again(bases, rows, tmp_path, counted, damage) ->
     assert counted == [1, 1]
 
 
-def test_nothing_half_written_is_left_behind(bases, rows, tmp_path, monkeypatch) -> None:
+def test_a_failed_write_leaves_no_file(bases, rows, tmp_path, monkeypatch) -> None:
     def fail(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, "replace", fail)
-    with pytest.raises(TaskHeadsError, match="No space left"):
+    with raises_problem("path-access", match="No space left"):
         extract_features(classifier(bases["qwen2"]), rows, cache_dir=tmp_path / "new")
     assert list(Path(tmp_path / "new").iterdir()) == []
 
 
-def test_rows_that_share_prompts_stand_together(rows) -> None:
+def test_rows_that_share_prompts_are_neighbours(rows) -> None:
     prompts = [[number] * 30 for number in (1, 2, 3)]
     mixed = [[*prompt, place] for place in range(4) for prompt in prompts]
     order = module._order(mixed)
@@ -214,26 +215,30 @@ def test_rows_that_share_prompts_stand_together(rows) -> None:
     assert len(lengths) == len(rows[1::3])
 
 
-# --- what is refused ---
+# --- errors ---
 
 
-def test_everything_wrong_is_said_at_once(bases) -> None:
+def test_one_error_reports_all_problems(bases) -> None:
     with pytest.raises(TaskHeadsError) as caught:
         extract_features(
             classifier(bases["qwen2"]), [[1], []], layers=[0, 3], poolings=["attention"], dtype=torch.float16
         )
-    where = [problem.where for problem in caught.value.problems]
-    assert where == ["--layers", "--poolings", "dtype", "rows"]
+    assert [(problem.where, problem.code) for problem in caught.value.problems] == [
+        ("--layers", "option-range"),
+        ("--poolings", "option-value"),
+        ("dtype", "option-value"),
+        ("rows", "text-empty"),
+    ]
 
 
 def test_windows_have_no_features(bases, rows) -> None:
     model = classifier(bases["qwen2"], max_seq_length=16, truncation="windows")
-    with pytest.raises(TaskHeadsError, match="rows over 16 tokens, and truncation 'windows'"):
+    with raises_problem("text-too-long", "rows", match="16 tokens, and truncation 'windows'"):
         extract_features(model, rows)
     assert extract_features(model, [row[:16] for row in rows])
 
 
-def test_equal_rows_are_computed_once_and_stand_in_their_places(bases, rows, monkeypatch) -> None:
+def test_equal_rows_are_computed_once_and_keep_their_positions(bases, rows, monkeypatch) -> None:
     model, seen = classifier(bases["qwen2"]), []
     monkeypatch.setattr(module, "pad_rows", lambda given, **k: seen.extend(given) or pad_rows(given, **k))
     twice = [*rows, *rows[::-1]]

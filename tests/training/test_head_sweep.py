@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from problem_assertions import raises_problem
 
 from qwen_task_heads import build
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
 from qwen_task_heads.reports.early_exits import (
     ExitPoint,
@@ -144,13 +144,12 @@ def test_layers_that_are_read(text, layers) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1+", "+", "1,2", "1.5", "last", "1++2", "1+0"])
-def test_layers_that_are_none(text) -> None:
-    with pytest.raises(TaskHeadsError) as caught:
+def test_invalid_layers_raise_an_error(text) -> None:
+    with raises_problem("option-value", "--layers"):
         parse_layers(text)
-    assert [problem.where for problem in caught.value.problems] == ["--layers"]
 
 
-def test_dev_picks_by_the_mean_and_tolerance_prefers_few_layers() -> None:
+def test_the_best_mean_is_chosen_and_a_tolerance_prefers_fewer_layers() -> None:
     results = [result(4, 0.90, 0.90), result(2, 0.89, 0.90), result(2, 0.96, 0.80), result(1, 0.7, 0.7)]
     assert choose(results) is results[0]
     assert choose(results, tolerance=0.01) is results[1]
@@ -162,15 +161,15 @@ def test_dev_picks_by_the_mean_and_tolerance_prefers_few_layers() -> None:
 @pytest.mark.parametrize(
     "text", ["", "mlp", "mlp:", "mlp:0", "mlp:8,", "mlp:-1", "linear:3", "tree", "mlp:1.5"]
 )
-def test_heads_that_are_none(text) -> None:
-    with pytest.raises(TaskHeadsError, match="--heads"):
+def test_invalid_heads_raise_an_error(text) -> None:
+    with raises_problem("option-value", "--heads"):
         parse_head(text)
 
 
-def test_nothing_to_try(swept) -> None:
-    with pytest.raises(TaskHeadsError, match="nothing to try"):
+def test_an_empty_sweep_and_an_option_of_another_loss_raise_errors(swept) -> None:
+    with raises_problem("option-missing", "sweep"):
         sweep_heads(swept["model"], {}, swept["rows"], losses=["focal"])
-    with pytest.raises(TaskHeadsError, match="--label_smoothing_factor"):
+    with raises_problem("option-conflict", "--label_smoothing_factor"):
         text_rows(
             swept["dev"],
             swept["dev"],

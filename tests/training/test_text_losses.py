@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from problem_assertions import raises_problem
 from torch.nn import functional as F
 
 from qwen_task_heads.errors import TaskHeadsError
@@ -156,21 +157,28 @@ def test_cumulative_link_is_the_likelihood_of_the_head():
 
 def every_loss() -> list[Any]:
     given = {
-        "class_weights": [0.5, 2.0, 1.0, 3.0], "label_smoothing": 0.1, "focal_gamma": 0.5,
-        "pos_weight": [0.5, 2.0, 1.0, 3.0], "logit_adjustment_tau": 2.0,
-    }  # fmt: skip
+        "class_weights": [0.5, 2.0, 1.0, 3.0],
+        "label_smoothing": 0.1,
+        "focal_gamma": 0.5,
+        "pos_weight": [0.5, 2.0, 1.0, 3.0],
+        "logit_adjustment_tau": 2.0,
+    }
     return [
         pytest.param(
             problem,
             resolve_text_loss(
-                name, problem_type=problem, num_labels=4, class_counts=COUNTS, rows=100,
+                name,
+                problem_type=problem,
+                num_labels=4,
+                class_counts=COUNTS,
+                rows=100,
                 options={option: given[option] for option in form.options},
             ),
             id=f"{problem}-{name}",
         )
         for problem, forms in TEXT_LOSSES.items()
         for name, form in forms.items()
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(("problem", "loss"), every_loss())
@@ -259,22 +267,28 @@ def test_class_weights_have_the_mean_one_over_the_training_rows(given):
 def test_labels_without_a_row_are_named():
     options = {"class_weights": "balanced"}
     loss = resolve_text_loss(
-        None, problem_type=SINGLE, num_labels=3, class_counts=[5, 0, 5], options=options,
+        None,
+        problem_type=SINGLE,
+        num_labels=3,
+        class_counts=[5, 0, 5],
+        options=options,
         labels=["news", "sport", "tv"],
-    )  # fmt: skip
-    assert loss.lines == ("no training row has 'sport': the balanced weight is 1 there",)
+    )
+    assert loss.messages == ("no training row has 'sport': the balanced weight is 1",)
     loss = resolve_text_loss("logit_adjusted", problem_type=SINGLE, num_labels=3, class_counts=[5, 0, 5])
-    assert loss.lines == ("no training row has label 1: the prior is that of half a row",)
+    assert loss.messages == ("no training row has label 1: the prior is that of half a row",)
     assert torch.isfinite(loss(torch.zeros(1, 3), torch.tensor([1]))).all()
     loss = resolve_text_loss(
-        None, problem_type=MULTI, num_labels=3, class_counts=[5, 0, 10], rows=10,
+        None,
+        problem_type=MULTI,
+        num_labels=3,
+        class_counts=[5, 0, 10],
+        rows=10,
         options={"pos_weight": ["balanced"]},
-    )  # fmt: skip
-    assert loss.parameters["pos_weight"].tolist() == [1.0, 1.0, 1.0]
-    assert loss.lines == (
-        "all or none of the training rows have label 1, label 2: the pos_weight is 1 there",
     )
-    assert resolve_text_loss(None, problem_type=SINGLE, num_labels=3, class_counts=[5, 0, 5]).lines == ()
+    assert loss.parameters["pos_weight"].tolist() == [1.0, 1.0, 1.0]
+    assert loss.messages == ("all or none of the training rows have label 1, label 2: the pos_weight is 1",)
+    assert resolve_text_loss(None, problem_type=SINGLE, num_labels=3, class_counts=[5, 0, 5]).messages == ()
 
 
 def test_counts():
@@ -282,12 +296,12 @@ def test_counts():
     several = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
     assert count_labels(several, problem_type=MULTI, num_labels=2) == [2, 1]
     assert count_labels([[0.5]], problem_type=SCORE, num_labels=1) == []
-    with pytest.raises(TaskHeadsError) as caught:
+    with raises_problem("label-unknown") as caught:
         count_labels([0, -100, 2], problem_type=ORDER, num_labels=2, sources=["a:1", "a:2"])
     assert [problem.where for problem in caught.value.problems] == ["a:2", "row 2"]
 
 
-# --- what is refused ---
+# --- errors ---
 
 
 def test_defaults_are_those_of_the_stock_models():
@@ -299,25 +313,28 @@ def test_defaults_are_those_of_the_stock_models():
 
 @pytest.mark.parametrize("problem", TEXT_LOSSES)
 @pytest.mark.parametrize("name", ["mse", "cross_entropy", "nonsense"])
-def test_a_loss_of_another_problem_type_is_refused(problem, name):
+def test_a_loss_of_another_problem_type_raises_an_error(problem, name):
     if name in TEXT_LOSSES[problem]:
         assert resolve_text_loss(name, problem_type=problem, num_labels=4).name == name
         return
-    with pytest.raises(TaskHeadsError, match=f"--loss: found '{name}' for {problem}; accepted: ") as caught:
+    with raises_problem("option-value", "--loss", match=f"'{name}' for {problem}") as caught:
         resolve_text_loss(name, problem_type=problem, num_labels=4)
-    assert all(known in str(caught.value) for known in TEXT_LOSSES[problem])
+    assert caught.value.problems[0].expected == ", ".join(TEXT_LOSSES[problem])
 
 
 VALUES = {
-    "class_weights": "balanced", "label_smoothing": 0.1, "focal_gamma": 2.0, "pos_weight": "balanced",
+    "class_weights": "balanced",
+    "label_smoothing": 0.1,
+    "focal_gamma": 2.0,
+    "pos_weight": "balanced",
     "logit_adjustment_tau": 1.0,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
     ("problem", "name"), [(problem, name) for problem, forms in TEXT_LOSSES.items() for name in forms]
 )
-def test_options_that_a_loss_does_not_take_are_refused_together(problem, name):
+def test_options_that_a_loss_does_not_take_raise_one_error(problem, name):
     taken = TEXT_LOSSES[problem][name].options
     with pytest.raises(TaskHeadsError) as caught:
         resolve_text_loss(
@@ -326,34 +343,36 @@ def test_options_that_a_loss_does_not_take_are_refused_together(problem, name):
     assert {problem.where for problem in caught.value.problems} == {
         FLAGS[option] for option in VALUES if option not in taken
     }
-    assert all(f"with loss '{name}'" in problem.problem for problem in caught.value.problems)
+    assert {problem.code for problem in caught.value.problems} == {"option-conflict"}
+    assert all(f"'{name}'" in problem.problem for problem in caught.value.problems)
 
 
-def test_options_that_were_not_given_are_no_options():
+def test_options_without_a_value_are_ignored():
     options = {"class_weights": None, "pos_weight": None, "focal_gamma": None, "label_smoothing": 0.0}
     assert resolve_text_loss(None, problem_type=SCORE, num_labels=1, options=options).parameters == {}
 
 
 @pytest.mark.parametrize(
-    ("problem", "name", "options", "message"),
+    ("problem", "name", "options", "code", "value"),
     [
-        (SINGLE, None, {"class_weights": [1.0, 2.0]}, "--class_weights: found 2 numbers"),
-        (SINGLE, None, {"class_weights": [1.0, 0.0, 2.0, -1.0]}, "--class_weights: found 0.0, -1.0"),
-        (SINGLE, None, {"class_weights": [1.0, math.nan, 2.0, 1.0]}, "--class_weights: found nan"),
-        (SINGLE, None, {"class_weights": "balance"}, r"--class_weights: found \['balance'\]"),
-        (SINGLE, None, {"class_weights": 2.0}, "--class_weights: found 1 numbers"),
-        (MULTI, None, {"pos_weight": [1.0] * 5}, "--pos_weight: found 5 numbers"),
-        (MULTI, None, {"pos_weight": [1.0, 1.0, 1.0, math.inf]}, "--pos_weight: found inf"),
-        (SINGLE, None, {"label_smoothing": 1.0}, "--label_smoothing_factor: found 1.0"),
-        (SINGLE, None, {"label_smoothing": -0.1}, "--label_smoothing_factor: found -0.1"),
-        (MULTI, None, {"label_smoothing": math.nan}, "--label_smoothing_factor: found nan"),
-        (SINGLE, "focal", {"focal_gamma": -1.0}, "--focal_gamma: found -1.0"),
-        (SINGLE, "focal", {"focal_gamma": "2"}, "--focal_gamma: found '2'"),
-        (SINGLE, "logit_adjusted", {"logit_adjustment_tau": math.inf}, "--logit_adjustment_tau: found inf"),
+        (SINGLE, None, {"class_weights": [1.0, 2.0]}, "option-value", "2 numbers"),
+        (SINGLE, None, {"class_weights": [1.0, 0.0, 2.0, -1.0]}, "option-range", "0.0, -1.0"),
+        (SINGLE, None, {"class_weights": [1.0, math.nan, 2.0, 1.0]}, "option-range", "nan"),
+        (SINGLE, None, {"class_weights": "balance"}, "option-value", r"\['balance'\]"),
+        (SINGLE, None, {"class_weights": 2.0}, "option-value", "1 numbers"),
+        (MULTI, None, {"pos_weight": [1.0] * 5}, "option-value", "5 numbers"),
+        (MULTI, None, {"pos_weight": [1.0, 1.0, 1.0, math.inf]}, "option-range", "inf"),
+        (SINGLE, None, {"label_smoothing": 1.0}, "option-range", "1.0"),
+        (SINGLE, None, {"label_smoothing": -0.1}, "option-range", "-0.1"),
+        (MULTI, None, {"label_smoothing": math.nan}, "option-range", "nan"),
+        (SINGLE, "focal", {"focal_gamma": -1.0}, "option-range", "-1.0"),
+        (SINGLE, "focal", {"focal_gamma": "2"}, "option-value", "'2'"),
+        (SINGLE, "logit_adjusted", {"logit_adjustment_tau": math.inf}, "option-range", "inf"),
     ],
 )
-def test_values_that_cannot_be_are_refused(problem, name, options, message):
-    with pytest.raises(TaskHeadsError, match=message):
+def test_invalid_values_raise_errors(problem, name, options, code, value):
+    [option] = options
+    with raises_problem(code, FLAGS[option], match=f"found {value}"):
         resolve_text_loss(
             name, problem_type=problem, num_labels=4, options=options, class_counts=COUNTS, rows=100
         )
@@ -367,18 +386,21 @@ def test_values_that_cannot_be_are_refused(problem, name, options, message):
         (SINGLE, "logit_adjusted", {}, "--loss logit_adjusted"),
     ],
 )
-def test_a_stream_has_no_counts_to_balance_by(problem, name, options, where):
-    with pytest.raises(TaskHeadsError, match=f"{where}: found no counts of the labels"):
+def test_balancing_without_counts_raises_an_error(problem, name, options, where):
+    with raises_problem("option-unsupported", where):
         resolve_text_loss(name, problem_type=problem, num_labels=4, options=options)
 
 
-def test_all_that_is_wrong_is_said_at_once():
+def test_one_error_reports_all_problems():
     options = {"class_weights": [1.0, -2.0], "label_smoothing": 2.0, "focal_gamma": 1.0}
     with pytest.raises(TaskHeadsError) as caught:
         resolve_text_loss(None, problem_type=SINGLE, num_labels=3, options=options)
     assert [problem.where for problem in caught.value.problems] == [
-        "--class_weights", "--class_weights", "--label_smoothing_factor", "--focal_gamma",
-    ]  # fmt: skip
+        "--class_weights",
+        "--class_weights",
+        "--label_smoothing_factor",
+        "--focal_gamma",
+    ]
 
 
 def test_every_loss_names_its_formula_and_source():
