@@ -1,4 +1,4 @@
-"""Temperatures, calibration metrics and the risk at each coverage, beside formulas and scikit-learn."""
+"""Tests of temperatures, calibration metrics and risk-coverage against formulas and scikit-learn."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def link(count: int = 5) -> CumulativeLink:
 
 
 def sure_logits(kind: str, count: int, *, factor: float, seed: int = 0) -> tuple[Any, Any]:
-    """Logits that are `factor` times too large for the truths that were drawn."""
+    """Return logits that are `factor` times too large for the drawn truths."""
     rng = np.random.default_rng(seed)
     if kind == PAIRS:
         scores = rng.normal(0, 1, (count, 2))
@@ -114,8 +114,8 @@ def test_few_rows_few_groups_and_too_few_errors_leave_the_temperature_at_one():
     assert fit_temperature(SINGLE, logits[:50], targets[:50]).rows == 50
 
 
-def test_a_temperature_that_does_not_hold_in_other_groups_is_not_used():
-    # All misses are in one group: what is fitted with it is wrong for the others, and the other way round.
+def test_a_temperature_that_does_not_generalise_to_other_groups_is_not_used():
+    # All errors are in one group: a temperature fitted with it does not suit the others, and vice versa.
     logits = np.tile([2.0, 0.0], (100, 1))
     targets, groups = [0] * 88 + [1] * 12, [f"g{place // 4}" for place in range(88)] + ["odd"] * 12
     found = fit_temperature(SINGLE, logits, targets, groups=groups)
@@ -124,7 +124,7 @@ def test_a_temperature_that_does_not_hold_in_other_groups_is_not_used():
     assert "held-out" in found.reason
 
 
-def test_no_group_is_on_both_sides_of_a_fold():
+def test_no_group_is_in_both_parts_of_a_fold():
     member = np.repeat(np.arange(13), 4)
     seen = []
     for rest, out in calibration.folds(member):
@@ -133,7 +133,7 @@ def test_no_group_is_on_both_sides_of_a_fold():
     assert sorted(seen) == list(range(52))
 
 
-def test_the_calibration_metrics_are_the_formulas():
+def test_the_calibration_metrics_equal_their_formulas():
     logits, targets = sure_logits(SINGLE, 300, factor=2.0)
     found = calibration_metrics(SINGLE, logits, targets)
     p = probabilities(SINGLE, logits)
@@ -158,7 +158,7 @@ def test_the_calibration_metrics_are_the_formulas():
     assert found["ece"]["value"] == pytest.approx(ranking.expected_calibration_error(*scores.T))
 
 
-def test_intervals_are_over_groups_and_hold_the_value():
+def test_intervals_are_over_groups_and_contain_the_value():
     logits, targets = sure_logits(SINGLE, 300, factor=2.0)
     alone = calibration_metrics(SINGLE, logits, targets)
     grouped = calibration_metrics(
@@ -171,7 +171,7 @@ def test_intervals_are_over_groups_and_hold_the_value():
     assert one["ece"]["low"] is None
 
 
-def test_risk_and_coverage_by_hand():
+def test_risk_and_coverage_equal_a_manual_computation():
     sure = np.array([0.9, 0.8, 0.7, 0.6])
     logits = np.stack([np.log(sure), np.log(1 - sure)], axis=1)
     curve = risk_coverage(SINGLE, logits, [0, 0, 1, 0])

@@ -1,4 +1,4 @@
-"""Figures against scikit-learn and scipy, undefined ones, intervals over groups, speed, refusals."""
+"""Tests of metrics against scikit-learn and scipy, and of undefined values, intervals, speed and errors."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def names(count: int) -> list[str]:
 
 
 def classes(rows: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and truths that they get right more often than not; the last label occurs nowhere."""
+    """Return logits and mostly matching truths; the last label does not occur."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(rows, count))
     logits[:, -1] = -9.0
@@ -51,8 +51,8 @@ def label_sets(rows: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.nda
     return logits, (rng.random((rows, count)) < 1 / (1 + np.exp(2 - logits))).astype(int)
 
 
-def value(figures: dict, name: str) -> float:
-    return figures[name]["value"]
+def value(metrics: dict, name: str) -> float:
+    return metrics[name]["value"]
 
 
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
@@ -68,7 +68,7 @@ def test_averages_equal_scikit_learn(kind, average):
         assert value(found, f"{average}_{name}") == pytest.approx(want)
 
 
-def test_single_label_figures_equal_scikit_learn():
+def test_single_label_metrics_equal_scikit_learn():
     from sklearn.metrics import accuracy_score, log_loss
     from sklearn.metrics import confusion_matrix as reference
 
@@ -84,19 +84,19 @@ def test_single_label_figures_equal_scikit_learn():
         assert row["recall"] == pytest.approx(matrix[index, index] / matrix[index].sum())
         assert row["precision"] == pytest.approx(matrix[index, index] / matrix[:, index].sum())
         assert (row["support"], row["predicted"]) == (matrix[index].sum(), matrix[:, index].sum())
-    # the last label stands nowhere: nothing is known of it, and it lowers no average
+    # The last label does not occur: its metrics are undefined, and the averages exclude it.
     assert {found["per_class"][5][name] for name in ("precision", "recall", "f1")} == {None}
 
 
-def test_ece_by_hand():
-    # sure .8 twice and right once, sure .6 once and right: (2 |.5 - .8| + |1 - .6|) / 3
+def test_ece_equals_a_manual_computation():
+    # Confidence .8 twice and right once, .6 once and right: (2 |.5 - .8| + |1 - .6|) / 3
     logits = np.log([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6]])
     found = classification_metrics(SINGLE, logits, [0, 1, 1], labels=names(2))
     assert value(found, "ece") == pytest.approx((2 * 0.3 + 0.4) / 3)
     assert found["ece"]["low"] is None
 
 
-def test_multi_label_figures_equal_scikit_learn():
+def test_multi_label_metrics_equal_scikit_learn():
     from sklearn.metrics import accuracy_score, average_precision_score
 
     logits, truth = label_sets(300, 6)
@@ -105,14 +105,14 @@ def test_multi_label_figures_equal_scikit_learn():
     assert value(found, "subset_accuracy") == accuracy_score(truth, logits >= 0)
     for row, s, y in zip(found["per_class"], logits.T, truth.T, strict=True):
         assert row["average_precision"] == pytest.approx(average_precision_score(y, s))
-    # ids say the same as zeros and ones
+    # Ids give the same metrics as zeros and ones.
     ids = [tuple(np.flatnonzero(row).tolist()) for row in truth]
     assert classification_metrics(MULTI, logits, ids, labels=names(6)) == found
     stricter = classification_metrics(MULTI, logits, truth, labels=names(6), threshold=0.9)
     assert value(stricter, "micro_recall") < value(found, "micro_recall")
 
 
-def test_regression_figures_equal_scipy():
+def test_regression_metrics_equal_scipy():
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
@@ -130,7 +130,7 @@ def test_regression_figures_equal_scipy():
     assert both["per_class"][1]["pearson"] == pytest.approx(-found["pearson"]["value"])
 
 
-def test_ordinal_figures_equal_scikit_learn():
+def test_ordinal_metrics_equal_scikit_learn():
     from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
     logits, truth = classes(300, 6)
@@ -144,8 +144,8 @@ def test_ordinal_figures_equal_scikit_learn():
 
 
 @pytest.mark.parametrize("measure", [ordinal_metrics, multilabel_metrics, regression_metrics])
-def test_a_weight_of_two_is_a_row_that_stands_there_twice(measure):
-    """What the bootstrap rests on: every figure of weights is the figure of the repeated rows."""
+def test_a_weight_of_two_equals_a_repeated_row(measure):
+    """The bootstrap relies on it: every metric of weights equals the metric of the repeated rows."""
     rng = np.random.default_rng(1)
     weights = rng.integers(0, 4, size=(3, 60)).astype(float)
     if measure is ordinal_metrics:
@@ -163,7 +163,7 @@ def test_a_weight_of_two_is_a_row_that_stands_there_twice(measure):
 
 
 def test_intervals_draw_whole_groups():
-    # one group of 60 right rows, six rows alone and wrong
+    # One group of 60 right rows, and six wrong rows that are their own groups.
     logits = np.array([[1.0, 0.0]] * 60 + [[0.0, 1.0]] * 6)
     groups = ["book"] * 60 + [""] * 6
     found = classification_metrics(SINGLE, logits, [0] * 66, labels=names(2), groups=groups)["accuracy"]
@@ -173,13 +173,13 @@ def test_intervals_draw_whole_groups():
     assert alone["low"] > 0.8
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
+def test_intervals_have_about_their_nominal_coverage():
     rng, hits = np.random.default_rng(2), 0
     for trial in range(100):
         right = rng.random(150) < 0.7
         logits = np.eye(2)[np.where(right, 1, 0)]
-        figure = classification_metrics(SINGLE, logits, [1] * 150, labels=names(2), resamples=300, seed=trial)
-        hits += figure["accuracy"]["low"] <= 0.7 <= figure["accuracy"]["high"]
+        found = classification_metrics(SINGLE, logits, [1] * 150, labels=names(2), resamples=300, seed=trial)
+        hits += found["accuracy"]["low"] <= 0.7 <= found["accuracy"]["high"]
     assert 88 <= hits <= 100
 
 
@@ -197,7 +197,7 @@ def test_intervals_are_seeded_and_do_not_depend_on_chunks(monkeypatch):
 
 @pytest.mark.parametrize("kind", list(BEST_METRIC))
 @pytest.mark.parametrize("rows", [1, 4])
-def test_what_is_not_defined_is_none_and_everything_is_json(kind, rows):
+def test_undefined_metrics_are_none_and_all_metrics_are_json(kind, rows):
     count = 1 if kind == REGRESSION else 3
     targets = {MULTI: [()] * rows, REGRESSION: [2.5] * rows}.get(kind, [1] * rows)
     found = classification_metrics(kind, np.zeros((rows, count)), targets, labels=names(count))
@@ -207,11 +207,11 @@ def test_what_is_not_defined_is_none_and_everything_is_json(kind, rows):
     if rows == 1:
         assert all(found[name]["low"] is None for name in found if name != "per_class")
     same = classification_metrics(ORDINAL, np.eye(3)[[1] * 4], [1] * 4, labels=names(3))
-    assert same["quadratic_kappa"]["value"] is None  # one label on either side: chance explains all of it
+    assert same["quadratic_kappa"]["value"] is None  # one label on both sides: the agreement by chance is 1
 
 
 @pytest.mark.parametrize("kind", list(BEST_METRIC))
-def test_dev_metrics_are_the_figures_of_the_end(kind):
+def test_dev_metrics_equal_the_final_metrics(kind):
     logits, truth = (label_sets if kind == MULTI else classes)(40, 5)
     if kind == REGRESSION:
         logits, truth = logits[:, :1], truth.astype(np.float32)
@@ -219,7 +219,7 @@ def test_dev_metrics_are_the_figures_of_the_end(kind):
     whole = classification_metrics(kind, logits, truth, labels=names(logits.shape[1]))
     assert found == {name: whole[name]["value"] for name in DEV_METRICS[kind]}
     assert BEST_METRIC[kind][0].removeprefix("eval_") in found
-    # with more outputs than logits, Trainer hands over a tuple
+    # With more outputs than logits, Trainer passes a tuple.
     assert dev_metrics(kind)(EvalPrediction(predictions=(logits, None), label_ids=truth)) == found
 
 
@@ -237,7 +237,7 @@ def test_ten_thousand_rows_are_counted_without_a_loop_over_them():
 
 
 def small_set(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
-    """Scores and truths of a few rows: rare labels, ties, constants, groups of unequal size."""
+    """Return scores and truths of a few rows: rare labels, ties, constants, groups of unequal size."""
     rows, count = int(rng.integers(2, 40)), int(rng.integers(2, 12))
     scores = np.round(rng.normal(size=(rows, count)), int(rng.integers(0, 3)))
     groups = [f"g{n}" for n in rng.integers(max(2, rows // 3), size=rows)] if rng.random() < 0.5 else None
@@ -254,7 +254,7 @@ def small_set(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize("kind", list(BEST_METRIC))
-def test_every_interval_holds_its_value(kind):
+def test_every_interval_contains_its_value(kind):
     rng, seen = np.random.default_rng(5), set()
     for _ in range(150):
         scores, truth, groups = small_set(kind, rng)
@@ -289,15 +289,15 @@ def test_intervals_of_means_are_percentiles_and_others_are_corrected_for_bias():
     assert [again["log_loss"][end] for end in ("low", "high")] == pytest.approx(wanted)
     mean_ap = found["map"]
     assert np.quantile(drawn["map"], 0.025) > 0.95 * mean_ap["value"]  # resampling alone raises it
-    assert mean_ap["low"] < 0.05  # what a random ranking has on all rows there are
-    # Of one label per row four metrics are the accuracy under other names, intervals included.
+    assert mean_ap["low"] < 0.05  # the value of a random ranking on all rows
+    # With one label per row, four metrics and their intervals equal the accuracy.
     found = classification_metrics(SINGLE, *classes(80, 5), labels=names(5))
     for name in ("micro_precision", "micro_recall", "micro_f1", "weighted_recall"):
         assert found[name] == pytest.approx(found["accuracy"])
 
 
 @pytest.mark.slow
-def test_intervals_of_biased_metrics_cover_what_all_rows_would_give():
+def test_intervals_of_biased_metrics_cover_the_value_of_all_rows():
     def draw(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
         truth = (rng.random((rows, 40)) < 0.05).astype(float)
         return 1.5 * truth + rng.normal(size=truth.shape) - 1, truth
@@ -363,7 +363,7 @@ def test_coarse_accuracy_needs_several_parents_and_one_for_every_label():
         coarse_accuracy(logits, truth, parents=("a", "b"))
 
 
-def test_all_right_on_few_rows_is_no_certainty():
+def test_an_accuracy_of_one_on_few_rows_has_a_wide_interval():
     logits = np.eye(3)[[0, 1, 2] * 6]
     found = classification_metrics("single_label_classification", logits, [0, 1, 2] * 6, labels=list("abc"))
     low, high = wilson_interval(1.0, count=18)
@@ -372,7 +372,7 @@ def test_all_right_on_few_rows_is_no_certainty():
         == (low, high)
         == (pytest.approx(0.824, abs=1e-3), 1)
     )
-    assert found["macro_f1"]["low"] is None  # every draw gives 1, which says nothing of other texts
+    assert found["macro_f1"]["low"] is None  # every draw is 1
     pairs = ["a", "b", "c"] * 6
     grouped = classification_metrics(
         "single_label_classification", logits, [0, 1, 2] * 6, labels=list("abc"), groups=pairs

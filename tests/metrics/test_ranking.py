@@ -1,4 +1,4 @@
-"""Figures against brute force and known values; intervals, their coverage and speed; refusals."""
+"""Tests of metrics against brute force and known values, and of intervals, speed and errors."""
 
 import json
 import math
@@ -28,9 +28,9 @@ def pairs(n: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_pair_accuracy_counts_ties_half_and_reports_them():
-    figure = pair_accuracy([3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 2.0, 5.0], groups=["a", "a", "b", "c"])
-    assert figure.value == (1 + 0.5 + 0.5 + 0) / 4
-    assert (figure.ties, figure.n, figure.n_groups) == (2, 4, 3)
+    metric = pair_accuracy([3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 2.0, 5.0], groups=["a", "a", "b", "c"])
+    assert metric.value == (1 + 0.5 + 0.5 + 0) / 4
+    assert (metric.ties, metric.n, metric.n_groups) == (2, 4, 3)
 
 
 def test_a_constant_scorer_is_at_one_half():
@@ -38,7 +38,8 @@ def test_a_constant_scorer_is_at_one_half():
 
 
 def test_bootstrap_draws_whole_groups():
-    # one group of 90 right rows, nine of one wrong row each: rows would give a narrow interval near .9
+    # One group of 90 right rows, nine groups of one wrong row: over rows the interval would be narrow near
+    # .9.
     values = np.array([1.0] * 90 + [0.0] * 9)
     groups = ["big"] * 90 + [f"g{i}" for i in range(9)]
     low, high = bootstrap_interval(values, groups)
@@ -67,11 +68,11 @@ def test_bootstrap_is_seeded_and_independent_of_row_order():
     assert first == pytest.approx(bootstrap_interval(values[::-1], groups[::-1]), abs=1e-12)
 
 
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+def test_bootstrap_has_about_its_nominal_coverage():
     rng = np.random.default_rng(4)
     groups, hits = np.repeat(np.arange(80), 4), 0
     for trial in range(200):
-        chance = np.clip(rng.normal(0.65, 0.2, 80), 0, 1)  # rows of a group belong together
+        chance = np.clip(rng.normal(0.65, 0.2, 80), 0, 1)  # rows of a group are correlated
         truth = 0.65
         low, high = bootstrap_interval(
             rng.random(320) < np.repeat(chance, 4), groups, resamples=500, seed=trial
@@ -130,14 +131,14 @@ def test_spearman_equals_scipy_with_ties():
     assert spearman([1, 2, 3], [1, 1, 1]) is None
 
 
-def test_length_bias_names_a_scorer_that_counts_characters():
+def test_length_bias_detects_a_scorer_that_counts_characters():
     rng = np.random.default_rng(7)
     a, b = rng.integers(20, 90, 300), rng.integers(20, 90, 300)
     bias = length_bias(a.astype(float), b.astype(float), a, b)
     assert bias["spearman"] == pytest.approx(1.0)
     assert bias["scorer_prefers_longer"] == 1.0
     assert bias["data_prefer_longer"] == pytest.approx((a > b)[a != b].mean())
-    # which of the two was chosen does not matter to the bias of the scorer
+    # The bias of the scorer does not depend on which title was chosen.
     swapped = length_bias(b.astype(float), a.astype(float), b, a)
     assert swapped["spearman"] == pytest.approx(bias["spearman"])
     assert swapped["scorer_prefers_longer"] == 1.0
@@ -145,7 +146,7 @@ def test_length_bias_names_a_scorer_that_counts_characters():
     assert same == {"spearman": None, "scorer_prefers_longer": None, "data_prefer_longer": None}
 
 
-def test_ranking_metrics_hold_every_figure_and_are_json():
+def test_ranking_metrics_contain_every_metric_and_are_json():
     c, r = pairs()
     found = ranking_metrics(
         c,
@@ -158,19 +159,19 @@ def test_ranking_metrics_hold_every_figure_and_are_json():
         *("pair_accuracy", "log_loss", "brier", "score_gap", "ece"),
         *("length_spearman", "scorer_prefers_longer", "data_prefer_longer"),
     }
-    for name, figure in found.items():
-        assert {"value", "low", "high", "n", "n_groups"} <= set(figure)
-        assert (figure["n"], figure["n_groups"]) == (200, 50)
-        assert ("ties" in figure) == (name == "pair_accuracy")
-        if figure["low"] is not None:
-            assert figure["low"] < figure["value"] < figure["high"]
+    for name, metric in found.items():
+        assert {"value", "low", "high", "n", "n_groups"} <= set(metric)
+        assert (metric["n"], metric["n_groups"]) == (200, 50)
+        assert ("ties" in metric) == (name == "pair_accuracy")
+        if metric["low"] is not None:
+            assert metric["low"] < metric["value"] < metric["high"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["score_gap"]["value"] == pytest.approx((c - r).mean())
     assert "length_spearman" not in ranking_metrics(c, r)
 
 
-def test_group_metrics_by_hand():
-    # a: best title on top; b: the worst on top; c: a lone title; d: two tied on top, one of them best
+def test_group_metrics_equal_a_manual_computation():
+    # a: best title on top; b: the worst on top; c: a single title; d: two tied on top, one of them best
     scores = [3.0, 2.0, 1.0, 9.0, 0.0, 5.0, 1.0, 1.0]
     gains = [0.3, 0.2, 0.1, 0.1, 0.4, 0.9, 0.2, 0.1]
     groups = ["a", "a", "a", "b", "b", "c", "d", "d"]
@@ -255,7 +256,7 @@ def test_values_that_are_all_one_have_the_interval_of_a_share():
     assert bootstrap_interval([0.5] * 6) == (0.5, 0.5)  # ties, all of them
 
 
-def test_every_interval_of_a_scorer_holds_its_value():
+def test_every_interval_of_a_scorer_contains_its_value():
     rng = np.random.default_rng(3)
     for _ in range(100):
         rows = int(rng.integers(2, 30))

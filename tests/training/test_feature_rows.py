@@ -1,4 +1,4 @@
-"""Rows of features give the losses of plain scores, whichever rows are asked for, and through any map."""
+"""Tests of rows of features: losses of any subset of rows, and after a linear map."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def rows_of(kind: str) -> tuple[FeatureRows, nn.Module]:
-    """Rows of a kind, and a head for them."""
+    """Return rows of a kind, and a head for them."""
     features, weight = numbers(12, WIDTH), torch.arange(12) % 3 / 2
     if kind in GROUP_LOSSES:
         return GroupRows(features[:11], SIZES, numbers(11, seed=3), GROUP_LOSSES[kind]), head_of(1)
     if kind.endswith("pairs"):
         chosen, rejected = features.chunk(2)
-        evidence = {"preference": torch.linspace(0.2, 1, 6)} if kind == "soft pairs" else {}
-        loss = PAIR_LOSSES["soft" if evidence else "bradley_terry"]
-        return PairRows(chosen, rejected, loss, evidence, weight[:6]), head_of(1)
+        signals = {"preference": torch.linspace(0.2, 1, 6)} if kind == "soft pairs" else {}
+        loss = PAIR_LOSSES["soft" if signals else "bradley_terry"]
+        return PairRows(chosen, rejected, loss, signals, weight[:6]), head_of(1)
     problem = MULTI if kind == "several labels" else SINGLE
     loss = resolve_text_loss(None, problem_type=problem, num_labels=3)
     labels = (numbers(12, 3, seed=5) > 0).float() if problem == MULTI else torch.arange(12) % 3
@@ -74,7 +74,7 @@ def test_the_loss_of_dev_is_the_mean_over_rows(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dev_is_measured_without_dropout_and_training_goes_on(kind) -> None:
+def test_evaluation_disables_dropout_and_restores_training_mode(kind) -> None:
     rows, linear = rows_of(kind)
     head = nn.Sequential(nn.Dropout(0.5), linear).train()
     assert rows.metrics(head) == rows.metrics(linear)
@@ -82,14 +82,14 @@ def test_dev_is_measured_without_dropout_and_training_goes_on(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_metric_that_picks_is_among_the_figures(kind) -> None:
+def test_the_best_metric_is_one_of_the_metrics(kind) -> None:
     rows, head = rows_of(kind)
     assert rows.best[0] in rows.metrics(head)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_map_of_features_is_a_map_of_weights(kind) -> None:
-    """Also to another width, and of features in bf16, which are mapped in fp32."""
+def test_mapped_features_equal_mapped_weights(kind) -> None:
+    """The map may change the width, and features in bf16 are mapped in fp32."""
     rows, _ = rows_of(kind)
     matrix, outputs = numbers(WIDTH, 9, seed=7), 1 if isinstance(rows, PairRows | GroupRows) else 3
     short, long = nn.Linear(9, outputs, bias=False), nn.Linear(WIDTH, outputs, bias=False)
@@ -121,15 +121,15 @@ def _upcast(linear: nn.Linear) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_features_of_are_all_of_them(kind) -> None:
+def test_features_of_returns_all_features(kind) -> None:
     rows, _ = rows_of(kind)
     wanted = numbers(12, WIDTH)[: 11 if kind in GROUP_LOSSES else 12]
     assert torch.equal(torch.cat([*rows.features_of()]), wanted)
 
 
 @pytest.mark.parametrize("kind", ["pairs", "soft pairs", *GROUP_LOSSES])
-def test_what_titles_of_a_row_share_is_no_contrast(kind) -> None:
-    """A constant added to both titles of a pair, or all of a group, changes no loss and no contrast."""
+def test_a_shift_shared_by_the_titles_of_a_row_is_not_in_the_contrasts(kind) -> None:
+    """A constant added to both titles of a pair, or all of a group, does not change losses and contrasts."""
     rows: Any
     rows, head = rows_of(kind)
     if isinstance(rows, PairRows):
@@ -203,7 +203,7 @@ def test_pairs_are_read_from_a_data_set(tokenizer) -> None:
     torch.testing.assert_close(rows.losses(head, slice(None)), wanted, rtol=0, atol=1e-6)
 
 
-def test_an_option_that_is_a_column_is_the_same_for_all_rows(tokenizer) -> None:
+def test_an_option_with_the_name_of_a_column_applies_to_all_rows(tokenizer) -> None:
     features, loss = numbers(6, WIDTH), PAIR_LOSSES["margin_ranking"]
     by_option = PairRows.of_table(features, pair_table(tokenizer), loss=loss, options={"margin": 2.0})
     by_column = PairRows.of_table(features, pair_table(tokenizer, margin=2.0), loss=loss)

@@ -1,4 +1,4 @@
-"""Heads on features: every loss, the state that goes back unchanged, and the frozen loop's own weights."""
+"""Tests of heads on features: every loss, the returned state, and the weights of the frozen trainer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUICK = HeadTraining(epochs=4, batch_size=8, learning_rate=2e-2)
 
 
 def texts(count: int, problem: str = SINGLE, **changes: Any) -> list[TextExample]:
-    """Texts whose adjective is their label."""
+    """Return texts whose adjective is their label."""
     targets: dict[str, Any] = {
         SINGLE: lambda i: i % 3,
         MULTI: lambda i: tuple(sorted({i % 3, (i // 3) % 3})),
@@ -49,7 +49,7 @@ def texts(count: int, problem: str = SINGLE, **changes: Any) -> list[TextExample
 
 
 def prepared(base: str, tokenizer: Any, problem: str, loss: str | None, count: int = 36, **head: Any) -> Any:
-    """A model, its rows of features, and the token ids."""
+    """Return a model, its rows of features, and the token ids."""
     changes = {name: head.pop(name) for name in ("weight", "soft") if name in head}
     torch.manual_seed(2)
     model = build(base, task="pooled_classifier", num_labels=LABELS[problem], problem_type=problem, **head)
@@ -71,13 +71,13 @@ def prepared(base: str, tokenizer: Any, problem: str, loss: str | None, count: i
 @pytest.mark.parametrize(
     ("problem", "loss", "head"),
     [
-        # Every loss with a head daily, the other heads where there is time.
+        # Every loss with one head; the other heads are slow tests.
         pytest.param(*case, head, marks=[] if place % len(HEADS) == other else pytest.mark.slow)
         for place, case in enumerate(LOSSES)
         for other, head in enumerate(HEADS)
     ],
 )
-def test_every_loss_learns_and_its_head_goes_back_unchanged(bases, tokenizer, problem, loss, head) -> None:
+def test_every_loss_learns_and_the_model_loads_its_head(bases, tokenizer, problem, loss, head) -> None:
     model, rows, _, ids = prepared(bases["qwen2"], tokenizer, problem, loss, pooling="mean", **HEADS[head])
     fitted = fit_head(fresh_head(model, model.config), rows, dev=rows, settings=QUICK, seed=1)
     losses = [entry["loss"] for entry in fitted.history if "loss" in entry]
@@ -120,8 +120,8 @@ def test_every_pair_loss_learns_titles(bases, tokenizer, loss) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "weighted soft mlp"])
-def test_it_ends_where_the_frozen_loop_ends(bases, tokenizer, tmp_path, kind) -> None:
-    """The same rows in the same order, over features and over tokens: the same head."""
+def test_the_result_equals_that_of_the_frozen_trainer(bases, tokenizer, tmp_path, kind) -> None:
+    """The same rows in the same order give the same head from features and from tokens."""
     head = {} if kind == "plain" else {"head": "mlp", "head_sizes": [16]}
     more = {} if kind == "plain" else {"weight": [1.0, 0.5], "soft": [(0.8, 0.1, 0.1), None]}
     model, rows, table, _ = prepared(bases["qwen2"], tokenizer, SINGLE, None, 20, **head, **more)
@@ -162,7 +162,7 @@ def test_it_ends_where_the_frozen_loop_ends(bases, tokenizer, tmp_path, kind) ->
         assert float((tensor - found[name]).abs().max()) <= 1e-5
 
 
-def test_a_fresh_head_is_drawn_as_the_model_draws_it(bases) -> None:
+def test_a_fresh_head_is_initialised_like_that_of_the_model(bases) -> None:
     model = build(bases["llama"], task="pooled_classifier", num_labels=5, problem_type="ordinal")
     torch.manual_seed(4)
     head = fresh_head(model, model.config)
@@ -171,7 +171,7 @@ def test_a_fresh_head_is_drawn_as_the_model_draws_it(bases) -> None:
     assert 0.05 < float(head.latent.weight.detach().std()) < 0.2
 
 
-def test_seeds_give_equal_heads_and_other_seeds_others(bases, tokenizer) -> None:
+def test_equal_seeds_give_equal_heads_and_other_seeds_do_not(bases, tokenizer) -> None:
     model, rows, _, _ = prepared(bases["qwen2"], tokenizer, SINGLE, None, **HEADS["mlp"])
 
     def fit(seed: int) -> torch.Tensor:
@@ -205,7 +205,7 @@ def test_rows_that_cannot_be_trained_raise_errors(bases, tokenizer) -> None:
         head_config(model.config, head_sizes=[0])
 
 
-def test_a_config_gets_another_head(bases) -> None:
+def test_head_config_replaces_pooling_and_head(bases) -> None:
     config = build(bases["qwen2"], task="pooled_classifier", num_labels=2).config
     other = head_config(config, pooling="max", head_sizes=[8, 4])
     assert (other.pooling, other.head, other.head_sizes) == ("max", "mlp", [8, 4])

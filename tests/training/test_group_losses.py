@@ -1,4 +1,4 @@
-"""Listwise losses against enumeration and pair losses; invariances, limits and refusals."""
+"""Tests of group losses against enumeration and pair losses, and of invariances, limits and errors."""
 
 import itertools
 import math
@@ -64,7 +64,7 @@ def test_two_titles_give_bradley_terry(name):
 
 
 @pytest.mark.parametrize("name", GROUP_LOSSES)
-def test_order_of_titles_and_shift_of_a_group_change_nothing(name):
+def test_the_loss_does_not_depend_on_the_order_of_titles_or_a_shift_of_a_group(name):
     scores, gains = batch(2)
     gains[2:4] = 1.0  # a tie inside the second group
     function = GROUP_LOSSES[name].function
@@ -73,7 +73,7 @@ def test_order_of_titles_and_shift_of_a_group_change_nothing(name):
     torch.testing.assert_close(function(scores[order], sizes=SIZES, gains=gains[order]), before)
     shift = torch.repeat_interleave(torch.tensor([5.0, -7.0, 100.0, 0.0]).double(), torch.tensor(SIZES))
     torch.testing.assert_close(function(scores + shift, sizes=SIZES, gains=gains), before)
-    # only the order of the gains counts
+    # The loss depends only on the order of the gains.
     torch.testing.assert_close(function(scores, sizes=SIZES, gains=gains.exp()), before)
 
 
@@ -106,7 +106,7 @@ def test_a_nan_gives_a_nan_group_loss(name, where):
 
 
 @pytest.mark.parametrize("name", GROUP_LOSSES)
-def test_groups_of_equal_gains_pull_scores_together(name):
+def test_groups_of_equal_gains_have_their_minimum_at_equal_scores(name):
     scores = torch.tensor([1.0, 0.0, -1.0], requires_grad=True)
     GROUP_LOSSES[name].function(scores, sizes=[3], gains=torch.zeros(3)).sum().backward()
     assert scores.grad[0] > 0 > scores.grad[2]

@@ -1,4 +1,4 @@
-"""Check 16, packed = padded: 20 steps give the losses, gradient norms and weights of padded batches."""
+"""Test that 20 packed steps give the losses, gradient norms and weights of padded batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TITLES = [
 
 
 def data_of(kind: str, *, base: str, config: Any) -> tuple[Any, Any]:
-    """A data set of ragged rows that begin alike, and its tokenizer."""
+    """Return a data set of rows with a shared prefix, and its tokenizer."""
     tokenizer = load_tokenizer(base)
     prompts = [f"An article of many words about {noun}, written for those who know of it." for noun in NOUNS]
     if kind == "texts":
@@ -74,7 +74,9 @@ def run_of(kind: str, model: Any, *, data: Any, tokenizer: Any, folder: Path, lo
         "lr_scheduler_type": "constant",
         "dataloader_pin_memory": False,
     }
-    adapter = adapter_config(model, r=4, dropout=0.0) if lora else None  # draws hang on the shape of a batch
+    adapter = (
+        adapter_config(model, r=4, dropout=0.0) if lora else None
+    )  # random draws depend on the shape of a batch
     known = {"train_dataset": data, "processing_class": tokenizer, "peft_config": adapter}
     if kind == "texts":
         trainer: Any = ClassifierTrainer(model, args=TrainingArguments(str(folder), **options), **known)
@@ -112,7 +114,7 @@ ALL = [
     ("kind", "family", "lora"),
     [*DEFAULT, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in DEFAULT)],
 )
-def test_twenty_steps_are_those_of_padded_batches(
+def test_twenty_steps_equal_those_of_padded_batches(
     bases: dict[str, str], tmp_path: Path, kind: str, family: str, lora: bool
 ) -> None:
     torch.manual_seed(0)

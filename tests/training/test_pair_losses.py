@@ -1,4 +1,4 @@
-"""Pair losses against naive float64 formulas, torch and trl; their tables, limits and refusals."""
+"""Tests of pair losses against naive float64 formulas, torch and trl, and of limits and errors."""
 
 import math
 
@@ -33,7 +33,7 @@ def inputs_of(name: str, dtype: torch.dtype = torch.float64) -> dict[str, torch.
 
 
 def naive(name: str, c: float, r: float, m: float, p: float, nu: float = 0.5) -> float:
-    """The formulas as the papers print them, on Python floats."""
+    """Compute the formulas of the papers with Python floats."""
     ec, er = math.exp(c), math.exp(r)
     if name == "bradley_terry":
         return -math.log(ec / (ec + er))
@@ -75,7 +75,7 @@ def test_gradient_matches_finite_differences(name):
 
 
 @pytest.mark.parametrize("name", PAIR_LOSSES)
-def test_shift_of_all_scores_changes_nothing(name):
+def test_the_loss_does_not_depend_on_a_shift_of_all_scores(name):
     c, r = scores(3)
     before = PAIR_LOSSES[name](c, r, **inputs_of(name))
     torch.testing.assert_close(PAIR_LOSSES[name](c + 100, r + 100, **inputs_of(name)), before)
@@ -111,7 +111,7 @@ def test_close_pairs_at_score_eight_do_not_tie_in_fp32():
     high = low + 0.04
     assert int((high == low).sum()) == 0
     assert int((pair_losses.bradley_terry(high, low) >= math.log(2)).sum()) == 0
-    # what a bf16 head would have done to the same pairs
+    # With bf16 scores the same pairs would tie.
     tied = (high.bfloat16() == low.bfloat16()).float().mean().item()
     assert 0.2 < tied < 0.6
 
@@ -136,7 +136,7 @@ def test_margin_zero_has_no_gradient_once_ordered_and_no_loss_for_a_constant_sco
     assert pair_losses.margin_ranking(torch.full((3,), 2.0), torch.full((3,), 2.0)).sum() == 0
 
 
-def test_bradley_terry_and_centring_equal_the_lines_of_trl():
+def test_bradley_terry_and_centring_equal_trl():
     c, r = scores(6, torch.float32)
     margin = columns(torch.float32)["margin"]
     # trl/trainer/reward_trainer.py, compute_loss

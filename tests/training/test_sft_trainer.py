@@ -1,4 +1,4 @@
-"""The trainer of label writers: what trl's own collator makes of long rows."""
+"""Tests of the trainer of generative classifiers, with long rows in trl's collator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make(tokenizer: Any, **options: Any) -> AnswerPrompts:
     return AnswerPrompts(tokenizer, LABELS, model_type="qwen2", max_length=LIMIT, **options)
 
 
-def test_no_row_loses_its_answer_on_the_way_into_a_batch(bases: dict[str, str], tmp_path: Path) -> None:
+def test_truncated_rows_keep_their_answer_in_a_batch(bases: dict[str, str], tmp_path: Path) -> None:
     tokenizer = load_tokenizer(bases["qwen2"])
     prompts = make(tokenizer, instruction="Which is it?\n")
     texts = [TextExample(text="word " * (1 + 30 * n), target=n % 2) for n in range(8)]
@@ -64,9 +64,9 @@ def test_one_error_names_all_rows_with_too_many_candidates(bases: dict[str, str]
         TextExample(text="A match", target=0, candidates=row_candidates, source=f"train.jsonl:{line}")
         for line, row_candidates in enumerate(candidates, start=1)
     ]
-    with pytest.raises(TaskHeadsError) as refused:
+    with pytest.raises(TaskHeadsError) as caught:
         answer_dataset(texts, prompts=prompts)
-    assert [problem.where for problem in refused.value.problems] == [
+    assert [problem.where for problem in caught.value.problems] == [
         "train.jsonl:2: max_length",
         "train.jsonl:4: max_length",
     ]

@@ -1,4 +1,4 @@
-"""Losses of classifiers beside torch's own, at extreme logits, and what is refused before training."""
+"""Tests of classification losses against torch, at extreme logits, and of errors before training."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def batch(rows: int = 16, labels: int = 4, *, scale: float = 3.0) -> tuple[torch
     return logits, ids, several, soft / soft.sum(1, keepdim=True)
 
 
-# --- beside torch ---
+# --- comparison with torch ---
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [None, (0.5, 2.0, 1.0, 3.0)])
 @pytest.mark.parametrize("is_soft", [False, True])
-def test_cross_entropy_is_torchs(smoothing, weights, is_soft):
+def test_cross_entropy_equals_torch(smoothing, weights, is_soft):
     logits, ids, _, soft = batch()
     weight = None if weights is None else torch.tensor(weights)
     found = cross_entropy(
@@ -65,7 +65,7 @@ def test_cross_entropy_is_torchs(smoothing, weights, is_soft):
     torch.testing.assert_close(found.sum(), whole)
 
 
-def test_bce_is_torchs():
+def test_bce_equals_torch():
     logits, _, several, _ = batch()
     weight = torch.tensor([0.5, 2.0, 1.0, 3.0])
     wanted = F.binary_cross_entropy_with_logits(logits, several, pos_weight=weight)
@@ -75,16 +75,16 @@ def test_bce_is_torchs():
 
 
 @pytest.mark.parametrize(("loss", "wanted"), [(mse, F.mse_loss), (mae, F.l1_loss), (huber, F.huber_loss)])
-def test_regression_is_torchs(loss, wanted):
+def test_regression_losses_equal_torch(loss, wanted):
     logits, _, several, _ = batch()
     torch.testing.assert_close(loss(logits, several).mean(), wanted(logits, several))
-    one = loss(logits[:, :1], several[:, 0])  # one score may come as (B,)
+    one = loss(logits[:, :1], several[:, 0])  # one value may have shape (B,)
     assert one.shape == (16,)
     torch.testing.assert_close(one.mean(), wanted(logits[:, 0], several[:, 0]))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
-def test_focal_by_the_formula_of_the_paper(gamma):
+def test_focal_equals_the_formula_of_the_paper(gamma):
     logits, ids, several, _ = batch(scale=1.0)
     weight = torch.tensor([0.5, 2.0, 1.0, 3.0])
     q = logits.softmax(1)[torch.arange(16), ids]
@@ -97,14 +97,14 @@ def test_focal_by_the_formula_of_the_paper(gamma):
     )
 
 
-def test_focal_without_gamma_is_the_plain_loss():
+def test_focal_with_gamma_zero_equals_cross_entropy():
     logits, ids, several, _ = batch()
     torch.testing.assert_close(focal(logits, ids, gamma=0.0), cross_entropy(logits, ids))
     torch.testing.assert_close(focal_binary(logits, several, gamma=0.0), bce(logits, several))
 
 
-def test_logit_adjustment_by_the_formula_of_the_paper():
-    """Menon et al., equation 10: -log of e^(f_y + τ log π_y) over the sum of all of them."""
+def test_logit_adjustment_equals_the_formula_of_the_paper():
+    """Compare with Menon et al., equation 10: -log of e^(f_y + τ log π_y) over the sum of all of them."""
     logits, ids, _, _ = batch()
     counts, tau = torch.tensor(COUNTS), 1.5
     prior = counts / counts.sum()
@@ -117,7 +117,7 @@ def test_logit_adjustment_by_the_formula_of_the_paper():
 
 
 def test_logit_adjustment_finds_the_balanced_prediction():
-    """Without any text to go by, its minimum is at equal logits, where cross-entropy's is the prior."""
+    """Without informative text the minimum is at equal logits; that of cross-entropy is the prior."""
     labels = torch.repeat_interleave(torch.arange(4), torch.tensor(COUNTS))
     for counts, wanted in ((torch.tensor(COUNTS), [0.25] * 4), (torch.ones(4), [0.5, 0.3, 0.15, 0.05])):
         logits = torch.zeros(4, requires_grad=True)
@@ -199,7 +199,7 @@ def test_loss_and_gradient_are_finite_and_fp32(problem, loss, size, dtype):
 
 @pytest.mark.parametrize(("problem", "loss"), every_loss())
 def test_any_split_gives_the_gradient_of_the_whole(problem, loss):
-    """What the mean over the weights of a batch, torch's own, would not."""
+    """torch's mean over the weights of a batch would give another gradient."""
     values, ids, several, _ = batch()
     targets = ids if problem in (SINGLE, ORDER) else several
     gradients = []
@@ -213,7 +213,7 @@ def test_any_split_gives_the_gradient_of_the_whole(problem, loss):
 
 
 @pytest.mark.parametrize(("problem", "loss"), every_loss())
-def test_a_nan_stays_one(problem, loss):
+def test_a_nan_gives_a_nan_loss(problem, loss):
     logits, ids, several, _ = batch()
     logits[3, 1] = math.nan
     losses = loss(logits, ids if problem in (SINGLE, ORDER) else several)
@@ -221,7 +221,7 @@ def test_a_nan_stays_one(problem, loss):
 
 
 @pytest.mark.parametrize(("problem", "loss"), every_loss())
-def test_shapes_that_would_broadcast_are_refused(problem, loss):
+def test_shapes_that_would_broadcast_raise_errors(problem, loss):
     logits, ids, several, _ = batch()
     wrong = ids[:, None] if problem in (SINGLE, ORDER) else several[:, 0]
     with pytest.raises(TaskHeadsError, match="loss input 'labels': found logits"):
@@ -234,7 +234,7 @@ def test_shapes_that_would_broadcast_are_refused(problem, loss):
 # --- weights from counts ---
 
 
-def test_balanced_weights_are_scikit_learns():
+def test_balanced_weights_equal_scikit_learn():
     from sklearn.utils.class_weight import compute_class_weight
 
     labels = np.repeat(np.arange(4), COUNTS)
@@ -260,7 +260,7 @@ def test_class_weights_have_the_mean_one_over_the_training_rows(given):
     assert float((weights * torch.tensor(COUNTS)).sum() / 100) == pytest.approx(1.0, abs=1e-6)
     logits, _, _, _ = batch(rows=100)
     labels = torch.repeat_interleave(torch.arange(4), torch.tensor(COUNTS))
-    # over the whole training set it is torch's own mean
+    # Over the whole training set it equals torch's mean.
     torch.testing.assert_close(loss(logits, labels).mean(), F.cross_entropy(logits, labels, weight=weights))
 
 
@@ -291,7 +291,7 @@ def test_labels_without_a_row_are_named():
     assert resolve_text_loss(None, problem_type=SINGLE, num_labels=3, class_counts=[5, 0, 5]).messages == ()
 
 
-def test_counts():
+def test_labels_are_counted_and_invalid_ids_raise_an_error():
     assert count_labels([0, 2, 2, 1], problem_type=SINGLE, num_labels=4) == [1, 1, 2, 0]
     several = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
     assert count_labels(several, problem_type=MULTI, num_labels=2) == [2, 1]

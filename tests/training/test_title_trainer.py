@@ -1,6 +1,6 @@
-"""`TitleTrainer` beside trl's own trainer, every loss on data that can be learned, and check 15 by its rows.
+"""Tests of `TitleTrainer`: comparison with trl's trainer, every loss on separable data, and errors.
 
-All on a random two-layer Qwen2 and real data sets of the package; no trainer is replaced.
+They use a random two-layer Qwen2 and real data sets of the package. No trainer is mocked.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def fresh(bases) -> Any:
 
 
 def pairs(count: int, **signals: Any) -> list[PairExample]:
-    """Separable pairs: the chosen title praises, the rejected one is lengthy."""
+    """Return separable pairs: the chosen title is positive, the rejected one is long."""
     return [
         PairExample(
             chosen=f"Ten good ways to {NOUNS[i % 12]} {i}",
@@ -167,7 +167,7 @@ SIGNALS = {
 
 
 @pytest.mark.parametrize("loss", [*PAIR_LOSSES, *GROUP_LOSSES])
-def test_every_loss_learns_what_can_be_learned(fresh, chat, tmp_path, loss):
+def test_every_loss_learns_separable_titles(fresh, chat, tmp_path, loss):
     signals = SIGNALS.get(loss, {})
     train = groups(24) if loss in GROUP_LOSSES else pairs(24, **signals)
     dev = pairs(9, **signals)
@@ -185,9 +185,9 @@ def test_every_loss_learns_what_can_be_learned(fresh, chat, tmp_path, loss):
     trainer.train()
     losses = logged(trainer)
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4]), losses
-    figures = trainer.evaluate()
-    assert figures["eval_accuracy"] >= 8 / 9
-    assert math.isfinite(figures["eval_loss"])
+    metrics = trainer.evaluate()
+    assert metrics["eval_accuracy"] >= 8 / 9
+    assert math.isfinite(metrics["eval_loss"])
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_every_loss_learns_what_can_be_learned(fresh, chat, tmp_path, loss):
         ),
     ],
 )
-def test_evidence_of_each_row_reaches_the_loss(fresh, chat, tmp_path, loss, signals, formula):
+def test_signals_of_each_row_reach_the_loss(fresh, chat, tmp_path, loss, signals, formula):
     train = pairs(6, **signals)
     model = fresh()
     trainer = trainer_for(
@@ -226,10 +226,10 @@ def test_evidence_of_each_row_reaches_the_loss(fresh, chat, tmp_path, loss, sign
     assert logged(trainer)[0] == pytest.approx(wanted, abs=1e-6)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(wanted, abs=1e-6)
     without = formula(*scores.chunk(2), torch.zeros(6)).mean().item()
-    assert abs(without - wanted) > 1e-3  # a column that is lost on the way would be seen
+    assert abs(without - wanted) > 1e-3  # a missing column would give another value
 
 
-def test_margin_ranking_is_torchs_formula(fresh, chat, tmp_path):
+def test_margin_ranking_equals_torchs_formula(fresh, chat, tmp_path):
     model = fresh()
     trainer = trainer_for(
         model,
@@ -250,7 +250,7 @@ def test_margin_ranking_is_torchs_formula(fresh, chat, tmp_path):
     assert logged(trainer)[0] == pytest.approx(wanted.item(), abs=1e-7)
 
 
-def test_long_rows_are_cut_and_none_is_dropped(fresh, chat, tmp_path):
+def test_long_rows_are_truncated_and_not_dropped(fresh, chat, tmp_path):
     rows = pairs(10)
     rows[3] = PairExample(chosen="long " * 500, rejected="a short one", source="train.jsonl:4")
     seen: list[int] = []
@@ -275,19 +275,19 @@ def test_long_rows_are_cut_and_none_is_dropped(fresh, chat, tmp_path):
     assert sorted(seen) == list(range(10))
 
 
-def test_dev_accuracy_is_exact_over_a_ragged_last_batch(fresh, chat, tmp_path):
+def test_dev_accuracy_is_exact_with_an_incomplete_last_batch(fresh, chat, tmp_path):
     trainer = trainer_for(
         fresh(), tmp_path, chat=chat, train=pairs(24), max_steps=24, learning_rate=3e-3, dev=pairs(9)
     )
     trainer.train()
     assert trainer.evaluate()["eval_accuracy"] == 1.0
-    # the ninth pair is turned round: 8 of 9, where the mean over batches of 4 would say 2 of 3
+    # The ninth pair is reversed: 8 of 9 are right, and the mean over batches of 4 would be 2 of 3.
     dev = pairs(9)
     dev[8] = PairExample(chosen=dev[8].rejected, rejected=dev[8].chosen, source=dev[8].source)
     for batch in (1, 4, 9, 16):
         trainer.args.per_device_eval_batch_size = batch
-        figures = trainer.evaluate(pair_dataset(dev, tokenizer=chat, max_length=32)[0])
-        assert figures["eval_accuracy"] == pytest.approx(8 / 9, abs=1e-12), batch
+        metrics = trainer.evaluate(pair_dataset(dev, tokenizer=chat, max_length=32)[0])
+        assert metrics["eval_accuracy"] == pytest.approx(8 / 9, abs=1e-12), batch
 
 
 def test_equal_scores_count_half(fresh, chat, tmp_path):
@@ -320,7 +320,7 @@ def test_accumulated_batches_give_the_same_run(fresh, chat, tmp_path, batch, acc
 
 
 def test_train_accuracy_counts_every_row_of_an_epochs_last_update(fresh, chat, tmp_path):
-    """Accelerate's `gather_for_metrics` would cut each accumulated batch to the size of the last one."""
+    """Accelerate's `gather_for_metrics` would truncate each accumulated batch to the size of the last one."""
     trainer = trainer_for(
         fresh(),
         tmp_path,
@@ -334,13 +334,13 @@ def test_train_accuracy_counts_every_row_of_an_epochs_last_update(fresh, chat, t
     )
     trainer.train()
     trainer.args.per_device_eval_batch_size = 9
-    figures = trainer.evaluate(trainer.train_dataset)
-    assert logged(trainer, "margin")[0] == pytest.approx(figures["eval_margin"], abs=1e-5)
+    metrics = trainer.evaluate(trainer.train_dataset)
+    assert logged(trainer, "margin")[0] == pytest.approx(metrics["eval_margin"], abs=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["bradley_terry", "plackett_luce"])
-def test_batches_of_like_cost_take_every_row_once(fresh, chat, tmp_path, loss):
-    """transformers' own sampler; its batches differ in rows, and an update is the mean over all of them."""
+def test_batches_of_similar_cost_contain_every_row_once(fresh, chat, tmp_path, loss):
+    """Batches of transformers' sampler differ in size, and an update is the mean over all of its rows."""
     rows = (
         groups(16)
         if loss in GROUP_LOSSES
@@ -376,7 +376,7 @@ def test_batches_of_like_cost_take_every_row_once(fresh, chat, tmp_path, loss):
         processing_class=chat,
     )
     whole.train()
-    # Two updates of eight rows each: their mean is that of all sixteen.
+    # The mean of two updates of eight rows each equals that of all sixteen.
     assert sum(logged(trainer)) / 2 == pytest.approx(logged(whole)[0], abs=1e-5)
 
 
@@ -397,7 +397,7 @@ def test_an_option_that_the_loss_does_not_take_raises_an_error_before_training(f
             trainer_for(fresh(), tmp_path, chat=chat, train=train, loss=loss, loss_options=options)
 
 
-def test_a_scalar_margin_is_the_margin_of_every_row(fresh, chat, tmp_path):
+def test_a_scalar_margin_applies_to_every_row(fresh, chat, tmp_path):
     first = []
     for train, options in ((pairs(4), {"margin": 0.7}), (pairs(4, margin=(0.7,)), {})):
         trainer = trainer_for(
@@ -436,7 +436,7 @@ def test_centring_with_a_group_loss_raises_an_error(fresh, chat, tmp_path):
         )
 
 
-def test_groups_without_order_leave_no_nan_in_the_figures(fresh, chat, tmp_path):
+def test_groups_without_order_give_no_nan_metric(fresh, chat, tmp_path):
     rows = groups(6)
     rows[:2] = [replace(group, clicks=(5,) * len(group.titles)) for group in rows[:2]]
     trainer = trainer_for(
@@ -454,7 +454,7 @@ def test_groups_without_order_leave_no_nan_in_the_figures(fresh, chat, tmp_path)
     for name in ("accuracy", "margin"):
         (value,) = logged(trainer, name)
         assert math.isfinite(value), name
-    # all three logged alone: a step without any ordered pair has no accuracy to tell
+    # All three steps are logged separately: a step without ordered pairs has no accuracy.
     trainer = trainer_for(
         fresh(),
         tmp_path / "b",
@@ -470,7 +470,7 @@ def test_groups_without_order_leave_no_nan_in_the_figures(fresh, chat, tmp_path)
     assert len(logged(trainer, "accuracy")) == 1
 
 
-def test_a_title_that_was_never_shown_has_no_gain(chat):
+def test_a_title_without_impressions_raises_an_error(chat):
     rows = [replace(group, impressions=(0, *group.impressions[1:])) for group in groups(2)]
     with pytest.raises(TaskHeadsError, match="0 impressions") as caught:
         group_dataset(rows, tokenizer=chat, max_length=32)
@@ -478,7 +478,7 @@ def test_a_title_that_was_never_shown_has_no_gain(chat):
 
 
 class Weights(TrainerCallback):
-    """Keeps the weights after each step."""
+    """Callback that stores the weights after each step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -489,7 +489,7 @@ class Weights(TrainerCallback):
 
 @pytest.mark.parametrize("step", [1, 7, 20])
 @pytest.mark.parametrize("column", ["margin", "weight"])
-def test_a_nan_stops_at_its_step_and_names_the_row(fresh, chat, tmp_path, step, column):
+def test_a_nan_stops_the_run_at_its_step_and_names_the_row(fresh, chat, tmp_path, step, column):
     rows = pairs(42, **{column: (0.5,)})
     guilty = (step - 1) * 2 + 1  # the second row of the step's batch of two
     broken = PairExample(**{**vars(rows[guilty]), column: math.nan})
@@ -527,7 +527,7 @@ def test_a_nan_in_dev_names_the_row_of_dev(fresh, chat, tmp_path):
         trainer.evaluate()
 
 
-def test_a_nan_gain_of_a_group_names_its_test(fresh, chat, tmp_path):
+def test_a_nan_gain_of_a_group_names_its_row(fresh, chat, tmp_path):
     dataset, _ = group_dataset(groups(4), tokenizer=chat, max_length=32)
     gains = dataset["gains"]
     rows = [list(row) for row in gains]
@@ -546,7 +546,7 @@ def test_a_nan_gain_of_a_group_names_its_test(fresh, chat, tmp_path):
 
 
 @pytest.mark.parametrize("head_only", [False, True])
-def test_an_adapter_trains_its_head_and_nothing_of_the_base(fresh, chat, tmp_path, head_only):
+def test_an_adapter_run_trains_the_head_and_not_the_base(fresh, chat, tmp_path, head_only):
     model = fresh()
     config = adapter_config(model, r=2, head_only=head_only)
     trainer = trainer_for(model, tmp_path, chat=chat, train=pairs(8), peft_config=config, max_steps=3)
@@ -574,7 +574,7 @@ def test_no_stock_card_is_written(fresh, chat, tmp_path):
     assert not list(tmp_path.rglob("README.md"))
 
 
-def test_the_collator_keeps_order_and_pads_to_the_right(chat):
+def test_the_collator_keeps_the_order_and_pads_right(chat):
     rows = pairs(5, margin=(0.1, 0.2), weight=(2.0, 1.0))
     dataset, _ = pair_dataset(rows, tokenizer=chat, max_length=32)
     assert set(dataset.column_names) == {"chosen_ids", "rejected_ids", "row", "length", "margin", "weight"}
@@ -590,13 +590,13 @@ def test_the_collator_keeps_order_and_pads_to_the_right(chat):
     assert batch["weight"].tolist() == [2.0, 2.0, 2.0]
 
 
-def test_evidence_that_only_some_rows_have_is_left_out(chat):
+def test_signals_that_only_some_rows_have_are_dropped(chat):
     rows = [*pairs(2, margin=(0.5,)), *pairs(1)]
     dataset, _ = pair_dataset(rows, tokenizer=chat, max_length=32)
     assert set(dataset.column_names) == {"chosen_ids", "rejected_ids", "row", "length"}
 
 
-def test_groups_stay_together(chat):
+def test_the_collator_does_not_split_groups(chat):
     dataset, report = group_dataset(groups(5), tokenizer=chat, max_length=32)
     assert report.pairs == 5
     batch = TitleCollator(chat.pad_token_id)([dataset[i] for i in (3, 0)])
@@ -610,7 +610,7 @@ def test_groups_stay_together(chat):
 
 @pytest.mark.parametrize("batch", [2, 4, 9])
 def test_dev_loss_is_the_mean_over_all_pairs(fresh, chat, tmp_path, batch):
-    """trl's is the mean over the first half of them: it takes 2B rows of a batch for its size."""
+    """trl's loss is the mean over the first half, because it takes the 2B rows of a batch for its size."""
     dev = pairs(9)
     model = fresh()
     trainer = trainer_for(
