@@ -1,14 +1,15 @@
-"""How good the classification recipe is: against the stock class, and what each lever is worth.
+"""Benchmark of the classification recipe: comparison with the stock class, and the gain of each option.
 
     python recipes/pretrain_backbone.py --config recipes/configs/pretrain_chinese.yaml --data_dir DATA
     python benchmarks/classification.py --seeds 0 1 2 --jobs 2
 
-Rows of "ours" are `recipes/classify.py` run as users run it; rows of "stock" are transformers'
+Rows of "ours" run `recipes/classify.py` with its command line. Rows of "stock" run transformers'
 `AutoModelForSequenceClassification` and `Trainer` on the same rows, with the same backbone, steps, learning
-rate, batch and seed; the stock tokenizer adds nothing, as Qwen's does. Nothing is picked on dev, and test is
-looked at once per run. Intervals resample the rows of the test set; differences are paired by row, seeds
-averaged. Every run is kept under `--output_dir` as soon as it ends, and not repeated. The backbones are tiny:
-the figures compare ways of training, they say nothing about what a pretrained Qwen can do.
+rate, batch and seed. The stock tokenizer adds no special tokens, as Qwen's tokenizer does not. Nothing is
+selected on dev, and test is evaluated once per run. Intervals resample the rows of the test set; differences
+are paired by row and averaged over seeds. Every finished run is kept under `--output_dir` and not repeated.
+The backbones are tiny: the results compare training methods and do not show the accuracy of a pretrained
+Qwen.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Set:
-    """A data set and settings that fit two cores; both sides of a comparison have the same."""
+class DatasetSpec:
+    """A data set and settings for two cores; both sides of a comparison use the same settings."""
 
     language: str
     metric: str
@@ -45,42 +46,45 @@ class Set:
     batch: int = 32
 
     def options(self) -> list[str]:
-        """The settings as words of the recipe's command line, the length apart."""
+        """Return the settings as arguments of the recipe's command line, without the length."""
         return [
             *("--max_samples", str(self.max_samples), "--num_train_epochs", str(self.epochs)),
             *("--learning_rate", str(self.learning_rate), "--per_device_train_batch_size", str(self.batch)),
             *("--per_device_eval_batch_size", "64", "--lr_scheduler_type", "linear", "--warmup_steps", "0.1"),
             *("--weight_decay", "0.01", "--use_cpu", "true", "--disable_tqdm", "true"),
-            # No checkpoint is picked: dev sets of 10,000 rows would cost more than the training.
+            # No checkpoint is selected: evaluation on dev sets of 10,000 rows would take longer than
+            # training.
             *("--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"),
         ]
 
 
-SETS = {
-    "thucnews-titles": Set("zh", "accuracy", 64, 3, max_samples=3000),
-    "longnews-7": Set("zh", "accuracy", 256, 3, max_samples=300, batch=8),
-    "banking77": Set("en", "accuracy", 64, 4),
-    "goemotions": Set("en", "micro_f1", 64, 4, max_samples=6000, batch=16),  # fewer updates teach to say none
-    "stsb": Set("en", "spearman", 128, 3),
-    "n24news-abstract": Set("en", "accuracy", 96, 4),
-    "fewclue-tnews": Set("zh", "accuracy", 128, 8, batch=16),
+DATASETS = {
+    "thucnews-titles": DatasetSpec("zh", "accuracy", 64, 3, max_samples=3000),
+    "longnews-7": DatasetSpec("zh", "accuracy", 256, 3, max_samples=300, batch=8),
+    "banking77": DatasetSpec("en", "accuracy", 64, 4),
+    "goemotions": DatasetSpec(
+        "en", "micro_f1", 64, 4, max_samples=6000, batch=16
+    ),  # with fewer updates no label is predicted
+    "stsb": DatasetSpec("en", "spearman", 128, 3),
+    "n24news-abstract": DatasetSpec("en", "accuracy", 96, 4),
+    "fewclue-tnews": DatasetSpec("zh", "accuracy", 128, 8, batch=16),
 }
-VERSUS = tuple(name for name in SETS if name != "fewclue-tnews")
+VERSUS = tuple(name for name in DATASETS if name != "fewclue-tnews")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to train on one set, in one of the tables."""
+    """One training method on one data set, in one of the tables."""
 
     table: str
     data: str
     name: str
     options: tuple[str, ...] = ()
-    source: str = ""  # of the training rows, where it is not the set's own
+    source: str = ""  # file of the training rows, if not the data set's own
 
 
 def all_rows() -> list[Row]:
-    """Every row, stock first; the first lever of a set is what the others are held against."""
+    """Return every row, stock first; the first option of a data set is the reference for the others."""
     mean, tail = ("--pooling", "mean"), "thucnews-titles"
     long = (*mean, "--max_seq_length", "512", "--max_samples", "600")  # all of its training rows
     long_tail = {"source": "long_tail.jsonl"}
@@ -109,14 +113,14 @@ def all_rows() -> list[Row]:
 
 
 def prepare(data: Path, scratch: Path) -> None:
-    """Write what the rows need beside the data: a long tail, and short dev sets.
+    """Write a long-tailed training set and short dev sets.
 
-    Dev plays no part here, and whole dev sets would cost more than the training.
+    Dev is not used for selection, and evaluation on whole dev sets would take longer than training.
 
-    The tail falls by 100 from the largest to the smallest class, exponentially, as in Cao et al. 2019
-    (https://arxiv.org/abs/1906.07413); dev and test stay balanced.
+    The class sizes of the long tail decrease exponentially by a factor of 100, as in Cao et al. 2019
+    (https://arxiv.org/abs/1906.07413). Dev and test stay balanced.
     """
-    for name in SETS:
+    for name in DATASETS:
         if (data / name / "dev.jsonl").exists():
             lines = (data / name / "dev.jsonl").read_text(encoding="utf-8").splitlines()[:200]
             (scratch / f"{name}-dev.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -128,8 +132,8 @@ def prepare(data: Path, scratch: Path) -> None:
         (scratch / "long_tail.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def places(name: str, *, data: Path, scratch: Path, train: str = "") -> list[str]:
-    """Where train, dev and test stand, as words of the recipe's command line."""
+def split_arguments(name: str, *, data: Path, scratch: Path, train: str = "") -> list[str]:
+    """Return the files of train, dev and test as arguments of the recipe's command line."""
     dev, folder = scratch / f"{name}-dev.jsonl", data / name
     words = ["--dataset_name", str(scratch / train if train else folder)]
     words += ["--dev_dataset", str(dev)] if dev.exists() else []
@@ -140,18 +144,18 @@ def places(name: str, *, data: Path, scratch: Path, train: str = "") -> list[str
 
 def train_ours(row: Row, seed: int, *, data: Path, scratch: Path, backbone: str, output: Path) -> None:
     """Run the recipe."""
-    one = SETS[row.data]
-    sets = places(row.data, data=data, scratch=scratch, train=row.source)
+    spec = DATASETS[row.data]
+    splits = split_arguments(row.data, data=data, scratch=scratch, train=row.source)
     command = [
-        *(sys.executable, "recipes/classify.py", "--model_name_or_path", backbone, *sets, *one.options()),
-        *("--max_seq_length", str(one.max_seq_length), *row.options),
+        *(sys.executable, "recipes/classify.py", "--model_name_or_path", backbone, *splits, *spec.options()),
+        *("--max_seq_length", str(spec.max_seq_length), *row.options),
         *("--seed", str(seed), "--output_dir", str(output)),
     ]
     _run(command, output)
 
 
 def train_stock(row: Row, seed: int, *, data: Path, scratch: Path, backbone: str, output: Path) -> None:
-    """Run this file as the stock side."""
+    """Run this file in a process for the stock side."""
     command = [sys.executable, __file__, "--stock", row.data, "--seeds", str(seed), "--data_dir", str(data)]
     _run([*command, "--backbone", backbone, "--output_dir", str(output)], output)
 
@@ -182,10 +186,10 @@ def stock(name: str, *, seed: int, data: Path, backbone: str, output: Path) -> N
     from qwen_task_heads.pretrained import locate
     from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 
-    one = SETS[name]
-    words = [*one.options(), *places(name, data=data, scratch=output.parent)]
-    words += ["--seed", str(seed), "--output_dir", str(output)]
-    texts, args, _ = parse_classifier_arguments(words)
+    spec = DATASETS[name]
+    arguments = [*spec.options(), *split_arguments(name, data=data, scratch=output.parent)]
+    arguments += ["--seed", str(seed), "--output_dir", str(output)]
+    texts, args, _ = parse_classifier_arguments(arguments)
     sets = read_text_sets(texts.dataset_name, **texts.data_options())
     args.choose_metric(sets.problem_type)
     set_seed(seed)
@@ -201,7 +205,7 @@ def stock(name: str, *, seed: int, data: Path, backbone: str, output: Path) -> N
     def encode(examples: Any) -> Dataset:
         first, second = [e.text for e in examples], [e.text_b for e in examples]
         rows = tokenizer(
-            first, second if any(second) else None, truncation=True, max_length=one.max_seq_length
+            first, second if any(second) else None, truncation=True, max_length=spec.max_seq_length
         )
         labels: list[Any] = [e.target for e in examples]
         if sets.problem_type == "multi_label_classification":
@@ -225,7 +229,7 @@ def stock(name: str, *, seed: int, data: Path, backbone: str, output: Path) -> N
 
 
 def scores_of(row: Row, output: Path, truth: Any) -> Any:
-    """Predictions on test of one run, as logits or probabilities (N, L), in the order of the file."""
+    """Return the test predictions of a run as logits or probabilities (N, L), in the order of the file."""
     if row.name == STOCK:
         return np.load(output / "predictions.npz")["logits"]
     names = truth["labels"]
@@ -237,15 +241,15 @@ def scores_of(row: Row, output: Path, truth: Any) -> Any:
     return np.array([[row["probabilities"][name] for name in names] for row in rows])
 
 
-def figure(metric: str, side: str, scores: Any, targets: Any) -> Any:
-    """A function of row counts (N,): the metric of one run on a resample of the test set."""
+def metric_of_counts(metric: str, side: str, scores: Any, targets: Any) -> Any:
+    """Return a function of row counts (N,): the metric of one run on a resample of the test set."""
     from qwen_task_heads.metrics.ties import merge_ties, top_credit
 
     if metric == "accuracy":
         right = top_credit(scores, targets)
         return lambda counts: float((right * counts).sum() / counts.sum())
     if metric == "micro_f1":
-        guess = scores > (0.0 if side == STOCK else 0.5)  # logits of stock, probabilities of ours
+        guess = scores > (0.0 if side == STOCK else 0.5)  # stock has logits, ours has probabilities
         truth = np.zeros_like(guess)
         for index, target in enumerate(targets):
             truth[index, list(target)] = True
@@ -262,84 +266,85 @@ def figure(metric: str, side: str, scores: Any, targets: Any) -> Any:
     return spearman
 
 
-def bootstrap(figures: list[Any], rows: int, against: list[Any] | None = None) -> tuple[float, float, float]:
-    """Mean over seeds with its 95% interval over test rows; with `against`, of the paired difference."""
+def bootstrap(metrics: list[Any], rows: int, against: list[Any] | None = None) -> tuple[float, float, float]:
+    """Return the mean over seeds and its 95% interval over test rows; with `against`, of the difference."""
 
     def value(counts: Any) -> float:
         base = np.mean([f(counts) for f in against]) if against else 0.0
-        return float(np.mean([f(counts) for f in figures]) - base)
+        return float(np.mean([f(counts) for f in metrics]) - base)
 
     rng = np.random.default_rng(0)
-    drawn = [value(np.bincount(rng.integers(rows, size=rows), minlength=rows)) for _ in range(RESAMPLES)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    draws = [value(np.bincount(rng.integers(rows, size=rows), minlength=rows)) for _ in range(RESAMPLES)]
+    low, high = np.quantile(draws, [0.025, 0.975])
     return value(np.ones(rows, int)), float(low), float(high)
 
 
 def summarise(rows: list[Row], seeds: list[int], *, data: Path, runs: Path) -> list[dict[str, Any]]:
-    """Rows with a finished run: mean over its seeds, interval, baseline, difference from the base row.
+    """Summarise rows with a finished run: mean over its seeds, interval, baseline, difference.
 
-    A difference is taken over the seeds that both rows have.
+    The difference from the reference row uses the seeds that both rows have.
     """
     from qwen_task_heads.data.text_datasets import read_text_sets
 
     results, bases = [], {}
     for row in rows:
-        done = [seed for seed in seeds if finished(row, place(row, seed, runs))]
+        done = [seed for seed in seeds if finished(row, run_folder(row, seed, runs))]
         if not done:
             continue
         sets = read_text_sets(str(data / row.data))
         truth = {"labels": sets.labels.names, "problem_type": sets.problem_type}
-        targets, metric = [text.target for text in sets.test], SETS[row.data].metric
-        figures = {
-            seed: figure(metric, row.name, scores_of(row, place(row, seed, runs), truth), targets)
-            for seed in done
-        }
+        targets, metric = [text.target for text in sets.test], DATASETS[row.data].metric
+        metrics = {}
+        for seed in done:
+            scores = scores_of(row, run_folder(row, seed, runs), truth)
+            metrics[seed] = metric_of_counts(metric, row.name, scores, targets)
         ones = np.ones(len(targets), int)
-        mean, low, high = bootstrap([*figures.values()], len(targets))
+        mean, low, high = bootstrap([*metrics.values()], len(targets))
         result: dict[str, Any] = {"table": row.table, "data": row.data, "row": row.name, "metric": metric}
-        result |= {"mean": mean, "low": low, "high": high, "each": [f(ones) for f in figures.values()]}
+        result |= {"mean": mean, "low": low, "high": high, "each": [f(ones) for f in metrics.values()]}
         base = (row.table, row.data, row.source)
         if base in bases:
             both = [seed for seed in done if seed in bases[base]]
-            pairs = [figures[seed] for seed in both], [bases[base][seed] for seed in both]
+            pairs = [metrics[seed] for seed in both], [bases[base][seed] for seed in both]
             difference = bootstrap(pairs[0], len(targets), pairs[1])
             result |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
         else:
-            bases[base] = figures
+            bases[base] = metrics
         if row.name != STOCK:
-            last = json.loads((place(row, done[-1], runs) / "metrics.json").read_text(encoding="utf-8"))
+            last = json.loads((run_folder(row, done[-1], runs) / "metrics.json").read_text(encoding="utf-8"))
             result["seconds"] = last["train"]["seconds"]
             result["baseline"] = last["test"]["TF-IDF, linear"][metric]["value"]
         results.append(result)
     return results
 
 
-def place(row: Row, seed: int, runs: Path) -> Path:
-    """Folder of a run."""
+def run_folder(row: Row, seed: int, runs: Path) -> Path:
+    """Return the folder of a run."""
     name = f"{row.table}-{row.data}-{row.name}-{seed}"
     return runs / "".join(letter if letter.isalnum() or letter == "-" else "_" for letter in name)
 
 
 def finished(row: Row, output: Path) -> bool:
-    """Whether a run has ended."""
+    """Return whether a run has finished."""
     return (output / ("predictions.npz" if row.name == STOCK else "manifest.json")).exists()
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """The results as two tables."""
+    """Return the results as two Markdown tables."""
     lines = [
-        "# The classification recipe, measured",
+        "# Results of the classification recipe",
         "",
-        "`python benchmarks/classification.py --seeds 0 1 2`; two CPU cores, tiny backbones (1.7 to 2.3 M",
-        "parameters, see the head of the script), mean over seeds on `test_public`, 95% bootstrap over its",
-        "rows; differences are paired. At most 6,000 training rows a set: baselines and figures are below those",
-        "of the full sets. A row has as many seeds as figures stand in `each seed`.",
+        "`python benchmarks/classification.py`; two CPU cores, tiny backbones (1.7 to 2.3 M",
+        "parameters, see the docstring of the script), mean over seeds on `test_public`, 95% bootstrap over",
+        "its rows; differences are paired. With at most 6,000 training rows per data set, baselines and",
+        "metrics are below those of the full data sets. The column `each seed` has one value per seed.",
     ]
-    heads = {"versus": "Against the stock class and Trainer", "levers": "What a lever is worth"}
+    heads = {"versus": "Comparison with the stock class and Trainer", "levers": "Gain of each option"}
     for table, head in heads.items():
         lines += ["", f"## {head}", ""]
         lines += [
-            "| data | row | metric | mean | 95% | each seed | difference from the first row | TF-IDF baseline |"
+            "| data | row | metric | mean | 95% | each seed | difference from the first row "
+            "| TF-IDF baseline |"
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
         for r in (r for r in results if r["table"] == table):
@@ -360,8 +365,8 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "classification")
     parser.add_argument("--chinese_backbone", default=str(ROOT / "runs" / "backbone_chinese"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one core each")
-    parser.add_argument("--only", default="", help="rows whose table, set or name holds this text")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs, each on one core")
+    parser.add_argument("--only", default="", help="rows whose table, data set or name contains this text")
     parser.add_argument("--stock", help=argparse.SUPPRESS)
     parser.add_argument("--backbone", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -372,8 +377,8 @@ def main() -> None:
     for row in all_rows():
         if not (args.data_dir / row.data).is_dir():
             print(f"skipped: {row.data} is not in {args.data_dir}")
-        elif SETS[row.data].language == "zh" and not Path(args.chinese_backbone).is_dir():
-            print(f"skipped: {row.data} needs a Chinese backbone; see the head of this file")
+        elif DATASETS[row.data].language == "zh" and not Path(args.chinese_backbone).is_dir():
+            print(f"skipped: {row.data} needs a Chinese backbone; see the docstring of this file")
         elif args.only in f"{row.table} {row.data} {row.name}":
             rows.append(row)
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -381,10 +386,10 @@ def main() -> None:
 
     def run(job: tuple[int, Row]) -> None:
         seed, row = job
-        output = place(row, seed, args.output_dir)
+        output = run_folder(row, seed, args.output_dir)
         if not finished(row, output):
             train = train_stock if row.name == STOCK else train_ours
-            chinese = SETS[row.data].language == "zh"
+            chinese = DATASETS[row.data].language == "zh"
             backbone = args.chinese_backbone if chinese else "embedded"
             train(row, seed, data=args.data_dir, scratch=args.output_dir, backbone=backbone, output=output)
             print(f"done: {output.name}", flush=True)

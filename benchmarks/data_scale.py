@@ -1,11 +1,11 @@
-"""What reading, checking, splitting and encoding large data cost, in CPU time and in memory.
+"""Benchmark of CPU time and memory for reading, checking, splitting and encoding large data sets.
 
     python benchmarks/data_scale.py           # 500,000 texts, 300,000 arms, 1 million rows of Parquet
     python benchmarks/data_scale.py --full    # also 10 million rows of Parquet, and a run on a click log
 
-Files are generated, the same on every machine. Each row is a process of its own: CPU seconds are those of the
-process after its imports, memory is the largest resident set, beside that after the imports. Rows are kept in
-`benchmarks/results/data_scale.json`; one that is measured again takes the place of the older one.
+The generated files are the same on every machine. Each row runs in its own process. CPU seconds are those
+after the imports. Memory is the largest resident set, in total and above the one after the imports. Rows are
+stored in `benchmarks/results/data_scale.json`; a new measurement replaces the old one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ SYLLABLES = [
 ]
 LABELS = ("art", "food", "sport", "trade")
 BLOCK = 100_000
-# Name -> (what is read, rows, suffix, CPU seconds, MB above the imports, MB in all); None for no bar.
+# Name -> (kind, rows, suffix, limits of CPU seconds, MB above the imports and MB in total); None for no
+# limit.
 CASES: dict[str, tuple[str, int, str, float | None, int | None, int | None]] = {
     "500,000 texts, JSONL": ("texts", 500_000, "jsonl", 6.0, 350, None),
     "500,000 texts, CSV": ("texts", 500_000, "csv", 6.0, 350, None),
@@ -45,11 +46,11 @@ FULL: dict[str, tuple[str, int, str, float | None, int | None, int | None]] = {
     "10 million texts, Parquet": ("texts", 10_000_000, "parquet", None, None, 1000),
     "a run on 1 million arms, Parquet": ("run", 1_000_000, "parquet", None, None, None),
 }
-HEADER = """# Large data, measured
+HEADER = """# CPU time and memory for large data sets
 
-`python benchmarks/data_scale.py --full`. Texts have 8 to 20 words and four labels; arms have 8 to 13 words,
-1,000 to 6,000 impressions, and stand four to a test, which makes six pairs. Reading means all of it: checks
-of every row, duplicates, contradictions, pairs of arms, a dev set cut by hash, overlaps.
+`python benchmarks/data_scale.py --full`. Texts have 8 to 20 words and four labels. Arms have 8 to 13 words
+and 1,000 to 6,000 impressions; four arms form an experiment, which gives six pairs. Reading includes the
+checks of every row, duplicates, contradictions, pairs of arms, a dev split by hash, and overlaps.
 """
 
 
@@ -66,10 +67,10 @@ def blocks(kind: str, rows: int, *, seed: int = 0) -> Iterator[dict[str, list[An
             yield {"text": texts, "score": rng.uniform(0, 5, count).tolist()}
             continue
         if kind == "several":
-            held = rng.integers(0, 2, (count, len(LABELS)))
+            has_label = rng.integers(0, 2, (count, len(LABELS)))
             yield {
                 "text": texts,
-                "labels": [[LABELS[place] for place in np.flatnonzero(row)] for row in held],
+                "labels": [[LABELS[index] for index in np.flatnonzero(row)] for row in has_label],
             }
             continue
         if kind == "texts":
@@ -100,9 +101,9 @@ def generate(kind: str, rows: int, path: Path, *, seed: int = 0) -> None:
         writer.close()
         return
     with path.open("w", encoding="utf-8") as stream:
-        for place, columns in enumerate(blocks(kind, rows, seed=seed)):
+        for number, columns in enumerate(blocks(kind, rows, seed=seed)):
             names = list(columns)
-            if path.suffix == ".csv" and not place:
+            if path.suffix == ".csv" and not number:
                 stream.write(",".join(names) + "\n")
             for row in zip(*columns.values(), strict=True):
                 line = (
@@ -123,12 +124,15 @@ def measure(kind: str, path: str) -> dict[str, Any]:
     from qwen_task_heads.data.title_datasets import read_title_sets
 
     before, start = peak(), time.process_time()
-    sets = read_title_sets(path) if kind == "arms" else read_text_sets(path)
+    splits = read_title_sets(path) if kind == "arms" else read_text_sets(path)
     spent = time.process_time() - start
     return {
-        "cpu_s": round(spent, 2), "above_mb": round(peak() - before), "peak_mb": round(peak()),
-        "train": len(sets.train), "dev": len(sets.dev),
-    }  # fmt: skip
+        "cpu_s": round(spent, 2),
+        "above_mb": round(peak() - before),
+        "peak_mb": round(peak()),
+        "train": len(splits.train),
+        "dev": len(splits.dev),
+    }
 
 
 def peak() -> float:
@@ -137,30 +141,44 @@ def peak() -> float:
 
 
 def run(path: Path, folder: Path) -> dict[str, Any]:
-    """Train five steps of the title recipe on a log of clicks."""
+    """Train five steps of the title recipe on a click log."""
     generate("arms", 2000, dev := folder / "dev.parquet", seed=1)
     words = [
-        sys.executable, str(ROOT / "recipes" / "reward_titles.py"), "--dataset_name", str(path),
-        "--dev_dataset", str(dev), "--output_dir", str(folder / "run"), "--max_steps", "5",
-        "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false",
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "recipes" / "reward_titles.py"),
+        "--dataset_name",
+        str(path),
+        "--dev_dataset",
+        str(dev),
+        "--output_dir",
+        str(folder / "run"),
+        "--max_steps",
+        "5",
+        "--eval_strategy",
+        "no",
+        "--save_strategy",
+        "no",
+        "--load_best_model_at_end",
+        "false",
+    ]
     subprocess.run(words, check=True, capture_output=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {"cpu_s": round(used.ru_utime + used.ru_stime, 1), "peak_mb": round(used.ru_maxrss / 1024)}
 
 
-def report(found: dict[str, dict[str, Any]]) -> str:
-    """Return the page of all rows."""
+def report(results: dict[str, dict[str, Any]]) -> str:
+    """Return all rows as a Markdown page."""
     lines = [
         HEADER,
-        "| data | file, MB | CPU s | bar | MB above the imports | bar | MB in all | bar | train / dev |",
+        "| data | file, MB | CPU s | limit | MB above the imports | limit | MB in total | limit "
+        "| train / dev |",
     ]
     lines.append("|---|---|---|---|---|---|---|---|---|")
-    for name, (_, _, _, cpu, above, whole) in {**CASES, **FULL}.items():
-        if name not in found:
+    for name, (_, _, _, cpu, above, total) in {**CASES, **FULL}.items():
+        if name not in results:
             continue
-        row = found[name]
-        sets = f"{row['train']:,} / {row['dev']:,}" if "train" in row else ""
+        row = results[name]
+        sizes = f"{row['train']:,} / {row['dev']:,}" if "train" in row else ""
         cells = [
             name,
             row["file_mb"],
@@ -169,25 +187,25 @@ def report(found: dict[str, dict[str, Any]]) -> str:
             row.get("above_mb"),
             above,
             row["peak_mb"],
-            whole,
-            sets,
+            total,
+            sizes,
         ]
         lines.append("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Measure, and write what was found."""
+    """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="all sizes")
+    parser.add_argument("--full", action="store_true", help="measure all sizes")
     parser.add_argument(
-        "--measure", nargs=2, metavar=("KIND", "FILE"), help="one file in this process, as JSON"
+        "--measure", nargs=2, metavar=("KIND", "FILE"), help="measure one file in this process, print JSON"
     )
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(*args.measure)))
         return
-    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for name, (kind, rows, suffix, *_) in {**CASES, **(FULL if args.full else {})}.items():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"train.{suffix}")
@@ -197,10 +215,10 @@ def main() -> None:
             else:
                 words = [sys.executable, __file__, "--measure", kind, str(path)]
                 row = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-            found[name] = {"rows": rows, "file_mb": round(path.stat().st_size / 2**20), **row}
-        print(name, found[name], flush=True)
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        RESULTS.with_suffix(".md").write_text(report(found), encoding="utf-8")
+            results[name] = {"rows": rows, "file_mb": round(path.stat().st_size / 2**20), **row}
+        print(name, results[name], flush=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        RESULTS.with_suffix(".md").write_text(report(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

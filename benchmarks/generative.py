@@ -1,26 +1,26 @@
-"""What scoring labels by a trie is worth: against `generate()`, and against each label as a row of its own.
+"""Benchmark of scoring labels by a trie, against `generate()` and against one row per label.
 
     python benchmarks/generative.py             # minutes
     python benchmarks/generative.py --full      # all rows and sizes
     python benchmarks/generative.py --only equal --full --device cuda
 
-Prompts are the real ones: chat template, instruction with all labels, texts and labels of a data set under
-Qwen's tokenizer. Ids are folded into a vocabulary of 8,192 and weights are random, as in
-`speed_workloads.py`, which says why. Both sides run in one process, in turn (`speed_measure.py`), and
-encode the texts themselves.
+Prompts have the real parts: chat template, instruction with all labels, texts and labels of a data set under
+Qwen's tokenizer. Ids are folded into a vocabulary of 8,192 and weights are random; `speed_workloads.py`
+states the reason. Both sides run in one process, in alternating turns (`speed_measure.py`), and encode the
+texts themselves.
 
-Peers answer one text at a time, as a loop over `generate()` does, so their time per text does not hang on how
-many there are: they are given fewer texts, and a ratio is one of times per text. Each is given its best:
-`generate()` writes as many tokens as the text's true label and its end (the 512 that the published script
-allows are a row of their own); rows of labels are padded into one batch a text, with logits at the answers
-alone.
+Peers process one text at a time, as a loop over `generate()` does. Their time per text does not depend on the
+number of texts, so that they get fewer texts, and a ratio is one of times per text. Each peer runs in its
+fastest setting. `generate()` writes as many tokens as the text's true label and its end; the 512 tokens that
+the published script allows are a separate row. Rows of labels are padded into one batch per text, with logits
+at the answers only.
 """
 
 from __future__ import annotations
 
 import os
 
-# Before torch is imported: threads that wait actively would be counted as work of the other side.
+# Set before torch is imported: the time of actively waiting threads would be counted for the other side.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -42,16 +42,16 @@ from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.label_trie import make_trie, score_alone
 from qwen_task_heads.tokenization.label_prompts import INSTRUCTION, AnswerPrompts, Prompts
 
-SETS = ("banking77", "fewclue-tnews")
-GENERATE, SEPARATE = 20.0, 5.0  # times faster, as goals
+DATASETS = ("banking77", "fewclue-tnews")
+GENERATE, SEPARATE = 20.0, 5.0  # target ratios
 LIMIT = 512  # tokens that the published script may write for a label
 TOLERANCE = 1e-5
-SHORT = "Text: "  # an instruction without the labels: 23,800 rows, each scored alone, are enough work
-HEAD = """# Scoring labels, measured
+SHORT = "Text: "  # an instruction without the labels, because 23,800 rows are scored separately
+HEAD = """# Speed of label scoring
 
 `python benchmarks/generative.py --full`. *ratio* is the time of the peer per text over ours, the median over
-at least five turns; *limit* is computed, the tokens of the peer over ours: a call a token can carry a ratio
-past it. What is on both sides, and what peers are given, stands at the head of that file.
+at least five turns. *limit* is computed: the tokens of the peer over ours. The overhead of one call per token
+can raise a ratio above it. The docstring of that file describes both sides.
 """
 Rows = tuple[list[str], list[int]]  # texts and the ids of their labels
 Peer = Callable[[LabelScorer, list[str], list[int]], torch.Tensor | None]
@@ -69,18 +69,18 @@ class Folded(AnswerPrompts):
         self.answers = [list(ids) for ids in answers]
 
     def encode(self, texts: Any, **options: Any) -> Prompts:
-        """The prompts, folded."""
-        found = super().encode(texts, **options)
-        return Prompts([fold(row) for row in found.input_ids], found.cut)
+        """Return the prompts with folded ids."""
+        prompts = super().encode(texts, **options)
+        return Prompts([fold(row) for row in prompts.input_ids], prompts.cut)
 
 
 def fold(ids: list[int]) -> list[int]:
-    """Ids below the small vocabulary, none of them the pad or the end; equal where they were equal."""
+    """Map ids into the small vocabulary, without pad and end; equal ids stay equal."""
     return [2 + token % (VOCABULARY - 2) for token in ids]
 
 
 def read(bench: Bench, name: str, count: int) -> tuple[LabelMap, Rows]:
-    """The labels of a set, and texts with the ids of their labels, shuffled once."""
+    """Return the labels of a data set, and texts with the ids of their labels, shuffled once."""
     folder = bench.data_dir / name
     if not (folder / "class.txt").is_file():
         raise NoData(f"{name} is not in {bench.data_dir}")
@@ -92,7 +92,7 @@ def read(bench: Bench, name: str, count: int) -> tuple[LabelMap, Rows]:
 
 
 def scorer(bench: Bench, labels: LabelMap, **options: Any) -> LabelScorer:
-    """A random language model of the small shape over the labels."""
+    """Return a label scorer with a random language model of the small shape."""
     torch.manual_seed(0)
     config = backbone("small")
     config.eos_token_id = END
@@ -103,17 +103,17 @@ def scorer(bench: Bench, labels: LabelMap, **options: Any) -> LabelScorer:
 
 
 def generate(ours: LabelScorer, texts: list[str], targets: list[int]) -> None:
-    """Write the answer of every text by itself: as many tokens as its true label has, with its end."""
+    """Generate the answer of each text separately, with as many tokens as its true label and its end."""
     write(ours, texts, [len(ours.answers[target]) for target in targets])
 
 
-def ramble(ours: LabelScorer, texts: list[str], targets: list[int]) -> None:
-    """Write 512 tokens for every text by itself."""
+def generate_limit(ours: LabelScorer, texts: list[str], targets: list[int]) -> None:
+    """Generate 512 tokens for each text separately."""
     write(ours, texts, [LIMIT] * len(texts))
 
 
 def write(ours: LabelScorer, texts: list[str], sizes: list[int]) -> None:
-    """Write that many tokens for each text; random weights would not stop by themselves."""
+    """Generate the given number of tokens for each text; random weights would not generate an end token."""
     for row, size in zip(ours.prompts.encode(texts).input_ids, sizes, strict=True):
         ids = torch.tensor([row], device=ours.model.device)
         options = {"max_new_tokens": size, "min_new_tokens": size, "do_sample": False, "use_cache": True}
@@ -122,9 +122,9 @@ def write(ours: LabelScorer, texts: list[str], sizes: list[int]) -> None:
 
 @torch.inference_mode()
 def separate(ours: LabelScorer, texts: list[str], targets: list[int]) -> torch.Tensor:
-    """Log-scores (n, L): of every text one batch of its prompt with each label, padded on the left."""
+    """Return log-scores (n, L), with one left-padded batch per text of its prompt with each label."""
     longest = max(map(len, ours.answers))
-    found = []
+    scores = []
     for row in ours.prompts.encode(texts).input_ids:
         rows = [row + answer for answer in ours.answers]
         ids, mask = padded_left(rows, ours.model.device)
@@ -135,20 +135,20 @@ def separate(ours: LabelScorer, texts: list[str], targets: list[int]) -> torch.T
             logits_to_keep=longest + 1,
             use_cache=False,
         ).logits
-        found.append(answers_of(logits[:, :-1], ids[:, -longest:], ours))
-    return torch.stack(found)
+        scores.append(answers_of(logits[:, :-1], ids[:, -longest:], ours))
+    return torch.stack(scores)
 
 
 @torch.inference_mode()
 def cached(ours: LabelScorer, texts: list[str], targets: list[int]) -> torch.Tensor:
-    """Log-scores (n, L): the prompt of every text once, then a batch of the labels behind its cache."""
+    """Return log-scores (n, L): each prompt is encoded once, followed by a batch of the labels."""
     longest, found = max(map(len, ours.answers)), []
     for row in ours.prompts.encode(texts).input_ids:
         cache = DynamicCache()
         ids = torch.tensor([row], device=ours.model.device)
         first = ours.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         cache.batch_repeat_interleave(len(ours.answers))
-        # on the right: what is behind an answer is not looked at
+        # Padded on the right: positions after an answer are not used.
         rows = [answer + [PAD] * (longest - len(answer)) for answer in ours.answers]
         inputs = torch.tensor(rows, device=ours.model.device)
         more = ours.model(input_ids=inputs, past_key_values=cache, use_cache=True).logits
@@ -161,7 +161,7 @@ def cached(ours: LabelScorer, texts: list[str], targets: list[int]) -> torch.Ten
 
 
 def padded_left(rows: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, (n, longest)."""
+    """Return ids and mask, (n, longest)."""
     longest = max(map(len, rows))
     ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows], device=device)
     sizes = torch.tensor([len(row) for row in rows], device=device)
@@ -169,7 +169,7 @@ def padded_left(rows: list[list[int]], device: Any) -> tuple[torch.Tensor, torch
 
 
 def answers_of(logits: torch.Tensor, ids: torch.Tensor, ours: LabelScorer) -> torch.Tensor:
-    """Sums (L,) of the log-probabilities of answers that end where the rows (L, longest) end."""
+    """Return the log-probabilities (L,) of answers at the end of the rows (L, longest)."""
     scores = logits.double().log_softmax(-1).gather(2, ids[..., None])[..., 0]
     sizes = torch.tensor([len(answer) for answer in ours.answers], device=ids.device)
     real = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - sizes[:, None]
@@ -178,16 +178,16 @@ def answers_of(logits: torch.Tensor, ids: torch.Tensor, ours: LabelScorer) -> to
 
 PEERS: tuple[tuple[str, Peer, float | None], ...] = (
     ("generate(), a text at a time", generate, GENERATE),
-    (f"generate() of {LIMIT} tokens, as of a model that does not stop", ramble, None),
+    (f"generate() of {LIMIT} tokens, as of a model that does not stop", generate_limit, None),
     ("each label its own row, a batch a text", separate, SEPARATE),
     ("labels as rows behind the prompt's cache, a batch a text", cached, None),
 )
 
 
 def speed(bench: Bench) -> Iterator[Result]:
-    """Texts per second against three ways to do without the trie."""
+    """Measure the time per text against peers without a trie."""
     many, few = (128, 8) if bench.full else (32, 2)
-    for name in SETS:
+    for name in DATASETS:
         labels, (texts, targets) = read(bench, name, many)
         ours = scorer(bench, labels, instruction=INSTRUCTION)
         tokens = [len(row) for row in ours.prompts.encode(texts).input_ids]
@@ -205,12 +205,12 @@ def speed(bench: Bench) -> Iterator[Result]:
 
 
 def tokens_of(call: Peer, prompts: list[int], ours: LabelScorer, targets: list[int]) -> float:
-    """Tokens that a peer computes over those that the trie does; by lengths of prompts."""
+    """Return the tokens that a peer computes over those of the trie, from the lengths of the prompts."""
     sizes = [len(answer) for answer in ours.answers]
     count, mean = len(prompts), sum(prompts) / len(prompts)
     peer = {
         generate: mean + sum(sizes[target] for target in targets) / count - 1,
-        ramble: mean + LIMIT - 1,
+        generate_limit: mean + LIMIT - 1,
         separate: len(sizes) * (mean + max(sizes)),
         cached: mean + len(sizes) * max(sizes),
     }[call]
@@ -219,30 +219,30 @@ def tokens_of(call: Peer, prompts: list[int], ours: LabelScorer, targets: list[i
 
 
 def against(bench: Bench, ours: LabelScorer, call: Peer, rows: Rows, *, few: int) -> Result:
-    """Times per text, in turn; scores that the peer computes are held against ours."""
+    """Measure times per text in alternating turns, and compare the scores if the peer returns any."""
     texts, targets = rows
-    found, wanted = call(ours, texts[:few], targets[:few]), ours.log_scores(texts)
+    theirs, scores = call(ours, texts[:few], targets[:few]), ours.log_scores(texts)
     timing = take_turns(
         bench,
         peer=lambda: clocked(bench, lambda: call(ours, texts[:few], targets[:few])) / few,
         ours=lambda: clocked(bench, lambda: ours.log_scores(texts)) / len(texts),
     )
-    result = Result(workload="", peer="", **timing.figures())
-    if found is not None:
-        result.difference = float((found - wanted[:few]).abs().max())
+    result = Result(workload="", peer="", **timing.result_fields())
+    if theirs is not None:
+        result.difference = float((theirs - scores[:few]).abs().max())
         result.compared = "log-scores"
     return result
 
 
 def equal(bench: Bench) -> Iterator[Result]:
-    """The trie against every label scored alone, 200 texts of 119 labels."""
+    """Compare the scores of the trie with separately scored labels, on 200 texts of 119 labels."""
     count = 200 if bench.full else 6
     labels, (texts, _) = read(bench, "fewclue-iflytek", count)
     ours = scorer(bench, labels, instruction=SHORT, max_length=96)
-    found = ours.log_scores(texts)
-    wanted = score_alone(ours.model, ours.prompts.encode(texts).input_ids, ours.answers)
-    same = int((found.argmax(1) == wanted.argmax(1)).sum())
-    difference = float((found - wanted).abs().max())
+    scores = ours.log_scores(texts)
+    separate_scores = score_alone(ours.model, ours.prompts.encode(texts).input_ids, ours.answers)
+    same = int((scores.argmax(1) == separate_scores.argmax(1)).sum())
+    difference = float((scores - separate_scores).abs().max())
     met = difference <= TOLERANCE and same == count
     yield Result(
         workload=f"trie scores, {len(labels)} labels of fewclue-iflytek",
@@ -260,7 +260,7 @@ SUITE: dict[str, Callable[[Bench], Iterator[Result]]] = {"speed": speed, "equal"
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
+    """Return the rows as a Markdown table."""
     lines = [HEAD, *(f"- {name}" for name in dict.fromkeys(row["machine"] for row in rows)), ""]
     lines += [
         "| workload | against | tokens of a prompt | ratio | goal | limit | met | difference | spread |"
@@ -279,7 +279,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, print, and write what was found."""
+    """Measure, print, and write the results."""
     args = speed_run.options(str(__doc__), names=SUITE, results="generative.json").parse_args()
     speed_run.measure(args, {name: SUITE[name] for name in args.only or SUITE})
     if rows := speed_report.read(args.results):

@@ -1,9 +1,10 @@
-"""Every value of the presets and that of the published system, with the reason where they differ.
+"""Table of every value of the presets and of the published systems, with the reason for each difference.
 
     python benchmarks/presets.py    # writes benchmarks/results/presets.md
 
-Values of the sources are in `configs/preset_sources.yaml`. Ours are what the recipes' parsers make of each
-preset, defaults included, so that the table shows what a run uses. A test compares the file with the table.
+Values of the sources are in `configs/preset_sources.yaml`. The values of the presets are parsed by the
+recipes' parsers, including defaults, so that the table shows the values of a run. A test compares the file
+with the table.
 """
 
 from __future__ import annotations
@@ -25,75 +26,90 @@ CONFIGS = ROOT / "recipes" / "configs"
 SOURCES = ROOT / "benchmarks" / "configs" / "preset_sources.yaml"
 RESULT = ROOT / "benchmarks" / "results" / "presets.md"
 PARSERS = {"ad_titles_7b": parse_title_arguments, "fudan_news_sft": parse_sft_arguments}
-# Shown for every preset, given in it or not.
+# Options shown for every preset, even if it does not set them.
 COMMON = (
-    "model_name_or_path", "dtype", "per_device_train_batch_size", "per_device_eval_batch_size",
-    "gradient_accumulation_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps",
-    "optim", "weight_decay", "adam_beta2", "max_grad_norm", "activation_checkpointing", "save_strategy",
-    "seed", "dev_fraction", "test_fraction",
-)  # fmt: skip
-# Of `head_options`, what the model's config makes of an option that is not given.
+    "model_name_or_path",
+    "dtype",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "adam_beta2",
+    "max_grad_norm",
+    "activation_checkpointing",
+    "save_strategy",
+    "seed",
+    "dev_fraction",
+    "test_fraction",
+)
+# Defaults of the model's config for options of `head_options` that are not given.
 MODEL_DEFAULTS = {"head_activation": "relu"}
 HEADER = """# Presets and their sources
 
-`python benchmarks/presets.py`. Values of the sources are read from the pages named. Ours are those in force,
-defaults of transformers and trl included. "not stated" means that no page states the value. Published figures
-stay theirs until they are measured again.
+`python benchmarks/presets.py`. Values of the sources are from the linked pages. Ours are the values of a run,
+including defaults of transformers and trl. "not stated" means that no page states the value. Published
+metrics are those of the sources and have not been reproduced.
 """
 
 
 def in_force(preset: str) -> dict[str, Any]:
-    """Return every option of a preset as its recipe reads it."""
+    """Return every option of a preset as its recipe parses it."""
     parse = PARSERS.get(preset, parse_classifier_arguments)
-    words = ["--config", str(CONFIGS / f"{preset}.yaml"), "--output_dir", "runs/x", "--use_cpu", "true"]
-    words += ["--dataset_name", "train.jsonl", "--bf16", "false"]
-    found: dict[str, Any] = dict(MODEL_DEFAULTS)
-    for group in parse(words):
+    arguments = ["--config", str(CONFIGS / f"{preset}.yaml"), "--output_dir", "runs/x", "--use_cpu", "true"]
+    arguments += ["--dataset_name", "train.jsonl", "--bf16", "false"]
+    options: dict[str, Any] = dict(MODEL_DEFAULTS)
+    for group in parse(arguments):
         for item in fields(group):
             value = group.__dict__[item.name]
             value = value.value if isinstance(value, Enum) else value
-            if value is not None or item.name not in found:
-                found[item.name] = value
-    found["lora_target_modules"] = modules(found["lora_target_modules"])
-    return found
+            if value is not None or item.name not in options:
+                options[item.name] = value
+    options["lora_target_modules"] = modules(options["lora_target_modules"])
+    return options
 
 
 def modules(targets: str | list[str] | None) -> list[str] | None:
-    """Return the modules of a Qwen that LoRA adapts, where an option names them together."""
-    together = {"attention": backbone_of("qwen2").attention, "all-linear": backbone_of("qwen2").all_linear}
+    """Return the modules of a Qwen that LoRA adapts, with names of module groups expanded."""
+    groups = {"attention": backbone_of("qwen2").attention, "all-linear": backbone_of("qwen2").all_linear}
     name = targets[0] if isinstance(targets, list) and len(targets) == 1 else targets
-    return list(together.get(name, targets)) if isinstance(name, str) else targets
+    return list(groups.get(name, targets)) if isinstance(name, str) else targets
 
 
 def rows(preset: str, entry: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return `(option, source's value, ours, "equal" or the reason)` of one preset.
 
     Raises:
-        ValueError: an option that the preset gives is not in the table, or a difference has no reason.
+        ValueError: an option of the preset is not in the table, or a difference has no reason.
     """
     ours, values = in_force(preset), entry["values"]
     given = yaml.safe_load((CONFIGS / f"{preset}.yaml").read_text(encoding="utf-8"))
     if missing := sorted({*given, *COMMON} - set(values)):
         raise ValueError(f"{preset}: not in {SOURCES.name}: {', '.join(missing)}")
-    found = []
+    table_rows = []
     for option, stated in values.items():
         if set(stated) - {"theirs", "why"}:
             raise ValueError(f"{preset}: {option} has {sorted(stated)}, expected theirs and why")
         if option not in ours:
             continue  # shared between recipes, such as max_length and max_seq_length
-        has = "theirs" in stated
-        equal = has and stated["theirs"] == ours[option]
-        reason = "equal" if equal else stated.get("why", "")
+        is_stated = "theirs" in stated
+        is_equal = is_stated and stated["theirs"] == ours[option]
+        reason = "equal" if is_equal else stated.get("why", "")
         if not reason:
             raise ValueError(
-                f"{preset}: {option} is {ours[option]!r}, not as in the source, without a reason"
+                f"{preset}: {option} is {ours[option]!r} and differs from the source without a reason"
             )
-        found.append((option, shown(stated["theirs"]) if has else "not stated", shown(ours[option]), reason))
-    return found
+        source = as_cell(stated["theirs"]) if is_stated else "not stated"
+        table_rows.append((option, source, as_cell(ours[option]), reason))
+    return table_rows
 
 
-def shown(value: Any) -> str:
-    """Return a value in a table cell."""
+def as_cell(value: Any) -> str:
+    """Return a value as Markdown text of a table cell."""
     if value is None:
         return "none"
     text = ", ".join(map(str, value)) if isinstance(value, list) else f"{value}"
@@ -114,7 +130,7 @@ def table() -> str:
         lines += ["Source: " + ", ".join(f"<{url}>" for url in entry["sources"]), ""]
         lines += ["| option | source | ours | equal, or the reason |", "|---|---|---|---|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows(preset, entry)]
-        lines += ["| " + " | ".join(map(shown, row)) + " |" for row in entry["habits"]]
+        lines += ["| " + " | ".join(map(as_cell, row)) + " |" for row in entry["habits"]]
         parts.append("\n".join(lines) + "\n")
     names = ", ".join(f"`{name}.yaml`" for name in own)
     parts.append(f"## Presets without a published system\n\n{names}: their values are this project's.\n")

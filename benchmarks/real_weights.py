@@ -1,19 +1,23 @@
-"""What task heads reach on real pretrained weights: every data set, beside TF-IDF and other rivals.
+"""Benchmark of task heads on real pretrained weights, compared with TF-IDF and other methods.
 
     python ../shared/tools/real_weights.py qwen2.5-coder-0.5b MODELS/qwen2.5-coder-0.5b
     python benchmarks/real_weights.py --data ../shared/data --output_dir runs/real \
         --qwen MODELS/qwen2.5-coder-0.5b --methods frozen
 
-Each row is a recipe run as users run it, whose `metrics.json` is read back: `recipes/sweep_heads.py` (frozen
-heads: a quarter, half, three quarters and all layers, alone and side by side, pooled by the mean and by the
-last token, an L2 path), LoRA by `recipes/classify.py` and `recipes/reward_titles.py`, the same training by
-the stock class and Trainer, and label scoring by the chat models through `recipes/compare.py`. Layer, pooling
-and penalty are picked on dev; test is looked at once. Rows of training are capped where two cores need it,
-and the row says so.
+Each row runs a recipe with its command line and reads `metrics.json`:
 
-Runs are kept under `--output_dir` and continued: a row that is there is not computed again, and `results/` is
-written after each. A set, model or package that is not there is skipped with a reason. SmolLM2-135M reads
-English; the 0.5B model is a 4-bit quantisation of Qwen2.5-Coder-0.5B-Instruct, for measuring here only.
+- `recipes/sweep_heads.py`: frozen heads on a quarter, half, three quarters and all of the layers, single and
+  concatenated, with mean and last-token pooling and an L2 path;
+- LoRA by `recipes/classify.py` and `recipes/reward_titles.py`;
+- the same training by the stock class and Trainer;
+- label scoring by the chat models through `recipes/compare.py`.
+
+Layer, pooling and penalty are selected on dev, and test is evaluated once. Training rows are limited if two
+cores need it, and the table shows their number.
+
+Runs are kept under `--output_dir`: a finished row is not computed again, and `results/` is written after each
+row. A missing data set, model or package is skipped with a reason. SmolLM2-135M is used for English only. The
+0.5B model is a 4-bit quantisation of Qwen2.5-Coder-0.5B-Instruct, for measurements here only.
 """
 
 from __future__ import annotations
@@ -37,28 +41,28 @@ MODEL = "this model"
 ENDS = ("value", "low", "high")
 FROZEN, WARM, LORA, STOCK = "frozen", "lora from the frozen head", "lora", "stock lora"
 ASKED = "label scoring"
-EPOCHS = {WARM: 1, LORA: 2, STOCK: 2}  # a head that is trained needs fewer
+EPOCHS = {WARM: 1, LORA: 2, STOCK: 2}  # a trained head needs fewer
 METHODS = (FROZEN, WARM, LORA, STOCK, ASKED)
 LAYERS = {
     SMOL: ("8", "15", "22", "30", "8+22", "8+15+22"),  # of 30
     QWEN: ("6", "12", "18", "24", "6+18", "6+12+18"),  # of 24
 }
-ASKED_SETS, ASKED_ROWS = ("banking77", "fewclue-tnews"), 400
+ASKED_DATASETS, ASKED_ROWS = ("banking77", "fewclue-tnews"), 400
 
 
 @dataclass(frozen=True)
-class Set:
-    """A data set, and what two cores take of it.
+class DatasetSpec:
+    """A data set with limits for two cores.
 
     Args:
         language: of its texts.
-        metric: that stands for it.
-        length: tokens of a text at most.
-        rows: of training at most; None for all.
-        lora_rows: of training by LoRA at most.
-        dev: rows of dev at most.
-        titles: pairs of titles; labelled texts otherwise.
-        options: more words of a command line.
+        metric: main metric of the data set.
+        length: limit of tokens per text.
+        rows: limit of training rows; None for all.
+        lora_rows: limit of training rows for LoRA.
+        dev: limit of dev rows.
+        titles: whether the rows are pairs of titles; otherwise they are labelled texts.
+        options: further arguments of a command line.
     """
 
     language: str
@@ -71,25 +75,25 @@ class Set:
     options: tuple[str, ...] = ()
 
 
-SETS = {
-    "upworthy": Set("en", "pair_accuracy", 64, titles=True, lora_rows=2679),
-    "banking77": Set("en", "accuracy", 64, lora_rows=9220),
-    "fewclue-tnews": Set("zh", "accuracy", 64, lora_rows=1185),
-    "n24news-abstract": Set("en", "accuracy", 96, lora_rows=2000),
-    "waimai-10k": Set("zh", "accuracy", 96, rows=4000, lora_rows=1500),
-    "sst5": Set("en", "quadratic_kappa", 64, rows=4000, options=("--problem_type", "ordinal")),
-    "stsb": Set("en", "spearman", 96, rows=4000),
-    "goemotions": Set("en", "micro_f1", 64, rows=10_000, dev=2000),
-    "thucnews-titles": Set("zh", "accuracy", 48, rows=10_000, dev=2000),
-    "adparaphrase-v2-ja": Set("ja", "pair_accuracy", 64, titles=True, rows=3000),
-    "fewclue-iflytek": Set("zh", "accuracy", 128),
-    "longnews-7": Set("zh", "accuracy", 256),
+DATASETS = {
+    "upworthy": DatasetSpec("en", "pair_accuracy", 64, titles=True, lora_rows=2679),
+    "banking77": DatasetSpec("en", "accuracy", 64, lora_rows=9220),
+    "fewclue-tnews": DatasetSpec("zh", "accuracy", 64, lora_rows=1185),
+    "n24news-abstract": DatasetSpec("en", "accuracy", 96, lora_rows=2000),
+    "waimai-10k": DatasetSpec("zh", "accuracy", 96, rows=4000, lora_rows=1500),
+    "sst5": DatasetSpec("en", "quadratic_kappa", 64, rows=4000, options=("--problem_type", "ordinal")),
+    "stsb": DatasetSpec("en", "spearman", 96, rows=4000),
+    "goemotions": DatasetSpec("en", "micro_f1", 64, rows=10_000, dev=2000),
+    "thucnews-titles": DatasetSpec("zh", "accuracy", 48, rows=10_000, dev=2000),
+    "adparaphrase-v2-ja": DatasetSpec("ja", "pair_accuracy", 64, titles=True, rows=3000),
+    "fewclue-iflytek": DatasetSpec("zh", "accuracy", 128),
+    "longnews-7": DatasetSpec("zh", "accuracy", 256),
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A set, a model and a way to use it."""
+    """A data set, a model and a method."""
 
     data: str
     model: str
@@ -97,72 +101,72 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Of its folder and its entry."""
+        """Name of the folder and the entry."""
         return f"{self.data}--{self.model}--{self.method.replace(' ', '_')}"
 
 
 def all_rows(methods: list[str]) -> list[Row]:
-    """Every row: SmolLM2 on the English sets, the 0.5B model on all."""
+    """Return every row: SmolLM2 on the English data sets, the 0.5B model on all."""
     return [
         Row(data, model, method)
         for method in methods
-        for data, one in SETS.items()
-        if method != ASKED or data in ASKED_SETS
-        for model in ((SMOL, QWEN) if one.language == "en" else (QWEN,))
+        for data, spec in DATASETS.items()
+        if method != ASKED or data in ASKED_DATASETS
+        for model in ((SMOL, QWEN) if spec.language == "en" else (QWEN,))
     ]
 
 
 def words_of(row: Row, options: argparse.Namespace) -> list[str] | str:
-    """The command of a row; a text says why it cannot be run."""
-    one, folder = SETS[row.data], options.data / row.data
+    """Return the command of a row, or the reason why it cannot be run."""
+    spec, folder = DATASETS[row.data], options.data / row.data
     model = options.qwen if row.model == QWEN else SMOL
     if not folder.is_dir():
-        return f"{folder} is not there"
+        return f"{folder} does not exist"
     if model is None:
-        return "--qwen names no folder"
+        return "--qwen was not given"
     if row.method == ASKED:
         engines = ["--engines", f"zero_shot={model}", f"few_shot={model}", "--max_rows", str(ASKED_ROWS)]
-        asked = [*_data(row.data, one, folder, options), *engines, "--latency_rows", "20"]
+        asked = [*_data(row.data, spec, folder, options), *engines, "--latency_rows", "20"]
         return ["recipes/compare.py", *asked, "--output_dir", str(options.output_dir / row.name)]
-    rows = one.rows if row.method == FROZEN else one.lora_rows
-    words = [*_data(row.data, replace(one, rows=rows), folder, options), "--model_name_or_path", str(model)]
+    rows = spec.rows if row.method == FROZEN else spec.lora_rows
+    words = [*_data(row.data, replace(spec, rows=rows), folder, options), "--model_name_or_path", str(model)]
     words += ["--output_dir", str(options.output_dir / row.name), "--use_cpu", str(not options.cuda).lower()]
-    words += [*one.options, "--disable_tqdm", "true"]
+    words += [*spec.options, "--disable_tqdm", "true"]
     if row.method == FROZEN:
-        words = ["recipes/sweep_heads.py", *words, *_length(one)]
-        words += ["--task", "titles"] if one.titles else []
+        words = ["recipes/sweep_heads.py", *words, *_length(spec)]
+        words += ["--task", "titles"] if spec.titles else []
         words += ["--layers", *LAYERS[row.model], "--poolings", "mean", "last"]
         words += ["--heads", "linear", "--seeds", "0"]
         words += ["--feature_cache", str(options.output_dir / "features")]
         return [*words, "--feature_dtype", "float32" if row.model == SMOL else "bfloat16"]
     epochs = ["--num_train_epochs", str(EPOCHS[row.method]), "--per_device_train_batch_size", "16"]
-    tuned = [*words, *_length(one), "--use_peft", "--lora_r", "16", "--learning_rate", "2e-4", *epochs]
-    recipe = "recipes/reward_titles.py" if one.titles else "recipes/classify.py"
+    tuned = [*words, *_length(spec), "--use_peft", "--lora_r", "16", "--learning_rate", "2e-4", *epochs]
+    recipe = "recipes/reward_titles.py" if spec.titles else "recipes/classify.py"
     if row.method == WARM:
         frozen = options.output_dir / replace(row, method=FROZEN).name
         if not (frozen / "manifest.json").exists():
-            return "its frozen head, from which LoRA starts, is not there"
+            return "the frozen head that LoRA starts from does not exist"
         return [recipe, *tuned, "--init_head", str(frozen)]
     if row.method == LORA:
         return [recipe, *tuned, "--pooling", "mean"]
     ours = options.output_dir / replace(row, method=LORA).name
     if not (ours / "manifest.json").exists():
-        return "our run on the same budget is not there"
-    script = ["benchmarks/real_weights_stock.py", "--ours", str(ours), *(["--titles"] if one.titles else [])]
-    return [*script, *tuned]
+        return "our run with the same budget does not exist"
+    titles = ["--titles"] if spec.titles else []
+    return ["benchmarks/real_weights_stock.py", "--ours", str(ours), *titles, *tuned]
 
 
-def _length(one: Set) -> list[str]:
-    return ["--max_length" if one.titles else "--max_seq_length", str(one.length)]
+def _length(spec: DatasetSpec) -> list[str]:
+    return ["--max_length" if spec.titles else "--max_seq_length", str(spec.length)]
 
 
-def _data(name: str, one: Set, folder: Path, options: argparse.Namespace) -> list[str]:
-    """Where train, dev and test are, as words of a command line; shortened copies where rows are capped."""
-    prefix = "pairs_" if one.titles else ""
+def _data(name: str, spec: DatasetSpec, folder: Path, options: argparse.Namespace) -> list[str]:
+    """Return the files of train, dev and test as arguments; with a limit of rows, shortened copies."""
+    prefix = "pairs_" if spec.titles else ""
     files = {split: folder / f"{prefix}{split}.jsonl" for split in ("train", "dev", "test_public")}
-    for split, most in (("train", one.rows), ("dev", one.dev)):
-        if most is not None and files[split].exists():
-            files[split] = _shortened(files[split], most, options.output_dir / "data" / name)
+    for split, limit in (("train", spec.rows), ("dev", spec.dev)):
+        if limit is not None and files[split].exists():
+            files[split] = _shortened(files[split], limit, options.output_dir / "data" / name)
     words = ["--dataset_name", str(files["train"]), "--test_dataset", str(files["test_public"])]
     words += ["--dev_dataset", str(files["dev"])] if files["dev"].exists() else []
     labels = [folder / file for file in ("class.txt", "labels.txt") if (folder / file).exists()]
@@ -170,19 +174,19 @@ def _data(name: str, one: Set, folder: Path, options: argparse.Namespace) -> lis
 
 
 def _shortened(path: Path, rows: int, folder: Path) -> Path:
-    """A copy with evenly spaced rows of a file; the file itself if it has no more."""
+    """Return a copy with evenly spaced rows of a file, or the file itself if it has no more rows."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if len(lines) <= rows:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{path.stem}-{rows}.jsonl"
-    kept = [lines[place * len(lines) // rows] for place in range(rows)]
+    kept = [lines[row * len(lines) // rows] for row in range(rows)]
     target.write_text("".join(kept), encoding="utf-8")
     return target
 
 
 def run(row: Row, words: list[str], options: argparse.Namespace) -> dict[str, Any] | None:
-    """Run a recipe; return what it took, or None if it failed."""
+    """Run a recipe; return its time and memory, or None if it failed."""
     log = options.output_dir / f"{row.name}.log"
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
     start = time.monotonic()
@@ -199,62 +203,78 @@ def run(row: Row, words: list[str], options: argparse.Namespace) -> dict[str, An
 
 
 def stock_entry(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What a stock run measured; its verdict is on ours."""
+    """Return the results of a stock run; its verdict is that of our run."""
     found = json.loads((folder / "stock.json").read_text(encoding="utf-8"))
     return {
-        "data": row.data, "model": row.model, "method": row.method, "metric": found["metric"],
-        "value": found["stock"], "verdict": found["verdict"], **took,
+        "data": row.data,
+        "model": row.model,
+        "method": row.method,
+        "metric": found["metric"],
+        "value": found["stock"],
+        "verdict": found["verdict"],
+        **took,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }  # fmt: skip
+    }
 
 
 def asked_entry(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What a chat model answered, asked without examples and with eight."""
+    """Return the results of a chat model, without examples and with eight."""
     found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     known, answers = {*found["data"]["labels"]}, [json.loads(line)["answers"] for line in lines]
-    said = [answer["label"] for row_of in answers for name, answer in row_of.items() if "=" in name]
+    labels = [answer["label"] for row_of in answers for name, answer in row_of.items() if "=" in name]
     return {
-        "data": row.data, "model": row.model, "method": row.method, "metric": "accuracy",
-        "rows": found["data"]["rows"], "answers": len(said), "outside": sum(one not in known for one in said),
+        "data": row.data,
+        "model": row.model,
+        "method": row.method,
+        "metric": "accuracy",
+        "rows": found["data"]["rows"],
+        "answers": len(labels),
+        "outside": sum(label not in known for label in labels),
         "engines": {
             one["name"].split("=")[0]: {key: one["figures"]["accuracy"][key] for key in ENDS}
             for one in found["engines"]
         },
-        **took, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }  # fmt: skip
+        **took,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
 
 
 def entry_of(row: Row, took: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What a finished run measured."""
+    """Return the results of a finished run."""
     if row.method == STOCK:
         return stock_entry(row, took, folder)
     if row.method == ASKED:
         return asked_entry(row, took, folder)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     settings = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["settings"]
-    metric, split = SETS[row.data].metric, "test"
+    metric, split = DATASETS[row.data].metric, "test"
     calibration = metrics.get("calibration") or {}
     ours = metrics[split][MODEL]
     taken = ("backbone_layers", "head_layers", "pooling", "penalty", "learning_rate", "num_train_epochs")
     found: dict[str, Any] = {
-        "data": row.data, "model": row.model, "method": row.method, "metric": metric,
+        "data": row.data,
+        "model": row.model,
+        "method": row.method,
+        "metric": metric,
         **{key: ours[metric][key] for key in ENDS},
         "dev": metrics["dev"][MODEL][metric]["value"],
         "baselines": {
-            name: entry[metric]["value"] for name, entry in metrics[split].items()
+            name: entry[metric]["value"]
+            for name, entry in metrics[split].items()
             if name != MODEL and metric in entry
         },
         "verdict": metrics.get("verdict"),
         "calibration": {name: calibration.get(name) for name in ("temperature", "metrics")},
         "train": next(iter(metrics["data"]["train"].values())),
         "settings": {name: settings[name] for name in taken if settings.get(name) is not None},
-        **took, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        **took,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": metrics["train"]["device"],
-    }  # fmt: skip
+    }
     if row.method == FROZEN:
         exits = json.loads((folder / "early_exit.json").read_text(encoding="utf-8"))
-        found["tried"] = {  # dev figures by layers and pooling
+        found["tried"] = {  # dev metrics by layers and pooling
             f"{'+'.join(map(str, one['layers']))}, {one['pooling']}": round(one["value"], 4)
             for one in exits["tried"]
         }
@@ -277,24 +297,26 @@ def write(entries: dict[str, dict[str, Any]]) -> None:
     text = json.dumps(list(entries.values()), indent=2, ensure_ascii=False) + "\n"
     (RESULTS / "real_weights.json").write_text(text, encoding="utf-8")
     order = [row.name for row in all_rows(list(METHODS))]
-    shown = [entries[name] for name in sorted(entries, key=order.index)]
+    ordered = [entries[name] for name in sorted(entries, key=order.index)]
     lines = [
         "# Real pretrained weights",
         "",
-        "`python benchmarks/real_weights.py`: settings picked on dev, test_public measured once; 95%",
-        "intervals over groups. Differences are paired by row.",
+        "`python benchmarks/real_weights.py`: settings are selected on dev, and test_public is evaluated",
+        "once. Intervals of 95% are over groups. Differences are paired by row.",
         "",
         HEAD,
         "|" + "---|" * (HEAD.count("|") - 1),
-        *(_line(entry) for entry in shown if entry["method"] not in (STOCK, ASKED)),
+        *(_line(entry) for entry in ordered if entry["method"] not in (STOCK, ASKED)),
     ]
-    if stock := [entry for entry in shown if entry["method"] == STOCK]:
-        lines += ["", "## Ours and the stock classes on equal budget", "", VERSUS]
+    if stock := [entry for entry in ordered if entry["method"] == STOCK]:
+        lines += ["", "## Comparison with the stock classes on equal budget", "", VERSUS]
         lines += ["|" + "---|" * (VERSUS.count("|") - 1), *map(_versus, stock)]
-    if asked := [entry for entry in shown if entry["method"] == ASKED]:
+    if asked := [entry for entry in ordered if entry["method"] == ASKED]:
         outside, answers = (sum(entry[key] for entry in asked) for key in ("outside", "answers"))
-        told = f"Answers outside the labels: {outside:,} of {answers:,}. Accuracy on rows drawn at random."
-        lines += ["", "## Labels written by the chat models", "", told, "", WRITTEN]
+        summary = (
+            f"Answers outside the labels: {outside:,} of {answers:,}. Accuracy is on randomly drawn rows."
+        )
+        lines += ["", "## Labels generated by the chat models", "", summary, "", WRITTEN]
         lines += ["|" + "---|" * (WRITTEN.count("|") - 1), *map(_written, asked)]
     (RESULTS / "real_weights.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -310,11 +332,20 @@ def _line(entry: dict[str, Any]) -> str:
     if measured:
         ece = f"{measured['before']['value']:.3f}, {measured['after']['value']:.3f}"
     cells = [
-        entry["data"], entry["model"], entry["method"], f"{entry['train']:,}", entry["metric"],
+        entry["data"],
+        entry["model"],
+        entry["method"],
+        f"{entry['train']:,}",
+        entry["metric"],
         f"**{entry['value']:.3f}** ({entry['low']:.3f} to {entry['high']:.3f})",
-        "" if tfidf is None else f"{tfidf:.3f}", _difference(verdict), verdict.get("word", ""), ece,
-        f"{layers}, {settings.get('pooling', '')}", str(entry["seconds"]), str(entry["peak_gb"]),
-    ]  # fmt: skip
+        "" if tfidf is None else f"{tfidf:.3f}",
+        _difference(verdict),
+        verdict.get("word", ""),
+        ece,
+        f"{layers}, {settings.get('pooling', '')}",
+        str(entry["seconds"]),
+        str(entry["peak_gb"]),
+    ]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -322,9 +353,15 @@ def _versus(entry: dict[str, Any]) -> str:
     verdict = entry["verdict"]
     ours = entry["value"] + verdict["difference"]
     cells = [
-        entry["data"], entry["model"], entry["metric"], f"**{ours:.3f}**", f"{entry['value']:.3f}",
-        _difference(verdict), verdict["word"], str(entry["seconds"]),
-    ]  # fmt: skip
+        entry["data"],
+        entry["model"],
+        entry["metric"],
+        f"**{ours:.3f}**",
+        f"{entry['value']:.3f}",
+        _difference(verdict),
+        verdict["word"],
+        str(entry["seconds"]),
+    ]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -344,14 +381,16 @@ def _difference(verdict: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run what is asked for and not there yet, one row after the other."""
+    """Run the requested rows that have no results yet, one after the other."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--qwen", type=Path, help="folder of the 0.5B model; its rows are skipped without")
+    parser.add_argument(
+        "--qwen", type=Path, help="folder of the 0.5B model; without it, its rows are skipped"
+    )
     parser.add_argument("--methods", nargs="+", default=[FROZEN], choices=METHODS)
-    parser.add_argument("--only", nargs="+", help="rows whose names contain one of these")
+    parser.add_argument("--only", nargs="+", help="rows whose names contain one of these texts")
     parser.add_argument("--cuda", action="store_true", help="use the GPU")
     options = parser.parse_args()
     options.output_dir = options.output_dir.resolve()
@@ -370,13 +409,13 @@ def main() -> None:
         folder = options.output_dir / row.name
         kept = options.output_dir / f"{row.name}.json"
         if not kept.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
-            took = run(row, words, options)
-            if took is None:
+            shutil.rmtree(folder, ignore_errors=True)  # files of an interrupted run
+            usage = run(row, words, options)
+            if usage is None:
                 continue
-            kept.write_text(json.dumps(took), encoding="utf-8")
-        if took := json.loads(kept.read_text(encoding="utf-8")):
-            entries[row.name] = entry_of(row, took, folder)
+            kept.write_text(json.dumps(usage), encoding="utf-8")
+        if usage := json.loads(kept.read_text(encoding="utf-8")):
+            entries[row.name] = entry_of(row, usage, folder)
             write(entries)
             print(_line(entries[row.name]), flush=True)
 

@@ -1,11 +1,11 @@
-"""The stock way on the rows of `real_weights.py`: transformers' and trl's classes with LoRA, on equal budget.
+"""Stock peers for the rows of `real_weights.py`: transformers' and trl's classes with LoRA, on equal budget.
 
     python benchmarks/real_weights_stock.py --ours runs/real/banking77--smollm2-135m--lora \\
-        --output_dir runs/stock … (the words of the recipe that trained ours)
+        --output_dir runs/stock … (the arguments of the recipe that trained ours)
 
 Rows, steps, batches, rate, schedule, rank and targets of LoRA are those of our run. The pooling is the last
-token, as the stock class has it, and the tokenizer adds nothing. Test is scored by both, and the difference
-is paired by row. Writes `stock.json`.
+token, as in the stock class, and the tokenizer adds no special tokens. Both models score test, and the
+difference is paired by row. Writes `stock.json`.
 """
 
 from __future__ import annotations
@@ -43,18 +43,22 @@ OURS, STOCK = "ours", "stock"
 
 
 def stock_model(model_args: Any, **options: Any) -> Any:
-    """The stock class with the LoRA of our run."""
+    """Return the stock class with the LoRA of our run."""
     path = locate(model_args.model_name_or_path)
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, **options)
     lora = LoraConfig(
-        task_type="SEQ_CLS", r=model_args.lora_r, lora_alpha=model_args.lora_alpha,
-        lora_dropout=model_args.lora_dropout, target_modules=ALL_LINEAR, modules_to_save=["score"],
-    )  # fmt: skip
+        task_type="SEQ_CLS",
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        target_modules=ALL_LINEAR,
+        modules_to_save=["score"],
+    )
     return get_peft_model(model, lora)
 
 
 def texts(words: list[str], ours: str, output: Path) -> dict[str, Any]:
-    """Train and score the stock classifier; return both beside each other."""
+    """Train and score the stock classifier; return the comparison."""
     options, args, model_args = parse_classifier_arguments(words)
     sets = read_text_sets(options.dataset_name, **options.data_options())
     kind, labels = sets.problem_type, len(sets.labels)
@@ -64,9 +68,11 @@ def texts(words: list[str], ours: str, output: Path) -> dict[str, Any]:
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(locate(model_args.model_name_or_path))
     model = stock_model(
-        model_args, num_labels=labels, pad_token_id=tokenizer.pad_token_id,
+        model_args,
+        num_labels=labels,
+        pad_token_id=tokenizer.pad_token_id,
         problem_type="single_label_classification" if kind == "ordinal" else kind,
-    )  # fmt: skip
+    )
 
     def encode(examples: Any) -> Dataset:
         first, second = [e.text for e in examples], [e.text_b for e in examples]
@@ -80,9 +86,12 @@ def texts(words: list[str], ours: str, output: Path) -> dict[str, Any]:
         return Dataset.from_dict({**rows, "labels": targets})
 
     trainer = Trainer(
-        model, args, train_dataset=encode(sets.train), data_collator=DataCollatorWithPadding(tokenizer),
+        model,
+        args,
+        train_dataset=encode(sets.train),
+        data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-    )  # fmt: skip
+    )
     start = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - start
@@ -103,22 +112,31 @@ def texts(words: list[str], ours: str, output: Path) -> dict[str, Any]:
 
 
 def titles(words: list[str], ours: str, output: Path) -> dict[str, Any]:
-    """Train and score trl's reward model; return both beside each other."""
+    """Train and score trl's reward model; return the comparison."""
     options, args, model_args = parse_title_arguments(words)
     sets = read_title_sets(options.dataset_name, **options.data_options())
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(locate(model_args.model_name_or_path))
     model = stock_model(model_args, num_labels=1, pad_token_id=tokenizer.pad_token_id)
     schedule = {
-        "learning_rate": args.learning_rate, "num_train_epochs": args.num_train_epochs,
+        "learning_rate": args.learning_rate,
+        "num_train_epochs": args.num_train_epochs,
         "per_device_train_batch_size": args.per_device_train_batch_size,
-        "lr_scheduler_type": args.lr_scheduler_type, "seed": args.seed,
-    }  # fmt: skip
+        "lr_scheduler_type": args.lr_scheduler_type,
+        "seed": args.seed,
+    }
     config = RewardConfig(
-        str(output / "trainer"), **schedule, max_length=args.max_length, bf16=False, use_cpu=args.use_cpu,
-        report_to="none", eval_strategy="no", save_strategy="no", disable_tqdm=True,
+        str(output / "trainer"),
+        **schedule,
+        max_length=args.max_length,
+        bf16=False,
+        use_cpu=args.use_cpu,
+        report_to="none",
+        eval_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
         gradient_checkpointing=False,
-    )  # fmt: skip
+    )
     rows = Dataset.from_list([{"chosen": pair.chosen, "rejected": pair.rejected} for pair in sets.train])
     trainer = RewardTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
     start = time.monotonic()
@@ -128,10 +146,11 @@ def titles(words: list[str], ours: str, output: Path) -> dict[str, Any]:
     model = trainer.model.eval()
     scores = []
     with torch.inference_mode():
-        for place in range(0, len(both), 32):
-            given = [text + tokenizer.eos_token for text in both[place : place + 32]]  # as trl trains
+        for start in range(0, len(both), 32):
+            # trl's trainer appends the end token.
+            with_end = [text + tokenizer.eos_token for text in both[start : start + 32]]
             batch = tokenizer(
-                given, padding=True, truncation=True, max_length=args.max_length, return_tensors="pt"
+                with_end, padding=True, truncation=True, max_length=args.max_length, return_tensors="pt"
             )
             scores += model(**batch.to(model.device)).logits[:, 0].tolist()
     theirs = np.array(scores).reshape(2, -1)
@@ -141,18 +160,18 @@ def titles(words: list[str], ours: str, output: Path) -> dict[str, Any]:
 
 
 def report(measures: Any, metric: str, *, groups: list[str], seconds: float) -> dict[str, Any]:
-    """Ours beside stock, with the paired difference."""
+    """Return the metric of stock and the paired difference of ours."""
     verdict = give_verdict(measures, model=OURS, metric=metric, groups=groups, count=len(groups))
     value = float(measures[STOCK](np.ones((1, len(groups))))[metric][0])
     return {"metric": metric, "stock": value, "seconds": round(seconds), "verdict": verdict}
 
 
 def main() -> None:
-    """Train the stock model of the words and compare."""
+    """Train the stock model and compare it with ours."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ours", required=True, help="folder of our run on the same words")
+    parser.add_argument("--ours", required=True, help="folder of our run with the same arguments")
     parser.add_argument("--titles", action="store_true")
     parser.add_argument("--output_dir", type=Path, required=True)
     known, words = parser.parse_known_args()

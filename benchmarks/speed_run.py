@@ -1,4 +1,4 @@
-"""What the suites of timed rows share: their options, and the loop that measures and keeps each row."""
+"""Common code of the suites of timed rows: their options, and the loop that measures and stores each row."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Rows = Callable[[Bench], Iterator[Result]]
 
 
 def options(doc: str, *, names: Iterable[str], results: str) -> argparse.ArgumentParser:
-    """Options of a suite: `names` of its rows, and the file in `results/` where they are kept."""
+    """Return the parser of a suite, with the `names` of its rows and its file in `results/`."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="all rows and sizes")
-    parser.add_argument("--only", nargs="+", choices=sorted(names), help="these rows")
+    parser.add_argument("--full", action="store_true", help="measure all rows and sizes")
+    parser.add_argument("--only", nargs="+", choices=sorted(names), help="measure only these rows")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=TURNS, help="of each comparison, at least")
+    parser.add_argument("--turns", type=int, default=TURNS, help="minimum number of turns of each comparison")
     parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
     qwen = os.environ.get("QWEN_FOLDER")
     parser.add_argument(
@@ -40,7 +40,7 @@ def options(doc: str, *, names: Iterable[str], results: str) -> argparse.Argumen
 
 
 def measure(args: argparse.Namespace, suite: dict[str, Rows]) -> None:
-    """Measure, print and keep every row of a suite; rows without their data or peer say so."""
+    """Measure, print and store every row of a suite; rows without data or peer are skipped with a message."""
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()

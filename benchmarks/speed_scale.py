@@ -1,4 +1,4 @@
-"""How much of the machine is used, and how the cost grows with the work."""
+"""Utilisation of the machine, and growth of time with the amount of work."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from speed_workloads import (
 from qwen_task_heads import Scorer, build, load_tokenizer
 from qwen_task_heads.training.group_losses import all_pairs
 
-SIDE = 1024  # of the matrices whose product is the peak, where no shape was faster
+SIDE = 1024  # of the matrices whose product is the peak; no other shape was faster
 
 
 def operations(sizes: dict[str, Any], rows: list[int], *, pooled_only: bool) -> float:
-    """Floating point operations of one pass over rows of these lengths: matrices and causal attention.
+    """Return the floating point operations of one pass over rows of these lengths: matrices and attention.
 
-    With `pooled_only` the last layer counts keys and values of all tokens, and the rest of the pooled ones
-    alone.
+    With `pooled_only`, the last layer counts keys and values of all tokens, and all other operations of the
+    pooled tokens only.
     """
     hidden, inner, layers = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
     pairs = 2 * hidden * hidden * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
     rest = 2 * hidden * hidden + 3 * hidden * inner
     tokens, seen = sum(rows), sum(row * (row + 1) / 2 for row in rows)
-    whole = layers - 1 if pooled_only else layers
-    found = whole * (2 * tokens * (pairs + rest) + 4 * hidden * seen)
+    full_layers = layers - 1 if pooled_only else layers
+    count = full_layers * (2 * tokens * (pairs + rest) + 4 * hidden * seen)
     if pooled_only:
-        found += 2 * tokens * pairs + 2 * len(rows) * rest + 4 * hidden * tokens
-    return found
+        count += 2 * tokens * pairs + 2 * len(rows) * rest + 4 * hidden * tokens
+    return count
 
 
 def utilisation(bench: Bench) -> Iterator[Result]:
-    """Operations that the real tokens need, a second, over those of a plain matrix product."""
+    """Measure the operations per second for the real tokens, relative to those of a matrix product."""
     peak = matmul_peak(bench.device)
     left = torch.randn(SIDE, SIDE, device=bench.device)
     product = 2 * SIDE**3
@@ -62,21 +62,21 @@ def utilisation(bench: Bench) -> Iterator[Result]:
 
         def share(side: Any, flops: float, inputs: Any = inputs) -> tuple[float, float]:
             score_all(side, inputs)
-            # The peak in the same turn: other work on the machine then lowers both.
+            # The peak is measured in the same turn, so that other work on the machine lowers both.
             timing = take_turns(
                 bench,
                 peer=lambda: clocked(bench, lambda: [left @ left for _ in range(8)]) / (8 * product) * flops,
                 ours=lambda: clocked(bench, lambda: score_all(side, inputs)),
             )
-            return statistics.median(timing.ratios), timing.figures()["spread"]
+            return statistics.median(timing.ratios), timing.result_fields()["spread"]
 
-        found, spread = share(model, needed)
-        # A padded pass at the large shape takes half a minute: too long for the short suite.
+        ratio, spread = share(model, needed)
+        # A padded pass at the large shape takes half a minute, which is too long for the short suite.
         theirs = share(stock, named)[0] if bench.full or shape == "small" else None
         yield Result(
             workload="utilisation on real tokens, packed fp32, inference, waimai-10k lengths",
             peer=f"the product of two matrices of {SIDE}",
-            ratio=found,
+            ratio=ratio,
             settings={"shape": shape, "batch": count, "tokens": real(inputs), "stock": theirs},
             target=target,
             limit=1.0,
@@ -88,7 +88,7 @@ def utilisation(bench: Bench) -> Iterator[Result]:
 
 
 def growth(bench: Bench) -> Iterator[Result]:
-    """Exponents of time over the work; ours beside the peer's."""
+    """Measure exponents of time over the amount of work, ours and the peer's."""
     yield from (
         _lengths(bench),
         _labels(bench),
@@ -98,7 +98,7 @@ def growth(bench: Bench) -> Iterator[Result]:
 
 
 def _fit(bench: Bench, sizes: list[int], calls: list[Callable[[], Any]]) -> float:
-    """The exponent of time over size, each time the median of three."""
+    """Return the exponent of time over size; each time is the median of three."""
     seconds = []
     for call in calls:
         call()
@@ -118,20 +118,20 @@ def _result(name: str, sizes: list[int], ours: float, theirs: float | None, **se
 
 
 def _lengths(bench: Bench) -> Result:
-    """Rows whose lengths vary by a factor of four, twice as long each time."""
+    """Measure rows whose lengths vary by a factor of four, with doubled lengths at each size."""
     sizes = [64, 128, 256, 512] if bench.full else [32, 64, 128]
     model = classifier(bench, "small", labels=10)
     stock = stock_of(model)
-    made = [
+    inputs = [
         with_labels([padded(bench, rows_of(titles(8, low=size // 4, high=size)))], model) for size in sizes
     ]
-    ours = _fit(bench, sizes, [lambda one=one: step_all(model, one) for one in made])
-    theirs = _fit(bench, sizes, [lambda one=one: step_all(stock, one) for one in made])
+    ours = _fit(bench, sizes, [lambda batch=batch: step_all(model, batch) for batch in inputs])
+    theirs = _fit(bench, sizes, [lambda batch=batch: step_all(stock, batch) for batch in inputs])
     return _result("lengths, training", sizes, ours, theirs, batch=8)
 
 
 def _labels(bench: Bench) -> Result:
-    """The head is all that grows."""
+    """Measure a growing number of labels; only the head grows."""
     sizes = [10, 100, 1000, 10_000]
     rows, calls = rows_of(titles(32)), []
     for size in sizes:
@@ -142,7 +142,7 @@ def _labels(bench: Bench) -> Result:
 
 
 def _groups(bench: Bench) -> Result:
-    """Titles of a group behind one prompt, with the loss over all their pairs."""
+    """Measure growing groups of titles after one prompt, with the loss over all their pairs."""
     sizes = [4, 8, 16, 32] if bench.full else [4, 8, 16]
     model, calls = scorer(bench, "small").train(), []
 
@@ -160,11 +160,11 @@ def _groups(bench: Bench) -> Result:
 
 
 def _rows(bench: Bench) -> Result:
-    """Real titles through `Scorer`, tokenisation included."""
+    """Measure `Scorer` on real titles, including tokenisation."""
     sizes = [50, 500, 2500] if bench.full else [50, 500]
     ours = Scorer(
         build("embedded"), tokenizer=load_tokenizer("embedded"), device=bench.device, progress=False
     )
-    found = texts(bench, "upworthy", rows=sizes[-1])
-    calls = [lambda size=size: ours.score(found[:size]) for size in sizes]
+    rows = texts(bench, "upworthy", rows=sizes[-1])
+    calls = [lambda size=size: ours.score(rows[:size]) for size in sizes]
     return _result("rows, Scorer on real titles", sizes, _fit(bench, sizes, calls), None)

@@ -1,4 +1,4 @@
-"""Scoring as users call it: pipelines, rankings, long instructions, and the first score after the start."""
+"""Rows of serving: pipelines, rankings, long instructions, and the first score after the start."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ REAL_VOCABULARY = 151_936
 
 
 def long_instruction(bench: Bench) -> Iterator[Result]:
-    """64 titles behind an instruction of 500 tokens that was seen before."""
+    """Measure scoring of 64 titles after a cached instruction of 500 tokens."""
     count, prompt = 64, 500
     sizes = {"titles of 8 to 40 tokens": titles(count)}
     try:
         sizes["THUCNews titles"] = lengths(bench, "thucnews-titles", rows=count)
     except NoData as reason:
         print(f"skipped: THUCNews titles: {reason}")
-    for name, found in sizes.items():
-        yield from _behind(bench, found, prompt=prompt, name=name)
+    for name, title_lengths in sizes.items():
+        yield from _after_instruction(bench, title_lengths, prompt=prompt, name=name)
 
 
-def _behind(bench: Bench, sizes: list[int], *, prompt: int, name: str) -> Iterator[Result]:
+def _after_instruction(bench: Bench, sizes: list[int], *, prompt: int, name: str) -> Iterator[Result]:
     model = scorer(bench, "small")
     stock = stock_of(model)
     whole = rows_of(sizes, prompt=prompt)
@@ -63,7 +63,7 @@ def _behind(bench: Bench, sizes: list[int], *, prompt: int, name: str) -> Iterat
             return stock(**inputs).logits
 
     def cached() -> torch.Tensor:
-        # As transformers documents it: https://huggingface.co/docs/transformers/kv_cache, "prefill a cache".
+        # See "prefill a cache" in https://huggingface.co/docs/transformers/kv_cache.
         with torch.inference_mode():
             own = copy.deepcopy(cache)
             own.batch_repeat_interleave(len(sizes))
@@ -87,12 +87,12 @@ def _behind(bench: Bench, sizes: list[int], *, prompt: int, name: str) -> Iterat
             limit=limit,
             difference=largest_difference([peer()], [ours()]),
             compared="logits",
-            **compare(bench, peer=peer, ours=ours).figures(),
+            **compare(bench, peer=peer, ours=ours).result_fields(),
         )
 
 
 def pipelines(bench: Bench) -> Iterator[Result]:
-    """`pipeline("text-classification")` on the stock export of a model, against our scorer on the model."""
+    """Measure `pipeline("text-classification")` on the stock export of a model, against our scorer."""
     from transformers import pipeline
 
     words = copy.deepcopy(tokenizer(bench))
@@ -101,20 +101,20 @@ def pipelines(bench: Bench) -> Iterator[Result]:
     folder = export_stock(copy.deepcopy(model).cpu(), tokenizer=words, folder=bench.scratch / "stock-labels")
     stock = pipeline("text-classification", model=str(folder), device=bench.device)
     ours = Scorer(model, tokenizer=words, progress=False)
-    found = texts(bench, "waimai-10k", rows=512 if bench.full else 64)
-    sizes = [len(row) for row in words(found)["input_ids"]]
+    rows = texts(bench, "waimai-10k", rows=512 if bench.full else 64)
+    sizes = [len(row) for row in words(rows)["input_ids"]]
     for batch in (1, 32):
-        answers = stock(found, batch_size=batch)
-        mine = ours.predict(found)
+        answers = stock(rows, batch_size=batch)
+        mine = ours.predict(rows)
         difference = max(
             abs(a["score"] - b.probabilities[a["label"]]) for a, b in zip(answers, mine, strict=True)
         )
         passes = [sizes[start : start + batch] for start in range(0, len(sizes), batch)]
         padded_tokens = sum(len(one) * max(one) for one in passes)
         yield Result(
-            workload=f"classifying {len(found)} real texts (waimai)",
+            workload=f"classifying {len(rows)} real texts (waimai)",
             peer=f'pipeline("text-classification"), batch {batch}' + (" (its default)" if batch == 1 else ""),
-            settings={"shape": "small", "vocabulary": REAL_VOCABULARY, "texts": len(found)},
+            settings={"shape": "small", "vocabulary": REAL_VOCABULARY, "texts": len(rows)},
             target=5.0,
             limit=padded_tokens / sum(sizes),
             difference=difference,
@@ -124,23 +124,23 @@ def pipelines(bench: Bench) -> Iterator[Result]:
             else "",
             **compare(
                 bench,
-                peer=lambda batch=batch: stock(found, batch_size=batch),  # type: ignore[misc]
-                ours=lambda: ours.predict(found),
-            ).figures(),
+                peer=lambda batch=batch: stock(rows, batch_size=batch),  # type: ignore[misc]
+                ours=lambda: ours.predict(rows),
+            ).result_fields(),
         )
 
 
 def prompted_titles(bench: Bench, *, lists: int, count: int) -> list[tuple[str, list[str]]]:
-    """Lists of real titles behind prompts of about 100 tokens, which are other titles joined."""
-    found = texts(bench, "upworthy", rows=lists * (count + 4))
-    if len(found) < lists * (count + 4):
+    """Return lists of real titles with prompts of about 100 tokens, which are other titles joined."""
+    rows = texts(bench, "upworthy", rows=lists * (count + 4))
+    if len(rows) < lists * (count + 4):
         raise NoData("too few titles")
-    parts = [found[start : start + count + 4] for start in range(0, len(found), count + 4)]
+    parts = [rows[start : start + count + 4] for start in range(0, len(rows), count + 4)]
     return [(" ".join(part[:4]), part[4:]) for part in parts]
 
 
 def cross_encoder(bench: Bench, *, name: str) -> tuple[Any, Any, Any]:
-    """A title scorer, its tokenizer and sentence-transformers' CrossEncoder on its stock export."""
+    """Return a title scorer, its tokenizer and sentence-transformers' CrossEncoder on its stock export."""
     try:
         from sentence_transformers import CrossEncoder
     except ImportError as error:
@@ -149,7 +149,7 @@ def cross_encoder(bench: Bench, *, name: str) -> tuple[Any, Any, Any]:
             "sentence-transformers; then PYTHONPATH=DIR)"
         ) from error
     words = load_tokenizer("embedded")
-    words.chat_template = None  # with one, CrossEncoder makes chats of the pairs, which have other ids
+    words.chat_template = None  # with a template, CrossEncoder formats the pairs as chats, with other ids
     model = scorer(bench, "small")
     compile_template(words, template=None, model_type="qwen2")
     folder = export_stock(copy.deepcopy(model).cpu(), tokenizer=words, folder=bench.scratch / name)
@@ -157,18 +157,18 @@ def cross_encoder(bench: Bench, *, name: str) -> tuple[Any, Any, Any]:
 
 
 def ranking(bench: Bench) -> Iterator[Result]:
-    """sentence-transformers' `rank`, a list a call, each list with its own prompt."""
+    """Measure sentence-transformers' `rank`, one list per call, each list with its own prompt."""
     count = 16
     model, words, peer = cross_encoder(bench, name="stock-ranking")
     lists = prompted_titles(bench, lists=8 if bench.full else 3, count=count)
     ours = Scorer(model, tokenizer=words, progress=False)
 
     def theirs() -> list[float]:
-        found = []
+        scores = []
         for prompt, rows in lists:
             ranked = peer.rank(prompt, rows, show_progress_bar=False)
-            found += [row["score"] for row in sorted(ranked, key=lambda row: row["corpus_id"])]
-        return found
+            scores += [row["score"] for row in sorted(ranked, key=lambda row: row["corpus_id"])]
+        return scores
 
     def mine() -> list[float]:
         return [score for prompt, rows in lists for score in ours.score(rows, prompts=[prompt] * len(rows))]
@@ -186,7 +186,7 @@ def ranking(bench: Bench) -> Iterator[Result]:
         limit=sum(count * max(one) for one in sizes) / needed,
         difference=largest_difference([torch.tensor(theirs())], [torch.tensor(mine())]),
         compared="scores",
-        **compare(bench, peer=theirs, ours=mine).figures(),
+        **compare(bench, peer=theirs, ours=mine).result_fields(),
     )
 
 
@@ -202,22 +202,22 @@ print(next(label["score"] for label in answer[0] if label["label"] == "no"))
 
 
 def first_score(bench: Bench) -> Iterator[Result]:
-    """From `import` to the first score on a saved model, each time in a fresh process."""
+    """Measure the time from `import` to the first score on a saved model, each time in a new process."""
     model = build("embedded", task="pooled_classifier", labels=["no", "yes"])
     yield first_score_of(bench, model, load_tokenizer("embedded"), shape="embedded")
 
 
 def first_score_of(bench: Bench, model: Any, words: Any, *, name: str = "", **settings: Any) -> Result:
-    """The same with any classifier of the labels no and yes; `name` is added to the workload."""
+    """Measure the first score of a classifier of the labels no and yes; `name` is added to the workload."""
     bind_template(words, model.config)
     ours = save(model, tokenizer=words, folder=bench.scratch / "ours-first")
     stock = export_stock(model, tokenizer=words, folder=bench.scratch / "stock-first")
     last: dict[str, float] = {}
-    # What is installed has its bytecode; ours must not be compiled in every process.
+    # Installed packages have bytecode. Without this, ours would be compiled in every process.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def start(code: str, folder: Path) -> float:
-        # The CPU time of the child, where that is the clock.
+        # With a CPU clock, the CPU time of the child is measured.
         before, began = os.times(), time.perf_counter()
         command = [sys.executable, "-c", code.format(folder=str(folder), device=bench.device)]
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
@@ -238,5 +238,5 @@ def first_score_of(bench: Bench, model: Any, words: Any, *, name: str = "", **se
         target=1.0,
         difference=abs(last[str(stock)] - last[str(ours)]),
         compared="probabilities",
-        **timing.figures(),
+        **timing.result_fields(),
     )

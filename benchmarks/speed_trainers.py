@@ -1,9 +1,9 @@
-"""Real trainers against each other: the same updates inside `train()`, timed from the end of one to the next.
+"""Rows of trainers: the same updates inside `train()`, timed from the end of one update to the next.
 
-trl's RewardTrainer runs at its documented defaults (gradient checkpointing on) and, as another peer, at its
-best (checkpointing off, pairs of similar length together). bf16, its default on a GPU, is off on a CPU that
-has none. Ours runs at the defaults of `recipes/reward_titles.py`. The first run of both is a warm-up in
-which the gradients of the first update are compared.
+trl's RewardTrainer runs with its documented defaults (gradient checkpointing on) and, as another peer, in its
+fastest setting (checkpointing off, pairs of similar length together). bf16, its default on a GPU, is off on a
+CPU without it. Ours runs with the defaults of `recipes/reward_titles.py`. The first run of both is a warm-up,
+in which the gradients of the first update are compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUIET = {"report_to": "none", "save_strategy": "no", "eval_strategy": "no", "dis
 
 
 class StepClock(TrainerCallback):
-    """When updates end, and the gradients of the first one of the first run."""
+    """Record the end times of updates, and the gradients of the first update of the first run."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -50,19 +50,19 @@ class StepClock(TrainerCallback):
         self.ends.append(self.bench.clock())
 
     def per_step(self) -> float:
-        """Seconds of an update, those of the first one left out."""
+        """Return the mean seconds of an update, without the first one."""
         return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
 
 
 def run(trainer: Any, clock: StepClock) -> float:
-    """Train once more; seconds an update."""
+    """Train again; return the seconds per update."""
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train()
     return clock.per_step()
 
 
 def compare_trainers(bench: Bench, theirs: Any, mine: Any, **fields: Any) -> Result:
-    """Let two trainers run in turn."""
+    """Measure two trainers in alternating turns."""
     clocks = StepClock(bench), StepClock(bench)
     for trainer, clock in zip((theirs, mine), clocks, strict=True):
         trainer.add_callback(clock)
@@ -70,13 +70,13 @@ def compare_trainers(bench: Bench, theirs: Any, mine: Any, **fields: Any) -> Res
     timing = take_turns(bench, peer=lambda: run(theirs, clocks[0]), ours=lambda: run(mine, clocks[1]))
     difference = largest_difference(clocks[0].first, clocks[1].first)
     fields = {"difference": difference, "compared": "gradients of the first update", **fields}
-    return Result(**timing.figures(), **fields)
+    return Result(**timing.result_fields(), **fields)
 
 
 def our_titles(
     bench: Bench, model: Any, table: Any, *, loss: str, tokenizer: Any = None, **options: Any
 ) -> TitleTrainer:
-    """Our trainer at the recipe's defaults."""
+    """Return our trainer with the recipe's defaults."""
     args = TitleConfig(
         output_dir=str(bench.scratch / "ours"),
         use_cpu=bench.on_cpu,
@@ -92,7 +92,7 @@ def our_titles(
 def trl_rewards(
     bench: Bench, model: Any, table: Any, *, best: bool = False, tokenizer: Any = None, **options: Any
 ) -> Any:
-    """trl's trainer at its defaults or at its best."""
+    """Return trl's trainer with its defaults or in its fastest setting."""
     from trl import RewardConfig, RewardTrainer
 
     if best:
@@ -105,7 +105,7 @@ def trl_rewards(
 
 
 def pairs(bench: Bench) -> Iterator[Result]:
-    """Pairs of titles of 8 to 40 tokens, each pair behind its own prompt of 100."""
+    """Measure training on pairs of titles of 8 to 40 tokens, each pair with its own prompt of 100."""
     from datasets import Dataset
 
     updates, batch, prompt = (8 if bench.full else 4), 8, 100
@@ -115,7 +115,7 @@ def pairs(bench: Bench) -> Iterator[Result]:
         before = row_of(prompt, draw=draw)
         for column in table.values():
             column.append(before + row_of(next(sizes), draw=draw))
-    # One order for both sides, so that the first update is of the same pairs.
+    # Both sides use the same order, so that the first update has the same pairs.
     options = {
         "per_device_train_batch_size": batch,
         "num_train_epochs": 1,
@@ -125,7 +125,7 @@ def pairs(bench: Bench) -> Iterator[Result]:
     for best in (False, True):
         model = scorer(bench, "small")
         rows = dict(table)
-        if best:  # pairs of similar length stand together
+        if best:  # pairs are sorted by length
             order = sorted(range(len(rows["chosen_ids"])), key=lambda at: longer(rows, at))
             rows = {name: [column[at] for at in order] for name, column in rows.items()}
         trl = trl_rewards(bench, stock_of(model), Dataset.from_dict(rows), best=best, **options)
@@ -142,17 +142,18 @@ def pairs(bench: Bench) -> Iterator[Result]:
 
 
 def longer(table: dict[str, list[Any]], at: int) -> int:
+    """Return the length of the longer title of a pair."""
     return max(len(column[at]) for column in table.values())
 
 
 def padded_tokens(table: dict[str, list[Any]], batch: int) -> int:
-    """Tokens that trl computes: both halves of a batch are as long as its longest row."""
+    """Return the tokens that trl computes: both halves of a batch are as long as its longest row."""
     count = len(table["chosen_ids"])
-    found = 0
+    tokens = 0
     for start in range(0, count, batch):
         part = range(start, min(start + batch, count))
-        found += 2 * len(part) * max(longer(table, at) for at in part)
-    return found
+        tokens += 2 * len(part) * max(longer(table, at) for at in part)
+    return tokens
 
 
 def _with_rows(table: dict[str, list[Any]]) -> Any:
@@ -162,7 +163,7 @@ def _with_rows(table: dict[str, list[Any]]) -> Any:
 
 
 def groups(bench: Bench) -> Iterator[Result]:
-    """Groups of titles behind one prompt: all their pairs as rows in trl, one group each in ours."""
+    """Measure groups of titles with one prompt: all their pairs are rows in trl, and one group in ours."""
     from datasets import Dataset
 
     prompt, together, updates = (100, 2, 4) if bench.full else (100, 1, 3)
@@ -174,7 +175,7 @@ def groups(bench: Bench) -> Iterator[Result]:
             before = row_of(prompt, draw=draw)
             rows = [before + row_of(size, draw=draw) for size in titles(count, seed=index)]
             ours["title_ids"].append(rows)
-            ours["gains"].append([float(count - place) for place in range(count)])
+            ours["gains"].append([float(count - rank) for rank in range(count)])
             for better, worse in permutations(range(count), 2):
                 if better < worse:
                     theirs["chosen_ids"].append(rows[better])

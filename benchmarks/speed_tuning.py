@@ -1,4 +1,4 @@
-"""LoRA, a head alone, and trainers beside trl's: transformers' Trainer, CrossEncoderTrainer."""
+"""Rows of LoRA, of training only a head, and of transformers' Trainer and CrossEncoderTrainer."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from qwen_task_heads.training.text_losses import resolve_text_loss
 
 
 def has_bfloat16(bench: Bench) -> bool:
-    """Whether the device multiplies bf16 faster than fp32."""
+    """Return whether the device multiplies bf16 faster than fp32."""
     if not bench.on_cpu:
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def lora(bench: Bench) -> Iterator[Result]:
-    """LoRA on all linear layers at the 0.5B shape, against the same LoRA on the stock class in fp32."""
+    """Measure LoRA on all linear layers at the 0.5B shape, against LoRA on the stock class in fp32."""
     from peft import get_peft_model
 
     size = 32 if bench.full else 16
@@ -53,7 +53,7 @@ def lora(bench: Bench) -> Iterator[Result]:
         sides["ours, bf16"].model.to(torch.bfloat16)
     inputs = with_labels([padded(bench, rows_of(titles(size)))], model)
     for name, side in sides.items():
-        torch.manual_seed(0)  # the same first LoRA matrices
+        torch.manual_seed(0)  # the same initial LoRA matrices
         sides[name] = get_peft_model(side, adapter_config(model, dropout=0.0))
     theirs = gradients(sides["stock"], inputs[0])
     optimizers = {
@@ -76,12 +76,12 @@ def lora(bench: Bench) -> Iterator[Result]:
             difference=largest_difference(theirs, gradients(sides[name], inputs[0])),
             compared="loss and gradients",
             note="" if len(sides) > 2 else "the target of 3 is for bf16, which this processor does not have",
-            **timing.figures(),
+            **timing.result_fields(),
         )
 
 
 def head_only(bench: Bench) -> Iterator[Result]:
-    """Ten epochs of a head: the backbone run again each epoch, or its features kept."""
+    """Measure ten epochs of a head, with a backbone pass in each epoch and with cached features."""
     epochs, size = 10, 32
     model = classifier(bench, "small", labels=10)
     stock = stock_of(model)
@@ -123,12 +123,12 @@ def head_only(bench: Bench) -> Iterator[Result]:
         limit=epochs * computed(inputs) / real(inputs),
         difference=largest_difference([theirs()], [ours()]),
         compared="head after training",
-        **compare(bench, peer=theirs, ours=ours).figures(),
+        **compare(bench, peer=theirs, ours=ours).result_fields(),
     )
 
 
 def trainers(bench: Bench) -> Iterator[Result]:
-    """transformers' Trainer on the stock class, and our trainer, both as in the recipe."""
+    """Measure transformers' Trainer on the stock class, and our trainer, both with the recipe's settings."""
     from datasets import Dataset
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
@@ -174,16 +174,16 @@ def trainers(bench: Bench) -> Iterator[Result]:
 
 
 def listwise(bench: Bench) -> Iterator[Result]:
-    """sentence-transformers' trainer with ListMLE on groups, against the Plackett-Luce loss of ours."""
+    """Measure sentence-transformers' trainer with ListMLE on groups, against our Plackett-Luce loss."""
     count, together, updates = 8, 4, 4
     model, words, peer = cross_encoder(bench, name="stock-listwise")
     from datasets import Dataset
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import ListMLELoss
 
-    # Every update is of all lists: CrossEncoderTrainer draws its own order.
+    # Every update uses all lists, because CrossEncoderTrainer draws its own order.
     lists = prompted_titles(bench, lists=together, count=count)
-    gains = [float(count - place) for place in range(count)]
+    gains = [float(count - rank) for rank in range(count)]
     theirs = {
         "query": [prompt for prompt, _ in lists],
         "docs": [rows for _, rows in lists],
@@ -203,7 +203,7 @@ def listwise(bench: Bench) -> Iterator[Result]:
     prompts = [len(words(prompt, add_special_tokens=False)["input_ids"]) for prompt, _ in lists]
     needed = sum(sum(one) - (count - 1) * before for one, before in zip(sizes, prompts, strict=True))
     for mini, name in ((None, "defaults"), (-1, "whole batches at once")):
-        if mini is not None:  # the weights of the beginning again
+        if mini is not None:  # start again from the initial weights
             model, words, peer = cross_encoder(bench, name="stock-listwise-again")
         args = CrossEncoderTrainingArguments(
             output_dir=str(bench.scratch / "cross"), use_cpu=bench.on_cpu, **QUIET, **options

@@ -1,10 +1,10 @@
-"""THUCNews titles, ten classes, on one layer without pretraining: hard labels, and distilled ones.
+"""Benchmark on THUCNews titles, ten classes, with one layer without pretraining: hard and distilled labels.
 
     python benchmarks/thucnews.py --data_dir ../shared/data --seeds 0 1 2
 
-The teacher is a TF-IDF SVM on the same rows. Each row's soft label comes from a teacher that has not seen it
-(five folds), 0.6 of it beside 0.4 of the true label; the temperature is the one under which the held-out rows
-are most probable. The checkpoint is picked on dev, test is looked at once per run.
+The teacher is a TF-IDF SVM on the same rows. The soft label of a row is 0.6 of the prediction of a teacher
+trained without the row (five folds) and 0.4 of the true label. The temperature maximises the likelihood of
+the held-out rows. The checkpoint is selected on dev, and test is evaluated once per run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEMPERATURES = (1, 1.5, 2, 3, 4, 5, 6)
 
 
 def make_backbone(texts: list[str], folder: Path) -> None:
-    """One Qwen2 layer of 192 channels, random weights, and a BPE of 8,000 tokens trained on the titles."""
+    """Save one Qwen2 layer of 192 channels with random weights, and a BPE of 8,000 tokens of the titles."""
     sys.path.insert(0, str(ROOT / "recipes"))
     from pretrain_backbone import train_tokenizer
     from transformers import AutoModel, Qwen2Config, set_seed
@@ -41,7 +41,7 @@ def make_backbone(texts: list[str], folder: Path) -> None:
 
 
 def soft_labels(texts: list[str], labels: list[int]) -> np.ndarray:
-    """P(label) (N, 10) by teachers that have not seen the row, mixed with the true label."""
+    """Return P(label) (N, 10) of teachers trained without the row, mixed with the true label."""
     from scipy.special import log_softmax
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.svm import LinearSVC
@@ -64,7 +64,7 @@ def soft_labels(texts: list[str], labels: list[int]) -> np.ndarray:
 
 
 def run(name: str, train: Path, *, seed: int, data: Path, scratch: Path) -> dict[str, object]:
-    """Train by the recipe; give the figures of the run."""
+    """Train with the recipe; return the metrics of the run."""
     output = scratch / f"{name}-{seed}"
     words = [
         "--config",
@@ -94,7 +94,7 @@ def main() -> None:
     args = parser.parse_args()
     data = args.data_dir / "thucnews-titles"
     if not data.is_dir():
-        raise SystemExit(f"skipped: {data} is not there")
+        raise SystemExit(f"skipped: {data} does not exist")
     rows = [json.loads(line) for line in (data / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
     results = []

@@ -1,11 +1,11 @@
-"""How good the title recipe is: pair accuracy over three seeds, beside the baselines, on two data sets.
+"""Benchmark of the title recipe: pair accuracy over three seeds and of the baselines, on two data sets.
 
     python benchmarks/title_accuracy.py --data_dir ../shared/data --seeds 0 1 2
 
-Every row is `recipes/reward_titles.py` run as users run it; its `metrics.json` is read back. The checkpoint
-is picked on dev and test is looked at once per run. Writes `results/title_accuracy.json` and `.md` after
-each row; rows that `--only` leaves out are kept as they stand. A data
-set that is not there is skipped with a reason. A random start is the same network without pretraining.
+Every row runs `recipes/reward_titles.py` with its command line and reads `metrics.json`. The checkpoint is
+selected on dev, and test is evaluated once per run. The script writes `results/title_accuracy.json` and `.md`
+after each row. Rows that `--only` excludes are kept unchanged. A missing data set is skipped with a reason. A
+random start is the same network without pretraining.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MODEL, LONGER, TFIDF = "this model", "the longer title wins", "TF-IDF Bradley-Te
 
 
 def run(*command: str) -> None:
-    """Run a recipe from the root of the project; its output is shown."""
+    """Run a recipe from the root of the project, with its output on the terminal."""
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
 
 
 def random_start(folder: Path) -> None:
-    """The embedded backbone's shape and tokenizer with fresh weights."""
+    """Save a model with the embedded backbone's shape and tokenizer, and random weights."""
     from transformers import AutoConfig, AutoModel, set_seed
 
     from qwen_task_heads import load_tokenizer
@@ -43,7 +43,7 @@ def random_start(folder: Path) -> None:
 
 
 def rows_of(data: Path, scratch: Path) -> list[dict[str, object]]:
-    """What to run: name, config, options. A row whose data is absent has a `skip`."""
+    """Return the rows: name, config, options. A row whose data is missing has the key `skip`."""
     sample = ROOT / "qwen_task_heads" / "assets" / "upworthy"
     arms, ads = data / "upworthy" / "arms_train.jsonl", data / "adparaphrase-v2-ja"
     sets = ["--dev_dataset", str(sample / "dev.jsonl"), "--test_dataset", str(sample / "test_public.jsonl")]
@@ -62,13 +62,13 @@ def rows_of(data: Path, scratch: Path) -> list[dict[str, object]]:
     )
     return [
         {"data": name, "name": row, "config": config, "options": options}
-        | ({"skip": f"{needed} is not there"} if needed and not needed.exists() else {})
+        | ({"skip": f"{needed} does not exist"} if needed and not needed.exists() else {})
         for name, row, config, options, needed in table
     ]
 
 
 def prepare(row: dict[str, object], data: Path, scratch: Path) -> None:
-    """Make the backbone that a row starts from, unless it is there."""
+    """Create the backbone that a row starts from, unless it exists."""
     options = row["options"]
     if str(scratch / "random") in options and not (scratch / "random").exists():  # type: ignore[operator]
         random_start(scratch / "random")
@@ -78,7 +78,7 @@ def prepare(row: dict[str, object], data: Path, scratch: Path) -> None:
 
 
 def measure(row: dict[str, object], seeds: list[int], scratch: Path) -> dict[str, object]:
-    """Train with every seed; give mean, spread and baselines on test, and the mean on dev."""
+    """Train with every seed; return mean, interval and baselines on test, and the mean on dev."""
     test, dev, last = [], [], {}
     for seed in seeds:
         output = scratch / f"{row['name']}-{seed}".replace(" ", "-")
@@ -87,15 +87,17 @@ def measure(row: dict[str, object], seeds: list[int], scratch: Path) -> dict[str
         last = json.loads((output / "metrics.json").read_text())
         test.append(last["test"][MODEL]["pair_accuracy"])
         dev.append(last["dev"][MODEL]["pair_accuracy"]["value"])
-    values = [figure["value"] for figure in test]
+    values = [metric["value"] for metric in test]
     return {
         "data": row["data"],
         "row": row["name"],
         "seeds": seeds,
         "test_accuracy": [round(value, 4) for value in values],
         "test_mean": round(statistics.mean(values), 4),
-        # the mean over seeds of each end: the groups of the test set are the same in every run
-        "test_interval": [round(statistics.mean(f[end] for f in test), 4) for end in ("low", "high")],
+        # Mean over seeds of each end: the groups of the test set are the same in every run.
+        "test_interval": [
+            round(statistics.mean(metric[end] for metric in test), 4) for end in ("low", "high")
+        ],
         "dev_mean": round(statistics.mean(dev), 4),
         "longer_title": round(last["test"][LONGER]["pair_accuracy"]["value"], 4),
         "tfidf": round(last["test"][TFIDF]["pair_accuracy"]["value"], 4),
@@ -104,11 +106,11 @@ def measure(row: dict[str, object], seeds: list[int], scratch: Path) -> dict[str
 
 
 def table(results: list[dict[str, object]]) -> str:
-    """The results as Markdown."""
+    """Return the results as a Markdown table."""
     lines = [
         "# Pair accuracy of the title recipe",
         "",
-        "`python benchmarks/title_accuracy.py`; two CPU cores; checkpoints are picked on dev; the",
+        "`python benchmarks/title_accuracy.py`; two CPU cores; checkpoints are selected on dev; the",
         "interval is a bootstrap over groups, averaged over seeds.",
         "",
         "| data | row | test, mean of seeds | 95% interval | each seed | dev | longer title | TF-IDF |",
@@ -131,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument("--only", default="", help="rows whose name contains this text")
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "title_accuracy.json"

@@ -2,7 +2,7 @@
 
     python docs/reference.py
 
-Options come from `qwen_task_heads/assets/options.json`, codes from `errors.CODES`, the API from the public names;
+Options come from `qwen_task_heads/assets/options.json`, codes from `errors.CODES`, the API from public names;
 mkdocstrings renders their docstrings. The pages are not committed.
 """
 

@@ -28,7 +28,7 @@ from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import SwappedLabelsCallback, check_world
 from qwen_task_heads.training.checkpoints import VerifiedCheckpointCallback, open_output
 from qwen_task_heads.training.checkpoints import train as train_or_resume
-from qwen_task_heads.training.group_losses import GROUP_LOSSES, unused_evidence
+from qwen_task_heads.training.group_losses import GROUP_LOSSES, unused_signals
 from qwen_task_heads.training.run_checks import resume_hazards
 from qwen_task_heads.training.sharding import whole_model
 from qwen_task_heads.training.title_arguments import parse_title_arguments
@@ -73,7 +73,7 @@ def main() -> None:
     equal = {"train": cut.equal, "dev": of_dev.equal, "test": of_test.equal}
     data.lines.extend([cut.line(), *check_equal(equal, option="--max_length ")])
     if is_main:
-        notes = [*resume_hazards(args), unused_evidence(titles.loss, train.column_names)]
+        notes = [*resume_hazards(args), unused_signals(titles.loss, train.column_names)]
         print("\n".join([*data.lines, *(f"note: {note}" for note in notes if note)]), flush=True)
 
     # Train

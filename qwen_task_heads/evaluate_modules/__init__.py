@@ -21,7 +21,7 @@ import numpy as np
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.evaluate_modules import _inputs
 from qwen_task_heads.evaluate_modules._inputs import TakesLabels
-from qwen_task_heads.metrics.classification import REGRESSION, classification_figures
+from qwen_task_heads.metrics.classification import REGRESSION, classification_metrics
 
 __all__ = ["TakesLabels", "describe", "describe_labels", "flat", "metric_path", "text_metrics"]
 
@@ -121,7 +121,7 @@ def text_metrics(
     if problem_type == REGRESSION:
         values = np.asarray(predictions, np.float64)
         targets = np.asarray(references, np.float64)
-        metrics = classification_figures(problem_type, values, targets, labels=["value"], **options)
+        metrics = classification_metrics(problem_type, values, targets, labels=["value"], **options)
     else:
         metrics = _inputs.label_metrics(problem_type, predictions, references, **options)
     return flat(metrics, intervals=intervals)

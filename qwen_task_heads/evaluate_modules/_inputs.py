@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.metrics.classification import MULTI, ORDINAL, classification_figures
+from qwen_task_heads.metrics.classification import MULTI, ORDINAL, classification_metrics
 
 SCORES = "scores"  # key of a stored row of numbers
 SURE = 40.0  # logit of a label that is predicted without a score; log-loss is then left out
@@ -208,7 +208,7 @@ def label_metrics(
         hot = chosen if several else (chosen[:, None] == np.arange(len(names))).astype(np.float64)
         logits = SURE * (2.0 * hot - 1.0)
         options["threshold"] = 0.5  # the labels were chosen by the caller
-    metrics = classification_figures(problem_type, logits, targets, labels=names, **options)
+    metrics = classification_metrics(problem_type, logits, targets, labels=names, **options)
     return {name: entry for name, entry in metrics.items() if scored or name not in NEED_SCORES}
 
 

@@ -1,13 +1,13 @@
-"""Figures about scores of titles, each with its interval and the number of rows and groups behind it.
+"""Metrics of title scores, each with its interval and its numbers of rows and groups.
 
 Design decisions:
 
-- Inputs are whole arrays, gathered over processes beforehand: a mean of batch means is another figure.
-- Intervals resample whole groups (A/B tests, prompts): pairs of one test share titles and are not
-  independent. A percentile bootstrap of the ratio of sums, seeded.
+- Inputs are whole arrays, gathered over processes: a mean of batch means is a different metric.
+- Intervals resample whole groups (experiments, prompts), because pairs of one experiment share titles and are
+  not independent. They are percentile intervals of a seeded bootstrap of the ratio of sums.
 - P(preferred) is `σ(c - r)`. A score that is not finite is an error: comparisons would count it as a loss.
-- Scores that differ by less than the rounding of fp32 are a tie, half a point: see `ties.py`.
-- numpy only, so that the figures can be recomputed from `predictions.jsonl` without torch.
+- Scores that differ by less than the rounding of fp32 are a tie, which counts half: see `ties`.
+- Only numpy is used, so that metrics can be recomputed from `predictions.jsonl` without torch.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from qwen_task_heads.metrics.ties import gap_signs, merge_ties, tie_bound
 
 Floats = NDArray[np.float64]
 Z_95 = 1.959964  # two-sided 95% of the normal distribution
-CHUNK = 4_000_000  # group draws held at once by the bootstrap: 32 MB
+CHUNK = 4_000_000  # group draws that the bootstrap keeps in memory at once: 32 MB
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One number for `metrics.json`.
+class Metric:
+    """One metric of `metrics.json`.
 
     Args:
-        value: the figure; None when the data do not define it (a correlation of constants).
-        low, high: bootstrap interval over groups, None where none is computed or fewer than 2 groups exist.
-        n: rows that the figure is computed from.
-        n_groups: groups among them, the number of independent units.
+        value: the metric; None if the data do not define it (a correlation of constants).
+        low, high: bootstrap interval over groups; None if it is not computed or there are fewer than 2
+            groups.
+        n: rows that the metric is computed from.
+        n_groups: groups of these rows, the number of independent units.
         ties: rows with equal scores, each counted half; only for accuracies.
     """
 
@@ -48,12 +49,12 @@ class Figure:
     ties: int | None = None
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """Plain dict for JSON; `ties` only where it is counted."""
+        """Return a dict for JSON; `ties` is included only if it is set."""
         return {key: item for key, item in asdict(self).items() if key != "ties" or item is not None}
 
 
 def pair_credit(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
-    """1 where chosen scores higher, 0 where lower, .5 where equal up to rounding (`ties.TIE`), (B,) float64.
+    """Return 1 if chosen scores higher, 0 if lower, .5 if equal up to rounding (`ties.TIE`), (B,) float64.
 
     Raises:
         TaskHeadsError: shapes differ, no rows, or scores that are not finite.
@@ -68,8 +69,8 @@ def pair_credit(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
 
 def pair_accuracy(
     chosen: ArrayLike, rejected: ArrayLike, *, groups: Sequence[str] | None = None, **bootstrap: Any
-) -> Figure:
-    """Share of pairs in which chosen scores higher; ties count half and are reported.
+) -> Metric:
+    """Compute the share of pairs in which chosen scores higher; ties count half and are reported.
 
     Args:
         chosen, rejected: scores (B,).
@@ -85,20 +86,20 @@ def pair_accuracy(
         0.625
     """
     credit = pair_credit(chosen, rejected)
-    return mean_figure(credit, groups=groups, ties=int((credit == 0.5).sum()), **bootstrap)
+    return mean_metric(credit, groups=groups, ties=int((credit == 0.5).sum()), **bootstrap)
 
 
-def mean_figure(
+def mean_metric(
     values: ArrayLike, *, groups: Sequence[str] | None = None, ties: int | None = None, **bootstrap: Any
-) -> Figure:
-    """Mean of `values` (B,) as a `Figure`, with the bootstrap interval over groups.
+) -> Metric:
+    """Compute the mean of `values` (B,) as a `Metric`, with the bootstrap interval over groups.
 
     Raises:
         TaskHeadsError: no values, values that are not finite, or another number of groups.
     """
     array, keys = _values_and_groups(values, groups)
     low, high = bootstrap_interval(array, keys, **bootstrap)
-    return Figure(float(array.mean()), low, high, len(array), len(np.unique(keys)), ties)
+    return Metric(float(array.mean()), low, high, len(array), len(np.unique(keys)), ties)
 
 
 def bootstrap_interval(
@@ -109,10 +110,10 @@ def bootstrap_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float | None, float | None]:
-    """Percentile bootstrap interval of the mean of `values` (B,), drawing whole groups with replacement.
+    """Compute the percentile bootstrap interval of the mean of `values` (B,), drawing whole groups.
 
-    With few groups the interval is too narrow, as every bootstrap is. Where all values are 0, or all are 1,
-    no draw can show anything else: it is then Wilson's, with the groups as trials.
+    With few groups the interval is too narrow, as for every bootstrap. If all values are 0, or all are 1, all
+    draws are equal, and the interval is Wilson's, with the groups as trials.
     Source: Efron 1979; groups as units: Field & Welsh 2007 (cluster bootstrap).
 
     Returns:
@@ -123,8 +124,9 @@ def bootstrap_interval(
             of resamples out of range.
     """
     if not 0 < level < 1 or resamples < 1:
-        found = f"level {level!r}, {resamples!r} resamples"
-        raise TaskHeadsError(Problem("bootstrap", found, "0 < level < 1, resamples ≥ 1", "use .95 and 2000"))
+        problem = f"found level {level!r} and {resamples!r} resamples"
+        expected = "0 < level < 1 and resamples ≥ 1"
+        raise TaskHeadsError(Problem("bootstrap", problem, expected, "use .95 and 2000", code="option-range"))
     array, keys = _values_and_groups(values, groups)
     _, member = np.unique(keys, return_inverse=True)
     sums, counts = np.bincount(member, weights=array), np.bincount(member).astype(np.float64)  # (G,)
@@ -139,12 +141,12 @@ def bootstrap_interval(
     if array.min() == array.max() and array[0] in (0.0, 1.0):
         return wilson_interval(float(array[0]), count=len(sums))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    value = array.mean()  # which rounding may leave outside
+    value = array.mean()  # by rounding it may lie outside of the quantiles
     return float(min(low, value)), float(max(high, value))
 
 
 def wilson_interval(share: float, *, count: int) -> tuple[float, float]:
-    """95% interval of a share observed in `count` independent trials; (0, 1) without trials.
+    """Compute the 95% interval of a share observed in `count` independent trials; (0, 1) without trials.
 
     Source: Wilson 1927, doi 10.1080/01621459.1927.10502953.
 
@@ -158,36 +160,36 @@ def wilson_interval(share: float, *, count: int) -> tuple[float, float]:
     square = Z_95**2 / count
     centre = (share + square / 2) / (1 + square)
     half = (Z_95 / (1 + square)) * (share * (1 - share) / count + square / (4 * count)) ** 0.5
-    # Rounding may leave the share itself outside, at 0 and 1, where one end is the share.
+    # At 0 and 1 one end equals the share, which rounding may leave outside.
     return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
 def log_loss(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
-    """`-log σ(c - r)` per pair, (B,) float64; a scorer that knows nothing has 0.6931."""
+    """Compute `-log σ(c - r)` per pair, (B,) float64; equal scores give 0.6931."""
     return np.logaddexp(0.0, -_gap(chosen, rejected))
 
 
 def brier(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
-    """`(1 - σ(c - r))²` per pair, (B,) float64; a scorer that knows nothing has .25."""
+    """Compute `(1 - σ(c - r))²` per pair, (B,) float64; equal scores give .25."""
     return (1.0 - _sigmoid(_gap(chosen, rejected))) ** 2
 
 
 def expected_calibration_error(chosen: ArrayLike, rejected: ArrayLike, *, bins: int = 10) -> float:
-    """Mean distance of confidence `σ(|c - r|)` and accuracy, over equal bins of confidence from .5 to 1.
+    """Compute the mean distance between confidence `σ(|c - r|)` and accuracy, over equal bins from .5 to 1.
 
-    The order of a pair is known to be "chosen first", so P(chosen) alone has no miss to be calibrated
-    against; the confidence in the title that the scorer picks has. Biased upwards on few pairs.
+    In every pair the chosen title comes first, so that P(chosen) cannot be compared with a frequency. The
+    confidence in the title that the scorer predicts can. The value is biased upwards on few pairs.
     Source: Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599.
     """
     gap = _gap(chosen, rejected)
     confidence, credit = _sigmoid(np.abs(gap)), pair_credit(chosen, rejected)
-    slot = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    missing = np.bincount(slot, weights=credit - confidence, minlength=bins)  # (bins,)
-    return float(np.abs(missing).sum() / len(gap))
+    bin_numbers = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    differences = np.bincount(bin_numbers, weights=credit - confidence, minlength=bins)  # (bins,)
+    return float(np.abs(differences).sum() / len(gap))
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Spearman's rank correlation of two arrays (B,), mean ranks for ties; None if one is constant."""
+    """Compute Spearman's rank correlation of two arrays (B,), with mean ranks; None if one is constant."""
     ranks_x, ranks_y = _ranks(merge_ties(x)), _ranks(merge_ties(y))
     a, b = ranks_x - ranks_x.mean(), ranks_y - ranks_y.mean()
     scale = math.sqrt(float(a @ a) * float(b @ b))
@@ -197,7 +199,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
 def length_bias(
     chosen: ArrayLike, rejected: ArrayLike, chosen_lengths: ArrayLike, rejected_lengths: ArrayLike
 ) -> dict[str, float | None]:
-    """How much the scorer favours longer titles, beside how much the data do.
+    """Compute how often the scorer and the data prefer the longer title.
 
     Args:
         chosen, rejected: scores (B,).
@@ -205,8 +207,8 @@ def length_bias(
 
     Returns:
         `spearman` of score gap and length gap, over each pair in both orders (so that it does not depend on
-        which title was chosen); `scorer_prefers_longer` and `data_prefer_longer`, shares among the pairs of
-        unequal length. None where undefined.
+        which title was chosen); `scorer_prefers_longer` and `data_prefer_longer`, shares of the pairs of
+        unequal length. None if undefined.
     """
     gap = _gap(chosen, rejected)
     sign = gap_signs(gap, bound=tie_bound(chosen, rejected))
@@ -230,10 +232,11 @@ def ranking_metrics(
     rejected_lengths: ArrayLike | None = None,
     **bootstrap: Any,
 ) -> dict[str, dict[str, float | int | None]]:
-    """All figures of a scorer on pairs: name to `{value, low, high, n, n_groups}`, ready for `metrics.json`.
+    """Compute all metrics of a scorer on pairs: name to `{value, low, high, n, n_groups}`.
 
-    `pair_accuracy` (with `ties`), `log_loss`, `brier`, `ece`, `score_gap` (mean of c - r) and, with lengths,
-    `length_spearman`, `scorer_prefers_longer`, `data_prefer_longer`: those and `ece` have no interval.
+    The metrics are `pair_accuracy` (with `ties`), `log_loss`, `brier`, `ece` and `score_gap` (mean of c - r).
+    With lengths, also `length_spearman`, `scorer_prefers_longer` and `data_prefer_longer`. The length metrics
+    and `ece` have no interval.
 
     Raises:
         TaskHeadsError: shapes differ, no rows, or scores that are not finite.
@@ -245,11 +248,11 @@ def ranking_metrics(
     """
     gap = _gap(chosen, rejected)
     accuracy = pair_accuracy(chosen, rejected, groups=groups, **bootstrap)
-    figures = {
+    metrics = {
         "pair_accuracy": accuracy,
-        "log_loss": mean_figure(log_loss(chosen, rejected), groups=groups, **bootstrap),
-        "brier": mean_figure(brier(chosen, rejected), groups=groups, **bootstrap),
-        "score_gap": mean_figure(gap, groups=groups, **bootstrap),
+        "log_loss": mean_metric(log_loss(chosen, rejected), groups=groups, **bootstrap),
+        "brier": mean_metric(brier(chosen, rejected), groups=groups, **bootstrap),
+        "score_gap": mean_metric(gap, groups=groups, **bootstrap),
     }
     plain: dict[str, float | None] = {"ece": expected_calibration_error(chosen, rejected)}
     if chosen_lengths is not None and rejected_lengths is not None:
@@ -257,25 +260,25 @@ def ranking_metrics(
         plain["length_spearman"] = bias.pop("spearman")
         plain.update(bias)
     for name, value in plain.items():
-        figures[name] = Figure(value, None, None, accuracy.n, accuracy.n_groups)
-    return {name: figure.as_dict() for name, figure in figures.items()}
+        metrics[name] = Metric(value, None, None, accuracy.n, accuracy.n_groups)
+    return {name: metric.as_dict() for name, metric in metrics.items()}
 
 
 def group_metrics(
     scores: ArrayLike, gains: ArrayLike, groups: Sequence[str], **bootstrap: Any
 ) -> dict[str, dict[str, float | int | None]]:
-    """Figures of a scorer on whole groups of titles, one value per group of at least 2 titles.
+    """Compute metrics of a scorer on whole groups of titles, one value per group of at least 2 titles.
 
     Args:
         scores: (N,) scores.
-        gains: (N,) what is to be ranked by, 0 or more: CTR, votes.
+        gains: (N,) values that define the true ranking, 0 or more: CTR, votes.
         groups: (N,) key of each title's group.
         bootstrap: `level`, `resamples`, `seed` of `bootstrap_interval`.
 
     Returns:
         `best_pick`: share of groups whose top title by score has the highest gain; `ndcg_at_1`: gain of that
-        title over the highest gain (groups without any gain are left out); `kendall_tau`: tau-b, over groups
-        in which neither side is constant. Titles tied at the top share the pick (ties as in `ties.py`).
+        title over the highest gain (groups without any gain are excluded); `kendall_tau`: tau-b, over groups
+        in which neither side is constant. Titles tied at the top share the prediction (see `ties`).
         Source: Järvelin & Kekäläinen 2002 (NDCG), Kendall 1945 (tau-b).
 
     Raises:
@@ -284,7 +287,15 @@ def group_metrics(
     s, keys = _values_and_groups(scores, groups)
     g, _ = _values_and_groups(gains, groups)
     if (g < 0).any():
-        raise TaskHeadsError(Problem("gains", f"minimum {g.min():.6g}", "0 or more", "give CTR or votes"))
+        raise TaskHeadsError(
+            Problem(
+                "gains",
+                f"found a minimum of {g.min():.6g}",
+                "0 or more",
+                "pass CTR or votes",
+                code="value-range",
+            )
+        )
     bound = tie_bound(s)
     best: list[float] = []
     ndcg: list[float] = []
@@ -305,57 +316,81 @@ def group_metrics(
             tau.append(float((a * b).sum()) / scale)
     if not best:
         raise TaskHeadsError(
-            Problem("groups", "no group of 2 titles", "2 or more per group", "check the keys")
+            Problem(
+                "groups",
+                "found no group of 2 titles",
+                "2 or more titles per group",
+                "check the keys",
+                code="rows-too-few",
+            )
         )
-    named = {"best_pick": best, "ndcg_at_1": ndcg, "kendall_tau": tau}
-    empty = Figure(None, None, None, 0, 0)
-    return {k: (mean_figure(v, **bootstrap) if v else empty).as_dict() for k, v in named.items()}
+    by_name = {"best_pick": best, "ndcg_at_1": ndcg, "kendall_tau": tau}
+    empty = Metric(None, None, None, 0, 0)
+    return {
+        name: (mean_metric(values, **bootstrap) if values else empty).as_dict()
+        for name, values in by_name.items()
+    }
 
 
 def _gap(left: ArrayLike, right: ArrayLike) -> Floats:
-    """`left - right` (B,) float64, checked."""
+    """Check two arrays; return `left - right` (B,) float64."""
     a, b = np.asarray(left, np.float64), np.asarray(right, np.float64)
     if a.ndim != 1 or a.shape != b.shape or not len(a):
-        found = f"shapes {a.shape} and {b.shape}"
-        raise TaskHeadsError(Problem("pair metrics", found, "two arrays (B,), B ≥ 1", "check the split"))
+        problem = f"found shapes {a.shape} and {b.shape}"
+        raise TaskHeadsError(
+            Problem(
+                "pair metrics", problem, "two arrays (B,), B ≥ 1", "check the split", code="argument-type"
+            )
+        )
     check_finite(a, "pair metrics, left side")
     check_finite(b, "pair metrics, right side")
     return a - b
 
 
 def check_finite(values: Floats, where: str) -> None:
-    """Refuse values (B,) that are not finite, with the first row.
+    """Validate that values (B,) are finite; the error names the first row that is not.
 
     Raises:
-        TaskHeadsError: one of them is NaN or infinite.
+        TaskHeadsError: a value is NaN or infinite.
     """
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        found = f"{len(bad)} values that are not finite, the first in row {bad[0]}"
+    invalid = np.flatnonzero(~np.isfinite(values))
+    if len(invalid):
         raise TaskHeadsError(
-            Problem(where, found, "finite numbers", "look at that row and at the training loss")
+            Problem(
+                where,
+                f"found {len(invalid)} values that are not finite, the first in row {invalid[0]}",
+                "finite numbers",
+                "check that row and the training loss",
+                code="number-not-finite",
+            )
         )
 
 
 def _values_and_groups(values: ArrayLike, groups: Any) -> tuple[Floats, NDArray[Any]]:
-    """Values (B,) float64 and one group key per row, checked."""
+    """Check and return values (B,) float64 and one group key per row."""
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or not len(array):
+        problem = f"found values of shape {array.shape}"
         raise TaskHeadsError(
-            Problem("metrics", f"values of shape {array.shape}", "shape (B,), B ≥ 1", "check the split")
+            Problem("metrics", problem, "shape (B,), B ≥ 1", "check the split", code="argument-type")
         )
     check_finite(array, "metrics")
     keys = np.arange(len(array)) if groups is None else np.asarray(groups)
     if keys.shape != array.shape:
-        found = f"{len(array)} values and groups of shape {keys.shape}"
         raise TaskHeadsError(
-            Problem("metrics", found, "one group key per value", "give the group of every row")
+            Problem(
+                "metrics",
+                f"found {len(array)} values and groups of shape {keys.shape}",
+                "one group key per value",
+                "pass the group of every row",
+                code="argument-type",
+            )
         )
     return array, keys
 
 
 def _ranks(values: Floats) -> Floats:
-    """Ranks from 0, the mean rank for equal values."""
+    """Return ranks from 0, with the mean rank for equal values."""
     _, member, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts + 1) / 2)[member]
 

@@ -1,19 +1,18 @@
-"""Floors of text classification: what a linear model on TF-IDF, and no model at all, reach on the same rows.
+"""Baselines of text classification: a linear model on TF-IDF features, and a constant prediction.
 
 Design decisions:
 
-- Everything is fitted on the training rows: the penalty is fixed for classes; for several labels the
-  threshold, and for values the penalty, are taken on a fifth of the training rows that is held out for
-  it. The fixed penalty and the n-grams were settled by looking at ten public sets, their test rows too.
-- Linear SVMs throughout, as classes and labels go: on the sets tried they beat logistic regression by a
-  point in half the time. Of several labels, each with a model of its own, words alone are read.
-- n-grams go by script: words 1-2 and characters 3-5 within words; without spaces, characters 1-3,
-  of long texts 1-2.
-- Rows are normalised, classes weigh what they weigh, long tails are left alone: a baseline is what an
-  afternoon gives, not what a competition does.
-- Of pairs the model sees both texts, what they share, and how alike they are.
-- Scores are not probabilities: take accuracy, F1 and ranks from them, not the log-loss.
-- scikit-learn is imported when a baseline is fitted, so that importing this module stays cheap.
+- Baselines are fitted on the training rows. The penalty for classes is fixed. The threshold for multi-label
+  tasks and the penalty for regression are chosen on a held-out fifth of the training rows. The fixed penalty
+  and the n-grams were chosen on ten public data sets, including their test rows.
+- Classes and labels use linear SVMs: on these data sets they were a point above logistic regression in half
+  the time. Multi-label tasks fit one model per label, on words only.
+- n-grams depend on the script: words 1-2 and characters 3-5 within words; for scripts without spaces,
+  characters 1-3, or 1-2 for long texts.
+- Rows are normalised. Classes are not reweighted, and there is no tuning for rare classes.
+- For text pairs the features are those of both texts, their product, and their cosine similarity.
+- Scores are not probabilities: use them for accuracy, F1 and ranks, not for the log loss.
+- scikit-learn is imported when a baseline is fitted, so that importing this module is fast.
 """
 
 from __future__ import annotations
@@ -30,22 +29,22 @@ from qwen_task_heads.metrics.classification import MULTI, REGRESSION, check_scor
 from qwen_task_heads.metrics.ranking import Floats
 from qwen_task_heads.metrics.title_baselines import writes_without_spaces
 
-C = 0.3  # inverse penalty of the linear models; between .1 and 1 no set of ours moved by more than a point
+C = 0.3  # inverse penalty of the linear models; between .1 and 1 no data set changed by more than a point
 ALWAYS = 10.0  # margin of a label that all training rows have
-ALPHAS = (0.3, 1.0, 3.0, 10.0, 30.0)  # penalties of ridge regression to choose from
-LARGE = 200_000  # characters to train on, from which n-grams of a single row are left out: half the time
-LONG = 150  # mean characters of a text without spaces from which pairs of signs do; triples cost minutes
+ALPHAS = (0.3, 1.0, 3.0, 10.0, 30.0)  # candidate penalties of ridge regression
+LARGE = 200_000  # training characters from which n-grams of a single row are dropped: half the time
+LONG = 150  # mean characters of texts without spaces from which n-grams end at 2; trigrams take minutes
 
 
 class TfidfBaseline:
-    """Linear model on TF-IDF n-grams: a support vector machine per class or label, ridge for values.
+    """Linear model on TF-IDF n-grams: a support vector machine per class or label, ridge for regression.
 
     The solvers are scikit-learn's (LinearSVC: Fan et al. 2008, LIBLINEAR).
 
     Args:
         problem_type: `single_label_classification`, `multi_label_classification`, `regression`, `ordinal`;
-            ordinal labels are taken as classes.
-        num_labels: labels, or values of a regression.
+            ordinal labels are treated as classes.
+        num_labels: number of labels, or of values of a regression.
 
     Example:
         >>> from qwen_task_heads.data.examples import TextExample
@@ -70,14 +69,14 @@ class TfidfBaseline:
             TaskHeadsError: no rows, or texts without any n-gram.
         """
         if not examples:
-            raise _problem("no training rows", "1 or more", "give the training split")
-        self._vectorizers = _vectorizers(examples, several=self.problem_type == MULTI)
+            raise _error("found no training rows", "1 row or more", "pass the training split", "file-empty")
+        self._vectorizers = _vectorizers(examples, is_multi=self.problem_type == MULTI)
         texts = [text for e in examples for text in (e.text, e.text_b) if text]
         try:
             for vectorizer in self._vectorizers:
                 vectorizer.fit(texts)
         except ValueError as error:  # scikit-learn: empty vocabulary
-            raise _problem(str(error), "texts with letters", "check the texts") from error
+            raise _error(str(error), "texts with letters", "check the texts", "text-empty") from error
         features, truth = self._features(examples), self._truth(examples)
         if self.problem_type == MULTI:
             self._fit_labels(features, truth)
@@ -88,13 +87,15 @@ class TfidfBaseline:
         return self
 
     def predict(self, examples: Sequence[TextExample]) -> Floats:
-        """Scores (N, L): the highest is the class, over 0 is a label, or the value itself.
+        """Return scores (N, L): the highest is the class, a label is above 0, or the value itself.
 
         Raises:
             TaskHeadsError: called before `fit`.
         """
         if not self._models:
-            raise _problem("predict before fit", "a fitted baseline", "call fit first")
+            raise _error(
+                "found a call of predict before fit", "a fitted baseline", "call fit first", "argument-type"
+            )
         features = self._features(examples)
         if self.problem_type == REGRESSION:
             return np.stack([model.predict(features) for model in self._models], axis=1)
@@ -115,11 +116,12 @@ class TfidfBaseline:
             return sparse.hstack(first).tocsr()
         second = [vectorizer.transform([e.text_b for e in examples]) for vectorizer in self._vectorizers]
         shared = [a.multiply(b).tocsr() for a, b in zip(first, second, strict=True)]
-        alike = np.hstack([np.asarray(both.sum(axis=1)) for both in shared])  # cosines, as rows have length 1
-        return sparse.hstack([*first, *second, *shared, sparse.csr_matrix(alike)]).tocsr()
+        # The sums are cosines, because rows have length 1.
+        cosines = np.hstack([np.asarray(product.sum(axis=1)) for product in shared])
+        return sparse.hstack([*first, *second, *shared, sparse.csr_matrix(cosines)]).tocsr()
 
     def _fit_labels(self, features: Any, truth: Floats) -> None:
-        """One SVM per label, and the threshold with the best micro-F1 on held-out rows."""
+        """Fit one SVM per label, and the threshold with the best micro-F1 on held-out rows."""
         held_out = np.arange(len(truth)) % 5 == 4
         if held_out.any():
             self._models = [_label(features[~held_out], column[~held_out]) for column in truth.T]
@@ -127,7 +129,7 @@ class TfidfBaseline:
         self._models = [_label(features, column) for column in truth.T]
 
     def _label_scores(self, features: Any) -> Floats:
-        """Margins (N, L); a label that no training row has, or all have, has the same for every row."""
+        """Return margins (N, L); labels that no or all training rows have get a constant margin."""
         columns = [
             np.full(features.shape[0], model)
             if isinstance(model, float)
@@ -141,11 +143,11 @@ MAJORITY = "the most frequent label"
 
 
 class TrivialBaseline:
-    """The same answer for every row: the most frequent label, or the mean of the values.
+    """Constant prediction: the most frequent label, or the mean of the values.
 
     Args:
-        problem_type: as in `TfidfBaseline`.
-        num_labels: labels, or values of a regression.
+        problem_type: as for `TfidfBaseline`.
+        num_labels: number of labels, or of values of a regression.
 
     Example:
         >>> from qwen_task_heads.data.examples import TextExample
@@ -161,7 +163,7 @@ class TrivialBaseline:
 
     @property
     def name(self) -> str:
-        """What the baseline does, for tables."""
+        """Name of the baseline in tables."""
         return "the mean" if self.problem_type == REGRESSION else MAJORITY
 
     def fit(self, examples: Sequence[TextExample]) -> TrivialBaseline:
@@ -173,33 +175,35 @@ class TrivialBaseline:
             self._row = truth.mean(0)
         else:
             share = truth.mean(0) if truth.ndim == 2 else np.bincount(truth, minlength=self.num_labels)
-            # by frequency, and over 0 for the first alone: several labels are cut there
+            # Ordered by frequency. Only the first is above 0, the threshold of multi-label predictions.
             self._row = share / len(examples) - share.max() / len(examples)
             self._row[int(share.argmax())] = 1.0
             self._row[np.arange(self.num_labels) != int(share.argmax())] -= 1.0
         return self
 
     def predict(self, examples: Sequence[TextExample]) -> Floats:
-        """The same scores (N, L) for every row."""
+        """Return the same scores (N, L) for every row."""
         return np.tile(self._row, (len(examples), 1))
 
 
-def _vectorizers(examples: Sequence[TextExample], *, several: bool) -> list[Any]:
-    """Vectorizers, not fitted; fewer n-grams where several models are fitted to them."""
+def _vectorizers(examples: Sequence[TextExample], *, is_multi: bool) -> list[Any]:
+    """Return vectorizers, not fitted; multi-label tasks, with one model per label, use fewer n-grams."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     length = sum(len(example.text) + len(example.text_b) for example in examples)
     common = {"sublinear_tf": True, "dtype": np.float64, "min_df": 2 if length >= LARGE else 1}
     if writes_without_spaces([example.text for example in examples[:2000]]):
-        longest = 2 if several or length >= LONG * len(examples) else 3
+        longest = 2 if is_multi or length >= LONG * len(examples) else 3
         return [TfidfVectorizer(analyzer="char", ngram_range=(1, longest), **common)]
-    # Single characters are words too: "a" against "the" and "5" against "7".
+    # The default pattern drops words of one character, such as "a" and "5".
     words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **common)
-    return [words] if several else [words, TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common)]
+    if is_multi:
+        return [words]
+    return [words, TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common)]
 
 
 def _classes(features: Any, truth: NDArray[Any]) -> Any:
-    """A linear SVM of the classes that occur; the class itself where there is one only."""
+    """Fit a linear SVM of the classes that occur; return the class itself if there is only one."""
     from sklearn.svm import LinearSVC
 
     present = np.unique(truth)
@@ -207,7 +211,7 @@ def _classes(features: Any, truth: NDArray[Any]) -> Any:
 
 
 def _class_scores(model: Any, features: Any, num_labels: int) -> Floats:
-    """Margins (N, L); classes that no training row has stand below all others."""
+    """Return margins (N, L); classes that no training row has are below all others."""
     if isinstance(model, int):
         return np.tile(np.eye(num_labels)[model], (features.shape[0], 1))
     margins = model.decision_function(features)
@@ -218,7 +222,7 @@ def _class_scores(model: Any, features: Any, num_labels: int) -> Floats:
 
 
 def _label(features: Any, truth: Floats) -> Any:
-    """A linear SVM of one label; a constant where all training rows agree."""
+    """Fit a linear SVM of one label; return a constant if no or all training rows have it."""
     from sklearn.svm import LinearSVC
 
     if truth.min() == truth.max():
@@ -227,7 +231,7 @@ def _label(features: Any, truth: Floats) -> Any:
 
 
 def _best_threshold(scores: Floats, truth: Floats) -> float:
-    """The score from which predicting a label gives the best micro-F1; 0 where no row has a label."""
+    """Return the threshold of scores with the best micro-F1; 0 if no row has a label."""
     order = np.argsort(-scores, axis=None)
     hits = np.cumsum(truth.ravel()[order])
     f1 = 2 * hits / (np.arange(1, len(order) + 1) + truth.sum())
@@ -235,7 +239,7 @@ def _best_threshold(scores: Floats, truth: Floats) -> float:
 
 
 def _ridge(features: Any, truth: Floats) -> Any:
-    """Ridge regression; the penalty with the least squared error on every fifth row, then all rows."""
+    """Fit ridge regression with the penalty that has the least squared error on every fifth row."""
     from sklearn.linear_model import Ridge
 
     held_out = np.arange(len(truth)) % 5 == 4
@@ -246,5 +250,5 @@ def _ridge(features: Any, truth: Floats) -> Any:
     return Ridge(alpha=ALPHAS[int(np.argmin(errors))] if errors else 1.0).fit(features, truth)
 
 
-def _problem(found: str, accepted: str, remedy: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem("TF-IDF baseline", found, accepted, remedy))
+def _error(problem: str, expected: str, fix: str, code: str) -> TaskHeadsError:
+    return TaskHeadsError(Problem("TF-IDF baseline", problem, expected, fix, code=code))

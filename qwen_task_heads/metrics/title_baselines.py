@@ -1,15 +1,13 @@
-"""Floors: what simple rules reach on the same pairs. A figure without a baseline beside it says nothing.
+"""Baselines of title scoring: the longer title wins, and Bradley-Terry on TF-IDF features.
 
 Design decisions:
 
-- Two baselines: the longer title wins, and Bradley-Terry on TF-IDF features, fitted on the training pairs.
-- Nothing is chosen on test pairs: the penalty is taken from a short grid by the log-loss of a 3-fold
-  cross-validation over groups of the training pairs; the n-grams go by script.
-- TF-IDF rows keep their length (no normalisation): a longer title may win because it is longer, and the
-  baseline should know what a simple rule can know. Cross-validated on the training pairs, it is worth a point
-  on Japanese ad texts and nothing on English headlines.
-- The prompt is not looked at: it is the same on both sides of a pair and cancels out.
-- scikit-learn is imported when a baseline is fitted, so that importing this module stays cheap.
+- The TF-IDF baseline is fitted on the training pairs. Its penalty is chosen from a short grid by the log loss
+  of a 3-fold cross-validation over groups of the training pairs. The n-grams depend on the script.
+- TF-IDF rows are not normalised, so that the baseline can use the length of a title. Cross-validated on the
+  training pairs, this gains a point on Japanese ad texts and nothing on English headlines.
+- The prompt is not used: it is the same for both titles of a pair and cancels out.
+- scikit-learn is imported when a baseline is fitted, so that importing this module is fast.
 """
 
 from __future__ import annotations
@@ -30,13 +28,15 @@ _NO_SPACES = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
 )
 _LETTER = re.compile(r"[^\W\d_]")
-GRID = (0.0003, 0.001, 0.003, 0.01)  # penalties to choose from; rows have norms of 20 to 60
+GRID = (0.0003, 0.001, 0.003, 0.01)  # candidate values of C; rows have norms of 20 to 60
 FOLDS = 3
-MOST_ROWS = 100_000  # that TF-IDF is fitted on
+MOST_ROWS = 100_000  # limit of rows that TF-IDF is fitted on
 
 
 def longer_title(pairs: Sequence[PairExample]) -> NDArray[np.float64]:
-    """Credit (B,) of the rule "the longer title wins", in characters: 1 right, 0 wrong, .5 of equal length.
+    """Return 1 per pair (B,) if the chosen title is longer, 0 if it is shorter, .5 for equal lengths.
+
+    Lengths are in characters.
 
     Example:
         >>> from qwen_task_heads.data.examples import PairExample
@@ -49,29 +49,31 @@ def longer_title(pairs: Sequence[PairExample]) -> NDArray[np.float64]:
 
 
 def baseline_rows(
-    train: Sequence[Example], notes: list[str], *, what: str = "the TF-IDF baseline"
+    train: Sequence[Example], messages: list[str], *, what: str = "the TF-IDF baseline"
 ) -> Sequence[Example]:
     """Return the training rows that a baseline is fitted on: all, or `MOST_ROWS` evenly spaced ones.
 
+    The features of more rows may not fit into memory.
+
     Args:
         train: examples.
-        notes: gets a line where some are left out, because their features would not fit into the memory.
-        what: is fitted.
+        messages: list to which a message is appended if rows are dropped.
+        what: name of the baseline in the message.
 
     Example:
-        >>> len(baseline_rows(range(250_000), notes := [])), notes[0][:55]
+        >>> len(baseline_rows(range(250_000), messages := [])), messages[0][:55]
         (100000, 'the TF-IDF baseline was fitted on 100,000 of 250,000 tr')
     """
     if len(train) <= MOST_ROWS:
         return train
-    notes.append(f"{what} was fitted on {MOST_ROWS:,} of {len(train):,} training rows")
+    messages.append(f"{what} was fitted on {MOST_ROWS:,} of {len(train):,} training rows")
     return pick(train, np.linspace(0, len(train) - 1, MOST_ROWS).astype(np.int64))
 
 
 class TfidfBradleyTerry:
     """Bradley-Terry scorer, linear in TF-IDF n-grams: logistic regression on differences, no intercept.
 
-    Words 1-2 and characters 3-5 within words; for scripts without spaces, characters 1-4.
+    The n-grams are words 1-2 and characters 3-5 within words; for scripts without spaces, characters 1-4.
     Source: Bradley & Terry 1952; TF-IDF and the solver are scikit-learn's.
 
     Args:
@@ -102,7 +104,11 @@ class TfidfBradleyTerry:
         if len(pairs) < 2:
             raise TaskHeadsError(
                 Problem(
-                    "TF-IDF baseline", f"{len(pairs)} training pairs", "2 or more", "give the training split"
+                    "TF-IDF baseline",
+                    f"found {len(pairs)} training pairs",
+                    "2 or more",
+                    "pass the training split",
+                    code="rows-too-few",
                 )
             )
         titles = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
@@ -110,10 +116,18 @@ class TfidfBradleyTerry:
         try:
             features = sparse.hstack([vectorizer.fit_transform(titles) for vectorizer in vectorizers]).tocsr()
         except ValueError as error:  # scikit-learn: empty vocabulary
-            problem = Problem("TF-IDF baseline", str(error), "titles with letters", "check the titles")
-            raise TaskHeadsError(problem) from error
+            raise TaskHeadsError(
+                Problem(
+                    "TF-IDF baseline",
+                    str(error),
+                    "titles with letters",
+                    "check the titles",
+                    code="text-empty",
+                )
+            ) from error
         difference = features[: len(pairs)] - features[len(pairs) :]  # (B, F), chosen minus rejected
-        # The loss is symmetric, so turning every second pair round equals mirroring all, at half the cost.
+        # LogisticRegression needs both classes. The loss is symmetric: reversing every second pair equals
+        # adding all pairs in reverse, at half the cost.
         sign = np.where(np.arange(len(pairs)) % 2, -1.0, 1.0)
         rows = (sparse.diags(sign) @ difference).tocsr()
         if self.C is None:
@@ -122,7 +136,7 @@ class TfidfBradleyTerry:
         return self
 
     def score(self, titles: Sequence[str]) -> NDArray[np.float64]:
-        """Scores (N,) of titles; `σ` of a difference is P(preferred).
+        """Return scores (N,) of titles; `σ` of a difference is P(preferred).
 
         Raises:
             TaskHeadsError: called before `fit`.
@@ -131,7 +145,13 @@ class TfidfBradleyTerry:
 
         if self._weights is None:
             raise TaskHeadsError(
-                Problem("TF-IDF baseline", "score before fit", "a fitted baseline", "call fit first")
+                Problem(
+                    "TF-IDF baseline",
+                    "found a call of score before fit",
+                    "a fitted baseline",
+                    "call fit first",
+                    code="argument-type",
+                )
             )
         features = sparse.hstack([vectorizer.transform(titles) for vectorizer in self._vectorizers]).tocsr()
         return np.asarray(features @ self._weights)
@@ -143,14 +163,14 @@ class TfidfBradleyTerry:
         if writes_without_spaces(titles):
             return [TfidfVectorizer(analyzer="char", ngram_range=(1, 4), **common)]
         return [
-            # Single characters are words too: "a" against "the" and "5" against "7" matter in titles.
+            # The default pattern drops words of one character, such as "a" and "5".
             TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **common),
             TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common),
         ]
 
 
 def writes_without_spaces(titles: Sequence[str]) -> bool:
-    """True if most letters of the titles belong to a script without spaces (Chinese, Japanese, Thai, ...).
+    """Return whether most letters of the titles belong to a script without spaces, such as Chinese or Thai.
 
     Example:
         >>> from qwen_task_heads.metrics.title_baselines import writes_without_spaces
@@ -162,14 +182,14 @@ def writes_without_spaces(titles: Sequence[str]) -> bool:
 
 
 def _solve(rows: Any, sign: NDArray[np.float64], C: float) -> NDArray[np.float64]:
-    """Weights (F,) of the logistic regression of `sign` on `rows`."""
+    """Return weights (F,) of the logistic regression of `sign` on `rows`."""
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(C=C, fit_intercept=False, max_iter=1000).fit(rows, sign).coef_[0]
 
 
 def _choose_penalty(rows: Any, sign: NDArray[np.float64], groups: list[str]) -> float:
-    """The entry of `GRID` with the least cross-validated log-loss; the second one for very small data."""
+    """Return the entry of `GRID` with the least cross-validated log loss; the second one for few groups."""
     from sklearn.model_selection import GroupKFold
 
     if len(set(groups)) < 10 * FOLDS:
@@ -177,7 +197,7 @@ def _choose_penalty(rows: Any, sign: NDArray[np.float64], groups: list[str]) -> 
     losses = np.zeros(len(GRID))
     for train, held_out in GroupKFold(FOLDS).split(rows, groups=groups):
         for k, C in enumerate(GRID):
-            # both classes are there: signs alternate and a fold holds more than two rows
+            # Both classes occur: signs alternate, and a fold has more than two rows.
             gap = sign[held_out] * (rows[held_out] @ _solve(rows[train], sign[train], C))
             losses[k] += np.logaddexp(0.0, -gap).sum()
     return GRID[int(losses.argmin())]

@@ -1,14 +1,14 @@
-"""The verdict on a model: above, level with or below the best baseline, by a paired interval.
+"""Comparison of a model with the best baseline, by a paired interval: above, level or below.
 
 Design decisions:
 
-- Model and baselines answer the same rows, so differences are taken on the same resamples of groups: the
-  interval of a difference is narrower than two intervals suggest.
-- The best baseline is the one with the highest value on the split that is reported. That is a choice on the
-  rows measured, in favour of the baselines: a model that is above is above the luckiest of them.
-- Above is a 95% interval over 0, below one under 0; everything else is level. The biases of two metrics that
-  are no means cancel in a difference, so intervals are percentile intervals (Efron 1979).
-- One metric is compared, the one that picks checkpoints, and nothing else is computed on the resamples.
+- Model and baselines are evaluated on the same rows, so that differences are computed on the same resamples
+  of groups. The interval of a difference is narrower than the two separate intervals suggest.
+- The best baseline is the one with the highest value on the reported split. The selection on these rows
+  favours the baselines.
+- "above" is a 95% interval above 0, and "below" one below 0; any other interval is "level". The biases of two
+  metrics that are not means cancel in a difference, so that intervals are percentile intervals (Efron 1979).
+- Only the metric that selects checkpoints is compared and computed on the resamples.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from qwen_task_heads.metrics.weighted import (
 )
 
 ABOVE, LEVEL, BELOW = "above", "level", "below"
-RESAMPLES = 2000  # of differences: their ends decide, and should not move with the seed
+RESAMPLES = 2000  # of differences; the ends of the interval must not depend much on the seed
 PAIR_ACCURACY = "pair_accuracy"
 
 
 def pair_measure(chosen: ArrayLike, rejected: ArrayLike) -> Weighted:
-    """Pair accuracy of scores (B,) as a function of row weights, for `give_verdict`.
+    """Return the pair accuracy of scores (B,) as a function of row weights, for `give_verdict`.
 
     Example:
         >>> import numpy as np
@@ -58,10 +58,10 @@ def pair_measure(chosen: ArrayLike, rejected: ArrayLike) -> Weighted:
 def text_measure(
     problem_type: str, scores: ArrayLike, targets: Any, *, num_labels: int, thresholds: ArrayLike = 0.5
 ) -> Weighted:
-    """The metric that picks checkpoints (`BEST_METRIC`) as a function of row weights, for `give_verdict`.
+    """Return the metric of `BEST_METRIC` as a function of row weights, for `give_verdict`.
 
     Args:
-        problem_type, scores, targets: as of `classification_figures`; scores (N, L).
+        problem_type, scores, targets: as for `classification_metrics`; scores (N, L).
         num_labels: L.
         thresholds: of multi-label probabilities, one or L.
 
@@ -69,43 +69,43 @@ def text_measure(
         >>> import numpy as np
         >>> from qwen_task_heads.metrics.verdicts import text_measure
         >>> kind = "multi_label_classification"
-        >>> found = text_measure(kind, [[2.0, -1.0], [1.0, 3.0]], [(0,), (0,)], num_labels=2)
-        >>> found(np.ones((1, 2)))["micro_f1"].tolist()
+        >>> micro_f1 = text_measure(kind, [[2.0, -1.0], [1.0, 3.0]], [(0,), (0,)], num_labels=2)
+        >>> micro_f1(np.ones((1, 2)))["micro_f1"].tolist()
         [0.8]
     """
-    found, truth = check_scores(problem_type, scores, targets, num_labels=num_labels)
+    checked, truth = check_scores(problem_type, scores, targets, num_labels=num_labels)
     if problem_type == REGRESSION:
-        return regression_metrics(found, truth, 0.5)[0]
+        return regression_metrics(checked, truth, 0.5)[0]
     if problem_type == ORDINAL:
-        return ordinal_metrics(found, truth, 0.5)[0]
+        return ordinal_metrics(checked, truth, 0.5)[0]
     if problem_type == MULTI:
-        chosen = (sigmoid(found) >= np.asarray(thresholds)).astype(np.float64)
-        hits, both = (chosen * truth).sum(1), (chosen + truth).sum(1)
+        predicted = (sigmoid(checked) >= np.asarray(thresholds)).astype(np.float64)
+        hits, both = (predicted * truth).sum(1), (predicted + truth).sum(1)
 
         def micro_f1(weights: Floats) -> dict[str, Floats]:
             below = weights @ both
             return {"micro_f1": np.divide(2 * (weights @ hits), below, out=below * np.nan, where=below > 0)}
 
         return micro_f1
-    return mean_measure(top_credit(found, truth), name="accuracy")
+    return mean_measure(top_credit(checked, truth), name="accuracy")
 
 
 def mean_measure(values: ArrayLike, *, name: str) -> Weighted:
-    """Mean of values (N,) as a function of row weights."""
+    """Return the mean of values (N,) as a function of row weights."""
     rows = np.asarray(values, np.float64)
     return lambda weights: {name: weights @ rows / weights.sum(1)}
 
 
 def paired_difference(ours: Floats, theirs: Floats, *, value: float) -> dict[str, float | str | None]:
-    """Difference of a metric with its 95% interval, and what it says.
+    """Compute the 95% interval of a difference of a metric, and whether it is above or below 0.
 
     Args:
         ours, theirs: the metric on the same resamples (R,).
         value: the difference on all rows.
 
     Returns:
-        `difference`, `low`, `high` and `word`: above, level or below. The ends are None where no resample
-        tells them: of one group, or of answers that are equal on all rows.
+        `difference`, `low`, `high` and `word`: above, level or below. The ends are None if the resamples do
+        not define them: for one group, or for predictions that are equal on all rows.
 
     Example:
         >>> import numpy as np
@@ -115,7 +115,7 @@ def paired_difference(ours: Floats, theirs: Floats, *, value: float) -> dict[str
     """
     draws = ours - theirs
     draws = draws[np.isfinite(draws)]
-    found: dict[str, float | str | None] = {
+    result: dict[str, float | str | None] = {
         "difference": number(value),
         "low": None,
         "high": None,
@@ -123,8 +123,8 @@ def paired_difference(ours: Floats, theirs: Floats, *, value: float) -> dict[str
     }
     if np.isfinite(value) and 2 * len(draws) >= len(ours) and draws.any():
         low, high = interval(value, draws, is_mean=True)
-        found |= {"low": low, "high": high, "word": ABOVE if low > 0 else BELOW if high < 0 else LEVEL}
-    return found
+        result |= {"low": low, "high": high, "word": ABOVE if low > 0 else BELOW if high < 0 else LEVEL}
+    return result
 
 
 def give_verdict(
@@ -138,28 +138,28 @@ def give_verdict(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any] | None:
-    """Set a model beside the best of the other scorers on the same rows.
+    """Compare a model with the best of the other scorers on the same rows.
 
     Args:
-        measures: scorer to its measure, as of `pair_measure` or `text_measure`.
-        model: the one that is judged; all others are baselines.
-        metric: name of the metric; more is better.
+        measures: scorer to its measure, from `pair_measure` or `text_measure`.
+        model: name of the model in `measures`; all other scorers are baselines.
+        metric: name of the metric; a greater value is better.
         groups: key of each row's group (N,), "" for a row on its own; None for no groups.
-        count: rows, N.
-        beside: a baseline to which the difference is given too, where it is not the best one.
+        count: number of rows, N.
+        beside: a second baseline, whose difference is also returned if it is not the best one.
         resamples, seed: of the bootstrap over groups.
 
     Returns:
         `metric`, `baseline` (its name), `value` (of the baseline), `difference`, `low`, `high`, `word`; and
-        `beside`, the same of that baseline. None where no baseline has a value.
+        `beside`, the same for the second baseline. None if no baseline has a value.
 
     Example:
         >>> from qwen_task_heads.metrics.verdicts import give_verdict, pair_measure
         >>> right, wrong = pair_measure([1.0] * 40, [0.0] * 40), pair_measure([0.0] * 40, [1.0] * 40)
         >>> half = pair_measure([1.0, 0.0] * 20, [0.0, 1.0] * 20)
         >>> measures = {"this model": right, "a": wrong, "b": half}
-        >>> found = give_verdict(measures, model="this model", metric="pair_accuracy", count=40)
-        >>> found["baseline"], found["word"], found["difference"]
+        >>> verdict = give_verdict(measures, model="this model", metric="pair_accuracy", count=40)
+        >>> verdict["baseline"], verdict["word"], verdict["difference"]
         ('b', 'above', 0.5)
     """
     ones = np.ones((1, count))
@@ -169,20 +169,19 @@ def give_verdict(
         return None
     member = member_numbers(groups, count)
     best = max(known, key=lambda name: known[name])
-    # The same seed draws the same groups for all.
-    drawn: dict[str, NDArray[np.float64]] = {
-        name: bootstrap(_only(measures[name], metric), member, width=1, resamples=resamples, seed=seed)[
-            metric
-        ]
-        for name in {model, best, *([beside] if beside in known else [])}
-    }
+    names = {model, best, *([beside] if beside in known else [])}
+    # The same seed draws the same groups for all scorers.
+    draws: dict[str, NDArray[np.float64]] = {}
+    for name in names:
+        measure = _only(measures[name], metric)
+        draws[name] = bootstrap(measure, member, width=1, resamples=resamples, seed=seed)[metric]
 
     def against(name: str) -> dict[str, Any]:
-        told = paired_difference(drawn[model], drawn[name], value=values[model] - values[name])
-        return {"baseline": name, "value": values[name], **told}
+        difference = paired_difference(draws[model], draws[name], value=values[model] - values[name])
+        return {"baseline": name, "value": values[name], **difference}
 
-    also = {"beside": against(beside)} if beside in known and beside != best else {}
-    return {"metric": metric, **against(best), **also}
+    second = {"beside": against(beside)} if beside in known and beside != best else {}
+    return {"metric": metric, **against(best), **second}
 
 
 def _only(weighted: Weighted, metric: str) -> Weighted:

@@ -23,7 +23,7 @@ from qwen_task_heads.head_rows import fold_temperature
 from qwen_task_heads.metrics.calibration import (
     PAIRS,
     Temperature,
-    calibration_figures,
+    calibration_metrics,
     divide_logits,
     fit_temperature,
     risk_coverage,
@@ -32,7 +32,7 @@ from qwen_task_heads.metrics.classification import (
     MULTI,
     ORDINAL,
     REGRESSION,
-    classification_figures,
+    classification_metrics,
     dev_metrics,
 )
 from qwen_task_heads.metrics.ranking import Floats
@@ -163,10 +163,10 @@ def measured_texts(
         rows, calibrated = _targets_and_groups(examples), after[split]
         divided = record["temperature"] != 1
         undivided = divide_logits(kind, logits, 1 / record["temperature"]) if divided else logits
-        before = calibration_figures(kind, within(undivided, examples, labels=sets.labels), **rows)
+        before = calibration_metrics(kind, within(undivided, examples, labels=sets.labels), **rows)
         sides = {key: (value, calibrated[key]) for key, value in before.items()}
         if config.label_thresholds:
-            at_half = classification_figures(kind, logits, labels=sets.labels.names, **rows)
+            at_half = classification_metrics(kind, logits, labels=sets.labels.names, **rows)
             sides |= {key: (at_half[key], calibrated[key]) for key in COMPARED}
         metrics[split] = {key: _before_after(*values) for key, values in sides.items()}
     return {**record, "metrics": metrics}
@@ -183,7 +183,7 @@ def measured_titles(
     record, metrics = dict(config.calibration), {}
     for split, pair in scores.items():
         undivided = np.stack(pair, axis=1) * record["temperature"]
-        before = calibration_figures(PAIRS, undivided, groups=groups[split])
+        before = calibration_metrics(PAIRS, undivided, groups=groups[split])
         metrics[split] = {key: _before_after(value, after[split][key]) for key, value in before.items()}
     return {**record, "metrics": metrics}
 

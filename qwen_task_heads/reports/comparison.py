@@ -27,7 +27,7 @@ from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.metrics.classification import (
     SINGLE,
-    classification_figures,
+    classification_metrics,
     member_numbers,
 )
 from qwen_task_heads.metrics.ranking import Floats, pair_credit, ranking_metrics
@@ -56,7 +56,7 @@ class Measured:
         name: name in the table.
         kind: one of `engine_options.KINDS`, or `baseline`.
         scores: (N, L) float64 in the order of the schema; of titles (N, 2), chosen first.
-        metrics: of `classification_figures` or `ranking_metrics`, those of `METRICS`.
+        metrics: of `classification_metrics` or `ranking_metrics`, those of `METRICS`.
         seconds_alone: per text in batches of one: median, quartiles `low` and `high`, `n`.
         texts_per_second: of one pass over all rows.
         device: device of the engine.
@@ -158,7 +158,7 @@ def _metrics(
         metrics = ranking_metrics(scores[:, 0], scores[:, 1], groups=keys)
         return {name: metrics[ranking_name] for name, ranking_name in TITLE_METRICS.items()}
     targets = [example.target for example in examples]
-    return classification_figures(SINGLE, scores, targets, labels=labels.names, groups=groups)
+    return classification_metrics(SINGLE, scores, targets, labels=labels.names, groups=groups)
 
 
 def draw_groups(examples: Sequence[Row], *, rows: int, seed: int = 0) -> list[Row]:

@@ -29,7 +29,7 @@ from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset, 
 from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.templates import bind_template, compile_template
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH
-from qwen_task_heads.training.feature_rows import EVIDENCE, FeatureRows, GroupRows, PairRows
+from qwen_task_heads.training.feature_rows import PREFERENCE_SIGNALS, FeatureRows, GroupRows, PairRows
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.head_sweep import Combination, MakeRows, Result, text_rows
 from qwen_task_heads.training.pair_losses import PAIR_LOSSES
@@ -229,7 +229,7 @@ class TitleSweep(Sweep):
         )
         for name in self.losses:
             for table in (self._train, self._dev) if name in PAIR_LOSSES else ():
-                signals = [column for column in table.column_names if column in EVIDENCE]
+                signals = [column for column in table.column_names if column in PREFERENCE_SIGNALS]
                 PAIR_LOSSES[name].check([*signals, *self.options.loss_options()], where="--losses")
         equal = {"train": cut.equal, "dev": of_dev.equal, "test": of_test.equal}
         lines = [*self.sets.lines, cut.line(), *check_equal(equal, option="--max_length ")]

@@ -28,7 +28,7 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.lookups import leak_lines, report_texts
 from qwen_task_heads.data.text_datasets import TextSets, hash_texts
 from qwen_task_heads.inference.scorer import Scorer
-from qwen_task_heads.metrics.calibration import calibration_figures
+from qwen_task_heads.metrics.calibration import calibration_metrics
 from qwen_task_heads.metrics.classification import (
     BEST_METRIC,
     MULTI,
@@ -36,7 +36,7 @@ from qwen_task_heads.metrics.classification import (
     REGRESSION,
     SINGLE,
     check_scores,
-    classification_figures,
+    classification_metrics,
     coarse_accuracy,
     confusion_matrix,
     probabilities,
@@ -286,11 +286,11 @@ def _measure(
     kind, targets = run.sets.problem_type, [example.target for example in examples]
     options: dict[str, Any] = {"labels": run.sets.labels.names, "groups": [e.group for e in examples]}
     thresholds = {"threshold": config.label_thresholds} if config.label_thresholds else {}
-    metrics = {MODEL: classification_figures(kind, logits, targets, **options, **thresholds)}
+    metrics = {MODEL: classification_metrics(kind, logits, targets, **options, **thresholds)}
     if kind != REGRESSION:
-        metrics[MODEL] |= calibration_figures(kind, logits, targets, groups=options["groups"])
+        metrics[MODEL] |= calibration_metrics(kind, logits, targets, groups=options["groups"])
     for name, scores in baselines.items():
-        of_baseline = classification_figures(kind, scores, targets, **options)
+        of_baseline = classification_metrics(kind, scores, targets, **options)
         for key in ("per_class", *NEED_PROBABILITIES):
             of_baseline.pop(key, None)
         metrics[name] = of_baseline

@@ -22,9 +22,9 @@ from qwen_task_heads.data.lookups import leak_lines, look_up_titles, report_titl
 from qwen_task_heads.data.title_datasets import TitleSets, hash_pairs
 from qwen_task_heads.inference.rewards import reward_constants
 from qwen_task_heads.inference.scorer import Scorer
-from qwen_task_heads.metrics.calibration import PAIRS, calibration_figures
+from qwen_task_heads.metrics.calibration import PAIRS, calibration_metrics
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP
-from qwen_task_heads.metrics.ranking import mean_figure, pair_credit, ranking_metrics
+from qwen_task_heads.metrics.ranking import mean_metric, pair_credit, ranking_metrics
 from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry, baseline_rows, longer_title
 from qwen_task_heads.metrics.verdicts import PAIR_ACCURACY, give_verdict, mean_measure, pair_measure
 from qwen_task_heads.reports.calibration import (
@@ -239,11 +239,11 @@ def _measure(
         chosen_lengths=np.array([len(pair.chosen) for pair in pairs]),
         rejected_lengths=np.array([len(pair.rejected) for pair in pairs]),
     )
-    ours |= calibration_figures(PAIRS, np.stack([chosen, rejected], axis=1), groups=groups)
+    ours |= calibration_metrics(PAIRS, np.stack([chosen, rejected], axis=1), groups=groups)
     metrics = {MODEL: ours}
     for name, credit in baselines.items():
         ties = None if name == LONGER else int((credit == 0.5).sum())
-        metrics[name] = {"pair_accuracy": mean_figure(credit, groups=groups, ties=ties).as_dict()}
+        metrics[name] = {"pair_accuracy": mean_metric(credit, groups=groups, ties=ties).as_dict()}
     return metrics
 
 

@@ -1,23 +1,24 @@
-"""Linear heads on frozen features, solved: one convex problem for each strength of an L2 penalty.
+"""Linear heads on frozen features: the solution of one convex problem for each strength of an L2 penalty.
 
-A linear head on features that do not change is logistic regression, Bradley-Terry or ridge regression. Each
-has one solution, so there is nothing to draw, no rate to choose and no epoch to stop at: L-BFGS runs to
-convergence, and dev picks the strength of the penalty. Decisions:
+A linear head on fixed features is logistic regression, Bradley-Terry or ridge regression. Each has one
+solution, which depends on no seed, learning rate or number of epochs. L-BFGS runs to convergence, and dev
+selects the strength of the penalty. Design decisions:
 
 - Features are divided by their standard deviations on the training rows, so that one penalty fits all
-  channels; the division is folded into the weights, and the saved head reads features as they are. They are
-  not centred: a head without a bias, which stock serving stacks expect, could not take that back, and the
+  channels. The division is folded into the weights, and the saved head reads unscaled features. Features are
+  not centred: a head without a bias, which stock serving stacks expect, could not represent the shift. The
   mean of the features already acts as a constant channel.
-- The objective is `mean loss + penalty / 2 * |W|^2` over standardised features. Any loss of the registries
-  works; of a loss that is not convex (`focal`) or a head that is not linear in its parameters (`ordinal`) the
-  solution is a local one, from a start at zero.
-- The path goes from the strongest penalty to the weakest, each from the solution of the one before (Friedman,
-  Hastie and Tibshirani 2010, https://doi.org/10.18637/jss.v033.i01), and ends where dev has become worse for
-  some steps: the weakest penalties cost most and win nothing.
+- The objective is `mean loss + penalty / 2 * |W|^2` over standardised features. Any registered loss works.
+  For a loss that is not convex (`focal`), or a head that is not linear in its parameters (`ordinal`), the
+  solution is a local minimum found from a start at zero.
+- The path goes from the strongest penalty to the weakest, and each solve starts from the previous solution
+  (Friedman, Hastie and Tibshirani 2010, https://doi.org/10.18637/jss.v033.i01). It ends after several
+  penalties without a better loss on dev, because the weakest penalties take the longest and do not improve
+  the result.
 - The solver is SciPy's L-BFGS-B (Byrd et al. 1995), in fp64 around losses in fp32. It works on the principal
-  axes of the features, each in a unit of its share of the curvature. Hidden states are correlated and far
-  from zero: on the channels themselves L-BFGS needs hundreds of steps and ends before the minimum. The
-  rotation leaves the penalty as it is.
+  axes of the features, each scaled by its share of the curvature. Hidden states are correlated and far from
+  zero: on the original channels L-BFGS needs hundreds of steps and ends before the minimum. The rotation does
+  not change the penalty.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ from qwen_task_heads.training.feature_rows import ROWS_PER_PASS, FeatureRows
 from qwen_task_heads.training.frozen_heads import FittedHead
 
 PENALTIES = tuple(float(10.0**power) for power in np.arange(1.0, -6.01, -0.5))
-PATIENCE = 4  # penalties in a row without a better loss on dev, after which the path ends
+PATIENCE = 4  # consecutive penalties without a better loss on dev, after which the path ends
 ITERATIONS = 500  # of L-BFGS for one penalty
-TOLERANCE = 1e-9  # change of the objective at which a penalty is done; losses are means of fp32
-SLOPE = 1e-6  # largest slope along an axis of unit curvature at which a penalty is done
-CURVATURE = 0.25  # of a loss, times the second moment of an axis: that of Bradley-Terry at a gap of 0
-SMALLEST = 1e-5  # of a standard deviation, relative to the channel's largest value: others are constant
+TOLERANCE = 1e-9  # change of the objective below which a solve ends; losses are means of fp32
+SLOPE = 1e-6  # largest slope along an axis of unit curvature below which a solve ends
+CURVATURE = 0.25  # of Bradley-Terry at a gap of 0; multiplied by the second moment of an axis
+SMALLEST = 1e-5  # least standard deviation relative to the channel's largest value; below it, it is constant
 
 
 def fit_path(
@@ -54,16 +55,16 @@ def fit_path(
     dev: FeatureRows,
     penalties: Sequence[float] = PENALTIES,
 ) -> FittedHead:
-    """Fit a linear head for each penalty, and keep the one that dev picks: best metric, then least loss.
+    """Fit a linear head for each penalty; keep the one with the best metric on dev, then the least loss.
 
     Args:
         head: linear in the features, from `fresh_head`; its values are not read. Changed in place.
-        rows: of training, on the device of the head.
-        dev: picks the penalty.
+        rows: training rows, on the device of the head.
+        dev: rows that select the penalty.
         penalties: strengths of the L2 penalty on the weights, each 0 or more.
 
     Returns:
-        The head of the penalty picked, `penalty` among its fields, its history one entry a penalty.
+        The head of the selected penalty, with the field `penalty`; its history has one entry per penalty.
 
     Raises:
         TaskHeadsError: no rows, a penalty below 0, or a loss that is not finite.
@@ -77,27 +78,29 @@ def fit_path(
         >>> model = build("embedded", task="pooled_classifier", labels=["no", "yes"])
         >>> loss = resolve_text_loss(None, problem_type="single_label_classification", num_labels=2)
         >>> rows = TextRows(torch.randn(64, 192), torch.arange(64) % 2, loss, "single_label_classification")
-        >>> found = fit_path(model.score, rows, dev=rows, penalties=[1.0, 0.01])
-        >>> found.penalty in (1.0, 0.01), found.value > 0.5
+        >>> fitted = fit_path(model.score, rows, dev=rows, penalties=[1.0, 0.01])
+        >>> fitted.penalty in (1.0, 0.01), fitted.value > 0.5
         (True, True)
     """
     problems = penalty_problems(penalties)
     if not len(rows):
-        problems.append(Problem("rows", "found none", "at least one", "check the data"))
+        problems.append(
+            Problem("rows", "found no rows", "at least one row", "check the data", code="file-empty")
+        )
     if problems:
         raise TaskHeadsError(problems)
     start = time.monotonic()
     axes = _axes(rows)
-    turned, turned_dev = rows.mapped(axes.matrix), dev.mapped(axes.matrix)
-    problem = _Problem(head, turned, moments=axes.moments)
-    vector = np.zeros(problem.size)
+    rotated, rotated_dev = rows.mapped(axes.matrix), dev.mapped(axes.matrix)
+    objective = _Objective(head, rotated, moments=axes.moments)
+    vector = np.zeros(objective.size)
     history: list[dict[str, float]] = []
     best: dict[str, Any] = {}
     least, since = math.inf, 0
     key, greater = dev.best
     for penalty in sorted(set(penalties), reverse=True):
-        vector, value, iterations = problem.solve(vector, penalty=penalty)
-        metrics = turned_dev.figures(head)
+        vector, value, iterations = objective.solve(vector, penalty=penalty)
+        metrics = rotated_dev.metrics(head)
         step = len(history) + 1
         history.append({"step": step, "penalty": penalty, "loss": value, "iterations": iterations, **metrics})
         order = (metrics[key] if greater else -metrics[key], -metrics["eval_loss"])
@@ -114,13 +117,17 @@ def fit_path(
             parameter.copy_(parameter @ axes.matrix.T)
     state = {name: tensor.detach().cpu().clone() for name, tensor in head.state_dict().items()}
     return FittedHead(
-        state=state, value=best["value"], epoch=best["step"], history=tuple(history),
-        seconds=time.monotonic() - start, penalty=best["penalty"],
-    )  # fmt: skip
+        state=state,
+        value=best["value"],
+        epoch=best["step"],
+        history=tuple(history),
+        seconds=time.monotonic() - start,
+        penalty=best["penalty"],
+    )
 
 
 def penalty_problems(penalties: Sequence[float]) -> list[Problem]:
-    """Return the problem of penalties that `fit_path` cannot use, if there is one.
+    """Return the problem of penalties that `fit_path` does not accept, if any.
 
     Example:
         >>> from qwen_task_heads.training.convex_heads import penalty_problems
@@ -129,12 +136,20 @@ def penalty_problems(penalties: Sequence[float]) -> list[Problem]:
     """
     if penalties and all(math.isfinite(penalty) and penalty >= 0 for penalty in penalties):
         return []
-    found, remedy = " ".join(f"{penalty:g}" for penalty in penalties) or "none", "choose such as 1 0.1 0.01"
-    return [Problem("--penalties", f"found {found}", "numbers of 0 or more", remedy)]
+    given = " ".join(f"{penalty:g}" for penalty in penalties) or "none"
+    return [
+        Problem(
+            "--penalties",
+            f"found {given}",
+            "numbers of 0 or more",
+            "choose such as 1 0.1 0.01",
+            code="option-range",
+        )
+    ]
 
 
 def _reads_features(parameter: nn.Parameter) -> bool:
-    """Whether this is a matrix on features; others (a bias, thresholds) are not penalised."""
+    """Return whether a parameter multiplies features; others (a bias, thresholds) are not penalised."""
     return parameter.dim() == 2
 
 
@@ -154,14 +169,21 @@ def _axes(rows: FeatureRows) -> _Axes:
         scaled = part.double() * weight
         moments += scaled.T @ scaled / len(contrasts)
     if not bool(torch.isfinite(moments).all()):
-        found, remedy = "values that are not finite", "check the backbone's dtype and the texts"
-        raise TaskHeadsError(Problem("features", f"found {found}", "finite numbers", remedy))
-    along, axes = torch.linalg.eigh(moments)
-    return _Axes((axes * weight[:, None]).float(), along.clamp(min=0))
+        raise TaskHeadsError(
+            Problem(
+                "features",
+                "found values that are not finite",
+                "finite numbers",
+                "check the backbone's dtype and the texts",
+                code="number-not-finite",
+            )
+        )
+    eigenvalues, axes = torch.linalg.eigh(moments)
+    return _Axes((axes * weight[:, None]).float(), eigenvalues.clamp(min=0))
 
 
 def _scale(features: Sequence[Tensor]) -> Tensor:
-    """Standard deviations (H,) over all rows; infinite for a constant channel, which then counts nothing.
+    """Return standard deviations (H,) over all rows; infinite for a constant channel, which has no effect.
 
     Constant is what fp32 hardly tells from it: a deviation far below the values of the same channel. Those of
     other channels do not matter, because each is divided by its own.
@@ -178,7 +200,7 @@ def _scale(features: Sequence[Tensor]) -> Tensor:
 def _one_blas_thread() -> AbstractContextManager[Any]:
     """Return a context in which SciPy's OpenBLAS uses one thread; torch's threads are not affected.
 
-    SciPy's vectors are short. Its idle threads would spin on the cores that the loss needs next: on two cores
+    SciPy's vectors are short, and its idle threads would occupy the cores that the loss needs. On two cores,
     a path over 9,220 rows and 77 labels takes 56 s with them, and 15 s without.
     """
     from threadpoolctl import ThreadpoolController
@@ -186,7 +208,7 @@ def _one_blas_thread() -> AbstractContextManager[Any]:
     return ThreadpoolController().select(internal_api="openblas").limit(limits=1)
 
 
-class _Problem:
+class _Objective:
     """Mean loss of a head and its penalty, as functions of one vector: the parameters on the axes."""
 
     def __init__(self, head: nn.Module, rows: FeatureRows, *, moments: Tensor) -> None:
@@ -207,25 +229,32 @@ class _Problem:
         from scipy.optimize import minimize
 
         strength = np.where(self.is_penalised, penalty, 0.0)
-        # Units in which the curvature is about 1 along each axis. An axis without any stays as it is.
+        # Units in which the curvature is about 1 along each axis; an axis without curvature is not scaled.
         unit = np.where(self.is_penalised, self.curvature + penalty, 1.0)
         unit = 1 / np.sqrt(np.maximum(unit, SMALLEST * unit.max()))
 
-        def objective(vector: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        def function(vector: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             values = vector * unit
             loss, slopes = self._loss(values)
             return loss + 0.5 * float(strength @ values**2), (slopes + strength * values) * unit
 
-        self.head.eval()  # dropout has no place in a convex problem
+        self.head.eval()  # with dropout the objective would be random
         options = {"maxiter": ITERATIONS, "maxfun": 4 * ITERATIONS, "ftol": TOLERANCE, "gtol": SLOPE}
         with _one_blas_thread():
-            found = minimize(objective, start / unit, jac=True, method="L-BFGS-B", options=options)
-        if not math.isfinite(found.fun):
-            text, remedy = f"{found.fun} at penalty {penalty:g}", "check the features and the labels"
-            raise TaskHeadsError(Problem("loss", f"found {text}", "finite numbers", remedy))
-        values = found.x * unit
+            solution = minimize(function, start / unit, jac=True, method="L-BFGS-B", options=options)
+        if not math.isfinite(solution.fun):
+            raise TaskHeadsError(
+                Problem(
+                    "loss",
+                    f"found {solution.fun} at penalty {penalty:g}",
+                    "finite numbers",
+                    "check the features and the labels",
+                    code="number-not-finite",
+                )
+            )
+        values = solution.x * unit
         self._set(values)
-        return values, float(found.fun) - 0.5 * float(strength @ values**2), int(found.nit)
+        return values, float(solution.fun) - 0.5 * float(strength @ values**2), int(solution.nit)
 
     def _loss(self, values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         self._set(values)

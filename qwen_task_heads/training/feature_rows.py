@@ -1,6 +1,6 @@
-"""Features with their labels or preferences: what a head on a frozen backbone is trained and measured on.
+"""Features with their labels or preferences: the rows on which a head on a frozen backbone is trained.
 
-The losses are those of the trainers, one value a row, and the metrics are those of their looks at dev.
+The losses are those of the trainers, one value per row. The metrics are those of the trainers' evaluations.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from qwen_task_heads.training.group_losses import GroupLoss
 from qwen_task_heads.training.pair_losses import PairLoss
 from qwen_task_heads.training.text_losses import TEXT_LOSSES, TextLoss
 
-EVIDENCE = ("margin", "preference")
+PREFERENCE_SIGNALS = ("margin", "preference")
 ROWS_PER_PASS = 65_536  # of dev through a head, and of moments
 
 
 class FeatureRows(Protocol):
-    """What a head is trained or measured on: N rows, their losses and their figures."""
+    """N rows of features to train or evaluate a head on, with their losses and metrics."""
 
     @property
     def best(self) -> tuple[str, bool]:
-        """The figure that picks an epoch, and whether more of it is better."""
+        """Metric that selects an epoch, and whether a greater value is better."""
         ...
 
     def __len__(self) -> int: ...
 
     def losses(self, head: nn.Module, index: Tensor | slice) -> Tensor:
-        """Losses (B,) of the rows at `index` (B,), weighted."""
+        """Return losses (B,) of the rows at `index` (B,), weighted."""
         ...
 
     def features_of(self) -> Sequence[Tensor]:
-        """All features, as one or several matrices (M, H)."""
+        """Return all features, as one or several matrices (M, H)."""
         ...
 
     def contrasts(self) -> Tensor:
-        """What losses depend on (M, H): features of texts; of titles, differences within pair or group."""
+        """Return the features that losses depend on (M, H); for titles, differences within pair or group."""
         ...
 
     def mapped(self, matrix: Tensor) -> FeatureRows:
-        """The same rows with features in fp32 times `matrix` (H, G)."""
+        """Return the same rows with features in fp32 times `matrix` (H, G)."""
         ...
 
-    def figures(self, head: nn.Module) -> dict[str, float]:
-        """`eval_loss` and the dev figures of all rows, as Trainer names them."""
+    def metrics(self, head: nn.Module) -> dict[str, float]:
+        """Return `eval_loss` and the dev metrics of all rows, with the names that Trainer uses."""
         ...
 
 
@@ -80,21 +80,21 @@ class TextRows:
         """Take labels, soft labels and weights from a data set of `tokenization.collators.text_dataset`.
 
         Raises:
-            TaskHeadsError: soft labels that the loss would leave out.
+            TaskHeadsError: soft labels that the loss does not use.
         """
         check_soft(loss, table)
-        whole = problem_type in ("single_label_classification", "ordinal")
+        has_ids = problem_type in ("single_label_classification", "ordinal")
         columns = {
             name: torch.tensor(list(table[name]), dtype=torch.float32, device=features.device)
             for name in ("soft", "weight")
             if name in table.column_names
         }
-        labels = torch.tensor(list(table["labels"]), dtype=torch.int64 if whole else torch.float32)
+        labels = torch.tensor(list(table["labels"]), dtype=torch.int64 if has_ids else torch.float32)
         return cls(features, labels.to(features.device), loss, problem_type, **columns)
 
     @property
     def best(self) -> tuple[str, bool]:
-        """That of the problem type."""
+        """Metric of the problem type, and whether a greater value is better."""
         return BEST_METRIC[self.problem_type]
 
     def __len__(self) -> int:
@@ -118,7 +118,7 @@ class TextRows:
         losses = self.loss(head(self.features[index]), self.labels[index], **columns)
         return losses if self.weight is None else losses * self.weight[index]
 
-    def figures(self, head: nn.Module) -> dict[str, float]:
+    def metrics(self, head: nn.Module) -> dict[str, float]:
         """See `FeatureRows`."""
         from transformers import EvalPrediction
 
@@ -127,8 +127,8 @@ class TextRows:
         losses = self.loss(logits, self.labels, **columns)
         losses = losses if self.weight is None else losses * self.weight
         prediction = EvalPrediction(logits.cpu().numpy(), self.labels.cpu().numpy())
-        found = {f"eval_{name}": value for name, value in dev_metrics(self.problem_type)(prediction).items()}
-        return {"eval_loss": float(losses.double().mean()), **found}
+        values = {f"eval_{name}": value for name, value in dev_metrics(self.problem_type)(prediction).items()}
+        return {"eval_loss": float(losses.double().mean()), **values}
 
 
 @dataclass(frozen=True)
@@ -138,16 +138,16 @@ class PairRows:
     Args:
         chosen: (N, H), any float dtype.
         rejected: (N, H).
-        loss: out of `PAIR_LOSSES`.
-        evidence: `margin` or `preference`, (N,) floats; what the loss does not use is left out.
+        loss: from `PAIR_LOSSES`.
+        signals: `margin` or `preference`, (N,) floats; columns that the loss does not use are ignored.
         weight: (N,) floats, or None.
-        options: scalar options of the loss; one that is a column of it is the same for all rows.
+        options: scalar options of the loss; an option with the name of a column applies to all rows.
     """
 
     chosen: Tensor
     rejected: Tensor
     loss: PairLoss
-    evidence: Mapping[str, Tensor] = field(default_factory=dict)
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
     options: Mapping[str, float] = field(default_factory=dict)
     best: tuple[str, bool] = ("eval_accuracy", True)
@@ -156,18 +156,18 @@ class PairRows:
     def of_table(
         cls, features: Tensor, table: Any, *, loss: PairLoss, options: Mapping[str, float] | None = None
     ) -> PairRows:
-        """Take the evidence from a data set of `tokenization.collators.pair_dataset`.
+        """Take the preference signals from a data set of `tokenization.collators.pair_dataset`.
 
         Args:
             features: (2N, H) of `chosen_ids`, then of `rejected_ids`.
             table: the data set.
-            loss: out of `PAIR_LOSSES`.
+            loss: from `PAIR_LOSSES`.
             options: of the loss.
         """
         chosen, rejected = features.chunk(2)
         columns = {
             name: torch.tensor(list(table[name]), dtype=torch.float32, device=features.device)
-            for name in (*EVIDENCE, "weight")
+            for name in (*PREFERENCE_SIGNALS, "weight")
             if name in table.column_names
         }
         weight = columns.pop("weight", None)
@@ -200,28 +200,28 @@ class PairRows:
             name: torch.full_like(chosen, value) if name in self.loss.uses else value
             for name, value in self.options.items()
         }
-        inputs |= {name: self.evidence[name][index] for name in self.loss.uses if name in self.evidence}
+        inputs |= {name: self.signals[name][index] for name in self.loss.uses if name in self.signals}
         losses = self.loss(chosen, rejected, **inputs)
         return losses if self.weight is None else losses * self.weight[index]
 
-    def figures(self, head: nn.Module) -> dict[str, float]:
+    def metrics(self, head: nn.Module) -> dict[str, float]:
         """See `FeatureRows`."""
         scores = logits_of(head, torch.cat([self.chosen, self.rejected])).squeeze(-1)
         losses = self._losses(scores, torch.arange(len(self), device=scores.device))
         chosen, rejected = scores.double().cpu().numpy().reshape(2, -1)
-        right = pair_credit(chosen, rejected)  # an equal score is half right
-        return {"eval_loss": float(losses.double().mean()), "eval_accuracy": float(right.mean())}
+        credit = pair_credit(chosen, rejected)  # .5 for equal scores
+        return {"eval_loss": float(losses.double().mean()), "eval_accuracy": float(credit.mean())}
 
 
 @dataclass(frozen=True)
 class GroupRows:
-    """Features of groups of titles, a group a row.
+    """Features of groups of titles; each group is a row.
 
     Args:
         features: (N, H) of all titles, group after group, any float dtype.
         sizes: titles of each group, with sum N.
         gains: (N,) floats, click rates.
-        loss: out of `GROUP_LOSSES`.
+        loss: from `GROUP_LOSSES`.
     """
 
     features: Tensor
@@ -237,7 +237,7 @@ class GroupRows:
 
     @property
     def best(self) -> tuple[str, bool]:
-        """The loss: a group has no pair that is chosen. Sweeps measure on pairs."""
+        """The loss, less is better. Groups have no chosen title; sweeps evaluate on pairs."""
         return "eval_loss", False
 
     def __len__(self) -> int:
@@ -258,17 +258,19 @@ class GroupRows:
 
     def losses(self, head: nn.Module, index: Tensor | slice) -> Tensor:
         """See `FeatureRows`."""
-        taken = range(len(self))[index] if isinstance(index, slice) else index.tolist()
-        sizes = [self.sizes[k] for k in taken]
-        if sizes == [*self.sizes] and isinstance(index, slice):  # all of them, in their order
+        groups = range(len(self))[index] if isinstance(index, slice) else index.tolist()
+        sizes = [self.sizes[group] for group in groups]
+        if sizes == [*self.sizes] and isinstance(index, slice):  # all groups in their order: no copy
             return self.loss.function(head(self.features).squeeze(-1), sizes=sizes, gains=self.gains)
         ends = np.cumsum(self.sizes)
-        places = torch.cat([torch.arange(ends[k] - self.sizes[k], ends[k]) for k in taken])
-        places = places.to(self.features.device)
-        scores = head(self.features[places]).squeeze(-1)
-        return self.loss.function(scores, sizes=sizes, gains=self.gains[places])
+        positions = torch.cat(
+            [torch.arange(ends[group] - self.sizes[group], ends[group]) for group in groups]
+        )
+        positions = positions.to(self.features.device)
+        scores = head(self.features[positions]).squeeze(-1)
+        return self.loss.function(scores, sizes=sizes, gains=self.gains[positions])
 
-    def figures(self, head: nn.Module) -> dict[str, float]:
+    def metrics(self, head: nn.Module) -> dict[str, float]:
         """See `FeatureRows`."""
         scores = logits_of(head, self.features).squeeze(-1)
         losses = self.loss.function(scores, sizes=self.sizes, gains=self.gains)
@@ -276,7 +278,7 @@ class GroupRows:
 
 
 def check_soft(loss: TextLoss, table: Any) -> None:
-    """Refuse soft labels that a loss would leave out.
+    """Reject soft labels that a loss does not use.
 
     Raises:
         TaskHeadsError: the data set has a column `soft`, and the loss does not use it.
@@ -284,13 +286,15 @@ def check_soft(loss: TextLoss, table: Any) -> None:
     if "soft" in table.column_names and "soft" not in loss.form.uses:
         forms = next(forms for forms in TEXT_LOSSES.values() if forms.get(loss.name) is loss.form)
         names = [name for name, form in forms.items() if "soft" in form.uses]
-        found, accepted = f"{loss.name!r}, and soft labels", ", ".join(names)
-        raise TaskHeadsError(Problem("--losses", f"found {found}", accepted, "choose among them"))
+        problem = f"found {loss.name!r}, and soft labels"
+        raise TaskHeadsError(
+            Problem("--losses", problem, ", ".join(names), "choose one of them", code="option-unsupported")
+        )
 
 
 @torch.no_grad()
 def logits_of(head: nn.Module, features: Tensor) -> Tensor:
-    """Logits (N, L) of features (N, H), in fp32, without dropout."""
+    """Return logits (N, L) of features (N, H), in fp32, without dropout."""
     was_training = head.training
     head.eval()
     logits = torch.cat([head(part) for part in features.split(ROWS_PER_PASS)])

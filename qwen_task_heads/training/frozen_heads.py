@@ -1,15 +1,15 @@
-"""Heads trained on features of a frozen backbone: thousands of steps in a second, no tokens in sight.
+"""Heads trained by gradient steps on features of a frozen backbone, thousands of steps a second.
 
-Decisions:
+Design decisions:
 
-- The head is the module that the model has as `score` (`build_head`, the model's own initialisation), so
-  its state goes into `model.score` unchanged and gives the same logits up to rounding.
-- The losses are those of the trainers, one value a row, and a step is the mean over its rows. With the same
-  order of rows a head ends where `ClassifierTrainer` with a frozen backbone ends (AdamW, a linear fall after
-  a linear warm-up, gradients clipped, no decay of biases: transformers' defaults).
-- After each epoch dev is looked at, and the best epoch is kept, as the recipes do it.
-- One head after the other, on one process. What a head draws at random comes from its own seed, and the
-  caller's generator is left where it was.
+- The head is the module that the model has as `score` (`build_head`, the model's own initialisation). Its
+  state is loaded into `model.score` unchanged and gives the same logits up to rounding.
+- The losses are those of the trainers, one value per row, and a step uses the mean over its rows. With the
+  same order of rows, the result equals that of `ClassifierTrainer` with a frozen backbone (AdamW, linear
+  decay after a linear warm-up, clipped gradients, no weight decay of biases: transformers' defaults).
+- The head is evaluated on dev after each epoch, and the best epoch is kept, as in the recipes.
+- Heads are trained one after the other, on one process. The random numbers of a head come from its own seed,
+  and the caller's generator is not changed.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from qwen_task_heads.training.feature_rows import FeatureRows
 
 @dataclass(frozen=True, kw_only=True)
 class HeadTraining:
-    """How a head is trained.
+    """Settings for training a head.
 
     Args:
         epochs: passes over the rows.
-        batch_size: rows a step.
+        batch_size: rows per step.
         learning_rate: of AdamW, after the warm-up.
         warmup: steps of the linear warm-up; below 1, a share of all steps.
         weight_decay: of matrices.
-        max_grad_norm: gradients are scaled down to this norm; 0 for never.
-        shuffle: draw the order of each epoch from the seed; else the rows' own.
+        max_grad_norm: gradients are clipped to this norm; 0 disables clipping.
+        shuffle: draw the order of each epoch from the seed; otherwise keep the order of the rows.
     """
 
     epochs: int = 10
@@ -54,7 +54,7 @@ class HeadTraining:
     shuffle: bool = True
 
     def rates(self, steps: int) -> list[float]:
-        """Learning rate of each step."""
+        """Return the learning rate of each step."""
         warm = int(self.warmup) if self.warmup >= 1 else math.ceil(self.warmup * steps)
         return [
             self.learning_rate
@@ -65,15 +65,15 @@ class HeadTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedHead:
-    """A trained head, at its best epoch on dev; without dev, at its last.
+    """A trained head, at its best epoch on dev; without dev, at its last epoch.
 
     Args:
         state: tensors on the CPU, for `model.score.load_state_dict`.
-        value: the figure that picked the epoch; NaN without dev.
-        epoch: that epoch, from 1.
-        history: log entries as Trainer's: `step`, `epoch`, `loss`; `eval_loss` and figures.
-        seconds: it took.
-        penalty: of the L2 path of `convex_heads`; None for a head that was trained step by step.
+        value: the metric that selected the epoch; NaN without dev.
+        epoch: the selected epoch, from 1.
+        history: log entries with Trainer's names: `step`, `epoch`, `loss`; `eval_loss` and metrics.
+        seconds: duration of the training.
+        penalty: of the L2 path of `convex_heads`; None for a head that was trained by gradient steps.
     """
 
     state: dict[str, Tensor]
@@ -87,10 +87,10 @@ class FittedHead:
 def head_config(
     config: TaskHeadConfig, *, pooling: str | None = None, head_sizes: Sequence[int] | None = None
 ) -> TaskHeadConfig:
-    """Copy a config with another pooling, or another head: `[]` is the linear one, widths are an MLP.
+    """Copy a config with another pooling, or another head: `[]` for linear, widths for an MLP.
 
     Raises:
-        ValueError: no model could be built with it.
+        ValueError: the config is not valid.
     """
     config = copy.deepcopy(config)
     if pooling is not None:
@@ -102,12 +102,12 @@ def head_config(
 
 
 def fresh_head(model: TaskHeadModel, config: TaskHeadConfig, *, layers: int = 1) -> nn.Module:
-    """Draw the module `score` of a config, as `build` draws it; on the CPU, from the global generator.
+    """Initialise the module `score` of a config, as `build` does; on the CPU, from the global generator.
 
     Args:
-        model: names the backbone, and draws.
+        model: the model whose width and initialisation are used.
         config: of the head.
-        layers: how many layers' states it reads at once.
+        layers: number of layers whose states the head reads.
     """
     head = build_head(config, hidden_size=layers * model.model.config.hidden_size)
     return head.apply(model._init_weights)
@@ -124,11 +124,11 @@ def fit_head(
     """Train a head on features.
 
     Args:
-        head: from `fresh_head`, or a trained one to go on with; changed in place, to its best epoch.
-        rows: of training, on the device of the head.
-        dev: looked at after every epoch.
-        settings: how; `HeadTraining()` if None.
-        seed: of the order of rows and of dropout.
+        head: from `fresh_head`, or a trained head to continue with; changed in place, to its best epoch.
+        rows: training rows, on the device of the head.
+        dev: rows for the evaluation after every epoch.
+        settings: of the training; `HeadTraining()` if None.
+        seed: for the order of rows and for dropout.
 
     Raises:
         TaskHeadsError: no rows, or a loss that is not finite.
@@ -142,13 +142,15 @@ def fit_head(
         >>> model = build("embedded", task="pooled_classifier", labels=["no", "yes"])
         >>> loss = resolve_text_loss(None, problem_type="single_label_classification", num_labels=2)
         >>> rows = TextRows(torch.randn(8, 192), torch.arange(8) % 2, loss, "single_label_classification")
-        >>> found = fit_head(fresh_head(model, model.config), rows, dev=rows)
-        >>> model.score.load_state_dict(found.state)
+        >>> fitted = fit_head(fresh_head(model, model.config), rows, dev=rows)
+        >>> model.score.load_state_dict(fitted.state)
         <All keys matched successfully>
     """
     settings = settings or HeadTraining()
     if not len(rows):
-        raise TaskHeadsError(Problem("rows", "found none", "at least one", "check the data"))
+        raise TaskHeadsError(
+            Problem("rows", "found no rows", "at least one row", "check the data", code="file-empty")
+        )
     start = time.monotonic()
     device = next(head.parameters()).device
     devices = [device] if device.type == "cuda" else []
@@ -168,7 +170,7 @@ def _train(
     settings: HeadTraining,
     device: torch.device,
 ) -> tuple[list[dict[str, float]], dict[str, Tensor], float, int]:
-    """Give the history, the best state, its figure and its epoch."""
+    """Return the history, the best state, its metric and its epoch."""
     parameters = list(head.parameters())
     optimizer = torch.optim.AdamW(_groups(head, settings.weight_decay), lr=settings.learning_rate, fused=True)
     rates = settings.rates(settings.epochs * -(-len(rows) // settings.batch_size))
@@ -189,26 +191,28 @@ def _train(
                 nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm, foreach=True)
             optimizer.step()
             step += 1
-        # Once an epoch: a GPU would wait for the host at every look.
+        # The loss is read once per epoch: every read synchronises with the GPU.
         history.append({"step": step, "epoch": float(epoch), "loss": float(total) / len(rows)})
         if not math.isfinite(history[-1]["loss"]):
-            found, remedy = f"found {history[-1]['loss']} in epoch {epoch}", "lower --learning_rate"
-            raise TaskHeadsError(Problem("loss", found, "finite numbers", remedy))
-        better = dev is None
+            problem = f"found {history[-1]['loss']} in epoch {epoch}"
+            raise TaskHeadsError(
+                Problem("loss", problem, "finite numbers", "lower --learning_rate", code="number-not-finite")
+            )
+        is_better = dev is None
         if dev is not None:
-            figures = dev.figures(head)
-            history.append({"step": step, "epoch": float(epoch), **figures})
+            metrics = dev.metrics(head)
+            history.append({"step": step, "epoch": float(epoch), **metrics})
             key, greater = dev.best
-            better = math.isnan(value) or (figures[key] > value if greater else figures[key] < value)
-            value = figures[key] if better else value
-        if better:
+            is_better = math.isnan(value) or (metrics[key] > value if greater else metrics[key] < value)
+            value = metrics[key] if is_better else value
+        if is_better:
             best = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
             best_epoch = epoch
     return history, best, value, best_epoch
 
 
 def _groups(head: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay: biases have none."""
+    """Return parameter groups with and without weight decay: biases have none."""
     named = list(head.named_parameters())
     return [
         {"params": [p for name, p in named if name.endswith("bias") == is_bias], "weight_decay": amount}

@@ -1,10 +1,11 @@
-"""Losses over groups of scores: several titles of one test or prompt, in the order of their gains.
+"""Losses over groups of scores: several titles of one experiment or prompt, ordered by their gains.
 
 Design decisions:
 
-- Scores stay flat, `(N,)` with `sizes` per group, as they leave a packed batch: nothing is padded.
-- One loss per group `(G,)`, for `losses.reduce` with weights, as for pairs. Scores are cast to fp32.
-- A loop over groups, because a batch has tens of them and the backbone takes the time.
+- Scores stay flat, `(N,)` with `sizes` per group, as a packed batch returns them. Nothing is padded.
+- Each function returns one loss per group `(G,)`, which `pair_losses.reduce` averages. Scores are cast to
+  fp32.
+- The functions loop over groups. A batch has tens of groups, and the backbone takes nearly all of the time.
 - A gain that is not finite gives a NaN loss, never a tie.
 """
 
@@ -23,11 +24,11 @@ from qwen_task_heads.training.pair_losses import PAIR_LOSSES, as_column, nan_of,
 
 
 def plackett_luce(scores: Tensor, *, sizes: Sequence[int], gains: Tensor) -> Tensor:
-    """Plackett-Luce likelihood of the order by gains: `Σ_i [logsumexp(s_j : gain_j ≤ gain_i) - s_i]`.
+    """Compute the Plackett-Luce loss of the order by gains: `Σ_i [logsumexp(s_j : gain_j ≤ gain_i) - s_i]`.
 
-    The best title is drawn from all, the next from the rest, and so on. Equal gains share their risk set
-    (Breslow 1974), so no order is invented between them. Two titles give Bradley-Terry. It is a sum over
-    the titles: long lists weigh more, as likelihoods do.
+    The best title is drawn from all titles, the next one from the rest, and so on. Equal gains share their
+    risk set (Breslow 1974), so that they have no order. With two titles the loss is Bradley-Terry. The loss
+    is a sum over the titles, so that long lists weigh more.
     Source: Luce 1959, Plackett 1975; as a loss: Xia et al. 2008 (ListMLE), Cao et al. 2007.
 
     | input | shape | dtype | meaning |
@@ -43,8 +44,8 @@ def plackett_luce(scores: Tensor, *, sizes: Sequence[int], gains: Tensor) -> Ten
     scores, gains = _groups(scores, sizes, gains)
     losses = []
     for s, gain in zip(scores.split(list(sizes)), gains.split(list(sizes)), strict=True):  # (K,), (K,)
-        outside = gain[None, :] > gain[:, None]  # (K, K): j was taken before i
-        # the diagonal is always inside, so no row is all -inf and the gradient stays finite
+        outside = gain[None, :] > gain[:, None]  # (K, K): j was drawn before i
+        # The diagonal is never masked, so that no row is all -inf and the gradient stays finite.
         choice = s.expand(len(s), -1).masked_fill(outside, -math.inf).logsumexp(dim=-1) - s  # (K,)
         losses.append(choice.sum())
     return torch.stack(losses) + nan_of(gains)
@@ -57,10 +58,10 @@ def all_pairs(
     gains: Tensor | None = None,
     preference: Tensor | None = None,
 ) -> Tensor:
-    """Bradley-Terry over all pairs of a group: mean cross-entropy of `σ(s_i - s_j)` with p_ij, i < j.
+    """Compute Bradley-Terry over all pairs of a group: mean cross-entropy of `σ(s_i - s_j)` with p_ij, i < j.
 
-    p_ij is 1, .5 or 0 by the order of the gains, or the given preference. The mean over the pairs keeps a
-    group of ten titles from weighing 45 times a group of two.
+    p_ij is 1, .5 or 0 by the order of the gains, or the given preference. Without the mean over the pairs, a
+    group of ten titles would weigh 45 times as much as a group of two.
     Source: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, equation 1; Burges et al. 2005 (RankNet).
 
     | input | shape | dtype | meaning |
@@ -75,15 +76,21 @@ def all_pairs(
         TaskHeadsError: shapes or sizes do not fit, or not exactly one of gains and preference is given.
     """
     if (gains is None) == (preference is None):
-        found = "neither gains nor preference" if gains is None else "both gains and preference"
-        raise TaskHeadsError(Problem("all_pairs", found, "exactly one of them", "give the other or drop one"))
+        given = "neither gains nor preference" if gains is None else "both gains and preference"
+        raise TaskHeadsError(
+            Problem(
+                "all_pairs", f"found {given}", "exactly one of them", "pass one of them", code="argument-type"
+            )
+        )
     scores, gains = _groups(scores, sizes, gains if gains is not None else torch.zeros_like(scores))
     left, right = pair_indices(sizes)
     left, right = left.to(scores.device), right.to(scores.device)
     gap = scores[left] - scores[right]  # (M,)
     if preference is None:
         target = 0.5 + 0.5 * (gains[left] - gains[right]).sign()
-        target = target + 0.0 * (gains[left] + gains[right])  # a NaN gain must not pass as a tie
+        target = target + 0.0 * (
+            gains[left] + gains[right]
+        )  # propagates a NaN gain, which sign() maps to a tie
     else:
         target = as_column(preference, gap, "preference")
     losses = F.binary_cross_entropy_with_logits(gap, target, reduction="none")
@@ -91,7 +98,7 @@ def all_pairs(
 
 
 def pair_indices(sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Left and right positions `(M,)`, int64, of all pairs i < j of each group in a flat `(N,)` tensor.
+    """Return left and right positions `(M,)`, int64, of all pairs i < j of each group in a tensor `(N,)`.
 
     Example:
         >>> from qwen_task_heads.training.group_losses import pair_indices
@@ -108,7 +115,7 @@ def pair_indices(sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class GroupLoss:
-    """A row of `GROUP_LOSSES`: `function(scores, sizes=..., gains=...) -> (G,)`, with formula and source."""
+    """An entry of `GROUP_LOSSES`: `function(scores, sizes=..., gains=...) -> (G,)`, formula and source."""
 
     name: str
     function: Callable[..., Tensor]
@@ -131,58 +138,61 @@ GROUP_LOSSES: dict[str, GroupLoss] = {
 
 
 def resolve_group_loss(name: str, *, where: str = "--loss") -> GroupLoss:
-    """The row of `GROUP_LOSSES` called `name`.
+    """Return the entry of `GROUP_LOSSES` called `name`.
 
     Raises:
-        TaskHeadsError: there is none; the message lists the names.
+        TaskHeadsError: there is no such loss; the message lists the names.
     """
     if name not in GROUP_LOSSES:
+        names = ", ".join(GROUP_LOSSES)
         raise TaskHeadsError(
-            Problem(where, f"found {shorten(name)}", ", ".join(GROUP_LOSSES), "choose one of them")
+            Problem(where, f"found {shorten(name)}", names, "choose one of them", code="option-value")
         )
     return GROUP_LOSSES[name]
 
 
-# Evidence of a pair: what it is in words, and the loss that makes most of it.
-_EVIDENCE = {
+# Preference signals by column: their description, and the loss that uses them.
+_SIGNALS = {
     "margin": ("margins", "bradley_terry_margin"),
     "preference": ("votes, clicks or preferences", "soft"),
 }
 
 
-def unused_evidence(loss_name: str, columns: Iterable[str]) -> str | None:
-    """One sentence on the evidence of the data that a loss leaves unused; None where it uses all of it.
+def unused_signals(loss_name: str, columns: Iterable[str]) -> str | None:
+    """Describe the preference signals of the data that a loss does not use; None if it uses all of them.
 
     Args:
         loss_name: a name in `PAIR_LOSSES` or `GROUP_LOSSES`.
-        columns: columns of the data set, such as `train.column_names`; others than evidence do not matter.
+        columns: columns of the data set, such as `train.column_names`; columns without signals are ignored.
 
     Example:
-        >>> from qwen_task_heads.training.group_losses import unused_evidence
-        >>> unused_evidence("bradley_terry", ["chosen_ids", "rejected_ids", "row"])
-        >>> unused_evidence("bradley_terry", ["chosen_ids", "rejected_ids", "margin"]).split(": ")[1]
+        >>> from qwen_task_heads.training.group_losses import unused_signals
+        >>> unused_signals("bradley_terry", ["chosen_ids", "rejected_ids", "row"])
+        >>> unused_signals("bradley_terry", ["chosen_ids", "rejected_ids", "margin"]).split(": ")[1]
         'choose bradley_terry_margin to use them'
     """
     uses = PAIR_LOSSES[loss_name].uses if loss_name in PAIR_LOSSES else ()
     present = set(columns)
-    unused = [told for name, told in _EVIDENCE.items() if name in present and name not in uses]
+    unused = [entry for name, entry in _SIGNALS.items() if name in present and name not in uses]
     if not unused:
         return None
-    what, losses = (" and ".join(part) for part in zip(*unused, strict=True))
-    if len(unused) > 1:
-        losses = losses.replace(" and ", " or ")
-    return f"the data has {what}, which loss {loss_name!r} does not use: choose {losses} to use them"
+    signals = " and ".join(signal for signal, _ in unused)
+    losses = " or ".join(loss for _, loss in unused)
+    return f"the data has {signals}, which loss {loss_name!r} does not use: choose {losses} to use them"
 
 
 def _groups(scores: Tensor, sizes: Sequence[int], gains: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and gains as (N,), at least fp32, after the sizes were checked."""
+    """Check the sizes; return scores and gains as (N,), at least fp32."""
     if scores.ndim != 1 or scores.shape != gains.shape:
         raise shape_error("gains", scores.shape, gains.shape)
     if not sizes or min(sizes) < 2 or sum(sizes) != len(scores):
-        found = f"sizes {shorten(list(sizes))} for {len(scores)} scores"
         raise TaskHeadsError(
             Problem(
-                "group sizes", found, "at least 2 each, with the number of scores as sum", "drop lone titles"
+                "group sizes",
+                f"found sizes {shorten(list(sizes))} for {len(scores)} scores",
+                "sizes of at least 2 that sum to the number of scores",
+                "drop groups of one title",
+                code="argument-type",
             )
         )
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -1,8 +1,8 @@
-"""`TitleGeneratorTrainer`: trl's GRPOTrainer whose folders can be shared as they are.
+"""`TitleGeneratorTrainer`: trl's GRPOTrainer, whose folders can be published without changes.
 
-Trainer writes `training_args.bin`, a pickle that holds `hub_token` in clear, into every folder it saves, and
-trl a draft of a card before each checkpoint. Here the pickle is removed where it is written, which resuming
-does not need, and the card is the one that the recipe gives.
+Trainer writes `training_args.bin`, a pickle that contains `hub_token` in plain text, into every folder that
+it saves. trl writes the draft of a card before each checkpoint. This trainer removes the pickle, which
+resuming does not need, and writes the card of the recipe.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from qwen_task_heads.training.hub_saving import WithoutTrainingArgs
 
 
 class TitleGeneratorTrainer(WithoutTrainingArgs, GRPOTrainer):
-    """trl's `GRPOTrainer` without `training_args.bin`, with a card of its own.
+    """trl's `GRPOTrainer` without `training_args.bin`, with the card of the recipe.
 
     Args:
         *args: of `GRPOTrainer`.
-        card: gives the card as Markdown from `log_history` and `steps`, those of the run so far.
+        card: returns the card as Markdown, from `log_history` and `steps` of the run so far.
         **options: of `GRPOTrainer`.
     """
 
@@ -31,7 +31,7 @@ class TitleGeneratorTrainer(WithoutTrainingArgs, GRPOTrainer):
         super().__init__(*args, **options)
 
     def create_model_card(self, *args: Any, **options: Any) -> None:
-        """Write the card of the run so far, in place of trl's draft; its arguments are not used."""
+        """Write the card of the run so far instead of trl's draft; the arguments are not used."""
         if self.is_world_process_zero():
             text = self._card(log_history=self.state.log_history, steps=self.state.global_step)
             Path(self.args.output_dir, CARD).write_text(text, encoding="utf-8")

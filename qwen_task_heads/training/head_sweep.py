@@ -1,14 +1,14 @@
-"""Which head, on which layer, pooled how: every combination is fitted on cached features, dev decides.
+"""Sweep over layers, poolings, heads and losses: every combination is fitted on cached features.
 
-Decisions:
+Design decisions:
 
-- A linear head is solved, once, for a path of penalties: it has one value and no spread. An MLP is trained
-  with every seed, and the mean over the seeds ranks it. Differences between combinations are often smaller
-  than those between seeds, so the table shows the spread too.
-- Dev picks, and only dev: the figure of the winner on dev is therefore a little too good, the more so the
-  more was tried. Test is not looked at here.
-- The winner is the best by the mean, or, with a tolerance, the shallowest within it: a head on half the
-  layers costs half the time of every answer. Of an MLP's seeds the best on dev is kept.
+- A linear head is solved once, for a path of penalties: it has one value and no spread. An MLP is trained
+  with every seed and ranked by the mean over the seeds. Differences between combinations are often smaller
+  than those between seeds, so that the table also shows the spread.
+- Only dev selects the best combination. Its dev metric is therefore biased upwards, more so with more
+  combinations. The test split is not used here.
+- The best combination has the best mean or, with a tolerance, the fewest layers within it: a head on half of
+  the layers takes half the time per prediction. Of an MLP's seeds, the best one on dev is kept.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from qwen_task_heads.training.features import Features
 from qwen_task_heads.training.frozen_heads import FittedHead, HeadTraining, fit_head, fresh_head, head_config
 from qwen_task_heads.training.text_losses import resolve_text_loss
 
-# From features (N, H) and the name of a loss to rows of train and of dev.
+# Maps features (N, H) and the name of a loss to rows of train and of dev.
 MakeRows = Callable[[torch.Tensor, str], tuple[FeatureRows, FeatureRows]]
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Combination:
-    """One way to put a head on a backbone.
+    """Layers, pooling, head and loss of one entry of a sweep.
 
     Args:
-        layers: whose states it reads, from 1; of several, one after the other.
+        layers: layers whose states the head reads, from 1; the states of several layers are concatenated.
         pooling: `last`, `mean`, `max`.
         head_sizes: widths of an MLP; () for the linear head.
-        loss: name of it.
+        loss: name of the loss.
     """
 
     layers: tuple[int, ...]
@@ -53,21 +53,21 @@ class Combination:
 
     @property
     def layer(self) -> int:
-        """The deepest of the layers, which is how many the model keeps."""
+        """The deepest layer, which is the number of layers that the model keeps."""
         return max(self.layers)
 
     @property
     def read(self) -> str:
-        """The layers as `parse_layers` reads them: `20`, `15+20`."""
+        """The layers in the format of `parse_layers`: `20`, `15+20`."""
         return "+".join(map(str, self.layers))
 
     @property
     def head(self) -> str:
-        """As `parse_head` reads it: `linear`, `mlp:256`."""
+        """The head in the format of `parse_head`: `linear`, `mlp:256`."""
         return "mlp:" + ",".join(map(str, self.head_sizes)) if self.head_sizes else "linear"
 
     def head_options(self) -> dict[str, Any]:
-        """Arguments of `models.build`."""
+        """Return the arguments of `models.build`."""
         options: dict[str, Any] = {"backbone_layers": self.layer, "pooling": self.pooling}
         if len(self.layers) > 1:
             options["head_layers"] = list(self.layers)
@@ -81,10 +81,10 @@ class Result:
     """A combination, solved once or trained with every seed.
 
     Args:
-        combination: which.
-        values: dev figure of each seed, by seed; of a linear head one, at the first seed.
-        seed: the seed of the best of them.
-        fitted: its head.
+        combination: layers, pooling, head and loss.
+        values: dev metric by seed; a linear head has one value, at the first seed.
+        seed: seed with the best value.
+        fitted: head of that seed.
     """
 
     combination: Combination
@@ -94,20 +94,20 @@ class Result:
 
     @property
     def mean(self) -> float:
-        """Mean dev figure over the seeds."""
+        """Mean dev metric over the seeds."""
         return statistics.fmean(self.values.values())
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the seeds; 0 of a single one."""
+        """Standard deviation over the seeds; 0 for a single seed."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else 0.0
 
 
 def parse_head(text: str) -> tuple[int, ...]:
-    """Read `linear` or `mlp:WIDTHS`.
+    """Parse `linear` or `mlp:WIDTHS`.
 
     Raises:
-        TaskHeadsError: it is neither.
+        TaskHeadsError: the text is neither.
 
     Example:
         >>> from qwen_task_heads.training.head_sweep import parse_head
@@ -118,25 +118,39 @@ def parse_head(text: str) -> tuple[int, ...]:
     sizes = [width.strip() for width in widths.split(",")] if widths else []
     if (kind == "linear" and not sizes) or (kind == "mlp" and sizes and all(_is_width(w) for w in sizes)):
         return tuple(map(int, sizes))
-    accepted = "linear, or mlp with its widths, as mlp:256 or mlp:1024,512"
-    raise TaskHeadsError(Problem("--heads", f"found {text!r}", accepted, "choose such as mlp:256"))
+    raise TaskHeadsError(
+        Problem(
+            "--heads",
+            f"found {text!r}",
+            "linear, or mlp with its widths, such as mlp:256 or mlp:1024,512",
+            "choose such as mlp:256",
+            code="option-value",
+        )
+    )
 
 
 def parse_layers(text: str | int) -> tuple[int, ...]:
-    """Read `20`, or several layers whose states are concatenated: `15+20`.
+    """Parse a layer such as `20`, or several layers whose states are concatenated, such as `15+20`.
 
     Raises:
-        TaskHeadsError: it is neither.
+        TaskHeadsError: the text is neither.
 
     Example:
         >>> from qwen_task_heads.training.head_sweep import parse_layers
         >>> parse_layers("20"), parse_layers("20+15")
         ((20,), (15, 20))
     """
-    numbers = str(text).split("+")  # a YAML file holds numbers
+    numbers = str(text).split("+")  # a YAML file may contain a number
     if not all(map(_is_width, numbers)):
-        accepted = "layers from 1, several by +, as 20 or 15+20"
-        raise TaskHeadsError(Problem("--layers", f"found {text!r}", accepted, "choose such as 2"))
+        raise TaskHeadsError(
+            Problem(
+                "--layers",
+                f"found {text!r}",
+                "a layer from 1, or several joined by +, such as 20 or 15+20",
+                "choose such as 2",
+                code="option-value",
+            )
+        )
     return tuple(sorted(set(map(int, numbers))))
 
 
@@ -147,16 +161,17 @@ def _is_width(text: str) -> bool:
 def text_rows(
     train: Any, dev: Any, *, config: PooledClassifierConfig, options: Mapping[str, Mapping[str, Any]]
 ) -> MakeRows:
-    """Give what `sweep_heads` takes as `rows`, for features of the rows of train and then of dev.
+    """Return the argument `rows` of `sweep_heads`, for features of the rows of train, then of dev.
 
     Args:
         train: a data set of `tokenization.collators.text_dataset`.
-        dev: another.
+        dev: another data set.
         config: of the classifier.
         options: of each loss by its name, as `resolve_text_loss` takes them.
 
     Raises:
-        TaskHeadsError: labels out of range, options that do not fit, or soft labels that a loss leaves out.
+        TaskHeadsError: labels out of range, options that a loss does not take, or soft labels that a loss
+            does not use.
     """
     kind, labels = str(config.problem_type), config.num_labels
     counts = count_labels(list(train["labels"]), problem_type=kind, num_labels=labels)
@@ -172,12 +187,11 @@ def text_rows(
             check_soft(loss, table)
 
     def make(features: torch.Tensor, loss: str) -> tuple[FeatureRows, FeatureRows]:
-        parts = features.split([len(train), len(dev)])
-        of_train, of_dev = (
-            TextRows.of_table(part, table, loss=losses[loss], problem_type=kind)
-            for part, table in zip(parts, (train, dev), strict=True)
+        train_features, dev_features = features.split([len(train), len(dev)])
+        return (
+            TextRows.of_table(train_features, train, loss=losses[loss], problem_type=kind),
+            TextRows.of_table(dev_features, dev, loss=losses[loss], problem_type=kind),
         )
-        return of_train, of_dev
 
     return make
 
@@ -195,71 +209,78 @@ def sweep_heads(
     penalties: Sequence[float] = PENALTIES,
     progress: bool = True,
 ) -> list[Result]:
-    """Fit every combination of layers, pooling, head and loss; give them best first.
+    """Fit every combination of layers, pooling, head and loss; return the results, best first.
 
     A linear head is the solution of a convex problem, the same for each seed (`convex_heads.fit_path`). An
-    MLP is trained by steps from each seed (`frozen_heads.fit_head`).
+    MLP is trained by gradient steps from each seed (`frozen_heads.fit_head`).
 
     Args:
-        model: names the task, the labels and how heads are drawn.
-        features: from `extract_features`, of train and dev together or however `rows` takes them.
-        rows: makes rows of train and dev of features and a loss.
-        layers: each a layer of `features`, or several that are concatenated; None for each by itself.
+        model: defines the task, the labels and the initialisation of heads.
+        features: from `extract_features`, of the rows of train and dev in the order that `rows` expects.
+        rows: maps features and the name of a loss to rows of train and dev.
+        layers: each a layer of `features`, or several that are concatenated; None for each layer by itself.
         heads: widths of each head, see `parse_head`.
-        losses: names that `rows` knows.
-        seeds: of MLPs; each draws another head and another order of rows.
-        settings: of every training by steps.
+        losses: names that `rows` accepts.
+        seeds: of MLPs; each seed gives another initialisation and another order of rows.
+        settings: of the training of MLPs.
         penalties: of the path of linear heads.
         progress: show a bar.
 
     Raises:
-        TaskHeadsError: nothing to try, or a loss that is not finite.
+        TaskHeadsError: there is no combination, or a loss is not finite.
     """
     states = _states(features, layers)
     grid = list(product(states, dict.fromkeys(losses), dict.fromkeys(heads)))
     if not grid or not seeds:
-        accepted = "a layer, a pooling, a head, a loss and a seed at least"
-        raise TaskHeadsError(Problem("sweep", "found nothing to try", accepted, "name some"))
-    made: dict[Any, tuple[FeatureRows, FeatureRows]] = {}
+        raise TaskHeadsError(
+            Problem(
+                "sweep",
+                "found no combination",
+                "at least one layer, pooling, head, loss and seed",
+                "pass at least one of each",
+                code="option-missing",
+            )
+        )
+    cached: dict[Any, tuple[FeatureRows, FeatureRows]] = {}  # rows of the current layers, pooling and loss
     results = []
-    for (read, pooling), loss, sizes in _bar(grid, progress=progress):
-        if (read, pooling, loss) not in made:
+    for (read, pooling), loss, sizes in _with_bar(grid, progress=progress):
+        if (read, pooling, loss) not in cached:
             joined = torch.cat([features[layer, pooling].to(model.device) for layer in read], dim=1)
-            made = {(read, pooling, loss): rows(joined, loss)}
-        train, dev = made[read, pooling, loss]
+            cached = {(read, pooling, loss): rows(joined, loss)}
+        train, dev = cached[read, pooling, loss]
         config = head_config(model.config, pooling=pooling, head_sizes=sizes)
-        found: dict[int, FittedHead] = {}
+        fitted: dict[int, FittedHead] = {}
         for seed in dict.fromkeys(seeds):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 head = fresh_head(model, config, layers=len(read)).to(model.device)
             if not sizes:
-                found[seed] = fit_path(head, train, dev=dev, penalties=penalties)
-                break  # every seed has this solution
-            found[seed] = fit_head(head, train, dev=dev, settings=settings, seed=seed)
+                fitted[seed] = fit_path(head, train, dev=dev, penalties=penalties)
+                break  # the solution is the same for every seed
+            fitted[seed] = fit_head(head, train, dev=dev, settings=settings, seed=seed)
         sign = 1 if dev.best[1] else -1
-        seed = max(found, key=lambda number: sign * found[number].value)
+        best = max(fitted, key=lambda seed: sign * fitted[seed].value)
         combination = Combination(layers=read, pooling=pooling, head_sizes=sizes, loss=loss)
-        values = {number: fitted.value for number, fitted in found.items()}
-        results.append(Result(combination=combination, values=values, seed=seed, fitted=found[seed]))
+        values = {seed: one.value for seed, one in fitted.items()}
+        results.append(Result(combination=combination, values=values, seed=best, fitted=fitted[best]))
     return sorted(results, key=lambda result: (-sign * result.mean, result.combination))
 
 
 def _states(
     features: Features, layers: Sequence[tuple[int, ...]] | None
 ) -> list[tuple[tuple[int, ...], str]]:
-    """What heads read: layers and a pooling."""
+    """Return the layers and the pooling of each input of a head."""
     poolings = list(dict.fromkeys(pooling for _, pooling in features))
     single = [(layer,) for layer in dict.fromkeys(layer for layer, _ in features)]
     return list(product(single if layers is None else dict.fromkeys(layers), poolings))
 
 
 def choose(results: Sequence[Result], *, tolerance: float = 0.0) -> Result:
-    """The best result; with a tolerance, the best of the shallowest layer that comes so near to it.
+    """Return the best result; with a tolerance, the best one of the shallowest layer within it.
 
     Args:
         results: best first, from `sweep_heads`.
-        tolerance: in units of the dev figure.
+        tolerance: in units of the dev metric.
     """
     best = results[0]
     near = [result for result in results if abs(result.mean - best.mean) <= tolerance]
@@ -267,7 +288,7 @@ def choose(results: Sequence[Result], *, tolerance: float = 0.0) -> Result:
     return next(result for result in near if result.combination.layer == least)
 
 
-def _bar(grid: Sequence[Any], *, progress: bool) -> Iterable[Any]:
+def _with_bar(grid: Sequence[Any], *, progress: bool) -> Iterable[Any]:
     if not progress or len(grid) < 2:
         return grid
     from tqdm.auto import tqdm

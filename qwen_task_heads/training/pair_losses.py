@@ -1,14 +1,14 @@
-"""Losses over pairs of scores, chosen against rejected; `group_losses` has those over several titles.
+"""Losses over pairs of scores, chosen against rejected. `group_losses` has the losses over several titles.
 
 Design decisions:
 
-- A loss is a plain function of score tensors and gives one loss per pair `(B,)`; `reduce` makes the
-  scalar, so that row weights work with every loss.
+- A loss is a plain function of score tensors and returns one loss per pair `(B,)`. `reduce` averages them, so
+  that row weights work with every loss.
 - Scores are cast to fp32 here (float64 stays): bf16 scores near 8 tie in 40% of pairs 0.04 apart. All
-  formulas go through logsigmoid, log_softmax or logsumexp: loss and gradient stay finite for gaps to 1e4.
+  formulas use logsigmoid, log_softmax or logsumexp. Loss and gradient stay finite for gaps to 1e4.
 - Every loss raises TaskHeadsError unless its tensors have one shape `(B,)`: (B, 1) and (B,) would broadcast.
-- Only shapes are checked here, because looking at values would wait for the device at each step. Values are
-  the reader's business; a NaN that slips through gives a NaN loss, never a zero one.
+- Only shapes are checked here, because reading values would synchronise with the device at each step. The
+  readers check values. A NaN gives a NaN loss, never a zero one.
 - `PAIR_LOSSES` is the only list of names: recipes, messages and cards read it.
 
 `c` and `r` are the scores of chosen and rejected, `σ` is the logistic function.
@@ -28,7 +28,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Bradley-Terry: `-log σ(c - r)`, the usual reward-model loss.
+    """Compute Bradley-Terry: `-log σ(c - r)`, the usual reward-model loss.
 
     Source: Bradley & Terry 1952, Biometrika 39; as a loss: Ouyang et al. 2022, arXiv:2203.02155.
 
@@ -47,14 +47,16 @@ def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def bradley_terry_margin(chosen: Tensor, rejected: Tensor, *, margin: Tensor) -> Tensor:
-    """Bradley-Terry with a margin per row: `-log σ(c - r - m)`; clear wins must be scored further apart.
+    """Compute Bradley-Terry with a margin per row: `-log σ(c - r - m)`.
+
+    Pairs with a larger margin must be scored further apart.
 
     Source: Touvron et al. 2023 (Llama 2), arXiv:2307.09288, section 3.2.2; as in trl's RewardTrainer.
 
     | input | shape | dtype | meaning |
     |---|---|---|---|
     | chosen, rejected | (B,) | float | scores |
-    | margin | (B,) | float | gap asked for, in score units; 0 is plain Bradley-Terry |
+    | margin | (B,) | float | required gap, in score units; 0 is Bradley-Terry without a margin |
     | returns | (B,) | fp32 | loss per pair |
     """
     gap = _gap(chosen, rejected)
@@ -62,15 +64,15 @@ def bradley_terry_margin(chosen: Tensor, rejected: Tensor, *, margin: Tensor) ->
 
 
 def soft(chosen: Tensor, rejected: Tensor, *, preference: Tensor) -> Tensor:
-    """Cross-entropy with a soft target: `-p log σ(c - r) - (1 - p) log σ(r - c)`.
+    """Compute the cross-entropy with a soft target: `-p log σ(c - r) - (1 - p) log σ(r - c)`.
 
-    The minimum is at `c - r = logit(p)`: a pair with 8 of 10 votes is not pushed apart without end.
+    The minimum is at `c - r = logit(p)`, so that the gap of a pair with 8 of 10 votes stays finite.
     Source: conservative label smoothing as in Mitchell 2023 (cDPO note); the likelihood of p·n wins of n.
 
     | input | shape | dtype | meaning |
     |---|---|---|---|
     | chosen, rejected | (B,) | float | scores |
-    | preference | (B,) | float | p = P(chosen preferred) in [0, 1]; 1 is plain Bradley-Terry |
+    | preference | (B,) | float | p = P(chosen preferred) in [0, 1]; 1 is Bradley-Terry |
     | returns | (B,) | fp32 | loss per pair |
     """
     gap = _gap(chosen, rejected)
@@ -86,7 +88,7 @@ def rao_kupper(
     preference: Tensor | None = None,
     nu: float = 0.5,
 ) -> Tensor:
-    """Rao-Kupper model with ties: a win is noticed only past a threshold `η = log(1 + nu)`.
+    """Compute the Rao-Kupper model with ties, in which a win needs a gap above `η = log(1 + nu)`.
 
     `P(win) = σ(c - r - η)`, `P(loss) = σ(r - c - η)`, `P(tie) = (e^2η - 1) P(win) P(loss)`; they sum to one.
     Source: Rao & Kupper 1967, JASA 62, with their θ = 1 + nu.
@@ -99,8 +101,8 @@ def rao_kupper(
     | nu | scalar | float | tie parameter, above 0; towards 0 ties become impossible |
     | returns | (B,) | fp32 | loss per pair |
 
-    A row is a tie when either column says so; without both, every row is a win of `chosen`. Of `preference`
-    only the side of .5 counts: `soft` uses its size.
+    A row is a tie if either column marks a tie. Without both columns, every row is a win of `chosen`. Only
+    the side of .5 on which `preference` lies is used; the loss `soft` uses its value.
 
     Raises:
         TaskHeadsError: the shapes are not equal `(B,)`, or nu is not a finite number above 0.
@@ -111,7 +113,7 @@ def rao_kupper(
     win, lose = F.logsigmoid(gap - eta), F.logsigmoid(-gap - eta)
     # log(e^2η - 1) with e^η = 1 + nu is log(nu) + log(nu + 2): no cancellation at small nu
     draw = math.log(nu) + math.log(nu + 2) + win + lose
-    return _outcome(win, lose, draw, tie=tie, preference=preference)
+    return _row_losses(win, lose, draw, tie=tie, preference=preference)
 
 
 def davidson(
@@ -122,7 +124,7 @@ def davidson(
     preference: Tensor | None = None,
     nu: float = 0.5,
 ) -> Tensor:
-    """Davidson model with ties: win, loss and tie have weights `e^c : e^r : nu e^((c + r)/2)`.
+    """Compute the Davidson model with ties: win, loss and tie have weights `e^c : e^r : nu e^((c + r)/2)`.
 
     Source: Davidson 1970, JASA 65. Two equal titles tie with probability `nu / (2 + nu)`.
 
@@ -134,41 +136,42 @@ def davidson(
     | nu | scalar | float | tie parameter, above 0; towards 0 ties become impossible |
     | returns | (B,) | fp32 | loss per pair |
 
-    A row is a tie when either column says so; without both, every row is a win of `chosen`.
+    A row is a tie if either column marks a tie. Without both columns, every row is a win of `chosen`.
 
     Raises:
         TaskHeadsError: the shapes are not equal `(B,)`, or nu is not a finite number above 0.
     """
     _check_nu(nu)
     gap = _gap(chosen, rejected)
-    # Divide the three weights by e^((c + r)/2): only the gap is left, and large scores do no harm.
+    # Dividing the three weights by e^((c + r)/2) leaves only the gap, so that large scores do not overflow.
     logits = torch.stack([gap / 2, -gap / 2, torch.full_like(gap, math.log(nu))], dim=-1)  # (B, 3)
     win, lose, draw = logits.log_softmax(dim=-1).unbind(dim=-1)
-    return _outcome(win, lose, draw, tie=tie, preference=preference)
+    return _row_losses(win, lose, draw, tie=tie, preference=preference)
 
 
 def margin_ranking(chosen: Tensor, rejected: Tensor, *, margin: Tensor | float = 0.0) -> Tensor:
-    """Margin ranking: `max(0, m - (c - r))`, equal to `torch.nn.functional.margin_ranking_loss` at target 1.
+    """Compute `max(0, m - (c - r))`, equal to `torch.nn.functional.margin_ranking_loss` at target 1.
 
-    With the margin 0 the gradient is zero once chosen is above rejected, and a scorer that gives every title
-    the same score has loss zero: the order may be right while P(preferred) stays near one half. Give a
-    margin above 0 unless an older setting is to be repeated.
+    With the margin 0 the gradient is zero once chosen is above rejected. A scorer that gives every title the
+    same score then has loss zero, and P(preferred) may stay near one half although the order is right. Use a
+    margin above 0 unless an older setting is to be reproduced.
     Source: Herbrich, Graepel & Obermayer 2000 (large margin rank boundaries); torch's formula.
 
     | input | shape | dtype | meaning |
     |---|---|---|---|
     | chosen, rejected | (B,) | float | scores |
-    | margin | scalar or (B,) | float | gap asked for, in score units |
+    | margin | scalar or (B,) | float | required gap, in score units |
     | returns | (B,) | fp32 | loss per pair |
     """
     gap = _gap(chosen, rejected)
-    wanted = as_column(margin, gap, "margin") if isinstance(margin, Tensor) else margin
-    return (wanted - gap).clamp(min=0)
+    required = as_column(margin, gap, "margin") if isinstance(margin, Tensor) else margin
+    return (required - gap).clamp(min=0)
 
 
 def center_rewards(chosen: Tensor, rejected: Tensor, *, coefficient: float) -> Tensor:
-    """Centring term `coefficient (c + r)²`, to be added to a pair loss: it fixes the free zero of the scores.
+    """Compute the centring term `coefficient (c + r)²`, which is added to a pair loss.
 
+    Pair losses depend on differences of scores only; the term moves the mean score to zero.
     Source: Eisenstein et al. 2023, arXiv:2312.09244; the same as trl's `center_rewards_coefficient` (0.01).
 
     | input | shape | dtype | meaning |
@@ -181,43 +184,46 @@ def center_rewards(chosen: Tensor, rejected: Tensor, *, coefficient: float) -> T
         TaskHeadsError: the shapes are not equal `(B,)`, or the coefficient is negative or not finite.
     """
     if not (math.isfinite(coefficient) and coefficient >= 0):
-        problem = Problem(
-            "center_rewards",
-            f"coefficient {coefficient!r}",
-            "a number of 0 or more",
-            "use 0.01, or 0 for none",
+        raise TaskHeadsError(
+            Problem(
+                "center_rewards",
+                f"found coefficient {coefficient!r}",
+                "a number of 0 or more",
+                "use 0.01, or 0 for no centring",
+                code="option-range",
+            )
         )
-        raise TaskHeadsError(problem)
     gap = _gap(chosen, rejected)
     return coefficient * (gap + 2 * rejected.to(gap.dtype)) ** 2  # c + r, at the precision of the gap
 
 
 def reduce(losses: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """Mean of `weight · loss` over the rows, a scalar.
+    """Return the mean of `weight · loss` over the rows, a scalar.
 
-    The divisor is the number of rows, not the sum of the weights: with it, gradient accumulation and
-    several processes give the same gradient as one large batch. Keep the mean weight of a data set near 1.
+    The divisor is the number of rows, not the sum of the weights. Gradient accumulation and several processes
+    then give the same gradient as one large batch. Keep the mean weight of a data set near 1.
 
     Raises:
         TaskHeadsError: no rows, or the weight has another shape.
     """
     if losses.ndim != 1 or losses.numel() == 0:
-        found = f"losses of shape {tuple(losses.shape)}"
-        raise TaskHeadsError(Problem("reduce", found, "shape (B,) with B of 1 or more", "drop empty batches"))
+        problem = f"found losses of shape {tuple(losses.shape)}"
+        expected = "shape (B,) with B of 1 or more"
+        raise TaskHeadsError(Problem("reduce", problem, expected, "drop empty batches", code="argument-type"))
     return losses.mean() if weight is None else (losses * as_column(weight, losses, "weight")).mean()
 
 
 @dataclass(frozen=True)
 class PairLoss:
-    """A row of `PAIR_LOSSES`: the function, what it takes, and what a card says about it.
+    """An entry of `PAIR_LOSSES`: the function, its inputs, and its formula and source for cards.
 
     Args:
-        name: the name in recipes and configs.
+        name: name in recipes and configs.
         function: `(chosen, rejected, **columns) -> (B,)`.
         formula: one line, in c and r.
         source: paper or upstream code.
-        uses: the batch columns that the function takes.
-        needs: at least one of these columns must be there; empty when none is needed.
+        uses: batch columns that the function takes.
+        needs: columns of which the data must have at least one; empty if the loss needs none.
         options: scalar options, with their defaults in the signature of the function.
     """
 
@@ -230,39 +236,41 @@ class PairLoss:
     options: tuple[str, ...] = ()
 
     def check(self, columns: Iterable[str], *, where: str = "--loss") -> None:
-        """Refuse data without the columns that this loss needs; call it before training.
+        """Validate, before training, that the data has the columns that this loss needs.
 
         Raises:
-            TaskHeadsError: none of `needs` is among the columns.
+            TaskHeadsError: the columns contain none of `needs`.
         """
         present = set(columns)
         if self.needs and not present.intersection(self.needs):
             raise TaskHeadsError(
                 Problem(
                     where,
-                    f"loss {self.name!r} with columns {', '.join(sorted(present)) or 'none'}",
+                    f"found loss {self.name!r} with columns {', '.join(sorted(present)) or 'none'}",
                     f"a column {' or '.join(self.needs)} in every row",
                     "add the column to the data, or choose one of: " + ", ".join(losses_for(present)),
+                    code="column-missing",
                 )
             )
 
     def __call__(self, chosen: Tensor, rejected: Tensor, **inputs: Tensor | float | None) -> Tensor:
-        """Losses `(B,)`. Inputs that are None count as absent.
+        """Return losses `(B,)`. Inputs that are None count as absent.
 
         Raises:
-            TaskHeadsError: a needed column is missing, or an input would be ignored.
+            TaskHeadsError: a required column is missing, or the loss does not use an input.
         """
         given = {key: value for key, value in inputs.items() if value is not None}
         self.check(given, where=f"loss {self.name!r}")
-        accepted = (*self.uses, *self.options)
-        # A column that is dropped in silence trains another loss than the user thinks.
-        if unknown := [key for key in given if key not in accepted]:
+        known = (*self.uses, *self.options)
+        # An input that is ignored without an error would train another loss than the one configured.
+        if unknown := [key for key in given if key not in known]:
             raise TaskHeadsError(
                 Problem(
                     f"loss {self.name!r}",
-                    f"input {', '.join(unknown)}",
-                    ", ".join(accepted) or "no further input",
+                    f"found input {', '.join(unknown)}",
+                    ", ".join(known) or "no further input",
                     "leave it out, or choose a loss that uses it",
+                    code="argument-type",
                 )
             )
         return self.function(chosen, rejected, **given)
@@ -318,16 +326,16 @@ PAIR_LOSSES: dict[str, PairLoss] = {
 
 
 def losses_for(columns: Iterable[str]) -> list[str]:
-    """Names of the pair losses that data with these columns can feed."""
+    """Return the names of the pair losses whose required columns the data has."""
     present = set(columns)
     return [loss.name for loss in PAIR_LOSSES.values() if not loss.needs or present.intersection(loss.needs)]
 
 
 def resolve_pair_loss(name: str, *, where: str = "--loss") -> PairLoss:
-    """The row of `PAIR_LOSSES` called `name`.
+    """Return the entry of `PAIR_LOSSES` called `name`.
 
     Raises:
-        TaskHeadsError: there is none; the message lists the names.
+        TaskHeadsError: there is no such loss; the message lists the names.
 
     Example:
         >>> from qwen_task_heads.training.pair_losses import resolve_pair_loss
@@ -335,43 +343,45 @@ def resolve_pair_loss(name: str, *, where: str = "--loss") -> PairLoss:
         '-log σ(c - r)'
     """
     if name not in PAIR_LOSSES:
+        names = ", ".join(PAIR_LOSSES)
         raise TaskHeadsError(
-            Problem(where, f"found {shorten(name)}", ", ".join(PAIR_LOSSES), "choose one of them")
+            Problem(where, f"found {shorten(name)}", names, "choose one of them", code="option-value")
         )
     return PAIR_LOSSES[name]
 
 
 def _gap(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """`chosen - rejected` (B,), at least fp32."""
+    """Return `chosen - rejected` (B,), at least fp32."""
     if chosen.ndim != 1 or chosen.shape != rejected.shape:
         raise shape_error("scores", chosen.shape, rejected.shape)
     dtype = torch.promote_types(torch.promote_types(chosen.dtype, rejected.dtype), torch.float32)
-    return chosen.to(dtype) - rejected.to(dtype)  # cast before subtracting: the difference needs the bits
+    return chosen.to(dtype) - rejected.to(dtype)  # cast first: a difference of bf16 scores loses precision
 
 
 def as_column(values: Tensor, like: Tensor, name: str) -> Tensor:
-    """A column of the batch with the shape, dtype and device of `like`."""
+    """Return a column of the batch with the dtype and device of `like`, whose shape it must have."""
     if values.shape != like.shape:
         raise shape_error(name, like.shape, values.shape)
     return values.to(like)
 
 
-def shape_error(name: str, expected: torch.Size, found: torch.Size) -> TaskHeadsError:
-    """The error for two inputs that should have one shape `(B,)`; to be raised by the caller."""
+def shape_error(name: str, first: torch.Size, second: torch.Size) -> TaskHeadsError:
+    """Build the error for two inputs that should have one shape `(B,)`; the caller raises it."""
     return TaskHeadsError(
         Problem(
             f"loss input {name!r}",
-            f"shapes {tuple(expected)} and {tuple(found)}",
+            f"found shapes {tuple(first)} and {tuple(second)}",
             "two tensors of one shape (B,)",
             "squeeze the last dimension of the logits",
+            code="argument-type",
         )
     )
 
 
-def _outcome(
+def _row_losses(
     win: Tensor, lose: Tensor, draw: Tensor, *, tie: Tensor | None, preference: Tensor | None
 ) -> Tensor:
-    """Minus the log-probability (B,) of what happened in each row."""
+    """Return minus the log-probability (B,) of the win, loss or tie of each row."""
     log_p = win
     if preference is not None:
         p = as_column(preference, win, "preference")
@@ -382,12 +392,18 @@ def _outcome(
 
 
 def nan_of(values: Tensor) -> Tensor:
-    """Zero, or NaN if a value is not finite: comparisons would turn a NaN into an ordinary outcome."""
+    """Return zero, or NaN if a value is not finite, which comparisons alone would treat as a tie."""
     return (0.0 * values).sum()
 
 
 def _check_nu(nu: float) -> None:
     if not (math.isfinite(nu) and nu > 0):
         raise TaskHeadsError(
-            Problem("tie parameter nu", f"found {nu!r}", "a finite number above 0", "0.5 is the default")
+            Problem(
+                "tie parameter nu",
+                f"found {nu!r}",
+                "a finite number above 0",
+                "use 0.5, the default",
+                code="option-range",
+            )
         )

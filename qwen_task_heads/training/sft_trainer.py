@@ -1,9 +1,9 @@
-"""`AnswerTrainer`: trl's SFTTrainer on prompts and labels, with the accuracy of dev at every look.
+"""`AnswerTrainer`: trl's SFTTrainer on prompts and labels, which reports dev accuracy at every evaluation.
 
-The loss is on the label's tokens and the end of the turn alone. Rows come as token ids with labels, made by
-the `AnswerPrompts` that scores afterwards: so a long text loses its own end and never the answer, which
-cutting rows at `max_length` would take first. Dev is scored by the labels' tokens (`LabelScorer`): the figure
-that picks the best checkpoint is what the finished model will do, not a loss.
+The loss covers only the tokens of the label and the end of the turn. `AnswerPrompts` encodes the rows, as it
+does for scoring: a long text is truncated and the answer is kept, whereas truncating rows at `max_length`
+would remove the answer first. `LabelScorer` scores dev by the labels' tokens, so that the metric that selects
+the best checkpoint is the accuracy of the final model, not a loss.
 """
 
 from __future__ import annotations
@@ -34,66 +34,74 @@ IGNORED = -100  # no loss on these tokens
 
 
 def answer_dataset(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -> tuple[Dataset, str]:
-    """Rows for `SFTTrainer`, in their order, and what became of long texts.
+    """Return rows for `SFTTrainer`, in their order, and a message on truncated texts.
 
     Args:
         examples: with one label each.
         prompts: of the model.
 
     Returns:
-        A data set of `input_ids` (prompt, answer, end) and `labels` (-100 on the prompt), and a line of text.
+        A data set of `input_ids` (prompt, answer, end) and `labels` (-100 on the prompt), and the message.
 
     Raises:
-        TaskHeadsError: rows whose candidates leave no room for the text, each set of them once.
+        TaskHeadsError: candidates that leave no room for the text; each set of candidates is reported once.
     """
     columns: dict[str, list[Any]] = {name: [None] * len(examples) for name in ("input_ids", "labels")}
-    offered: dict[tuple[str, ...], list[int]] = {}
+    by_candidates: dict[tuple[str, ...], list[int]] = {}
     for index, example in enumerate(examples):
-        offered.setdefault(example.candidates, []).append(index)
-    cut, problems = 0, []
-    for names, places in offered.items():
+        by_candidates.setdefault(example.candidates, []).append(index)
+    truncated, problems = 0, []
+    for candidates, indices in by_candidates.items():
         try:
-            encoded = prompts.encode([examples[index].text for index in places], candidates=names or None)
-        except TaskHeadsError as error:  # too many candidates for the limit: all such rows in one run
-            first = examples[places[0]].source
+            texts = [examples[index].text for index in indices]
+            encoded = prompts.encode(texts, candidates=candidates or None)
+        except TaskHeadsError as error:  # collected, so that one run reports all of them
+            first = examples[indices[0]].source
             problems += [replace(problem, where=f"{first}: {problem.where}") for problem in error.problems]
             continue
-        cut += encoded.cut
-        for index, prompt in zip(places, encoded.input_ids, strict=True):
+        truncated += encoded.cut
+        for index, prompt in zip(indices, encoded.input_ids, strict=True):
             answer = [*prompts.answers[_label(examples[index])], prompts.end]
             columns["input_ids"][index] = [*prompt, *answer]
             columns["labels"][index] = [IGNORED] * len(prompt) + answer
     if problems:
         raise TaskHeadsError(problems)
-    said = f"of {len(examples):,} texts, {cut:,} were cut to fit into {prompts.max_length:,} tokens"
-    line = f"{said} with their prompt; no answer was" if cut else f"all {len(examples):,} texts fit whole"
-    return Dataset.from_dict(columns), line
+    if truncated:
+        message = (
+            f"of {len(examples):,} texts, {truncated:,} were truncated to fit into {prompts.max_length:,} "
+            "tokens with their prompt; no answer was truncated"
+        )
+    else:
+        message = f"all {len(examples):,} texts fit without truncation"
+    return Dataset.from_dict(columns), message
 
 
 def equal_answers(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -> EqualRows:
-    """Find texts whose prompt, as it was cut, is that of another text with another label.
+    """Find texts whose truncated prompt equals that of another text with another label.
 
     Args:
         examples: with one label each.
         prompts: of the model.
     """
-    whole = copy(prompts)
-    whole.max_length = WHOLE
+    untruncated = copy(prompts)
+    untruncated.max_length = WHOLE
 
-    def encode(places: Sequence[int], *, by: AnswerPrompts) -> list[list[int]]:
+    def encode(indices: Sequence[int], *, encoder: AnswerPrompts) -> list[list[int]]:
         rows: dict[int, list[int]] = {}
-        offered: dict[tuple[str, ...], list[int]] = {}
-        for place in places:
-            offered.setdefault(examples[place].candidates, []).append(place)
-        for names, alike in offered.items():
-            found = by.encode([examples[place].text for place in alike], candidates=names or None)
-            rows |= zip(alike, found.input_ids, strict=True)
-        return [rows[place] for place in places]
+        by_candidates: dict[tuple[str, ...], list[int]] = {}
+        for index in indices:
+            by_candidates.setdefault(examples[index].candidates, []).append(index)
+        for candidates, members in by_candidates.items():
+            encoded = encoder.encode(
+                [examples[index].text for index in members], candidates=candidates or None
+            )
+            rows |= zip(members, encoded.input_ids, strict=True)
+        return [rows[index] for index in indices]
 
     return equal_texts(
         examples,
-        encode(range(len(examples)), by=prompts),
-        whole=partial(encode, by=whole),
+        encode(range(len(examples)), encoder=prompts),
+        whole=partial(encode, encoder=untruncated),
         limit=prompts.max_length,
         behind=prompts.behind,
         answer=prompts.room,
@@ -102,23 +110,23 @@ def equal_answers(examples: Sequence[TextExample], *, prompts: AnswerPrompts) ->
 
 
 class Scores(Protocol):
-    """What scores labels: a `LabelScorer`, of a room that trainers do not know."""
+    """Protocol of `LabelScorer`, whose package the trainers do not import."""
 
     model: Any
 
     def log_scores(
         self, texts: Sequence[str], *, candidates: Sequence[Sequence[str] | None] | None = None
     ) -> torch.Tensor:
-        """Log-scores (n, labels)."""
+        """Return log-scores (n, labels)."""
         ...
 
 
 class Clock(TrainerCallback):
-    """Seconds and real tokens of a training run.
+    """Callback that measures seconds and real tokens of a training run.
 
     Attributes:
-        seconds: of the whole training, evaluation and saving included.
-        result: itself; `line()` says how fast it was.
+        seconds: of the whole training, including evaluation and saving.
+        result: the callback itself; `line()` returns the speed.
     """
 
     def __init__(self) -> None:
@@ -133,26 +141,26 @@ class Clock(TrainerCallback):
         self._start = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop it; trl counts the tokens."""
+        """Stop the clock, and read the number of tokens that trl has logged."""
         self.seconds = time.monotonic() - self._start
         logged = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
         self.tokens = int(logged[-1]) if logged else 0
 
     def line(self) -> str:
-        """Say it in one sentence; "" where nothing was counted."""
+        """Return the speed in one line; "" if no tokens were counted."""
         if not self.seconds or not self.tokens:
             return ""
-        return f"speed: {self.tokens / self.seconds:,.0f} real tokens a second, looks at dev included"
+        return f"speed: {self.tokens / self.seconds:,.0f} real tokens a second, including evaluation"
 
 
 class AnswerTrainer(WithoutTrainingArgs, SFTTrainer):
-    """Train a causal language model to write the label.
+    """Train a causal language model to generate the label.
 
     Args:
         model: of `AutoModelForCausalLM`.
-        scorer: a `LabelScorer` of the same model object, which an adapter is put into in place.
-        dev: texts that `eval_accuracy` is measured on; those of `eval_dataset`.
-        **kwargs: as of `trl.SFTTrainer`; data sets come from `answer_dataset`.
+        scorer: a `LabelScorer` of the same model object; an adapter is added to that model in place.
+        dev: the texts of `eval_dataset`, for `eval_accuracy`.
+        **kwargs: as in `trl.SFTTrainer`; data sets come from `answer_dataset`.
     """
 
     def __init__(self, model: Any, *, scorer: Scores, dev: Sequence[TextExample] = (), **kwargs: Any) -> None:
@@ -164,16 +172,16 @@ class AnswerTrainer(WithoutTrainingArgs, SFTTrainer):
 
     @property
     def is_adapter(self) -> bool:
-        """Whether an adapter is trained, and not the whole model."""
+        """Whether an adapter is trained instead of the whole model."""
         from peft import PeftModel
 
         return isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the parent, with `eval_accuracy`.
+        """Run the parent's loop, and add `eval_accuracy`.
 
-        Every process scores its share of dev, and all of it where weights are sharded: each pass is then one
-        of all processes.
+        Every process scores its share of dev. If weights are sharded, every process scores all of dev,
+        because all processes must take part in each forward pass.
         """
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if metric_key_prefix == "eval" and self.dev:
@@ -182,19 +190,19 @@ class AnswerTrainer(WithoutTrainingArgs, SFTTrainer):
 
     def _accuracy(self) -> float:
         world = self.args.world_size
-        if is_in_lockstep(self):  # weights are gathered where the whole model is called, adapter and all
+        if is_in_lockstep(self):  # weights are gathered only if the whole model with its adapter is called
             world, self.scorer.model = 1, self.model
-        mine = self.dev[self.args.process_index % world :: world]
-        right = 0.0
-        if mine:
-            texts = [example.text for example in mine]
-            offered = [example.candidates or None for example in mine]
-            found = self.scorer.log_scores(texts, candidates=offered).numpy()
-            right = float(top_credit(found, [_label(example) for example in mine]).sum())
-        total = self.accelerator.reduce(torch.tensor(right, device=self.args.device), reduction="sum")
+        own = self.dev[self.args.process_index % world :: world]
+        correct = 0.0
+        if own:
+            texts = [example.text for example in own]
+            candidates = [example.candidates or None for example in own]
+            scores = self.scorer.log_scores(texts, candidates=candidates).numpy()
+            correct = float(top_credit(scores, [_label(example) for example in own]).sum())
+        total = self.accelerator.reduce(torch.tensor(correct, device=self.args.device), reduction="sum")
         return float(total) * world / self.args.world_size / len(self.dev)
 
 
 def _label(example: TextExample) -> int:
-    """The id of the label of a single-label row."""
+    """Return the label id of a single-label row."""
     return int(example.target)  # type: ignore[arg-type]

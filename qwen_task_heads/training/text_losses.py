@@ -2,19 +2,20 @@
 
 Design decisions:
 
-- A loss is a plain function of logits and labels and gives one loss per row `(B,)`; `losses.reduce` makes
-  the scalar, so that row weights work with every loss.
-- Class weights and `pos_weight` multiply the losses, and the mean goes over the rows. torch's own `mean`
-  divides by the sum of the weights *of the batch*: eight rows at once, or as 4 + 4, would then be two
-  different steps. Instead `resolve_text_loss` divides the weights once by their mean over the training set.
-  Over the whole set that is torch's mean, and any split into batches gives one and the same gradient.
-- Logits are cast to fp32 (float64 stays), and formulas go through logsigmoid, log_softmax or logsumexp:
-  loss and gradient stay finite for logits to ±1e4.
-- Only shapes are checked per step. A NaN that slips through gives a NaN loss, never a zero one. A label of
-  -100, which torch would leave out in silence, is refused by the trainer before the first step.
+- A loss is a plain function of logits and labels and returns one loss per row `(B,)`. `pair_losses.reduce`
+  averages them, so that row weights work with every loss.
+- Class weights and `pos_weight` multiply the losses, and the mean is over the rows. torch's own `mean`
+  divides by the sum of the weights *of the batch*: eight rows at once, or as 4 + 4, would give two different
+  steps. Instead, `resolve_text_loss` divides the weights once by their mean over the training set. Over the
+  whole training set that equals torch's mean, and every split into batches gives the same gradient.
+- Logits are cast to fp32 (float64 stays), and formulas use logsigmoid, log_softmax or logsumexp. Loss and
+  gradient stay finite for logits to ±1e4.
+- Only shapes are checked per step. A NaN gives a NaN loss, never a zero one. The trainer rejects a label of
+  -100, which torch would ignore without a message, before the first step.
 - `TEXT_LOSSES` is the only list of names: recipes, messages and cards read it.
 
-`z` are logits, `q = softmax(z)` or, for several labels, `σ(z)`; K labels, n_k training rows with label k.
+`z` are logits, `q = softmax(z)`, or `σ(z)` for multi-label models. There are K labels, and n_k training rows
+with label k.
 """
 
 from __future__ import annotations
@@ -29,9 +30,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.training.class_balance import absent_lines, no_counts, read_number, read_weights
+from qwen_task_heads.training.class_balance import (
+    absent_label_messages,
+    counts_problem,
+    read_number,
+    read_weights,
+)
 
-# Options by the names of the recipe that carries them.
+# Options of the losses, and the command-line options that set them.
 FLAGS = {
     "class_weights": "--class_weights",
     "label_smoothing": "--label_smoothing_factor",
@@ -49,7 +55,7 @@ def cross_entropy(
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy `-Σ_k w_k t_k log q_k` with `t = (1 - ε) target + ε / K`, as in torch.
+    """Compute the cross-entropy `-Σ_k w_k t_k log q_k` with `t = (1 - ε) target + ε / K`, as in torch.
 
     Source: torch.nn.functional.cross_entropy; smoothing: Szegedy et al. 2016, arXiv:1512.00567, section 7.
 
@@ -57,7 +63,7 @@ def cross_entropy(
     |---|---|---|---|
     | logits | (B, K) | float | z |
     | labels | (B,) | int64 | id of the label |
-    | soft | (B, K) | float | P(label) where annotators disagreed, instead of `labels` |
+    | soft | (B, K) | float | P(label), such as shares of annotators, instead of `labels` |
     | class_weights | (K,) | float | w, positive |
     | label_smoothing | scalar | float | ε in [0, 1) |
     | returns | (B,) | fp32 | loss per row |
@@ -77,7 +83,7 @@ def cross_entropy(
 def focal(
     logits: Tensor, labels: Tensor, *, gamma: float = 2.0, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Focal loss `-w_y (1 - q_y)^γ log q_y`: rows that are right already weigh little.
+    """Compute the focal loss `-w_y (1 - q_y)^γ log q_y`, which gives confident correct rows little weight.
 
     Source: Lin et al. 2017, arXiv:1708.02002, equations 4 and 5, with softmax for q; γ = 0 is cross-entropy.
 
@@ -91,21 +97,22 @@ def focal(
     """
     z = _checked(logits, labels, None)
     own = F.one_hot(labels, z.shape[1]).bool()
-    # log(1 - q_y) from the other logits: 1 - q_y is zero at a gap of 17, and 0^γ has no gradient for γ < 1
+    # log(1 - q_y) from the other logits: 1 - q_y is zero at a gap of 17, and 0^γ has no gradient for γ < 1.
     others = z.masked_fill(own, -math.inf).logsumexp(1) - z.logsumexp(1)
     losses = torch.exp(gamma * others) * F.cross_entropy(z, labels, reduction="none")
     return losses if class_weights is None else losses * class_weights.to(z)[labels]
 
 
 def focal_binary(logits: Tensor, labels: Tensor, *, gamma: float = 2.0) -> Tensor:
-    """Focal loss of several labels: the mean over them of `-(1 - p)^γ log p`, p = σ(z) or, absent, σ(-z).
+    """Compute the multi-label focal loss, the mean over the labels of `-(1 - p)^γ log p`.
 
+    p is σ(z) for a label of the row, and σ(-z) for any other label.
     Source: Lin et al. 2017, arXiv:1708.02002, equation 4; torchvision's `sigmoid_focal_loss` with alpha=-1.
 
     | input | shape | dtype | meaning |
     |---|---|---|---|
     | logits | (B, K) | float | z |
-    | labels | (B, K) | float | 1 for each label of the row; values between are mixed |
+    | labels | (B, K) | float | 1 for each label of the row; values in between mix both terms |
     | gamma | scalar | float | γ, 0 or more; 0 is `bce` |
     | returns | (B,) | fp32 | loss per row |
     """
@@ -124,10 +131,10 @@ def logit_adjusted(
     soft: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy of `z + τ log π`, for long tails: rare labels must win by more than their prior.
+    """Compute the cross-entropy of `z + τ log π`, for training sets with rare labels.
 
-    Prediction stays the largest z, without the shift, which is then the best for balanced accuracy. A label
-    without a row counts as half a row, since the logarithm of zero is no number.
+    The prediction is the largest z, without the shift, which is optimal for balanced accuracy. A label
+    without a training row counts as half a row, because the logarithm of zero is not finite.
     Source: Menon et al. 2021, arXiv:2007.07314, equation 10; Ren et al. 2020 (balanced softmax) for τ = 1.
 
     | input | shape | dtype | meaning |
@@ -148,16 +155,16 @@ def logit_adjusted(
 def bce(
     logits: Tensor, labels: Tensor, *, pos_weight: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Binary cross-entropy, the mean over the labels of `-w_k t log σ(z) - (1 - t) log σ(-z)`.
+    """Compute the binary cross-entropy, the mean over labels of `-w_k t log σ(z) - (1 - t) log σ(-z)`.
 
-    Smoothing pulls both ends to the middle: `t = (1 - ε) target + ε / 2`, as in Keras.
+    Smoothing moves both targets towards .5: `t = (1 - ε) target + ε / 2`, as in Keras.
     Source: torch.nn.functional.binary_cross_entropy_with_logits.
 
     | input | shape | dtype | meaning |
     |---|---|---|---|
     | logits | (B, K) | float | z |
     | labels | (B, K) | float | 1 for each label of the row |
-    | pos_weight | (K,) | float | w, positive; weight of a present label beside an absent one |
+    | pos_weight | (K,) | float | w, positive; weight of a present label relative to an absent one |
     | label_smoothing | scalar | float | ε in [0, 1) |
     | returns | (B,) | fp32 | loss per row |
     """
@@ -168,7 +175,7 @@ def bce(
 
 
 def mse(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the scores of a row of `(z - y)²`. (B, L) or (B,) floats -> (B,) fp32.
+    """Compute the mean over the values of a row of `(z - y)²`. (B, L) or (B,) floats -> (B,) fp32.
 
     Source: torch.nn.functional.mse_loss.
     """
@@ -176,17 +183,19 @@ def mse(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def mae(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the scores of a row of `|z - y|`, for targets with outliers. (B, L) or (B,) -> (B,) fp32.
+    """Compute the mean over the values of a row of `|z - y|`. (B, L) or (B,) floats -> (B,) fp32.
 
+    Outliers among the targets have less influence than on `mse`.
     Source: torch.nn.functional.l1_loss.
     """
     return F.l1_loss(*_paired(logits, labels), reduction="none").mean(1)
 
 
 def huber(logits: Tensor, labels: Tensor, *, delta: float = 1.0) -> Tensor:
-    """Mean over the scores of a row of Huber's loss: `d²/2` to |d| = delta, then `delta (|d| - delta/2)`.
+    """Compute Huber's loss: `d²/2` up to |d| = delta, then `delta (|d| - delta/2)`, with d = z - y.
 
-    (B, L) or (B,) floats -> (B,) fp32. `delta` is in units of the score: scale targets to about 1.
+    It is the mean over the values of a row: (B, L) or (B,) floats -> (B,) fp32. `delta` is in units of the
+    values: scale targets to about 1.
     Source: Huber 1964, doi 10.1214/aoms/1177703732; torch.nn.functional.huber_loss.
     """
     return F.huber_loss(*_paired(logits, labels), reduction="none", delta=delta).mean(1)
@@ -195,9 +204,10 @@ def huber(logits: Tensor, labels: Tensor, *, delta: float = 1.0) -> Tensor:
 def cumulative_link(
     logits: Tensor, labels: Tensor, *, soft: Tensor | None = None, class_weights: Tensor | None = None
 ) -> Tensor:
-    """`-w_y log P(y)` of an ordinal head, whose outputs are the log-probabilities of the K labels.
+    """Compute `-w_y log P(y)` of an ordinal head, whose outputs are the log-probabilities of the K labels.
 
-    They sum to one, so that softmax leaves them as they are; it puts right means over windows, which do not.
+    The probabilities sum to one, so that softmax does not change them. It normalises means over windows,
+    whose probabilities do not sum to one.
     Source: McCullagh 1980, proportional odds, doi 10.1111/j.2517-6161.1980.tb01109.x.
 
     | input | shape | dtype | meaning |
@@ -213,14 +223,14 @@ def cumulative_link(
 
 @dataclass(frozen=True)
 class LossForm:
-    """An entry of `TEXT_LOSSES`: `function(logits, labels, **parameters) -> (B,)`, and what it takes.
+    """An entry of `TEXT_LOSSES`: `function(logits, labels, **parameters) -> (B,)`, and its inputs.
 
     Args:
         function: the loss.
         formula: one line, for cards.
         source: paper or upstream code.
-        options: names out of `FLAGS` that it takes.
-        uses: columns of the batch that it takes beside `labels`.
+        options: names from `FLAGS` that the function takes.
+        uses: columns of the batch that the function takes in addition to `labels`.
     """
 
     function: Callable[..., Tensor]
@@ -234,25 +244,37 @@ class LossForm:
 TEXT_LOSSES: dict[str, dict[str, LossForm]] = {
     "single_label_classification": {
         "cross_entropy": LossForm(
-            cross_entropy, "-log softmax(z)_y", "torch cross_entropy",
-            options=("class_weights", "label_smoothing"), uses=("soft",),
+            cross_entropy,
+            "-log softmax(z)_y",
+            "torch cross_entropy",
+            options=("class_weights", "label_smoothing"),
+            uses=("soft",),
         ),
         "focal": LossForm(
-            focal, "-(1 - q_y)^γ log q_y", "Lin et al. 2017, arXiv:1708.02002",
+            focal,
+            "-(1 - q_y)^γ log q_y",
+            "Lin et al. 2017, arXiv:1708.02002",
             options=("focal_gamma", "class_weights"),
         ),
         "logit_adjusted": LossForm(
-            logit_adjusted, "-log softmax(z + τ log prior)_y", "Menon et al. 2021, arXiv:2007.07314",
-            options=("logit_adjustment_tau", "label_smoothing"), uses=("soft",),
+            logit_adjusted,
+            "-log softmax(z + τ log prior)_y",
+            "Menon et al. 2021, arXiv:2007.07314",
+            options=("logit_adjustment_tau", "label_smoothing"),
+            uses=("soft",),
         ),
     },
     "multi_label_classification": {
         "bce": LossForm(
-            bce, "mean over labels of -t log σ(z) - (1 - t) log σ(-z)", "torch bce_with_logits",
+            bce,
+            "mean over labels of -t log σ(z) - (1 - t) log σ(-z)",
+            "torch bce_with_logits",
             options=("pos_weight", "label_smoothing"),
         ),
         "focal": LossForm(
-            focal_binary, "mean over labels of -(1 - p)^γ log p", "Lin et al. 2017, arXiv:1708.02002",
+            focal_binary,
+            "mean over labels of -(1 - p)^γ log p",
+            "Lin et al. 2017, arXiv:1708.02002",
             options=("focal_gamma",),
         ),
     },
@@ -263,36 +285,39 @@ TEXT_LOSSES: dict[str, dict[str, LossForm]] = {
     },
     "ordinal": {
         "cumulative_link": LossForm(
-            cumulative_link, "-log P(y), P(y <= k) = σ(threshold_k - f)", "McCullagh 1980",
-            options=("class_weights",), uses=("soft",),
+            cumulative_link,
+            "-log P(y), P(y <= k) = σ(threshold_k - f)",
+            "McCullagh 1980",
+            options=("class_weights",),
+            uses=("soft",),
         ),
     },
-}  # fmt: skip
-# options that are called otherwise in their function
+}
+# Options whose parameter in the loss function has another name.
 _PARAMETERS = {"focal_gamma": "gamma", "logit_adjustment_tau": "tau"}
 
 
 @dataclass(frozen=True)
 class TextLoss:
-    """A loss with its options settled, from `resolve_text_loss`.
+    """A loss with resolved options, from `resolve_text_loss`.
 
     Args:
         name: as in `TEXT_LOSSES`.
         form: its entry there.
-        parameters: what the function is called with beside logits, labels and `soft`.
-        lines: what a reader of the run's report should know, such as labels without a training row.
+        parameters: arguments of the function in addition to logits, labels and `soft`.
+        messages: lines for the report of the run, such as labels without a training row.
     """
 
     name: str
     form: LossForm
     parameters: dict[str, Tensor | float] = field(default_factory=dict)
-    lines: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
 
     def __call__(self, logits: Tensor, labels: Tensor, **columns: Tensor) -> Tensor:
-        """Losses (B,), fp32; `columns` are those that the form uses.
+        """Return losses (B,), fp32; `columns` are those that the loss uses.
 
         Raises:
-            TaskHeadsError: shapes that do not fit each other.
+            TaskHeadsError: the shapes differ.
         """
         return self.form.function(logits, labels, **columns, **self.parameters)
 
@@ -307,20 +332,20 @@ def resolve_text_loss(
     rows: int | None = None,
     labels: Sequence[str] = (),
 ) -> TextLoss:
-    """Settle a loss and its options before training, with all that is wrong in one error.
+    """Resolve a loss and its options before training, and report all problems in one error.
 
     Args:
-        name: of `TEXT_LOSSES[problem_type]`; None for the problem type's own.
+        name: a name in `TEXT_LOSSES[problem_type]`; None for the default of the problem type.
         problem_type: as in the model's config.
         num_labels: K.
         options: by their names in `FLAGS`; values of None, and a smoothing of 0, count as not given.
             `class_weights` and `pos_weight` are `"balanced"` or a number per label.
         class_counts: n_k, training rows with each label; `balanced` and `logit_adjusted` need it.
-        rows: number of training rows, which several labels per row do not tell.
+        rows: number of training rows; the counts of multi-label rows do not determine it.
         labels: names of the labels, for messages.
 
     Raises:
-        TaskHeadsError: an unknown loss, an option that it does not take, or values that cannot be.
+        TaskHeadsError: an unknown loss, an option that it does not take, or a value out of range.
 
     Example:
         >>> from qwen_task_heads.training.text_losses import resolve_text_loss
@@ -332,8 +357,15 @@ def resolve_text_loss(
     forms = TEXT_LOSSES[problem_type]
     chosen = next(iter(forms)) if name is None else name
     if chosen not in forms:
-        found = f"found {shorten(chosen)} for {problem_type}"
-        raise TaskHeadsError(Problem("--loss", found, f"{', '.join(forms)}", "choose one of them, or none"))
+        raise TaskHeadsError(
+            Problem(
+                "--loss",
+                f"found {shorten(chosen)} for {problem_type}",
+                ", ".join(forms),
+                "choose one of them",
+                code="option-value",
+            )
+        )
     form = forms[chosen]
     given = {key: value for key, value in (options or {}).items() if value is not None}
     if not given.get("label_smoothing"):
@@ -343,53 +375,62 @@ def resolve_text_loss(
     for key, value in given.items():
         flag = FLAGS.get(key, f"loss option {key!r}")
         if key not in form.options:
-            takes = ", ".join(FLAGS[option] for option in form.options) or "no option"
-            found = f"found {shorten(value)} with loss {chosen!r}"
-            other = next((loss for loss, one in forms.items() if key in one.options), None)
-            remedy = "drop it" if other is None else f"drop it, or give --loss {other}"
-            problems.append(Problem(flag, found, f"{takes}", remedy))
+            supported = ", ".join(FLAGS[option] for option in form.options) or "no option"
+            problem = f"found {shorten(value)} with loss {chosen!r}"
+            other = next((loss for loss, entry in forms.items() if key in entry.options), None)
+            fix = "drop it" if other is None else f"drop it, or give --loss {other}"
+            problems.append(Problem(flag, problem, supported, fix, code="option-conflict"))
         elif key in ("class_weights", "pos_weight"):
-            numbers, wrong = read_weights(
+            weights, weight_problems = read_weights(
                 value, flag=flag, num_labels=num_labels, class_counts=class_counts, rows=rows
             )
-            problems += wrong
-            parameters[key] = numbers
-        elif wrong := read_number(value, flag=flag, below=1.0 if key == "label_smoothing" else math.inf):
-            problems += wrong
+            problems += weight_problems
+            parameters[key] = weights
+        elif number_problems := read_number(
+            value, flag=flag, below=1.0 if key == "label_smoothing" else math.inf
+        ):
+            problems += number_problems
         else:
             parameters[_PARAMETERS.get(key, key)] = value
-    if form.function is logit_adjusted:
+    is_adjusted = form.function is logit_adjusted
+    if is_adjusted:
         if class_counts is None:
-            problems.append(no_counts("--loss logit_adjusted"))
+            problems.append(counts_problem("--loss logit_adjusted"))
         else:
             parameters["class_counts"] = torch.tensor(class_counts, dtype=torch.float32)
     if problems:
         raise TaskHeadsError(problems)
-    lines = absent_lines(given, form.function is logit_adjusted, class_counts, rows=rows, labels=labels)
-    return TextLoss(chosen, form, parameters, tuple(lines))
+    messages = absent_label_messages(given, is_adjusted, class_counts, rows=rows, labels=labels)
+    return TextLoss(chosen, form, parameters, tuple(messages))
 
 
 def _checked(logits: Tensor, labels: Tensor, soft: Tensor | None) -> Tensor:
-    """Logits (B, K), at least fp32, once the shapes of the targets fit."""
+    """Check the shapes of the targets; return logits (B, K), at least fp32."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise _shapes("labels", logits, labels, "(B, K) and (B,)")
+        raise _shape_error("labels", logits, labels, "shapes (B, K) and (B,)")
     if soft is not None and soft.shape != logits.shape:
-        raise _shapes("soft", logits, soft, "(B, K) both")
+        raise _shape_error("soft", logits, soft, "shape (B, K) of both")
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _paired(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and targets of one shape (B, L), at least fp32; targets of one score may come as (B,)."""
+    """Return logits and targets of one shape (B, L), at least fp32; targets of one value may be (B,)."""
     if labels.ndim == 1 and tuple(logits.shape) == (*labels.shape, 1):
         labels = labels[:, None]
     if logits.ndim != 2 or labels.shape != logits.shape:
-        # (B, 1) and (B,) would broadcast to (B, B)
-        raise _shapes("labels", logits, labels, "(B, L) both")
+        # (B, 1) and (B,) would broadcast to (B, B).
+        raise _shape_error("labels", logits, labels, "shape (B, L) of both")
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return z, labels.to(z)
 
 
-def _shapes(name: str, logits: Tensor, values: Tensor, accepted: str) -> TaskHeadsError:
-    found = f"logits {tuple(logits.shape)} and {name} {tuple(values.shape)}"
-    remedy = "make the data set with the config of this model"
-    return TaskHeadsError(Problem(f"loss input {name!r}", f"found {found}", f"{accepted}", remedy))
+def _shape_error(name: str, logits: Tensor, values: Tensor, expected: str) -> TaskHeadsError:
+    return TaskHeadsError(
+        Problem(
+            f"loss input {name!r}",
+            f"found logits {tuple(logits.shape)} and {name} {tuple(values.shape)}",
+            expected,
+            "create the data set with the config of this model",
+            code="argument-type",
+        )
+    )

@@ -1,4 +1,4 @@
-"""The table of presets beside their sources is complete, explained and what the code makes."""
+"""Tests of the table of presets and their sources."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ SOURCES = yaml.safe_load(presets.SOURCES.read_text(encoding="utf-8"))
 PUBLISHED = [name for name in SOURCES if name != "own"]
 
 
-def test_the_page_is_what_the_code_makes() -> None:
+def test_the_page_equals_the_generated_table() -> None:
     assert presets.RESULT.read_text(encoding="utf-8") == presets.table(), "run python benchmarks/presets.py"
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_every_option_is_equal_or_explained(preset: str) -> None:
-    found = presets.rows(preset, SOURCES[preset])
+    rows = presets.rows(preset, SOURCES[preset])
     given = yaml.safe_load((presets.CONFIGS / f"{preset}.yaml").read_text(encoding="utf-8"))
-    assert {*given, *presets.COMMON} <= {row[0] for row in found}
+    assert {*given, *presets.COMMON} <= {row[0] for row in rows}
     assert SOURCES[preset]["sources"]
-    for option, theirs, ours, verdict in found:
-        assert verdict, option
-        assert (verdict == "equal") == (theirs == ours and theirs != "not stated"), option
+    for option, theirs, ours, reason in rows:
+        assert reason, option
+        assert (reason == "equal") == (theirs == ours and theirs != "not stated"), option
 
 
-def test_a_difference_without_a_reason_and_a_missing_option_are_refused() -> None:
+def test_a_difference_without_a_reason_and_a_missing_option_raise_errors() -> None:
     entry = SOURCES["sentiment_3b_r64"]
     for values, named in (
         (entry["values"] | {"lora_r": {"theirs": 8}}, "lora_r"),

@@ -14,7 +14,7 @@ import torch
 import qwen_task_heads
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.evaluate_modules import flat, metric_path
-from qwen_task_heads.metrics.classification import classification_figures
+from qwen_task_heads.metrics.classification import classification_metrics
 from qwen_task_heads.metrics.ranking import ranking_metrics
 
 pytest.importorskip("evaluate", reason="evaluate is not installed: pip install 'qwen-task-heads[evaluate]'")
@@ -40,14 +40,14 @@ def test_a_metric_is_our_figure(name):
     found = evaluate.load(metric_path(name)).compute(
         **{given: predictions.tolist()}, references=references.tolist(), intervals=True
     )
-    wanted = classification_figures(kind, predictions, references, labels=labels)
+    wanted = classification_metrics(kind, predictions, references, labels=labels)
     assert found == pytest.approx(flat(wanted, intervals=True))
     assert not any(key.startswith("per_class") for key in found)
     groups = ["a", "b", "c"] * 10
     grouped = evaluate.load(metric_path(name)).compute(
         **{given: predictions.tolist()}, references=references.tolist(), groups=groups, intervals=True
     )
-    again = classification_figures(kind, predictions, references, labels=labels, groups=groups)
+    again = classification_metrics(kind, predictions, references, labels=labels, groups=groups)
     assert grouped == pytest.approx(flat(again, intervals=True))
 
 
@@ -82,7 +82,7 @@ def test_batches_give_the_figures_of_all_rows():
         metric.add_batch(
             prediction_scores=LOGITS[start : start + 7].tolist(), references=IDS[start : start + 7].tolist()
         )
-    wanted = classification_figures("single_label_classification", LOGITS, IDS, labels=LABELS)
+    wanted = classification_metrics("single_label_classification", LOGITS, IDS, labels=LABELS)
     assert metric.compute() == pytest.approx(flat(wanted, intervals=False))
 
 

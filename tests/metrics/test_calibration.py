@@ -1,4 +1,4 @@
-"""Temperatures, calibration metrics and the risk at each coverage, beside formulas and scikit-learn."""
+"""Tests of temperatures, calibration metrics and risk-coverage against formulas and scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from problem_assertions import raises_problem
 from sklearn.metrics import brier_score_loss
 
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.pooling_task_heads import CumulativeLink
 from qwen_task_heads.metrics import calibration, ranking
 from qwen_task_heads.metrics.calibration import (
     PAIRS,
-    calibration_figures,
+    calibration_metrics,
     divide_logits,
     fit_temperature,
     risk_coverage,
@@ -24,7 +24,7 @@ from qwen_task_heads.metrics.classification import (
     ORDINAL,
     REGRESSION,
     SINGLE,
-    classification_figures,
+    classification_metrics,
     probabilities,
 )
 
@@ -39,7 +39,7 @@ def link(count: int = 5) -> CumulativeLink:
 
 
 def sure_logits(kind: str, count: int, *, factor: float, seed: int = 0) -> tuple[Any, Any]:
-    """Logits that are `factor` times too large for the truths that were drawn."""
+    """Return logits that are `factor` times too large for the drawn truths."""
     rng = np.random.default_rng(seed)
     if kind == PAIRS:
         scores = rng.normal(0, 1, (count, 2))
@@ -70,7 +70,7 @@ def test_a_known_temperature_is_found_and_halves_the_calibration_error(kind, fac
     assert after < before
     fresh, truth = sure_logits(kind, 4000, factor=factor, seed=1)
     errors = [
-        calibration_figures(kind, scores, truth)["ece"]["value"]
+        calibration_metrics(kind, scores, truth)["ece"]["value"]
         for scores in (fresh, divide_logits(kind, fresh, found.value))
     ]
     assert errors[1] < errors[0] / 2
@@ -114,8 +114,8 @@ def test_few_rows_few_groups_and_too_few_errors_leave_the_temperature_at_one():
     assert fit_temperature(SINGLE, logits[:50], targets[:50]).rows == 50
 
 
-def test_a_temperature_that_does_not_hold_in_other_groups_is_not_used():
-    # All misses are in one group: what is fitted with it is wrong for the others, and the other way round.
+def test_a_temperature_that_does_not_generalise_to_other_groups_is_not_used():
+    # All errors are in one group: a temperature fitted with it does not suit the others, and vice versa.
     logits = np.tile([2.0, 0.0], (100, 1))
     targets, groups = [0] * 88 + [1] * 12, [f"g{place // 4}" for place in range(88)] + ["odd"] * 12
     found = fit_temperature(SINGLE, logits, targets, groups=groups)
@@ -124,7 +124,7 @@ def test_a_temperature_that_does_not_hold_in_other_groups_is_not_used():
     assert "held-out" in found.reason
 
 
-def test_no_group_is_on_both_sides_of_a_fold():
+def test_no_group_is_in_both_parts_of_a_fold():
     member = np.repeat(np.arange(13), 4)
     seen = []
     for rest, out in calibration.folds(member):
@@ -133,19 +133,19 @@ def test_no_group_is_on_both_sides_of_a_fold():
     assert sorted(seen) == list(range(52))
 
 
-def test_the_calibration_metrics_are_the_formulas():
+def test_the_calibration_metrics_equal_their_formulas():
     logits, targets = sure_logits(SINGLE, 300, factor=2.0)
-    found = calibration_figures(SINGLE, logits, targets)
+    found = calibration_metrics(SINGLE, logits, targets)
     p = probabilities(SINGLE, logits)
     assert found["brier"]["value"] == pytest.approx(((p - np.eye(4)[targets]) ** 2).sum(1).mean())
-    plain = classification_figures(SINGLE, logits, targets, labels=list("abcd"))
+    plain = classification_metrics(SINGLE, logits, targets, labels=list("abcd"))
     assert found["ece"]["value"] == pytest.approx(plain["ece"]["value"])
-    both = calibration_figures(SINGLE, logits[:, :2], [min(one, 1) for one in targets])
+    both = calibration_metrics(SINGLE, logits[:, :2], [min(one, 1) for one in targets])
     p = probabilities(SINGLE, logits[:, :2])[:, 1]
     assert both["brier"]["value"] == pytest.approx(2 * brier_score_loss([min(t, 1) for t in targets], p))
 
     logits, targets = sure_logits(MULTI, 300, factor=2.0)
-    found = calibration_figures(MULTI, logits, targets)
+    found = calibration_metrics(MULTI, logits, targets)
     p = probabilities(MULTI, logits)
     assert found["brier"]["value"] == pytest.approx(((p - targets) ** 2).mean())
     slot = np.minimum((p * 15).astype(int), 14)
@@ -153,25 +153,25 @@ def test_the_calibration_metrics_are_the_formulas():
     assert found["ece"]["value"] == pytest.approx(sum(by_bin) / p.size)
 
     scores, _ = sure_logits(PAIRS, 300, factor=2.0)
-    found = calibration_figures(PAIRS, scores)
+    found = calibration_metrics(PAIRS, scores)
     assert found["brier"]["value"] == pytest.approx(ranking.brier(*scores.T).mean())
     assert found["ece"]["value"] == pytest.approx(ranking.expected_calibration_error(*scores.T))
 
 
-def test_intervals_are_over_groups_and_hold_the_value():
+def test_intervals_are_over_groups_and_contain_the_value():
     logits, targets = sure_logits(SINGLE, 300, factor=2.0)
-    alone = calibration_figures(SINGLE, logits, targets)
-    grouped = calibration_figures(
+    alone = calibration_metrics(SINGLE, logits, targets)
+    grouped = calibration_metrics(
         SINGLE, np.repeat(logits, 3, 0), np.repeat(targets, 3), groups=np.repeat(range(300), 3).astype(str)
     )
     for name in ("ece", "brier"):
         assert alone[name]["low"] <= alone[name]["value"] <= alone[name]["high"]
         assert grouped[name] == pytest.approx({**alone[name], "n": 900})
-    one = calibration_figures(SINGLE, logits, targets, groups=["same"] * 300)
+    one = calibration_metrics(SINGLE, logits, targets, groups=["same"] * 300)
     assert one["ece"]["low"] is None
 
 
-def test_risk_and_coverage_by_hand():
+def test_risk_and_coverage_equal_a_manual_computation():
     sure = np.array([0.9, 0.8, 0.7, 0.6])
     logits = np.stack([np.log(sure), np.log(1 - sure)], axis=1)
     curve = risk_coverage(SINGLE, logits, [0, 0, 1, 0])
@@ -184,11 +184,11 @@ def test_risk_and_coverage_by_hand():
     assert grouped[0]["upper"] == pytest.approx(ranking.wilson_interval(0.25, count=2)[1])
 
 
-def test_equal_confidences_are_kept_or_left_together():
+def test_equal_confidences_are_kept_or_dropped_together():
     curve = risk_coverage(SINGLE, [[1.0, 0.0]] * 30, [0] * 20 + [1] * 10)
     assert [(row["coverage"], row["error"]) for row in curve] == [(1.0, pytest.approx(1 / 3))]
 
 
-def test_a_regression_has_no_probabilities():
-    with pytest.raises(TaskHeadsError, match="calibration"):
+def test_calibration_of_a_regression_raises_an_error():
+    with raises_problem("option-unsupported", "calibration"):
         fit_temperature(REGRESSION, [[1.0]], [1.0])

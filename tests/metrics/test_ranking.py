@@ -1,20 +1,20 @@
-"""Figures against brute force and known values; intervals, their coverage and speed; refusals."""
+"""Tests of metrics against brute force and known values, and of intervals, speed and errors."""
 
 import json
 import math
 
 import numpy as np
 import pytest
+from problem_assertions import raises_problem
 from work import at_most
 
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.metrics import ranking
 from qwen_task_heads.metrics.ranking import (
-    Figure,
+    Metric,
     bootstrap_interval,
     group_metrics,
     length_bias,
-    mean_figure,
+    mean_metric,
     pair_accuracy,
     ranking_metrics,
     spearman,
@@ -28,9 +28,9 @@ def pairs(n: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_pair_accuracy_counts_ties_half_and_reports_them():
-    figure = pair_accuracy([3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 2.0, 5.0], groups=["a", "a", "b", "c"])
-    assert figure.value == (1 + 0.5 + 0.5 + 0) / 4
-    assert (figure.ties, figure.n, figure.n_groups) == (2, 4, 3)
+    metric = pair_accuracy([3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 2.0, 5.0], groups=["a", "a", "b", "c"])
+    assert metric.value == (1 + 0.5 + 0.5 + 0) / 4
+    assert (metric.ties, metric.n, metric.n_groups) == (2, 4, 3)
 
 
 def test_a_constant_scorer_is_at_one_half():
@@ -38,7 +38,8 @@ def test_a_constant_scorer_is_at_one_half():
 
 
 def test_bootstrap_draws_whole_groups():
-    # one group of 90 right rows, nine of one wrong row each: rows would give a narrow interval near .9
+    # One group of 90 right rows, nine groups of one wrong row: over rows the interval would be narrow near
+    # .9.
     values = np.array([1.0] * 90 + [0.0] * 9)
     groups = ["big"] * 90 + [f"g{i}" for i in range(9)]
     low, high = bootstrap_interval(values, groups)
@@ -67,11 +68,11 @@ def test_bootstrap_is_seeded_and_independent_of_row_order():
     assert first == pytest.approx(bootstrap_interval(values[::-1], groups[::-1]), abs=1e-12)
 
 
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+def test_bootstrap_has_about_its_nominal_coverage():
     rng = np.random.default_rng(4)
     groups, hits = np.repeat(np.arange(80), 4), 0
     for trial in range(200):
-        chance = np.clip(rng.normal(0.65, 0.2, 80), 0, 1)  # rows of a group belong together
+        chance = np.clip(rng.normal(0.65, 0.2, 80), 0, 1)  # rows of a group are correlated
         truth = 0.65
         low, high = bootstrap_interval(
             rng.random(320) < np.repeat(chance, 4), groups, resamples=500, seed=trial
@@ -89,7 +90,7 @@ def test_bootstrap_of_841_pairs_has_no_loop_over_resamples():
 
 def test_one_group_has_no_interval():
     assert bootstrap_interval([1.0, 0.0], ["a", "a"]) == (None, None)
-    assert mean_figure([1.0, 0.0], groups=["a", "a"]) == Figure(0.5, None, None, 2, 1)
+    assert mean_metric([1.0, 0.0], groups=["a", "a"]) == Metric(0.5, None, None, 2, 1)
 
 
 def test_chunks_do_not_lose_resamples(monkeypatch):
@@ -130,14 +131,14 @@ def test_spearman_equals_scipy_with_ties():
     assert spearman([1, 2, 3], [1, 1, 1]) is None
 
 
-def test_length_bias_names_a_scorer_that_counts_characters():
+def test_length_bias_detects_a_scorer_that_counts_characters():
     rng = np.random.default_rng(7)
     a, b = rng.integers(20, 90, 300), rng.integers(20, 90, 300)
     bias = length_bias(a.astype(float), b.astype(float), a, b)
     assert bias["spearman"] == pytest.approx(1.0)
     assert bias["scorer_prefers_longer"] == 1.0
     assert bias["data_prefer_longer"] == pytest.approx((a > b)[a != b].mean())
-    # which of the two was chosen does not matter to the bias of the scorer
+    # The bias of the scorer does not depend on which title was chosen.
     swapped = length_bias(b.astype(float), a.astype(float), b, a)
     assert swapped["spearman"] == pytest.approx(bias["spearman"])
     assert swapped["scorer_prefers_longer"] == 1.0
@@ -145,7 +146,7 @@ def test_length_bias_names_a_scorer_that_counts_characters():
     assert same == {"spearman": None, "scorer_prefers_longer": None, "data_prefer_longer": None}
 
 
-def test_ranking_metrics_hold_every_figure_and_are_json():
+def test_ranking_metrics_contain_every_metric_and_are_json():
     c, r = pairs()
     found = ranking_metrics(
         c,
@@ -158,19 +159,19 @@ def test_ranking_metrics_hold_every_figure_and_are_json():
         *("pair_accuracy", "log_loss", "brier", "score_gap", "ece"),
         *("length_spearman", "scorer_prefers_longer", "data_prefer_longer"),
     }
-    for name, figure in found.items():
-        assert {"value", "low", "high", "n", "n_groups"} <= set(figure)
-        assert (figure["n"], figure["n_groups"]) == (200, 50)
-        assert ("ties" in figure) == (name == "pair_accuracy")
-        if figure["low"] is not None:
-            assert figure["low"] < figure["value"] < figure["high"]
+    for name, metric in found.items():
+        assert {"value", "low", "high", "n", "n_groups"} <= set(metric)
+        assert (metric["n"], metric["n_groups"]) == (200, 50)
+        assert ("ties" in metric) == (name == "pair_accuracy")
+        if metric["low"] is not None:
+            assert metric["low"] < metric["value"] < metric["high"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["score_gap"]["value"] == pytest.approx((c - r).mean())
     assert "length_spearman" not in ranking_metrics(c, r)
 
 
-def test_group_metrics_by_hand():
-    # a: best title on top; b: the worst on top; c: a lone title; d: two tied on top, one of them best
+def test_group_metrics_equal_a_manual_computation():
+    # a: best title on top; b: the worst on top; c: a single title; d: two tied on top, one of them best
     scores = [3.0, 2.0, 1.0, 9.0, 0.0, 5.0, 1.0, 1.0]
     gains = [0.3, 0.2, 0.1, 0.1, 0.4, 0.9, 0.2, 0.1]
     groups = ["a", "a", "a", "b", "b", "c", "d", "d"]
@@ -210,32 +211,32 @@ def test_groups_without_any_gain_give_no_ratio():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_scores_that_are_not_finite_are_refused_with_their_row(bad):
+def test_scores_that_are_not_finite_raise_an_error_with_their_row(bad):
     for call in (
         lambda: ranking_metrics([0.0, 1.0, bad], [0.0, 0.0, 0.0]),
         lambda: pair_accuracy([0.0, 1.0, 0.0], [0.0, 0.0, bad]),
         lambda: group_metrics([0.0, 1.0, bad], [0.1, 0.2, 0.3], ["a", "a", "a"]),
     ):
-        with pytest.raises(TaskHeadsError, match="row 2"):
+        with raises_problem("number-not-finite", match="row 2"):
             call()
 
 
-def test_bad_shapes_and_options_are_refused():
-    with pytest.raises(TaskHeadsError, match="shapes"):
+def test_invalid_shapes_and_options_raise_errors():
+    with raises_problem("argument-type", "pair metrics"):
         pair_accuracy([1.0, 2.0], [1.0])
-    with pytest.raises(TaskHeadsError, match="B ≥ 1"):
+    with raises_problem("argument-type", "pair metrics"):
         pair_accuracy([], [])
-    with pytest.raises(TaskHeadsError, match="B ≥ 1"):
-        mean_figure([])
-    with pytest.raises(TaskHeadsError, match="one group key per value"):
+    with raises_problem("argument-type", "metrics"):
+        mean_metric([])
+    with raises_problem("argument-type", "metrics"):
         pair_accuracy([1.0, 2.0], [0.0, 0.0], groups=["a"])
-    with pytest.raises(TaskHeadsError, match="level"):
+    with raises_problem("option-range", "bootstrap", match="level 95"):
         bootstrap_interval([1.0, 0.0], level=95)
-    with pytest.raises(TaskHeadsError, match="resamples"):
+    with raises_problem("option-range", "bootstrap", match="0 resamples"):
         bootstrap_interval([1.0, 0.0], resamples=0)
-    with pytest.raises(TaskHeadsError, match="0 or more"):
+    with raises_problem("value-range", "gains", match="-1"):
         group_metrics([1.0, 2.0], [-1.0, 0.0], ["a", "a"])
-    with pytest.raises(TaskHeadsError, match="2 or more"):
+    with raises_problem("rows-too-few", "groups"):
         group_metrics([1.0, 2.0], [1.0, 0.0], ["a", "b"])
 
 
@@ -255,7 +256,7 @@ def test_values_that_are_all_one_have_the_interval_of_a_share():
     assert bootstrap_interval([0.5] * 6) == (0.5, 0.5)  # ties, all of them
 
 
-def test_every_interval_of_a_scorer_holds_its_value():
+def test_every_interval_of_a_scorer_contains_its_value():
     rng = np.random.default_rng(3)
     for _ in range(100):
         rows = int(rng.integers(2, 30))
@@ -270,5 +271,5 @@ def test_every_interval_of_a_scorer_holds_its_value():
                 assert entry["low"] <= entry["value"] <= entry["high"], name
     for value in (0.1, 0.7, 1.3):  # of which a sum over rows is not exact
         for rows in range(2, 40):
-            found = mean_figure([value] * 3 * rows, groups=[f"g{row // 3}" for row in range(3 * rows)])
+            found = mean_metric([value] * 3 * rows, groups=[f"g{row // 3}" for row in range(3 * rows)])
             assert found.low <= found.value <= found.high

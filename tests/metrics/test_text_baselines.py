@@ -1,4 +1,4 @@
-"""Floors of texts on generated rows: what they find, what they cannot, their price and refusals."""
+"""Tests of text baselines on generated rows: accuracy, limits, amount of work and errors."""
 
 import ast
 import random
@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from problem_assertions import raises_problem
 from work import at_most
 
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.metrics import text_baselines
 from qwen_task_heads.metrics.classification import (
     MULTI,
     ORDINAL,
     REGRESSION,
     SINGLE,
-    classification_figures,
+    classification_metrics,
 )
 from qwen_task_heads.metrics.text_baselines import TfidfBaseline, TrivialBaseline
 
@@ -25,19 +25,19 @@ SIGNS = [chr(0x4E00 + index) for index in range(60)]
 
 
 def rows(kind: str, count: int, seed: int, *, words: list[str] = WORDS, glue: str = " ") -> list[TextExample]:
-    """Texts of eight words; the first three words of the list tell the labels, or add up to the value."""
+    """Return texts of eight words; the first three words of the list give the labels, or sum to the value."""
     rng, made = random.Random(seed), []
     for _ in range(count):
-        told = sorted({rng.randrange(3) for _ in range(2 if kind in (MULTI, REGRESSION) else 1)})
-        body = [rng.choice(words[3:]) for _ in range(7)] + [words[index] for index in told]
+        indices = sorted({rng.randrange(3) for _ in range(2 if kind in (MULTI, REGRESSION) else 1)})
+        body = [rng.choice(words[3:]) for _ in range(7)] + [words[index] for index in indices]
         rng.shuffle(body)
-        target = {MULTI: tuple(told), REGRESSION: (float(sum(told)),)}.get(kind, told[0])
+        target = {MULTI: tuple(indices), REGRESSION: (float(sum(indices)),)}.get(kind, indices[0])
         made.append(TextExample(text=glue.join(body), target=target))
     return made
 
 
 def quality(kind: str, baseline, examples: list[TextExample], name: str, *, count: int = 3) -> float:
-    found = classification_figures(
+    found = classification_metrics(
         kind, baseline.predict(examples), [e.target for e in examples], labels=[str(i) for i in range(count)]
     )
     return found[name]["value"]
@@ -63,7 +63,7 @@ def test_tfidf_finds_planted_words(kind, name, count, signs):
     assert quality(kind, TfidfBaseline(kind, count).fit(noise), test, name, count=count) < found - 0.15
 
 
-def test_pairs_are_read_for_what_they_share():
+def test_text_pairs_use_shared_words():
     rng = random.Random(0)
     made = []
     for _ in range(300):
@@ -78,9 +78,9 @@ def test_pairs_are_read_for_what_they_share():
     )
 
 
-def test_the_threshold_of_labels_is_taken_from_training_rows():
-    """Rare labels never reach one half, and would never be predicted."""
-    # every ninth row has the one word that tells anything: that one of three has the label
+def test_the_threshold_of_labels_is_fitted_on_training_rows():
+    """Scores of rare labels stay below one half, so that they would never be predicted."""
+    # Every ninth row has the one informative word: a third of the rows with it have the label.
     train = [
         TextExample(text=f"{'rare' if i % 9 == 0 else 'other'} w{i % 7}", target=(0,) if i % 27 == 0 else ())
         for i in range(540)
@@ -104,7 +104,7 @@ def test_labels_that_no_training_row_has_are_never_the_first_choice():
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION, ORDINAL])
-def test_a_floor_of_one_row_does_not_fail(kind):
+def test_a_baseline_of_one_row_does_not_fail(kind):
     target = {MULTI: (1,), REGRESSION: (2.0,)}.get(kind, 1)
     row = [TextExample(text="one row", target=target)]
     count = 1 if kind == REGRESSION else 2
@@ -112,7 +112,7 @@ def test_a_floor_of_one_row_does_not_fail(kind):
         assert baseline.fit(row).predict(row * 2).shape == (2, count)
 
 
-def test_the_trivial_floor_says_the_most_frequent_label_or_the_mean():
+def test_the_trivial_baseline_predicts_the_most_frequent_label_or_the_mean():
     of = {
         SINGLE: ([0, 2, 2, 1], "accuracy", 0.5),
         ORDINAL: ([0, 2, 2, 1], "mae", 0.75),
@@ -124,12 +124,12 @@ def test_the_trivial_floor_says_the_most_frequent_label_or_the_mean():
         count = 1 if kind == REGRESSION else 3
         baseline = TrivialBaseline(kind, count).fit(examples)
         assert quality(kind, baseline, examples, name, count=count) == pytest.approx(wanted), kind
-    # several labels: the most frequent one alone, also where most rows have several
+    # Multi-label: only the most frequent label, even if most rows have several.
     examples = [TextExample(text="a", target=(0, 1, 2)), TextExample(text="b", target=(1, 2))]
     assert (TrivialBaseline(MULTI, 3).fit(examples).predict(examples) > 0).sum(1).tolist() == [1, 1]
 
 
-def test_floors_are_deterministic():
+def test_baselines_are_deterministic():
     train = rows(MULTI, 60, 4)
     first, second = (TfidfBaseline(MULTI, 3).fit(train).predict(train) for _ in range(2))
     assert np.array_equal(first, second)
@@ -145,12 +145,12 @@ def test_work_grows_no_faster_than_the_texts():
     assert calls[1] <= 5 * calls[0]
 
 
-def test_bad_input_is_refused():
-    with pytest.raises(TaskHeadsError, match="no training rows"):
+def test_invalid_input_raises_errors():
+    with raises_problem("file-empty", "TF-IDF baseline"):
         TfidfBaseline(SINGLE, 2).fit([])
-    with pytest.raises(TaskHeadsError, match="before fit"):
+    with raises_problem("argument-type", "TF-IDF baseline"):
         TfidfBaseline(SINGLE, 2).predict(rows(SINGLE, 1, 0))
-    with pytest.raises(TaskHeadsError, match="check the texts"):
+    with raises_problem("text-empty", "TF-IDF baseline"):
         TfidfBaseline(SINGLE, 2).fit([TextExample(text="?!", target=0)] * 3)
 
 

@@ -1,4 +1,4 @@
-"""The two baselines on generated pairs: what they find, what they cannot, their price and refusals."""
+"""Tests of the title baselines on generated pairs: accuracy, limits, amount of work and errors."""
 
 import ast
 import random
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from problem_assertions import raises_problem
 from work import at_most
 
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.metrics import title_baselines
 from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry, longer_title, writes_without_spaces
 
@@ -20,7 +20,7 @@ WORDS = [
 
 
 def planted(n: int, seed: int, *, words: list[str] = WORDS, glue: str = " ") -> list[PairExample]:
-    """Titles of ten words; the last five words of the list win over the first five."""
+    """Return titles of ten words; the last five words of the list win over the first five."""
     rng = random.Random(seed)
     out = []
     for i in range(n):
@@ -43,7 +43,9 @@ def test_longer_title_counts_characters_and_ties_half():
         PairExample(chosen="a longer title", rejected="short"),
         PairExample(chosen="short", rejected="a longer title"),
         PairExample(chosen="abc", rejected="xyz"),
-        PairExample(chosen="標題党", rejected="abc"),  # three characters each, whatever their bytes
+        PairExample(
+            chosen="標題党", rejected="abc"
+        ),  # three characters each, with different numbers of bytes
     ]
     assert longer_title(pairs).tolist() == [1.0, 0.0, 0.5, 0.5]
     assert longer_title([]).shape == (0,)
@@ -70,7 +72,7 @@ def test_tfidf_reads_scripts_without_spaces():
     assert accuracy(baseline, planted(200, 1, words=signs, glue="")) > 0.95
 
 
-def test_turning_every_second_pair_equals_mirroring_all():
+def test_reversing_every_second_pair_equals_adding_all_reversed():
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression
 
@@ -79,7 +81,7 @@ def test_turning_every_second_pair_equals_mirroring_all():
     titles = [p.chosen for p in pairs] + [p.rejected for p in pairs]
     features = sparse.hstack([v.transform(titles) for v in baseline._vectorizers]).tocsr()
     rows = features[:60] - features[60:]
-    # twice the rows, half the C; the solver stops at its own tolerance on either side
+    # Twice the rows, half the C; the solver stops at its tolerance in both cases.
     mirrored = LogisticRegression(C=1.0, fit_intercept=False, max_iter=1000)
     mirrored.fit(sparse.vstack([rows, -rows]), np.repeat([1, -1], 60))
     np.testing.assert_allclose(baseline.score(titles), features @ mirrored.coef_[0], atol=0.05)
@@ -91,19 +93,19 @@ def test_the_penalty_is_chosen_by_groups_of_the_training_pairs():
 
     pairs = planted(90, 8)
     assert chosen(pairs) in title_baselines.GRID
-    # In noise a weak penalty only overfits, and the log-loss on held-out groups says so.
+    # On noise a weak penalty overfits, which raises the log loss on held-out groups.
     rng = random.Random(0)
     noise = [replace(p, chosen=p.rejected, rejected=p.chosen) if rng.random() < 0.5 else p for p in pairs]
     strongest = min(title_baselines.GRID)
     assert chosen(noise) == strongest
-    # Copies stay in the fold of their group. Without groups they are seen in training and held out at once.
+    # Copies stay in the fold of their group. Without groups they would be in training and held-out rows.
     assert chosen(noise * 3) == strongest
     assert chosen([replace(p, group="") for p in noise * 3]) != strongest
     few = chosen(planted(29, 8))
     assert few == title_baselines.GRID[1]
 
 
-def test_the_floor_is_deterministic():
+def test_the_baseline_is_deterministic():
     pairs = planted(50, 4)
     titles = [p.chosen for p in pairs]
     first, second = (TfidfBradleyTerry().fit(pairs).score(titles) for _ in range(2))
@@ -114,7 +116,7 @@ def test_an_unseen_title_scores_zero():
     assert TfidfBradleyTerry().fit(planted(50, 5)).score(["ЖЖЖЖ ШШШШ"]).tolist() == [0.0]
 
 
-def test_scripts_are_told_apart():
+def test_scripts_are_distinguished():
     assert writes_without_spaces(["新闻标题很短", "第二个"])
     assert writes_without_spaces(["ネットで簡単カードローン"])
     assert writes_without_spaces(["ข่าววันนี้"])
@@ -134,12 +136,12 @@ def test_work_grows_no_faster_than_the_pairs():
     assert calls[1] <= 5 * calls[0]
 
 
-def test_bad_input_is_refused():
-    with pytest.raises(TaskHeadsError, match="1 training pairs"):
+def test_invalid_input_raises_errors():
+    with raises_problem("rows-too-few", "TF-IDF baseline", match="1 training pairs"):
         TfidfBradleyTerry().fit(planted(1, 0))
-    with pytest.raises(TaskHeadsError, match="before fit"):
+    with raises_problem("argument-type", "TF-IDF baseline"):
         TfidfBradleyTerry().score(["a"])
-    with pytest.raises(TaskHeadsError, match="check the titles"):
+    with raises_problem("text-empty", "TF-IDF baseline"):
         TfidfBradleyTerry().fit([PairExample(chosen="  ", rejected="\t")] * 3)
 
 

@@ -1,4 +1,4 @@
-"""The verdict: paired, over groups, against the best baseline of the same rows."""
+"""Tests of the comparison with the best baseline: paired, over groups, on the same rows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from qwen_task_heads.metrics import lookup_baseline, verdicts
-from qwen_task_heads.metrics.classification import BEST_METRIC, classification_figures
+from qwen_task_heads.metrics.classification import BEST_METRIC, classification_metrics
 from qwen_task_heads.metrics.verdicts import give_verdict, mean_measure, text_measure
 
 MODEL = "this model"
 
 
 def credit(right: int, count: int = 200) -> Any:
-    """A measure that is right on the first rows."""
+    """Return a measure that is right on the first rows."""
     return mean_measure((np.arange(count) < right).astype(float), name="accuracy")
 
 
@@ -25,8 +25,8 @@ def judge(groups: Any = None, *, count: int = 200, beside: str | None = None, **
     return give_verdict(measures, model=MODEL, metric="accuracy", groups=groups, count=count, beside=beside)
 
 
-def test_a_paired_difference_is_surer_than_two_intervals() -> None:
-    """Ten rows of two hundred, all on one side: two intervals overlap, their difference leaves 0 out."""
+def test_a_paired_interval_is_narrower_than_two_intervals() -> None:
+    """Ten of two hundred rows differ in one direction: only the paired interval excludes 0."""
     found = judge(this_model=120, rule=110)
     assert (found["baseline"], found["value"], found["word"]) == ("rule", 0.55, "above")
     assert found["difference"] == pytest.approx(0.05)
@@ -36,8 +36,8 @@ def test_a_paired_difference_is_surer_than_two_intervals() -> None:
     assert (turned["word"], turned["low"], turned["high"]) == ("below", -found["high"], -found["low"])
 
 
-def test_groups_are_drawn_whole() -> None:
-    """The ten rows are one group of twenty: that is no evidence."""
+def test_whole_groups_are_drawn() -> None:
+    """The ten rows are one group of twenty, so that the difference is not significant."""
     groups = [f"g{row // 10}" for row in range(200)]
     assert judge(groups, this_model=120, rule=110)["word"] == "level"
     one = judge(["g"] * 200, this_model=120, rule=110)
@@ -45,7 +45,7 @@ def test_groups_are_drawn_whole() -> None:
     assert judge([""] * 200, this_model=120, rule=110)["word"] == "above"  # rows without a group
 
 
-def test_the_best_baseline_is_chosen_and_a_named_one_stands_beside() -> None:
+def test_the_best_baseline_and_a_named_one_are_compared() -> None:
     found = judge(this_model=120, low=60, high=150, tfidf=100, beside="tfidf")
     assert (found["baseline"], found["word"]) == ("high", "below")
     assert found["beside"]["baseline"] == "tfidf"
@@ -61,7 +61,7 @@ def test_equal_answers_are_level_without_an_interval() -> None:
 
 
 @pytest.mark.parametrize("kind", list(BEST_METRIC))
-def test_the_metric_of_every_kind_is_that_of_the_table(kind: str) -> None:
+def test_every_problem_type_uses_its_best_metric(kind: str) -> None:
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(80, 4))
     if kind == "regression":
@@ -73,7 +73,7 @@ def test_the_metric_of_every_kind_is_that_of_the_table(kind: str) -> None:
         targets = (scores + rng.normal(size=(80, 4))).argmax(1).tolist()
     names = [f"l{n}" for n in range(scores.shape[1])]
     metric = BEST_METRIC[kind][0].removeprefix("eval_")
-    wanted = classification_figures(kind, scores, targets, labels=names)[metric]["value"]
+    wanted = classification_metrics(kind, scores, targets, labels=names)[metric]["value"]
     measure = text_measure(kind, scores, targets, num_labels=len(names))
     assert measure(np.ones((1, 80)))[metric][0] == pytest.approx(wanted)
     chance = text_measure(kind, rng.normal(size=scores.shape), targets, num_labels=len(names))
@@ -83,7 +83,7 @@ def test_the_metric_of_every_kind_is_that_of_the_table(kind: str) -> None:
     assert found["low"] < found["difference"] < found["high"]
 
 
-def test_a_baseline_without_a_value_is_no_rival() -> None:
+def test_a_baseline_without_a_value_is_ignored() -> None:
     """The correlation of a constant is not defined."""
     targets = [(float(n),) for n in range(30)]
     constant = text_measure("regression", np.zeros((30, 1)), targets, num_labels=1)

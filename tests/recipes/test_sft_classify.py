@@ -52,7 +52,7 @@ def test_the_published_preset_ends_in_an_accuracy_and_a_local_tracker_run(news: 
     pytest.importorskip("swanlab", reason="swanlab is not installed")
     folder = tmp_path / "run"
     said = finished(words(news, folder, report_to="swanlab"), tmp_path / "log")
-    assert "1 were cut to fit into 384 tokens" in said
+    assert "1 were truncated to fit into 384 tokens" in said
     assert "no answer was" in said
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     assert 0 <= metrics["test"]["this model"]["accuracy"]["value"] <= 1

@@ -32,7 +32,7 @@ from qwen_task_heads.metrics.classification import (
     MULTI,
     ORDINAL,
     SINGLE,
-    classification_figures,
+    classification_metrics,
     probabilities,
 )
 from qwen_task_heads.reports import calibration, text_report
@@ -443,5 +443,5 @@ def test_a_title_scorer_is_calibrated_without_changing_its_ranking(bases, tmp_pa
 
 def test_metrics_are_computed_at_the_thresholds():
     logits, truth = np.array([[0.5, -2.0], [-1.0, 3.0]]), [(0, 1), (1,)]
-    found = classification_figures(MULTI, logits, truth, labels=["a", "b"], threshold=[0.5, 0.1])
+    found = classification_metrics(MULTI, logits, truth, labels=["a", "b"], threshold=[0.5, 0.1])
     assert found["subset_accuracy"]["value"] == 1.0

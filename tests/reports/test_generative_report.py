@@ -18,7 +18,7 @@ from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.inference.engine_options import EngineSpec
 from qwen_task_heads.inference.engines import open_engine
 from qwen_task_heads.inference.loading import open_scorer
-from qwen_task_heads.metrics.classification import SINGLE, classification_figures
+from qwen_task_heads.metrics.classification import SINGLE, classification_metrics
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.publishing.publish import publish
 from qwen_task_heads.reports.generative_report import finish_answers
@@ -106,7 +106,7 @@ def test_a_reloaded_folder_has_the_metrics_of_its_card(
     }
     for name, log_scores in openers.items():
         scores = log_scores([row["text"] for row in rows]).numpy()
-        found = classification_figures(SINGLE, scores, targets, labels=LABELS.names)
+        found = classification_metrics(SINGLE, scores, targets, labels=LABELS.names)
         expected = metrics["dev"]["this model"]
         for metric in ("log_loss", "accuracy"):  # the loss depends on every logit
             value = expected[metric]["value"]

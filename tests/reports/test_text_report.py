@@ -29,7 +29,7 @@ from qwen_task_heads.metrics.classification import (
     ORDINAL,
     REGRESSION,
     SINGLE,
-    classification_figures,
+    classification_metrics,
 )
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP
 from qwen_task_heads.reports.markdown import metric_name
@@ -146,7 +146,7 @@ def test_all_files_are_written_and_agree(runs, kind):
     logits = Scorer(str(folder)).logits(
         [e.text for e in expected], text_pairs=[e.text_b for e in expected] if pairs else None
     )
-    again = classification_figures(
+    again = classification_metrics(
         kind,
         logits.double().numpy(),
         [e.target for e in expected],

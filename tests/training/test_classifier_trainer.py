@@ -1,6 +1,6 @@
-"""`ClassifierTrainer` beside the stock classifier and Trainer, every problem type, and checks 15 and 16.
+"""Tests of `ClassifierTrainer`: comparison with stock, every problem type, resumed runs and errors.
 
-All on a random two-layer Qwen2 and real data sets of the package; no trainer is replaced.
+They use a random two-layer Qwen2 and real data sets of the package. No trainer is mocked.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from problem_assertions import raises_problem
 from torch.nn import functional as F
 from transformers import (
     AutoModelForSequenceClassification,
@@ -69,7 +70,7 @@ def fresh(bases) -> Any:
 
 
 def texts(count: int, problem: str = SINGLE, **changes: Any) -> list[TextExample]:
-    """Texts whose adjective is their label."""
+    """Return texts whose adjective is their label."""
     targets = {
         SINGLE: lambda i: i % 3,
         MULTI: lambda i: tuple(sorted({i % 3, (i // 3) % 3})),
@@ -90,16 +91,31 @@ def texts(count: int, problem: str = SINGLE, **changes: Any) -> list[TextExample
 
 def settings(folder: Any, **changes: Any) -> TrainingArguments:
     known = {
-        "per_device_train_batch_size": 4, "max_steps": 10, "learning_rate": 1e-3, "logging_steps": 1,
-        "use_cpu": True, "report_to": "none", "disable_tqdm": True, "seed": 1, "save_strategy": "no",
-        "dataloader_pin_memory": False, "lr_scheduler_type": "constant", "bf16": False,
-    }  # fmt: skip
+        "per_device_train_batch_size": 4,
+        "max_steps": 10,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 1,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+        "lr_scheduler_type": "constant",
+        "bf16": False,
+    }
     return TrainingArguments(str(folder), **(known | changes))
 
 
 OWN = (
-    "loss", "loss_options", "class_counts", "callbacks", "peft_config", "compute_metrics", "problem_type",
-)  # fmt: skip
+    "loss",
+    "loss_options",
+    "class_counts",
+    "callbacks",
+    "peft_config",
+    "compute_metrics",
+    "problem_type",
+)
 
 
 def trainer_for(
@@ -111,18 +127,22 @@ def trainer_for(
         return text_dataset(rows, tokenizer=words, config=model.config, num_labels=model.config.num_labels)[0]
 
     return ClassifierTrainer(
-        model, args=settings(folder, **more), train_dataset=table(train),
-        eval_dataset=None if dev is None else table(dev), processing_class=words,
-        train_sources=[row.source for row in train], eval_sources=[row.source for row in dev or []],
+        model,
+        args=settings(folder, **more),
+        train_dataset=table(train),
+        eval_dataset=None if dev is None else table(dev),
+        processing_class=words,
+        train_sources=[row.source for row in train],
+        eval_sources=[row.source for row in dev or []],
         **options,
-    )  # fmt: skip
+    )
 
 
 def logged(trainer: Any, key: str = "loss") -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
-# --- never worse than stock ---
+# --- comparison with stock ---
 
 
 @pytest.mark.parametrize(
@@ -135,9 +155,12 @@ def test_equals_the_stock_classifier_under_the_stock_trainer(
     more = {"max_steps": 20, "label_smoothing_factor": smoothing}
     model = fresh(problem)
     stock = AutoModelForSequenceClassification.from_pretrained(
-        bases["qwen2"], num_labels=LABELS[problem], problem_type=problem, pad_token_id=words.pad_token_id,
+        bases["qwen2"],
+        num_labels=LABELS[problem],
+        problem_type=problem,
+        pad_token_id=words.pad_token_id,
         dtype=torch.float32,
-    )  # fmt: skip
+    )
     stock.score.load_state_dict(model.score.state_dict())
     ours = trainer_for(model, tmp_path / "ours", words=words, train=texts(24, problem), **more)
     ours.train()
@@ -158,7 +181,7 @@ def test_equals_the_stock_classifier_under_the_stock_trainer(
 # --- every problem type ---
 
 
-def figure(problem: str, logits: np.ndarray, targets: np.ndarray) -> float:
+def metric(problem: str, logits: np.ndarray, targets: np.ndarray) -> float:
     if problem == SCORE:
         return float(np.corrcoef(logits[:, 0], targets[:, 0])[0, 1])
     if problem == MULTI:
@@ -186,14 +209,21 @@ def test_every_problem_type_learns(fresh, words, tmp_path, problem, kind):
         adapter = adapter_config(model, r=4, dora=kind == "dora", head_only=kind == "head_only")
     train = texts(24, problem)
     trainer = trainer_for(
-        model, tmp_path, words=words, train=train, dev=texts(9, problem), peft_config=adapter,
-        max_steps=60 if problem == ORDER else 30, learning_rate=1e-2, per_device_train_batch_size=8,
-        compute_metrics=lambda done: {"figure": figure(problem, done.predictions, done.label_ids)},
-    )  # fmt: skip
+        model,
+        tmp_path,
+        words=words,
+        train=train,
+        dev=texts(9, problem),
+        peft_config=adapter,
+        max_steps=60 if problem == ORDER else 30,
+        learning_rate=1e-2,
+        per_device_train_batch_size=8,
+        compute_metrics=lambda done: {"metric": metric(problem, done.predictions, done.label_ids)},
+    )
     trainer.train()
     losses = logged(trainer)
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4]), losses
-    assert trainer.evaluate()["eval_figure"] > (0.6 if problem == ORDER else 0.75)  # chance: a third
+    assert trainer.evaluate()["eval_metric"] > (0.6 if problem == ORDER else 0.75)  # chance: a third
     assert isinstance(trainer.model, PeftModel) == (kind != "full")
 
 
@@ -212,14 +242,21 @@ def test_every_problem_type_learns(fresh, words, tmp_path, problem, kind):
 )
 def test_every_loss_learns(fresh, words, tmp_path, problem, loss, options):
     trainer = trainer_for(
-        fresh(problem, pooling="mean"), tmp_path, words=words, train=texts(25, problem), loss=loss,
-        loss_options=options, max_steps=20, learning_rate=3e-3, per_device_train_batch_size=8,
-    )  # fmt: skip
+        fresh(problem, pooling="mean"),
+        tmp_path,
+        words=words,
+        train=texts(25, problem),
+        loss=loss,
+        loss_options=options,
+        max_steps=20,
+        learning_rate=3e-3,
+        per_device_train_batch_size=8,
+    )
     trainer.train()
     assert sum(logged(trainer)[-4:]) < 0.8 * sum(logged(trainer)[:4])
 
 
-# --- what reaches the loss ---
+# --- inputs of the loss ---
 
 
 def test_weights_and_soft_labels_reach_the_loss(fresh, words, tmp_path):
@@ -227,15 +264,22 @@ def test_weights_and_soft_labels_reach_the_loss(fresh, words, tmp_path):
     rows = texts(6, weight=(0.5, 2.0, 1.0), soft=soft)
     model = fresh()
     trainer = trainer_for(
-        model, tmp_path, words=words, train=rows, dev=rows, max_steps=1, per_device_train_batch_size=6,
-        learning_rate=0.0, loss_options={"class_weights": [1.0, 2.0, 3.0]},
-    )  # fmt: skip
+        model,
+        tmp_path,
+        words=words,
+        train=rows,
+        dev=rows,
+        max_steps=1,
+        per_device_train_batch_size=6,
+        learning_rate=0.0,
+        loss_options={"class_weights": [1.0, 2.0, 3.0]},
+    )
     trainer.train()
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     target = torch.tensor([row.soft or F.one_hot(torch.tensor(row.target), 3).tolist() for row in rows])
-    # two rows of each label: weights 1, 2, 3 have the mean 2 over the training set
+    # Two rows of each label: the weights 1, 2, 3 have the mean 2 over the training set.
     losses = F.cross_entropy(logits, target, weight=torch.tensor([0.5, 1.0, 1.5]), reduction="none")
     wanted = (losses * torch.tensor([0.5, 2.0, 1.0] * 2)).mean().item()
     assert logged(trainer)[0] == pytest.approx(wanted, abs=1e-6)
@@ -247,46 +291,47 @@ def test_label_smoothing_of_the_arguments_is_used_and_kept(fresh, words, tmp_pat
         fresh(MULTI), tmp_path, words=words, train=texts(6, MULTI), label_smoothing_factor=0.2
     )
     assert trainer.loss.parameters == {"label_smoothing": 0.2}
-    assert trainer.args.label_smoothing_factor == 0.2  # the run's account shows it
+    assert trainer.args.label_smoothing_factor == 0.2  # the record of the run contains it
     assert trainer.label_smoother is None
 
 
-def test_soft_labels_that_the_loss_would_leave_out_are_refused(fresh, words, tmp_path):
+def test_soft_labels_that_the_loss_does_not_use_raise_an_error(fresh, words, tmp_path):
     rows = texts(3, soft=((0.2, 0.3, 0.5),))
-    with pytest.raises(TaskHeadsError, match=r"--loss: found 'focal', and soft labels in the eval set"):
+    with raises_problem("option-unsupported", "--loss", match="'focal', and soft labels in the eval set"):
         trainer_for(fresh(), tmp_path, words=words, train=texts(3), dev=rows, loss="focal")
 
 
-def test_a_label_that_torch_would_leave_out_is_refused_by_row(fresh, words, tmp_path):
+def test_labels_that_torch_would_ignore_raise_an_error_with_their_rows(fresh, words, tmp_path):
     trainer = trainer_for(fresh(), tmp_path, words=words, train=texts(4))
     table = trainer.train_dataset.remove_columns("labels").add_column("labels", [0, -100, 3, 1])
-    with pytest.raises(TaskHeadsError) as caught:
+    with raises_problem("label-unknown", match="-100") as caught:
         ClassifierTrainer(
-            fresh(), args=settings(tmp_path), train_dataset=table, processing_class=words,
+            fresh(),
+            args=settings(tmp_path),
+            train_dataset=table,
+            processing_class=words,
             train_sources=["a.csv:1", "a.csv:2", "a.csv:3", "a.csv:4"],
-        )  # fmt: skip
-    assert [(problem.where, problem.problem) for problem in caught.value.problems] == [
-        ("a.csv:2", "found label -100"), ("a.csv:3", "found label 3"),
-    ]  # fmt: skip
+        )
+    assert [problem.where for problem in caught.value.problems] == ["a.csv:2", "a.csv:3"]
 
 
-def test_another_problem_type_than_the_models_is_refused(fresh, words, tmp_path):
-    with pytest.raises(TaskHeadsError, match=f"problem_type: found '{ORDER}', and a model for '{SINGLE}'"):
+def test_another_problem_type_than_that_of_the_model_raises_an_error(fresh, words, tmp_path):
+    with raises_problem("model-type", "problem_type", match=f"'{ORDER}'.*'{SINGLE}'"):
         trainer_for(fresh(), tmp_path, words=words, train=texts(3), problem_type=ORDER)
 
 
-def test_a_model_with_an_adapter_takes_no_second_one(fresh, words, tmp_path):
+def test_a_second_adapter_raises_an_error(fresh, words, tmp_path):
     from peft import get_peft_model
 
     model = fresh()
     adapter = adapter_config(model, r=2)
     adapted = get_peft_model(model, adapter)
     assert trainer_for(adapted, tmp_path, words=words, train=texts(3)).model is adapted
-    with pytest.raises(TaskHeadsError, match="peft_config: found a model that has an adapter"):
+    with raises_problem("option-unsupported", "peft_config"):
         trainer_for(adapted, tmp_path, words=words, train=texts(3), peft_config=adapter)
 
 
-# --- check 16 ---
+# --- accumulation and checkpointing ---
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), pytest.param(1, 8, marks=pytest.mark.slow)])
@@ -295,10 +340,15 @@ def test_accumulated_batches_give_the_same_run(fresh, words, tmp_path, batch, ac
     runs = []
     for size, steps in ((8, 1), (batch, accumulation)):
         trainer = trainer_for(
-            fresh(), tmp_path / f"{size}", words=words, train=texts(19, weight=(0.5, 1.5, 1.0)), max_steps=21,
-            per_device_train_batch_size=size, gradient_accumulation_steps=steps,
+            fresh(),
+            tmp_path / f"{size}",
+            words=words,
+            train=texts(19, weight=(0.5, 1.5, 1.0)),
+            max_steps=21,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
             loss_options={"class_weights": [1.0, 3.0, 2.0]},
-        )  # fmt: skip
+        )
         trainer.train()
         runs.append(trainer)
     whole, parts = runs
@@ -308,14 +358,19 @@ def test_accumulated_batches_give_the_same_run(fresh, words, tmp_path, batch, ac
 
 
 def test_an_update_is_the_mean_of_its_rows_and_not_of_its_batches(fresh, words, tmp_path):
-    """Six rows as 4 + 2: the parent would count the two of the last batch twice as much."""
+    """Six rows as 4 + 2: the parent would give the two rows of the last batch twice the weight."""
     runs = [
         trainer_for(
-            fresh(), tmp_path / str(size), words=words, train=texts(6, weight=(0.2, 3.0)), max_steps=3,
-            per_device_train_batch_size=size, gradient_accumulation_steps=steps,
+            fresh(),
+            tmp_path / str(size),
+            words=words,
+            train=texts(6, weight=(0.2, 3.0)),
+            max_steps=3,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
         )
         for size, steps in ((6, 1), (4, 2))
-    ]  # fmt: skip
+    ]
     for trainer in runs:
         trainer.train()
     for key in ("loss", "grad_norm"):
@@ -329,16 +384,22 @@ def test_an_update_is_the_mean_of_its_rows_and_not_of_its_batches(fresh, words, 
         *(pytest.param(kind, False, marks=pytest.mark.slow) for kind in ("lora", "head_only")),
     ],
 )
-def test_checkpointing_changes_nothing(fresh, words, tmp_path, kind, reentrant):
-    """Reentrant, as ZeRO-3 needs it, adapters learn only where the frozen embeddings ask for gradients."""
+def test_checkpointing_does_not_change_the_run(fresh, words, tmp_path, kind, reentrant):
+    """With reentrant checkpointing, adapters get gradients only if the frozen embeddings require them."""
     runs = []
     for on in (False, True):
         model = fresh()
         adapter = None if kind == "full" else adapter_config(model, r=4, head_only=kind == "head_only")
         trainer = trainer_for(
-            model, tmp_path / str(on), words=words, train=texts(24), max_steps=20, peft_config=adapter,
-            activation_checkpointing=on, activation_checkpointing_kwargs={"use_reentrant": reentrant},
-        )  # fmt: skip
+            model,
+            tmp_path / str(on),
+            words=words,
+            train=texts(24),
+            max_steps=20,
+            peft_config=adapter,
+            activation_checkpointing=on,
+            activation_checkpointing_kwargs={"use_reentrant": reentrant},
+        )
         trainer.train()
         runs.append(trainer)
     assert runs[1].args.gradient_checkpointing
@@ -347,29 +408,34 @@ def test_checkpointing_changes_nothing(fresh, words, tmp_path, kind, reentrant):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 9, 16])
-def test_figures_of_dev_are_exact_over_a_ragged_last_batch(fresh, words, tmp_path, batch):
+def test_dev_metrics_are_exact_with_an_incomplete_last_batch(fresh, words, tmp_path, batch):
     model, dev = fresh(), texts(9, weight=(0.5, 1.5, 1.0, 2.0))
     seen = []
 
     def metrics(done: Any) -> dict[str, float]:
         seen.append((done.predictions, done.label_ids))
-        return {"accuracy": figure(SINGLE, done.predictions, done.label_ids)}
+        return {"accuracy": metric(SINGLE, done.predictions, done.label_ids)}
 
     trainer = trainer_for(
-        model, tmp_path, words=words, train=texts(4), dev=dev, per_device_eval_batch_size=batch,
+        model,
+        tmp_path,
+        words=words,
+        train=texts(4),
+        dev=dev,
+        per_device_eval_batch_size=batch,
         compute_metrics=metrics,
-    )  # fmt: skip
+    )
     everything = trainer.data_collator(list(trainer.eval_dataset))
     with torch.no_grad():
         logits = model(input_ids=everything["input_ids"], attention_mask=everything["attention_mask"]).logits
     losses = F.cross_entropy(logits, everything["labels"], reduction="none") * everything["weight"]
-    figures = trainer.evaluate()
-    assert figures["eval_loss"] == pytest.approx(losses.mean().item(), abs=1e-6)
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(losses.mean().item(), abs=1e-6)
     ((predictions, targets),) = seen
     assert predictions.shape == (9, 3)
     assert targets.tolist() == [row.target for row in dev]
     assert predictions == pytest.approx(logits.numpy(), abs=1e-5)
-    assert figures["eval_accuracy"] == figure(SINGLE, logits.numpy(), targets)
+    assert metrics["eval_accuracy"] == metric(SINGLE, logits.numpy(), targets)
 
 
 def test_rows_without_labels_can_be_predicted(fresh, words, tmp_path):
@@ -385,7 +451,7 @@ def test_rows_without_labels_can_be_predicted(fresh, words, tmp_path):
 
 
 def run_on(base: str, folder: str) -> None:
-    """One of two processes; it stands at the top of the module, where the fork server finds it."""
+    """Run one of two processes; defined at module level, so that the fork server can import it."""
     torch.save(train_and_look(base, folder, batch=2), Path(folder) / f"rank{os.environ['RANK']}.pt")
     bare = distributed_trainer(base, folder, batch=2, seen=[])
     bare.evaluate()
@@ -398,24 +464,35 @@ def distributed_trainer(base: str, folder: str, *, batch: int, seen: list[Any]) 
     set_seed(5)
     model = build(base, task="pooled_classifier", num_labels=3, problem_type=SINGLE)
     return trainer_for(
-        model, folder, words=load_tokenizer("embedded"), train=texts(24, weight=(0.5, 1.5, 1.0)),
-        dev=texts(9, weight=(1.0, 3.0)), max_steps=20, per_device_train_batch_size=batch,
-        gradient_accumulation_steps=2, per_device_eval_batch_size=2, ddp_find_unused_parameters=False,
+        model,
+        folder,
+        words=load_tokenizer("embedded"),
+        train=texts(24, weight=(0.5, 1.5, 1.0)),
+        dev=texts(9, weight=(1.0, 3.0)),
+        max_steps=20,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=2,
+        per_device_eval_batch_size=2,
+        ddp_find_unused_parameters=False,
         compute_metrics=lambda done: seen.append((done.predictions, done.label_ids)) or {},
         loss_options={"class_weights": "balanced"},
-    )  # fmt: skip
+    )
 
 
 def train_and_look(base: str, folder: str, *, batch: int) -> dict[str, Any]:
     seen: list[Any] = []
     trainer = distributed_trainer(base, folder, batch=batch, seen=seen)
     trainer.train()
-    figures = trainer.evaluate()
+    metrics = trainer.evaluate()
     return {
-        "world": trainer.args.world_size, "loss": logged(trainer), "grad_norm": logged(trainer, "grad_norm"),
-        "eval_loss": figures["eval_loss"], "predictions": seen[-1][0].tolist(),
-        "labels": seen[-1][1].tolist(), "weights": trainer.model.state_dict(),
-    }  # fmt: skip
+        "world": trainer.args.world_size,
+        "loss": logged(trainer),
+        "grad_norm": logged(trainer, "grad_norm"),
+        "eval_loss": metrics["eval_loss"],
+        "predictions": seen[-1][0].tolist(),
+        "labels": seen[-1][1].tolist(),
+        "weights": trainer.model.state_dict(),
+    }
 
 
 @pytest.mark.slow
@@ -434,11 +511,11 @@ def test_two_processes_give_the_run_of_one(bases, tmp_path):
         assert torch.equal(tensor, other["weights"][name]), name
 
 
-# --- check 15 ---
+# --- errors during training ---
 
 
 class Weights(TrainerCallback):
-    """Keeps the weights after each step."""
+    """Callback that stores the weights after each step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -449,16 +526,22 @@ class Weights(TrainerCallback):
 
 @pytest.mark.parametrize("step", [1, 7, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("problem", [SINGLE, SCORE])
-def test_a_nan_stops_at_its_step_and_names_the_row(fresh, words, tmp_path, step, problem):
+def test_a_nan_stops_the_run_at_its_step_and_names_the_row(fresh, words, tmp_path, step, problem):
     rows = texts(42, problem, weight=(0.5,))
     guilty = (step - 1) * 2 + 1  # the second row of the step's batch of two
     broken = {**vars(rows[guilty]), "weight": math.nan}
     rows[guilty] = TextExample(**broken)
     weights, model = Weights(), fresh(problem)
     trainer = trainer_for(
-        model, tmp_path, words=words, train=rows, max_steps=21, per_device_train_batch_size=2,
-        train_sampling_strategy="sequential", callbacks=[weights],
-    )  # fmt: skip
+        model,
+        tmp_path,
+        words=words,
+        train=rows,
+        max_steps=21,
+        per_device_train_batch_size=2,
+        train_sampling_strategy="sequential",
+        callbacks=[weights],
+    )
     with pytest.raises(TaskHeadsError) as caught:
         trainer.train()
     (problem_found,) = caught.value.problems
@@ -469,8 +552,8 @@ def test_a_nan_stops_at_its_step_and_names_the_row(fresh, words, tmp_path, step,
     assert all(torch.equal(tensor, unmoved[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_update(fresh, words, tmp_path):
-    """Loss and logits are sound: only the callback that looks at the accumulated gradients can see it."""
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(fresh, words, tmp_path):
+    """Loss and logits are finite: only the callback that checks the accumulated gradients can find it."""
     weights, model = Weights(), fresh()
     backwards: list[int] = []
 
@@ -480,9 +563,15 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(fresh, words, tmp
 
     model.score.weight.register_hook(spoil)
     trainer = trainer_for(
-        model, tmp_path, words=words, train=texts(12), per_device_train_batch_size=2, callbacks=[weights],
-        gradient_accumulation_steps=2, train_sampling_strategy="sequential",
-    )  # fmt: skip
+        model,
+        tmp_path,
+        words=words,
+        train=texts(12),
+        per_device_train_batch_size=2,
+        callbacks=[weights],
+        gradient_accumulation_steps=2,
+        train_sampling_strategy="sequential",
+    )
     with pytest.raises(TaskHeadsError, match="the gradient is not finite at step 3") as caught:
         trainer.train()
     assert caught.value.problems[0].where == ", ".join(f"train.jsonl:{row}" for row in (9, 10, 11, 12))
@@ -503,26 +592,40 @@ def test_a_nan_in_dev_names_the_row_of_dev(fresh, words, tmp_path):
 
 def saved_each(folder: Path, **changes: Any) -> dict[str, Any]:
     return {
-        "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2,
-        "load_best_model_at_end": True, "metric_for_best_model": "eval_figure", "greater_is_better": True,
-        "restore_callback_states_from_checkpoint": True, **changes,
-    }  # fmt: skip
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_metric",
+        "greater_is_better": True,
+        "restore_callback_states_from_checkpoint": True,
+        **changes,
+    }
 
 
 @pytest.mark.parametrize(
     "kind", ["full", "lora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dora", "head_only"))]
 )
-def test_the_best_checkpoint_is_what_is_left(fresh, words, tmp_path, kind):
+def test_only_the_best_checkpoint_is_kept(fresh, words, tmp_path, kind):
     model, weights = fresh(), Weights()
     adapter = None
     if kind != "full":
         adapter = adapter_config(model, r=4, dora=kind == "dora", head_only=kind == "head_only")
     order = iter([0.1, 0.9, 0.3, 0.2, 0.5])
     trainer = trainer_for(
-        model, tmp_path, words=words, train=texts(12), dev=texts(4), peft_config=adapter, max_steps=8,
-        learning_rate=1e-2, compute_metrics=lambda done: {"figure": next(order)},
-        callbacks=[VerifiedCheckpointCallback(1), weights], **saved_each(tmp_path),
-    )  # fmt: skip
+        model,
+        tmp_path,
+        words=words,
+        train=texts(12),
+        dev=texts(4),
+        peft_config=adapter,
+        max_steps=8,
+        learning_rate=1e-2,
+        compute_metrics=lambda done: {"metric": next(order)},
+        callbacks=[VerifiedCheckpointCallback(1), weights],
+        **saved_each(tmp_path),
+    )
     train_or_resume(trainer, checkpoint=open_output(tmp_path, None))
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
     best, last = weights.steps[3], weights.steps[7]
@@ -531,27 +634,33 @@ def test_the_best_checkpoint_is_what_is_left(fresh, words, tmp_path, kind):
     moved = {name for name in best if not torch.equal(best[name], last[name])}
     assert any("score" in name for name in moved)
     assert any("lora" in name for name in moved) == (kind in ("lora", "dora"))
-    assert trainer.evaluate()["eval_figure"] == 0.5  # the metrics pass through
-    # the seal's rotation keeps the best beside the newest
+    assert trainer.evaluate()["eval_metric"] == 0.5  # the metric is returned unchanged
+    # The rotation of checkpoints keeps the best and the newest.
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
 
 
-def test_early_stopping_stops_and_a_resumed_run_stops_alike(fresh, words, tmp_path):
-    """Killed after step 4 with one of two looks spent; without its patience the second run would go on."""
+def test_early_stopping_stops_a_run_and_its_resumed_run_at_the_same_step(fresh, words, tmp_path):
+    """Killed after step 4 with one of two evaluations used; the resumed run must restore the patience."""
 
     class Killed(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 5:
                 raise KeyboardInterrupt
 
-    figures = {2: 0.9, 4: 0.5, 6: 0.4, 8: 0.3, 10: 0.2, 12: 0.1}
+    metrics = {2: 0.9, 4: 0.5, 6: 0.4, 8: 0.3, 10: 0.2, 12: 0.1}
 
     def start(folder: Path, *more: Any, resume: Any = None) -> ClassifierTrainer:
         trainer = trainer_for(
-            fresh(), folder, words=words, train=texts(12), dev=texts(4), max_steps=12,
-            compute_metrics=lambda done: {"figure": figures[trainer.state.global_step]},
-            callbacks=[VerifiedCheckpointCallback(2), EarlyStoppingCallback(2), *more], **saved_each(folder),
-        )  # fmt: skip
+            fresh(),
+            folder,
+            words=words,
+            train=texts(12),
+            dev=texts(4),
+            max_steps=12,
+            compute_metrics=lambda done: {"metric": metrics[trainer.state.global_step]},
+            callbacks=[VerifiedCheckpointCallback(2), EarlyStoppingCallback(2), *more],
+            **saved_each(folder),
+        )
         assert not resume_hazards(trainer.args, early_stopping=True)
         train_or_resume(trainer, checkpoint=open_output(folder, resume))
         return trainer
@@ -570,16 +679,25 @@ def test_early_stopping_stops_and_a_resumed_run_stops_alike(fresh, words, tmp_pa
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 3, 5))])
 def test_a_resumed_run_ends_with_the_same_bytes(fresh, words, tmp_path, kind, step):
-    """Dropout, accumulation and a short last update of each epoch: ten rows as 4, 4 and 2."""
+    """With dropout, accumulation and a short last update of each epoch: ten rows as 4, 4 and 2."""
 
     def start(folder: Path) -> ClassifierTrainer:
         model = fresh(ORDER, head_dropout=0.2)
         adapter = adapter_config(model, r=2, dropout=0.2) if kind == "lora" else None
         return trainer_for(
-            model, folder, words=words, train=texts(10, ORDER, weight=(0.5, 2.0)), peft_config=adapter,
-            per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=6, save_steps=step,
-            save_strategy="steps", callbacks=[VerifiedCheckpointCallback()], loss_options={"class_weights": "balanced"},
-        )  # fmt: skip
+            model,
+            folder,
+            words=words,
+            train=texts(10, ORDER, weight=(0.5, 2.0)),
+            peft_config=adapter,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            max_steps=6,
+            save_steps=step,
+            save_strategy="steps",
+            callbacks=[VerifiedCheckpointCallback()],
+            loss_options={"class_weights": "balanced"},
+        )
 
     whole, resumed = start(tmp_path / "whole"), start(tmp_path / "resumed")
     train_or_resume(whole, checkpoint=open_output(tmp_path / "whole", None))
@@ -603,7 +721,7 @@ def test_no_stock_card_is_written(fresh, words, tmp_path):
 # --- token dropout ---
 
 
-def test_hidden_tokens_are_tokens_left_out():
+def test_hidden_tokens_have_the_effect_of_removed_tokens():
     from qwen_task_heads.training.classifier_trainer import hide_tokens
 
     torch.manual_seed(0)
@@ -611,16 +729,16 @@ def test_hidden_tokens_are_tokens_left_out():
     mask = (torch.arange(40)[None] < lengths).long()
     found = torch.stack([hide_tokens(mask, share=0.3, template=(2, 1)) for _ in range(400)])  # (400, 4, 40)
     assert bool((found <= mask).all())
-    assert bool((found[:, :, :2] == mask[:, :2]).all())  # the template stays
+    assert bool((found[:, :, :2] == mask[:, :2]).all())  # the template is not hidden
     for row, length in enumerate(lengths[:, 0].tolist()):
         assert bool((found[:, row, length - 1] == 1).all())
     share = 1 - found[:, 0, 2:39].float().mean()
     assert abs(float(share) - 0.3) < 0.02
-    assert bool((found.sum(2) > torch.tensor([3, 3, 3, 2])).all())  # a text never vanishes
+    assert bool((found.sum(2) > torch.tensor([3, 3, 3, 2])).all())  # a text is never hidden completely
     assert bool((hide_tokens(mask, share=0.0, template=(2, 1)) == mask).all())
 
 
-def test_a_model_reads_a_row_with_hidden_tokens_as_the_shorter_row(tiny_config, shake):
+def test_a_row_with_hidden_tokens_has_the_logits_of_the_shorter_row(tiny_config, shake):
     from qwen_task_heads import PooledClassifier, PooledClassifierConfig
 
     for pooling in ("last", "mean"):
@@ -634,10 +752,10 @@ def test_a_model_reads_a_row_with_hidden_tokens_as_the_shorter_row(tiny_config, 
         assert torch.allclose(masked, shorter, atol=1e-6)
 
 
-def test_training_on_drops_what_was_measured_of_the_weights_before(fresh, words, tmp_path):
+def test_continued_training_drops_the_calibration(fresh, words, tmp_path):
     model = fresh(MULTI)
     model.config.calibration, model.config.label_thresholds = {"temperature": 2.0}, [0.1, 0.2, 0.3]
     trainer = trainer_for(model, tmp_path, words=words, train=texts(4, MULTI), max_steps=1)
-    assert model.config.calibration is not None  # an evaluation would leave it
+    assert model.config.calibration is not None  # an evaluation does not change it
     trainer.train()
     assert (model.config.calibration, model.config.label_thresholds) == (None, None)

@@ -1,4 +1,4 @@
-"""Rows of features give the losses of plain scores, whichever rows are asked for, and through any map."""
+"""Tests of rows of features: losses of any subset of rows, and after a linear map."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from problem_assertions import raises_problem
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset, text_dataset
 from qwen_task_heads.training.feature_rows import FeatureRows, GroupRows, PairRows, TextRows, logits_of
@@ -30,15 +30,15 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def rows_of(kind: str) -> tuple[FeatureRows, nn.Module]:
-    """Rows of a kind, and a head for them."""
+    """Return rows of a kind, and a head for them."""
     features, weight = numbers(12, WIDTH), torch.arange(12) % 3 / 2
     if kind in GROUP_LOSSES:
         return GroupRows(features[:11], SIZES, numbers(11, seed=3), GROUP_LOSSES[kind]), head_of(1)
     if kind.endswith("pairs"):
         chosen, rejected = features.chunk(2)
-        evidence = {"preference": torch.linspace(0.2, 1, 6)} if kind == "soft pairs" else {}
-        loss = PAIR_LOSSES["soft" if evidence else "bradley_terry"]
-        return PairRows(chosen, rejected, loss, evidence, weight[:6]), head_of(1)
+        signals = {"preference": torch.linspace(0.2, 1, 6)} if kind == "soft pairs" else {}
+        loss = PAIR_LOSSES["soft" if signals else "bradley_terry"]
+        return PairRows(chosen, rejected, loss, signals, weight[:6]), head_of(1)
     problem = MULTI if kind == "several labels" else SINGLE
     loss = resolve_text_loss(None, problem_type=problem, num_labels=3)
     labels = (numbers(12, 3, seed=5) > 0).float() if problem == MULTI else torch.arange(12) % 3
@@ -69,27 +69,27 @@ def test_slices_and_indices_give_the_same_rows(kind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_of_dev_is_the_mean_over_rows(kind) -> None:
     rows, head = rows_of(kind)
-    found = rows.figures(head)["eval_loss"]
+    found = rows.metrics(head)["eval_loss"]
     assert found == pytest.approx(rows.losses(head, slice(None)).mean().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dev_is_measured_without_dropout_and_training_goes_on(kind) -> None:
+def test_evaluation_disables_dropout_and_restores_training_mode(kind) -> None:
     rows, linear = rows_of(kind)
     head = nn.Sequential(nn.Dropout(0.5), linear).train()
-    assert rows.figures(head) == rows.figures(linear)
+    assert rows.metrics(head) == rows.metrics(linear)
     assert head.training
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_metric_that_picks_is_among_the_figures(kind) -> None:
+def test_the_best_metric_is_one_of_the_metrics(kind) -> None:
     rows, head = rows_of(kind)
-    assert rows.best[0] in rows.figures(head)
+    assert rows.best[0] in rows.metrics(head)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_map_of_features_is_a_map_of_weights(kind) -> None:
-    """Also to another width, and of features in bf16, which are mapped in fp32."""
+def test_mapped_features_equal_mapped_weights(kind) -> None:
+    """The map may change the width, and features in bf16 are mapped in fp32."""
     rows, _ = rows_of(kind)
     matrix, outputs = numbers(WIDTH, 9, seed=7), 1 if isinstance(rows, PairRows | GroupRows) else 3
     short, long = nn.Linear(9, outputs, bias=False), nn.Linear(WIDTH, outputs, bias=False)
@@ -100,9 +100,11 @@ def test_a_map_of_features_is_a_map_of_weights(kind) -> None:
     halved = _bf16(rows)
     assert all(part.dtype == torch.float32 for part in halved.mapped(matrix).features_of())
     torch.testing.assert_close(
-        halved.mapped(matrix).losses(short, slice(None)), halved.losses(_upcast(long), slice(None)),
-        rtol=0, atol=1e-5,
-    )  # fmt: skip
+        halved.mapped(matrix).losses(short, slice(None)),
+        halved.losses(_upcast(long), slice(None)),
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 def _bf16(rows: Any) -> Any:
@@ -119,21 +121,21 @@ def _upcast(linear: nn.Linear) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_features_of_are_all_of_them(kind) -> None:
+def test_features_of_returns_all_features(kind) -> None:
     rows, _ = rows_of(kind)
     wanted = numbers(12, WIDTH)[: 11 if kind in GROUP_LOSSES else 12]
     assert torch.equal(torch.cat([*rows.features_of()]), wanted)
 
 
 @pytest.mark.parametrize("kind", ["pairs", "soft pairs", *GROUP_LOSSES])
-def test_what_titles_of_a_row_share_is_no_contrast(kind) -> None:
-    """A constant added to both titles of a pair, or all of a group, changes no loss and no contrast."""
+def test_a_shift_shared_by_the_titles_of_a_row_is_not_in_the_contrasts(kind) -> None:
+    """A constant added to both titles of a pair, or all of a group, does not change losses and contrasts."""
     rows: Any
     rows, head = rows_of(kind)
     if isinstance(rows, PairRows):
         shift = numbers(len(rows), WIDTH, seed=8)
         moved: Any = PairRows(
-            rows.chosen + shift, rows.rejected + shift, rows.loss, rows.evidence, rows.weight
+            rows.chosen + shift, rows.rejected + shift, rows.loss, rows.signals, rows.weight
         )
     else:
         shift = numbers(len(rows), WIDTH, seed=8).repeat_interleave(torch.tensor(SIZES), dim=0)
@@ -187,8 +189,8 @@ def pair_table(tokenizer: Any, **columns: float) -> Any:
     return table
 
 
-def test_a_pair_loss_without_its_column_is_refused(tokenizer) -> None:
-    with pytest.raises(TaskHeadsError, match="a column margin"):
+def test_a_pair_loss_without_its_column_raises_an_error(tokenizer) -> None:
+    with raises_problem("column-missing", match="a column margin"):
         PairRows.of_table(torch.zeros(6, 8), pair_table(tokenizer), loss=PAIR_LOSSES["bradley_terry_margin"])
 
 
@@ -201,7 +203,7 @@ def test_pairs_are_read_from_a_data_set(tokenizer) -> None:
     torch.testing.assert_close(rows.losses(head, slice(None)), wanted, rtol=0, atol=1e-6)
 
 
-def test_an_option_that_is_a_column_is_the_same_for_all_rows(tokenizer) -> None:
+def test_an_option_with_the_name_of_a_column_applies_to_all_rows(tokenizer) -> None:
     features, loss = numbers(6, WIDTH), PAIR_LOSSES["margin_ranking"]
     by_option = PairRows.of_table(features, pair_table(tokenizer), loss=loss, options={"margin": 2.0})
     by_column = PairRows.of_table(features, pair_table(tokenizer, margin=2.0), loss=loss)
@@ -209,21 +211,21 @@ def test_an_option_that_is_a_column_is_the_same_for_all_rows(tokenizer) -> None:
     assert torch.equal(by_option.losses(head, slice(None)), by_column.losses(head, slice(None)))
 
 
-def test_an_equal_score_is_half_right() -> None:
+def test_an_equal_score_counts_half() -> None:
     features = numbers(2, WIDTH)
     rows = PairRows(features, features, PAIR_LOSSES["bradley_terry"])
-    assert rows.figures(head_of(1))["eval_accuracy"] == 0.5
+    assert rows.metrics(head_of(1))["eval_accuracy"] == 0.5
 
 
 # --- texts ---
 
 
-def test_soft_labels_that_a_loss_would_leave_out_are_refused(bases, tokenizer) -> None:
+def test_soft_labels_that_a_loss_does_not_use_raise_an_error(bases, tokenizer) -> None:
     texts = [TextExample(text=f"text {n}", target=n % 3, soft=(0.2, 0.3, 0.5)) for n in range(3)]
     config = PooledClassifierConfig(text_config={"model_type": "qwen2", "hidden_size": WIDTH}, num_labels=3)
     table, _ = text_dataset(texts, tokenizer=tokenizer, config=config, num_labels=3)
     focal = resolve_text_loss("focal", problem_type=SINGLE, num_labels=3)
-    with pytest.raises(TaskHeadsError, match="'focal', and soft labels"):
+    with raises_problem("option-unsupported", "--losses", match="'focal'"):
         TextRows.of_table(numbers(3, WIDTH), table, loss=focal, problem_type=SINGLE)
     usual = resolve_text_loss(None, problem_type=SINGLE, num_labels=3)
     rows = TextRows.of_table(numbers(3, WIDTH), table, loss=usual, problem_type=SINGLE)

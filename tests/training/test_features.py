@@ -1,4 +1,4 @@
-"""Features are what `score` gets, from any path; and their files say exactly what they hang on."""
+"""Tests of features, the input of `score`, and of the names of their cache files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from problem_assertions import raises_problem
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from qwen_task_heads import build
@@ -22,7 +23,7 @@ POOLINGS = ["last", "mean", "max"]
 
 @pytest.fixture(scope="module")
 def rows() -> list[list[int]]:
-    """Ragged rows; some share a prompt of 20 tokens."""
+    """Return rows of different lengths; some share a prompt of 20 tokens."""
     draw = torch.Generator().manual_seed(3)
     lengths = torch.randint(1, 30, (40,), generator=draw).tolist()
     own = [torch.randint(5, 5000, (length,), generator=draw).tolist() for length in lengths]
@@ -54,7 +55,7 @@ def test_a_head_on_features_gives_the_logits_of_the_model(bases, rows, family, p
         assert difference(model, rows, features) <= 1e-6
 
 
-def test_a_pass_on_a_cpu_is_small_unless_all_rows_begin_alike(rows) -> None:
+def test_a_pass_on_a_cpu_is_small_unless_all_rows_share_a_prefix(rows) -> None:
     assert pass_tokens(rows, device_type="cuda") == PASS
     assert pass_tokens(rows, device_type="cpu") == PASS_ON_CPU
     half = [[*range(10), *(place + at for at in range(10))] for place in range(20, 24)]
@@ -64,14 +65,14 @@ def test_a_pass_on_a_cpu_is_small_unless_all_rows_begin_alike(rows) -> None:
 
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
-def test_bidirectional_and_cut_rows(bases, rows, packing) -> None:
+def test_features_of_bidirectional_models_and_truncated_rows(bases, rows, packing) -> None:
     model = classifier(bases["qwen2"], bidirectional=True, pooling="mean", max_seq_length=16)
     model.packing = packing
     [features] = extract_features(model, rows, poolings=["mean"]).values()
     assert difference(model, rows, features) <= 1e-6
 
 
-def test_a_backbone_whose_rows_cannot_be_packed(tmp_path, rows) -> None:
+def test_features_of_a_backbone_without_packing(tmp_path, rows) -> None:
     config = GPT2Config(vocab_size=5026, n_embd=32, n_layer=2, n_head=4, n_positions=64)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
@@ -79,11 +80,11 @@ def test_a_backbone_whose_rows_cannot_be_packed(tmp_path, rows) -> None:
     assert model.fallback_reason is not None
     [features] = extract_features(model, rows).values()
     assert difference(model, rows, features) <= 1e-6
-    with pytest.raises(TaskHeadsError, match=r"--layers: found \[1\] of a gpt2"):
+    with raises_problem("option-unsupported", "--layers", match=r"\[1\] of a gpt2"):
         extract_features(model, rows, layers=[1])
 
 
-def test_bfloat16_halves_the_bytes_and_stays_near(bases, rows) -> None:
+def test_bfloat16_features_are_close_at_half_the_bytes(bases, rows) -> None:
     model = classifier(bases["qwen2"])
     [exact] = extract_features(model, rows).values()
     [half] = extract_features(model, rows, dtype=torch.bfloat16).values()
@@ -93,19 +94,19 @@ def test_bfloat16_halves_the_bytes_and_stays_near(bases, rows) -> None:
     assert not torch.equal(exact, half.float())
 
 
-def test_training_mode_and_gradients_are_left_as_they_were(bases, rows) -> None:
+def test_training_mode_and_gradients_are_not_changed(bases, rows) -> None:
     model = classifier(bases["qwen2"]).train()
     [features] = extract_features(model, rows[:4]).values()
     assert model.training
     assert not features.requires_grad
 
 
-# --- the files ---
+# --- cache files ---
 
 
 @pytest.fixture
 def counted(monkeypatch) -> list[int]:
-    """How many layers and poolings each computation was asked for; none where all came from files."""
+    """Return the numbers of layers and poolings of each computation; empty if all came from files."""
     calls: list[int] = []
     compute = module._compute
 
@@ -117,14 +118,14 @@ def counted(monkeypatch) -> list[int]:
     return calls
 
 
-def test_what_is_known_is_read_and_only_the_rest_computed(bases, rows, tmp_path, counted) -> None:
+def test_cached_features_are_read_and_only_missing_ones_computed(bases, rows, tmp_path, counted) -> None:
     model = classifier(bases["qwen2"])
     first = extract_features(model, rows, layers=[1], poolings=["last", "mean"], cache_dir=tmp_path)
     again = extract_features(model, rows, layers=[1, 2], poolings=["last", "mean"], cache_dir=tmp_path)
     assert counted == [2, 2]
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert len(list(tmp_path.iterdir())) == 4
-    # another head, or another packing, is no other backbone
+    # The hash does not depend on the head or on packing.
     other = classifier(bases["qwen2"], head="mlp", head_sizes=[8], pooling="mean")
     extract_features(other, rows, layers=[1, 2], poolings=["last", "mean"], cache_dir=tmp_path)
     assert counted == [2, 2]
@@ -154,7 +155,7 @@ def change_template(model: Any, rows: Any) -> None:
 
 
 def change_border(model: Any, rows: Any) -> None:
-    """The same tokens, but one belongs to the next row."""
+    """The tokens are the same, but one belongs to the next row."""
     rows[1].insert(0, rows[0].pop())
 
 
@@ -162,7 +163,7 @@ CHANGES = (change_weight, change_config, change_attention, change_token, change_
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.removeprefix("change_"))
-def test_whatever_changes_is_another_file(bases, rows, tmp_path, counted, change) -> None:
+def test_every_changed_input_gives_another_file(bases, rows, tmp_path, counted, change) -> None:
     model, rows = classifier(bases["qwen2"]), copy.deepcopy(rows)
     extract_features(model, rows, cache_dir=tmp_path)
     change(model, rows)
@@ -171,7 +172,7 @@ def test_whatever_changes_is_another_file(bases, rows, tmp_path, counted, change
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_dtype_is_part_of_the_name(bases, rows, tmp_path, counted) -> None:
+def test_the_dtype_is_part_of_the_file_name(bases, rows, tmp_path, counted) -> None:
     model = classifier(bases["qwen2"])
     extract_features(model, rows, cache_dir=tmp_path)
     [half] = extract_features(model, rows, cache_dir=tmp_path, dtype=torch.bfloat16).values()
@@ -181,7 +182,7 @@ def test_dtype_is_part_of_the_name(bases, rows, tmp_path, counted) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
-def test_a_damaged_file_is_made_again(bases, rows, tmp_path, counted, damage) -> None:
+def test_a_corrupted_file_is_computed_again(bases, rows, tmp_path, counted, damage) -> None:
     model = classifier(bases["qwen2"])
     [first] = extract_features(model, rows, cache_dir=tmp_path).values()
     [path] = tmp_path.iterdir()
@@ -195,17 +196,17 @@ def test_a_damaged_file_is_made_again(bases, rows, tmp_path, counted, damage) ->
     assert counted == [1, 1]
 
 
-def test_nothing_half_written_is_left_behind(bases, rows, tmp_path, monkeypatch) -> None:
+def test_a_failed_write_leaves_no_file(bases, rows, tmp_path, monkeypatch) -> None:
     def fail(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, "replace", fail)
-    with pytest.raises(TaskHeadsError, match="No space left"):
+    with raises_problem("path-access", match="No space left"):
         extract_features(classifier(bases["qwen2"]), rows, cache_dir=tmp_path / "new")
     assert list(Path(tmp_path / "new").iterdir()) == []
 
 
-def test_rows_that_share_prompts_stand_together(rows) -> None:
+def test_rows_that_share_prompts_are_neighbours(rows) -> None:
     prompts = [[number] * 30 for number in (1, 2, 3)]
     mixed = [[*prompt, place] for place in range(4) for prompt in prompts]
     order = module._order(mixed)
@@ -214,26 +215,30 @@ def test_rows_that_share_prompts_stand_together(rows) -> None:
     assert len(lengths) == len(rows[1::3])
 
 
-# --- what is refused ---
+# --- errors ---
 
 
-def test_everything_wrong_is_said_at_once(bases) -> None:
+def test_one_error_reports_all_problems(bases) -> None:
     with pytest.raises(TaskHeadsError) as caught:
         extract_features(
             classifier(bases["qwen2"]), [[1], []], layers=[0, 3], poolings=["attention"], dtype=torch.float16
         )
-    where = [problem.where for problem in caught.value.problems]
-    assert where == ["--layers", "--poolings", "dtype", "rows"]
+    assert [(problem.where, problem.code) for problem in caught.value.problems] == [
+        ("--layers", "option-range"),
+        ("--poolings", "option-value"),
+        ("dtype", "option-value"),
+        ("rows", "text-empty"),
+    ]
 
 
 def test_windows_have_no_features(bases, rows) -> None:
     model = classifier(bases["qwen2"], max_seq_length=16, truncation="windows")
-    with pytest.raises(TaskHeadsError, match="rows over 16 tokens, and truncation 'windows'"):
+    with raises_problem("text-too-long", "rows", match="16 tokens, and truncation 'windows'"):
         extract_features(model, rows)
     assert extract_features(model, [row[:16] for row in rows])
 
 
-def test_equal_rows_are_computed_once_and_stand_in_their_places(bases, rows, monkeypatch) -> None:
+def test_equal_rows_are_computed_once_and_keep_their_positions(bases, rows, monkeypatch) -> None:
     model, seen = classifier(bases["qwen2"]), []
     monkeypatch.setattr(module, "pad_rows", lambda given, **k: seen.extend(given) or pad_rows(given, **k))
     twice = [*rows, *rows[::-1]]

@@ -1,4 +1,4 @@
-"""Heads on features: every loss, the state that goes back unchanged, and the frozen loop's own weights."""
+"""Tests of heads on features: every loss, the returned state, and the weights of the frozen trainer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from problem_assertions import raises_problem
 from transformers import TrainingArguments
 
 from qwen_task_heads import adapter_config, build
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
 from qwen_task_heads.tokenization.collators import pair_dataset, text_dataset
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
@@ -31,7 +31,7 @@ QUICK = HeadTraining(epochs=4, batch_size=8, learning_rate=2e-2)
 
 
 def texts(count: int, problem: str = SINGLE, **changes: Any) -> list[TextExample]:
-    """Texts whose adjective is their label."""
+    """Return texts whose adjective is their label."""
     targets: dict[str, Any] = {
         SINGLE: lambda i: i % 3,
         MULTI: lambda i: tuple(sorted({i % 3, (i // 3) % 3})),
@@ -49,7 +49,7 @@ def texts(count: int, problem: str = SINGLE, **changes: Any) -> list[TextExample
 
 
 def prepared(base: str, tokenizer: Any, problem: str, loss: str | None, count: int = 36, **head: Any) -> Any:
-    """A model, its rows of features, and the token ids."""
+    """Return a model, its rows of features, and the token ids."""
     changes = {name: head.pop(name) for name in ("weight", "soft") if name in head}
     torch.manual_seed(2)
     model = build(base, task="pooled_classifier", num_labels=LABELS[problem], problem_type=problem, **head)
@@ -71,13 +71,13 @@ def prepared(base: str, tokenizer: Any, problem: str, loss: str | None, count: i
 @pytest.mark.parametrize(
     ("problem", "loss", "head"),
     [
-        # Every loss with a head daily, the other heads where there is time.
+        # Every loss with one head; the other heads are slow tests.
         pytest.param(*case, head, marks=[] if place % len(HEADS) == other else pytest.mark.slow)
         for place, case in enumerate(LOSSES)
         for other, head in enumerate(HEADS)
     ],
 )
-def test_every_loss_learns_and_its_head_goes_back_unchanged(bases, tokenizer, problem, loss, head) -> None:
+def test_every_loss_learns_and_the_model_loads_its_head(bases, tokenizer, problem, loss, head) -> None:
     model, rows, _, ids = prepared(bases["qwen2"], tokenizer, problem, loss, pooling="mean", **HEADS[head])
     fitted = fit_head(fresh_head(model, model.config), rows, dev=rows, settings=QUICK, seed=1)
     losses = [entry["loss"] for entry in fitted.history if "loss" in entry]
@@ -87,7 +87,7 @@ def test_every_loss_learns_and_its_head_goes_back_unchanged(bases, tokenizer, pr
         wanted = model(**pad_rows(ids, pad_id=0)).logits
     assert float((logits_of(model.score, rows.features) - wanted).abs().max()) <= 1e-6
     key, _ = rows.best
-    assert rows.figures(model.score)[key] == pytest.approx(fitted.value, abs=1e-6)
+    assert rows.metrics(model.score)[key] == pytest.approx(fitted.value, abs=1e-6)
     assert fitted.value == max(entry[key] for entry in fitted.history if key in entry)
 
 
@@ -95,13 +95,13 @@ def test_every_loss_learns_and_its_head_goes_back_unchanged(bases, tokenizer, pr
 def test_every_pair_loss_learns_titles(bases, tokenizer, loss) -> None:
     torch.manual_seed(2)
     model = build(bases["qwen3"], pooling="mean").eval()
-    evidence = {"preference": 0.9, "margin": 0.1}
+    signals = {"preference": 0.9, "margin": 0.1}
     pairs = [
         PairExample(prompt="", chosen=f"A good title {i}", rejected=f"A bad one {i}", weight=1 + i % 2)
         for i in range(24)
     ]
     table, _ = pair_dataset(pairs, tokenizer=tokenizer, max_length=64)
-    for name, value in evidence.items():
+    for name, value in signals.items():
         if name in PAIR_LOSSES[loss].uses:
             table = table.add_column(name, [value] * len(table))
     ids = [*table["chosen_ids"], *table["rejected_ids"]]
@@ -109,9 +109,9 @@ def test_every_pair_loss_learns_titles(bases, tokenizer, loss) -> None:
     options = {"nu": 0.3} if "nu" in PAIR_LOSSES[loss].options else {}
     rows = PairRows.of_table(features, table, loss=PAIR_LOSSES[loss], options=options)
     head = fresh_head(model, model.config)
-    before = rows.figures(head)["eval_loss"]
+    before = rows.metrics(head)["eval_loss"]
     fitted = fit_head(head, rows, dev=rows, settings=QUICK)
-    assert rows.figures(head)["eval_loss"] < before
+    assert rows.metrics(head)["eval_loss"] < before
     assert fitted.value == 1.0
     model.score.load_state_dict(fitted.state)
     with torch.no_grad():
@@ -120,21 +120,34 @@ def test_every_pair_loss_learns_titles(bases, tokenizer, loss) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "weighted soft mlp"])
-def test_it_ends_where_the_frozen_loop_ends(bases, tokenizer, tmp_path, kind) -> None:
-    """The same rows in the same order, over features and over tokens: the same head."""
+def test_the_result_equals_that_of_the_frozen_trainer(bases, tokenizer, tmp_path, kind) -> None:
+    """The same rows in the same order give the same head from features and from tokens."""
     head = {} if kind == "plain" else {"head": "mlp", "head_sizes": [16]}
     more = {} if kind == "plain" else {"weight": [1.0, 0.5], "soft": [(0.8, 0.1, 0.1), None]}
     model, rows, table, _ = prepared(bases["qwen2"], tokenizer, SINGLE, None, 20, **head, **more)
     state = {name: tensor.clone() for name, tensor in model.score.state_dict().items()}
     args = TrainingArguments(
-        str(tmp_path), per_device_train_batch_size=8, num_train_epochs=3, learning_rate=5e-3, use_cpu=True,
-        warmup_steps=2, weight_decay=0.1, report_to="none", disable_tqdm=True, save_strategy="no", bf16=False,
-        train_sampling_strategy="sequential", dataloader_pin_memory=False,
-    )  # fmt: skip
+        str(tmp_path),
+        per_device_train_batch_size=8,
+        num_train_epochs=3,
+        learning_rate=5e-3,
+        use_cpu=True,
+        warmup_steps=2,
+        weight_decay=0.1,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        bf16=False,
+        train_sampling_strategy="sequential",
+        dataloader_pin_memory=False,
+    )
     trainer = ClassifierTrainer(
-        model, args=args, train_dataset=table, processing_class=tokenizer,
+        model,
+        args=args,
+        train_dataset=table,
+        processing_class=tokenizer,
         peft_config=adapter_config(model, head_only=True),
-    )  # fmt: skip
+    )
     trainer.train()
     assert isinstance(trainer.model, PeftModel)
     wanted = trainer.model.get_base_model().score.modules_to_save["default"].state_dict()
@@ -149,7 +162,7 @@ def test_it_ends_where_the_frozen_loop_ends(bases, tokenizer, tmp_path, kind) ->
         assert float((tensor - found[name]).abs().max()) <= 1e-5
 
 
-def test_a_fresh_head_is_drawn_as_the_model_draws_it(bases) -> None:
+def test_a_fresh_head_is_initialised_like_that_of_the_model(bases) -> None:
     model = build(bases["llama"], task="pooled_classifier", num_labels=5, problem_type="ordinal")
     torch.manual_seed(4)
     head = fresh_head(model, model.config)
@@ -158,7 +171,7 @@ def test_a_fresh_head_is_drawn_as_the_model_draws_it(bases) -> None:
     assert 0.05 < float(head.latent.weight.detach().std()) < 0.2
 
 
-def test_seeds_give_equal_heads_and_other_seeds_others(bases, tokenizer) -> None:
+def test_equal_seeds_give_equal_heads_and_other_seeds_do_not(bases, tokenizer) -> None:
     model, rows, _, _ = prepared(bases["qwen2"], tokenizer, SINGLE, None, **HEADS["mlp"])
 
     def fit(seed: int) -> torch.Tensor:
@@ -180,19 +193,19 @@ def test_features_in_bf16_are_trained_in_fp32(bases, tokenizer) -> None:
     assert fitted.value > 0.5
 
 
-def test_what_cannot_be_trained_is_said(bases, tokenizer) -> None:
+def test_rows_that_cannot_be_trained_raise_errors(bases, tokenizer) -> None:
     model, rows, table, _ = prepared(bases["qwen2"], tokenizer, SINGLE, None)
     broken = TextRows.of_table(rows.features * math.nan, table, loss=rows.loss, problem_type=SINGLE)
-    with pytest.raises(TaskHeadsError, match="found nan in epoch 1"):
+    with raises_problem("number-not-finite", "loss", match="nan in epoch 1"):
         fit_head(model.score, broken)
     empty = TextRows(rows.features[:0], rows.labels[:0], rows.loss, SINGLE)
-    with pytest.raises(TaskHeadsError, match="rows: found none"):
+    with raises_problem("file-empty", "rows"):
         fit_head(model.score, empty)
     with pytest.raises(ValueError, match="head_sizes"):
         head_config(model.config, head_sizes=[0])
 
 
-def test_a_config_gets_another_head(bases) -> None:
+def test_head_config_replaces_pooling_and_head(bases) -> None:
     config = build(bases["qwen2"], task="pooled_classifier", num_labels=2).config
     other = head_config(config, pooling="max", head_sizes=[8, 4])
     assert (other.pooling, other.head, other.head_sizes) == ("max", "mlp", [8, 4])

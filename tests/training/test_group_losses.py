@@ -1,4 +1,4 @@
-"""Listwise losses against enumeration and pair losses; invariances, limits and refusals."""
+"""Tests of group losses against enumeration and pair losses, and of invariances, limits and errors."""
 
 import itertools
 import math
@@ -6,15 +6,15 @@ import re
 
 import pytest
 import torch
+from problem_assertions import raises_problem
 
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.training.group_losses import (
     GROUP_LOSSES,
     all_pairs,
     pair_indices,
     plackett_luce,
     resolve_group_loss,
-    unused_evidence,
+    unused_signals,
 )
 from qwen_task_heads.training.pair_losses import bradley_terry, reduce
 
@@ -64,7 +64,7 @@ def test_two_titles_give_bradley_terry(name):
 
 
 @pytest.mark.parametrize("name", GROUP_LOSSES)
-def test_order_of_titles_and_shift_of_a_group_change_nothing(name):
+def test_the_loss_does_not_depend_on_the_order_of_titles_or_a_shift_of_a_group(name):
     scores, gains = batch(2)
     gains[2:4] = 1.0  # a tie inside the second group
     function = GROUP_LOSSES[name].function
@@ -73,7 +73,7 @@ def test_order_of_titles_and_shift_of_a_group_change_nothing(name):
     torch.testing.assert_close(function(scores[order], sizes=SIZES, gains=gains[order]), before)
     shift = torch.repeat_interleave(torch.tensor([5.0, -7.0, 100.0, 0.0]).double(), torch.tensor(SIZES))
     torch.testing.assert_close(function(scores + shift, sizes=SIZES, gains=gains), before)
-    # only the order of the gains counts
+    # The loss depends only on the order of the gains.
     torch.testing.assert_close(function(scores, sizes=SIZES, gains=gains.exp()), before)
 
 
@@ -106,7 +106,7 @@ def test_a_nan_gives_a_nan_group_loss(name, where):
 
 
 @pytest.mark.parametrize("name", GROUP_LOSSES)
-def test_groups_of_equal_gains_pull_scores_together(name):
+def test_groups_of_equal_gains_have_their_minimum_at_equal_scores(name):
     scores = torch.tensor([1.0, 0.0, -1.0], requires_grad=True)
     GROUP_LOSSES[name].function(scores, sizes=[3], gains=torch.zeros(3)).sum().backward()
     assert scores.grad[0] > 0 > scores.grad[2]
@@ -137,24 +137,24 @@ def test_bf16_scores_give_fp32_losses():
         assert loss.function(scores.bfloat16(), sizes=SIZES, gains=gains).dtype == torch.float32
 
 
-def test_bad_groups_are_refused():
+def test_invalid_groups_raise_errors():
     scores, gains = batch()
     for sizes in ([], [1, 13], [14, 1], [13]):
-        with pytest.raises(TaskHeadsError, match="group sizes"):
+        with raises_problem("argument-type", "group sizes"):
             plackett_luce(scores, sizes=sizes, gains=gains)
-    with pytest.raises(TaskHeadsError, match="gains"):
+    with raises_problem("argument-type", "loss input 'gains'"):
         plackett_luce(scores, sizes=SIZES, gains=gains[:-1])
     for extra in ({}, {"gains": gains, "preference": torch.ones(20)}):
-        with pytest.raises(TaskHeadsError, match="exactly one"):
+        with raises_problem("argument-type", "all_pairs"):
             all_pairs(scores, sizes=SIZES, **extra)
-    with pytest.raises(TaskHeadsError, match="preference"):
+    with raises_problem("argument-type", "loss input 'preference'"):
         all_pairs(scores, sizes=SIZES, preference=torch.ones(3))
-    with pytest.raises(TaskHeadsError, match="plackett_luce, all_pairs"):
+    with raises_problem("option-value", "--loss", match="plackett_luce, all_pairs"):
         resolve_group_loss("listnet")
 
 
 @pytest.mark.parametrize(
-    ("loss", "columns", "said"),
+    ("loss", "columns", "message"),
     [
         ("bradley_terry", ["chosen_ids", "row", "weight"], None),
         ("bradley_terry", ["margin"], "has margins, .*'bradley_terry'.*: choose bradley_terry_margin to"),
@@ -171,12 +171,12 @@ def test_bad_groups_are_refused():
         ("plackett_luce", ["title_ids", "gains", "row"], None),
     ],
 )
-def test_evidence_that_a_loss_leaves_unused_is_said(loss, columns, said):
-    sentence = unused_evidence(loss, columns)
-    assert sentence is None if said is None else re.search(said, sentence)
+def test_the_message_names_signals_that_a_loss_does_not_use(loss, columns, message):
+    sentence = unused_signals(loss, columns)
+    assert sentence is None if message is None else re.search(message, sentence)
 
 
-def test_every_group_row_documents_itself():
+def test_every_group_loss_is_documented():
     for name, loss in GROUP_LOSSES.items():
         assert resolve_group_loss(name) is loss
         assert loss.name == name == loss.function.__name__

@@ -1,4 +1,4 @@
-"""The sweep tries everything with every seed, ranks by the mean on dev, and prefers few layers on request."""
+"""Tests of the sweep: all combinations and seeds, ranking by the mean on dev, preference for few layers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from problem_assertions import raises_problem
 
 from qwen_task_heads import build
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
 from qwen_task_heads.reports.early_exits import (
     ExitPoint,
@@ -46,7 +46,7 @@ def result(layer: int, *values: float, pooling: str = "last") -> Result:
 
 @pytest.fixture(scope="module")
 def swept(bases, tokenizer) -> dict[str, Any]:
-    """A sweep of 2 layers x 2 poolings x 2 heads x 2 losses x 2 seeds."""
+    """Return a sweep of 2 layers x 2 poolings x 2 heads x 2 losses x 2 seeds."""
     model = build(bases["qwen2"], task="pooled_classifier", num_labels=3)
     texts = [TextExample(text=f"Ten {WORDS[i % 3]} thoughts, no {i}", target=i % 3) for i in range(60)]
     encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": 3}
@@ -62,7 +62,7 @@ def swept(bases, tokenizer) -> dict[str, Any]:
     return {"model": model, "dev": dev, "features": features, "rows": rows, "results": results}
 
 
-def test_mlps_are_trained_with_every_seed_and_linear_heads_solved_once_best_first(swept) -> None:
+def test_mlps_are_trained_per_seed_and_linear_heads_solved_once(swept) -> None:
     results = swept["results"]
     assert len({result.combination for result in results}) == len(results) == 16
     for found in results:
@@ -74,7 +74,7 @@ def test_mlps_are_trained_with_every_seed_and_linear_heads_solved_once_best_firs
         assert found.fitted.value == max(found.values.values()) == found.values[found.seed]
 
 
-def test_the_winner_is_a_model_that_gives_its_figure(swept, bases) -> None:
+def test_the_best_head_in_the_model_gives_its_metric(swept, bases) -> None:
     won = choose(swept["results"])
     options = {"num_labels": 3, "problem_type": "single_label_classification"}
     model = build(bases["qwen2"], task="pooled_classifier", **options, **won.combination.head_options())
@@ -85,7 +85,7 @@ def test_the_winner_is_a_model_that_gives_its_figure(swept, bases) -> None:
     assert float(right) == pytest.approx(won.fitted.value)
 
 
-def test_a_sweep_is_repeated_to_the_bit(swept) -> None:
+def test_a_repeated_sweep_gives_the_same_bits(swept) -> None:
     layer = {(1, "mean"): swept["features"][1, "mean"]}
     options = {"losses": ["focal"], "heads": [(8,)], "settings": QUICK, "progress": False}
     torch.manual_seed(99)
@@ -98,8 +98,8 @@ def test_a_sweep_is_repeated_to_the_bit(swept) -> None:
     assert again.values[1] == first.values[1]
 
 
-def test_several_layers_are_read_as_one_row_of_features(swept, bases) -> None:
-    """The head of two layers is a model that reads both, and gives the values of the sweep."""
+def test_states_of_several_layers_are_concatenated(swept, bases) -> None:
+    """A model that reads both layers with this head gives the values of the sweep."""
     options = {"losses": ["cross_entropy"], "heads": [(), (8,)], "settings": QUICK, "progress": False}
     results = sweep_heads(
         swept["model"], swept["features"], swept["rows"], layers=[(1, 2), (2,)], seeds=[0], **options
@@ -127,7 +127,7 @@ def test_a_linear_head_is_the_same_for_every_seed_and_rate(swept) -> None:
     assert torch.equal(first.fitted.state["weight"], second.fitted.state["weight"])
 
 
-def test_penalties_are_those_given(swept) -> None:
+def test_the_given_penalties_are_used(swept) -> None:
     layer = {(1, "mean"): swept["features"][1, "mean"]}
     options = {"losses": ["cross_entropy"], "penalties": [0.3], "progress": False}
     [found] = sweep_heads(swept["model"], layer, swept["rows"], **options)
@@ -137,20 +137,19 @@ def test_penalties_are_those_given(swept) -> None:
 @pytest.mark.parametrize(
     ("text", "layers"), [("20", (20,)), ("15+20", (15, 20)), ("20+15+15", (15, 20)), ("1+2+3", (1, 2, 3))]
 )
-def test_layers_that_are_read(text, layers) -> None:
+def test_layers_are_parsed(text, layers) -> None:
     assert parse_layers(text) == layers
     again = Combination(layers=layers, pooling="last", head_sizes=(), loss="focal").read
     assert parse_layers(again) == layers
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1+", "+", "1,2", "1.5", "last", "1++2", "1+0"])
-def test_layers_that_are_none(text) -> None:
-    with pytest.raises(TaskHeadsError) as caught:
+def test_invalid_layers_raise_an_error(text) -> None:
+    with raises_problem("option-value", "--layers"):
         parse_layers(text)
-    assert [problem.where for problem in caught.value.problems] == ["--layers"]
 
 
-def test_dev_picks_by_the_mean_and_tolerance_prefers_few_layers() -> None:
+def test_the_best_mean_is_chosen_and_a_tolerance_prefers_fewer_layers() -> None:
     results = [result(4, 0.90, 0.90), result(2, 0.89, 0.90), result(2, 0.96, 0.80), result(1, 0.7, 0.7)]
     assert choose(results) is results[0]
     assert choose(results, tolerance=0.01) is results[1]
@@ -162,15 +161,15 @@ def test_dev_picks_by_the_mean_and_tolerance_prefers_few_layers() -> None:
 @pytest.mark.parametrize(
     "text", ["", "mlp", "mlp:", "mlp:0", "mlp:8,", "mlp:-1", "linear:3", "tree", "mlp:1.5"]
 )
-def test_heads_that_are_none(text) -> None:
-    with pytest.raises(TaskHeadsError, match="--heads"):
+def test_invalid_heads_raise_an_error(text) -> None:
+    with raises_problem("option-value", "--heads"):
         parse_head(text)
 
 
-def test_nothing_to_try(swept) -> None:
-    with pytest.raises(TaskHeadsError, match="nothing to try"):
+def test_an_empty_sweep_and_an_option_of_another_loss_raise_errors(swept) -> None:
+    with raises_problem("option-missing", "sweep"):
         sweep_heads(swept["model"], {}, swept["rows"], losses=["focal"])
-    with pytest.raises(TaskHeadsError, match="--label_smoothing_factor"):
+    with raises_problem("option-conflict", "--label_smoothing_factor"):
         text_rows(
             swept["dev"],
             swept["dev"],
@@ -204,7 +203,7 @@ def test_the_curve_has_a_point_per_layer_and_times_real_models(swept, bases, tmp
     assert (tmp_path / "early_exit.png").stat().st_size > 5000
 
 
-def test_the_table_shows_the_chosen_one_and_the_floor() -> None:
+def test_the_table_contains_the_best_combination_and_the_baseline() -> None:
     solved = [result(layer, layer / 20) for layer in range(4, 0, -1)]
     results = [*(result(layer, layer / 20, layer / 20) for layer in range(14, 4, -1)), *solved]
     points = [
@@ -213,33 +212,33 @@ def test_the_table_shows_the_chosen_one_and_the_floor() -> None:
         )
         for n in (1, 14)
     ]
-    told = sweep_table(
-        results, chosen=results[-1], points=points, metric="accuracy", baseline={"accuracy": {"value": 0.61}}
+    lines = sweep_table(
+        results, chosen=results[-1], points=points, figure="accuracy", baseline={"accuracy": {"value": 0.61}}
     )
-    [chosen, exit_line] = [line for line in told if line.lstrip().startswith("->")]
+    [chosen, exit_line] = [line for line in lines if line.lstrip().startswith("->")]
     assert "0.050" in chosen
     assert exit_line.endswith("7%")
-    assert sum("cross_entropy" in line for line in told) == 11
-    assert any("TF-IDF" in line and "0.610" in line for line in told)
-    assert told[0].startswith("4 linear heads, solved once; 10 MLPs, trained with 2 seeds;")
-    assert chosen.rstrip().endswith("0.050")  # no spread of one value
-    trained = next(line for line in told if "mlp:8" in line)
+    assert sum("cross_entropy" in line for line in lines) == 11
+    assert any("TF-IDF" in line and "0.610" in line for line in lines)
+    assert lines[0].startswith("4 linear heads, solved once; 10 MLPs, trained with 2 seeds;")
+    assert chosen.rstrip().endswith("0.050")  # a single value has no spread
+    trained = next(line for line in lines if "mlp:8" in line)
     assert trained.rstrip().endswith("0.000")
 
 
-def test_the_table_says_of_each_kind_how_it_was_fitted() -> None:
+def test_the_table_states_how_each_kind_of_head_was_fitted() -> None:
     point = ExitPoint(
         layer=1, value=0.5, spread=0.0, milliseconds=1.0, combination=result(1, 0.5).combination
     )
-    for results, said in (
+    for results, start in (
         ([result(1, 0.5)], "1 linear head, solved once;"),
         ([result(1, 0.5, 0.5)], "1 MLP, trained with 2 seeds;"),
     ):
-        told = sweep_table(results, chosen=results[0], points=[point], metric="accuracy")
-        assert told[0].startswith(said)
+        lines = sweep_table(results, chosen=results[0], points=[point], figure="accuracy")
+        assert lines[0].startswith(start)
 
 
-def test_timing_leaves_the_model_as_it_was(bases) -> None:
+def test_timing_does_not_change_the_model(bases) -> None:
     model = build(bases["qwen2"]).train()
     milliseconds = time_scoring(model, [[5, 6, 7]] * 3)
     assert model.training

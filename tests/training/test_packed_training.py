@@ -1,4 +1,4 @@
-"""Check 16, packed = padded: 20 steps give the losses, gradient norms and weights of padded batches."""
+"""Test that 20 packed steps give the losses, gradient norms and weights of padded batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TITLES = [
 
 
 def data_of(kind: str, *, base: str, config: Any) -> tuple[Any, Any]:
-    """A data set of ragged rows that begin alike, and its tokenizer."""
+    """Return a data set of rows with a shared prefix, and its tokenizer."""
     tokenizer = load_tokenizer(base)
     prompts = [f"An article of many words about {noun}, written for those who know of it." for noun in NOUNS]
     if kind == "texts":
@@ -48,21 +48,35 @@ def data_of(kind: str, *, base: str, config: Any) -> tuple[Any, Any]:
         return pair_dataset(pairs, **encode)[0], tokenizer
     groups = [
         GroupExample(
-            titles=tuple(TITLES[2 * n : 2 * n + 2 + n % 3]), clicks=(9, 5, 3, 1)[: 2 + n % 3],
-            impressions=(100,) * (2 + n % 3), prompt=prompt, group=f"g{n}",
+            titles=tuple(TITLES[2 * n : 2 * n + 2 + n % 3]),
+            clicks=(9, 5, 3, 1)[: 2 + n % 3],
+            impressions=(100,) * (2 + n % 3),
+            prompt=prompt,
+            group=f"g{n}",
         )
         for n, prompt in enumerate(prompts[:-1])
-    ]  # fmt: skip
+    ]
     return group_dataset(groups, **encode)[0], tokenizer
 
 
 def run_of(kind: str, model: Any, *, data: Any, tokenizer: Any, folder: Path, lora: bool) -> Any:
     options = {
-        "per_device_train_batch_size": 4, "max_steps": STEPS, "learning_rate": 1e-4, "logging_steps": 1,
-        "use_cpu": True, "report_to": "none", "disable_tqdm": True, "eval_strategy": "no", "seed": 1,
-        "save_strategy": "no", "lr_scheduler_type": "constant", "dataloader_pin_memory": False,
-    }  # fmt: skip
-    adapter = adapter_config(model, r=4, dropout=0.0) if lora else None  # draws hang on the shape of a batch
+        "per_device_train_batch_size": 4,
+        "max_steps": STEPS,
+        "learning_rate": 1e-4,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "eval_strategy": "no",
+        "seed": 1,
+        "save_strategy": "no",
+        "lr_scheduler_type": "constant",
+        "dataloader_pin_memory": False,
+    }
+    adapter = (
+        adapter_config(model, r=4, dropout=0.0) if lora else None
+    )  # random draws depend on the shape of a batch
     known = {"train_dataset": data, "processing_class": tokenizer, "peft_config": adapter}
     if kind == "texts":
         trainer: Any = ClassifierTrainer(model, args=TrainingArguments(str(folder), **options), **known)
@@ -81,9 +95,13 @@ def logged(trainer: Any, key: str) -> list[float]:
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 DEFAULT = [
-    ("texts", "qwen2", False), ("texts", "qwen3", True), ("pairs", "qwen3", False),
-    ("pairs", "llama", True), ("groups", "llama", False), ("groups", "qwen2", True),
-]  # fmt: skip
+    ("texts", "qwen2", False),
+    ("texts", "qwen3", True),
+    ("pairs", "qwen3", False),
+    ("pairs", "llama", True),
+    ("groups", "llama", False),
+    ("groups", "qwen2", True),
+]
 ALL = [
     (kind, family, lora)
     for kind in ("texts", "pairs", "groups")
@@ -96,7 +114,7 @@ ALL = [
     ("kind", "family", "lora"),
     [*DEFAULT, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in DEFAULT)],
 )
-def test_twenty_steps_are_those_of_padded_batches(
+def test_twenty_steps_equal_those_of_padded_batches(
     bases: dict[str, str], tmp_path: Path, kind: str, family: str, lora: bool
 ) -> None:
     torch.manual_seed(0)
@@ -133,10 +151,19 @@ def test_options_of_a_run_reach_the_model(bases: dict[str, str], tmp_path: Path,
     data, tokenizer = data_of(kind, base=bases["qwen2"], config=model.config)
     config = ClassifierConfig if kind == "texts" else TitleConfig
     args = config(
-        str(tmp_path), max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True, eval_strategy="no",
-        save_strategy="no", load_best_model_at_end=False, dataloader_pin_memory=False, packing=False,
-        freeze_embeddings=True, learning_rate=1e-2,
-    )  # fmt: skip
+        str(tmp_path),
+        max_steps=1,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        dataloader_pin_memory=False,
+        packing=False,
+        freeze_embeddings=True,
+        learning_rate=1e-2,
+    )
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     trainer = (ClassifierTrainer if kind == "texts" else TitleTrainer)(
         model, args=args, train_dataset=data, processing_class=tokenizer

@@ -1,12 +1,12 @@
-"""Pair losses against naive float64 formulas, torch and trl; their tables, limits and refusals."""
+"""Tests of pair losses against naive float64 formulas, torch and trl, and of limits and errors."""
 
 import math
 
 import pytest
 import torch
+from problem_assertions import raises_problem
 from torch.nn import functional as F
 
-from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.training import pair_losses
 from qwen_task_heads.training.pair_losses import PAIR_LOSSES, reduce, resolve_pair_loss
 
@@ -33,7 +33,7 @@ def inputs_of(name: str, dtype: torch.dtype = torch.float64) -> dict[str, torch.
 
 
 def naive(name: str, c: float, r: float, m: float, p: float, nu: float = 0.5) -> float:
-    """The formulas as the papers print them, on Python floats."""
+    """Compute the formulas of the papers with Python floats."""
     ec, er = math.exp(c), math.exp(r)
     if name == "bradley_terry":
         return -math.log(ec / (ec + er))
@@ -75,7 +75,7 @@ def test_gradient_matches_finite_differences(name):
 
 
 @pytest.mark.parametrize("name", PAIR_LOSSES)
-def test_shift_of_all_scores_changes_nothing(name):
+def test_the_loss_does_not_depend_on_a_shift_of_all_scores(name):
     c, r = scores(3)
     before = PAIR_LOSSES[name](c, r, **inputs_of(name))
     torch.testing.assert_close(PAIR_LOSSES[name](c + 100, r + 100, **inputs_of(name)), before)
@@ -111,7 +111,7 @@ def test_close_pairs_at_score_eight_do_not_tie_in_fp32():
     high = low + 0.04
     assert int((high == low).sum()) == 0
     assert int((pair_losses.bradley_terry(high, low) >= math.log(2)).sum()) == 0
-    # what a bf16 head would have done to the same pairs
+    # With bf16 scores the same pairs would tie.
     tied = (high.bfloat16() == low.bfloat16()).float().mean().item()
     assert 0.2 < tied < 0.6
 
@@ -136,7 +136,7 @@ def test_margin_zero_has_no_gradient_once_ordered_and_no_loss_for_a_constant_sco
     assert pair_losses.margin_ranking(torch.full((3,), 2.0), torch.full((3,), 2.0)).sum() == 0
 
 
-def test_bradley_terry_and_centring_equal_the_lines_of_trl():
+def test_bradley_terry_and_centring_equal_trl():
     c, r = scores(6, torch.float32)
     margin = columns(torch.float32)["margin"]
     # trl/trainer/reward_trainer.py, compute_loss
@@ -217,60 +217,58 @@ def test_reduce_weights_rows_and_is_the_same_in_parts():
 
 
 def test_an_unknown_name_lists_the_names():
-    with pytest.raises(TaskHeadsError) as caught:
+    with raises_problem("option-value", "--loss", match="'hinge'") as caught:
         resolve_pair_loss("hinge")
-    message = str(caught.value)
-    assert message.startswith("--loss: found 'hinge'; ")
-    assert all(name in message for name in PAIR_LOSSES)
+    assert all(name in caught.value.problems[0].expected for name in PAIR_LOSSES)
 
 
 @pytest.mark.parametrize("name", ["bradley_terry_margin", "soft", "rao_kupper", "davidson"])
-def test_a_missing_column_is_refused_before_and_during_training(name):
+def test_a_missing_column_raises_an_error_before_and_during_training(name):
     loss = resolve_pair_loss(name)
     c, r = scores()
     for call in (lambda: loss.check(["prompt"]), lambda: loss(c, r), lambda: loss(c, r, margin=None)):
-        with pytest.raises(TaskHeadsError, match=" or ".join(loss.needs)) as caught:
+        with raises_problem("column-missing", match=" or ".join(loss.needs)) as caught:
             call()
         assert "bradley_terry" in caught.value.problems[0].fix
     loss.check([loss.needs[-1]])
 
 
-def test_an_input_that_would_be_ignored_is_refused():
+def test_an_input_that_the_loss_does_not_use_raises_an_error():
     c, r = scores()
-    with pytest.raises(TaskHeadsError, match="margin"):
+    with raises_problem("argument-type", "loss 'bradley_terry'", match="margin"):
         resolve_pair_loss("bradley_terry")(c, r, margin=torch.ones(B))
-    with pytest.raises(TaskHeadsError, match="nu"):
+    with raises_problem("argument-type", "loss 'soft'", match="nu"):
         resolve_pair_loss("soft")(c, r, preference=torch.ones(B), nu=0.5)
 
 
-def test_shapes_that_would_broadcast_are_refused():
+def test_shapes_that_would_broadcast_raise_errors():
     c, r = scores()
     for left, right in ((c[:, None], r), (c, r[:, None]), (c[:, None], r[:, None]), (c, r[:1])):
-        with pytest.raises(TaskHeadsError, match=r"one shape \(B,\)"):
+        with raises_problem("argument-type", "loss input 'scores'"):
             pair_losses.bradley_terry(left, right)
-    with pytest.raises(TaskHeadsError, match="margin"):
+    with raises_problem("argument-type", "loss input 'margin'"):
         pair_losses.bradley_terry_margin(c, r, margin=torch.ones(B, 1))
-    with pytest.raises(TaskHeadsError, match="weight"):
+    with raises_problem("argument-type", "loss input 'weight'"):
         reduce(pair_losses.bradley_terry(c, r), weight=torch.ones(1))
-    with pytest.raises(TaskHeadsError, match="empty"):
+    with raises_problem("argument-type", "reduce"):
         reduce(torch.empty(0))
 
 
 @pytest.mark.parametrize("nu", [0.0, -1.0, math.nan, math.inf])
-def test_a_tie_parameter_out_of_range_is_refused(nu):
+def test_a_tie_parameter_out_of_range_raises_an_error(nu):
     c, r = scores()
     for name in ("rao_kupper", "davidson"):
-        with pytest.raises(TaskHeadsError, match="above 0"):
+        with raises_problem("option-range", "tie parameter nu"):
             PAIR_LOSSES[name](c, r, tie=torch.zeros(B), nu=nu)
 
 
 @pytest.mark.parametrize("coefficient", [-0.01, math.nan, math.inf])
-def test_a_centring_coefficient_out_of_range_is_refused(coefficient):
-    with pytest.raises(TaskHeadsError, match="coefficient"):
+def test_a_centring_coefficient_out_of_range_raises_an_error(coefficient):
+    with raises_problem("option-range", "center_rewards"):
         pair_losses.center_rewards(*scores(), coefficient=coefficient)
 
 
-def test_every_row_documents_itself():
+def test_every_pair_loss_is_documented():
     for name, loss in PAIR_LOSSES.items():
         assert loss.name == name == loss.function.__name__
         assert loss.formula

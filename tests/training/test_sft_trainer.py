@@ -1,4 +1,4 @@
-"""The trainer of label writers: what trl's own collator makes of long rows."""
+"""Tests of the trainer of generative classifiers, with long rows in trl's collator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make(tokenizer: Any, **options: Any) -> AnswerPrompts:
     return AnswerPrompts(tokenizer, LABELS, model_type="qwen2", max_length=LIMIT, **options)
 
 
-def test_no_row_loses_its_answer_on_the_way_into_a_batch(bases: dict[str, str], tmp_path: Path) -> None:
+def test_truncated_rows_keep_their_answer_in_a_batch(bases: dict[str, str], tmp_path: Path) -> None:
     tokenizer = load_tokenizer(bases["qwen2"])
     prompts = make(tokenizer, instruction="Which is it?\n")
     texts = [TextExample(text="word " * (1 + 30 * n), target=n % 2) for n in range(8)]
@@ -40,9 +40,14 @@ def test_no_row_loses_its_answer_on_the_way_into_a_batch(bases: dict[str, str], 
         report_to="none",
     )
     trainer = AnswerTrainer(
-        model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer,
-        scorer=LabelScorer(model, prompts=prompts), dev=texts,
-    )  # fmt: skip
+        model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+        scorer=LabelScorer(model, prompts=prompts),
+        dev=texts,
+    )
     [batch] = trainer.get_train_dataloader()
     learned = sorted([token for token in row.tolist() if token != IGNORED] for row in batch["labels"])
     answers = [[*prompts.answers[text.target], prompts.end] for text in texts]  # type: ignore[index]
@@ -51,33 +56,36 @@ def test_no_row_loses_its_answer_on_the_way_into_a_batch(bases: dict[str, str], 
     assert {f"eval_{name}" for name in SftClassifyConfig.METRICS or ()} <= given.keys()
 
 
-def test_rows_that_offer_too_many_labels_are_named_all_at_once(bases: dict[str, str]) -> None:
+def test_one_error_names_all_rows_with_too_many_candidates(bases: dict[str, str]) -> None:
     prompts = make(load_tokenizer(bases["qwen2"]))
     names = LABELS.names
-    offers = (names[:2], names[:20], names[:2], names[:30], names[:20])
+    candidates = (names[:2], names[:20], names[:2], names[:30], names[:20])
     texts = [
-        TextExample(text="A match", target=0, candidates=offer, source=f"train.jsonl:{line}")
-        for line, offer in enumerate(offers, start=1)
+        TextExample(text="A match", target=0, candidates=row_candidates, source=f"train.jsonl:{line}")
+        for line, row_candidates in enumerate(candidates, start=1)
     ]
-    with pytest.raises(TaskHeadsError) as refused:
+    with pytest.raises(TaskHeadsError) as caught:
         answer_dataset(texts, prompts=prompts)
-    assert [problem.where for problem in refused.value.problems] == [
-        "train.jsonl:2: max_length", "train.jsonl:4: max_length",
-    ]  # fmt: skip
+    assert [problem.where for problem in caught.value.problems] == [
+        "train.jsonl:2: max_length",
+        "train.jsonl:4: max_length",
+    ]
     rows, _ = answer_dataset(texts[:1] + texts[2:3], prompts=prompts)
     assert rows[0] == rows[1]
 
 
-def test_prompts_that_the_cut_has_made_equal_are_named_with_a_limit_that_helps(bases: dict[str, str]) -> None:
-    tokenizer, begin = load_tokenizer(bases["qwen2"]), "The council spoke about the new bridge. " * 5
+def test_prompts_that_are_equal_after_truncation_are_found_with_a_sufficient_limit(
+    bases: dict[str, str],
+) -> None:
+    tokenizer, prefix = load_tokenizer(bases["qwen2"]), "The council spoke about the new bridge. " * 5
     words = ("red", "blue", "green", "red again")
     rows = [
-        TextExample(text=begin + word, target=place % 2, source=f"train.jsonl:{place + 1}")
-        for place, word in enumerate(words)
+        TextExample(text=prefix + word, target=index % 2, source=f"train.jsonl:{index + 1}")
+        for index, word in enumerate(words)
     ]
-    rows.append(TextExample(text=begin + "x", target=1, candidates=LABELS.names[:2], source="train.jsonl:5"))
+    rows.append(TextExample(text=prefix + "x", target=1, candidates=LABELS.names[:2], source="train.jsonl:5"))
     for truncation in ("head", "tail"):
-        texts = rows if truncation == "head" else [replace(row, text=row.text + begin) for row in rows]
+        texts = rows if truncation == "head" else [replace(row, text=row.text + prefix) for row in rows]
         options = {"instruction": "One of {labels}?\n", "truncation": truncation}
         labels = LabelMap(LABELS.names[:4])
 
@@ -86,7 +94,7 @@ def test_prompts_that_the_cut_has_made_equal_are_named_with_a_limit_that_helps(b
             return equal_answers(texts, prompts=prompts)
 
         equal = found(LIMIT)
-        assert equal.places == (0, 1, 2, 3)  # the fifth is asked with fewer labels
+        assert equal.places == (0, 1, 2, 3)  # the fifth has other candidates
         assert equal.needed is not None
         assert found(equal.needed).places == ()
         if truncation == "head":

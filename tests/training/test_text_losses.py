@@ -1,4 +1,4 @@
-"""Losses of classifiers beside torch's own, at extreme logits, and what is refused before training."""
+"""Tests of classification losses against torch, at extreme logits, and of errors before training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from problem_assertions import raises_problem
 from torch.nn import functional as F
 
 from qwen_task_heads.errors import TaskHeadsError
@@ -42,13 +43,13 @@ def batch(rows: int = 16, labels: int = 4, *, scale: float = 3.0) -> tuple[torch
     return logits, ids, several, soft / soft.sum(1, keepdim=True)
 
 
-# --- beside torch ---
+# --- comparison with torch ---
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [None, (0.5, 2.0, 1.0, 3.0)])
 @pytest.mark.parametrize("is_soft", [False, True])
-def test_cross_entropy_is_torchs(smoothing, weights, is_soft):
+def test_cross_entropy_equals_torch(smoothing, weights, is_soft):
     logits, ids, _, soft = batch()
     weight = None if weights is None else torch.tensor(weights)
     found = cross_entropy(
@@ -64,7 +65,7 @@ def test_cross_entropy_is_torchs(smoothing, weights, is_soft):
     torch.testing.assert_close(found.sum(), whole)
 
 
-def test_bce_is_torchs():
+def test_bce_equals_torch():
     logits, _, several, _ = batch()
     weight = torch.tensor([0.5, 2.0, 1.0, 3.0])
     wanted = F.binary_cross_entropy_with_logits(logits, several, pos_weight=weight)
@@ -74,16 +75,16 @@ def test_bce_is_torchs():
 
 
 @pytest.mark.parametrize(("loss", "wanted"), [(mse, F.mse_loss), (mae, F.l1_loss), (huber, F.huber_loss)])
-def test_regression_is_torchs(loss, wanted):
+def test_regression_losses_equal_torch(loss, wanted):
     logits, _, several, _ = batch()
     torch.testing.assert_close(loss(logits, several).mean(), wanted(logits, several))
-    one = loss(logits[:, :1], several[:, 0])  # one score may come as (B,)
+    one = loss(logits[:, :1], several[:, 0])  # one value may have shape (B,)
     assert one.shape == (16,)
     torch.testing.assert_close(one.mean(), wanted(logits[:, 0], several[:, 0]))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
-def test_focal_by_the_formula_of_the_paper(gamma):
+def test_focal_equals_the_formula_of_the_paper(gamma):
     logits, ids, several, _ = batch(scale=1.0)
     weight = torch.tensor([0.5, 2.0, 1.0, 3.0])
     q = logits.softmax(1)[torch.arange(16), ids]
@@ -96,14 +97,14 @@ def test_focal_by_the_formula_of_the_paper(gamma):
     )
 
 
-def test_focal_without_gamma_is_the_plain_loss():
+def test_focal_with_gamma_zero_equals_cross_entropy():
     logits, ids, several, _ = batch()
     torch.testing.assert_close(focal(logits, ids, gamma=0.0), cross_entropy(logits, ids))
     torch.testing.assert_close(focal_binary(logits, several, gamma=0.0), bce(logits, several))
 
 
-def test_logit_adjustment_by_the_formula_of_the_paper():
-    """Menon et al., equation 10: -log of e^(f_y + τ log π_y) over the sum of all of them."""
+def test_logit_adjustment_equals_the_formula_of_the_paper():
+    """Compare with Menon et al., equation 10: -log of e^(f_y + τ log π_y) over the sum of all of them."""
     logits, ids, _, _ = batch()
     counts, tau = torch.tensor(COUNTS), 1.5
     prior = counts / counts.sum()
@@ -116,7 +117,7 @@ def test_logit_adjustment_by_the_formula_of_the_paper():
 
 
 def test_logit_adjustment_finds_the_balanced_prediction():
-    """Without any text to go by, its minimum is at equal logits, where cross-entropy's is the prior."""
+    """Without informative text the minimum is at equal logits; that of cross-entropy is the prior."""
     labels = torch.repeat_interleave(torch.arange(4), torch.tensor(COUNTS))
     for counts, wanted in ((torch.tensor(COUNTS), [0.25] * 4), (torch.ones(4), [0.5, 0.3, 0.15, 0.05])):
         logits = torch.zeros(4, requires_grad=True)
@@ -156,21 +157,28 @@ def test_cumulative_link_is_the_likelihood_of_the_head():
 
 def every_loss() -> list[Any]:
     given = {
-        "class_weights": [0.5, 2.0, 1.0, 3.0], "label_smoothing": 0.1, "focal_gamma": 0.5,
-        "pos_weight": [0.5, 2.0, 1.0, 3.0], "logit_adjustment_tau": 2.0,
-    }  # fmt: skip
+        "class_weights": [0.5, 2.0, 1.0, 3.0],
+        "label_smoothing": 0.1,
+        "focal_gamma": 0.5,
+        "pos_weight": [0.5, 2.0, 1.0, 3.0],
+        "logit_adjustment_tau": 2.0,
+    }
     return [
         pytest.param(
             problem,
             resolve_text_loss(
-                name, problem_type=problem, num_labels=4, class_counts=COUNTS, rows=100,
+                name,
+                problem_type=problem,
+                num_labels=4,
+                class_counts=COUNTS,
+                rows=100,
                 options={option: given[option] for option in form.options},
             ),
             id=f"{problem}-{name}",
         )
         for problem, forms in TEXT_LOSSES.items()
         for name, form in forms.items()
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(("problem", "loss"), every_loss())
@@ -191,7 +199,7 @@ def test_loss_and_gradient_are_finite_and_fp32(problem, loss, size, dtype):
 
 @pytest.mark.parametrize(("problem", "loss"), every_loss())
 def test_any_split_gives_the_gradient_of_the_whole(problem, loss):
-    """What the mean over the weights of a batch, torch's own, would not."""
+    """torch's mean over the weights of a batch would give another gradient."""
     values, ids, several, _ = batch()
     targets = ids if problem in (SINGLE, ORDER) else several
     gradients = []
@@ -205,7 +213,7 @@ def test_any_split_gives_the_gradient_of_the_whole(problem, loss):
 
 
 @pytest.mark.parametrize(("problem", "loss"), every_loss())
-def test_a_nan_stays_one(problem, loss):
+def test_a_nan_gives_a_nan_loss(problem, loss):
     logits, ids, several, _ = batch()
     logits[3, 1] = math.nan
     losses = loss(logits, ids if problem in (SINGLE, ORDER) else several)
@@ -213,7 +221,7 @@ def test_a_nan_stays_one(problem, loss):
 
 
 @pytest.mark.parametrize(("problem", "loss"), every_loss())
-def test_shapes_that_would_broadcast_are_refused(problem, loss):
+def test_shapes_that_would_broadcast_raise_errors(problem, loss):
     logits, ids, several, _ = batch()
     wrong = ids[:, None] if problem in (SINGLE, ORDER) else several[:, 0]
     with pytest.raises(TaskHeadsError, match="loss input 'labels': found logits"):
@@ -226,7 +234,7 @@ def test_shapes_that_would_broadcast_are_refused(problem, loss):
 # --- weights from counts ---
 
 
-def test_balanced_weights_are_scikit_learns():
+def test_balanced_weights_equal_scikit_learn():
     from sklearn.utils.class_weight import compute_class_weight
 
     labels = np.repeat(np.arange(4), COUNTS)
@@ -252,42 +260,48 @@ def test_class_weights_have_the_mean_one_over_the_training_rows(given):
     assert float((weights * torch.tensor(COUNTS)).sum() / 100) == pytest.approx(1.0, abs=1e-6)
     logits, _, _, _ = batch(rows=100)
     labels = torch.repeat_interleave(torch.arange(4), torch.tensor(COUNTS))
-    # over the whole training set it is torch's own mean
+    # Over the whole training set it equals torch's mean.
     torch.testing.assert_close(loss(logits, labels).mean(), F.cross_entropy(logits, labels, weight=weights))
 
 
 def test_labels_without_a_row_are_named():
     options = {"class_weights": "balanced"}
     loss = resolve_text_loss(
-        None, problem_type=SINGLE, num_labels=3, class_counts=[5, 0, 5], options=options,
+        None,
+        problem_type=SINGLE,
+        num_labels=3,
+        class_counts=[5, 0, 5],
+        options=options,
         labels=["news", "sport", "tv"],
-    )  # fmt: skip
-    assert loss.lines == ("no training row has 'sport': the balanced weight is 1 there",)
+    )
+    assert loss.messages == ("no training row has 'sport': the balanced weight is 1",)
     loss = resolve_text_loss("logit_adjusted", problem_type=SINGLE, num_labels=3, class_counts=[5, 0, 5])
-    assert loss.lines == ("no training row has label 1: the prior is that of half a row",)
+    assert loss.messages == ("no training row has label 1: the prior is that of half a row",)
     assert torch.isfinite(loss(torch.zeros(1, 3), torch.tensor([1]))).all()
     loss = resolve_text_loss(
-        None, problem_type=MULTI, num_labels=3, class_counts=[5, 0, 10], rows=10,
+        None,
+        problem_type=MULTI,
+        num_labels=3,
+        class_counts=[5, 0, 10],
+        rows=10,
         options={"pos_weight": ["balanced"]},
-    )  # fmt: skip
-    assert loss.parameters["pos_weight"].tolist() == [1.0, 1.0, 1.0]
-    assert loss.lines == (
-        "all or none of the training rows have label 1, label 2: the pos_weight is 1 there",
     )
-    assert resolve_text_loss(None, problem_type=SINGLE, num_labels=3, class_counts=[5, 0, 5]).lines == ()
+    assert loss.parameters["pos_weight"].tolist() == [1.0, 1.0, 1.0]
+    assert loss.messages == ("all or none of the training rows have label 1, label 2: the pos_weight is 1",)
+    assert resolve_text_loss(None, problem_type=SINGLE, num_labels=3, class_counts=[5, 0, 5]).messages == ()
 
 
-def test_counts():
+def test_labels_are_counted_and_invalid_ids_raise_an_error():
     assert count_labels([0, 2, 2, 1], problem_type=SINGLE, num_labels=4) == [1, 1, 2, 0]
     several = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
     assert count_labels(several, problem_type=MULTI, num_labels=2) == [2, 1]
     assert count_labels([[0.5]], problem_type=SCORE, num_labels=1) == []
-    with pytest.raises(TaskHeadsError) as caught:
+    with raises_problem("label-unknown") as caught:
         count_labels([0, -100, 2], problem_type=ORDER, num_labels=2, sources=["a:1", "a:2"])
     assert [problem.where for problem in caught.value.problems] == ["a:2", "row 2"]
 
 
-# --- what is refused ---
+# --- errors ---
 
 
 def test_defaults_are_those_of_the_stock_models():
@@ -299,25 +313,28 @@ def test_defaults_are_those_of_the_stock_models():
 
 @pytest.mark.parametrize("problem", TEXT_LOSSES)
 @pytest.mark.parametrize("name", ["mse", "cross_entropy", "nonsense"])
-def test_a_loss_of_another_problem_type_is_refused(problem, name):
+def test_a_loss_of_another_problem_type_raises_an_error(problem, name):
     if name in TEXT_LOSSES[problem]:
         assert resolve_text_loss(name, problem_type=problem, num_labels=4).name == name
         return
-    with pytest.raises(TaskHeadsError, match=f"--loss: found '{name}' for {problem}; accepted: ") as caught:
+    with raises_problem("option-value", "--loss", match=f"'{name}' for {problem}") as caught:
         resolve_text_loss(name, problem_type=problem, num_labels=4)
-    assert all(known in str(caught.value) for known in TEXT_LOSSES[problem])
+    assert caught.value.problems[0].expected == ", ".join(TEXT_LOSSES[problem])
 
 
 VALUES = {
-    "class_weights": "balanced", "label_smoothing": 0.1, "focal_gamma": 2.0, "pos_weight": "balanced",
+    "class_weights": "balanced",
+    "label_smoothing": 0.1,
+    "focal_gamma": 2.0,
+    "pos_weight": "balanced",
     "logit_adjustment_tau": 1.0,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
     ("problem", "name"), [(problem, name) for problem, forms in TEXT_LOSSES.items() for name in forms]
 )
-def test_options_that_a_loss_does_not_take_are_refused_together(problem, name):
+def test_options_that_a_loss_does_not_take_raise_one_error(problem, name):
     taken = TEXT_LOSSES[problem][name].options
     with pytest.raises(TaskHeadsError) as caught:
         resolve_text_loss(
@@ -326,34 +343,36 @@ def test_options_that_a_loss_does_not_take_are_refused_together(problem, name):
     assert {problem.where for problem in caught.value.problems} == {
         FLAGS[option] for option in VALUES if option not in taken
     }
-    assert all(f"with loss '{name}'" in problem.problem for problem in caught.value.problems)
+    assert {problem.code for problem in caught.value.problems} == {"option-conflict"}
+    assert all(f"'{name}'" in problem.problem for problem in caught.value.problems)
 
 
-def test_options_that_were_not_given_are_no_options():
+def test_options_without_a_value_are_ignored():
     options = {"class_weights": None, "pos_weight": None, "focal_gamma": None, "label_smoothing": 0.0}
     assert resolve_text_loss(None, problem_type=SCORE, num_labels=1, options=options).parameters == {}
 
 
 @pytest.mark.parametrize(
-    ("problem", "name", "options", "message"),
+    ("problem", "name", "options", "code", "value"),
     [
-        (SINGLE, None, {"class_weights": [1.0, 2.0]}, "--class_weights: found 2 numbers"),
-        (SINGLE, None, {"class_weights": [1.0, 0.0, 2.0, -1.0]}, "--class_weights: found 0.0, -1.0"),
-        (SINGLE, None, {"class_weights": [1.0, math.nan, 2.0, 1.0]}, "--class_weights: found nan"),
-        (SINGLE, None, {"class_weights": "balance"}, r"--class_weights: found \['balance'\]"),
-        (SINGLE, None, {"class_weights": 2.0}, "--class_weights: found 1 numbers"),
-        (MULTI, None, {"pos_weight": [1.0] * 5}, "--pos_weight: found 5 numbers"),
-        (MULTI, None, {"pos_weight": [1.0, 1.0, 1.0, math.inf]}, "--pos_weight: found inf"),
-        (SINGLE, None, {"label_smoothing": 1.0}, "--label_smoothing_factor: found 1.0"),
-        (SINGLE, None, {"label_smoothing": -0.1}, "--label_smoothing_factor: found -0.1"),
-        (MULTI, None, {"label_smoothing": math.nan}, "--label_smoothing_factor: found nan"),
-        (SINGLE, "focal", {"focal_gamma": -1.0}, "--focal_gamma: found -1.0"),
-        (SINGLE, "focal", {"focal_gamma": "2"}, "--focal_gamma: found '2'"),
-        (SINGLE, "logit_adjusted", {"logit_adjustment_tau": math.inf}, "--logit_adjustment_tau: found inf"),
+        (SINGLE, None, {"class_weights": [1.0, 2.0]}, "option-value", "2 numbers"),
+        (SINGLE, None, {"class_weights": [1.0, 0.0, 2.0, -1.0]}, "option-range", "0.0, -1.0"),
+        (SINGLE, None, {"class_weights": [1.0, math.nan, 2.0, 1.0]}, "option-range", "nan"),
+        (SINGLE, None, {"class_weights": "balance"}, "option-value", r"\['balance'\]"),
+        (SINGLE, None, {"class_weights": 2.0}, "option-value", "1 numbers"),
+        (MULTI, None, {"pos_weight": [1.0] * 5}, "option-value", "5 numbers"),
+        (MULTI, None, {"pos_weight": [1.0, 1.0, 1.0, math.inf]}, "option-range", "inf"),
+        (SINGLE, None, {"label_smoothing": 1.0}, "option-range", "1.0"),
+        (SINGLE, None, {"label_smoothing": -0.1}, "option-range", "-0.1"),
+        (MULTI, None, {"label_smoothing": math.nan}, "option-range", "nan"),
+        (SINGLE, "focal", {"focal_gamma": -1.0}, "option-range", "-1.0"),
+        (SINGLE, "focal", {"focal_gamma": "2"}, "option-value", "'2'"),
+        (SINGLE, "logit_adjusted", {"logit_adjustment_tau": math.inf}, "option-range", "inf"),
     ],
 )
-def test_values_that_cannot_be_are_refused(problem, name, options, message):
-    with pytest.raises(TaskHeadsError, match=message):
+def test_invalid_values_raise_errors(problem, name, options, code, value):
+    [option] = options
+    with raises_problem(code, FLAGS[option], match=f"found {value}"):
         resolve_text_loss(
             name, problem_type=problem, num_labels=4, options=options, class_counts=COUNTS, rows=100
         )
@@ -367,18 +386,21 @@ def test_values_that_cannot_be_are_refused(problem, name, options, message):
         (SINGLE, "logit_adjusted", {}, "--loss logit_adjusted"),
     ],
 )
-def test_a_stream_has_no_counts_to_balance_by(problem, name, options, where):
-    with pytest.raises(TaskHeadsError, match=f"{where}: found no counts of the labels"):
+def test_balancing_without_counts_raises_an_error(problem, name, options, where):
+    with raises_problem("option-unsupported", where):
         resolve_text_loss(name, problem_type=problem, num_labels=4, options=options)
 
 
-def test_all_that_is_wrong_is_said_at_once():
+def test_one_error_reports_all_problems():
     options = {"class_weights": [1.0, -2.0], "label_smoothing": 2.0, "focal_gamma": 1.0}
     with pytest.raises(TaskHeadsError) as caught:
         resolve_text_loss(None, problem_type=SINGLE, num_labels=3, options=options)
     assert [problem.where for problem in caught.value.problems] == [
-        "--class_weights", "--class_weights", "--label_smoothing_factor", "--focal_gamma",
-    ]  # fmt: skip
+        "--class_weights",
+        "--class_weights",
+        "--label_smoothing_factor",
+        "--focal_gamma",
+    ]
 
 
 def test_every_loss_names_its_formula_and_source():
