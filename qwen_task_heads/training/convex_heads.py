@@ -185,16 +185,17 @@ def _axes(rows: FeatureRows) -> _Axes:
 def _scale(features: Sequence[Tensor]) -> Tensor:
     """Return standard deviations (H,) over all rows; infinite for a constant channel, which has no effect.
 
-    Constant is what fp32 hardly tells from it: a deviation far below the values of the same channel. Those of
-    other channels do not matter, because each is divided by its own.
+    A channel is constant if its deviation is near the rounding of fp32, relative to its own values. Other
+    channels do not matter, because each channel is divided by its own deviation.
     """
     parts = [part for whole in features for part in whole.split(ROWS_PER_PASS)]
     count = sum(map(len, parts))
     mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / count
     squares = torch.stack([((part.double() - mean) ** 2).sum(0) for part in parts]).sum(0)
     largest = torch.stack([part.abs().amax(0).double() for part in parts]).amax(0)
-    found = (squares / count).sqrt()
-    return torch.where(found <= SMALLEST * largest, math.inf, found)  # NaN stays, and is refused
+    deviations = (squares / count).sqrt()
+    # NaN is kept; `_axes` raises an error for it.
+    return torch.where(deviations <= SMALLEST * largest, math.inf, deviations)
 
 
 def _one_blas_thread() -> AbstractContextManager[Any]:

@@ -56,7 +56,7 @@ WITHOUT = {
     "pretrained.py::_fetch::--gguf_file#2": "a hub out of reach, or a file that it has not",
     "training/convex_heads.py::fit_path::rows": "an argument between our own functions",
     "training/convex_heads.py::_axes::features": "a broken backbone; tests/training/test_convex_heads.py",
-    "training/convex_heads.py::_Problem.solve::loss": "labels that no reader lets through; tests/training",
+    "training/convex_heads.py::_Objective.solve::loss": "labels that no reader lets through; tests/training",
     "data/stores.py::no_room::cache_folder()": "a full disk; tests/data/test_stores.py follows it",
     "data/pair_columns.py::RowReader.refuse::self.where": WRAPPED,
     "data/hub_datasets.py::_missing::where": PIP,
