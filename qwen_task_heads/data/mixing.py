@@ -51,7 +51,7 @@ def mix_in(
     ratio: float = RATIO,
     seed: int = 0,
     apart: Sequence[TextExample] = (),
-    name: str = "the other set",
+    name: str = "the other data set",
 ) -> tuple[Sequence[TextExample], list[str]]:
     """Add rows of another data set to a training set.
 
@@ -79,7 +79,7 @@ def mix_in(
         >>> others = [TextExample(text=f"new {n}", target=1) for n in range(90)]
         >>> rows, messages = mix_in(own, others, apart=[TextExample(text="New  5", target=1)])
         >>> len(rows), messages[0]
-        (15, 'mix: 5 of 90 rows of the other set added to 10 own rows (2:1)')
+        (15, 'mix: 5 of 90 rows of the other data set added to 10 own rows (2:1)')
     """
     check_ratio(ratio)
     keys = _keys(others)
@@ -89,11 +89,11 @@ def mix_in(
     usable, repeated, contradicted = _once(new, seed=seed)
     if new and not usable:
         problem, expected = "every text has contradictory labels", "one label for one text"
-        fix = "correct the labels, or name another set with --mix"
+        fix = "correct the labels, or name another data set with --mix"
         raise TaskHeadsError(Problem(name, problem, expected, fix, code="rows-conflict"))
     if not usable:
         problem = "all rows are already in train, dev or test" if others else "found no usable row"
-        fix = "name another set with --mix, or drop it"
+        fix = "name another data set with --mix, or drop it"
         raise TaskHeadsError(
             Problem(name, problem, "a data set with rows of its own", fix, code="rows-too-few")
         )

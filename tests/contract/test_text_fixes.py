@@ -287,8 +287,8 @@ CASES = [
            words="--bad_rows skip"),
     of_mix(f"{MIXING}mix_in::name", having(NEW, text="Same"),
            {"correct the labels": {"in/more.jsonl": lines(*NEW)},
-           "name another set with --mix": ({"new.jsonl": lines(*NEW)}, "--mix HERE/new.jsonl")}),
-    of_mix(f"{MIXING}mix_in::name#2", LABELED, {"name another set with --mix":
+           "name another data set with --mix": ({"new.jsonl": lines(*NEW)}, "--mix HERE/new.jsonl")}),
+    of_mix(f"{MIXING}mix_in::name#2", LABELED, {"name another data set with --mix":
            ({"new.jsonl": lines(*NEW)}, "--mix HERE/new.jsonl"), "drop it": ""}),
     of_mix(f"{MIXING}check_ratio::mix_ratio", NEW, {"choose such as 2: two own rows to one other":
            "--mix HERE/in/more.jsonl --mix_ratio 2"}, at="mix_ratio",

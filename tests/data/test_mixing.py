@@ -71,7 +71,7 @@ def test_too_few_others_are_all_added_with_a_message() -> None:
     rows, lines = mix_in(examples("own", 40), examples("new", 5))
     assert len(rows) == 45
     assert lines[0] == (
-        "mix: 5 of 5 rows of the other set added to 40 own rows "
+        "mix: 5 of 5 rows of the other data set added to 40 own rows "
         "(8:1, but 2:1 was requested: there are no more rows)"
     )
 
