@@ -118,7 +118,7 @@ def test_every_engine_has_its_figures_its_time_and_its_cost(compared: tuple[Path
     }
     assert "12 s on CPU (1 thread)" in printed
     assert "not trained" in printed
-    assert "was trained on other rows (60) than those given here" in printed
+    assert "was trained on other rows (60) than the given ones" in printed
     for line in content["advice"]:
         assert line in printed
     assert (folder / "comparison.png").read_bytes()[:4] == b"\x89PNG"
@@ -156,7 +156,7 @@ def test_an_engine_that_fails_late_costs_the_others_nothing(
     printed = capfd.readouterr()
     assert printed.err.count(f"error: head={torn} was not measured: ") == 1
     assert "Traceback" in printed.err  # of what nobody has put into words
-    assert f"error: --engines: found head={torn}, sft={cut}, not measured" in printed.err
+    assert f"error: --engines: head={torn}, sft={cut} could not be measured" in printed.err
     assert f"Not measured, and so not in this advice: head={torn}, sft={cut}." in printed.out
     content = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert [one["kind"] for one in content["engines"]] == ["baseline", "baseline", "sft"]
@@ -171,7 +171,7 @@ def test_an_output_folder_is_refused_before_anything_is_measured(
 ) -> None:
     (tmp_path / "file").write_text("")
     words = ["--dataset_name", data, "--engines", f"head={models['head']}", "--output_dir"]
-    assert "where nothing can be written" in refused(capfd, *words, tmp_path / "file")
+    assert "is not writable" in refused(capfd, *words, tmp_path / "file")
     before = (compared[0] / "comparison.json").read_bytes()
     assert "found a comparison in" in refused(capfd, *words, compared[0])
     assert (compared[0] / "comparison.json").read_bytes() == before

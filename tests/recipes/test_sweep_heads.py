@@ -362,7 +362,7 @@ def test_a_loss_of_another_problem_and_a_model_with_a_head(data, swept, tmp_path
     given = words(data, "embedded", tmp_path / "out")
     assert "--focal_gamma: found it with cross_entropy" in refused(capfd, *given, "--focal_gamma", 1)
     given = words(data, str(swept[0]), tmp_path / "out")
-    assert "a model of ours, which has a head" in refused(capfd, *given)
+    assert "found a model that has a head" in refused(capfd, *given)
     given = words(data, "embedded", tmp_path / "out", layers=[1, 7])
     assert "--layers: found [7]; accepted: 1 to 2" in refused(capfd, *given)
 
