@@ -118,7 +118,7 @@ def test_every_engine_has_metrics_latency_and_cost(compared: tuple[Path, str]) -
     }
     assert "12 s on CPU (1 thread)" in printed
     assert "not trained" in printed
-    assert "was trained on other rows (60) than those given here" in printed
+    assert "was trained on other rows (60) than the given ones" in printed
     for line in content["advice"]:
         assert line in printed
     assert (folder / "comparison.png").read_bytes()[:4] == b"\x89PNG"

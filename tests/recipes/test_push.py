@@ -55,7 +55,7 @@ def test_a_run_ends_in_a_private_repo_that_loads_by_its_id(
     card = files["README.md"].decode()
     assert "license: apache-2.0" in card
     assert 'from_pretrained("me/reviews"' in card
-    assert "before a comparison" not in card
+    assert "before the verification" not in card
     model = load("me/reviews")
     assert list(model.config.id2label.values()) == ["bad", "good"]
     local = Scorer(str(tmp_path / "run")).predict(["a good text"])[0].probabilities
