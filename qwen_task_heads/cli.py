@@ -129,7 +129,8 @@ def recipes() -> Path:
 
 def presets() -> dict[str, Path]:
     """Return the presets by name, as `--config NAME` takes them."""
-    return {path.stem: path for path in sorted((recipes() / "configs").glob("*.yaml"))}
+    found = sorted((recipes() / "configs").glob("*.yaml"))
+    return {path.stem: path for path in found if path.read_text(encoding="utf-8").startswith("# qth ")}
 
 
 def overview() -> str:

@@ -1,30 +1,59 @@
-"""The README's examples of training from Python run unchanged."""
+"""The README's blocks of Python run as they stand, and its commands and options exist."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("\n## Train from Python\n")[1].split("\n## ")[0]
-BLOCKS = re.findall(r"^```python\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
+from qwen_task_heads import cli, option_catalog
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = {
+    title: re.search(r"^```python\n(.*?)^```", README.split(f"\n## {title}\n")[1], re.MULTILINE | re.DOTALL)
+    for title in ("Classify texts", "Score titles")
+}
+COMMANDS = [
+    shlex.split(line.replace("\\\n", " "), comments=True)
+    for block in re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    for line in re.split(r"(?<!\\)\n", block)
+    if line.startswith("qth ")
+]
 
 
-def test_there_is_a_block_of_at_most_15_lines_for_each_trainer():
-    assert [next(name for name in ("TitleTrainer", "ClassifierTrainer") if name in block) for block in BLOCKS]
-    assert len(BLOCKS) == 2
-    assert all(len([line for line in block.splitlines() if line.strip()]) <= 15 for block in BLOCKS)
+def test_the_readme_is_short() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 100 and not line.startswith(("|", "from "))] == []
 
 
 # The blocks name no device: on a machine without a GPU torch warns that it pins no memory.
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
-@pytest.mark.parametrize("block", BLOCKS, ids=["titles", "texts"])
-def test_a_block_trains_and_saves(block, tmp_path, monkeypatch):
+@pytest.mark.parametrize("title", BLOCKS)
+def test_training_from_python_takes_15_lines_and_runs(title, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+    block = BLOCKS[title][1]
+    assert len([line for line in block.splitlines() if line.strip()]) <= 15
     names: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), names)
     [folder] = (tmp_path / "runs").iterdir()
     assert (folder / "model.safetensors").is_file()
     assert names["trainer"].state.global_step > 0
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_commands_and_their_options_exist(words: list[str]) -> None:
+    _, command, *rest = words
+    assert command in cli.COMMANDS
+    options = option_catalog.read().get(command)
+    if options is not None:
+        assert cli.unknown_options(rest, options) == []
+    cli._resolve(rest)
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w./-]+)\)", README))))
+def test_links_lead_to_files(path: str) -> None:
+    assert (ROOT / path).exists()

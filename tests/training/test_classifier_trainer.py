@@ -34,7 +34,7 @@ from qwen_task_heads.models import adapter_config, build, load_tokenizer
 from qwen_task_heads.tokenization.collators import text_dataset
 from qwen_task_heads.training.checkpoints import (
     VerifiedCheckpointCallback,
-    newest_sealed,
+    newest_verified,
     open_output,
 )
 from qwen_task_heads.training.checkpoints import train as train_or_resume
@@ -669,7 +669,7 @@ def test_early_stopping_stops_a_run_and_its_resumed_run_at_the_same_step(fresh, 
     assert whole.state.global_step == 6
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path / "killed", Killed())
-    assert newest_sealed(tmp_path / "killed").name == "checkpoint-4"
+    assert newest_verified(tmp_path / "killed").name == "checkpoint-4"
     resumed = start(tmp_path / "killed", resume=True)
     assert resumed.state.global_step == 6
     for name, tensor in whole.model.state_dict().items():
