@@ -28,8 +28,8 @@ def test_truncated_rows_keep_their_answer_in_a_batch(bases: dict[str, str], tmp_
     tokenizer = load_tokenizer(bases["qwen2"])
     prompts = make(tokenizer, instruction="Which is it?\n")
     texts = [TextExample(text="word " * (1 + 30 * n), target=n % 2) for n in range(8)]
-    rows, line = answer_dataset(texts, prompts=prompts)
-    assert "6 were cut" in line
+    rows, message = answer_dataset(texts, prompts=prompts)
+    assert "6 were truncated" in message
     model = AutoModelForCausalLM.from_pretrained(bases["qwen2"])
     args = SftClassifyConfig(
         str(tmp_path),
