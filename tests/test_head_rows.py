@@ -11,7 +11,7 @@ from equality import assert_same_logits
 from peft import get_peft_model
 from refusals import raises_problem
 
-from qwen_task_heads import Scorer, adapter_config, bind_template, build, load, save
+from qwen_task_heads import Scorer, TaskHeadsError, adapter_config, bind_template, build, load, save
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.head_rows import (
     added_summary,

@@ -455,7 +455,7 @@ def test_a_head_does_not_load_on_other_layers(bases, tokenizer, shake, tmp_path)
     with raises_problem("model-corrupted", match=r"score\.weight has another shape"):
         load(str(folder))
     (folder / "config.json").write_text(json.dumps({**config, "head_layers": [2, 1]}))
-    with raises_problem("option-range", "head_layers"):
+    with raises_problem("option-range", "config.json", match="head_layers"):
         load(str(folder))
     for wrong in ("12", 2, [*range(1, 100_000)]):
         (folder / "config.json").write_text(json.dumps({**config, "head_layers": wrong}))
