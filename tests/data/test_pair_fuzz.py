@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fuzzing
 import pytest
-from fuzzing import a_text, dumps, hurt, nested, write
+from fuzzing import a_text, corrupt, dumps, nested, write
 from work import at_most
 
 from qwen_task_heads.data.examples import PairExample
@@ -102,7 +102,7 @@ def test_flipped_and_cut_files_never_leak_a_foreign_error(tmp_path: Path, suffix
     path = tmp_path / f"hurt{suffix}"
     refused = 0
     for _ in range(tries):
-        path.write_bytes(hurt(rng, content))
+        path.write_bytes(corrupt(rng, content))
         refused += accounted(path)
     assert refused > tries / 10
 
