@@ -27,6 +27,7 @@ from qwen_task_heads.files import check_manifest
 from qwen_task_heads.head_rows import LABEL_FIELDS, check_added, relabeled, set_labels
 from qwen_task_heads.hubcode.configuration_task_heads import (
     PooledClassifierConfig,
+    TaskHeadError,
     TitleScorerConfig,
 )
 from qwen_task_heads.hubcode.encoding_task_heads import as_list
@@ -422,6 +423,11 @@ def _base_config(path: str, *, revision: str | None) -> Any:
     check_repo(path, revision=revision)
     try:
         return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
+    except TaskHeadError as error:
+        found = f"{error.where}: {error.problem}"
+        raise TaskHeadsError(
+            Problem(f"{path}/config.json", found, error.expected, error.fix, code=error.code)
+        ) from error
     except (OSError, ValueError) as error:
         raise not_there(path, error, "a model") from error
 

@@ -62,7 +62,7 @@ def nested(rng: random.Random, row: dict[str, Any]) -> bytes:
     return dumps(row)[:-1] + b', "extra": ' + rng.choice([b"[", b'{"a":']) * 100_000 + b"}"
 
 
-def hurt(rng: random.Random, content: bytes) -> bytes:
+def corrupt(rng: random.Random, content: bytes) -> bytes:
     """Return a file with a few changed bytes, truncated in half of all cases."""
     corrupted = bytearray(content)
     for _ in range(rng.randrange(1, 4)):

@@ -45,8 +45,8 @@ class Repo:
 class Hub(LoopbackHub):
     """State of the server, and its requests.
 
-    `folders` maps (kind, repo) to a folder, `repos` holds what was written; `private` names folders that
-    want `token`, `me` is its owner.
+    `folders` maps (kind, repo) to a folder, `repos` has written repos; `private` names folders that
+    need `token`, `me` is its owner.
     """
 
     def __init__(self) -> None:

@@ -122,8 +122,8 @@ def test_an_adapter_loads_with_another_cache(wheel, tmp_path, monkeypatch) -> No
     for model in (load(str(folder)), merge(str(folder))):
         torch.testing.assert_close(model(torch.tensor([[5, 9, 40]])).logits, logits, rtol=0, atol=1e-5)
         assert model.config.backbone_name_or_path == SMOLLM2
-    opened = AutoModelForSequenceClassification.from_pretrained(folder)
-    torch.testing.assert_close(opened(torch.tensor([[5, 9, 40]])).logits, logits, rtol=0, atol=1e-6)
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    torch.testing.assert_close(loaded(torch.tensor([[5, 9, 40]])).logits, logits, rtol=0, atol=1e-6)
 
 
 def test_a_changed_base_is_an_error(wheel, tmp_path, cache) -> None:

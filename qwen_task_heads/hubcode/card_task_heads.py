@@ -33,7 +33,7 @@ def basic_card(
 
     Args:
         config: a `TaskHeadConfig`.
-        is_adapter: whether the folder holds an adapter.
+        is_adapter: whether the folder contains an adapter.
         evaluation: metric to value, on the evaluation set of the training; None: "Not evaluated".
         facts: more fields of the metadata: `license`, `language`, `tags`, `datasets`.
 
@@ -75,7 +75,7 @@ def basic_card(
         "",
     ]
     if is_adapter and not has_id:
-        page += ["Its base is a folder of the machine that trained it: it opens there alone.", ""]
+        page += ["Its base is a folder of the machine that trained it: it loads only there.", ""]
     if not ranks:
         labels = [config.id2label[index] for index in sorted(config.id2label)]
         page += ["Labels, in the order of their ids:", "", *_fenced(labels), ""]

@@ -97,7 +97,7 @@ def write_card(
     Args:
         model: a task-head model.
         folder: folder of the model.
-        is_adapter: whether the folder holds an adapter.
+        is_adapter: whether the folder contains an adapter.
         facts: fields of the metadata, such as `license` and `tags`; they are kept for later cards.
     """
     folder = Path(folder)

@@ -1,8 +1,7 @@
 """Check 23: hostile repos. Each is a `TaskHeadsError` within bounded work, and none of their code runs.
 
-Everything that carries code would create a canary; the Auto classes of transformers are held to that too,
-since with the package installed they are a safe way to load. Work is counted in calls; pytest's timeout
-ends a hang within one call.
+Any code of a repo would create a canary. The Auto classes of transformers are tested too, because they load
+safely with the package installed. Work is counted in calls; pytest's timeout stops a hang within one call.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Hostile files of labelled texts: each is read or is a `TaskHeadsError`, within bounded work.
 
-Work is counted in calls, so that a busy machine fails nothing; pytest's timeout ends a hang within one call.
+Work is counted in calls, which do not depend on the machine; pytest's timeout stops a hang within one call.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ TESTS = (
 # Modules whose refusals are followed elsewhere, or not yet.
 COMPARED = "what a comparison found; tests/verification/test_parity.py has each beside what passes"
 OUTSIDE = {
-    "errors.py": "makes problems for others",
     "tokenization/": "templates, prompts and rows of a run; tests/tokenization",
     "evaluate_modules/": "arguments of metrics; tests/evaluate_modules",
     "inference/": "opening and asking a model; tests/inference",
@@ -74,6 +73,7 @@ WITHOUT = {
     "hubcode/pooling_task_heads.py::real_tokens::attention_mask": "an argument of a forward pass",
     "hubcode/pooling_task_heads.py::real_tokens::attention_mask#2": "an argument of a forward pass",
     "hubcode/pooling_task_heads.py::pool::pooling": "no config has another value",
+    "models.py::_base_config::f'{path}/config.json'": WRAPPED,
     "modelscope.py::fetch_modelscope::name": PIP,
     "modelscope.py::_unfetched::name": MODELSCOPE,
     "loading_errors.py::as_our_errors::error.where": WRAPPED,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fuzzing
 import pytest
-from fuzzing import a_text, dumps, hurt, nested, write
+from fuzzing import a_text, corrupt, dumps, nested, write
 from work import at_most
 
 from qwen_task_heads.data.examples import PairExample

@@ -11,7 +11,7 @@ from typing import Any
 
 import fuzzing
 import pytest
-from fuzzing import a_text, dumps, hurt, nested, write
+from fuzzing import a_text, corrupt, dumps, nested, write
 from work import at_most
 
 from qwen_task_heads.data.examples import TextExample
@@ -100,7 +100,7 @@ def test_corrupted_files_raise_no_other_error(tmp_path: Path, suffix: str, tries
     path = tmp_path / f"corrupted{suffix}"
     refused = 0
     for _ in range(tries):
-        path.write_bytes(hurt(rng, content))
+        path.write_bytes(corrupt(rng, content))
         try:
             read_text_sets(str(path), labels=LABELS)
         except TaskHeadsError as error:

@@ -1,6 +1,6 @@
 """Check 10 for classifiers: every problem type and cut reloads bit-equal in a process without the package.
 
-The stock pipeline there gets raw texts, also long ones, and must give the probabilities of training.
+The stock pipeline gets raw texts, also long ones, and must return the probabilities of training.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def expected(model: Any, tokenizer: Any) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def opened(
+def loaded(
     bases: dict[str, str], shake: Any, clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("classifiers")
@@ -129,13 +129,13 @@ def opened(
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_reload_without_the_package(opened: dict[str, Any], name: str) -> None:
-    found, wanted = opened["answer"][name], opened["logits"][name]
+def test_reload_without_the_package(loaded: dict[str, Any], name: str) -> None:
+    found, wanted = loaded["answer"][name], loaded["logits"][name]
     assert wanted.std() > 0.02  # otherwise the comparison would be weak
     # A row that is cut is computed in another batch: only rounding may differ.
     assert found["one by one"] <= 1e-6
     assert found["batch"] <= 1e-6
-    assert opened["leaked"] == []
+    assert loaded["leaked"] == []
 
 
 FUNCTIONS = {
@@ -146,26 +146,26 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_stock_pipeline_gives_names_and_probabilities(opened: dict[str, Any], name: str) -> None:
+def test_the_stock_pipeline_gives_names_and_probabilities(loaded: dict[str, Any], name: str) -> None:
     problem_type = KINDS[name][1].get("problem_type")
     labels = ["score"] if problem_type == "regression" else LABELS
-    wanted = FUNCTIONS.get(problem_type, lambda logits: logits.softmax(-1))(opened["logits"][name])
-    for text, row in zip(opened["answer"][name]["pipeline"], wanted, strict=True):
+    wanted = FUNCTIONS.get(problem_type, lambda logits: logits.softmax(-1))(loaded["logits"][name])
+    for text, row in zip(loaded["answer"][name]["pipeline"], wanted, strict=True):
         assert text.keys() == set(labels)
         assert [text[label] for label in labels] == pytest.approx(row.tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["single-windows-max", "ordinal-head-tail", "regression-head-tail"])
-def test_reload_with_the_package(opened: dict[str, Any], name: str) -> None:
-    folder = str(opened["root"] / name)
+def test_reload_with_the_package(loaded: dict[str, Any], name: str) -> None:
+    folder = str(loaded["root"] / name)
     model, tokenizer = load(folder), load_tokenizer(folder)
-    assert (expected(model, tokenizer) - opened["logits"][name]).abs().max() <= 1e-6
+    assert (expected(model, tokenizer) - loaded["logits"][name]).abs().max() <= 1e-6
     assert pipeline("text-classification", model=folder)(TEXTS[2])[0]["label"] in [*LABELS, "score"]
     if KINDS[name][2]:
         assert model.config.truncation == KINDS[name][1]["truncation"]
     if KINDS[name][2] in ("lora", "embeddings"):
         merged = merge(folder).eval()
-        assert (expected(merged, tokenizer) - opened["logits"][name]).abs().max() <= 1e-5
+        assert (expected(merged, tokenizer) - loaded["logits"][name]).abs().max() <= 1e-5
 
 
 # LoRA on the embeddings

@@ -46,8 +46,8 @@ print(json.dumps({"answer": answer, "leaked": leaked}))
 
 
 @pytest.fixture(scope="module")
-def opened(bases, tokenizer, shake, clean, tmp_path_factory):
-    """Return `opened()`: folder, layers and largest difference of every kind, from one clean process."""
+def loaded(bases, tokenizer, shake, clean, tmp_path_factory):
+    """Return `loaded()`: folder, layers and largest difference of every kind, from one clean process."""
     root = tmp_path_factory.mktemp("exits")
     ids = torch.randint(0, 5000, (5, 14), generator=torch.Generator().manual_seed(7))
     mask = (torch.arange(14)[None] < torch.tensor([14, 9, 1, 12, 5])[:, None]).long()
@@ -83,17 +83,17 @@ def opened(bases, tokenizer, shake, clean, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_saved_model_loads_without_the_package(opened, name) -> None:
-    layers, difference = opened()["answer"][name]
+def test_a_saved_model_loads_without_the_package(loaded, name) -> None:
+    layers, difference = loaded()["answer"][name]
     assert layers == 1
     assert difference <= 1e-6
-    assert len(load(str(opened()["root"] / name)).model.layers) == 1
+    assert len(load(str(loaded()["root"] / name)).model.layers) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_folder_contains_the_layers_that_are_used(opened, family) -> None:
-    root: Path = opened()["root"]
+def test_a_folder_contains_the_layers_that_are_used(loaded, family) -> None:
+    root: Path = loaded()["root"]
     for kind in KINDS:
         config = json.loads((root / f"{family}-{kind}" / "config.json").read_text())
         assert config["backbone_layers"] == config["text_config"]["num_hidden_layers"] == 1
@@ -161,10 +161,10 @@ def test_layer_types_are_cut_too() -> None:
 
 
 @pytest.mark.slow
-def test_an_extra_layer_in_a_full_folder_is_an_error(opened, tmp_path) -> None:
+def test_an_extra_layer_in_a_full_folder_is_an_error(loaded, tmp_path) -> None:
     folder = tmp_path / "full"
     folder.mkdir()
-    for file in (opened()["root"] / "qwen2-full").iterdir():
+    for file in (loaded()["root"] / "qwen2-full").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     tensors = load_file(folder / "model.safetensors")
     extra = {name.replace("layers.0", "layers.1"): tensor.clone() for name, tensor in tensors.items()}
@@ -192,8 +192,8 @@ def test_a_base_may_have_only_the_layers_above(bases, tmp_path, name) -> None:
 
 
 @pytest.mark.slow
-def test_a_saved_model_keeps_its_depth(opened) -> None:
-    folder = str(opened()["root"] / "llama-full")
+def test_a_saved_model_keeps_its_depth(loaded) -> None:
+    folder = str(loaded()["root"] / "llama-full")
     assert build(folder, backbone_layers=1).config.backbone_layers == 1
     with raises_problem("option-conflict", "--backbone_layers"):
         build(folder, backbone_layers=2)

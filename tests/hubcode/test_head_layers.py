@@ -392,8 +392,8 @@ print(json.dumps({"answer": answer, "leaked": leaked}))
 
 
 @pytest.fixture(scope="module")
-def opened(bases, tokenizer, shake, clean, tmp_path_factory):
-    """Return `opened()`: the folder and the largest difference of each kind, from one clean process."""
+def loaded(bases, tokenizer, shake, clean, tmp_path_factory):
+    """Return `loaded()`: the folder and the largest difference of each kind, from one clean process."""
     root = tmp_path_factory.mktemp("layers")
     inputs = batch()
 
@@ -424,8 +424,8 @@ def opened(bases, tokenizer, shake, clean, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_model_loads_without_the_package(opened, kind) -> None:
-    root, answer = opened()
+def test_a_saved_model_loads_without_the_package(loaded, kind) -> None:
+    root, answer = loaded()
     assert answer[kind] <= 1e-6
     assert load(str(root / kind)).config.head_layers == [1, 2]
 
@@ -455,7 +455,7 @@ def test_a_head_does_not_load_on_other_layers(bases, tokenizer, shake, tmp_path)
     with raises_problem("model-corrupted", match=r"score\.weight has another shape"):
         load(str(folder))
     (folder / "config.json").write_text(json.dumps({**config, "head_layers": [2, 1]}))
-    with raises_problem("option-range", "head_layers"):
+    with raises_problem("option-range", "config.json", match="head_layers"):
         load(str(folder))
     for wrong in ("12", 2, [*range(1, 100_000)]):
         (folder / "config.json").write_text(json.dumps({**config, "head_layers": wrong}))

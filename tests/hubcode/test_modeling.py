@@ -77,7 +77,7 @@ def test_head_and_logits_are_fp32_on_a_bf16_backbone(
         else half.score(pool(*rows, pooling="last"))
     )
     assert torch.equal(under_autocast, wanted)
-    # A product of bf16 numbers alone would be a bf16 number.
+    # A product of only bf16 numbers would be a bf16 number.
     assert not torch.equal(under_autocast, under_autocast.bfloat16().float())
     half.bfloat16()
     assert half(input_ids=IDS).logits.dtype == torch.float32
@@ -85,7 +85,7 @@ def test_head_and_logits_are_fp32_on_a_bf16_backbone(
 
 
 @torch.no_grad()
-def test_a_hundred_thousand_close_pairs_at_score_eight_do_not_tie() -> None:
+def test_close_scores_near_eight_do_not_tie() -> None:
     generator = torch.Generator().manual_seed(0)
     head = FloatLinear(64, 1)
     head.weight.copy_(torch.randn(1, 64, generator=generator) * 0.01)
@@ -99,9 +99,7 @@ def test_a_hundred_thousand_close_pairs_at_score_eight_do_not_tie() -> None:
     assert int((ours == theirs).sum()) == 0
     assert (theirs > ours).float().mean() > 0.999
     rounded = (ours.bfloat16() == theirs.bfloat16()).float().mean()
-    assert (
-        rounded > 0.15
-    )  # what a head in bf16 would have tied: the steps of bf16 at 8 are 0.03 and 0.06 wide
+    assert rounded > 0.15  # ties of a head in bf16, whose steps at 8 are 0.03 and 0.06
 
 
 # Losses and labels
@@ -192,7 +190,7 @@ def test_a_higher_latent_value_moves_mass_to_higher_labels(tiny_config: Any) -> 
     assert (expected.diff() > 0).all()
 
 
-# Every head learns, and every decoder carries one
+# Gradients of every head, and heads on other decoders
 
 
 @pytest.mark.parametrize("problem_type", ["single_label_classification", "ordinal"])
@@ -245,7 +243,7 @@ def test_other_decoders_build_train_and_reload(
     with torch.no_grad():
         wanted = model(input_ids=IDS).logits
         assert_same_model(load(str(tmp_path / "full")), model, input_ids=IDS)
-        for left, right in ((0, 3), (3, 0), (2, 1)):  # learned positions, ALiBi and states must not move
+        for left, right in ((0, 3), (3, 0), (2, 1)):  # learned positions, ALiBi and states must not change
             padded = {
                 "input_ids": F.pad(IDS, (left, right)),
                 "attention_mask": F.pad(IDS * 0 + 1, (left, right)),
@@ -253,10 +251,10 @@ def test_other_decoders_build_train_and_reload(
             assert (model(**padded).logits - wanted).abs().max() <= 2e-6, (left, right)
 
 
-# GPT-2's projections are Conv1D; PEFT turns the matrix by itself and says so.
+# GPT-2's projections are Conv1D; PEFT transposes the matrix with a warning.
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 @pytest.mark.parametrize("family", DECODERS)
-def test_other_decoders_take_adapters(family: str, shake: Any, tmp_path: Path) -> None:
+def test_other_decoders_support_adapters(family: str, shake: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(DECODERS[family]).save_pretrained(tmp_path / "base")
     model = build(str(tmp_path / "base"))
@@ -272,14 +270,16 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_config: Any) -> None:
     for checkpointing in (False, True):
         model = _classifier(tiny_config).train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # as Trainer of 5.23 does
+            model.gradient_checkpointing_enable(
+                {"use_reentrant": False}
+            )  # as in Trainer of transformers 5.23
         model(input_ids=IDS, labels=torch.tensor([0, 1, 2, 3])).loss.backward()
         grads.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_a_linear_last_head_is_the_stock_layout(tiny_config: Any) -> None:
-    """So that a saved scorer also opens in servers that know the stock class alone."""
+    """Servers that support only the stock class can load such a scorer."""
     from transformers import Qwen2ForSequenceClassification
 
     model = TitleScorer(TitleScorerConfig(text_config=tiny_config(vocab_size=128))).eval()

@@ -1,4 +1,4 @@
-"""Packed rows and shared beginnings: the numbers of the padded batch, from fewer tokens."""
+"""Packed rows and shared prefixes give the results of the padded batch with fewer tokens."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ INSTRUCTION, PROMPT = 20, 10
 
 
 def scorer(family: str, *, pooling: str = "last", seed: int = 0, **changes: Any) -> Any:
-    """A random model whose tensors are all as large as trained ones."""
+    """Return a random model whose tensors are as large as trained ones."""
     moe = MOE if family.endswith("_moe") else {}
     sizes = {
         **SIZES,
@@ -67,7 +67,7 @@ def scorer(family: str, *, pooling: str = "last", seed: int = 0, **changes: Any)
 
 
 def batch(*, groups: int = 3, titles: int = 4, seed: int = 0, longest: int = 24) -> dict[str, torch.Tensor]:
-    """Titles under a common instruction and the prompt of their group, padded on both sides."""
+    """Return titles with a common instruction and the prompt of their group, padded on both sides."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(size: int) -> torch.Tensor:
@@ -108,11 +108,11 @@ def logits_and_gradients(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[t
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("family", EXACT)
-def test_every_family_gives_the_numbers_of_the_padded_batch(family: str, pooling: str) -> None:
+def test_every_family_gives_the_results_of_the_padded_batch(family: str, pooling: str) -> None:
     model, inputs = scorer(family, pooling=pooling), batch()
     found = [logits_and_gradients(model, inputs) for _ in ways(model)]
     logits, gradients = found[0]
-    assert logits.std() > 0.01  # else the figures would say nothing
+    assert logits.std() > 0.01  # otherwise the comparison would be weak
     for other, others in found[1:]:
         assert (other - logits).abs().max() <= 1e-6 * max(1, float(logits.abs().max()))
         assert (others - gradients).abs().max() <= 2e-6 * gradients.abs().max()
@@ -133,11 +133,11 @@ def tokens_of(inputs: dict[str, torch.Tensor], **options: Any) -> int:
     return len(pack(mask, **options).source)
 
 
-def test_beginnings_nest_and_stand_once() -> None:
+def test_nested_prefixes_are_stored_once() -> None:
     inputs = batch(groups=3, titles=4)
     real = int(inputs["attention_mask"].sum())
     assert tokens_of(inputs) == real
-    # the instruction stands once instead of 12 times, each of 3 prompts once instead of 4 times
+    # the instruction is stored once instead of 12 times, each of 3 prompts once instead of 4 times
     saved = 11 * INSTRUCTION + 3 * 3 * PROMPT
     assert tokens_of(inputs, input_ids=inputs["input_ids"]) == real - saved
     assert tokens_of(inputs, input_ids=inputs["input_ids"], causal=False) == real
@@ -147,14 +147,14 @@ def test_beginnings_nest_and_stand_once() -> None:
     ("rows", "packed"),
     [
         ([[5] * 9 + [1], [5] * 9 + [2]], 11),
-        ([[5] * 7 + [1], [5] * 7 + [2]], 16),  # too short to be worth it
+        ([[5] * 7 + [1], [5] * 7 + [2]], 16),  # too short to be shared
         ([[5] * 10, [5] * 10], 11),  # each row keeps a token of its own
-        ([[5] * 10, [5] * 12], 13),  # one row begins the other
-        ([[5] * 9 + [1], [5] * 9 + [2], [*range(20, 120)]], 120),  # 9 of 120: not worth it
+        ([[5] * 10, [5] * 12], 13),  # one row is a prefix of the other
+        ([[5] * 9 + [1], [5] * 9 + [2], [*range(20, 120)]], 120),  # 9 of 120 tokens: not shared
         ([[5] * 10], 10),
     ],
 )
-def test_what_is_shared(rows: list[list[int]], packed: int) -> None:
+def test_the_number_of_packed_tokens(rows: list[list[int]], packed: int) -> None:
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
@@ -259,7 +259,7 @@ def test_bidirectional_attention_cannot_use_a_prefix() -> None:
 
 
 @torch.no_grad()
-def test_a_prefix_is_kept_below_hooks_that_move_a_layers_inputs() -> None:
+def test_a_prefix_is_stored_below_hooks_that_move_inputs() -> None:
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
     model = scorer("qwen2")
@@ -281,7 +281,7 @@ def test_a_prefix_under_autocast() -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_what_is_traced_or_exported_is_padded() -> None:
+def test_traced_and_exported_models_pad_rows() -> None:
     model, inputs = scorer("qwen2"), batch()
     wanted = model(**inputs).logits
     exported = torch.export.export(model, (), inputs).module()
@@ -291,7 +291,7 @@ def test_what_is_traced_or_exported_is_padded() -> None:
 
 
 @torch.no_grad()
-def test_arguments_that_packed_rows_know_nothing_of_are_passed_on() -> None:
+def test_arguments_that_packed_rows_do_not_support_are_passed_on() -> None:
     model, inputs = scorer("qwen2"), batch()
     wanted, cache = model(**inputs).logits, DynamicCache()
     found = model(**inputs, token_type_ids=torch.zeros_like(inputs["input_ids"])).logits
@@ -301,14 +301,14 @@ def test_arguments_that_packed_rows_know_nothing_of_are_passed_on() -> None:
 
 
 @torch.no_grad()
-def test_a_last_layer_that_was_taken_out() -> None:
+def test_a_replaced_last_layer() -> None:
     model, inputs = scorer("qwen2"), batch()
     model.model.layers = model.model.layers[:2]
     logits = [model(**inputs).logits for _ in ways(model)]
     assert max((other - logits[0]).abs().max() for other in logits) <= 1e-6
 
 
-def test_attention_to_a_prefix_is_computed_apart_where_torch_gives_its_sums(
+def test_attention_to_a_prefix_is_separate_if_torch_returns_sums(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert splits_prefix("cpu")
@@ -331,7 +331,7 @@ def test_attention_to_a_prefix_is_computed_apart_where_torch_gives_its_sums(
         *(pytest.param("llama", reentrant, marks=pytest.mark.slow) for reentrant in (False, True)),
     ],
 )
-def test_lora_under_checkpointing_has_the_gradients_without(family: str, reentrant: bool) -> None:
+def test_lora_has_equal_gradients_under_checkpointing(family: str, reentrant: bool) -> None:
     from peft import LoraConfig, get_peft_model
 
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -344,7 +344,7 @@ def test_lora_under_checkpointing_has_the_gradients_without(family: str, reentra
         lambda module, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     found = [logits_and_gradients(model, inputs) for _ in ways(base)]
-    assert sizes[0] > sizes[1] > sizes[2]  # PEFT's wrapper does not get in the way
+    assert sizes[0] > sizes[1] > sizes[2]  # also below PEFT's wrapper
     base.activation_checkpointing_enable({"use_reentrant": reentrant})
     base.enable_input_require_grads()
     found += [logits_and_gradients(model, inputs) for _ in ways(base)]
@@ -390,7 +390,7 @@ def test_a_replica_computes_with_its_own_last_layer() -> None:
     replica.mlp.register_forward_hook(lambda module, args, output: sizes.append(output.shape[1]))
     model.model.layers[-1] = replica
     assert not torch.equal(model(**inputs).logits, wanted)
-    assert sizes == [len(wanted)]  # and of the pooled tokens alone
+    assert sizes == [len(wanted)]  # only the pooled tokens
 
 
 def varlen_reference(
@@ -406,7 +406,7 @@ def varlen_reference(
     window_size: tuple[int, int],
     enable_gqa: bool,
 ) -> torch.Tensor:
-    """What the documentation of torch's `varlen_attn` says, in plain torch: its kernel needs a GPU."""
+    """Compute torch's `varlen_attn` as documented, in plain torch, because its kernel needs a GPU."""
     assert window_size == (-1, 0)
     outputs = []
     for q0, q1, k0, k1 in zip(cu_seq_q, cu_seq_q[1:], cu_seq_k, cu_seq_k[1:], strict=False):
@@ -422,14 +422,14 @@ def varlen_reference(
 
 @pytest.mark.parametrize("before", [0, 6])
 @pytest.mark.parametrize("shared", [False, True])
-def test_kernels_of_variable_length_are_told_the_same_attention(
+def test_kernels_of_variable_length_get_the_same_attention(
     monkeypatch: pytest.MonkeyPatch, shared: bool, before: int
 ) -> None:
     import torch.nn.attention.varlen as varlen
 
     inputs = batch()
     prefix = {0: (torch.zeros(2, before, 8), torch.zeros(2, before, 8))} if before else None
-    # as on a GPU, where the ragged form is made too
+    # as on a GPU, where the ragged form is built too
     monkeypatch.setattr(attention_task_heads, "_has_varlen", lambda *_: False)
     packed = pack(
         inputs["attention_mask"].bool(),

@@ -1,6 +1,6 @@
 """Packing and prefix sharing save operations: padded ones over computed ones, counted by torch.
 
-The count depends on no machine. What it saves in time is measured by `benchmarks/speed.py`.
+The count does not depend on the machine. The time saved is measured by `benchmarks/speed.py`.
 """
 
 from __future__ import annotations

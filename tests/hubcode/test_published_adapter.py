@@ -1,7 +1,7 @@
 """An adapter from a hub: in a cache of snapshots, under the id of its repo, without a network.
 
-On a hub the Auto classes open what an `adapter_config.json` at the root names as base; only a cache laid out
-like the hub client's shows that. Adapters of today have it in a subfolder, those of version 0.1 at the root.
+On a hub the Auto classes load the base that an `adapter_config.json` at the root names, which only a cache in
+the layout of the hub client shows. Adapters have it in a subfolder, those of version 0.1 at the root.
 """
 
 from __future__ import annotations
@@ -133,16 +133,16 @@ def test_only_the_config_names_the_base(published: Published) -> None:
 @torch.no_grad()
 @pytest.mark.usefixtures("_in_cache")
 def test_both_auto_classes_load_the_scorer_and_not_the_backbone(published: Published) -> None:
-    for opened in (
+    for loaded in (
         AutoModel.from_pretrained(REPO),
         AutoModelForSequenceClassification.from_pretrained(REPO),
         AutoModel.from_pretrained(REPO, revision=COMMITS[1]),
         load(REPO),
         PeftModel.from_pretrained(build("base/qwen2"), published.folder / published.subfolder).eval(),
     ):
-        inner = opened.get_base_model() if isinstance(opened, PeftModel) else opened
+        inner = loaded.get_base_model() if isinstance(loaded, PeftModel) else loaded
         assert type(inner) is TitleScorer
-        assert_same_model(opened, published.model, input_ids=IDS)
+        assert_same_model(loaded, published.model, input_ids=IDS)
     wanted = published.model(input_ids=IDS).logits
     assert (merge(REPO)(input_ids=IDS).logits - wanted).abs().max() <= 1e-5
 

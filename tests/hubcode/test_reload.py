@@ -1,7 +1,7 @@
 """Check 10: a saved model loads with equal weights and logits in a process without the package.
 
-All combinations are saved once, opened by one child process in which `import qwen_task_heads` fails,
-and compared there; each comparison is a test of its own here.
+All combinations are saved once, and loaded and compared by one child process in which
+`import qwen_task_heads` fails. Each comparison is a separate test.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def opened(
+def loaded(
     bases: dict[str, str],
     tokenizer: Any,
     shake: Any,
@@ -117,7 +117,7 @@ def opened(
     clean: CleanProcess,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], dict[str, Any]]:
-    """Return `opened("quick" | "rest")`: these combinations, saved and loaded in one clean process."""
+    """Return `loaded("quick" | "rest")`: these combinations, saved and loaded in one clean process."""
     text_rows = [dict(tokenizer(text, return_tensors="pt", split_special_tokens=True)) for text in TEXTS]
 
     def make(name: str) -> Any:
@@ -156,8 +156,8 @@ def opened(
     [("quick", name) for name in QUICK]
     + [pytest.param("rest", name, marks=pytest.mark.slow) for name in REST],
 )
-def test_reload_without_the_package_is_equal(opened: Any, group: str, name: str) -> None:
-    answer = opened(group)
+def test_reload_without_the_package_is_equal(loaded: Any, group: str, name: str) -> None:
+    answer = loaded(group)
     assert "failure" not in answer, answer["failure"]
     table = answer["differences"]
     differences = {key.split("@")[1]: value for key, value in table.items() if key.startswith(name + "@")}
@@ -173,8 +173,8 @@ def test_reload_without_the_package_is_equal(opened: Any, group: str, name: str)
     assert max(differences.values()) <= LOGITS, differences
 
 
-def test_the_clean_process_does_not_import_the_package(opened: Any) -> None:
-    assert opened("quick")["leaked"] == []
+def test_the_clean_process_does_not_import_the_package(loaded: Any) -> None:
+    assert loaded("quick")["leaked"] == []
 
 
 @pytest.mark.parametrize("head", HEADS)
