@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads import registration
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 
 if TYPE_CHECKING:
     from qwen_task_heads.data.labels import LabelMap
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from qwen_task_heads.inference.rewards import TitleReward
     from qwen_task_heads.inference.scorer import Scorer
     from qwen_task_heads.models import adapter_config, build, load, load_tokenizer, merge
+    from qwen_task_heads.runs.generative import GenerativeRun
+    from qwen_task_heads.runs.texts import ClassifierRun
+    from qwen_task_heads.runs.titles import TitleRun
     from qwen_task_heads.tokenization.templates import (
         Template,
         bind_template,
@@ -37,14 +40,18 @@ if TYPE_CHECKING:
     )
     from qwen_task_heads.training.classifier_arguments import ClassifierConfig
     from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
+    from qwen_task_heads.training.sft_trainer import AnswerTrainer
     from qwen_task_heads.training.title_arguments import TitleConfig
     from qwen_task_heads.training.title_trainer import TitleTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnswerTrainer",
     "ClassifierConfig",
+    "ClassifierRun",
     "ClassifierTrainer",
+    "GenerativeRun",
     "LabelMap",
     "LabelScorer",
     "PooledClassifier",
@@ -55,6 +62,7 @@ __all__ = [
     "Template",
     "TitleConfig",
     "TitleReward",
+    "TitleRun",
     "TitleScorer",
     "TitleScorerConfig",
     "TitleTrainer",
@@ -71,13 +79,17 @@ __all__ = [
     "read_pairs",
     "read_text_sets",
     "read_title_sets",
+    "run_recipe",
     "save",
     "split_by_group",
 ]
 
 # The module of each name above that is imported on first use.
 _MODULES = {
+    "AnswerTrainer": "training.sft_trainer",
     "ClassifierConfig": "training.classifier_arguments",
+    "ClassifierRun": "runs.texts",
+    "GenerativeRun": "runs.generative",
     "ClassifierTrainer": "training.classifier_trainer",
     "LabelMap": "data.labels",
     "LabelScorer": "inference.label_scorer",
@@ -87,6 +99,7 @@ _MODULES = {
     "Template": "tokenization.templates",
     "TitleConfig": "training.title_arguments",
     "TitleReward": "inference.rewards",
+    "TitleRun": "runs.titles",
     "TitleScorer": "hubcode.modeling_task_heads",
     "TitleScorerConfig": "hubcode.configuration_task_heads",
     "TitleTrainer": "training.title_trainer",

@@ -53,7 +53,6 @@ CODES = {
     "rows-equal": "rows that are equal, or equal after truncation",
     "pairs-swapped": "preferred and rejected titles look swapped",
     "split-missing": "a split that is absent or cannot be found",
-    "split-overlap": "rows, texts or groups in more than one split",
     "dataset-mismatch": "data sets whose columns, labels or kinds do not fit together",
     # Models
     "model-not-found": "a model, revision or file of a model that does not exist",

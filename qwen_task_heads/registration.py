@@ -6,6 +6,7 @@ prints help starts at once. In a process that has imported transformers' Auto cl
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -14,32 +15,53 @@ from wrapt import register_post_import_hook
 PACKAGE = __name__.rpartition(".")[0]
 
 
+CONFIGS = f"{PACKAGE}.hubcode.configuration_task_heads"
+MODELS = f"{PACKAGE}.hubcode.modeling_task_heads"
+
+
 def install() -> None:
-    """Install the hooks; called once by the package."""
+    """Install the hooks; called once by the package.
+
+    Classes are registered when both transformers' Auto module and ours are imported, whichever comes last:
+    each may be the one that imports the other.
+    """
     hooks = {
         "transformers.models.auto.configuration_auto": _register_configs,
         "transformers.models.auto.modeling_auto": _register_models,
         "transformers.pipelines": _register_pipeline,
         "peft": _register_adapters,
-        f"{PACKAGE}.hubcode.modeling_task_heads": _set_publisher,
+        CONFIGS: _register_configs,
+        MODELS: _register_models,
     }
     for module, hook in hooks.items():
         register_post_import_hook(hook, module)
 
 
-def _register_configs(auto: Any) -> None:
-    from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
+def _own(module: str, last: str) -> Any:
+    """Return a module of ours, imported if need be; None while its import runs, at whose end hooks run."""
+    if module not in sys.modules:
+        return import_module(module)
+    return sys.modules[module] if last in vars(sys.modules[module]) else None
 
-    for config in (PooledClassifierConfig, TitleScorerConfig):
-        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
+
+def _register_configs(_: Any) -> None:
+    own = _own(CONFIGS, "TitleScorerConfig")
+    if own is not None:
+        from transformers import AutoConfig
+
+        for config in (own.PooledClassifierConfig, own.TitleScorerConfig):
+            AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
-def _register_models(auto: Any) -> None:
-    from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TitleScorer
+def _register_models(_: Any) -> None:
+    own = _own(MODELS, "TitleScorer")
+    if own is not None:
+        from transformers import AutoModel, AutoModelForSequenceClassification
 
-    for model in (PooledClassifier, TitleScorer):
-        auto.AutoModel.register(model.config_class, model, exist_ok=True)
-        auto.AutoModelForSequenceClassification.register(model.config_class, model, exist_ok=True)
+        own.TaskHeadModel.publisher = Publisher
+        for model in (own.PooledClassifier, own.TitleScorer):
+            AutoModel.register(model.config_class, model, exist_ok=True)
+            AutoModelForSequenceClassification.register(model.config_class, model, exist_ok=True)
 
 
 def _register_pipeline(pipelines: Any) -> None:
@@ -54,10 +76,6 @@ def _register_pipeline(pipelines: Any) -> None:
 
 def _register_adapters(_: Any) -> None:
     import_module(f"{PACKAGE}.peft_models").register()
-
-
-def _set_publisher(modeling: Any) -> None:
-    modeling.TaskHeadModel.publisher = Publisher
 
 
 class Publisher:

@@ -1,117 +1,34 @@
 """Train a text classifier, regressor or ordinal model on labelled texts.
 
-Requires: pip install "qwen-task-heads[train]"
-
+qth classify --use_peft --dataset_name news/ --labels labels.yaml --output_dir runs/news
 accelerate launch recipes/classify.py  # the embedded sample and backbone
-accelerate launch recipes/classify.py --use_peft --dataset_name news/ --labels labels.yaml --output_dir runs/n
 """
 
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["qwen-task-heads[train]"]
+# ///
+
 import sys
-from functools import partial
 
-from transformers import EarlyStoppingCallback, set_seed
-
-from qwen_task_heads.data.sequences import sources_of
-from qwen_task_heads.errors import run_recipe
-from qwen_task_heads.metrics.classification import dev_metrics
-from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_task
-from qwen_task_heads.publishing.target import publish_target_of
-from qwen_task_heads.reports.records import record_of
-from qwen_task_heads.reports.text_report import TextRun, finish_texts
-from qwen_task_heads.tokenization.collators import TextCollator, text_datasets
-from qwen_task_heads.tokenization.templates import bind_template
-from qwen_task_heads.tracking.callbacks import track
-from qwen_task_heads.training.added_labels import read_datasets_for
-from qwen_task_heads.training.arguments import run_identity
-from qwen_task_heads.training.callbacks import check_world
-from qwen_task_heads.training.checkpoints import VerifiedCheckpointCallback, open_output
-from qwen_task_heads.training.checkpoints import train as train_or_resume
-from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
-from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
-from qwen_task_heads.training.run_checks import resume_hazards
-from qwen_task_heads.training.sharding import whole_model
-from qwen_task_heads.training.warm_start import load_head, take_template
+from qwen_task_heads import ClassifierRun, ClassifierTrainer, run_recipe
 
 
 def main() -> None:
     """Train and save a model, and report its metrics."""
-    texts, args, model_args = parse_classifier_arguments()
-    args.announce(texts, model_args)
-    check_world(texts.num_processes, running=args.world_size)
-    target, is_main = publish_target_of(texts, args, model_args), args.process_index == 0
-    trackers = track(args, task=texts)
-    base, where = model_args.model_name_or_path, {"hub": texts.hub}
-    backbone, revision = base, model_args.load_options()["revision"]
-
-    # Most runs fail at their data, and a resumed run requires the same data: read them first
-    known = saved_task(backbone, revision=revision, **where)
-    data = read_datasets_for(texts.dataset_name, known, **texts.data_options())
-    args.choose_metric(data.problem_type)
-    identity = {**run_identity(texts, args, model_args), **data.fingerprint()}
-    resume = open_output(args.output_dir, args.resume_from_checkpoint, run=identity)
-
-    # Model, template and token ids
-    set_seed(args.seed)  # before the head is drawn
-    make = partial(
-        build,
-        backbone,
-        task="pooled_classifier",
-        labels=data.labels.names,
-        problem_type=data.problem_type,
-        **data.labels.described(),
-        **model_args.load_options(),
-        **({} if known else {"max_seq_length": MAX_SEQ_LENGTH}) | texts.head_options(),
-        **where,
-    )
-    model = make()
-    tokenizer = load_tokenizer(backbone, revision=model.config.backbone_revision, **where)
-    pairs, template = data.have_pairs, texts.template_for(data.labels)
-    take_template(tokenizer, None if template else texts.init_head, **where)
-    bind_template(tokenizer, model.config, template=template, pairs=pairs)
-    load_head(model, texts.init_head, tokenizer=tokenizer, messages=data.lines, **where)
-    encode = {"tokenizer": tokenizer, "config": model.config, "num_labels": len(data.labels)}
-    (train, cut), (dev, _), lines = text_datasets(data.train, data.dev, data.test, **encode)
-
-    # Train
-    adapter = None
-    if model_args.use_peft or texts.freeze_backbone:
-        adapter = adapter_config(model, head_only=texts.freeze_backbone, **model_args.adapter_options())
-    limit, args.save_total_limit = args.save_total_limit, None  # the callback deletes old checkpoints
-    patience = texts.early_stopping_patience
+    run = ClassifierRun.from_command_line()
+    run.read_datasets()  # before the model: most runs fail at their data
+    model, tokenizer = run.load_model()
+    train, dev = run.tokenize(tokenizer)
     trainer = ClassifierTrainer(
         model,
-        args=args,
         train_dataset=train,
         eval_dataset=dev,
         processing_class=tokenizer,
-        data_collator=TextCollator(tokenizer.pad_token_id, data.problem_type),
-        compute_metrics=dev_metrics(data.problem_type),
-        peft_config=adapter,
-        loss=texts.loss,
-        loss_options=texts.loss_options(),
-        token_dropout=texts.token_dropout,
-        train_sources=sources_of(data.train),
-        eval_sources=sources_of(data.dev),
-        callbacks=[VerifiedCheckpointCallback(limit, run=identity), *trackers]
-        + [EarlyStoppingCallback(patience)] * bool(patience),
+        **run.trainer_options(model, tokenizer),  # arguments, LoRA, loss, metrics, callbacks
     )
-    data.lines.extend([cut.line(), *lines, *trainer.loss.lines])
-    if is_main:
-        notes = [*resume_hazards(args, early_stopping=patience is not None), *texts.messages()]
-        print("\n".join([*data.lines, *(f"note: {note}" for note in notes)]), flush=True)
-    train_or_resume(trainer, checkpoint=resume, scored=len(data.dev) + len(data.test))
-
-    # Save, evaluate and report
-    trained = whole_model(trainer, make=make, peft_config=adapter)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
-    if is_main:  # evaluation and publishing may outlast the timeout of other processes
-        facts = {"model_args": model_args, "config": model.config, "adapter": adapter}
-        record = record_of(trainer, task=texts, resumed=resume is not None, **facts)
-        run = TextRun(sets=data, cut=cut.line(), **record)
-        finish_texts(trained, tokenizer=tokenizer, folder=args.output_dir, run=run)
-        if target:
-            target.push(args.output_dir)
+    run.train(trainer)  # or resume
+    run.finish(trainer)  # save, evaluate beside baselines, write the card, publish
 
 
 if __name__ == "__main__":

@@ -67,7 +67,14 @@ def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
 
 @pytest.mark.parametrize(
     "before",
-    ["", "from transformers import AutoModelForSequenceClassification, AutoTokenizer", "import peft"],
+    [
+        "",
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        "import peft",
+        "from qwen_task_heads import Scorer",
+        "import qwen_task_heads.hubcode.modeling_task_heads",
+        "from transformers import pipeline",
+    ],
 )
 def test_registration_does_not_depend_on_the_order_of_imports(before: str) -> None:
     code = f"""{before}
@@ -94,4 +101,4 @@ def test_type_checkers_see_every_public_name() -> None:
     }
     package = qwen_task_heads.__name__
     assert typed == {name: f"{package}.{module}" for name, module in qwen_task_heads._MODULES.items()}
-    assert typed.keys() | {"Problem", "TaskHeadsError"} == set(qwen_task_heads.__all__)
+    assert typed.keys() | {"Problem", "TaskHeadsError", "run_recipe"} == set(qwen_task_heads.__all__)

@@ -157,7 +157,7 @@ def test_no_canary_is_staged(run_folder: Any, tmp_path: Path) -> None:
     assert {origin for _, origin in leaks(folder, secrets)} == set(secrets)  # the run contains all of them
     published = publish(folder, repo_id="me/x", verify=False, dry_run=tmp_path / "staged")
     assert leaks(tmp_path / "staged", secrets) == []
-    assert not any(secret in line for line in published.lines() for secret in secrets.values())
+    assert not any(secret in line for line in published.messages() for secret in secrets.values())
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "README.md", "manifest.json"])

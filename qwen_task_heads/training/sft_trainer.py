@@ -146,7 +146,7 @@ class Clock(TrainerCallback):
         logged = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
         self.tokens = int(logged[-1]) if logged else 0
 
-    def line(self) -> str:
+    def summary(self) -> str:
         """Return the speed in one line; "" if no tokens were counted."""
         if not self.seconds or not self.tokens:
             return ""

@@ -102,7 +102,7 @@ def test_corrupted_files_raise_no_other_error(tmp_path: Path, suffix: str, tries
     path = tmp_path / f"corrupted{suffix}"
     refused = 0
     for _ in range(tries):
-        path.write_bytes(hurt(rng, content))
+        path.write_bytes(corrupt(rng, content))
         refused += is_refused(path)
     assert refused > tries / 10
 

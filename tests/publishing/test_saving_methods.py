@@ -477,7 +477,7 @@ def test_an_adapter_on_a_trained_model_is_refused(bases: dict[str, str], shake: 
     shake(build(bases["qwen2"])).save_pretrained(tmp_path / "trained")
     plain = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], modules_to_save=["score"])
     adapted = get_peft_model(load(str(tmp_path / "trained")), plain)
-    with pytest.raises(ValueError, match="adapter: found"):
+    with pytest.raises(ValueError, match=r"^adapter: "):
         adapted.save_pretrained(tmp_path / "adapter")
     fresh = build(bases["qwen2"])
     fresh.save_pretrained(tmp_path / "fresh")

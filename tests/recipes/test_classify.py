@@ -268,7 +268,7 @@ def test_a_preset_states_its_base_and_the_published_metric(preset):
     base, figure = PRESETS[preset]
     assert yaml.safe_load(text)["model_name_or_path"] == base
     assert figure in text
-    assert "awaits the weights" in text.replace("\n# ", " ")
+    assert "needs the weights" in text.replace("\n# ", " ")
 
 
 def preset_words(preset: str, data: Path, base: str, output: Path) -> list[object]:

@@ -69,7 +69,7 @@ def test_truncation_keeps_answers_and_prompts() -> None:
     prompts = AnswerPrompts(load_tokenizer("embedded"), labels, model_type="qwen2", max_length=96)
     rows = [TextExample(text="word " * (10 * n + 1), target=n % 3) for n in range(60)]
     table, line = answer_dataset(rows, prompts=prompts)
-    assert "were cut" in line
+    assert "were truncated" in line
     for n, row in enumerate(table):
         learned = [token for token in row["labels"] if token != IGNORED]
         assert learned == [*prompts.answers[n % 3], prompts.end]
