@@ -112,7 +112,7 @@ def send(folder: Path, **options: Any) -> Any:
     return publish(folder, **{"repo_id": REPO, "verify": False, **options})
 
 
-# --- what is published ---
+# --- publishing ---
 
 
 def test_a_form(full: Path, hub: Any) -> None:
