@@ -11,7 +11,7 @@ from typing import Any
 from qwen_task_heads.data.text_readers import TextInput
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
 from qwen_task_heads.inference.label_scorer import LabelScorer
-from qwen_task_heads.inference.loading import choose, labels_to_choose, resolve_candidates, open_scorer
+from qwen_task_heads.inference.loading import choose, labels_to_choose, open_scorer, resolve_candidates
 from qwen_task_heads.inference.predictions import Prediction
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.modelscope import HUBS
