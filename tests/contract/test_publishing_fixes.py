@@ -112,7 +112,7 @@ def send(folder: Path, **options: Any) -> Any:
     return publish(folder, **{"repo_id": REPO, "verify": False, **options})
 
 
-# --- what is published ---
+# --- publishing ---
 
 
 def test_a_form(full: Path, hub: Any) -> None:
@@ -405,7 +405,7 @@ def test_a_publish_after_training_that_fails(full: Path, hub: Any, capfd: pytest
     with refused("publishing/target.py::PublishTarget.push::str(folder)") as found:
         PublishTarget(repo_id=REPO, private=False, tag="v1").push(full)
     hub.calm()
-    _, recipe, *words = shlex.split(found[-1].fix.removeprefix("then type: "))
+    _, recipe, *words = shlex.split(found[-1].fix.split("type: ", 1)[1])
     assert run_recipe(Path(__file__).parents[2] / recipe, *words) == 0
     assert not hub.repos[REPO].private
     assert "v1" in hub.repos[REPO].tags
