@@ -213,7 +213,7 @@ def test_the_table_contains_the_best_combination_and_the_baseline() -> None:
         for n in (1, 14)
     ]
     lines = sweep_table(
-        results, chosen=results[-1], points=points, figure="accuracy", baseline={"accuracy": {"value": 0.61}}
+        results, chosen=results[-1], points=points, metric="accuracy", baseline={"accuracy": {"value": 0.61}}
     )
     [chosen, exit_line] = [line for line in lines if line.lstrip().startswith("->")]
     assert "0.050" in chosen
@@ -234,7 +234,7 @@ def test_the_table_states_how_each_kind_of_head_was_fitted() -> None:
         ([result(1, 0.5)], "1 linear head, solved once;"),
         ([result(1, 0.5, 0.5)], "1 MLP, trained with 2 seeds;"),
     ):
-        lines = sweep_table(results, chosen=results[0], points=[point], figure="accuracy")
+        lines = sweep_table(results, chosen=results[0], points=[point], metric="accuracy")
         assert lines[0].startswith(start)
 
 
