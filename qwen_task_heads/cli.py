@@ -115,9 +115,8 @@ def run(name: str, words: list[str]) -> int:
     if accelerate is not None:
         from accelerate.commands.launch import launch_command, launch_command_parser
 
-        launch_command(
-            launch_command_parser().parse_args(["--quiet", "--config_file", accelerate, script, *words])
-        )
+        launch = ["--quiet", "--config_file", accelerate, *_processes(words), script, *words]
+        launch_command(launch_command_parser().parse_args(launch))
         return 0
     return _run_script(script, words)
 
@@ -280,6 +279,14 @@ def _named(value: str, option: str, known: dict[str, Path]) -> str:
             code="path-not-found",
         )
     )
+
+
+def _processes(words: list[str]) -> list[str]:
+    """Return `--num_processes N` for accelerate; the recipe keeps it, and fails if fewer start."""
+    split = [part for word in words for part in word.split("=", 1)]
+    if "--num_processes" not in split[:-1]:
+        return []
+    return ["--num_processes", split[split.index("--num_processes") + 1]]
 
 
 def _run_script(script: str, words: list[str]) -> int:

@@ -41,6 +41,7 @@ PRIVATE = (
     "checkpoint-*/",
     ".task_heads_run",
     "runs/",
+    "swanlab/",
     "swanlog/",
     "trackio/",
     "wandb/",

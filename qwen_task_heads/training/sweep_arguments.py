@@ -71,6 +71,10 @@ USED = (
     "hub_revision",
 )
 
+# From this depth on, heads on several layers together are tried by default. On SmolLM2-135M they beat every
+# single layer on dev: .903 against .887 on BANKING77, .732 against .710 on Upworthy (real_weights.md).
+DEEP = 12
+
 
 @dataclass
 class SweepOptions:
@@ -87,7 +91,7 @@ class SweepOptions:
         default=None,
         metadata={
             "help": "Layers to train heads on, several together as 15+20; a quarter, half, three "
-            "quarters and all of the depth if None."
+            "quarters and all of the depth if None, and the first three together from 12 layers on."
         },
     )
     poolings: list[str] = field(
@@ -129,7 +133,12 @@ class SweepOptions:
             return list(dict.fromkeys(parse_layers(text) for text in self.layers))
         if backbone.model_type not in CAN_EXIT:
             return [(depth,)]
-        return [(layer,) for layer in sorted({max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)})]
+        quarters = sorted({max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)})
+        alone = [(layer,) for layer in quarters]
+        if depth < DEEP:
+            return alone
+        first, half, third, _ = quarters
+        return [*alone, (first, third), (first, half, third)]
 
     def feature_options(self) -> dict[str, Any]:
         """Return the arguments of `extract_features` other than the layers."""

@@ -22,6 +22,7 @@ TESTS = (
 # Modules whose refusals are followed elsewhere, or not yet.
 COMPARED = "what a comparison found; tests/verification/test_parity.py has each beside what passes"
 OUTSIDE = {
+    "runs/": "data of another kind than the task; tests/recipes",
     "cli.py": "names of commands, presets and options; tests/test_cli.py",
     "tokenization/": "templates, prompts and rows of a run; tests/tokenization",
     "evaluate_modules/": "arguments of metrics; tests/evaluate_modules",
