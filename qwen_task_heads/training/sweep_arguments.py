@@ -134,7 +134,7 @@ class SweepOptions:
         if backbone.model_type not in CAN_EXIT:
             return [(depth,)]
         quarters = sorted({max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)})
-        alone = [(layer,) for layer in quarters]
+        alone: list[tuple[int, ...]] = [(layer,) for layer in quarters]
         if depth < DEEP:
             return alone
         first, half, third, _ = quarters
