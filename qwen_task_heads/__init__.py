@@ -3,11 +3,12 @@
 Importing this package registers `title_scorer` and `pooled_classifier` with AutoConfig, AutoModel and
 AutoModelForSequenceClassification, and `pipeline("title-ranking")`, so that saved models load without
 `trust_remote_code` and the code in their folders is not run. Native model types are left alone.
-Every public name is imported on first use.
+Everything else is imported on first use.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,8 @@ _MODULES = {
     "split_by_group": "data.splits",
 }
 
-registration.install()
+if "qth" not in sys.modules:  # the console script registers after it has checked its options
+    registration.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads import option_catalog
+from qwen_task_heads import option_catalog, registration
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 WIDTH = 100
@@ -109,6 +109,7 @@ def run(name: str, words: list[str]) -> int:
         return 0
     if options is not None and (problems := unknown_options(words, options)):
         raise TaskHeadsError(problems)
+    registration.install()
     script = str(recipes() / f"{COMMANDS[name].recipe}.py")
     if name == "predict" and not {"--input", "-h", "--help"} & {word.split("=")[0] for word in words}:
         return _ask(words)
@@ -173,7 +174,7 @@ def unknown_options(words: Sequence[str], options: list[dict[str, Any]]) -> list
     """Return a problem for each option that the command does not have.
 
     Example:
-        >>> from qwen_task_heads import option_catalog
+        >>> from qwen_task_heads import option_catalog, registration
         >>> from qwen_task_heads.cli import unknown_options
         >>> [problem] = unknown_options(["--learning_rat", "1e-4"], option_catalog.read()["titles"])
         >>> problem.where, problem.expected

@@ -1,12 +1,7 @@
-"""Registration with transformers and PEFT, each part when the module that it extends is imported.
-
-`import qwen_task_heads` itself imports neither torch nor transformers: a process that only checks options or
-prints help starts at once. In a process that has imported transformers' Auto classes the hooks run at once.
-"""
+"""Registration with transformers' Auto classes and pipelines, and with PEFT."""
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from typing import Any
 
@@ -15,67 +10,27 @@ from wrapt import register_post_import_hook
 PACKAGE = __name__.rpartition(".")[0]
 
 
-CONFIGS = f"{PACKAGE}.hubcode.configuration_task_heads"
-MODELS = f"{PACKAGE}.hubcode.modeling_task_heads"
-
-
 def install() -> None:
-    """Install the hooks; called once by the package.
+    """Register the configs, models and the pipeline of this package; a second call changes nothing.
 
-    Classes are registered when both transformers' Auto module and ours are imported, whichever comes last:
-    each may be the one that imports the other.
+    PEFT is registered when it is imported: that takes seconds, and predictions do not need it.
     """
-    hooks = {
-        "transformers.models.auto.configuration_auto": _register_configs,
-        "transformers.models.auto.modeling_auto": _register_models,
-        "transformers.pipelines": _register_pipeline,
-        "peft": _register_adapters,
-        CONFIGS: _register_configs,
-        MODELS: _register_models,
-    }
-    for module, hook in hooks.items():
-        register_post_import_hook(hook, module)
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+    from transformers.pipelines import PIPELINE_REGISTRY
 
-
-def _own(module: str, last: str) -> Any:
-    """Return a module of ours, imported if need be; None while its import runs, at whose end hooks run."""
-    if module not in sys.modules:
-        return import_module(module)
-    return sys.modules[module] if last in vars(sys.modules[module]) else None
-
-
-def _register_configs(_: Any) -> None:
-    own = _own(CONFIGS, "TitleScorerConfig")
-    if own is not None:
-        from transformers import AutoConfig
-
-        for config in (own.PooledClassifierConfig, own.TitleScorerConfig):
-            AutoConfig.register(config.model_type, config, exist_ok=True)
-
-
-def _register_models(_: Any) -> None:
-    own = _own(MODELS, "TitleScorer")
-    if own is not None:
-        from transformers import AutoModel, AutoModelForSequenceClassification
-
-        own.TaskHeadModel.publisher = Publisher
-        for model in (own.PooledClassifier, own.TitleScorer):
-            AutoModel.register(model.config_class, model, exist_ok=True)
-            AutoModelForSequenceClassification.register(model.config_class, model, exist_ok=True)
-
-
-def _register_pipeline(pipelines: Any) -> None:
-    from transformers import AutoModelForSequenceClassification
-
+    from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
+    from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
     from qwen_task_heads.hubcode.pipeline_task_heads import TitleRankingPipeline
 
-    pipelines.PIPELINE_REGISTRY.register_pipeline(
+    for config, model in ((PooledClassifierConfig, PooledClassifier), (TitleScorerConfig, TitleScorer)):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        AutoModelForSequenceClassification.register(config, model, exist_ok=True)
+    PIPELINE_REGISTRY.register_pipeline(
         "title-ranking", TitleRankingPipeline, pt_model=AutoModelForSequenceClassification, type="text"
     )
-
-
-def _register_adapters(_: Any) -> None:
-    import_module(f"{PACKAGE}.peft_models").register()
+    TaskHeadModel.publisher = Publisher
+    register_post_import_hook(lambda _: import_module(f"{PACKAGE}.peft_models").register(), "peft")
 
 
 class Publisher:

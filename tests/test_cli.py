@@ -64,7 +64,7 @@ def test_help_lists_own_options_first_and_all_on_demand(capsys) -> None:
 
 def test_names_are_checked_before_torch_is_imported() -> None:
     code = (
-        "import sys; from qwen_task_heads.cli import main; "
+        "import sys; from qth import main; "
         "codes = main(['classify', '--help']), main(['classify', '--learning_rat', '1']), main([]); "
         "assert codes == (0, 2, 0), codes; "
         "assert not {'torch', 'transformers'} & sys.modules.keys(), 'imported'"
@@ -97,7 +97,7 @@ def test_versions_and_hardware_are_printed(capsys) -> None:
 @pytest.mark.slow
 def test_a_command_trains_and_predicts_outside_the_clone(tmp_path) -> None:
     def qth(*words: str) -> str:
-        command = [sys.executable, "-m", "qwen_task_heads.cli", *words]
+        command = [sys.executable, "-m", "qth", *words]
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
 
     options = ["--max_steps", "2", "--use_cpu", "true", "--output_dir", "run"]

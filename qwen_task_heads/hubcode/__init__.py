@@ -1,4 +1,4 @@
-"""Code that is copied into every published model: flat modules on transformers and its dependencies."""
+"""The only code copied into published models: flat, on transformers, its dependencies and siblings."""
 
 from pathlib import Path
 

@@ -1,0 +1,125 @@
+"""The life of a run: options, output folder, checkpoints, trackers, record and publishing.
+
+A recipe builds a `Run` of its task from the command line and calls its steps in order. What all runs share is
+here; `titles.py`, `texts.py` and `generative.py` add data, model and report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from transformers import TrainerCallback, set_seed
+
+from qwen_task_heads.models import adapter_config
+from qwen_task_heads.publishing.target import PublishTarget, publish_target_of
+from qwen_task_heads.reports.records import record_of
+from qwen_task_heads.tracking.callbacks import track
+from qwen_task_heads.training.arguments import run_identity
+from qwen_task_heads.training.callbacks import check_world
+from qwen_task_heads.training.checkpoints import VerifiedCheckpointCallback, open_output
+from qwen_task_heads.training.checkpoints import train as train_or_resume
+from qwen_task_heads.training.sharding import whole_model
+
+
+class Run:
+    """What the runs of all tasks share.
+
+    Args:
+        task: options of the data and the head.
+        args: of the trainer, a `TitleConfig`, `ClassifierConfig` or `SFTConfig` of this package.
+        model_args: options of the backbone and of LoRA.
+
+    Attributes:
+        datasets: train, dev and test, set by `read_datasets` of the task.
+        adapter: the PEFT config, or None for training in full.
+
+    Raises:
+        TaskHeadsError: another number of processes than `--num_processes`, no right to publish, or a tracker
+            that is not installed.
+    """
+
+    def __init__(self, task: Any, args: Any, model_args: Any) -> None:
+        self.task, self.args, self.model_args = task, args, model_args
+        args.announce(task, model_args)
+        check_world(task.num_processes, running=args.world_size)
+        self.target: PublishTarget | None = publish_target_of(task, args, model_args)
+        self.trackers = track(args, task=task)
+        self.datasets: Any = None
+        self.adapter: Any = None
+        self.checkpoint: str | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return bool(self.args.process_index == 0)
+
+    def open_output(self) -> None:
+        """Claim the output folder or find the checkpoint to resume from, and set the seed.
+
+        Raises:
+            TaskHeadsError: files of another run, or a checkpoint of other data or options.
+        """
+        self.checkpoint = open_output(
+            self.args.output_dir, self.args.resume_from_checkpoint, run=self.identity()
+        )
+        set_seed(self.args.seed)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be equal for a run to be resumed: data and options."""
+        options = run_identity(self.task, self.args, self.model_args)
+        return {**options, **self.datasets.fingerprint()}
+
+    def print_messages(self, messages: Iterable[object | None]) -> None:
+        """Print what was read, and notes on it."""
+        if self.is_main:
+            notes = [f"note: {message}" for message in messages if message]
+            print("\n".join([*self.datasets.lines, *notes]), flush=True)
+
+    def callbacks(self, *more: TrainerCallback) -> list[TrainerCallback]:
+        """Return verified checkpoints, trackers and further callbacks.
+
+        Checkpoints rotate in the callback: Trainer would delete the old one before the new one is complete.
+        """
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        return [VerifiedCheckpointCallback(limit, run=self.identity()), *more, *self.trackers]
+
+    def peft_config(self, model: Any) -> Any:
+        """Return the PEFT config of `--use_peft` or `--freeze_backbone`; None for training in full."""
+        if self.model_args.use_peft or self.task.freeze_backbone:
+            self.adapter = adapter_config(
+                model, head_only=self.task.freeze_backbone, **self.model_args.adapter_options()
+            )
+        return self.adapter
+
+    def train(self, trainer: Any, *, scored: int = 0) -> None:
+        """Train, or resume; `scored` rows are measured at the end, for the estimate of time."""
+        train_or_resume(trainer, checkpoint=self.checkpoint, scored=scored)
+
+    def collect(self, trainer: Any, make: Callable[[], Any]) -> Any:
+        """Return the whole trained model on the main process, and end the other processes' part.
+
+        Args:
+            trainer: after training.
+            make: builds the model as before training, to collect sharded weights into.
+        """
+        trained = whole_model(trainer, make=make, peft_config=self.adapter)
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
+        return trained
+
+    def record(self, trainer: Any, *, config: Any, adapter: Any = None) -> dict[str, Any]:
+        """Return the facts of the run that its report needs, data apart."""
+        return record_of(
+            trainer,
+            task=self.task,
+            model_args=self.model_args,
+            config=config,
+            adapter=adapter or self.adapter,
+            resumed=self.checkpoint is not None,
+        )
+
+    def publish(self) -> None:
+        """Publish the folder of the run if `--push_to_hub` asks for it."""
+        if self.target:
+            self.target.push(self.args.output_dir)
