@@ -85,7 +85,7 @@ assert "title-ranking" in PIPELINE_REGISTRY.get_supported_tasks()
 def test_type_checkers_see_every_public_name() -> None:
     """The imports below TYPE_CHECKING are the public names, and agree with what is imported on first use."""
     tree = ast.parse(Path(str(qwen_task_heads.__file__)).read_text(encoding="utf-8"))
-    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))  # if TYPE_CHECKING
     typed = {
         alias.name: node.module
         for node in block.body

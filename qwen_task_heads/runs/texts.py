@@ -64,9 +64,7 @@ class ClassifierRun(Run):
         template = self.task.template_for(self.datasets.labels)
         take_template(tokenizer, None if template else self.task.init_head, hub=hub)
         bind_template(tokenizer, model.config, template=template, pairs=self.datasets.have_pairs)
-        load_head(
-            model, self.task.init_head, tokenizer=tokenizer, messages=self.datasets.lines, hub=hub
-        )
+        load_head(model, self.task.init_head, tokenizer=tokenizer, messages=self.datasets.lines, hub=hub)
         return model, tokenizer
 
     def tokenize(self, tokenizer: Any) -> tuple[Dataset, Dataset]:
@@ -108,9 +106,7 @@ class ClassifierRun(Run):
         if self.is_main:  # evaluation and publishing may outlast the timeout of other processes
             record = self.record(trainer, config=self._config)
             run = TextRun(sets=self.datasets, cut=self._truncation, **record)
-            finish_texts(
-                trained, tokenizer=trainer.processing_class, folder=self.args.output_dir, run=run
-            )
+            finish_texts(trained, tokenizer=trainer.processing_class, folder=self.args.output_dir, run=run)
             self.publish()
 
     def _build(self) -> Any:
