@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,30 @@ def shake() -> Callable[..., Any]:
     return apply
 
 
+SHARED: dict[str, Any] = {}  # the session's tokenizer, and its state
+
+
+def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
+    """Return what a test could change of a tokenizer; each call sets truncation and padding itself."""
+    state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: part for name, part in state.items() if name not in ("truncation", "padding")}
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    """The embedded tokenizer, without a template. The session shares it: read-only."""
-    return load_tokenizer("embedded")
+    """The embedded tokenizer, without a template. Do not change it: the session shares it."""
+    found = load_tokenizer("embedded")
+    SHARED.update(tokenizer=found, state=tokenizer_state(found))
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_tokenizer_is_unchanged() -> Iterator[None]:
+    """Fail in the module that changed the shared tokenizer, not in a later one."""
+    yield
+    if SHARED and tokenizer_state(SHARED["tokenizer"]) != SHARED["state"]:
+        SHARED["state"] = tokenizer_state(SHARED["tokenizer"])
+        pytest.fail("a test of this module changed the tokenizer that the session shares")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def test_a_model_with_a_head_is_refused(
 ) -> None:
     """The model is of this task or of the other one."""
     model: Any = build(bases["qwen2"])
+    tokenizer = copy.deepcopy(tokenizer)
     compile_template(tokenizer, template=Template(), model_type="qwen2", max_length=64)
     if saved_as == "adapter":
         model = with_adapter(model, adapter_config(model, head_only=True))
