@@ -108,6 +108,10 @@ class TitleRun(Run):
             "callbacks": self.callbacks(self.swapped),
         }
 
+    def train(self, trainer: Any, *, scored: int = 0) -> None:
+        """Train or resume; dev and test are scored at the end."""
+        super().train(trainer, scored=scored or len(self.datasets.dev) + len(self.datasets.test))
+
     def finish(self, trainer: Any) -> None:
         """Save, evaluate, report and publish; on the main process."""
         trained = self.collect(trainer, self._build)

@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ["--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true", "--seed", "3"]
 STEPS = ["--max_steps", "6"]
-MEASURED_TIMES = ("seconds", "per_second", "utilisation", "utilization", "time", "gb", "memory", "speed")
+MEASURED_TIMES = ("seconds", "per_second", "utilisation", "utilization", "time", "gb", "memory", "speed", "peak")
 
 
 def runs(data: Path) -> dict[str, list[str]]:
