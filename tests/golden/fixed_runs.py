@@ -20,7 +20,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ["--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true", "--seed", "3"]
 STEPS = ["--max_steps", "6"]
-MEASURED_TIMES = ("seconds", "per_second", "utilisation", "utilization", "time", "gb", "memory", "speed", "peak")
+MEASURED = (
+    "seconds", "per_second", "utilisation", "utilization", "time", "gb", "memory", "speed", "peak",
+)  # fmt: skip
 
 
 def runs(data: Path) -> dict[str, list[str]]:
@@ -46,7 +48,7 @@ def runs(data: Path) -> dict[str, list[str]]:
 
 def numbers(value: Any, name: str = "") -> list[float]:
     """Return all numbers of a JSON value in their order of appearance, measured times left out."""
-    if any(part in name.lower() for part in MEASURED_TIMES):
+    if any(part in name.lower() for part in MEASURED):
         return []
     if isinstance(value, dict):
         return [number for key, one in value.items() for number in numbers(one, key)]
