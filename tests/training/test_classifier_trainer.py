@@ -455,7 +455,7 @@ def run_on(base: str, folder: str) -> None:
     torch.save(train_and_look(base, folder, batch=2), Path(folder) / f"rank{os.environ['RANK']}.pt")
     bare = distributed_trainer(base, folder, batch=2, seen=[])
     bare.evaluate()
-    with pytest.raises(TaskHeadsError, match="train: found an evaluation before it, on 2 processes"):
+    with pytest.raises(TaskHeadsError, match=r"^train: .*2 processes"):
         bare.train()
     torch.distributed.destroy_process_group()
 
