@@ -16,6 +16,7 @@ import launching
 import pytest
 from launching import MACHINE, RECIPES
 
+from qwen_task_heads import cli
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
@@ -102,10 +103,11 @@ def test_a_launch_without_options_ends_with_a_result(recipe, tmp_path):
 def test_a_launch_without_options_equals_make_titles(tmp_path, monkeypatch):
     """Both parse to equal options if the pretrained weights are not available."""
     monkeypatch.chdir(tmp_path)
-    words = shlex.split((ROOT / "Makefile").read_text().split("reward_titles.py")[1].split("; fi")[0])
-    assert words[:2] == ["--config", "recipes/configs/quick_start_embedded.yaml"]
+    *_, command = (ROOT / "Makefile").read_text().split("/qth titles ")
+    words = shlex.split(command.split("; fi")[0])
+    assert words[:2] == ["--config", "quick_start_embedded"]
     assert words.pop() == "$(OUTPUT)"  # empty unless RUN is given
-    words = [word.replace("recipes/", f"{ROOT}/recipes/") for word in words]
+    words[1] = str(cli.presets()[words[1]])
     parsed = []
     for given in (words, []):
         titles, training, model = parse_title_arguments([*given, *MACHINE])
