@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import runpy
-import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -109,7 +108,6 @@ def run(name: str, words: list[str]) -> int:
         return 0
     if options is not None and (problems := unknown_options(words, options)):
         raise TaskHeadsError(problems)
-    registration.install()
     script = str(recipes() / f"{COMMANDS[name].recipe}.py")
     if name == "predict" and not {"--input", "-h", "--help"} & {word.split("=")[0] for word in words}:
         return _ask(words)
@@ -290,10 +288,15 @@ def _processes(words: list[str]) -> list[str]:
     return ["--num_processes", split[split.index("--num_processes") + 1]]
 
 
-def _run_script(script: str, words: list[str]) -> int:
-    before, sys.argv = sys.argv, [script, *words]
+def _run_script(script: str | None, words: list[str]) -> int:
+    """Run a recipe, or the package itself for None, as the main module of this process."""
+    registration.install()
+    before, sys.argv = sys.argv, [script or str(__package__), *words]
     try:
-        runpy.run_path(script, run_name="__main__")
+        if script is None:
+            runpy.run_module(str(__package__), run_name="__main__")
+        else:
+            runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
@@ -306,7 +309,7 @@ def _ask(words: list[str]) -> int:
     if "--model" in words[:-1]:
         place = words.index("--model")
         words = [words[place + 1], *words[:place], *words[place + 2 :]]
-    return subprocess.run([sys.executable, "-m", str(__package__), *words], check=False).returncode
+    return _run_script(None, words)
 
 
 def _wrapped(text: str, *, indent: int) -> list[str]:

@@ -98,7 +98,7 @@ class Problem:
     problem: str
     expected: str
     fix: str
-    code: str = field(default="", kw_only=True)
+    code: str = field(kw_only=True)
 
     def __str__(self) -> str:
         sentences = (self.problem, f"Expected {self.expected}", f"Fix: {self.fix}")
@@ -110,8 +110,9 @@ class TaskHeadsError(ValueError):
 
     Example:
         >>> from qwen_task_heads.errors import Problem, TaskHeadsError
-        >>> print(TaskHeadsError(Problem("--pooling", "found 'avg'", "last or mean", "choose one of them")))
-        --pooling: found 'avg'. Expected last or mean. Fix: choose one of them.
+        >>> problem = Problem("--pooling", "found 'avg'", "last or mean", "choose one", code="option-value")
+        >>> print(TaskHeadsError(problem))
+        --pooling: found 'avg'. Expected last or mean. Fix: choose one.
     """
 
     def __init__(self, problems: Problem | Sequence[Problem]) -> None:

@@ -165,7 +165,7 @@ def _wrong_names(names: Iterable[str], *, where: str, column: str, labels: Label
                     where,
                     f"found {shorten(name)} in {column!r}",
                     f"labels of the model: {shorten(labels.names)}",
-                    "correct the row" if near is None else f"did you mean {shorten(near)}?",
+                    "correct the row" if near is None else f"write {shorten(near)}",
                     code="label-unknown",
                 )
             ]

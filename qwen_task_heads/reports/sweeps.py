@@ -25,11 +25,16 @@ from qwen_task_heads.reports.run_manifest import settings_of
 from qwen_task_heads.reports.text_report import TFIDF, TextRun, finish_texts
 from qwen_task_heads.reports.title_report import TFIDF as TFIDF_PAIRS
 from qwen_task_heads.reports.title_report import Run, finish_titles
-from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset, text_datasets
+from qwen_task_heads.tokenization.collators import (
+    PREFERENCE_SIGNALS,
+    group_dataset,
+    pair_dataset,
+    text_datasets,
+)
 from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.templates import bind_template, compile_template
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH
-from qwen_task_heads.training.feature_rows import PREFERENCE_SIGNALS, FeatureRows, GroupRows, PairRows
+from qwen_task_heads.training.feature_rows import FeatureRows, GroupRows, PairRows
 from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.head_sweep import Combination, MakeRows, Result, text_rows
 from qwen_task_heads.training.pair_losses import PAIR_LOSSES
@@ -229,7 +234,8 @@ class TitleSweep(Sweep):
         )
         for name in self.losses:
             for table in (self._train, self._dev) if name in PAIR_LOSSES else ():
-                signals = [column for column in table.column_names if column in PREFERENCE_SIGNALS]
+                columns = set(table.column_names) - {"weight"}  # every loss takes weights
+                signals = [column for column in PREFERENCE_SIGNALS if column in columns]
                 PAIR_LOSSES[name].check([*signals, *self.options.loss_options()], where="--losses")
         equal = {"train": cut.equal, "dev": of_dev.equal, "test": of_test.equal}
         lines = [*self.sets.lines, cut.line(), *check_equal(equal, option="--max_length ")]

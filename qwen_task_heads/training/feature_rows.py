@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.metrics.classification import BEST_METRIC, dev_metrics
 from qwen_task_heads.metrics.ranking import pair_credit
+from qwen_task_heads.tokenization.collators import PREFERENCE_SIGNALS
 from qwen_task_heads.training.group_losses import GroupLoss
 from qwen_task_heads.training.pair_losses import PairLoss
 from qwen_task_heads.training.text_losses import TEXT_LOSSES, TextLoss
 
-PREFERENCE_SIGNALS = ("margin", "preference")
 ROWS_PER_PASS = 65_536  # of dev through a head, and of moments
 
 
@@ -167,7 +167,7 @@ class PairRows:
         chosen, rejected = features.chunk(2)
         columns = {
             name: torch.tensor(list(table[name]), dtype=torch.float32, device=features.device)
-            for name in (*PREFERENCE_SIGNALS, "weight")
+            for name in PREFERENCE_SIGNALS
             if name in table.column_names
         }
         weight = columns.pop("weight", None)

@@ -23,7 +23,7 @@ from qwen_task_heads.data.json_files import FileProblem, read_jsonl
 from qwen_task_heads.data.table_files import read_csv, read_parquet
 from qwen_task_heads.errors import Problem
 
-PROBLEM = Problem("a:2", "found 1", "2", "correct it")
+PROBLEM = Problem("a:2", "found 1", "2", "correct it", code="value-range")
 
 
 def test_rows_keep_their_order_and_their_places() -> None:

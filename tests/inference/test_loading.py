@@ -254,7 +254,7 @@ def test_the_command_line_takes_candidates(
     assert run_recipe(command.main) == 2
     message = capsys.readouterr().err
     assert "--candidates: found 'The Arts'" in message
-    assert "did you mean 'the arts'?" in message
+    assert "Fix: write 'the arts'." in message
 
 
 def test_top_k_above_the_number_of_labels_gives_all(writer: Path) -> None:
