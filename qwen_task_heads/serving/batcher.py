@@ -117,7 +117,7 @@ class RowBatcher:
             start = time.monotonic()
             try:
                 logits = await loop.run_in_executor(self._thread, self._run, rows)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it is raised in the callers
                 for piece in batch:
                     if not piece.future.done():
                         piece.future.set_exception(error)

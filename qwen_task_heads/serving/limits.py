@@ -133,7 +133,8 @@ class LimitsMiddleware:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limit:
             return None
-        parts, size = [], 0
+        parts: list[bytes] = []
+        size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":

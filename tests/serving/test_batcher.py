@@ -91,7 +91,9 @@ def test_a_cancelled_request_does_not_run():
         return model.batches, answers, batcher.waiting_tokens
 
     batches, answers, waiting = asyncio.run(run())
-    assert batches == [[(1,)], [(3,)]] and [answer.item() for answer in answers] == [1, 3] and waiting == 0
+    assert batches == [[(1,)], [(3,)]]
+    assert [answer.item() for answer in answers] == [1, 3]
+    assert waiting == 0
 
 
 def test_too_many_waiting_tokens_are_refused_and_the_others_answered():
