@@ -19,6 +19,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+DRAINED = 2**27  # bytes of a body over the limit that are read before the refusal
 OPEN = ("/health",)  # paths without a token, for load balancers
 STATUS = {
     "request-denied": 401,
@@ -128,23 +129,25 @@ class LimitsMiddleware:
         return hmac.compare_digest(header, b"Bearer " + self.token.encode())
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
-        """Return the body; None if it is larger than the limit."""
+        """Return the body; None if it is larger than the limit.
+
+        A body that is too large is read to its end and dropped, up to `DRAINED` bytes: most clients read the
+        answer only after they have sent everything.
+        """
         limit = self.limits.body_bytes
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > limit:
-            return None
+        too_large = not length.isdigit() or int(length) > limit
         parts: list[bytes] = []
-        size = 0
-        while True:
+        size, more = 0, True
+        while more and size <= DRAINED:
             message = await receive()
-            if message["type"] == "http.disconnect":
-                return b"".join(parts)
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                return None
-            if not message.get("more_body"):
-                return b"".join(parts)
+            part = message.get("body", b"")
+            size += len(part)
+            too_large = too_large or size > limit
+            if not too_large:
+                parts.append(part)
+            more = message["type"] != "http.disconnect" and message.get("more_body", False)
+        return None if too_large else b"".join(parts)
 
 
 class HeaderTimeoutProtocol(H11Protocol):

@@ -174,6 +174,7 @@ def test_bodies_that_are_no_requests_are_refused(client, raw):
 def test_large_bodies_are_refused(client):
     status, answer = client.send("/classify", {"input": "x" * 30_000})
     assert (status, answer["error"]["code"]) == (413, "request-too-large")
+    assert client.send("/classify", {"input": "x" * 10_000_000})[0] == 413
     chunks = iter([b"x" * 5_000] * 10)  # chunked: without a length
     status, answer = client.send("/classify", raw=chunks, headers={"Transfer-Encoding": "chunked"})
     assert (status, answer["error"]["code"]) == (413, "request-too-large")
