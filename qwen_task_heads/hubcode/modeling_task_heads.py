@@ -31,6 +31,7 @@ from .configuration_task_heads import (
     TitleScorerConfig,
     refuse,
 )
+from .decision_task_heads import DecisionMixin, HeadDecisionConfig, answer_scores
 from .encoding_task_heads import cut_row, pad_rows
 from .head_layers_task_heads import LayerStates, join, keep_states
 from .last_layer_task_heads import PLAIN_LAYERS, prepare
@@ -292,8 +293,10 @@ class TaskHeadModel(StrictLoading):
         return mean_loss(logits, labels, problem_type=self.config.problem_type)
 
 
-class PooledClassifier(TaskHeadModel):
+class PooledClassifier(TaskHeadModel, DecisionMixin):
     """Text classifier: single-label, multi-label, regression or ordinal.
+
+    It is also a decision model: `pipeline("decision")` answers typed questions by its head.
 
     Example:
         >>> import torch
@@ -353,6 +356,29 @@ class PooledClassifier(TaskHeadModel):
         logits = self._aggregate(torch.cat(passes), counts)
         loss = None if labels is None else self._loss(logits, labels)
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+
+    @property
+    def decision_config(self) -> HeadDecisionConfig:
+        """Settings of `pipeline("decision")`, which encode requests as in training."""
+        return HeadDecisionConfig(self.config)
+
+    @torch.no_grad()
+    def decide(
+        self, input_ids: torch.Tensor, marks: torch.Tensor, decision_questions: list[Any], **kwargs: Any
+    ) -> list[torch.Tensor]:
+        """Return log-probabilities of the options of each question, from one pass over the state.
+
+        Args:
+            input_ids: (1, N) int64.
+            marks: not used: the pooling finds its tokens.
+            decision_questions: of `decision_config.prepare_inputs`.
+            **kwargs: not used.
+
+        Raises:
+            ValueError: a question that the head was not trained for.
+        """
+        logits = self(input_ids=input_ids.to(self.device)).logits[0].float().cpu()
+        return [answer_scores(logits, question, self.config) for question in decision_questions]
 
     def _is_long(self, tokens: torch.Tensor | None, mask: torch.Tensor | None) -> bool:
         """Return whether a text without padding is longer than `max_seq_length`."""

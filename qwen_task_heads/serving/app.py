@@ -5,6 +5,7 @@
 | `POST /classify` | `{"input": "text"}` or `{"input": ["text", ...]}` | as vLLM's `/classify` |
 | `POST /rank` | `{"titles": [...], "prompt": "..."}` | titles, best first |
 | `POST /predict` | `{"inputs": ..., "parameters": {...}}` | as Inference Endpoints |
+| `POST /v1/systemone` | `{"state": ..., "questions": {...}}` | as `transformers serve` |
 | `GET /health` | | the model and its task |
 | `GET /metrics` | | Prometheus |
 
@@ -15,13 +16,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
+import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -29,6 +32,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.decision_task_heads import answer_scores
 from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, strip_title
 from qwen_task_heads.hubcode.handler import EndpointHandler
 from qwen_task_heads.inference.scorer import Scorer
@@ -37,6 +41,8 @@ from qwen_task_heads.serving.limits import LimitsMiddleware, RequestLimits, refu
 from qwen_task_heads.serving.metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
+# Rows of ids, and a function from their logits to the answer
+HandlerRequest = tuple[list[list[int]], Callable[[torch.Tensor], Any]]
 
 
 class _Body(BaseModel):
@@ -64,6 +70,13 @@ class RankBody(_Body):
     titles: list[str]
     prompt: str = ""
     top_k: int | None = None
+
+
+class DecisionBody(_Body):
+    """Typed questions about a state."""
+
+    state: Any
+    questions: dict[str, dict[str, Any]]
 
 
 class PredictBody(_Body):
@@ -118,8 +131,33 @@ class ModelServer:
         problem = self._too_many(data["inputs"])
         if problem:
             raise TaskHeadsError(problem)
+        return await self._in_time(self._answer(self._requests.read, data))
+
+    async def decide(self, request: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Return the answers to the typed questions of `{"state", "questions"}`, and the number of tokens.
+
+        Raises:
+            TaskHeadsError: see `answer`; also questions that the head was not trained for.
+        """
+        return await self._in_time(self._answer(self._read_questions, request))
+
+    def _read_questions(self, request: dict[str, Any]) -> HandlerRequest:
+        config = self.scorer.config
+        [(inputs, questions)] = self.scorer.model.decision_config.prepare_inputs(
+            request, self.scorer.tokenizer
+        )
+
+        def answer_of(logits: torch.Tensor) -> dict[str, Any]:
+            return {
+                question.name: question.answer(answer_scores(logits[0], question, config).exp().tolist())
+                for question in questions
+            }
+
+        return inputs["input_ids"].tolist(), answer_of
+
+    async def _in_time(self, answer: Coroutine[Any, Any, tuple[Any, int]]) -> tuple[Any, int]:
         try:
-            return await asyncio.wait_for(self._answer(data), self.limits.answer_seconds)
+            return await asyncio.wait_for(answer, self.limits.answer_seconds)
         except asyncio.TimeoutError as error:
             raise TaskHeadsError(
                 Problem(
@@ -131,19 +169,16 @@ class ModelServer:
                 )
             ) from error
 
-    async def _answer(self, data: dict[str, Any]) -> tuple[Any, int]:
+    async def _answer(
+        self, read: Callable[[dict[str, Any]], HandlerRequest], data: dict[str, Any]
+    ) -> tuple[Any, int]:
         loop = asyncio.get_running_loop()
         try:
-            rows, answer_of = await loop.run_in_executor(self._reader, self._requests.read, data)
+            rows, answer_of = await loop.run_in_executor(self._reader, read, data)
         except TaskHeadsError:
             raise
         except ValueError as error:
-            where, _, rest = str(error).partition(": ")
-            problem, _, rest = rest.partition(". Expected ")
-            expected, _, fix = rest.partition(". Fix: ")
-            raise TaskHeadsError(
-                Problem(where, problem, expected, fix.rstrip("."), code="request-invalid")
-            ) from error
+            raise TaskHeadsError(_problem_from(str(error))) from error
         return answer_of(await self._batcher.logits(rows)), sum(map(len, rows))
 
     def _too_many(self, inputs: Any) -> Problem | None:
@@ -217,7 +252,7 @@ def create_app(server: ModelServer, *, token: str | None = None) -> FastAPI:
         problem = Problem(
             shorten(request.url.path),
             f"found {request.method} and {error.detail}",
-            "POST /classify, /rank or /predict; GET /health or /metrics",
+            "POST /classify, /rank, /predict or /v1/systemone; GET /health or /metrics",
             "open /docs",
             code="request-invalid",
         )
@@ -289,6 +324,15 @@ def create_app(server: ModelServer, *, token: str | None = None) -> FastAPI:
             "usage": _usage(tokens),
         }
 
+    @app.post("/v1/systemone")
+    async def systemone(body: DecisionBody) -> dict[str, Any]:
+        answers, tokens = await server.decide({"state": body.state, "questions": body.questions})
+        return {
+            "model": server.name,
+            "answers": answers,
+            "usage": {"input_tokens": tokens, "output_tokens": 0},
+        }
+
     return app
 
 
@@ -301,3 +345,12 @@ def _problem_of(item: dict[str, Any]) -> Problem:
     where = ".".join(str(part) for part in item["loc"])
     found = "nothing" if item["type"] == "missing" else shorten(item.get("input"))
     return Problem(where, f"found {found}", item["msg"], "see /docs", code="request-invalid")
+
+
+def _problem_from(text: str) -> Problem:
+    """Read a message of the handler, `where: problem. Expected X. Fix: Y.`; keep another one as it is."""
+    match = re.fullmatch(r"(.+?): (.+?)\. Expected (.+)\. Fix: (.+)\.", text, flags=re.DOTALL)
+    fields = (
+        match.groups() if match else ("request", text, "a request that the model can answer", "see /docs")
+    )
+    return Problem(*fields, code="request-invalid")

@@ -228,3 +228,27 @@ def test_pairs_of_texts_are_read(classifier, client):
     assert status == 200
     probabilities = list(expected.probabilities.values())
     assert answer["data"][0]["probs"] == pytest.approx(probabilities, abs=1e-6)
+
+
+def test_questions_are_answered_as_by_transformers_serve(client, classifier):
+    criteria = dict.fromkeys(["transfer", "card", "cash"])
+    questions = {"intent": {"type": "choice", "criteria": criteria}, "card": {"type": "noul"}}
+    status, answer = client.send("/v1/systemone", {"state": TEXTS[0], "questions": questions})
+    known = classifier.predict(TEXTS[:1])[0].probabilities
+    assert status == 200
+    assert answer["answers"]["intent"]["probabilities"] == pytest.approx(known, abs=1e-6)
+    assert answer["answers"]["card"]["noul"] == pytest.approx(known["card"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"state": "x", "questions": {}},
+        {"state": "", "questions": {"card": {"type": "noul"}}},
+        {"state": "x", "questions": {"card": {"type": "essay"}}},
+        {"state": "x", "questions": {"weather": {"type": "choice", "criteria": {"rain": None}}}},
+    ],
+)
+def test_bad_questions_are_refused(client, body):
+    status, answer = client.send("/v1/systemone", body)
+    assert (status, answer["error"]["code"]) == (400, "request-invalid")
