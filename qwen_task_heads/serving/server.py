@@ -8,7 +8,7 @@ import uvicorn
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.inference.scorer import Scorer
-from qwen_task_heads.serving.app import ModelServer, create_app
+from qwen_task_heads.serving.app import create_app
 from qwen_task_heads.serving.arguments import ServeArguments
 from qwen_task_heads.serving.limits import HeaderTimeoutProtocol
 
@@ -34,10 +34,16 @@ def serve(args: ServeArguments) -> None:
         batch_tokens=args.batch_tokens,
         progress=False,
     )
-    server = ModelServer(scorer, name=args.model, limits=args.limits, max_waiting=args.max_waiting_tokens)
+    app = create_app(
+        scorer,
+        name=args.model,
+        limits=args.limits,
+        max_waiting=args.max_waiting_tokens,
+        token=args.token,
+    )
     protocol = type("Protocol", (HeaderTimeoutProtocol,), {"read_seconds": args.read_seconds})
     config = uvicorn.Config(
-        create_app(server, token=args.token),
+        app,
         http=protocol,
         ws="none",
         log_level="warning",

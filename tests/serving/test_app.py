@@ -13,7 +13,7 @@ import torch
 import uvicorn
 
 from qwen_task_heads import Scorer, build, load_tokenizer
-from qwen_task_heads.serving.app import ModelServer, create_app
+from qwen_task_heads.serving.app import create_app
 from qwen_task_heads.serving.limits import HeaderTimeoutProtocol, RequestLimits
 
 LIMITS = RequestLimits(body_bytes=20_000, rows=50, read_seconds=0.5, answer_seconds=20)
@@ -43,7 +43,7 @@ class Client:
 @contextmanager
 def running(scorer, *, token=None, limits=LIMITS, **options):
     """Serve a model on a free port of loopback."""
-    app = create_app(ModelServer(scorer, name="model", limits=limits, **options), token=token)
+    app = create_app(scorer, name="model", limits=limits, token=token, **options)
     protocol = type("Protocol", (HeaderTimeoutProtocol,), {"read_seconds": limits.read_seconds})
     server = uvicorn.Server(uvicorn.Config(app, http=protocol, ws="none", log_level="error"))
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
