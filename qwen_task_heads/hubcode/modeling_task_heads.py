@@ -353,7 +353,7 @@ class PooledClassifier(TaskHeadModel, DecisionMixin):
             super(PooledClassifier, self).forward(part, part_mask, **kwargs).logits
             for part, part_mask in zip(ids.split(size), mask.split(size), strict=True)
         ]
-        logits = self._aggregate(torch.cat(passes), counts)
+        logits = aggregate(torch.cat(passes), counts, self.config)
         loss = None if labels is None else self._loss(logits, labels)
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
 
@@ -416,28 +416,35 @@ class PooledClassifier(TaskHeadModel, DecisionMixin):
             )
         mask = torch.ones_like(input_ids) if mask is None else mask
         found = [
-            cut_row(
-                row[real].tolist(),
-                max_length=config.max_seq_length,
-                truncation=config.truncation,
-                overlap=config.window_overlap,
-                template=config.template,
-            )
-            for row, real in zip(input_ids, mask.bool(), strict=True)
+            pieces_of(row[real].tolist(), config) for row, real in zip(input_ids, mask.bool(), strict=True)
         ]
         batch = pad_rows([piece for row in found for piece in row], pad_id=0)
         device = input_ids.device
         return batch["input_ids"].to(device), batch["attention_mask"].to(device), [*map(len, found)]
 
-    def _aggregate(self, logits: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """Aggregate the logits of pieces (P, L) to those of rows (B, L), differentiably.
 
-        The mean of logits is the normalised geometric mean of the windows' probabilities. Aggregated
-        log-probabilities of `ordinal` do not sum to one, so they are normalised again, as by softmax.
-        """
-        aggregate = torch.mean if self.config.window_aggregation == "mean" else torch.amax
-        rows = torch.stack([aggregate(part, dim=0) for part in logits.split(counts)])
-        return rows.log_softmax(-1) if self.config.problem_type == "ordinal" else rows
+def pieces_of(row: list[int], config: PooledClassifierConfig) -> list[list[int]]:
+    """Cut a row of ids by the config; a row that fits is one piece."""
+    if config.max_seq_length is None:
+        return [row]
+    return cut_row(
+        row,
+        max_length=config.max_seq_length,
+        truncation=config.truncation,
+        overlap=config.window_overlap,
+        template=config.template,
+    )
+
+
+def aggregate(logits: torch.Tensor, counts: list[int], config: PooledClassifierConfig) -> torch.Tensor:
+    """Aggregate the logits of pieces (P, L) to those of rows (B, L), differentiably.
+
+    The mean of logits is the normalised geometric mean of the windows' probabilities. Aggregated
+    log-probabilities of `ordinal` do not sum to one, so they are normalised again, as by softmax.
+    """
+    merge = torch.mean if config.window_aggregation == "mean" else torch.amax
+    rows = torch.stack([merge(part, dim=0) for part in logits.split(counts)])
+    return rows.log_softmax(-1) if config.problem_type == "ordinal" else rows
 
 
 class TitleScorer(TaskHeadModel):
