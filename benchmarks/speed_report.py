@@ -174,7 +174,7 @@ def paragraph(rows: list[dict[str, Any]]) -> str:
     met = sum(row["ratio"] >= row["target"] for row in with_target)
     largest = max((row["difference"] for row in with_target if row["difference"] is not None), default=0.0)
     lines = [
-        f"Measured beside the peers on one CPU thread ([all rows](benchmarks/results/speed.md); {met} of "
+        f"Measured next to the peers on one CPU thread ([all rows](benchmarks/results/speed.md); {met} of "
         f"{len(with_target)} targets met, largest difference of any result {largest:.0e}; "
         "2 is half the time):",
         "",
