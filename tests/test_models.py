@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig

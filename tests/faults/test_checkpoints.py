@@ -61,10 +61,17 @@ def tiny_trainer(output: Path, *, lora: bool, callbacks: list, **changes):
         eos_token="<eos>",
     )
     config = Qwen2Config(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, attention_dropout=0.1, num_labels=1,
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        attention_dropout=0.1,
+        num_labels=1,
         pad_token_id=0,
-    )  # fmt: skip
+    )
     rows = [
         {
             "chosen_ids": [2 + (7 * i + j) % 62 for j in range(3 + i % 4)],

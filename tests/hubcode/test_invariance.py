@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from refusals import raises_problem
+from problem_assertions import raises_problem
 
 from qwen_task_heads import PooledClassifier, PooledClassifierConfig, TitleScorer, TitleScorerConfig
 from qwen_task_heads.hubcode.attention_task_heads import PACKED

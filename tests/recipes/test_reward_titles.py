@@ -67,10 +67,17 @@ def published_run(pairs_folder, bases, tmp_path_factory) -> Path:
 
 
 FILES = {
-    "README.md", "config.json", "metrics.json", "manifest.json", "predictions.jsonl", "training.png",
-    "gap_against_accuracy.png", "tokenizer.json", "tokenizer_config.json",
+    "README.md",
+    "config.json",
+    "metrics.json",
+    "manifest.json",
+    "predictions.jsonl",
+    "training.png",
+    "gap_against_accuracy.png",
+    "tokenizer.json",
+    "tokenizer_config.json",
     *(file.name for file in (ROOT / "qwen_task_heads" / "hubcode").glob("*_task_heads.py")),
-}  # fmt: skip
+}
 MODEL = "this model"
 
 
@@ -331,9 +338,12 @@ def test_bad_data_is_named_with_a_fix(bases, tmp_path, capfd):
         assert "empty.jsonl" in refused(capfd, *words)
     # all the defects of all the files in one run
     words = short(
-        tmp_path / "missing.jsonl", bases["qwen2"], tmp_path / "run", dev_dataset=tmp_path / "misspelt.jsonl",
+        tmp_path / "missing.jsonl",
+        bases["qwen2"],
+        tmp_path / "run",
+        dev_dataset=tmp_path / "misspelt.jsonl",
         test_dataset=tmp_path / "nowhere.jsonl",
-    )  # fmt: skip
+    )
     message = refused(capfd, *words)
     assert all(name in message for name in ("missing.jsonl", "misspelt.jsonl", "nowhere.jsonl"))
     assert left_behind(tmp_path / "run") == []
