@@ -119,7 +119,7 @@ def test_a_repo_is_verified_against_its_manifest(root: Path, monkeypatch: pytest
         load("me/it")
 
 
-# The base, check 27
+# The base
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def _logits(model: Any) -> torch.Tensor:
         return model.eval()(input_ids=IDS).logits
 
 
-# Check 12: the head is trained and saved under every combination of flags
+# The head is trained and saved under every combination of flags
 
 TARGETS: dict[str, Any] = {
     "default": None,

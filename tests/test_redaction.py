@@ -1,4 +1,4 @@
-"""Secrets are found in all files that are published, and no message contains them (check 24)."""
+"""Secrets are found in all files that are published, and no message contains them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check 23: hostile repos. Each is a `TaskHeadsError` within bounded work, and none of their code runs.
+"""Hostile repos. Each is a `TaskHeadsError` within bounded work, and none of their code runs.
 
 Any code of a repo would create a canary. The Auto classes of transformers are tested too, because they load
 safely with the package installed. Work is counted in calls; pytest's timeout stops a hang within one call.

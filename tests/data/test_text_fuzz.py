@@ -1,4 +1,4 @@
-"""Checks 1 to 3 on labelled texts: fuzzed rows, planted defects, round trips. Times are of the processor."""
+"""Labelled texts: fuzzed rows, planted defects, round trips. Times are of the processor."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def run_driver(work: Path, scenarios: list[dict]) -> dict[str, dict]:
     return {result["name"]: result for result in json.loads((work / "results.json").read_text())}
 
 
-# --- check 17: killed, resumed, the same bytes ---
+# --- killed, resumed, the same bytes ---
 
 
 def killed_runs(work: Path, kills: dict[str, tuple[bool, dict]], changes: dict) -> None:

@@ -1,4 +1,4 @@
-"""Check 10 for classifiers: every problem type and cut reloads bit-equal in a process without the package.
+"""Every problem type and cut reloads bit-equal in a process without the package.
 
 The stock pipeline gets raw texts, also long ones, and must return the probabilities of training.
 """

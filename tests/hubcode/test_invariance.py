@@ -1,4 +1,4 @@
-"""Check 13: the score of a text does not depend on its batch or its position in it.
+"""The score of a text does not depend on its batch or its position in it.
 
 144 batches (504 among the slow tests) over three layouts, three ways to compute them and four poolings are
 compared with the same texts, scored one by one and not packed.

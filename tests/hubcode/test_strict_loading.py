@@ -1,4 +1,4 @@
-"""Check 11: a model that differs from the saved one in any tensor is an error.
+"""A model that differs from the saved one in any tensor is an error.
 
 Every tensor of a full model and of an adapter is deleted, renamed and reshaped in turn. Then weights are
 changed under their right names, which only the stored probe can find.

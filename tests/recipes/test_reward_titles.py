@@ -168,9 +168,7 @@ def test_full_and_adapter_runs_reload(full_run, published_run):
     for folder in (full_run[0], published_run):
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         again = Scorer(str(folder)).score([row["chosen"] for row in rows])
-        bound = (
-            1e-5 if (folder / "adapter/adapter_config.json").exists() else 1e-6
-        )  # check 10: merged, and as saved
+        bound = 1e-5 if (folder / "adapter/adapter_config.json").exists() else 1e-6  # merged, and as saved
         assert again == pytest.approx([row["chosen_score"] for row in rows], abs=bound)
         with_trust = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
         assert with_trust.config.model_type == "title_scorer"
@@ -560,7 +558,7 @@ def test_the_reward_script_of_trl_runs_without_this_package(full_run, tmp_path, 
     check_trained_on(full_run[0], tmp_path / "out")
 
 
-# --- check 12: the head is trained and saved, whatever the flags ---
+# --- the head is trained and saved, whatever the flags ---
 
 FLAGS = [
     {"pooling": pooling, **head, **adapter}

@@ -1,4 +1,4 @@
-"""Check 15 (NaN stops at its step, row named), the swapped file of check 4, and lost processes.
+"""A NaN stops a run at its step and names the row; swapped files; lost processes.
 
 All on the real `RewardTrainer`: what counts is that the weights of the step before are still there.
 """
