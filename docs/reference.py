@@ -45,7 +45,7 @@ def command_pages() -> str:
                 lines += [f"And {count} options of transformers and trl (`qth {name} --help_all`).", ""]
                 continue
             lines += [f"### {group} {{ #{name}-{group.lower().replace(' ', '-')} }}", ""]
-            lines += ["| option | value | default | |", "|---|---|---|---|"]
+            lines += ["| option | value | default | meaning |", "|---|---|---|---|"]
             for one in (one for one in options if one["group"] == group):
                 default = "" if one["default"] in (None, "", []) else f"`{cell(one['default'])}`"
                 lines.append(f"| `--{one['name']}` | {cell(one['type'])} | {default} | {cell(one['help'])} |")

@@ -1,7 +1,7 @@
 """Errors: one type, one message format and a stable code for everything a user can get wrong.
 
 A message reads ``where: problem. Expected X. Fix: Y.`` Readers collect a `Problem` per defect and raise once,
-so that one run names every defect of a file. Code in `hubcode/` travels without this package and raises
+so that one run names every defect of a file. Code in `hubcode/` is published without this package and raises
 `ValueError` in the same format.
 """
 
@@ -90,7 +90,7 @@ class Problem:
         where: file and line (`train.jsonl:17`), option (`--pooling`) or tensor name.
         problem: what is wrong, such as `found 'avg'`; quote user text with `shorten`.
         expected: what would have been accepted.
-        fix: what the user can do next, in the imperative; commands and options can be typed as they stand.
+        fix: what the user can do next, in the imperative; commands and options can be typed as they are.
         code: one of `CODES`.
     """
 

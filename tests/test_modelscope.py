@@ -14,7 +14,7 @@ from equality import assert_same_logits, assert_same_model, assert_same_weights
 from loopback import no_waiting
 from modelscope_server import Hub, serve
 from peft import LoraConfig, get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from transformers import AutoModelForSequenceClassification
 
 from qwen_task_heads import LabelMap, LabelScorer, adapter_config, build, load, load_tokenizer, merge, save
@@ -128,7 +128,7 @@ def test_a_generative_classifier_has_its_labels_and_base(hub: Hub, shake: Any, t
 
 
 def test_without_the_option_the_message_names_the_hub_of_the_base(adapter: Any) -> None:
-    with raises_problem("base-changed", "config.json", match=r"'Qwen/tiny'.*hub='modelscope'"):
+    with raises_problem("base-changed", f"{adapter[0]}/config.json", match=r"'Qwen/tiny'.*hub='modelscope'"):
         load(str(adapter[0]))
 
 

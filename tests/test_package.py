@@ -36,9 +36,13 @@ def test_the_version_is_that_of_the_distribution() -> None:
 @pytest.mark.parametrize("config_class", [TitleScorerConfig, PooledClassifierConfig])
 def test_our_types_are_registered(config_class: type) -> None:
     tiny = Qwen2Config(
-        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
         num_key_value_heads=1,
-    )  # fmt: skip
+    )
     model_class = {TitleScorerConfig: TitleScorer, PooledClassifierConfig: PooledClassifier}[config_class]
     config = config_class(text_config=tiny)
     assert type(AutoConfig.for_model(config_class.model_type, text_config=tiny)) is config_class
@@ -48,9 +52,13 @@ def test_our_types_are_registered(config_class: type) -> None:
 
 def test_native_qwen_models_are_not_changed() -> None:
     tiny = Qwen2Config(
-        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
         num_key_value_heads=1,
-    )  # fmt: skip
+    )
     assert type(AutoModel.from_config(tiny)).__name__ == "Qwen2Model"
     stock = AutoModelForSequenceClassification.from_config(tiny)
     assert type(stock).__name__ == "Qwen2ForSequenceClassification"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from gguf_files import write_gguf
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from qwen_task_heads import adapter_config, build, load, load_tokenizer, merge, pretrained, save

@@ -1,7 +1,7 @@
 """Plot engines: a metric with its interval over the time per text.
 
-Baselines are grey. The legend lists the names by descending metric, so that overlapping points can be told
-apart.
+Baselines are grey. The legend lists the names by descending metric, so that overlapping points can be
+distinguished.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ def _verdict(
         metric=BEST_METRIC[kind][0].removeprefix("eval_"),
         groups=[example.group for example in examples],
         count=len(examples),
-        beside=TFIDF,
+        second=TFIDF,
     )
 
 

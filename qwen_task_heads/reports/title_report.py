@@ -155,7 +155,7 @@ def _verdict(
         metric=PAIR_ACCURACY,
         groups=[pair.group for pair in pairs],
         count=len(pairs),
-        beside=TFIDF,
+        second=TFIDF,
     )
 
 

@@ -25,7 +25,7 @@ from qwen_task_heads.training.sft_trainer import answer_dataset, equal_answers
 
 
 class GenerativeRun(Run):
-    """A run of `recipes/sft_classify.py`; its methods are called in the order in which they stand.
+    """A run of `recipes/sft_classify.py`; its methods are called in the order of their definition.
 
     Example:
         >>> from qwen_task_heads import GenerativeRun

@@ -23,7 +23,7 @@ from qwen_task_heads.training.warm_start import load_head, take_template
 
 
 class ClassifierRun(Run):
-    """A run of `recipes/classify.py`; its methods are called in the order in which they stand.
+    """A run of `recipes/classify.py`; its methods are called in the order of their definition.
 
     Example:
         >>> from qwen_task_heads import ClassifierRun

@@ -26,7 +26,7 @@ from qwen_task_heads.training.warm_start import load_head, take_template
 
 
 class TitleRun(Run):
-    """A run of `recipes/reward_titles.py`; its methods are called in the order in which they stand.
+    """A run of `recipes/reward_titles.py`; its methods are called in the order of their definition.
 
     Example:
         >>> from qwen_task_heads import TitleRun

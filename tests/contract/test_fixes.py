@@ -15,15 +15,21 @@ from fixes import PACKAGE, sites_of
 
 SITE = re.compile(r"[\w/]+\.py::[\w.]*::.+")
 TESTS = (
-    "test_option_fixes", "test_model_fixes", "test_publishing_fixes", "test_reader_fixes", "test_text_fixes",
-    "test_label_fixes", "test_pair_fixes", "test_gguf_fixes", "test_sweep_fixes",
-)  # fmt: skip
+    "test_option_fixes",
+    "test_model_fixes",
+    "test_publishing_fixes",
+    "test_reader_fixes",
+    "test_text_fixes",
+    "test_label_fixes",
+    "test_pair_fixes",
+    "test_gguf_fixes",
+    "test_sweep_fixes",
+    "test_command_fixes",
+)
 
 # Modules whose refusals are followed elsewhere, or not yet.
 COMPARED = "what a comparison found; tests/verification/test_parity.py has each beside what passes"
 OUTSIDE = {
-    "runs/": "data of another kind than the task; tests/recipes",
-    "cli.py": "names of commands, presets and options; tests/test_cli.py",
     "tokenization/": "templates, prompts and rows of a run; tests/tokenization",
     "evaluate_modules/": "arguments of metrics; tests/evaluate_modules",
     "inference/": "opening and asking a model; tests/inference",
@@ -143,6 +149,9 @@ def test_a_new_refusal_is_found(tmp_path: Path) -> None:
         "def h(x):\n    return not_one_of(('--y', x, 'ab'), ('--z', x, 'ab'))\n"
     )
     assert {site.split("::", 1)[1]: lines for site, lines in sites_of(str(path)).items()} == {
-        "f::--x": (2, 2), "G.g::f'--{n}'": (6, 6), "G.g::f'--{n}'#2": (6, 6), "h::--y": (9, 9),
+        "f::--x": (2, 2),
+        "G.g::f'--{n}'": (6, 6),
+        "G.g::f'--{n}'#2": (6, 6),
+        "h::--y": (9, 9),
         "h::--z": (9, 9),
-    }  # fmt: skip
+    }

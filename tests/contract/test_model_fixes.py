@@ -273,12 +273,16 @@ def test_a_head_beside_one(saved: Any, bases: dict[str, str], words: Any) -> Non
 
 
 HEADS: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    f"{TAKE}#4": ("name a model on this backbone", lambda path: change(
-        path, lambda state: state.update({"score.weight": torch.zeros(3, 4)}))),
-    f"{TAKE}#5": ("train it again", lambda path: change(
-        path, lambda state: state["score.weight"].fill_(torch.nan))),
+    f"{TAKE}#4": (
+        "name a model on this backbone",
+        lambda path: change(path, lambda state: state.update({"score.weight": torch.zeros(3, 4)})),
+    ),
+    f"{TAKE}#5": (
+        "train it again",
+        lambda path: change(path, lambda state: state["score.weight"].fill_(torch.nan)),
+    ),
     "training/warm_start.py::read_head::--init_head": ("the folder of a finished run", Path.unlink),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("site", HEADS)
@@ -439,11 +443,17 @@ def test_a_class_of_another_task(saved: Any) -> None:
 
 DAMAGED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     f"{LOADING}_check_keys::where": ("full", lambda state: state.pop("score.weight"), "save or fetch"),
-    f"{LOADING}_load_adapter::path": ("adapter", lambda state: [
-        state.pop(name) for name in [*state] if "score" in name], "modules_to_save: score"),
-    f"{LOADING}_load_adapter::path#2": ("adapter", lambda state: [
-        tensor.fill_(torch.nan) for tensor in state.values()], "fetch or train the adapter again"),
-}  # fmt: skip
+    f"{LOADING}_load_adapter::path": (
+        "adapter",
+        lambda state: [state.pop(name) for name in [*state] if "score" in name],
+        "modules_to_save: score",
+    ),
+    f"{LOADING}_load_adapter::path#2": (
+        "adapter",
+        lambda state: [tensor.fill_(torch.nan) for tensor in state.values()],
+        "fetch or train the adapter again",
+    ),
+}
 
 
 @pytest.mark.parametrize("site", DAMAGED)

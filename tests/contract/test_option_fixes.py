@@ -68,8 +68,11 @@ def trained(argv: Words) -> Any:
 
 
 TITLES, TEXTS, SFT, SWEEP = (
-    parse_title_arguments, parse_classifier_arguments, parse_sft_arguments, parse_sweep_arguments,
-)  # fmt: skip
+    parse_title_arguments,
+    parse_classifier_arguments,
+    parse_sft_arguments,
+    parse_sweep_arguments,
+)
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,14 @@ def several(site: str, parse: Callable[[Words], Any], *lines: str) -> list[Case]
 
 
 ARGUMENTS, LINES, CLASSIFIER, PUBLISH, RUN, SFT_CHECK, SWEEP_CHECK = (
-    "training/argument_checks.py::", "training/command_lines.py::",
+    "training/argument_checks.py::",
+    "training/command_lines.py::",
     "training/classifier_arguments.py::check_texts::",
-    "training/publish_arguments.py::", "training/run_defaults.py::RunDefaults._resolve_saving::",
-    "training/sft_arguments.py::_check::", "training/sweep_arguments.py::_check::",
-)  # fmt: skip
+    "training/publish_arguments.py::",
+    "training/run_defaults.py::RunDefaults._resolve_saving::",
+    "training/sft_arguments.py::_check::",
+    "training/sweep_arguments.py::_check::",
+)
 PATIENCE = "training/classifier_arguments.py::_patience_problems::where"
 OPTION = "f'--{name}'"
 HUBCODE = "hubcode/configuration_task_heads.py::"

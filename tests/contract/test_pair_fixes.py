@@ -53,9 +53,14 @@ def table(*cells: tuple[object, ...]) -> str:
 
 
 def arm(
-    site: str, bad: tuple[object, ...], ways: dict[str, tuple[object, ...] | str], *, at: str = "train.csv:6",
-    base: list[tuple[object, ...]] | None = None, words: str = "",
-) -> Case:  # fmt: skip
+    site: str,
+    bad: tuple[object, ...],
+    ways: dict[str, tuple[object, ...] | str],
+    *,
+    at: str = "train.csv:6",
+    base: list[tuple[object, ...]] | None = None,
+    words: str = "",
+) -> Case:
     """Return a case of a bad arm after good arms; a fix is an arm in its place, or command-line options."""
     good = ARMS if base is None else base
     changes: dict[str, Change] = {
@@ -80,13 +85,9 @@ def talk(title: str, asked: str = "A title?", by: str = "assistant") -> list[Row
 ARMS: list[tuple[object, ...]] = [
     (f"Title {n} of {test}", 5 + n, 100, f"t{test}") for test in range(2) for n in range(2)
 ]
-TALKS = [
-    {name: talk(text, f"Title {n}?") for name, text in pair.items()} for n, pair in enumerate(PAIRS)
-]  # fmt: skip
+TALKS = [{name: talk(text, f"Title {n}?") for name, text in pair.items()} for n, pair in enumerate(PAIRS)]
 VOTED = having(PAIRS, votes_chosen=3, votes_rejected=1)
-CLICKED = having(
-    PAIRS, chosen_clicks=9, chosen_impressions=90, rejected_clicks=5, rejected_impressions=90
-)  # fmt: skip
+CLICKED = having(PAIRS, chosen_clicks=9, chosen_impressions=90, rejected_clicks=5, rejected_impressions=90)
 AGAINST = [
     {"chosen": f"Title {n}", "rejected": f"Other {n}", "votes_chosen": 1, "votes_rejected": 9}
     for n in range(20)

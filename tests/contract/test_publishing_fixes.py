@@ -181,13 +181,18 @@ OPTIONS = [
     (f"{STOCK}--publish_form", parse_sft_arguments, ""),
     *[
         (f"{STOCK}f'--{{name}}'", parse_classifier_arguments, words)
-        for words in ("--pooling mean", "--head mlp", "--bidirectional true", "--truncation windows",
-                      "--problem_type ordinal")
+        for words in (
+            "--pooling mean",
+            "--head mlp",
+            "--bidirectional true",
+            "--truncation windows",
+            "--problem_type ordinal",
+        )
     ],
     (f"{STOCK}--head_layers", parse_classifier_arguments, "--head_layers 1 2"),
     (f"{STOCK}f'--{{name}}'", parse_sweep_arguments, "--save_as full --poolings mean --heads linear"),
     (f"{STOCK}f'--{{name}}'", parse_sweep_arguments, "--save_as full --poolings last --heads mlp:8"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,10 @@ PREFERENCES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "ultrafeedback": (
         {
-            "prompt": ASKED, "prompt_id": "7", "score_chosen": 8.5, "score_rejected": 2.0,
+            "prompt": ASKED,
+            "prompt_id": "7",
+            "score_chosen": 8.5,
+            "score_rejected": 2.0,
             "chosen": [said(ASKED, "user"), said("Cats!")],
             "rejected": [said(ASKED, "user"), said("On cats")],
             "messages": [said(ASKED, "user"), said("Cats!")],
@@ -65,7 +68,9 @@ PREFERENCES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a system message in the prompt alone": (
         {
-            "prompt": TURNS, "chosen": [TURNS[1], said("Cats!")], "rejected": [TURNS[1], said("On cats")],
+            "prompt": TURNS,
+            "chosen": [TURNS[1], said("Cats!")],
+            "rejected": [TURNS[1], said("On cats")],
         },
         f"Be brief\n{ASKED}",
     ),
@@ -95,7 +100,7 @@ PREFERENCES: dict[str, tuple[dict[str, Any], str]] = {
         f"Be brief\n{ASKED}",
     ),
     "query": ({"query": ASKED, "chosen": "Cats!", "rejected": "On cats"}, ASKED),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", PREFERENCES)

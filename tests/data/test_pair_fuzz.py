@@ -1,4 +1,4 @@
-"""Checks 1 to 3: fuzzed rows, planted defects, round trips. Times are of the processor only."""
+"""Fuzzed rows, planted defects, round trips. Times are of the processor only."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from equality import assert_same_model
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, Gemma3TextConfig, Qwen2Config
 

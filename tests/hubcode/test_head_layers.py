@@ -15,7 +15,7 @@ import pytest
 import torch
 from equality import assert_same_logits, assert_same_model, logit_difference
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
 from transformers import CONFIG_MAPPING, BloomConfig
@@ -41,9 +41,11 @@ SIZES = {
     "pad_token_id": 0,
 }
 MOE = {
-    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 16,
-}  # fmt: skip
+}
 LAYERS = [1, 3]
 LABELS = ["a", "b", "c"]
 
@@ -455,7 +457,7 @@ def test_a_head_does_not_load_on_other_layers(bases, tokenizer, shake, tmp_path)
     with raises_problem("model-corrupted", match=r"score\.weight has another shape"):
         load(str(folder))
     (folder / "config.json").write_text(json.dumps({**config, "head_layers": [2, 1]}))
-    with raises_problem("option-range", "config.json", match="head_layers"):
+    with raises_problem("option-range", f"{folder}/config.json", match="head_layers"):
         load(str(folder))
     for wrong in ("12", 2, [*range(1, 100_000)]):
         (folder / "config.json").write_text(json.dumps({**config, "head_layers": wrong}))

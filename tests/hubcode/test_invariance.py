@@ -1,4 +1,4 @@
-"""Check 13: the score of a text does not depend on its batch or its position in it.
+"""The score of a text does not depend on its batch or its position in it.
 
 144 batches (504 among the slow tests) over three layouts, three ways to compute them and four poolings are
 compared with the same texts, scored one by one and not packed.
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from refusals import raises_problem
+from problem_assertions import raises_problem
 
 from qwen_task_heads import PooledClassifier, PooledClassifierConfig, TitleScorer, TitleScorerConfig
 from qwen_task_heads.hubcode.attention_task_heads import PACKED

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 
 from qwen_task_heads import PooledClassifier, PooledClassifierConfig, adapter_config
 from qwen_task_heads.hubcode import modeling_task_heads

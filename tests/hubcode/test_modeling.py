@@ -51,7 +51,7 @@ def _classifier(tiny_config: Any, **options: Any) -> PooledClassifier:
     return PooledClassifier(config).eval()
 
 
-# Precision (check 14, the part of the model)
+# Precision
 
 
 @torch.no_grad()

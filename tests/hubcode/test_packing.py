@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from equality import assert_same_logits, logit_difference
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, BloomConfig, DynamicCache
 
@@ -229,8 +229,13 @@ def after_a_prefix(model: Any, ids: torch.Tensor, *, known: int) -> torch.Tensor
     return model(input_ids=ids[:, known:], prefix=prefix).logits  # type: ignore[no-any-return]
 
 
-LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32,
-            "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0] * 4,
+    "long_factor": [3.0] * 4,
+}
 TURNING = [
     ("llama", {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}),
     ("phi3", LONGROPE),

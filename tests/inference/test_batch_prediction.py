@@ -81,12 +81,18 @@ def test_rows_keep_their_order_and_their_columns(scorers: Any, source: str, tmp_
     [
         ("multi", ["predicted_labels", "predicted_probabilities"]),
         pytest.param("regression", ["predicted_score"], marks=pytest.mark.slow),
-        ("ordinal", [
-            "predicted_label", "predicted_probability", "predicted_expected_rank", "predicted_probabilities",
-        ]),
+        (
+            "ordinal",
+            [
+                "predicted_label",
+                "predicted_probability",
+                "predicted_expected_rank",
+                "predicted_probabilities",
+            ],
+        ),
         ("titles", ["predicted_score"]),
     ],
-)  # fmt: skip
+)
 def test_every_kind_of_model_predicts(
     scorers: Any, source: str, tmp_path: Path, kind: str, columns: list[str]
 ) -> None:
@@ -121,9 +127,14 @@ def in_processes(count: int, scorer: Scorer, *, source: str, output: Path, **opt
     def run(index: int) -> None:
         try:
             predict_file(
-                scorer, source=source, output=output, process_index=index, num_processes=count,
-                wait=lambda: barrier.wait(60) and None, **options,
-            )  # fmt: skip
+                scorer,
+                source=source,
+                output=output,
+                process_index=index,
+                num_processes=count,
+                wait=lambda: barrier.wait(60) and None,
+                **options,
+            )
         except TaskHeadsError as error:
             failed.append(error)
 

@@ -86,10 +86,15 @@ def test_an_unknown_name_is_reported_without_a_traceback(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("instruction", None), ("truncation", "middle"), ("max_length", 12.9), ("length_normalized", "false"),
-        ("labels", {"names": []}), ("temperature", 0.5), ("base", "me/base"),
+        ("instruction", None),
+        ("truncation", "middle"),
+        ("max_length", 12.9),
+        ("length_normalized", "false"),
+        ("labels", {"names": []}),
+        ("temperature", 0.5),
+        ("base", "me/base"),
     ],
-)  # fmt: skip
+)
 def test_a_model_with_an_invalid_label_prompt_is_refused(
     writer: Path, tmp_path: Path, field: str, value: object
 ) -> None:

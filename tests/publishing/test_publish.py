@@ -62,11 +62,18 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture
 def staged(tmp_path: Path) -> Path:
     """A folder like a staged one: small files, a subfolder, and LFS files."""
-    return write(tmp_path / "staged", {
-        "config.json": b'{"model_type": "title_scorer"}', "README.md": b"---\nlicense: mit\n---\n# Titles\n",
-        "manifest.json": b"{}", ".eval_results/a.yaml": b"- x: 1\n", "tokenizer.json": b"t" * 120_000,
-        "model.safetensors": bytes(range(256)) * 10, "onnx/model.onnx": b"o" * 70_000,
-    })  # fmt: skip
+    return write(
+        tmp_path / "staged",
+        {
+            "config.json": b'{"model_type": "title_scorer"}',
+            "README.md": b"---\nlicense: mit\n---\n# Titles\n",
+            "manifest.json": b"{}",
+            ".eval_results/a.yaml": b"- x: 1\n",
+            "tokenizer.json": b"t" * 120_000,
+            "model.safetensors": bytes(range(256)) * 10,
+            "onnx/model.onnx": b"o" * 70_000,
+        },
+    )
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:

@@ -19,9 +19,9 @@ from qwen_task_heads.publishing.publish import check_publishable, publish
 from qwen_task_heads.publishing.staging import CONFIGURATION, check_run, files_of, is_publishable, stage
 
 CARD = (
-    '---\nlicense: mit\n---\n# T\n\nLook at [errors.md](errors.md), all answers in `predictions.jsonl`.\n\n'
+    "---\nlicense: mit\n---\n# T\n\nLook at [errors.md](errors.md), all answers in `predictions.jsonl`.\n\n"
     '## How to load it\n\n```python\nload("path/to/my-run")\n```\n'
-)  # fmt: skip
+)
 PRIVATE = (
     "training_args.bin",
     "optimizer.pt",

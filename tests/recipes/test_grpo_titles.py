@@ -46,11 +46,19 @@ def words(scorer: Path, base: str, folder: Path, **changes: Any) -> list[object]
     source = folder / "articles.jsonl"
     source.write_text("".join(json.dumps({"text": f"Article {i} on rest."}) + "\n" for i in range(8)))
     options = {
-        "model_name_or_path": base, "reward_model": scorer, "dataset_name": source,
-        "output_dir": folder / "run", "max_steps": 2, "num_generations": 4, "per_device_train_batch_size": 4,
-        "max_completion_length": 8, "learning_rate": 1e-3, "logging_steps": 1,
-        "with_context": "true", "length_penalty": 0.5,
-    } | changes  # fmt: skip
+        "model_name_or_path": base,
+        "reward_model": scorer,
+        "dataset_name": source,
+        "output_dir": folder / "run",
+        "max_steps": 2,
+        "num_generations": 4,
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 8,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "with_context": "true",
+        "length_penalty": 0.5,
+    } | changes
     return [*launching.MACHINE, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 

@@ -205,9 +205,12 @@ def test_a_full_disk_is_reported_before_the_first_step(
         options = {}
     if recipe == "grpo_titles":
         options = {
-            "dataset_name": data / "train.jsonl", "text_column": "chosen", "num_generations": 4,
-            "eval_strategy": "no", "reward_model": title_scorer(bases, tmp_path),
-        }  # fmt: skip
+            "dataset_name": data / "train.jsonl",
+            "text_column": "chosen",
+            "num_generations": 4,
+            "eval_strategy": "no",
+            "reward_model": title_scorer(bases, tmp_path),
+        }
     words = launching.short(data, "embedded", tmp_path / "run", **options)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 1_000))
     message = launching.refused(launching.RECIPES / f"{recipe}.py", capfd, *words)

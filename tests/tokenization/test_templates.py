@@ -1,4 +1,4 @@
-"""Checks 6 and 7: a user's text has no control tokens, and a cut removes tokens of the text only."""
+"""A user's text has no control tokens, and a cut removes tokens of the text only."""
 
 from __future__ import annotations
 

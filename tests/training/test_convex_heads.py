@@ -383,9 +383,9 @@ def test_the_solver_converges_before_its_limit(noisy) -> None:
 
 @pytest.mark.parametrize("penalties", [[], [-0.1], [math.nan], [0.1, math.inf]])
 def test_penalties_out_of_range_raise_an_error(noisy, penalties) -> None:
-    with raises_problem("option-range", "--penalties") as caught:
+    with raises_problem("option-range", "--penalties") as problems:
         path(noisy, penalties=penalties)
-    assert len(caught.value.problems) == 1
+    assert len(problems) == 1
 
 
 def test_no_rows_raise_an_error(noisy) -> None:

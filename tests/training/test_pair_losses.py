@@ -217,9 +217,9 @@ def test_reduce_weights_rows_and_is_the_same_in_parts():
 
 
 def test_an_unknown_name_lists_the_names():
-    with raises_problem("option-value", "--loss", match="'hinge'") as caught:
+    with raises_problem("option-value", "--loss", match="'hinge'") as problems:
         resolve_pair_loss("hinge")
-    assert all(name in caught.value.problems[0].expected for name in PAIR_LOSSES)
+    assert all(name in problems[0].expected for name in PAIR_LOSSES)
 
 
 @pytest.mark.parametrize("name", ["bradley_terry_margin", "soft", "rao_kupper", "davidson"])
@@ -227,9 +227,9 @@ def test_a_missing_column_raises_an_error_before_and_during_training(name):
     loss = resolve_pair_loss(name)
     c, r = scores()
     for call in (lambda: loss.check(["prompt"]), lambda: loss(c, r), lambda: loss(c, r, margin=None)):
-        with raises_problem("column-missing", match=" or ".join(loss.needs)) as caught:
+        with raises_problem("column-missing", match=" or ".join(loss.needs)) as problems:
             call()
-        assert "bradley_terry" in caught.value.problems[0].fix
+        assert "bradley_terry" in problems[0].fix
     loss.check([loss.needs[-1]])
 
 

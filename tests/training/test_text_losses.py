@@ -296,9 +296,9 @@ def test_labels_are_counted_and_invalid_ids_raise_an_error():
     several = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
     assert count_labels(several, problem_type=MULTI, num_labels=2) == [2, 1]
     assert count_labels([[0.5]], problem_type=SCORE, num_labels=1) == []
-    with raises_problem("label-unknown") as caught:
+    with raises_problem("label-unknown") as problems:
         count_labels([0, -100, 2], problem_type=ORDER, num_labels=2, sources=["a:1", "a:2"])
-    assert [problem.where for problem in caught.value.problems] == ["a:2", "row 2"]
+    assert [problem.where for problem in problems] == ["a:2", "row 2"]
 
 
 # --- errors ---
@@ -317,9 +317,9 @@ def test_a_loss_of_another_problem_type_raises_an_error(problem, name):
     if name in TEXT_LOSSES[problem]:
         assert resolve_text_loss(name, problem_type=problem, num_labels=4).name == name
         return
-    with raises_problem("option-value", "--loss", match=f"'{name}' for {problem}") as caught:
+    with raises_problem("option-value", "--loss", match=f"'{name}' for {problem}") as problems:
         resolve_text_loss(name, problem_type=problem, num_labels=4)
-    assert caught.value.problems[0].expected == ", ".join(TEXT_LOSSES[problem])
+    assert problems[0].expected == ", ".join(TEXT_LOSSES[problem])
 
 
 VALUES = {
