@@ -22,6 +22,7 @@ from qwen_task_heads.tokenization.templates import Template, label_template
 from qwen_task_heads.training.argument_checks import not_one_of
 from qwen_task_heads.training.arguments import HeadArguments, HeadModelConfig, parse_arguments
 from qwen_task_heads.training.backbone_defaults import rates_for
+from qwen_task_heads.training.losses import TEXT_LOSSES, given_options, with_loss_options
 from qwen_task_heads.training.option_checks import FOLLOW_A_METRIC, direction_problems, metric_problems
 from qwen_task_heads.training.run_defaults import RunDefaults
 
@@ -29,6 +30,7 @@ MAX_SEQ_LENGTH = 512  # on a plain backbone; a saved model keeps its own
 
 
 @dataclass
+@with_loss_options(*TEXT_LOSSES)
 class ClassifierArguments(HeadArguments):
     """Data, labels, template, head and loss of a text classifier."""
 
@@ -60,21 +62,9 @@ class ClassifierArguments(HeadArguments):
     loss: str | None = field(
         default=None,
         metadata={
-            "help": "cross_entropy, focal, logit_adjusted; bce, focal (multi-label); mse, mae, huber "
-            "(regression); cumulative_link (ordinal). The first one of the problem type if None."
+            "help": "; ".join(f"{', '.join(losses)} ({kind})" for kind, losses in TEXT_LOSSES.items())
+            + ". The first one of the problem type if None."
         },
-    )
-    class_weights: list[str] | None = field(
-        default=None, metadata={"help": "'balanced', or one positive number per label."}
-    )
-    pos_weight: list[str] | None = field(
-        default=None, metadata={"help": "For multi-label bce: 'balanced', or one positive number per label."}
-    )
-    focal_gamma: float | None = field(
-        default=None, metadata={"help": "For focal: strength of the down-weighting of easy rows."}
-    )
-    logit_adjustment_tau: float | None = field(
-        default=None, metadata={"help": "For logit_adjusted: strength; 1 is the value of the paper."}
     )
     max_seq_length: int | None = field(
         default=None,
@@ -144,16 +134,7 @@ class ClassifierArguments(HeadArguments):
 
     def loss_options(self) -> dict[str, Any]:
         """Return the options of the loss that are given; weights as `balanced` or as numbers."""
-        options: dict[str, Any] = {
-            name: vars(self)[name]
-            for name in ("focal_gamma", "logit_adjustment_tau")
-            if vars(self)[name] is not None
-        }
-        for name in ("class_weights", "pos_weight"):
-            given = vars(self)[name]
-            if given is not None:
-                options[name] = "balanced" if given == ["balanced"] else [float(value) for value in given]
-        return options
+        return given_options(self, TEXT_LOSSES)
 
 
 @dataclass

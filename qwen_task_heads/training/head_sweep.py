@@ -26,10 +26,10 @@ from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierCon
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.convex_heads import PENALTIES, fit_path
-from qwen_task_heads.training.feature_rows import FeatureRows, TextRows, check_soft
+from qwen_task_heads.training.feature_rows import FeatureRows, TextRows
 from qwen_task_heads.training.features import Features
 from qwen_task_heads.training.frozen_heads import FittedHead, HeadTraining, fit_head, fresh_head, head_config
-from qwen_task_heads.training.text_losses import resolve_text_loss
+from qwen_task_heads.training.losses import resolve_text_loss
 
 # Maps features (N, H) and the name of a loss to rows of train and of dev.
 MakeRows = Callable[[torch.Tensor, str], tuple[FeatureRows, FeatureRows]]
@@ -181,10 +181,9 @@ def text_rows(
         )
         for name, given in options.items()
     }
-
     for loss in losses.values():
         for table in (train, dev):
-            check_soft(loss, table)
+            loss.check_soft(table, where="--losses")
 
     def make(features: torch.Tensor, loss: str) -> tuple[FeatureRows, FeatureRows]:
         train_features, dev_features = features.split([len(train), len(dev)])

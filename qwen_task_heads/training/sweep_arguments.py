@@ -6,7 +6,7 @@ Training options that a sweep cannot use (schedules, checkpoints, adapters) are 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,10 +29,15 @@ from qwen_task_heads.training.command_lines import stated_value
 from qwen_task_heads.training.convex_heads import PENALTIES, penalty_problems
 from qwen_task_heads.training.features import POOLINGS
 from qwen_task_heads.training.frozen_heads import HeadTraining
-from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.head_sweep import Combination, parse_head, parse_layers
-from qwen_task_heads.training.pair_losses import PAIR_LOSSES
-from qwen_task_heads.training.text_losses import FLAGS, TEXT_LOSSES
+from qwen_task_heads.training.loss_rows import Loss
+from qwen_task_heads.training.losses import (
+    GROUP_LOSSES,
+    PAIR_LOSSES,
+    TEXT_LOSSES,
+    TITLE_LOSSES,
+    unused_options,
+)
 from qwen_task_heads.training.title_arguments import TitleArguments, TitleConfig, check_titles
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -156,8 +161,8 @@ class SweepArguments(SweepOptions, ClassifierArguments):
     def options_of(self, loss: str, *, problem_type: str, label_smoothing: float = 0.0) -> dict[str, Any]:
         """Return the given options that a loss takes."""
         given = {**self.loss_options(), "label_smoothing": label_smoothing or None}
-        takes = TEXT_LOSSES[problem_type][loss].options
-        return {name: value for name, value in given.items() if name in takes and value is not None}
+        row = TEXT_LOSSES[problem_type][loss]
+        return {name: value for name, value in given.items() if row.takes(name) and value is not None}
 
     def losses_for(self, problem_type: str) -> list[str]:
         """Return the names of the losses to try.
@@ -165,23 +170,7 @@ class SweepArguments(SweepOptions, ClassifierArguments):
         Raises:
             TaskHeadsError: the problem type does not have a loss, or no loss takes one of the options.
         """
-        known = TEXT_LOSSES[problem_type]
-        names = list(dict.fromkeys(self.losses or [next(iter(known))]))
-        problems = []
-        for name in names:
-            if name not in known:
-                problem, fix = f"found {name!r} for {problem_type}", "choose one of them"
-                problems.append(Problem("--losses", problem, ", ".join(known), fix, code="option-value"))
-        taken = {option for name in names if name in known for option in known[name].options}
-        problem, expected = f"found it with {', '.join(names)}", "a loss that takes it"
-        problems += [
-            Problem(FLAGS[name], problem, expected, "drop it", code="option-conflict")
-            for name in self.loss_options()
-            if name not in taken
-        ]
-        if problems:
-            raise TaskHeadsError(problems)
-        return names
+        return _choose_losses(self, TEXT_LOSSES[problem_type])
 
 
 @dataclass
@@ -190,6 +179,10 @@ class TitleSweepArguments(SweepOptions, TitleArguments):
 
     TRAINS_ON: ClassVar[str] = "recipes/reward_titles.py"
     PARENT: ClassVar[type] = TitleArguments
+
+    def options_of(self, loss: Loss) -> dict[str, float]:
+        """Return the given options that a loss takes."""
+        return {name: value for name, value in self.loss_options().items() if loss.takes(name)}
 
     def losses_for(self, *, has_groups: bool) -> list[str]:
         """Return the names of the losses to try; losses over groups need arms of experiments.
@@ -201,27 +194,36 @@ class TitleSweepArguments(SweepOptions, TitleArguments):
             TaskHeadsError: a loss is unknown or needs groups that the data do not have, or no loss takes one
                 of the options.
         """
-        names = list(dict.fromkeys(self.losses or [next(iter(PAIR_LOSSES))]))
-        known = [*PAIR_LOSSES, *(GROUP_LOSSES if has_groups else ())]
-        problems = []
-        for name in names:
-            if name not in known:
-                problem, code = f"found {name!r}", "option-value"
-                if name in GROUP_LOSSES:
-                    problem, code = f"{problem} without groups of several titles", "option-unsupported"
-                problems.append(
-                    Problem("--losses", problem, ", ".join(known), "choose one of them", code=code)
-                )
-        pairwise = [PAIR_LOSSES[name] for name in names if name in PAIR_LOSSES]
-        problem, expected = f"found it with {', '.join(names)}", "a loss that takes it"
-        problems += [
-            Problem(f"--loss_{name}", problem, expected, "drop it", code="option-conflict")
-            for name in self.loss_options()
-            if not any(name in (*loss.options, *loss.uses) for loss in pairwise)
-        ]
-        if problems:
-            raise TaskHeadsError(problems)
-        return names
+        without = {} if has_groups else dict.fromkeys(GROUP_LOSSES, "without groups of several titles")
+        return _choose_losses(self, TITLE_LOSSES if has_groups else PAIR_LOSSES, unsupported=without)
+
+
+def _choose_losses(
+    options: Any, known: Mapping[str, Loss], *, unsupported: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return the names of the losses to try, the first known one if none is given.
+
+    Args:
+        options: of the sweep.
+        known: losses that the data allow.
+        unsupported: further losses, with the reason why the data do not allow them.
+
+    Raises:
+        TaskHeadsError: a loss is not known, or no loss takes one of the options.
+    """
+    names, reasons = list(dict.fromkeys(options.losses or [next(iter(known))])), unsupported or {}
+    problems = []
+    for name in names:
+        if name not in known:
+            problem = " ".join([f"found {name!r}", *([reasons[name]] if name in reasons else [])])
+            code = "option-unsupported" if name in reasons else "option-value"
+            expected, fix = ", ".join(known), "choose one of them"
+            problems.append(Problem("--losses", problem, expected, fix, code=code))
+    chosen = [known[name] for name in names if name in known]
+    problems += unused_options(options.loss_options(), chosen, known=known.values(), where="--losses")
+    if problems:
+        raise TaskHeadsError(problems)
+    return names
 
 
 def warm_start_command(

@@ -11,12 +11,12 @@ from trl import RewardConfig
 from qwen_task_heads.errors import Problem
 from qwen_task_heads.training.argument_checks import not_one_of
 from qwen_task_heads.training.arguments import HeadArguments, HeadModelConfig, parse_arguments
-from qwen_task_heads.training.group_losses import GROUP_LOSSES
-from qwen_task_heads.training.pair_losses import PAIR_LOSSES
+from qwen_task_heads.training.losses import TITLE_LOSSES, given_options, with_loss_options
 from qwen_task_heads.training.run_defaults import RunDefaults
 
 
 @dataclass
+@with_loss_options("pairs", "groups")
 class TitleArguments(HeadArguments):
     """Options of data, template, head and loss of a title scorer."""
 
@@ -35,13 +35,7 @@ class TitleArguments(HeadArguments):
     max_p_value: float = field(
         default=1.0, metadata={"help": "For arms: drop pairs whose click rates differ with a larger p-value."}
     )
-    loss: str = field(default="bradley_terry", metadata={"help": ", ".join([*PAIR_LOSSES, *GROUP_LOSSES])})
-    loss_margin: float | None = field(
-        default=None, metadata={"help": "Margin of margin_ranking and similar losses."}
-    )
-    loss_nu: float | None = field(
-        default=None, metadata={"help": "Tie parameter of rao_kupper and davidson."}
-    )
+    loss: str = field(default="bradley_terry", metadata={"help": ", ".join(TITLE_LOSSES)})
 
     def data_options(self) -> dict[str, Any]:
         """Return the arguments of `read_title_sets` without the source."""
@@ -59,12 +53,8 @@ class TitleArguments(HeadArguments):
         return {"dev": self.dev_dataset, "test": self.test_dataset, **options}
 
     def loss_options(self) -> dict[str, float]:
-        """Return the scalar options of the loss that are given."""
-        return {
-            name: vars(self)[f"loss_{name}"]
-            for name in ("margin", "nu")
-            if vars(self)[f"loss_{name}"] is not None
-        }
+        """Return the options of the loss that are given."""
+        return given_options(self, ("pairs", "groups"))
 
 
 @dataclass
@@ -111,7 +101,7 @@ def check_titles(title: TitleArguments, training: TitleConfig, model: HeadModelC
         training: options of the training.
         model: options of the model; not used.
     """
-    problems = not_one_of(("--loss", title.loss, [*PAIR_LOSSES, *GROUP_LOSSES]))
+    problems = not_one_of(("--loss", title.loss, [*TITLE_LOSSES]))
     if training.trust_remote_code:
         problems.append(
             Problem(

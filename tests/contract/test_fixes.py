@@ -44,6 +44,7 @@ RUNNING = (
     "metrics/title_baselines", "reports/comparison_plots", "reports/text_plots", "reports/title_plots",
     "training/callbacks", "training/checkpoint_manifest", "training/checkpoints", "training/class_balance",
     "training/classifier_trainer", "training/features", "training/frozen_heads", "training/group_losses",
+    "training/loss_rows",
     "training/hub_saving", "training/pair_losses", "training/text_losses", "training/title_trainer",
     "training/updates",
 )  # fmt: skip

@@ -17,9 +17,9 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import saved_task
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
 from qwen_task_heads.training.grpo_arguments import parse_title_generator_arguments
+from qwen_task_heads.training.losses import resolve_text_loss
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
-from qwen_task_heads.training.text_losses import resolve_text_loss
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 
 KIND = "single_label_classification"
@@ -200,12 +200,12 @@ CASES = [
     *several("training/sweep_arguments.py::parse_sweep_arguments::--task", SWEEP, "--task titel",
              "--task classification"),
     Case("training/sweep_arguments.py::parse_sweep_arguments::--task", SWEEP, "", config="task: titel"),
-    *several("training/sweep_arguments.py::TitleSweepArguments.losses_for::--losses", title_losses,
+    *several("training/sweep_arguments.py::_choose_losses::--losses", title_losses,
              "--losses bt", "--losses plackett_luce", "--losses bradley_terry all_pairs"),
-    *several("training/sweep_arguments.py::TitleSweepArguments.losses_for::f'--loss_{name}'", title_losses,
+    *several("training/losses.py::unused_options::flag", title_losses,
              "--losses bradley_terry --loss_nu 0.3", "--loss_margin 1"),
-    Case("training/sweep_arguments.py::SweepArguments.losses_for::--losses", losses, "--losses bce"),
-    Case("training/sweep_arguments.py::SweepArguments.losses_for::FLAGS[name]", losses,
+    Case("training/sweep_arguments.py::_choose_losses::--losses", losses, "--losses bce"),
+    Case("training/losses.py::unused_options::flag", losses,
          "--losses cross_entropy --focal_gamma 2"),
     *several(f"{CONFIG}_check::field", built, "--head_activation tanhh"),
     Case(f"{CONFIG}_check::head_sizes", built, "--head mlp --head_sizes 8 0"),
@@ -237,10 +237,10 @@ CASES = [
     Case("adapters.py::adapter_config::option", built, "--freeze_backbone true --model_name_or_path RUN"),
     *several("models.py::_load_to_continue::f'--{field}'", built, "--model_name_or_path RUN --pooling max",
              "--model_name_or_path RUN --max_seq_length 32"),
-    Case("training/text_losses.py::resolve_text_loss::--loss", trained, "--loss bce"),
-    *several("training/text_losses.py::resolve_text_loss::flag", trained, "--focal_gamma 2",
+    Case("training/losses.py::resolve_loss::where", trained, "--loss bce"),
+    *several("training/losses.py::unused_options::flag", trained, "--focal_gamma 2",
              "--loss focal --logit_adjustment_tau 1", "--pos_weight balanced"),
-    Case("training/class_balance.py::read_number::flag", trained, "--loss focal --focal_gamma -1"),
+    Case("training/loss_rows.py::LossOption.problems::self.flag", trained, "--loss focal --focal_gamma -1"),
     Case("training/class_balance.py::read_weights::flag#2", trained, "--class_weights 1 2",
          {"give one per label, in the order of the label ids": "--class_weights 1 2 3"}),
     Case("training/title_arguments.py::check_titles::--loss", TITLES, "--loss bt"),
