@@ -41,10 +41,6 @@ def not_one_of(*choices: tuple[str, Any, Sequence[str]]) -> list[Problem]:
 
 def head_problems(task: Any, model: Any) -> list[Problem]:
     """Return the problems of the options of a head.
-
-    Args:
-        task: a `HeadArguments`.
-        model: a `HeadModelConfig`.
     """
     problems = not_one_of(
         ("--pooling", task.pooling, POOLINGS),
@@ -99,9 +95,6 @@ def lora_problems(model: Any, *, head_only: bool) -> list[Problem]:
 
 def training_problems(training: Any) -> list[Problem]:
     """Return the options that would leave out rows or metrics, and sizes that train nothing.
-
-    Args:
-        training: a `RunDefaults`.
     """
     problems = []
     if not training.eval_do_concat_batches:

@@ -70,15 +70,10 @@ class NonFiniteGuard(TrainerCallback):
             rows |= ~torch.isfinite(loss).cpu()
         named = [source for source, is_bad in zip(sources, rows.tolist(), strict=True) if is_bad]
         name, value = ("the loss", loss) if bool(torch.isfinite(scores).all()) else ("a score", scores)
-        raise TaskHeadsError(
-            Problem(
-                _name_rows(named or list(sources)),
-                f"{name} is {_describe(value)} at step {step}, which was not applied",
-                "finite numbers",
-                "check the margins and weights of these rows; if they are correct, lower --learning_rate",
-                code="number-not-finite",
-            )
-        )
+        where = _name_rows(named or list(sources))
+        problem = f"{name} is {_describe(value)} at step {step}, which was not applied"
+        fix = "check the margins and weights of these rows; if they are correct, lower --learning_rate"
+        raise TaskHeadsError(Problem(where, problem, "finite numbers", fix, code="number-not-finite"))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -101,15 +96,10 @@ class NonFiniteGuard(TrainerCallback):
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
             return
-        raise TaskHeadsError(
-            Problem(
-                _name_rows(self._sources),
-                f"the gradient is not finite at step {state.global_step + 1}, which was not applied",
-                "finite numbers",
-                "lower --learning_rate, or train in fp32 or bf16; resume from the last checkpoint",
-                code="number-not-finite",
-            )
-        )
+        where = _name_rows(self._sources)
+        problem = f"the gradient is not finite at step {state.global_step + 1}, which was not applied"
+        fix = "lower --learning_rate, or train in fp32 or bf16; resume from the last checkpoint"
+        raise TaskHeadsError(Problem(where, problem, "finite numbers", fix, code="number-not-finite"))
 
 
 class SwappedLabelsCallback(TrainerCallback):

@@ -132,13 +132,8 @@ def read_weights(
 
 def counts_problem(where: str) -> Problem:
     """Return the problem of a loss that needs the counts of the labels and has none."""
-    return Problem(
-        where,
-        "found no counts of the labels",
-        "a training set with a length",
-        "pass class_counts",
-        code="option-unsupported",
-    )
+    problem, expected = "found no counts of the labels", "a training set with a length"
+    return Problem(where, problem, expected, "pass class_counts", code="option-unsupported")
 
 
 def absent_label_messages(

@@ -89,15 +89,9 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
         # The config of transformers' own classifiers starts with None, which they treat as single-label.
         self.problem_type = config.problem_type or problem_type or "single_label_classification"
         if problem_type not in (None, self.problem_type):
-            raise TaskHeadsError(
-                Problem(
-                    "problem_type",
-                    f"found {problem_type!r}",
-                    f"{self.problem_type!r}, the problem type of the model",
-                    "build the model with this problem type",
-                    code="model-type",
-                )
-            )
+            where, expected = "problem_type", f"{self.problem_type!r}, the problem type of the model"
+            fix = "build the model with this problem type"
+            raise TaskHeadsError(Problem(where, f"found {problem_type!r}", expected, fix, code="model-type"))
         if args.learning_rate is None:  # a `ClassifierConfig` from Python; recipes set the rate
             args.learning_rate = default_rate(model, adapted=peft_config is not None)
         self.sources = {"train": train_sources, "eval": eval_sources}
@@ -278,15 +272,9 @@ def add_adapter(model: Any, peft_config: Any, *, args: Any) -> Any:
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        raise TaskHeadsError(
-            Problem(
-                "peft_config",
-                "found a model that already has an adapter",
-                "a model without an adapter",
-                "drop peft_config, or merge the first adapter with models.merge",
-                code="option-unsupported",
-            )
-        )
+        problem, expected = "found a model that already has an adapter", "a model without an adapter"
+        fix = "drop peft_config, or merge the first adapter with models.merge"
+        raise TaskHeadsError(Problem("peft_config", problem, expected, fix, code="option-unsupported"))
     set_seed(args.seed)  # LoRA's first matrix is random; it must not depend on earlier draws
     plugin = args.deepspeed_plugin
     sharded = plugin is not None and plugin.zero_stage == 3

@@ -117,15 +117,9 @@ def _groups(scores: Tensor, sizes: Sequence[int], gains: Tensor) -> tuple[Tensor
     if scores.ndim != 1 or scores.shape != gains.shape:
         raise shape_error("gains", scores.shape, gains.shape)
     if not sizes or min(sizes) < 2 or sum(sizes) != len(scores):
-        raise TaskHeadsError(
-            Problem(
-                "group sizes",
-                f"found sizes {shorten(list(sizes))} for {len(scores)} scores",
-                "sizes of at least 2 that sum to the number of scores",
-                "drop groups of one title",
-                code="argument-type",
-            )
-        )
+        problem = f"found sizes {shorten(list(sizes))} for {len(scores)} scores"
+        expected, fix = "sizes of at least 2 that sum to the number of scores", "drop groups of one title"
+        raise TaskHeadsError(Problem("group sizes", problem, expected, fix, code="argument-type"))
     scores = scores.to(at_least_fp32(scores))
     return scores, gains.to(scores)
 

@@ -183,15 +183,9 @@ def center_rewards(chosen: Tensor, rejected: Tensor, *, coefficient: float) -> T
         TaskHeadsError: the shapes are not equal `(B,)`, or the coefficient is negative or not finite.
     """
     if not (math.isfinite(coefficient) and coefficient >= 0):
-        raise TaskHeadsError(
-            Problem(
-                "center_rewards",
-                f"found coefficient {coefficient!r}",
-                "a number of 0 or more",
-                "use 0.01, or 0 for no centring",
-                code="option-range",
-            )
-        )
+        where, problem = "center_rewards", f"found coefficient {coefficient!r}"
+        fix = "use 0.01, or 0 for no centring"
+        raise TaskHeadsError(Problem(where, problem, "a number of 0 or more", fix, code="option-range"))
     gap = _gap(chosen, rejected)
     return coefficient * (gap + 2 * rejected.to(gap.dtype)) ** 2  # c + r, at the precision of the gap
 

@@ -36,10 +36,6 @@ IGNORED = -100  # no loss on these tokens
 def answer_dataset(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -> tuple[Dataset, str]:
     """Return rows for `SFTTrainer`, in their order, and a message on truncated texts.
 
-    Args:
-        examples: with one label each.
-        prompts: of the model.
-
     Returns:
         A data set of `input_ids` (prompt, answer, end) and `labels` (-100 on the prompt), and the message.
 
@@ -78,10 +74,6 @@ def answer_dataset(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -
 
 def equal_answers(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -> EqualRows:
     """Find texts whose truncated prompt equals that of another text with another label.
-
-    Args:
-        examples: with one label each.
-        prompts: of the model.
     """
     untruncated = copy(prompts)
     untruncated.max_length = WHOLE

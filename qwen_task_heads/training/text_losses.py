@@ -226,15 +226,9 @@ def _paired(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shape_error(name: str, logits: Tensor, values: Tensor, expected: str) -> TaskHeadsError:
-    return TaskHeadsError(
-        Problem(
-            f"loss input {name!r}",
-            f"found logits {tuple(logits.shape)} and {name} {tuple(values.shape)}",
-            expected,
-            "create the data set with the config of this model",
-            code="argument-type",
-        )
-    )
+    problem = f"found logits {tuple(logits.shape)} and {name} {tuple(values.shape)}"
+    fix = "create the data set with the config of this model"
+    return TaskHeadsError(Problem(f"loss input {name!r}", problem, expected, fix, code="argument-type"))
 
 
 CLASS_WEIGHTS = LossOption(

@@ -92,15 +92,9 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
             self.sources[split] = self.sources[split] or row_sources
         self._check_loss({"training set": kwargs["train_dataset"], "dev set": kwargs.get("eval_dataset")})
         if self.grouped and args is not None and args.center_rewards_coefficient is not None:
-            raise TaskHeadsError(
-                Problem(
-                    "--center_rewards_coefficient",
-                    f"found {args.center_rewards_coefficient} with loss {loss!r}, which takes groups",
-                    "a loss over pairs",
-                    "drop the option, or choose a loss over pairs",
-                    code="option-conflict",
-                )
-            )
+            where, fix = "--center_rewards_coefficient", "drop the option, or choose a loss over pairs"
+            problem = f"found {args.center_rewards_coefficient} with loss {loss!r}, which takes groups"
+            raise TaskHeadsError(Problem(where, problem, "a loss over pairs", fix, code="option-conflict"))
         kwargs.setdefault("data_collator", TitleCollator(tokenizer.pad_token_id))
         if args is not None:
             set_up(model, args)

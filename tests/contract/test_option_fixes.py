@@ -94,7 +94,7 @@ ARGUMENTS, LINES, CLASSIFIER, PUBLISH, RUN, SFT_CHECK, SWEEP_CHECK = (
     "training/argument_checks.py::", "training/command_lines.py::",
     "training/classifier_arguments.py::check_texts::",
     "training/publish_arguments.py::", "training/run_defaults.py::RunDefaults._resolve_saving::",
-    "training/sft_arguments.py::_check::", "training/sweep_arguments.py::_check::",
+    "training/sft_arguments.py::_check::", "training/sweep_checks.py::check_sweep::",
 )  # fmt: skip
 PATIENCE = "training/classifier_arguments.py::_patience_problems::where"
 OPTION = "f'--{name}'"

@@ -104,7 +104,7 @@ def test_a_new_loss_is_a_function_and_a_row(monkeypatch):
     assert [one.code for one in option_problems({"sigma": 0.0}, row, known=[])] == ["option-range"]
     [problem] = unused_options(given, [LOSSES["pairs"]["soft"]], known=[row])
     assert (problem.code, problem.fix) == ("option-conflict", "drop it, or give --loss lambda_rank")
-    assert resolve_loss("lambda_rank", "pairs", "groups")(3.0, sizes=[2], gains=None, **given) == 6.0
+    assert resolve_loss("lambda_rank", "pairs", "groups")(3.0, sizes=[2], gains=[1.0, 0.0], **given) == 6.0
 
 
 def test_an_unknown_loss_of_titles_lists_those_of_pairs_and_groups():
