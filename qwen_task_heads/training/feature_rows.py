@@ -112,8 +112,11 @@ class TextRows:
 
     def losses(self, head: nn.Module, index: Tensor | slice) -> Tensor:
         """See `FeatureRows`."""
+        return self._losses(head(self.features[index]), index)
+
+    def _losses(self, logits: Tensor, index: Tensor | slice) -> Tensor:
         columns = {} if self.soft is None else {"soft": self.soft[index]}
-        losses = self.loss(head(self.features[index]), self.labels[index], **columns)
+        losses = self.loss(logits, self.labels[index], **columns)
         return losses if self.weight is None else losses * self.weight[index]
 
     def metrics(self, head: nn.Module) -> dict[str, float]:
@@ -121,9 +124,7 @@ class TextRows:
         from transformers import EvalPrediction
 
         logits = logits_of(head, self.features)
-        columns = {} if self.soft is None else {"soft": self.soft}
-        losses = self.loss(logits, self.labels, **columns)
-        losses = losses if self.weight is None else losses * self.weight
+        losses = self._losses(logits, slice(None))
         prediction = EvalPrediction(logits.cpu().numpy(), self.labels.cpu().numpy())
         values = {f"eval_{name}": value for name, value in dev_metrics(self.problem_type)(prediction).items()}
         return {"eval_loss": float(losses.double().mean()), **values}
@@ -194,12 +195,8 @@ class PairRows:
 
     def _losses(self, scores: Tensor, index: Tensor | slice) -> Tensor:
         chosen, rejected = scores.chunk(2)
-        inputs: dict[str, Any] = {
-            name: torch.full_like(chosen, value) if name in self.loss.uses else value
-            for name, value in self.options.items()
-        }
-        inputs |= {name: self.signals[name][index] for name in self.loss.uses if name in self.signals}
-        losses = self.loss(chosen, rejected, **inputs)
+        columns = {name: values[index] for name, values in self.signals.items()}
+        losses = self.loss(chosen, rejected, **self.loss.inputs(self.options, columns, like=chosen))
         return losses if self.weight is None else losses * self.weight[index]
 
     def metrics(self, head: nn.Module) -> dict[str, float]:

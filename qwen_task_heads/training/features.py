@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.attention_task_heads import two_sided_mask
@@ -174,7 +175,8 @@ def _compute(
         )
         measurement.enter_context(usage.measured(device))
     try:
-        for batch in _with_bar(batches, rows=len(distinct) if progress else 0):
+        hidden = not progress or len(distinct) <= LONG
+        for batch in tqdm(batches, desc="Features", unit="batch", disable=hidden):
             tensors = pad_rows([distinct[index] for index in batch], pad_id=0)
             ids, mask = (tensors[name].to(device) for name in ("input_ids", "attention_mask"))
             autocast = dtype == torch.bfloat16
@@ -291,15 +293,6 @@ def token_batches(rows: Sequence[Sequence[int]], *, batch_tokens: int) -> list[l
             longest = len(rows[index])
         batches[-1].append(index)
     return batches
-
-
-def _with_bar(batches: list[list[int]], *, rows: int) -> Iterable[list[int]]:
-    """Return the batches, with a progress bar for many rows."""
-    if rows <= LONG:
-        return batches
-    from tqdm.auto import tqdm
-
-    return tqdm(batches, desc="Features", unit="batch")
 
 
 def _order(rows: Sequence[Sequence[int]]) -> list[int]:

@@ -14,12 +14,13 @@ Design decisions:
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
@@ -221,7 +222,9 @@ def sweep_heads(
         raise TaskHeadsError(Problem("sweep", "found no combination", expected, fix, code="option-missing"))
     cached: dict[Any, tuple[FeatureRows, FeatureRows]] = {}  # rows of the current layers, pooling and loss
     results = []
-    for (read, pooling), loss, sizes in _with_bar(grid, progress=progress):
+    for (read, pooling), loss, sizes in tqdm(
+        grid, desc="Heads", unit="head", disable=not progress or len(grid) < 2
+    ):
         if (read, pooling, loss) not in cached:
             joined = torch.cat([features[layer, pooling].to(model.device) for layer in read], dim=1)
             cached = {(read, pooling, loss): rows(joined, loss)}
@@ -264,11 +267,3 @@ def choose(results: Sequence[Result], *, tolerance: float = 0.0) -> Result:
     near = [result for result in results if abs(result.mean - best.mean) <= tolerance]
     least = min(result.combination.layer for result in near)
     return next(result for result in near if result.combination.layer == least)
-
-
-def _with_bar(grid: Sequence[Any], *, progress: bool) -> Iterable[Any]:
-    if not progress or len(grid) < 2:
-        return grid
-    from tqdm.auto import tqdm
-
-    return tqdm(grid, desc="Heads", unit="head")

@@ -7,7 +7,7 @@ documentation and tests read the rows, so that a new loss is one function and on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -122,6 +122,22 @@ class Loss:
             expected = f"a column {' or '.join(self.needs)} in every row"
             fix = "add the column to the data, or choose bradley_terry, which needs none"
             raise TaskHeadsError(Problem(where, problem, expected, fix, code="column-missing"))
+
+    def inputs(
+        self, options: Mapping[str, float], columns: Mapping[str, Tensor], *, like: Tensor
+    ) -> dict[str, Any]:
+        """Return the inputs of a batch: options, and the columns that the loss uses.
+
+        Args:
+            options: of the run; an option with the name of a column becomes a constant column.
+            columns: of the batch, each (B,).
+            like: (B,), for shape, dtype and device of constant columns.
+        """
+        given = {
+            name: torch.full_like(like, value) if name in self.uses else value
+            for name, value in options.items()
+        }
+        return given | {name: columns[name] for name in self.uses if name in columns}
 
     def __call__(self, *scores: Tensor, **inputs: Any) -> Tensor:
         """Return the losses; inputs that are None count as absent.

@@ -85,8 +85,7 @@ def option_problems(args: Any) -> list[Problem]:
 
 
 def saving_problems(args: Any) -> list[Problem]:
-    """Return the problems of the options that control when and how often to save.
-    """
+    """Return the problems of the options that control when and how often to save."""
     problems = []
     if args.save_total_limit is not None and args.save_total_limit < 1:
         problem = f"found {args.save_total_limit!s}"

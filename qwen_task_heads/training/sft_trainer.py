@@ -73,8 +73,7 @@ def answer_dataset(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -
 
 
 def equal_answers(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -> EqualRows:
-    """Find texts whose truncated prompt equals that of another text with another label.
-    """
+    """Find texts whose truncated prompt equals that of another text with another label."""
     untruncated = copy(prompts)
     untruncated.max_length = WHOLE
 

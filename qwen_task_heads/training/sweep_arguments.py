@@ -184,16 +184,29 @@ def _choose_losses(
     return names
 
 
+@dataclass
 class HeadTrainings:
-    """Mixin of training options that apply to a head on features."""
+    """Mixin of training options that apply to a head on features; more epochs than for a whole model."""
+
+    RECIPE: ClassVar[str] = "heads"
+
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of an MLP head; 1e-3 if None, 1e-2 if embedded."}
+    )
+    num_train_epochs: float = field(
+        default=10.0, metadata={"help": "Epochs of an MLP head over the features."}
+    )
+    per_device_train_batch_size: int = field(
+        default=64, metadata={"help": "Rows or pairs per step of an MLP head."}
+    )
 
     def head_training(self) -> HeadTraining:
         """Return these options as the settings of `fit_head`."""
         options: Any = self
         return HeadTraining(
-            epochs=int(options.num_train_epochs),
-            batch_size=options.per_device_train_batch_size,
-            learning_rate=options.learning_rate or 0.0,
+            epochs=int(self.num_train_epochs),
+            batch_size=self.per_device_train_batch_size,
+            learning_rate=self.learning_rate or 0.0,
             warmup=options.warmup_steps or 0.0,
             weight_decay=options.weight_decay,
             max_grad_norm=options.max_grad_norm,
@@ -202,32 +215,17 @@ class HeadTrainings:
 
 @dataclass
 class SweepConfig(HeadTrainings, ClassifierConfig):
-    """Training options of a sweep over texts, with more epochs than a whole model needs."""
+    """Training options of a sweep over texts."""
 
-    RECIPE: ClassVar[str] = "heads"
     TRAINS: ClassVar[str] = "heads on a frozen backbone"
-
-    num_train_epochs: float = field(
-        default=10.0, metadata={"help": "Epochs of an MLP head over the features."}
-    )
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows per step of an MLP head."})
 
 
 @dataclass
 class TitleSweepConfig(HeadTrainings, TitleConfig):
     """Training options of a sweep over titles."""
 
-    RECIPE: ClassVar[str] = "heads"
     FOLDER: ClassVar[str | None] = "titles"
     TRAINS: ClassVar[str] = "title scorers on a frozen backbone"
-
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of an MLP head; 1e-3 if None."}
-    )
-    num_train_epochs: float = field(
-        default=10.0, metadata={"help": "Epochs of an MLP head over the features."}
-    )
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per step of an MLP head."})
 
 
 TASKS: dict[str, tuple[type, type]] = {

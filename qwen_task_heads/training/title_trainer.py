@@ -185,13 +185,8 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
     ) -> tuple[torch.Tensor, ...]:
         """Return losses, credit (1, .5 or 0) and score gaps, each (B,); `same` (B,) marks equal titles."""
         chosen, rejected = scores.chunk(2)
-        inputs: dict[str, Any] = {}
-        if not self.grouped:
-            for name, value in self.loss_options.items():
-                # A margin for all rows is passed as a constant column.
-                inputs[name] = torch.full_like(chosen, value) if name in self.pair_loss.uses else value
-            inputs |= {name: signals[name] for name in self.pair_loss.uses if name in signals}
-        losses = self.pair_loss(chosen, rejected, **inputs)
+        options = {} if self.grouped else self.loss_options
+        losses = self.pair_loss(chosen, rejected, **self.pair_loss.inputs(options, signals, like=chosen))
         if self.args.center_rewards_coefficient is not None:
             losses = losses + center_rewards(
                 chosen, rejected, coefficient=self.args.center_rewards_coefficient
