@@ -146,13 +146,12 @@ def help_text(name: str, options: list[dict[str, Any]], *, everything: bool) -> 
 def unknown_options(words: Sequence[str], options: list[dict[str, Any]]) -> list[Problem]:
     """Return a problem for each option that the command does not have.
 
-        Example:
-            >>> from qwen_task_heads import option_catalog, registration
-    from qwen_task_heads.commands import COMMANDS, recipes
-            >>> from qwen_task_heads.cli import unknown_options
-            >>> [problem] = unknown_options(["--learning_rat", "1e-4"], option_catalog.read()["titles"])
-            >>> problem.where, problem.expected
-            ('--learning_rat', '--learning_rate')
+    Example:
+        >>> from qwen_task_heads import option_catalog, registration
+        >>> from qwen_task_heads.cli import unknown_options
+        >>> [problem] = unknown_options(["--learning_rat", "1e-4"], option_catalog.read()["titles"])
+        >>> problem.where, problem.expected
+        ('--learning_rat', '--learning_rate')
     """
     known = {one["name"] for one in options} | set(PARSED_HERE)
     problems = []

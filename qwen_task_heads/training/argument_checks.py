@@ -48,9 +48,9 @@ def head_problems(task: Any, model: Any) -> list[Problem]:
         ("--calibrate", task.calibrate, CALIBRATIONS),
     )
     if task.freeze_backbone and model.use_peft:
-        where, problem = "--freeze_backbone", "found it together with --use_peft, which trains the backbone"
-        fix = "drop one of them"
-        problems.append(Problem(where, problem, "one of the two", fix, code="option-conflict"))
+        problem = "found it together with --use_peft, which trains the backbone"
+        expected, fix = "one of the two", "drop one of them"
+        problems.append(Problem("--freeze_backbone", problem, expected, fix, code="option-conflict"))
     return problems
 
 
@@ -78,9 +78,9 @@ def lora_problems(model: Any, *, head_only: bool) -> list[Problem]:
                     Problem(f"--{name}", problem, "--use_peft with it", fix, code="option-missing")
                 )
     if model.lora_target_parameters:
-        where, expected = "--lora_target_parameters", "--lora_target_modules"
-        problem, fix = f"found {model.lora_target_parameters}", f"drop it, or name modules by {expected}"
-        problems.append(Problem(where, problem, expected, fix, code="option-unsupported"))
+        problem, expected = f"found {model.lora_target_parameters}", "--lora_target_modules"
+        fix, code = f"drop it, or name modules by {expected}", "option-unsupported"
+        problems.append(Problem("--lora_target_parameters", problem, expected, fix, code=code))
     return problems
 
 

@@ -211,7 +211,7 @@ class TextLoss:
         names = ", ".join(loss.name for loss in LOSSES[kind].values() if "soft" in loss.uses)
         problem = f"found {self.name!r}, and soft labels" + (f" in the {name} set" if name else "")
         expected = names or f"no soft labels, because no loss of {kind} uses them"
-        fix = "choose one of them, or drop the soft labels" if names else "drop the soft labels"
+        fix = "choose one of them" if names else "drop the soft labels"
         raise TaskHeadsError(Problem(where, problem, expected, fix, code="option-unsupported"))
 
 

@@ -113,6 +113,6 @@ def _check(texts: SftArguments, training: SftClassifyConfig, model: SftModelConf
             problem, fix = f"found {value!r}", f"drop it: {reason}"
             problems.append(Problem(f"--{name}", problem, "the default", fix, code="option-unsupported"))
     if training.completion_only_loss is False:
-        where, fix = "--completion_only_loss", "drop it: the loss is computed on the answer alone"
-        problems.append(Problem(where, "found false", "true", fix, code="option-unsupported"))
+        fix, code = "drop it: the loss is computed on the answer alone", "option-unsupported"
+        problems.append(Problem("--completion_only_loss", "found false", "true", fix, code=code))
     return problems

@@ -79,7 +79,7 @@ def check_titles(title: TitleArguments, training: TitleConfig, model: HeadModelC
     """Return the problems of the options that only title scorers have."""
     problems = not_one_of(("--loss", title.loss, [*TITLE_LOSSES]))
     if training.trust_remote_code:
-        where, problem = "--trust_remote_code", "found true, but code of a backbone's repo is never run"
+        problem = "found true, but code of a backbone's repo is never run"
         fix = "drop it: backbones of transformers need no such code"
-        problems.append(Problem(where, problem, "false", fix, code="code-untrusted"))
+        problems.append(Problem("--trust_remote_code", problem, "false", fix, code="code-untrusted"))
     return problems

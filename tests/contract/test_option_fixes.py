@@ -120,7 +120,7 @@ CASES = [
          {"name modules by --lora_target_modules": "--lora_target_modules q_proj"}),
     *several(
         f"{ARGUMENTS}training_problems::{OPTION}", TEXTS, "--dataloader_drop_last true",
-        "--prediction_loss_only true", "--batch_eval_metrics true",
+        "--prediction_loss_only true", "--batch_eval_metrics true", "--eval_do_concat_batches false",
     ),
     *several(
         f"{ARGUMENTS}training_problems::{OPTION}#3", SFT, "--per_device_train_batch_size 0",
@@ -188,7 +188,6 @@ CASES = [
     *several(f"{SWEEP_CHECK}--num_train_epochs", SWEEP, "--num_train_epochs 0.5", "--num_train_epochs 2.5"),
     *several(f"{ARGUMENTS}training_problems::{OPTION}#2", SWEEP, "--num_train_epochs 0"),
     *several(f"{ARGUMENTS}training_problems::{OPTION}#2", TEXTS, "--max_steps 0"),
-    Case(f"{ARGUMENTS}training_problems::--eval_do_concat_batches", TEXTS, "--eval_do_concat_batches false"),
     Case(f"{SWEEP_CHECK}--tolerance", SWEEP, "--tolerance -1"),
     *several("training/head_sweep.py::parse_head::--heads", SWEEP, "--heads mlp", "--heads linear:4",
              "--heads linear mlp:0"),

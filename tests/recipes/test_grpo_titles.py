@@ -56,7 +56,9 @@ def words(scorer: Path, base: str, folder: Path, **changes: Any) -> list[object]
 
 
 def test_two_steps_train_the_generator_and_report_its_rewards(scorer, tmp_path):
-    given = words(scorer, "embedded", tmp_path, save_strategy="steps", save_steps=1)
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tracked = {"report_to": "tensorboard", "run_name": "hf_" + "datum" * 3 + "Z9" * 15}
+    given = words(scorer, "embedded", tmp_path, save_strategy="steps", save_steps=1, **tracked)
     printed = launching.finished(RECIPE, given, tmp_path / "log")
     assert "Trained a title generator for 2 steps on 8 texts in " in printed
     rewards = re.search(r"Mean reward: (\S+) at the first logging step, (\S+) at the last", printed)
@@ -70,6 +72,16 @@ def test_two_steps_train_the_generator_and_report_its_rewards(scorer, tmp_path):
     # the reward is logged under its own name, with its statistics
     for name in ("rewards/title_reward/mean", "title_characters", "without_title"):
         assert f"'{name}'" in printed
+    # the tracker has the rewards and the settings, and neither texts nor secrets
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "runs"))
+    events.Reload()
+    assert {"train/reward", "train/without_title"} <= set(events.Tags()["scalars"])
+    assert "settings/text_summary" in events.Tags()["tensors"]
+    held = b"".join(path.read_bytes() for path in (tmp_path / "run" / "runs").iterdir())
+    assert tracked["run_name"].encode() not in held
+    assert b"Article " not in held
+    assert str(tmp_path).encode() not in held
+    assert f"Tracked: tensorboard --logdir {tmp_path / 'run' / 'runs'}" in printed
     # the folder has a card with the metrics, and no pickle
     assert (tmp_path / "run" / "checkpoint-1" / "optimizer.pt").is_file()
     assert not list((tmp_path / "run").rglob("training_args.bin"))
