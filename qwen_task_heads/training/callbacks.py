@@ -115,15 +115,10 @@ class SwappedLabelsCallback(TrainerCallback):
     Args:
         pairs: number of dev pairs.
         groups: number of independent groups of these pairs; None counts each pair as a group.
-        metric: key of the accuracy in the metrics of the evaluation.
-        stop: True ends the run with an error, for unattended runs.
 
     Attributes:
         finding: the warning for the report of the run, or None.
         step: optimizer step of the first warning, or None.
-
-    Raises:
-        TaskHeadsError: from `on_evaluate`, with `stop=True`.
 
     Example:
         >>> callback = SwappedLabelsCallback(pairs=466, groups=300)
@@ -131,12 +126,8 @@ class SwappedLabelsCallback(TrainerCallback):
         True
     """
 
-    def __init__(
-        self, pairs: int, *, groups: int | None = None, metric: str = "eval_accuracy", stop: bool = False
-    ) -> None:
+    def __init__(self, pairs: int, *, groups: int | None = None) -> None:
         self.count = pairs if groups is None else groups
-        self.metric = metric
-        self.stop = stop
         self.finding: str | None = None
         self.step: int | None = None
 
@@ -149,7 +140,7 @@ class SwappedLabelsCallback(TrainerCallback):
         **kwargs: object,
     ) -> None:
         """Check one evaluation; evaluations before the first step do not depend on the training file."""
-        accuracy = (metrics or {}).get(self.metric)
+        accuracy = (metrics or {}).get("eval_accuracy")
         if accuracy is None or state.global_step == 0:
             return
         low, high = wilson_interval(accuracy, count=self.count)
@@ -159,7 +150,7 @@ class SwappedLabelsCallback(TrainerCallback):
             self.finding = self.step = None
             return
         problem = Problem(
-            f"{self.metric} at step {state.global_step}",
+            f"eval_accuracy at step {state.global_step}",
             f"{accuracy:.3f} (95% {low:.3f} to {high:.3f}, n = {self.count}): the model ranks the dev pairs "
             "in reverse; chosen and rejected look swapped in the training file",
             "training and dev pairs in which chosen is the preferred title",
@@ -171,9 +162,6 @@ class SwappedLabelsCallback(TrainerCallback):
             if state.is_world_process_zero:
                 logger.warning(str(problem))
         self.finding = str(problem)
-        # Metrics are gathered, so that all processes stop together.
-        if self.stop:
-            raise TaskHeadsError(problem)
 
 
 def check_world(asked: int | None, *, running: int, environment: Mapping[str, str] | None = None) -> None:

@@ -184,17 +184,17 @@ def nan_of(values: Tensor) -> Tensor:
     return (0.0 * values).sum()
 
 
-def reduce(losses: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """Return the mean of `weight · loss` over the rows, a scalar.
+def reduce(losses: Tensor) -> Tensor:
+    """Return the mean over the rows of losses (B,), weighted or not, a scalar.
 
     The divisor is the number of rows, not the sum of the weights. Gradient accumulation and several processes
     then give the same gradient as one large batch. Keep the mean weight of a data set near 1.
 
     Raises:
-        TaskHeadsError: no rows, or the weight has another shape.
+        TaskHeadsError: no rows.
     """
     if losses.ndim != 1 or losses.numel() == 0:
         problem = f"found losses of shape {tuple(losses.shape)}"
         expected = "shape (B,) with B of 1 or more"
         raise TaskHeadsError(Problem("reduce", problem, expected, "drop empty batches", code="argument-type"))
-    return losses.mean() if weight is None else (losses * as_column(weight, losses, "weight")).mean()
+    return losses.mean()

@@ -6,7 +6,7 @@ Options of the command line, their help, checks and defaults, documentation, car
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -83,13 +83,12 @@ def _weights(words: Sequence[str]) -> str | list[float]:
     return "balanced" if list(words) == ["balanced"] else [float(word) for word in words]
 
 
-def resolve_loss(name: str, *kinds: str, where: str = "--loss") -> Loss:
+def resolve_loss(name: str, *kinds: str) -> Loss:
     """Return the loss of one of several problem types called `name`.
 
     Args:
         name: of the loss.
         *kinds: `pairs`, `groups`, or the problem type of a classifier.
-        where: option of the message.
 
     Raises:
         TaskHeadsError: there is no such loss; the message lists the names.
@@ -99,15 +98,15 @@ def resolve_loss(name: str, *kinds: str, where: str = "--loss") -> Loss:
         >>> resolve_loss("bradley_terry", "pairs", "groups").formula
         '-log σ(c - r)'
     """
-    known = {name: loss for kind in kinds for name, loss in LOSSES[kind].items()}
+    known = {loss.name: loss for kind in kinds for loss in LOSSES[kind].values()}
     if name not in known:
         problem, names = f"found {shorten(name)} for {' and '.join(kinds)}", ", ".join(known)
-        raise TaskHeadsError(Problem(where, problem, names, "choose one of them", code="option-value"))
+        raise TaskHeadsError(Problem("--loss", problem, names, "choose one of them", code="option-value"))
     return known[name]
 
 
 def unused_options(
-    given: Mapping[str, Any], losses: Sequence[Loss], *, known: Iterable[Loss], where: str = "--loss"
+    given: Mapping[str, Any], losses: Sequence[Loss], *, known: Collection[Loss], where: str = "--loss"
 ) -> list[Problem]:
     """Return the problem of each option that none of the losses takes.
 
@@ -137,7 +136,7 @@ def unused_options(
     return problems
 
 
-def option_problems(given: Mapping[str, float], loss: Loss, *, known: Iterable[Loss]) -> list[Problem]:
+def option_problems(given: Mapping[str, float], loss: Loss, *, known: Collection[Loss]) -> list[Problem]:
     """Return the problems of the options of a loss of titles: unused, or out of range."""
     problems = unused_options(given, [loss], known=known)
     for option in loss.options:

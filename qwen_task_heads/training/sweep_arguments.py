@@ -44,7 +44,6 @@ class SweepOptions:
     """Options of what a sweep tries and how it saves the result."""
 
     TRAINS_ON: ClassVar[str]  # the recipe that continues from a head
-    PARENT: ClassVar[type]  # its options
 
     task: str = field(
         default="texts",
@@ -114,7 +113,6 @@ class SweepArguments(SweepOptions, ClassifierArguments):
     """Options of the classification recipe for data and template, and options of the sweep."""
 
     TRAINS_ON: ClassVar[str] = "classify"
-    PARENT: ClassVar[type] = ClassifierArguments
 
     def options_of(self, loss: str, *, problem_type: str, label_smoothing: float = 0.0) -> dict[str, Any]:
         """Return the given options that a loss takes."""
@@ -136,7 +134,6 @@ class TitleSweepArguments(SweepOptions, TitleArguments):
     """Options of the title recipe for data and template, and options of the sweep."""
 
     TRAINS_ON: ClassVar[str] = "reward_titles"
-    PARENT: ClassVar[type] = TitleArguments
 
     def options_of(self, loss: Loss) -> dict[str, float]:
         """Return the given options that a loss takes."""
