@@ -42,6 +42,14 @@ class TitleGeneratorRun:
 
     Raises:
         TaskHeadsError: a reward model that is no title scorer, or a tracker that is not installed.
+
+    Example:
+        >>> from qwen_task_heads import TaskHeadsError, TitleGeneratorRun
+        >>> try:
+        ...     TitleGeneratorRun.from_command_line(["--reward_model", "runs/titles"])
+        ... except TaskHeadsError as error:
+        ...     [problem.where for problem in error.problems]
+        ['--model_name_or_path', '--dataset_name', '--output_dir']
     """
 
     def __init__(self, task: Any, args: Any, model_args: Any) -> None:
