@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from qwen_task_heads.inference.scorer import Scorer
     from qwen_task_heads.models import adapter_config, build, load, load_tokenizer, merge
     from qwen_task_heads.runs.generative import GenerativeRun
+    from qwen_task_heads.runs.sweeps import SweepRun
     from qwen_task_heads.runs.texts import ClassifierRun
+    from qwen_task_heads.runs.title_generator import TitleGeneratorRun
     from qwen_task_heads.runs.titles import TitleRun
     from qwen_task_heads.tokenization.templates import (
         Template,
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     )
     from qwen_task_heads.training.classifier_arguments import ClassifierConfig
     from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
+    from qwen_task_heads.training.features import extract_features
+    from qwen_task_heads.training.grpo_trainer import TitleGeneratorTrainer
+    from qwen_task_heads.training.head_sweep import sweep_heads
     from qwen_task_heads.training.sft_trainer import AnswerTrainer
     from qwen_task_heads.training.title_arguments import TitleConfig
     from qwen_task_heads.training.title_trainer import TitleTrainer
@@ -59,9 +64,12 @@ __all__ = [
     "PooledClassifierConfig",
     "Problem",
     "Scorer",
+    "SweepRun",
     "TaskHeadsError",
     "Template",
     "TitleConfig",
+    "TitleGeneratorRun",
+    "TitleGeneratorTrainer",
     "TitleReward",
     "TitleRun",
     "TitleScorer",
@@ -72,6 +80,7 @@ __all__ = [
     "build",
     "compile_template",
     "export_stock",
+    "extract_features",
     "label_template",
     "load",
     "load_tokenizer",
@@ -83,6 +92,7 @@ __all__ = [
     "run_recipe",
     "save",
     "split_by_group",
+    "sweep_heads",
 ]
 
 # The module of each name above that is imported on first use.
@@ -97,8 +107,11 @@ _MODULES = {
     "PooledClassifier": "hubcode.modeling_task_heads",
     "PooledClassifierConfig": "hubcode.configuration_task_heads",
     "Scorer": "inference.scorer",
+    "SweepRun": "runs.sweeps",
     "Template": "tokenization.templates",
     "TitleConfig": "training.title_arguments",
+    "TitleGeneratorRun": "runs.title_generator",
+    "TitleGeneratorTrainer": "training.grpo_trainer",
     "TitleReward": "inference.rewards",
     "TitleRun": "runs.titles",
     "TitleScorer": "hubcode.modeling_task_heads",
@@ -109,6 +122,7 @@ _MODULES = {
     "build": "models",
     "compile_template": "tokenization.templates",
     "export_stock": "export.stock",
+    "extract_features": "training.features",
     "label_template": "tokenization.templates",
     "load": "models",
     "load_tokenizer": "models",
@@ -119,6 +133,7 @@ _MODULES = {
     "read_title_sets": "data.title_datasets",
     "save": "export.folders",
     "split_by_group": "data.splits",
+    "sweep_heads": "training.head_sweep",
 }
 
 if "qth" not in sys.modules:  # the console script registers after it has checked its options

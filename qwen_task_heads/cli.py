@@ -14,37 +14,17 @@ import runpy
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from qwen_task_heads import option_catalog, registration
+from qwen_task_heads.commands import COMMANDS, recipes
 from qwen_task_heads.errors import Problem, TaskHeadsError
 
 WIDTH = 100
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command of the console script: the recipe that it runs, and one line of help."""
-
-    recipe: str
-    summary: str
-
-
-COMMANDS = {
-    "titles": Command("reward_titles", "Train a title scorer on pairs, votes or clicks."),
-    "classify": Command("classify", "Train a text classifier, regressor or ordinal model."),
-    "label": Command("sft_classify", "Train a chat model that writes the label."),
-    "sweep": Command("sweep_heads", "Find layers, pooling and head on a frozen backbone."),
-    "grpo": Command("grpo_titles", "Train a title generator with a title scorer as its reward."),
-    "predict": Command("predict", "Label or score texts, or the rows of a file."),
-    "compare": Command("compare", "Compare engines and baselines on the same rows."),
-    "publish": Command("publish", "Verify a finished run and publish it to a hub."),
-    "env": Command("", "Print versions and hardware, for a bug report."),
-}
 PACKAGES = (
     "qwen-task-heads", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors",
     "tokenizers", "numpy", "scikit-learn", "huggingface_hub", "modelscope", "vllm", "bitsandbytes",
@@ -118,11 +98,6 @@ def run(name: str, words: list[str]) -> int:
         launch_command(launch_command_parser().parse_args(launch))
         return 0
     return _run_script(script, words)
-
-
-def recipes() -> Path:
-    """Return the folder of the installed recipes."""
-    return Path(str(files(f"{__package__}.recipes")))
 
 
 def presets() -> dict[str, Path]:

@@ -24,6 +24,7 @@ GROUPS = {
     "DataArguments": "Data",
     "HeadArguments": "Template and head",
     "ClassifierArguments": "Texts and labels",
+    "TextArguments": "Texts and labels",
     "TitleArguments": "Titles",
     "SftArguments": "Texts and labels",
     "SweepOptions": "Sweep",

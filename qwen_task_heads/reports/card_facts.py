@@ -26,6 +26,7 @@ from qwen_task_heads.reports.calibration_summary import calibration_fields
 from qwen_task_heads.reports.cards import ADAPTER, ADAPTER_ALONE, FULL, licence_fields
 from qwen_task_heads.reports.markdown import code, escape, fenced, link, one_line
 from qwen_task_heads.reports.run_manifest import versions
+from qwen_task_heads.training.losses import LOSSES
 from qwen_task_heads.training.publish_arguments import OWN_LICENCE, card_problems, is_dataset_id
 
 if TYPE_CHECKING:
@@ -33,15 +34,6 @@ if TYPE_CHECKING:
 
 EMBEDDED_BASE = "the small backbone embedded in the package"
 PUBLISHING = ("publish_", "hub", "card_")  # prefixes of options without effect on the training
-LOSS_PAPERS = {
-    "bradley_terry": "bradley_terry",
-    "bradley_terry_margin": "llama2",
-    "plackett_luce": "plackett_luce",
-    "all_pairs": "instructgpt",
-    "focal": "focal",
-    "logit_adjusted": "logit_adjusted",
-    "cumulative_link": "cumulative_link",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,7 +346,9 @@ def citations(run: RunRecord, *, adapter: bool, sample: EmbeddedDataset | None) 
     text = (resources.files("qwen_task_heads.model_cards") / "references.bib").read_text(encoding="utf-8")
     entries = {re.match(r"@\w+\{([\w-]+)", entry)[1]: entry for entry in text.strip().split("\n\n")}  # type: ignore[index]
     settings = run.settings
-    keys = ["qwen_task_heads", LOSS_PAPERS.get(str(settings.get("loss")))]
+    loss = str(settings.get("loss"))
+    papers = [losses[loss].paper for losses in LOSSES.values() if loss in losses]
+    keys = ["qwen_task_heads", *papers[:1]]
     if adapter and "lora_r" in settings and not settings.get("freeze_backbone"):
         keys.append("dora" if settings.get("lora_dora") else "lora")
     # The embedded backbone was pretrained on the headlines of this archive.

@@ -22,7 +22,8 @@ from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, report
 from qwen_task_heads.reports.eval_results import write_eval_results
 from qwen_task_heads.reports.markdown import format_value
 from qwen_task_heads.reports.run_manifest import hash_code, hash_files, versions
-from qwen_task_heads.tracking.callbacks import Tracker, finish_trackers
+from qwen_task_heads.tracking.callbacks import Tracker
+from qwen_task_heads.tracking.open_trackers import finish_trackers
 from qwen_task_heads.training.usage import Usage
 
 T = TypeVar("T")

@@ -35,9 +35,8 @@ from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.templates import bind_template, compile_template
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH
 from qwen_task_heads.training.feature_rows import FeatureRows, GroupRows, PairRows
-from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.head_sweep import Combination, MakeRows, Result, text_rows
-from qwen_task_heads.training.pair_losses import PAIR_LOSSES
+from qwen_task_heads.training.losses import GROUP_LOSSES, PAIR_LOSSES
 from qwen_task_heads.training.sweep_arguments import SweepArguments, TitleSweepArguments
 from qwen_task_heads.training.usage import Usage
 
@@ -259,11 +258,14 @@ class TitleSweep(Sweep):
             of_train, of_dev = features[: sum(self._ends)].split(self._ends)
             if loss in GROUP_LOSSES:
                 of_groups = features[sum(self._ends) :]
-                train: FeatureRows = GroupRows.of_table(of_groups, self._groups, loss=GROUP_LOSSES[loss])
+                row = GROUP_LOSSES[loss]
+                train: FeatureRows = GroupRows.of_table(
+                    of_groups, self._groups, loss=row, options=self.options.options_of(row)
+                )
                 row, options = PAIR_LOSSES["bradley_terry"], {}
             else:
-                row, given = PAIR_LOSSES[loss], self.options.loss_options()
-                options = {name: value for name, value in given.items() if name in (*row.options, *row.uses)}
+                row = PAIR_LOSSES[loss]
+                options = self.options.options_of(row)
                 train = PairRows.of_table(of_train, self._train, loss=row, options=options)
             return train, PairRows.of_table(of_dev, self._dev, loss=row, options=options)
 

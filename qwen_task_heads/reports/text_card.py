@@ -21,7 +21,7 @@ from qwen_task_heads.reports.card_lines import card_verdict, picked_line, settin
 from qwen_task_heads.reports.cards import metadata, render
 from qwen_task_heads.reports.finishing import MODEL
 from qwen_task_heads.reports.markdown import escape, format_interval, format_value, metric_name
-from qwen_task_heads.training.text_losses import TEXT_LOSSES
+from qwen_task_heads.training.losses import TEXT_LOSSES
 
 if TYPE_CHECKING:
     from qwen_task_heads.reports.text_report import TextRun

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from qwen_task_heads.backbones import EMBEDDED
+from qwen_task_heads.commands import words_of
 from qwen_task_heads.data.candidates import candidates_line, within
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.lookups import leak_lines, report_texts
@@ -396,7 +397,7 @@ def _print_summary(metrics: dict[str, Any], reported: str, folder: Path, run: Te
 
 def _next_commands(folder: Path, run: TextRun) -> list[str]:
     """Return the commands that use the model, with a line before each."""
-    predict = f"accelerate launch recipes/predict.py --model {shlex.quote(str(folder))}"
+    predict = f"{shlex.join(words_of('predict'))} --model {shlex.quote(str(folder))}"
     predict += " --input texts.jsonl --output answers.jsonl"
     if any(example.candidates for example in run.sets.train):
         predict += " --candidates category"

@@ -20,8 +20,7 @@ from qwen_task_heads.reports.card_lines import card_verdict, picked_line, settin
 from qwen_task_heads.reports.cards import metadata, render
 from qwen_task_heads.reports.finishing import MODEL
 from qwen_task_heads.reports.markdown import escape, format_interval, format_value, metric_name
-from qwen_task_heads.training.group_losses import GROUP_LOSSES
-from qwen_task_heads.training.pair_losses import PAIR_LOSSES
+from qwen_task_heads.training.losses import GROUP_LOSSES, PAIR_LOSSES
 
 if TYPE_CHECKING:
     from qwen_task_heads.reports.title_report import Run

@@ -7,14 +7,14 @@ here; `titles.py`, `texts.py` and `generative.py` add data, model and report.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainerCallback, set_seed
 
 from qwen_task_heads.models import adapter_config
 from qwen_task_heads.publishing.target import PublishTarget, publish_target_of
 from qwen_task_heads.reports.records import record_of
-from qwen_task_heads.tracking.callbacks import track
+from qwen_task_heads.tracking.open_trackers import track
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
 from qwen_task_heads.training.checkpoints import VerifiedCheckpointCallback, open_output
@@ -39,10 +39,12 @@ class Run:
             that is not installed.
     """
 
+    PROCESSES: ClassVar[int | None] = None  # the only number that the run can use; any if None
+
     def __init__(self, task: Any, args: Any, model_args: Any) -> None:
         self.task, self.args, self.model_args = task, args, model_args
         args.announce(task, model_args)
-        check_world(task.num_processes, running=args.world_size)
+        check_world(self.PROCESSES or task.num_processes, running=args.world_size)
         self.target: PublishTarget | None = publish_target_of(task, args, model_args)
         self.trackers = track(args, task=task)
         self.datasets: Any = None

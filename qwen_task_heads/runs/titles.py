@@ -19,7 +19,7 @@ from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset
 from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.templates import compile_template
 from qwen_task_heads.training.callbacks import SwappedLabelsCallback
-from qwen_task_heads.training.group_losses import GROUP_LOSSES, unused_signals
+from qwen_task_heads.training.losses import GROUP_LOSSES, unused_signals
 from qwen_task_heads.training.run_checks import resume_hazards
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 from qwen_task_heads.training.warm_start import load_head, take_template

@@ -92,9 +92,6 @@ def verify(folder: str | Path) -> list[Problem]:
 
     A file that was added later is a problem only if its type is one that Trainer could load.
 
-    Args:
-        folder: the checkpoint.
-
     Returns:
         One problem per file; an empty list if every recorded byte is unchanged.
     """
@@ -169,9 +166,6 @@ def _files(folder: Path) -> list[str]:
 
 def read_manifest(folder: Path) -> dict:
     """Read `seal.json`: format, processes, run and files, as given to `write_manifest`.
-
-    Args:
-        folder: the checkpoint.
 
     Raises:
         TaskHeadsError: the manifest is missing, corrupted, or of another format.

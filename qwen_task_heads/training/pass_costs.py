@@ -108,10 +108,11 @@ def pass_costs(
     """Return the costs of a pass, from the trained parameters of each layer and of the layers before it.
 
     Args:
-        model: of this library, with the layers of an adapter if there is one. training: True if there is a
-        backward pass. half: True if states have two bytes, as under autocast; else they have the size of the
-        weights. checkpointing: True if the backward pass computes the states of a layer again. inputs_train:
-        True if outputs of the embeddings require gradients, as checkpointing with adapters does.
+        model: of this library, with the layers of an adapter if there is one.
+        training: True if there is a backward pass.
+        half: True if states have two bytes, as under autocast; else they have the size of the weights.
+        checkpointing: True if the backward pass computes the states of a layer again.
+        inputs_train: True if outputs of the embeddings require gradients: checkpointing with adapters.
     """
     config, named = model.model.config, list(model.model.named_modules())
     layers = model.model._modules.get("layers")

@@ -51,7 +51,8 @@ from qwen_task_heads.reports.card_facts import CardFacts
 from qwen_task_heads.reports.comparison_pages import claim_folder
 from qwen_task_heads.reports.comparison_runs import run_comparison
 from qwen_task_heads.tokenization.templates import Template
-from qwen_task_heads.tracking.callbacks import TRACKERS, track
+from qwen_task_heads.tracking.callbacks import TRACKERS
+from qwen_task_heads.tracking.open_trackers import track
 from qwen_task_heads.training.arguments import DataArguments
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
@@ -549,18 +550,18 @@ def test_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(name: str) -> Any:
         return track(TrainingArguments(str(tmp_path), report_to=[name], use_cpu=True), task=DataArguments())
 
-    with refused("tracking/callbacks.py::track::--report_to") as found:
+    with refused("tracking/open_trackers.py::track::where") as found:
         asked("mlflow")
     assert asked(first(found)) == []  # none
     for variable, required in TRACKERS["wandb"].required_env.items():
         monkeypatch.setenv(variable, f"not-{required}")
-        with refused("tracking/callbacks.py::track::variable") as found:
+        with refused("tracking/open_trackers.py::track::variable") as found:
             asked("wandb")
         assert [problem.fix[:8] for problem in found if problem.where == variable] == ["unset it"]
         monkeypatch.delenv(variable)
         with suppress(TaskHeadsError), made() as sites:  # its package may not be installed here
             assert asked("wandb")
-        assert "tracking/callbacks.py::track::variable" not in sites
+        assert "tracking/open_trackers.py::track::variable" not in sites
 
 
 COMPARISON = "reports/comparison_pages.py::claim_folder::--output_dir"

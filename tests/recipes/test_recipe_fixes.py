@@ -158,9 +158,10 @@ def test_a_title_generator_refuses_options_of_an_evaluation(bases: Any, tmp_path
     words: list[object] = ["--use_cpu", "true", "--disable_tqdm", "true"]
     for name, value in options.items():
         words += [f"--{name}", value]
-    [said] = walk("grpo_titles", words, tmp_path)
-    for option in ("eval_strategy", "metric_for_best_model", "optim", "lr_scheduler_kwargs", "report_to"):
-        assert f"--{option}: " in said, said
+    options_said, tracker_said = walk("grpo_titles", words, tmp_path)
+    for option in ("eval_strategy", "metric_for_best_model", "optim", "lr_scheduler_kwargs"):
+        assert f"--{option}: " in options_said, options_said
+    assert "--report_to: " in tracker_said
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ from qwen_task_heads.training.head_sweep import Combination, parse_layers
 from qwen_task_heads.training.sweep_arguments import (
     TitleSweepArguments,
     parse_sweep_arguments,
-    warm_start_command,
 )
+from qwen_task_heads.training.sweep_commands import warm_start_command
 
 ROOT = Path(__file__).parents[2]
 RECIPE, CLASSIFY = ROOT / "recipes" / "sweep_heads.py", ROOT / "recipes" / "classify.py"

@@ -16,8 +16,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import build
-from qwen_task_heads.tracking.callbacks import TRACKERS, SwanLab, Wandb, finish_trackers, track
+from qwen_task_heads.tracking.callbacks import TRACKERS, SwanLab, Wandb
 from qwen_task_heads.tracking.libraries import failures_of
+from qwen_task_heads.tracking.open_trackers import finish_trackers, track
 from qwen_task_heads.tracking.payload import MAX_TEXT, Cleaner, example_lines, final_metrics
 from qwen_task_heads.training.arguments import DataArguments
 

@@ -17,7 +17,8 @@ from qwen_task_heads.training.classifier_arguments import parse_classifier_argum
 from qwen_task_heads.training.grpo_arguments import parse_title_generator_arguments
 from qwen_task_heads.training.head_sweep import Combination
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
-from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments, warm_start_command
+from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
+from qwen_task_heads.training.sweep_commands import warm_start_command
 from qwen_task_heads.training.title_arguments import TitleArguments, TitleConfig, parse_title_arguments
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"

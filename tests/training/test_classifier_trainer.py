@@ -39,8 +39,8 @@ from qwen_task_heads.training.checkpoints import (
 )
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
+from qwen_task_heads.training.losses import TEXT_LOSSES
 from qwen_task_heads.training.run_checks import resume_hazards
-from qwen_task_heads.training.text_losses import TEXT_LOSSES
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES
 NOUNS = ("rest", "work", "bread", "music", "rain", "trains", "dogs", "money", "sleep", "books", "tea", "maps")

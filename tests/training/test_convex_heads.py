@@ -18,9 +18,7 @@ from qwen_task_heads import build
 from qwen_task_heads.training.convex_heads import PATIENCE, PENALTIES, fit_path
 from qwen_task_heads.training.feature_rows import FeatureRows, GroupRows, PairRows, TextRows, logits_of
 from qwen_task_heads.training.frozen_heads import FittedHead, HeadTraining, fit_head, fresh_head
-from qwen_task_heads.training.group_losses import GROUP_LOSSES
-from qwen_task_heads.training.pair_losses import PAIR_LOSSES
-from qwen_task_heads.training.text_losses import TEXT_LOSSES, resolve_text_loss
+from qwen_task_heads.training.losses import GROUP_LOSSES, PAIR_LOSSES, TEXT_LOSSES, resolve_text_loss
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES
 ROWS, WIDTH = 240, 24

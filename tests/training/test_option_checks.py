@@ -26,7 +26,6 @@ from qwen_task_heads.training.option_checks import (
     prefers_less,
     saving_problems,
     scheduler_problems,
-    tracker_problems,
 )
 from qwen_task_heads.training.sft_arguments import SftClassifyConfig, parse_sft_arguments
 from qwen_task_heads.training.title_arguments import TitleConfig, parse_title_arguments
@@ -291,13 +290,6 @@ def test_options_that_save_nothing_are_refused(options: dict[str, Any]) -> None:
     again = fixed(problem)
     limit = {"save_total_limit": int(again.pop("save_total_limit"))} if "save_total_limit" in again else {}
     assert saving_problems(arguments(**again, **limit)) == []
-
-
-@pytest.mark.parametrize("name", ["a_tracker", "mlflow"])
-def test_missing_trackers_are_refused(name: str) -> None:
-    [problem] = tracker_problems(arguments(report_to=name))
-    assert name in problem.problem
-    assert tracker_problems(arguments(**fixed(problem))) == []
 
 
 def test_a_title_generator_has_no_dev_set() -> None:
