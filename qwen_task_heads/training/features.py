@@ -36,8 +36,8 @@ from transformers.utils import logging
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.attention_task_heads import two_sided_mask
-from qwen_task_heads.hubcode.configuration_task_heads import CAN_EXIT
 from qwen_task_heads.hubcode.encoding_task_heads import cut_row, pad_rows
+from qwen_task_heads.hubcode.families_task_heads import family_of
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.packing_task_heads import common_length, pack
 from qwen_task_heads.hubcode.pooling_task_heads import pool, real_tokens, rows_of
@@ -188,7 +188,7 @@ def _check(
                 code="option-range",
             )
         )
-    elif config.text_config.model_type not in CAN_EXIT and list(layers) != [depth]:
+    elif not family_of(config.text_config.model_type).early_exit and list(layers) != [depth]:
         problems.append(
             Problem(
                 "--layers",

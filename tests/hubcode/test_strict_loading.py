@@ -89,13 +89,17 @@ def _transpose(tensors: Tensors, name: str) -> None:
         *(
             pytest.param(kind, damage, marks=pytest.mark.slow)
             for kind, damage in (
-                ("full", _rename), ("full", _reshape), ("full", _transpose),
-                ("adapter", _delete), ("adapter", _rename), ("adapter", _transpose),
+                ("full", _rename),
+                ("full", _reshape),
+                ("full", _transpose),
+                ("adapter", _delete),
+                ("adapter", _rename),
+                ("adapter", _transpose),
             )
         ),
     ],
     ids=lambda value: getattr(value, "__name__", value).removeprefix("_"),
-)  # fmt: skip
+)
 def test_every_corrupted_tensor_is_an_error(
     folders: dict[str, Path], tmp_path: Path, kind: str, damage: Callable[[Tensors, str], None]
 ) -> None:
