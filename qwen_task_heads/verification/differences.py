@@ -7,13 +7,12 @@ all other differences.
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from qwen_task_heads.errors import Problem, shorten
 from qwen_task_heads.verification.fingerprint import canonical, tensor_facts
@@ -192,8 +191,6 @@ def with_stored_head(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         found: tensors of the loaded model, by name.
         folder: folder of the model.
     """
-    from safetensors import SafetensorError, safe_open
-
     kept = {name: facts for name, facts in found.items() if not name.startswith("score.")}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -244,17 +241,12 @@ def compare_stored(wanted: dict[str, Any], folder: Path) -> list[Problem]:
 
 
 def _stored_dtypes(path: Path) -> dict[str, str]:
-    """Return dtypes by name from the header of a safetensors file; {} without a valid header."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if size > min(path.stat().st_size, 100_000_000):
-            return {}
-        try:
-            header = json.loads(file.read(size) or b"{}")
-        except ValueError:  # loading the model reports it
-            return {}
-    return {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+    """Return the dtypes of a safetensors file by name; {} for a file that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:  # loading the model reports it
+        return {}
 
 
 def equal_share(found: Any, wanted: Any, *, problem_type: str | None) -> float:
