@@ -18,13 +18,10 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from qwen_task_heads.adapters import quiet_peft
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError, error_at
 from qwen_task_heads.files import check_manifest
-from qwen_task_heads.hubcode.configuration_task_heads import (
-    PooledClassifierConfig,
-    TaskHeadError,
-    TitleScorerConfig,
-)
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 from qwen_task_heads.hubcode.hashes_task_heads import check_base, hash_base
 from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.pretrained import is_packaged, locate, stored_name
@@ -32,7 +29,7 @@ from qwen_task_heads.repo_checks import check_repo, commit_of
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT, read_label_prompt
 
 EXPECTED = "a repo id or folder of a causal language model, or an adapter of one"
-HEADS = {PooledClassifierConfig.model_type: "classifier", TitleScorerConfig.model_type: "title scorer"}
+HEAD_KINDS = {PooledClassifierConfig.model_type: "classifier", TitleScorerConfig.model_type: "title scorer"}
 HEAD_CLASS = "ForSequenceClassification"
 
 
@@ -105,14 +102,12 @@ def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUG
         )
     except OSError as error:
         reason = [*str(error).splitlines(), ""][0][:160]
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"the model was not found ({reason})",
-                "an existing repo id or folder",
-                "check the name, the revision and the network",
-                code="model-not-found",
-            )
+        raise error_at(
+            name,
+            f"the model was not found ({reason})",
+            "an existing repo id or folder",
+            "check the name, the revision and the network",
+            code="model-not-found",
         ) from error
     return found
 
@@ -179,20 +174,16 @@ def load_generator(
     except TaskHeadsError:
         raise
     except TaskHeadError as error:
-        raise TaskHeadsError(
-            Problem(error.where, error.problem, error.expected, error.fix, code=error.code)
-        ) from error
+        raise error_at(error.where, error.problem, error.expected, error.fix, code=error.code) from error
     except (OSError, ValueError) as error:
         reason = [*str(error).splitlines(), ""][0]
         reason = reason if len(reason) <= 160 else f"{reason[:159]}…"
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"no causal language model could be loaded ({reason})",
-                EXPECTED,
-                "check the name and the network",
-                code="model-not-found",
-            )
+        raise error_at(
+            name,
+            f"no causal language model could be loaded ({reason})",
+            EXPECTED,
+            "check the name and the network",
+            code="model-not-found",
         ) from error
 
 
@@ -201,25 +192,21 @@ def _refuse_head(name: str, path: str, *, revision: str | None) -> None:
     file = cached_file(path, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
     config = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
     kind, classes = config.get("model_type"), config.get("architectures") or []
-    if kind in HEADS:
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"found a {HEADS[kind]}, whose head does not generate text",
-                EXPECTED,
-                f"load it by Scorer({name!r})",
-                code="model-type",
-            )
+    if kind in HEAD_KINDS:
+        raise error_at(
+            name,
+            f"found a {HEAD_KINDS[kind]}, whose head does not generate text",
+            EXPECTED,
+            f"load it by Scorer({name!r})",
+            code="model-type",
         )
     if any(str(one).endswith(HEAD_CLASS) for one in classes):
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"found a {classes[0]}, whose head does not generate text",
-                EXPECTED,
-                f"load it by transformers' pipeline('text-classification', {name!r})",
-                code="model-type",
-            )
+        raise error_at(
+            name,
+            f"found a {classes[0]}, whose head does not generate text",
+            EXPECTED,
+            f"load it by transformers' pipeline('text-classification', {name!r})",
+            code="model-type",
         )
 
 

@@ -25,12 +25,9 @@ from qwen_task_heads.dtypes import store_in
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.files import check_manifest
 from qwen_task_heads.head_rows import LABEL_FIELDS, check_added, relabeled, set_labels
-from qwen_task_heads.hubcode.configuration_task_heads import (
-    PooledClassifierConfig,
-    TaskHeadError,
-    TitleScorerConfig,
-)
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
 from qwen_task_heads.hubcode.encoding_task_heads import as_list
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 from qwen_task_heads.hubcode.hashes_task_heads import check_base, hash_base
 from qwen_task_heads.hubcode.loading_task_heads import find_adapter
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer

@@ -19,7 +19,7 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .configuration_task_heads import TaskHeadError
+from .errors_task_heads import TaskHeadError
 
 MANIFEST = "manifest.json"
 DRAFT = "draft"  # key of a manifest: the folder was only saved, and its files may be edited

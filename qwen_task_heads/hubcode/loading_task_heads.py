@@ -23,7 +23,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import cached_file, logging
 
-from .configuration_task_heads import MODEL_TYPES, TaskHeadError, refuse
+from .configuration_task_heads import MODEL_TYPES
+from .errors_task_heads import TaskHeadError, refuse
 from .folder_task_heads import ADAPTER
 from .hashes_task_heads import check_base, models_cache
 from .saving_task_heads import (

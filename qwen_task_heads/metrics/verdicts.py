@@ -26,7 +26,7 @@ from qwen_task_heads.metrics.classification import (
     check_scores,
     member_numbers,
 )
-from qwen_task_heads.metrics.ranking import Floats, pair_credit
+from qwen_task_heads.metrics.ranking import Floats, pair_credit, sigmoid
 from qwen_task_heads.metrics.ties import top_credit
 from qwen_task_heads.metrics.weighted import (
     Weighted,
@@ -35,7 +35,6 @@ from qwen_task_heads.metrics.weighted import (
     number,
     ordinal_metrics,
     regression_metrics,
-    sigmoid,
 )
 
 ABOVE, LEVEL, BELOW = "above", "level", "below"

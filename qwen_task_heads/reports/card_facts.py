@@ -74,7 +74,7 @@ class CardFacts:
         object.__setattr__(self, "language", codes)
 
 
-NOTHING_STATED = CardFacts()
+NOTHING_STATED: CardFacts = CardFacts()
 STATED = {field.name for field in fields(CardFacts)}
 
 

@@ -20,8 +20,8 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.inference.engine_options import TEXTS, TITLES
 from qwen_task_heads.inference.predictions import DIGITS
 from qwen_task_heads.metrics.classification import SINGLE, probabilities
-from qwen_task_heads.metrics.ranking import pair_credit
-from qwen_task_heads.metrics.weighted import ECE_BINS, sigmoid
+from qwen_task_heads.metrics.ranking import pair_credit, sigmoid
+from qwen_task_heads.metrics.weighted import ECE_BINS
 from qwen_task_heads.reports.card_lines import verdict_lines
 from qwen_task_heads.reports.comparison import BASELINE, COMPARED, METRICS, Measured, compare
 from qwen_task_heads.reports.comparison_advice import advise, chosen_of, verdicts

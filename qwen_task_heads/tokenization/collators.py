@@ -21,7 +21,7 @@ from qwen_task_heads.data.example_tables import have_second
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.data.keys import repeated
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TaskHeadError
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.encoding_task_heads import (
     EncodedTexts,
     cut_row,
@@ -30,6 +30,7 @@ from qwen_task_heads.hubcode.encoding_task_heads import (
     pad_rows,
     template_of,
 )
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 from qwen_task_heads.tokenization.equal_rows import (
     check_equal,
     equal_classified,

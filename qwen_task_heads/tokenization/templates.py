@@ -19,12 +19,13 @@ from typing import Any
 from tokenizers import AddedToken, processors
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from qwen_task_heads.backbones import backbone_of
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TaskHeadError
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.encoding_task_heads import PARTS, TEMPLATE_KEY, Encoded, encode
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
+from qwen_task_heads.hubcode.families_task_heads import family_of
 from qwen_task_heads.tokenization.truncation_reports import CutReport
 
 SHELL_TEXTS = ("instruction", "between", "boundary")  # options with text of a template
@@ -301,7 +302,7 @@ def _own_prefix(tokenizer: Any) -> list[int]:
 
 def _boundary(tokenizer: Any, model_type: str) -> str:
     vocabulary = tokenizer.get_vocab()
-    for token in backbone_of(model_type).boundary:
+    for token in family_of(model_type).boundary:
         if token in vocabulary:
             return token
     if tokenizer.eos_token is None:

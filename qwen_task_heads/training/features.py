@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.attention_task_heads import two_sided_mask
-from qwen_task_heads.hubcode.configuration_task_heads import CAN_EXIT
 from qwen_task_heads.hubcode.encoding_task_heads import cut_row, pad_rows
+from qwen_task_heads.hubcode.families_task_heads import family_of
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.packing_task_heads import common_length, pack
 from qwen_task_heads.hubcode.pooling_task_heads import pool, real_tokens, rows_of
@@ -124,7 +124,7 @@ def _check(
     if outside := [layer for layer in layers if not 1 <= layer <= depth]:
         expected, fix = f"1 to {depth}, the layers of the backbone", "choose one of them"
         problems.append(Problem("--layers", f"found {outside}", expected, fix, code="option-range"))
-    elif family not in CAN_EXIT and list(layers) != [depth]:
+    elif not family_of(family).early_exit and list(layers) != [depth]:
         problem, expected = f"found {list(layers)} of a {family} backbone", f"{depth}, the last layer"
         problems.append(Problem("--layers", problem, expected, "leave it out", code="option-unsupported"))
     if unknown:

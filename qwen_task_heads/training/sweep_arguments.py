@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.configuration_task_heads import CAN_EXIT
+from qwen_task_heads.hubcode.families_task_heads import family_of
 from qwen_task_heads.training.argument_checks import not_one_of
 from qwen_task_heads.training.arguments import HeadModelConfig, parse_arguments, set_default_rate
 from qwen_task_heads.training.classifier_arguments import (
@@ -93,7 +93,7 @@ class SweepOptions:
         depth = backbone.num_hidden_layers
         if self.layers is not None:
             return list(dict.fromkeys(parse_layers(text) for text in self.layers))
-        if backbone.model_type not in CAN_EXIT:
+        if not family_of(backbone.model_type).early_exit:
             return [(depth,)]
         quarters = sorted({max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)})
         alone: list[tuple[int, ...]] = [(layer,) for layer in quarters]

@@ -20,11 +20,11 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from qwen_task_heads.modelscope import MODELSCOPE, fetch_modelscope
-from qwen_task_heads.verification import fingerprint
 
 # Variables that the process must not inherit: tokens, and those of a distributed launch.
 HIDDEN = ("TOKEN", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_", "TORCHELASTIC_")
 TIMEOUT = 3600  # seconds
+PROGRAM = Path(__file__).with_name("clean_process.py")
 # Optional files that loaders ask for. After a download, the cache records which of them do not exist. An
 # offline load of an adapter without `config.json` hangs without this record.
 OPTIONAL = (
@@ -47,7 +47,7 @@ OPTIONAL = (
 
 KILLED = f"ended by signal {int(signal.SIGKILL)}"
 
-# Runs fingerprint.py on a job file in a process without the package; returns "" or the reason of a failure.
+# Runs clean_process.py on a job file in a process without the package; returns "" or the reason of a failure.
 Loader = Callable[[Path], str]
 
 
@@ -99,7 +99,7 @@ def link_base(folder: Path, cache: Path) -> None:
 
 
 def in_subprocess(job: Path) -> str:
-    """Run `fingerprint.py` on a job file in an isolated interpreter, without network and tokens."""
+    """Run `clean_process.py` on a job file in an isolated interpreter, without network and tokens."""
     inherited = {
         name: value for name, value in os.environ.items() if not any(part in name for part in HIDDEN)
     }
@@ -115,7 +115,7 @@ def in_subprocess(job: Path) -> str:
     }
     try:
         process = subprocess.run(
-            [sys.executable, "-I", fingerprint.__file__, str(job)],
+            [sys.executable, "-I", str(PROGRAM), str(job)],
             env=environment,
             cwd=root,
             capture_output=True,

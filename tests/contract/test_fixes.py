@@ -35,7 +35,9 @@ OUTSIDE = {
     "inference/": "opening and asking a model; tests/inference",
     "hubcode/attention_task_heads.py": "arguments of a forward pass",
     "hubcode/encoding_task_heads.py": "arguments of a tokenizer",
+    "hubcode/errors_task_heads.py": "calls of other sites, which are followed",
     "hubcode/head_layers_task_heads.py": "an option of a training; tests/hubcode/test_head_layers.py",
+    "hubcode/long_rows_task_heads.py": "arguments of a forward pass",
     "hubcode/modeling_task_heads.py": "arguments of a forward pass",
     "hubcode/pipeline_task_heads.py": "arguments of a pipeline",
     "hubcode/pushing_task_heads.py": "a push without the package; tests/publishing/test_saving_methods.py",
@@ -56,6 +58,7 @@ RUNNING = (
 OUTSIDE |= {f"{name}.py": "comes while a run trains; its test mirrors the module" for name in RUNNING}
 
 PIP = "a package is missing: the fix installs one"
+HOSTILE = "a repo not to be used, which is the fix; tests/attacks/test_hostile_repos.py"
 WRAPPED = "tells an error of another site, which is followed"
 MODELSCOPE = "a hub out of reach; tests/test_modelscope.py"
 WITHOUT = {
@@ -75,8 +78,8 @@ WITHOUT = {
     "data/table_files.py::read_parquet::path": PIP,
     "data/label_schemes.py::error_at::where": WRAPPED,
     "data/text_targets.py::resolve::problem.where": WRAPPED,
+    "errors.py::error_at::where": WRAPPED,
     "generators.py::load_generator::error.where": WRAPPED,
-    "hubcode/configuration_task_heads.py::refuse::where": WRAPPED,
     "hubcode/loading_task_heads.py::_load_adapter::path#3": "a fault of PEFT: the fix upgrades it",
     "hubcode/pooling_task_heads.py::real_tokens::attention_mask": "an argument of a forward pass",
     "hubcode/pooling_task_heads.py::real_tokens::attention_mask#2": "an argument of a forward pass",
@@ -85,6 +88,9 @@ WITHOUT = {
     "modelscope.py::fetch_modelscope::name": PIP,
     "modelscope.py::_unfetched::name": MODELSCOPE,
     "loading_errors.py::as_our_errors::error.where": WRAPPED,
+    **{f"repo_checks.py::{name}::where": HOSTILE for name in ("_invalid", "_malformed", "_untrusted")},
+    "repo_checks.py::commit_of::path": "a cache that does not record the commit",
+    "repo_checks.py::not_there::path#2": "a hub out of reach, or an id that it has not",
     "loading_errors.py::config_problem::config": "a field of another type, which no option can have",
     "reports/comparison_advice.py::_between::comparison": "an argument between our own functions",
     "reports/comparison_runs.py::run_comparison::--engines": WRAPPED,
@@ -92,7 +98,7 @@ WITHOUT = {
     "export/onnx.py::check_packages::onnx": PIP,
     "export/onnx.py::_trace::text_config": "a family that none traces, after an export",
     "export/stock.py::_convert::text_config": "no family of this transformers has another layout",
-    "export/stock.py::check_difference::where": "what a comparison found; tests/export/test_stock.py",
+    "export/shared.py::check_difference::where": "what a comparison found; tests/export/test_stock.py",
     "tracking/open_trackers.py::track::where#2": PIP,
     "training/grpo_arguments.py::_evaluation_problems::f'--{name}'": CHECKED,
     "training/head_sweep.py::sweep_heads::sweep": "an argument between our own functions",

@@ -118,7 +118,7 @@ def test_a_hub(bases: dict[str, str]) -> None:
 
 def test_a_folder_of_another_name(bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(bases["qwen2"]).parent)
-    with refused("repo_checks.py::_problem::where") as found:
+    with refused("repo_checks.py::not_there::path") as found:
         build("./qwne2")
     first = re.findall(r"folders in '\.': ([\w-]+)", found[0].fix)[0]
     assert build(f"./{first}")
@@ -147,14 +147,14 @@ CONFIG = "hubcode/configuration_task_heads.py::"
 
 
 def test_a_problem_type(bases: dict[str, str]) -> None:
-    with refused("hubcode/configuration_task_heads.py::TaskHeadConfig._check::problem_type") as found:
+    with refused("hubcode/configuration_task_heads.py::TaskHeadConfig._check::field") as found:
         build(bases["qwen2"], task="pooled_classifier", problem_type="x")
     first = found[0].expected.split(", ")[0]
     assert build(bases["qwen2"], task="pooled_classifier", problem_type=first)
 
 
 def test_a_choice_of_a_classifier(bases: dict[str, str]) -> None:
-    with refused("hubcode/configuration_task_heads.py::PooledClassifierConfig._check::field") as found:
+    with refused("hubcode/configuration_task_heads.py::TaskHeadConfig._check::field") as found:
         build(bases["qwen2"], **TASK, window_aggregation="median")
     first = found[0].expected.split(", ")[0]
     assert build(bases["qwen2"], **TASK, window_aggregation=first)

@@ -106,6 +106,7 @@ PATIENCE = "training/classifier_arguments.py::_patience_problems::where"
 OPTION = "f'--{name}'"
 HUBCODE = "hubcode/configuration_task_heads.py::"
 CONFIG, POOLED = f"{HUBCODE}TaskHeadConfig.", f"{HUBCODE}PooledClassifierConfig._check"
+EXIT = "hubcode/early_exit_task_heads.py::"
 CASES = [
     Case(f"{ARGUMENTS}not_one_of::option", TITLES, "--pooling avg"),
     Case(f"{ARGUMENTS}head_problems::--pooling", TEXTS, "--pooling avg"),
@@ -218,13 +219,13 @@ CASES = [
     Case(f"{CONFIG}_check::head_sizes#2", built, "--head mlp"),
     Case(f"{CONFIG}_check::head_sizes#3", built, "--head_sizes 8"),
     Case(f"{CONFIG}_check::head_dropout", built, "--head_dropout 1"),
-    *several(f"{HUBCODE}cut_layers::backbone_layers", built, "--backbone_layers 9", "--backbone_layers 0"),
-    Case(f"{HUBCODE}cut_layers::backbone_layers#2", built, "--backbone_layers 1 --model_name_or_path GPT2"),
-    *several(f"{CONFIG}_check_head_layers::head_layers", built, "--head_layers 2 1", "--head_layers 1 9",
+    *several(f"{EXIT}cut_layers::backbone_layers", built, "--backbone_layers 9", "--backbone_layers 0"),
+    Case(f"{EXIT}_no_early_exit::where", built, "--backbone_layers 1 --model_name_or_path GPT2"),
+    *several(f"{EXIT}check_head_layers::head_layers", built, "--head_layers 2 1", "--head_layers 1 9",
              "--head_layers 0"),
-    *several(f"{CONFIG}_check_head_layers::head_layers#2", built, "--head_layers 1 2 --backbone_layers 1",
+    *several(f"{EXIT}check_head_layers::head_layers#2", built, "--head_layers 1 2 --backbone_layers 1",
              "--head_layers 1 --backbone_layers 2"),
-    Case(f"{CONFIG}_check_head_layers::head_layers#3", built, "--head_layers 1 2 --model_name_or_path GPT2"),
+    Case(f"{EXIT}_no_early_exit::where", built, "--head_layers 1 2 --model_name_or_path GPT2"),
     *several(f"{POOLED}::max_seq_length#2", built, "--max_seq_length 3"),
     *several(f"{POOLED}::max_seq_length#3", built,
              "--max_seq_length 16 --instruction " + "_".join(["word"] * 16)),

@@ -456,7 +456,7 @@ def classifier(bases: dict[str, str], tokenizer: Any, shake: Any) -> Callable[..
 
 def test_settings_that_no_stock_class_supports(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier(pooling="mean")
-    with refused("export/stock.py::last_token_problems::field") as found:
+    with refused("export/shared.py::unmet::field") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
     assert "with save(), or publish.py --form saved" in found[0].fix
     folder = save(model, tokenizer=words, folder=tmp_path / "own")
@@ -472,7 +472,7 @@ def test_a_head_of_two_layers(classifier: Any, tmp_path: Path) -> None:
     assert export_reward_model(model, tokenizer=words, folder=tmp_path / "reward")
     assert save(model, tokenizer=words, folder=tmp_path / "own")
     model, words = classifier()
-    with refused("export/reward_model.py::_unsupported::field") as found:
+    with refused("export/shared.py::unmet::field") as found:
         export_reward_model(model, tokenizer=words, folder=tmp_path / "other")
     assert "save()" in found[0].fix
     assert save(model, tokenizer=words, folder=tmp_path / "linear")
@@ -507,7 +507,7 @@ def test_a_tokenizer_whose_pad_token_ends_every_text(bases: dict[str, str], tmp_
 
 def test_an_export_without_a_tokenizer(classifier: Any, tmp_path: Path) -> None:
     model, words = classifier()
-    with refused("export/stock.py::load_merged::tokenizer") as found:
+    with refused("export/shared.py::load_merged::tokenizer") as found:
         export_stock(model, folder=tmp_path / "out")
     assert found[0].fix == "pass tokenizer="
     assert export_stock(model, tokenizer=words, folder=tmp_path / "out")
@@ -516,7 +516,7 @@ def test_an_export_without_a_tokenizer(classifier: Any, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_empty(full: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    with refused("export/stock.py::folder_problems::str(folder)") as found:
+    with refused("export/shared.py::folder_problems::str(folder)") as found:
         export_stock(str(full), folder=tmp_path / "taken")
     assert found[0].fix == "name another, or empty it"
     assert export_stock(str(full), folder=tmp_path / "another")
@@ -534,7 +534,7 @@ def test_a_server_command_of_a_folder_without_an_export(full: Path, tmp_path: Pa
 def test_settings_that_no_graph_supports(classifier: Any, tmp_path: Path) -> None:
     onnx = pytest.importorskip("qwen_task_heads.export.onnx")
     model, words = classifier(truncation="windows")
-    with refused("export/onnx.py::_unsupported::field") as found:
+    with refused("export/shared.py::unmet::field") as found:
         onnx.export_onnx(model, tokenizer=words, folder=tmp_path / "out")
     assert "publish the model with save()" in found[0].fix
     assert save(model, tokenizer=words, folder=tmp_path / "own")

@@ -323,7 +323,7 @@ def test_every_method_gives_a_repo_that_loads(
         there = it.server.files(repo)
         assert not [name for name in there if name.endswith((".bin", "training_args.bin"))]
         assert "adapter_config.json" not in there
-        assert not [name for name in there if name.startswith(("predictions", "errors", "checkpoint"))]
+        assert not [name for name in there if name.startswith(("predictions", "errors.md", "checkpoint"))]
         manifest = json.loads(there["manifest.json"])
         assert {name for name in there if name.endswith(".safetensors")} <= manifest["files"].keys()
         by_hand = repo.endswith(("upload", "uploaded"))

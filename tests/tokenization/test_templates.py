@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
 from qwen_task_heads.hubcode.encoding_task_heads import encode
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.tokenization.templates import CutReport, Template, compile_template, encode_pairs
 
