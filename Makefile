@@ -42,7 +42,7 @@ docs: $(READY)
 
 # Make the embedded backbone again (about ten minutes); needs the data it was made of.
 backbone: $(READY)
-	$(BIN)/python recipes/pretrain_backbone.py --config recipes/configs/pretrain_titles.yaml
+	$(BIN)/python tools/pretrain_backbone.py --config tools/pretrain_titles.yaml
 
 # What packing and prefix sharing are worth beside the peers; rows whose data or peer is not there say so.
 bench: $(READY)
