@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from qwen_task_heads.export.stock import export_stock
     from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
     from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TitleScorer
+    from qwen_task_heads.inference.arguments import ComparisonArguments, PredictArguments
+    from qwen_task_heads.inference.batch_prediction import predict_file
     from qwen_task_heads.inference.label_scorer import LabelScorer
     from qwen_task_heads.inference.rewards import TitleReward
     from qwen_task_heads.inference.scorer import Scorer
     from qwen_task_heads.models import adapter_config, build, load, load_tokenizer, merge
+    from qwen_task_heads.reports.comparison_runs import run_comparison
     from qwen_task_heads.runs.generative import GenerativeRun
     from qwen_task_heads.runs.texts import ClassifierRun
     from qwen_task_heads.runs.titles import TitleRun
@@ -52,11 +55,13 @@ __all__ = [
     "ClassifierConfig",
     "ClassifierRun",
     "ClassifierTrainer",
+    "ComparisonArguments",
     "GenerativeRun",
     "LabelMap",
     "LabelScorer",
     "PooledClassifier",
     "PooledClassifierConfig",
+    "PredictArguments",
     "Problem",
     "Scorer",
     "TaskHeadsError",
@@ -77,9 +82,11 @@ __all__ = [
     "load_tokenizer",
     "merge",
     "metric_path",
+    "predict_file",
     "read_pairs",
     "read_text_sets",
     "read_title_sets",
+    "run_comparison",
     "run_recipe",
     "save",
     "split_by_group",
@@ -92,10 +99,12 @@ _MODULES = {
     "ClassifierRun": "runs.texts",
     "GenerativeRun": "runs.generative",
     "ClassifierTrainer": "training.classifier_trainer",
+    "ComparisonArguments": "inference.arguments",
     "LabelMap": "data.labels",
     "LabelScorer": "inference.label_scorer",
     "PooledClassifier": "hubcode.modeling_task_heads",
     "PooledClassifierConfig": "hubcode.configuration_task_heads",
+    "PredictArguments": "inference.arguments",
     "Scorer": "inference.scorer",
     "Template": "tokenization.templates",
     "TitleConfig": "training.title_arguments",
@@ -114,9 +123,11 @@ _MODULES = {
     "load_tokenizer": "models",
     "merge": "models",
     "metric_path": "evaluate_modules",
+    "predict_file": "inference.batch_prediction",
     "read_pairs": "data.pair_readers",
     "read_text_sets": "data.text_datasets",
     "read_title_sets": "data.title_datasets",
+    "run_comparison": "reports.comparison_runs",
     "save": "export.folders",
     "split_by_group": "data.splits",
 }

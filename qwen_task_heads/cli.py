@@ -7,6 +7,7 @@ With `--accelerate_config` a command starts under `accelerate launch`; without, 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import platform
 import re
@@ -21,29 +22,33 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads import option_catalog, registration
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
 
 WIDTH = 100
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the console script: the recipe that it runs, and one line of help."""
+    """A command of the console script: the recipe that it runs ("" for none), and its help."""
 
     recipe: str
     summary: str
+    usage: str = "[--config NAME_OR_FILE] [--accelerate_config NAME_OR_FILE] [options]"
 
 
+DATA_USAGE = "FILE_OR_FOLDER [options]"
+PREDICT_USAGE = "--model MODEL (TEXT ... | --input FILE --output FILE) [options]"
 COMMANDS = {
+    "data": Command("", "Check a file as training reads it; exit code 1 if rows are defective.", DATA_USAGE),
     "titles": Command("reward_titles", "Train a title scorer on pairs, votes or clicks."),
     "classify": Command("classify", "Train a text classifier, regressor or ordinal model."),
     "label": Command("sft_classify", "Train a chat model that writes the label."),
     "sweep": Command("sweep_heads", "Find layers, pooling and head on a frozen backbone."),
     "grpo": Command("grpo_titles", "Train a title generator with a title scorer as its reward."),
-    "predict": Command("predict", "Label or score texts, or the rows of a file."),
+    "predict": Command("predict", "Label or score texts, or the rows of a file.", PREDICT_USAGE),
     "compare": Command("compare", "Compare engines and baselines on the same rows."),
     "publish": Command("publish", "Verify a finished run and publish it to a hub."),
-    "env": Command("", "Print versions and hardware, for a bug report."),
+    "env": Command("", "Print versions and hardware, for a bug report.", ""),
 }
 PACKAGES = (
     "qwen-task-heads", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors",
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after the name of the script; None for those of this process.
 
     Returns:
-        The exit code: 0, 2 for bad input, or that of the recipe.
+        The exit code: 0, 2 for bad input, that of the recipe, or 1 for defective rows (`data`).
 
     Example:
         >>> from qwen_task_heads.cli import main
@@ -88,26 +93,28 @@ def run(name: str, words: list[str]) -> int:
     """
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1) or list(COMMANDS)
-        raise TaskHeadsError(
-            Problem(
-                f"qth {name}",
-                "found an unknown command",
-                ", ".join(near),
-                f"type qth {near[0]}" if len(near) == 1 else "choose one of them",
-                code="option-unknown",
-            )
+        raise error_at(
+            f"qth {name}",
+            "found an unknown command",
+            ", ".join(near),
+            f"type qth {near[0]}" if len(near) == 1 else "choose one of them",
+            code="option-unknown",
         )
-    if name == "env":
-        print(environment())
-        return 0
-    words, accelerate, preset = _resolve(words)
-    name = _command_for(name, preset)
+    accelerate = None
+    if COMMANDS[name].recipe:
+        words, accelerate, preset = _resolve(words)
+        name = _command_for(name, preset)
     options = option_catalog.read().get(name)
-    if options is not None and {"-h", "--help", "--help_all"} & set(words):
-        print(help_text(name, options, everything="--help_all" in words))
+    if {"-h", "--help", "--help_all"} & set(words) and (options is not None or not COMMANDS[name].recipe):
+        print(help_text(name, options or [], everything="--help_all" in words))
         return 0
     if options is not None and (problems := unknown_options(words, options)):
         raise TaskHeadsError(problems)
+    if name == "env":
+        print(environment())
+        return 0
+    if name == "data":
+        return _check_data(words)
     script = str(recipes() / f"{COMMANDS[name].recipe}.py")
     if name == "predict" and not {"--input", "-h", "--help"} & {word.split("=")[0] for word in words}:
         return _ask(words)
@@ -131,12 +138,16 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in found if path.read_text(encoding="utf-8").startswith("# qth ")}
 
 
+def accelerate_configs() -> dict[str, Path]:
+    """Return the configs of accelerate by name, as `--accelerate_config NAME` takes them."""
+    return {path.stem: path for path in sorted((recipes() / "accelerate").glob("*.yaml"))}
+
+
 def overview() -> str:
     """Return the help of the console script: its commands, presets and accelerate configs."""
     lines = ["usage: qth COMMAND [--config NAME_OR_FILE] [--accelerate_config NAME_OR_FILE] [options]", ""]
     lines += [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
-    launchers = sorted(path.stem for path in (recipes() / "accelerate").glob("*.yaml"))
-    for title, names in (("--config", [*presets()]), ("--accelerate_config", launchers)):
+    for title, names in (("--config", presets()), ("--accelerate_config", accelerate_configs())):
         lines += ["", f"Names for {title}:", *_wrapped(", ".join(names), indent=2)]
     return "\n".join([*lines, "", "qth COMMAND --help lists the options of a command."])
 
@@ -149,11 +160,7 @@ def help_text(name: str, options: list[dict[str, Any]], *, everything: bool) -> 
         options: from `option_catalog.read`.
         everything: include the options of transformers and trl.
     """
-    lines = [
-        f"usage: qth {name} [--config NAME_OR_FILE] [--accelerate_config NAME_OR_FILE] [options]",
-        "",
-        COMMANDS[name].summary,
-    ]
+    lines = [f"usage: qth {name} {COMMANDS[name].usage}".rstrip(), "", COMMANDS[name].summary]
     inherited = [one for one in options if one["group"] == option_catalog.OTHERS]
     shown = options if everything else [one for one in options if one not in inherited]
     for group in dict.fromkeys(one["group"] for one in shown):
@@ -163,7 +170,7 @@ def help_text(name: str, options: list[dict[str, Any]], *, everything: bool) -> 
             choices = "" if one["choices"] is None else f" One of: {', '.join(map(str, one['choices']))}."
             lines.append(f"  --{one['name']} {one['type']}")
             lines += _wrapped(f"{one['help']}{choices}{default}", indent=6)
-    if not everything:
+    if inherited and not everything:
         lines += ["", f"--help_all also lists {len(inherited)} options of transformers and trl."]
     return "\n".join(lines)
 
@@ -210,7 +217,22 @@ def environment() -> str:
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     lines.append(f"- CUDA: {', '.join(devices) or 'none'}")
     lines.append(f"- CPU: {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
+    lines += ["", "Next: qth data FILE_OR_FOLDER checks your data; qth titles --config quick_start trains."]
     return "\n".join(lines)
+
+
+def _check_data(words: list[str]) -> int:
+    """Print what training reads of a source, and every defect; return 1 if it would be refused."""
+    from transformers import HfArgumentParser
+
+    from qwen_task_heads.data.inspection import DataCheckArguments, inspect_data
+
+    parser = HfArgumentParser(DataCheckArguments, prog="qth data")
+    parser.add_argument("source", metavar="FILE_OR_FOLDER")
+    options, named = parser.parse_args_into_dataclasses(words)
+    report = inspect_data(named.source, options)
+    print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2) if options.json else report)
+    return int(bool(report.problems))
 
 
 def _resolve(words: list[str]) -> tuple[list[str], str | None, Path | None]:
@@ -227,8 +249,7 @@ def _resolve(words: list[str]) -> tuple[list[str], str | None, Path | None]:
             found += [word, str(preset)]
             skip = True
         elif word == "--accelerate_config":
-            known = {path.stem: path for path in sorted((recipes() / "accelerate").glob("*.yaml"))}
-            accelerate, skip = _named(following, word, known), True
+            accelerate, skip = _named(following, word, accelerate_configs()), True
         else:
             found.append(word)
     return found, accelerate, preset
@@ -248,14 +269,12 @@ def _command_for(name: str, preset: Path | None) -> str:
     if f"task: {name}" in lines:
         print(f"{preset.stem} is a preset of qth {first[1]}.", flush=True)
         return first[1]
-    raise TaskHeadsError(
-        Problem(
-            "--config",
-            f"found {preset.stem!r}, a preset of qth {first[1]}",
-            f"a preset of qth {name}",
-            f"type qth {first[1]} --config {preset.stem}",
-            code="option-conflict",
-        )
+    raise error_at(
+        "--config",
+        f"found {preset.stem!r}, a preset of qth {first[1]}",
+        f"a preset of qth {name}",
+        f"type qth {first[1]} --config {preset.stem}",
+        code="option-conflict",
     )
 
 
@@ -269,14 +288,12 @@ def _named(value: str, option: str, known: dict[str, Path]) -> str:
     if value in known:
         return str(known[value])
     near = difflib.get_close_matches(value, known, n=1)
-    raise TaskHeadsError(
-        Problem(
-            option,
-            f"found {value!r}, which is neither a file nor a name",
-            f"a YAML file, or {', '.join(known)}",
-            f"type {option} {near[0]}" if near else "choose one of the names",
-            code="path-not-found",
-        )
+    raise error_at(
+        option,
+        f"found {value!r}, which is neither a file nor a name",
+        f"a YAML file, or {', '.join(known)}",
+        f"type {option} {near[0]}" if near else "choose one of the names",
+        code="path-not-found",
     )
 
 

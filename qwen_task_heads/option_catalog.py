@@ -1,4 +1,4 @@
-"""The options of every training command as data: for `--help`, for typing errors, and for the documentation.
+"""The options of every command as data: for `--help`, for typing errors, and for the documentation.
 
 The dataclasses of the options import torch, transformers and trl, which takes seconds. The console script
 reads `assets/options.json` instead. A test compares the file with the dataclasses;
@@ -33,6 +33,11 @@ GROUPS = {
     "HeadModelConfig": "Model",
     "PublishArguments": "Publishing",
     "RunDefaults": "Run",
+    "DataCheckArguments": "Data",
+    "PredictArguments": "File",
+    "AnswerArguments": "Model and answers",
+    "QueryArguments": "Texts on the command line",
+    "ComparisonArguments": "Comparison",
 }
 
 # Inherited options that most runs use, with the group that lists them.
@@ -95,6 +100,8 @@ def read() -> dict[str, list[dict[str, Any]]]:
 
 def build() -> dict[str, list[dict[str, Any]]]:
     """Return the same from the dataclasses; this imports transformers and trl."""
+    from qwen_task_heads.data.inspection import DataCheckArguments
+    from qwen_task_heads.inference.arguments import ComparisonArguments, PredictArguments, QueryArguments
     from qwen_task_heads.training import (
         arguments,
         classifier_arguments,
@@ -107,6 +114,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
     model = arguments.HeadModelConfig
     texts, titles = (sweep_arguments.TASKS[task] for task in ("texts", "titles"))
     groups = {
+        "data": (DataCheckArguments,),
         "titles": (title_arguments.TitleArguments, title_arguments.TitleConfig, model),
         "classify": (classifier_arguments.ClassifierArguments, classifier_arguments.ClassifierConfig, model),
         "label": (
@@ -120,6 +128,8 @@ def build() -> dict[str, list[dict[str, Any]]]:
             grpo_arguments.TitleGeneratorConfig,
             grpo_arguments.ModelConfig,
         ),
+        "predict": (PredictArguments, QueryArguments),
+        "compare": (ComparisonArguments,),
     }
     return {command: options_of(classes) for command, classes in groups.items()}
 

@@ -20,12 +20,9 @@ def test_the_catalog_of_options_is_that_of_the_dataclasses() -> None:
     assert json.loads(json.dumps(option_catalog.build())) == option_catalog.read()
 
 
-def test_every_recipe_has_a_command_or_makes_what_the_package_ships() -> None:
+def test_every_recipe_has_a_command() -> None:
     scripts = {path.stem for path in RECIPES.glob("*.py")} - {"__init__"}
-    assert {command.recipe for command in cli.COMMANDS.values()} - {""} == scripts - {
-        "make_sample",
-        "pretrain_backbone",
-    }
+    assert {command.recipe for command in cli.COMMANDS.values()} - {""} == scripts
 
 
 @pytest.mark.parametrize(
@@ -62,11 +59,19 @@ def test_help_lists_own_options_first_and_all_on_demand(capsys) -> None:
     assert short.index("--dataset_name") < short.index("--learning_rate")
 
 
+@pytest.mark.parametrize("name", [*option_catalog.read(), "env"])
+def test_every_command_has_help_without_running(name: str, capsys) -> None:
+    assert cli.main([name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: qth {name}")
+
+
 def test_names_are_checked_before_torch_is_imported() -> None:
     code = (
         "import sys; from qth import main; "
-        "codes = main(['classify', '--help']), main(['classify', '--learning_rat', '1']), main([]); "
-        "assert codes == (0, 2, 0), codes; "
+        "codes = [main([name, '--help']) for name in ('classify', 'data', 'predict', 'compare')]; "
+        "assert codes == [0] * 4, codes; "
+        "codes = [main([name, '--top_kk', '1']) for name in ('classify', 'data', 'predict', 'compare')]; "
+        "assert codes == [2] * 4, codes; "
         "assert not {'torch', 'transformers'} & sys.modules.keys(), 'imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -29,7 +29,7 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots, with_shots
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
 from qwen_task_heads.inference.embeddings import Embedder, EmbeddingClassifier, missing_library
@@ -206,14 +206,12 @@ def open_engine(
         options: dict[str, Any] = {"hub": asking.hub, "dtype": asking.dtype, "device": asking.device}
         return _generator(spec, LabelScorer.from_pretrained(spec.source, **options, **common), labels)
     if spec.kind == FEW_SHOT and not asking.shots:
-        raise TaskHeadsError(
-            Problem(
-                spec.name,
-                "found no examples",
-                "examples from train",
-                "choose some, or use zero_shot",
-                code="rows-too-few",
-            )
+        raise error_at(
+            spec.name,
+            "found no examples",
+            "examples from train",
+            "choose some, or use zero_shot",
+            code="rows-too-few",
         )
     model = load_generator(spec.source, hub=asking.hub, dtype=asking.dtype)
     device = device_of(asking.device)
@@ -254,14 +252,12 @@ def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
     if spec.kind == HEAD:
         task = saved_task(spec.source, hub=hub)
         if not task or task["problem_type"] not in ONE_LABEL:
-            raise TaskHeadsError(
-                Problem(
-                    spec.name,
-                    f"found {task['problem_type']}" if task else "found no classifier of this library",
-                    "a head with one label per text",
-                    "name a model that recipes/classify.py saved",
-                    code="model-type",
-                )
+            raise error_at(
+                spec.name,
+                f"found {task['problem_type']}" if task else "found no classifier of this library",
+                "a head with one label per text",
+                "name a model that recipes/classify.py saved",
+                code="model-type",
             )
         labels: LabelMap = task["labels"]
         return labels
@@ -273,24 +269,20 @@ def _own_labels(spec: EngineSpec, *, hub: str) -> LabelMap | None:
     if spec.kind != SFT:
         if path is None:
             return None
-        raise TaskHeadsError(
-            Problem(
-                spec.name,
-                f"found a generative classifier with {LABEL_PROMPT}",
-                "a chat model that is not a generative classifier",
-                f"name it as sft={spec.source}",
-                code="model-type",
-            )
+        raise error_at(
+            spec.name,
+            f"found a generative classifier with {LABEL_PROMPT}",
+            "a chat model that is not a generative classifier",
+            f"name it as sft={spec.source}",
+            code="model-type",
         )
     if path is None:
-        raise TaskHeadsError(
-            Problem(
-                spec.name,
-                f"{LABEL_PROMPT} is missing",
-                "a generative classifier with this file",
-                "name a chat model by zero_shot=",
-                code="model-type",
-            )
+        raise error_at(
+            spec.name,
+            f"{LABEL_PROMPT} is missing",
+            "a generative classifier with this file",
+            "name a chat model by zero_shot=",
+            code="model-type",
         )
     saved_labels: LabelMap = read_label_prompt(path)["labels"]
     return saved_labels

@@ -16,7 +16,7 @@ import torch
 from transformers.utils import logging
 
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import Table, as_list, strip_title
 
 logger = logging.get_logger(__name__)
@@ -49,7 +49,7 @@ def rows_of(name: str, values: Any) -> list[Any]:
         problem = f"found a {type(values).__name__}, {shorten(values)}"
         fix = "put the texts into a list"
     expected = "a list of texts, a tuple, a generator, a Series or an array"
-    raise TaskHeadsError(Problem(name, problem, expected, fix, code="argument-type"))
+    raise error_at(name, problem, expected, fix, code="argument-type")
 
 
 def check_rows(
@@ -76,14 +76,12 @@ def check_rows(
         TaskHeadsError: another number of `others`, an unknown `on_error`, or invalid rows that are not kept.
     """
     if on_error is not None and on_error not in ON_ERROR:
-        raise TaskHeadsError(
-            Problem(
-                "on_error",
-                f"found {shorten(on_error)}",
-                ", ".join(ON_ERROR),
-                "choose one of them",
-                code="option-value",
-            )
+        raise error_at(
+            "on_error",
+            f"found {shorten(on_error)}",
+            ", ".join(ON_ERROR),
+            "choose one of them",
+            code="option-value",
         )
     (name, other), general = names, []
     if others is not None and len(others) != len(texts):
@@ -162,14 +160,12 @@ def candidate_rows(candidates: Iterable[Any] | None, *, count: int) -> list[Any]
     """
     rows = [None] * count if candidates is None else rows_of("candidates", candidates)
     if len(rows) != count:
-        raise TaskHeadsError(
-            Problem(
-                "candidates",
-                f"found {len(rows):,} for {count:,} texts",
-                "one list of names per text, or None",
-                "pass one for each",
-                code="argument-type",
-            )
+        raise error_at(
+            "candidates",
+            f"found {len(rows):,} for {count:,} texts",
+            "one list of names per text, or None",
+            "pass one for each",
+            code="argument-type",
         )
     missing = [isinstance(row, float) and row != row for row in rows]
     rows = [None if nothing else row for nothing, row in zip(missing, rows, strict=True)]
@@ -234,17 +230,13 @@ def device_of(device: str | torch.device | None) -> torch.device | None:
     try:
         named = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise TaskHeadsError(
-            Problem("device", f"found {shorten(device)}", expected, fix, code="option-value")
-        ) from error
+        raise error_at("device", f"found {shorten(device)}", expected, fix, code="option-value") from error
     if named.type == "cuda" and not has_gpu:
-        raise TaskHeadsError(
-            Problem(
-                "device",
-                f"found {shorten(str(device))} on a machine without a GPU",
-                expected,
-                fix,
-                code="device-unavailable",
-            )
+        raise error_at(
+            "device",
+            f"found {shorten(str(device))} on a machine without a GPU",
+            expected,
+            fix,
+            code="device-unavailable",
         )
     return named

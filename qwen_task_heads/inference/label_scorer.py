@@ -26,7 +26,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import error_at, shorten
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.inference.identity import Stored, sample_weights
 from qwen_task_heads.inference.inputs import (
@@ -103,14 +103,12 @@ class LabelScorer:
         progress: bool = True,
     ) -> None:
         if batch_tokens < 1:
-            raise TaskHeadsError(
-                Problem(
-                    "batch_tokens",
-                    f"found {batch_tokens}",
-                    "1 or more",
-                    "choose such as 32768",
-                    code="option-range",
-                )
+            raise error_at(
+                "batch_tokens",
+                f"found {batch_tokens}",
+                "1 or more",
+                "choose such as 32768",
+                code="option-range",
             )
         self.model, self.prompts = model.eval(), prompts
         self.stored: Stored = (None, {})
@@ -152,14 +150,12 @@ class LabelScorer:
         """
         name, device = str(name), device_of(device)
         if not (labels is None or isinstance(labels, LabelMap)):
-            raise TaskHeadsError(
-                Problem(
-                    "labels",
-                    f"found {shorten(labels)}",
-                    "a LabelMap, or None for the labels of a generative classifier",
-                    'pass labels=LabelMap(("good", "bad"))',
-                    code="argument-type",
-                )
+            raise error_at(
+                "labels",
+                f"found {shorten(labels)}",
+                "a LabelMap, or None for the labels of a generative classifier",
+                'pass labels=LabelMap(("good", "bad"))',
+                code="argument-type",
             )
         model = load_generator(name, revision=revision, hub=hub, dtype=dtype, merge=False)
         samples = sample_weights(model)
@@ -169,14 +165,12 @@ class LabelScorer:
         family = model.config.get_text_config().model_type
         path = file_of(name, LABEL_PROMPT, revision=revision, hub=hub)
         if path is None and labels is None:
-            raise TaskHeadsError(
-                Problem(
-                    name,
-                    "found no labels",
-                    f"a model with {LABEL_PROMPT}, or a chat model and labels",
-                    "pass labels=LabelMap((...))",
-                    code="option-missing",
-                )
+            raise error_at(
+                name,
+                "found no labels",
+                f"a model with {LABEL_PROMPT}, or a chat model and labels",
+                "pass labels=LabelMap((...))",
+                code="option-missing",
             )
         if path is None:
             if instruction is None:
@@ -234,7 +228,7 @@ class LabelScorer:
             TaskHeadsError: see `log_scores`.
         """
         options: dict[str, Any] = {"top_k": top_k, "abstain": abstain}
-        check_options("single_label_classification", **options)
+        check_options(self.config, **options)
         rows = rows_of("texts", texts)
         names = candidate_rows(candidates, count=len(rows))
         scores, bad = self._log_scores(rows, names, on_error=on_error)
@@ -277,14 +271,12 @@ class LabelScorer:
         wrong = candidate_problems(candidates, labels=self.prompts.labels)
         bad = check_rows(texts, None, names=("texts", "texts"), on_error=on_error, more=wrong)
         if self.calibrate and shots is not None:  # calibration is of one context
-            raise TaskHeadsError(
-                Problem(
-                    "calibrate",
-                    "found true with examples per text",
-                    "the same examples for all texts",
-                    "drop it, or choose them by balance",
-                    code="option-conflict",
-                )
+            raise error_at(
+                "calibrate",
+                "found true with examples per text",
+                "the same examples for all texts",
+                "drop it, or choose them by balance",
+                code="option-conflict",
             )
         texts, candidates = without(texts, bad), without(candidates, bad)
         labels = self.prompts.labels

@@ -19,7 +19,7 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.pair_columns import RowReader
 from qwen_task_heads.data.text_columns import read_candidates
 from qwen_task_heads.data.text_readers import InputProblem, TextInput
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.generators import file_of
 from qwen_task_heads.inference.inputs import candidate_rows, rows_of
 from qwen_task_heads.inference.label_scorer import LabelScorer
@@ -71,14 +71,12 @@ def open_scorer(
     if path is None:
         return Scorer(name, revision=revision, hub=hub, int8=int8, **options)
     if int8:
-        raise TaskHeadsError(
-            Problem(
-                "int8",
-                "found true with a generative classifier",
-                "a model with a head",
-                "drop it",
-                code="option-unsupported",
-            )
+        raise error_at(
+            "int8",
+            "found true with a generative classifier",
+            "a model with a head",
+            "drop it",
+            code="option-unsupported",
         )
     return LabelScorer.from_pretrained(name, revision=revision, hub=hub, **options)
 
@@ -106,14 +104,12 @@ def labels_to_choose(
     labels: LabelMap | None = task.get("labels")
     if labels is not None and (kind or (ONE_LABEL[0] if len(labels) > 1 else None)) in ONE_LABEL:
         return labels
-    raise TaskHeadsError(
-        Problem(
-            "--candidates",
-            f"found with {f'a {kind} model' if kind else 'a model without labels'}",
-            f"a {' or '.join(ONE_LABEL)} model",
-            "drop it",
-            code="option-unsupported",
-        )
+    raise error_at(
+        "--candidates",
+        f"found with {f'a {kind} model' if kind else 'a model without labels'}",
+        f"a {' or '.join(ONE_LABEL)} model",
+        "drop it",
+        code="option-unsupported",
     )
 
 

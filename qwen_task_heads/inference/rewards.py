@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import as_list
 from qwen_task_heads.inference.inputs import rows_of
 from qwen_task_heads.inference.scorer import Scorer
@@ -65,14 +65,12 @@ def reward_constants(scores: ArrayLike, lengths: ArrayLike) -> dict[str, float]:
     """
     s, n = np.asarray(scores, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
     if s.ndim != 1 or s.shape != n.shape or not s.size or not (np.isfinite(s).all() and np.isfinite(n).all()):
-        raise TaskHeadsError(
-            Problem(
-                "reward_constants",
-                f"found shapes {s.shape} and {n.shape}, or values that are not finite",
-                "as many finite scores as lengths, at least one",
-                "check both arguments",
-                code="argument-type",
-            )
+        raise error_at(
+            "reward_constants",
+            f"found shapes {s.shape} and {n.shape}, or values that are not finite",
+            "as many finite scores as lengths, at least one",
+            "check both arguments",
+            code="argument-type",
         )
     spread = n - n.mean()
     slope = float(spread @ s / (spread @ spread)) if spread.any() else 0.0
@@ -136,14 +134,12 @@ def _read_completions(where: str, completions: Any) -> list[Any]:
     rows = as_list(completions)
     if rows is None:
         found = "one text" if isinstance(completions, str) else type(completions).__name__
-        raise TaskHeadsError(
-            Problem(
-                where,
-                f"found {found}",
-                "a list of texts, or of conversations (lists of messages)",
-                "put it in a list",
-                code="argument-type",
-            )
+        raise error_at(
+            where,
+            f"found {found}",
+            "a list of texts, or of conversations (lists of messages)",
+            "put it in a list",
+            code="argument-type",
         )
     rows = [row if (messages := as_list(row)) is None else messages for row in rows]
     problems = [
@@ -263,14 +259,12 @@ class TitleReward:
         )
         self.lowest, self.context = float(lowest), context
         if not self.scorer.is_title_scorer:
-            raise TaskHeadsError(
-                Problem(
-                    "TitleReward",
-                    "found a classifier",
-                    "a title scorer",
-                    "name a model of recipes/reward_titles.py",
-                    code="model-type",
-                )
+            raise error_at(
+                "TitleReward",
+                "found a classifier",
+                "a title scorer",
+                "name a model of recipes/reward_titles.py",
+                code="model-type",
             )
         config = self.scorer.model.config.to_dict()
         known = {name: config[name] for name in CONSTANTS}
@@ -279,16 +273,12 @@ class TitleReward:
             missing = [name for name, value in known.items() if value is None]
             if missing or (normalise and not known["reward_std"]):
                 name = str(self.scorer.model.config.name_or_path) or "the scorer"
-                raise TaskHeadsError(
-                    Problem(
-                        f"config of {shorten(name)}",
-                        f"{', '.join(missing)} not set"
-                        if missing
-                        else "found reward_std 0: all scores equal",
-                        "constants of its dev titles",
-                        "train it by recipes/reward_titles.py, or pass normalise=False and no length_penalty",
-                        code="config-invalid",
-                    )
+                raise error_at(
+                    f"config of {shorten(name)}",
+                    f"{', '.join(missing)} not set" if missing else "found reward_std 0: all scores equal",
+                    "constants of its dev titles",
+                    "train it by recipes/reward_titles.py, or pass normalise=False and no length_penalty",
+                    code="config-invalid",
                 )
             self.length_mean, slope = known["reward_length_mean"], known["reward_length_slope"]
         if normalise:
@@ -329,27 +319,23 @@ class TitleReward:
             contexts = [_text_of(prompt, role="user") for prompt in prompts]
         elif self.context is not None:
             if self.context not in columns:
-                raise TaskHeadsError(
-                    Problem(
-                        "context",
-                        f"column {self.context!r} is missing",
-                        "prompt, " + ", ".join(sorted(columns)),
-                        "name a column of the data",
-                        code="column-missing",
-                    )
+                raise error_at(
+                    "context",
+                    f"column {self.context!r} is missing",
+                    "prompt, " + ", ".join(sorted(columns)),
+                    "name a column of the data",
+                    code="column-missing",
                 )
             values = rows_of(self.context, columns[self.context])
             # An empty value, None and NaN mean no context.
             contexts = ["" if not value or value != value else str(value) for value in values]
         if len(contexts) != len(titles):
-            raise TaskHeadsError(
-                Problem(
-                    "TitleReward",
-                    f"found {len(contexts)} prompts for {len(titles)} completions",
-                    "one prompt per completion",
-                    "pass one for each",
-                    code="argument-type",
-                )
+            raise error_at(
+                "TitleReward",
+                f"found {len(contexts)} prompts for {len(titles)} completions",
+                "one prompt per completion",
+                "pass one for each",
+                code="argument-type",
             )
         if log_metric is not None and titles:
             log_metric("title_characters", float(np.mean([len(title) for title in titles])))
@@ -381,14 +367,12 @@ class TitleReward:
         completions = _read_completions("best_of_n", completions)
         titles = [title_of(completion) for completion in completions]
         if not any(titles):
-            raise TaskHeadsError(
-                Problem(
-                    "best_of_n",
-                    f"found no title in {len(titles)} completions",
-                    "at least one title",
-                    "generate more",
-                    code="value-missing",
-                )
+            raise error_at(
+                "best_of_n",
+                f"found no title in {len(titles)} completions",
+                "at least one title",
+                "generate more",
+                code="value-missing",
             )
         rewards = self._rewards(titles, [prompt] * len(titles))
         index = max((place for place, title in enumerate(titles) if title), key=lambda place: rewards[place])

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.hubcode.encoding_task_heads import (
     encode,
@@ -31,13 +31,7 @@ from qwen_task_heads.hubcode.encoding_task_heads import (
 from qwen_task_heads.inference.identity import Samples, Stored, sample_weights
 from qwen_task_heads.inference.inputs import RAISE, check_rows, device_of, in_place, rows_of, without
 from qwen_task_heads.inference.int8 import to_int8
-from qwen_task_heads.inference.predictions import (
-    Prediction,
-    check_options,
-    confidence_for,
-    problem_type_of,
-    to_predictions,
-)
+from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
 from qwen_task_heads.inference.prefix_cache import PrefixCache, state_of
 from qwen_task_heads.models import load, load_tokenizer, merge
 from qwen_task_heads.throughput import Throughput
@@ -131,14 +125,12 @@ class Scorer:
         int8: bool = False,
     ) -> None:
         if batch_tokens < 1:
-            raise TaskHeadsError(
-                Problem(
-                    "batch_tokens",
-                    f"found {batch_tokens}",
-                    "1 or more",
-                    "choose such as 8192",
-                    code="option-range",
-                )
+            raise error_at(
+                "batch_tokens",
+                f"found {batch_tokens}",
+                "1 or more",
+                "choose such as 8192",
+                code="option-range",
             )
         device = device_of("cpu" if int8 and device == "auto" else device)
         samples: Samples = {}
@@ -149,14 +141,12 @@ class Scorer:
             if model._hf_peft_config_loaded:
                 model = merge(model)
         if tokenizer is None:
-            raise TaskHeadsError(
-                Problem(
-                    "Scorer",
-                    "found a model without a tokenizer",
-                    "a model and its tokenizer",
-                    "pass tokenizer=",
-                    code="option-missing",
-                )
+            raise error_at(
+                "Scorer",
+                "found a model without a tokenizer",
+                "a model and its tokenizer",
+                "pass tokenizer=",
+                code="option-missing",
             )
         self.model = model.eval() if device is None else model.eval().to(device)
         self.int8 = int8
@@ -244,14 +234,12 @@ class Scorer:
             TaskHeadsError: see `score`.
         """
         if prompt and not isinstance(prompt, str):
-            raise TaskHeadsError(
-                Problem(
-                    "prompt",
-                    f"found a {type(prompt).__name__}",
-                    "a text",
-                    'use "" for none',
-                    code="argument-type",
-                )
+            raise error_at(
+                "prompt",
+                f"found a {type(prompt).__name__}",
+                "a text",
+                'use "" for none',
+                code="argument-type",
             )
         rows = rows_of("titles", titles)
         contexts = [prompt] * len(rows) if prompt else None
@@ -295,24 +283,20 @@ class Scorer:
         bad = check_rows(texts, text_pairs, names=("texts", "text_pairs"), on_error=on_error)
         good, pairs = without(texts, bad), None if text_pairs is None else without(text_pairs, bad)
         if any(pairs or ()) and not self.takes_pairs:
-            raise TaskHeadsError(
-                Problem(
-                    "text_pairs",
-                    "found second texts",
-                    "single texts, as in training",
-                    "drop them",
-                    code="option-unsupported",
-                )
+            raise error_at(
+                "text_pairs",
+                "found second texts",
+                "single texts, as in training",
+                "drop them",
+                code="option-unsupported",
             )
         if texts and text_pairs is None and self.needs_pairs:
-            raise TaskHeadsError(
-                Problem(
-                    "text_pairs",
-                    "the second texts are missing",
-                    "pairs, as in training",
-                    'give text_pairs=[...], with "" for none',
-                    code="option-missing",
-                )
+            raise error_at(
+                "text_pairs",
+                "the second texts are missing",
+                "pairs, as in training",
+                'give text_pairs=[...], with "" for none',
+                code="option-missing",
             )
         return self._run(self._encode_texts(good, pairs)), bad
 
@@ -348,10 +332,7 @@ class Scorer:
         config = self.model.config
         options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
         options["max_error"] = max_error
-        # Validated before the logits, which may take hours.
-        check_options(problem_type_of(config), **options)
-        if max_error is not None:
-            confidence_for(max_error, config)
+        check_options(config, **options)  # before the logits, which may take hours
         rows = rows_of("texts", texts)
         pairs = None if text_pairs is None else rows_of("text_pairs", text_pairs)
         logits, bad = self._logits(rows, pairs, on_error=on_error)
@@ -370,14 +351,12 @@ class Scorer:
     def _check_model(self, method: str, *, of_titles: bool) -> None:
         if self.is_title_scorer == of_titles:
             return
-        raise TaskHeadsError(
-            Problem(
-                f"Scorer.{method}",
-                f"found a {self.model.config.model_type}",
-                "a title_scorer" if of_titles else "a pooled_classifier",
-                "call predict() or logits()" if of_titles else "call score(), rank() or prefer()",
-                code="model-type",
-            )
+        raise error_at(
+            f"Scorer.{method}",
+            f"found a {self.model.config.model_type}",
+            "a title_scorer" if of_titles else "a pooled_classifier",
+            "call predict() or logits()" if of_titles else "call score(), rank() or prefer()",
+            code="model-type",
         )
 
     def _run(self, rows: list[list[int]], *, of_list: bool = False) -> torch.Tensor:

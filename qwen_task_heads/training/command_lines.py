@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.tokenization.templates import SHELL_TEXTS, from_shell
 
 
@@ -141,3 +141,29 @@ def unknown_option(where: str, name: str, known: Sequence[str]) -> Problem:
         "correct its name, or drop it" if near else "drop it",
         code="option-unknown",
     )
+
+
+def checked_words(argv: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the words of a command line as trl's parser takes them, and the content of its `--config` file.
+
+    Args:
+        argv: words of the command line.
+        known: names of all options.
+
+    Raises:
+        TaskHeadsError: a file that cannot be read, and all unknown options and keys.
+    """
+    # trl accepts --config as a word of its own and treats `--config=file` as an unknown option.
+    words = [
+        part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
+    words = with_line_breaks(words)
+    stated, problems = read_config(words, known)
+    problems += [
+        unknown_option(f"--{name}", name, known)
+        for name in (word[2:].split("=")[0] for word in words if word.startswith("--"))
+        if not {name.replace("-", "_"), name.replace("-", "_").removeprefix("no_"), name} & {*known, "help"}
+    ]
+    if problems:
+        raise TaskHeadsError(problems)
+    return words, stated

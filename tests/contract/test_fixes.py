@@ -23,6 +23,7 @@ TESTS = (
 COMPARED = "what a comparison found; tests/verification/test_parity.py has each beside what passes"
 OUTSIDE = {
     "runs/": "data of another kind than the task; tests/recipes",
+    "data/inspection.py": "a check of columns and options; tests/data/test_inspection.py",
     "cli.py": "names of commands, presets and options; tests/test_cli.py",
     "tokenization/": "templates, prompts and rows of a run; tests/tokenization",
     "evaluate_modules/": "arguments of metrics; tests/evaluate_modules",
@@ -69,6 +70,7 @@ WITHOUT = {
     "data/table_files.py::read_parquet::path": PIP,
     "data/label_schemes.py::error_at::where": WRAPPED,
     "data/text_targets.py::resolve::problem.where": WRAPPED,
+    "errors.py::error_at::where": WRAPPED,
     "generators.py::load_generator::error.where": WRAPPED,
     "hubcode/configuration_task_heads.py::refuse::where": WRAPPED,
     "hubcode/loading_task_heads.py::_load_adapter::path#3": "a fault of PEFT: the fix upgrades it",

@@ -603,7 +603,7 @@ def ask(*words: str) -> None:
 
 def test_an_option_that_a_scorer_does_not_support(saved: Any) -> None:
     words = [saved("scorer"), "One title", "Another", "--threshold", "0.5"]
-    with refused("__main__.py::main::f'--{name}'") as found:
+    with refused("__main__.py::_check_supported::f'--{name}'") as found:
         ask(*words)
     [changed] = changes(found[0], words)
     ask(*changed)
@@ -613,6 +613,6 @@ def test_a_pair_without_its_second_text(bases: dict[str, str], tokenizer: Any, t
     model, words = build(bases["qwen2"], **TASK, max_seq_length=64), copy.deepcopy(tokenizer)
     bind_template(words, model.config, pairs=True)
     folder = str(save(model, tokenizer=words, folder=tmp_path))
-    with refused("__main__.py::main::--text_pair") as found:
+    with refused("__main__.py::_check_supported::--text_pair") as found:
         ask(folder, "One text")
     ask(folder, "One text", *shlex.split(found[0].fix.removeprefix("give ")))
