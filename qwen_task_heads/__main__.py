@@ -5,6 +5,7 @@ A title scorer ranks the texts; a classifier or a generative classifier labels e
 
 from __future__ import annotations
 
+from argparse import Namespace
 from typing import Any
 
 from qwen_task_heads.data.text_readers import TextInput
@@ -25,18 +26,18 @@ def main() -> None:
     parser = HfArgumentParser(QueryArguments, prog="python -m qwen_task_heads", description=__doc__)
     parser.add_argument("model", help="folder or repo id of a model that a recipe trained")
     parser.add_argument("texts", nargs="+", help="titles to rank, or texts to label")
-    args, words = parser.parse_args_into_dataclasses()
-    scorer = open_scorer(words.model, hub=args.hub, revision=args.revision)
+    args = parser.parse_args()
+    scorer = open_scorer(args.model, hub=args.hub, revision=args.revision)
     _check_supported(scorer, args)
     if isinstance(scorer, Scorer) and scorer.is_title_scorer:
         print(f"{'rank':>4}  {'P(best)':>7}  {'score':>8}  title")
-        for row in scorer.rank(words.texts, prompt=args.prompt or "", top_k=args.top_k):
+        for row in scorer.rank(args.texts, prompt=args.prompt or "", top_k=args.top_k):
             print(f"{row.rank:>4}  {row.probability:>7.3f}  {row.score:>8.3f}  {row.title}")
         return
     options: dict[str, Any] = {"top_k": args.top_k, "abstain": args.abstain}
     options |= {"threshold": args.threshold, "max_error": args.max_error}
     if args.text_pair is not None:
-        options["text_pairs"] = [args.text_pair] * len(words.texts)
+        options["text_pairs"] = [args.text_pair] * len(args.texts)
     candidates: tuple[str, ...] = ()
     if args.candidates is not None:
         given = TextInput(text="", row={"--candidates": args.candidates}, source="--candidates")
@@ -44,11 +45,11 @@ def main() -> None:
         if isinstance(found, Problem):
             raise TaskHeadsError(found)
         candidates = found.candidates
-    for answer in choose(scorer, words.texts, candidates=[candidates] * len(words.texts), **options):
+    for answer in choose(scorer, args.texts, candidates=[candidates] * len(args.texts), **options):
         print(_format(answer, limit=args.top_k or RANKED))
 
 
-def _check_supported(scorer: Any, args: QueryArguments) -> None:
+def _check_supported(scorer: Any, args: Namespace) -> None:
     """Raise for options that a model of this kind does not have, or for a missing second text."""
     if isinstance(scorer, LabelScorer):
         kind, unsupported = "generative classifier", ["prompt", "text_pair", "threshold", "max_error"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads import option_catalog, registration
-from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 
 WIDTH = 100
 
@@ -51,10 +51,24 @@ COMMANDS = {
     "env": Command("", "Print versions and hardware, for a bug report.", ""),
 }
 PACKAGES = (
-    "qwen-task-heads", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors",
-    "tokenizers", "numpy", "scikit-learn", "huggingface_hub", "modelscope", "vllm", "bitsandbytes",
-)  # fmt: skip
-PARSED_HERE = ("config", "accelerate_config", "help", "help_all")
+    "qwen-task-heads",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "huggingface_hub",
+    "modelscope",
+    "vllm",
+    "bitsandbytes",
+)
+HELP = ("help", "help_all")
+PARSED_HERE = (*HELP, "config", "accelerate_config")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,19 +118,24 @@ def run(name: str, words: list[str]) -> int:
     if COMMANDS[name].recipe:
         words, accelerate, preset = _resolve(words)
         name = _command_for(name, preset)
-    options = option_catalog.read().get(name)
-    if {"-h", "--help", "--help_all"} & set(words) and (options is not None or not COMMANDS[name].recipe):
+    command, options = COMMANDS[name], option_catalog.read().get(name)
+    if {"-h", "--help", "--help_all"} & set(words) and (options is not None or not command.recipe):
         print(help_text(name, options or [], everything="--help_all" in words))
         return 0
-    if options is not None and (problems := unknown_options(words, options)):
+    is_query = name == "predict" and "--input" not in {word.split("=")[0] for word in words}
+    problems = []
+    if options is not None:
+        problems = option_problems(words, options, parsed_here=PARSED_HERE if command.recipe else HELP)
+        problems += [] if is_query else missing_options(words, options)
+    if problems:
         raise TaskHeadsError(problems)
     if name == "env":
         print(environment())
         return 0
     if name == "data":
         return _check_data(words)
-    script = str(recipes() / f"{COMMANDS[name].recipe}.py")
-    if name == "predict" and not {"--input", "-h", "--help"} & {word.split("=")[0] for word in words}:
+    script = str(recipes() / f"{command.recipe}.py")
+    if is_query:
         return _ask(words)
     if accelerate is not None:
         from accelerate.commands.launch import launch_command, launch_command_parser
@@ -166,7 +185,8 @@ def help_text(name: str, options: list[dict[str, Any]], *, everything: bool) -> 
     for group in dict.fromkeys(one["group"] for one in shown):
         lines += ["", group]
         for one in (one for one in shown if one["group"] == group):
-            default = "" if one["default"] in (None, "", []) else f" (default: {_text(one['default'])})"
+            values = one["default"] if isinstance(one["default"], list) else [one["default"]]
+            default = f" (default: {' '.join(map(str, values))})" if values not in ([], [None], [""]) else ""
             choices = "" if one["choices"] is None else f" One of: {', '.join(map(str, one['choices']))}."
             lines.append(f"  --{one['name']} {one['type']}")
             lines += _wrapped(f"{one['help']}{choices}{default}", indent=6)
@@ -175,33 +195,53 @@ def help_text(name: str, options: list[dict[str, Any]], *, everything: bool) -> 
     return "\n".join(lines)
 
 
-def unknown_options(words: Sequence[str], options: list[dict[str, Any]]) -> list[Problem]:
-    """Return a problem for each option that the command does not have.
+def option_problems(
+    words: Sequence[str], options: list[dict[str, Any]], *, parsed_here: Sequence[str] = PARSED_HERE
+) -> list[Problem]:
+    """Return the problems of a command line that need no import: unknown options, and values of a list.
+
+    Args:
+        words: of the command line, after the command.
+        options: from `option_catalog.read`.
+        parsed_here: options of `qth` itself.
 
     Example:
-        >>> from qwen_task_heads import option_catalog, registration
-        >>> from qwen_task_heads.cli import unknown_options
-        >>> [problem] = unknown_options(["--learning_rat", "1e-4"], option_catalog.read()["titles"])
+        >>> from qwen_task_heads import option_catalog
+        >>> from qwen_task_heads.cli import option_problems
+        >>> [problem] = option_problems(["--learning_rat", "1e-4"], option_catalog.read()["titles"])
         >>> problem.where, problem.expected
         ('--learning_rat', '--learning_rate')
     """
-    known = {one["name"] for one in options} | set(PARSED_HERE)
-    problems = []
-    for word in words:
-        name = word[2:].split("=")[0].replace("-", "_")
-        if not word.startswith("--") or name in known or name.removeprefix("no_") in known:
+    known, problems = {one["name"]: one for one in options}, []
+    names = {*known, *parsed_here}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or name in parsed_here or name.removeprefix("no_") in parsed_here:
             continue
-        near = [f"--{one}" for one in difflib.get_close_matches(name, known, n=2)]
-        problems.append(
-            Problem(
-                f"--{name}",
-                "found an unknown option",
-                " or ".join(near) or "an option of --help",
-                "correct its name, or drop it" if near else "drop it",
-                code="option-unknown",
+        one = known.get(name, known.get(name.removeprefix("no_")))
+        value = value if equals else following
+        if one is None:
+            near = [f"--{one}" for one in difflib.get_close_matches(name, names, n=2)]
+            expected = " or ".join(near) or "an option of --help"
+            fix = "correct its name, or drop it" if near else "drop it"
+            problems.append(
+                Problem(f"--{name}", "found an unknown option", expected, fix, code="option-unknown")
             )
-        )
+        elif one["type"] == "VALUE" and one["choices"] and value not in one["choices"]:
+            found, expected = f"found {shorten(value)}", ", ".join(one["choices"])
+            problems.append(Problem(f"--{name}", found, expected, "choose one of them", code="option-value"))
     return problems
+
+
+def missing_options(words: Sequence[str], options: list[dict[str, Any]]) -> list[Problem]:
+    """Return a problem for each required option that neither the words nor a `--config` file can have."""
+    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word[:2] == "--"}
+    return [
+        Problem(f"--{one['name']}", "found nothing", one["help"], "name it", code="option-missing")
+        for one in options
+        if one.get("required") and not given & {one["name"], "config"}
+    ]
 
 
 def environment() -> str:
@@ -229,8 +269,9 @@ def _check_data(words: list[str]) -> int:
 
     parser = HfArgumentParser(DataCheckArguments, prog="qth data")
     parser.add_argument("source", metavar="FILE_OR_FOLDER")
-    options, named = parser.parse_args_into_dataclasses(words)
-    report = inspect_data(named.source, options)
+    parsed = vars(parser.parse_args(words))
+    source, options = parsed.pop("source"), DataCheckArguments(**parsed)
+    report = inspect_data(source, options)
     print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2) if options.json else report)
     return int(bool(report.problems))
 
@@ -239,17 +280,16 @@ def _resolve(words: list[str]) -> tuple[list[str], str | None, Path | None]:
     """Return the words with a preset's name replaced by its file, the accelerate config, and that file."""
     found: list[str] = []
     accelerate, preset = None, None
-    split = [part for word in words for part in _halves(word)]
-    skip = False
-    for word, following in zip(split, [*split[1:], ""], strict=True):
-        if skip:
-            skip = False
-        elif word == "--config":
-            preset = Path(_named(following, word, presets()))
+    named = ("--config=", "--accelerate_config=")
+    parts = iter(
+        [part for word in words for part in (word.split("=", 1) if word.startswith(named) else [word])]
+    )
+    for word in parts:
+        if word == "--config":
+            preset = Path(_named(next(parts, ""), word, presets()))
             found += [word, str(preset)]
-            skip = True
         elif word == "--accelerate_config":
-            accelerate, skip = _named(following, word, accelerate_configs()), True
+            accelerate = _named(next(parts, ""), word, accelerate_configs())
         else:
             found.append(word)
     return found, accelerate, preset
@@ -276,10 +316,6 @@ def _command_for(name: str, preset: Path | None) -> str:
         f"type qth {first[1]} --config {preset.stem}",
         code="option-conflict",
     )
-
-
-def _halves(word: str) -> list[str]:
-    return word.split("=", 1) if word.startswith(("--config=", "--accelerate_config=")) else [word]
 
 
 def _named(value: str, option: str, known: dict[str, Path]) -> str:
@@ -332,10 +368,6 @@ def _ask(words: list[str]) -> int:
 def _wrapped(text: str, *, indent: int) -> list[str]:
     space = " " * indent
     return textwrap.wrap(text, WIDTH, initial_indent=space, subsequent_indent=space)
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 if __name__ == "__main__":

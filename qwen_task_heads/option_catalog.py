@@ -87,7 +87,8 @@ def read() -> dict[str, list[dict[str, Any]]]:
     """Return the options of each command from `assets/options.json`.
 
     Returns:
-        Command -> options, each with `name`, `help`, `default`, `choices`, `type` and `group`.
+        Command -> options, each with `name`, `help`, `default`, `choices`, `type`, `group`, and `required`
+        if it has no default.
 
     Example:
         >>> from qwen_task_heads.option_catalog import read
@@ -155,9 +156,9 @@ def _group(one: type, name: str) -> str:
 
 
 def _option(item: dataclasses.Field[Any], hint: Any, group: str) -> dict[str, Any]:
-    default = item.default
+    default, made = item.default, item.default_factory
+    required = default is dataclasses.MISSING and made is dataclasses.MISSING
     if default is dataclasses.MISSING:
-        made = item.default_factory
         default = None if made is dataclasses.MISSING else made()
     default = default.value if isinstance(default, Enum) else default
     if not isinstance(default, str | int | float | bool | list | None):
@@ -170,6 +171,7 @@ def _option(item: dataclasses.Field[Any], hint: Any, group: str) -> dict[str, An
         "choices": _choices(hint),
         "help": texts,
         "group": group,
+        **({"required": True} if required else {}),
     }
 
 

@@ -31,10 +31,13 @@ def test_every_recipe_has_a_command() -> None:
         (["clasify"], "qth clasify", "qth classify"),
         (["classify", "--learning-rat", "1e-4"], "--learning_rat", "--learning_rate"),
         (["titles", "--config", "quik_start"], "--config", "--config quick_start"),
+        (["compare", "--engines", "a", "--dataset_name", "b"], "--output_dir", "comparison.md"),
+        (["predict", "--input=a", "--output=b", "--model=c", "--dtype=fp16"], "--dtype", "float16"),
+        (["data", "a", "--task", "title"], "--task", "titles"),
         (["titles", "--accelerate_config=multi"], "--accelerate_config", "--accelerate_config multi_gpu"),
     ],
 )
-def test_a_misspelt_name_is_refused_with_the_nearest_one(words, where, typed) -> None:
+def test_a_misspelt_or_missing_word_is_refused_with_what_to_type(words, where, typed) -> None:
     with pytest.raises(TaskHeadsError) as error:
         cli.run(words[0], words[1:])
     [problem] = error.value.problems

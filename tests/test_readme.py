@@ -50,7 +50,7 @@ def test_commands_and_their_options_exist(words: list[str]) -> None:
     assert command in cli.COMMANDS
     options = option_catalog.read().get(command)
     if options is not None:
-        assert cli.unknown_options(rest, options) == []
+        assert cli.option_problems(rest, options) == []
     cli._resolve(rest)
 
 

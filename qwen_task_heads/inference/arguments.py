@@ -13,9 +13,10 @@ from typing import Literal, TypeVar
 
 import torch
 
+from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.engine_options import EngineSpec, PromptOptions, parse_engines
 from qwen_task_heads.tokenization.label_prompts import MAX_LENGTH
-from qwen_task_heads.training.command_lines import checked_words
+from qwen_task_heads.training.command_lines import checked_words, unusable
 
 Options = TypeVar("Options", bound="CommandLineOptions")
 COUNTS = ("max_rows", "shots", "max_length", "latency_rows", "batch_tokens")  # 1 or more
@@ -34,12 +35,12 @@ class CommandLineOptions:
                 is a line break.
 
         Raises:
-            TaskHeadsError: unknown options or keys, all in one error, or a file that cannot be read.
+            TaskHeadsError: unknown options or keys, all in one error; or a file that cannot be read.
             SystemExit: a missing or malformed value, with a message of argparse.
 
         Example:
             >>> from qwen_task_heads import PredictArguments
-            >>> words = ["--model", "runs/news", "--input", "in.csv", "--output", "out.jsonl", "--top_k", "3"]
+            >>> words = ["--model", "runs/news", "--input", "in.csv", "--output", "out.jsonl", "--top_k=3"]
             >>> PredictArguments.from_command_line(words).top_k
             3
         """
@@ -47,7 +48,10 @@ class CommandLineOptions:
 
         known = [*(item.name for item in fields(cls)), "env", "config"]
         words, _ = checked_words(sys.argv[1:] if argv is None else argv, known)
-        (options,) = TrlParser(cls).parse_args_and_config(words)
+        try:
+            (options,) = TrlParser(cls).parse_args_and_config(words)
+        except (ValueError, TypeError) as error:
+            raise TaskHeadsError(unusable(words, str(error))) from error
         return options
 
 

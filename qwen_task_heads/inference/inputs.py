@@ -207,6 +207,41 @@ def in_place(answers: Sequence[Answer], bad: Mapping[int, Answer]) -> list[Answe
     return [bad[place] if place in bad else next(rest) for place in range(count)]
 
 
+def batches_by_length(
+    sizes: Sequence[int], *, limit: int, extra: int = 0, max_rows: int | None = None
+) -> list[list[int]]:
+    """Return batches of the indices of rows of similar length, shortest first.
+
+    Args:
+        sizes: tokens of each row.
+        limit: tokens of a batch, as its number of rows times its longest row; a longer row is alone.
+        extra: tokens that are added to each row.
+        max_rows: rows of a batch.
+
+    Example:
+        >>> from qwen_task_heads.inference.inputs import batches_by_length
+        >>> batches_by_length([3, 1, 2], limit=4)
+        [[1, 2], [0]]
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=lambda index: sizes[index]):
+        count = len(batches[-1]) if batches else 0
+        # Sorted, so the new row is the longest of its batch.
+        if not count or (count + 1) * (sizes[index] + extra) > limit or count == max_rows:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def with_progress(batches: list[list[int]], *, rows: int, shown: bool, name: str) -> Iterable[list[int]]:
+    """Return the batches, with a progress bar for more than a thousand rows."""
+    if not shown or rows <= 1000:
+        return batches
+    from tqdm.auto import tqdm
+
+    return tqdm(batches, desc=name, unit="batch")
+
+
 def device_of(device: str | torch.device | None) -> torch.device | None:
     """Return the named device; `auto` is the GPU if there is one, else the CPU.
 

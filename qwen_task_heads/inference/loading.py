@@ -128,9 +128,8 @@ def with_candidates(
     """
     for where, item in items:
         if isinstance(item, TextInput):
-            yield where, resolve_candidates(item, column=column, labels=labels)
-        else:
-            yield where, item
+            item = resolve_candidates(item, column=column, labels=labels)
+        yield where, item
 
 
 def resolve_candidates(item: TextInput, *, column: str, labels: LabelMap) -> TextInput | InputProblem:
@@ -141,7 +140,7 @@ def resolve_candidates(item: TextInput, *, column: str, labels: LabelMap) -> Tex
     reader = RowReader(item.source, item.row)
     names = read_candidates(reader, None, column=column)
     if not reader.problems:
-        reader.problems += _wrong_names(names, where=item.source, column=column, labels=labels)
+        _check_names(names, reader, column=column, labels=labels)
     if reader.problems:
         first = reader.problems[0]
         return InputProblem(first.where, first.problem, first.expected, first.fix, item.row, code=first.code)
@@ -149,35 +148,23 @@ def resolve_candidates(item: TextInput, *, column: str, labels: LabelMap) -> Tex
     return replace(item, candidates=tuple(labels.names[place] for place in places))
 
 
-def _wrong_names(names: Iterable[str], *, where: str, column: str, labels: LabelMap) -> list[Problem]:
-    """Return the problem of a name that is unknown or repeats a label, or []."""
+def _check_names(names: Iterable[str], row: RowReader, *, column: str, labels: LabelMap) -> None:
+    """Refuse a row at its first name that is unknown or repeats a label."""
     known: dict[int, str] = {}
     for name in names:
         place = labels.spelled.get(name)
         if place is None:
             near = labels.near(name)
-            return [
-                Problem(
-                    where,
-                    f"found {shorten(name)} in {column!r}",
-                    f"labels of the model: {shorten(labels.names)}",
-                    "correct the row" if near is None else f"write {shorten(near)}",
-                    code="label-unknown",
-                )
-            ]
+            expected = f"labels of the model: {shorten(labels.names)}"
+            fix = "correct the row" if near is None else f"write {shorten(near)}"
+            row.refuse(f"found {shorten(name)} in {column!r}", expected, fix, code="label-unknown")
+            return
         if place in known:
             both = f"{shorten(known[place])} and {shorten(name)}, both {shorten(labels.names[place])}"
-            return [
-                Problem(
-                    where,
-                    f"found {both}, in {column!r}",
-                    "each label once",
-                    "remove one of the two",
-                    code="label-conflict",
-                )
-            ]
+            fix = "remove one of the two"
+            row.refuse(f"found {both}, in {column!r}", "each label once", fix, code="label-conflict")
+            return
         known[place] = name
-    return []
 
 
 def choose(

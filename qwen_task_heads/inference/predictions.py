@@ -91,6 +91,45 @@ class Prediction:
         return row
 
 
+@dataclass(frozen=True)
+class RankedTitle:
+    """A title with its score, its rank (1 is best) and the probability that it is the best of its list.
+
+    An invalid row that was kept has an `error`, no rank, and NaN for score and probability.
+    """
+
+    title: str
+    score: float
+    probability: float
+    rank: int | None
+    error: str | None = None
+
+
+class FailedScore(float):
+    """Score of an invalid row that was kept: NaN, with its `error`.
+
+    Example:
+        >>> from qwen_task_heads.inference.predictions import FailedScore
+        >>> score = FailedScore("titles[0]: found ''")
+        >>> score == score, score.error
+        (False, "titles[0]: found ''")
+    """
+
+    error: str
+
+    def __new__(cls, error: str) -> FailedScore:
+        """Create NaN with an error."""
+        score = super().__new__(cls, "nan")
+        score.error = error
+        return score
+
+    def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]  # that of float returns its value
+        return (self.error,)
+
+    def __repr__(self) -> str:
+        return f"FailedScore({self.error!r})"
+
+
 def answer_columns(config: Any) -> list[str]:
     """Return the keys of `Prediction.as_dict` for a model; `score` for a title scorer."""
     kind = problem_type_of(config)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,53 +28,29 @@ from qwen_task_heads.hubcode.encoding_task_heads import (
     template_of,
 )
 from qwen_task_heads.inference.identity import Samples, Stored, sample_weights
-from qwen_task_heads.inference.inputs import RAISE, check_rows, device_of, in_place, rows_of, without
+from qwen_task_heads.inference.inputs import (
+    RAISE,
+    batches_by_length,
+    check_rows,
+    device_of,
+    in_place,
+    rows_of,
+    with_progress,
+    without,
+)
 from qwen_task_heads.inference.int8 import to_int8
-from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
+from qwen_task_heads.inference.predictions import (
+    FailedScore,
+    Prediction,
+    RankedTitle,
+    check_options,
+    to_predictions,
+)
 from qwen_task_heads.inference.prefix_cache import PrefixCache, state_of
 from qwen_task_heads.models import load, load_tokenizer, merge
 from qwen_task_heads.throughput import Throughput
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class RankedTitle:
-    """A title with its score, its rank (1 is best) and the probability that it is the best of its list.
-
-    An invalid row that was kept has an `error`, no rank, and NaN for score and probability.
-    """
-
-    title: str
-    score: float
-    probability: float
-    rank: int | None
-    error: str | None = None
-
-
-class FailedScore(float):
-    """Score of an invalid row that was kept: NaN, with its `error`.
-
-    Example:
-        >>> from qwen_task_heads.inference.scorer import FailedScore
-        >>> score = FailedScore("titles[0]: found ''")
-        >>> score == score, score.error
-        (False, "titles[0]: found ''")
-    """
-
-    error: str
-
-    def __new__(cls, error: str) -> FailedScore:
-        """Create NaN with an error."""
-        score = super().__new__(cls, "nan")
-        score.error = error
-        return score
-
-    def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]  # that of float returns its value
-        return (self.error,)
-
-    def __repr__(self) -> str:
-        return f"FailedScore({self.error!r})"
 
 
 class Scorer:
@@ -391,17 +366,16 @@ class Scorer:
         """
         # The other poolings need the padded states, (rows, longest, H), in memory.
         packs = self.model.fallback_reason is None and self.model.config.pooling == "last"
+        sizes = [len(row) - known for row in rows]
         batches: list[list[int]] = []
-        tokens = 0  # of the last batch
-        for index in sorted(range(len(rows)), key=lambda index: rows[index] if packs else len(rows[index])):
-            size = len(rows[index]) - known
-            tokens = tokens + size if packs else size * (len(batches[-1]) + 1 if batches else 1)
-            if not batches or tokens > self.batch_tokens:
-                batches.append([])
-                tokens = size
-            batches[-1].append(index)
-        if not self.progress or len(rows) <= 1000:
-            return batches
-        from tqdm.auto import tqdm
-
-        return tqdm(batches, desc="Scoring", unit="batch")
+        if packs:
+            tokens = 0  # of the last batch
+            for index in sorted(range(len(rows)), key=lambda index: rows[index]):
+                tokens += sizes[index]
+                if not batches or tokens > self.batch_tokens:
+                    batches.append([])
+                    tokens = sizes[index]
+                batches[-1].append(index)
+        else:
+            batches = batches_by_length(sizes, limit=self.batch_tokens)
+        return with_progress(batches, rows=len(rows), shown=self.progress, name="Scoring")

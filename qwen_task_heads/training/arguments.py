@@ -21,13 +21,7 @@ from qwen_task_heads.pretrained import locate
 from qwen_task_heads.tokenization.templates import Template
 from qwen_task_heads.training.argument_checks import head_problems, lora_problems, training_problems
 from qwen_task_heads.training.backbone_defaults import options_for
-from qwen_task_heads.training.command_lines import (
-    read_config,
-    stated_backbone,
-    unknown_option,
-    unusable,
-    with_line_breaks,
-)
+from qwen_task_heads.training.command_lines import checked_words, stated_backbone, unusable
 from qwen_task_heads.training.option_checks import (
     direction_problems,
     metric_problems,
@@ -289,23 +283,9 @@ def parse_arguments(
         TaskHeadsError: the config file is missing or not a mapping, a key is unknown, or a value cannot be
             used; includes values that fail only later (`option_checks.py`).
     """
-    own, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
-    # trl accepts --config as a word of its own and treats `--config=file` as an unknown option.
-    argv = [
-        part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
-    ]
-    argv = with_line_breaks(argv)
+    own = argv is None
     known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
-    stated, problems = read_config(argv, known)
-    problems += [
-        unknown_option(f"--{name}", name, known)
-        for name in (word[2:].split("=")[0] for word in argv if word.startswith("--"))
-        if name.replace("-", "_") not in known
-        and name.replace("-", "_").removeprefix("no_") not in known
-        and name != "help"
-    ]
-    if problems:
-        raise TaskHeadsError(problems)
+    argv, stated = checked_words(sys.argv[1:] if argv is None else argv, known)
     try:
         parser = TrlParser(groups)
         usual = stated.get("model_name_or_path", parser.get_default("model_name_or_path"))
