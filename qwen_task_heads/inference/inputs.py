@@ -94,40 +94,30 @@ def check_rows(
                 code="argument-type",
             )
         )
+    found = [
+        (place, _text_problem(f"{name}[{place}]", text, other, titles)) for place, text in enumerate(texts)
+    ]
+    found += [(place, _other_problem(f"{other}[{place}]", text)) for place, text in enumerate(others or ())]
     problems: dict[int, list[Problem]] = {}
-    for place, text in enumerate(texts):
-        if problem := _text_problem(f"{name}[{place}]", text, other=other, title=titles):
+    for place, problem in [*found, *(more or {}).items()]:
+        if problem:
             problems.setdefault(place, []).append(problem)
-    for place, text in enumerate(others or ()):
-        if problem := _other_problem(f"{other}[{place}]", text):
-            problems.setdefault(place, []).append(problem)
-    for place, problem in (more or {}).items():
-        problems.setdefault(place, []).append(problem)
     if general or (problems and on_error != KEEP):
-        bad = [problem for found in problems.values() for problem in found]
+        bad = [problem for row in problems.values() for problem in row]
         if on_error == RAISE:
             bad = [replace(problem, fix=f'{problem.fix}, or pass on_error="keep"') for problem in bad]
         raise TaskHeadsError(general + bad)
-    return {place: "\n".join(map(str, found)) for place, found in problems.items()}
+    return {place: "\n".join(map(str, row)) for place, row in problems.items()}
 
 
-def _text_problem(where: str, text: Any, *, other: str, title: bool) -> Problem | None:
+def _text_problem(where: str, text: Any, other: str, is_title: bool) -> Problem | None:
     if isinstance(text, tuple | list | dict):  # pipelines take pairs in this form
-        return Problem(
-            where,
-            f"found a {type(text).__name__}, {shorten(text)}",
-            "a text",
-            f"give {other.replace('text_pairs', 'second texts')} by {other}=[...]",
-            code="argument-type",
-        )
-    if not isinstance(text, str) or not (strip_title(text) if title else text.strip()):
-        return Problem(
-            where,
-            f"found {shorten(text)}",
-            "a text that is not empty",
-            "drop it",
-            code="text-empty" if isinstance(text, str) else "value-type",
-        )
+        problem = f"found a {type(text).__name__}, {shorten(text)}"
+        fix = f"give {other.replace('text_pairs', 'second texts')} by {other}=[...]"
+        return Problem(where, problem, "a text", fix, code="argument-type")
+    if not isinstance(text, str) or not (strip_title(text) if is_title else text.strip()):
+        code = "text-empty" if isinstance(text, str) else "value-type"
+        return Problem(where, f"found {shorten(text)}", "a text that is not empty", "drop it", code=code)
     return _surrogate_problem(where, text)
 
 
@@ -142,13 +132,9 @@ def _surrogate_problem(where: str, text: str) -> Problem | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return Problem(
-            where,
-            f"found a lone surrogate ({text[error.start]!r} at {error.start:,})",
-            "text that UTF-8 can encode",
-            "drop it, or decode its source again",
-            code="file-encoding",
-        )
+        problem = f"found a lone surrogate ({text[error.start]!r} at {error.start:,})"
+        expected, fix = "text that UTF-8 can encode", "drop it, or decode its source again"
+        return Problem(where, problem, expected, fix, code="file-encoding")
     return None
 
 
