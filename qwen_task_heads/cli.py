@@ -126,7 +126,7 @@ def run(name: str, words: list[str]) -> int:
     problems = []
     if options is not None:
         problems = option_problems(words, options, parsed_here=PARSED_HERE if command.recipe else HELP)
-        problems += [] if is_query else missing_options(words, options)
+        problems = problems or ([] if is_query else missing_options(words, options))
     if problems:
         raise TaskHeadsError(problems)
     if name == "env":

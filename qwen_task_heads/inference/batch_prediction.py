@@ -35,6 +35,7 @@ from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
 from qwen_task_heads.inference.arguments import PredictArguments
 from qwen_task_heads.inference.batch_report import ERROR, FileReport
 from qwen_task_heads.inference.identity import model_hash
+from qwen_task_heads.inference.inputs import check_count
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.loading import choose, labels_to_choose, open_scorer, with_candidates
 from qwen_task_heads.inference.predictions import DIGITS, answer_columns, check_options
@@ -206,9 +207,7 @@ def _check_arguments(args: PredictArguments) -> None:
     if suffix not in SUFFIXES:
         problem = f"found the suffix {suffix!r}"
         raise error_at(args.output, problem, ", ".join(SUFFIXES), choose, code="option-value")
-    if args.block_rows < 1:
-        problem, fix = f"found {args.block_rows}", "choose such as 2048"
-        raise error_at("block_rows", problem, "1 or more", fix, code="option-range")
+    check_count("block_rows", args.block_rows, example=2048)
     if args.bad_rows not in ("raise", "skip"):
         raise error_at("bad_rows", f"found {args.bad_rows!r}", "raise, skip", choose, code="option-value")
 

@@ -193,6 +193,13 @@ def in_place(answers: Sequence[Answer], bad: Mapping[int, Answer]) -> list[Answe
     return [bad[place] if place in bad else next(rest) for place in range(count)]
 
 
+def check_count(name: str, value: int, *, example: int) -> None:
+    """Raise a problem of an option that must be 1 or more."""
+    if value < 1:
+        fix = f"choose such as {example}"
+        raise error_at(name, f"found {value}", "1 or more", fix, code="option-range")
+
+
 def batches_by_length(
     sizes: Sequence[int], *, limit: int, extra: int = 0, max_rows: int | None = None
 ) -> list[list[int]]:

@@ -34,6 +34,7 @@ from qwen_task_heads.inference.inputs import (
     batches_by_length,
     candidate_problems,
     candidate_rows,
+    check_count,
     check_rows,
     device_of,
     rows_of,
@@ -102,14 +103,7 @@ class LabelScorer:
         batch_tokens: int = 32768,
         progress: bool = True,
     ) -> None:
-        if batch_tokens < 1:
-            raise error_at(
-                "batch_tokens",
-                f"found {batch_tokens}",
-                "1 or more",
-                "choose such as 32768",
-                code="option-range",
-            )
+        check_count("batch_tokens", batch_tokens, example=32768)
         self.model, self.prompts = model.eval(), prompts
         self.stored: Stored = (None, {})
         self.length_normalized, self.calibrate = length_normalized, calibrate

@@ -31,6 +31,7 @@ from qwen_task_heads.inference.identity import Samples, Stored, sample_weights
 from qwen_task_heads.inference.inputs import (
     RAISE,
     batches_by_length,
+    check_count,
     check_rows,
     device_of,
     in_place,
@@ -99,14 +100,7 @@ class Scorer:
         dtype: torch.dtype | str = "auto",
         int8: bool = False,
     ) -> None:
-        if batch_tokens < 1:
-            raise error_at(
-                "batch_tokens",
-                f"found {batch_tokens}",
-                "1 or more",
-                "choose such as 8192",
-                code="option-range",
-            )
+        check_count("batch_tokens", batch_tokens, example=8192)
         device = device_of("cpu" if int8 and device == "auto" else device)
         samples: Samples = {}
         if isinstance(model, (str, Path)):
