@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from qwen_task_heads.adapters import quiet_peft
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, reason_of
 from qwen_task_heads.files import check_manifest
 from qwen_task_heads.hubcode.configuration_task_heads import (
     PooledClassifierConfig,
@@ -104,11 +104,10 @@ def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUG
             _raise_exceptions_for_gated_repo=False,
         )
     except OSError as error:
-        reason = [*str(error).splitlines(), ""][0][:160]
         raise TaskHeadsError(
             Problem(
                 name,
-                f"the model was not found ({reason})",
+                f"the model was not found ({reason_of(error)})",
                 "an existing repo id or folder",
                 "check the name, the revision and the network",
                 code="model-not-found",
