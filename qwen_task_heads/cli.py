@@ -122,7 +122,8 @@ def run(name: str, words: list[str]) -> int:
     if {"-h", "--help", "--help_all"} & set(words) and (options is not None or not command.recipe):
         print(help_text(name, options or [], everything="--help_all" in words))
         return 0
-    is_query = name == "predict" and "--input" not in {word.split("=")[0] for word in words}
+    of_file = {"--input", "--config"}
+    is_query = name == "predict" and not of_file & {word.split("=")[0] for word in words}
     problems = []
     if options is not None:
         problems = option_problems(words, options, parsed_here=PARSED_HERE if command.recipe else HELP)

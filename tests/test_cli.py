@@ -102,6 +102,13 @@ def test_versions_and_hardware_are_printed(capsys) -> None:
     assert "- python: " in printed
 
 
+def test_predict_reads_the_options_of_a_file_from_a_config(tmp_path, capsys) -> None:
+    config, source = tmp_path / "p.yaml", tmp_path / "none.jsonl"
+    config.write_text(f"model: embedded\ninput: {source}\noutput: {tmp_path / 'out.jsonl'}\n")
+    assert cli.main(["predict", f"--config={config}"]) == 2
+    assert f"error: {source}: " in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_command_trains_and_predicts_outside_the_clone(tmp_path) -> None:
     def qth(*words: str) -> str:
