@@ -44,7 +44,7 @@ docs: $(READY)
 
 # Make the embedded backbone again (about ten minutes); needs the data it was made of.
 backbone: $(READY)
-	$(BIN)/python recipes/pretrain_backbone.py --config recipes/configs/pretrain_titles.yaml
+	$(BIN)/python tools/pretrain_backbone.py --config tools/pretrain_titles.yaml
 
 # Time of peers over ours; a row without its data or its peer states what is missing.
 bench: $(READY)

@@ -15,6 +15,9 @@ from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierCon
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig as TitleScorerConfig
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier as PooledClassifier
 from qwen_task_heads.hubcode.modeling_task_heads import TitleScorer as TitleScorer
+from qwen_task_heads.inference.arguments import ComparisonArguments as ComparisonArguments
+from qwen_task_heads.inference.arguments import PredictArguments as PredictArguments
+from qwen_task_heads.inference.batch_prediction import predict_file as predict_file
 from qwen_task_heads.inference.label_scorer import LabelScorer as LabelScorer
 from qwen_task_heads.inference.rewards import TitleReward as TitleReward
 from qwen_task_heads.inference.scorer import Scorer as Scorer
@@ -23,6 +26,7 @@ from qwen_task_heads.models import build as build
 from qwen_task_heads.models import load as load
 from qwen_task_heads.models import load_tokenizer as load_tokenizer
 from qwen_task_heads.models import merge as merge
+from qwen_task_heads.reports.comparison_runs import run_comparison as run_comparison
 from qwen_task_heads.runs.generative import GenerativeRun as GenerativeRun
 from qwen_task_heads.runs.sweeps import SweepRun as SweepRun
 from qwen_task_heads.runs.texts import ClassifierRun as ClassifierRun

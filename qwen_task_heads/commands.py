@@ -10,22 +10,26 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the console script: the recipe that it runs, and one line of help."""
+    """A command of the console script: the recipe that it runs ("" for none), and its help."""
 
     recipe: str
     summary: str
+    usage: str = "[--config NAME_OR_FILE] [--accelerate_config NAME_OR_FILE] [options]"
 
 
+DATA_USAGE = "FILE_OR_FOLDER [options]"
+PREDICT_USAGE = "--model MODEL (TEXT ... | --input FILE --output FILE) [options]"
 COMMANDS = {
+    "data": Command("", "Check a file as training reads it; exit code 1 if rows are defective.", DATA_USAGE),
     "titles": Command("reward_titles", "Train a title scorer on pairs, votes or clicks."),
     "classify": Command("classify", "Train a text classifier, regressor or ordinal model."),
     "label": Command("sft_classify", "Train a chat model that writes the label."),
     "sweep": Command("sweep_heads", "Find layers, pooling and head on a frozen backbone."),
     "grpo": Command("grpo_titles", "Train a title generator with a title scorer as its reward."),
-    "predict": Command("predict", "Label or score texts, or the rows of a file."),
+    "predict": Command("predict", "Label or score texts, or the rows of a file.", PREDICT_USAGE),
     "compare": Command("compare", "Compare engines and baselines on the same rows."),
     "publish": Command("publish", "Verify a finished run and publish it to a hub."),
-    "env": Command("", "Print versions and hardware, for a bug report."),
+    "env": Command("", "Print versions and hardware, for a bug report.", ""),
 }
 
 

@@ -136,6 +136,17 @@ def shorten(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def reason_of(error: Exception, limit: int = 160) -> str:
+    """Return the first line of an error of another library, for a message.
+
+    Example:
+        >>> from qwen_task_heads.errors import reason_of
+        >>> reason_of(OSError("no such repo\\nTraceback ..."))
+        'no such repo'
+    """
+    return [*str(error).splitlines(), ""][0][:limit]
+
+
 RESUME = "the same command with --resume_from_checkpoint true continues"
 
 

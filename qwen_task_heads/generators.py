@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from qwen_task_heads.adapters import quiet_peft
-from qwen_task_heads.errors import TaskHeadsError, error_at
+from qwen_task_heads.errors import TaskHeadsError, error_at, reason_of
 from qwen_task_heads.files import check_manifest
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
 from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
@@ -101,10 +101,9 @@ def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUG
             _raise_exceptions_for_gated_repo=False,
         )
     except OSError as error:
-        reason = [*str(error).splitlines(), ""][0][:160]
         raise error_at(
             name,
-            f"the model was not found ({reason})",
+            f"the model was not found ({reason_of(error)})",
             "an existing repo id or folder",
             "check the name, the revision and the network",
             code="model-not-found",

@@ -1,6 +1,6 @@
 """Locate the two samples in the package, one per task, under the name `embedded`.
 
-`recipes/make_sample.py` creates both. The `LICENSE.md` of each folder has the licence and the changes.
+`tools/make_sample.py` creates both. The `LICENSE.md` of each folder has the licence and the changes.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, reason_of
 from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.repo_checks import check_repo
@@ -76,15 +76,12 @@ class Embedder:
         except TaskHeadsError:
             raise
         except (OSError, ValueError) as error:
-            reason = [*str(error).splitlines(), ""][0][:160]
-            raise TaskHeadsError(
-                Problem(
-                    name,
-                    f"the sentence encoder cannot be loaded ({reason})",
-                    "a model of sentence-transformers",
-                    "check the name and the network",
-                    code="model-not-found",
-                )
+            raise error_at(
+                name,
+                f"the sentence encoder cannot be loaded ({reason_of(error)})",
+                "a model of sentence-transformers",
+                "check the name and the network",
+                code="model-not-found",
             ) from error
 
     @property

@@ -14,6 +14,7 @@ from qwen_task_heads.data.few_shot import choose_shots, shots_line
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.inference.engine_checks import check_engines, check_prompts
 from qwen_task_heads.inference.engine_options import (
     FEW_SHOT,
     TEXTS,
@@ -23,7 +24,6 @@ from qwen_task_heads.inference.engine_options import (
     check_task,
     task_of,
 )
-from qwen_task_heads.inference.engines import check_engines, check_prompts
 from qwen_task_heads.inference.title_engines import check_title_engines
 from qwen_task_heads.reports.comparison import Row, draw_groups
 from qwen_task_heads.reports.comparison_engines import measure_baselines, measure_engines, measure_lookup

@@ -35,21 +35,8 @@ def parse_groups(groups: Sequence[Any], argv: Sequence[str] | None, *, recipe: s
         TaskHeadsError: the config file is missing or not a mapping, a key is unknown, or a value is not
             usable.
     """
-    # trl accepts --config as a word of its own and treats `--config=file` as an unknown option.
-    words = [
-        part
-        for word in (sys.argv[1:] if argv is None else argv)
-        for part in (word.split("=", 1) if word.startswith("--config=") else [word])
-    ]
-    words = with_line_breaks(words)
     known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
-    stated, problems = read_config(words, known)
-    for name in (word[2:].split("=")[0] for word in words if word.startswith("--")):
-        spelled = name.replace("-", "_")
-        if name != "help" and spelled not in known and spelled.removeprefix("no_") not in known:
-            problems.append(unknown_option(f"--{name}", name, known))
-    if problems:
-        raise TaskHeadsError(problems)
+    words, stated = checked_words(sys.argv[1:] if argv is None else argv, known)
     try:
         parser = TrlParser(groups)
         if recipe is not None:
@@ -174,6 +161,36 @@ def unknown_option(where: str, name: str, known: Sequence[str]) -> Problem:
         known: names of all options.
     """
     near = difflib.get_close_matches(name.replace("-", "_"), known, n=2)
-    expected = ", ".join(near) or "an option that --help lists"
-    fix = "correct its name, or drop it" if near else "drop it"
-    return Problem(where, "the option is unknown", expected, fix, code="option-unknown")
+    return Problem(
+        where,
+        "the option is unknown",
+        ", ".join(near) or "an option that --help lists",
+        "correct its name, or drop it" if near else "drop it",
+        code="option-unknown",
+    )
+
+
+def checked_words(argv: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the words of a command line as trl's parser takes them, and the content of its `--config` file.
+
+    Args:
+        argv: words of the command line.
+        known: names of all options.
+
+    Raises:
+        TaskHeadsError: a file that cannot be read, and all unknown options and keys.
+    """
+    # trl accepts --config as a word of its own and treats `--config=file` as an unknown option.
+    words = [
+        part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
+    words = with_line_breaks(words)
+    stated, problems = read_config(words, known)
+    problems += [
+        unknown_option(f"--{name}", name, known)
+        for name in (word[2:].split("=")[0] for word in words if word.startswith("--"))
+        if not {name.replace("-", "_"), name.replace("-", "_").removeprefix("no_"), name} & {*known, "help"}
+    ]
+    if problems:
+        raise TaskHeadsError(problems)
+    return words, stated

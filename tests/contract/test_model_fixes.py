@@ -317,24 +317,25 @@ def test_a_plain_backbone(bases: dict[str, str]) -> None:
 
 
 MANIFEST = "files.py::check_manifest::"
-EDITED: dict[str, Callable[[Path], Any]] = {
-    f"{MANIFEST}f'{{repo}}/{{name}}'#2": lambda folder: edit(folder / "config.json", head_activation="tanh"),
-    f"{MANIFEST}f'{{repo}}/{{name}}'": lambda folder: (folder / "handler.py").unlink(),
-    f"{MANIFEST}where#2": lambda folder: (folder / "manifest.json").write_text("{"),
-    f"{MANIFEST}where": lambda folder: (folder / "manifest.json").write_text(" " * 10_000_001),
-}
+CHANGED = f"{MANIFEST}f'{{repo}}/{{name}}'"
+EDITED: list[tuple[str, Callable[[Path], Any]]] = [
+    (CHANGED, lambda folder: edit(folder / "config.json", head_activation="tanh")),
+    (CHANGED, lambda folder: (folder / "handler.py").unlink()),
+    (f"{MANIFEST}where#2", lambda folder: (folder / "manifest.json").write_text("{")),
+    (f"{MANIFEST}where", lambda folder: (folder / "manifest.json").write_text(" " * 10_000_001)),
+]
 
 
 @pytest.mark.parametrize("opener", [load, merge], ids=["load", "merge"])
-@pytest.mark.parametrize("site", EDITED)
+@pytest.mark.parametrize(("site", "change"), EDITED)
 def test_files_other_than_the_manifest_lists(
-    saved: Any, words: Any, tmp_path: Path, opener: Any, site: str
+    saved: Any, words: Any, tmp_path: Path, opener: Any, site: str, change: Any
 ) -> None:
     """The user made the change: the model is loaded without the check and saved again."""
     kind = "adapter" if opener is merge else "full"
     folder = Path(shutil.copytree(saved(kind), tmp_path / "changed"))
     edit(folder / "manifest.json", draft="gone")
-    EDITED[site](folder)
+    change(folder)
     with refused(site) as found:
         opener(str(folder))
     assert "fetch it again" in found[0].fix
@@ -613,7 +614,7 @@ def ask(*words: str) -> None:
 
 def test_an_option_that_a_scorer_does_not_support(saved: Any) -> None:
     words = [saved("scorer"), "One title", "Another", "--threshold", "0.5"]
-    with refused("__main__.py::main::f'--{name}'") as found:
+    with refused("__main__.py::_check_supported::f'--{name}'") as found:
         ask(*words)
     [changed] = changes(found[0], words)
     ask(*changed)
@@ -623,6 +624,6 @@ def test_a_pair_without_its_second_text(bases: dict[str, str], tokenizer: Any, t
     model, words = build(bases["qwen2"], **TASK, max_seq_length=64), copy.deepcopy(tokenizer)
     bind_template(words, model.config, pairs=True)
     folder = str(save(model, tokenizer=words, folder=tmp_path))
-    with refused("__main__.py::main::--text_pair") as found:
+    with refused("__main__.py::_check_supported::--text_pair") as found:
         ask(folder, "One text")
     ask(folder, "One text", *shlex.split(found[0].fix.removeprefix("give ")))

@@ -18,8 +18,8 @@ from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference import embeddings
 from qwen_task_heads.inference.embeddings import Embedder, EmbeddingClassifier, EmbeddingScorer
+from qwen_task_heads.inference.engine_checks import check_engines
 from qwen_task_heads.inference.engine_options import EngineSpec
-from qwen_task_heads.inference.engines import check_engines
 from qwen_task_heads.inference.title_engines import check_title_engines
 
 WORDS = ("sun", "rain", "snow", "wind")

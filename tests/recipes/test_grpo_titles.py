@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from qwen_task_heads import build, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError, shorten
-from qwen_task_heads.inference.rewards import title_of
+from qwen_task_heads.inference.completions import title_of
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.runs.title_generator import check_named
 

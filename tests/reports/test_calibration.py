@@ -15,6 +15,7 @@ import pytest
 import torch
 from clean_process import CleanProcess
 from peft import get_peft_model
+from predicting import predict
 from rendered_card import Rendered
 from transformers import AutoModelForSequenceClassification
 
@@ -26,7 +27,6 @@ from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.export.onnx import export_onnx, run_onnx
 from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.head_rows import fold_temperature
-from qwen_task_heads.inference.batch_prediction import predict_file
 from qwen_task_heads.metrics.calibration import divide_logits
 from qwen_task_heads.metrics.classification import (
     MULTI,
@@ -300,12 +300,12 @@ def test_a_maximum_error_rate_is_met_on_dev_or_refused(runs, bases, tmp_path):
 
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
-    predict_file(str(folder), source=str(source), output=tmp_path / "answers.jsonl", max_error=rate)
+    predict(str(folder), source=str(source), output=tmp_path / "answers.jsonl", max_error=rate)
     lines = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["predicted_label"] for line in lines] == [answer.label for answer in answers]
 
     with pytest.raises(TaskHeadsError) as caught:
-        predict_file(str(folder), source=str(source), output=tmp_path / "no.jsonl", max_error=best / 2)
+        predict(str(folder), source=str(source), output=tmp_path / "no.jsonl", max_error=best / 2)
     assert caught.value.problems[0].where == "max_error"
     with pytest.raises(TaskHeadsError) as caught:
         scorer.predict(rows, max_error=best / 2)
