@@ -10,11 +10,11 @@ from typing import Any
 
 from qwen_task_heads.data.text_readers import TextInput
 from qwen_task_heads.errors import Problem, TaskHeadsError, run_recipe
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.loading import choose, labels_to_choose, open_scorer, resolve_candidates
 from qwen_task_heads.inference.predictions import Prediction
 from qwen_task_heads.inference.scorer import Scorer
-from qwen_task_heads.modelscope import HUBS
 
 RANKED = 3  # labels printed per text without --top_k
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, help="multi-label: least probability of a predicted label")
     parser.add_argument("--abstain", type=float, help="predict no label below this probability")
     parser.add_argument("--max_error", type=float, help="abstain by a target share of wrong answers instead")
-    parser.add_argument("--hub", default=HUBS[0], choices=HUBS, help="hub of repo ids")
+    parser.add_argument("--hub", default=HUGGINGFACE, choices=HUBS, help="hub of repo ids")
     parser.add_argument("--revision", help="branch, tag or commit of the model")
     args = parser.parse_args()
     scorer = open_scorer(args.model, hub=args.hub, revision=args.revision)

@@ -35,8 +35,8 @@ from qwen_task_heads.hubcode.hashes_task_heads import check_base, hash_base
 from qwen_task_heads.hubcode.loading_task_heads import find_adapter
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from qwen_task_heads.hubs import HUGGINGFACE, hub_named, resolve
 from qwen_task_heads.loading_errors import as_our_errors, config_problem
-from qwen_task_heads.modelscope import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.pretrained import is_packaged, locate, stored_name
 from qwen_task_heads.repo_checks import check_repo, check_tokenizer, commit_of, not_there
 
@@ -81,7 +81,7 @@ def build(
             (adapters are merged), whose head is kept.
         task: `title_scorer` or `pooled_classifier`.
         revision: branch, tag or commit of the backbone; the commit is stored in the config.
-        hub: hub of repo ids, `huggingface` or `modelscope`.
+        hub: hub of repo ids, a name in `hubs.HUBS` such as `huggingface` or `modelscope`.
         gguf_file: name of a GGUF file in the repo or folder, which is dequantised to fp32 (`gguf_weights`).
         labels: label names of a classifier, in the order of their ids. Those of a saved classifier must be
             among them, in any order if others are added: rows of its head move by name, and a new row
@@ -131,7 +131,7 @@ def build(
             text_config=base.get_text_config(),
             backbone_name_or_path=backbone if fetched else stored_name(path),
             backbone_revision=commit,
-            backbone_hub=MODELSCOPE if fetched else None,
+            backbone_hub=hub if fetched else None,
             backbone_files=hash_base(path) if Path(path).is_dir() else None,
             **head,
         )
@@ -180,7 +180,7 @@ def load(
         )
     if verify:
         check_manifest(path, revision=revision)
-    moved = hub != HUGGINGFACE or is_packaged(config.backbone_name_or_path)
+    moved = not hub_named(hub).by_id or is_packaged(config.backbone_name_or_path)
     moved = moved and find_adapter(path, revision=revision) is not None
     model = TASKS[config.model_type].from_pretrained(
         path,
@@ -385,28 +385,21 @@ def _load_to_continue(
 def _find(
     name: str, *, revision: str | None, hub: str, gguf_file: str | None = None
 ) -> tuple[str, str | None]:
-    """Return the folder or id that transformers loads for a name, and the commit of a ModelScope folder."""
+    """Return the folder or id that transformers loads for a name, and the commit of a fetched folder."""
     path = locate(name, gguf_file=gguf_file, revision=revision, hub=hub)
-    if hub not in HUBS:
-        raise TaskHeadsError(
-            Problem("--hub", f"found {hub!r}", ", ".join(HUBS), "choose one of them", code="option-value")
-        )
-    if hub == HUGGINGFACE or Path(path).exists():
-        return path, None
-    folder, commit = fetch_modelscope(path, revision=revision)
-    return str(folder), commit
+    return resolve(path, hub=hub, revision=revision)
 
 
 def _with_local_base(config: Any, *, hub: str) -> Any:
-    """Return the config of an adapter, or a copy with the folder of a base from ModelScope or a package."""
+    """Return the config of an adapter, or a copy with the folder of a base from a hub or a package."""
     base = config.backbone_name_or_path
-    if (hub == HUGGINGFACE and not is_packaged(base)) or not base or Path(base).exists():
+    if not base or Path(base).exists() or (hub_named(hub).by_id and not is_packaged(base)):
         return config
     config = copy.deepcopy(config)
     if is_packaged(base):
         config.backbone_name_or_path = locate(base)
         return config
-    pin = config.backbone_revision if config.backbone_hub == MODELSCOPE else None  # the hubs share no commits
+    pin = config.backbone_revision if config.backbone_hub == hub else None  # hubs share no commits
     config.backbone_name_or_path, _ = _find(base, revision=pin, hub=hub)
     config.backbone_revision = config.backbone_hub = None
     return config

@@ -19,8 +19,8 @@ import sys
 import torch
 
 from qwen_task_heads.data.few_shot import WAYS
-from qwen_task_heads.data.sources import HUBS
 from qwen_task_heads.errors import run_recipe
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.inference.engine_options import KINDS, TASKS, PromptOptions, parse_engines
 from qwen_task_heads.reports.comparison import ALONE, COMPARED
 from qwen_task_heads.reports.comparison_runs import run_comparison
@@ -66,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     types = ("auto", "float32", "bfloat16", "float16")
     add("--dtype", default="auto", choices=types, help="auto: as saved")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
-    add("--hub", default=HUBS[0], choices=HUBS, help="hub to load from (default: %(default)s)")
+    add("--hub", default=HUGGINGFACE, choices=HUBS, help="hub to load from (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the examples and of --max_rows (default: %(default)s)")
     return parser.parse_args()
 

@@ -16,8 +16,8 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
-from qwen_task_heads.data.sources import HUBS
 from qwen_task_heads.errors import run_recipe
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.inference.batch_prediction import predict_file
 from qwen_task_heads.training.callbacks import check_world
 
@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--split", help="split of a folder or data set")
     add("--encoding", default="utf-8", help="encoding of text files, such as gb18030 (default: %(default)s)")
     add("--columns", nargs="+", default=(), help="columns of CSV and TSV without a header: label,title,text")
-    add("--hub", default=HUBS[0], choices=HUBS, help="hub to load from (default: %(default)s)")
+    add("--hub", default=HUGGINGFACE, choices=HUBS, help="hub to load from (default: %(default)s)")
     add("--revision", help="branch, tag or commit of the model")
     add(
         "--bad_rows",

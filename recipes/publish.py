@@ -16,7 +16,7 @@ from dataclasses import fields
 from functools import partial
 
 from qwen_task_heads.errors import run_recipe
-from qwen_task_heads.modelscope import HUBS
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.publishing.publish import publish
 from qwen_task_heads.reports.card_facts import STATED, CardFacts
 from qwen_task_heads.training.publish_arguments import EXPORT_FORMATS, PublishArguments
@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, help="folder of a finished run")
     add("--hub_model_id", required=True, help="owner/name of the repo; created if it does not exist")
-    add("--hub", default=HUBS[0], choices=HUBS, help="hub to publish to (default: %(default)s)")
+    add("--hub", default=HUGGINGFACE, choices=HUBS, help="hub to publish to (default: %(default)s)")
     add(
         "--form",
         default="saved",

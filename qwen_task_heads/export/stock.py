@@ -37,6 +37,7 @@ from qwen_task_heads.dtypes import store_in
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, pad_rows, template_of
 from qwen_task_heads.hubcode.saving_task_heads import embedding_rows
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import (
     PooledClassifier,
     TaskHeadModel,
@@ -45,7 +46,6 @@ from qwen_task_heads.models import (
     load_tokenizer,
     merge,
 )
-from qwen_task_heads.modelscope import HUGGINGFACE
 from qwen_task_heads.verification.reference import FIXED_TEXTS
 
 # Of logits in fp32, relative to the largest one if that is above 1. The stock class adds the same numbers in

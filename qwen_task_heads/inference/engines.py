@@ -32,6 +32,7 @@ from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.embeddings import Embedder, EmbeddingClassifier, missing_library
 from qwen_task_heads.inference.engine_options import (
     EMBEDDINGS,
@@ -47,7 +48,6 @@ from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.loading import ONE_LABEL
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import load_tokenizer, saved_task
-from qwen_task_heads.modelscope import HUGGINGFACE
 from qwen_task_heads.tokenization.label_prompts import (
     LABEL_PROMPT,
     AnswerPrompts,

@@ -17,8 +17,8 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.export.folders import ADAPTERS, save
 from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.generators import load_generator
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import load, load_tokenizer, merge
-from qwen_task_heads.modelscope import HUGGINGFACE
 from qwen_task_heads.pretrained import EMBEDDED_FOLDER, is_folder
 from qwen_task_heads.publishing.staging import files_of, is_publishable
 from qwen_task_heads.reports.cards import with_form

@@ -13,8 +13,8 @@ from dataclasses import replace as with_changes
 from pathlib import Path
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubs import HUGGINGFACE, hub_named
 from qwen_task_heads.models import load_tokenizer
-from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE
 from qwen_task_heads.publishing.formats import (
     MERGED,
     SAVED,
@@ -24,11 +24,9 @@ from qwen_task_heads.publishing.formats import (
     local_base_problem,
     read_run,
 )
-from qwen_task_heads.publishing.hub import Hub, discard
-from qwen_task_heads.publishing.huggingface import HuggingFace
-from qwen_task_heads.publishing.modelscope import ModelScope
 from qwen_task_heads.publishing.records import Published
 from qwen_task_heads.publishing.staging import check_run, stage, update_manifest
+from qwen_task_heads.publishing.upload import check_repo, check_task, discard, upload
 from qwen_task_heads.redaction import scan
 from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, state_facts
 from qwen_task_heads.reports.cards import FOLDER, TRAINED, with_onnx, with_parity
@@ -36,9 +34,7 @@ from qwen_task_heads.reports.finishing import write_json
 from qwen_task_heads.training.publish_arguments import EXPORT_FORMATS
 from qwen_task_heads.verification.parity import Parity, verify_artifact
 
-__all__ = ["HUBS", "Hub", "Published", "check_publishable", "publish"]
-
-HUBS: dict[str, type[Hub]] = {HUGGINGFACE: HuggingFace, MODELSCOPE: ModelScope}
+__all__ = ["Published", "check_publishable", "publish"]
 
 
 def publish(
@@ -67,7 +63,7 @@ def publish(
     Args:
         folder: output folder of the run; not changed.
         repo_id: `owner/name`; created if absent.
-        hub: `huggingface` or `modelscope`.
+        hub: a name in `hubs.HUBS`, such as `huggingface` or `modelscope`.
         form: export format: `saved` (as trained, adapter or full), `merged` (the adapter merged into its
             base) or `stock` (a class of transformers, which servers open).
         private: visibility of a new repo; None for the hub's default. A public repo is refused if a private
@@ -84,7 +80,7 @@ def publish(
         facts: statements for the published card, instead of those of the run; the folder's card is not
             changed.
         token: token of the hub; None for that of the login.
-        create_pr: open a pull request with the commit; only on the Hugging Face Hub.
+        create_pr: open a pull request with the commit, if the hub has them.
         log: called with one line at the start of each phase, such as `print`.
 
     Raises:
@@ -92,7 +88,7 @@ def publish(
             difference from the trained model, a secret, or a failed call.
     """
     folder = Path(folder)
-    client = _client(hub, token=token)
+    client = hub_named(hub)(token=token)
     if form not in EXPORT_FORMATS:
         raise TaskHeadsError(
             Problem(
@@ -122,7 +118,7 @@ def publish(
             )
         )
     if dry_run is None:
-        client.check(repo_id, private=private, revision=revision, tag=tag, again=True)
+        check_repo(client, repo_id, private=private, revision=revision, tag=tag, again=True)
     branch = revision if revision != client.branch else None  # the card names no default branch
     with tempfile.TemporaryDirectory(prefix="publish-") as root:
         log(f"Staging {folder} as {form} ...")
@@ -132,7 +128,7 @@ def publish(
         )
         state_facts(staged, facts, named=folder)
         if dry_run is None and not replace:
-            client.check_task(staged, repo_id=repo_id, revision=revision)
+            check_task(client, staged, repo_id=repo_id, revision=revision)
         if (onnx or int8) and isinstance(run, HeadRun):
             from qwen_task_heads.export.onnx import export_onnx
 
@@ -153,7 +149,8 @@ def publish(
         if dry_run is not None:
             done = "Staged and verified" if verify else "Staged"
             return Published(repo_id=repo_id, hub=hub, notes=(f"{done} in {staged}.", *notes))
-        published = client.push(
+        published = upload(
+            client,
             staged,
             repo_id=repo_id,
             private=private,
@@ -179,14 +176,6 @@ def check_publishable(backbone: str, *, adapter: bool) -> None:
     """
     if adapter and is_local(backbone):
         raise TaskHeadsError(local_base_problem("--push_to_hub", backbone))
-
-
-def _client(hub: str, *, token: bool | str | None = None) -> Hub:
-    if hub not in HUBS:
-        raise TaskHeadsError(
-            Problem("--hub", f"found {hub!r}", ", ".join(HUBS), "choose one of them", code="option-value")
-        )
-    return HUBS[hub](token=token)
 
 
 def _verify(

@@ -15,7 +15,7 @@ from typing import Any
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PROBLEM_TYPES
-from qwen_task_heads.modelscope import HUGGINGFACE
+from qwen_task_heads.hubs import HUGGINGFACE, hub_named
 from qwen_task_heads.reports.finishing import python_command
 from qwen_task_heads.training.arguments import HeadArguments
 
@@ -26,7 +26,7 @@ class PublishTarget:
 
     Args:
         repo_id: `owner/name`.
-        hub: `huggingface` or `modelscope`.
+        hub: a name in `hubs.HUBS`.
         form: export format: `saved`, `merged` or `stock`.
         private: whether a new repo is private.
         revision: branch; None for the default branch of the hub.
@@ -150,7 +150,8 @@ def publish_target_of(task: Any, training: Any, model: Any) -> PublishTarget | N
             or a model that the export format does not support.
     """
     from qwen_task_heads.publishing.formats import STOCK
-    from qwen_task_heads.publishing.publish import HUBS, check_publishable
+    from qwen_task_heads.publishing.publish import check_publishable
+    from qwen_task_heads.publishing.upload import check_repo
 
     if not training.push_to_hub:
         return None
@@ -170,6 +171,6 @@ def publish_target_of(task: Any, training: Any, model: Any) -> PublishTarget | N
         options = vars(task)  # a recipe has a subset of these options
         is_adapter = model.use_peft or options.get("freeze_backbone") or options.get("save_as") == "adapter"
         check_publishable(model.model_name_or_path, adapter=bool(is_adapter) and target.form == "saved")
-        hub = HUBS[target.hub]()
-        hub.check(target.repo_id, private=target.private, revision=target.revision, tag=target.tag)
+        hub = hub_named(target.hub)()
+        check_repo(hub, target.repo_id, private=target.private, revision=target.revision, tag=target.tag)
     return target

@@ -122,7 +122,7 @@ def test_a_form(full: Path, hub: Any) -> None:
 
 
 def test_a_hub_of_another_name(full: Path, hub: Any) -> None:
-    with refused("publishing/publish.py::_client::--hub") as found:
+    with refused("hubs/__init__.py::hub_named::--hub") as found:
         send(full, hub="hf")
     assert send(full, hub=first(found))
 
@@ -318,7 +318,7 @@ def test_a_missing_reference(run: Any) -> None:
 
 def test_no_login(full: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    with refused("publishing/hub.py::Hub._not_logged_in::self.title") as found:
+    with refused("hubs/base.py::Hub.not_logged_in::self.title") as found:
         send(full)
     [variable] = re.findall(r"set (\w+)", found[0].fix)
     monkeypatch.setenv(variable, hub.token)
@@ -326,13 +326,13 @@ def test_no_login(full: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_no_write_permission(full: Path, hub: Any) -> None:
-    with refused("publishing/hub.py::Hub._no_right::repo_id") as found:
+    with refused("hubs/base.py::Hub.no_right::repo_id") as found:
         send(full, repo_id="other/news")
     [owner] = re.findall(r"may write for (\w+)", found[0].problem)
     assert "name another owner" in found[0].fix
     assert send(full, repo_id=f"{owner}/news")
     hub.role = "read"
-    with refused("publishing/hub.py::Hub._no_right::repo_id") as found:
+    with refused("hubs/base.py::Hub.no_right::repo_id") as found:
         send(full)
     assert "log in with a token that may write" in found[0].fix
     hub.role = "write"
@@ -341,7 +341,7 @@ def test_no_write_permission(full: Path, hub: Any) -> None:
 
 @pytest.mark.parametrize("name", ["news", "me/my news!", "me//news", "-/a/b"])
 def test_an_invalid_repo_id(full: Path, hub: Any, name: str) -> None:
-    with refused("publishing/hub.py::Hub._bad_name::--hub_model_id") as found:
+    with refused("hubs/base.py::Hub.bad_name::--hub_model_id") as found:
         send(full, repo_id=name)
     [changed] = changes(found[0], ["--hub_model_id", name])
     hub.me = changed[1].split("/")[0]
@@ -350,7 +350,7 @@ def test_an_invalid_repo_id(full: Path, hub: Any, name: str) -> None:
 
 def test_a_public_repo(full: Path, hub: Any) -> None:
     repo = hub.create(REPO, private=False)
-    with refused("publishing/hub.py::Hub._check_state::repo_id") as found:
+    with refused("publishing/upload.py::_check_state::repo_id") as found:
         send(full, private=True)
     for way in ("--public", "--hub_private_repo false", "make the repo private", "name another"):
         assert way in found[0].fix
@@ -366,7 +366,7 @@ def test_an_existing_tag(full: Path, hub: Any) -> None:
     send(full, tag="v1")
     hub.put(REPO, {"NOTES.md": b"by hand"})
     hub.files(REPO)
-    with refused("publishing/hub.py::Hub._check_state::f'tag {tag!r} of {repo_id}'") as found:
+    with refused("publishing/upload.py::_check_state::f'tag {tag!r} of {repo_id}'") as found:
         send(full, tag="v1", facts=CardFacts(license="mit"))
     assert "choose another, or delete that one" in found[0].fix
     assert send(full, tag="v2", facts=CardFacts(license="mit"))
@@ -377,7 +377,7 @@ def test_an_existing_tag(full: Path, hub: Any) -> None:
 def test_a_repo_of_another_model(full: Path, hub: Any) -> None:
     hub.create(REPO, private=True)
     hub.put(REPO, {"config.json": b'{"model_type": "title_scorer"}'})
-    with refused("publishing/hub.py::Hub._check_task::repo_id") as found:
+    with refused("publishing/upload.py::_check_task::repo_id") as found:
         send(full)
     assert "name another repo" in found[0].fix
     assert "--replace" in found[0].fix
@@ -385,7 +385,7 @@ def test_a_repo_of_another_model(full: Path, hub: Any) -> None:
     assert send(full, replace=True)
 
 
-FAILED = "publishing/hub.py::Hub._failed::repo_id"
+FAILED = "publishing/upload.py::_problems_of::repo_id"
 
 
 @pytest.mark.parametrize("site", [FAILED, f"{FAILED}#2"])
@@ -419,14 +419,14 @@ def test_branches_and_pull_requests_on_modelscope(
         modelscope_server.point_client(server, monkeypatch, cache=tmp_path / "cache")
         scope = partial(send, full, hub="modelscope")
         assert scope()
-        with refused("publishing/hub.py::Hub._check_state::repo_id#2") as found:
+        with refused("publishing/upload.py::_check_state::repo_id#2") as found:
             scope(revision="side")
         [branch] = re.findall(r"publish to (\w+) with a tag", found[0].fix)
         assert scope(revision=branch, tag="v1")
         repo = server.repos[REPO]
         repo.branches["side"] = repo.branches[branch]  # made on the repo's page
         assert scope(revision="side")
-        with refused("publishing/modelscope.py::ModelScope._commit::create_pr") as found:
+        with refused("publishing/upload.py::upload::create_pr") as found:
             scope(create_pr=True, facts=CardFacts(license="mit"))
         assert found[0].fix == "drop it"
         assert scope(facts=CardFacts(license="mit"))
