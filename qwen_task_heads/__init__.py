@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from qwen_task_heads.inference.rewards import TitleReward
     from qwen_task_heads.inference.scorer import Scorer
     from qwen_task_heads.models import adapter_config, build, load, load_tokenizer, merge
+    from qwen_task_heads.publishing.options import PublishOptions
+    from qwen_task_heads.publishing.publish import publish
     from qwen_task_heads.runs.generative import GenerativeRun
     from qwen_task_heads.runs.texts import ClassifierRun
     from qwen_task_heads.runs.titles import TitleRun
@@ -58,6 +60,7 @@ __all__ = [
     "PooledClassifier",
     "PooledClassifierConfig",
     "Problem",
+    "PublishOptions",
     "Scorer",
     "TaskHeadsError",
     "Template",
@@ -77,6 +80,7 @@ __all__ = [
     "load_tokenizer",
     "merge",
     "metric_path",
+    "publish",
     "read_pairs",
     "read_text_sets",
     "read_title_sets",
@@ -96,6 +100,7 @@ _MODULES = {
     "LabelScorer": "inference.label_scorer",
     "PooledClassifier": "hubcode.modeling_task_heads",
     "PooledClassifierConfig": "hubcode.configuration_task_heads",
+    "PublishOptions": "publishing.options",
     "Scorer": "inference.scorer",
     "Template": "tokenization.templates",
     "TitleConfig": "training.title_arguments",
@@ -114,6 +119,7 @@ _MODULES = {
     "load_tokenizer": "models",
     "merge": "models",
     "metric_path": "evaluate_modules",
+    "publish": "publishing.publish",
     "read_pairs": "data.pair_readers",
     "read_text_sets": "data.text_datasets",
     "read_title_sets": "data.title_datasets",

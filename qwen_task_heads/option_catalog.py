@@ -31,6 +31,7 @@ GROUPS = {
     "TitleSweepArguments": "Sweep",
     "TitleGeneratorArguments": "Titles",
     "HeadModelConfig": "Model",
+    "CardArguments": "Publishing",
     "PublishArguments": "Publishing",
     "RunDefaults": "Run",
 }
