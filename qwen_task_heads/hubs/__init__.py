@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import error_at, shorten
 from qwen_task_heads.hubs.base import Hub, Kind
 from qwen_task_heads.hubs.huggingface import HuggingFace
 from qwen_task_heads.hubs.modelscope import ModelScope
@@ -34,10 +34,8 @@ def hub_named(name: str) -> type[Hub]:
         'master'
     """
     if name not in HUBS:
-        raise TaskHeadsError(
-            Problem(
-                "--hub", f"found {shorten(name)}", ", ".join(HUBS), "choose one of them", code="option-value"
-            )
+        raise error_at(
+            "--hub", f"found {shorten(name)}", ", ".join(HUBS), "choose one of them", code="option-value"
         )
     return HUBS[name]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError, error_at
 from qwen_task_heads.hubcode.hashes_task_heads import sha256
 
 Kind = Literal["model", "dataset"]
@@ -110,14 +110,12 @@ class Hub(ABC):
             if status == ABSENT:
                 code = "model-not-found" if kind == "model" else "path-not-found"
             reason = str(error).split("\n", 1)[0][:160]
-            raise TaskHeadsError(
-                Problem(
-                    repo_id,
-                    f"the {kind} cannot be fetched from {self.title} ({type(error).__name__}: {reason})",
-                    f"a {kind} that this machine can reach or has cached",
-                    f"check the id and the connection, {self.login}, or give the folder of a copy",
-                    code=code,
-                )
+            raise error_at(
+                repo_id,
+                f"the {kind} cannot be fetched from {self.title} ({type(error).__name__}: {reason})",
+                f"a {kind} that this machine can reach or has cached",
+                f"check the id and the connection, {self.login}, or give the folder of a copy",
+                code=code,
             ) from error
         return str(folder), commit
 
@@ -209,32 +207,26 @@ class Hub(ABC):
 
     def not_logged_in(self, problem: str = "not logged in") -> TaskHeadsError:
         """Return the error of a missing or refused token."""
-        return TaskHeadsError(
-            Problem(self.title, problem, "a token with write access", self.login, code="hub-denied")
-        )
+        return error_at(self.title, problem, "a token with write access", self.login, code="hub-denied")
 
     def no_right(self, repo_id: str, problem: str) -> TaskHeadsError:
         """Return the error of a login that may not write to a repo."""
-        return TaskHeadsError(
-            Problem(
-                repo_id,
-                problem,
-                "a repo of your own or of an organisation with write access",
-                "name another owner, or log in with a token that may write",
-                code="hub-denied",
-            )
+        return error_at(
+            repo_id,
+            problem,
+            "a repo of your own or of an organisation with write access",
+            "name another owner, or log in with a token that may write",
+            code="hub-denied",
         )
 
     def bad_name(self, repo_id: str, reason: str) -> TaskHeadsError:
         """Return the error of a name that no repo of the hub can have."""
         words = [re.sub(r"[^\w.]+", "-", part, flags=re.ASCII).strip("-.") for part in repo_id.split("/")]
         example = "/".join(["owner", *filter(None, words)][-2:])
-        return TaskHeadsError(
-            Problem(
-                "--hub_model_id",
-                f"found {repo_id!r} ({reason})",
-                "owner/name of letters, digits, '-', '_' and '.'",
-                f"choose such as {example}",
-                code="hub-invalid",
-            )
+        return error_at(
+            "--hub_model_id",
+            f"found {repo_id!r} ({reason})",
+            "owner/name of letters, digits, '-', '_' and '.'",
+            f"choose such as {example}",
+            code="hub-invalid",
         )

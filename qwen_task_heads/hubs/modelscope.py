@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
 from qwen_task_heads.hubcode.hashes_task_heads import sha256
 from qwen_task_heads.hubs.base import UNREAD, Hub, Kind, State
 
@@ -49,14 +49,12 @@ class ModelScope(Hub):
             from modelscope_hub import HubApi
             from modelscope_hub.config import HubConfig
         except ImportError as error:
-            raise TaskHeadsError(
-                Problem(
-                    f"--hub {self.name}",
-                    f"modelscope is not installed ({error})",
-                    "the client of ModelScope, or the folder of a copy",
-                    "pip install 'qwen-task-heads[modelscope]'",
-                    code="package-missing",
-                )
+            raise error_at(
+                f"--hub {self.name}",
+                f"modelscope is not installed ({error})",
+                "the client of ModelScope, or the folder of a copy",
+                "pip install 'qwen-task-heads[modelscope]'",
+                code="package-missing",
             ) from error
         # Without a config, HubApi keeps the environment of its first use.
         self.config = HubConfig(token=token) if isinstance(token, str) else HubConfig()

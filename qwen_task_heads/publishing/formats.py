@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.backbones import EMBEDDED
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
 from qwen_task_heads.export.folders import ADAPTERS, save
 from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.generators import load_generator
@@ -100,14 +100,12 @@ class HeadRun(FinishedRun):
         super().__init__(folder)
         path = folder / "config.json"
         if not path.is_file():
-            raise TaskHeadsError(
-                Problem(
-                    str(folder),
-                    "config.json is missing",
-                    "the output folder of a finished run",
-                    "pass the output folder of the run",
-                    code="model-not-found",
-                )
+            raise error_at(
+                str(folder),
+                "config.json is missing",
+                "the output folder of a finished run",
+                "pass the output folder of the run",
+                code="model-not-found",
             )
         self.config = json.loads(path.read_text(encoding="utf-8"))
         self.hub = self.config.get("backbone_hub") or HUGGINGFACE
@@ -159,14 +157,12 @@ class GenerativeRun(FinishedRun):
     def make(self, form: str, made: Path) -> None:
         """Write the model with its adapter merged."""
         if form == STOCK:
-            raise TaskHeadsError(
-                Problem(
-                    "--form",
-                    f"found {form!r} for a generative classifier, which is a class of transformers already",
-                    "saved or merged",
-                    "choose one of them",
-                    code="option-unsupported",
-                )
+            raise error_at(
+                "--form",
+                f"found {form!r} for a generative classifier, which is a class of transformers already",
+                "saved or merged",
+                "choose one of them",
+                code="option-unsupported",
             )
         trained = self.reference().report["dtype"]  # the base may be stored in another dtype
         load_generator(str(self.folder), dtype=trained).save_pretrained(made)

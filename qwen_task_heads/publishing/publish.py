@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace as with_changes
 from pathlib import Path
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError, error_at
 from qwen_task_heads.hubs import HUGGINGFACE, hub_named
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.publishing.formats import (
@@ -90,14 +90,8 @@ def publish(
     folder = Path(folder)
     client = hub_named(hub)(token=token)
     if form not in EXPORT_FORMATS:
-        raise TaskHeadsError(
-            Problem(
-                "--form",
-                f"found {form!r}",
-                ", ".join(EXPORT_FORMATS),
-                "choose one of them",
-                code="option-value",
-            )
+        raise error_at(
+            "--form", f"found {form!r}", ", ".join(EXPORT_FORMATS), "choose one of them", code="option-value"
         )
     run = read_run(folder)
     notes = check_run(folder)
@@ -108,14 +102,12 @@ def publish(
     if form == SAVED:
         run.check_base()
     if (onnx or int8) and not isinstance(run, HeadRun):
-        raise TaskHeadsError(
-            Problem(
-                "--onnx",
-                "found a generative classifier",
-                "a title scorer or a classifier with a head",
-                "drop it",
-                code="option-unsupported",
-            )
+        raise error_at(
+            "--onnx",
+            "found a generative classifier",
+            "a title scorer or a classifier with a head",
+            "drop it",
+            code="option-unsupported",
         )
     if dry_run is None:
         check_repo(client, repo_id, private=private, revision=revision, tag=tag, again=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError, error_at
 from qwen_task_heads.hubcode.folder_task_heads import REFERENCE
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, Hub
 from qwen_task_heads.publishing.formats import is_local, local_base_problem
@@ -51,14 +51,12 @@ def check_push(model: Any, *, repo_id: str, token: bool | str | None, private: b
     check_repo(hub, repo_id, private=private)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if inner is not model and not inner.on_plain_base:
-        raise TaskHeadsError(
-            Problem(
-                "push_to_hub",
-                "found an adapter on a model that is trained already",
-                "an adapter on a plain backbone",
-                "train in full, or start from the backbone",
-                code="option-unsupported",
-            )
+        raise error_at(
+            "push_to_hub",
+            "found an adapter on a model that is trained already",
+            "an adapter on a plain backbone",
+            "train in full, or start from the backbone",
+            code="option-unsupported",
         )
     if inner is not model and is_local(inner.config.backbone_name_or_path):
         raise TaskHeadsError(local_base_problem("push_to_hub", inner.config.backbone_name_or_path))

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
 from qwen_task_heads.hubcode.hashes_task_heads import matches_any
 from qwen_task_heads.hubs.base import Hub, State
 from qwen_task_heads.publishing.records import Published
@@ -178,7 +178,7 @@ def upload(
     """
     if create_pr and not hub.makes_pull_requests:
         problem = f"found True; {hub.title} has no pull requests"
-        raise TaskHeadsError(Problem("create_pr", problem, "False", "drop it", code="option-unsupported"))
+        raise error_at("create_pr", problem, "False", "drop it", code="option-unsupported")
     staged = Path(staged)
     files = {name: staged / name for name in files_of(staged)}
     branch = revision or hub.branch
@@ -238,14 +238,12 @@ def _check_task(hub: Hub, repo_id: str, state: State, staged: Path) -> None:
         there = task_of(Path(folder))
     ours = task_of(staged)
     if there is not None and there != ours:
-        raise TaskHeadsError(
-            Problem(
-                repo_id,
-                f"the repo has {there}",
-                f"a repo without a model, or with {ours}",
-                "name another repo, or replace that model with --replace",
-                code="path-exists",
-            )
+        raise error_at(
+            repo_id,
+            f"the repo has {there}",
+            f"a repo without a model, or with {ours}",
+            "name another repo, or replace that model with --replace",
+            code="path-exists",
         )
 
 
@@ -327,9 +325,7 @@ def _problems_of(hub: Hub, repo_id: str) -> Iterator[None]:
             raise hub.not_logged_in(f"{hub.title} does not accept the token ({reason})") from None
         code, problem, expected, fix = STATUS_PROBLEMS.get(status or 0, _UNREACHABLE)
         words = {"title": hub.title, "reason": reason}
-        raise TaskHeadsError(
-            Problem(repo_id, problem.format(**words), expected.format(**words), fix, code=code)
-        ) from None
+        raise error_at(repo_id, problem.format(**words), expected.format(**words), fix, code=code) from None
 
 
 def _summary(existing: Mapping[str, str], *, changed: Collection[str], deleted: Collection[str]) -> str:

@@ -75,6 +75,7 @@ WITHOUT = {
     "hubcode/pooling_task_heads.py::real_tokens::attention_mask#2": "an argument of a forward pass",
     "hubcode/pooling_task_heads.py::pool::pooling": "no config has another value",
     "models.py::_base_config::f'{path}/config.json'": WRAPPED,
+    "errors.py::error_at::where": WRAPPED,
     "loading_errors.py::as_our_errors::error.where": WRAPPED,
     "loading_errors.py::config_problem::config": "a field of another type, which no option can have",
     "reports/comparison_advice.py::_between::comparison": "an argument between our own functions",

@@ -489,7 +489,7 @@ def test_files_that_cannot_be_read(own: Any, saved: Any, site: str) -> None:
 
 
 def test_a_full_model_is_not_merged(saved: Any) -> None:
-    with refused("models.py::merge::str(model)") as found:
+    with refused("models.py::_load_adapter::named") as found:
         merge(saved("full"))
     assert "loaded by load()" in found[0].fix
     assert load(saved("full"))
