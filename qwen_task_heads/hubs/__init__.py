@@ -43,19 +43,10 @@ def hub_named(name: str) -> type[Hub]:
 def resolve(
     name: str, *, hub: str, kind: Kind = "model", revision: str | None = None
 ) -> tuple[str, str | None]:
-    """Return what transformers and `datasets` open for a name, and the commit if a hub class fetched it.
+    """Return what transformers and `datasets` open for a name, and the commit if it had to be fetched.
 
-    Args:
-        name: an existing path, which is returned as it is, or `owner/name`.
-        hub: a name in `HUBS`.
-        kind: `model` or `dataset`.
-        revision: branch, tag or commit; None for the main branch of the hub.
-
-    Returns:
-        The path or the id itself with None, or the fetched folder with its commit.
-
-    Raises:
-        TaskHeadsError: see `hub_named` and `Hub.resolve`.
+    An existing path and an id of a hub that they read by themselves are returned as they are, with None. For
+    another hub this is the fetched folder. The arguments and errors are those of `Hub.resolve`.
 
     Example:
         >>> from qwen_task_heads.hubs import resolve

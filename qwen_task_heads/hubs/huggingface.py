@@ -67,14 +67,12 @@ class HuggingFace(Hub):
 
     def user(self) -> str:
         """Return the name of the logged-in user."""
-        self._check_login()
-        return str(self.api.whoami()["name"])
+        return str(self._whoami()["name"])
 
-    def _check_login(self) -> None:
-        from huggingface_hub import get_token
-
-        if not isinstance(self.api.token, str) and get_token() is None:
+    def _whoami(self) -> dict[str, Any]:
+        if not isinstance(self.api.token, str) and not any(self.logins().values()):
             raise self.not_logged_in()
+        return self.api.whoami()
 
     def check_access(self, repo_id: str) -> None:
         """Check the name, and the permissions of user and token."""
@@ -88,8 +86,7 @@ class HuggingFace(Hub):
         owner, slash, _ = repo_id.partition("/")
         if not slash:
             raise self.bad_name(repo_id, "no owner")
-        self._check_login()
-        me = self.api.whoami()
+        me = self._whoami()
         token = me.get("auth", {}).get("accessToken", {})
         organisations = {org["name"]: org.get("roleInOrg") for org in me.get("orgs", [])}
         if token.get("role") == "read":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -98,19 +99,8 @@ class ModelScope(Hub):
 
     def download(self, repo_id: str, name: str, *, revision: str | None, folder: str | None = None) -> Path:
         """Return the path of one file; without a network, that of the cache."""
-
-        def fetch(local_files_only: bool = False) -> Path:
-            found = self.api.download_file(
-                repo_id,
-                "model",
-                name,
-                revision=revision,
-                local_dir=folder,
-                local_files_only=local_files_only,
-            )
-            return Path(found)
-
-        return _or_cached(fetch, lambda: fetch(local_files_only=True))
+        fetch = partial(self.api.download_file, repo_id, "model", name, revision=revision, local_dir=folder)
+        return Path(_or_cached(fetch, partial(fetch, local_files_only=True)))
 
     def failures(self) -> tuple[type[Exception], ...]:
         """Return the exceptions of the client; an error of requests is an OSError."""

@@ -20,9 +20,8 @@ from qwen_task_heads.publishing.formats import (
     SAVED,
     FinishedRun,
     HeadRun,
-    is_local,
-    local_base_problem,
     read_run,
+    refuse_local_base,
 )
 from qwen_task_heads.publishing.records import Published
 from qwen_task_heads.publishing.staging import check_run, stage, update_manifest
@@ -33,8 +32,6 @@ from qwen_task_heads.reports.cards import FOLDER, TRAINED, with_onnx, with_parit
 from qwen_task_heads.reports.finishing import write_json
 from qwen_task_heads.training.publish_arguments import EXPORT_FORMATS
 from qwen_task_heads.verification.parity import Parity, verify_artifact
-
-__all__ = ["Published", "check_publishable", "publish"]
 
 
 def publish(
@@ -99,8 +96,8 @@ def publish(
         notes += (f"Every artifact was {FOLDER}.",)
     if form == MERGED and not run.is_adapter:
         form = SAVED  # the weights are full already
-    if form == SAVED:
-        run.check_base()
+    if form == SAVED and run.is_adapter:
+        refuse_local_base(str(folder), run.base)
     if (onnx or int8) and not isinstance(run, HeadRun):
         raise error_at(
             "--onnx",
@@ -154,20 +151,6 @@ def publish(
             log=log,
         )
         return with_changes(published, notes=(*published.notes, *notes))
-
-
-def check_publishable(backbone: str, *, adapter: bool) -> None:
-    """Raise, before training, if the published model would need a base of this machine.
-
-    Args:
-        backbone: as the user named it: repo id, folder or `embedded`.
-        adapter: whether an adapter will be published without merging.
-
-    Raises:
-        TaskHeadsError: an adapter on a folder of this machine.
-    """
-    if adapter and is_local(backbone):
-        raise TaskHeadsError(local_base_problem("--push_to_hub", backbone))
 
 
 def _verify(

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from qwen_task_heads.errors import TaskHeadsError, error_at
 from qwen_task_heads.hubcode.folder_task_heads import REFERENCE
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, Hub
-from qwen_task_heads.publishing.formats import is_local, local_base_problem
+from qwen_task_heads.publishing.formats import refuse_local_base
 from qwen_task_heads.publishing.publish import publish
 from qwen_task_heads.publishing.upload import check_repo, check_task, full_name
 from qwen_task_heads.reports.records import keep_reference
@@ -58,8 +58,8 @@ def check_push(model: Any, *, repo_id: str, token: bool | str | None, private: b
             "train in full, or start from the backbone",
             code="option-unsupported",
         )
-    if inner is not model and is_local(inner.config.backbone_name_or_path):
-        raise TaskHeadsError(local_base_problem("push_to_hub", inner.config.backbone_name_or_path))
+    if inner is not model:
+        refuse_local_base("push_to_hub", inner.config.backbone_name_or_path)
     with tempfile.TemporaryDirectory(prefix="check-") as folder:
         inner.config.save_pretrained(folder)
         check_task(hub, folder, repo_id=repo_id)

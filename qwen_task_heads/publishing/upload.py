@@ -109,9 +109,7 @@ def check_repo(
     """Check, before any work, whether the hub would accept a later `upload` of a new model.
 
     Args:
-        hub: the hub.
-        repo_id: `owner/name`.
-        private, revision, tag: see `upload`.
+        hub, repo_id, private, revision, tag: see `upload`.
         again: the repo may have the same model and its tag already.
 
     Raises:
@@ -127,16 +125,7 @@ def check_repo(
 
 
 def check_task(hub: Hub, staged: str | Path, *, repo_id: str, revision: str | None = None) -> None:
-    """Raise if an upload would replace a model of another task; called before verification.
-
-    Args:
-        hub: the hub.
-        staged: from `stage`.
-        repo_id, revision: see `upload`.
-
-    Raises:
-        TaskHeadsError: the repo has a model of another task or with other labels.
-    """
+    """Raise if an `upload` would replace a model of another task or with other labels."""
     branch = revision or hub.branch
     with _problems_of(hub, repo_id):
         state = hub.state(repo_id, branch)
@@ -226,7 +215,7 @@ def upload(
         commit=commit,
         private=state.private,
         unchanged=not (changed or deleted),
-        notes=("The repo stays private; make it public on its page.",) if stays_private else (),
+        notes=("The repo stays private; make it public on its page.",) * stays_private,
     )
 
 

@@ -42,8 +42,8 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.export.reward_model import export_reward_model
 from qwen_task_heads.export.stock import serve_command
 from qwen_task_heads.inference.engine_options import EngineSpec, PromptOptions
-from qwen_task_heads.publishing.formats import read_run
-from qwen_task_heads.publishing.publish import check_publishable, publish
+from qwen_task_heads.publishing.formats import read_run, refuse_local_base
+from qwen_task_heads.publishing.publish import publish
 from qwen_task_heads.publishing.pushing import check_push
 from qwen_task_heads.publishing.staging import stage
 from qwen_task_heads.publishing.target import PublishTarget, publish_target_of
@@ -152,17 +152,17 @@ def test_a_folder_without_a_run(run: Any, tmp_path: Path) -> None:
 def test_an_adapter_on_a_folder_of_this_machine(run: Any, hub: Any, tmp_path: Path) -> None:
     """In a command, before training, and in Python."""
     folder = run("adapter")
-    with refused("publishing/formats.py::local_base_problem::where") as found:
+    with refused("publishing/formats.py::refuse_local_base::where") as found:
         send(folder)
     for words in ("--form merged", "--publish_form merged", "merge(folder).push_to_hub(repo)"):
         assert words in found[0].fix
     assert send(folder, form="merged")
     argv = ["--use_peft", *PUSH, "--output_dir", str(tmp_path), *CPU]
-    with refused("publishing/formats.py::local_base_problem::where") as found:
+    with refused("publishing/formats.py::refuse_local_base::where") as found:
         publish_target_of(*parse_classifier_arguments(argv))
     assert publish_target_of(*parse_classifier_arguments([*argv, "--publish_form", "merged"]))
     assert merge(str(folder)).push_to_hub("me/other")
-    check_publishable("owner/base", adapter=True)  # a repo id
+    refuse_local_base("--push_to_hub", "owner/base")
 
 
 def test_an_adapter_on_a_trained_model(run: Any, hub: Any, bases: dict[str, str]) -> None:
