@@ -3,8 +3,8 @@
 Apart from `generators`, only this module calls `from_pretrained`.
 
 `build` puts a new head on a pretrained backbone and records the base and its commit. `load` returns exactly
-the saved model or raises an error. Both accept ids of either hub. For ModelScope they load the folder that
-its client fetched, and the config stores the id.
+the saved model or raises an error. Both accept ids of every hub in `hubs.HUBS`. From a hub that transformers
+does not read by itself they load the fetched folder, and the config stores the id.
 """
 
 from __future__ import annotations
