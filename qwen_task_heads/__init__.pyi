@@ -26,6 +26,8 @@ from qwen_task_heads.models import build as build
 from qwen_task_heads.models import load as load
 from qwen_task_heads.models import load_tokenizer as load_tokenizer
 from qwen_task_heads.models import merge as merge
+from qwen_task_heads.publishing.options import PublishOptions as PublishOptions
+from qwen_task_heads.publishing.publish import publish as publish
 from qwen_task_heads.reports.comparison_runs import run_comparison as run_comparison
 from qwen_task_heads.runs.generative import GenerativeRun as GenerativeRun
 from qwen_task_heads.runs.sweeps import SweepRun as SweepRun

@@ -32,7 +32,9 @@ GROUPS = {
     "TitleSweepArguments": "Sweep",
     "TitleGeneratorArguments": "Titles",
     "HeadModelConfig": "Model",
+    "PublishOptions": "Publishing",
     "PublishArguments": "Publishing",
+    "CardArguments": "Model card",
     "RunDefaults": "Run",
     "DataCheckArguments": "Data",
     "PredictArguments": "File",
@@ -104,6 +106,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
     """Return the same from the dataclasses; this imports transformers and trl."""
     from qwen_task_heads.data.inspection import DataCheckArguments
     from qwen_task_heads.inference.arguments import ComparisonArguments, PredictArguments, QueryArguments
+    from qwen_task_heads.publishing.options import PublishOptions
     from qwen_task_heads.training import (
         arguments,
         classifier_arguments,
@@ -132,6 +135,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
         ),
         "predict": (PredictArguments, QueryArguments),
         "compare": (ComparisonArguments,),
+        "publish": (PublishOptions,),
     }
     return {command: options_of(classes) for command, classes in groups.items()}
 
@@ -169,7 +173,7 @@ def _option(item: dataclasses.Field[Any], hint: Any, group: str) -> dict[str, An
         "name": item.name,
         "type": _type(hint),
         "default": default,
-        "choices": _choices(hint),
+        "choices": list(item.metadata.get("choices", ())) or _choices(hint),
         "help": texts,
         "group": group,
         **({"required": True} if required else {}),

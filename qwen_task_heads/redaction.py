@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qwen_task_heads.errors import Problem
+from qwen_task_heads.hubs import HUBS
 
 HIDDEN = "***"
 MIN_LENGTH = 8  # a shorter value is not a token and would occur in ordinary words
@@ -45,9 +46,8 @@ _SECRET_ENDS = (
     "_PWD",  # PGPASSWORD, MYSQL_PWD; PWD and OLDPWD are folders
 )
 # Every pattern starts with literal characters, which Python finds a hundred times as fast.
-SHAPES = {
-    "a Hugging Face token": (rb"hf_[A-Za-z0-9]{30,}", rb"api_org_[A-Za-z0-9]{30,}"),
-    "a ModelScope token": (rb"ms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",),
+SHAPES: dict[str, tuple[bytes, ...]] = {
+    **{kind: shapes for hub in HUBS.values() for kind, shapes in hub.token_shapes.items()},
     "a GitHub or GitLab token": (
         rb"gh[pousr]_[A-Za-z0-9]{36}",
         rb"github_pat_\w{22}",
@@ -66,7 +66,7 @@ _SHAPES = [(name, re.compile(pattern)) for name, patterns in SHAPES.items() for 
 def known_secrets() -> dict[str, str]:
     """Return the tokens that this process could use, by their source.
 
-    Sources are environment variables, selected by name, and the logins of both hubs.
+    Sources are environment variables, selected by name, and the logins of all hubs.
 
     Example:
         >>> import os
@@ -76,18 +76,9 @@ def known_secrets() -> dict[str, str]:
         'no-key-at-all'
         >>> del os.environ["EXAMPLE_API_KEY"]
     """
-    from huggingface_hub import get_token
-
     found = {f"${name}": value for name, value in os.environ.items() if _names_secret(name)}
-    found["the login of Hugging Face"] = get_token() or ""
-    try:
-        from modelscope_hub.config import HubConfig
-    except ImportError:
-        pass  # without the package there is no login
-    else:
-        config = HubConfig()
-        found["the login of ModelScope"] = config.token or ""
-        found["the git token of ModelScope"] = config.load_git_token() or ""
+    for hub in HUBS.values():
+        found |= hub.logins()
     by_value: dict[str, str] = {}
     for source, value in found.items():  # a login may equal a variable that is listed already
         by_value.setdefault(value.strip(), source)

@@ -11,6 +11,7 @@ from qwen_task_heads.data.json_files import FileProblem
 from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.data.title_datasets import TitleSets, read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 
 COMMANDS = {"texts": "classify", "titles": "titles"}  # task -> the command that trains on it
 
@@ -36,9 +37,7 @@ class DataCheckArguments:
     labels: str | None = field(
         default=None, metadata={"help": "Texts: labels.yaml or class file; inferred from the data if None."}
     )
-    hub: Literal["huggingface", "modelscope"] = field(
-        default="huggingface", metadata={"help": "Hub to load from."}
-    )
+    hub: str = field(default=HUGGINGFACE, metadata={"help": "Hub to load from.", "choices": list(HUBS)})
     bad_rows: Literal["raise", "skip"] = field(
         default="raise", metadata={"help": "skip: leave defective rows out and count them."}
     )

@@ -33,12 +33,14 @@ from qwen_task_heads.data.lookups import leak_lines, report_texts
 from qwen_task_heads.data.mixing import check_ratio, mix_in, names_of, read_others, resolve_others
 from qwen_task_heads.data.pair_layout import unread_lines
 from qwen_task_heads.data.raw_texts import RawTexts
+from qwen_task_heads.data.sources import split_hub
 from qwen_task_heads.data.split_sources import read_splits
 from qwen_task_heads.data.splits import TEST_GIVEN, check_fraction, cut_line, hash_rows, split_texts
 from qwen_task_heads.data.text_layout import PROBLEM_TYPES
 from qwen_task_heads.data.text_readers import read_texts
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubs import hub_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +176,7 @@ def read_text_sets(
     if test_fraction is not None:
         check_fraction(test_fraction, "test_fraction")
     source = locate_dataset(source, "texts")
-    if streaming and (Path(source).exists() or "modelscope" in (hub, source.split(":", 1)[0])):
+    if streaming and (Path(source).exists() or not hub_named(split_hub(source, hub)[1]).by_id):
         problem, fix = "found true for other data", "drop it: the data is read from its files"
         expected = "an id of the Hugging Face Hub"
         raise TaskHeadsError(Problem("streaming", problem, expected, fix, code="option-unsupported"))

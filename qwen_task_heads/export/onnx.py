@@ -41,10 +41,10 @@ from qwen_task_heads.export.shared import (
 )
 from qwen_task_heads.hubcode.attention_task_heads import PACKED, rotates_by_length
 from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, strip_title
+from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier
 from qwen_task_heads.inference import int8 as torch_int8
 from qwen_task_heads.inference.inputs import rows_of
 from qwen_task_heads.inference.predictions import problem_type_of
-from qwen_task_heads.models import PooledClassifier
 
 if TYPE_CHECKING:
     import numpy as np

@@ -38,7 +38,7 @@ from qwen_task_heads.export.shared import (
 )
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
 from qwen_task_heads.hubcode.families_task_heads import family_of
-from qwen_task_heads.modelscope import HUGGINGFACE
+from qwen_task_heads.hubs import HUGGINGFACE
 
 ARCHITECTURE = "Qwen2ForRewardModel"
 HEAD = ("score.0.weight", "score.0.bias", "score.2.weight", "score.2.bias")

@@ -17,6 +17,7 @@ import torch
 
 from qwen_task_heads.errors import Problem, error_at
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, template_of
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import (
     PooledClassifier,
     TaskHeadModel,
@@ -25,7 +26,6 @@ from qwen_task_heads.models import (
     load_tokenizer,
     merge,
 )
-from qwen_task_heads.modelscope import HUGGINGFACE
 from qwen_task_heads.verification.reference import FIXED_TEXTS
 
 # Of logits in fp32, relative to the largest one if that is above 1. The stock class adds the same numbers in

@@ -43,7 +43,7 @@ from qwen_task_heads.export.shared import (
 )
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows, template_of
 from qwen_task_heads.hubcode.saving_task_heads import embedding_rows
-from qwen_task_heads.modelscope import HUGGINGFACE
+from qwen_task_heads.hubs import HUGGINGFACE
 
 FIX = "publish the model with save(), or publish.py --form saved"
 

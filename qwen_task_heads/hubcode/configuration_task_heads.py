@@ -46,7 +46,7 @@ class TaskHeadConfig(PreTrainedConfig):
             kept, so `backbone_layers` follows. None: only the last layer.
         backbone_name_or_path: the base that an adapter repo loads before its adapter.
         backbone_revision: commit of the base on its hub, or None for a local folder.
-        backbone_hub: `modelscope` if the commit is one of ModelScope; None for the Hugging Face Hub.
+        backbone_hub: hub of the commit, such as `modelscope`; None for the Hugging Face Hub.
         backbone_files: SHA-256 by name of the files of a base that is a folder or was fetched from
             ModelScope. An adapter loads only on these files. None for a base that is pinned by its commit.
         probe: token ids and their logits, which are verified after every load. Written on save.

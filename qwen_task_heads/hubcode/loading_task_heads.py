@@ -155,7 +155,7 @@ class StrictLoading(StrictSaving):
                 f"{repo}/config.json",
                 f"base {base!r} cannot be loaded ({str(error).splitlines()[0][:200]})",
                 "a reachable repo id or an existing folder",
-                "load it with hub='modelscope', the hub of its base"
+                f"load it with hub={config.backbone_hub!r}, the hub of its base"
                 if config.backbone_hub
                 else "fetch the base, or set backbone_name_or_path to where it is",
                 code="base-changed",

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 import torch
 
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.inference.engine_options import EngineSpec, PromptOptions, parse_engines
 from qwen_task_heads.tokenization.label_prompts import MAX_LENGTH
 from qwen_task_heads.training.command_lines import parse_groups
@@ -50,9 +51,7 @@ class CommandLineOptions:
 class AnswerArguments(CommandLineOptions):
     """Options of the answers of a model, for texts of a file or of the command line."""
 
-    hub: Literal["huggingface", "modelscope"] = field(
-        default="huggingface", metadata={"help": "Hub to load from."}
-    )
+    hub: str = field(default=HUGGINGFACE, metadata={"help": "Hub to load from.", "choices": list(HUBS)})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     candidates: str | None = field(
         default=None,
@@ -195,9 +194,7 @@ class ComparisonArguments(CommandLineOptions):
         default="auto", metadata={"help": "Type of the weights; auto: as saved."}
     )
     device: str = field(default="auto", metadata={"help": "auto: cuda if there is a GPU, else cpu."})
-    hub: Literal["huggingface", "modelscope"] = field(
-        default="huggingface", metadata={"help": "Hub to load from."}
-    )
+    hub: str = field(default=HUGGINGFACE, metadata={"help": "Hub to load from.", "choices": list(HUBS)})
     seed: int = field(default=0, metadata={"help": "Seed of the examples and of --max_rows."})
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, reason_of
-from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE, fetch_modelscope
+from qwen_task_heads.hubs import HUGGINGFACE, resolve
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.repo_checks import check_repo
 
@@ -66,8 +66,7 @@ class Embedder:
             raise TaskHeadsError(problems)
         from sentence_transformers import SentenceTransformer
 
-        path = locate(name)
-        path = str(fetch_modelscope(path)[0]) if hub == MODELSCOPE and path == name else path
+        path, _ = resolve(locate(name), hub=hub)
         try:
             check_repo(path)
             self.model: Any = SentenceTransformer(

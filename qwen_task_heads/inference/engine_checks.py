@@ -12,6 +12,7 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.generators import file_of
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.embeddings import missing_library
 from qwen_task_heads.inference.engine_options import (
     EMBEDDINGS,
@@ -23,7 +24,6 @@ from qwen_task_heads.inference.engine_options import (
 )
 from qwen_task_heads.inference.loading import ONE_LABEL
 from qwen_task_heads.models import load_tokenizer, saved_task
-from qwen_task_heads.modelscope import HUGGINGFACE
 from qwen_task_heads.tokenization.label_prompts import (
     LABEL_PROMPT,
     AnswerPrompts,

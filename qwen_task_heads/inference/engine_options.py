@@ -10,7 +10,7 @@ import torch
 
 from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.modelscope import HUGGINGFACE
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.tokenization.label_prompts import MAX_LENGTH
 
 KINDS = ("head", "sft", "scorer", "zero_shot", "few_shot", "embeddings")

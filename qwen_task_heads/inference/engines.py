@@ -31,6 +31,7 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import error_at
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.embeddings import Embedder, EmbeddingClassifier
 from qwen_task_heads.inference.engine_checks import count_truncated, prompts_of
 from qwen_task_heads.inference.engine_options import (
@@ -46,7 +47,6 @@ from qwen_task_heads.inference.inputs import device_of
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import load_tokenizer
-from qwen_task_heads.modelscope import HUGGINGFACE
 
 
 @dataclass(frozen=True)

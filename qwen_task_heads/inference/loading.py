@@ -21,12 +21,12 @@ from qwen_task_heads.data.text_columns import read_candidates
 from qwen_task_heads.data.text_readers import InputProblem, TextInput
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.generators import file_of
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.inputs import candidate_rows, rows_of
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.predictions import Prediction, to_predictions
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import saved_task
-from qwen_task_heads.modelscope import HUGGINGFACE
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT, read_label_prompt
 
 ONE_LABEL = ("single_label_classification", "ordinal")

@@ -27,12 +27,12 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.embeddings import Embedder, EmbeddingScorer, missing_library
 from qwen_task_heads.inference.engine_options import EMBEDDINGS, SCORER, EngineSpec, PromptOptions
 from qwen_task_heads.inference.inputs import batches_by_length, device_of
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import load_tokenizer
-from qwen_task_heads.modelscope import HUGGINGFACE
 
 LOGITS = 2**27  # logits of a batch of a language model: half a GiB in fp32
 Floats = NDArray[np.float64]

@@ -12,33 +12,26 @@ from collections.abc import Callable
 from dataclasses import replace as with_changes
 from pathlib import Path
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError, error_at
+from qwen_task_heads.hubs import HUGGINGFACE, hub_named
 from qwen_task_heads.models import load_tokenizer
-from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE
 from qwen_task_heads.publishing.formats import (
     MERGED,
     SAVED,
     FinishedRun,
     HeadRun,
-    is_local,
-    local_base_problem,
     read_run,
+    refuse_local_base,
 )
-from qwen_task_heads.publishing.hub import Hub, discard
-from qwen_task_heads.publishing.huggingface import HuggingFace
-from qwen_task_heads.publishing.modelscope import ModelScope
 from qwen_task_heads.publishing.records import Published
 from qwen_task_heads.publishing.staging import check_run, stage, update_manifest
+from qwen_task_heads.publishing.upload import check_repo, check_task, discard, upload
 from qwen_task_heads.redaction import scan
 from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, state_facts
 from qwen_task_heads.reports.cards import FOLDER, TRAINED, with_onnx, with_parity
 from qwen_task_heads.reports.finishing import write_json
 from qwen_task_heads.training.publish_arguments import EXPORT_FORMATS
 from qwen_task_heads.verification.parity import Parity, verify_artifact
-
-__all__ = ["HUBS", "Hub", "Published", "check_publishable", "publish"]
-
-HUBS: dict[str, type[Hub]] = {HUGGINGFACE: HuggingFace, MODELSCOPE: ModelScope}
 
 
 def publish(
@@ -67,7 +60,7 @@ def publish(
     Args:
         folder: output folder of the run; not changed.
         repo_id: `owner/name`; created if absent.
-        hub: `huggingface` or `modelscope`.
+        hub: a name in `hubs.HUBS`, such as `huggingface` or `modelscope`.
         form: export format: `saved` (as trained, adapter or full), `merged` (the adapter merged into its
             base) or `stock` (a class of transformers, which servers open).
         private: visibility of a new repo; None for the hub's default. A public repo is refused if a private
@@ -84,7 +77,7 @@ def publish(
         facts: statements for the published card, instead of those of the run; the folder's card is not
             changed.
         token: token of the hub; None for that of the login.
-        create_pr: open a pull request with the commit; only on the Hugging Face Hub.
+        create_pr: open a pull request with the commit, if the hub has them.
         log: called with one line at the start of each phase, such as `print`.
 
     Raises:
@@ -92,16 +85,10 @@ def publish(
             difference from the trained model, a secret, or a failed call.
     """
     folder = Path(folder)
-    client = _client(hub, token=token)
+    client = hub_named(hub)(token=token)
     if form not in EXPORT_FORMATS:
-        raise TaskHeadsError(
-            Problem(
-                "--form",
-                f"found {form!r}",
-                ", ".join(EXPORT_FORMATS),
-                "choose one of them",
-                code="option-value",
-            )
+        raise error_at(
+            "--form", f"found {form!r}", ", ".join(EXPORT_FORMATS), "choose one of them", code="option-value"
         )
     run = read_run(folder)
     notes = check_run(folder)
@@ -109,20 +96,18 @@ def publish(
         notes += (f"Every artifact was {FOLDER}.",)
     if form == MERGED and not run.is_adapter:
         form = SAVED  # the weights are full already
-    if form == SAVED:
-        run.check_base()
+    if form == SAVED and run.is_adapter:
+        refuse_local_base(str(folder), run.base)
     if (onnx or int8) and not isinstance(run, HeadRun):
-        raise TaskHeadsError(
-            Problem(
-                "--onnx",
-                "found a generative classifier",
-                "a title scorer or a classifier with a head",
-                "drop it",
-                code="option-unsupported",
-            )
+        raise error_at(
+            "--onnx",
+            "found a generative classifier",
+            "a title scorer or a classifier with a head",
+            "drop it",
+            code="option-unsupported",
         )
     if dry_run is None:
-        client.check(repo_id, private=private, revision=revision, tag=tag, again=True)
+        check_repo(client, repo_id, private=private, revision=revision, tag=tag, again=True)
     branch = revision if revision != client.branch else None  # the card names no default branch
     with tempfile.TemporaryDirectory(prefix="publish-") as root:
         log(f"Staging {folder} as {form} ...")
@@ -132,7 +117,7 @@ def publish(
         )
         state_facts(staged, facts, named=folder)
         if dry_run is None and not replace:
-            client.check_task(staged, repo_id=repo_id, revision=revision)
+            check_task(client, staged, repo_id=repo_id, revision=revision)
         if (onnx or int8) and isinstance(run, HeadRun):
             from qwen_task_heads.export.onnx import export_onnx
 
@@ -153,7 +138,8 @@ def publish(
         if dry_run is not None:
             done = "Staged and verified" if verify else "Staged"
             return Published(repo_id=repo_id, hub=hub, notes=(f"{done} in {staged}.", *notes))
-        published = client.push(
+        published = upload(
+            client,
             staged,
             repo_id=repo_id,
             private=private,
@@ -165,28 +151,6 @@ def publish(
             log=log,
         )
         return with_changes(published, notes=(*published.notes, *notes))
-
-
-def check_publishable(backbone: str, *, adapter: bool) -> None:
-    """Raise, before training, if the published model would need a base of this machine.
-
-    Args:
-        backbone: as the user named it: repo id, folder or `embedded`.
-        adapter: whether an adapter will be published without merging.
-
-    Raises:
-        TaskHeadsError: an adapter on a folder of this machine.
-    """
-    if adapter and is_local(backbone):
-        raise TaskHeadsError(local_base_problem("--push_to_hub", backbone))
-
-
-def _client(hub: str, *, token: bool | str | None = None) -> Hub:
-    if hub not in HUBS:
-        raise TaskHeadsError(
-            Problem("--hub", f"found {hub!r}", ", ".join(HUBS), "choose one of them", code="option-value")
-        )
-    return HUBS[hub](token=token)
 
 
 def _verify(

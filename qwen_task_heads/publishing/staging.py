@@ -28,7 +28,7 @@ from qwen_task_heads.hubcode.card_task_heads import name_card
 from qwen_task_heads.hubcode.folder_task_heads import CARD, REFERENCE, ROWS, TERMS
 from qwen_task_heads.hubcode.hashes_task_heads import DRAFT, matches_any, read_manifest, sha256
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, move_adapter
-from qwen_task_heads.modelscope import MODELSCOPE
+from qwen_task_heads.hubs import hub_named
 from qwen_task_heads.reports.finishing import EVAL_RESULTS, write_json
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT
 
@@ -82,21 +82,6 @@ RESTORE = (
     "put back what the run wrote, or train again; to publish without metrics, pass "
     "save(load(folder, verify=False), ...) to a new folder"
 )
-# ModelScope's library reads the kind of a model here.
-CONFIGURATION = {"framework": "pytorch", "task": "text-classification"}
-# Inside the context, an adapter finds its base on ModelScope. Pipelines of a repo need a snapshot folder.
-FROM_MODELSCOPE = """
-From ModelScope (`pip install modelscope`), the same calls on a snapshot, inside its context:
-
-```python
-from modelscope import snapshot_download
-from modelscope.utils.hf_util.patcher import patch_context
-
-with patch_context():
-    folder = snapshot_download("%s"%s)
-    ...  # the lines below, with `folder` in place of the name
-```
-"""
 
 
 def is_publishable(name: str, *, rows: bool = False, model: bool = True) -> bool:
@@ -220,7 +205,7 @@ def stage(
         folder: output folder of a finished run; not changed.
         destination: folder to stage in; must be absent or empty.
         repo_id: `owner/name` of the repo.
-        hub: `huggingface` or `modelscope`; the latter needs a `configuration.json`.
+        hub: a name in `hubs.HUBS`; the hub adds its notes to the card, and its own files.
         rows: publish `predictions.jsonl` and `errors.md` too.
         revision: the branch, if it is not the default branch of the hub; the code on the card names it.
 
@@ -280,9 +265,8 @@ def stage(
         (destination / "README.md").write_text(
             card_of_repo(card, repo_id, hub, rows=rows, revision=revision), encoding="utf-8"
         )
-    if hub == MODELSCOPE:
-        task = {"task": "text-generation"} if "label_prompt.json" in chosen else {}
-        write_json(destination / "configuration.json", CONFIGURATION | task)
+    for name, content in hub_named(hub).extra_files(generates="label_prompt.json" in chosen).items():
+        write_json(destination / name, content)
     return update_manifest(destination)
 
 
@@ -356,11 +340,5 @@ def card_of_repo(
     card = name_card(card, repo_id, revision=revision)
     if not rows:  # remove links to files that are not published
         card = re.sub(r"^.*(?:\]\(errors\.md\)|`errors\.md`).*\n\n?", "", card, flags=re.MULTILINE)
-    if hub == MODELSCOPE:
-        card = re.sub(
-            r"^## How to load.*\n",
-            lambda m: m[0] + FROM_MODELSCOPE % (repo_id, pinned),
-            card,
-            flags=re.MULTILINE,
-        )
-    return card
+    notes = hub_named(hub).card_notes(repo_id, pinned)
+    return re.sub(r"^## How to load.*\n", lambda m: m[0] + notes, card, flags=re.MULTILINE)

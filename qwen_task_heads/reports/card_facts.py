@@ -21,6 +21,7 @@ from qwen_task_heads.data.embedded_datasets import EMBEDDED_DATASETS, EmbeddedDa
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE, UNSTATED_USE
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.pretrained import hub_id, in_bits
 from qwen_task_heads.reports.calibration_summary import calibration_fields
 from qwen_task_heads.reports.cards import ADAPTER, ADAPTER_ALONE, FULL, licence_fields
@@ -331,7 +332,8 @@ def reported_dataset(run: RunRecord, reported: str, metrics: Mapping[str, Any]) 
 def _hub_dataset(run: RunRecord, option: str) -> str | None:
     """Return a setting if it is a dataset id; the settings have only the names of files and folders."""
     name = str(run.settings.get(option) or "")
-    return name if run.settings.get("hub") != "modelscope" and is_dataset_id(name) else None
+    hub = HUBS.get(str(run.settings.get("hub")), HUBS[HUGGINGFACE])
+    return name if hub.by_id and is_dataset_id(name) else None
 
 
 def embedded_set(model: Trained, run: RunRecord) -> EmbeddedDataset | None:

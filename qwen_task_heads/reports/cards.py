@@ -18,6 +18,7 @@ from importlib import resources
 from typing import Any
 
 from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.reports.markdown import escape, one_line
 from qwen_task_heads.training.publish_arguments import LICENCES, OWN_LICENCE
 
@@ -204,7 +205,10 @@ def with_onnx(card: str, *, int8: bool) -> str:
         "onnx",
         repo=_repo(card),
         pinned=pinned[0] if (pinned := re.search(r', revision="[\w./-]+"', card)) else "",
-        library="modelscope" if "from modelscope import" in card else "huggingface_hub",
+        library=next(
+            (hub.library for hub in HUBS.values() if f"from {hub.library} import" in card),
+            HUBS[HUGGINGFACE].library,
+        ),
         ranking="title-scorer" in tags,
         texts=texts if paired else inputs,
         truncation='"only_first"' if inputs.startswith('{"titles"') else "True",

@@ -16,6 +16,7 @@ from trl import ModelConfig, get_quantization_config
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.tokenization.templates import Template
 from qwen_task_heads.training.argument_checks import head_problems, lora_problems, training_problems
@@ -109,8 +110,8 @@ class DataArguments(PublishArguments):
         metadata={"help": "Share of groups split off for test, before dev; no test set if None."},
     )
     hub: str = field(
-        default="huggingface",
-        metadata={"help": "Hub to load from and to publish to: huggingface or modelscope."},
+        default=HUGGINGFACE,
+        metadata={"help": f"Hub to load from and to publish to: {' or '.join(HUBS)}."},
     )
     bad_rows: str = field(
         default="raise",

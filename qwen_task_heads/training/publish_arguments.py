@@ -17,6 +17,7 @@ from typing import Any
 from transformers.trainer_utils import HubStrategy
 
 from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.hubs import HUBS
 
 EXPORT_FORMATS = ("saved", "merged", "stock")
 # Strategies of transformers that publish weights before they are evaluated.
@@ -48,8 +49,8 @@ LANGUAGES = {
 
 
 @dataclass
-class PublishArguments:
-    """Facts of the card that a run cannot measure, and the export format of the published model."""
+class CardArguments:
+    """Facts of the card that a run cannot measure."""
 
     license: str | None = field(
         default=None,
@@ -70,6 +71,12 @@ class PublishArguments:
         default="", metadata={"help": "Intended use of the model for the card, in sentences."}
     )
     citation: str = field(default="", metadata={"help": "BibTeX of the model or its data for the card."})
+
+
+@dataclass
+class PublishArguments(CardArguments):
+    """Facts of the card, and the export format of the published model."""
+
     publish_form: str = field(
         default="saved",
         metadata={"help": "saved: as trained; merged: without adapter; stock: a class of transformers."},
@@ -158,7 +165,7 @@ def publish_problems(task: PublishArguments, training: Any) -> list[Problem]:
                 "--hub_token",
                 "found a token",  # not quoted: this message is written to logs
                 "no token on a command line or in a file",
-                "drop it: revoke it there, and log in by `hf auth login`, HF_TOKEN or MODELSCOPE_API_TOKEN",
+                f"drop it: revoke it there, and {'; '.join(hub.login for hub in HUBS.values())}",
                 code="secret-found",
             )
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from qwen_task_heads.modelscope import MODELSCOPE, fetch_modelscope
+from qwen_task_heads.hubs import resolve
 
 # Variables that the process must not inherit: tokens, and those of a distributed launch.
 HIDDEN = ("TOKEN", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_", "TORCHELASTIC_")
@@ -77,7 +77,7 @@ def lay_out(folder: Path, *, cache: Path, repo_id: str) -> str:
 
 
 def link_base(folder: Path, cache: Path) -> None:
-    """Link the base of an adapter from the user's cache, or ModelScope's, into the new cache."""
+    """Link the base of an adapter from the user's cache, or that of its hub, into the new cache."""
     cache.mkdir(parents=True, exist_ok=True)
     if not any((folder / name).is_file() for name in ("adapter_config.json", "adapter/adapter_config.json")):
         return
@@ -91,9 +91,9 @@ def link_base(folder: Path, cache: Path) -> None:
     if not base or Path(base).is_absolute():
         return
     name = f"models--{base.replace('/', '--')}"
-    if config.get("backbone_hub") == MODELSCOPE:
-        snapshot, _ = fetch_modelscope(base, revision=config.get("backbone_revision"))
-        lay_out(snapshot, cache=cache, repo_id=base)
+    if hub := config.get("backbone_hub"):
+        snapshot, _ = resolve(base, hub=hub, revision=config.get("backbone_revision"))
+        lay_out(Path(snapshot), cache=cache, repo_id=base)
     elif Path(constants.HF_HUB_CACHE, name).is_dir():
         (cache / name).symlink_to(Path(constants.HF_HUB_CACHE, name).resolve())
 

@@ -19,8 +19,8 @@ from qwen_task_heads.runs.titles import TitleRun
 COMMANDS = {
     "clasify": ("cli.py::run::f'qth {name}'", "classify"),
     "no-such-command": ("cli.py::run::f'qth {name}'", "titles"),  # choose one of them
-    "classify --learning_rat 1": ("cli.py::unknown_options::f'--{name}'", "classify --learning_rate 1"),
-    "classify --no_near_name": ("cli.py::unknown_options::f'--{name}'", "classify"),  # drop it
+    "classify --learning_rat 1": ("cli.py::option_problems::f'--{name}'", "classify --learning_rate 1"),
+    "classify --no_near_name": ("cli.py::option_problems::f'--{name}'", "classify"),  # drop it
     "classify --config quick_start": ("cli.py::_command_for::--config", "sweep --config quick_start"),
     "titles --config quik_start": ("cli.py::_named::option", "titles --config quick_start"),
     "titles --accelerate_config=no-name": ("cli.py::_named::option", "titles --accelerate_config single"),

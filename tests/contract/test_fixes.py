@@ -61,10 +61,9 @@ OUTSIDE |= {f"{name}.py": "comes while a run trains; its test mirrors the module
 PIP = "a package is missing: the fix installs one"
 HOSTILE = "a repo not to be used, which is the fix; tests/attacks/test_hostile_repos.py"
 WRAPPED = "tells an error of another site, which is followed"
-MODELSCOPE = "a hub out of reach; tests/test_modelscope.py"
 WITHOUT = {
     "gguf_weights.py::_contents::--gguf_file": PIP,
-    "pretrained.py::_fetch::--gguf_file#2": "a hub out of reach, or a file that it has not",
+    "pretrained.py::_fetch::--gguf_file": "a hub out of reach, or a file that it has not",
     "training/convex_heads.py::fit_path::rows": "an argument between our own functions",
     "training/convex_heads.py::_axes::features": "a broken backbone; tests/training/test_convex_heads.py",
     "training/convex_heads.py::_Objective.solve::loss": "labels that no reader lets through; tests/training",
@@ -86,8 +85,6 @@ WITHOUT = {
     "hubcode/pooling_task_heads.py::real_tokens::attention_mask#2": "an argument of a forward pass",
     "hubcode/pooling_task_heads.py::pool::pooling": "no config has another value",
     "models.py::_base_config::f'{path}/config.json'": WRAPPED,
-    "modelscope.py::fetch_modelscope::name": PIP,
-    "modelscope.py::_unfetched::name": MODELSCOPE,
     "loading_errors.py::as_our_errors::error.where": WRAPPED,
     **{f"repo_checks.py::{name}::where": HOSTILE for name in ("_invalid", "_malformed", "_untrusted")},
     "repo_checks.py::commit_of::path": "a cache that does not record the commit",
@@ -95,7 +92,8 @@ WITHOUT = {
     "loading_errors.py::config_problem::config": "a field of another type, which no option can have",
     "reports/comparison_advice.py::_between::comparison": "an argument between our own functions",
     "reports/comparison_runs.py::run_comparison::--engines": WRAPPED,
-    "publishing/modelscope.py::ModelScope.__init__::--hub modelscope": PIP,
+    "hubs/base.py::Hub.resolve::repo_id": "a hub out of reach; tests/hubs/test_modelscope.py",
+    "hubs/modelscope.py::ModelScope.__init__::f'--hub {self.name}'": PIP,
     "export/onnx.py::check_packages::onnx": PIP,
     "export/onnx.py::_trace::text_config": "a family that none traces, after an export",
     "export/stock.py::_convert::text_config": "no family of this transformers has another layout",

@@ -110,7 +110,7 @@ def test_an_option_of_another_name(bases: dict[str, str]) -> None:
 
 
 def test_a_hub(bases: dict[str, str]) -> None:
-    with refused("models.py::_find::--hub") as found:
+    with refused("hubs/__init__.py::hub_named::--hub") as found:
         build(bases["qwen2"], hub="hf")
     first = found[0].expected.split(", ")[0]
     assert build(bases["qwen2"], hub=first)
@@ -500,7 +500,7 @@ def test_files_that_cannot_be_read(own: Any, saved: Any, site: str) -> None:
 
 
 def test_a_full_model_is_not_merged(saved: Any) -> None:
-    with refused("models.py::merge::str(model)") as found:
+    with refused("models.py::_load_adapter::named") as found:
         merge(saved("full"))
     assert "loaded by load()" in found[0].fix
     assert load(saved("full"))

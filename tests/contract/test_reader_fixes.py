@@ -188,7 +188,7 @@ def test_the_fix_of_a_message_is_read(case: Case, tmp_path: Path) -> None:
 
 def test_a_hub(tmp_path: Path) -> None:
     source = write(tmp_path / "rows", {"train.jsonl": GOOD})
-    with refused("data/sources.py::open_source::hub") as found:
+    with refused("hubs/__init__.py::hub_named::--hub") as found:
         read_text_sets(source, hub="hf", dev_fraction=0.5)
     first = found[0].expected.split(", ")[0]
     assert found[0].fix == "choose one of them"
@@ -197,7 +197,7 @@ def test_a_hub(tmp_path: Path) -> None:
 
 def test_an_invalid_id() -> None:
     """The id of the form that it asks for is looked up, on a hub that is out of reach."""
-    with refused("data/sources.py::open_source::source") as found:
+    with refused("data/sources.py::open_source::name") as found:
         list(read_rows("modelscope:news"))
     assert "owner/name" in found[0].expected
     assert found[0].fix == "check the id"

@@ -15,8 +15,9 @@ from qwen_task_heads import adapter_config, build, load, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.files import hash_files
 from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
-from qwen_task_heads.publishing.publish import check_publishable, publish
-from qwen_task_heads.publishing.staging import CONFIGURATION, check_run, files_of, is_publishable, stage
+from qwen_task_heads.publishing.formats import refuse_local_base
+from qwen_task_heads.publishing.publish import publish
+from qwen_task_heads.publishing.staging import check_run, files_of, is_publishable, stage
 
 CARD = (
     "---\nlicense: mit\n---\n# T\n\nLook at [errors.md](errors.md), all answers in `predictions.jsonl`.\n\n"
@@ -107,7 +108,8 @@ def test_staging_again_gives_the_same_bytes(folder: Path, tmp_path: Path) -> Non
 
 def test_modelscope_gets_its_configuration_and_its_loading_code(folder: Path, tmp_path: Path) -> None:
     staged = stage(folder, tmp_path / "staged", repo_id="me/t", hub="modelscope", rows=True)
-    assert json.loads((staged / "configuration.json").read_text()) == CONFIGURATION
+    configuration = json.loads((staged / "configuration.json").read_text())
+    assert configuration == {"framework": "pytorch", "task": "text-classification"}
     card = (staged / "README.md").read_text()
     assert 'snapshot_download("me/t")' in card
     assert "[errors.md](errors.md)" in card
@@ -148,15 +150,14 @@ def test_names_similar_to_published_ones_are_not_published(name: str) -> None:
 def test_an_adapter_of_a_local_base_is_refused_before_and_after_training(folder: Path, bases: Any) -> None:
     for call in (
         lambda: publish(folder, repo_id="me/t"),
-        lambda: check_publishable(bases["qwen2"], adapter=True),
-        lambda: check_publishable("embedded", adapter=True),
+        lambda: refuse_local_base("--push_to_hub", bases["qwen2"]),
+        lambda: refuse_local_base("--push_to_hub", "embedded"),
     ):
         with pytest.raises(TaskHeadsError, match=Path(bases["qwen2"]).name + "|embedded") as caught:
             call()
         assert caught.value.problems[0].code == "base-changed"
         assert "--form merged" in caught.value.problems[0].fix
-    for backbone, adapter in (("embedded", False), ("Qwen/Qwen3-0.6B", True), (bases["qwen2"], False)):
-        assert check_publishable(backbone, adapter=adapter) is None
+    refuse_local_base("--push_to_hub", "Qwen/Qwen3-0.6B")
 
 
 def test_all_files_that_changed_after_the_run_are_reported(folder: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
-from qwen_task_heads.modelscope import HUGGINGFACE
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.publishing.staging import card_of_repo
 from qwen_task_heads.reports import card_facts
 from qwen_task_heads.reports.card_facts import CardFacts, Trained
