@@ -125,6 +125,11 @@ class TaskHeadsError(ValueError):
         super().__init__("\n".join(lines))
 
 
+def error_at(where: str, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
+    """Return one problem as an error; the arguments are those of `Problem`."""
+    return TaskHeadsError(Problem(where, problem, expected, fix, code=code))
+
+
 def shorten(value: object, limit: int = 60) -> str:
     """Return `repr(value)`, truncated to `limit` characters."""
     text = repr(value if not isinstance(value, str) else value[: limit + 1])

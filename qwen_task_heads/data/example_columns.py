@@ -16,6 +16,8 @@ from qwen_task_heads.data.keys import KEYS, Hashes, hash_keys
 from qwen_task_heads.data.sequences import Example, Joined, Table
 from qwen_task_heads.data.stores import Numbers
 
+EMPTY_GROUP, EMPTY_TEXT, EMPTY_PROMPT = hash_keys(KEYS[name]("") for name in ("group", "text_b", "prompt"))
+
 
 def joined(parts: Sequence[Sequence[Example]]) -> Sequence[Example]:
     """Return sequences one after the other, as a table if any of them is a table."""
@@ -35,6 +37,12 @@ def hashed(examples: Sequence[Any], name: str) -> Hashes:
         return examples.hashes(name)
     key = KEYS[name]
     return hash_keys(key(vars(example)[name]) for example in examples)
+
+
+def group_keys(examples: Sequence[Any]) -> Hashes:
+    """Return the different hashes of the stated groups, sorted."""
+    keys = np.unique(hashed(examples, "group"))
+    return keys[keys != EMPTY_GROUP]
 
 
 def arm_hashes(groups: Sequence[GroupExample]) -> tuple[Hashes, Hashes]:

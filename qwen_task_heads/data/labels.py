@@ -26,7 +26,7 @@ from qwen_task_heads.data.label_files import (
     parent_problems,
     read_label_file,
 )
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import as_list
 
 if TYPE_CHECKING:
@@ -222,9 +222,7 @@ class LabelMap:
         id2label = {int(key): value for key, value in (config.id2label or {}).items()}
         if not id2label or sorted(id2label) != list(range(len(id2label))):
             problem, fix = f"found the ids {shorten(sorted(id2label))}", "correct it in config.json"
-            raise TaskHeadsError(
-                Problem("config.id2label", problem, "0 to K-1, each once", fix, code="config-invalid")
-            )
+            raise error_at("config.id2label", problem, "0 to K-1, each once", fix, code="config-invalid")
         names = tuple(id2label[place] for place in range(len(id2label)))
         values = vars(config)
         labels = cls(
@@ -241,7 +239,7 @@ class LabelMap:
             problem = f"label2id is {shorten(given)}"
             expected = f"the inverse of id2label, {shorten(labels.label2id)}"
             fix = "correct it in config.json, or remove it there"
-            raise TaskHeadsError(Problem("config.label2id", problem, expected, fix, code="config-invalid"))
+            raise error_at("config.label2id", problem, expected, fix, code="config-invalid")
         return labels
 
 
@@ -279,7 +277,7 @@ def check_same(labels: LabelMap, model: LabelMap, *, where: str = "labels") -> N
     if set(labels.names) != set(model.names):
         fix += ", or name by --labels a file of these labels, followed by the other labels of the model"
     fix += ", or train a new model: give a plain backbone as --model_name_or_path"
-    raise TaskHeadsError(Problem(where, problem, expected, fix, code="label-conflict"))
+    raise error_at(where, problem, expected, fix, code="label-conflict")
 
 
 def _as_tuple(values: Any) -> Any:

@@ -21,7 +21,7 @@ Design:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,12 +205,6 @@ def report_texts(
         chance = np.array([float(own == trivial) for own in targets])
     groups = [row.group or place for place, row in enumerate(known)]
     return _report(fields, credit, chance, groups)
-
-
-def leak_lines(reports: Mapping[str, LookupReport], *, were_cut: Collection[str] = ()) -> list[str]:
-    """Return the messages of all splits with a leak; `were_cut` names the splits that were cut from train."""
-    lines = (report.line(was_cut=split in were_cut) for split, report in reports.items())
-    return [line for line in lines if line]
 
 
 def _report(fields: Mapping[str, Any], credit: Floats, chance: Floats, groups: Sequence[Any]) -> LookupReport:

@@ -17,14 +17,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 
-from qwen_task_heads.data.batches import Item, Row, RowSource, TextRow, in_batches
+from qwen_task_heads.data.batches import Item, Row, RowSource, in_batches
 from qwen_task_heads.data.class_files import read_class_lines
 from qwen_task_heads.data.excel import read_excel
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.hub_datasets import (
     NoSuchSplit,
     canonical_split,
-    error_at,
     first_few,
     is_saved_dataset,
     open_arrow,
@@ -34,19 +33,8 @@ from qwen_task_heads.data.hub_datasets import (
 )
 from qwen_task_heads.data.json_files import FileProblem, read_json, read_jsonl, wrong_kind
 from qwen_task_heads.data.table_files import parquet_class_names, read_csv, read_parquet, read_tsv
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.modelscope import HUBS, MODELSCOPE, fetch_modelscope
-
-__all__ = [
-    "HUBS",
-    "KINDS",
-    "TEXT_KINDS",
-    "FileProblem",
-    "Row",
-    "TextRow",
-    "open_source",
-    "read_rows",
-]
 
 KINDS = {
     ".jsonl": "jsonl",

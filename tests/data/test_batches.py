@@ -10,7 +10,7 @@ import pytest
 
 from qwen_task_heads.data.batches import (
     ABSENT,
-    ColumnBatch,
+    Batch,
     Kept,
     Row,
     RowBatch,
@@ -48,7 +48,7 @@ def test_a_batch_has_a_maximum_of_rows_of_one_source(size: int) -> None:
 def test_columns_and_rows_of_a_batch_are_equal() -> None:
     by_row = RowBatch([{"x": 1, "y": None}, {"z": "c"}], [3, 9], "a:")
     columns = {"x": [1, ABSENT], "y": [None, ABSENT], "z": [ABSENT, "c"]}
-    by_column = ColumnBatch(columns, [3, 9], "a:")
+    by_column = Batch(columns, [3, 9], "a:")
     for batch in (by_row, by_column):
         assert set(batch.names) == {"x", "y", "z"}
         assert [batch.row(place) for place in (0, 1)] == [{"x": 1, "y": None}, {"z": "c"}]

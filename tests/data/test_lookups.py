@@ -150,7 +150,7 @@ def test_pairs_of_texts_are_known_as_pairs() -> None:
 def test_a_split_cut_from_train_has_another_fix() -> None:
     rows = [TextExample(text=f"text {n}", target=n % 2) for n in range(30)]
     found = report_texts(rows, rows, split="dev", problem_type=SINGLE)
-    [line] = lookups.leak_lines({"dev": found}, were_cut=["dev"])
+    line = found.line(was_cut=True)
     assert "--dev_dataset" in line
     assert "all.jsonl" not in line
 
