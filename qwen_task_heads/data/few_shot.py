@@ -25,7 +25,7 @@ import numpy as np
 
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.keys import text_key
-from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.labels import LabelMap, few_names
 from qwen_task_heads.data.splits import hash_rows
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import as_list
@@ -86,7 +86,6 @@ def choose_shots(
     10 seconds for 1,000 texts, in 0.8 GB.
 
     Example:
-        >>> from qwen_task_heads.data.few_shot import choose_shots
         >>> rows = [("a lost match", 0), ("a won match", 0), ("a ship sails", 1), ("a ship sinks", 1)]
         >>> train = [TextExample(text=text, target=label) for text, label in rows]
         >>> labels = LabelMap(("sport", "trade"))
@@ -144,8 +143,7 @@ def shots_line(labels: LabelMap, shots: Shots) -> str:
     line = f"few-shot: {len(shots):,} example{'' if len(shots) == 1 else 's'} from train"
     if not without:
         return line
-    names = ", ".join(shorten(name, 40) for name in without[:8]) + (", …" if len(without) > 8 else "")
-    return f"{line}; {len(without):,} of {len(labels):,} labels without one ({names})"
+    return f"{line}; {len(without):,} of {len(labels):,} labels without one ({few_names(without)})"
 
 
 def _check(*, k: int, by: str, texts: Sequence[str] | None, max_chars: int) -> None:

@@ -23,12 +23,11 @@ from itertools import chain
 
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.label_values import are_codes
-from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.labels import SHOWN, LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RowProblem
 from qwen_task_heads.data.schema import ANSWERS
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 
-SHOWN = 8  # labels named in a message
 FREE_ROWS = 20  # minimum number of rows to refuse labels that are nearly as many as the rows
 CORRECT_NAME = "correct one of the two, or drop the column of names"
 CORRECT_LABEL = "correct it, or name a label file that has it with --labels"

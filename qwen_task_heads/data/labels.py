@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads.data.keys import text_key
@@ -31,6 +32,8 @@ from qwen_task_heads.hubcode.encoding_task_heads import as_list
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+SHOWN = 8  # labels named in a message
 
 
 @dataclass(frozen=True)
@@ -278,6 +281,17 @@ def check_same(labels: LabelMap, model: LabelMap, *, where: str = "labels") -> N
         fix += ", or name by --labels a file of these labels, followed by the other labels of the model"
     fix += ", or train a new model: give a plain backbone as --model_name_or_path"
     raise error_at(where, problem, expected, fix, code="label-conflict")
+
+
+def few_names(names: Iterable[str]) -> str:
+    """Return at most `SHOWN` names, quoted and joined for a message.
+
+    Example:
+        >>> few_names(str(number) for number in range(9))
+        "'0', '1', '2', '3', '4', '5', '6', '7', …"
+    """
+    listed = [shorten(name, 40) for name in islice(names, SHOWN + 1)]
+    return ", ".join(listed[:SHOWN]) + (", …" if len(listed) > SHOWN else "")
 
 
 def _as_tuple(values: Any) -> Any:

@@ -73,7 +73,6 @@ def mix_in(
         TaskHeadsError: the ratio is not a positive number, or no row can be added.
 
     Example:
-        >>> from qwen_task_heads.data.mixing import mix_in
         >>> own = [TextExample(text=f"own {n}", target=0) for n in range(10)]
         >>> others = [TextExample(text=f"new {n}", target=1) for n in range(90)]
         >>> rows, messages = mix_in(own, others, apart=[TextExample(text="New  5", target=1)])

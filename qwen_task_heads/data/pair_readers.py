@@ -11,7 +11,7 @@ Design:
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,10 +118,7 @@ def pairs_of_rows(rows: Any, *, name: str) -> PairData:
 
 
 def _read_file(rows: RowSource, raw: RawPairs) -> None:
-    def start(where: str, columns: Collection[str]) -> PairScan:
-        return PairScan(raw, read_layout(where, columns))
-
-    scan_file(rows, raw, start=start)
+    scan_file(rows, raw, start=lambda where, columns: PairScan(raw, read_layout(where, columns)))
 
 
 def _finish(raw: RawPairs, *, skip: bool) -> PairData:

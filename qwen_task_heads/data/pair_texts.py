@@ -81,7 +81,10 @@ def read_texts(row: RowReader, layout: PairLayout) -> PairTexts:
         if chosen_talk is None:
             return PairTexts()
     else:
-        turns = {name: _turns(row.values[name]) for name in (good, bad)}
+        values = {name: row.values[name] for name in (good, bad)}
+        turns = {
+            name: split_turns(value) if isinstance(value, str) else None for name, value in values.items()
+        }
         if None in turns.values():  # a text with marks of turns is a title if the other text has none
             turns = dict.fromkeys(turns)
         talks = [name for name in (good, bad) if turns[name] or _has_messages(row.values[name])]
@@ -139,10 +142,6 @@ def read_prompt(row: RowReader, layout: PairLayout) -> tuple[list[str], bool]:
 
 def _has_messages(value: Any) -> bool:
     return isinstance(value, list | dict) or (isinstance(value, str) and is_conversation(value))
-
-
-def _turns(value: Any) -> Messages | None:
-    return split_turns(value) if isinstance(value, str) else None
 
 
 def _conversation(row: RowReader, column: str, turns: Messages | None = None) -> tuple[list[str], str] | None:

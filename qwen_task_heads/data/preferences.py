@@ -129,11 +129,11 @@ def comparable_groups(
     messages = []
     if count := int((~shown).sum()):
         fewer = f"{least:,} impression{'' if least == 1 else 's'}"
-        noun = "arm" if count == 1 else "arms"
-        messages.append(f"{count:,} {noun} with fewer than {fewer} left out of the experiments")
+        arms_text = f"{count:,} arm{'' if count == 1 else 's'}"
+        messages.append(f"{arms_text} with fewer than {fewer} left out of the experiments")
     if count := len(groups) - len(kept):
-        noun = "experiment" if count == 1 else "experiments"
-        messages.append(f"{count:,} {noun} without a difference in click rate left out")
+        experiments = f"{count:,} experiment{'' if count == 1 else 's'}"
+        messages.append(f"{experiments} without a difference in click rate left out")
     return result, messages
 
 

@@ -79,7 +79,6 @@ def read_rows(source: str, *, split: str | None = None, hub: str = "huggingface"
 
     Example:
         >>> import pathlib, tempfile
-        >>> from qwen_task_heads.data.sources import read_rows
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "rows.csv")
         ...     _ = path.write_text("label,text\\n1,hello\\n")
@@ -153,37 +152,24 @@ def _open_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Row
 
 
 def _read_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Iterator[Item]:
-    kind = kinds.get(os.path.splitext(path)[1].lower())
+    """Yield batches of rows, and `(source, Problem)`; a `FileProblem` if the whole file is defective."""
+    suffix = os.path.splitext(path)[1]
+    kind = kinds.get(suffix.lower())
     if kind is None:
-        suffix = os.path.splitext(path)[1]
         problem = f"found the suffix {shorten(suffix)}" if suffix else "the file name has no suffix"
         expected, fix = ", ".join(kinds), "unpack, convert or rename the file"
         yield path, FileProblem(path, problem, expected, fix, code="file-format")
-    elif not os.path.isfile(path):  # a pipe would block, and a circular link has no content
+        return
+    if not os.path.isfile(path):  # a pipe would block, and a circular link has no content
         problem = "found a broken link" if os.path.islink(path) else "this is not a regular file"
         fix = "remove it or replace it"
         yield path, FileProblem(path, problem, "regular files", fix, code="path-not-found")
-    else:
-        yield from _read_file(path, kind, options)
-
-
-def _read_file(path: str, kind: str, options: FileOptions) -> Iterator[Item]:
-    """Read one file.
-
-    Args:
-        path: as the user gave it; every source begins with it.
-        kind: a key of `PARSERS`.
-        options: encoding, and columns of tables without a header.
-
-    Yields:
-        Batches of rows, and `(source, Problem)`; a `FileProblem` if the whole file is defective.
-    """
+        return
     try:
-        other_kind = wrong_kind(path, kind)
-        if other_kind:
+        if other_kind := wrong_kind(path, kind):
             yield path, other_kind
-            return
-        yield from PARSERS[kind](path, options)
+        else:
+            yield from PARSERS[kind](path, options)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         problem, fix = f"the file cannot be read ({reason})", "check the path and its rights"

@@ -61,11 +61,13 @@ class TextScan:
             "weight": plain_weights(batch),
             "score": scores,
         }
+        remaining = [  # rows that are not plain
+            place
+            for place, (text, text_b, *others) in enumerate(zip(*columns.values(), codes, strict=True))
+            if not text or (seconds and not text_b) or None in others
+        ]
         refused = set()
-        for place, code in enumerate(codes):
-            is_plain = texts[place] and code is not None and (not seconds or columns["text_b"][place])
-            if is_plain and columns["group"][place] is not None and columns["weight"][place] is not None:
-                continue
+        for place in remaining:
             row = self._read(batch, place)
             if row is None:
                 refused.add(place)

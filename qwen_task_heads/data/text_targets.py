@@ -10,13 +10,12 @@ from qwen_task_heads.data.example_tables import TextTable
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.label_schemes import (
     CORRECT_LABEL,
-    SHOWN,
     Scheme,
     in_quotes,
     is_soft,
     key_of,
 )
-from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.labels import SHOWN, LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
 from qwen_task_heads.data.sequences import index
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
@@ -69,17 +68,14 @@ def _candidates(
 
     The labels are () if the candidates are all labels, or if the row has no candidates.
     """
-    if candidates and candidates not in known:
-        known[candidates] = _ordered(candidates, labels)
-    return known.get(candidates, ((), False))
-
-
-def _ordered(candidates: tuple[str, ...], labels: LabelMap) -> tuple[tuple[str, ...], bool]:
-    places = {labels.spelled[name] for name in candidates if name in labels.spelled}
-    has_others = len(places) < len(candidates) and not labels.spelled.keys() >= set(candidates)
-    if len(places) == len(labels):
-        return (), has_others
-    return tuple(labels.names[place] for place in sorted(places)), has_others
+    if not candidates:
+        return (), False
+    if candidates not in known:
+        places = {labels.spelled[name] for name in candidates if name in labels.spelled}
+        has_others = len(places) < len(candidates) and not labels.spelled.keys() >= set(candidates)
+        names = tuple(labels.names[place] for place in sorted(places)) if len(places) < len(labels) else ()
+        known[candidates] = names, has_others
+    return known[candidates]
 
 
 def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[TextTable, ReadReport]:

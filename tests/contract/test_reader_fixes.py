@@ -235,7 +235,7 @@ def test_a_broken_link(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.symlink_to("/proc/self/mem")  # a file that exists and whose first byte cannot be read
-    with refused("data/sources.py::_read_file::path") as found:
+    with refused("data/sources.py::_read_path::path#3") as found:
         texts(str(path))
     assert found[0].where == str(path)
     assert found[0].fix == "check the path and its rights"
