@@ -11,7 +11,7 @@ Design:
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +30,7 @@ SALTS = {"dev": "", "test": "test"}  # of the hashes, so that the two cuts are i
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitSets(Generic[Example]):
+class SplitSets(ABC, Generic[Example]):
     """The train, dev and test splits of a run.
 
     Args:

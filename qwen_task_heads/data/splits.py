@@ -24,8 +24,8 @@ from qwen_task_heads.data.example_columns import (
     arm_hashes,
     hashed,
     label_counts,
-    labels_at,
     rarest_labels,
+    row_labels,
     with_groups,
 )
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
@@ -267,6 +267,7 @@ def _draw(
     shares = _shares(salt, units.names)
     shares[units.tied] = np.inf  # except for the first row of each unit
     shares[several] = _shares(salt, units.names[several])
+    labels_at = row_labels(examples)
     order = np.lexsort((units.names, shares, stratum))
     sizes = np.zeros(max(left, default=-1) + 2, np.int64)
     for part in slices(len(order)):
@@ -281,7 +282,7 @@ def _draw(
             if quota < 0.5 or shares[unit] == np.inf:  # the remainder is below one row, or no unit is left
                 break
             rows = units.rows(unit)
-            taken = Counter(label for row in rows for label in labels_at(examples, row))
+            taken = Counter(label for row in rows for label in labels_at(row))
             if quota < len(rows) - 0.5 or any(left[label] <= count for label, count in taken.items()):
                 continue
             in_dev[unit] = True
@@ -293,8 +294,8 @@ def _draw(
 
 def _has_spare_unit(examples: Sequence[TextExample], units: _Units) -> bool:
     """Return whether any unit can leave train so that every label keeps a row."""
-    counts = label_counts(examples)
-    taken = (Counter(label for row in rows for label in labels_at(examples, row)) for rows in units)
+    counts, labels_at = label_counts(examples), row_labels(examples)
+    taken = (Counter(label for row in rows for label in labels_at(row)) for rows in units)
     return any(all(counts[label] > count for label, count in own.items()) for own in taken)
 
 
