@@ -159,24 +159,3 @@ def _finish(raw: RawPairs, *, skip: bool) -> PairData:
         findings=(*examine(pairs, swapped=raw.swapped), *(finding for finding in extra if finding.count)),
     )
     return PairData(pairs=pairs, groups=experiments.table, report=report, unread=tuple(raw.unread))
-
-
-def pair_to_row(pair: PairExample) -> dict[str, Any]:
-    """Convert a pair to a row that `read_pairs` reads back, equal up to `source`, the place of the row.
-
-    Example:
-        >>> pair_to_row(PairExample(chosen="A", rejected="B", group="t1"))
-        {'chosen': 'A', 'rejected': 'B', 'group_id': 't1'}
-    """
-    row: dict[str, Any] = {"chosen": pair.chosen, "rejected": pair.rejected}
-    if pair.prompt:
-        row["prompt"] = pair.prompt
-    if pair.margin is not None:
-        row["margin"] = pair.margin
-    if pair.preference is not None:
-        row["preference"] = pair.preference
-    if pair.weight != 1.0:
-        row["weight"] = pair.weight
-    if pair.group:
-        row["group_id"] = pair.group
-    return row

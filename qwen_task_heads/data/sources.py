@@ -15,7 +15,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from qwen_task_heads.data.batches import Item, Row, RowSource, in_batches
 from qwen_task_heads.data.class_files import read_class_lines
@@ -32,7 +32,7 @@ from qwen_task_heads.data.hub_datasets import (
     split_name,
 )
 from qwen_task_heads.data.json_files import FileProblem, read_json, read_jsonl, wrong_kind
-from qwen_task_heads.data.table_files import parquet_class_names, read_csv, read_parquet, read_tsv
+from qwen_task_heads.data.table_files import parquet_class_names, read_parquet, read_table
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.modelscope import HUBS, MODELSCOPE, fetch_modelscope
 
@@ -51,8 +51,8 @@ TEXT_KINDS = {**KINDS, ".txt": "lines"}
 PARSERS: dict[str, Callable[[str, FileOptions], Iterator[Item]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
-    "csv": read_csv,
-    "tsv": read_tsv,
+    "csv": read_table,
+    "tsv": partial(read_table, delimiter="\t"),
     "parquet": read_parquet,
     "xlsx": lambda path, options: in_batches(read_excel(path, options)),
     "lines": lambda path, options: in_batches(read_class_lines(path, options)),

@@ -29,18 +29,11 @@ from qwen_task_heads.data.json_files import (
 from qwen_task_heads.errors import Problem, error_at, shorten
 
 
-def read_csv(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
-    """Yield the rows of a comma-separated file, each named by its first line."""
-    return _read_table(path, ",", options)
+def read_table(path: str, options: FileOptions = PLAIN, *, delimiter: str = ",") -> Iterator[Item]:
+    """Yield the rows of a CSV or TSV file, each named by its first line; quotes have one meaning in both.
 
-
-def read_tsv(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
-    """Yield the rows of a tab-separated file; quotes have the same meaning as in CSV."""
-    return _read_table(path, "\t", options)
-
-
-def _read_table(path: str, delimiter: str, options: FileOptions) -> Iterator[Item]:
-    """Yield batches; the field limit of `csv` is global, so each batch sets and restores it."""
+    The field limit of `csv` is global, so each batch sets and restores it.
+    """
     odd = _OddLines(set(), set())
     with open(path, "rb") as stream:
         reader = csv.reader(_lines(stream, odd, options.encoding), delimiter=delimiter, strict=True)

@@ -20,7 +20,7 @@ from qwen_task_heads.data.batches import (
     in_batches,
 )
 from qwen_task_heads.data.json_files import FileProblem, read_jsonl
-from qwen_task_heads.data.table_files import read_csv, read_parquet
+from qwen_task_heads.data.table_files import read_parquet, read_table
 from qwen_task_heads.errors import Problem
 
 PROBLEM = Problem("a:2", "found 1", "2", "correct it", code="value-range")
@@ -127,7 +127,7 @@ def test_a_table_of_many_batches_names_the_line_of_every_row(tmp_path: Path) -> 
     rows = [f'"a\n{n}",{n}\n' if n % 100 == 0 else f"a{n},{n}\n" for n in range(9000)]
     rows[5000] = "a,b,c\n"
     path.write_text("text,label\n" + "".join(rows))
-    read = list(as_rows(read_csv(str(path))))
+    read = list(as_rows(read_table(str(path))))
     assert len(read) == 9000
     text = path.read_text().splitlines()
     for where, row in read:
