@@ -126,7 +126,7 @@ class TaskHeadsError(ValueError):
 
 
 def error_at(where: str, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
-    """Return an error with one problem; for the arguments see `Problem`."""
+    """Return one problem as an error; the arguments are those of `Problem`."""
     return TaskHeadsError(Problem(where, problem, expected, fix, code=code))
 
 

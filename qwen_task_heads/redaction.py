@@ -111,7 +111,7 @@ def scan(folder: str | Path, *, secrets: Mapping[str, str] | None = None) -> lis
     problems = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        found = dict.fromkeys(_kinds(name.encode(), by_value), 0)
+        found = {kind: 0 for kind, _ in _found(name.encode(), by_value)}
         if path.is_file():
             for kind, line in _search(path, odd if path.name in VOCABULARIES else by_value):
                 found.setdefault(kind, line)
@@ -147,18 +147,17 @@ def _is_word(value: str) -> bool:
     return (one_kind and len(value) < WORD_LENGTH) or len(set(value)) <= FEW_CHARACTERS
 
 
-def _kinds(content: bytes, by_value: Mapping[str, bytes]) -> Iterator[str]:
+def _found(
+    content: bytes, by_value: Mapping[str, bytes], *, shapes: bool = True
+) -> Iterator[tuple[str, int]]:
+    """Yield the kind of each secret and the position of its first occurrence."""
     for source, value in by_value.items():
-        if value in content:
-            yield f"the value of {source}"
-    for kind, pattern in _SHAPES:
-        if _first(pattern, content) is not None:
-            yield kind
-
-
-def _first(pattern: re.Pattern[bytes], content: bytes) -> int | None:
-    """Return the start of the first match that does not start in the middle of a word."""
-    return next((match.start() for match in pattern.finditer(content) if _begins(match)), None)
+        if (at := content.find(value)) >= 0:
+            yield f"the value of {source}", at
+    for kind, pattern in _SHAPES if shapes else ():
+        begins = (match.start() for match in pattern.finditer(content) if _begins(match))
+        if (begin := next(begins, None)) is not None:
+            yield kind, begin
 
 
 def _begins(match: re.Match[bytes]) -> bool:
@@ -173,13 +172,8 @@ def _search(path: Path, by_value: Mapping[str, bytes]) -> Iterator[tuple[str, in
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             content = before + chunk
-            for source, value in by_value.items():
-                if (at := content.find(value)) >= 0:
-                    yield f"the value of {source}", lines + content.count(b"\n", 0, at)
-            if first or path.suffix not in TENSORS:
-                for kind, pattern in _SHAPES:
-                    if (begin := _first(pattern, content)) is not None:
-                        yield kind, lines + content.count(b"\n", 0, begin)
+            for kind, at in _found(content, by_value, shapes=first or path.suffix not in TENSORS):
+                yield kind, lines + content.count(b"\n", 0, at)
             before, first = content[-OVERLAP:], False
             lines += content.count(b"\n") - before.count(b"\n")
 

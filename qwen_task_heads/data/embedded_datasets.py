@@ -49,7 +49,6 @@ def locate_dataset(source: str, task: str) -> str:
     """Return the sample folder of a task (`titles` or `texts`) for `embedded`; other sources unchanged.
 
     Example:
-        >>> from qwen_task_heads.data.embedded_datasets import locate_dataset
         >>> locate_dataset("embedded", "texts").endswith("banking77")
         True
         >>> locate_dataset("reviews.jsonl", "texts")

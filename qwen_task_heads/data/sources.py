@@ -15,16 +15,15 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
-from qwen_task_heads.data.batches import Item, Row, RowSource, TextRow, in_batches
+from qwen_task_heads.data.batches import Item, Row, RowSource, in_batches
 from qwen_task_heads.data.class_files import read_class_lines
 from qwen_task_heads.data.excel import read_excel
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.hub_datasets import (
     NoSuchSplit,
     canonical_split,
-    error_at,
     first_few,
     is_saved_dataset,
     open_arrow,
@@ -33,19 +32,9 @@ from qwen_task_heads.data.hub_datasets import (
     split_name,
 )
 from qwen_task_heads.data.json_files import FileProblem, read_json, read_jsonl, wrong_kind
-from qwen_task_heads.data.table_files import parquet_class_names, read_csv, read_parquet, read_tsv
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.data.table_files import parquet_class_names, read_parquet, read_table
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, hub_named, resolve
-
-__all__ = [
-    "KINDS",
-    "TEXT_KINDS",
-    "FileProblem",
-    "Row",
-    "TextRow",
-    "open_source",
-    "read_rows",
-]
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -62,8 +51,8 @@ TEXT_KINDS = {**KINDS, ".txt": "lines"}
 PARSERS: dict[str, Callable[[str, FileOptions], Iterator[Item]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
-    "csv": read_csv,
-    "tsv": read_tsv,
+    "csv": read_table,
+    "tsv": partial(read_table, delimiter="\t"),
     "parquet": read_parquet,
     "xlsx": lambda path, options: in_batches(read_excel(path, options)),
     "lines": lambda path, options: in_batches(read_class_lines(path, options)),
@@ -91,7 +80,6 @@ def read_rows(source: str, *, split: str | None = None, hub: str = HUGGINGFACE) 
 
     Example:
         >>> import pathlib, tempfile
-        >>> from qwen_task_heads.data.sources import read_rows
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "rows.csv")
         ...     _ = path.write_text("label,text\\n1,hello\\n")
@@ -174,37 +162,24 @@ def _open_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Row
 
 
 def _read_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Iterator[Item]:
-    kind = kinds.get(os.path.splitext(path)[1].lower())
+    """Yield batches of rows, and `(source, Problem)`; a `FileProblem` if the whole file is defective."""
+    suffix = os.path.splitext(path)[1]
+    kind = kinds.get(suffix.lower())
     if kind is None:
-        suffix = os.path.splitext(path)[1]
         problem = f"found the suffix {shorten(suffix)}" if suffix else "the file name has no suffix"
         expected, fix = ", ".join(kinds), "unpack, convert or rename the file"
         yield path, FileProblem(path, problem, expected, fix, code="file-format")
-    elif not os.path.isfile(path):  # a pipe would block, and a circular link has no content
+        return
+    if not os.path.isfile(path):  # a pipe would block, and a circular link has no content
         problem = "found a broken link" if os.path.islink(path) else "this is not a regular file"
         fix = "remove it or replace it"
         yield path, FileProblem(path, problem, "regular files", fix, code="path-not-found")
-    else:
-        yield from _read_file(path, kind, options)
-
-
-def _read_file(path: str, kind: str, options: FileOptions) -> Iterator[Item]:
-    """Read one file.
-
-    Args:
-        path: as the user gave it; every source begins with it.
-        kind: a key of `PARSERS`.
-        options: encoding, and columns of tables without a header.
-
-    Yields:
-        Batches of rows, and `(source, Problem)`; a `FileProblem` if the whole file is defective.
-    """
+        return
     try:
-        other_kind = wrong_kind(path, kind)
-        if other_kind:
+        if other_kind := wrong_kind(path, kind):
             yield path, other_kind
-            return
-        yield from PARSERS[kind](path, options)
+        else:
+            yield from PARSERS[kind](path, options)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         problem, fix = f"the file cannot be read ({reason})", "check the path and its rights"

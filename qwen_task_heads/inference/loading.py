@@ -16,7 +16,7 @@ import torch
 from qwen_task_heads.data.candidates import within
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.data.pair_columns import RowReader
+from qwen_task_heads.data.row_reader import RowReader
 from qwen_task_heads.data.text_columns import read_candidates
 from qwen_task_heads.data.text_readers import InputProblem, TextInput
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten

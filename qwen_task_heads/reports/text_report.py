@@ -26,7 +26,6 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.commands import words_of
 from qwen_task_heads.data.candidates import candidates_line, within
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.lookups import leak_lines, report_texts
 from qwen_task_heads.data.text_datasets import TextSets, hash_texts
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.metrics.calibration import calibration_metrics
@@ -163,12 +162,8 @@ def record_texts(
         "train": {"rows": len(run.sets.train), **training_facts(run)},
         "data": split_facts({"train": run.sets.train, **splits}, run.sets.were_cut, hash_texts, "rows"),
     }
-    lookups = {
-        split: report_texts(run.sets.train, rows, split=split, problem_type=kind)
-        for split, rows in splits.items()
-        if rows
-    }
-    messages += leak_lines(lookups, were_cut=run.sets.were_cut)
+    lookups = run.sets.lookups
+    messages += run.sets.leak_lines()
     any_known = any(report.known for report in lookups.values())
     lookup = LookupBaseline(kind, len(names)).fit(run.sets.train) if any_known else None
     raw: dict[str, Floats] = {}  # logits of all labels

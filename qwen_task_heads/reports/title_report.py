@@ -18,7 +18,7 @@ import numpy as np
 
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.data.lookups import leak_lines, look_up_titles, report_titles
+from qwen_task_heads.data.lookups import look_up_titles
 from qwen_task_heads.data.title_datasets import TitleSets, hash_pairs
 from qwen_task_heads.inference.rewards import reward_constants
 from qwen_task_heads.inference.scorer import Scorer
@@ -99,10 +99,8 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
         "train": {"pairs": len(run.sets.train), **training_facts(run)},
         "data": split_facts({"train": run.sets.train, **splits}, run.sets.were_cut, hash_pairs, "pairs"),
     }
-    lookups = {
-        split: report_titles(run.sets.train, pairs, split=split) for split, pairs in splits.items() if pairs
-    }
-    messages += leak_lines(lookups, were_cut=run.sets.were_cut)
+    lookups = run.sets.lookups
+    messages += run.sets.leak_lines()
     scores, credits = {}, {}
     for split, report in lookups.items():
         pairs = splits[split]

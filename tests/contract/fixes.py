@@ -77,8 +77,8 @@ def _wheres(call: ast.Call) -> list[str]:
 
 
 def _is_of_row(call: ast.Call) -> bool:
-    """Return whether a call is `row.refuse(...)`, whose place is that of the row."""
-    return isinstance(call.func, ast.Attribute) and call.func.attr == "refuse"
+    """Return whether a call refuses a row, by `refuse` or `refuse_value`, whose place is that of the row."""
+    return isinstance(call.func, ast.Attribute) and call.func.attr in ("refuse", "refuse_value")
 
 
 def _text(node: ast.expr) -> str:

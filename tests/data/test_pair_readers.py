@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen_task_heads.data.pair_readers import groups_to_pairs, read_pairs
+from qwen_task_heads.data.pair_readers import read_pairs
+from qwen_task_heads.data.preferences import groups_to_pairs
 from qwen_task_heads.errors import TaskHeadsError
 
 
