@@ -23,15 +23,14 @@ from qwen_task_heads.generators import Base
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.inference.decision_schema import write_decision
 from qwen_task_heads.inference.label_scorer import LabelScorer
-from qwen_task_heads.reports.card_facts import Trained
-from qwen_task_heads.reports.finishing import initial_messages
+from qwen_task_heads.reports.finishing import FinishedTraining, Trained, initial_messages
 from qwen_task_heads.reports.records import keep_reference
-from qwen_task_heads.reports.text_report import TextRun, record_texts
+from qwen_task_heads.reports.text_report import record_texts
 from qwen_task_heads.verification.reference import is_quantized, take_answer_reference
 
 
 def finish_answers(
-    model: Any, *, scorer: LabelScorer, tokenizer: Any, folder: str | Path, run: TextRun, base: Base
+    model: Any, *, scorer: LabelScorer, tokenizer: Any, folder: str | Path, run: FinishedTraining, base: Base
 ) -> dict[str, Any]:
     """Save the model and its report, print the summary, and return the metrics.
 
@@ -86,7 +85,7 @@ def finish_answers(
     if is_adapter and not is_quantized(model):
         model.merge_adapter()
     return record_texts(
-        Trained(config=config, is_adapter=is_adapter, answers=True),
+        Trained(config=config, is_adapter=is_adapter, is_generative=True),
         logits=logits,
         folder=folder,
         run=run,

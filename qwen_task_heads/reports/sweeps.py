@@ -20,11 +20,11 @@ from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.metrics.classification import BEST_METRIC
 from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_config
-from qwen_task_heads.reports.records import card_facts
+from qwen_task_heads.reports.finishing import FinishedTraining
 from qwen_task_heads.reports.run_manifest import settings_of
-from qwen_task_heads.reports.text_report import TFIDF, TextRun, finish_texts
+from qwen_task_heads.reports.text_report import TFIDF, finish_texts
 from qwen_task_heads.reports.title_report import TFIDF as TFIDF_PAIRS
-from qwen_task_heads.reports.title_report import Run, finish_titles
+from qwen_task_heads.reports.title_report import finish_titles
 from qwen_task_heads.tokenization.collators import (
     PREFERENCE_SIGNALS,
     group_dataset,
@@ -136,7 +136,6 @@ class Sweep:
             model = with_adapter(model, adapter_config(model, head_only=True))
         record = {
             "sets": self.sets,
-            "card": card_facts(options),
             "backbone": self.base,
             "seed": chosen.seed,
             "seconds": seconds,
@@ -201,7 +200,7 @@ class TextSweep(Sweep):
         return list(self._dev["input_ids"])
 
     def _finish(self, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-        run = TextRun(cut=self._cut, **record)
+        run = FinishedTraining(truncation=self._cut, **record)
         return finish_texts(model, tokenizer=self.tokenizer, folder=self.training.output_dir, run=run)
 
 
@@ -275,7 +274,7 @@ class TitleSweep(Sweep):
         return _titles(self._dev)
 
     def _finish(self, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-        run = Run(**record)
+        run = FinishedTraining(**record)
         return finish_titles(model, tokenizer=self.tokenizer, folder=self.training.output_dir, run=run)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.candidates import candidates_line, within
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.lookups import leak_lines, report_texts
-from qwen_task_heads.data.text_datasets import TextSets, hash_texts
+from qwen_task_heads.data.text_datasets import hash_texts
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.metrics.calibration import calibration_metrics
 from qwen_task_heads.metrics.classification import (
@@ -53,15 +52,16 @@ from qwen_task_heads.reports.calibration import (
     update_config,
 )
 from qwen_task_heads.reports.calibration_summary import calibration_line
-from qwen_task_heads.reports.card_facts import Trained, picked_note
 from qwen_task_heads.reports.card_lines import lookup_line, verdict_lines
 from qwen_task_heads.reports.early_exits import aligned
 from qwen_task_heads.reports.finishing import (
-    MODEL,
     SMALL,
-    RunRecord,
+    FinishedTraining,
+    Trained,
     attempt,
+    describe_run,
     initial_messages,
+    picked_note,
     python_command,
     save_first,
     split_facts,
@@ -71,8 +71,8 @@ from qwen_task_heads.reports.finishing import (
 )
 from qwen_task_heads.reports.markdown import metric_name
 from qwen_task_heads.reports.prediction_rows import hardest_errors, write_predictions
-from qwen_task_heads.reports.records import keep_reference
-from qwen_task_heads.reports.text_card import HEADLINES, metric_rows, text_card
+from qwen_task_heads.reports.records import MODEL, keep_reference
+from qwen_task_heads.reports.text_card import HEADLINES, metric_rows
 from qwen_task_heads.reports.text_plots import (
     confusion_plot,
     reliability_plot,
@@ -87,20 +87,7 @@ NEED_PROBABILITIES = ("log_loss", "ece")  # baselines return scores
 WEAKEST = 3  # labels in the printed summary
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextRun(RunRecord):
-    """Record of a classification run; for the other fields see `RunRecord`.
-
-    Args:
-        sets: data of training and evaluation, with problem type and labels.
-        cut: summary of the truncation of long texts.
-    """
-
-    sets: TextSets
-    cut: str = ""
-
-
-def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun) -> dict[str, Any]:
+def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: FinishedTraining) -> dict[str, Any]:
     """Save the model and its report, print the summary, and return the metrics.
 
     Args:
@@ -140,7 +127,7 @@ def record_texts(
     *,
     logits: Callable[[Sequence[TextExample]], torch.Tensor],
     folder: Path,
-    run: TextRun,
+    run: FinishedTraining,
     messages: list[str],
 ) -> dict[str, Any]:
     """Measure a saved model, write its report, print the summary, and return the metrics.
@@ -160,7 +147,7 @@ def record_texts(
         "problem_type": kind,
         "labels": list(names),
         "train": {"rows": len(run.sets.train), **training_facts(run)},
-        "data": split_facts({"train": run.sets.train, **splits}, run.sets.were_cut, hash_texts, "rows"),
+        "data": split_facts(run, hash_texts, "rows"),
     }
     lookups = {
         split: report_texts(run.sets.train, rows, split=split, problem_type=kind)
@@ -189,7 +176,7 @@ def record_texts(
             examples, scores[split], baselines=baseline_scores[split], run=run, config=model.config
         )
         if line := candidates_line(examples, labels=run.sets.labels, split=split):
-            if not model.answers:
+            if not model.is_generative:
                 line += "; this model scores all labels, and predict.py --candidates restricts it to them"
             messages.append(line)
     messages += _constant(kind, raw)
@@ -219,9 +206,8 @@ def record_texts(
         thresholds=model.config.label_thresholds,
     )
     (folder / "errors.md").write_text(page, encoding="utf-8")
-    card = text_card(model, folder, metrics, reported, run, plots=plots)
-    main = BEST_METRIC[kind][0].removeprefix("eval_")
-    write_record(folder, run, metrics=metrics, card=card, reported=reported, main=main)
+    record = describe_run(model, run, name=folder.name, metrics=metrics, plots=plots)
+    write_record(folder, record, run=run)
     _print_summary(metrics, reported, folder, run)
     return metrics
 
@@ -235,7 +221,7 @@ def _constant(kind: str, logits: Mapping[str, Floats]) -> list[str]:
     return ["the model predicts one label for every text: raise --learning_rate, or train longer"]
 
 
-def _baselines(run: TextRun, messages: list[str]) -> dict[str, TfidfBaseline | TrivialBaseline]:
+def _baselines(run: FinishedTraining, messages: list[str]) -> dict[str, TfidfBaseline | TrivialBaseline]:
     """Fit the baselines; one that cannot be fitted is omitted with a message."""
     kind, count, train = run.sets.problem_type, len(run.sets.labels), run.sets.train
     baselines: dict[str, TfidfBaseline | TrivialBaseline] = {}
@@ -251,7 +237,7 @@ def _verdict(
     examples: Sequence[TextExample],
     scores: Mapping[str, Floats],
     *,
-    run: TextRun,
+    run: FinishedTraining,
     thresholds: Sequence[float] | None,
 ) -> dict[str, Any] | None:
     """Compare the model with the best baseline, by the metric that selects checkpoints."""
@@ -279,7 +265,7 @@ def _measure(
     logits: Floats,
     *,
     baselines: Mapping[str, Floats],
-    run: TextRun,
+    run: FinishedTraining,
     config: Any,
 ) -> dict[str, Any]:
     """Return the metrics of the model and the baselines on the same rows; per label for the model only."""
@@ -304,7 +290,7 @@ def _measure(
 
 def _plots(
     folder: Path,
-    run: TextRun,
+    run: FinishedTraining,
     examples: Sequence[TextExample],
     logits: Floats,
     metrics: dict[str, Any],
@@ -344,7 +330,7 @@ def _plots(
     return {title: path.name for title, path in drawn.items() if path}
 
 
-def _curves(path: Path, run: TextRun, dev: dict[str, Any]) -> Path:
+def _curves(path: Path, run: FinishedTraining, dev: dict[str, Any]) -> Path:
     key, _ = BEST_METRIC[run.sets.problem_type]
     name = key.removeprefix("eval_")
     baselines = {baseline: entry[name]["value"] for baseline, entry in dev.items() if baseline != MODEL}
@@ -361,7 +347,7 @@ def _curves(path: Path, run: TextRun, dev: dict[str, Any]) -> Path:
     )
 
 
-def _print_summary(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> None:
+def _print_summary(metrics: dict[str, Any], reported: str, folder: Path, run: FinishedTraining) -> None:
     """Print the metrics, the weakest labels and the next commands."""
     kind, found = run.sets.problem_type, metrics[reported]
     ours = found[MODEL][BEST_METRIC[kind][0].removeprefix("eval_")]
@@ -394,7 +380,7 @@ def _print_summary(metrics: dict[str, Any], reported: str, folder: Path, run: Te
     print("\n".join(lines), flush=True)
 
 
-def _next_commands(folder: Path, run: TextRun) -> list[str]:
+def _next_commands(folder: Path, run: FinishedTraining) -> list[str]:
     """Return the commands that use the model, with a line before each."""
     predict = f"accelerate launch recipes/predict.py --model {shlex.quote(str(folder))}"
     predict += " --input texts.jsonl --output answers.jsonl"
@@ -416,7 +402,7 @@ def _weakest(per_class: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"Weakest labels by F1: {labels}."]
 
 
-def describe(run: TextRun) -> str:
+def describe(run: FinishedTraining) -> str:
     """Return a short description of the model."""
     count = len(run.sets.labels)
     return {

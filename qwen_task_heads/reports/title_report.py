@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.lookups import leak_lines, look_up_titles, report_titles
-from qwen_task_heads.data.title_datasets import TitleSets, hash_pairs
+from qwen_task_heads.data.title_datasets import hash_pairs
 from qwen_task_heads.inference.rewards import reward_constants
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.metrics.calibration import PAIRS, calibration_metrics
@@ -33,14 +32,15 @@ from qwen_task_heads.reports.calibration import (
     update_config,
 )
 from qwen_task_heads.reports.calibration_summary import calibration_line
-from qwen_task_heads.reports.card_facts import Trained, picked_note
 from qwen_task_heads.reports.card_lines import lookup_line, verdict_lines
 from qwen_task_heads.reports.finishing import (
-    MODEL,
     SMALL,
-    RunRecord,
+    FinishedTraining,
+    Trained,
     attempt,
+    describe_run,
     initial_messages,
+    picked_note,
     python_command,
     save_first,
     split_facts,
@@ -48,9 +48,9 @@ from qwen_task_heads.reports.finishing import (
     training_facts,
     write_record,
 )
-from qwen_task_heads.reports.records import keep_reference
+from qwen_task_heads.reports.records import MODEL, keep_reference
 from qwen_task_heads.reports.text_plots import risk_coverage_plot
-from qwen_task_heads.reports.title_card import accuracy_rows, title_card
+from qwen_task_heads.reports.title_card import accuracy_rows
 from qwen_task_heads.reports.title_plots import gap_against_accuracy, training_curves
 from qwen_task_heads.training.usage import Usage
 from qwen_task_heads.verification.reference import take_reference
@@ -58,18 +58,7 @@ from qwen_task_heads.verification.reference import take_reference
 LONGER, TFIDF = "the longer title wins", "TF-IDF Bradley-Terry"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run(RunRecord):
-    """Record of a title run; for the other fields see `RunRecord`.
-
-    Args:
-        sets: data of training and evaluation.
-    """
-
-    sets: TitleSets
-
-
-def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -> dict[str, Any]:
+def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: FinishedTraining) -> dict[str, Any]:
     """Save the model and its report, print the summary, and return the metrics.
 
     Args:
@@ -97,7 +86,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     metrics: dict[str, Any] = {
         "seed": run.seed,
         "train": {"pairs": len(run.sets.train), **training_facts(run)},
-        "data": split_facts({"train": run.sets.train, **splits}, run.sets.were_cut, hash_pairs, "pairs"),
+        "data": split_facts(run, hash_pairs, "pairs"),
     }
     lookups = {
         split: report_titles(run.sets.train, pairs, split=split) for split, pairs in splits.items() if pairs
@@ -126,8 +115,8 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     plots = _plots(folder, run, scores[reported], metrics, messages)
     metrics["notes"] = messages
     _write_predictions(folder / "predictions.jsonl", splits[reported], *scores[reported])
-    card = title_card(Trained.of(model), folder, metrics, reported, run, plots=plots)
-    write_record(folder, run, metrics=metrics, card=card, reported=reported, main="pair_accuracy")
+    record = describe_run(Trained.of(model), run, name=folder.name, metrics=metrics, plots=plots)
+    write_record(folder, record, run=run)
     _print_summary(metrics, reported, folder, run)
     prompted = [pair for pair in run.sets.dev if pair.prompt]
     if prompted:
@@ -161,7 +150,7 @@ def _verdict(
 
 def _plots(
     folder: Path,
-    run: Run,
+    run: FinishedTraining,
     scores: tuple[np.ndarray, np.ndarray],
     metrics: dict[str, Any],
     messages: list[str],
@@ -272,7 +261,7 @@ def _write_predictions(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _print_summary(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None:
+def _print_summary(metrics: dict[str, Any], reported: str, folder: Path, run: FinishedTraining) -> None:
     """Print the table of accuracies and the next command."""
     rows = accuracy_rows({name: entry["pair_accuracy"] for name, entry in metrics[reported].items()})
     width = max(len(row["name"]) for row in rows)

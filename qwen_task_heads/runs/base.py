@@ -13,7 +13,7 @@ from transformers import TrainerCallback, set_seed
 
 from qwen_task_heads.models import adapter_config
 from qwen_task_heads.publishing.target import PublishTarget, publish_target_of
-from qwen_task_heads.reports.records import record_of
+from qwen_task_heads.reports.finishing import FinishedTraining
 from qwen_task_heads.tracking.callbacks import track
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
@@ -108,15 +108,16 @@ class Run:
         trainer.accelerator.end_training()
         return trained
 
-    def record(self, trainer: Any, *, config: Any, adapter: Any = None) -> dict[str, Any]:
-        """Return the facts of the run that its report needs, data apart."""
-        return record_of(
+    def finished(self, trainer: Any, *, config: Any, adapter: Any = None, **more: Any) -> FinishedTraining:
+        """Return the finished training, from which the report is written; `more` as in it."""
+        return FinishedTraining.of(
             trainer,
             task=self.task,
             model_args=self.model_args,
             config=config,
             adapter=adapter or self.adapter,
             resumed=self.checkpoint is not None,
+            **{"sets": self.datasets, **more},
         )
 
     def publish(self) -> None:

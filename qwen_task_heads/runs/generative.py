@@ -14,7 +14,6 @@ from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.reports.generative_report import finish_answers
-from qwen_task_heads.reports.text_report import TextRun
 from qwen_task_heads.runs.base import Run
 from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
@@ -101,8 +100,8 @@ class GenerativeRun(Run):
         """Save, evaluate, report and publish; on the main process."""
         trained = self.collect(trainer, self._build)
         if self.is_main:  # evaluation and publishing may outlast the timeout of other processes
-            record = self.record(trainer, config=trained.config, adapter=trainer.is_adapter)
-            run = TextRun(sets=self.datasets, cut=self._truncation, **record)
+            more = {"adapter": trainer.is_adapter, "truncation": self._truncation}
+            run = self.finished(trainer, config=trained.config, **more)
             finish_answers(
                 trained,
                 scorer=self.scorer,

@@ -12,7 +12,7 @@ from qwen_task_heads.data.sequences import sources_of
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.metrics.classification import dev_metrics
 from qwen_task_heads.models import build, load_tokenizer, saved_task
-from qwen_task_heads.reports.text_report import TextRun, finish_texts
+from qwen_task_heads.reports.text_report import finish_texts
 from qwen_task_heads.runs.base import Run
 from qwen_task_heads.tokenization.collators import TextCollator, text_datasets
 from qwen_task_heads.tokenization.templates import bind_template
@@ -104,8 +104,7 @@ class ClassifierRun(Run):
         """Save, evaluate, report and publish; on the main process."""
         trained = self.collect(trainer, self._build)
         if self.is_main:  # evaluation and publishing may outlast the timeout of other processes
-            record = self.record(trainer, config=self._config)
-            run = TextRun(sets=self.datasets, cut=self._truncation, **record)
+            run = self.finished(trainer, config=self._config, truncation=self._truncation)
             finish_texts(trained, tokenizer=trainer.processing_class, folder=self.args.output_dir, run=run)
             self.publish()
 

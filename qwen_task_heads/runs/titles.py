@@ -13,7 +13,7 @@ from qwen_task_heads.data.sequences import pick, sources_of
 from qwen_task_heads.data.title_datasets import TitleSets, read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.models import build, load_tokenizer
-from qwen_task_heads.reports import title_report
+from qwen_task_heads.reports.title_report import finish_titles
 from qwen_task_heads.runs.base import Run
 from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset
 from qwen_task_heads.tokenization.equal_rows import check_equal
@@ -116,10 +116,10 @@ class TitleRun(Run):
         """Save, evaluate, report and publish; on the main process."""
         trained = self.collect(trainer, self._build)
         if self.is_main:  # evaluation and publishing may outlast the timeout of other processes
-            record = self.record(trainer, config=self._config)
-            run = title_report.Run(sets=self._read, warning=self.swapped.finding, **record)
+            more = {"sets": self._read, "warning": self.swapped.finding}
+            run = self.finished(trainer, config=self._config, **more)
             folder = self.args.output_dir
-            title_report.finish_titles(trained, tokenizer=trainer.processing_class, folder=folder, run=run)
+            finish_titles(trained, tokenizer=trainer.processing_class, folder=folder, run=run)
             self.publish()
 
     def _build(self) -> Any:
