@@ -25,7 +25,7 @@ from qwen_task_heads.inference.decision_schema import write_decision
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.reports.finishing import FinishedTraining, Trained, initial_messages
 from qwen_task_heads.reports.records import keep_reference
-from qwen_task_heads.reports.text_report import record_texts
+from qwen_task_heads.reports.text_report import TextReport
 from qwen_task_heads.verification.reference import is_quantized, take_answer_reference
 
 
@@ -84,10 +84,6 @@ def finish_answers(
     keep_reference(folder, take=take)
     if is_adapter and not is_quantized(model):
         model.merge_adapter()
-    return record_texts(
-        Trained(config=config, is_adapter=is_adapter, is_generative=True),
-        logits=logits,
-        folder=folder,
-        run=run,
-        messages=initial_messages(model, run),
-    )
+    trained = Trained(config=config, is_adapter=is_adapter, is_generative=True)
+    messages = initial_messages(model, run)
+    return TextReport(trained, run, folder=folder, messages=messages, outputs=logits).write()

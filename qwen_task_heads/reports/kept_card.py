@@ -81,7 +81,8 @@ def kept_card(
         else:
             added.append(results)
     body, statements = _with_facts(body, facts)
-    page.text = "\n\n".join(part.strip("\n") for part in (body, *added, *statements)) + "\n"
+    sections_added = [part.strip("\n") for part in (*added, *statements)]
+    page.text = "\n\n".join([body.rstrip("\n"), *sections_added]) + "\n"
     return str(page) if page.data.to_dict() else page.text
 
 

@@ -44,6 +44,7 @@ class RunReport(ABC):
         run: the finished training.
         folder: of the saved model.
         messages: earlier messages of the run.
+        outputs: from rows of a split to the outputs of the model.
 
     Attributes:
         splits: dev, and test if there is one, by name.
@@ -53,10 +54,20 @@ class RunReport(ABC):
 
     TFIDF: ClassVar[str]  # name of the baseline that the verdict names besides the best one
     ROWS: ClassVar[str]  # noun for rows of the data, and the key of their number
+    DIGEST: ClassVar[Any]  # function from rows to their SHA-256
     FILES: ClassVar[str] = "."  # end of the line on the files
 
-    def __init__(self, model: Trained, run: FinishedTraining, *, folder: Path, messages: list[str]) -> None:
+    def __init__(
+        self,
+        model: Trained,
+        run: FinishedTraining,
+        *,
+        folder: Path,
+        messages: list[str],
+        outputs: Callable[[Sequence[Any]], Any],
+    ) -> None:
         self.model, self.run, self.folder, self.messages = model, run, folder, messages
+        self.outputs = outputs
         self.splits = {name: rows for name, rows in (("dev", run.sets.dev), ("test", run.sets.test)) if rows}
         self.reported = "test" if "test" in self.splits else "dev"
         self.metrics: dict[str, Any] = {"seed": run.seed}
@@ -64,71 +75,67 @@ class RunReport(ABC):
     def write(self) -> dict[str, Any]:
         """Measure the model, write its report, print the summary, and return the metrics."""
         run, metrics, messages = self.run, self.metrics, self.messages
-        self.fit_baselines()
+        self._fit_baselines()
         metrics["train"] = {self.ROWS: len(run.sets.train), **training_facts(run)}
-        metrics["data"] = split_facts(run, self.digest, self.ROWS)
-        self.lookups = {split: self.look_up(rows, split) for split, rows in self.splits.items()}
+        metrics["data"] = split_facts(run, self.DIGEST, self.ROWS)
+        self.lookups = {split: self._look_up(rows, split) for split, rows in self.splits.items()}
         messages += leak_lines(self.lookups, were_cut=run.sets.were_cut)
         for split, rows in self.splits.items():
-            metrics[split] = self.measure(split, rows)
-        self.summarize()
+            metrics[split] = self._measure(split, rows)
+        self._summarize()
         plots = {
             title: attempt(lambda d=draw, f=file: d(self.folder / f), "no plot", messages)  # type: ignore[misc]
-            for title, (file, draw) in self.plots().items()
+            for title, (file, draw) in self._plots().items()
         }
         metrics["notes"] = messages
-        self.write_rows(self.splits[self.reported])
+        self._write_rows(self.splits[self.reported])
         drawn = {title: path.name for title, path in plots.items() if path}
         record = describe_run(self.model, run, name=self.folder.name, metrics=metrics, plots=drawn)
         write_record(self.folder, record, run=run)
-        self.print_summary()
+        self._print_summary()
         return metrics
 
     @abstractmethod
-    def fit_baselines(self) -> None:
+    def _fit_baselines(self) -> None:
         """Fit the baselines on train; one that cannot be fitted is omitted with a message."""
 
     @abstractmethod
-    def digest(self, rows: Sequence[Any]) -> str:
-        """Return the SHA-256 of rows."""
-
-    @abstractmethod
-    def look_up(self, rows: Sequence[Any], split: str) -> Any:
+    def _look_up(self, rows: Sequence[Any], split: str) -> Any:
         """Return the report of the lookup of the rows of a split in train."""
 
     @abstractmethod
-    def measure(self, split: str, rows: Sequence[Any]) -> dict[str, Any]:
+    def _measure(self, split: str, rows: Sequence[Any]) -> dict[str, Any]:
         """Return the metrics of the model and the baselines on the same rows."""
 
     @abstractmethod
-    def summarize(self) -> None:
+    def _summarize(self) -> None:
         """Add lookup, verdict and calibration to the metrics."""
 
     @abstractmethod
-    def measures(self) -> Mapping[str, Any]:
+    def _measures(self) -> Mapping[str, Any]:
         """Return the measures of the model and the baselines on the reported split, for the verdict."""
 
     @abstractmethod
-    def plots(self) -> Plots:
+    def _plots(self) -> Plots:
         """Return the plots."""
 
     @abstractmethod
-    def write_rows(self, rows: Sequence[Any]) -> None:
+    def _write_rows(self, rows: Sequence[Any]) -> None:
         """Write the predictions on the reported rows."""
 
     @abstractmethod
-    def description(self) -> str:
+    def _description(self) -> str:
         """Return a short description of the model."""
 
     @abstractmethod
-    def table(self) -> list[str]:
+    def _table(self) -> list[str]:
         """Return the lines of the printed table of metrics."""
 
     @abstractmethod
-    def next_commands(self) -> list[str]:
+    def _next_commands(self) -> list[str]:
         """Return the commands that use the model, with a line before each."""
 
-    def further_lines(self) -> list[str]:
+    def _further_lines(self) -> list[str]:
         """Return further lines of the summary."""
         return []
 
@@ -137,11 +144,11 @@ class RunReport(ABC):
         """Metric that selects checkpoints by default."""
         return main_metric(self.model.config.model_type, self.metrics)
 
-    def add_lookup_and_verdict(self) -> None:
+    def _add_lookup_and_verdict(self) -> None:
         """Compare the model with the best baseline, by the metric that selects checkpoints."""
         rows = self.splits[self.reported]
         verdict = give_verdict(
-            self.measures(),
+            self._measures(),
             model=MODEL,
             metric=self.main,
             groups=[row.group for row in rows],
@@ -151,20 +158,20 @@ class RunReport(ABC):
         self.metrics["lookup"] = {split: report.as_dict() for split, report in self.lookups.items()}
         self.metrics["verdict"] = {"split": self.reported, **verdict} if verdict else None
 
-    def baseline_values(self) -> dict[str, float]:
+    def _baseline_values(self) -> dict[str, float]:
         """Return the main metric of each baseline on dev, if it is defined."""
         values = {name: entry[self.main]["value"] for name, entry in self.metrics["dev"].items()}
         return {name: value for name, value in values.items() if name != MODEL and value is not None}
 
-    def print_summary(self) -> None:
+    def _print_summary(self) -> None:
         """Print the metrics and the next commands."""
         run, metrics, ours = self.run, self.metrics, self.metrics[self.reported][MODEL][self.main]
         lines = [
             "",
-            trained_line(f"{self.description()} on {len(run.sets.train):,} {self.ROWS}", run),
-            f"{self.measured_on(ours)}{picked_note(run, self.reported, self.ROWS)}",
+            trained_line(f"{self._description()} on {len(run.sets.train):,} {self.ROWS}", run),
+            f"{self._measured_on(ours)}{picked_note(run, self.reported, self.ROWS)}",
             "",
-            *self.table(),
+            *self._table(),
             "",
             *verdict_lines(metrics),
         ]
@@ -172,13 +179,15 @@ class RunReport(ABC):
             lines.append(lookup)
         if "calibration" in metrics:
             lines.append(calibration_line(metrics["calibration"], self.reported))
-        lines += self.further_lines()
+        lines += self._further_lines()
         if run.backbone == EMBEDDED:
             lines.append(SMALL)
-        files = f"Everything is in {self.folder}: model, card (README.md), metrics.json, predictions.jsonl, plots"
+        files = (
+            f"Everything is in {self.folder}: model, card (README.md), metrics.json, predictions.jsonl, plots"
+        )
         notes = [f"note: {note}" for note in metrics["notes"]]
-        print("\n".join([*lines, "", *notes, files + self.FILES, *self.next_commands()]), flush=True)
+        print("\n".join([*lines, "", *notes, files + self.FILES, *self._next_commands()]), flush=True)
 
     @abstractmethod
-    def measured_on(self, main: Mapping[str, Any]) -> str:
+    def _measured_on(self, main: Mapping[str, Any]) -> str:
         """Return the line on the rows of the metrics; `main` is the entry of the main metric."""
