@@ -27,8 +27,8 @@ from qwen_task_heads.reports.comparison import BASELINE, COMPARED, METRICS, Meas
 from qwen_task_heads.reports.comparison_advice import advise, chosen_of, verdicts
 from qwen_task_heads.reports.comparison_plots import Point, engines_plot
 from qwen_task_heads.reports.early_exits import aligned
-from qwen_task_heads.reports.finishing import write_json
 from qwen_task_heads.reports.markdown import escape, format_interval, format_value, metric_name
+from qwen_task_heads.reports.records import write_json
 from qwen_task_heads.reports.run_manifest import versions
 
 JSON, PAGE, ANSWERS, PLOT = "comparison.json", "comparison.md", "answers.jsonl", "comparison.png"
