@@ -15,6 +15,7 @@ from pathlib import Path
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE
+from qwen_task_heads.publishing.cards import stage_card
 from qwen_task_heads.publishing.formats import (
     MERGED,
     SAVED,
@@ -28,7 +29,7 @@ from qwen_task_heads.publishing.hub import Hub, discard
 from qwen_task_heads.publishing.huggingface import HuggingFace
 from qwen_task_heads.publishing.modelscope import ModelScope
 from qwen_task_heads.publishing.records import Published
-from qwen_task_heads.publishing.staging import check_run, stage, stage_card, update_manifest
+from qwen_task_heads.publishing.staging import check_run, stage, update_manifest
 from qwen_task_heads.redaction import scan
 from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts
 from qwen_task_heads.reports.model_card import FOLDER, TRAINED

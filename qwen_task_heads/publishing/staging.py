@@ -24,16 +24,13 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.files import MANIFEST
 from qwen_task_heads.hubcode import CODE as OWN_CODE
 from qwen_task_heads.hubcode.folder_task_heads import REFERENCE, ROWS, TERMS
-from qwen_task_heads.hubcode.hashes_task_heads import CARD, DRAFT, RUN, matches_any, read_manifest, sha256
+from qwen_task_heads.hubcode.hashes_task_heads import CARD, DRAFT, matches_any, read_manifest, sha256
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, move_adapter
 from qwen_task_heads.modelscope import MODELSCOPE
 from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts
 from qwen_task_heads.reports.eval_results import EVAL_RESULTS
-from qwen_task_heads.reports.kept_card import kept_card
-from qwen_task_heads.reports.model_card import TRAINED, model_card
-from qwen_task_heads.reports.records import RunRecord, write_json
+from qwen_task_heads.reports.records import write_json
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT
-from qwen_task_heads.verification.parity import GRAPHS, Parity, Row
 
 CODE = ("*_task_heads.py", "handler.py")
 WEIGHTS = (
@@ -215,8 +212,8 @@ def stage(
 ) -> Path:
     """Copy the files of a finished run that are published, and adapt them to the hub.
 
-    The card is copied as it is; `stage_card` writes that of the repo. The manifest lists the staged files
-    with their SHA-256. An adapter in the layout of version 0.1 is moved to its subfolder;
+    The card is copied as it is; `publishing.cards` writes that of the repo. The manifest lists the staged
+    files with their SHA-256. An adapter in the layout of version 0.1 is moved to its subfolder;
     `hubcode.saving_task_heads` has the reason.
 
     Args:
@@ -280,61 +277,6 @@ def stage(
         task = {"task": "text-generation"} if "label_prompt.json" in chosen else {}
         write_json(destination / "configuration.json", CONFIGURATION | task)
     return update_manifest(destination)
-
-
-def stage_card(
-    staged: str | Path,
-    *,
-    folder: str | Path,
-    repo_id: str,
-    hub: str,
-    form: str,
-    facts: CardFacts,
-    rows: bool = False,
-    revision: str | None = None,
-) -> None:
-    """Write the card of a staged folder for its repo, with the results of the verification in `parity.json`.
-
-    The card of a run is rendered from its record. A card that was edited after the run, is of version 0.1, or
-    of a model without the record of a run, keeps its text, and its metadata are updated (`kept_card`).
-
-    Args:
-        staged: from `stage`.
-        folder: of the run; not changed.
-        repo_id: `owner/name` of the repo.
-        hub: of the repo.
-        form: export format of the staged model.
-        facts: that replace those of the run.
-        rows: `errors.md` and `predictions.jsonl` are published.
-        revision: the branch, if it is not the default branch of the hub; the code on the card names it.
-    """
-    staged, source = Path(staged), Path(folder, CARD)
-    card, manifest = staged / CARD, staged / MANIFEST
-    if not card.is_file():
-        return
-    content = _object(manifest)
-    parity = _object(staged / "parity.json")
-    common: dict[str, Any] = {
-        "repo_id": repo_id,
-        "hub": hub,
-        "revision": revision,
-        "parity": Parity(tuple(Row(**row) for row in parity.get("rows", ()))).card_rows(),
-        "against": parity.get("compared", TRAINED),
-        "onnx": (staged / GRAPHS["onnx"]).is_file(),
-        "int8": (staged / GRAPHS["onnx_int8"]).is_file(),
-    }
-    if record := RunRecord.read(folder):
-        record = record.published(form=form, facts=facts)
-        content |= record.manifest()
-        text = model_card(record, rows=rows, **common)
-    else:
-        text = (source if source.is_file() else card).read_text(encoding="utf-8")
-        text = kept_card(text, form=form, facts=facts, **common)
-        content.pop(RUN, None)
-        if stated := facts.stated():
-            content["settings"] = {**content.get("settings", {}), **stated}
-    card.write_text(text, encoding="utf-8")
-    write_json(manifest, content)
 
 
 def update_manifest(staged: str | Path) -> Path:

@@ -27,11 +27,7 @@ from qwen_task_heads.inference.engines import check_engines, check_prompts
 from qwen_task_heads.inference.title_engines import check_title_engines
 from qwen_task_heads.reports.comparison import Row, draw_groups
 from qwen_task_heads.reports.comparison_engines import measure_baselines, measure_engines, measure_lookup
-from qwen_task_heads.reports.comparison_pages import (
-    claim_folder,
-    write_comparison,
-    write_title_comparison,
-)
+from qwen_task_heads.reports.comparison_pages import claim_folder, write_comparison
 from qwen_task_heads.reports.title_comparison import measure_title_baselines, measure_title_engines
 
 
@@ -185,7 +181,7 @@ def _compare_titles(
     )
     if not engines:
         return None, failed
-    content = write_title_comparison(
+    content = write_comparison(
         options["output_dir"],
         [*baselines, *engines],
         sets=sets,

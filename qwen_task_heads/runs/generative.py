@@ -96,21 +96,16 @@ class GenerativeRun(Run):
             "callbacks": self.callbacks(),
         }
 
-    def finish(self, trainer: Any) -> None:
-        """Save, evaluate, report and publish; on the main process."""
-        trained = self.collect(trainer, self._build)
-        if self.is_main:  # evaluation and publishing may outlast the timeout of other processes
-            more = {"adapter": trainer.is_adapter, "truncation": self._truncation}
-            run = self.finished(trainer, config=trained.config, **more)
-            finish_answers(
-                trained,
-                scorer=self.scorer,
-                tokenizer=trainer.processing_class,
-                folder=self.args.output_dir,
-                run=run,
-                base=self._base,
-            )
-            self.publish()
+    def _report(self, trained: Any, trainer: Any) -> None:
+        more = {"adapter": trainer.is_adapter, "truncation": self._truncation}
+        finish_answers(
+            trained,
+            scorer=self.scorer,
+            tokenizer=trainer.processing_class,
+            folder=self.args.output_dir,
+            run=self._finished(trainer, config=trained.config, **more),
+            base=self._base,
+        )
 
     def _build(self) -> Any:
         return load_generator(

@@ -15,6 +15,7 @@ from qwen_task_heads import adapter_config, build, load, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.files import hash_files
 from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
+from qwen_task_heads.publishing.cards import stage_card
 from qwen_task_heads.publishing.publish import check_publishable, publish
 from qwen_task_heads.publishing.staging import (
     CONFIGURATION,
@@ -22,7 +23,6 @@ from qwen_task_heads.publishing.staging import (
     files_of,
     is_publishable,
     stage,
-    stage_card,
     update_manifest,
 )
 from qwen_task_heads.reports.card_facts import NOTHING_STATED
