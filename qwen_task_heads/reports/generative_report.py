@@ -41,7 +41,7 @@ def finish_answers(
         tokenizer: of the model.
         folder: output folder of the model. Also receives `label_prompt.json`, `decision.json` if every label
             is one token, and the files of `finish_texts`.
-        run: record of the run.
+        run: the finished training.
         base: base of the model, which an adapter names.
     """
     from peft import PeftModel

@@ -6,7 +6,7 @@ heads, save the best, measure. A `Sweep` has data, model and tokenizer, and impl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -54,9 +54,12 @@ class Sweep:
     TASK: ClassVar[str]
     BASELINE: ClassVar[str]  # row of the metrics at the end of the table of the sweep
 
+    FINISH: ClassVar[Callable[..., dict[str, Any]]]  # saves and measures a model
+
     metric: str  # selects the head on dev, as in `metrics.json`
     losses: list[str]  # to try
     layers: list[tuple[int, ...]]  # to try
+    _cut = ""  # summary of the truncation of texts
 
     def __init__(self, options: Any, training: Any, model_args: Any) -> None:
         self.options, self.training, self.model_args = options, training, model_args
@@ -92,10 +95,6 @@ class Sweep:
     @property
     def timed(self) -> list[Sequence[int]]:
         """Return the rows that are timed."""
-        raise NotImplementedError
-
-    def _finish(self, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Save and measure a model; return the content of `metrics.json`."""
         raise NotImplementedError
 
     def with_head(self, combination: Combination | None = None) -> Any:
@@ -134,23 +133,25 @@ class Sweep:
         settings |= {"dtype": self.model_args.dtype or "float32", "seed": chosen.seed}
         if options.save_as == "adapter":
             model = with_adapter(model, adapter_config(model, head_only=True))
-        record = {
-            "sets": self.sets,
-            "backbone": self.base,
-            "seed": chosen.seed,
-            "seconds": seconds,
-            "settings": settings_of(self.training, settings),
-            "log_history": chosen.fitted.history,
-            "trackers": trackers,
-            "usage": self.usage,
-        }
-        return self._finish(model, record)
+        run = FinishedTraining(
+            sets=self.sets,
+            backbone=self.base,
+            seed=chosen.seed,
+            seconds=seconds,
+            settings=settings_of(self.training, settings),
+            log_history=chosen.fitted.history,
+            trackers=trackers,
+            usage=self.usage,
+            truncation=self._cut,
+        )
+        folder = self.training.output_dir
+        return self.FINISH(model, tokenizer=self.tokenizer, folder=folder, run=run)
 
 
 class TextSweep(Sweep):
     """Sweep over labelled texts; its options are `SweepArguments`."""
 
-    TASK, BASELINE = "pooled_classifier", TFIDF
+    TASK, BASELINE, FINISH = "pooled_classifier", TFIDF, staticmethod(finish_texts)
 
     def _read(self) -> Any:
         sets = _read_for(read_text_sets, self.options)
@@ -199,15 +200,12 @@ class TextSweep(Sweep):
         """See `Sweep`."""
         return list(self._dev["input_ids"])
 
-    def _finish(self, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-        run = FinishedTraining(truncation=self._cut, **record)
-        return finish_texts(model, tokenizer=self.tokenizer, folder=self.training.output_dir, run=run)
-
 
 class TitleSweep(Sweep):
     """Sweep over pairs, votes, clicks or arms of titles; its options are `TitleSweepArguments`."""
 
-    TASK, BASELINE, metric = "title_scorer", TFIDF_PAIRS, "pair_accuracy"
+    TASK, BASELINE, FINISH = "title_scorer", TFIDF_PAIRS, staticmethod(finish_titles)
+    metric = "pair_accuracy"
 
     def _read(self) -> Any:
         sets = _read_for(read_title_sets, self.options)
@@ -272,10 +270,6 @@ class TitleSweep(Sweep):
     def timed(self) -> list[Sequence[int]]:
         """See `Sweep`."""
         return _titles(self._dev)
-
-    def _finish(self, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-        run = FinishedTraining(**record)
-        return finish_titles(model, tokenizer=self.tokenizer, folder=self.training.output_dir, run=run)
 
 
 def open_sweep(options: Any, training: Any, model_args: Any) -> Sweep:

@@ -76,7 +76,7 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: Finishe
         tokenizer: with the compiled template.
         folder: output folder of the model, `metrics.json`, `predictions.jsonl`, `errors.md`,
             `manifest.json`, `README.md` and plots.
-        run: record of the run.
+        run: the finished training.
     """
     scorer, messages = Scorer(model.eval(), tokenizer=tokenizer), initial_messages(model, run)
     cached: dict[int, torch.Tensor] = {}  # logits of dev, if the calibration does not change them

@@ -50,7 +50,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Finish
         tokenizer: with the compiled template.
         folder: output folder of the model, `metrics.json`, `predictions.jsonl`, `manifest.json`,
             `README.md` and plots.
-        run: record of the run.
+        run: the finished training.
     """
     scorer, messages = Scorer(model.eval(), tokenizer=tokenizer), initial_messages(model, run)
     dev_scores = None
