@@ -86,7 +86,7 @@ class RunRecord:
         """
         folder, manifest = Path(folder), read_manifest(folder)
         card, metrics = folder / CARD, folder / METRICS
-        if RUN not in manifest or not (card.is_file() and metrics.is_file()):
+        if not (isinstance(manifest.get(RUN), dict) and card.is_file() and metrics.is_file()):
             return None
         if manifest["files"].get(CARD) != sha256(card):
             return None
