@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.export.folders import save
@@ -172,22 +174,32 @@ def initial_messages(model: Any, run: FinishedTraining) -> list[str]:
 
 def training_facts(run: FinishedTraining) -> dict[str, Any]:
     """Return the entry of `metrics.json` on the time and device of the training."""
-    import torch
     from accelerate import PartialState
 
     state = PartialState()  # of the finished training, if there was one
-    device = state.device.type.upper()
-    if state.device.type == "cpu":
-        threads = torch.get_num_threads()
-        device = f"CPU ({threads} thread{'' if threads == 1 else 's'})"
-    elif state.device.type == "cuda":
-        device = torch.cuda.get_device_name(state.device)
     return {
         "seconds": round(run.seconds, 1),
         "resumed": run.resumed,
-        "device": device,
+        "device": device_name(state.device),
         "processes": state.num_processes,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a device, with the number of threads of a CPU.
+
+    Example:
+        >>> import torch
+        >>> from qwen_task_heads.reports.finishing import device_name
+        >>> device_name(torch.device("cpu")).startswith("CPU (")
+        True
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type.upper()
+    threads = torch.get_num_threads()
+    return f"CPU ({threads} thread{'' if threads == 1 else 's'})"
 
 
 def split_facts(
