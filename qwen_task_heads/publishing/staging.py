@@ -137,15 +137,9 @@ def check_run(folder: str | Path, *, facts: CardFacts = NOTHING_STATED) -> tuple
     """
     folder = Path(folder)
     if (stated := facts.stated()) and not (folder / CARD).is_file():
-        raise TaskHeadsError(
-            Problem(
-                str(folder / CARD),
-                f"the card that should state {', '.join(stated)} is missing",
-                "a README.md",
-                "write one, with the facts in it, and do not state them",
-                code="path-not-found",
-            )
-        )
+        problem, expected = f"the card that should state {', '.join(stated)} is missing", "a README.md"
+        fix = "write one, with the facts in it, and do not state them"
+        raise TaskHeadsError(Problem(str(folder / CARD), problem, expected, fix, code="path-not-found"))
     names, notes = files_of(folder), []
     if MANIFEST not in names or read_manifest(folder).get(DRAFT):  # none, or that of `save`
         problems = [

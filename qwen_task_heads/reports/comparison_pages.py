@@ -53,29 +53,17 @@ def claim_folder(folder: str | Path) -> None:
         TaskHeadsError: the folder contains a comparison, or is not writable.
     """
     if Path(folder, JSON).exists():
-        raise TaskHeadsError(
-            Problem(
-                "--output_dir",
-                f"found a comparison in {str(folder)!r}",
-                "a folder without one",
-                "choose another, or move it away",
-                code="path-exists",
-            )
-        )
+        problem, expected = f"found a comparison in {str(folder)!r}", "a folder without one"
+        fix = "choose another, or move it away"
+        raise TaskHeadsError(Problem("--output_dir", problem, expected, fix, code="path-exists"))
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise TaskHeadsError(
-            Problem(
-                "--output_dir",
-                f"{str(folder)!r} is not writable ({error.strerror})",
-                "a writable folder",
-                "choose another",
-                code="path-access",
-            )
-        ) from error
+        problem, expected = f"{str(folder)!r} is not writable ({error.strerror})", "a writable folder"
+        fix = "choose another"
+        raise TaskHeadsError(Problem("--output_dir", problem, expected, fix, code="path-access")) from error
 
 
 def write_comparison(

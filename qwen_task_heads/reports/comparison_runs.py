@@ -85,15 +85,9 @@ def run_comparison(
             missing=failed,
         )
     if failed:
-        raise TaskHeadsError(
-            Problem(
-                "--engines",
-                f"{', '.join(failed)} could not be measured",
-                "models that load",
-                "see the errors printed above",
-                code="option-unsupported",
-            )
-        )
+        problem, expected = f"{', '.join(failed)} could not be measured", "models that load"
+        fix = "see the errors printed above"
+        raise TaskHeadsError(Problem("--engines", problem, expected, fix, code="option-unsupported"))
     return content
 
 

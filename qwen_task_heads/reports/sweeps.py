@@ -325,12 +325,5 @@ def _refuse_head(base: str, *, revision: str | None, hub: str) -> None:
     if config is not None:
         backbone = config.backbone_name_or_path  # None for a full model whose backbone was a folder
         fix = f"give --model_name_or_path {backbone}" if backbone else "name the backbone it was built on"
-        raise TaskHeadsError(
-            Problem(
-                "--model_name_or_path",
-                "found a model that has a head",
-                "a backbone without a head",
-                fix,
-                code="model-type",
-            )
-        )
+        problem, expected = "found a model that has a head", "a backbone without a head"
+        raise TaskHeadsError(Problem("--model_name_or_path", problem, expected, fix, code="model-type"))
