@@ -243,7 +243,7 @@ def describe_run(
             "aggregation": config.window_aggregation,
             "cut": run.truncation,
         }
-    second = "text_b" if is_classifier else "prompt"
+    has_pairs = any(example.text_b if is_classifier else example.prompt for example in run.sets.train)
     return RunRecord(
         name=name,
         task=config.model_type,
@@ -258,7 +258,7 @@ def describe_run(
         selected=_selected(run, metrics, main=main_metric(config.model_type, metrics)),
         lines=without_rows(run.sets.lines),
         test_seen=run.sets.test_seen,
-        has_pairs=any(getattr(example, second) for example in run.sets.train),
+        has_pairs=has_pairs,
         plots=dict(plots),
         versions=versions(),
         seed=run.seed,

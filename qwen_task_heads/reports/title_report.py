@@ -135,10 +135,9 @@ class TitleReport(RunReport):
             ours = {split: metrics[split][MODEL] for split in self.scores}
             metrics["calibration"] = measured_titles(self.scores, groups, config, after=ours)
             update_config(config, self.folder, calibration=metrics["calibration"])
-        titles = {}  # the distinct titles of dev
-        for side, scores in zip(("chosen", "rejected"), self.scores["dev"], strict=True):
-            for pair, score in zip(self.splits["dev"], scores, strict=True):
-                titles[pair.prompt, getattr(pair, side)] = score
+        dev, (chosen, rejected) = self.splits["dev"], self.scores["dev"]  # their distinct titles:
+        titles = {(pair.prompt, pair.chosen): score for pair, score in zip(dev, chosen, strict=True)}
+        titles |= {(pair.prompt, pair.rejected): score for pair, score in zip(dev, rejected, strict=True)}
         metrics["reward"] = reward_constants(list(titles.values()), [len(title) for _, title in titles])
         update_config(config, self.folder, **metrics["reward"])
         self._add_lookup_and_verdict()
