@@ -15,8 +15,8 @@ from huggingface_hub import CommitInfo, HfApi
 
 from .card_task_heads import name_card
 from .errors_task_heads import TaskHeadError, refuse
-from .folder_task_heads import CARD, PRIVATE, carry_reference, weights_of
-from .hashes_task_heads import DRAFT, read_manifest, write_manifest
+from .folder_task_heads import PRIVATE, carry_reference, weights_of
+from .hashes_task_heads import CARD, DRAFT, RUN, read_manifest, write_manifest
 
 # Weights that a push replaces: with two export formats in one repo, a loader could not choose.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter/*", "adapter_config.json")
@@ -59,7 +59,9 @@ def push(
     with tempfile.TemporaryDirectory(prefix="push-") as root:
         folder = Path(root)
         save(folder)
-        name_folder(folder, repo_id, tags=tags)
+        # The package renders the card of a run for the repo.
+        if tags or model.publisher is None or RUN not in read_manifest(folder):
+            name_folder(folder, repo_id, tags=tags)
         carry_reference(model, folder)
         if model.publisher is not None:
             return model.publisher.push(folder, repo_id=repo_id, **options)

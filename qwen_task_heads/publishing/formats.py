@@ -21,7 +21,6 @@ from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import load, load_tokenizer, merge
 from qwen_task_heads.pretrained import EMBEDDED_FOLDER, is_folder
 from qwen_task_heads.publishing.staging import files_of, is_publishable
-from qwen_task_heads.reports.cards import with_form
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT, AnswerPrompts
 from qwen_task_heads.training.publish_arguments import EXPORT_FORMATS
 from qwen_task_heads.verification.reference import (
@@ -82,9 +81,6 @@ class FinishedRun(ABC):
             if is_publishable(name, rows=True, model=False):
                 (made / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(self.folder / name, made / name)
-        card = made / "README.md"
-        if card.is_file():
-            card.write_text(with_form(card.read_text(encoding="utf-8"), form), encoding="utf-8")
         return made
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from qwen_task_heads.errors import TaskHeadsError, error_at
 from qwen_task_heads.hubs import HUGGINGFACE, hub_named
 from qwen_task_heads.models import load_tokenizer
+from qwen_task_heads.publishing.cards import stage_card
 from qwen_task_heads.publishing.formats import (
     MERGED,
     SAVED,
@@ -27,9 +28,9 @@ from qwen_task_heads.publishing.records import Published
 from qwen_task_heads.publishing.staging import check_run, stage, update_manifest
 from qwen_task_heads.publishing.upload import check_repo, check_task, discard, upload
 from qwen_task_heads.redaction import scan
-from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, state_facts
-from qwen_task_heads.reports.cards import FOLDER, TRAINED, with_onnx, with_parity
-from qwen_task_heads.reports.finishing import write_json
+from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts
+from qwen_task_heads.reports.model_card import FOLDER, TRAINED
+from qwen_task_heads.reports.records import write_json
 from qwen_task_heads.training.publish_arguments import EXPORT_FORMATS
 from qwen_task_heads.verification.parity import Parity, verify_artifact
 
@@ -91,7 +92,7 @@ def publish(
             "--form", f"found {form!r}", ", ".join(EXPORT_FORMATS), "choose one of them", code="option-value"
         )
     run = read_run(folder)
-    notes = check_run(folder)
+    notes = check_run(folder, facts=facts)
     if verify and not run.has_reference:
         notes += (f"Every artifact was {FOLDER}.",)
     if form == MERGED and not run.is_adapter:
@@ -112,10 +113,7 @@ def publish(
     with tempfile.TemporaryDirectory(prefix="publish-") as root:
         log(f"Staging {folder} as {form} ...")
         made = run.in_form(form, Path(root, form))
-        staged = stage(
-            made, dry_run or Path(root, "staged"), repo_id=repo_id, hub=hub, rows=rows, revision=branch
-        )
-        state_facts(staged, facts, named=folder)
+        staged = stage(made, dry_run or Path(root, "staged"), hub=hub, rows=rows)
         if dry_run is None and not replace:
             check_task(client, staged, repo_id=repo_id, revision=revision)
         if (onnx or int8) and isinstance(run, HeadRun):
@@ -125,13 +123,19 @@ def publish(
             export_onnx(
                 run.full(dtype="float32"), tokenizer=load_tokenizer(str(folder)), folder=staged, int8=int8
             )
-            card = staged / "README.md"
-            if card.is_file() and not verify:  # `_verify` writes the section together with its table
-                text = with_onnx(card.read_text(encoding="utf-8"), int8=int8)
-                card.write_text(text, encoding="utf-8")
         if verify:
             kinds = run.kinds(form) + ["onnx"] * (onnx or int8) + ["onnx_int8"] * int8
             _verify(run, staged, kinds=kinds, repo_id=repo_id, log=log)
+        stage_card(
+            staged,
+            folder=folder,
+            repo_id=repo_id,
+            hub=hub,
+            form=form,
+            facts=facts,
+            rows=rows,
+            revision=branch,
+        )
         update_manifest(staged)
         if problems := scan(staged):
             raise TaskHeadsError(problems)
@@ -156,7 +160,7 @@ def publish(
 def _verify(
     run: FinishedRun, staged: Path, *, kinds: list[str], repo_id: str, log: Callable[[str], None]
 ) -> None:
-    """Compare every artifact with the trained model; write `parity.json` and a table on the card."""
+    """Compare every artifact with the trained model, and write `parity.json`."""
     reference = run.reference()
     parity = Parity(())
     for kind in kinds:
@@ -164,7 +168,3 @@ def _verify(
         parity += verify_artifact(staged, reference=reference, kind=kind, repo_id=repo_id, named=run.folder)
     against = TRAINED if run.has_reference else FOLDER
     write_json(staged / "parity.json", {"compared": against, **parity.as_dict()})
-    card = staged / "README.md"
-    if card.is_file():
-        text = with_parity(card.read_text(encoding="utf-8"), parity.card_rows(), against=against)
-        card.write_text(text, encoding="utf-8")

@@ -50,7 +50,7 @@ OUTSIDE |= {f"training/{name}_checks.py": CHECKED for name in ("option", "optimi
 # Modules of a run, whose refusals come while it trains, measures or draws.
 RUNNING = (
     "metrics/calibration", "metrics/classification", "metrics/ranking", "metrics/text_baselines",
-    "metrics/title_baselines", "reports/comparison_plots", "reports/text_plots", "reports/title_plots",
+    "metrics/title_baselines", "reports/plots",
     "training/callbacks", "training/checkpoint_manifest", "training/checkpoints", "training/class_balance",
     "training/classifier_trainer", "training/feature_cache", "training/features", "training/frozen_heads",
     "training/group_losses", "training/hub_saving", "training/loss_rows", "training/pair_losses",

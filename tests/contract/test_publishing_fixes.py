@@ -248,26 +248,26 @@ def test_a_link_in_place_of_a_file(run: Any, tmp_path: Path) -> None:
     shutil.move(folder / "README.md", tmp_path / "card.md")
     (folder / "README.md").symlink_to(tmp_path / "card.md")
     with refused("publishing/staging.py::stage::str(folder / name)") as found:
-        stage(folder, tmp_path / "staged", repo_id=REPO, hub="huggingface")
+        stage(folder, tmp_path / "staged", hub="huggingface")
     assert "copy of the file" in found[0].fix
     (folder / "README.md").unlink()
     shutil.copyfile(tmp_path / "card.md", folder / "README.md")
-    assert stage(folder, tmp_path / "staged", repo_id=REPO, hub="huggingface")
+    assert stage(folder, tmp_path / "staged", hub="huggingface")
 
 
 def test_a_folder_without_a_model(run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with refused("publishing/staging.py::stage::str(folder)") as found:
-        stage(tmp_path / "empty", tmp_path / "staged", repo_id=REPO, hub="huggingface")
+        stage(tmp_path / "empty", tmp_path / "staged", hub="huggingface")
     assert "output folder of a finished run" in found[0].fix
-    assert stage(run(), tmp_path / "staged", repo_id=REPO, hub="huggingface")
+    assert stage(run(), tmp_path / "staged", hub="huggingface")
 
 
 def test_a_destination_with_files(run: Any, tmp_path: Path) -> None:
     with refused("publishing/staging.py::stage::str(destination)") as found:
-        stage(run(), run("writes"), repo_id=REPO, hub="huggingface")
+        stage(run(), run("writes"), hub="huggingface")
     assert found[0].fix == "name another one"
-    assert stage(tmp_path / "run-full", tmp_path / "staged", repo_id=REPO, hub="huggingface")
+    assert stage(tmp_path / "run-full", tmp_path / "staged", hub="huggingface")
 
 
 def test_a_secret(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,23 +291,11 @@ def test_a_secret(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_facts_without_a_card(run: Any, tmp_path: Path) -> None:
     folder, facts = run(), CardFacts(license="mit")
     (folder / "README.md").unlink()
-    with refused("reports/card_facts.py::state_facts::where") as found:
+    with refused("publishing/staging.py::check_run::str(folder / CARD)") as found:
         send(folder, facts=facts, dry_run=tmp_path / "a")
     assert "write one, with the facts in it, and do not state them" in found[0].fix
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# News\n")
     assert send(folder, dry_run=tmp_path / "b")
-
-
-def test_facts_without_a_place_on_the_card(run: Any, tmp_path: Path) -> None:
-    folder, facts = run(), CardFacts(intended_use="For news.")
-    plain = (folder / "README.md").read_text()
-    (folder / "README.md").write_text("# News\n")
-    with refused("reports/card_facts.py::state_facts::where#2") as found:
-        send(folder, facts=facts, dry_run=tmp_path / "a")
-    assert "write it there yourself, or put back the card of the run" in found[0].fix
-    (folder / "README.md").write_text("# News\n\nFor news.\n")
-    assert send(folder, dry_run=tmp_path / "b")
-    (folder / "README.md").write_text(plain)
 
 
 def test_a_missing_reference(run: Any) -> None:

@@ -26,7 +26,7 @@ from transformers import (
 from qwen_task_heads import TaskHeadsError, adapter_config, build, load, load_tokenizer, merge, save
 from qwen_task_heads.files import check_manifest, hash_files
 from qwen_task_heads.hubcode import CODE
-from qwen_task_heads.reports.finishing import write_json
+from qwen_task_heads.reports.records import write_json
 
 IDS = torch.arange(12).view(2, 6)
 

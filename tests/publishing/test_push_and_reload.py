@@ -43,7 +43,7 @@ KINDS = [
 ]
 # Two of the eight cover every value; the others are slow tests.
 DAILY = (("huggingface", "title", "adapter"), ("modelscope", "classifier", "full"))
-CARD = '---\nlicense: mit\n---\n# A\n\n## How to load it\n\n```python\nload("path/to/a")\n```\n'
+CARD = '---\nlicense: mit\n---\n# A\n\n## How to load it\n\n```python\nload(".")\n```\n'
 
 CHILD = r"""
 import json, os, sys
@@ -252,8 +252,8 @@ def test_the_code_on_the_card_of_a_branch_loads_it_if_the_main_branch_is_empty(
 ) -> None:
     hub, server = place
     trained, repo = train(place, tmp_path / "run", "classifier", form, shake), f"me/branch-{form}"
-    line = 'AutoModelForSequenceClassification.from_pretrained("path/to/a", trust_remote_code=True)'
-    (trained.folder / "README.md").write_text(CARD.replace('load("path/to/a")', line))
+    line = 'AutoModelForSequenceClassification.from_pretrained(".", trust_remote_code=True)'
+    (trained.folder / "README.md").write_text(CARD.replace('load(".")', line))
     publish(trained.folder, repo_id=repo, hub=hub, revision="v9", verify=False)
     assert not server.files(repo)
     card = server.files(repo, "v9")["README.md"].decode()

@@ -41,7 +41,8 @@ from qwen_task_heads import (
 )
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.hubcode.hashes_task_heads import write_manifest
-from qwen_task_heads.reports.card_facts import CardFacts, state_facts
+from qwen_task_heads.publishing.publish import publish
+from qwen_task_heads.reports.card_facts import CardFacts
 from qwen_task_heads.tokenization.collators import pair_dataset, text_dataset
 from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.title_arguments import TitleConfig
@@ -595,8 +596,8 @@ def test_a_card_of_other_weights_is_replaced(bases: dict[str, str], shake: Any, 
 def test_facts_are_stated_on_a_short_card_too(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
     folder = save(shake(build(bases["qwen2"])), tokenizer=load_tokenizer("embedded"), folder=tmp_path / "it")
     facts = CardFacts(license="mit", language="en", intended_use="Titles of *news*.", citation="@misc{a}")
-    state_facts(folder, facts, named=folder)
-    text = (folder / "README.md").read_text()
+    publish(folder, repo_id="me/t", facts=facts, verify=False, dry_run=tmp_path / "staged")
+    text = (tmp_path / "staged" / "README.md").read_text()
     assert ModelCard(text).data.license == "mit"
     for line in ("Licence: mit.", "Titles of \\*news\\*.", "@misc{a}"):
         assert line in text

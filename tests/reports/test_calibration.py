@@ -36,8 +36,9 @@ from qwen_task_heads.metrics.classification import (
     probabilities,
 )
 from qwen_task_heads.reports import calibration, text_report
-from qwen_task_heads.reports.text_report import TextRun, finish_texts
-from qwen_task_heads.reports.title_report import Run, finish_titles
+from qwen_task_heads.reports.finishing import FinishedTraining
+from qwen_task_heads.reports.text_report import finish_texts
+from qwen_task_heads.reports.title_report import finish_titles
 from qwen_task_heads.tokenization.templates import Template, bind_template, compile_template
 from qwen_task_heads.training.warm_start import load_head
 
@@ -102,7 +103,7 @@ def finished(
     count = {"train": 30, "dev": dev, "test": 200}
     rows = {name: labelled(model, tokenizer, kind, n, 3 + n) for name, n in count.items()}
     sets = TextSets(**rows, problem_type=kind, labels=names, lines=[], dev_was_cut=True, test_was_cut=False)
-    run = TextRun(sets=sets, settings={"dataset_name": "x", **(settings or {})}, **RUN)
+    run = FinishedTraining(sets=sets, settings={"dataset_name": "x", **(settings or {})}, **RUN)
     return finish_texts(model, tokenizer=tokenizer, folder=folder, run=run)
 
 
@@ -422,7 +423,7 @@ def test_a_title_scorer_is_calibrated_without_changing_its_ranking(bases, tmp_pa
     before = np.array(Scorer(model, tokenizer=tokenizer).score(texts(50, 1)))
     rows = {name: pairs(model, tokenizer, count, count) for name, count in (("dev", 300), ("test", 200))}
     sets = TitleSets(train=rows["dev"][:30], groups=[], **rows, lines=[], dev_was_cut=True)
-    run = Run(sets=sets, settings={"dataset_name": "x"}, **RUN)
+    run = FinishedTraining(sets=sets, settings={"dataset_name": "x"}, **RUN)
     metrics = finish_titles(model, tokenizer=tokenizer, folder=tmp_path / "run", run=run)
     record = config_of(tmp_path / "run")["calibration"]
     assert record == metrics["calibration"]
